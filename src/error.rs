@@ -1,0 +1,171 @@
+//! The one public error type: a stable code for programs, one sentence for people.
+//!
+//! Not here: the private enums that some modules keep for their own failures; they turn into this type at the
+//! module's edge. Floor 0.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of everything fallible in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it was. The spelling of [`ErrorCode::as_str`] is part of the public interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// An option or argument that makes no sense, alone or together with others.
+    InvalidArgument,
+    /// A file, folder or tensor that was asked for by name is not there.
+    NotFound,
+    /// Reading or writing failed.
+    Io,
+    /// No room is left where the output goes.
+    StorageFull,
+    /// The bytes contradict the format or each other.
+    InvalidCheckpoint,
+    /// A folder whose writer did not finish.
+    UnfinishedOutput,
+    /// A model whose configuration asks for something that the decoder does not do.
+    UnsupportedModel,
+    /// A data type, container or layout that is not supported, or cannot hold what it should.
+    UnsupportedFormat,
+    /// NaN or infinity where only finite numbers make sense.
+    NonFinite,
+    /// The tokenizer's files are broken, or text cannot be encoded.
+    Tokenizer,
+    /// More tokens than the model or the cache has room for.
+    ContextOverflow,
+    /// The work does not fit the memory that it may use.
+    OutOfMemory,
+    /// The caller cancelled the work.
+    Cancelled,
+}
+
+impl ErrorCode {
+    /// The stable spelling, as JavaScript and `--json` show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid_argument",
+            Self::NotFound => "not_found",
+            Self::Io => "io",
+            Self::StorageFull => "storage_full",
+            Self::InvalidCheckpoint => "invalid_checkpoint",
+            Self::UnfinishedOutput => "unfinished_output",
+            Self::UnsupportedModel => "unsupported_model",
+            Self::UnsupportedFormat => "unsupported_format",
+            Self::NonFinite => "non_finite",
+            Self::Tokenizer => "tokenizer",
+            Self::ContextOverflow => "context_overflow",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// An error: a code, one lower-case sentence, and where it happened. Cloning costs a reference count.
+///
+/// ```
+/// use lowbit::{Error, ErrorCode};
+/// let error = Error::new(ErrorCode::InvalidCheckpoint, "expected 8 bytes but found 3")
+///     .context("tensor `model.norm.weight`")
+///     .context("model.safetensors");
+/// assert_eq!(error.to_string(), "model.safetensors: tensor `model.norm.weight`: expected 8 bytes but found 3");
+/// assert_eq!(error.code().as_str(), "invalid_checkpoint");
+/// ```
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    code: ErrorCode,
+    message: String,
+    /// Innermost first.
+    context: Vec<String>,
+}
+
+impl Error {
+    /// An error with `message`: one lower-case sentence that says what was expected and what was found.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { code, message: message.into(), context: Vec::new() }))
+    }
+
+    /// Shorthand for [`ErrorCode::InvalidArgument`].
+    pub fn invalid_argument(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, message)
+    }
+
+    /// Shorthand for [`ErrorCode::InvalidCheckpoint`].
+    pub fn invalid_checkpoint(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidCheckpoint, message)
+    }
+
+    /// Shorthand for [`ErrorCode::UnsupportedModel`].
+    pub fn unsupported_model(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::UnsupportedModel, message)
+    }
+
+    /// Shorthand for [`ErrorCode::UnsupportedFormat`].
+    pub fn unsupported_format(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::UnsupportedFormat, message)
+    }
+
+    /// Says where it happened: a file, a tensor, a module. The outermost context is added last and shown first.
+    #[must_use]
+    pub fn context(mut self, place: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.0).context.push(place.into());
+        self
+    }
+
+    /// What kind of failure it was.
+    pub fn code(&self) -> ErrorCode {
+        self.0.code
+    }
+
+    /// The sentence without its context.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for place in self.0.context.iter().rev() {
+            write!(f, "{place}: ")?;
+        }
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {self}", self.0.code.as_str())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let code = match error.kind() {
+            ErrorKind::NotFound => ErrorCode::NotFound,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                ErrorCode::StorageFull
+            }
+            _ => ErrorCode::Io,
+        };
+        Self::new(code, error.to_string().to_lowercase())
+    }
+}
+
+/// Adds context to the error of a [`Result`].
+pub trait Context<T> {
+    /// As [`Error::context`]; `place` is only made when there is an error.
+    fn context_with<S: Into<String>>(self, place: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Context<T> for Result<T, E> {
+    fn context_with<S: Into<String>>(self, place: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|error| error.into().context(place()))
+    }
+}

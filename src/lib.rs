@@ -1,0 +1,9 @@
+//! Quantizes, runs and validates language models where the user is.
+
+pub mod digest;
+pub mod dtype;
+pub mod error;
+pub mod shape;
+pub mod task;
+
+pub use error::{Error, ErrorCode, Result};

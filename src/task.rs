@@ -1,0 +1,69 @@
+//! How long work reports, yields and is cancelled.
+//!
+//! The same code runs in a browser worker, where a synchronous loop would hear no abort, and natively, where
+//! futures never wait on anything but themselves. Floor 0.
+
+use crate::error::{Error, ErrorCode, Result};
+use std::pin::Pin;
+
+/// A boxed future that need not be `Send`: JavaScript values never are.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// One progress report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress<'a> {
+    /// What is going on: `quantize`, `perplexity`, ...
+    pub phase: &'a str,
+    /// Units done and in all; the unit depends on the phase (bytes, tokens, modules).
+    pub done: u64,
+    /// See `done`.
+    pub total: u64,
+    /// The tensor, prompt or text at hand; may be empty.
+    pub item: &'a str,
+}
+
+/// What long work is given by whoever started it.
+pub trait Control {
+    /// Hears how far the work is. Called between steps, from the thread that does the work.
+    fn progress(&self, progress: &Progress<'_>);
+
+    /// Whether the work shall stop at the next step.
+    fn cancelled(&self) -> bool;
+
+    /// Lets the host do other things; ready at once where there is nothing else to do.
+    fn yield_now(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Between two steps: lets the host breathe, then stops the work if that was asked for.
+///
+/// # Errors
+/// `cancelled` when the caller asked for it.
+pub async fn checkpoint(control: &dyn Control) -> Result<()> {
+    control.yield_now().await;
+    if control.cancelled() {
+        return Err(Error::new(ErrorCode::Cancelled, "cancelled by the caller"));
+    }
+    Ok(())
+}
+
+/// A [`Control`] that says nothing and never cancels.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Control for Silent {
+    fn progress(&self, _: &Progress<'_>) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Runs a future to its end on this thread: for the native edges, where nothing waits for an event loop.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    pollster::block_on(future)
+}

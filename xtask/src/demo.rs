@@ -1,0 +1,29 @@
+//! `cargo xtask demo`: the shipped checkpoint quantized, validated, and heard side by side with the original.
+//!
+//! Not here: the work itself, which is `lowbit demo`.
+
+use crate::process::{Outcome, cargo, line_of, root, run as execute, step, target_dir};
+use std::process::ExitCode;
+
+/// The checkpoint that ships with the repository.
+const CHECKPOINT: &str = "tests/fixtures/tale-llama";
+
+/// The exit code of `lowbit` that says: all was done, and the validation rejected the result.
+const REJECTED: i32 = 1;
+
+/// Builds and runs the demo. A rejected result is a result, so it ends in success too.
+///
+/// # Errors
+/// The build failed, or the demo broke.
+pub fn run() -> Outcome {
+    let binary = ["--release", "--package", "lowbit", "--bin", "lowbit"];
+    step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;
+    let mut demo = cargo(&[&["run", "--quiet"], binary.as_slice()].concat());
+    demo.args(["--", "demo", "--checkpoint"]).arg(root().join(CHECKPOINT));
+    demo.arg("--output").arg(target_dir().join("demo"));
+    let status = demo.status().map_err(|error| format!("cannot run `{}`: {error}", line_of(&demo)))?;
+    if status.success() || status.code() == Some(REJECTED) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(format!("the demo broke ({status})"))
+}

@@ -1,0 +1,49 @@
+//! `cargo xtask interop`: lowbit against Hugging Face transformers, each opening what the other wrote.
+//!
+//! The comparisons are the ignored tests of `tests/it` whose names begin with `interop_`. They find Python by the
+//! variable [`PYTHON`], with everything that `tests/interop/requirements.txt` names installed. `cargo xtask test` needs
+//! none of this: it checks the golden values that these programs once wrote.
+
+use crate::process::{Outcome, cargo, program, run as execute, step, target_dir};
+use crate::setup;
+use crate::test::cargo_test;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Names the Python interpreter for the tests.
+const PYTHON: &str = "LOWBIT_PYTHON";
+
+/// Prepares the Python environment and runs the comparisons.
+///
+/// # Errors
+/// Python or a package could not be had, the tests do not build, or there is none.
+pub fn run() -> Outcome {
+    let python = step("Python environment", environment)?;
+    let tally = step("comparisons", || {
+        let mut test = cargo(&["test", "--package", "lowbit", "--test", "it", "--no-fail-fast", "interop_"]);
+        test.env(PYTHON, &python);
+        cargo_test(test, &["--ignored"])
+    })?;
+    if tally.passed + tally.failed + tally.skipped == 0 {
+        return Err("no test is named interop_*".into());
+    }
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes or updates the environment; its interpreter.
+fn environment() -> Result<PathBuf, String> {
+    setup::system(setup::FOR_INTEROP)?;
+    let folder = target_dir().join("python");
+    let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !python.exists() {
+        let mut venv = program("python3", &["-m", "venv"]);
+        venv.arg(&folder);
+        execute(venv)?;
+    }
+    // Quick where all is there already, and right after requirements.txt has changed.
+    let mut pip = program(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip.args(["--requirement", "tests/interop/requirements.txt"]);
+    execute(pip)?;
+    Ok(python)
+}

@@ -1,0 +1,41 @@
+//! The project's one task runner: what people type and what CI calls.
+//!
+//! Not here: anything about models or formats. A task only strings together cargo, rustup, Python and the `lowbit`
+//! command, always in the workspace's root, from wherever it was called.
+
+mod demo;
+mod interop;
+mod libtest;
+mod process;
+mod setup;
+mod test;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Everything that this repository does, by one command.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Task {
+    /// Quantize the checkpoint that ships with the repository, validate it, and generate text from both models
+    Demo,
+    /// Install what the tests need, then check formatting, lints and documentation, and run every test
+    Test,
+    /// Compare with Hugging Face transformers, in a Python environment under target/
+    Interop,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Task::parse() {
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
+        Task::Interop => interop::run(),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

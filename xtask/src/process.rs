@@ -1,0 +1,70 @@
+//! Running other programs in the workspace's root.
+//!
+//! Not here: which programs; see the tasks.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// What a task comes to: an exit code, or one sentence about what broke.
+pub type Outcome = Result<ExitCode, String>;
+
+/// The workspace's root: the folder above this crate.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// The folder that cargo builds in.
+pub fn target_dir() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// A command that will run in the root.
+pub fn program(name: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.args(args).current_dir(root());
+    command
+}
+
+/// The cargo that runs this program, with `args`.
+pub fn cargo(args: &[&str]) -> Command {
+    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), args)
+}
+
+/// Runs a command with its output shown.
+///
+/// # Errors
+/// A sentence with the command line, when it cannot start or does not succeed.
+pub fn run(mut command: Command) -> Result<(), String> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("`{}` failed ({status})", line_of(&command))),
+        Err(error) => Err(format!("cannot run `{}`: {error}", line_of(&command))),
+    }
+}
+
+/// Whether a command runs and succeeds; its output is dropped.
+pub fn succeeds(name: &str, args: &[&str]) -> bool {
+    let status =
+        program(name, args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// A command as a person would type it, for messages.
+pub fn line_of(command: &Command) -> String {
+    let name = Path::new(command.get_program()).file_stem().unwrap_or(command.get_program());
+    let words = std::iter::once(name).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Does one step of a task under a headline, and says how long it took.
+///
+/// # Errors
+/// The step's own, with the step's name in front.
+pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    println!("== {name}");
+    let start = Instant::now();
+    let result = work().map_err(|message| format!("{name}: {message}"))?;
+    println!("   {name}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(result)
+}

@@ -1,0 +1,98 @@
+//! What the tasks need on a machine, and how it gets there.
+//!
+//! Rust components come by rustup, system packages by apt where this runs as root on Debian or Ubuntu; everywhere else
+//! the message says what to install.
+
+use crate::process::{program, run, succeeds};
+use std::process::Command;
+
+/// One thing that a task needs from the system.
+pub struct Need {
+    /// A command that succeeds where it is already there.
+    probe: &'static [&'static str],
+    /// The Debian and Ubuntu package that brings it.
+    package: &'static str,
+    /// Why the task needs it.
+    reason: &'static str,
+}
+
+/// For `test`. No crate compiles C today: a linker and the C library's headers are all.
+pub const FOR_TESTS: &[Need] = &[Need {
+    probe: &["cc", "--version"],
+    package: "build-essential",
+    reason: "Rust links its programs with cc",
+}];
+
+/// For `interop`.
+pub const FOR_INTEROP: &[Need] = &[Need {
+    probe: &["python3", "-c", "import venv, ensurepip"],
+    package: "python3-venv",
+    reason: "transformers is installed into a virtual environment of its own",
+}];
+
+/// Makes sure that every need is met, installing packages where that is possible.
+///
+/// # Errors
+/// What to install, when it is missing and cannot be installed from here.
+pub fn system(needs: &[Need]) -> Result<(), String> {
+    let missing: Vec<&Need> =
+        needs.iter().filter(|need| !succeeds(need.probe[0], &need.probe[1..])).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        println!("missing: {} ({}; `{}` does not run)", need.package, need.reason, need.probe.join(" "));
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    if !(is_root() && succeeds("apt-get", &["--version"])) {
+        return Err(format!(
+            "please install what is missing and start again; on Debian or Ubuntu: sudo apt-get install {}",
+            packages.join(" ")
+        ));
+    }
+    run(apt(&["update", "-qq"]))?;
+    run(apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat()))
+}
+
+fn apt(args: &[&str]) -> Command {
+    let mut command = program("apt-get", args);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn is_root() -> bool {
+    let id = program("id", &["-u"]).output();
+    id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// Makes sure that rustfmt, clippy and the wasm32 standard library are there.
+///
+/// # Errors
+/// rustup's failure, or what to install where there is no rustup.
+pub fn rust() -> Result<(), String> {
+    for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if !succeeds("cargo", &[subcommand, "--version"]) {
+            rustup(&["component", "add", component])?;
+        }
+    }
+    if !has_target(WASM) {
+        rustup(&["target", "add", WASM])?;
+    }
+    Ok(())
+}
+
+/// The target that browsers and Node run.
+pub const WASM: &str = "wasm32-unknown-unknown";
+
+/// Asks the compiler and not rustup, so that a Rust from elsewhere serves as well.
+fn has_target(target: &str) -> bool {
+    let library = program("rustc", &["--print", "target-libdir", "--target", target]).output();
+    library.is_ok_and(|output| {
+        let path = String::from_utf8_lossy(&output.stdout);
+        output.status.success() && std::path::Path::new(path.trim()).is_dir()
+    })
+}
+
+fn rustup(args: &[&str]) -> Result<(), String> {
+    run(program("rustup", args)).map_err(|message| format!("{message}; see https://rustup.rs"))
+}

@@ -1,0 +1,71 @@
+//! `cargo xtask test`: everything that has to hold before a change lands.
+//!
+//! The steps run in the order of their cost, and the first failure ends the run. Only the tests themselves go on after
+//! a failure, so that one run shows all of them. The last line of the output is `N passed, N failed, N skipped`.
+
+use crate::libtest::{Reading, Tally};
+use crate::process::{Outcome, cargo, line_of, run as execute, step};
+use crate::setup;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Lints without the command line, as the npm package's modules are built.
+const WASM_FEATURES: [&[&str]; 2] =
+    [&["--no-default-features"], &["--no-default-features", "--features", "tokenizer"]];
+
+/// Runs all steps.
+///
+/// # Errors
+/// The first step that failed. Failing tests are an exit code instead: they were named where they ran.
+pub fn run() -> Outcome {
+    step("set-up", || {
+        setup::system(setup::FOR_TESTS)?;
+        setup::rust()
+    })?;
+    step("formatting", || {
+        execute(cargo(&["fmt", "--all", "--check"]))
+            .map_err(|message| format!("{message}; `cargo fmt --all` mends it"))
+    })?;
+    step("clippy, native", || {
+        execute(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    for features in WASM_FEATURES {
+        step(&format!("clippy, wasm32 {}", features.join(" ")), || {
+            let library: &[&str] = &["clippy", "--package", "lowbit", "--lib", "--target", setup::WASM];
+            execute(cargo(&[library, features, &["--", "-D", "warnings"]].concat()))
+        })?;
+    }
+    step("documentation", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        execute(doc)
+    })?;
+    let tally = step("tests", || cargo_test(cargo(&["test", "--workspace", "--no-fail-fast"]), &[]))?;
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a `cargo test` command with `arguments` for the test binaries, shows its output without that of passing tests,
+/// then their `skipped:` and `note:` lines.
+///
+/// # Errors
+/// Nothing could be run: cargo is missing, or the tests do not build.
+pub fn cargo_test(mut command: Command, arguments: &[&str]) -> Result<Tally, String> {
+    command.args(["--", "--show-output"]).args(arguments).stdout(Stdio::piped());
+    let broke = |error: std::io::Error| format!("cannot run `{}`: {error}", line_of(&cargo(&["test"])));
+    let mut child = command.spawn().map_err(broke)?;
+    let mut reading = Reading::default();
+    for line in BufReader::new(child.stdout.take().expect("stdout is piped")).split(b'\n') {
+        let line = line.map_err(broke)?;
+        let line = String::from_utf8_lossy(&line);
+        if reading.take(line.trim_end_matches('\r')) {
+            println!("{line}");
+        }
+    }
+    let status = child.wait().map_err(broke)?;
+    let (tally, remarks) = reading.finish(status.success()).ok_or("the tests do not build")?;
+    for remark in remarks {
+        println!("{}: {}", remark.test, remark.line);
+    }
+    Ok(tally)
+}
