@@ -3,6 +3,7 @@
 pub mod digest;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod shape;
 pub mod task;
 

@@ -1,0 +1,83 @@
+//! Containers: where bytes come from, where they go, and how files divide them into named tensors.
+//!
+//! Not here: what the tensors mean (`layout`, `model`). Floor 1.
+
+pub mod safetensors;
+pub mod scratch;
+pub mod shard_index;
+pub mod sink;
+pub mod small_file;
+pub mod source;
+
+use crate::error::{Error, ErrorCode, Result};
+
+/// Words from a file as a message shows them: between backticks, control characters escaped, cut at 120 characters.
+///
+/// A hostile file can hold a name of a hundred megabytes, or one that moves a terminal's cursor.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("`{}`", clipped(text, 120))
+}
+
+/// As [`quoted`], without the backticks: for the messages of parsers, which repeat what they read.
+pub(crate) fn clipped(text: &str, max_chars: usize) -> String {
+    let mut shown = String::new();
+    for (index, c) in text.chars().enumerate() {
+        if index == max_chars {
+            shown.push('…');
+            break;
+        }
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// Accepts what can be a file inside a folder and nothing that leads out of it, on any operating system.
+///
+/// # Errors
+/// `invalid_argument` for an empty name, `.`, `..`, and names with `/`, `\`, `:` or a control character.
+pub fn check_plain_name(file: &str) -> Result<()> {
+    let leads_out = |c: char| matches!(c, '/' | '\\' | ':') || c.is_control();
+    if file.is_empty() || file == "." || file == ".." || file.contains(leads_out) {
+        return Err(Error::invalid_argument(format!(
+            "expected a plain file name without folders but found {}",
+            quoted(file)
+        )));
+    }
+    Ok(())
+}
+
+/// `len` zero bytes, or `out_of_memory` where this machine cannot hold them.
+///
+/// The caller has checked `len` against the file that it comes from.
+pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
+    let too_much = || Error::new(ErrorCode::OutOfMemory, format!("{len} bytes do not fit in memory"));
+    let len = usize::try_from(len).map_err(|_| too_much())?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| too_much())?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_pass() {
+        for name in ["model.safetensors", "model-00001-of-00002.safetensors", "..hidden", "a b", "模型"] {
+            check_plain_name(name).unwrap();
+        }
+        for name in ["", ".", "..", "a/b", "/etc/passwd", "..\\x", "C:x", "x\0", "a\nb", "\\\\server\\share"]
+        {
+            let error = check_plain_name(name).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_from_files_cannot_flood_or_steer_a_terminal() {
+        assert_eq!(quoted("model.norm.weight"), "`model.norm.weight`");
+        assert_eq!(quoted("a\u{1b}[2J\n"), "`a\\u{1b}[2J\\n`");
+        assert_eq!(quoted(&"ü".repeat(1000)).chars().count(), 123);
+    }
+}

@@ -1,0 +1,562 @@
+//! The named tensors of a checkpoint folder, whether they are in one file or in shards with an index.
+//!
+//! Where a folder holds something ambiguous, it is read as `transformers` reads it:
+//! - `model.safetensors` comes before `model.safetensors.index.json`; the other one is not looked at.
+//! - The index decides which tensors there are: a tensor of a shard that the index does not list is ignored.
+//!   (`transformers` 4 ignores it too; version 5 takes whatever the shards hold.)
+//! - A name that two shards hold is an error even then: readers disagree about which one counts.
+//!
+//! Not here: what tensors mean (`layout`, `model`). Floor 1.
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
+use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
+use crate::format::{check_plain_name, clipped, quoted, zeroed};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The file that holds every tensor of a small checkpoint.
+pub const SINGLE_FILE: &str = "model.safetensors";
+
+/// The file that says which shard holds which tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The longest index that is read. The largest models' take some ten megabytes.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreFile {
+    /// Its name inside the folder.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// The named tensors of a checkpoint, readable by range. Clones share the open files.
+#[derive(Clone)]
+pub struct TensorStore {
+    /// How messages call the checkpoint.
+    name: String,
+    sources: Vec<Rc<dyn ByteSource>>,
+    /// Parallel to `sources`, sorted by name.
+    files: Vec<StoreFile>,
+    tensors: BTreeMap<String, Located>,
+    /// Names that are not stored, each with the stored tensor that serves it.
+    aliases: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
+    total_bytes: u64,
+}
+
+#[derive(Clone)]
+struct Located {
+    /// Index into `sources`.
+    file: usize,
+    entry: Entry,
+}
+
+/// The part of an index that says something. `metadata.total_size` is not trusted, so not read.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueMap,
+}
+
+impl TensorStore {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists, and reads their headers.
+    ///
+    /// # Errors
+    /// `not_found` when the folder has neither file; `invalid_checkpoint` for a broken index, a shard that is not
+    /// there, a tensor that its shard lacks and one that two shards hold; and as [`read_header`].
+    pub async fn open(dir: &dyn SourceDir) -> Result<Self> {
+        let within = |error: Error| error.context(dir.name());
+        if let Some(source) = dir.open(SINGLE_FILE).await? {
+            let header = read_header(&*source).await?;
+            return Self::assemble(dir.name(), vec![(SINGLE_FILE.into(), source, header)], None)
+                .map_err(within);
+        }
+        let Some(index) = dir.open(INDEX_FILE).await? else {
+            return Err(within(Error::new(
+                ErrorCode::NotFound,
+                format!("expected {SINGLE_FILE} or {INDEX_FILE} but found neither"),
+            )));
+        };
+        let weight_map = parse_index(&read_whole(&*index, MAX_INDEX_BYTES).await?)
+            .map_err(|error| error.context(index.name()))?;
+        let mut names: Vec<_> = weight_map.values().cloned().collect();
+        names.sort();
+        names.dedup();
+        let mut shards = Vec::new();
+        for name in names {
+            let Some(source) = dir.open(&name).await? else {
+                return Err(within(Error::invalid_checkpoint(format!(
+                    "the shard {} is missing, which {INDEX_FILE} lists",
+                    quoted(&name)
+                ))));
+            };
+            let header = read_header(&*source).await?;
+            shards.push((name, source, header));
+        }
+        Self::assemble(dir.name(), shards, Some(&weight_map)).map_err(within)
+    }
+
+    /// The tensors of one file of a folder.
+    ///
+    /// # Errors
+    /// `not_found` when it is not there; whatever its header is refused for.
+    pub async fn open_file(dir: &dyn SourceDir, file: &str) -> Result<Self> {
+        let Some(source) = dir.open(file).await? else {
+            return Err(Error::new(ErrorCode::NotFound, format!("expected {file} but found none")));
+        };
+        let header = read_header(&*source).await?;
+        Self::assemble(dir.name(), vec![(file.into(), source, header)], None)
+    }
+
+    /// A checkpoint in memory, for tests and for tensors that were just made.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the tensor, when bytes and type and shape disagree or a name comes twice.
+    pub fn in_memory(
+        name: &str,
+        tensors: impl IntoIterator<Item = (String, TensorInfo, Vec<u8>)>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut header = Header { tensors: BTreeMap::new(), metadata };
+        let mut data = Vec::new();
+        for (tensor, info, bytes) in tensors {
+            if info.byte_len() != Some(bytes.len() as u64) {
+                return Err(Error::invalid_argument(format!(
+                    "{} bytes are not {} values of shape {}",
+                    bytes.len(),
+                    info.dtype,
+                    info.shape
+                ))
+                .context(format!("tensor {}", quoted(&tensor))));
+            }
+            let begin = data.len() as u64;
+            data.extend_from_slice(&bytes);
+            let entry = Entry { info, range: begin..data.len() as u64 };
+            if header.tensors.insert(tensor.clone(), entry).is_some() {
+                return Err(Error::invalid_argument("the name is given twice")
+                    .context(format!("tensor {}", quoted(&tensor))));
+            }
+        }
+        let source = Rc::new(MemorySource::new(name, data));
+        Self::assemble(name, vec![(name.into(), source, header)], None)
+    }
+
+    /// Joins the shards, which are sorted by name; `weight_map` (tensor to file) selects and checks.
+    fn assemble(
+        name: &str,
+        shards: Vec<(String, Rc<dyn ByteSource>, Header)>,
+        weight_map: Option<&BTreeMap<String, String>>,
+    ) -> Result<Self> {
+        let mut store = Self {
+            name: name.to_owned(),
+            sources: Vec::new(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            total_bytes: 0,
+        };
+        for (file, (shard, source, header)) in shards.into_iter().enumerate() {
+            for (tensor, entry) in header.tensors {
+                if let Some(first) = store.tensors.get(&tensor) {
+                    return Err(Error::invalid_checkpoint(format!(
+                        "the tensor {} is in both {} and {}",
+                        quoted(&tensor),
+                        quoted(&store.files[first.file].name),
+                        quoted(&shard)
+                    )));
+                }
+                store.tensors.insert(tensor, Located { file, entry });
+            }
+            // Shards of one checkpoint agree about their metadata; where they do not, the first one counts.
+            for (key, value) in header.metadata {
+                store.metadata.entry(key).or_insert(value);
+            }
+            store.files.push(StoreFile { name: shard, bytes: source.len() });
+            store.sources.push(source);
+        }
+        if let Some(weight_map) = weight_map {
+            for (tensor, shard) in weight_map {
+                let found = store.tensors.get(tensor).map(|located| &store.files[located.file].name);
+                if found != Some(shard) {
+                    let instead = found.map_or_else(
+                        || "no shard holds it".to_owned(),
+                        |other| format!("it is in {}", quoted(other)),
+                    );
+                    return Err(Error::invalid_checkpoint(format!(
+                        "{INDEX_FILE} puts the tensor {} into {} but {instead}",
+                        quoted(tensor),
+                        quoted(shard)
+                    )));
+                }
+            }
+            store.tensors.retain(|tensor, _| weight_map.contains_key(tensor));
+        }
+        // Data ranges are disjoint parts of files, whose lengths are u64: only shards could overflow, and only in sum.
+        for located in store.tensors.values() {
+            let range = &located.entry.range;
+            store.total_bytes = store.total_bytes.saturating_add(range.end - range.start);
+        }
+        store.aliases = find_aliases(&store.metadata, &store.tensors);
+        Ok(store)
+    }
+
+    /// How messages call the checkpoint: its folder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The names of the stored tensors, sorted; no aliases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The stored tensor that serves `name`: itself, or what it is an alias of.
+    ///
+    /// Some files store tied weights once and name the other in their metadata:
+    /// `"model.embed_tokens.weight": "lm_head.weight"`. An alias counts where its target is stored and its own
+    /// name is not; its target is never another alias.
+    pub fn resolve(&self, name: &str) -> Option<&str> {
+        let name = self.aliases.get(name).map_or(name, String::as_str);
+        self.tensors.get_key_value(name).map(|(stored, _)| stored.as_str())
+    }
+
+    /// What the tensor `name`, or the one that it is an alias of, is.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.locate(name).map(|located| &located.entry.info)
+    }
+
+    /// As [`get`](Self::get).
+    ///
+    /// # Errors
+    /// `invalid_checkpoint`, naming the tensor and the files, when there is none.
+    pub fn require(&self, name: &str) -> Result<&TensorInfo> {
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// Reads the bytes `bytes` of the tensor `name`, counted from its start, into `out`.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when there is no such tensor; `invalid_argument` when the range is not inside it or `out`
+    /// has another length; `io` when the file fails or has become shorter. All name the tensor.
+    pub async fn read_range(&self, name: &str, bytes: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let located = self.locate(name).ok_or_else(|| self.missing(name))?;
+        let range = &located.entry.range;
+        let len = range.end - range.start;
+        if bytes.start > bytes.end || bytes.end > len || bytes.end - bytes.start != out.len() as u64 {
+            return Err(Error::invalid_argument(format!(
+                "bytes {bytes:?} were asked for, to fill {}, of a tensor that has {len}",
+                out.len()
+            ))
+            .context(format!("tensor {}", quoted(name))));
+        }
+        let source = &self.sources[located.file];
+        let read = source.read_at(range.start + bytes.start, out).await;
+        read.map_err(|error| error.context(format!("tensor {}", quoted(name))))
+    }
+
+    /// All bytes of the tensor `name`.
+    ///
+    /// # Errors
+    /// As [`read_range`](Self::read_range), and `out_of_memory` when the tensor does not fit.
+    pub async fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let located = self.locate(name).ok_or_else(|| self.missing(name))?;
+        let len = located.entry.range.end - located.entry.range.start;
+        let mut out = zeroed(len).map_err(|error| error.context(format!("tensor {}", quoted(name))))?;
+        self.read_range(name, 0..len, &mut out).await?;
+        Ok(out)
+    }
+
+    /// The `__metadata__` of all files; where two disagree, that of the first by name.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Bytes of the data of all stored tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// The files, sorted by name.
+    pub fn files(&self) -> &[StoreFile] {
+        &self.files
+    }
+
+    /// The name of the file that holds the tensor `name`.
+    pub fn file_of(&self, name: &str) -> Option<&str> {
+        self.locate(name).map(|located| self.files[located.file].name.as_str())
+    }
+
+    fn locate(&self, name: &str) -> Option<&Located> {
+        self.tensors.get(self.resolve(name)?)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let files = match &self.files[..] {
+            [] => "an empty index".to_owned(),
+            [only] => only.name.clone(),
+            [first, .., last] => format!("{} files, {} to {}", self.files.len(), first.name, last.name),
+        };
+        Error::invalid_checkpoint(format!(
+            "the tensor {} is missing in {}",
+            quoted(name),
+            clipped(&files, 200)
+        ))
+        .context(&self.name)
+    }
+}
+
+impl fmt::Debug for TensorStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorStore")
+            .field("name", &self.name)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tensor name to file name, every file name a plain one.
+fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>> {
+    let index: Index = serde_json::from_slice(json).map_err(|error| {
+        Error::invalid_checkpoint(format!("the index is broken: {}", clipped(&error.to_string(), 400)))
+    })?;
+    let UniqueMap(weight_map) = index.weight_map;
+    for (tensor, file) in &weight_map {
+        if check_plain_name(file).is_err() {
+            return Err(Error::invalid_checkpoint(format!(
+                "the index puts the tensor {} into {}, which is not a plain file name",
+                quoted(tensor),
+                quoted(file)
+            )));
+        }
+    }
+    Ok(weight_map)
+}
+
+fn find_aliases(
+    metadata: &BTreeMap<String, String>,
+    tensors: &BTreeMap<String, Located>,
+) -> BTreeMap<String, String> {
+    let is_alias =
+        |(name, target): &(&String, &String)| tensors.contains_key(*target) && !tensors.contains_key(*name);
+    metadata.iter().filter(is_alias).map(|(name, target)| (name.clone(), target.clone())).collect()
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::format::safetensors::SafetensorsWriter;
+    use crate::format::sink::{MemorySinkDir, SinkDir};
+    use crate::format::source::{FsDir, MemoryDir};
+    use crate::task::block_on;
+
+    /// The bytes of a file of `U8` tensors.
+    fn file(tensors: &[(&str, &[u8])], metadata: &[(&str, &str)]) -> Rc<Vec<u8>> {
+        let dir = MemorySinkDir::new("");
+        block_on(async {
+            let infos = tensors
+                .iter()
+                .map(|(name, bytes)| ((*name).into(), TensorInfo::new(DType::U8, [bytes.len() as u64])))
+                .collect();
+            let metadata = metadata.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            let mut writer = SafetensorsWriter::begin(dir.create("f").await?, infos, metadata).await?;
+            for name in writer.order().to_vec() {
+                let bytes = tensors.iter().find(|(tensor, _)| *tensor == name).unwrap().1;
+                writer.write(&name, bytes).await?;
+            }
+            writer.finish().await
+        })
+        .unwrap();
+        dir.to_dir().remove("f").unwrap()
+    }
+
+    fn index(weight_map: &[(&str, &str)]) -> Vec<u8> {
+        let entries: Vec<_> =
+            weight_map.iter().map(|(tensor, file)| format!("{tensor:?}:{file:?}")).collect();
+        format!(r#"{{"metadata":{{"total_size":1e9}},"weight_map":{{{}}}}}"#, entries.join(",")).into_bytes()
+    }
+
+    /// Two shards; `shared` is stored in the second one only.
+    fn sharded(weight_map: &[(&str, &str)]) -> MemoryDir {
+        MemoryDir::new("checkpoint")
+            .with("1.safetensors", file(&[("a", &[1, 2, 3])], &[("format", "pt"), ("who", "first")]))
+            .with(
+                "2.safetensors",
+                file(&[("b", &[4, 5]), ("shared", &[6])], &[("who", "second"), ("alias", "a")]),
+            )
+            .with(INDEX_FILE, index(weight_map))
+    }
+
+    const MAP: [(&str, &str); 3] =
+        [("shared", "2.safetensors"), ("a", "1.safetensors"), ("b", "2.safetensors")];
+
+    #[test]
+    fn shards_are_one_checkpoint() {
+        let store = block_on(TensorStore::open(&sharded(&MAP))).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b", "shared"]);
+        assert_eq!(store.total_bytes(), 6);
+        let files: Vec<_> = store.files().iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(files, ["1.safetensors", "2.safetensors"]);
+        assert_eq!(store.file_of("b"), Some("2.safetensors"));
+        assert_eq!(store.metadata()["who"], "first");
+        assert_eq!(block_on(store.read("b")).unwrap(), [4, 5]);
+        let mut out = [0; 2];
+        block_on(store.read_range("a", 1..3, &mut out)).unwrap();
+        assert_eq!(out, [2, 3]);
+        // The alias's target is in another shard than the metadata.
+        assert_eq!(block_on(store.read("alias")).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn one_file_comes_before_the_index() {
+        let dir = sharded(&MAP).with(SINGLE_FILE, file(&[("only", &[9])], &[]));
+        let store = block_on(TensorStore::open(&dir)).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["only"]);
+    }
+
+    #[test]
+    fn a_tensor_that_the_index_does_not_list_is_ignored() {
+        let store = block_on(TensorStore::open(&sharded(&MAP[1..]))).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(store.total_bytes(), 5);
+        assert!(store.get("shared").is_none());
+    }
+
+    #[test]
+    fn an_alias_serves_a_name_that_is_not_stored() {
+        let names = [
+            ("format", "pt"),
+            ("tied", "stored"),
+            ("other", "absent"),
+            ("chain", "tied"),
+            ("stored", "second"),
+            ("loop", "loop"),
+        ];
+        let single = file(&[("stored", &[1, 2]), ("second", &[3])], &names);
+        let store = block_on(TensorStore::open(&MemoryDir::new("m").with(SINGLE_FILE, single))).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["second", "stored"]);
+        for (name, stored) in [
+            ("tied", Some("stored")),
+            ("stored", Some("stored")),
+            ("chain", None),
+            ("other", None),
+            ("format", None),
+            ("loop", None),
+        ] {
+            assert_eq!(store.resolve(name), stored, "{name}");
+            assert_eq!(store.get(name), stored.map(|_| &store.tensors["stored"].entry.info), "{name}");
+        }
+        assert_eq!(block_on(store.read("tied")).unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn a_folder_that_does_not_add_up_is_an_error_that_says_what_is_wrong() {
+        let without_shard = {
+            let mut dir = sharded(&MAP);
+            dir.remove("2.safetensors");
+            dir
+        };
+        let twice =
+            sharded(&MAP).with("2.safetensors", file(&[("a", &[7]), ("b", &[4]), ("shared", &[6])], &[]));
+        let index_text = |text: &str| sharded(&MAP).with(INDEX_FILE, text.as_bytes().to_vec());
+        let cases = [
+            (MemoryDir::new("empty"), ErrorCode::NotFound, "empty: expected model.safetensors or model.safe"),
+            (without_shard, ErrorCode::InvalidCheckpoint, "checkpoint: the shard `2.safetensors` is missing"),
+            (twice, ErrorCode::InvalidCheckpoint, "`a` is in both `1.safetensors` and `2.safetensors`"),
+            (
+                sharded(&[("b", "1.safetensors"), ("a", "2.safetensors")]),
+                ErrorCode::InvalidCheckpoint,
+                "the tensor `a` into `2.safetensors` but it is in `1.safetensors`",
+            ),
+            (
+                sharded(&[("c", "1.safetensors")]),
+                ErrorCode::InvalidCheckpoint,
+                "the tensor `c` into `1.safetensors` but no shard holds it",
+            ),
+            (
+                sharded(&[("a", "../1.safetensors")]),
+                ErrorCode::InvalidCheckpoint,
+                "the tensor `a` into `../1.safetensors`, which is not a plain file name",
+            ),
+            (sharded(&[("a", "")]), ErrorCode::InvalidCheckpoint, "not a plain file name"),
+            (sharded(&[("a", "absent")]), ErrorCode::InvalidCheckpoint, "the shard `absent` is missing"),
+            (
+                index_text("{"),
+                ErrorCode::InvalidCheckpoint,
+                "model.safetensors.index.json: the index is broken: EOF",
+            ),
+            (index_text("[]"), ErrorCode::InvalidCheckpoint, "the index is broken"),
+            (index_text("{}"), ErrorCode::InvalidCheckpoint, "missing field `weight_map`"),
+            (index_text(r#"{"weight_map":{"a":1}}"#), ErrorCode::InvalidCheckpoint, "`a`: invalid type"),
+            (
+                index_text(r#"{"weight_map":{"a":"1.safetensors","a":"2.safetensors"}}"#),
+                ErrorCode::InvalidCheckpoint,
+                "`a` is there twice",
+            ),
+            (
+                sharded(&MAP).with("1.safetensors", b"not it".to_vec()),
+                ErrorCode::InvalidCheckpoint,
+                "1.safetensors: expected a safetensors file",
+            ),
+        ];
+        for (dir, code, expected) in cases {
+            let error = block_on(TensorStore::open(&dir)).expect_err(expected);
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_tensor_and_a_range_outside_are_errors_that_name_it() {
+        let store = block_on(TensorStore::open(&sharded(&MAP))).unwrap();
+        assert_eq!(store.require("a").unwrap().shape.dims(), [3]);
+        let error = store.require("lm_head.weight").unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidCheckpoint);
+        assert_eq!(
+            error.to_string(),
+            "checkpoint: the tensor `lm_head.weight` is missing in 2 files, 1.safetensors to 2.safetensors"
+        );
+        assert!(block_on(store.read("lm_head.weight")).is_err());
+        #[allow(clippy::reversed_empty_ranges, reason = "that is the mistake")]
+        for (range, len) in [(0..4, 4), (2..1, 0), (0..2, 3), (0..u64::MAX, 1), (u64::MAX..u64::MAX, 0)] {
+            let error = block_on(store.read_range("a", range.clone(), &mut vec![0; len])).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{range:?}");
+            assert!(error.to_string().contains("tensor `a`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn tensors_in_memory_are_a_checkpoint_too() {
+        let tensor = |name: &str, len| (name.to_owned(), TensorInfo::new(DType::U8, [2]), vec![5; len]);
+        let store =
+            TensorStore::in_memory("test", [tensor("x", 2), tensor("w", 2)], BTreeMap::new()).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["w", "x"]);
+        assert_eq!(block_on(store.read("x")).unwrap(), [5, 5]);
+        assert!(TensorStore::in_memory("test", [tensor("x", 3)], BTreeMap::new()).is_err());
+        assert!(TensorStore::in_memory("test", [tensor("x", 2), tensor("x", 2)], BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn a_real_file_with_an_aliased_embedding_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/models/story-llama-0.66M");
+        let Ok(dir) = FsDir::open(path) else {
+            println!("skipped: story-llama-0.66M is not here");
+            return;
+        };
+        let store = block_on(TensorStore::open(&dir)).unwrap();
+        assert_eq!(store.resolve("model.embed_tokens.weight"), Some("lm_head.weight"));
+        assert_eq!(
+            store.require("model.embed_tokens.weight").unwrap(),
+            &TensorInfo::new(DType::F32, [2048, 128])
+        );
+        assert_eq!(store.total_bytes(), 2_624_000);
+        assert_eq!(block_on(store.read("model.norm.weight")).unwrap().len(), 512);
+    }
+}

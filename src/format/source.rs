@@ -1,0 +1,368 @@
+//! Where bytes come from: random-access files and the folders that hold them.
+//!
+//! The traits are asynchronous because a browser's sources are; native sources are ready at once. Not here: what
+//! the bytes mean (`safetensors`), and files that are written and read again (`scratch`). Floor 1.
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::check_plain_name;
+use crate::task::BoxFuture;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use native::{FileSource, FsDir};
+
+/// A file that can be read by range.
+pub trait ByteSource {
+    /// How messages call it: a path, a URL, a file name.
+    fn name(&self) -> &str;
+
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the source holds no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `out` with the bytes from `offset` on.
+    ///
+    /// The future fails with `io` when the source ends before `out` is full; what is in `out` then is unspecified.
+    fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>>;
+}
+
+/// A folder of sources: a checkpoint on disk, in memory, behind a URL or a directory handle.
+pub trait SourceDir {
+    /// How messages call it.
+    fn name(&self) -> &str;
+
+    /// Opens a file of the folder by its name; `None` when there is none of that name.
+    ///
+    /// Names come from files that anyone may have written, so an implementation never leaves its folder.
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
+}
+
+/// The whole of a source, for files that are small by nature (`config.json`, an index).
+///
+/// # Errors
+/// `invalid_checkpoint` when the source holds more than `max_bytes`; whatever reading it fails with.
+pub async fn read_whole(source: &dyn ByteSource, max_bytes: u64) -> Result<Vec<u8>> {
+    if source.len() > max_bytes {
+        return Err(Error::invalid_checkpoint(format!(
+            "expected at most {max_bytes} bytes but the file has {}",
+            source.len()
+        ))
+        .context(source.name()));
+    }
+    let mut bytes = crate::format::zeroed(source.len()).map_err(|error| error.context(source.name()))?;
+    source.read_at(0, &mut bytes).await?;
+    Ok(bytes)
+}
+
+/// What a read past the end says.
+pub(crate) fn ends_early(offset: u64, wanted: usize, len: u64) -> Error {
+    Error::new(
+        ErrorCode::Io,
+        format!("expected {wanted} bytes at offset {offset} but the file ends at {len}"),
+    )
+}
+
+/// A source whose bytes are in memory.
+#[derive(Clone, Debug)]
+pub struct MemorySource {
+    name: String,
+    bytes: Rc<Vec<u8>>,
+}
+
+impl MemorySource {
+    /// A source that messages call `name`; shared bytes are not copied.
+    pub fn new(name: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) -> Self {
+        Self { name: name.into(), bytes: bytes.into() }
+    }
+}
+
+impl ByteSource for MemorySource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
+        let stored = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.bytes.get(start..start.checked_add(out.len())?));
+        let result = match stored {
+            Some(stored) => {
+                out.copy_from_slice(stored);
+                Ok(())
+            }
+            None => Err(ends_early(offset, out.len(), self.len()).context(&self.name)),
+        };
+        Box::pin(std::future::ready(result))
+    }
+}
+
+/// A folder whose files are in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDir {
+    name: String,
+    files: BTreeMap<String, Rc<Vec<u8>>>,
+}
+
+impl MemoryDir {
+    /// An empty folder that messages call `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), files: BTreeMap::new() }
+    }
+
+    /// Puts a file into the folder, in place of one of that name.
+    pub fn insert(&mut self, file: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) {
+        self.files.insert(file.into(), bytes.into());
+    }
+
+    /// As [`insert`](Self::insert), for building a folder in one expression.
+    #[must_use]
+    pub fn with(mut self, file: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) -> Self {
+        self.insert(file, bytes);
+        self
+    }
+
+    /// Takes a file out of the folder.
+    pub fn remove(&mut self, file: &str) -> Option<Rc<Vec<u8>>> {
+        self.files.remove(file)
+    }
+
+    /// A file's bytes.
+    pub fn get(&self, file: &str) -> Option<&Rc<Vec<u8>>> {
+        self.files.get(file)
+    }
+
+    /// The names of the files, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+}
+
+impl SourceDir for MemoryDir {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        let opened = check_plain_name(file).map_err(|error| error.context(&self.name)).map(|()| {
+            let bytes = self.files.get(file)?;
+            Some(Rc::new(MemorySource::new(file, bytes.clone())) as Rc<dyn ByteSource>)
+        });
+        Box::pin(std::future::ready(opened))
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use super::{ByteSource, SourceDir, ends_early};
+    use crate::error::{Context, Error, ErrorCode, Result};
+    use crate::format::check_plain_name;
+    use crate::task::BoxFuture;
+    use std::fs::{self, File};
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::rc::Rc;
+
+    /// A file on disk. Reads name their position, so one handle serves any number of readers.
+    #[derive(Debug)]
+    pub struct FileSource {
+        name: String,
+        file: File,
+        len: u64,
+    }
+
+    impl FileSource {
+        /// Opens the file at `path`. Symbolic links are followed: the Hugging Face cache is made of them.
+        ///
+        /// # Errors
+        /// `not_found` when there is none; `invalid_argument` for a folder or a device; `io` for the rest.
+        pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+            let path = path.as_ref();
+            let name = path.display().to_string();
+            // Asked before opening: opening a named pipe would wait for someone to write to it.
+            if !fs::metadata(path).context_with(|| &name)?.is_file() {
+                return Err(Error::invalid_argument("expected a file but found something else").context(name));
+            }
+            let file = File::open(path).context_with(|| &name)?;
+            let len = file.metadata().context_with(|| &name)?.len();
+            Ok(Self { name, file, len })
+        }
+    }
+
+    impl ByteSource for FileSource {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn len(&self) -> u64 {
+            self.len
+        }
+
+        fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
+            let result = read_exact_at(&self.file, offset, out, self.len).context_with(|| &self.name);
+            Box::pin(std::future::ready(result))
+        }
+    }
+
+    /// Fills `out` from `offset` on, within the `len` bytes that the file had when it was opened.
+    pub(crate) fn read_exact_at(file: &File, offset: u64, out: &mut [u8], len: u64) -> Result<()> {
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > len) {
+            return Err(ends_early(offset, out.len(), len));
+        }
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset + done as u64;
+            match read_some_at(file, at, &mut out[done..]) {
+                // Someone has made the file shorter.
+                Ok(0) => return Err(ends_early(offset, out.len(), at)),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    fn read_some_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(file, out, offset)
+    }
+
+    /// Moves the handle's cursor, which nothing here looks at.
+    #[cfg(windows)]
+    fn read_some_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        std::os::windows::fs::FileExt::seek_read(file, out, offset)
+    }
+
+    /// A folder on disk.
+    #[derive(Clone, Debug)]
+    pub struct FsDir {
+        name: String,
+        path: PathBuf,
+    }
+
+    impl FsDir {
+        /// The folder at `path`.
+        ///
+        /// # Errors
+        /// `not_found` when there is nothing there; `invalid_argument` when it is not a folder.
+        pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+            let path = path.into();
+            let name = path.display().to_string();
+            if !fs::metadata(&path).context_with(|| &name)?.is_dir() {
+                return Err(Error::invalid_argument("expected a folder but found a file").context(name));
+            }
+            Ok(Self { name, path })
+        }
+
+        /// Where it is.
+        pub fn path(&self) -> &Path {
+            &self.path
+        }
+    }
+
+    impl SourceDir for FsDir {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+            let opened = check_plain_name(file).map_err(|error| error.context(&self.name)).and_then(|()| {
+                match FileSource::open(self.path.join(file)) {
+                    Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
+                    Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+            Box::pin(std::future::ready(opened))
+        }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use native::read_exact_at;
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::task::block_on;
+
+    /// The same file in memory and on disk: every source has to answer alike.
+    fn sources() -> (tempfile::TempDir, Vec<Rc<dyn ByteSource>>) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("digits"), b"0123456789").unwrap();
+        let disk = FsDir::open(folder.path()).unwrap();
+        let memory = MemoryDir::new("memory").with("digits", b"0123456789".to_vec());
+        let dirs: [&dyn SourceDir; 2] = [&disk, &memory];
+        let opened = dirs.map(|dir| block_on(dir.open("digits")).unwrap().unwrap()).to_vec();
+        for dir in dirs {
+            assert!(block_on(dir.open("absent")).unwrap().is_none());
+            for name in ["../digits", "/etc/hostname", "..", "", "a/../digits"] {
+                assert_eq!(
+                    block_on(dir.open(name)).err().unwrap().code(),
+                    ErrorCode::InvalidArgument,
+                    "{name}"
+                );
+            }
+        }
+        (folder, opened)
+    }
+
+    #[test]
+    fn ranges_come_whole_or_not_at_all() {
+        let (_folder, sources) = sources();
+        for source in sources {
+            assert_eq!((source.len(), source.is_empty()), (10, false));
+            for (offset, expected) in [(0, "0123456789"), (3, "345"), (9, "9"), (10, "")] {
+                let mut out = vec![0; expected.len()];
+                block_on(source.read_at(offset, &mut out)).unwrap();
+                assert_eq!(out, expected.as_bytes());
+            }
+            for (offset, len) in [(0, 11), (10, 1), (8, 3), (u64::MAX, 1), (u64::MAX - 1, 10)] {
+                let error = block_on(source.read_at(offset, &mut vec![0; len])).unwrap_err();
+                assert_eq!(error.code(), ErrorCode::Io, "{offset} {len}");
+                assert!(error.to_string().contains("digits"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("inner")).unwrap();
+        let dir = FsDir::open(folder.path()).unwrap();
+        let error = block_on(dir.open("inner")).err().unwrap();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(error.to_string().contains("inner"), "{error}");
+        assert_eq!(FsDir::open(folder.path().join("absent")).unwrap_err().code(), ErrorCode::NotFound);
+        std::fs::write(folder.path().join("file"), b"").unwrap();
+        assert_eq!(FsDir::open(folder.path().join("file")).unwrap_err().code(), ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn a_file_that_shrank_after_it_was_opened_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shrinking");
+        std::fs::write(&path, [1; 100]).unwrap();
+        let source = FileSource::open(&path).unwrap();
+        std::fs::write(&path, [1; 10]).unwrap();
+        let error = block_on(source.read_at(0, &mut [0; 100])).unwrap_err();
+        assert!(error.to_string().ends_with("but the file ends at 10"), "{error}");
+    }
+
+    #[test]
+    fn a_small_file_is_read_whole_and_a_large_one_is_not() {
+        let source = MemorySource::new("config.json", b"{}".to_vec());
+        assert_eq!(block_on(read_whole(&source, 2)).unwrap(), b"{}");
+        let error = block_on(read_whole(&source, 1)).unwrap_err();
+        assert_eq!(error.to_string(), "config.json: expected at most 1 bytes but the file has 2");
+    }
+}
