@@ -1,0 +1,21 @@
+//! Quantization as pure maths: schemes, packed tensors, and the methods that make them from float weights.
+//!
+//! Nothing here knows a file, a model or a device, so every method is tested on small matrices. Floor 2.
+
+pub mod builder;
+pub mod dequantize;
+pub mod packed_tensor;
+pub mod packing;
+pub mod qparams;
+pub mod rtn;
+pub mod scheme;
+pub mod stats;
+pub mod ternary;
+
+pub use builder::PackedBuilder;
+pub use packed_tensor::{PackedRows, PackedTensor, Scales};
+pub use qparams::{QParams, ScaleType};
+pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};
+pub use scheme::{Activations, Bits, Granularity, Scheme};
+pub use stats::WeightError;
+pub use ternary::TernaryQuantizer;

@@ -1,0 +1,203 @@
+//! The one in-memory form of a quantized matrix, whatever file it comes from or goes to.
+//!
+//! Not here: file spellings (`layout`) and device layouts (`backend`). Floor 2.
+
+use super::scheme::Scheme;
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// Scales in the type in which they are stored, so that nothing is rounded twice.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scales {
+    /// IEEE half precision: what this crate's quantizers make.
+    F16(Vec<f16>),
+    /// bfloat16, as some tools write it.
+    BF16(Vec<bf16>),
+    /// Single precision, as some tools write it.
+    F32(Vec<f32>),
+}
+
+impl Scales {
+    /// How many scales there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F16(v) => v.len(),
+            Self::BF16(v) => v.len(),
+            Self::F32(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Scale `index` as `f32`, exactly.
+    pub fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F16(v) => v[index].to_f32(),
+            Self::BF16(v) => v[index].to_f32(),
+            Self::F32(v) => v[index],
+        }
+    }
+
+    /// Bits of one stored scale.
+    pub fn bits(&self) -> u32 {
+        match self {
+            Self::F16(_) | Self::BF16(_) => 16,
+            Self::F32(_) => 32,
+        }
+    }
+}
+
+/// A quantized matrix `[rows, cols]` = `[out_features, in_features]`: weight = `(code - zero_point) * scale`.
+///
+/// Codes are unsigned. The codes of a row are one dense bit stream, least significant bit first, in 32-bit words; the
+/// stream of every row starts at a word, and the bits after its last code are zero.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedTensor {
+    scheme: Scheme,
+    rows: usize,
+    cols: usize,
+    /// `[rows, words_per_row]`
+    codes: Vec<u32>,
+    /// `[rows, groups_per_row]`, or `[1]` per tensor
+    scales: Scales,
+    /// `[rows, groups_per_row]`; only for asymmetric schemes
+    zero_points: Option<Vec<u8>>,
+}
+
+impl PackedTensor {
+    /// Puts the pieces together and checks that they belong together.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when a length disagrees with the scheme and the shape, when a zero point or (for ternary
+    /// codes) a code is out of range, or when a padding bit is set.
+    pub fn new(
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        codes: Vec<u32>,
+        scales: Scales,
+        zero_points: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let expect = |what: &str, expected: usize, found: usize| {
+            if expected == found {
+                return Ok(());
+            }
+            Err(Error::invalid_checkpoint(format!(
+                "expected {expected} {what} for a {scheme} matrix of {rows} x {cols} but found {found}"
+            )))
+        };
+        let words = scheme.words_per_row(cols);
+        expect("code words", rows * words, codes.len())?;
+        let scale_count = scheme.granularity().scale_count(rows, cols);
+        expect("scales", scale_count, scales.len())?;
+        let expected_zeros = if scheme.constant_zero_point().is_none() { scale_count } else { 0 };
+        expect("zero points", expected_zeros, zero_points.as_ref().map_or(0, Vec::len))?;
+        if let Some(zero) = zero_points.iter().flatten().find(|&&z| u32::from(z) > scheme.max_code()) {
+            return Err(Error::invalid_checkpoint(format!(
+                "zero point {zero} is above the largest code, {}",
+                scheme.max_code()
+            )));
+        }
+        let zero_points = zero_points.filter(|z| !z.is_empty());
+        let tensor = Self { scheme, rows, cols, codes, scales, zero_points };
+        tensor.check_codes()?;
+        Ok(tensor)
+    }
+
+    fn check_codes(&self) -> Result<()> {
+        let words = self.scheme.words_per_row(self.cols);
+        let used = (self.cols % 32 * self.scheme.storage_bits() as usize) % 32;
+        for row in 0..self.rows {
+            let stream = &self.codes[row * words..(row + 1) * words];
+            if used != 0 && stream[words - 1] >> used != 0 {
+                return Err(Error::invalid_checkpoint(format!("row {row} has bits set after its last code")));
+            }
+            if let Scheme::Ternary { .. } = self.scheme {
+                // Both bits of a code set means 3, which is no ternary code.
+                if stream.iter().any(|word| word & (word >> 1) & 0x5555_5555 != 0) {
+                    return Err(Error::invalid_checkpoint(format!(
+                        "row {row} holds a code above 2, which is not ternary"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number format.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The code streams, `[rows, words_per_row]`.
+    pub fn codes(&self) -> &[u32] {
+        &self.codes
+    }
+
+    /// The scales, `[rows, groups_per_row]` or `[1]`.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// The zero points, `[rows, groups_per_row]`; `None` where the scheme has a constant one.
+    pub fn zero_points(&self) -> Option<&[u8]> {
+        self.zero_points.as_deref()
+    }
+
+    /// The code at `(row, col)`. Slow: for tests and reports.
+    pub fn code(&self, row: usize, col: usize) -> u32 {
+        let bits = self.scheme.storage_bits() as usize;
+        let words = self.scheme.words_per_row(self.cols);
+        let stream = &self.codes[row * words..(row + 1) * words];
+        let (word, shift) = (col * bits / 32, col * bits % 32);
+        let low = u64::from(stream[word]);
+        let high = stream.get(word + 1).map_or(0, |&w| u64::from(w));
+        ((((high << 32) | low) >> shift) as u32) & ((1 << bits) - 1)
+    }
+
+    /// Which scale and zero point belong to `(row, group)`.
+    pub fn scale_index(&self, row: usize, group: usize) -> usize {
+        match self.scheme.granularity() {
+            super::Granularity::Tensor => 0,
+            granularity => row * granularity.groups_per_row(self.cols) + group,
+        }
+    }
+
+    /// A borrowed run of rows, as backends take them.
+    pub fn rows_view(&self, rows: Range<usize>) -> PackedRows<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "row range outside the matrix");
+        PackedRows { tensor: self, rows }
+    }
+
+    /// Bytes of codes, scales and zero points as this tensor holds them (zero points packed as densely as codes).
+    pub fn packed_bytes(&self) -> u64 {
+        let zero_bits =
+            self.zero_points.as_ref().map_or(0, Vec::len) as u64 * u64::from(self.scheme.storage_bits());
+        self.codes.len() as u64 * 4
+            + self.scales.len() as u64 * u64::from(self.scales.bits()) / 8
+            + zero_bits.div_ceil(8)
+    }
+}
+
+/// A run of rows of a [`PackedTensor`].
+#[derive(Clone, Debug)]
+pub struct PackedRows<'a> {
+    /// The whole matrix.
+    pub tensor: &'a PackedTensor,
+    /// The rows meant.
+    pub rows: Range<usize>,
+}

@@ -1,0 +1,290 @@
+//! From the range of a group of weights to its scale and zero point, and from weights to codes.
+//!
+//! The rules are those of the compressed-tensors format and its llm-compressor: with the codes seen as signed numbers
+//! `-2^(b-1) ..= 2^(b-1) - 1` and `z` in the same domain,
+//!
+//! 1. symmetric: `scale = max|w| / ((2^b - 1) / 2)`, `z = 0`;
+//! 2. asymmetric: `scale = (max(w, 0) - min(w, 0)) / (2^b - 1)`, `z = round(clamp(-2^(b-1) - min(w, 0) / scale))`;
+//! 3. `code = round(clamp(w / scale + z))`; every rounding is half to even, every step in `f32`.
+//!
+//! Departures:
+//!
+//! 1. The scale is rounded to the type in which it will be stored before `z` and the codes are computed, so that a file
+//!    and the tensor in memory never disagree.
+//! 2. An all-zero group has scale 1. A scale that would round to zero is the smallest positive number that the type keeps:
+//!    2^-24 for `F16` (a subnormal: kernels must decode those exactly), the smallest normal number for `BF16` and `F32`.
+//!    Scales are therefore always positive and finite.
+//!
+//! Not here: which weights form a group (`rtn`, later `gptq`). Floor 2.
+
+use super::packed_tensor::Scales;
+use super::scheme::Bits;
+use crate::dtype::DType;
+use crate::error::{Error, ErrorCode, Result};
+use half::{bf16, f16};
+
+/// The type in which scales are stored.
+#[allow(missing_docs, reason = "the names are the documentation")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ScaleType {
+    #[default]
+    F16,
+    BF16,
+    F32,
+}
+
+impl ScaleType {
+    /// The element type of the stored tensor.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+            Self::F32 => DType::F32,
+        }
+    }
+
+    /// The scale type that a stored tensor of `dtype` holds, where it is one.
+    pub fn from_dtype(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F16 => Some(Self::F16),
+            DType::BF16 => Some(Self::BF16),
+            DType::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    /// The smallest positive scale that this crate's quantizers write.
+    fn smallest(self) -> f32 {
+        match self {
+            Self::F16 => f16::from_bits(1).to_f32(),
+            Self::BF16 | Self::F32 => f32::MIN_POSITIVE,
+        }
+    }
+
+    /// `scale` (zero or positive) as it will be stored: nearest, ties to even, never zero; 0 becomes 1.
+    ///
+    /// # Errors
+    /// `non_finite` when the type cannot hold a number as large.
+    pub fn round(self, scale: f32) -> Result<f32> {
+        if scale == 0.0 {
+            return Ok(1.0);
+        }
+        let rounded = match self {
+            Self::F16 => f16::from_f32(scale).to_f32(),
+            Self::BF16 => bf16::from_f32(scale).to_f32(),
+            Self::F32 => scale,
+        };
+        if !rounded.is_finite() {
+            return Err(Error::new(
+                ErrorCode::NonFinite,
+                format!("the weights need a scale of {scale:e}, which {} cannot hold", self.dtype()),
+            ));
+        }
+        Ok(rounded.max(self.smallest()))
+    }
+}
+
+impl Scales {
+    /// No scales yet, with room for `capacity`.
+    pub fn with_capacity(scale_type: ScaleType, capacity: usize) -> Self {
+        match scale_type {
+            ScaleType::F16 => Self::F16(Vec::with_capacity(capacity)),
+            ScaleType::BF16 => Self::BF16(Vec::with_capacity(capacity)),
+            ScaleType::F32 => Self::F32(Vec::with_capacity(capacity)),
+        }
+    }
+
+    /// Appends a scale. Exact for one that came from [`ScaleType::round`] of the same type.
+    pub fn push(&mut self, scale: f32) {
+        match self {
+            Self::F16(v) => v.push(f16::from_f32(scale)),
+            Self::BF16(v) => v.push(bf16::from_f32(scale)),
+            Self::F32(v) => v.push(scale),
+        }
+    }
+
+    /// The type of the scales.
+    pub fn scale_type(&self) -> ScaleType {
+        match self {
+            Self::F16(_) => ScaleType::F16,
+            Self::BF16(_) => ScaleType::BF16,
+            Self::F32(_) => ScaleType::F32,
+        }
+    }
+}
+
+/// Scale and zero point of one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QParams {
+    /// Exactly as it will be stored.
+    pub scale: f32,
+    /// In the unsigned domain of codes: [`Bits::midpoint`] when symmetric.
+    pub zero_point: u8,
+}
+
+impl QParams {
+    /// Scale and zero point for weights between `min` and `max`.
+    ///
+    /// # Errors
+    /// `non_finite` when the scale's type cannot hold a scale as large.
+    pub fn from_range(
+        min: f32,
+        max: f32,
+        bits: Bits,
+        symmetric: bool,
+        scale_type: ScaleType,
+    ) -> Result<Self> {
+        let (min, max) = (min.min(0.0), max.max(0.0));
+        let steps = bits.max_code() as f32;
+        let midpoint = bits.midpoint() as f32;
+        if symmetric {
+            let scale = scale_type.round(max.max(-min) / (steps / 2.0))?;
+            return Ok(Self { scale, zero_point: bits.midpoint() as u8 });
+        }
+        let scale = scale_type.round((max - min) / steps)?;
+        let signed = round_small((-midpoint - min / scale).clamp(-midpoint, midpoint - 1.0));
+        Ok(Self { scale, zero_point: (signed + bits.midpoint() as i32) as u8 })
+    }
+}
+
+/// The smallest and the largest of `weights` and 0.
+///
+/// # Errors
+/// The index of the first NaN or infinity.
+pub fn range(weights: &[f32]) -> std::result::Result<(f32, f32), usize> {
+    let (mut min, mut max) = (0f32, 0f32);
+    let mut largest_bits = 0u32;
+    for &w in weights {
+        // Without the sign bit, NaN and infinity have the largest patterns: one comparison after the loop finds them.
+        largest_bits = largest_bits.max(w.to_bits() & 0x7fff_ffff);
+        min = if w < min { w } else { min };
+        max = if w > max { w } else { max };
+    }
+    if largest_bits >= f32::INFINITY.to_bits() {
+        return Err(weights.iter().position(|w| !w.is_finite()).unwrap_or(0));
+    }
+    Ok((min, max))
+}
+
+/// Encodes the weights of one group: `code = clamp(round(w / scale + z))` in the unsigned domain `0..=max_code`, where
+/// `zero_point` and codes are offset by `midpoint` from the signed domain in which the sum is rounded.
+///
+/// A scale of zero (some tools write it for groups of zeros) gives the zero point.
+///
+/// # Panics
+/// When `codes` and `weights` differ in length.
+pub fn encode_group(
+    weights: &[f32],
+    scale: f32,
+    zero_point: u8,
+    midpoint: u32,
+    max_code: u32,
+    codes: &mut [u8],
+) {
+    assert_eq!(weights.len(), codes.len(), "one code for each weight");
+    if scale == 0.0 {
+        codes.fill(zero_point);
+        return;
+    }
+    let low = -(midpoint as f32);
+    let high = (max_code as i32 - midpoint as i32) as f32;
+    let zero = f32::from(zero_point) + low;
+    for (code, &w) in codes.iter_mut().zip(weights) {
+        let signed = round_small((w / scale + zero).clamp(low, high));
+        *code = (signed + midpoint as i32) as u8;
+    }
+}
+
+/// 1.5 * 2^23: adding it leaves no bits for a fraction, so the addition itself rounds half to even, and the integer is
+/// in the low bits of the sum. Unlike `round_ties_even` it needs no library call on targets without a rounding
+/// instruction, and vectorizes everywhere.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// `x` rounded half to even, for `|x| <= 2^22`.
+#[inline(always)]
+fn round_small(x: f32) -> i32 {
+    (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32
+}
+
+/// A `non_finite` error for the weight at `(row, col)`.
+pub(crate) fn non_finite_weight(value: f32, row: usize, col: usize) -> Error {
+    Error::new(
+        ErrorCode::NonFinite,
+        format!("expected finite weights but found {value} at row {row}, column {col}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranges_become_the_documented_parameters() {
+        // (min, max, bits, symmetric) -> (scale, zero point); worked out by hand.
+        let cases = [
+            (-1.5, 0.75, Bits::Four, true, 0.2, 8),
+            (-0.5, 1.0, Bits::Four, false, 0.1, 5),
+            (0.5, 1.5, Bits::Four, false, 0.1, 0),
+            (-1.5, -0.5, Bits::Four, false, 0.1, 15),
+            (-127.5, 3.0, Bits::Eight, true, 1.0, 128),
+            (0.0, 0.0, Bits::Four, true, 1.0, 8),
+            (0.0, 0.0, Bits::Four, false, 1.0, 0),
+        ];
+        for (min, max, bits, symmetric, scale, zero_point) in cases {
+            let found = QParams::from_range(min, max, bits, symmetric, ScaleType::F32).unwrap();
+            assert_eq!(found, QParams { scale, zero_point }, "{min} {max} {bits:?} {symmetric}");
+        }
+    }
+
+    #[test]
+    fn stored_scales_are_positive_and_finite_or_an_error() {
+        for scale_type in [ScaleType::F16, ScaleType::BF16, ScaleType::F32] {
+            assert_eq!(scale_type.round(0.0).unwrap(), 1.0);
+            assert!(scale_type.round(1e-45).unwrap() > 0.0, "{scale_type:?}");
+            assert!(scale_type.round(f32::INFINITY).is_err());
+        }
+        assert_eq!(ScaleType::F16.round(1e-10).unwrap(), 2f32.powi(-24));
+        assert_eq!(ScaleType::F16.round(65504.0).unwrap(), 65504.0);
+        assert_eq!(ScaleType::F16.round(70000.0).unwrap_err().code(), ErrorCode::NonFinite);
+        assert_eq!(ScaleType::BF16.round(70000.0).unwrap(), 70144.0);
+    }
+
+    #[test]
+    fn the_rounding_trick_is_round_half_to_even() {
+        for step in -1024..=1024 {
+            for nudge in [-1e-6, 0.0, 1e-6] {
+                let x = step as f32 / 8.0 + nudge;
+                assert_eq!(round_small(x), x.round_ties_even() as i32, "{x}");
+            }
+        }
+    }
+
+    #[test]
+    fn non_finite_weights_are_found_where_they_are() {
+        assert_eq!(range(&[1.0, -2.0, 0.5]), Ok((-2.0, 1.0)));
+        assert_eq!(range(&[1.0, f32::NAN]), Err(1));
+        assert_eq!(range(&[f32::NEG_INFINITY, f32::NAN]), Err(0));
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_the_nearest_and_stay_in_range(
+            weights in prop::collection::vec(-4f32..4.0, 1..40),
+            bits in prop::sample::select(vec![Bits::Two, Bits::Three, Bits::Four, Bits::Eight]),
+            symmetric: bool,
+        ) {
+            let (min, max) = range(&weights).unwrap();
+            let q = QParams::from_range(min, max, bits, symmetric, ScaleType::F16).unwrap();
+            let mut codes = vec![0; weights.len()];
+            encode_group(&weights, q.scale, q.zero_point, bits.midpoint(), bits.max_code(), &mut codes);
+            for (&code, &w) in codes.iter().zip(&weights) {
+                prop_assert!(u32::from(code) <= bits.max_code());
+                let error = |c: u32| ((c as f32 - f32::from(q.zero_point)) * q.scale - w).abs();
+                let best = (0..=bits.max_code()).map(error).fold(f32::INFINITY, f32::min);
+                // A tie, or nearly one, may go either way.
+                prop_assert!(error(u32::from(code)) <= best + q.scale * 1e-5);
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What a quantized weight looks like: bits, granularity, symmetry.
+//!
+//! Not here: how the codes are found (`rtn`, `ternary`, ...) and how a file spells them (`layout`). Floor 2.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// Bits of one integer code.
+#[allow(missing_docs, reason = "the names are the documentation")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Bits {
+    Two = 2,
+    Three = 3,
+    Four = 4,
+    Eight = 8,
+}
+
+impl Bits {
+    /// The width as a number.
+    pub fn get(self) -> u32 {
+        self as u32
+    }
+
+    /// The largest unsigned code, `2^bits - 1`.
+    pub fn max_code(self) -> u32 {
+        (1 << self.get()) - 1
+    }
+
+    /// The zero point of a symmetric scheme, `2^(bits-1)`.
+    pub fn midpoint(self) -> u32 {
+        1 << (self.get() - 1)
+    }
+}
+
+impl TryFrom<u32> for Bits {
+    type Error = Error;
+
+    fn try_from(bits: u32) -> Result<Self> {
+        match bits {
+            2 => Ok(Self::Two),
+            3 => Ok(Self::Three),
+            4 => Ok(Self::Four),
+            8 => Ok(Self::Eight),
+            other => Err(Error::unsupported_format(format!("expected 2, 3, 4 or 8 bits but found {other}"))),
+        }
+    }
+}
+
+/// How many weights share one scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// One scale for the whole matrix.
+    Tensor,
+    /// One scale for each output row.
+    Channel,
+    /// One scale for each run of this many input columns of a row; the last group of a row may be shorter.
+    Group(usize),
+}
+
+impl Granularity {
+    /// Groups in a row of `cols` columns.
+    pub fn groups_per_row(self, cols: usize) -> usize {
+        match self {
+            Self::Tensor | Self::Channel => 1,
+            Self::Group(size) => cols.div_ceil(size),
+        }
+    }
+
+    /// Columns that one scale spans in a row of `cols` columns.
+    pub fn group_size(self, cols: usize) -> usize {
+        match self {
+            Self::Tensor | Self::Channel => cols,
+            Self::Group(size) => size,
+        }
+    }
+
+    /// How many scales a `[rows, cols]` matrix has.
+    pub fn scale_count(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::Tensor => 1,
+            _ => rows * self.groups_per_row(cols),
+        }
+    }
+}
+
+/// A number format for weight matrices. A weight is `(code - zero_point) * scale` with an unsigned code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Integer codes.
+    Integer {
+        /// Bits of a code.
+        bits: Bits,
+        /// How many weights share a scale and a zero point.
+        granularity: Granularity,
+        /// Symmetric: the zero point is always [`Bits::midpoint`] and is not stored.
+        symmetric: bool,
+    },
+    /// BitNet: weights -1, 0 and 1 as codes 0, 1 and 2 of two bits, times a scale.
+    Ternary {
+        /// `Tensor` as BitNet b1.58 has it, or `Channel`.
+        granularity: Granularity,
+    },
+}
+
+impl Scheme {
+    /// Bits of a code in memory.
+    pub fn storage_bits(self) -> u32 {
+        match self {
+            Self::Integer { bits, .. } => bits.get(),
+            Self::Ternary { .. } => 2,
+        }
+    }
+
+    /// How many weights share a scale.
+    pub fn granularity(self) -> Granularity {
+        match self {
+            Self::Integer { granularity, .. } | Self::Ternary { granularity } => granularity,
+        }
+    }
+
+    /// The zero point of every code, or `None` where each group stores its own.
+    pub fn constant_zero_point(self) -> Option<u32> {
+        match self {
+            Self::Integer { symmetric: false, .. } => None,
+            Self::Integer { bits, .. } => Some(bits.midpoint()),
+            Self::Ternary { .. } => Some(1),
+        }
+    }
+
+    /// The largest code that may occur.
+    pub fn max_code(self) -> u32 {
+        match self {
+            Self::Integer { bits, .. } => bits.max_code(),
+            Self::Ternary { .. } => 2,
+        }
+    }
+
+    /// 32-bit words that the codes of a row of `cols` columns take.
+    pub fn words_per_row(self, cols: usize) -> usize {
+        super::packing::words(cols, self.storage_bits())
+    }
+}
+
+/// `int4-g32-sym`, `int8-channel-asym`, `ternary-tensor`: the name in reports and on the command line.
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let granularity = match self.granularity() {
+            Granularity::Tensor => "tensor".to_owned(),
+            Granularity::Channel => "channel".to_owned(),
+            Granularity::Group(size) => format!("g{size}"),
+        };
+        match self {
+            Self::Integer { bits, symmetric, .. } => {
+                write!(f, "int{}-{granularity}-{}", bits.get(), if *symmetric { "sym" } else { "asym" })
+            }
+            Self::Ternary { .. } => write!(f, "ternary-{granularity}"),
+        }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Error;
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let granularity = |text: &str| match text {
+            "tensor" => Some(Granularity::Tensor),
+            "channel" => Some(Granularity::Channel),
+            _ => text.strip_prefix('g')?.parse().ok().filter(|&size| size > 0).map(Granularity::Group),
+        };
+        let symmetric = |text: &str| match text {
+            "sym" => Some(true),
+            "asym" => Some(false),
+            _ => None,
+        };
+        let scheme = match parts[..] {
+            ["ternary", scope] => granularity(scope).map(|granularity| Self::Ternary { granularity }),
+            [bits, scope, symmetry] => bits
+                .strip_prefix("int")
+                .and_then(|bits| Bits::try_from(bits.parse::<u32>().ok()?).ok())
+                .zip(granularity(scope))
+                .zip(symmetric(symmetry))
+                .map(|((bits, granularity), symmetric)| Self::Integer { bits, granularity, symmetric }),
+            _ => None,
+        };
+        scheme.ok_or_else(|| {
+            Error::unsupported_format(format!("expected a scheme as int4-g32-sym but found `{text}`"))
+        })
+    }
+}
+
+/// The precision of the activations that meet a quantized weight. An option of the run, recorded in every report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Activations {
+    /// Activations stay `f32`; weights are dequantized on the fly.
+    #[default]
+    F32,
+    /// Each token's activations are rounded to INT8 with one scale, `absmax / 127`; products are summed as integers.
+    Int8,
+}
+
+impl Activations {
+    /// The spelling in reports and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let scopes =
+            [Granularity::Tensor, Granularity::Channel, Granularity::Group(1), Granularity::Group(128)];
+        for granularity in scopes {
+            for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
+                for symmetric in [true, false] {
+                    let scheme = Scheme::Integer { bits, granularity, symmetric };
+                    assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
+                }
+            }
+            let scheme = Scheme::Ternary { granularity };
+            assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
+        }
+        for text in [
+            "",
+            "int4",
+            "int5-g32-sym",
+            "int4-g0-sym",
+            "int4-g-sym",
+            "int4-g32-maybe",
+            "ternary",
+            "int4-g32-sym-",
+        ] {
+            assert!(text.parse::<Scheme>().is_err(), "{text}");
+        }
+    }
+}
