@@ -4,6 +4,7 @@ pub mod digest;
 pub mod dtype;
 pub mod error;
 pub mod format;
+pub mod layout;
 pub mod quant;
 pub mod shape;
 pub mod task;

@@ -1,0 +1,252 @@
+//! How checkpoint folders spell weights, and the one form that the rest of the crate sees.
+//!
+//! `weight`, `weight_packed`, `weight_scale` and their kind are named here and nowhere else. A [`Layout`] is opened with a
+//! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`). Floor 3.
+
+pub mod bitnet_hf;
+pub mod compressed_tensors;
+mod dense;
+mod fit;
+mod stored;
+
+pub use fit::Fit;
+
+use crate::dtype::DType;
+use crate::error::{Context, Error, Result};
+use crate::format::quoted;
+use crate::format::safetensors::TensorInfo;
+use crate::format::shard_index::TensorStore;
+use crate::quant::{Activations, PackedTensor, ScaleType, Scheme};
+use serde_json::Value;
+
+/// How the weight matrix of one module is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModuleStorage {
+    /// Floating point, one tensor.
+    Dense {
+        /// The tensor's name.
+        tensor: String,
+        /// `F32`, `F16` or `BF16`.
+        dtype: DType,
+        /// Output features.
+        rows: usize,
+        /// Input features.
+        cols: usize,
+    },
+    /// Codes and scales; [`Layout::read_packed`] reads them.
+    Packed {
+        /// Number format.
+        scheme: Scheme,
+        /// The precision of activations that the checkpoint asks for.
+        activations: Activations,
+        /// Output features.
+        rows: usize,
+        /// Input features.
+        cols: usize,
+    },
+}
+
+impl ModuleStorage {
+    /// Output and input features.
+    pub fn shape(&self) -> (usize, usize) {
+        match *self {
+            Self::Dense { rows, cols, .. } | Self::Packed { rows, cols, .. } => (rows, cols),
+        }
+    }
+
+    /// The precision of activations that the checkpoint asks for; dense weights ask for none less than `F32`.
+    pub fn activations(&self) -> Activations {
+        match *self {
+            Self::Dense { .. } => Activations::F32,
+            Self::Packed { activations, .. } => activations,
+        }
+    }
+}
+
+/// How one checkpoint spells its weights.
+#[derive(Debug)]
+pub enum Layout {
+    /// Every weight is floating point.
+    Dense,
+    /// `quant_method: "compressed-tensors"`.
+    CompressedTensors(compressed_tensors::Config),
+    /// `quant_method: "bitnet"`.
+    BitnetHf(bitnet_hf::Config),
+}
+
+impl Layout {
+    /// The layout that config.json's `quantization_config` describes; `None` or null is [`Layout::Dense`]. Shapes that
+    /// are stored as tensors are read here, so that [`Layout::module`] need not wait.
+    ///
+    /// # Errors
+    /// `unsupported_format` for a method that this crate does not read, and for options of a method that would change
+    /// what the weights mean; `invalid_checkpoint` for a broken value.
+    pub async fn open(quantization_config: Option<&Value>, store: &TensorStore) -> Result<Self> {
+        let Some(config) = quantization_config.filter(|config| !config.is_null()) else {
+            return Ok(Self::Dense);
+        };
+        let Some(method) = config.get("quant_method").and_then(Value::as_str) else {
+            return Err(Error::invalid_checkpoint(
+                "expected `quantization_config` to name its `quant_method` but found none",
+            ));
+        };
+        let in_config = || "quantization_config";
+        match method {
+            "compressed-tensors" => {
+                let mut config = compressed_tensors::Config::parse(config).context_with(in_config)?;
+                config.read_shapes(store).await?;
+                Ok(Self::CompressedTensors(config))
+            }
+            "bitnet" => bitnet_hf::Config::parse(config).map(Self::BitnetHf).context_with(in_config),
+            other => Err(Error::unsupported_format(format!(
+                "expected weights that are dense, compressed-tensors or bitnet but found the method {}",
+                quoted(other)
+            )))
+            .context_with(in_config),
+        }
+    }
+
+    /// The spelling in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::CompressedTensors(_) => TargetLayout::CompressedTensors.name(),
+            Self::BitnetHf(_) => TargetLayout::BitNet.name(),
+        }
+    }
+
+    /// Whether `module` has a weight under its own name, in whatever form.
+    pub fn is_stored(&self, store: &TensorStore, module: &str) -> bool {
+        let stored = |name: String| store.resolve(&name) == Some(&name);
+        let packed = matches!(self, Self::CompressedTensors(_)) && stored(format!("{module}.weight_packed"));
+        packed || stored(format!("{module}.weight"))
+    }
+
+    /// How the weight of `module` (`model.layers.0.self_attn.q_proj`) is stored.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` naming the module when tensors are missing or contradict each other or the config;
+    /// `unsupported_format` for a type or an option that this crate does not read.
+    pub fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
+        match self {
+            Self::Dense => dense::module(store, module),
+            Self::CompressedTensors(config) => config.module(store, module),
+            Self::BitnetHf(config) => config.module(store, module),
+        }
+        .context_with(|| format!("module {}", quoted(module)))
+    }
+
+    /// Reads the packed weight of `module`.
+    ///
+    /// # Errors
+    /// As [`Layout::module`], but naming tensors only; `invalid_checkpoint` when values are out of range or the module is
+    /// not packed; `non_finite` for a scale that is NaN or infinite.
+    pub async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<PackedTensor> {
+        match self {
+            Self::Dense => Err(Error::invalid_checkpoint("expected packed weights but the layout is dense")),
+            Self::CompressedTensors(config) => config.read_packed(store, module).await,
+            Self::BitnetHf(config) => config.read_packed(store, module).await,
+        }
+    }
+}
+
+/// A layout that packed weights can be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TargetLayout {
+    /// compressed-tensors, mostly `pack-quantized`.
+    CompressedTensors,
+    /// BitNet as `transformers` has it.
+    BitNet,
+}
+
+impl TargetLayout {
+    /// The spelling in reports and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CompressedTensors => "compressed-tensors",
+            Self::BitNet => "bitnet",
+        }
+    }
+
+    /// Whether a `[rows, cols]` matrix of `scheme` can be written.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold(self, rows: usize, cols: usize, scheme: Scheme) -> Result<(), String> {
+        if rows == 0 || cols == 0 {
+            return Err(format!("a matrix of {rows} x {cols} has no weights"));
+        }
+        match self {
+            Self::CompressedTensors => compressed_tensors::can_hold(cols, scheme),
+            Self::BitNet => bitnet_hf::can_hold(rows, scheme),
+        }
+    }
+
+    /// The tensors that [`encode`](Self::encode) makes of a `[rows, cols]` matrix, in its order.
+    ///
+    /// # Panics
+    /// When the layout [cannot hold](Self::can_hold) it.
+    pub fn planned_tensors(
+        self,
+        module: &str,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        scale_type: ScaleType,
+    ) -> Vec<(String, TensorInfo)> {
+        if let Err(reason) = self.can_hold(rows, cols, scheme) {
+            panic!("the {} layout cannot hold {module}: {reason}", self.name());
+        }
+        match self {
+            Self::CompressedTensors => {
+                compressed_tensors::planned_tensors(module, scheme, rows, cols, scale_type)
+            }
+            Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, scale_type),
+        }
+    }
+
+    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors).
+    ///
+    /// # Errors
+    /// `unsupported_format` naming the module when the layout cannot hold the matrix.
+    pub fn encode(self, module: &str, tensor: PackedTensor) -> Result<Vec<(String, Vec<u8>)>> {
+        self.can_hold(tensor.rows(), tensor.cols(), tensor.scheme()).map_err(|reason| {
+            Error::unsupported_format(format!("the {} layout cannot hold it: {reason}", self.name()))
+                .context(format!("module {}", quoted(module)))
+        })?;
+        Ok(match self {
+            Self::CompressedTensors => compressed_tensors::encode(module, &tensor),
+            Self::BitNet => bitnet_hf::encode(module, &tensor),
+        })
+    }
+
+    /// The `quantization_config` of config.json for these packed modules; null when there are none.
+    ///
+    /// `ignore` lists every linear module that stays in floating point: loaders take all others for packed. A head that
+    /// is tied to a floating-point embedding belongs to it too.
+    ///
+    /// # Errors
+    /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted.
+    pub fn quantization_config(
+        self,
+        entries: &[(String, Scheme)],
+        ignore: &[String],
+        activations: Activations,
+    ) -> Result<Value> {
+        match self {
+            _ if entries.is_empty() => Ok(Value::Null),
+            Self::CompressedTensors => {
+                Ok(compressed_tensors::quantization_config(entries, ignore, activations))
+            }
+            Self::BitNet if activations == Activations::Int8 => Ok(bitnet_hf::quantization_config(ignore)),
+            Self::BitNet => {
+                Err(Error::invalid_argument("the bitnet layout always runs with int8 activations"))
+            }
+        }
+    }
+}
+
+/// Whether the module is the embedding table, which loaders treat as another class than linear layers.
+fn is_embedding(module: &str) -> bool {
+    module == "embed_tokens" || module.ends_with(".embed_tokens")
+}

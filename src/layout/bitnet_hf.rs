@@ -1,0 +1,317 @@
+//! BitNet weights as `transformers` stores them (`integrations/bitnet.py`), in the form of microsoft/bitnet-b1.58-2B-4T.
+//!
+//! `weight`, `U8 [out/4, in]`: bits `2i` and `2i + 1` of byte `[r, c]` hold row `i * out/4 + r` of column `c`, as -1, 0, 1
+//! plus 1. `weight_scale`, `[1]`. Two conventions share these names:
+//!
+//! - `linear_class: "bitlinear"`, the default, stores `1 / mean |W|`, and the layer *divides* by it;
+//! - `linear_class: "autobitlinear"` with `quantization_mode: "offline"` *multiplies* by it. This crate writes this one.
+//!
+//! `quantization_mode: "online"` keeps floating-point weights that are quantized in every pass: not read.
+//! Rows that 4 does not divide are padded by the packer but refused by the loader, so they are neither read nor written.
+//! Activations are always INT8 per token. Floor 3.
+
+use super::stored::{in_tensor, matrix, require_shape, scale_bytes, scales, zeroed_words};
+use super::{ModuleStorage, dense};
+use crate::dtype::DType;
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::quoted;
+use crate::format::safetensors::TensorInfo;
+use crate::format::shard_index::TensorStore;
+use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, packing};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+const SCHEME: Scheme = Scheme::Ternary { granularity: Granularity::Tensor };
+
+/// What `quantization_config` says about a BitNet checkpoint.
+#[derive(Debug)]
+pub struct Config {
+    /// The layer divides by the stored scale.
+    divides: bool,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    linear_class: Option<String>,
+    quantization_mode: Option<String>,
+    use_rms_norm: Option<bool>,
+}
+
+impl Config {
+    /// Reads `quantization_config`.
+    ///
+    /// # Errors
+    /// `unsupported_format` for online quantization and for a norm inside the linear layers.
+    pub fn parse(config: &Value) -> Result<Self> {
+        let raw = RawConfig::deserialize(config)
+            .map_err(|error| Error::invalid_checkpoint(crate::format::clipped(&error.to_string(), 200)))?;
+        if raw.use_rms_norm == Some(true) {
+            return Err(Error::unsupported_format("`use_rms_norm` inside linear layers is not supported"));
+        }
+        let mode = raw.quantization_mode.as_deref().unwrap_or("offline");
+        match (raw.linear_class.as_deref().unwrap_or("bitlinear"), mode) {
+            ("bitlinear", _) => Ok(Self { divides: true }),
+            ("autobitlinear", "offline") => Ok(Self { divides: false }),
+            (class, mode) => Err(Error::unsupported_format(format!(
+                "expected `bitlinear`, or `autobitlinear` with the mode `offline`, but found {} with {}",
+                quoted(class),
+                quoted(mode)
+            ))),
+        }
+    }
+
+    /// The tensors decide: bytes with a scale are packed, floating point without one is a module that was not converted.
+    pub(super) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
+        let (weight, scale) = names(module);
+        let scale_info = store.get(&scale);
+        if store.get(&weight).is_some_and(|info| info.dtype != DType::U8) || scale_info.is_none() {
+            if scale_info.is_some() {
+                return Err(in_tensor(
+                    &weight,
+                    Error::unsupported_format("expected packed weights of type U8 beside a `weight_scale`"),
+                ));
+            }
+            return dense::module(store, module);
+        }
+        let (quarter, cols) = matrix(&weight, store.require(&weight)?)?;
+        let rows = quarter.checked_mul(4).ok_or_else(|| {
+            in_tensor(&weight, Error::new(ErrorCode::OutOfMemory, format!("{quarter} x 4 rows are too many")))
+        })?;
+        require_shape(&scale, store.require(&scale)?, &[&[1], &[], &[1, 1]])?;
+        Ok(ModuleStorage::Packed { scheme: SCHEME, activations: Activations::Int8, rows, cols })
+    }
+
+    pub(super) async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<PackedTensor> {
+        let ModuleStorage::Packed { rows, cols, .. } = self.module(store, module)? else {
+            return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
+        };
+        let (weight, scale) = names(module);
+        let mut scales = scales(store, &scale).await?;
+        if self.divides {
+            let inverse = 1.0 / scales.get(0);
+            if !inverse.is_finite() {
+                return Err(in_tensor(
+                    &scale,
+                    Error::new(ErrorCode::NonFinite, "the layer divides by its scale, which is 0"),
+                ));
+            }
+            scales = Scales::F32(vec![inverse]);
+        }
+        let bytes = store.read(&weight).await?;
+        let quarter = rows / 4;
+        let words = packing::words(cols, 2);
+        let mut codes = zeroed_words(rows, words)?;
+        let mut row_codes = vec![0u8; cols];
+        for (row, out) in codes.chunks_exact_mut(words).enumerate() {
+            let (shift, from) = (2 * (row / quarter), row % quarter * cols);
+            for (code, byte) in row_codes.iter_mut().zip(&bytes[from..from + cols]) {
+                *code = (byte >> shift) & 3;
+            }
+            packing::pack_row(&row_codes, 2, out);
+        }
+        PackedTensor::new(SCHEME, rows, cols, codes, scales, None).map_err(|error| in_tensor(&weight, error))
+    }
+}
+
+fn names(module: &str) -> (String, String) {
+    (format!("{module}.weight"), format!("{module}.weight_scale"))
+}
+
+pub(super) fn can_hold(rows: usize, scheme: Scheme) -> Result<(), String> {
+    if scheme != SCHEME {
+        return Err(format!("it holds ternary codes with one scale per tensor, not {scheme}"));
+    }
+    if !rows.is_multiple_of(4) {
+        return Err(format!("it holds rows by fours, and 4 does not divide {rows}"));
+    }
+    Ok(())
+}
+
+pub(super) fn planned_tensors(
+    module: &str,
+    rows: usize,
+    cols: usize,
+    scale_type: ScaleType,
+) -> Vec<(String, TensorInfo)> {
+    let (weight, scale) = names(module);
+    vec![
+        (weight, TensorInfo::new(DType::U8, [rows as u64 / 4, cols as u64])),
+        (scale, TensorInfo::new(scale_type.dtype(), [1])),
+    ]
+}
+
+pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8>)> {
+    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let quarter = rows / 4;
+    let words = packing::words(cols, 2);
+    let mut bytes = vec![0u8; quarter * cols];
+    let mut row_codes = vec![0u8; cols];
+    for (row, stream) in tensor.codes().chunks_exact(words).enumerate() {
+        packing::unpack_row(stream, 2, &mut row_codes);
+        let (shift, from) = (2 * (row / quarter), row % quarter * cols);
+        for (byte, code) in bytes[from..from + cols].iter_mut().zip(&row_codes) {
+            *byte |= code << shift;
+        }
+    }
+    let (weight, scale) = names(module);
+    vec![(weight, bytes), (scale, scale_bytes(tensor.scales()))]
+}
+
+/// A list replaces the loader's defaults (the head and tied weights), so it must be whole; null keeps them.
+pub(super) fn quantization_config(ignore: &[String]) -> Value {
+    let ignore = if ignore.is_empty() { Value::Null } else { json!(ignore) };
+    json!({
+        "linear_class": "autobitlinear",
+        "modules_to_not_convert": ignore,
+        "quant_method": "bitnet",
+        "quantization_mode": "offline",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Layout, TargetLayout};
+    use crate::quant::TernaryQuantizer;
+    use crate::task::block_on;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const MODULE: &str = "model.layers.0.mlp.up_proj";
+
+    type Tensors = Vec<(String, TensorInfo, Vec<u8>)>;
+
+    fn open(config: Value, tensors: Tensors) -> Result<(TensorStore, Layout)> {
+        let store = TensorStore::in_memory("test", tensors, BTreeMap::new()).unwrap();
+        let layout = block_on(Layout::open(Some(&config), &store))?;
+        Ok((store, layout))
+    }
+
+    fn read(config: Value, tensors: Tensors) -> Result<PackedTensor> {
+        let (store, layout) = open(config, tensors)?;
+        assert_eq!(layout.module(&store, MODULE)?.activations(), Activations::Int8);
+        block_on(layout.read_packed(&store, MODULE))
+    }
+
+    /// The example in the documentation of transformers' `unpack_weights`.
+    fn documented(scale: f32) -> Tensors {
+        vec![
+            (
+                format!("{MODULE}.weight"),
+                TensorInfo::new(DType::U8, [2, 2]),
+                vec![0b1010_0001, 0b0001_1000, 0b1001_0000, 0b0000_1010],
+            ),
+            (
+                format!("{MODULE}.weight_scale"),
+                TensorInfo::new(DType::F32, [1]),
+                scale.to_le_bytes().to_vec(),
+            ),
+        ]
+    }
+
+    #[test]
+    fn both_conventions_give_the_documented_weights() {
+        let signs = [0, -1, -1, 1, -1, 1, -1, 1, 1, 0, 0, -1, 1, -1, 1, -1];
+        let cases = [
+            (json!({"quant_method": "bitnet"}), 4.0, 0.25),
+            (
+                json!({"quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "online"}),
+                0.5,
+                2.0,
+            ),
+            (json!({"quant_method": "bitnet", "linear_class": "autobitlinear"}), 4.0, 4.0),
+            (bitnet_config(&[]), 0.5, 0.5),
+        ];
+        for (config, stored, multiplier) in cases {
+            let tensor = read(config.clone(), documented(stored)).unwrap();
+            let found: Vec<i32> = (0..16).map(|i| tensor.code(i / 2, i % 2) as i32 - 1).collect();
+            assert_eq!(found, signs, "{config}");
+            assert_eq!(tensor.scales(), &Scales::F32(vec![multiplier]), "{config}");
+        }
+    }
+
+    fn bitnet_config(ignore: &[String]) -> Value {
+        TargetLayout::BitNet
+            .quantization_config(&[(MODULE.to_owned(), SCHEME)], ignore, Activations::Int8)
+            .unwrap()
+    }
+
+    #[test]
+    fn the_config_is_that_of_offline_autobitlinear() {
+        assert_eq!(
+            bitnet_config(&["lm_head".to_owned()]),
+            json!({"linear_class": "autobitlinear", "modules_to_not_convert": ["lm_head"], "quant_method": "bitnet",
+                   "quantization_mode": "offline"})
+        );
+        assert_eq!(bitnet_config(&[])["modules_to_not_convert"], Value::Null);
+        let f32 =
+            TargetLayout::BitNet.quantization_config(&[(MODULE.to_owned(), SCHEME)], &[], Activations::F32);
+        assert!(f32.is_err());
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        type Spoil = fn(&mut Value, &mut Tensors);
+        let cases: [(&str, ErrorCode, Spoil); 9] = [
+            ("row 0 holds a code above 2", ErrorCode::InvalidCheckpoint, |_, t| t[0].2[0] = 3),
+            ("expected finite scales but found NaN", ErrorCode::NonFinite, |_, t| {
+                t[1].2 = f32::NAN.to_le_bytes().to_vec();
+            }),
+            ("divides by its scale, which is 0", ErrorCode::NonFinite, |_, t| t[1].2 = vec![0; 4]),
+            ("expected shape [1] but found [2]", ErrorCode::InvalidCheckpoint, |_, t| {
+                t[1].1 = TensorInfo::new(DType::F16, [2]);
+            }),
+            ("expected packed weights of type U8", ErrorCode::UnsupportedFormat, |_, t| {
+                t[0].1.dtype = DType::I8
+            }),
+            (
+                "expected weights of type F32, F16 or BF16 but found U8",
+                ErrorCode::UnsupportedFormat,
+                |_, t| {
+                    t.truncate(1);
+                },
+            ),
+            ("expected a matrix with elements but found shape [4]", ErrorCode::InvalidCheckpoint, |_, t| {
+                t[0].1 = TensorInfo::new(DType::U8, [4]);
+            }),
+            ("but found `autobitlinear` with `online`", ErrorCode::UnsupportedFormat, |c, _| {
+                c["linear_class"] = json!("autobitlinear");
+                c["quantization_mode"] = json!("online");
+            }),
+            ("`use_rms_norm` inside linear layers", ErrorCode::UnsupportedFormat, |c, _| {
+                c["use_rms_norm"] = json!(true);
+            }),
+        ];
+        for (message, code, spoil) in cases {
+            let (mut config, mut tensors) = (json!({"quant_method": "bitnet"}), documented(1.0));
+            spoil(&mut config, &mut tensors);
+            let error = read(config, tensors).unwrap_err();
+            assert!(error.to_string().contains(message), "expected {message:?} but found {error}");
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn modules_that_were_not_converted_are_dense() {
+        let tensors = vec![("lm_head.weight".to_owned(), TensorInfo::new(DType::BF16, [3, 2]), vec![0; 12])];
+        let (store, layout) = open(bitnet_config(&[]), tensors).unwrap();
+        let storage = layout.module(&store, "lm_head").unwrap();
+        assert!(matches!(storage, ModuleStorage::Dense { dtype: DType::BF16, rows: 3, cols: 2, .. }));
+        assert!(block_on(layout.read_packed(&store, "lm_head")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_is_read_again(quarter in 1usize..6, cols in 1usize..40, random in prop::collection::vec(-2f32..2.0, 800)) {
+            let rows = quarter * 4;
+            let mut quantizer = TernaryQuantizer::new(Granularity::Tensor, rows, cols, ScaleType::F32, None).unwrap();
+            quantizer.observe_rows(&random[..rows * cols]).unwrap();
+            quantizer.push_rows(&random[..rows * cols]).unwrap();
+            let tensor = quantizer.finish().unwrap();
+            let planned = TargetLayout::BitNet.planned_tensors(MODULE, SCHEME, rows, cols, ScaleType::F32);
+            let encoded = TargetLayout::BitNet.encode(MODULE, tensor.clone()).unwrap();
+            let tensors = planned.into_iter().zip(encoded).map(|((name, info), (_, bytes))| (name, info, bytes)).collect();
+            prop_assert_eq!(read(bitnet_config(&[]), tensors).unwrap(), tensor);
+        }
+    }
+}

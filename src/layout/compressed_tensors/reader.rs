@@ -1,0 +1,252 @@
+//! compressed-tensors modules to [`PackedTensor`]s. Floor 3.
+
+use super::Names;
+use super::config::{Config, Group, Spelling};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::shard_index::TensorStore;
+use crate::layout::stored::{in_tensor, matrix, require_shape, require_type, scales, words, zeroed_words};
+use crate::layout::{ModuleStorage, dense};
+use crate::quant::{Granularity, PackedTensor, Scheme, packing};
+
+/// A packed module whose tensors fit together.
+struct Found {
+    group: Group,
+    spelling: Spelling,
+    rows: usize,
+    cols: usize,
+}
+
+impl Config {
+    pub(in crate::layout) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
+        Ok(match self.find(store, module)? {
+            None => dense::module(store, module)?,
+            Some(Found { group, rows, cols, .. }) => {
+                ModuleStorage::Packed { scheme: group.scheme, activations: group.activations, rows, cols }
+            }
+        })
+    }
+
+    pub(in crate::layout) async fn read_packed(
+        &self,
+        store: &TensorStore,
+        module: &str,
+    ) -> Result<PackedTensor> {
+        let Some(found) = self.find(store, module)? else {
+            return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
+        };
+        let names = Names::new(module);
+        let Found { group: Group { scheme, .. }, rows, cols, .. } = found;
+        let scales = scales(store, &names.scale).await?;
+        let zero_points = read_zero_points(store, &names, &found).await?;
+        let (codes_name, codes) = match found.spelling {
+            Spelling::Packed => (&names.packed, words(store, &names.packed).await?),
+            Spelling::Bytes => {
+                let bytes = store.read(&names.weight).await?;
+                let mut codes = zeroed_words(rows, scheme.words_per_row(cols))?;
+                let mut row_codes = vec![0u8; cols];
+                for (row, out) in
+                    bytes.chunks_exact(cols).zip(codes.chunks_exact_mut(scheme.words_per_row(cols)))
+                {
+                    for (code, &byte) in row_codes.iter_mut().zip(row) {
+                        *code = unsigned(byte, scheme).map_err(|error| in_tensor(&names.weight, error))?;
+                    }
+                    packing::pack_row(&row_codes, scheme.storage_bits(), out);
+                }
+                (&names.weight, codes)
+            }
+        };
+        PackedTensor::new(scheme, rows, cols, codes, scales, zero_points)
+            .map_err(|error| in_tensor(codes_name, error))
+    }
+
+    /// Checks everything about a module that headers and `weight_shape` tell; `None` for floating point.
+    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<Found>> {
+        let names = Names::new(module);
+        let (packed, plain) = (store.get(&names.packed), store.get(&names.weight));
+        let spelling = match (packed, plain) {
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid_checkpoint(
+                    "expected one of `weight` and `weight_packed` but found both",
+                ));
+            }
+            (Some(_), None) => Some(Spelling::Packed),
+            (None, Some(info)) if info.dtype == DType::I8 => Some(Spelling::Bytes),
+            _ => None,
+        };
+        let group = self.group_of(module);
+        let (spelling, group) = match (spelling, group) {
+            (None, None) => return Ok(None),
+            // Missing altogether is for `dense` to say.
+            (None, Some(_)) if plain.is_none() => return Ok(None),
+            (Some(spelling), Some(group)) => (spelling, group),
+            (Some(_), None) => {
+                return Err(Error::invalid_checkpoint(
+                    "the weights are packed but `quantization_config` has no group for them, or ignores them",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(Error::invalid_checkpoint(
+                    "expected packed weights, as `quantization_config` says, but found floating point",
+                ));
+            }
+        };
+        if group.spelling.is_some_and(|expected| expected != spelling) {
+            return Err(Error::invalid_checkpoint(format!(
+                "expected the format `{}`, as `quantization_config` says, but found {}",
+                if spelling == Spelling::Packed { "int-quantized" } else { "pack-quantized" },
+                if spelling == Spelling::Packed { "`weight_packed`" } else { "8-bit integers in `weight`" },
+            )));
+        }
+        if store.get(&names.g_idx).is_some() {
+            return Err(in_tensor(
+                &names.g_idx,
+                Error::unsupported_format("groups of reordered columns are not supported"),
+            ));
+        }
+        let (rows, cols) = match spelling {
+            Spelling::Packed => self.packed_shape(store, &names, group.scheme)?,
+            Spelling::Bytes => matrix(&names.weight, store.require(&names.weight)?)?,
+        };
+        let found = Found { group, spelling, rows, cols };
+        check_scales(store, &names, &found)?;
+        Ok(Some(found))
+    }
+
+    /// Rows and columns from `weight_shape`, which must agree with the shape of `weight_packed`.
+    fn packed_shape(&self, store: &TensorStore, names: &Names, scheme: Scheme) -> Result<(usize, usize)> {
+        let (packed_rows, words) = matrix(&names.packed, require_type(store, &names.packed, DType::I32)?)?;
+        store.require(&names.shape)?;
+        let bits = scheme.storage_bits();
+        let dims = self.shape_of(&names.shape);
+        if let Some([rows, cols]) = dims
+            && let Ok(rows) = usize::try_from(rows)
+            && let Ok(cols) = usize::try_from(cols)
+            && rows == packed_rows
+            && cols > 0
+            // This bound keeps the number of bits of a row representable.
+            && cols / 32 <= words
+            && packing::words(cols, bits) == words
+        {
+            return Ok((rows, cols));
+        }
+        let error = Error::invalid_checkpoint(format!(
+            "the shape {:?} at {bits} bits disagrees with `weight_packed`, which is [{packed_rows}, {words}]",
+            dims.unwrap_or_default()
+        ));
+        Err(in_tensor(&names.shape, error))
+    }
+
+    /// Reads every stored shape, so that shapes are known without waiting: 16 bytes for each packed module.
+    pub(in crate::layout) async fn read_shapes(&mut self, store: &TensorStore) -> Result<()> {
+        let names: Vec<_> =
+            store.names().filter(|name| name.ends_with(".weight_shape")).map(str::to_owned).collect();
+        for name in names {
+            let info = store.require(&name)?;
+            require_shape(&name, info, &[&[2]])?;
+            let dtype = info.dtype;
+            if !matches!(dtype, DType::I64 | DType::I32) {
+                let error =
+                    Error::invalid_checkpoint(format!("expected values of type I64 but found {dtype}"));
+                return Err(in_tensor(&name, error));
+            }
+            let bytes = store.read(&name).await?;
+            let (first, second) = bytes.split_at(bytes.len() / 2);
+            let value = |bytes: &[u8]| match (<[u8; 8]>::try_from(bytes), <[u8; 4]>::try_from(bytes)) {
+                (Ok(long), _) => i64::from_le_bytes(long),
+                (_, Ok(short)) => i64::from(i32::from_le_bytes(short)),
+                _ => -1,
+            };
+            self.set_shape(name, [value(first), value(second)]);
+        }
+        Ok(())
+    }
+}
+
+/// The shape `[rows, groups]` of scales and unpacked zero points, or `[1]`, and other spellings of the same.
+fn check_scales(store: &TensorStore, names: &Names, found: &Found) -> Result<()> {
+    let info = store.require(&names.scale)?;
+    let rows = found.rows as u64;
+    match found.group.scheme.granularity() {
+        Granularity::Tensor => require_shape(&names.scale, info, &[&[1], &[], &[1, 1]]),
+        Granularity::Channel => require_shape(&names.scale, info, &[&[rows, 1], &[rows]]),
+        granularity @ Granularity::Group(_) => {
+            let groups = granularity.groups_per_row(found.cols) as u64;
+            require_shape(&names.scale, info, &[&[rows, groups]])
+        }
+    }
+}
+
+/// The zero points, `[rows, groups]` or `[1]`, unsigned; `None` for symmetric schemes.
+async fn read_zero_points(store: &TensorStore, names: &Names, found: &Found) -> Result<Option<Vec<u8>>> {
+    let name = &names.zero_point;
+    let scheme = found.group.scheme;
+    let info = match (store.get(name), scheme.constant_zero_point()) {
+        (Some(info), _) => info,
+        (None, Some(_)) => return Ok(None),
+        (None, None) => {
+            return Err(store.require(name).err().unwrap_or_else(|| unreachable!("it is not there")));
+        }
+    };
+    let count = scheme.granularity().scale_count(found.rows, found.cols);
+    let groups = scheme.granularity().groups_per_row(found.cols);
+    let bits = scheme.storage_bits();
+    let unpacked: [u64; 2] = [(count / groups) as u64, groups as u64];
+    let zero_points = if info.dtype == DType::I32 && scheme.granularity() != Granularity::Tensor {
+        let column_words = packing::words(found.rows, bits);
+        require_shape(name, info, &[&[column_words as u64, groups as u64]])?;
+        unpack_columns(&words(store, name).await?, found.rows, groups, bits)
+    } else {
+        require_type(store, name, DType::I8)?;
+        // One dimension of 1 may be left out.
+        require_shape(name, info, &[&unpacked, &[count as u64]])?;
+        let bytes = store.read(name).await?;
+        let unsigned = |&byte| unsigned(byte, scheme);
+        bytes.iter().map(unsigned).collect::<Result<_>>().map_err(|error| in_tensor(name, error))?
+    };
+    match scheme.constant_zero_point() {
+        None => Ok(Some(zero_points)),
+        // Old files carry zeros for symmetric weights.
+        Some(constant) => match zero_points.iter().find(|&&zero| u32::from(zero) != constant) {
+            None => Ok(None),
+            Some(zero) => Err(in_tensor(
+                name,
+                Error::invalid_checkpoint(format!(
+                    "expected no zero points for symmetric weights but found {}",
+                    i64::from(*zero) - i64::from(constant)
+                )),
+            )),
+        },
+    }
+}
+
+/// A signed code or zero point, in one byte, as an unsigned one.
+fn unsigned(byte: u8, scheme: Scheme) -> Result<u8> {
+    let midpoint = 1i32 << (scheme.storage_bits() - 1);
+    let value = i32::from(byte as i8) + midpoint;
+    u8::try_from(value).ok().filter(|&value| u32::from(value) <= scheme.max_code()).ok_or_else(|| {
+        Error::invalid_checkpoint(format!(
+            "expected values from {} to {} but found {}",
+            -midpoint,
+            midpoint - 1,
+            byte as i8
+        ))
+    })
+}
+
+/// Zero points `[rows, groups]` from bit streams down the columns of `[words, groups]`.
+fn unpack_columns(packed: &[u32], rows: usize, groups: usize, bits: u32) -> Vec<u8> {
+    let mut out = vec![0u8; rows * groups];
+    let mut stream = vec![0u32; packing::words(rows, bits)];
+    let mut column = vec![0u8; rows];
+    for group in 0..groups {
+        for (word, packed) in stream.iter_mut().zip(packed[group..].iter().step_by(groups)) {
+            *word = *packed;
+        }
+        packing::unpack_row(&stream, bits, &mut column);
+        for (out, &zero) in out[group..].iter_mut().step_by(groups).zip(&column) {
+            *out = zero;
+        }
+    }
+    out
+}

@@ -1,0 +1,236 @@
+//! [`PackedTensor`]s to compressed-tensors modules and their config. Floor 3.
+
+use super::Names;
+use crate::dtype::DType;
+use crate::format::safetensors::TensorInfo;
+use crate::layout::is_embedding;
+use crate::layout::stored::scale_bytes;
+use crate::quant::{Activations, Bits, Granularity, PackedTensor, ScaleType, Scheme, packing};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), String> {
+    match scheme {
+        Scheme::Integer { granularity: Granularity::Tensor, symmetric: false, .. } => {
+            Err("one zero point for a whole tensor has no packed form".to_owned())
+        }
+        Scheme::Ternary { granularity: Granularity::Group(_) } => {
+            Err("ternary weights have a scale per tensor or per channel".to_owned())
+        }
+        Scheme::Integer { granularity: Granularity::Group(size), .. }
+            if size == 0 || !cols.is_multiple_of(size) =>
+        {
+            Err(format!("groups of {size} do not divide {cols} columns"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ternary codes are stored as 2-bit ones: -1, 0, 1 in a scheme whose zero point is 2.
+fn stored_scheme(scheme: Scheme) -> Scheme {
+    match scheme {
+        Scheme::Ternary { granularity } => Scheme::Integer { bits: Bits::Two, granularity, symmetric: true },
+        integer @ Scheme::Integer { .. } => integer,
+    }
+}
+
+/// Whether the codes are written as bytes, `int-quantized`: an 8-bit embedding table, which takes the same room.
+fn as_bytes(module: &str, scheme: Scheme) -> bool {
+    is_embedding(module) && scheme.storage_bits() == 8
+}
+
+/// Shape of the scales.
+fn scale_shape(scheme: Scheme, rows: usize, cols: usize) -> Vec<u64> {
+    match scheme.granularity() {
+        Granularity::Tensor => vec![1],
+        granularity => vec![rows as u64, granularity.groups_per_row(cols) as u64],
+    }
+}
+
+pub(in crate::layout) fn planned_tensors(
+    module: &str,
+    scheme: Scheme,
+    rows: usize,
+    cols: usize,
+    scale_type: ScaleType,
+) -> Vec<(String, TensorInfo)> {
+    let scheme = stored_scheme(scheme);
+    let names = Names::new(module);
+    let (rows_u64, cols_u64) = (rows as u64, cols as u64);
+    let groups = scheme.granularity().groups_per_row(cols) as u64;
+    let asymmetric = scheme.constant_zero_point().is_none();
+    let scales = TensorInfo::new(scale_type.dtype(), scale_shape(scheme, rows, cols));
+    let mut tensors = Vec::new();
+    if as_bytes(module, scheme) {
+        tensors.push((names.weight, TensorInfo::new(DType::I8, [rows_u64, cols_u64])));
+        tensors.push((names.scale, scales));
+        if asymmetric {
+            tensors.push((names.zero_point, TensorInfo::new(DType::I8, [rows_u64, groups])));
+        }
+        return tensors;
+    }
+    let words = scheme.words_per_row(cols) as u64;
+    tensors.push((names.packed, TensorInfo::new(DType::I32, [rows_u64, words])));
+    tensors.push((names.scale, scales));
+    tensors.push((names.shape, TensorInfo::new(DType::I64, [2])));
+    if asymmetric {
+        let words = packing::words(rows, scheme.storage_bits()) as u64;
+        tensors.push((names.zero_point, TensorInfo::new(DType::I32, [words, groups])));
+    }
+    tensors
+}
+
+pub(in crate::layout) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8>)> {
+    let names = Names::new(module);
+    let scales = (names.scale, scale_bytes(tensor.scales()));
+    let zero_points = tensor.zero_points();
+    if as_bytes(module, tensor.scheme()) {
+        let mut tensors = vec![(names.weight, signed_bytes(tensor)), scales];
+        if let Some(zero_points) = zero_points {
+            let midpoint = 1u8 << (tensor.scheme().storage_bits() - 1);
+            let signed = zero_points.iter().map(|zero| zero.wrapping_sub(midpoint)).collect();
+            tensors.push((names.zero_point, signed));
+        }
+        return tensors;
+    }
+    let shape =
+        [tensor.rows() as i64, tensor.cols() as i64].iter().flat_map(|dim| dim.to_le_bytes()).collect();
+    let mut tensors = vec![(names.packed, packed_bytes(tensor)), scales, (names.shape, shape)];
+    if let Some(zero_points) = zero_points {
+        let groups = zero_points.len() / tensor.rows();
+        let packed = pack_columns(zero_points, tensor.rows(), groups, tensor.scheme().storage_bits());
+        tensors.push((names.zero_point, bytes_of(&packed)));
+    }
+    tensors
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn packed_bytes(tensor: &PackedTensor) -> Vec<u8> {
+    let Scheme::Ternary { .. } = tensor.scheme() else {
+        return bytes_of(tensor.codes());
+    };
+    let words = tensor.scheme().words_per_row(tensor.cols());
+    let mut codes = vec![0u8; tensor.cols()];
+    let mut shifted = vec![0u32; words];
+    let mut bytes = Vec::with_capacity(tensor.codes().len() * 4);
+    for stream in tensor.codes().chunks_exact(words) {
+        packing::unpack_row(stream, 2, &mut codes);
+        codes.iter_mut().for_each(|code| *code += 1);
+        packing::pack_row(&codes, 2, &mut shifted);
+        bytes.extend(shifted.iter().flat_map(|word| word.to_le_bytes()));
+    }
+    bytes
+}
+
+/// Codes as signed bytes, `[rows, cols]`.
+fn signed_bytes(tensor: &PackedTensor) -> Vec<u8> {
+    let scheme = tensor.scheme();
+    let midpoint = 1u8 << (scheme.storage_bits() - 1);
+    let words = scheme.words_per_row(tensor.cols());
+    let mut bytes = vec![0u8; tensor.rows() * tensor.cols()];
+    for (stream, row) in tensor.codes().chunks_exact(words).zip(bytes.chunks_exact_mut(tensor.cols())) {
+        packing::unpack_row(stream, scheme.storage_bits(), row);
+        row.iter_mut().for_each(|code| *code = code.wrapping_sub(midpoint));
+    }
+    bytes
+}
+
+/// Zero points `[rows, groups]` to bit streams down the columns of `[words, groups]`.
+fn pack_columns(zero_points: &[u8], rows: usize, groups: usize, bits: u32) -> Vec<u32> {
+    let words = packing::words(rows, bits);
+    let mut out = vec![0u32; words * groups];
+    let mut column = vec![0u8; rows];
+    let mut stream = vec![0u32; words];
+    for group in 0..groups {
+        for (zero, stored) in column.iter_mut().zip(zero_points[group..].iter().step_by(groups)) {
+            *zero = *stored;
+        }
+        packing::pack_row(&column, bits, &mut stream);
+        for (out, &word) in out[group..].iter_mut().step_by(groups).zip(&stream) {
+            *out = word;
+        }
+    }
+    out
+}
+
+/// One group for each way in which modules are stored. The one with most linear modules is said of the class `Linear`; the
+/// others list their modules by name, which takes precedence.
+pub(in crate::layout) fn quantization_config(
+    entries: &[(String, Scheme)],
+    ignore: &[String],
+    activations: Activations,
+) -> Value {
+    let mut groups: BTreeMap<(bool, String), (Scheme, Vec<&str>)> = BTreeMap::new();
+    for (module, scheme) in entries {
+        let key = (is_embedding(module), scheme.to_string());
+        groups.entry(key).or_insert_with(|| (*scheme, Vec::new())).1.push(module);
+    }
+    let mut largest: Option<(usize, (bool, String))> = None;
+    for (key, (_, modules)) in &groups {
+        if !key.0 && largest.as_ref().is_none_or(|(count, _)| modules.len() > *count) {
+            largest = Some((modules.len(), key.clone()));
+        }
+    }
+    let default_key = largest.map(|(_, key)| key);
+
+    let mut config_groups = Map::new();
+    let mut formats = Vec::new();
+    // The default first: some readers take the first group for that of all ordinary layers.
+    let (first, others): (Vec<_>, Vec<_>) =
+        groups.iter().partition(|(key, _)| Some(*key) == default_key.as_ref());
+    for (key, (scheme, modules)) in first.into_iter().chain(others) {
+        let mut modules = modules.clone();
+        modules.sort_unstable();
+        let targets = if Some(key) == default_key.as_ref() { json!(["Linear"]) } else { json!(modules) };
+        let format = if as_bytes(modules[0], *scheme) { "int-quantized" } else { "pack-quantized" };
+        formats.push(format);
+        let ternary = matches!(scheme, Scheme::Ternary { .. });
+        let int8 = !key.0 && (ternary || activations == Activations::Int8);
+        config_groups.insert(
+            format!("group_{}", config_groups.len()),
+            json!({
+                "format": format,
+                "input_activations": if int8 { activation_args() } else { Value::Null },
+                "output_activations": null,
+                "targets": targets,
+                "weights": weight_args(*scheme),
+            }),
+        );
+    }
+    formats.dedup();
+    let mut ignore = ignore.to_vec();
+    ignore.sort_unstable();
+    json!({
+        "config_groups": config_groups,
+        "format": if formats.len() == 1 { formats[0] } else { "mixed-precision" },
+        "global_compression_ratio": null,
+        "ignore": ignore,
+        "kv_cache_scheme": null,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    })
+}
+
+fn weight_args(scheme: Scheme) -> Value {
+    let scheme = stored_scheme(scheme);
+    let (strategy, group_size) = match scheme.granularity() {
+        Granularity::Tensor => ("tensor", None),
+        Granularity::Channel => ("channel", None),
+        Granularity::Group(size) => ("group", Some(size)),
+    };
+    json!({
+        "dynamic": false,
+        "group_size": group_size,
+        "num_bits": scheme.storage_bits(),
+        "strategy": strategy,
+        "symmetric": scheme.constant_zero_point().is_some(),
+        "type": "int",
+    })
+}
+
+fn activation_args() -> Value {
+    json!({"dynamic": true, "num_bits": 8, "strategy": "token", "symmetric": true, "type": "int"})
+}
