@@ -1,5 +1,6 @@
 //! Quantizes, runs and validates language models where the user is.
 
+pub mod backend;
 pub mod digest;
 pub mod dtype;
 pub mod error;

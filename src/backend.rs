@@ -1,0 +1,245 @@
+//! The seam between the model and the devices that run it.
+//!
+//! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
+//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`Backend::read`] and
+//! [`Backend::finish_weight`] wait. Floor 4.
+
+pub mod cpu;
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::quant::{Activations, PackedRows, Scheme};
+use std::ops::Range;
+
+/// What a device can do and how much it may be asked for.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// The device in words: `cpu (avx2, 2 threads)`.
+    pub device: String,
+}
+
+/// The number format in which a weight is handed over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum WeightFormat {
+    /// Floating point: `F32`, `F16` or `BF16`. A backend keeps it as it is or in a type that holds every value of it.
+    Dense(DType),
+    /// Integer codes with scales.
+    Packed(Scheme),
+}
+
+/// One matrix of a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightDesc {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// How its values are written.
+    pub format: WeightFormat,
+    /// Precision of the activations it meets. For a dense weight INT8 means activations that are rounded to INT8 and back.
+    pub activations: Activations,
+    /// Whether a bias follows by [`Backend::put_bias`].
+    pub bias: bool,
+}
+
+/// Values of some rows of one matrix.
+#[derive(Clone, Debug)]
+pub enum WeightView<'a> {
+    /// Little-endian elements, row after row.
+    Dense(&'a [u8]),
+    /// Codes and scales.
+    Packed(PackedRows<'a>),
+}
+
+/// Element type of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Activations and caches.
+    F32,
+    /// Token ids.
+    U32,
+}
+
+/// The gate of a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateActivation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `max(x, 0)^2`, as BitNet has it.
+    SquaredRelu,
+}
+
+/// Head counts and sizes of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head; even.
+    pub head_dim: usize,
+    /// Positions that the cache has room for.
+    pub capacity: usize,
+}
+
+impl AttentionShape {
+    /// Columns of a row of the fused `q|k|v` buffer.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Elements of a key (or value) cache: `[kv_heads, capacity, head_dim]`.
+    pub fn cache_len(&self) -> usize {
+        self.kv_heads * self.capacity * self.head_dim
+    }
+}
+
+/// RMS normalization weights, `[width]`, and the epsilon under the root.
+#[derive(Debug)]
+pub struct Norm<B> {
+    /// `[width]`, `F32`.
+    pub weight: B,
+    /// Elements that one mean is taken over.
+    pub width: usize,
+    /// Added to the mean of squares.
+    pub epsilon: f32,
+}
+
+/// Norms of the heads of q and k, of width `head_dim`.
+#[derive(Debug)]
+pub struct QkNorm<B> {
+    /// Of each query head.
+    pub q: Norm<B>,
+    /// Of each key head.
+    pub k: Norm<B>,
+}
+
+/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug)]
+pub struct KvLayer<B> {
+    /// Keys, after RoPE.
+    pub keys: B,
+    /// Values.
+    pub values: B,
+}
+
+/// A device that runs transformer steps.
+pub trait Backend {
+    /// Activations, token ids, caches. Owns its memory; dropping it gives the memory back.
+    type Buffer;
+    /// One or several matrices that share an input (`q|k|v`, `gate|up`), dense or packed, as this device likes them.
+    type Weight;
+    /// A weight on its way to the device.
+    type WeightBuilder;
+
+    /// What the device can do.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Starts a weight of one or several matrices with equal `cols`. Their outputs stand side by side in the
+    /// result of [`Backend::linear`].
+    fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<Self::WeightBuilder>;
+
+    /// Hands over some rows of matrix `part`. Every row comes exactly once, in any order of runs.
+    fn put_rows(
+        &mut self,
+        builder: &mut Self::WeightBuilder,
+        part: usize,
+        rows: Range<usize>,
+        data: WeightView<'_>,
+    ) -> Result<()>;
+
+    /// Hands over the bias of matrix `part`, `[rows]`.
+    fn put_bias(&mut self, builder: &mut Self::WeightBuilder, part: usize, bias: &[f32]) -> Result<()>;
+
+    /// Waits until the weight is on the device and every error is known.
+    fn finish_weight(&mut self, builder: Self::WeightBuilder) -> impl Future<Output = Result<Self::Weight>>;
+
+    /// A zeroed buffer.
+    fn buffer(&mut self, element: Element, len: usize) -> Result<Self::Buffer>;
+
+    /// Overwrites the front of an `F32` buffer.
+    fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()>;
+
+    /// Overwrites the front of a `U32` buffer.
+    fn write_u32(&mut self, out: &mut Self::Buffer, data: &[u32]) -> Result<()>;
+
+    /// `out[t, :] = table[tokens[t], :]` for `count` tokens. The table is a weight of one matrix without bias; it can
+    /// serve as the head too.
+    fn embed(
+        &mut self,
+        tokens: &Self::Buffer,
+        count: usize,
+        table: &Self::Weight,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// `y[t, :] = W x[t, :] + bias` for `count` rows of `x`, which is `[count, cols]`; `y` is
+    /// `[count, sum of rows of all parts]`.
+    fn linear(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        w: &Self::Weight,
+        y: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// `residual += delta` (where given), then `out = residual / sqrt(mean(residual^2) + eps) * weight`, row by row of
+    /// `[count, width]`.
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Buffer,
+        delta: Option<&Self::Buffer>,
+        count: usize,
+        norm: &Norm<Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Takes `count` new positions of the fused `qkv` buffer, `[count, (heads + 2 kv_heads) * head_dim]`: normalizes
+    /// each head of q and k (where norms of width `head_dim` are given), rotates q and k by halves (element `i` with `i + head_dim/2`), leaves
+    /// q in place and appends k and v to the cache from position `past` on.
+    ///
+    /// `rope` is `[positions, head_dim]`: cosines of the `head_dim/2` frequencies, then sines, for each position.
+    fn rope_and_append_kv(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        rope: &Self::Buffer,
+        qk_norm: Option<&QkNorm<Self::Buffer>>,
+        cache: &mut KvLayer<Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Causal attention of `count` queries (in the fused `qkv` buffer, at positions `past..past + count`) over the
+    /// cache: `out` is `[count, heads * head_dim]`, scores are scaled by `1/sqrt(head_dim)`.
+    fn attention(
+        &mut self,
+        qkv: &Self::Buffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        cache: &KvLayer<Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// `out[t, i] = act(gate[t, i]) * up[t, i]` where `gate_up` is `[count, 2 * width]`, gate first.
+    fn gate(
+        &mut self,
+        gate_up: &Self::Buffer,
+        count: usize,
+        width: usize,
+        activation: GateActivation,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Submits what has been recorded; devices that run at once have nothing to do.
+    fn flush(&mut self) -> Result<()>;
+
+    /// Copies the elements of an `F32` buffer from `offset` on into `out`. The only step that waits.
+    fn read(
+        &mut self,
+        source: &Self::Buffer,
+        offset: usize,
+        out: &mut [f32],
+    ) -> impl Future<Output = Result<()>>;
+}

@@ -1,0 +1,290 @@
+//! The CPU backend: the algorithm of every step once, and the one that runs everywhere.
+//!
+//! Steps run at once, on a pool of threads natively and on the calling thread in WebAssembly. What holds for results:
+//! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
+//! - A token gives the same bits alone and in a batch, in prefill and in decode.
+//! - `linear` adds in the order of the instruction set in use, so its last bits differ between instruction sets; every
+//!   other step gives the same bits on every target.
+//!
+//! Floor 4.
+
+mod add_rms_norm;
+mod attention;
+mod columns;
+mod embed;
+mod exp;
+mod gate;
+mod linear;
+mod linear_float;
+mod linear_int8;
+mod memory;
+mod parallel;
+mod rope_and_append_kv;
+mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
+mod weight;
+mod weight_builder;
+
+pub use memory::CpuBuffer;
+pub use weight::CpuWeight;
+pub use weight_builder::CpuWeightBuilder;
+
+use super::{
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, WeightDesc,
+    WeightView,
+};
+use crate::error::{Context, Error, ErrorCode, Result};
+use parallel::Workers;
+use simd::Isa;
+use std::ops::Range;
+
+/// How a [`CpuBackend`] runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads to compute on; `None` for as many as the machine offers. Always one in WebAssembly.
+    pub threads: Option<usize>,
+    /// Whether the processor's vector instructions are used where there is code for them.
+    pub simd: bool,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { threads: None, simd: true }
+    }
+}
+
+/// Runs transformer steps on the processor.
+pub struct CpuBackend {
+    capabilities: Capabilities,
+    isa: Isa,
+    workers: Workers,
+}
+
+impl CpuBackend {
+    /// A backend with all threads and vector instructions that the machine offers.
+    pub fn new() -> Self {
+        Self::with_options(CpuOptions::default())
+    }
+
+    /// A backend that runs as `options` say.
+    pub fn with_options(options: CpuOptions) -> Self {
+        Self::on(if options.simd { Isa::detect() } else { Isa::Portable }, options.threads)
+    }
+
+    fn on(isa: Isa, threads: Option<usize>) -> Self {
+        let workers = Workers::new(threads);
+        let threads = workers.threads();
+        let device = format!("cpu ({}, {threads} thread{})", isa.name(), if threads == 1 { "" } else { "s" });
+        Self { capabilities: Capabilities { device }, isa, workers }
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `a * b * ...`, or the error of an operation whose operands cannot exist.
+fn elements(op: &str, factors: &[usize]) -> Result<usize> {
+    factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)).ok_or_else(|| {
+        Error::invalid_argument(format!("{op}: a shape of {factors:?} is larger than any buffer"))
+    })
+}
+
+fn check_attention(op: &str, shape: &AttentionShape, count: usize, past: usize) -> Result<()> {
+    let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
+    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(Error::invalid_argument(format!(
+            "{op}: {heads} query heads cannot share {kv_heads} key and value heads"
+        )));
+    }
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        return Err(Error::invalid_argument(format!(
+            "{op}: expected an even head size but found {head_dim}"
+        )));
+    }
+    if past.checked_add(count).is_none_or(|end| end > capacity) {
+        return Err(Error::new(
+            ErrorCode::ContextOverflow,
+            format!("{op}: {count} tokens after {past} do not fit a cache of {capacity} positions"),
+        ));
+    }
+    Ok(())
+}
+
+/// The first `width` weights of a norm.
+fn norm_weight<'a>(op: &str, norm: &'a Norm<CpuBuffer>, width: usize) -> Result<&'a [f32]> {
+    if norm.width == 0 || norm.width != width {
+        return Err(Error::invalid_argument(format!(
+            "{op}: expected a norm of width {width} but found {}",
+            norm.width
+        )));
+    }
+    norm.weight.f32("the norm's weight", width).context_with(|| op)
+}
+
+impl Backend for CpuBackend {
+    type Buffer = CpuBuffer;
+    type Weight = CpuWeight;
+    type WeightBuilder = CpuWeightBuilder;
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<CpuWeightBuilder> {
+        CpuWeightBuilder::new(parts)
+    }
+
+    fn put_rows(
+        &mut self,
+        builder: &mut CpuWeightBuilder,
+        part: usize,
+        rows: Range<usize>,
+        data: WeightView<'_>,
+    ) -> Result<()> {
+        builder.put_rows(part, rows, &data)
+    }
+
+    fn put_bias(&mut self, builder: &mut CpuWeightBuilder, part: usize, bias: &[f32]) -> Result<()> {
+        builder.put_bias(part, bias)
+    }
+
+    async fn finish_weight(&mut self, builder: CpuWeightBuilder) -> Result<CpuWeight> {
+        builder.finish()
+    }
+
+    fn buffer(&mut self, element: Element, len: usize) -> Result<CpuBuffer> {
+        CpuBuffer::zeroed(element, len)
+    }
+
+    fn write_f32(&mut self, out: &mut CpuBuffer, data: &[f32]) -> Result<()> {
+        out.f32_mut("the target", data.len()).context_with(|| "write_f32")?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn write_u32(&mut self, out: &mut CpuBuffer, data: &[u32]) -> Result<()> {
+        out.u32_mut("the target", data.len()).context_with(|| "write_u32")?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        tokens: &CpuBuffer,
+        count: usize,
+        table: &CpuWeight,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let op = "embed";
+        let tokens = tokens.u32("tokens", count).context_with(|| op)?;
+        let out = out.f32_mut("out", elements(op, &[count, table.cols])?).context_with(|| op)?;
+        embed::embed(&self.workers, tokens, table, out)
+    }
+
+    fn linear(&mut self, x: &CpuBuffer, count: usize, w: &CpuWeight, y: &mut CpuBuffer) -> Result<()> {
+        let op = "linear";
+        let x = x.f32("x", elements(op, &[count, w.cols])?).context_with(|| op)?;
+        let y = y.f32_mut("y", elements(op, &[count, w.rows])?).context_with(|| op)?;
+        linear::linear(self.isa, &self.workers, x, count, w, y).context_with(|| op)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut CpuBuffer,
+        delta: Option<&CpuBuffer>,
+        count: usize,
+        norm: &Norm<CpuBuffer>,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let op = "add_rms_norm";
+        let weight = norm_weight(op, norm, norm.width)?;
+        let len = elements(op, &[count, norm.width])?;
+        let residual = residual.f32_mut("residual", len).context_with(|| op)?;
+        let delta = delta.map(|delta| delta.f32("delta", len)).transpose().context_with(|| op)?;
+        let out = out.f32_mut("out", len).context_with(|| op)?;
+        add_rms_norm::add_rms_norm(&self.workers, residual, delta, weight, norm.epsilon, out);
+        Ok(())
+    }
+
+    fn rope_and_append_kv(
+        &mut self,
+        qkv: &mut CpuBuffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        rope: &CpuBuffer,
+        qk_norm: Option<&QkNorm<CpuBuffer>>,
+        cache: &mut KvLayer<CpuBuffer>,
+    ) -> Result<()> {
+        let op = "rope_and_append_kv";
+        check_attention(op, shape, count, past)?;
+        let head_dim = shape.head_dim;
+        let cache_len = elements(op, &[shape.kv_heads, shape.capacity, head_dim])?;
+        let qkv = qkv.f32_mut("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
+        let rope = rope.f32("rope", elements(op, &[past + count, head_dim])?).context_with(|| op)?;
+        let qk_norm = match qk_norm {
+            Some(QkNorm { q, k }) => {
+                Some(((norm_weight(op, q, head_dim)?, q.epsilon), (norm_weight(op, k, head_dim)?, k.epsilon)))
+            }
+            None => None,
+        };
+        let keys = cache.keys.f32_mut("keys", cache_len).context_with(|| op)?;
+        let values = cache.values.f32_mut("values", cache_len).context_with(|| op)?;
+        rope_and_append_kv::rope_and_append_kv(qkv, past, shape, rope, qk_norm, keys, values);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &CpuBuffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        cache: &KvLayer<CpuBuffer>,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let op = "attention";
+        check_attention(op, shape, count, past)?;
+        let cache_len = elements(op, &[shape.kv_heads, shape.capacity, shape.head_dim])?;
+        let qkv = qkv.f32("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
+        let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
+        let values = cache.values.f32("values", cache_len).context_with(|| op)?;
+        let out =
+            out.f32_mut("out", elements(op, &[count, shape.heads, shape.head_dim])?).context_with(|| op)?;
+        attention::attention(self.isa, &self.workers, qkv, count, past, shape, keys, values, out);
+        Ok(())
+    }
+
+    fn gate(
+        &mut self,
+        gate_up: &CpuBuffer,
+        count: usize,
+        width: usize,
+        activation: GateActivation,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let op = "gate";
+        if width == 0 {
+            return Err(Error::invalid_argument("gate: expected a positive width but found 0"));
+        }
+        let gate_up = gate_up.f32("gate_up", elements(op, &[count, 2, width])?).context_with(|| op)?;
+        let out = out.f32_mut("out", elements(op, &[count, width])?).context_with(|| op)?;
+        gate::gate(&self.workers, gate_up, width, activation, out);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn read(&mut self, source: &CpuBuffer, offset: usize, out: &mut [f32]) -> Result<()> {
+        let end = offset
+            .checked_add(out.len())
+            .ok_or_else(|| Error::invalid_argument("read: the range is larger than any buffer"))?;
+        out.copy_from_slice(&source.f32("the source", end).context_with(|| "read")?[offset..]);
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Token embeddings: rows of a table. Floor 4.
+
+use super::parallel::Workers;
+use super::weight::CpuWeight;
+use crate::error::{Error, Result};
+
+/// `out[t, :] = table[tokens[t], :]`; `out` is `[tokens, cols]`.
+///
+/// # Errors
+/// `invalid_argument` for a token that the table has no row for, or a table of several matrices.
+pub(super) fn embed(workers: &Workers, tokens: &[u32], table: &CpuWeight, out: &mut [f32]) -> Result<()> {
+    let [part] = &table.parts[..] else {
+        return Err(Error::invalid_argument(format!(
+            "embed: expected a table of one matrix but found {}",
+            table.parts.len()
+        )));
+    };
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= part.rows) {
+        return Err(Error::invalid_argument(format!(
+            "embed: token {token} is outside the embedding table of {} rows",
+            part.rows
+        )));
+    }
+    workers.run_chunks(out, table.cols, out_work(tokens.len(), table.cols), |t, out| {
+        part.dequantize_row(tokens[t] as usize, out);
+    });
+    Ok(())
+}
+
+fn out_work(count: usize, width: usize) -> usize {
+    count.saturating_mul(width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Matrix, Random, backend, formats, load, read, u32_buffer};
+    use crate::backend::{Backend, Element};
+    use crate::quant::Activations;
+
+    #[test]
+    fn rows_of_every_format_come_out_with_one_rounding() {
+        let mut random = Random::new(1);
+        let (rows, cols) = (11, 172);
+        let tokens = [3, 0, 10, 3];
+        for format in formats() {
+            let matrix = Matrix::random(&mut random, rows, cols, format);
+            let mut backend = backend(2, true);
+            let table = load(&mut backend, &[(&matrix, rows)], cols, Activations::F32, &[None]);
+            let ids = u32_buffer(&mut backend, &tokens);
+            let mut out = backend.buffer(Element::F32, tokens.len() * cols).unwrap();
+            backend.embed(&ids, tokens.len(), &table, &mut out).unwrap();
+            for (i, found) in read(&mut backend, &out).into_iter().enumerate() {
+                let expected = matrix.value(tokens[i / cols] as usize, i % cols, cols);
+                assert_eq!(found, expected as f32, "{format:?} element {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_without_a_row_is_named() {
+        let mut random = Random::new(2);
+        let matrix = Matrix::random(&mut random, 4, 8, formats()[0]);
+        let mut backend = backend(1, true);
+        let table = load(&mut backend, &[(&matrix, 4)], 8, Activations::F32, &[None]);
+        let ids = u32_buffer(&mut backend, &[3, 4]);
+        let mut out = backend.buffer(Element::F32, 16).unwrap();
+        let error = backend.embed(&ids, 2, &table, &mut out).unwrap_err();
+        assert_eq!(error.to_string(), "embed: token 4 is outside the embedding table of 4 rows");
+        let error = backend.embed(&ids, 3, &table, &mut out).unwrap_err();
+        assert_eq!(error.to_string(), "embed: tokens needs 3 elements but the buffer holds 2");
+    }
+}

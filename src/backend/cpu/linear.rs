@@ -1,0 +1,505 @@
+//! `y = W x + bias` for every weight format: prepares the input once, cuts the work, and picks the kernel.
+//!
+//! The sums themselves are in [`super::linear_float`] and [`super::linear_int8`]. Floor 4.
+
+use super::columns::{Columns, UNIT};
+use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, TILE_ROWS, Target};
+use super::linear_int8::{Int8Task, QuantizedTokens, round_trip};
+use super::memory::Aligned;
+use super::parallel::{Tiles, Workers};
+use super::rows::{Bf16Matrix, Bits2, Bits4, Bits8, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix, Width};
+use super::simd::Isa;
+use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
+use crate::error::Result;
+use crate::quant::Activations;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Elements of a block of converted rows: with as much again for tokens it stays in a second-level cache.
+const BLOCK_ELEMENTS: usize = 32 * 1024;
+/// Tokens of a task. Long enough to pay for converting a block of rows, short enough to cut a prompt into tasks.
+const TASK_TOKENS: usize = 128;
+/// Tasks for each thread when there is one token: enough to even out, few enough to start fast.
+const DECODE_TASKS_PER_THREAD: usize = 4;
+
+/// The tokens as the dot products of one part read them.
+enum Input<'a> {
+    /// `[count, units, 32]`; `rounded` where each value is one that INT8 can express.
+    F32 {
+        columns: Columns,
+        rounded: bool,
+        values: Floats<'a>,
+    },
+    Int8(QuantizedTokens),
+}
+
+/// Padded rows, or the caller's where they need no padding.
+enum Floats<'a> {
+    Borrowed(&'a [f32]),
+    Padded(Aligned<f32>),
+}
+
+impl Input<'_> {
+    fn serves(&self, part: &Part) -> bool {
+        match self {
+            Self::F32 { columns, rounded, .. } => {
+                !meets_int8(part) && *rounded == meets_rounded(part) && *columns == part.columns
+            }
+            Self::Int8(tokens) => meets_int8(part) && tokens.columns == part.columns,
+        }
+    }
+}
+
+fn meets_int8(part: &Part) -> bool {
+    part.activations == Activations::Int8 && matches!(part.data, Data::Packed(_))
+}
+
+/// Dense weights have no integer product, so their activations are rounded to INT8 and back.
+fn meets_rounded(part: &Part) -> bool {
+    part.activations == Activations::Int8 && !meets_int8(part)
+}
+
+fn prepare<'a>(x: &'a [f32], part: &Part) -> Result<Input<'a>> {
+    let columns = part.columns;
+    if meets_int8(part) {
+        return Ok(Input::Int8(QuantizedTokens::new(x, columns)?));
+    }
+    let rounded = meets_rounded(part);
+    if columns.is_plain() && !rounded {
+        return Ok(Input::F32 { columns, rounded, values: Floats::Borrowed(x) });
+    }
+    let mut padded = Aligned::zeroed(x.len() / columns.cols * columns.padded())?;
+    for (x, padded) in x.chunks_exact(columns.cols).zip(padded.chunks_exact_mut(columns.padded())) {
+        columns.spread(x, padded);
+        if rounded {
+            round_trip(padded);
+        }
+    }
+    Ok(Input::F32 { columns, rounded, values: Floats::Padded(padded) })
+}
+
+/// Some rows of one part times some tokens.
+struct Task {
+    part: usize,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+}
+
+fn cut(parts: &[Part], count: usize, threads: usize) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let step = if count == 1 {
+            part.rows.div_ceil(threads * DECODE_TASKS_PER_THREAD)
+        } else {
+            (BLOCK_ELEMENTS / part.columns.padded()).min(MAX_ROWS)
+        };
+        let step = step.clamp(1, part.rows).next_multiple_of(TILE_ROWS);
+        for rows in (0..part.rows).step_by(step) {
+            for tokens in (0..count).step_by(TASK_TOKENS) {
+                tasks.push(Task {
+                    part: index,
+                    rows: rows..(rows + step).min(part.rows),
+                    tokens: tokens..(tokens + TASK_TOKENS).min(count),
+                });
+            }
+        }
+    }
+    tasks
+}
+
+/// `y[t, :] = W x[t, :] + bias`; `x` is `[count, cols]`, `y` is `[count, rows of all parts]`.
+///
+/// # Errors
+/// `out_of_memory` when the padded or rounded input does not fit.
+pub(super) fn linear(
+    isa: Isa,
+    workers: &Workers,
+    x: &[f32],
+    count: usize,
+    weight: &CpuWeight,
+    y: &mut [f32],
+) -> Result<()> {
+    let mut inputs: Vec<Input<'_>> = Vec::new();
+    // For each part: its input, and the column of `y` where it begins.
+    let mut places = Vec::new();
+    let mut column = 0;
+    for part in &weight.parts {
+        let input = match inputs.iter().position(|input| input.serves(part)) {
+            Some(input) => input,
+            None => {
+                inputs.push(prepare(x, part)?);
+                inputs.len() - 1
+            }
+        };
+        places.push((input, column));
+        column += part.rows;
+    }
+    let y = Tiles::new(y, weight.rows);
+    let tasks = cut(&weight.parts, count, workers.threads());
+    let work = weight.rows.saturating_mul(weight.cols).saturating_mul(count);
+    workers.run(tasks.len(), work, |task| {
+        let task = &tasks[task];
+        let (input, column) = places[task.part];
+        let part = &weight.parts[task.part];
+        let target = Target { y: &y, column, bias: part.bias.as_deref() };
+        Job { isa, part, task, input: &inputs[input], target }.run();
+    });
+    Ok(())
+}
+
+/// One task with everything that it needs.
+struct Job<'a> {
+    isa: Isa,
+    part: &'a Part,
+    task: &'a Task,
+    input: &'a Input<'a>,
+    target: Target<'a>,
+}
+
+thread_local! {
+    /// A block of converted rows; kept between tasks because it is too large to clear each time.
+    static BLOCK: RefCell<Vec<[f32; UNIT]>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Job<'_> {
+    fn run(&self) {
+        let units = self.part.columns.units;
+        match &self.part.data {
+            Data::F32(values) => {
+                let values = values.as_chunks().0;
+                if self.task.tokens.len() == 1 {
+                    self.float(&F32Matrix(values, units));
+                } else {
+                    self.multiply(&values[self.task.rows.start * units..self.task.rows.end * units]);
+                }
+            }
+            Data::F16(values) => self.float(&F16Matrix(values.as_chunks().0, units)),
+            Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
+            Data::Packed(packed) => match (packed.bits, &packed.zeros) {
+                (2, Zeros::Constant(_)) => self.codes::<Bits2, false>(packed),
+                (2, Zeros::PerGroup(_)) => self.codes::<Bits2, true>(packed),
+                (4, Zeros::Constant(_)) => self.codes::<Bits4, false>(packed),
+                (4, Zeros::PerGroup(_)) => self.codes::<Bits4, true>(packed),
+                (_, Zeros::Constant(_)) => self.codes::<Bits8, false>(packed),
+                (_, Zeros::PerGroup(_)) => self.codes::<Bits8, true>(packed),
+            },
+        }
+    }
+
+    fn codes<W: Width, const ASYMMETRIC: bool>(&self, packed: &Packed) {
+        let matrix = CodeMatrix::<W, ASYMMETRIC> { packed, columns: self.part.columns, width: PhantomData };
+        match self.input {
+            Input::F32 { .. } => self.float(&matrix),
+            Input::Int8(x) => self.isa.run(Int8Task {
+                matrix: &matrix,
+                rows: self.task.rows.clone(),
+                tokens: self.task.tokens.clone(),
+                x,
+                target: self.target,
+            }),
+        }
+    }
+
+    fn float<M: FloatMatrix>(&self, matrix: &M) {
+        let columns = self.part.columns;
+        let Task { rows, tokens, .. } = self.task;
+        if tokens.len() == 1 {
+            let x = &self.x()[tokens.start * columns.units..(tokens.start + 1) * columns.units];
+            let rows = rows.clone();
+            return self.isa.run(Dot { matrix, columns, rows, token: tokens.start, x, target: self.target });
+        }
+        // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
+        let mut block = BLOCK.take();
+        let len = rows.len() * columns.units;
+        if block.len() < len {
+            block.resize(len, [0.0; UNIT]);
+        }
+        self.isa.run(Expand { matrix, columns, rows: rows.clone(), out: &mut block[..len] });
+        self.multiply(&block[..len]);
+        BLOCK.set(block);
+    }
+
+    /// `matrix` is this task's rows.
+    fn multiply(&self, matrix: &[[f32; UNIT]]) {
+        self.isa.run(Multiply {
+            matrix,
+            units: self.part.columns.units,
+            rows: self.task.rows.clone(),
+            tokens: self.task.tokens.clone(),
+            x: self.x(),
+            target: self.target,
+        });
+    }
+
+    fn x(&self) -> &[[f32; UNIT]] {
+        match self.input {
+            Input::F32 { values: Floats::Borrowed(x), .. } => x.as_chunks().0,
+            Input::F32 { values: Floats::Padded(x), .. } => x.as_chunks().0,
+            Input::Int8(_) => unreachable!("this part meets floating-point activations"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        Matrix, Random, backend, backends, f32_buffer, formats, load, load_repeated, parts_of, read,
+    };
+    use crate::backend::{Backend, Element, WeightFormat};
+    use crate::dtype::DType;
+    use crate::quant::{Activations, Scheme};
+
+    /// Largest deviation from the `f64` oracle, as a share of `sum |w x|`. Measured 1.0e-7 over all cases.
+    const RELATIVE_TOLERANCE: f64 = 5e-7;
+
+    /// What `linear` should give, and the sum of magnitudes that its error is judged by.
+    fn oracle(matrix: &Matrix, x: &[f32], rows: usize, cols: usize, int8: bool) -> Vec<(f64, f64)> {
+        let mut expected = Vec::new();
+        for x in x.chunks_exact(cols) {
+            let absmax = x.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+            let scale = 127.0 / absmax.max(1e-5);
+            for row in 0..rows {
+                let (mut sum, mut magnitude) = (0.0, 0.0);
+                for (col, &x) in x.iter().enumerate() {
+                    let x = if int8 {
+                        f64::from((x * scale).round_ties_even()) / f64::from(scale)
+                    } else {
+                        f64::from(x)
+                    };
+                    let w = matrix.value(row, col, cols);
+                    sum += w * x;
+                    // Zero points are subtracted from sums of codes: their size bounds the rounding error.
+                    magnitude += (w * x).abs();
+                    if let (Matrix::Packed(tensor), true) = (matrix, int8) {
+                        let (_, zero, scale) = parts_of(tensor, row, col);
+                        magnitude += (f64::from(zero) * scale * x).abs();
+                    }
+                }
+                expected.push((sum, magnitude));
+            }
+        }
+        expected
+    }
+
+    #[test]
+    fn every_format_agrees_with_the_oracle_and_with_itself() {
+        let mut random = Random::new(1);
+        let mut worst = 0.0f64;
+        for (rows, cols) in [(1, 1), (7, 31), (13, 172), (67, 128), (33, 331)] {
+            for format in formats() {
+                let matrix = Matrix::random(&mut random, rows, cols, format);
+                let x = random.floats(33 * cols);
+                let bias = random.floats(rows);
+                for activations in [Activations::F32, Activations::Int8] {
+                    let int8 = activations == Activations::Int8;
+                    let expected = oracle(&matrix, &x, rows, cols, int8);
+                    let mut whole: Vec<Vec<f32>> = Vec::new();
+                    for (count, threads) in [(33, 1), (33, 3), (1, 1), (2, 2), (5, 1), (5, 3)] {
+                        for (index, mut backend) in backends(threads).into_iter().enumerate() {
+                            let case = format!(
+                                "{}: {rows} x {cols} {format:?} {activations:?} {count} tokens",
+                                backend.capabilities().device
+                            );
+                            let weight = load(
+                                &mut backend,
+                                &[(&matrix, rows)],
+                                cols,
+                                activations,
+                                &[Some(bias.clone())],
+                            );
+                            let input = f32_buffer(&mut backend, &x[..count * cols]);
+                            let mut output = backend.buffer(Element::F32, count * rows).unwrap();
+                            backend.linear(&input, count, &weight, &mut output).unwrap();
+                            let found = read(&mut backend, &output);
+                            for (i, (&found, &(expected, size))) in found.iter().zip(&expected).enumerate() {
+                                let bias = f64::from(bias[i % rows]);
+                                let error =
+                                    (f64::from(found) - expected - bias).abs() / (size + bias.abs() + 1e-30);
+                                worst = worst.max(error);
+                                assert!(
+                                    error < RELATIVE_TOLERANCE,
+                                    "{case}: {found}, not {}",
+                                    expected + bias
+                                );
+                            }
+                            match whole.get(index) {
+                                None => whole.push(found),
+                                Some(whole) => {
+                                    assert_eq!(
+                                        found,
+                                        whole[..count * rows],
+                                        "{case}: bits depend on the batch"
+                                    );
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        println!("worst relative error {worst:e}");
+    }
+
+    #[test]
+    fn parts_of_different_formats_stand_side_by_side() {
+        let mut random = Random::new(2);
+        let cols = 172;
+        let formats = formats();
+        let rows = [5, 3, 8, 1];
+        let matrices: Vec<_> = rows
+            .iter()
+            .zip([
+                formats[0],
+                formats[1],
+                formats[8],
+                WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Tensor }),
+            ])
+            .map(|(&rows, format)| Matrix::random(&mut random, rows, cols, format))
+            .collect();
+        let x = random.floats(3 * cols);
+        let mut backend = backend(2, true);
+        let parts: Vec<_> = matrices.iter().zip(rows).collect();
+        let weight = load(&mut backend, &parts, cols, Activations::F32, &[None, None, None, None]);
+        let input = f32_buffer(&mut backend, &x);
+        let total: usize = rows.iter().sum();
+        let mut output = backend.buffer(Element::F32, 3 * total).unwrap();
+        backend.linear(&input, 3, &weight, &mut output).unwrap();
+        let found = read(&mut backend, &output);
+        let mut at = 0;
+        for (matrix, rows) in &parts {
+            for (i, (expected, size)) in oracle(matrix, &x, *rows, cols, false).into_iter().enumerate() {
+                let found = f64::from(found[i / rows * total + at + i % rows]);
+                assert!((found - expected).abs() < RELATIVE_TOLERANCE * size);
+            }
+            at += rows;
+        }
+    }
+
+    #[test]
+    fn a_broken_activation_is_not_hidden_by_int8() {
+        let mut random = Random::new(3);
+        let format =
+            WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Channel });
+        let matrix = Matrix::random(&mut random, 4, 40, format);
+        let mut backend = backend(1, true);
+        let weight = load(&mut backend, &[(&matrix, 4)], 40, Activations::Int8, &[None]);
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut x = random.floats(80);
+            x[17] = broken;
+            let input = f32_buffer(&mut backend, &x);
+            let mut output = backend.buffer(Element::F32, 8).unwrap();
+            backend.linear(&input, 2, &weight, &mut output).unwrap();
+            let found = read(&mut backend, &output);
+            assert!(found[..4].iter().all(|v| v.is_nan()), "the broken token");
+            assert!(found[4..].iter().all(|v| v.is_finite()), "the other token");
+        }
+    }
+
+    #[test]
+    fn all_zero_activations_give_zero() {
+        let mut random = Random::new(4);
+        let format = WeightFormat::Dense(DType::F16);
+        for format in [format, formats()[10]] {
+            let matrix = Matrix::random(&mut random, 4, 40, format);
+            let mut backend = backend(1, true);
+            let weight = load(&mut backend, &[(&matrix, 4)], 40, Activations::Int8, &[None]);
+            let input = backend.buffer(Element::F32, 40).unwrap();
+            let mut output = f32_buffer(&mut backend, &[f32::NAN; 4]);
+            backend.linear(&input, 1, &weight, &mut output).unwrap();
+            assert_eq!(read(&mut backend, &output), [0.0; 4]);
+        }
+    }
+
+    /// Best and median seconds of `runs` interleaved rounds over all weights.
+    fn seconds(
+        backend: &mut super::super::CpuBackend,
+        weights: &[super::CpuWeight],
+        count: usize,
+        runs: usize,
+    ) -> Vec<(f64, f64)> {
+        let input = f32_buffer(backend, &Random::new(9).floats(count * weights[0].cols));
+        let mut output = backend.buffer(Element::F32, count * weights[0].rows).unwrap();
+        let mut times = vec![Vec::new(); weights.len()];
+        for _ in 0..runs {
+            for (weight, times) in weights.iter().zip(&mut times) {
+                let start = std::time::Instant::now();
+                backend.linear(&input, count, weight, &mut output).unwrap();
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+        times
+            .into_iter()
+            .map(|mut times| {
+                times.sort_by(f64::total_cmp);
+                (times[0], times[times.len() / 2])
+            })
+            .collect()
+    }
+
+    /// `cargo test --release --lib bench_ -- --ignored --nocapture --test-threads 1`. Prints; asserts nothing.
+    #[test]
+    #[ignore = "prints speeds, checks nothing"]
+    fn bench_linear() {
+        use crate::quant::{Bits, Granularity};
+        let int =
+            |bits, granularity| WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true });
+        let asym =
+            Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(128), symmetric: false };
+        let cases = [
+            (WeightFormat::Dense(DType::F16), Activations::F32),
+            (WeightFormat::Dense(DType::BF16), Activations::F32),
+            (WeightFormat::Dense(DType::F32), Activations::F32),
+            (int(Bits::Eight, Granularity::Channel), Activations::F32),
+            (int(Bits::Four, Granularity::Group(32)), Activations::F32),
+            (int(Bits::Four, Granularity::Group(128)), Activations::F32),
+            (WeightFormat::Packed(asym), Activations::F32),
+            (int(Bits::Two, Granularity::Group(128)), Activations::F32),
+            (int(Bits::Eight, Granularity::Channel), Activations::Int8),
+            (int(Bits::Eight, Granularity::Group(128)), Activations::Int8),
+            (int(Bits::Four, Granularity::Group(32)), Activations::Int8),
+            (int(Bits::Four, Granularity::Group(128)), Activations::Int8),
+            (WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }), Activations::Int8),
+        ];
+        let width: usize = std::env::var("BENCH_WIDTH").map_or(4096, |width| width.parse().unwrap());
+        let only = std::env::var("BENCH_DEVICE").unwrap_or_default();
+        for threads in [1, 2] {
+            for mut backend in backends(threads) {
+                if !backend.capabilities().device.contains(&only) {
+                    continue;
+                }
+                println!("\n{} {width} x {width}", backend.capabilities().device);
+                let weights: Vec<_> = cases
+                    .iter()
+                    .map(|&(format, activations)| {
+                        let matrix = Matrix::random(&mut Random::new(1), 64, width, format);
+                        load_repeated(&mut backend, &matrix, 64, width, width / 64, activations)
+                    })
+                    .collect();
+                // Interleaved, so that each weight finds the caches full of the others.
+                for (count, runs) in [(1, 41), (128, 9)] {
+                    let times = seconds(&mut backend, &weights, count, runs);
+                    for (((format, activations), weight), (best, median)) in
+                        cases.iter().zip(&weights).zip(&times)
+                    {
+                        let name = match format {
+                            WeightFormat::Dense(dtype) => dtype.to_string(),
+                            WeightFormat::Packed(scheme) => scheme.to_string(),
+                        };
+                        println!(
+                            "{count:4} tokens {name:16} {:4} best {:8.3} ms {:5.1} GB/s {:6.1} GFLOP/s {:5.2} x F16; \
+                             median {:8.3} ms {:5.2} x F16",
+                            activations.name(),
+                            best * 1e3,
+                            weight.bytes() as f64 / best / 1e9,
+                            (2 * count * width * width) as f64 / best / 1e9,
+                            times[0].0 / best,
+                            median * 1e3,
+                            times[0].1 / median,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

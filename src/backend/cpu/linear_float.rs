@@ -1,0 +1,218 @@
+//! `W x` with `f32` activations, in three kernels: one token against weights of any format, converted in registers;
+//! the conversion of a block of rows, kept for many tokens; and many tokens against rows of floats.
+//!
+//! Each dot product keeps one vector of partial sums and takes the columns in order, whatever the number of tokens
+//! and rows that are computed beside it. So a token gives the same bits alone and in a batch. Floor 4.
+
+use super::columns::{Columns, UNIT};
+use super::parallel::Tiles;
+use super::rows::{F32Row, FloatMatrix, FloatRow};
+use super::simd::{Kernel, Simd};
+use std::ops::Range;
+
+/// Rows of a register tile.
+pub(super) const TILE_ROWS: usize = 4;
+
+/// Units that a tile takes before its partial sums are put aside, so that the tokens stay in a first-level cache while
+/// the rows go by: 512 columns of four tokens are 8 KiB.
+const DEPTH: usize = 16;
+
+/// Rows of a task of [`Multiply`] at most: as many partial sums are put aside for each token.
+pub(super) const MAX_ROWS: usize = 32;
+
+/// Where a task's results go.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// `[count, rows of all parts]`
+    pub(super) y: &'a Tiles<'a>,
+    /// The column where row 0 of the matrix stands.
+    pub(super) column: usize,
+    /// `[rows]` of the matrix
+    pub(super) bias: Option<&'a [f32]>,
+}
+
+impl Target<'_> {
+    /// Stores the result of one row and one token.
+    ///
+    /// # Safety
+    /// No other task may have the same row and token.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, row: usize, token: usize, sum: f32) {
+        let bias = self.bias.map_or(0.0, |bias| bias[row]);
+        // SAFETY: the caller's promise.
+        unsafe { self.y.set(token, self.column + row, sum + bias) };
+    }
+}
+
+/// Some rows of a matrix times one token.
+pub(super) struct Dot<'a, M> {
+    pub(super) matrix: &'a M,
+    pub(super) columns: Columns,
+    pub(super) rows: Range<usize>,
+    pub(super) token: usize,
+    /// `[units]`: this token
+    pub(super) x: &'a [[f32; UNIT]],
+    pub(super) target: Target<'a>,
+}
+
+impl<M: FloatMatrix> Kernel for Dot<'_, M> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.clone().step_by(TILE_ROWS) {
+            // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
+            let rows: [M::Row<'_>; TILE_ROWS] =
+                std::array::from_fn(|r| self.matrix.row((row + r).min(self.rows.end - 1)));
+            let mut sums = [[s.splat(0.0)]; TILE_ROWS];
+            if self.columns.units_per_group == 1 {
+                // The same, but the compiler sees that a group is a unit: with groups of 32 a loop in a loop costs a
+                // third of the time.
+                for unit in 0..self.columns.units {
+                    sums = tile(s, rows, [self.x], unit, unit..unit + 1, sums);
+                }
+            } else {
+                for group in 0..self.columns.groups {
+                    sums = tile(s, rows, [self.x], group, self.columns.group_units(group), sums);
+                }
+            }
+            for (row, [sum]) in (row..self.rows.end).zip(sums) {
+                // SAFETY: tasks differ in rows or tokens.
+                unsafe { self.target.put(row, self.token, s.reduce(sum)) };
+            }
+        }
+    }
+}
+
+/// Converts some rows of a matrix to floats.
+pub(super) struct Expand<'a, M> {
+    pub(super) matrix: &'a M,
+    pub(super) columns: Columns,
+    pub(super) rows: Range<usize>,
+    /// `[rows, units]`
+    pub(super) out: &'a mut [[f32; UNIT]],
+}
+
+impl<M: FloatMatrix> Kernel for Expand<'_, M> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.columns.units)) {
+            let row = self.matrix.row(row);
+            for group in 0..self.columns.groups {
+                let shared = row.group(s, group);
+                for unit in self.columns.group_units(group) {
+                    for part in 0..UNIT / S::LANES {
+                        s.store(row.part(s, shared, unit, part), &mut out[unit], part);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some rows of floats times some tokens.
+pub(super) struct Multiply<'a> {
+    /// `[rows, units]`: only the rows of this task
+    pub(super) matrix: &'a [[f32; UNIT]],
+    pub(super) units: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) tokens: Range<usize>,
+    /// `[count, units]`
+    pub(super) x: &'a [[f32; UNIT]],
+    pub(super) target: Target<'a>,
+}
+
+impl Kernel for Multiply<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.rows.len() <= MAX_ROWS, "more rows than partial sums");
+        let mut token = self.tokens.start;
+        while token < self.tokens.end {
+            let tokens = (self.tokens.end - token).min(S::TILE_TOKENS);
+            match tokens {
+                1 => self.column_of_tiles::<S, 1>(s, token),
+                2 => self.column_of_tiles::<S, 2>(s, token),
+                3 => self.column_of_tiles::<S, 3>(s, token),
+                _ => self.column_of_tiles::<S, 4>(s, token),
+            }
+            token += tokens;
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// All rows times the `T` tokens from `token` on.
+    #[inline(always)]
+    fn column_of_tiles<S: Simd, const T: usize>(&self, s: S, token: usize) {
+        let units = self.units;
+        let x: [&[[f32; UNIT]]; T] =
+            std::array::from_fn(|t| &self.x[(token + t) * units..(token + t + 1) * units]);
+        let tile_rows = |quad: usize| -> [F32Row<'_>; TILE_ROWS] {
+            std::array::from_fn(|r| {
+                // As in `Dot`, the last row fills up the last tile.
+                let row = (quad + r).min(self.rows.len() - 1);
+                F32Row(&self.matrix[row * units..(row + 1) * units])
+            })
+        };
+        let quads = (0..self.rows.len()).step_by(TILE_ROWS);
+        if units <= DEPTH {
+            for quad in quads {
+                let sums = tile(s, tile_rows(quad), x, 0, 0..units, [[s.splat(0.0); T]; TILE_ROWS]);
+                self.put(s, quad, token, &sums);
+            }
+            return;
+        }
+        let mut aside = [[[s.splat(0.0); T]; TILE_ROWS]; MAX_ROWS / TILE_ROWS];
+        let mut start = 0;
+        while start < units {
+            let end = (start + DEPTH).min(units);
+            for (quad, sums) in quads.clone().zip(&mut aside) {
+                *sums = tile(s, tile_rows(quad), x, 0, start..end, *sums);
+            }
+            start = end;
+        }
+        for (quad, sums) in quads.zip(&aside) {
+            self.put(s, quad, token, sums);
+        }
+    }
+
+    /// Stores the results of a tile.
+    #[inline(always)]
+    fn put<S: Simd, const T: usize>(&self, s: S, quad: usize, token: usize, sums: &[[S::F32; T]; TILE_ROWS]) {
+        for (row, sums) in self.rows.clone().skip(quad).zip(sums) {
+            for (t, sum) in sums.iter().enumerate() {
+                // SAFETY: tasks differ in rows or tokens.
+                unsafe { self.target.put(row, token + t, s.reduce(*sum)) };
+            }
+        }
+    }
+}
+
+/// Adds the products of some units of one group to the partial sums of `R` rows and `T` tokens.
+#[inline(always)]
+fn tile<S: Simd, W: FloatRow, const R: usize, const T: usize>(
+    s: S,
+    rows: [W; R],
+    x: [&[[f32; UNIT]]; T],
+    group: usize,
+    units: Range<usize>,
+    mut sums: [[S::F32; T]; R],
+) -> [[S::F32; T]; R] {
+    let mut shared = [rows[0].group(s, group); R];
+    for r in 1..R {
+        shared[r] = rows[r].group(s, group);
+    }
+    for unit in units {
+        for part in 0..UNIT / S::LANES {
+            let mut inputs = [s.load(&x[0][unit], part); T];
+            for t in 1..T {
+                inputs[t] = s.load(&x[t][unit], part);
+            }
+            for r in 0..R {
+                let w = rows[r].part(s, shared[r], unit, part);
+                for t in 0..T {
+                    sums[r][t] = s.mul_add(w, inputs[t], sums[r][t]);
+                }
+            }
+        }
+    }
+    sums
+}

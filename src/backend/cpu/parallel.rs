@@ -1,0 +1,108 @@
+//! Splits work over threads without ever changing a result.
+//!
+//! Work is cut by what is computed (output rows, tokens, heads), never inside a sum, so one thread and many give the
+//! same bits. Single-threaded on wasm32. Floor 4.
+
+use std::marker::PhantomData;
+
+/// Multiply-adds below which waking another thread costs more than it saves (a wake-up takes some ten microseconds).
+const WORTH_A_WAKE_UP: usize = 1 << 17;
+
+/// The threads of one backend.
+pub(super) struct Workers {
+    #[cfg(not(target_arch = "wasm32"))]
+    pool: Option<rayon::ThreadPool>,
+    threads: usize,
+}
+
+impl Workers {
+    /// `threads` threads, or as many as the machine offers. Where threads cannot be started there is one: the caller's.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn new(threads: Option<usize>) -> Self {
+        let wanted =
+            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).max(1);
+        let pool =
+            (wanted > 1).then(|| rayon::ThreadPoolBuilder::new().num_threads(wanted).build().ok()).flatten();
+        Self { threads: if pool.is_some() { wanted } else { 1 }, pool }
+    }
+
+    /// One thread, whatever is asked for.
+    #[cfg(target_arch = "wasm32")]
+    pub(super) fn new(_threads: Option<usize>) -> Self {
+        Self { threads: 1 }
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `task(0)`, ..., `task(count - 1)` in any order; `work` is roughly how many multiply-adds they are together.
+    pub(super) fn run(&self, count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Some(pool) = &self.pool
+            && count > 1
+            && work >= WORTH_A_WAKE_UP
+        {
+            use rayon::prelude::*;
+            pool.install(|| (0..count).into_par_iter().with_max_len(1).for_each(task));
+            return;
+        }
+        let _ = work >= WORTH_A_WAKE_UP;
+        (0..count).for_each(task);
+    }
+
+    /// Runs `task(i, chunk i)` for the chunks of `data`, `chunk` elements each.
+    pub(super) fn run_chunks(
+        &self,
+        data: &mut [f32],
+        chunk: usize,
+        work: usize,
+        task: impl Fn(usize, &mut [f32]) + Sync + Send,
+    ) {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Some(pool) = &self.pool
+            && data.len() > chunk
+            && work >= WORTH_A_WAKE_UP
+        {
+            use rayon::prelude::*;
+            pool.install(|| data.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| task(i, part)));
+            return;
+        }
+        let _ = work;
+        data.chunks_mut(chunk).enumerate().for_each(|(i, part)| task(i, part));
+    }
+}
+
+/// A row-major matrix that several tasks fill, each its own elements.
+///
+/// A task owns a tile (some columns of some rows), and tiles are not contiguous, so slices cannot express the split.
+pub(super) struct Tiles<'a> {
+    start: *mut f32,
+    rows: usize,
+    stride: usize,
+    matrix: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the only access is `set`, whose contract forbids two threads to touch the same element.
+unsafe impl Sync for Tiles<'_> {}
+// SAFETY: as above; the pointer stands for an exclusive borrow, which may move to another thread.
+unsafe impl Send for Tiles<'_> {}
+
+impl<'a> Tiles<'a> {
+    /// A matrix with rows of `stride` elements.
+    pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
+        assert!(stride > 0 && data.len().is_multiple_of(stride), "a matrix has whole rows");
+        Self { start: data.as_mut_ptr(), rows: data.len() / stride, stride, matrix: PhantomData }
+    }
+
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// No two tasks may write the same `(row, column)` while the matrix is shared.
+    #[inline(always)]
+    pub(super) unsafe fn set(&self, row: usize, column: usize, value: f32) {
+        assert!(row < self.rows && column < self.stride, "a tile ends outside its matrix");
+        // SAFETY: in bounds by the assertion; not shared by the caller's promise.
+        unsafe { *self.start.add(row * self.stride + column) = value }
+    }
+}

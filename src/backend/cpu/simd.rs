@@ -1,0 +1,349 @@
+//! The small vector instruction set that the kernels are written in, and the choice of its implementation.
+//!
+//! A kernel is one generic function over [`Simd`]. Implementations are thin: [`Portable`] is arrays that compilers turn
+//! into whatever the target has by default (SSE2, NEON, WebAssembly's simd128); per-architecture files exist where that
+//! is not enough. Which one runs is decided once, when the backend is made. Floor 4.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use super::columns::UNIT;
+#[cfg(target_arch = "x86_64")]
+use x86_64::{Avx2, Avx512};
+
+/// Vectors of one instruction set. Values of the implementing type prove that the processor has it.
+///
+/// All methods are meant to be inlined into [`Isa::run`]'s target-feature functions.
+pub(super) trait Simd: Copy + Send + Sync {
+    /// Elements of an `f32` vector; divides [`UNIT`].
+    const LANES: usize;
+    /// Tokens of a register tile that has four rows; at most four.
+    const TILE_TOKENS: usize;
+    /// `LANES` floats.
+    type F32: Copy;
+    /// Scale and zero point of a group, as `decode` wants them.
+    type Codebook: Copy;
+    /// 32 bytes.
+    type Bytes: Copy;
+    /// Partial sums of an integer dot product.
+    type Ints: Copy;
+    /// As many floats as `Ints` has integers.
+    type Sums: Copy;
+
+    fn splat(self, value: f32) -> Self::F32;
+    /// Elements `part * LANES..` of a unit.
+    fn load(self, unit: &[f32; UNIT], part: usize) -> Self::F32;
+    /// As [`Simd::load`] from IEEE half precision.
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
+    /// As [`Simd::load`] from bfloat16.
+    fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
+    fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize);
+    /// `a * b + c`, with one rounding where the processor has it.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The sum of all elements: halves are added until one is left.
+    fn reduce(self, value: Self::F32) -> f32;
+
+    /// A unit of 8-bit codes.
+    fn unpack8(self, unit: &[u8; 32]) -> Self::Bytes;
+    /// A unit of 4-bit codes, as [`super::weight`] interleaves them.
+    fn unpack4(self, unit: &[u8; 16]) -> Self::Bytes;
+    /// A unit of 2-bit codes.
+    fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes;
+    /// What turns the codes of `BITS` bits of one group into weights.
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> Self::Codebook;
+    /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale`. Rounded once where scale and
+    /// zero point multiply exactly, which they do when the scale was stored in 16 bits.
+    fn decode8(self, unit: &[u8; 32], codebook: Self::Codebook, part: usize) -> Self::F32;
+    /// As [`Simd::decode8`], from 4-bit codes.
+    fn decode4(self, unit: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32;
+    /// As [`Simd::decode8`], from 2-bit codes.
+    fn decode2(self, unit: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32;
+
+    /// Partial sums that add up to `value`.
+    fn start(self, value: i32) -> Self::Ints;
+    /// `sums + codes . x`, exact modulo 2^32. With `NARROW`, codes are below 16.
+    fn dot<const NARROW: bool>(self, sums: Self::Ints, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Ints;
+    fn reduce_ints(self, sums: Self::Ints) -> i32;
+    fn no_sums(self) -> Self::Sums;
+    /// `sums + ints * scale`, lane by lane.
+    fn add_scaled(self, sums: Self::Sums, ints: Self::Ints, scale: f32) -> Self::Sums;
+    fn reduce_sums(self, sums: Self::Sums) -> f32;
+}
+
+/// A computation that can run on every instruction set. `run` must be `#[inline(always)]`, and so must what it calls.
+pub(super) trait Kernel {
+    fn run<S: Simd>(self, s: S);
+}
+
+/// The instruction set in use.
+#[derive(Clone, Copy)]
+pub(super) enum Isa {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Isa {
+    /// The best one that this processor has.
+    pub(super) fn detect() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+
+    /// Those that this processor has, the best one last.
+    pub(super) fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let more = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let more: [Option<Self>; 0] = [];
+        [Self::Portable].into_iter().chain(more.into_iter().flatten()).collect()
+    }
+
+    /// Its name in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
+        }
+    }
+
+    /// Runs a kernel with it.
+    pub(super) fn run(self, kernel: impl Kernel) {
+        match self {
+            Self::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(s) => s.run(kernel),
+        }
+    }
+}
+
+/// Arrays of eight, for every target.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+const WIDTH: usize = 8;
+
+/// Eight elements of a unit, each through `f`.
+#[inline(always)]
+fn lanes<T: Copy, U>(unit: &[T; UNIT], part: usize, f: impl Fn(T) -> U) -> [U; WIDTH] {
+    std::array::from_fn(|i| f(unit[part * WIDTH + i]))
+}
+
+/// The exact value of an IEEE half-precision number, without a branch.
+#[inline(always)]
+pub(super) fn f16_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7FFF) << 13;
+    let special = if bits & 0x7C00 == 0x7C00 { 0x7F80_0000 } else { 0 };
+    // Multiplying by 2^112 moves the exponent's bias, and makes subnormal halves normal.
+    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    f32::from_bits(finite | special | u32::from(bits & 0x8000) << 16)
+}
+
+impl Simd for Portable {
+    const LANES: usize = WIDTH;
+    const TILE_TOKENS: usize = 2;
+    type F32 = [f32; WIDTH];
+    /// Scale and zero point.
+    type Codebook = (f32, f32);
+    type Bytes = [u8; UNIT];
+    type Ints = [i32; WIDTH];
+    type Sums = [f32; WIDTH];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F32 {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn load(self, unit: &[f32; UNIT], part: usize) -> Self::F32 {
+        lanes(unit, part, |v| v)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
+        lanes(unit, part, f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
+        lanes(unit, part, |bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize) {
+        unit[part * WIDTH..(part + 1) * WIDTH].copy_from_slice(&value);
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // Two roundings: a fused one would be a library call on targets without the instruction.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn reduce(self, v: Self::F32) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+
+    #[inline(always)]
+    fn unpack8(self, unit: &[u8; 32]) -> Self::Bytes {
+        *unit
+    }
+
+    #[inline(always)]
+    fn unpack4(self, unit: &[u8; 16]) -> Self::Bytes {
+        std::array::from_fn(|i| unit[i % 16] >> (i / 16 * 4) & 15)
+    }
+
+    #[inline(always)]
+    fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes {
+        std::array::from_fn(|i| unit[i % 8] >> (i / 8 * 2) & 3)
+    }
+
+    #[inline(always)]
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> Self::Codebook {
+        (scale, f32::from(zero_point))
+    }
+
+    #[inline(always)]
+    fn decode8(self, unit: &[u8; 32], (scale, zero): (f32, f32), part: usize) -> Self::F32 {
+        lanes(unit, part, |code| (f32::from(code) - zero) * scale)
+    }
+
+    #[inline(always)]
+    fn decode4(self, unit: &[u8; 16], codebook: (f32, f32), part: usize) -> Self::F32 {
+        self.decode8(&self.unpack4(unit), codebook, part)
+    }
+
+    #[inline(always)]
+    fn decode2(self, unit: &[u8; 8], codebook: (f32, f32), part: usize) -> Self::F32 {
+        self.decode8(&self.unpack2(unit), codebook, part)
+    }
+
+    #[inline(always)]
+    fn start(self, value: i32) -> Self::Ints {
+        [value, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn dot<const NARROW: bool>(self, mut sums: Self::Ints, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Ints {
+        for i in 0..UNIT {
+            let product = i32::from(codes[i]) * i32::from(x[i]);
+            sums[i % WIDTH] = sums[i % WIDTH].wrapping_add(product);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn reduce_ints(self, sums: Self::Ints) -> i32 {
+        sums.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        [0.0; WIDTH]
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: Self::Sums, ints: Self::Ints, scale: f32) -> Self::Sums {
+        std::array::from_fn(|i| ints[i] as f32 * scale + sums[i])
+    }
+
+    #[inline(always)]
+    fn reduce_sums(self, sums: Self::Sums) -> f32 {
+        self.reduce(sums)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn every_half_becomes_the_float_that_it_is() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (f16_to_f32(bits), f16::from_bits(bits).to_f32());
+            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{bits:#x}");
+        }
+    }
+
+    /// Runs every method on the same operands and collects what has one right answer.
+    struct Exact<'a>(&'a mut Vec<f32>);
+
+    impl Kernel for Exact<'_> {
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let halves: [u16; UNIT] = std::array::from_fn(|i| (i * 1777) as u16 & 0x7BFF);
+            let floats: [f32; UNIT] = std::array::from_fn(|i| i as f32 - 11.0);
+            let bytes: [u8; 32] = std::array::from_fn(|i| (i * 73 % 256) as u8);
+            let x: [i8; UNIT] = std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8);
+            let (nibbles, pairs) = (bytes[..16].try_into().unwrap(), bytes[7..15].try_into().unwrap());
+            let mut out = [0.0; UNIT];
+            for part in 0..UNIT / S::LANES {
+                s.store(s.load_f16(&halves, part), &mut out, part);
+            }
+            self.0.extend(out);
+            for part in 0..UNIT / S::LANES {
+                s.store(s.load_bf16(&halves, part), &mut out, part);
+            }
+            self.0.extend(out);
+            for part in 0..UNIT / S::LANES {
+                let v = s.load(&floats, part);
+                s.store(s.mul_add(v, s.splat(2.0), v), &mut out, part);
+            }
+            self.0.extend(out);
+            let mut total = 0.0;
+            for part in 0..UNIT / S::LANES {
+                total += s.reduce(s.load(&floats, part));
+            }
+            self.0.push(total);
+            for (scale, zero) in [(0.25, 9), (f16::from_f32(0.013).to_f32(), 3)] {
+                for part in 0..UNIT / S::LANES {
+                    s.store(s.decode8(&bytes, s.codebook::<8>(scale, zero), part), &mut out, part);
+                }
+                self.0.extend(out);
+                for part in 0..UNIT / S::LANES {
+                    s.store(s.decode4(nibbles, s.codebook::<4>(scale, zero), part), &mut out, part);
+                }
+                self.0.extend(out);
+                for part in 0..UNIT / S::LANES {
+                    s.store(s.decode2(pairs, s.codebook::<2>(scale, zero), part), &mut out, part);
+                }
+                self.0.extend(out);
+            }
+            for codes in [s.unpack8(&bytes), s.unpack4(nibbles), s.unpack2(pairs)] {
+                self.0.push(s.reduce_ints(s.dot::<false>(s.start(-7), codes, &x)) as f32);
+                let sums = s.add_scaled(s.no_sums(), s.dot::<false>(s.start(5), codes, &x), 0.25);
+                self.0.push(s.reduce_sums(s.add_scaled(sums, s.start(3), 2.0)));
+            }
+            for codes in [s.unpack4(nibbles), s.unpack2(pairs)] {
+                self.0.push(s.reduce_ints(s.dot::<true>(s.start(-7), codes, &x)) as f32);
+            }
+            let most = (s.unpack8(&[255; 32]), s.unpack4(&[255; 16]));
+            for extreme in [-128, 127] {
+                self.0.push(s.reduce_ints(s.dot::<false>(s.start(0), most.0, &[extreme; UNIT])) as f32);
+                self.0.push(s.reduce_ints(s.dot::<true>(s.start(0), most.1, &[extreme; UNIT])) as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_agree() {
+        let mut expected = Vec::new();
+        Isa::Portable.run(Exact(&mut expected));
+        assert_eq!(expected[expected.len() - 4..], [-1_044_480.0, -61_440.0, 1_036_320.0, 60_960.0]);
+        for isa in Isa::available() {
+            let mut found = Vec::new();
+            isa.run(Exact(&mut found));
+            assert_eq!(found, expected, "{}", isa.name());
+            println!("checked {}", isa.name());
+        }
+    }
+}

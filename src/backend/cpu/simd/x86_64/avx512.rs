@@ -1,0 +1,156 @@
+//! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve. Floor 4.
+
+use super::{Avx512, UNIT, at, reduce_ps};
+use crate::backend::cpu::simd::Simd;
+use std::arch::x86_64::*;
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const TILE_TOKENS: usize = 4;
+    type F32 = __m512;
+    /// The weight of each code; for 8 bits scale, and minus zero point times scale.
+    type Codebook = (__m512, __m512);
+    type Bytes = __m256i;
+    type Ints = __m256i;
+    type Sums = __m256;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves the features, here and below.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, unit: &[f32; UNIT], part: usize) -> __m512 {
+        // SAFETY: features by `self`; `at` checks the sixteen elements.
+        unsafe { _mm512_loadu_ps(at(unit, part, 16)) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> __m512 {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at(unit, part, 16).cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> __m512 {
+        // SAFETY: as in `load`.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at(unit, part, 16).cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, value: __m512, unit: &mut [f32; UNIT], part: usize) {
+        let target = unit[part * 16..][..16].as_mut_ptr();
+        // SAFETY: features by `self`; the slice has sixteen elements.
+        unsafe { _mm512_storeu_ps(target, value) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: features by `self`.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn reduce(self, value: __m512) -> f32 {
+        // SAFETY: features by `self`.
+        unsafe {
+            let high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64::<1>(_mm512_castps_si512(value)));
+            reduce_ps(_mm256_add_ps(_mm512_castps512_ps256(value), high))
+        }
+    }
+
+    #[inline(always)]
+    fn unpack8(self, unit: &[u8; 32]) -> __m256i {
+        self.avx2().unpack8(unit)
+    }
+
+    #[inline(always)]
+    fn unpack4(self, unit: &[u8; 16]) -> __m256i {
+        self.avx2().unpack4(unit)
+    }
+
+    #[inline(always)]
+    fn unpack2(self, unit: &[u8; 8]) -> __m256i {
+        self.avx2().unpack2(unit)
+    }
+
+    #[inline(always)]
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> (__m512, __m512) {
+        let (scale, zero) = (self.splat(scale), f32::from(zero_point));
+        // SAFETY: features by `self`.
+        unsafe {
+            if BITS == 8 {
+                return (scale, _mm512_mul_ps(scale, self.splat(-zero)));
+            }
+            // Whatever stands above the bits of the code in a byte, the last four bits of it find the code's weight.
+            let index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+            let code = _mm512_and_si512(index, _mm512_set1_epi32((1 << BITS) - 1));
+            (_mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), self.splat(zero)), scale), scale)
+        }
+    }
+
+    #[inline(always)]
+    fn decode8(self, unit: &[u8; 32], (scale, offset): (__m512, __m512), part: usize) -> __m512 {
+        // SAFETY: features by `self`; `at` checks the sixteen bytes.
+        unsafe {
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(at(unit, part, 16).cast()));
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, offset)
+        }
+    }
+
+    #[inline(always)]
+    fn decode4(self, unit: &[u8; 16], (weights, _): (__m512, __m512), part: usize) -> __m512 {
+        // SAFETY: features by `self`; sixteen bytes are read.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(unit.as_ptr().cast()));
+            let codes = if part == 0 { bytes } else { _mm512_srli_epi32::<4>(bytes) };
+            _mm512_permutexvar_ps(codes, weights)
+        }
+    }
+
+    #[inline(always)]
+    fn decode2(self, unit: &[u8; 8], (weights, _): (__m512, __m512), part: usize) -> __m512 {
+        // SAFETY: features by `self`.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_set1_epi64x(i64::from_le_bytes(*unit)));
+            let shifts = _mm512_set_epi32(2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0);
+            let shifts = _mm512_add_epi32(shifts, _mm512_set1_epi32(part as i32 * 4));
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shifts), weights)
+        }
+    }
+
+    #[inline(always)]
+    fn start(self, value: i32) -> __m256i {
+        self.avx2().start(value)
+    }
+
+    #[inline(always)]
+    fn dot<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+        // SAFETY: features by `self`; 32 bytes of `x` are read.
+        unsafe { _mm256_dpbusd_epi32(sums, codes, _mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn reduce_ints(self, sums: __m256i) -> i32 {
+        self.avx2().reduce_ints(sums)
+    }
+
+    #[inline(always)]
+    fn no_sums(self) -> __m256 {
+        self.avx2().no_sums()
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: __m256, ints: __m256i, scale: f32) -> __m256 {
+        self.avx2().add_scaled(sums, ints, scale)
+    }
+
+    #[inline(always)]
+    fn reduce_sums(self, sums: __m256) -> f32 {
+        self.avx2().reduce(sums)
+    }
+}

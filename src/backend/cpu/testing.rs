@@ -1,0 +1,217 @@
+//! Random operands, naive `f64` oracles and small shorthands for the tests of this folder. Floor 4.
+
+use super::simd::Isa;
+use super::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
+use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
+use crate::dtype::{DType, encode_f32};
+use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::task::block_on;
+use half::f16;
+
+/// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Uniform in `[-1, 1)`.
+    pub(super) fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// A matrix as a test makes it, with its exact values beside it.
+pub(super) enum Matrix {
+    Dense(DType, Vec<u8>, Vec<f32>),
+    Packed(PackedTensor),
+}
+
+impl Matrix {
+    pub(super) fn random(random: &mut Random, rows: usize, cols: usize, format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Dense(dtype) => {
+                let mut bytes = Vec::new();
+                encode_f32(dtype, &random.floats(rows * cols), &mut bytes).unwrap();
+                let mut values = vec![0.0; rows * cols];
+                crate::dtype::decode_f32(dtype, &bytes, &mut values).unwrap();
+                Self::Dense(dtype, bytes, values)
+            }
+            WeightFormat::Packed(scheme) => Self::Packed(random_packed(random, rows, cols, scheme)),
+        }
+    }
+
+    pub(super) fn value(&self, row: usize, col: usize, cols: usize) -> f64 {
+        match self {
+            Self::Dense(_, _, values) => f64::from(values[row * cols + col]),
+            Self::Packed(tensor) => {
+                let (code, zero, scale) = parts_of(tensor, row, col);
+                f64::from(code - zero) * scale
+            }
+        }
+    }
+}
+
+/// Code, zero point and scale at `(row, col)`.
+pub(super) fn parts_of(tensor: &PackedTensor, row: usize, col: usize) -> (i32, i32, f64) {
+    let scheme = tensor.scheme();
+    let index = tensor.scale_index(row, col / scheme.granularity().group_size(tensor.cols()));
+    let zero = tensor.zero_points().map_or_else(
+        || scheme.constant_zero_point().expect("a scheme without stored zero points") as i32,
+        |zeros| i32::from(zeros[index]),
+    );
+    (tensor.code(row, col) as i32, zero, f64::from(tensor.scales().get(index)))
+}
+
+fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) -> PackedTensor {
+    let bits = scheme.storage_bits() as usize;
+    let words = scheme.words_per_row(cols);
+    let mut codes = vec![0u32; rows * words];
+    for row in 0..rows {
+        for col in 0..cols {
+            let code = random.below(u64::from(scheme.max_code()) + 1) as u32;
+            for bit in 0..bits {
+                let at = col * bits + bit;
+                codes[row * words + at / 32] |= (code >> bit & 1) << (at % 32);
+            }
+        }
+    }
+    let count = scheme.granularity().scale_count(rows, cols);
+    let scales = (0..count).map(|_| f16::from_f32(0.01 + random.float().abs() / 50.0)).collect();
+    let zeros = scheme
+        .constant_zero_point()
+        .is_none()
+        .then(|| (0..count).map(|_| random.below(u64::from(scheme.max_code()) + 1) as u8).collect());
+    PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros).unwrap()
+}
+
+/// Every weight format, with groups that divide the columns and groups that do not.
+pub(super) fn formats() -> Vec<WeightFormat> {
+    let mut formats: Vec<_> =
+        [DType::F32, DType::F16, DType::BF16].into_iter().map(WeightFormat::Dense).collect();
+    for granularity in [
+        Granularity::Tensor,
+        Granularity::Channel,
+        Granularity::Group(32),
+        Granularity::Group(128),
+        Granularity::Group(43),
+    ] {
+        for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
+            for symmetric in [true, false] {
+                formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }));
+            }
+        }
+    }
+    for granularity in [Granularity::Tensor, Granularity::Channel] {
+        formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }));
+    }
+    formats
+}
+
+pub(super) fn backend(threads: usize, simd: bool) -> CpuBackend {
+    CpuBackend::with_options(CpuOptions { threads: Some(threads), simd })
+}
+
+/// A backend for each instruction set that this processor has, the portable one first.
+pub(super) fn backends(threads: usize) -> Vec<CpuBackend> {
+    Isa::available().into_iter().map(|isa| CpuBackend::on(isa, Some(threads))).collect()
+}
+
+pub(super) fn f32_buffer(backend: &mut CpuBackend, data: &[f32]) -> CpuBuffer {
+    let mut buffer = backend.buffer(Element::F32, data.len()).unwrap();
+    backend.write_f32(&mut buffer, data).unwrap();
+    buffer
+}
+
+pub(super) fn u32_buffer(backend: &mut CpuBackend, data: &[u32]) -> CpuBuffer {
+    let mut buffer = backend.buffer(Element::U32, data.len()).unwrap();
+    backend.write_u32(&mut buffer, data).unwrap();
+    buffer
+}
+
+pub(super) fn read(backend: &mut CpuBackend, buffer: &CpuBuffer) -> Vec<f32> {
+    let mut out = vec![f32::NAN; buffer.len()];
+    block_on(backend.read(buffer, 0, &mut out)).unwrap();
+    out
+}
+
+/// Loads matrices, in two runs of rows each where there are two rows, with a bias for each part that has one.
+pub(super) fn load(
+    backend: &mut CpuBackend,
+    parts: &[(&Matrix, usize)],
+    cols: usize,
+    activations: Activations,
+    biases: &[Option<Vec<f32>>],
+) -> CpuWeight {
+    let descs: Vec<_> = parts
+        .iter()
+        .zip(biases)
+        .map(|((matrix, rows), bias)| WeightDesc {
+            rows: *rows,
+            cols,
+            format: match matrix {
+                Matrix::Dense(dtype, ..) => WeightFormat::Dense(*dtype),
+                Matrix::Packed(tensor) => WeightFormat::Packed(tensor.scheme()),
+            },
+            activations,
+            bias: bias.is_some(),
+        })
+        .collect();
+    let mut builder = backend.begin_weight(&descs).unwrap();
+    for (part, ((matrix, rows), bias)) in parts.iter().zip(biases).enumerate() {
+        let middle = rows / 2;
+        for range in [middle..*rows, 0..middle] {
+            let view = match matrix {
+                Matrix::Dense(dtype, bytes, _) => {
+                    let stride = cols * dtype.size();
+                    WeightView::Dense(&bytes[range.start * stride..range.end * stride])
+                }
+                Matrix::Packed(tensor) => WeightView::Packed(tensor.rows_view(range.clone())),
+            };
+            backend.put_rows(&mut builder, part, range, view).unwrap();
+        }
+        if let Some(bias) = bias {
+            backend.put_bias(&mut builder, part, bias).unwrap();
+        }
+    }
+    block_on(backend.finish_weight(builder)).unwrap()
+}
+
+/// A tall matrix for benchmarks: the rows of a small one, `repeats` times.
+pub(super) fn load_repeated(
+    backend: &mut CpuBackend,
+    matrix: &Matrix,
+    rows: usize,
+    cols: usize,
+    repeats: usize,
+    activations: Activations,
+) -> CpuWeight {
+    let (format, view) = match matrix {
+        Matrix::Dense(dtype, bytes, _) => (WeightFormat::Dense(*dtype), WeightView::Dense(bytes)),
+        Matrix::Packed(tensor) => {
+            (WeightFormat::Packed(tensor.scheme()), WeightView::Packed(tensor.rows_view(0..rows)))
+        }
+    };
+    let desc = WeightDesc { rows: rows * repeats, cols, format, activations, bias: false };
+    let mut builder = backend.begin_weight(&[desc]).unwrap();
+    for repeat in 0..repeats {
+        backend.put_rows(&mut builder, 0, repeat * rows..(repeat + 1) * rows, view.clone()).unwrap();
+    }
+    block_on(backend.finish_weight(builder)).unwrap()
+}

@@ -1,0 +1,342 @@
+//! Weights as the CPU likes them: padded rows of dense values or of packed codes.
+//!
+//! Dense values keep their type: decoding is bound by memory, and converting in registers is free beside it. Codes stay
+//! packed in units of 32 columns ([`super::columns`]) whose bits are interleaved so that one shift-and-mask per vector
+//! gives them back in order: byte `i` of an INT4 unit holds columns `i` and `i + 16`, byte `i` of a 2-bit unit columns
+//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits. Floor 4.
+
+use super::columns::{Columns, UNIT};
+use super::linear_int8::MAX_GROUP as MAX_INT8_GROUP;
+use super::memory::Aligned;
+use crate::backend::{WeightDesc, WeightFormat};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::quant::{Activations, PackedRows, PackedTensor, Scheme};
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// One or several matrices that share an input.
+pub struct CpuWeight {
+    pub(super) cols: usize,
+    /// Output features of all parts together.
+    pub(super) rows: usize,
+    pub(super) parts: Vec<Part>,
+}
+
+impl CpuWeight {
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Output features of all its matrices together.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes that it occupies in memory, padding and biases included.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(Part::bytes).sum()
+    }
+}
+
+/// One matrix.
+pub(super) struct Part {
+    pub(super) rows: usize,
+    pub(super) columns: Columns,
+    pub(super) data: Data,
+    pub(super) activations: Activations,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// The values of a matrix, `[rows, columns.padded()]`.
+pub(super) enum Data {
+    F32(Aligned<f32>),
+    F16(Aligned<u16>),
+    BF16(Aligned<u16>),
+    Packed(Packed),
+}
+
+/// The codes of a matrix: weight = `(code - zero_point) * scale`.
+pub(super) struct Packed {
+    /// Bits that a code takes here: 2, 4 or 8.
+    pub(super) bits: usize,
+    /// `[rows, units, 4 * bits]`
+    pub(super) codes: Aligned<u8>,
+    /// `[rows, groups]`
+    pub(super) scales: Aligned<f32>,
+    pub(super) zeros: Zeros,
+}
+
+/// Zero points.
+pub(super) enum Zeros {
+    Constant(u8),
+    /// `[rows, groups]`
+    PerGroup(Aligned<u8>),
+}
+
+impl Packed {
+    /// Bytes of a unit.
+    pub(super) fn unit_bytes(&self) -> usize {
+        UNIT * self.bits / 8
+    }
+
+    pub(super) fn zero(&self, index: usize) -> u8 {
+        match &self.zeros {
+            Zeros::Constant(zero) => *zero,
+            Zeros::PerGroup(zeros) => zeros[index],
+        }
+    }
+}
+
+impl Part {
+    pub(super) fn new(desc: &WeightDesc) -> Result<Self> {
+        let WeightDesc { rows, cols, .. } = *desc;
+        let count = |per_row: usize| {
+            rows.checked_mul(per_row).ok_or_else(|| {
+                Error::new(
+                    crate::error::ErrorCode::OutOfMemory,
+                    format!("a matrix of {rows} x {cols} is larger than the memory that can be addressed"),
+                )
+            })
+        };
+        // Padding at most multiplies a row by the 32 columns of a unit.
+        if rows == 0 || cols == 0 || cols > usize::MAX / (2 * UNIT) {
+            return Err(Error::invalid_argument(format!(
+                "a weight cannot have {rows} rows and {cols} columns"
+            )));
+        }
+        let (columns, data) = match desc.format {
+            WeightFormat::Dense(dtype) => {
+                let columns = Columns::new(cols, cols);
+                let len = count(columns.padded())?;
+                let data = match dtype {
+                    DType::F32 => Data::F32(Aligned::zeroed(len)?),
+                    DType::F16 => Data::F16(Aligned::zeroed(len)?),
+                    DType::BF16 => Data::BF16(Aligned::zeroed(len)?),
+                    other => {
+                        return Err(Error::unsupported_format(format!(
+                            "expected a weight of F32, F16 or BF16 values but found {other}"
+                        )));
+                    }
+                };
+                (columns, data)
+            }
+            WeightFormat::Packed(scheme) => {
+                let group_size = scheme.granularity().group_size(cols);
+                if group_size == 0 {
+                    return Err(Error::invalid_argument("a weight cannot have groups of 0 columns"));
+                }
+                let columns = Columns::new(cols, group_size);
+                if desc.activations == Activations::Int8 && columns.group_size > MAX_INT8_GROUP {
+                    return Err(Error::unsupported_format(format!(
+                        "a scale of {cols} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns \
+                         can be summed in 32 bits"
+                    )));
+                }
+                let bits = scheme.storage_bits().next_power_of_two() as usize;
+                let groups = count(columns.groups)?;
+                let data = Packed {
+                    bits,
+                    codes: Aligned::zeroed(count(columns.units * UNIT * bits / 8)?)?,
+                    scales: Aligned::zeroed(groups)?,
+                    zeros: match scheme.constant_zero_point() {
+                        Some(zero) => Zeros::Constant(zero as u8),
+                        None => Zeros::PerGroup(Aligned::zeroed(groups)?),
+                    },
+                };
+                (columns, Data::Packed(data))
+            }
+        };
+        Ok(Self { rows, columns, data, activations: desc.activations, bias: None })
+    }
+
+    fn bytes(&self) -> usize {
+        let data = match &self.data {
+            Data::F32(values) => size_of_val::<[f32]>(values),
+            Data::F16(values) | Data::BF16(values) => size_of_val::<[u16]>(values),
+            Data::Packed(packed) => {
+                let zeros = match &packed.zeros {
+                    Zeros::Constant(_) => 0,
+                    Zeros::PerGroup(zeros) => zeros.len(),
+                };
+                packed.codes.len() + size_of_val::<[f32]>(&packed.scales) + zeros
+            }
+        };
+        data + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
+    }
+
+    pub(super) fn put_dense(&mut self, rows: Range<usize>, bytes: &[u8]) -> Result<()> {
+        let (columns, cols) = (self.columns, self.columns.cols);
+        let size = match &self.data {
+            Data::F32(_) => 4,
+            Data::F16(_) | Data::BF16(_) => 2,
+            Data::Packed(_) => {
+                return Err(Error::invalid_argument("dense rows were put into a packed weight"));
+            }
+        };
+        let expected = rows.len().checked_mul(cols * size);
+        if expected != Some(bytes.len()) {
+            return Err(Error::invalid_argument(format!(
+                "expected {} rows of {cols} elements of {size} bytes but found {} bytes",
+                rows.len(),
+                bytes.len()
+            )));
+        }
+        for (row, bytes) in rows.zip(bytes.chunks_exact(cols * size)) {
+            let at = row * columns.padded();
+            match &mut self.data {
+                Data::F32(values) => {
+                    for (value, b) in values[at..at + cols].iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        *value = f32::from_le_bytes(*b);
+                    }
+                }
+                Data::F16(values) | Data::BF16(values) => {
+                    for (value, b) in values[at..at + cols].iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *value = u16::from_le_bytes(*b);
+                    }
+                }
+                Data::Packed(_) => unreachable!("turned away above"),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_packed(
+        &mut self,
+        scheme: Scheme,
+        rows: Range<usize>,
+        source: &PackedRows<'_>,
+    ) -> Result<()> {
+        let columns = self.columns;
+        let tensor = source.tensor;
+        let Data::Packed(packed) = &mut self.data else {
+            return Err(Error::invalid_argument("packed rows were put into a dense weight"));
+        };
+        if (tensor.scheme(), tensor.cols(), source.rows.len()) != (scheme, columns.cols, rows.len()) {
+            return Err(Error::invalid_argument(format!(
+                "expected {} rows of {} columns in {scheme} but found {} of {} in {}",
+                rows.len(),
+                columns.cols,
+                source.rows.len(),
+                tensor.cols(),
+                tensor.scheme()
+            )));
+        }
+        let unit_bytes = packed.unit_bytes();
+        let mut codes = vec![0u8; columns.cols];
+        let mut padded = vec![0u8; columns.padded()];
+        for (row, source_row) in rows.zip(source.rows.clone()) {
+            unpack_row(tensor, source_row, &mut codes);
+            columns.spread(&codes, &mut padded);
+            let stride = columns.units * unit_bytes;
+            let target = packed.codes[row * stride..(row + 1) * stride].chunks_exact_mut(unit_bytes);
+            for (unit, bytes) in padded.as_chunks::<UNIT>().0.iter().zip(target) {
+                pack_unit(unit, bytes);
+            }
+            for group in 0..columns.groups {
+                let index = tensor.scale_index(source_row, group);
+                packed.scales[row * columns.groups + group] = tensor.scales().get(index);
+                if let (Zeros::PerGroup(zeros), Some(source)) = (&mut packed.zeros, tensor.zero_points()) {
+                    zeros[row * columns.groups + group] = source[index];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Row `row` as `f32`, `[columns.cols]`: exact for dense values, one rounding for codes.
+    pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let columns = self.columns;
+        let at = row * columns.padded();
+        match &self.data {
+            Data::F32(values) => out.copy_from_slice(&values[at..at + columns.cols]),
+            Data::F16(values) => {
+                for (out, &value) in out.iter_mut().zip(&values[at..]) {
+                    *out = f16::from_bits(value).to_f32();
+                }
+            }
+            Data::BF16(values) => {
+                for (out, &value) in out.iter_mut().zip(&values[at..]) {
+                    *out = bf16::from_bits(value).to_f32();
+                }
+            }
+            Data::Packed(packed) => {
+                let unit_bytes = packed.unit_bytes();
+                let codes = &packed.codes[row * columns.units * unit_bytes..];
+                for (group, (span, _)) in columns.group_spans().enumerate() {
+                    let index = row * columns.groups + group;
+                    let (scale, zero) = (packed.scales[index], f32::from(packed.zero(index)));
+                    let units = columns.group_units(group).flat_map(|unit| {
+                        let mut unpacked = [0; UNIT];
+                        unpack_unit(&codes[unit * unit_bytes..(unit + 1) * unit_bytes], &mut unpacked);
+                        unpacked
+                    });
+                    for (out, code) in out[span].iter_mut().zip(units) {
+                        *out = (f32::from(code) - zero) * scale;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The codes of one row of a packed tensor, a byte each.
+fn unpack_row(tensor: &PackedTensor, row: usize, out: &mut [u8]) {
+    let scheme = tensor.scheme();
+    let words = scheme.words_per_row(tensor.cols());
+    let stream = &tensor.codes()[row * words..(row + 1) * words];
+    let bits = scheme.storage_bits();
+    let mask = (1u64 << bits) - 1;
+    let (mut held, mut held_bits) = (0u64, 0);
+    let mut stream = stream.iter();
+    for code in out {
+        if held_bits < bits {
+            let word = stream.next().copied().unwrap_or_default();
+            held |= u64::from(word) << held_bits;
+            held_bits += 32;
+        }
+        *code = (held & mask) as u8;
+        held >>= bits;
+        held_bits -= bits;
+    }
+}
+
+/// Packs 32 codes into `4 * bits` bytes, as the module's head describes.
+fn pack_unit(codes: &[u8; UNIT], out: &mut [u8]) {
+    let stride = out.len();
+    let bits = stride / 4;
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = (0..8 / bits).fold(0, |byte, slot| byte | codes[slot * stride + i] << (slot * bits));
+    }
+}
+
+/// The inverse of [`pack_unit`].
+fn unpack_unit(bytes: &[u8], out: &mut [u8; UNIT]) {
+    let stride = bytes.len();
+    let bits = stride / 4;
+    let mask = ((1u32 << bits) - 1) as u8;
+    for slot in 0..8 / bits {
+        for (code, byte) in out[slot * stride..(slot + 1) * stride].iter_mut().zip(bytes) {
+            *code = byte >> (slot * bits) & mask;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_come_back_as_they_went_in() {
+        for bits in [2usize, 4, 8] {
+            let codes: [u8; UNIT] =
+                std::array::from_fn(|i| (i * 37 % 256) as u8 & ((1u32 << bits) - 1) as u8);
+            let mut packed = vec![0; 4 * bits];
+            pack_unit(&codes, &mut packed);
+            let mut back = [0; UNIT];
+            unpack_unit(&packed, &mut back);
+            assert_eq!(back, codes, "{bits} bits");
+        }
+    }
+}
