@@ -6,8 +6,10 @@ pub mod dtype;
 pub mod error;
 pub mod format;
 pub mod layout;
+pub mod model;
 pub mod quant;
 pub mod shape;
 pub mod task;
+pub mod tokenizer;
 
 pub use error::{Error, ErrorCode, Result};

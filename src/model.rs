@@ -1,0 +1,19 @@
+//! The one decoder, driven by a checkpoint's configuration.
+//!
+//! `config` reads what a model is, `checkpoint` opens the folder that holds it, `weights` brings single modules to a
+//! backend, `block` and `decoder` run them. Not here: choosing tokens (`generate`) and judging them (`validate`). Floor 5.
+
+pub mod block;
+pub mod checkpoint;
+pub mod config;
+pub mod decoder;
+pub mod kv_cache;
+pub mod names;
+pub mod rope;
+pub mod weights;
+
+pub use checkpoint::Checkpoint;
+pub use config::{Architecture, ModelConfig};
+pub use decoder::CausalLm;
+pub use kv_cache::KvCache;
+pub use weights::LoadOptions;

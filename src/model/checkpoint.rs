@@ -1,0 +1,182 @@
+//! An open checkpoint folder: its configuration, its tensors, and the layout that spells its weights.
+//!
+//! Opening reads `config.json` and the headers of the weight files, never the weights. Floor 5.
+
+use super::config::{ModelConfig, TokenIds};
+use super::names::{self, Linear};
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::shard_index::TensorStore;
+use crate::format::small_file::read_json;
+use crate::format::source::SourceDir;
+use crate::layout::{Layout, ModuleStorage};
+use serde::Deserialize;
+use serde_json::Value;
+use std::rc::Rc;
+
+/// The key of `config.json` by which this crate's own folders are known. Its value names the file that is written
+/// last, as `{"version": "0.1.0", "written_last": "quantization_config.json"}`.
+pub const PRODUCER_KEY: &str = "lowbit";
+
+/// An open checkpoint.
+pub struct Checkpoint {
+    dir: Rc<dyn SourceDir>,
+    config_json: Value,
+    config: ModelConfig,
+    store: TensorStore,
+    layout: Layout,
+}
+
+impl Checkpoint {
+    /// Opens a folder and checks that it is whole and that its parts agree.
+    ///
+    /// # Errors
+    /// `not_found` for a missing file, `unfinished_output` for a folder whose writer stopped early,
+    /// `unsupported_model` and `unsupported_format` for what this crate does not do, `invalid_checkpoint` for bytes
+    /// that contradict each other.
+    pub async fn open(dir: Rc<dyn SourceDir>) -> Result<Self> {
+        let place = dir.name().to_owned();
+        // Files on disk are called by their whole path, which says the place already.
+        let said = |error: &Error| error.to_string().starts_with(&place);
+        Self::open_folder(dir).await.map_err(|error| if said(&error) { error } else { error.context(&place) })
+    }
+
+    async fn open_folder(dir: Rc<dyn SourceDir>) -> Result<Self> {
+        let config_json = read_json(dir.as_ref(), "config.json").await?.ok_or_else(|| {
+            Error::new(ErrorCode::NotFound, "expected a checkpoint folder but found no config.json in it")
+        })?;
+        refuse_unfinished(dir.as_ref(), &config_json).await?;
+        let mut config = ModelConfig::from_json(&config_json).context_with(|| "config.json")?;
+        if let Some(generation) = read_json(dir.as_ref(), "generation_config.json").await? {
+            read_generation_tokens(&generation, &mut config);
+        }
+        let store = TensorStore::open(dir.as_ref()).await?;
+        let layout = Layout::open(config_json.get("quantization_config"), &store)
+            .await
+            .context_with(|| "config.json")?;
+        let mut checkpoint = Self { dir, config_json, config, store, layout };
+        checkpoint.resolve_tied_table()?;
+        checkpoint.check_shapes()?;
+        Ok(checkpoint)
+    }
+
+    /// Whichever of the embedding and the head is stored serves both.
+    fn resolve_tied_table(&mut self) -> Result<()> {
+        let stored = |module: &str| self.layout.is_stored(&self.store, module);
+        match (stored(names::EMBEDDING), stored(names::HEAD)) {
+            (true, true) => {}
+            (false, false) => {
+                return Err(Error::invalid_checkpoint(format!(
+                    "expected `{}.weight` but found neither it nor `{}.weight`",
+                    names::EMBEDDING,
+                    names::HEAD
+                )));
+            }
+            _ => self.config.tie_word_embeddings = true,
+        }
+        Ok(())
+    }
+
+    /// Every linear module is there in the shape that the configuration says, before anything is allocated for it.
+    fn check_shapes(&self) -> Result<()> {
+        let config = &self.config;
+        for layer in 0..config.num_hidden_layers {
+            for linear in Linear::ALL {
+                self.check_module(&linear.module(layer), linear.shape(config))?;
+            }
+        }
+        let table = (config.vocab_size, config.hidden_size);
+        self.check_module(self.embedding_module(), table)?;
+        if !config.tie_word_embeddings {
+            self.check_module(names::HEAD, table)?;
+        }
+        Ok(())
+    }
+
+    fn check_module(&self, module: &str, (rows, cols): (usize, usize)) -> Result<()> {
+        let found = self.module(module)?.shape();
+        if found != (rows, cols) {
+            return Err(Error::invalid_checkpoint(format!(
+                "module `{module}`: expected a {rows} x {cols} matrix from config.json but found {} x {}",
+                found.0, found.1
+            )));
+        }
+        Ok(())
+    }
+
+    /// How messages call the checkpoint.
+    pub fn name(&self) -> &str {
+        self.dir.name()
+    }
+
+    /// The folder, for the files beside the weights.
+    pub fn dir(&self) -> &Rc<dyn SourceDir> {
+        &self.dir
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// `config.json` as it is in the folder.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
+    /// The named tensors.
+    pub fn store(&self) -> &TensorStore {
+        &self.store
+    }
+
+    /// How the weights are spelled.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether any linear module of a block is quantized.
+    pub fn is_quantized(&self) -> bool {
+        !matches!(self.layout, Layout::Dense)
+    }
+
+    /// The module that holds the embedding table: the head's where only that is stored.
+    pub fn embedding_module(&self) -> &'static str {
+        if self.layout.is_stored(&self.store, names::EMBEDDING) { names::EMBEDDING } else { names::HEAD }
+    }
+
+    /// How module `name` is stored.
+    pub fn module(&self, name: &str) -> Result<ModuleStorage> {
+        self.layout.module(&self.store, name)
+    }
+
+    /// Bytes of all stored tensors.
+    pub fn bytes(&self) -> u64 {
+        self.store.total_bytes()
+    }
+}
+
+async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
+    let Some(last) = config.get(PRODUCER_KEY).and_then(|producer| producer.get("written_last")?.as_str())
+    else {
+        return Ok(());
+    };
+    if dir.open(last).await?.is_none() {
+        return Err(Error::new(
+            ErrorCode::UnfinishedOutput,
+            format!("expected `{last}`, which is written last, but found none: the writer did not finish"),
+        ));
+    }
+    Ok(())
+}
+
+/// generation_config.json overrides config.json where it names tokens.
+fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) {
+    let ids = |key: &str| {
+        generation.get(key).and_then(|value| TokenIds::deserialize(value).ok()).map(|ids| ids.ids())
+    };
+    if let Some(eos) = ids("eos_token_id").filter(|ids| !ids.is_empty()) {
+        config.eos_token_ids = eos;
+    }
+    if let Some(bos) = ids("bos_token_id").and_then(|ids| ids.first().copied()) {
+        config.bos_token_id = Some(bos);
+    }
+}

@@ -1,0 +1,287 @@
+//! The decoder: embedding, blocks, head.
+//!
+//! There is exactly one, for every architecture, number format and device. Not here: choosing the next token
+//! (`generate`). Floor 5.
+
+use super::block::{Block, Hidden, Position, Workspace};
+use super::checkpoint::Checkpoint;
+use super::config::ModelConfig;
+use super::kv_cache::KvCache;
+use super::names;
+use super::weights::{LoadOptions, Part, load_linear, load_norm};
+use crate::backend::{Backend, Capabilities, Element, Norm};
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::Activations;
+use crate::task::{self, Control, Progress};
+
+/// Tokens that run through the blocks together.
+const CHUNK_TOKENS: usize = 256;
+/// Most logits that are held at once: 64 MiB. Chunks are shortened for large vocabularies.
+const MOST_LOGITS: usize = 16 << 20;
+
+/// Which logits a forward pass hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Those after every token.
+    All,
+    /// Those after the last token only.
+    Last,
+}
+
+/// A causal language model on a device.
+pub struct CausalLm<B: Backend> {
+    config: ModelConfig,
+    backend: B,
+    ends: Ends<B>,
+    blocks: Vec<Block<B>>,
+    activations: Activations,
+    rope: RopeTable<B>,
+    work: Workspace<B>,
+    hidden: Hidden<B>,
+    /// `[work.tokens, vocab_size]`
+    logits: B::Buffer,
+}
+
+/// What stands before the first block and after the last.
+pub struct Ends<B: Backend> {
+    /// Also the head where that is `None`.
+    embedding: B::Weight,
+    final_norm: Norm<B::Buffer>,
+    head: Option<B::Weight>,
+}
+
+impl<B: Backend> Ends<B> {
+    /// Loads embedding, last norm and head.
+    pub async fn load(backend: &mut B, checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
+        let table = |module: &str| Part { module: module.to_owned(), bias: false };
+        let exact = LoadOptions { activations: Some(Activations::F32), ..options };
+        let config = checkpoint.config();
+        let head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(load_linear(backend, checkpoint, &[table(names::HEAD)], exact).await?)
+        };
+        Ok(Self {
+            embedding: load_linear(backend, checkpoint, &[table(checkpoint.embedding_module())], exact)
+                .await?,
+            final_norm: load_norm(backend, checkpoint, names::FINAL_NORM, config.hidden_size).await?,
+            head,
+        })
+    }
+
+    /// Puts the embeddings of `tokens` into `hidden`.
+    pub fn embed(
+        &self,
+        backend: &mut B,
+        tokens: &[u32],
+        hidden: &mut Hidden<B>,
+        work: &mut Workspace<B>,
+    ) -> Result<()> {
+        backend.write_u32(&mut work.token_ids, tokens)?;
+        backend.embed(&work.token_ids, tokens.len(), &self.embedding, &mut hidden.residual)?;
+        hidden.has_delta = false;
+        hidden.count = tokens.len();
+        Ok(())
+    }
+
+    /// Logits of all tokens of `hidden`, `[count, vocab_size]`.
+    pub fn head(
+        &self,
+        backend: &mut B,
+        hidden: &mut Hidden<B>,
+        work: &mut Workspace<B>,
+        logits: &mut B::Buffer,
+    ) -> Result<()> {
+        let delta = hidden.has_delta.then_some(&hidden.delta);
+        let count = hidden.count;
+        backend.add_rms_norm(&mut hidden.residual, delta, count, &self.final_norm, &mut work.normed)?;
+        backend.linear(&work.normed, count, self.head.as_ref().unwrap_or(&self.embedding), logits)
+    }
+}
+
+/// What the options, or else the checkpoint's first linear module, say.
+fn effective_activations(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Activations> {
+    match options.activations {
+        Some(activations) => Ok(activations),
+        None => Ok(checkpoint.module(&names::Linear::Q.module(0))?.activations()),
+    }
+}
+
+/// Cosines and sines for as many positions as were needed so far.
+pub struct RopeTable<B: Backend> {
+    table: Option<B::Buffer>,
+    positions: usize,
+}
+
+impl<B: Backend> Default for RopeTable<B> {
+    fn default() -> Self {
+        Self { table: None, positions: 0 }
+    }
+}
+
+impl<B: Backend> RopeTable<B> {
+    /// The table, with at least `positions` rows.
+    pub fn reserve(&mut self, backend: &mut B, config: &ModelConfig, positions: usize) -> Result<&B::Buffer> {
+        if self.table.is_none() || self.positions < positions {
+            let values = config.rope.table(config.head_dim, positions);
+            let mut buffer = backend.buffer(Element::F32, values.len())?;
+            backend.write_f32(&mut buffer, &values)?;
+            self.positions = positions;
+            self.table = Some(buffer);
+        }
+        Ok(self.table.as_ref().expect("just made"))
+    }
+}
+
+/// Tokens that run together, so that their logits stay within bounds.
+pub fn chunk_tokens(config: &ModelConfig) -> usize {
+    CHUNK_TOKENS.min(MOST_LOGITS / config.vocab_size).max(1).min(config.max_position_embeddings)
+}
+
+/// Room for the hidden states of at most `tokens` tokens.
+pub fn new_hidden<B: Backend>(backend: &mut B, config: &ModelConfig, tokens: usize) -> Result<Hidden<B>> {
+    Ok(Hidden {
+        residual: backend.buffer(Element::F32, tokens * config.hidden_size)?,
+        delta: backend.buffer(Element::F32, tokens * config.hidden_size)?,
+        has_delta: false,
+        count: 0,
+    })
+}
+
+impl<B: Backend> CausalLm<B> {
+    /// Loads the whole model onto `backend`.
+    ///
+    /// # Errors
+    /// Whatever reading meets, with the module named; `cancelled`.
+    pub async fn load(
+        mut backend: B,
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        control: &dyn Control,
+    ) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            control.progress(&Progress {
+                phase: "load",
+                done: layer as u64,
+                total: config.num_hidden_layers as u64,
+                item: checkpoint.name(),
+            });
+            task::checkpoint(control).await?;
+            blocks.push(Block::load(&mut backend, checkpoint, layer, options).await?);
+        }
+        let ends = Ends::load(&mut backend, checkpoint, options).await?;
+        let tokens = chunk_tokens(&config);
+        Ok(Self {
+            ends,
+            blocks,
+            activations: effective_activations(checkpoint, options)?,
+            rope: RopeTable::default(),
+            work: Workspace::new(&mut backend, &config, tokens)?,
+            hidden: new_hidden(&mut backend, &config, tokens)?,
+            logits: backend.buffer(Element::F32, tokens * config.vocab_size)?,
+            config,
+            backend,
+        })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Precision of the activations that meet the linear layers of the blocks.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// What the device can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.backend.capabilities()
+    }
+
+    /// An empty cache with room for `capacity` positions.
+    ///
+    /// # Errors
+    /// `context_overflow` when the model was not made for so many.
+    pub fn new_cache(&mut self, capacity: usize) -> Result<KvCache<B>> {
+        self.config.check_context(capacity)?;
+        self.rope.reserve(&mut self.backend, &self.config, capacity)?;
+        KvCache::new(&mut self.backend, &self.config, self.blocks.len(), capacity)
+    }
+
+    /// Runs `tokens`, which follow what the cache has seen, and hands out logits: `each(index, row)` is called with
+    /// the index of a token in `tokens` and the `[vocab_size]` logits of what follows it, in order.
+    ///
+    /// # Errors
+    /// `context_overflow` when the cache has no room for them, `invalid_argument` for a token outside the vocabulary,
+    /// `cancelled`.
+    pub async fn forward(
+        &mut self,
+        tokens: &[u32],
+        cache: &mut KvCache<B>,
+        wanted: Logits,
+        control: &dyn Control,
+        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check_tokens(tokens, cache)?;
+        // The last token runs alone when only its logits are wanted: the head is a large part of a small model.
+        let (without, with) = match wanted {
+            Logits::All => tokens.split_at(0),
+            Logits::Last => tokens.split_at(tokens.len().saturating_sub(1)),
+        };
+        for chunk in without.chunks(self.work.tokens) {
+            task::checkpoint(control).await?;
+            self.run_blocks(chunk, cache)?;
+            self.backend.flush()?;
+        }
+        let vocab = self.config.vocab_size;
+        let mut index = without.len();
+        let mut host = Vec::new();
+        for chunk in with.chunks(self.work.tokens) {
+            task::checkpoint(control).await?;
+            self.run_blocks(chunk, cache)?;
+            self.ends.head(&mut self.backend, &mut self.hidden, &mut self.work, &mut self.logits)?;
+            host.resize(chunk.len() * vocab, 0.0);
+            self.backend.read(&self.logits, 0, &mut host).await?;
+            for row in host.chunks_exact(vocab) {
+                each(index, row)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32], cache: &KvCache<B>) -> Result<()> {
+        let needed = cache.len() + tokens.len();
+        if needed > cache.capacity() {
+            return Err(Error::new(
+                ErrorCode::ContextOverflow,
+                format!(
+                    "expected at most {} positions in the cache but {needed} are needed",
+                    cache.capacity()
+                ),
+            ));
+        }
+        match tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            None => Ok(()),
+            Some(token) => Err(Error::invalid_argument(format!(
+                "expected token ids below the vocabulary's {} but found {token}",
+                self.config.vocab_size
+            ))),
+        }
+    }
+
+    fn run_blocks(&mut self, tokens: &[u32], cache: &mut KvCache<B>) -> Result<()> {
+        let Self { config, backend, ends, blocks, rope, work, hidden, .. } = self;
+        let (past, capacity) = (cache.len, cache.capacity());
+        let rope = rope.reserve(backend, config, capacity)?;
+        ends.embed(backend, tokens, hidden, work)?;
+        for (block, cache) in blocks.iter().zip(&mut cache.layers) {
+            block.forward(backend, config, hidden, work, Position { past, capacity, rope, cache })?;
+        }
+        cache.len += tokens.len();
+        Ok(())
+    }
+}

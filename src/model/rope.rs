@@ -1,0 +1,113 @@
+//! Rotary position embedding (Su et al. 2021): the table of cosines and sines that every layer shares.
+//!
+//! The table is made on the host with `libm`, so every backend rotates by the same numbers. Floor 5.
+
+/// Frequencies and how they are stretched for longer contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of wavelengths.
+    pub theta: f64,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+/// How the frequencies of a trained model are changed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// Every frequency divided by `factor` (position interpolation, Chen et al. 2023).
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of the long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// The context that the model was first trained on.
+        original_max_position_embeddings: f64,
+    },
+}
+
+impl RopeConfig {
+    /// Angle per position of each pair of a head, `[head_dim / 2]`.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+        (0..head_dim / 2)
+            .map(|i| {
+                let base = 1.0 / libm::pow(self.theta, (2 * i) as f64 / head_dim as f64);
+                self.scaled(base) as f32
+            })
+            .collect()
+    }
+
+    fn scaled(&self, frequency: f64) -> f64 {
+        match self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let wavelength = 2.0 * std::f64::consts::PI / frequency;
+                if wavelength < original_max_position_embeddings / high_freq_factor {
+                    frequency
+                } else if wavelength > original_max_position_embeddings / low_freq_factor {
+                    frequency / factor
+                } else {
+                    let share = (original_max_position_embeddings / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
+                    (1.0 - share) * frequency / factor + share * frequency
+                }
+            }
+        }
+    }
+
+    /// The table of the first `positions` positions, `[positions, head_dim]`: cosines of a position, then its sines.
+    ///
+    /// The angle is the `f32` product of position and frequency, as transformers computes it; its cosine and sine are
+    /// exact to the last place of `f32`.
+    pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
+        let frequencies = self.frequencies(head_dim);
+        let mut table = Vec::with_capacity(positions * head_dim);
+        for position in 0..positions {
+            let angles = frequencies.iter().map(|frequency| f64::from(position as f32 * frequency));
+            table.extend(angles.clone().map(|angle| libm::cos(angle) as f32));
+            table.extend(angles.map(|angle| libm::sin(angle) as f32));
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_zero_does_not_rotate() {
+        let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::None };
+        assert_eq!(rope.table(4, 1), [1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rope.frequencies(4), [1.0, 0.01]);
+    }
+
+    #[test]
+    fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192.0,
+        };
+        let plain = RopeConfig { theta: 500_000.0, scaling: RopeScaling::None }.frequencies(128);
+        let scaled = RopeConfig { theta: 500_000.0, scaling }.frequencies(128);
+        assert_eq!(plain[0], scaled[0]);
+        assert_eq!(plain[63] / 8.0, scaled[63]);
+        assert!(scaled.windows(2).all(|pair| pair[0] > pair[1]));
+    }
+}

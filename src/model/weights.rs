@@ -1,0 +1,239 @@
+//! Brings single modules from a checkpoint to a backend, some rows at a time.
+//!
+//! Peak memory on the host is one chunk of rows, or one packed matrix where the module is quantized. Floor 5.
+
+use super::checkpoint::Checkpoint;
+use crate::backend::{Backend, Element, Norm, WeightDesc, WeightFormat, WeightView};
+use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::layout::ModuleStorage;
+use crate::quant::Activations;
+use std::ops::Range;
+
+/// Bytes of stored rows that are read at a time.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Precision of the activations that meet the linear layers of the blocks. `None` follows the checkpoint: INT8 for
+    /// ternary and W8A8, otherwise `f32`.
+    pub activations: Option<Activations>,
+    /// Hold F32 weights in half precision: half the bytes, and rounded.
+    pub dense_as_f16: bool,
+}
+
+/// One matrix of a fused weight.
+pub struct Part {
+    /// Module name: `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// Whether `<module>.bias` belongs to it.
+    pub bias: bool,
+}
+
+/// Loads one or several modules that share an input as one weight.
+///
+/// # Errors
+/// Whatever reading meets; `non_finite` where a stored value is NaN or infinite.
+pub async fn load_linear<B: Backend>(
+    backend: &mut B,
+    checkpoint: &Checkpoint,
+    parts: &[Part],
+    options: LoadOptions,
+) -> Result<B::Weight> {
+    let mut storages = Vec::with_capacity(parts.len());
+    let mut descs = Vec::with_capacity(parts.len());
+    for part in parts {
+        let storage = checkpoint.module(&part.module)?;
+        let (rows, cols) = storage.shape();
+        let format = match &storage {
+            ModuleStorage::Dense { dtype, .. } => WeightFormat::Dense(held_as(*dtype, options)),
+            ModuleStorage::Packed { scheme, .. } => WeightFormat::Packed(*scheme),
+        };
+        let activations = options.activations.unwrap_or(storage.activations());
+        descs.push(WeightDesc { rows, cols, format, activations, bias: part.bias });
+        storages.push(storage);
+    }
+    let mut builder = backend.begin_weight(&descs)?;
+    for (index, (part, storage)) in parts.iter().zip(&storages).enumerate() {
+        let put = async {
+            match storage {
+                ModuleStorage::Dense { tensor, dtype, rows, cols, .. } => {
+                    let row_bytes = cols * dtype.size();
+                    let rows_at_once = (CHUNK_BYTES / row_bytes).max(1);
+                    let mut bytes = Vec::new();
+                    for start in (0..*rows).step_by(rows_at_once) {
+                        let end = (start + rows_at_once).min(*rows);
+                        bytes.resize((end - start) * row_bytes, 0);
+                        let range = (start * row_bytes) as u64..(end * row_bytes) as u64;
+                        checkpoint.store().read_range(tensor, range, &mut bytes).await?;
+                        refuse_non_finite(tensor, *dtype, &bytes, start * cols)?;
+                        let held = held_as(*dtype, options);
+                        if held != *dtype {
+                            bytes = convert(*dtype, &bytes, held)?;
+                        }
+                        backend.put_rows(&mut builder, index, start..end, WeightView::Dense(&bytes))?;
+                    }
+                }
+                ModuleStorage::Packed { rows, .. } => {
+                    let packed = checkpoint.layout().read_packed(checkpoint.store(), &part.module).await?;
+                    let view = WeightView::Packed(packed.rows_view(0..*rows));
+                    backend.put_rows(&mut builder, index, 0..*rows, view)?;
+                }
+            }
+            if part.bias {
+                let bias =
+                    read_vector(checkpoint, &format!("{}.bias", part.module), storage.shape().0).await?;
+                backend.put_bias(&mut builder, index, &bias)?;
+            } else {
+                refuse_unexpected_bias(checkpoint, &part.module).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        put.await.context_with(|| format!("module `{}`", part.module))?;
+    }
+    backend.finish_weight(builder).await
+}
+
+/// Refuses NaN and infinity among some elements of a tensor, of which `first` is the index of the first.
+///
+/// # Errors
+/// `non_finite` naming the tensor and the element.
+pub fn refuse_non_finite(tensor: &str, dtype: DType, bytes: &[u8], first: usize) -> Result<()> {
+    match first_non_finite(dtype, bytes) {
+        None => Ok(()),
+        Some(index) => Err(Error::new(
+            ErrorCode::NonFinite,
+            format!(
+                "tensor `{tensor}`: expected finite values but element {} is NaN or infinite",
+                first + index
+            ),
+        )),
+    }
+}
+
+/// The type in which dense weights of a stored type are held.
+fn held_as(stored: DType, options: LoadOptions) -> DType {
+    if options.dense_as_f16 && stored == DType::F32 { DType::F16 } else { stored }
+}
+
+fn convert(from: DType, bytes: &[u8], to: DType) -> Result<Vec<u8>> {
+    let mut values = vec![0.0; bytes.len() / from.size()];
+    decode_f32(from, bytes, &mut values)?;
+    let mut converted = Vec::new();
+    encode_f32(to, &values, &mut converted)?;
+    Ok(converted)
+}
+
+/// Loads the weight of an RMS norm.
+pub async fn load_norm<B: Backend>(
+    backend: &mut B,
+    checkpoint: &Checkpoint,
+    module: &str,
+    width: usize,
+) -> Result<Norm<B::Buffer>> {
+    let values = read_vector(checkpoint, &format!("{module}.weight"), width).await?;
+    let mut weight = backend.buffer(Element::F32, width)?;
+    backend.write_f32(&mut weight, &values)?;
+    Ok(Norm { weight, width, epsilon: checkpoint.config().rms_norm_eps })
+}
+
+/// Reads a floating-point vector whole.
+///
+/// # Errors
+/// `invalid_checkpoint` for another shape, `unsupported_format` for another type, `non_finite` for NaN and infinity.
+pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<Vec<f32>> {
+    let info = checkpoint.store().require(tensor)?;
+    if info.shape.dims() != [len as u64] {
+        return Err(Error::invalid_checkpoint(format!(
+            "tensor `{tensor}`: expected shape [{len}] but found {}",
+            info.shape
+        )));
+    }
+    let dtype = info.dtype;
+    if !dtype.is_float() {
+        return Err(Error::unsupported_format(format!(
+            "tensor `{tensor}`: expected F32, F16 or BF16 values but found {dtype}"
+        )));
+    }
+    let bytes = checkpoint.store().read(tensor).await?;
+    let mut values = vec![0.0; len];
+    decode_f32(dtype, &bytes, &mut values).context_with(|| format!("tensor `{tensor}`"))?;
+    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+        return Err(Error::new(
+            ErrorCode::NonFinite,
+            format!("tensor `{tensor}`: expected finite values but found {} at {index}", values[index]),
+        ));
+    }
+    Ok(values)
+}
+
+/// Some tools write zero biases that the configuration does not mention; others than zero would be silently lost.
+async fn refuse_unexpected_bias(checkpoint: &Checkpoint, module: &str) -> Result<()> {
+    let tensor = format!("{module}.bias");
+    let Some(info) = checkpoint.store().get(&tensor) else { return Ok(()) };
+    let len = info.shape.element_count().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    if read_vector(checkpoint, &tensor, len).await?.iter().any(|&value| value != 0.0) {
+        return Err(Error::unsupported_model(format!(
+            "found a bias, `{tensor}`, that config.json does not mention"
+        )));
+    }
+    Ok(())
+}
+
+/// The rows of a dense matrix as `f32`, some at a time.
+pub struct DenseRows<'a> {
+    checkpoint: &'a Checkpoint,
+    tensor: String,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    next: usize,
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl<'a> DenseRows<'a> {
+    /// Starts at the first row of `module`.
+    ///
+    /// # Errors
+    /// `invalid_argument` when the module is quantized.
+    pub fn new(checkpoint: &'a Checkpoint, module: &str) -> Result<Self> {
+        match checkpoint.module(module)? {
+            ModuleStorage::Dense { tensor, dtype, rows, cols, .. } => Ok(Self {
+                checkpoint,
+                tensor,
+                dtype,
+                rows,
+                cols,
+                next: 0,
+                bytes: Vec::new(),
+                values: Vec::new(),
+            }),
+            ModuleStorage::Packed { scheme, .. } => Err(Error::invalid_argument(format!(
+                "module `{module}`: expected floating-point weights but found {scheme}"
+            ))),
+        }
+    }
+
+    /// Type of the stored values.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The next rows and their values, `[rows, cols]`; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<(Range<usize>, &[f32])>> {
+        if self.next == self.rows {
+            return Ok(None);
+        }
+        let row_bytes = self.cols * self.dtype.size();
+        let range = self.next..self.rows.min(self.next + (CHUNK_BYTES / row_bytes).max(1));
+        self.bytes.resize(range.len() * row_bytes, 0);
+        self.values.resize(range.len() * self.cols, 0.0);
+        let bytes = (range.start * row_bytes) as u64..(range.end * row_bytes) as u64;
+        self.checkpoint.store().read_range(&self.tensor, bytes, &mut self.bytes).await?;
+        decode_f32(self.dtype, &self.bytes, &mut self.values)?;
+        self.next = range.end;
+        Ok(Some((range, &self.values)))
+    }
+}
