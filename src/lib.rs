@@ -5,6 +5,7 @@ pub mod digest;
 pub mod dtype;
 pub mod error;
 pub mod format;
+pub mod generate;
 pub mod layout;
 pub mod model;
 pub mod quant;

@@ -1,0 +1,13 @@
+//! From logits to text: choosing tokens, deciding when to stop, and streaming text that is always whole.
+//!
+//! `generator` runs a model step by step; the other three see slices of logits, token ids and pieces of text. Floor 6.
+
+pub mod generator;
+pub mod sampler;
+pub mod stop;
+pub mod text_stream;
+
+pub use generator::{GenerateOptions, Generated, Generation, Piece, generate};
+pub use sampler::{Sampler, SamplerOptions};
+pub use stop::{FinishReason, StopOptions, StopRules, StopStep};
+pub use text_stream::{Detokenize, TextStream};

@@ -1,0 +1,217 @@
+//! Text from a model: a prompt goes in, pieces of text come out one token at a time.
+//!
+//! Not here: which token is chosen (`sampler`), when to stop (`stop`), how tokens become text (`text_stream`). Floor 6.
+
+use super::sampler::{Sampler, SamplerOptions};
+use super::stop::{FinishReason, StopOptions, StopRules};
+use super::text_stream::{Detokenize, TextStream};
+use crate::backend::Backend;
+use crate::error::{Error, ErrorCode, Result};
+use crate::model::decoder::Logits;
+use crate::model::{CausalLm, KvCache};
+use crate::task::Control;
+use crate::tokenizer::TextCodec;
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// How tokens are chosen.
+    pub sampler: SamplerOptions,
+    /// At most this many new tokens.
+    pub max_tokens: usize,
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Stop before any of these.
+    pub stop_strings: Vec<String>,
+    /// Let the text begin as it follows the prompt, with the space that stands between them. Otherwise the text is that
+    /// of the new tokens alone, as other tools report it.
+    pub continue_prompt: bool,
+}
+
+impl Default for GenerateOptions {
+    /// 100 tokens, greedily.
+    fn default() -> Self {
+        Self {
+            sampler: SamplerOptions::default(),
+            max_tokens: 100,
+            ignore_eos: false,
+            stop_strings: Vec::new(),
+            continue_prompt: false,
+        }
+    }
+}
+
+/// One step of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// The token that was chosen.
+    pub token_id: u32,
+    /// Whole characters that are certain by now; may be empty.
+    pub text: String,
+    /// Why this piece is the last one, if it is.
+    pub finished: Option<FinishReason>,
+}
+
+/// A generation under way. Dropping it stops it.
+pub struct Generation<'m, B: Backend> {
+    model: &'m mut CausalLm<B>,
+    cache: KvCache<B>,
+    sampler: Sampler,
+    stop: StopRules,
+    stream: TextStream<Codec<'m>>,
+    /// Prompt and output.
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    logits: Vec<f32>,
+    finished: bool,
+}
+
+struct Codec<'a>(&'a dyn TextCodec);
+
+impl Detokenize for Codec<'_> {
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.0.decode(ids)
+    }
+}
+
+impl<'m, B: Backend> Generation<'m, B> {
+    /// Runs the prompt through the model.
+    ///
+    /// # Errors
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when prompt and
+    /// `max_tokens` together are longer than the model's context; `cancelled`.
+    pub async fn start(
+        model: &'m mut CausalLm<B>,
+        codec: &'m dyn TextCodec,
+        prompt_ids: &[u32],
+        options: &GenerateOptions,
+        control: &dyn Control,
+    ) -> Result<Self> {
+        if prompt_ids.is_empty() {
+            return Err(Error::invalid_argument("expected a prompt of at least one token"));
+        }
+        // The last new token is never fed back, so it needs no room.
+        let needed = prompt_ids.len().saturating_add(options.max_tokens.saturating_sub(1));
+        let longest = model.config().max_position_embeddings;
+        if needed > longest {
+            return Err(Error::new(
+                ErrorCode::ContextOverflow,
+                format!(
+                    "a prompt of {} tokens and {} new ones need {needed} positions but the model has {longest} (max_position_embeddings)",
+                    prompt_ids.len(),
+                    options.max_tokens
+                ),
+            ));
+        }
+        let eos_token_ids =
+            if options.ignore_eos { Vec::new() } else { model.config().eos_token_ids.clone() };
+        let stop = StopRules::new(StopOptions {
+            max_tokens: options.max_tokens,
+            eos_token_ids,
+            stop_strings: options.stop_strings.clone(),
+        })?;
+        let sampler = Sampler::new(options.sampler.clone())?;
+        let stream = if options.continue_prompt {
+            TextStream::after(Codec(codec), prompt_ids)?
+        } else {
+            TextStream::new(Codec(codec))
+        };
+        let mut cache = model.new_cache(needed)?;
+        let mut logits = Vec::new();
+        model
+            .forward(prompt_ids, &mut cache, Logits::Last, control, |_, row| {
+                logits = row.to_vec();
+                Ok(())
+            })
+            .await?;
+        Ok(Self {
+            model,
+            cache,
+            sampler,
+            stop,
+            stream,
+            prompt_len: prompt_ids.len(),
+            tokens: prompt_ids.to_vec(),
+            logits,
+            finished: false,
+        })
+    }
+
+    /// The next token and what can be said of its text; `None` after the last piece.
+    ///
+    /// # Errors
+    /// `non_finite` when the model's logits are NaN or infinite; `cancelled`.
+    pub async fn next(&mut self, control: &dyn Control) -> Result<Option<Piece>> {
+        if self.finished {
+            return Ok(None);
+        }
+        let token_id = self.sampler.sample(&mut self.logits, &self.tokens)?;
+        self.tokens.push(token_id);
+        let step = if self.stop.is_end_of_sequence(token_id) {
+            let rest = self.stream.finish()?;
+            self.stop.finish(&rest, FinishReason::EndOfSequence)
+        } else {
+            let piece = self.stream.push(token_id)?;
+            let step = self.stop.accept(&piece);
+            match step.finished {
+                // The stream may still hold back the start of a character.
+                Some(FinishReason::MaxTokens) => {
+                    let rest = self.stream.finish()?;
+                    let last = self.stop.finish(&rest, FinishReason::MaxTokens);
+                    super::stop::StopStep { text: step.text + &last.text, finished: last.finished }
+                }
+                _ => step,
+            }
+        };
+        self.finished = step.finished.is_some();
+        if !self.finished {
+            let Self { model, cache, logits, .. } = self;
+            model
+                .forward(&[token_id], cache, Logits::Last, control, |_, row| {
+                    logits.copy_from_slice(row);
+                    Ok(())
+                })
+                .await?;
+        }
+        Ok(Some(Piece { token_id, text: step.text, finished: step.finished }))
+    }
+
+    /// The tokens generated so far.
+    pub fn token_ids(&self) -> &[u32] {
+        &self.tokens[self.prompt_len..]
+    }
+}
+
+/// A finished generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// New tokens, an end-of-sequence token included.
+    pub token_ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Generates to the end. `on_piece` hears every piece of text as it comes.
+///
+/// # Errors
+/// As [`Generation::start`] and [`Generation::next`].
+pub async fn generate<B: Backend>(
+    model: &mut CausalLm<B>,
+    codec: &dyn TextCodec,
+    prompt_ids: &[u32],
+    options: &GenerateOptions,
+    control: &dyn Control,
+    mut on_piece: impl FnMut(&str),
+) -> Result<Generated> {
+    let mut generation = Generation::start(model, codec, prompt_ids, options, control).await?;
+    let mut text = String::new();
+    let mut finish_reason = FinishReason::MaxTokens;
+    while let Some(piece) = generation.next(control).await? {
+        on_piece(&piece.text);
+        text.push_str(&piece.text);
+        finish_reason = piece.finished.unwrap_or(finish_reason);
+    }
+    Ok(Generated { token_ids: generation.token_ids().to_vec(), text, finish_reason })
+}

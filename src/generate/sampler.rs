@@ -1,0 +1,441 @@
+//! Chooses the next token from a row of logits.
+//!
+//! The filters and their order are those of transformers' `generate`, so that the same options mean the same thing:
+//!
+//! 1. Repetition penalty (Keskar et al. 2019, CTRL) over prompt and generated tokens, once for each distinct token:
+//!    a positive logit is divided by it, a negative one multiplied.
+//! 2. Temperature 0: the largest logit wins, the lowest id among equals, and nothing random happens.
+//! 3. Temperature: logits are divided by it.
+//! 4. Top-k (Fan et al. 2018): everything below the k-th largest logit goes; tokens tied with it stay.
+//! 5. Top-p (Holtzman et al. 2020): of the most likely tokens, as few stay as together reach the probability `p`.
+//! 6. Min-p (Nguyen et al. 2024): everything less likely than `min_p` times the most likely token goes.
+//! 7. One draw from what is left.
+//!
+//! Departures: 1. equal logits are ordered by id, so the cut of top-p is reproducible. 2. The maximum is subtracted
+//! before the division by the temperature, in `f64`, so that no temperature overflows.
+//!
+//! The same seed and logits give the same tokens on every target: `exp` is libm's, sums run in one fixed order, and the
+//! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed. Floor 6.
+
+use crate::error::{Error, ErrorCode, Result};
+use rand_pcg::Pcg32;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+
+/// How tokens are chosen. The default is greedy: every filter off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplerOptions {
+    /// 0: greedy. Otherwise logits are divided by it.
+    pub temperature: f32,
+    /// How many of the largest logits stay; 0 means all.
+    pub top_k: usize,
+    /// The probability that the tokens that stay must reach together, in (0, 1]; 1 means all.
+    pub top_p: f32,
+    /// The smallest probability that stays, as a share of the largest, in [0, 1]; 0 means all.
+    pub min_p: f32,
+    /// Above 1 discourages tokens that the prompt or the output already has; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Where the random numbers start. Greedy choice uses none.
+    pub seed: u64,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl SamplerOptions {
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// `invalid_argument` naming the first option that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |name: &str, value: f32, expected: &str, ok: bool| {
+            if ok {
+                return Ok(());
+            }
+            Err(Error::invalid_argument(format!("{name} must be {expected} but is {value}")))
+        };
+        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        check(
+            "temperature",
+            temperature,
+            "finite and at least 0",
+            temperature.is_finite() && temperature >= 0.0,
+        )?;
+        check("top_p", top_p, "above 0 and at most 1", top_p > 0.0 && top_p <= 1.0)?;
+        check("min_p", min_p, "between 0 and 1", (0.0..=1.0).contains(&min_p))?;
+        check(
+            "repetition_penalty",
+            repetition_penalty,
+            "finite and above 0",
+            repetition_penalty.is_finite() && repetition_penalty > 0.0,
+        )
+    }
+}
+
+/// A token that can still be chosen, with its probability times a common factor: `exp((logit - max) / temperature)`.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    weight: f64,
+}
+
+/// Chooses tokens by [`SamplerOptions`]; holds the state of the random numbers and buffers that are used again.
+#[derive(Debug)]
+pub struct Sampler {
+    options: SamplerOptions,
+    random: Pcg32,
+    candidates: Vec<Candidate>,
+    seen: Vec<bool>,
+}
+
+impl Sampler {
+    /// A sampler at the start of its random numbers.
+    ///
+    /// # Errors
+    /// `invalid_argument`, see [`SamplerOptions::validate`].
+    pub fn new(options: SamplerOptions) -> Result<Self> {
+        options.validate()?;
+        let random = Pcg32::seed_from_u64(options.seed);
+        Ok(Self { options, random, candidates: Vec::new(), seen: Vec::new() })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SamplerOptions {
+        &self.options
+    }
+
+    /// The id of the next token. `logits` is `[vocab_size]` and is changed by the repetition penalty; `history` is the
+    /// prompt and everything generated so far. A logit of minus infinity rules its token out.
+    ///
+    /// # Errors
+    /// `non_finite` when a logit is NaN or plus infinity, or when no token is left; `invalid_argument` when `history`
+    /// has an id that `logits` does not.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
+        self.penalize(logits, history)?;
+        let (best, max) = checked_argmax(logits)?;
+        if self.options.temperature == 0.0 {
+            return Ok(best);
+        }
+        self.collect(logits, max);
+        self.keep_top_k();
+        self.keep_top_p();
+        // The largest weight is exp(0) = 1, so a weight is its share of the largest probability.
+        let min_p = f64::from(self.options.min_p);
+        self.candidates.retain(|candidate| candidate.weight >= min_p);
+        Ok(self.draw())
+    }
+
+    fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<()> {
+        let penalty = self.options.repetition_penalty;
+        if penalty == 1.0 {
+            return Ok(());
+        }
+        self.seen.clear();
+        self.seen.resize(logits.len(), false);
+        for &id in history {
+            let Some(seen) = self.seen.get_mut(id as usize) else {
+                return Err(Error::invalid_argument(format!(
+                    "token id {id} of the history is outside the {} logits",
+                    logits.len()
+                )));
+            };
+            if std::mem::replace(seen, true) {
+                continue;
+            }
+            let logit = &mut logits[id as usize];
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        }
+        Ok(())
+    }
+
+    /// Every token that is not ruled out, in order of ids.
+    fn collect(&mut self, logits: &[f32], max: f32) {
+        let temperature = f64::from(self.options.temperature);
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().enumerate().filter_map(|(id, &logit)| {
+            if logit == f32::NEG_INFINITY {
+                return None;
+            }
+            let weight = libm::exp((f64::from(logit) - f64::from(max)) / temperature);
+            Some(Candidate { id: id as u32, weight })
+        }));
+    }
+
+    fn keep_top_k(&mut self) {
+        let k = self.options.top_k;
+        if k == 0 || k >= self.candidates.len() {
+            return;
+        }
+        let mut weights: Vec<f64> = self.candidates.iter().map(|candidate| candidate.weight).collect();
+        let (_, &mut threshold, _) = weights.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        self.candidates.retain(|candidate| candidate.weight >= threshold);
+    }
+
+    fn keep_top_p(&mut self) {
+        let top_p = f64::from(self.options.top_p);
+        if top_p >= 1.0 {
+            return;
+        }
+        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
+        // Sorting a large vocabulary is slow. All weights below this cut add up to less than (1 - p) of the total, so
+        // the others reach p without them (the trick is from llama2.c).
+        let cut = (1.0 - top_p) * total / self.candidates.len() as f64;
+        self.candidates.retain(|candidate| candidate.weight >= cut);
+        self.candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
+        let mut mass = 0.0;
+        let mut kept = 0;
+        while kept < self.candidates.len() && (kept == 0 || mass < top_p * total) {
+            mass += self.candidates[kept].weight;
+            kept += 1;
+        }
+        self.candidates.truncate(kept);
+    }
+
+    fn draw(&mut self) -> u32 {
+        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
+        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut rest = uniform * total;
+        for candidate in &self.candidates {
+            if rest < candidate.weight {
+                return candidate.id;
+            }
+            rest -= candidate.weight;
+        }
+        // Rounding can leave a crumb after the last candidate. The largest weight always stays, so there is one.
+        self.candidates
+            .iter()
+            .rfind(|candidate| candidate.weight > 0.0)
+            .expect("the most likely token stays")
+            .id
+    }
+}
+
+/// Id and value of the largest logit, the lowest id among equals.
+fn checked_argmax(logits: &[f32]) -> Result<(u32, f32)> {
+    let mut best: Option<(usize, f32)> = None;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(Error::new(
+                ErrorCode::NonFinite,
+                format!("expected finite logits but token id {id} has {logit}"),
+            ));
+        }
+        if logit > best.map_or(f32::NEG_INFINITY, |(_, value)| value) {
+            best = Some((id, logit));
+        }
+    }
+    let (id, value) = best.ok_or_else(|| {
+        let found = if logits.is_empty() { "there are no logits" } else { "every logit is minus infinity" };
+        Error::new(ErrorCode::NonFinite, format!("expected a token to choose but {found}"))
+    })?;
+    Ok((id as u32, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn options() -> SamplerOptions {
+        SamplerOptions { temperature: 1.0, ..SamplerOptions::default() }
+    }
+
+    fn sampler(options: SamplerOptions) -> Sampler {
+        Sampler::new(options).unwrap()
+    }
+
+    /// The ids that can be drawn: those that come up in many draws.
+    fn support(options: SamplerOptions, logits: &[f32]) -> Vec<u32> {
+        let mut sampler = sampler(options);
+        let ids: std::collections::BTreeSet<u32> =
+            (0..4000).map(|_| sampler.sample(&mut logits.to_vec(), &[]).unwrap()).collect();
+        ids.into_iter().collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_and_the_lowest_id_among_equals() {
+        let mut greedy = sampler(SamplerOptions::default());
+        for (logits, expected) in [
+            (vec![0.5, 2.0, 2.0, 1.0], 1),
+            (vec![-3.0, -1.0, -2.0], 1),
+            (vec![f32::NEG_INFINITY, -5.0], 1),
+            (vec![-0.0, 0.0], 0),
+            (vec![f32::MAX, f32::MIN], 0),
+        ] {
+            assert_eq!(greedy.sample(&mut logits.clone(), &[]).unwrap(), expected, "{logits:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_what_transformers_keeps() {
+        // Probabilities 0.4, 0.3, 0.2, 0.1 at ids 2, 0, 3, 1.
+        let logits = [0.3_f32, 0.1, 0.4, 0.2].map(|p| p.ln());
+        let cases: [(&str, SamplerOptions, &[u32]); 12] = [
+            ("nothing off", options(), &[0, 1, 2, 3]),
+            ("top_k 1", SamplerOptions { top_k: 1, ..options() }, &[2]),
+            ("top_k 3", SamplerOptions { top_k: 3, ..options() }, &[0, 2, 3]),
+            ("top_k beyond the vocabulary", SamplerOptions { top_k: 9, ..options() }, &[0, 1, 2, 3]),
+            ("top_p below the first", SamplerOptions { top_p: 0.01, ..options() }, &[2]),
+            ("top_p 0.6 needs two", SamplerOptions { top_p: 0.6, ..options() }, &[0, 2]),
+            ("top_p 0.75 needs three", SamplerOptions { top_p: 0.75, ..options() }, &[0, 2, 3]),
+            ("min_p 0.6", SamplerOptions { min_p: 0.6, ..options() }, &[0, 2]),
+            ("min_p 1", SamplerOptions { min_p: 1.0, ..options() }, &[2]),
+            // Among the two that top_k leaves, 0.4 is 4/7: enough for 0.5, so top_p counts what top_k left.
+            ("top_k, then top_p", SamplerOptions { top_k: 2, top_p: 0.5, ..options() }, &[2]),
+            ("a low temperature sharpens", SamplerOptions { temperature: 1e-30, ..options() }, &[2]),
+            // At temperature 2 the probabilities become flatter: 0.325, 0.281, 0.230, 0.163.
+            (
+                "temperature, then top_p",
+                SamplerOptions { temperature: 2.0, top_p: 0.65, ..options() },
+                &[0, 2, 3],
+            ),
+        ];
+        for (name, options, expected) in cases {
+            assert_eq!(support(options, &logits), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn ties_at_the_edge() {
+        let tied = [1.0_f32, 2.0, 1.0, 1.0];
+        assert_eq!(
+            support(SamplerOptions { top_k: 2, ..options() }, &tied),
+            [0, 1, 2, 3],
+            "top_k keeps what is tied with the k-th"
+        );
+        let equal = [1.0_f32; 4];
+        assert_eq!(support(SamplerOptions { top_p: 0.5, ..options() }, &equal), [0, 1], "top_p goes by id");
+    }
+
+    #[test]
+    fn repetition_penalty_counts_each_token_once() {
+        let mut logits = [2.0, -2.0, 1.0, f32::NEG_INFINITY];
+        let mut greedy = sampler(SamplerOptions { repetition_penalty: 4.0, ..SamplerOptions::default() });
+        assert_eq!(greedy.sample(&mut logits, &[0, 1, 0, 1, 3]).unwrap(), 2);
+        assert_eq!(logits, [0.5, -8.0, 1.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn probabilities_are_those_of_the_softmax() {
+        let probabilities = [0.5_f32, 0.25, 0.15, 0.1];
+        let logits = probabilities.map(|p| p.ln());
+        let mut sampler = sampler(SamplerOptions { seed: 7, ..options() });
+        let draws = 40_000;
+        let mut counts = [0u32; 4];
+        for _ in 0..draws {
+            counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1;
+        }
+        // Five standard deviations of a share of one half over 40,000 draws.
+        const TOLERANCE: f64 = 0.0125;
+        for (count, p) in counts.iter().zip(probabilities) {
+            assert!((f64::from(*count) / f64::from(draws) - f64::from(p)).abs() < TOLERANCE, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_tokens_on_every_target() {
+        let logits: Vec<f32> = (0..100).map(|i| (i * 37 % 100) as f32 / 25.0).collect();
+        let draw = |seed| {
+            let mut sampler = sampler(SamplerOptions { seed, top_p: 0.9, ..options() });
+            (0..8).map(|_| sampler.sample(&mut logits.clone(), &[]).unwrap()).collect::<Vec<_>>()
+        };
+        // Recorded once; another dependency version, compiler or target must give the same.
+        assert_eq!(draw(0), GOLDEN_SEED_0);
+        assert_eq!(draw(0), draw(0));
+        assert_ne!(draw(0), draw(1));
+    }
+
+    const GOLDEN_SEED_0: [u32; 8] = [4, 89, 97, 21, 59, 27, 78, 89];
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let cases: [(&str, SamplerOptions); 11] = [
+            ("temperature", SamplerOptions { temperature: -1.0, ..options() }),
+            ("temperature", SamplerOptions { temperature: f32::NAN, ..options() }),
+            ("temperature", SamplerOptions { temperature: f32::INFINITY, ..options() }),
+            ("top_p", SamplerOptions { top_p: 0.0, ..options() }),
+            ("top_p", SamplerOptions { top_p: 1.1, ..options() }),
+            ("top_p", SamplerOptions { top_p: f32::NAN, ..options() }),
+            ("min_p", SamplerOptions { min_p: -0.1, ..options() }),
+            ("min_p", SamplerOptions { min_p: 1.5, ..options() }),
+            ("repetition_penalty", SamplerOptions { repetition_penalty: 0.0, ..options() }),
+            ("repetition_penalty", SamplerOptions { repetition_penalty: -2.0, ..options() }),
+            ("repetition_penalty", SamplerOptions { repetition_penalty: f32::INFINITY, ..options() }),
+        ];
+        for (name, options) in cases {
+            let error = Sampler::new(options).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument);
+            assert!(error.message().starts_with(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_errors() {
+        for options in [SamplerOptions::default(), options()] {
+            for (logits, says) in [
+                (vec![0.0, f32::NAN], "token id 1 has NaN"),
+                (vec![f32::INFINITY, 0.0], "token id 0 has inf"),
+                (vec![f32::NEG_INFINITY; 3], "every logit is minus infinity"),
+                (vec![], "no logits"),
+            ] {
+                let error = sampler(options.clone()).sample(&mut logits.clone(), &[]).unwrap_err();
+                assert_eq!(error.code(), ErrorCode::NonFinite);
+                assert!(error.message().contains(says), "{error}");
+            }
+        }
+        let mut penalized = sampler(SamplerOptions { repetition_penalty: 1.1, ..options() });
+        assert_eq!(penalized.sample(&mut [0.0], &[1]).unwrap_err().code(), ErrorCode::InvalidArgument);
+    }
+
+    /// The ids that stay, by the definitions and nothing else.
+    fn naive_support(options: &SamplerOptions, logits: &[f32]) -> Vec<u32> {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut left: Vec<(u32, f64)> = logits
+            .iter()
+            .enumerate()
+            .map(|(id, &l)| {
+                (id as u32, libm::exp((f64::from(l) - f64::from(max)) / f64::from(options.temperature)))
+            })
+            .collect();
+        left.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if options.top_k > 0 && options.top_k < left.len() {
+            let threshold = left[options.top_k - 1].1;
+            left.retain(|c| c.1 >= threshold);
+        }
+        if options.top_p < 1.0 {
+            let total: f64 = left.iter().map(|c| c.1).sum();
+            let mut mass = 0.0;
+            left.retain(|c| {
+                let keep = mass < f64::from(options.top_p) * total;
+                mass += c.1;
+                keep
+            });
+        }
+        left.retain(|c| c.1 >= f64::from(options.min_p));
+        let mut ids: Vec<u32> = left.iter().map(|c| c.0).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    proptest! {
+        #[test]
+        fn what_stays_equals_the_naive_filters(
+            logits in prop::collection::vec(-8.0f32..8.0, 1..60),
+            top_k in 0usize..70,
+            top_p in 0.01f32..=1.0,
+            min_p in 0.0f32..0.5,
+            temperature in 0.1f32..3.0,
+        ) {
+            let options = SamplerOptions { temperature, top_k, top_p, min_p, ..options() };
+            let expected = naive_support(&options, &logits);
+            let mut sampler = sampler(options);
+            let drawn = sampler.sample(&mut logits.clone(), &[]).unwrap();
+            let mut kept: Vec<u32> = sampler.candidates.iter().map(|c| c.id).collect();
+            kept.sort_unstable();
+            prop_assert_eq!(&kept, &expected);
+            prop_assert!(kept.contains(&drawn));
+        }
+    }
+}
