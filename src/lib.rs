@@ -1,5 +1,6 @@
 //! Quantizes, runs and validates language models where the user is.
 
+pub mod artifact;
 pub mod backend;
 pub mod digest;
 pub mod dtype;
@@ -12,5 +13,6 @@ pub mod quant;
 pub mod shape;
 pub mod task;
 pub mod tokenizer;
+pub mod validate;
 
 pub use error::{Error, ErrorCode, Result};

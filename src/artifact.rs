@@ -1,0 +1,11 @@
+//! What this crate writes: output folders that are either whole or say that they are not, and the records in them.
+//!
+//! Not here: which weights are written and how they were found (`pipeline`). Floor 7.
+
+pub mod metrics;
+pub mod output;
+pub mod records;
+pub mod summary;
+
+pub use output::OutputFolder;
+pub use records::{QuantizationRecord, SourceRecord};

@@ -1,0 +1,45 @@
+//! `--metrics FILE`: figures as JSON lines with stable names, for whoever follows many runs.
+//!
+//! Floor 7.
+
+use serde::Serialize;
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metric {
+    /// Stable name: `quantized_model_size_mb`, `perplexity`, ...
+    pub name: &'static str,
+    /// The figure.
+    pub value: f64,
+    /// What it was measured on; a path or a module.
+    pub subject: String,
+}
+
+impl Metric {
+    /// Names that this crate writes; each documented in the README.
+    pub const NAMES: [&'static str; 12] = [
+        "original_model_size_mb",
+        "quantized_model_size_mb",
+        "compression_ratio",
+        "bits_per_weight",
+        "quantization_seconds",
+        "layer_snr_db",
+        "perplexity",
+        "perplexity_increase",
+        "kl_divergence_mean",
+        "top1_agreement",
+        "tokens_per_second",
+        "dequantization_accuracy_retention",
+    ];
+
+    /// A figure about `subject`.
+    pub fn new(name: &'static str, value: f64, subject: impl Into<String>) -> Self {
+        debug_assert!(Self::NAMES.contains(&name), "{name} is not a documented metric");
+        Self { name, value, subject: subject.into() }
+    }
+}
+
+/// The figures as JSON lines.
+pub fn to_json_lines(metrics: &[Metric]) -> String {
+    metrics.iter().map(|metric| serde_json::to_string(metric).expect("plain values") + "\n").collect()
+}

@@ -1,0 +1,132 @@
+//! An output folder, from the first file to the last.
+//!
+//! `config.json` comes first and names the file that is written last; opening a folder that lacks it is an error
+//! (see [`crate::model::Checkpoint::open`]). A folder that something else wrote is never overwritten. Floor 7.
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::sink::{ByteSink, SinkDir, write_whole};
+use crate::format::small_file::{read_file, read_json};
+use crate::format::source::SourceDir;
+use crate::model::checkpoint::PRODUCER_KEY;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Files of a checkpoint folder that go with the weights unchanged.
+const SIDE_FILES: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+];
+
+/// Files whose presence shows that a folder is somebody's checkpoint.
+const CHECKPOINT_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+
+/// A folder being written.
+pub struct OutputFolder<'a> {
+    sinks: &'a dyn SinkDir,
+    written_last: &'static str,
+}
+
+impl<'a> OutputFolder<'a> {
+    /// Starts a folder that is whole once `written_last` is in it. `existing` is the same folder to read from, to see
+    /// what is there already.
+    ///
+    /// # Errors
+    /// `invalid_argument` when the folder holds a checkpoint that this crate did not write.
+    pub async fn begin(
+        sinks: &'a dyn SinkDir,
+        existing: Option<&dyn SourceDir>,
+        written_last: &'static str,
+    ) -> Result<Self> {
+        if let Some(existing) = existing {
+            refuse_foreign(existing).await?;
+        }
+        let folder = Self { sinks, written_last };
+        // From here on the folder is unfinished, whatever was in it.
+        for file in ["quantization_config.json", "quantization_metadata.json"] {
+            folder.sinks.remove(file).await?;
+        }
+        Ok(folder)
+    }
+
+    /// Writes `config.json`: the source's, without its quantization, with `quantization_config` where there is one and
+    /// with the mark by which [`crate::model::Checkpoint`] knows whether the folder is whole.
+    pub async fn write_config(
+        &self,
+        source: &Value,
+        changes: &[(&str, Value)],
+        quantization_config: Option<Value>,
+    ) -> Result<()> {
+        let mut config = source.clone();
+        let Some(object) = config.as_object_mut() else {
+            return Err(Error::invalid_checkpoint("config.json: expected an object"));
+        };
+        object.shift_remove("quantization_config");
+        for (key, value) in changes {
+            object.insert((*key).to_owned(), value.clone());
+        }
+        if let Some(quantization) = quantization_config {
+            object.insert("quantization_config".to_owned(), quantization);
+        }
+        let mark = json!({"version": env!("CARGO_PKG_VERSION"), "written_last": self.written_last});
+        object.insert(PRODUCER_KEY.to_owned(), mark);
+        self.write_json("config.json", &config).await
+    }
+
+    /// Copies tokenizer, template and generation settings.
+    pub async fn copy_side_files(&self, source: &dyn SourceDir) -> Result<()> {
+        for file in SIDE_FILES {
+            if let Some(bytes) = read_file(source, file).await? {
+                self.write(file, &bytes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a file of the folder.
+    pub async fn create(&self, file: &str) -> Result<Box<dyn ByteSink>> {
+        self.sinks.create(file).await
+    }
+
+    /// Writes a file whole.
+    pub async fn write(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        write_whole(self.sinks, file, bytes).await
+    }
+
+    /// Writes a JSON file, indented, with a newline at its end.
+    pub async fn write_json(&self, file: &str, value: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| Error::new(ErrorCode::Io, format!("{file}: {error}")))?;
+        bytes.push(b'\n');
+        self.write(file, &bytes).await
+    }
+
+    /// Writes the last file. The folder is whole from here on.
+    pub async fn finish(self, record: &impl Serialize) -> Result<()> {
+        self.write_json(self.written_last, record).await
+    }
+}
+
+async fn refuse_foreign(existing: &dyn SourceDir) -> Result<()> {
+    // A broken config.json is foreign too: nothing of ours leaves one.
+    let config = read_json(existing, "config.json").await.unwrap_or(Some(Value::Null));
+    if config.as_ref().is_some_and(|config| config.get(PRODUCER_KEY).is_some()) {
+        return Ok(());
+    }
+    for file in CHECKPOINT_FILES {
+        if existing.open(file).await?.is_some() {
+            return Err(Error::invalid_argument(format!(
+                "{}: the output folder holds a checkpoint that lowbit did not write ({file}); choose another folder",
+                existing.name()
+            )));
+        }
+    }
+    Ok(())
+}

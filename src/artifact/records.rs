@@ -1,0 +1,173 @@
+//! The records that go with a quantized or dequantized checkpoint.
+//!
+//! Field names are part of the public interface. No times and no machine: equal input gives equal bytes. Floor 7.
+
+use crate::digest;
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::small_file::read_json;
+use crate::format::source::SourceDir;
+use crate::model::Checkpoint;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The name of the record of a quantized folder, its last file.
+pub const QUANTIZATION_RECORD: &str = "quantization_config.json";
+/// The name of the record of a dequantized folder, its last file.
+pub const DEQUANTIZATION_RECORD: &str = "quantization_metadata.json";
+
+/// Which checkpoint something was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// As it was given.
+    pub path: String,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Bytes of all stored tensors.
+    pub bytes: u64,
+    /// SHA-256 over config.json and the bytes of every tensor, in the order of their names.
+    pub sha256: String,
+}
+
+impl SourceRecord {
+    /// Reads every tensor once.
+    pub async fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        Ok(Self {
+            path: checkpoint.name().to_owned(),
+            parameters: checkpoint.config().parameter_count(),
+            bytes: checkpoint.bytes(),
+            sha256: hash_checkpoint(checkpoint).await?,
+        })
+    }
+}
+
+/// What was done to one module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleRecord {
+    /// Module name.
+    pub name: String,
+    /// `int4-g32-sym`, or `f16` where the module was kept.
+    pub scheme: String,
+    /// Why it is not what was asked for; absent where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `quantization_config.json`: how a folder was made. Written last, so its presence means that the folder is whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuantizationRecord {
+    /// `lowbit.quantization/1`
+    pub schema: String,
+    /// Version of this crate.
+    pub version: String,
+    /// `rtn` or `ternary`.
+    pub method: String,
+    /// The scheme that was asked for.
+    pub scheme: String,
+    /// File layout of the weights: `compressed-tensors` or `bitnet`.
+    pub format: String,
+    /// Precision of the activations that the folder is meant to run with.
+    pub activations: String,
+    /// Mean bits of a weight in the quantized modules, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// All options, by their command-line names.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+    /// What it was made from.
+    pub source: SourceRecord,
+    /// Every linear module, in the order of the data flow.
+    pub modules: Vec<ModuleRecord>,
+}
+
+/// A tensor of a file in the same folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorReference {
+    /// File name.
+    pub file: String,
+    /// Tensor name.
+    pub tensor: String,
+}
+
+/// How the weights of one module were quantized before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DequantizedModule {
+    /// Module name.
+    pub name: String,
+    /// `int4-g32-sym`, ...
+    pub scheme: String,
+    /// `[rows x groups]`, flat.
+    pub scales: TensorReference,
+    /// `[rows x groups]`, flat, unsigned; null where the scheme has a constant one.
+    pub zero_points: Option<TensorReference>,
+    /// Share of weights that are exactly 0.
+    pub sparsity: f64,
+}
+
+/// `quantization_metadata.json`: what a dequantized folder was before. Written last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DequantizationRecord {
+    /// `lowbit.dequantization/1`
+    pub schema: String,
+    /// Version of this crate.
+    pub version: String,
+    /// Type of the weights: `F16` or `F32`.
+    pub dtype: String,
+    /// How the codes were found; `unknown` where another tool made them.
+    pub method: String,
+    /// The scheme of most modules.
+    pub scheme: String,
+    /// Precision of the activations that the quantized folder is meant to run with.
+    pub activations: String,
+    /// The quantized folder.
+    pub source: SourceRecord,
+    /// Every module that was quantized, in the order of the data flow.
+    pub modules: Vec<DequantizedModule>,
+}
+
+async fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
+    const CHUNK: u64 = 4 << 20;
+    let mut hash = Sha256::new();
+    hash.update(checkpoint.config_json().to_string().as_bytes());
+    let store = checkpoint.store();
+    let mut bytes = Vec::new();
+    for name in store.names() {
+        let info = store.require(name)?;
+        let len = info.shape.element_count().unwrap_or(0) * info.dtype.size() as u64;
+        hash.update(name.as_bytes());
+        hash.update(info.dtype.name().as_bytes());
+        hash.update(info.shape.to_string().as_bytes());
+        for start in (0..len).step_by(CHUNK as usize) {
+            let end = (start + CHUNK).min(len);
+            bytes.resize((end - start) as usize, 0);
+            store.read_range(name, start..end, &mut bytes).await?;
+            hash.update(&bytes);
+        }
+    }
+    Ok(digest::hex(&hash.finalize()))
+}
+
+/// Reads the record of a dequantized folder.
+///
+/// # Errors
+/// `not_found` where there is none.
+pub async fn read_dequantization_record(dir: &dyn SourceDir) -> Result<DequantizationRecord> {
+    let json = read_json(dir, DEQUANTIZATION_RECORD).await?.ok_or_else(|| {
+        Error::new(
+            ErrorCode::NotFound,
+            format!(
+                "{}: expected a {DEQUANTIZATION_RECORD}, as dequantizing writes it, but found none",
+                dir.name()
+            ),
+        )
+    })?;
+    serde_json::from_value(json)
+        .map_err(|error| Error::invalid_checkpoint(format!("{DEQUANTIZATION_RECORD}: {error}")))
+}
+
+/// Reads the record of a quantized folder; `None` where another tool wrote it.
+pub async fn read_quantization_record(dir: &dyn SourceDir) -> Result<Option<QuantizationRecord>> {
+    let Some(json) = read_json(dir, QUANTIZATION_RECORD).await? else {
+        return Ok(None);
+    };
+    serde_json::from_value(json)
+        .map(Some)
+        .map_err(|error| Error::invalid_checkpoint(format!("{QUANTIZATION_RECORD}: {error}")))
+}

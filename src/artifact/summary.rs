@@ -1,0 +1,49 @@
+//! `quantization_summary.json`: several variants of one model side by side.
+//!
+//! Floor 7.
+
+use serde::{Deserialize, Serialize};
+
+/// The file's name.
+pub const SUMMARY_FILE: &str = "quantization_summary.json";
+
+/// Every variant that was made of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// `lowbit.summary/1`
+    pub schema: String,
+    /// In the order in which they were made.
+    pub variants: Vec<Variant>,
+}
+
+/// One variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Its folder.
+    pub path: String,
+    /// `rtn`, `ternary`, ...
+    pub method: String,
+    /// As `int4-g32-sym`.
+    pub scheme: String,
+    /// Over the quantized layers, with scales and zero points.
+    pub bits_per_weight: f64,
+    /// Of its weight files.
+    pub bytes: u64,
+    /// Null where it is not finite.
+    pub perplexity: Option<f64>,
+    /// `quantized / original - 1`; null where it is not finite.
+    pub perplexity_increase: Option<f64>,
+    /// Median; null where it was not measured.
+    pub tokens_per_second: Option<f64>,
+    /// The verdict.
+    pub accepted: bool,
+    /// What to try next.
+    pub recommendation: String,
+}
+
+impl Summary {
+    /// A summary of these.
+    pub fn new(variants: Vec<Variant>) -> Self {
+        Self { schema: "lowbit.summary/1".to_owned(), variants }
+    }
+}

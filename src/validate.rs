@@ -1,0 +1,22 @@
+//! Judges a quantized model by measurements: what is measured, what counts as a failure, and the verdict.
+//!
+//! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
+//! one thing each. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
+//! injected measurements. Floor 7.
+
+pub mod benchmark;
+pub mod choices;
+pub mod continuations;
+pub mod failures;
+pub mod layers;
+pub mod measurements;
+pub mod metrics;
+mod number;
+mod recommendation;
+pub mod report;
+pub mod run;
+pub mod speed;
+pub mod streamed;
+pub mod verdict;
+pub mod walk;
+pub mod windows;

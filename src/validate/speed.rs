@@ -1,0 +1,62 @@
+//! Times decoding, the models taking turns, so that a busy machine slows both alike. Floor 7.
+
+use super::measurements::SpeedRound;
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::model::CausalLm;
+use crate::model::decoder::Logits;
+use crate::task::{Control, Progress};
+
+/// Seconds since some fixed moment. Injected, because browsers and native programs read different clocks.
+pub type Clock<'a> = &'a dyn Fn() -> f64;
+
+/// Tokens that are decoded in one turn.
+const TOKENS: usize = 32;
+
+/// Runs `rounds` rounds after one that does not count. Of several original models the fastest counts in each round.
+pub async fn measure<B: Backend>(
+    originals: &mut [&mut CausalLm<B>],
+    quantized: &mut CausalLm<B>,
+    rounds: usize,
+    clock: Clock<'_>,
+    control: &dyn Control,
+) -> Result<Vec<SpeedRound>> {
+    let mut measured = Vec::with_capacity(rounds);
+    for round in 0..=rounds {
+        control.progress(&Progress {
+            phase: "speed",
+            done: round as u64,
+            total: rounds as u64 + 1,
+            item: "",
+        });
+        // Who goes first takes turns too.
+        let early = if round % 2 == 0 { Some(decode(quantized, clock, control).await?) } else { None };
+        let mut fastest = 0.0f64;
+        for original in originals.iter_mut() {
+            fastest = fastest.max(decode(original, clock, control).await?);
+        }
+        let speed = match early {
+            Some(speed) => speed,
+            None => decode(quantized, clock, control).await?,
+        };
+        if round > 0 {
+            measured
+                .push(SpeedRound { original_tokens_per_second: fastest, quantized_tokens_per_second: speed });
+        }
+    }
+    Ok(measured)
+}
+
+/// Tokens per second of one turn: a short prompt, then one token after the other.
+async fn decode<B: Backend>(model: &mut CausalLm<B>, clock: Clock<'_>, control: &dyn Control) -> Result<f64> {
+    let tokens = TOKENS.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
+    let mut cache = model.new_cache(tokens + 1)?;
+    model.forward(&[0], &mut cache, Logits::Last, control, |_, _| Ok(())).await?;
+    let start = clock();
+    for token in 0..tokens {
+        let id = (token % model.config().vocab_size) as u32;
+        model.forward(&[id], &mut cache, Logits::Last, control, |_, _| Ok(())).await?;
+    }
+    // A clock may be coarser than a very small model is fast.
+    Ok(tokens as f64 / (clock() - start).max(1e-6))
+}

@@ -1,0 +1,266 @@
+//! The verdict: measurements and limits in, criteria and acceptance out.
+//!
+//! Four criteria, each one row of the report:
+//!
+//! - **Quality.** The perplexity increase is below its limit, or the benchmark's drop is. One of the two is enough, so
+//!   there is one row, named after the measurement that decided: the one that passes, perplexity first; if none passes,
+//!   perplexity.
+//! - **Generation.** No failure that the original does not show on the same prompt.
+//! - **Memory.** Over the quantized layers, f16 bytes / packed bytes with scales is at least what the scheme promises
+//!   ([`scheme_memory_limit`]).
+//! - **Speed.** Tokens per second against the fastest f16/f32 path. Timing is noisy, and a model that fits the
+//!   last-level cache is not limited by memory, which is what fewer bits save; both make the row inconclusive.
+//!
+//! `inconclusive` does not reject: a model is accepted when no criterion failed. A measurement that is not a finite
+//! number fails. Everything is a pure function. Not here: measuring. Floor 7.
+
+use super::measurements::{LayerMemory, Measurements};
+use super::number;
+use super::recommendation::recommend;
+use crate::error::{Error, Result};
+use crate::quant::{Bits, Scheme};
+use serde::{Deserialize, Serialize};
+
+/// What a model must reach.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// `quantized / original - 1` must be below this.
+    pub max_perplexity_increase: f64,
+    /// The accuracy drop in points must be below this.
+    pub max_benchmark_drop_points: f64,
+    /// Failures that only the quantized model shows; at most this many.
+    pub max_new_failures: usize,
+    /// The memory ratio must be at least this; `None`: what the scheme promises.
+    pub min_memory_ratio: Option<f64>,
+    /// The speed ratio must be at least this.
+    pub min_speed_ratio: f64,
+    /// With fewer rounds speed is inconclusive.
+    pub min_speed_rounds: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_perplexity_increase: 0.02,
+            max_benchmark_drop_points: 2.0,
+            max_new_failures: 0,
+            min_memory_ratio: None,
+            min_speed_ratio: 1.5,
+            min_speed_rounds: 5,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks that the limits are numbers that something can be compared with.
+    ///
+    /// # Errors
+    /// `invalid_argument` naming the first limit that is not finite.
+    pub fn validate(&self) -> Result<()> {
+        let limits = [
+            ("max_perplexity_increase", self.max_perplexity_increase),
+            ("max_benchmark_drop_points", self.max_benchmark_drop_points),
+            ("min_memory_ratio", self.min_memory_ratio.unwrap_or(0.0)),
+            ("min_speed_ratio", self.min_speed_ratio),
+        ];
+        match limits.into_iter().find(|(_, limit)| !limit.is_finite()) {
+            Some((name, limit)) => {
+                Err(Error::invalid_argument(format!("{name} must be a finite number but is {limit}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The least memory ratio that a scheme must reach: what groups of 32 with zero points give, rounded down to a tenth.
+///
+/// | scheme | bits a weight, group 32 asymmetric | ratio to f16 | limit |
+/// |---|---|---|---|
+/// | INT8 | 8 + 16/32 (symmetric) | 1.88 | 1.85 |
+/// | INT4 | 4 + 16/32 + 4/32 | 3.46 | 3.4 |
+/// | INT3 | 3 + 16/32 + 3/32 | 4.45 | 4.4 |
+/// | INT2 | 2 + 16/32 + 2/32 | 6.24 | 6.2 |
+/// | ternary | 2 + 16/64 (a scale for each row of 64) | 7.11 | 7.0 |
+///
+/// INT8 is the exception: with zero points in groups of 32 (1.83) it does not reach its limit.
+pub fn scheme_memory_limit(scheme: Scheme) -> f64 {
+    match scheme {
+        Scheme::Integer { bits: Bits::Eight, .. } => 1.85,
+        Scheme::Integer { bits: Bits::Four, .. } => 3.4,
+        Scheme::Integer { bits: Bits::Three, .. } => 4.4,
+        Scheme::Integer { bits: Bits::Two, .. } => 6.2,
+        Scheme::Ternary { .. } => 7.0,
+    }
+}
+
+/// How a criterion came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Within the limit.
+    Passed,
+    /// Outside the limit, or not a finite number.
+    Failed,
+    /// The measurement cannot tell; does not reject.
+    Inconclusive,
+}
+
+impl Status {
+    fn of(passed: bool) -> Self {
+        if passed { Self::Passed } else { Self::Failed }
+    }
+}
+
+/// Names of criteria: stable, part of the report's schema.
+pub mod criterion {
+    /// Quality, decided by perplexity: `quantized / original - 1`.
+    pub const PERPLEXITY_INCREASE: &str = "perplexity_increase";
+    /// Quality, decided by the benchmark: the accuracy drop in points.
+    pub const BENCHMARK_DROP_POINTS: &str = "benchmark_drop_points";
+    /// The number of failures that only the quantized model shows.
+    pub const NEW_GENERATION_FAILURES: &str = "new_generation_failures";
+    /// f16 bytes / packed bytes.
+    pub const MEMORY_RATIO: &str = "memory_ratio";
+    /// Quantized / original tokens per second.
+    pub const SPEED_RATIO: &str = "speed_ratio";
+}
+
+/// One row of the verdict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Criterion {
+    /// One of [`criterion`].
+    pub name: String,
+    /// What the value was compared with.
+    #[serde(with = "number")]
+    pub limit: f64,
+    /// What was measured; NaN (in JSON: null) where nothing was.
+    #[serde(with = "number")]
+    pub value: f64,
+    /// How it came out.
+    pub status: Status,
+}
+
+impl Criterion {
+    fn new(name: &str, limit: f64, value: f64, status: Status) -> Self {
+        Self { name: name.to_owned(), limit, value, status }
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Quality, generation, memory, speed.
+    pub criteria: Vec<Criterion>,
+    /// Whether no criterion failed.
+    pub accepted: bool,
+    /// What to do next, in a sentence or two.
+    pub recommendation: String,
+}
+
+/// Judges the measurements by the limits.
+///
+/// ```
+/// # use lowbit::quant::{Activations, Bits, Granularity, Scheme};
+/// # use lowbit::validate::measurements::*;
+/// # use lowbit::validate::verdict::*;
+/// let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: true };
+/// let measurements = Measurements {
+///     scheme,
+///     preparation: Preparation::Rounded,
+///     activations: Activations::F32,
+///     perplexity: PerplexityMeasurement { original: 10.0, quantized: 10.5 },
+///     benchmark: None,
+///     prompts: 0,
+///     failures: vec![],
+///     memory: vec![LayerMemory { scheme, f16_bytes: 3600, packed_bytes: 1000 }],
+///     speed: None,
+///     worst_layers: vec![],
+/// };
+/// let verdict = judge(&measurements, &Limits::default());
+/// assert!(!verdict.accepted, "5% more perplexity is too much");
+/// assert!(verdict.recommendation.contains("calibrat"));
+/// ```
+pub fn judge(measurements: &Measurements, limits: &Limits) -> Verdict {
+    let criteria = vec![
+        quality(measurements, limits),
+        generation(measurements, limits),
+        memory(measurements, limits),
+        speed(measurements, limits),
+    ];
+    let accepted = criteria.iter().all(|criterion| criterion.status != Status::Failed);
+    let recommendation = recommend(measurements, &criteria);
+    Verdict { criteria, accepted, recommendation }
+}
+
+fn quality(measurements: &Measurements, limits: &Limits) -> Criterion {
+    let perplexity = measurements.perplexity;
+    let increase = perplexity.increase();
+    // A perplexity is a finite number of at least 1. Anything else means a broken model, whatever a quotient or a
+    // benchmark says.
+    let sound = [perplexity.original, perplexity.quantized].iter().all(|p| p.is_finite() && *p >= 1.0);
+    let limit = limits.max_perplexity_increase;
+    let by_perplexity = Criterion::new(
+        criterion::PERPLEXITY_INCREASE,
+        limit,
+        increase,
+        Status::of(sound && increase < limit),
+    );
+    if by_perplexity.status == Status::Passed {
+        return by_perplexity;
+    }
+    let limit = limits.max_benchmark_drop_points;
+    let drop = measurements.benchmark.map(|benchmark| benchmark.drop_points());
+    match drop.filter(|&drop| sound && drop.is_finite() && drop < limit) {
+        Some(drop) => Criterion::new(criterion::BENCHMARK_DROP_POINTS, limit, drop, Status::Passed),
+        None => by_perplexity,
+    }
+}
+
+fn generation(measurements: &Measurements, limits: &Limits) -> Criterion {
+    let name = criterion::NEW_GENERATION_FAILURES;
+    let limit = limits.max_new_failures as f64;
+    if measurements.prompts == 0 {
+        return Criterion::new(name, limit, f64::NAN, Status::Inconclusive);
+    }
+    let failures = measurements.new_failures();
+    Criterion::new(name, limit, failures as f64, Status::of(failures <= limits.max_new_failures))
+}
+
+fn memory(measurements: &Measurements, limits: &Limits) -> Criterion {
+    let limit = limits.min_memory_ratio.unwrap_or_else(|| memory_limit(measurements));
+    let ratio = measurements.memory_ratio();
+    Criterion::new(criterion::MEMORY_RATIO, limit, ratio, Status::of(ratio.is_finite() && ratio >= limit))
+}
+
+/// The ratio that all layers reach together when each just reaches the limit of its scheme.
+fn memory_limit(measurements: &Measurements) -> f64 {
+    let of = |layer: &LayerMemory| scheme_memory_limit(layer.scheme);
+    let Some(first) = measurements.memory.first().map(of) else {
+        return scheme_memory_limit(measurements.scheme);
+    };
+    if measurements.memory.iter().all(|layer| of(layer) == first) {
+        return first;
+    }
+    let allowed: f64 = measurements.memory.iter().map(|layer| layer.f16_bytes as f64 / of(layer)).sum();
+    measurements.memory_bytes().0 as f64 / allowed
+}
+
+fn speed(measurements: &Measurements, limits: &Limits) -> Criterion {
+    let limit = limits.min_speed_ratio;
+    let Some(speed) = &measurements.speed else {
+        return Criterion::new(criterion::SPEED_RATIO, limit, f64::NAN, Status::Inconclusive);
+    };
+    let (ratio, spread) = (speed.ratio(), speed.spread());
+    let few = speed.rounds.len() < limits.min_speed_rounds;
+    let status = if !speed.rounds.is_empty() && (!ratio.is_finite() || !spread.is_finite()) {
+        Status::Failed
+    } else if few || speed.original_fits_cache() || (ratio - limit).abs() <= spread {
+        Status::Inconclusive
+    } else {
+        Status::of(ratio >= limit)
+    };
+    Criterion::new(criterion::SPEED_RATIO, limit, ratio, status)
+}
+
+#[cfg(test)]
+pub(super) mod tests;

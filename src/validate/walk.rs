@@ -1,0 +1,146 @@
+//! Walks one or two models through a text, window by window, and scores what they predict.
+//!
+//! Two models go side by side, some tokens of the one and then of the other, so that no more logits are held than one
+//! chunk's. Floor 7.
+
+use super::metrics::{DivergenceSum, PerplexitySum, negative_log_likelihood};
+use super::windows::{Dataset, Window, WindowOptions};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Logits, chunk_tokens};
+use crate::model::{CausalLm, KvCache, ModelConfig};
+use crate::task::{Control, Progress};
+
+/// What two models predict of the same tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// Perplexity of the first.
+    pub original: PerplexitySum,
+    /// Perplexity of the second.
+    pub quantized: PerplexitySum,
+    /// How far the second's predictions are from the first's, over the scored tokens.
+    pub divergence: DivergenceSum,
+}
+
+impl Comparison {
+    /// Takes in the logits of both models for one scored token.
+    pub(super) fn add(&mut self, original: &[f32], quantized: &[f32], target: u32) {
+        self.original.add(negative_log_likelihood(original, target as usize));
+        self.quantized.add(negative_log_likelihood(quantized, target as usize));
+        self.divergence.add(original, quantized);
+    }
+}
+
+/// Scores `data` with one model.
+///
+/// # Errors
+/// `context_overflow` for a context longer than the model's, `cancelled`. Logits that are not finite are no error:
+/// they make the sum NaN.
+pub async fn score<B: Backend>(
+    model: &mut CausalLm<B>,
+    data: &Dataset,
+    options: &WindowOptions,
+    control: &dyn Control,
+) -> Result<PerplexitySum> {
+    check_vocabulary(data, model.config())?;
+    let windows = data.windows(options)?;
+    let mut cache = model.new_cache(options.context)?;
+    let mut sum = PerplexitySum::default();
+    for (done, window) in windows.iter().enumerate() {
+        report(control, "perplexity", done, windows.len(), data);
+        cache.truncate(0);
+        model
+            .forward(&data.inputs(window), &mut cache, Logits::All, control, |index, logits| {
+                if let Some(target) = data.target(window, index) {
+                    sum.add(negative_log_likelihood(logits, target as usize));
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(sum)
+}
+
+/// Scores `data` with two models side by side.
+///
+/// # Errors
+/// As [`score`]; `invalid_argument` for models of different vocabularies.
+pub async fn compare<B: Backend>(
+    original: &mut CausalLm<B>,
+    quantized: &mut CausalLm<B>,
+    data: &Dataset,
+    options: &WindowOptions,
+    control: &dyn Control,
+) -> Result<Comparison> {
+    check_same_vocabulary(original.config(), quantized.config())?;
+    check_vocabulary(data, original.config())?;
+    let windows = data.windows(options)?;
+    let mut caches = (original.new_cache(options.context)?, quantized.new_cache(options.context)?);
+    let mut comparison = Comparison::default();
+    for (done, window) in windows.iter().enumerate() {
+        report(control, "compare", done, windows.len(), data);
+        caches.0.truncate(0);
+        caches.1.truncate(0);
+        compare_window(original, quantized, &mut caches, data, window, control, &mut comparison).await?;
+    }
+    Ok(comparison)
+}
+
+async fn compare_window<B: Backend>(
+    original: &mut CausalLm<B>,
+    quantized: &mut CausalLm<B>,
+    caches: &mut (KvCache<B>, KvCache<B>),
+    data: &Dataset,
+    window: &Window,
+    control: &dyn Control,
+    comparison: &mut Comparison,
+) -> Result<()> {
+    let vocab = original.config().vocab_size;
+    let mut rows = Vec::new();
+    let mut first = 0;
+    for chunk in data.inputs(window).chunks(chunk_tokens(original.config())) {
+        rows.clear();
+        original
+            .forward(chunk, &mut caches.0, Logits::All, control, |_, logits| {
+                rows.extend_from_slice(logits);
+                Ok(())
+            })
+            .await?;
+        quantized
+            .forward(chunk, &mut caches.1, Logits::All, control, |index, logits| {
+                if let Some(target) = data.target(window, first + index) {
+                    comparison.add(&rows[index * vocab..][..vocab], logits, target);
+                }
+                Ok(())
+            })
+            .await?;
+        first += chunk.len();
+    }
+    Ok(())
+}
+
+/// Refuses two models whose logits cannot be compared.
+pub(super) fn check_same_vocabulary(original: &ModelConfig, quantized: &ModelConfig) -> Result<()> {
+    if original.vocab_size != quantized.vocab_size {
+        return Err(Error::invalid_argument(format!(
+            "expected two models of one vocabulary but found {} and {} tokens",
+            original.vocab_size, quantized.vocab_size
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a text that was tokenized for another model.
+pub(super) fn check_vocabulary(data: &Dataset, config: &ModelConfig) -> Result<()> {
+    match data.tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+        None => Ok(()),
+        Some(token) => Err(Error::invalid_argument(format!(
+            "{}: found token {token} but the model knows {} tokens",
+            data.name, config.vocab_size
+        ))),
+    }
+}
+
+pub(super) fn report(control: &dyn Control, phase: &str, done: usize, total: usize, data: &Dataset) {
+    control.progress(&Progress { phase, done: done as u64, total: total as u64, item: &data.name });
+}
