@@ -9,6 +9,8 @@ pub mod format;
 pub mod generate;
 pub mod layout;
 pub mod model;
+pub mod pipeline;
+pub mod plan;
 pub mod quant;
 pub mod shape;
 pub mod task;

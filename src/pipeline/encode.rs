@@ -1,0 +1,144 @@
+//! Finds the codes of one module, chunk of rows by chunk of rows. Floor 8.
+
+use super::select::ModulePlan;
+use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorReference};
+use crate::dtype::{DType, decode_f32};
+use crate::error::{Context, Error, Result};
+use crate::format::shard_index::TensorStore;
+use crate::format::source::SourceDir;
+use crate::model::Checkpoint;
+use crate::model::weights::DenseRows;
+use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
+use crate::quant::ternary::TernaryQuantizer;
+use crate::quant::{PackedTensor, ScaleType, Scales, Scheme};
+use crate::task::{self, Control};
+
+/// How the codes of a module are found.
+pub(super) enum Encoder<'a> {
+    /// Round to nearest.
+    Rtn,
+    /// BitNet, with the share of the scale below which weights become 0.
+    Ternary { sparsity_threshold: Option<f32> },
+    /// On the grid that the weights were on before they were dequantized.
+    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
+}
+
+/// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
+/// in half precision, so that a dequantized model computes with the very same weights.
+const SCALE_TYPE: ScaleType = ScaleType::F16;
+
+impl Encoder<'_> {
+    /// The type of the scales that this module will have.
+    pub fn scale_type(&self, module: &str) -> Result<ScaleType> {
+        match self {
+            Self::Restore { record, parameters } => {
+                let info = parameters.require(&described(record, module)?.scales.tensor)?;
+                ScaleType::from_dtype(info.dtype).ok_or_else(|| {
+                    Error::unsupported_format(format!(
+                        "expected F16, BF16 or F32 scales but found {}",
+                        info.dtype
+                    ))
+                })
+            }
+            _ => Ok(SCALE_TYPE),
+        }
+    }
+
+    /// Quantizes one module.
+    pub async fn encode(
+        &self,
+        checkpoint: &Checkpoint,
+        plan: &ModulePlan,
+        scheme: Scheme,
+        control: &dyn Control,
+    ) -> Result<PackedTensor> {
+        let (rows, cols) = (plan.rows, plan.cols);
+        match self {
+            Self::Rtn => {
+                let mut quantizer = RtnQuantizer::new(scheme, rows, cols, SCALE_TYPE)?;
+                for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
+                quantizer.finish()
+            }
+            Self::Ternary { sparsity_threshold } => {
+                let granularity = scheme.granularity();
+                let mut quantizer =
+                    TernaryQuantizer::new(granularity, rows, cols, SCALE_TYPE, *sparsity_threshold)?;
+                for_each_chunk(checkpoint, plan, control, |values| quantizer.observe_rows(values)).await?;
+                for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
+                quantizer.finish()
+            }
+            Self::Restore { record, parameters } => {
+                let described = described(record, &plan.module)?;
+                let scales = read_scales(parameters, &described.scales).await?;
+                let zero_points = match &described.zero_points {
+                    Some(reference) => Some(parameters.read(&reference.tensor).await?),
+                    None => None,
+                };
+                let mut encoder = ParamsEncoder::new(scheme, rows, cols, scales, zero_points)?;
+                for_each_chunk(checkpoint, plan, control, |values| encoder.push_rows(values)).await?;
+                encoder.finish()
+            }
+        }
+    }
+}
+
+async fn for_each_chunk(
+    checkpoint: &Checkpoint,
+    plan: &ModulePlan,
+    control: &dyn Control,
+    mut each: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    let mut rows = DenseRows::new(checkpoint, &plan.source)?;
+    while let Some((_, values)) = rows.next().await? {
+        each(values)?;
+        task::checkpoint(control).await?;
+    }
+    Ok(())
+}
+
+fn described<'a>(record: &'a DequantizationRecord, module: &str) -> Result<&'a DequantizedModule> {
+    record.modules.iter().find(|described| described.name == module).ok_or_else(|| {
+        Error::invalid_checkpoint(format!("expected module `{module}` in the metadata but found none"))
+    })
+}
+
+async fn read_scales(parameters: &TensorStore, reference: &TensorReference) -> Result<Scales> {
+    let name = &reference.tensor;
+    let info = parameters.require(name)?;
+    let Some(scale_type) = ScaleType::from_dtype(info.dtype) else {
+        return Err(Error::unsupported_format(format!(
+            "tensor `{name}`: expected F16, BF16 or F32 scales but found {}",
+            info.dtype
+        )));
+    };
+    let bytes = parameters.read(name).await?;
+    let mut values = vec![0.0; bytes.len() / info.dtype.size()];
+    decode_f32(info.dtype, &bytes, &mut values)?;
+    let mut scales = Scales::with_capacity(scale_type, values.len());
+    for value in values {
+        scales.push(value);
+    }
+    Ok(scales)
+}
+
+/// Opens the file that keeps a dequantized folder's scales and zero points, and checks that the record fits it.
+pub(super) async fn open_parameters(
+    dir: &dyn SourceDir,
+    record: &DequantizationRecord,
+    file: &str,
+) -> Result<TensorStore> {
+    let parameters = TensorStore::open_file(dir, file).await.context_with(|| dir.name().to_owned())?;
+    for described in &record.modules {
+        for reference in [Some(&described.scales), described.zero_points.as_ref()].into_iter().flatten() {
+            let info = parameters.require(&reference.tensor)?;
+            let is_zero_points = described.zero_points.as_ref() == Some(reference);
+            if is_zero_points && info.dtype != DType::U8 {
+                return Err(Error::unsupported_format(format!(
+                    "tensor `{}`: expected U8 zero points but found {}",
+                    reference.tensor, info.dtype
+                )));
+            }
+        }
+    }
+    Ok(parameters)
+}

@@ -1,0 +1,321 @@
+//! Quantizes a checkpoint into a folder, one module at a time.
+//!
+//! The source is read by ranges and the result written as it comes: at no time is more in memory than a few chunks of
+//! rows and one packed matrix. Floor 8.
+
+use super::copy::{Copy, f16_holds};
+use super::dequantize::PARAMETERS_FILE;
+use super::encode::{Encoder, open_parameters};
+use super::select::{Method, ModulePlan, QuantizeOptions, plan_modules, plan_restore};
+use crate::artifact::output::OutputFolder;
+use crate::artifact::records::{
+    ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_dequantization_record,
+};
+use crate::dtype::DType;
+use crate::error::{Context, Result};
+use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
+use crate::format::sink::SinkDir;
+use crate::format::source::SourceDir;
+use crate::layout::TargetLayout;
+use crate::model::weights::DenseRows;
+use crate::model::{Checkpoint, names};
+use crate::quant::stats::WeightError;
+use crate::quant::{Activations, Granularity, PackedTensor, Scheme};
+use crate::task::{self, Control, Progress};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What quantizing gave.
+#[derive(Clone, Debug)]
+pub struct QuantizeOutcome {
+    /// As it was written.
+    pub record: QuantizationRecord,
+    /// Every module that was quantized, with its weight error.
+    pub modules: Vec<(String, Scheme, WeightError)>,
+    /// Bytes of all tensors in the output.
+    pub bytes: u64,
+}
+
+/// Quantizes `checkpoint` into `target`. `existing` is the target folder to read from, so that nothing foreign is
+/// overwritten.
+///
+/// # Errors
+/// Whatever reading, quantizing and writing meet, with the module named; `cancelled`. The folder is then unfinished,
+/// and says so when it is opened.
+pub async fn quantize(
+    checkpoint: &Checkpoint,
+    options: &QuantizeOptions,
+    target: &dyn SinkDir,
+    existing: Option<&dyn SourceDir>,
+    control: &dyn Control,
+) -> Result<QuantizeOutcome> {
+    let plans = plan_modules(checkpoint, options)?;
+    let encoder = match options.method {
+        Method::Rtn => Encoder::Rtn,
+        Method::Ternary => Encoder::Ternary { sparsity_threshold: options.sparsity_threshold },
+    };
+    let unties = options.quantize_head && checkpoint.config().tie_word_embeddings;
+    let about = About {
+        method: options.method.name().to_owned(),
+        scheme: options.scheme.to_string(),
+        activations: options.activations,
+        layout: options.target_layout(),
+        parameters: parameters(options),
+    };
+    Job { checkpoint, plans, encoder, unties, about }.run(target, existing, control).await
+}
+
+/// Quantizes a checkpoint that [`dequantize_checkpoint`](super::dequantize::dequantize_checkpoint) wrote on the very grid
+/// that it was on: unchanged weights get the very codes that they had.
+///
+/// # Errors
+/// `not_found` without the metadata; otherwise as [`quantize`].
+pub async fn restore(
+    checkpoint: &Checkpoint,
+    target: &dyn SinkDir,
+    existing: Option<&dyn SourceDir>,
+    control: &dyn Control,
+) -> Result<QuantizeOutcome> {
+    let dir = checkpoint.dir().as_ref();
+    let record = read_dequantization_record(dir).await?;
+    let parameters = open_parameters(dir, &record, PARAMETERS_FILE).await?;
+    let plans = plan_restore(checkpoint, &record)?;
+    let all_ternary =
+        plans.iter().all(|plan| plan.scheme == Some(Scheme::Ternary { granularity: Granularity::Tensor }));
+    let about = About {
+        method: record.method.clone(),
+        scheme: record.scheme.clone(),
+        activations: if record.activations == Activations::Int8.name() {
+            Activations::Int8
+        } else {
+            Activations::F32
+        },
+        layout: if all_ternary { TargetLayout::BitNet } else { TargetLayout::CompressedTensors },
+        parameters: Map::from_iter([("from_metadata".to_owned(), Value::Bool(true))]),
+    };
+    let encoder = Encoder::Restore { record: &record, parameters: &parameters };
+    Job { checkpoint, plans, encoder, unties: false, about }.run(target, existing, control).await
+}
+
+/// What the records say of a job.
+struct About {
+    method: String,
+    scheme: String,
+    activations: Activations,
+    layout: TargetLayout,
+    parameters: Map<String, Value>,
+}
+
+fn module_record(plan: &ModulePlan) -> ModuleRecord {
+    ModuleRecord {
+        name: plan.module.clone(),
+        scheme: plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
+        reason: plan.reason.clone(),
+    }
+}
+
+fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("method".into(), json!(options.method.name()));
+    map.insert("bits".into(), json!(options.scheme.storage_bits()));
+    map.insert(
+        "group_size".into(),
+        match options.scheme.granularity() {
+            Granularity::Group(size) => json!(size),
+            _ => json!(-1),
+        },
+    );
+    map.insert("symmetric".into(), json!(options.scheme.constant_zero_point().is_some()));
+    map.insert("quantize_head".into(), json!(options.quantize_head));
+    map.insert("quantize_embedding".into(), json!(options.quantize_embedding.map(|bits| bits.get())));
+    map.insert("strict".into(), json!(options.strict));
+    map.insert("sparsity_threshold".into(), json!(options.sparsity_threshold));
+    map.insert("activations".into(), json!(options.activations.name()));
+    map
+}
+
+/// Where a tensor of the output comes from.
+enum Origin {
+    /// One of the tensors of quantized module `plans[index]`.
+    Module(usize),
+    /// A tensor of the source, perhaps in another type.
+    Copy(Copy),
+}
+
+struct Job<'a> {
+    checkpoint: &'a Checkpoint,
+    plans: Vec<ModulePlan>,
+    encoder: Encoder<'a>,
+    /// The head gets a table of its own, which the source does not have.
+    unties: bool,
+    about: About,
+}
+
+struct Written {
+    errors: HashMap<String, WeightError>,
+    packed_bytes: u64,
+    packed_weights: u64,
+    bytes: u64,
+}
+
+impl Job<'_> {
+    async fn run(
+        self,
+        target: &dyn SinkDir,
+        existing: Option<&dyn SourceDir>,
+        control: &dyn Control,
+    ) -> Result<QuantizeOutcome> {
+        let config = self.quantization_config()?;
+        let tensors = self.plan_tensors().await?;
+        let changes = if self.unties { vec![("tie_word_embeddings", Value::Bool(false))] } else { vec![] };
+
+        let folder = OutputFolder::begin(target, existing, QUANTIZATION_RECORD).await?;
+        folder.write_config(self.checkpoint.config_json(), &changes, Some(config)).await?;
+        folder.copy_side_files(self.checkpoint.dir().as_ref()).await?;
+        let written = self.write(&tensors, &folder, control).await?;
+        let record = QuantizationRecord {
+            schema: "lowbit.quantization/1".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            method: self.about.method,
+            scheme: self.about.scheme,
+            format: self.about.layout.name().to_owned(),
+            activations: self.about.activations.name().to_owned(),
+            bits_per_weight: written.packed_bytes as f64 * 8.0 / written.packed_weights.max(1) as f64,
+            parameters: self.about.parameters,
+            source: SourceRecord::of(self.checkpoint).await?,
+            modules: self.plans.iter().map(module_record).collect(),
+        };
+        folder.finish(&record).await?;
+        let modules = self.plans.iter().filter_map(|plan| {
+            Some((plan.module.clone(), plan.scheme?, written.errors.get(&plan.module)?.clone()))
+        });
+        Ok(QuantizeOutcome { record, modules: modules.collect(), bytes: written.bytes })
+    }
+
+    fn quantization_config(&self) -> Result<Value> {
+        let quantized: Vec<(String, Scheme)> =
+            self.plans.iter().filter_map(|plan| Some((plan.module.clone(), plan.scheme?))).collect();
+        let mut ignore: Vec<String> =
+            self.plans.iter().filter(|plan| plan.scheme.is_none()).map(|plan| plan.module.clone()).collect();
+        // A tied head is a module too, to tools that walk all modules.
+        if !self.plans.iter().any(|plan| plan.module == names::HEAD) {
+            ignore.push(names::HEAD.to_owned());
+        }
+        self.about.layout.quantization_config(&quantized, &ignore, self.about.activations)
+    }
+
+    /// Names and shapes of everything that will be written.
+    async fn plan_tensors(&self) -> Result<BTreeMap<String, (TensorInfo, Origin)>> {
+        let mut tensors = BTreeMap::new();
+        let mut consumed = BTreeSet::new();
+        for (index, plan) in self.plans.iter().enumerate() {
+            let Some(scheme) = plan.scheme else { continue };
+            let scales = self.encoder.scale_type(&plan.module)?;
+            let planned =
+                self.about.layout.planned_tensors(&plan.module, scheme, plan.rows, plan.cols, scales);
+            tensors.extend(planned.into_iter().map(|(name, info)| (name, (info, Origin::Module(index)))));
+            // A head that is untied leaves the table to the embedding.
+            let shared = self.unties && plan.module == names::HEAD;
+            if !shared {
+                consumed.insert(format!("{}.weight", plan.source));
+            }
+        }
+        let table = format!("{}.weight", self.checkpoint.embedding_module());
+        let head = format!("{}.weight", names::HEAD);
+        let tied = self.checkpoint.config().tie_word_embeddings;
+        let store = self.checkpoint.store();
+        for name in store.names() {
+            if consumed.contains(name) || (tied && name == head && name != table) {
+                continue;
+            }
+            let info = store.require(name)?;
+            let is_table = name == table || name == head;
+            let dtype = if is_table && info.dtype == DType::F32 && f16_holds(store, name).await? {
+                DType::F16
+            } else {
+                info.dtype
+            };
+            // The table of a tied model goes under the name that every tool looks for.
+            let output = if name == table { format!("{}.weight", names::EMBEDDING) } else { name.to_owned() };
+            let info = TensorInfo { dtype, shape: info.shape.clone() };
+            tensors.insert(output, (info, Origin::Copy(Copy { tensor: name.to_owned(), dtype })));
+        }
+        Ok(tensors)
+    }
+
+    async fn write(
+        &self,
+        tensors: &BTreeMap<String, (TensorInfo, Origin)>,
+        folder: &OutputFolder<'_>,
+        control: &dyn Control,
+    ) -> Result<Written> {
+        let infos = tensors.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let sink = folder.create("model.safetensors").await?;
+        let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
+        let mut written = Written { errors: HashMap::new(), packed_bytes: 0, packed_weights: 0, bytes: 0 };
+        let order: Vec<String> = writer.order().to_vec();
+        // Pieces of a module whose turn comes later: scales, mostly.
+        let mut waiting: HashMap<String, Vec<u8>> = HashMap::new();
+        for (done, name) in order.iter().enumerate() {
+            control.progress(&Progress {
+                phase: "quantize",
+                done: done as u64,
+                total: order.len() as u64,
+                item: name,
+            });
+            let (info, origin) = &tensors[name];
+            written.bytes += info.byte_len().unwrap_or(0);
+            match origin {
+                Origin::Copy(copy) => copy
+                    .write(self.checkpoint.store(), &mut writer, name, control)
+                    .await
+                    .context_with(|| self.checkpoint.name())?,
+                Origin::Module(index) => {
+                    if !waiting.contains_key(name) {
+                        let plan = &self.plans[*index];
+                        let pieces = self.quantize_module(plan, &mut written, control).await;
+                        waiting.extend(pieces.context_with(|| {
+                            format!("{}: tensor `{}.weight`", self.checkpoint.name(), plan.source)
+                        })?);
+                    }
+                    let bytes = waiting.remove(name).expect("a layout writes what it planned");
+                    writer.write(name, &bytes).await?;
+                }
+            }
+        }
+        writer.finish().await?;
+        Ok(written)
+    }
+
+    /// The tensors of one module, and its error.
+    async fn quantize_module(
+        &self,
+        plan: &ModulePlan,
+        written: &mut Written,
+        control: &dyn Control,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        let scheme = plan.scheme.expect("only quantized modules have this origin");
+        let packed = self.encoder.encode(self.checkpoint, plan, scheme, control).await?;
+        let error = self.weight_error(plan, &packed, control).await?;
+        written.packed_bytes += packed.packed_bytes();
+        written.packed_weights += plan.rows as u64 * plan.cols as u64;
+        written.errors.insert(plan.module.clone(), error);
+        self.about.layout.encode(&plan.module, packed)
+    }
+
+    async fn weight_error(
+        &self,
+        plan: &ModulePlan,
+        packed: &PackedTensor,
+        control: &dyn Control,
+    ) -> Result<WeightError> {
+        let mut error = WeightError::default();
+        let mut rows = DenseRows::new(self.checkpoint, &plan.source)?;
+        while let Some((range, values)) = rows.next().await? {
+            error.add_rows(values, packed, range);
+            task::checkpoint(control).await?;
+        }
+        Ok(error)
+    }
+}

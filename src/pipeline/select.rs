@@ -1,0 +1,210 @@
+//! Which module becomes what: decided, and told, before any work starts.
+//!
+//! Floor 8.
+
+use crate::artifact::records::{DequantizationRecord, DequantizedModule};
+use crate::error::{Error, Result};
+use crate::layout::{Fit, TargetLayout};
+use crate::model::names::{self, Linear};
+use crate::model::{Checkpoint, ModelConfig};
+use crate::quant::{Activations, Bits, Granularity, Scheme};
+
+/// How codes are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Round to nearest.
+    Rtn,
+    /// BitNet b1.58: -1, 0 and 1.
+    Ternary,
+}
+
+impl Method {
+    /// The spelling in records and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rtn => "rtn",
+            Self::Ternary => "ternary",
+        }
+    }
+}
+
+/// What to make of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizeOptions {
+    /// How codes are found.
+    pub method: Method,
+    /// The scheme of the linear layers of attention and MLP.
+    pub scheme: Scheme,
+    /// Quantize the head too, in the same scheme. A tied head is untied.
+    pub quantize_head: bool,
+    /// Quantize the embedding to this width, one scale a row. A tied head uses the same table.
+    pub quantize_embedding: Option<Bits>,
+    /// Where the layout cannot hold a module as asked for: an error instead of the nearest scheme that it can hold.
+    pub strict: bool,
+    /// Ternary only: weights below this share of the scale become 0, instead of those below one half.
+    pub sparsity_threshold: Option<f32>,
+    /// Precision of the activations that the result is meant to run with.
+    pub activations: Activations,
+}
+
+impl QuantizeOptions {
+    /// Round to nearest with `bits` and `granularity`, everything else as usual.
+    pub fn rtn(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
+        Self {
+            method: Method::Rtn,
+            scheme: Scheme::Integer { bits, granularity, symmetric },
+            quantize_head: false,
+            quantize_embedding: None,
+            strict: false,
+            sparsity_threshold: None,
+            activations: Activations::F32,
+        }
+    }
+
+    /// BitNet ternary with one scale a matrix, or a row.
+    pub fn ternary(granularity: Granularity) -> Self {
+        Self {
+            method: Method::Ternary,
+            scheme: Scheme::Ternary { granularity },
+            quantize_head: false,
+            quantize_embedding: None,
+            strict: false,
+            sparsity_threshold: None,
+            activations: Activations::Int8,
+        }
+    }
+
+    /// The layout that holds such a result.
+    pub fn target_layout(&self) -> TargetLayout {
+        match self.scheme {
+            // BitNet's own layout has one scale for a whole matrix.
+            Scheme::Ternary { granularity: Granularity::Tensor } => TargetLayout::BitNet,
+            _ => TargetLayout::CompressedTensors,
+        }
+    }
+
+    /// Refuses combinations that make no sense.
+    ///
+    /// # Errors
+    /// `invalid_argument`.
+    pub fn check(&self) -> Result<()> {
+        let ternary = matches!(self.scheme, Scheme::Ternary { .. });
+        if ternary != (self.method == Method::Ternary) {
+            return Err(Error::invalid_argument(format!(
+                "method {} does not make {} weights",
+                self.method.name(),
+                self.scheme
+            )));
+        }
+        if ternary && (self.quantize_head || self.quantize_embedding.is_some()) {
+            return Err(Error::invalid_argument(
+                "the ternary layout holds only the linear layers of attention and MLP, not the head or the embedding",
+            ));
+        }
+        if let Some(threshold) = self.sparsity_threshold {
+            if !ternary {
+                return Err(Error::invalid_argument("a sparsity threshold belongs to the method ternary"));
+            }
+            if !(threshold.is_finite() && threshold > 0.0) {
+                return Err(Error::invalid_argument(format!(
+                    "expected a positive sparsity threshold but found {threshold}"
+                )));
+            }
+        }
+        if let Granularity::Group(0) = self.scheme.granularity() {
+            return Err(Error::invalid_argument("expected a positive group size but found 0"));
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of one module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModulePlan {
+    /// Module name in the output.
+    pub module: String,
+    /// Module name in the source: another one where a tied table changes its name.
+    pub source: String,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Its scheme, or `None` where it stays floating point.
+    pub scheme: Option<Scheme>,
+    /// Why it is not what was asked for.
+    pub reason: Option<String>,
+}
+
+/// Decides for every linear module, and for head and embedding where that was asked for.
+///
+/// # Errors
+/// `invalid_argument` for options that contradict each other or a checkpoint that is quantized already;
+/// `unsupported_format` where `strict` forbids another scheme than the one asked for.
+pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<Vec<ModulePlan>> {
+    options.check()?;
+    if checkpoint.is_quantized() {
+        return Err(Error::invalid_argument(format!(
+            "{}: the checkpoint is quantized already; dequantize it first",
+            checkpoint.name()
+        )));
+    }
+    let config = checkpoint.config();
+    let mut plans = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        for linear in Linear::ALL {
+            let module = linear.module(layer);
+            plans.push(plan_one(options, module.clone(), module, linear.shape(config), options.scheme)?);
+        }
+    }
+    let table = (config.vocab_size, config.hidden_size);
+    if let Some(bits) = options.quantize_embedding {
+        let scheme = Scheme::Integer { bits, granularity: Granularity::Channel, symmetric: true };
+        let source = checkpoint.embedding_module().to_owned();
+        plans.push(plan_one(options, names::EMBEDDING.to_owned(), source, table, scheme)?);
+    }
+    if options.quantize_head {
+        let source = head_source(checkpoint, config);
+        plans.push(plan_one(options, names::HEAD.to_owned(), source, table, options.scheme)?);
+    }
+    Ok(plans)
+}
+
+/// The modules and schemes that a dequantized checkpoint had before.
+///
+/// # Errors
+/// `invalid_checkpoint` for a scheme that this crate does not know or a module that is not there.
+pub(super) fn plan_restore(
+    checkpoint: &Checkpoint,
+    record: &DequantizationRecord,
+) -> Result<Vec<ModulePlan>> {
+    let plan = |described: &DequantizedModule| {
+        let (rows, cols) = checkpoint.module(&described.name)?.shape();
+        Ok(ModulePlan {
+            module: described.name.clone(),
+            source: described.name.clone(),
+            rows,
+            cols,
+            scheme: Some(described.scheme.parse()?),
+            reason: None,
+        })
+    };
+    record.modules.iter().map(plan).collect()
+}
+
+fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {
+    if config.tie_word_embeddings { checkpoint.embedding_module() } else { names::HEAD }.to_owned()
+}
+
+fn plan_one(
+    options: &QuantizeOptions,
+    module: String,
+    source: String,
+    (rows, cols): (usize, usize),
+    wanted: Scheme,
+) -> Result<ModulePlan> {
+    let Fit { scheme, reason } = options.target_layout().fit(rows, cols, wanted);
+    if let (true, Some(reason)) = (options.strict, &reason) {
+        return Err(Error::unsupported_format(format!("module `{module}`: {reason}")));
+    }
+    Ok(ModulePlan { module, source, rows, cols, scheme, reason })
+}
