@@ -1,0 +1,102 @@
+//! The command line: options as people type them, and what they see.
+//!
+//! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
+//! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage. Floor 9.
+
+mod compare;
+mod demo;
+mod dequantize;
+mod generate;
+mod inspect;
+mod open;
+mod perplexity;
+mod plan;
+mod quantize;
+mod terminal;
+mod validate;
+
+use crate::error::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+use terminal::Terminal;
+
+/// Quantize, run and validate language models where you are.
+#[derive(Parser)]
+#[command(name = "lowbit", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print one JSON document to standard output and nothing else.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Quantize(quantize::Args),
+    Dequantize(dequantize::Args),
+    Validate(Box<validate::Args>),
+    Compare(compare::Args),
+    Perplexity(perplexity::Args),
+    Generate(generate::Args),
+    Demo(demo::Args),
+}
+
+/// How a command that did its work ended.
+enum Outcome {
+    Done,
+    /// The validation rejected the model.
+    Rejected,
+}
+
+/// Runs the command line and says how the process shall end.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Asked before parsing, which may fail: programs get their document for wrong usage too.
+    let json = args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json");
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            if json && error.use_stderr() {
+                Terminal::new(json).error_document(&usage_error(&error));
+            }
+            // Help and version arrive here too; clap knows where they go and with which code.
+            error.exit()
+        }
+    };
+    let terminal = Terminal::new(cli.json);
+    match run(cli.command, &terminal) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Rejected) => ExitCode::from(1),
+        Err(error) => {
+            terminal.error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The first paragraph of what clap says; the rest is advice for people.
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let sentence = text.split("\n\n").next().unwrap_or_default();
+    let sentence: Vec<&str> = sentence.split_whitespace().collect();
+    Error::invalid_argument(sentence.join(" ").trim_start_matches("error: "))
+}
+
+fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Plan(args) => plan::run(&args, terminal),
+        Command::Quantize(args) => quantize::run(&args, terminal),
+        Command::Dequantize(args) => dequantize::run(&args, terminal),
+        Command::Validate(args) => validate::run(&args, terminal),
+        Command::Compare(args) => compare::run(&args, terminal),
+        Command::Perplexity(args) => perplexity::run(&args, terminal),
+        Command::Generate(args) => generate::run(&args, terminal),
+        Command::Demo(args) => demo::run(&args, terminal),
+    }
+}

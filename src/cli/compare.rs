@@ -1,0 +1,91 @@
+//! `lowbit compare`: two models continue the same prompts. Floor 9.
+
+use super::Outcome;
+use super::open::{self, ModelArgs};
+use super::terminal::Terminal;
+use crate::error::Result;
+use crate::task::block_on;
+use crate::validate::continuations::{Continuation, continue_all, from_texts};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Let two models continue the same prompts
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkpoint folder
+    a: PathBuf,
+
+    /// Another one of the same vocabulary
+    b: PathBuf,
+
+    /// A text to continue; may be given several times
+    #[arg(long, value_name = "TEXT", required = true)]
+    prompt: Vec<String>,
+
+    /// At most this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_tokens: usize,
+
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What two models made of one prompt.
+#[derive(Debug, Serialize)]
+pub struct Pair {
+    prompt: String,
+    a: Continuation,
+    b: Continuation,
+    /// The first new token, counted from 0, in which they differ; null where they do not.
+    first_difference: Option<usize>,
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let prompts: Vec<&str> = args.prompt.iter().map(String::as_str).collect();
+    let pairs = block_on(pairs(&args.a, &args.b, &prompts, args.max_tokens, &args.model, terminal))?;
+    terminal.result(&pairs, describe(&pairs))?;
+    Ok(Outcome::Done)
+}
+
+/// Continues every prompt with both models.
+pub async fn pairs(
+    a: &Path,
+    b: &Path,
+    prompts: &[&str],
+    max_tokens: usize,
+    args: &ModelArgs,
+    terminal: &Terminal,
+) -> Result<Vec<Pair>> {
+    let mut continued = Vec::new();
+    for path in [a, b] {
+        let checkpoint = open::checkpoint(path).await?;
+        let codec = open::tokenizer(&checkpoint, args).await?;
+        let prompts = from_texts(prompts.iter().copied(), &codec)?;
+        let mut model = open::model(&checkpoint, args, terminal).await?;
+        continued.push(continue_all(&mut model, &codec, &prompts, max_tokens, terminal).await?);
+    }
+    let second = continued.pop().unwrap_or_default();
+    let first = continued.pop().unwrap_or_default();
+    let pairs = prompts.iter().zip(first.into_iter().zip(second)).map(|(prompt, (a, b))| {
+        let same = a.token_ids.iter().zip(&b.token_ids).take_while(|(x, y)| x == y).count();
+        let first_difference = (a.token_ids != b.token_ids).then_some(same);
+        Pair { prompt: (*prompt).to_owned(), a, b, first_difference }
+    });
+    Ok(pairs.collect())
+}
+
+/// The texts, one above the other.
+pub fn describe(pairs: &[Pair]) -> String {
+    let mut text = String::new();
+    for pair in pairs {
+        let difference = match pair.first_difference {
+            Some(token) => format!("they differ from token {}", token + 1),
+            None => "they are the same".to_owned(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "> {}  [{difference}]", pair.prompt);
+        let _ = writeln!(text, "A: {}\nB: {}\n", pair.a.text.trim(), pair.b.text.trim());
+    }
+    text
+}

@@ -1,0 +1,122 @@
+//! `lowbit demo`: the whole path on one checkpoint: quantize, judge, let both models speak. Floor 9.
+
+use super::Outcome;
+use super::compare::{self, Pair};
+use super::open::{self, ModelArgs};
+use super::terminal::Terminal;
+use super::validate::{self, MeasureArgs};
+use crate::artifact::summary::{SUMMARY_FILE, Summary, Variant};
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::sink::{FsSinkDir, write_whole};
+use crate::pipeline::{QuantizeOptions, quantize};
+use crate::quant::{Bits, Granularity};
+use crate::task::block_on;
+use crate::validate::report::ValidationReport;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Quantize a checkpoint in several ways, judge the results, and let both models speak
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkpoint folder
+    #[arg(long, value_name = "DIR", default_value = "tests/fixtures/tale-llama")]
+    checkpoint: PathBuf,
+
+    /// The text to judge by [default: heldout.txt in the checkpoint's folder]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+
+    /// Where the results go
+    #[arg(short, long, value_name = "DIR", default_value = "target/demo")]
+    output: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Document {
+    output: PathBuf,
+    variants: Vec<ValidationReport>,
+    texts: Vec<Pair>,
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let document = block_on(demo(args, terminal))?;
+    if terminal.is_json() {
+        terminal.result(&document, "")?;
+    }
+    // A rejected variant is what a demo may show.
+    Ok(Outcome::Done)
+}
+
+async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
+    let say = |text: String| if terminal.is_json() { Ok(()) } else { terminal.print(&text) };
+    let text = args.text.clone().unwrap_or_else(|| args.checkpoint.join("heldout.txt"));
+    let checkpoint = open::checkpoint(&args.checkpoint).await?;
+    say(format!(
+        "{}: {} parameters, {} bytes\n\n",
+        checkpoint.name(),
+        checkpoint.config().parameter_count(),
+        checkpoint.bytes()
+    ))?;
+    let variants = [
+        ("int8", QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true)),
+        ("int4", QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true)),
+        ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
+    ];
+    let mut reports = Vec::new();
+    for (name, options) in variants {
+        let folder = args.output.join(name);
+        let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
+        quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
+        let quantized = open::checkpoint(&folder).await?;
+        let report = validate::measure(
+            &checkpoint,
+            &quantized,
+            &text.clone().into(),
+            &MeasureArgs::default(),
+            &ModelArgs::default(),
+            terminal,
+        )
+        .await?;
+        validate::write_report(&folder.join("validation_report.json"), &report)?;
+        say(format!("{}\n", validate::describe(&report)))?;
+        reports.push(report);
+    }
+    let summary = Summary::new(reports.iter().map(variant).collect());
+    let json =
+        serde_json::to_vec_pretty(&summary).map_err(|error| Error::new(ErrorCode::Io, error.to_string()))?;
+    write_whole(&FsSinkDir::create(&args.output)?, SUMMARY_FILE, &json).await?;
+
+    let prompts = prompts(args)?;
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let int4 = args.output.join("int4");
+    let texts =
+        compare::pairs(&args.checkpoint, &int4, &prompts, 48, &ModelArgs::default(), terminal).await?;
+    say(format!("A: the original, B: INT4\n\n{}", compare::describe(&texts)))?;
+    say(format!("The folders, reports and {SUMMARY_FILE} are in {}\n", args.output.display()))?;
+    Ok(Document { output: args.output.clone(), variants: reports, texts })
+}
+
+fn variant(report: &ValidationReport) -> Variant {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    Variant {
+        path: report.quantized.path.clone(),
+        method: report.quantized.method.clone(),
+        scheme: report.quantized.scheme.clone(),
+        bits_per_weight: report.quantized.bits_per_weight,
+        bytes: report.quantized.bytes,
+        perplexity: finite(report.perplexity.quantized),
+        perplexity_increase: finite(report.perplexity.increase),
+        tokens_per_second: report.speed.as_ref().and_then(|speed| finite(speed.quantized_tokens_per_second)),
+        accepted: report.accepted,
+        recommendation: report.recommendation.clone(),
+    }
+}
+
+/// The checkpoint's own prompts where it has some.
+fn prompts(args: &Args) -> Result<Vec<String>> {
+    let path = args.checkpoint.join("prompts.txt");
+    if !path.is_file() {
+        return Ok(vec!["Once upon a time".to_owned()]);
+    }
+    Ok(open::text(&path)?.lines().filter(|line| !line.trim().is_empty()).take(4).map(str::to_owned).collect())
+}

@@ -1,0 +1,169 @@
+//! `lowbit generate`: continues a prompt. Floor 9.
+
+use super::Outcome;
+use super::open::{self, ModelArgs};
+use super::terminal::Terminal;
+use crate::error::Result;
+use crate::generate::{GenerateOptions, Generation, SamplerOptions};
+use crate::task::block_on;
+use crate::tokenizer::{ChatMessage, TextCodec};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Continue a prompt
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkpoint folder
+    checkpoint: PathBuf,
+
+    /// The text to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+
+    /// Treat the prompt as a message of a chat, by the checkpoint's template
+    #[arg(long)]
+    chat: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// How tokens are chosen and when to stop.
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// At most this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_tokens: usize,
+
+    /// 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+
+    /// Choose among the K likeliest tokens; 0: all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Choose among the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f32,
+
+    /// Leave out tokens below this share of the likeliest one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f32,
+
+    /// Above 1: discourage tokens that were used already
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+
+    /// Where the random numbers start
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    fn options(&self, continue_prompt: bool) -> GenerateOptions {
+        GenerateOptions {
+            sampler: SamplerOptions {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+            },
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+            stop_strings: self.stop.clone(),
+            continue_prompt,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Document {
+    text: String,
+    token_ids: Vec<u32>,
+    prompt_ids: Vec<u32>,
+    finish_reason: &'static str,
+    /// Of decoding; the prompt's time is not in it. Null when only one token was generated.
+    tokens_per_second: Option<f64>,
+    prefill_seconds: f64,
+    checkpoint: String,
+    activations: &'static str,
+    device: String,
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let document = block_on(generate(args, terminal))?;
+    if terminal.is_json() {
+        terminal.result(&document, "")?;
+    } else {
+        terminal.print("\n")?;
+        let speed =
+            document.tokens_per_second.map_or_else(String::new, |speed| format!(", {speed:.1} tokens/s"));
+        terminal.note(format!("[{} tokens, {}{speed}]", document.token_ids.len(), document.finish_reason));
+    }
+    Ok(Outcome::Done)
+}
+
+async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
+    let checkpoint = open::checkpoint(&args.checkpoint).await?;
+    let codec = open::tokenizer(&checkpoint, &args.model).await?;
+    let prompt_ids = if args.chat {
+        let message = ChatMessage { role: "user".to_owned(), content: args.prompt.clone() };
+        // The template spells out every special token.
+        codec.encode(&codec.apply_chat_template(&[message])?)?
+    } else {
+        codec.encode_prompt(&args.prompt)?
+    };
+    let mut model = open::model(&checkpoint, &args.model, terminal).await?;
+    let activations = model.activations().name();
+    let device = model.capabilities().device.clone();
+
+    // People read the prompt and its continuation as one text; programs want the new text alone.
+    let streams = !terminal.is_json();
+    let options = args.sampling.options(streams && !args.chat);
+    let start = Instant::now();
+    let mut generation = Generation::start(&mut model, &codec, &prompt_ids, &options, terminal).await?;
+    let prefill_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let (mut text, mut finish_reason) = (String::new(), "");
+    let mut prompt_is_due = streams && !args.chat;
+    while let Some(piece) = generation.next(terminal).await? {
+        // Not before there is a token: wrong options, a long prompt or broken weights leave standard output empty.
+        if std::mem::take(&mut prompt_is_due) {
+            terminal.print(&args.prompt)?;
+        }
+        text.push_str(&piece.text);
+        if streams {
+            terminal.print(&piece.text)?;
+        }
+        finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
+    }
+    let token_ids = generation.token_ids().to_vec();
+    // The first token comes from the prompt's pass.
+    let decoded = token_ids.len().saturating_sub(1);
+    Ok(Document {
+        text,
+        tokens_per_second: (decoded > 0).then(|| decoded as f64 / start.elapsed().as_secs_f64()),
+        token_ids,
+        prompt_ids,
+        finish_reason,
+        prefill_seconds,
+        checkpoint: checkpoint.name().to_owned(),
+        activations,
+        device,
+    })
+}

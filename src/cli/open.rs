@@ -1,0 +1,101 @@
+//! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
+
+use super::terminal::Terminal;
+use crate::backend::cpu::CpuBackend;
+use crate::error::{Context, Error, Result};
+use crate::format::sink::FsSinkDir;
+use crate::format::source::{FsDir, SourceDir};
+use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::quant::Activations;
+use crate::tokenizer::{HuggingFaceTokenizer, check_vocabulary};
+use crate::validate::windows::Dataset;
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Options of every command that runs a model.
+#[derive(clap::Args, Default)]
+pub struct ModelArgs {
+    /// Take the tokenizer from another folder
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Precision of the activations that meet the linear layers [default: what the checkpoint says, mostly f32]
+    #[arg(long, value_enum)]
+    pub activations: Option<ActivationsArg>,
+}
+
+/// `--activations`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ActivationsArg {
+    F32,
+    Int8,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        match arg {
+            ActivationsArg::F32 => Self::F32,
+            ActivationsArg::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// Opens a folder to read from.
+pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
+    Ok(Rc::new(FsDir::open(path)?))
+}
+
+/// The folder to write, made where there is none, and the same folder to read from.
+///
+/// # Errors
+/// `invalid_argument` for a file, and for the folder of the `source`, which the first file written would destroy.
+pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
+    if output.exists() {
+        let folder = FsDir::open(output)?;
+        let real = |path: &Path| path.canonicalize().context_with(|| path.display().to_string());
+        if real(folder.path())? == real(source)? {
+            return Err(Error::invalid_argument("the output folder is the source; choose another folder")
+                .context(output.display().to_string()));
+        }
+    }
+    Ok((FsSinkDir::create(output)?, FsDir::open(output)?))
+}
+
+/// Opens a checkpoint.
+pub async fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    Checkpoint::open(folder(path)?).await
+}
+
+/// Opens the checkpoint's tokenizer, or the one that the options name.
+pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<HuggingFaceTokenizer> {
+    let config = checkpoint.config();
+    let codec = match &args.tokenizer {
+        Some(path) => HuggingFaceTokenizer::open(folder(path)?.as_ref(), config.bos_token_id).await,
+        None => HuggingFaceTokenizer::open(checkpoint.dir().as_ref(), config.bos_token_id).await,
+    }?;
+    check_vocabulary(&codec, config.vocab_size).context_with(|| checkpoint.name().to_owned())?;
+    Ok(codec)
+}
+
+/// Loads a model onto the CPU.
+pub async fn model(
+    checkpoint: &Checkpoint,
+    args: &ModelArgs,
+    terminal: &Terminal,
+) -> Result<CausalLm<CpuBackend>> {
+    let options = LoadOptions { activations: args.activations.map(Into::into), ..LoadOptions::default() };
+    CausalLm::load(CpuBackend::new(), checkpoint, options, terminal).await
+}
+
+/// Reads a text file.
+pub fn text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).context_with(|| path.display().to_string())?;
+    String::from_utf8(bytes)
+        .map_err(|_| Error::invalid_argument(format!("{}: expected UTF-8 text", path.display())))
+}
+
+/// Reads and tokenizes a text file.
+pub fn dataset(path: &Path, codec: &HuggingFaceTokenizer) -> Result<Dataset> {
+    Dataset::new(path.display().to_string(), &text(path)?, codec)
+}

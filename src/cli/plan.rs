@@ -1,0 +1,99 @@
+//! `lowbit plan`: what a model needs at each precision, before any of it is loaded. Floor 9.
+
+use super::terminal::Terminal;
+use super::{Outcome, open};
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::plan::{ModelDims, Plan, PlanOptions, parse_bytes, parse_params};
+use crate::task::block_on;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Show what a model needs at each precision
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkpoint folder
+    #[arg(required_unless_present = "params", conflicts_with = "params")]
+    checkpoint: Option<PathBuf>,
+
+    /// Plan for a parameter count instead, as 500M or 1.5B
+    #[arg(long, value_name = "COUNT")]
+    params: Option<String>,
+
+    /// Memory that may be used, as 8GB or 512MiB
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
+
+    /// Tokens that the KV cache has room for [default: what the model was made for, at most 2048]
+    #[arg(long, value_name = "N")]
+    context: Option<u64>,
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let mut options = PlanOptions::default();
+    options.memory = args.memory.as_deref().map(parse_bytes).transpose()?;
+    options.context = args.context.unwrap_or(options.context);
+    let plan = match (&args.checkpoint, &args.params) {
+        (Some(path), _) => {
+            let checkpoint = block_on(open::checkpoint(path))?;
+            let config = checkpoint.config();
+            if args.context.is_none() {
+                options.context = options.context.min(config.max_position_embeddings as u64);
+            }
+            Plan::new(dims(config), &options)?
+        }
+        (None, count) => Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &options)?,
+    };
+    terminal.result(&plan, table(&plan))?;
+    Ok(Outcome::Done)
+}
+
+fn dims(config: &ModelConfig) -> ModelDims {
+    ModelDims {
+        vocab_size: config.vocab_size as u64,
+        hidden_size: config.hidden_size as u64,
+        intermediate_size: config.intermediate_size as u64,
+        num_hidden_layers: config.num_hidden_layers as u64,
+        num_attention_heads: config.num_attention_heads as u64,
+        num_key_value_heads: config.num_key_value_heads as u64,
+        head_dim: config.head_dim as u64,
+        tie_word_embeddings: config.tie_word_embeddings,
+        qkv_bias: config.qkv_bias,
+        output_bias: config.o_bias,
+        mlp_bias: config.mlp_bias,
+        qk_norm: config.qk_norm,
+        sub_norms: config.sub_norms,
+    }
+}
+
+fn table(plan: &Plan) -> String {
+    let mut text = String::new();
+    let estimated = if plan.estimated { " (typical dimensions)" } else { "" };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{} parameters{estimated}, context {}", plan.parameters, plan.context);
+    let _ = writeln!(
+        text,
+        "{:10} {:>12} {:>12} {:>12} {:>12} {:>12} {:>6}",
+        "precision", "weights", "embedding", "KV cache", "working", "total", "fits"
+    );
+    for row in &plan.precisions {
+        let fits = row.fits.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let _ = writeln!(
+            text,
+            "{:10} {:>12} {:>12} {:>12} {:>12} {:>12} {fits:>6}",
+            row.precision.as_str(),
+            bytes(row.linear_bytes + row.norm_bytes),
+            bytes(row.embedding_bytes + row.head_bytes),
+            bytes(row.kv_cache_bytes),
+            bytes(row.working_bytes),
+            bytes(row.total_bytes),
+        );
+    }
+    let recommendation = &plan.recommendation;
+    let _ = writeln!(text, "recommended: {}: {}", recommendation.precision.as_str(), recommendation.reason);
+    text
+}
+
+fn bytes(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string()
+}

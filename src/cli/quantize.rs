@@ -1,0 +1,226 @@
+//! `lowbit quantize`: a checkpoint in, a smaller one out. Floor 9.
+
+use super::Outcome;
+use super::open::{self, ActivationsArg};
+use super::terminal::Terminal;
+use crate::artifact::metrics::{Metric, to_json_lines};
+use crate::dtype::DType;
+use crate::error::{Context, Error, Result};
+use crate::pipeline::dequantize::dequantize_checkpoint;
+use crate::pipeline::select::plan_modules;
+use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
+use crate::quant::{Bits, Granularity};
+use crate::task::block_on;
+use clap::ValueEnum;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Quantize a checkpoint
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkpoint folder
+    checkpoint: PathBuf,
+
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+
+    /// How codes are found: rtn rounds to nearest, ternary makes -1, 0 and 1 as BitNet does
+    #[arg(long, value_enum, default_value_t = MethodArg::Rtn)]
+    method: MethodArg,
+
+    /// Bits of a weight: 2, 3, 4 or 8 [default: 4]
+    #[arg(long, value_name = "N", conflicts_with_all = ["ternary_scale", "sparsity_threshold"])]
+    bits: Option<u32>,
+
+    /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    group_size: Option<i64>,
+
+    /// Give each group a zero point of its own
+    #[arg(long)]
+    asym: bool,
+
+    /// Quantize the head too
+    #[arg(long)]
+    quantize_head: bool,
+
+    /// Quantize the embedding too, to so many bits
+    #[arg(long, value_name = "BITS")]
+    quantize_embedding: Option<u32>,
+
+    /// One ternary scale for each tensor or each channel
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    ternary_scale: Option<TernaryScaleArg>,
+
+    /// Ternary weights below this share of the scale become 0 [default: those that round to 0]
+    #[arg(long, value_name = "SHARE")]
+    sparsity_threshold: Option<f32>,
+
+    /// Precision of the activations that the result is meant to run with
+    #[arg(long, value_enum)]
+    activations: Option<ActivationsArg>,
+
+    /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
+    #[arg(long)]
+    strict: bool,
+
+    /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
+        "ternary_scale", "sparsity_threshold", "activations", "strict"])]
+    from_metadata: bool,
+
+    /// Write the result as floating-point weights too, for training to go on from
+    #[arg(long, value_name = "DIR")]
+    also_dequantized: Option<PathBuf>,
+
+    /// Append figures to a file as JSON lines
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodArg {
+    Rtn,
+    Ternary,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TernaryScaleArg {
+    Tensor,
+    Channel,
+}
+
+impl Args {
+    fn options(&self) -> Result<QuantizeOptions> {
+        let mut options = match self.method {
+            MethodArg::Rtn => {
+                let bits = Bits::try_from(self.bits.unwrap_or(4))?;
+                let granularity = match self.group_size {
+                    None if bits == Bits::Eight => Granularity::Channel,
+                    None => Granularity::Group(128),
+                    Some(-1) => Granularity::Channel,
+                    Some(size) => Granularity::Group(
+                        usize::try_from(size).ok().filter(|&size| size > 0).ok_or_else(|| {
+                            Error::invalid_argument(format!(
+                                "expected a positive group size or -1 but found {size}"
+                            ))
+                        })?,
+                    ),
+                };
+                QuantizeOptions::rtn(bits, granularity, !self.asym)
+            }
+            MethodArg::Ternary => {
+                if self.bits.is_some() || self.group_size.is_some() || self.asym {
+                    return Err(Error::invalid_argument(
+                        "ternary weights have no bits, group size or zero point to choose; see --ternary-scale",
+                    ));
+                }
+                QuantizeOptions::ternary(match self.ternary_scale {
+                    Some(TernaryScaleArg::Channel) => Granularity::Channel,
+                    _ => Granularity::Tensor,
+                })
+            }
+        };
+        if self.ternary_scale.is_some() && matches!(self.method, MethodArg::Rtn) {
+            return Err(Error::invalid_argument("--ternary-scale belongs to --method ternary"));
+        }
+        options.quantize_head = self.quantize_head;
+        options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
+        options.strict = self.strict;
+        options.sparsity_threshold = self.sparsity_threshold;
+        if let Some(activations) = self.activations {
+            options.activations = activations.into();
+        }
+        options.check()?;
+        Ok(options)
+    }
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let options = args.options()?;
+    let start = Instant::now();
+    let (outcome, source_bytes) = block_on(async {
+        let checkpoint = open::checkpoint(&args.checkpoint).await?;
+        if args.from_metadata {
+            let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
+            let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
+            return Ok((outcome, checkpoint.bytes()));
+        }
+        for plan in plan_modules(&checkpoint, &options)? {
+            if let Some(reason) = plan.reason {
+                let scheme = plan.scheme.map_or("f16".to_owned(), |scheme| scheme.to_string());
+                terminal.note(format!("{}: {scheme} ({reason})", plan.module));
+            }
+        }
+        let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
+        let outcome = quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
+        Ok::<_, Error>((outcome, checkpoint.bytes()))
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    if let Some(path) = &args.also_dequantized {
+        block_on(async {
+            let quantized = open::checkpoint(&args.output).await?;
+            let (sinks, existing) = open::output(path, &args.checkpoint)?;
+            dequantize_checkpoint(&quantized, DType::F16, &sinks, Some(&existing), terminal).await
+        })?;
+    }
+    if let Some(path) = &args.metrics {
+        append(path, &metrics(&outcome, source_bytes, seconds, &args.output))?;
+    }
+    let document = json!({
+        "output": args.output,
+        "method": outcome.record.method,
+        "scheme": outcome.record.scheme,
+        "format": outcome.record.format,
+        "bits_per_weight": outcome.record.bits_per_weight,
+        "original_bytes": source_bytes,
+        "quantized_bytes": outcome.bytes,
+        "seconds": seconds,
+        "modules": outcome.modules.iter().map(|(name, scheme, error)| json!({
+            "name": name,
+            "scheme": scheme.to_string(),
+            "snr_db": error.snr_db(),
+            "max_abs_error": error.max_abs_error(),
+            "sparsity": error.sparsity(),
+        })).collect::<Vec<_>>(),
+    });
+    let text = format!(
+        "{} modules to {}, {:.2} bits a weight; {} bytes became {} in {seconds:.1} s\n{}\n",
+        outcome.modules.len(),
+        outcome.record.scheme,
+        outcome.record.bits_per_weight,
+        source_bytes,
+        outcome.bytes,
+        args.output.display()
+    );
+    terminal.result(&document, text)?;
+    Ok(Outcome::Done)
+}
+
+fn metrics(outcome: &QuantizeOutcome, source_bytes: u64, seconds: f64, output: &Path) -> Vec<Metric> {
+    let subject = output.display().to_string();
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let mut metrics = vec![
+        Metric::new("original_model_size_mb", mb(source_bytes), &subject),
+        Metric::new("quantized_model_size_mb", mb(outcome.bytes), &subject),
+        Metric::new("compression_ratio", source_bytes as f64 / outcome.bytes as f64, &subject),
+        Metric::new("bits_per_weight", outcome.record.bits_per_weight, &subject),
+        Metric::new("quantization_seconds", seconds, &subject),
+    ];
+    for (name, _, error) in &outcome.modules {
+        if let Some(snr) = error.snr_db() {
+            metrics.push(Metric::new("layer_snr_db", snr, name));
+        }
+    }
+    metrics
+}
+
+/// Appends figures to a file; runs add to what earlier runs left there.
+pub fn append(path: &Path, metrics: &[Metric]) -> Result<()> {
+    use std::io::Write;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(to_json_lines(metrics).as_bytes()))
+        .context_with(|| path.display().to_string())
+}

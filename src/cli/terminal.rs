@@ -1,0 +1,104 @@
+//! What a person, or a program, sees of a running command. Floor 9.
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::task::{BoxFuture, Control, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::io::Write;
+
+/// Standard output and standard error of one command.
+pub struct Terminal {
+    json: bool,
+    bar: ProgressBar,
+    phase: RefCell<String>,
+}
+
+impl Terminal {
+    /// `json`: standard output belongs to one JSON document.
+    pub fn new(json: bool) -> Self {
+        // Draws nothing where standard error is no terminal.
+        let bar = ProgressBar::new(0);
+        let style = "{msg:12} {wide_bar} {pos}/{len}  {eta}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { json, bar, phase: RefCell::new(String::new()) }
+    }
+
+    /// Whether standard output belongs to one JSON document.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// The result: `document` with `--json`, `text` otherwise.
+    pub fn result(&self, document: &impl Serialize, text: impl Display) -> Result<()> {
+        if self.json {
+            let json = serde_json::to_string_pretty(document)
+                .map_err(|error| Error::new(ErrorCode::Io, error.to_string()))?;
+            self.print(&format!("{json}\n"))
+        } else {
+            self.print(&text.to_string())
+        }
+    }
+
+    /// Some text of a result that comes in pieces.
+    pub fn print(&self, text: &str) -> Result<()> {
+        self.clear();
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // Whoever reads has seen enough: `lowbit generate ... | head`.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            other => Ok(other?),
+        }
+    }
+
+    /// A word beside the result.
+    pub fn note(&self, text: impl Display) {
+        self.clear();
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+
+    /// What went wrong; with `--json` as a document.
+    pub fn error(&self, error: &Error) {
+        self.clear();
+        self.error_document(error);
+        // Nobody may be listening any more, which is no reason to panic.
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+    }
+
+    /// With `--json`, an error as a document.
+    pub fn error_document(&self, error: &Error) {
+        if self.json {
+            let document =
+                serde_json::json!({"error": {"code": error.code().as_str(), "message": error.to_string()}});
+            let _ = writeln!(std::io::stdout(), "{document:#}");
+        }
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+        self.phase.borrow_mut().clear();
+    }
+}
+
+impl Control for Terminal {
+    fn progress(&self, progress: &Progress<'_>) {
+        let mut phase = self.phase.borrow_mut();
+        if *phase != progress.phase {
+            phase.clear();
+            phase.push_str(progress.phase);
+            self.bar.reset();
+            self.bar.set_message(phase.clone());
+        }
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
