@@ -1,0 +1,212 @@
+//! The rules of the floors, each a function from a source's path and text to its violations.
+//!
+//! The text is split into tokens, so that comments and strings cannot look like code, and the insides of macros count.
+//! Not seen: a path that a macro puts together from pieces, and names that reach a file through a lower module's
+//! re-export.
+
+use super::{CONFINED, FLOORS, NEIGHBOURS};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use std::fmt;
+
+/// One thing that a file must not do.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    path: String,
+    message: String,
+}
+
+impl Violation {
+    pub fn new(path: &str, message: String) -> Violation {
+        Violation { path: path.to_owned(), message }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.path, self.message)
+    }
+}
+
+/// One file of `src/`.
+pub struct Source<'a> {
+    path: &'a str,
+    text: &'a str,
+    tokens: TokenStream,
+    /// `quant`, `rtn` for `src/quant/rtn.rs`; nothing for `src/lib.rs`.
+    modules: Vec<&'a str>,
+}
+
+impl<'a> Source<'a> {
+    /// A source from its path (with `/`, from the root on) and its text.
+    pub fn new(path: &'a str, text: &'a str) -> Result<Source<'a>, Violation> {
+        let tokens =
+            text.parse().map_err(|error| Violation::new(path, format!("does not parse: {error}")))?;
+        let inside =
+            path.strip_prefix("src/").and_then(|path| path.strip_suffix(".rs")).expect("a path in src/");
+        let modules = if inside == "lib" { Vec::new() } else { inside.split('/').collect() };
+        Ok(Source { path, text, tokens, modules })
+    }
+
+    fn violation(&self, message: String) -> Violation {
+        Violation::new(self.path, message)
+    }
+}
+
+/// The floor of a module of `src/`.
+pub fn floor_of(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|modules| modules.contains(&module))
+}
+
+/// Every rule that looks at one source.
+pub fn all(source: &Source) -> Vec<Violation> {
+    [header(source), imports(source), confined(source)].concat()
+}
+
+/// A source begins with a `//!` header that names its module's floor; `lib.rs` stands above all floors.
+fn header(source: &Source) -> Vec<Violation> {
+    let lines: Vec<&str> = source.text.lines().map_while(|line| line.strip_prefix("//!")).collect();
+    if lines.is_empty() {
+        return vec![source.violation("does not begin with a //! header".into())];
+    }
+    let Some(module) = source.modules.first() else { return Vec::new() };
+    let Some(floor) = floor_of(module) else {
+        return vec![
+            source.violation(format!("has no floor: `{module}` is not in the table of tests/it/floors.rs")),
+        ];
+    };
+    let header = lines.join(" ");
+    let words: Vec<&str> = header.split_whitespace().collect();
+    let number = |word: &str| word.trim_end_matches(|c: char| c.is_ascii_punctuation()).parse::<usize>().ok();
+    let named: Vec<usize> =
+        words.windows(2).filter(|pair| pair[0] == "Floor").filter_map(|pair| number(pair[1])).collect();
+    match named.as_slice() {
+        [] => vec![source.violation(format!("does not name its floor; its header needs `Floor {floor}.`"))],
+        named if named.contains(&floor) => Vec::new(),
+        named => {
+            vec![source.violation(format!("says floor {}, but `{module}` is on floor {floor}", named[0]))]
+        }
+    }
+}
+
+/// A source names only modules of lower floors, its own, and the allowed neighbours.
+fn imports(source: &Source) -> Vec<Violation> {
+    let Some(own) = source.modules.first() else { return Vec::new() };
+    let Some(own_floor) = floor_of(own) else { return Vec::new() };
+    let mut named = Vec::new();
+    crate_paths(&source.tokens, source.modules.len(), &mut named);
+    let mut violations = Vec::new();
+    for name in named {
+        let problem = match floor_of(&name) {
+            _ if name == *own => continue,
+            Some(floor) if floor < own_floor => continue,
+            Some(floor) if floor > own_floor => {
+                format!("is on floor {floor}, above `{own}` on floor {own_floor}")
+            }
+            Some(_) if NEIGHBOURS.contains(&(own, &name)) => continue,
+            Some(floor) => format!("is on the same floor as `{own}`, {floor}"),
+            None if name == "*" => "is the whole crate: name the modules".into(),
+            None => "is not a module with a floor: import from the module that defines it".into(),
+        };
+        violations.push(source.violation(format!("names `crate::{name}`, which {problem}")));
+    }
+    violations
+}
+
+/// Collects the name after every `crate::` and after every chain of `super::` that reaches the crate's root; `*` stands
+/// for all names. `depth` is the number of modules around the tokens.
+fn crate_paths(tokens: &TokenStream, depth: usize, found: &mut Vec<String>) {
+    let tokens: Vec<TokenTree> = tokens.clone().into_iter().collect();
+    let word = |at: usize| match tokens.get(at) {
+        Some(TokenTree::Ident(ident)) => ident.to_string(),
+        Some(TokenTree::Punct(punct)) => punct.to_string(),
+        _ => String::new(),
+    };
+    let separator = |at: usize| word(at) == ":" && word(at + 1) == ":";
+    let mut at = 0;
+    while at < tokens.len() {
+        if let TokenTree::Group(group) = &tokens[at] {
+            // `mod name { ... }` is one module deeper.
+            let module = group.delimiter() == Delimiter::Brace && at >= 2 && word(at - 2) == "mod";
+            crate_paths(&group.stream(), depth + usize::from(module), found);
+        }
+        let mut steps = 0;
+        while word(at + 3 * steps) == "super" && separator(at + 3 * steps + 1) {
+            steps += 1;
+        }
+        if word(at) == "crate" && word(at + 1) == "as" {
+            found.push("*".into());
+        } else if word(at) == "crate" && separator(at + 1) {
+            names_at(tokens.get(at + 3), found);
+        } else if steps > 0 && steps == depth {
+            names_at(tokens.get(at + 3 * steps), found);
+        }
+        at += (3 * steps).max(1);
+    }
+}
+
+/// The names that a path goes on with: one, or those of a `{a::b, c}` group.
+fn names_at(token: Option<&TokenTree>, found: &mut Vec<String>) {
+    match token {
+        Some(TokenTree::Ident(name)) => found.push(name.to_string()),
+        Some(TokenTree::Punct(_)) => found.push("*".into()),
+        Some(TokenTree::Group(group)) => {
+            let mut first = true;
+            for token in group.stream() {
+                if first {
+                    names_at(Some(&token), found);
+                }
+                first = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ',');
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A source names no library that belongs to other modules.
+fn confined(source: &Source) -> Vec<Violation> {
+    let mut identifiers = Vec::new();
+    collect_identifiers(&source.tokens, &mut identifiers);
+    let here = source.modules.join("/");
+    let mut violations = Vec::new();
+    for (name, homes) in CONFINED {
+        let at_home = homes.iter().any(|home| here == *home || here.starts_with(&format!("{home}/")));
+        if !at_home && identifiers.iter().any(|identifier| identifier == name) {
+            violations
+                .push(source.violation(format!("names `{name}`, which belongs to {}", homes.join(" and "))));
+        }
+    }
+    violations
+}
+
+fn collect_identifiers(tokens: &TokenStream, found: &mut Vec<String>) {
+    for token in tokens.clone() {
+        match token {
+            TokenTree::Ident(ident) => found.push(ident.to_string()),
+            TokenTree::Group(group) => collect_identifiers(&group.stream(), found),
+            _ => {}
+        }
+    }
+}
+
+/// Every shader has its CPU twin of the same stem; `shaders/shared/` holds pieces, not kernels.
+pub fn twins(shaders: &[String], sources: &[String]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for shader in shaders {
+        let kernel = shader.strip_prefix("shaders/").filter(|rest| !rest.contains('/'));
+        let Some(stem) = kernel.and_then(|name| name.strip_suffix(".wgsl")) else { continue };
+        let twin = format!("src/backend/cpu/{stem}.rs");
+        if !sources.contains(&twin) {
+            violations.push(Violation::new(shader, format!("has no CPU twin: {twin} is not there")));
+        }
+    }
+    violations
+}
+
+/// The lines of a file up to the `mod tests { ... }` at its end.
+pub fn lines_without_tests(text: &str) -> usize {
+    let lines: Vec<&str> = text.lines().collect();
+    let guards = ["#[cfg(test)]", "#[cfg(all(test,"];
+    let begins =
+        |pair: &[&str]| pair[1] == "mod tests {" && guards.iter().any(|guard| pair[0].starts_with(guard));
+    lines.windows(2).position(begins).unwrap_or(lines.len())
+}

@@ -1,0 +1,82 @@
+//! The decoder against transformers: the logits of tiny models of every architecture and option, as transformers computed
+//! them (`tests/interop/README.md`).
+
+use crate::support::synthetic::{self, Tensor};
+use crate::support::{distances, fixture, load, logits, max_distance};
+use lowbit::ErrorCode;
+use lowbit::model::Checkpoint;
+use lowbit::task::block_on;
+use lowbit::validate::metrics::argmax;
+use serde::Deserialize;
+use std::fs;
+use std::rc::Rc;
+
+/// The largest distance of a logit from the golden one; measured at most 7.0e-6, the order of additions.
+const TOLERANCE: f32 = 1e-4;
+
+/// What `tests/interop/make_golden.py` wrote.
+#[derive(Deserialize)]
+struct Golden {
+    /// Matrices are uniform in [-a, a).
+    a: f32,
+    tokens: Vec<u32>,
+    /// After every token.
+    argmax: Vec<usize>,
+    /// Of the rows of `logits`.
+    positions: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+    tensors: Vec<Tensor>,
+}
+
+/// Each case and each of its configurations: how it is called, and config.json.
+fn cases() -> Vec<(String, Golden, Vec<u8>)> {
+    let mut cases = Vec::new();
+    for entry in fs::read_dir(fixture("golden")).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(golden) = fs::read(folder.join("golden.json")) else { continue };
+        for file in ["config.json", "config_v4.json"] {
+            let Ok(config) = fs::read(folder.join(file)) else { continue };
+            let name = format!("{}/{file}", folder.file_name().unwrap().to_str().unwrap());
+            cases.push((name, serde_json::from_slice(&golden).unwrap(), config));
+        }
+    }
+    cases.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    cases
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let mut compared = 0;
+    let mut wrong = Vec::new();
+    for (name, golden, config) in cases() {
+        let dir = Rc::new(synthetic::checkpoint(&name, &config, &golden.tensors, golden.a));
+        if name == "bitnet-online/config.json" {
+            let error = block_on(Checkpoint::open(dir)).err().expect("weights that change at run time");
+            assert_eq!(error.code(), ErrorCode::UnsupportedFormat);
+            assert!(error.to_string().contains("online"), "{error}");
+            continue;
+        }
+        let mut model = load(dir);
+        let at_once = logits(&mut model, &golden.tokens, golden.tokens.len());
+        let one_by_one = logits(&mut model, &golden.tokens, 1);
+        let in_pieces = logits(&mut model, &golden.tokens, 5);
+
+        let largest = |rows: &[Vec<f32>]| {
+            let rows = golden.positions.iter().map(|&position| &rows[position]);
+            rows.zip(&golden.logits).flat_map(|(ours, theirs)| distances(ours, theirs)).fold(0.0, f32::max)
+        };
+        let apart = max_distance(&at_once, &one_by_one).max(max_distance(&at_once, &in_pieces));
+        let best: Vec<usize> = at_once.iter().map(|row| argmax(row).unwrap()).collect();
+        println!(
+            "{name}: {:.1e} from transformers ({:.1e} token by token), {apart:.1e} between ways to run",
+            largest(&at_once),
+            largest(&one_by_one)
+        );
+        if largest(&at_once) >= TOLERANCE || largest(&one_by_one) >= TOLERANCE || best != golden.argmax {
+            wrong.push(name);
+        }
+        compared += 1;
+    }
+    assert!(wrong.is_empty(), "not as transformers: {wrong:?}");
+    assert_eq!(compared, 16);
+}

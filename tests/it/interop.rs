@@ -1,0 +1,182 @@
+//! transformers as the judge of what lowbit reads and writes. Run by `cargo xtask interop`; see `tests/interop/README.md`.
+
+use crate::support::{distances, fixture, held_out, load, logits, on_disk, perplexity, synthetic::tokens};
+use lowbit::dtype::DType;
+use lowbit::format::sink::FsSinkDir;
+use lowbit::model::Checkpoint;
+use lowbit::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::pipeline::{QuantizeOptions, quantize};
+use lowbit::quant::{Activations, Bits, Granularity};
+use lowbit::task::{Silent, block_on};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The largest distance of a logit from that of transformers where activations are f32; measured at most 1.7e-5.
+const TOLERANCE: f32 = 1e-3;
+/// The share of ternary logits within [`TOLERANCE`]; measured 1. Activations are rounded to INT8 there, and a value near a
+/// tie may round either way in two correct programs and moves every logit after it.
+const TERNARY_SHARE: f64 = 0.9;
+/// The median distance of W8A8 logits, measured 0.055: compressed-tensors rounds activations on another grid than this
+/// crate, so that equal logits cannot be asked for.
+const W8A8_MEDIAN: f32 = 0.1;
+/// The largest relative distance of perplexities.
+const PERPLEXITY_TOLERANCE: f64 = 0.001;
+
+/// A script of `tests/interop` in the Python that `cargo xtask interop` prepared.
+fn script(name: &str) -> Option<Command> {
+    let Some(python) = std::env::var_os("LOWBIT_PYTHON") else {
+        println!("skipped: {name}: LOWBIT_PYTHON names no Python; `cargo xtask interop` prepares one");
+        return None;
+    };
+    let mut command = Command::new(python);
+    command.arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name));
+    Some(command)
+}
+
+/// The answers of `judge.py` to `jobs`, in their order.
+fn judge<T: for<'a> Deserialize<'a>>(jobs: &[Value]) -> Option<Vec<T>> {
+    let mut child = script("judge.py")?
+        .arg("batch")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("LOWBIT_PYTHON runs");
+    let mut stdin = child.stdin.take().unwrap();
+    for job in jobs {
+        writeln!(stdin, "{job}").unwrap();
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let answers: Vec<&str> = std::str::from_utf8(&output.stdout).unwrap().lines().collect();
+    assert_eq!(answers.len(), jobs.len(), "judge.py ended early");
+    Some(
+        answers
+            .iter()
+            .map(|answer| serde_json::from_str(answer).unwrap_or_else(|error| panic!("{error}: {answer}")))
+            .collect(),
+    )
+}
+
+#[derive(Deserialize)]
+struct Judged {
+    opened: String,
+    logits: Vec<Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct JudgedText {
+    perplexity: f64,
+    tokens: usize,
+}
+
+/// What lowbit makes of the model that ships with the repository, each in a folder below `place`.
+fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
+    let rtn = QuantizeOptions::rtn;
+    let int8 = rtn(Bits::Eight, Granularity::Channel, true);
+    let int4 = rtn(Bits::Four, Granularity::Group(32), true);
+    let cases = [
+        ("int4-g32-sym", int4.clone()),
+        ("int4-g128-asym", rtn(Bits::Four, Granularity::Group(128), false)),
+        ("int8-channel", int8.clone()),
+        ("int8-channel-int8", QuantizeOptions { activations: Activations::Int8, ..int8 }),
+        ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
+        ("int4-g32-head", QuantizeOptions { quantize_head: true, ..int4 }),
+    ];
+    let original = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
+    let mut folders = vec![("original", fixture("tale-llama"))];
+    for (name, options) in cases {
+        let path = place.join(name);
+        let sinks = FsSinkDir::create(&path).unwrap();
+        block_on(quantize(&original, &options, &sinks, None, &Silent)).unwrap();
+        folders.push((name, path));
+    }
+    let packed = block_on(Checkpoint::open(on_disk(place.join("int4-g32-sym")))).unwrap();
+    let path = place.join("dequantized-f16");
+    let sinks = FsSinkDir::create(&path).unwrap();
+    block_on(dequantize_checkpoint(&packed, DType::F16, &sinks, None, &Silent)).unwrap();
+    folders.push(("dequantized-f16", path));
+    folders
+}
+
+#[test]
+#[ignore = "needs Python: cargo xtask interop"]
+fn interop_the_committed_files_are_what_the_scripts_make() {
+    for name in ["make_golden.py", "make_compressed_tensors.py"] {
+        let Some(mut command) = script(name) else { return };
+        assert!(command.arg("--check").status().unwrap().success(), "{name} --check");
+    }
+}
+
+#[test]
+#[ignore = "needs Python: cargo xtask interop"]
+fn interop_transformers_opens_what_lowbit_writes() {
+    let place = tempfile::tempdir().unwrap();
+    let folders = written(place.path());
+    // Few tokens where activations are rounded: fewer values that could lie near a tie.
+    let sequences = |name: &str| -> Vec<Vec<u32>> {
+        let rounds = name == "ternary" || name.ends_with("-int8");
+        let lengths: &[usize] = if rounds { &[1, 3, 6, 8] } else { &[1, 24, 100] };
+        lengths.iter().map(|&length| tokens(&format!("interop.{length}"), length, 2048)).collect()
+    };
+    let jobs: Vec<(&str, &Path, Vec<u32>)> = folders
+        .iter()
+        .flat_map(|(name, path)| sequences(name).into_iter().map(move |ids| (*name, path.as_path(), ids)))
+        .collect();
+    let as_json = |(_, path, ids): &(&str, &Path, Vec<u32>)| json!({"folder": path, "ids": ids});
+    let Some(answers) = judge::<Judged>(&jobs.iter().map(as_json).collect::<Vec<_>>()) else { return };
+
+    let mut wrong = Vec::new();
+    for (name, path) in &folders {
+        let mut model = load(on_disk(path));
+        let mut found: Vec<f32> = Vec::new();
+        let mut opened = "";
+        for ((_, _, ids), answer) in jobs.iter().zip(&answers).filter(|((job, ..), _)| job == name) {
+            for (ours, theirs) in logits(&mut model, ids, ids.len()).iter().zip(&answer.logits) {
+                found.extend(distances(ours, theirs));
+            }
+            opened = answer.opened.split(',').next().unwrap_or_default();
+        }
+        found.sort_by(f32::total_cmp);
+        let largest = *found.last().unwrap();
+        let within =
+            found.iter().filter(|&&distance| distance < TOLERANCE).count() as f64 / found.len() as f64;
+        println!(
+            "{name} ({opened}): largest distance {largest:.1e}, median {:.1e}, {:.2} % within {TOLERANCE:.0e}",
+            found[found.len() / 2],
+            100.0 * within
+        );
+        let right = match *name {
+            "int8-channel-int8" => found[found.len() / 2] < W8A8_MEDIAN,
+            "ternary" => within >= TERNARY_SHARE,
+            _ => largest < TOLERANCE,
+        };
+        if !right {
+            wrong.push(*name);
+        }
+    }
+    assert!(wrong.is_empty(), "not as transformers: {wrong:?}");
+}
+
+#[test]
+#[ignore = "needs Python: cargo xtask interop"]
+fn interop_perplexity_is_that_of_transformers() {
+    let place = tempfile::tempdir().unwrap();
+    let folders = written(place.path());
+    let folders: Vec<_> =
+        folders.iter().filter(|(name, _)| matches!(*name, "original" | "int4-g32-sym")).collect();
+    assert_eq!(folders.len(), 2);
+    let text = fixture("tale-llama/heldout.txt");
+    let jobs: Vec<Value> =
+        folders.iter().map(|(_, path)| json!({"folder": path, "text": text, "context": 512})).collect();
+    let Some(answers) = judge::<JudgedText>(&jobs) else { return };
+    let data = held_out();
+    for ((name, path), judged) in folders.into_iter().zip(answers) {
+        let ours = perplexity(&mut load(on_disk(path)), &data);
+        println!("{name}: {ours:.6}, transformers {:.6}", judged.perplexity);
+        assert_eq!(data.tokens.len(), judged.tokens, "{name}");
+        assert!((ours / judged.perplexity - 1.0).abs() < PERPLEXITY_TOLERANCE, "{name}");
+    }
+}

@@ -1,0 +1,14 @@
+//! The integration tests: one binary, a module for each thing that a user gets.
+#![cfg(feature = "cli")]
+
+mod bad_input;
+mod command_line;
+mod floors;
+mod golden;
+mod interop;
+mod peak_memory;
+mod real_models;
+mod round_trip;
+mod shipped_model;
+mod support;
+mod terminal;

@@ -1,0 +1,72 @@
+//! The real models: perplexity and greedy text as transformers has them.
+
+use lowbit::backend::cpu::CpuBackend;
+use lowbit::format::source::{FsDir, SourceDir};
+use lowbit::generate::{GenerateOptions, generate};
+use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::task::{Silent, block_on};
+use lowbit::tokenizer::HuggingFaceTokenizer;
+use lowbit::validate::walk::score;
+use lowbit::validate::windows::{Dataset, WindowOptions};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// The folder of real models and texts beside the repository, or `None` with a word on the terminal.
+fn shared(what: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: {what}: no ../shared folder with real models");
+    None
+}
+
+fn open(path: PathBuf) -> (CausalLm<CpuBackend>, HuggingFaceTokenizer) {
+    block_on(async {
+        let dir: Rc<dyn SourceDir> = Rc::new(FsDir::open(path).unwrap());
+        let checkpoint = Checkpoint::open(dir.clone()).await.unwrap();
+        let model =
+            CausalLm::load(CpuBackend::new(), &checkpoint, LoadOptions::default(), &Silent).await.unwrap();
+        let codec = HuggingFaceTokenizer::open(dir.as_ref(), checkpoint.config().bos_token_id).await.unwrap();
+        (model, codec)
+    })
+}
+
+#[test]
+fn perplexity_is_that_of_transformers() {
+    let Some(shared) = shared("perplexity of real models") else { return };
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(shared.join("expected/perplexity.json")).unwrap()).unwrap();
+    for row in expected["rows"].as_array().unwrap() {
+        let text = row["text"].as_str().unwrap();
+        let (mut model, codec) = open(shared.join("models").join(row["model"].as_str().unwrap()));
+        let data =
+            Dataset::new(text, &std::fs::read_to_string(shared.join("text").join(text)).unwrap(), &codec)
+                .unwrap();
+        assert_eq!(data.tokens.len() as u64, row["text_tokens"].as_u64().unwrap());
+        let options = WindowOptions { context: 512, stride: None };
+        let measured = block_on(score(&mut model, &data, &options, &Silent)).unwrap().perplexity();
+        let expected = row["perplexity"].as_f64().unwrap();
+        println!("{} {text}: {:.5} expected {expected}", row["model"], measured);
+        assert!((measured / expected - 1.0).abs() < 0.001);
+    }
+}
+
+#[test]
+fn greedy_text_is_that_of_transformers() {
+    let Some(shared) = shared("greedy text of real models") else { return };
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(shared.join("expected/greedy.json")).unwrap()).unwrap();
+    for row in expected["rows"].as_array().unwrap() {
+        use lowbit::tokenizer::TextCodec;
+        let (mut model, codec) = open(shared.join("models").join(row["model"].as_str().unwrap()));
+        let ids = |key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
+        let prompt = codec.encode_prompt(row["prompt"].as_str().unwrap()).unwrap();
+        assert_eq!(prompt, ids("prompt_ids"));
+        let options = GenerateOptions { max_tokens: 64, ignore_eos: true, ..Default::default() };
+        let generated = block_on(generate(&mut model, &codec, &prompt, &options, &Silent, |_| ())).unwrap();
+        assert_eq!(generated.token_ids, ids("new_ids"));
+        assert_eq!(generated.text, row["text"].as_str().unwrap());
+    }
+}

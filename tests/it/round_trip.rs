@@ -1,0 +1,154 @@
+//! What goes in comes out: the way back from quantized weights, and figures that no memory budget changes.
+
+use lowbit::backend::cpu::CpuBackend;
+use lowbit::dtype::DType;
+use lowbit::format::scratch::MemoryScratch;
+use lowbit::format::sink::MemorySinkDir;
+use lowbit::format::source::{FsDir, MemoryDir, SourceDir};
+use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::pipeline::{QuantizeOptions, quantize, restore};
+use lowbit::quant::{Activations, Bits, Granularity};
+use lowbit::task::{Silent, block_on};
+use lowbit::tokenizer::HuggingFaceTokenizer;
+use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::validate::{streamed, walk};
+use std::path::Path;
+use std::rc::Rc;
+
+fn shipped() -> Rc<dyn SourceDir> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tale-llama");
+    Rc::new(FsDir::open(path).unwrap())
+}
+
+async fn open(dir: Rc<dyn SourceDir>) -> Checkpoint {
+    Checkpoint::open(dir).await.unwrap()
+}
+
+fn weights(dir: &MemoryDir) -> &[u8] {
+    dir.get("model.safetensors").unwrap()
+}
+
+/// The options that a folder can be made with, and what they are called in a failure.
+fn every_kind() -> Vec<(&'static str, QuantizeOptions)> {
+    let rtn = QuantizeOptions::rtn;
+    let mut with_tables = rtn(Bits::Four, Granularity::Group(64), true);
+    with_tables.quantize_head = true;
+    with_tables.quantize_embedding = Some(Bits::Eight);
+    let mut sparse = QuantizeOptions::ternary(Granularity::Tensor);
+    sparse.sparsity_threshold = Some(0.9);
+    vec![
+        ("int8", rtn(Bits::Eight, Granularity::Channel, true)),
+        ("int4 symmetric", rtn(Bits::Four, Granularity::Group(32), true)),
+        ("int4 asymmetric", rtn(Bits::Four, Granularity::Group(128), false)),
+        ("int3", rtn(Bits::Three, Granularity::Group(32), true)),
+        ("int2", rtn(Bits::Two, Granularity::Group(32), false)),
+        ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
+        ("ternary per channel", QuantizeOptions::ternary(Granularity::Channel)),
+        ("sparse ternary", sparse),
+        ("tables", with_tables),
+    ]
+}
+
+#[test]
+fn dequantized_weights_get_the_codes_that_they_had() {
+    for (name, options) in every_kind() {
+        for dtype in [DType::F16, DType::F32] {
+            block_on(async {
+                let source = open(shipped()).await;
+                let packed = MemorySinkDir::new("packed");
+                quantize(&source, &options, &packed, None, &Silent).await.unwrap();
+                let quantized = open(Rc::new(packed.to_dir())).await;
+                let floats = MemorySinkDir::new("floats");
+                dequantize_checkpoint(&quantized, dtype, &floats, None, &Silent).await.unwrap();
+                let dequantized = open(Rc::new(floats.to_dir())).await;
+                assert!(!dequantized.is_quantized(), "{name}");
+                let again = MemorySinkDir::new("again");
+                restore(&dequantized, &again, None, &Silent).await.unwrap();
+                // Tables that were rounded up to F32 stay F32; everything else is the same to the last bit.
+                if dtype == DType::F16 {
+                    assert!(weights(&packed.to_dir()) == weights(&again.to_dir()), "{name}: other bytes");
+                }
+                let restored = open(Rc::new(again.to_dir())).await;
+                for layer in 0..source.config().num_hidden_layers {
+                    for linear in lowbit::model::names::Linear::ALL {
+                        let module = linear.module(layer);
+                        let before =
+                            quantized.layout().read_packed(quantized.store(), &module).await.unwrap();
+                        let after = restored.layout().read_packed(restored.store(), &module).await.unwrap();
+                        assert_eq!(before, after, "{name} {dtype} {module}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+async fn dataset(checkpoint: &Checkpoint, bytes: usize) -> Dataset {
+    let codec = HuggingFaceTokenizer::open(checkpoint.dir().as_ref(), None).await.unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tale-llama/heldout.txt");
+    Dataset::new("heldout", &std::fs::read_to_string(path).unwrap()[..bytes], &codec).unwrap()
+}
+
+#[test]
+fn running_block_by_block_changes_no_figure() {
+    block_on(async {
+        let source = open(shipped()).await;
+        let packed = MemorySinkDir::new("packed");
+        let options = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
+        quantize(&source, &options, &packed, None, &Silent).await.unwrap();
+        let quantized = open(Rc::new(packed.to_dir())).await;
+        let data = dataset(&source, 6000).await;
+        for (context, stride) in [(512, None), (300, Some(100))] {
+            let windows = WindowOptions { context, stride };
+            let load = LoadOptions::default();
+            let mut a = CausalLm::load(CpuBackend::new(), &source, load, &Silent).await.unwrap();
+            let mut b = CausalLm::load(CpuBackend::new(), &quantized, load, &Silent).await.unwrap();
+            let whole = walk::compare(&mut a, &mut b, &data, &windows, &Silent).await.unwrap();
+            let streamed = streamed::compare(
+                (&source, load),
+                (&quantized, load),
+                &data,
+                &windows,
+                &mut CpuBackend::new,
+                &MemoryScratch::new(),
+                &Silent,
+            )
+            .await
+            .unwrap();
+            assert_eq!(whole.original, streamed.original);
+            assert_eq!(whole.quantized, streamed.quantized);
+            assert_eq!(whole.divergence.kl_mean(), streamed.divergence.kl_mean());
+            assert_eq!(whole.divergence.top1_agreement(), streamed.divergence.top1_agreement());
+        }
+    });
+}
+
+/// What the issue of the two forms of one model requires.
+const REQUIRED_AGREEMENT: f64 = 0.995;
+
+#[test]
+fn both_forms_of_a_model_predict_the_same() {
+    for (name, options) in every_kind() {
+        block_on(async {
+            let source = open(shipped()).await;
+            let packed = MemorySinkDir::new("packed");
+            quantize(&source, &options, &packed, None, &Silent).await.unwrap();
+            let quantized = open(Rc::new(packed.to_dir())).await;
+            let floats = MemorySinkDir::new("floats");
+            dequantize_checkpoint(&quantized, DType::F16, &floats, None, &Silent).await.unwrap();
+            let dequantized = open(Rc::new(floats.to_dir())).await;
+            let data = dataset(&source, 20_000).await;
+            let windows = WindowOptions { context: 512, stride: None };
+            for activations in [options.activations, Activations::F32] {
+                let load = LoadOptions { activations: Some(activations), ..LoadOptions::default() };
+                let mut a = CausalLm::load(CpuBackend::new(), &quantized, load, &Silent).await.unwrap();
+                let mut b = CausalLm::load(CpuBackend::new(), &dequantized, load, &Silent).await.unwrap();
+                let compared = walk::compare(&mut a, &mut b, &data, &windows, &Silent).await.unwrap();
+                let share = compared.divergence.top1_agreement();
+                println!("{name}, {} activations: {share:.5}", activations.name());
+                assert!(share >= REQUIRED_AGREEMENT, "{name}, {} activations: {share}", activations.name());
+            }
+        });
+    }
+}

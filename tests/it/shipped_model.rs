@@ -1,0 +1,51 @@
+//! The model that ships with the repository: what its README says of it, and what quantizing it costs.
+
+use crate::support::{fixture, held_out, load, on_disk, perplexity, tokenizer};
+use lowbit::format::sink::MemorySinkDir;
+use lowbit::model::Checkpoint;
+use lowbit::pipeline::{QuantizeOptions, quantize};
+use lowbit::quant::{Bits, Granularity};
+use lowbit::task::{Silent, block_on};
+use lowbit::validate::continuations::{continue_all, from_texts};
+use std::rc::Rc;
+
+/// The figure of the model's README, in f32, with one digit more.
+const PERPLEXITY: f64 = 4.1617;
+
+#[test]
+fn quantizing_costs_what_the_readme_says() {
+    let data = held_out();
+    assert_eq!(data.tokens.len(), 13_847);
+    let original = perplexity(&mut load(on_disk(fixture("tale-llama"))), &data);
+    println!("original: {original:.5}");
+    assert!((original / PERPLEXITY - 1.0).abs() < 0.001, "{original}");
+
+    let checkpoint = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
+    for (bits, granularity, least, most) in
+        [(Bits::Four, Granularity::Group(32), 0.01, 0.15), (Bits::Eight, Granularity::Channel, -0.005, 0.005)]
+    {
+        let folder = MemorySinkDir::new("quantized");
+        let options = QuantizeOptions::rtn(bits, granularity, true);
+        block_on(quantize(&checkpoint, &options, &folder, None, &Silent)).unwrap();
+        let quantized = perplexity(&mut load(Rc::new(folder.to_dir())), &data);
+        let cost = quantized / original - 1.0;
+        println!("{}: {quantized:.5}, {:+.2} %", options.scheme, 100.0 * cost);
+        assert!((least..most).contains(&cost), "{}: {cost}", options.scheme);
+    }
+}
+
+#[test]
+fn its_stories_have_no_failures() {
+    let dir = on_disk(fixture("tale-llama"));
+    let codec = tokenizer(dir.as_ref());
+    let texts = std::fs::read_to_string(fixture("tale-llama/prompts.txt")).unwrap();
+    let prompts = from_texts(texts.lines(), &codec).unwrap();
+    assert_eq!(prompts.len(), 10);
+    let mut model = load(dir);
+    for (prompt, story) in
+        prompts.iter().zip(block_on(continue_all(&mut model, &codec, &prompts, 128, &Silent)).unwrap())
+    {
+        println!("{} ->{}", prompt.text, story.text);
+        assert!(story.failures.is_empty(), "{}: {:?}", story.text, story.failures);
+    }
+}

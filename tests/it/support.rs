@@ -1,0 +1,76 @@
+//! What several tests need: folders, models, logits.
+
+pub mod synthetic;
+
+use lowbit::backend::cpu::CpuBackend;
+use lowbit::format::source::{FsDir, SourceDir};
+use lowbit::model::decoder::Logits;
+use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::task::{Silent, block_on};
+use lowbit::tokenizer::HuggingFaceTokenizer;
+use lowbit::validate::walk::score;
+use lowbit::validate::windows::{Dataset, WindowOptions};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// A folder on disk, to read from.
+pub fn on_disk(path: impl Into<PathBuf>) -> Rc<dyn SourceDir> {
+    Rc::new(FsDir::open(path).unwrap())
+}
+
+/// The checkpoint of a folder, on the CPU, as the checkpoint asks to be run.
+pub fn load(dir: Rc<dyn SourceDir>) -> CausalLm<CpuBackend> {
+    block_on(async {
+        let checkpoint = Checkpoint::open(dir).await.unwrap();
+        CausalLm::load(CpuBackend::new(), &checkpoint, LoadOptions::default(), &Silent).await.unwrap()
+    })
+}
+
+/// Logits after each of `tokens`, which run in pieces of `piece` tokens.
+pub fn logits(model: &mut CausalLm<CpuBackend>, tokens: &[u32], piece: usize) -> Vec<Vec<f32>> {
+    let mut cache = model.new_cache(tokens.len()).unwrap();
+    let mut rows = Vec::new();
+    for part in tokens.chunks(piece) {
+        let each = |_, row: &[f32]| {
+            rows.push(row.to_vec());
+            Ok(())
+        };
+        block_on(model.forward(part, &mut cache, Logits::All, &Silent, each)).unwrap();
+    }
+    assert_eq!(rows.len(), tokens.len());
+    rows
+}
+
+/// The largest distance between two logits; infinite where one is no number.
+pub fn max_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).flat_map(|(a, b)| distances(a, b)).fold(0.0, f32::max)
+}
+
+/// Distances of the logits of two rows; infinite where one is no number.
+pub fn distances(a: &[f32], b: &[f32]) -> impl Iterator<Item = f32> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() })
+}
+
+/// The tokenizer of a folder.
+pub fn tokenizer(dir: &dyn SourceDir) -> HuggingFaceTokenizer {
+    block_on(HuggingFaceTokenizer::open(dir, None)).unwrap()
+}
+
+/// Perplexity of `model` on a text, in windows of 512 positions that do not overlap.
+pub fn perplexity(model: &mut CausalLm<CpuBackend>, data: &Dataset) -> f64 {
+    let options = WindowOptions { context: 512, stride: None };
+    block_on(score(model, data, &options, &Silent)).unwrap().perplexity()
+}
+
+/// The held-out text of the model that ships with the repository.
+pub fn held_out() -> Dataset {
+    let text = std::fs::read_to_string(fixture("tale-llama/heldout.txt")).unwrap();
+    Dataset::new("heldout.txt", &text, &tokenizer(on_disk(fixture("tale-llama")).as_ref())).unwrap()
+}

@@ -1,0 +1,107 @@
+//! Runs the `lowbit` binary as a user does, and makes folders for it. Not a test itself.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How a run ended.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// The one JSON document on standard output.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("expected one JSON document but {error}\n{}", self.stdout))
+    }
+
+    /// The run, which must have done its work.
+    pub fn done(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        self
+    }
+}
+
+/// Runs `lowbit` with these arguments.
+pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_lowbit")).args(args).output().unwrap();
+    Ran {
+        // Without a code a signal has ended it, which no input may bring about.
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// The checkpoint that ships with the repository.
+pub fn tale() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tale-llama")
+}
+
+/// A path as an argument.
+pub fn arg(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_str().unwrap().to_owned()
+}
+
+/// A short piece of the text that the shipped checkpoint was not trained on.
+pub fn short_text(folder: &Path) -> String {
+    let text = fs::read_to_string(tale().join("heldout.txt")).unwrap();
+    let path = folder.join("short.txt");
+    fs::write(&path, text.chars().take(2000).collect::<String>()).unwrap();
+    arg(path)
+}
+
+/// Every file of a folder.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let is_file = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    is_file.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+}
+
+/// Copies the files of a checkpoint.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for (name, bytes) in files(from) {
+        fs::write(to.join(name), bytes).unwrap();
+    }
+}
+
+/// The shipped checkpoint again, for a test to break: only the files that a model needs.
+pub fn copy_of_tale(to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tale().join(name), to.join(name)).unwrap();
+    }
+}
+
+/// Changes a JSON file.
+pub fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut json);
+    fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
+}
+
+/// Takes a safetensors file apart into its header and its data.
+pub fn split(bytes: &[u8]) -> (Value, Vec<u8>) {
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
+}
+
+/// Puts a safetensors file together.
+pub fn join(header: &Value, data: &[u8]) -> Vec<u8> {
+    let json = serde_json::to_vec(header).unwrap();
+    [&(json.len() as u64).to_le_bytes(), json.as_slice(), data].concat()
+}
+
+/// Changes header and data of a safetensors file.
+pub fn edit_safetensors(path: &Path, edit: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+    let (mut header, mut data) = split(&fs::read(path).unwrap());
+    edit(&mut header, &mut data);
+    fs::write(path, join(&header, &data)).unwrap();
+}
