@@ -150,6 +150,27 @@ impl Layout {
     }
 }
 
+/// What the tensors of a packed module depend on, beside its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedFormat {
+    /// Number format.
+    pub scheme: Scheme,
+    /// The type of its scales.
+    pub scale_type: ScaleType,
+    /// Whether its columns are stored in another order than that of the input (act-order with `g_idx`).
+    pub reordered: bool,
+}
+
+impl From<&PackedTensor> for PackedFormat {
+    fn from(tensor: &PackedTensor) -> Self {
+        Self {
+            scheme: tensor.scheme(),
+            scale_type: tensor.scales().scale_type(),
+            reordered: tensor.column_order().is_some(),
+        }
+    }
+}
+
 /// A layout that packed weights can be written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TargetLayout {
@@ -189,33 +210,46 @@ impl TargetLayout {
     pub fn planned_tensors(
         self,
         module: &str,
-        scheme: Scheme,
         rows: usize,
         cols: usize,
-        scale_type: ScaleType,
+        format: PackedFormat,
     ) -> Vec<(String, TensorInfo)> {
-        if let Err(reason) = self.can_hold(rows, cols, scheme) {
+        if let Err(reason) = self.can_hold(rows, cols, format.scheme) {
             panic!("the {} layout cannot hold {module}: {reason}", self.name());
         }
         match self {
-            Self::CompressedTensors => {
-                compressed_tensors::planned_tensors(module, scheme, rows, cols, scale_type)
-            }
-            Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, scale_type),
+            Self::CompressedTensors => compressed_tensors::planned_tensors(module, rows, cols, format),
+            Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, format.scale_type),
         }
     }
 
-    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors).
+    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors), and for the `format` that was
+    /// given there.
     ///
     /// # Errors
     /// `unsupported_format` naming the module when the layout cannot hold the matrix.
-    pub fn encode(self, module: &str, tensor: PackedTensor) -> Result<Vec<(String, Vec<u8>)>> {
+    ///
+    /// # Panics
+    /// When the matrix is not of the planned format.
+    pub fn encode(
+        self,
+        module: &str,
+        tensor: PackedTensor,
+        format: PackedFormat,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        // An order that was planned may turn out to be the columns' own.
+        let found = PackedFormat { reordered: format.reordered, ..PackedFormat::from(&tensor) };
+        assert_eq!(found, format, "{module} is not as it was planned");
+        assert!(
+            format.reordered || tensor.column_order().is_none(),
+            "{module} has an order that was not planned"
+        );
         self.can_hold(tensor.rows(), tensor.cols(), tensor.scheme()).map_err(|reason| {
             Error::unsupported_format(format!("the {} layout cannot hold it: {reason}", self.name()))
                 .context(format!("module {}", quoted(module)))
         })?;
         Ok(match self {
-            Self::CompressedTensors => compressed_tensors::encode(module, &tensor),
+            Self::CompressedTensors => compressed_tensors::encode(module, &tensor, format),
             Self::BitNet => bitnet_hf::encode(module, &tensor),
         })
     }
@@ -229,7 +263,7 @@ impl TargetLayout {
     /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted.
     pub fn quantization_config(
         self,
-        entries: &[(String, Scheme)],
+        entries: &[(String, PackedFormat)],
         ignore: &[String],
         activations: Activations,
     ) -> Result<Value> {

@@ -97,6 +97,9 @@ pub struct DequantizedModule {
     pub scales: TensorReference,
     /// `[rows x groups]`, flat, unsigned; null where the scheme has a constant one.
     pub zero_points: Option<TensorReference>,
+    /// `[cols]`, the group of each input column; absent where groups are runs of columns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub g_idx: Option<TensorReference>,
     /// Share of weights that are exactly 0.
     pub sparsity: f64,
 }
@@ -167,6 +170,10 @@ pub async fn read_quantization_record(dir: &dyn SourceDir) -> Result<Option<Quan
     let Some(json) = read_json(dir, QUANTIZATION_RECORD).await? else {
         return Ok(None);
     };
+    // auto-round has a file of the same name, with other things in it.
+    if json.get("schema").is_none() {
+        return Ok(None);
+    }
     serde_json::from_value(json)
         .map(Some)
         .map_err(|error| Error::invalid_checkpoint(format!("{QUANTIZATION_RECORD}: {error}")))

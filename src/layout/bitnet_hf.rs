@@ -143,11 +143,10 @@ pub(super) fn planned_tensors(
 pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8>)> {
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let quarter = rows / 4;
-    let words = packing::words(cols, 2);
     let mut bytes = vec![0u8; quarter * cols];
     let mut row_codes = vec![0u8; cols];
-    for (row, stream) in tensor.codes().chunks_exact(words).enumerate() {
-        packing::unpack_row(stream, 2, &mut row_codes);
+    for row in 0..rows {
+        tensor.unpack_row(row, &mut row_codes);
         let (shift, from) = (2 * (row / quarter), row % quarter * cols);
         for (byte, code) in bytes[from..from + cols].iter_mut().zip(&row_codes) {
             *byte |= code << shift;
@@ -171,13 +170,16 @@ pub(super) fn quantization_config(ignore: &[String]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{Layout, TargetLayout};
+    use crate::layout::{Layout, PackedFormat, TargetLayout};
     use crate::quant::TernaryQuantizer;
     use crate::task::block_on;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     const MODULE: &str = "model.layers.0.mlp.up_proj";
+
+    const FORMAT: PackedFormat =
+        PackedFormat { scheme: SCHEME, scale_type: ScaleType::F32, reordered: false };
 
     type Tensors = Vec<(String, TensorInfo, Vec<u8>)>;
 
@@ -232,7 +234,7 @@ mod tests {
 
     fn bitnet_config(ignore: &[String]) -> Value {
         TargetLayout::BitNet
-            .quantization_config(&[(MODULE.to_owned(), SCHEME)], ignore, Activations::Int8)
+            .quantization_config(&[(MODULE.to_owned(), FORMAT)], ignore, Activations::Int8)
             .unwrap()
     }
 
@@ -245,7 +247,7 @@ mod tests {
         );
         assert_eq!(bitnet_config(&[])["modules_to_not_convert"], Value::Null);
         let f32 =
-            TargetLayout::BitNet.quantization_config(&[(MODULE.to_owned(), SCHEME)], &[], Activations::F32);
+            TargetLayout::BitNet.quantization_config(&[(MODULE.to_owned(), FORMAT)], &[], Activations::F32);
         assert!(f32.is_err());
     }
 
@@ -308,8 +310,8 @@ mod tests {
             quantizer.observe_rows(&random[..rows * cols]).unwrap();
             quantizer.push_rows(&random[..rows * cols]).unwrap();
             let tensor = quantizer.finish().unwrap();
-            let planned = TargetLayout::BitNet.planned_tensors(MODULE, SCHEME, rows, cols, ScaleType::F32);
-            let encoded = TargetLayout::BitNet.encode(MODULE, tensor.clone()).unwrap();
+            let planned = TargetLayout::BitNet.planned_tensors(MODULE, rows, cols, FORMAT);
+            let encoded = TargetLayout::BitNet.encode(MODULE, tensor.clone(), FORMAT).unwrap();
             let tensors = planned.into_iter().zip(encoded).map(|((name, info), (_, bytes))| (name, info, bytes)).collect();
             prop_assert_eq!(read(bitnet_config(&[]), tensors).unwrap(), tensor);
         }

@@ -21,7 +21,10 @@
 //! Ternary weights with a scale per channel, which the BitNet layout has no room for, are written as symmetric 2-bit codes
 //! and are read back as such: the weights are the same, the scheme's name is not.
 //!
-//! Not read: reordered groups (`weight_g_idx`), float and block-wise formats, transforms, quantized caches. Floor 3.
+//! Columns are stored in the order of the input. Where groups are not runs of columns (`actorder: "group"`),
+//! `weight_g_idx`, I32 `[in]`, has the group of each.
+//!
+//! Not read: float and block-wise formats, transforms, quantized caches. Floor 3.
 
 mod config;
 mod reader;
@@ -65,10 +68,10 @@ mod tests {
     use crate::format::safetensors::TensorInfo;
     use crate::format::shard_index::TensorStore;
     use crate::format::source::FsDir;
-    use crate::layout::{Layout, ModuleStorage, TargetLayout};
+    use crate::layout::{Layout, ModuleStorage, PackedFormat, TargetLayout};
     use crate::quant::{
         Activations, Bits, Granularity, PackedTensor, RtnQuantizer, ScaleType, Scales, Scheme,
-        TernaryQuantizer, dequantize,
+        TernaryQuantizer, column_order, dequantize,
     };
     use crate::task::block_on;
     use proptest::prelude::*;
@@ -95,10 +98,9 @@ mod tests {
 
     /// What the writer makes of a matrix, as a reader finds it; names, types and shapes are those that were planned.
     fn written(module: &str, tensor: &PackedTensor) -> Tensors {
-        let scale_type = tensor.scales().scale_type();
-        let planned =
-            TARGET.planned_tensors(module, tensor.scheme(), tensor.rows(), tensor.cols(), scale_type);
-        let encoded = TARGET.encode(module, tensor.clone()).unwrap();
+        let format = PackedFormat::from(tensor);
+        let planned = TARGET.planned_tensors(module, tensor.rows(), tensor.cols(), format);
+        let encoded = TARGET.encode(module, tensor.clone(), format).unwrap();
         assert_eq!(planned.len(), encoded.len());
         let join = |((name, info), (encoded_name, bytes)): ((String, TensorInfo), (String, Vec<u8>))| {
             assert_eq!(name, encoded_name);
@@ -107,8 +109,12 @@ mod tests {
         planned.into_iter().zip(encoded).map(join).collect()
     }
 
+    fn format(scheme: Scheme) -> PackedFormat {
+        PackedFormat { scheme, scale_type: ScaleType::F16, reordered: false }
+    }
+
     fn config_for(module: &str, scheme: Scheme) -> Value {
-        TARGET.quantization_config(&[(module.to_owned(), scheme)], &[], Activations::F32).unwrap()
+        TARGET.quantization_config(&[(module.to_owned(), format(scheme))], &[], Activations::F32).unwrap()
     }
 
     fn quantize(scheme: Scheme, cols: usize, weights: &[f32], scale_type: ScaleType) -> PackedTensor {
@@ -343,7 +349,7 @@ mod tests {
         let four = integer(Bits::Four, Granularity::Group(32), true);
         let channel = integer(Bits::Four, Granularity::Channel, true);
         let eight = integer(Bits::Eight, Granularity::Channel, true);
-        let entry = |module: &str, scheme| (module.to_owned(), scheme);
+        let entry = |module: &str, scheme| (module.to_owned(), format(scheme));
         let config = |entries: &[_], activations| {
             TARGET.quantization_config(entries, &["lm_head".to_owned()], activations).unwrap()
         };
@@ -410,7 +416,7 @@ mod tests {
     #[test]
     fn contradictions_are_errors_that_name_the_module() {
         type Spoil = fn(&mut Value, &mut Tensors);
-        let cases: [(&str, ErrorCode, Spoil); 19] = [
+        let cases: [(&str, ErrorCode, Spoil); 21] = [
             (
                 "the tensor `model.layers.0.mlp.up_proj.weight_scale` is missing",
                 ErrorCode::InvalidCheckpoint,
@@ -468,8 +474,14 @@ mod tests {
                     t.push((format!("{MODULE}.weight"), TensorInfo::new(DType::F16, [1, 1]), vec![0; 2]));
                 },
             ),
-            ("groups of reordered columns are not supported", ErrorCode::UnsupportedFormat, |_, t| {
+            ("expected group 0 to have 16 columns but found 32", ErrorCode::UnsupportedFormat, |_, t| {
                 t.push((format!("{MODULE}.weight_g_idx"), TensorInfo::new(DType::I32, [32]), vec![0; 128]));
+            }),
+            ("expected shape [32] but found [31]", ErrorCode::InvalidCheckpoint, |_, t| {
+                t.push((format!("{MODULE}.weight_g_idx"), TensorInfo::new(DType::I32, [31]), vec![0; 124]));
+            }),
+            ("expected groups from 0 to 1 but found group 16843009", ErrorCode::InvalidCheckpoint, |_, t| {
+                t.push((format!("{MODULE}.weight_g_idx"), TensorInfo::new(DType::I32, [32]), vec![1; 128]));
             }),
             ("has no group for them, or ignores them", ErrorCode::InvalidCheckpoint, |c, _| {
                 c["ignore"] = json!(["re:.*up_proj"]);
@@ -511,7 +523,7 @@ mod tests {
             ("weights/group_size", json!(0)),
             ("weights/group_size", json!(-1)),
             ("weights/group_size", json!(1e30)),
-            ("weights/actorder", json!("group")),
+            ("weights/actorder", json!("random")),
             ("weights/actorder", json!(true)),
             ("weights/dynamic", json!(true)),
             ("weights", Value::Null),
@@ -548,6 +560,7 @@ mod tests {
         let fine = [
             ("weights/actorder", json!("static")),
             ("weights/actorder", json!("weight")),
+            ("weights/actorder", json!("group")),
             ("weights/actorder", json!(false)),
             ("weights/type", json!("INT")),
             ("input_activations", int8.clone()),
@@ -584,14 +597,23 @@ mod tests {
         let scale_type = prop::sample::select(vec![ScaleType::F16, ScaleType::BF16, ScaleType::F32]);
         let granularity =
             (1usize..=4).prop_map(|n| if n == 4 { Granularity::Channel } else { Granularity::Group(n * 3) });
-        (bits, granularity, any::<bool>(), scale_type, 1usize..70, 1usize..5, any::<u64>()).prop_map(
-            |(bits, granularity, symmetric, scale_type, rows, blocks, seed)| {
+        let shape = (1usize..70, 1usize..5);
+        (bits, granularity, any::<bool>(), scale_type, shape, any::<u64>(), any::<bool>()).prop_map(
+            |(bits, granularity, symmetric, scale_type, (rows, blocks), seed, reordered)| {
                 let cols = match granularity {
                     Granularity::Group(size) => size * blocks,
                     _ => blocks * 7,
                 };
                 let weights = synthetic(&seed.to_string(), rows * cols, 2.0);
-                quantize(integer(bits, granularity, symmetric), cols, &weights, scale_type)
+                let tensor = quantize(integer(bits, granularity, symmetric), cols, &weights, scale_type);
+                let Granularity::Group(size) = granularity else { return tensor };
+                // As reading gives it: inside a group columns keep their order.
+                let mut g_idx = tensor.g_idx();
+                if reordered {
+                    g_idx.reverse();
+                    g_idx.rotate_left(1);
+                }
+                tensor.with_column_order(column_order::order_of_groups(&g_idx, size).unwrap()).unwrap()
             },
         )
     }
@@ -602,7 +624,10 @@ mod tests {
         #[test]
         fn whatever_is_written_is_read_again(tensor in any_packed(), embedding: bool) {
             let module = if embedding { "model.embed_tokens" } else { MODULE };
-            let (_, found) = read(&config_for(module, tensor.scheme()), written(module, &tensor), module).unwrap();
+            let entries = [(module.to_owned(), PackedFormat::from(&tensor))];
+            let config = TARGET.quantization_config(&entries, &[], Activations::F32).unwrap();
+            prop_assert_eq!(config.to_string().contains("actorder"), tensor.column_order().is_some());
+            let (_, found) = read(&config, written(module, &tensor), module).unwrap();
             prop_assert_eq!(found, tensor);
         }
 

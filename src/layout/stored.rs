@@ -80,6 +80,12 @@ pub(super) async fn words(store: &TensorStore, name: &str) -> Result<Vec<u32>> {
     Ok(words)
 }
 
+/// An `I32` vector.
+pub(super) async fn integers(store: &TensorStore, name: &str) -> Result<Vec<i32>> {
+    let bytes = store.read(name).await?;
+    Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
+}
+
 /// Scales in the type in which they are stored, all finite.
 pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
     let dtype = store.require(name)?.dtype;

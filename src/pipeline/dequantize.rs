@@ -118,11 +118,19 @@ async fn write_parameters(
             values.insert(name.clone(), zeros.to_vec());
             reference(name)
         });
+        let g_idx = packed.column_order().map(|_| {
+            let name = format!("{module}.g_idx");
+            infos.push((name.clone(), TensorInfo::new(DType::I32, [packed.cols() as u64])));
+            let bytes = packed.g_idx().iter().flat_map(|group| group.to_le_bytes()).collect();
+            values.insert(name.clone(), bytes);
+            reference(name)
+        });
         described.push(DequantizedModule {
             name: module.clone(),
             scheme: packed.scheme().to_string(),
             scales: reference(scales),
             zero_points,
+            g_idx,
             sparsity: zeros(&packed) as f64 / (packed.rows() as f64 * packed.cols() as f64),
         });
     }

@@ -6,11 +6,12 @@ use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
 use crate::format::shard_index::TensorStore;
 use crate::format::source::SourceDir;
+use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
 use crate::quant::ternary::TernaryQuantizer;
-use crate::quant::{PackedTensor, ScaleType, Scales, Scheme};
+use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, column_order};
 use crate::task::{self, Control};
 
 /// How the codes of a module are found.
@@ -28,19 +29,21 @@ pub(super) enum Encoder<'a> {
 const SCALE_TYPE: ScaleType = ScaleType::F16;
 
 impl Encoder<'_> {
-    /// The type of the scales that this module will have.
-    pub fn scale_type(&self, module: &str) -> Result<ScaleType> {
+    /// What this module will be.
+    pub fn format(&self, module: &str, scheme: Scheme) -> Result<PackedFormat> {
         match self {
             Self::Restore { record, parameters } => {
-                let info = parameters.require(&described(record, module)?.scales.tensor)?;
-                ScaleType::from_dtype(info.dtype).ok_or_else(|| {
+                let described = described(record, module)?;
+                let info = parameters.require(&described.scales.tensor)?;
+                let scale_type = ScaleType::from_dtype(info.dtype).ok_or_else(|| {
                     Error::unsupported_format(format!(
                         "expected F16, BF16 or F32 scales but found {}",
                         info.dtype
                     ))
-                })
+                })?;
+                Ok(PackedFormat { scheme, scale_type, reordered: described.g_idx.is_some() })
             }
-            _ => Ok(SCALE_TYPE),
+            _ => Ok(PackedFormat { scheme, scale_type: SCALE_TYPE, reordered: false }),
         }
     }
 
@@ -75,6 +78,13 @@ impl Encoder<'_> {
                     None => None,
                 };
                 let mut encoder = ParamsEncoder::new(scheme, rows, cols, scales, zero_points)?;
+                if let Some(reference) = &described.g_idx {
+                    let g_idx = read_g_idx(parameters, reference).await?;
+                    let group_size = scheme.granularity().group_size(cols);
+                    let order = column_order::order_of_groups(&g_idx, group_size)
+                        .context_with(|| format!("tensor `{}`", reference.tensor))?;
+                    encoder = encoder.with_column_order(order)?;
+                }
                 for_each_chunk(checkpoint, plan, control, |values| encoder.push_rows(values)).await?;
                 encoder.finish()
             }
@@ -100,6 +110,11 @@ fn described<'a>(record: &'a DequantizationRecord, module: &str) -> Result<&'a D
     record.modules.iter().find(|described| described.name == module).ok_or_else(|| {
         Error::invalid_checkpoint(format!("expected module `{module}` in the metadata but found none"))
     })
+}
+
+async fn read_g_idx(parameters: &TensorStore, reference: &TensorReference) -> Result<Vec<i32>> {
+    let bytes = parameters.read(&reference.tensor).await?;
+    Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }
 
 async fn read_scales(parameters: &TensorStore, reference: &TensorReference) -> Result<Scales> {
@@ -129,13 +144,17 @@ pub(super) async fn open_parameters(
 ) -> Result<TensorStore> {
     let parameters = TensorStore::open_file(dir, file).await.context_with(|| dir.name().to_owned())?;
     for described in &record.modules {
-        for reference in [Some(&described.scales), described.zero_points.as_ref()].into_iter().flatten() {
-            let info = parameters.require(&reference.tensor)?;
-            let is_zero_points = described.zero_points.as_ref() == Some(reference);
-            if is_zero_points && info.dtype != DType::U8 {
+        parameters.require(&described.scales.tensor)?;
+        let typed = [
+            (&described.zero_points, DType::U8, "zero points"),
+            (&described.g_idx, DType::I32, "groups of columns"),
+        ];
+        for (reference, dtype, what) in typed {
+            let Some(TensorReference { tensor, .. }) = reference else { continue };
+            let found = parameters.require(tensor)?.dtype;
+            if found != dtype {
                 return Err(Error::unsupported_format(format!(
-                    "tensor `{}`: expected U8 zero points but found {}",
-                    reference.tensor, info.dtype
+                    "tensor `{tensor}`: expected {dtype} {what} but found {found}"
                 )));
             }
         }

@@ -193,8 +193,12 @@ impl Job<'_> {
     }
 
     fn quantization_config(&self) -> Result<Value> {
-        let quantized: Vec<(String, Scheme)> =
-            self.plans.iter().filter_map(|plan| Some((plan.module.clone(), plan.scheme?))).collect();
+        let mut quantized = Vec::new();
+        for plan in &self.plans {
+            if let Some(scheme) = plan.scheme {
+                quantized.push((plan.module.clone(), self.encoder.format(&plan.module, scheme)?));
+            }
+        }
         let mut ignore: Vec<String> =
             self.plans.iter().filter(|plan| plan.scheme.is_none()).map(|plan| plan.module.clone()).collect();
         // A tied head is a module too, to tools that walk all modules.
@@ -210,9 +214,8 @@ impl Job<'_> {
         let mut consumed = BTreeSet::new();
         for (index, plan) in self.plans.iter().enumerate() {
             let Some(scheme) = plan.scheme else { continue };
-            let scales = self.encoder.scale_type(&plan.module)?;
-            let planned =
-                self.about.layout.planned_tensors(&plan.module, scheme, plan.rows, plan.cols, scales);
+            let format = self.encoder.format(&plan.module, scheme)?;
+            let planned = self.about.layout.planned_tensors(&plan.module, plan.rows, plan.cols, format);
             tensors.extend(planned.into_iter().map(|(name, info)| (name, (info, Origin::Module(index)))));
             // A head that is untied leaves the table to the embedding.
             let shared = self.unties && plan.module == names::HEAD;
@@ -301,7 +304,7 @@ impl Job<'_> {
         written.packed_bytes += packed.packed_bytes();
         written.packed_weights += plan.rows as u64 * plan.cols as u64;
         written.errors.insert(plan.module.clone(), error);
-        self.about.layout.encode(&plan.module, packed)
+        self.about.layout.encode(&plan.module, packed, self.encoder.format(&plan.module, scheme)?)
     }
 
     async fn weight_error(

@@ -2,12 +2,13 @@
 //!
 //! Floor 2.
 
+use super::column_order;
 use super::packed_tensor::PackedTensor;
 use super::packing;
 use super::scheme::Granularity;
 use std::ops::Range;
 
-/// Writes the weights of `rows` to `out`, `[rows.len(), cols]`.
+/// Writes the weights of `rows` to `out`, `[rows.len(), cols]`, columns in the order of the input.
 ///
 /// # Panics
 /// When the rows are not in the matrix or `out` has another length.
@@ -25,7 +26,10 @@ pub fn rows(tensor: &PackedTensor, rows: Range<usize>, out: &mut [f32]) {
     let words = scheme.words_per_row(cols);
     let constant = scheme.constant_zero_point();
     let mut codes = vec![0u8; cols];
-    for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+    // With an order of columns, a row as it is stored.
+    let mut stored = vec![0f32; if tensor.column_order().is_some() { cols } else { 0 }];
+    for (row, input_order) in rows.zip(out.chunks_exact_mut(cols)) {
+        let out = if tensor.column_order().is_some() { &mut stored[..] } else { &mut *input_order };
         packing::unpack_row(
             &tensor.codes()[row * words..(row + 1) * words],
             scheme.storage_bits(),
@@ -41,6 +45,9 @@ pub fn rows(tensor: &PackedTensor, rows: Range<usize>, out: &mut [f32]) {
             for (out, &code) in out.iter_mut().zip(codes) {
                 *out = (i32::from(code) - zero) as f32 * scale;
             }
+        }
+        if let Some(order) = tensor.column_order() {
+            column_order::scatter(&stored, order, input_order);
         }
     }
 }
@@ -76,6 +83,7 @@ mod tests {
             scheme in any_scheme(),
             rows_and_cols in (1usize..5, 1usize..40),
             random in prop::collection::vec(any::<u8>(), 200),
+            reordered: bool,
         ) {
             let (row_count, cols) = rows_and_cols;
             let codes: Vec<u8> =
@@ -92,13 +100,19 @@ mod tests {
             let zeros = scheme.constant_zero_point().is_none().then_some(zeros);
             let tensor =
                 PackedTensor::new(scheme, row_count, cols, packed, Scales::F32(scales), zeros.clone()).unwrap();
+            let mut order: Vec<u32> = (0..cols as u32).collect();
+            if reordered {
+                order.sort_by_key(|&col| random[col as usize]);
+            }
+            let tensor = tensor.with_column_order(order).unwrap();
+            let g_idx = tensor.g_idx();
 
             let first = usize::from(random[199]) % row_count;
             let mut out = vec![f32::NAN; (row_count - first) * cols];
             rows(&tensor, first..row_count, &mut out);
             for row in first..row_count {
                 for col in 0..cols {
-                    let index = tensor.scale_index(row, col / scheme.granularity().group_size(cols));
+                    let index = tensor.scale_index(row, g_idx[col] as usize);
                     let zero = scheme.constant_zero_point().unwrap_or_else(|| u32::from(zeros.as_ref().unwrap()[index]));
                     let expected = (tensor.code(row, col) as f32 - zero as f32) * tensor.scales().get(index);
                     prop_assert_eq!(out[(row - first) * cols + col], expected);

@@ -3,6 +3,7 @@
 //! Not here: file spellings (`layout`) and device layouts (`backend`). Floor 2.
 
 use super::scheme::Scheme;
+use super::{column_order, packing};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -55,6 +56,9 @@ impl Scales {
 ///
 /// Codes are unsigned. The codes of a row are one dense bit stream, least significant bit first, in 32-bit words; the
 /// stream of every row starts at a word, and the bits after its last code are zero.
+///
+/// Columns stand in the order of the input, unless [`column_order`](Self::column_order) gives another: groups are
+/// contiguous as columns are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedTensor {
     scheme: Scheme,
@@ -66,6 +70,8 @@ pub struct PackedTensor {
     scales: Scales,
     /// `[rows, groups_per_row]`; only for asymmetric schemes
     zero_points: Option<Vec<u8>>,
+    /// `[cols]`: stored column `j` holds input column `column_order[j]`; `None` where that is `j`
+    column_order: Option<Vec<u32>>,
 }
 
 impl PackedTensor {
@@ -103,9 +109,19 @@ impl PackedTensor {
             )));
         }
         let zero_points = zero_points.filter(|z| !z.is_empty());
-        let tensor = Self { scheme, rows, cols, codes, scales, zero_points };
+        let tensor = Self { scheme, rows, cols, codes, scales, zero_points, column_order: None };
         tensor.check_codes()?;
         Ok(tensor)
+    }
+
+    /// The same codes, but stored column `j` holds input column `order[j]`. Columns in their own order need none, so
+    /// such an order is dropped.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` unless `order` is a permutation of `0..cols`.
+    pub fn with_column_order(mut self, order: Vec<u32>) -> Result<Self> {
+        self.column_order = column_order::checked(order, self.cols)?;
+        Ok(self)
     }
 
     fn check_codes(&self) -> Result<()> {
@@ -143,7 +159,7 @@ impl PackedTensor {
         self.cols
     }
 
-    /// The code streams, `[rows, words_per_row]`.
+    /// The code streams, `[rows, words_per_row]`, columns as they are stored.
     pub fn codes(&self) -> &[u32] {
         &self.codes
     }
@@ -158,8 +174,35 @@ impl PackedTensor {
         self.zero_points.as_deref()
     }
 
-    /// The code at `(row, col)`. Slow: for tests and reports.
+    /// Which input column each stored column holds, `[cols]`; `None` where columns stand in the order of the input.
+    pub fn column_order(&self) -> Option<&[u32]> {
+        self.column_order.as_deref()
+    }
+
+    /// The group of each input column, `[cols]`, as files with act-order keep it.
+    pub fn g_idx(&self) -> Vec<i32> {
+        let group_size = self.scheme.granularity().group_size(self.cols).max(1);
+        // Files count groups in 32 bits.
+        let in_order: Vec<i32> = (0..self.cols).map(|stored| (stored / group_size) as i32).collect();
+        let Some(order) = &self.column_order else { return in_order };
+        let mut g_idx = vec![0; self.cols];
+        column_order::scatter(&in_order, order, &mut g_idx);
+        g_idx
+    }
+
+    /// Where input column `col` is stored. Slow: for tests and reports.
+    pub fn stored_column(&self, col: usize) -> usize {
+        match &self.column_order {
+            None => col,
+            Some(order) => {
+                order.iter().position(|&column| column as usize == col).expect("a column of the matrix")
+            }
+        }
+    }
+
+    /// The code of the weight at `(row, col)`, where `col` is an input column. Slow: for tests and reports.
     pub fn code(&self, row: usize, col: usize) -> u32 {
+        let col = self.stored_column(col);
         let bits = self.scheme.storage_bits() as usize;
         let words = self.scheme.words_per_row(self.cols);
         let stream = &self.codes[row * words..(row + 1) * words];
@@ -169,7 +212,24 @@ impl PackedTensor {
         ((((high << 32) | low) >> shift) as u32) & ((1 << bits) - 1)
     }
 
-    /// Which scale and zero point belong to `(row, group)`.
+    /// Writes the codes of a row, a byte each, columns in the order of the input; `codes` is `[cols]`.
+    ///
+    /// # Panics
+    /// When the row is not in the matrix or `codes` has another length.
+    pub fn unpack_row(&self, row: usize, codes: &mut [u8]) {
+        let words = self.scheme.words_per_row(self.cols);
+        let stream = &self.codes[row * words..(row + 1) * words];
+        match &self.column_order {
+            None => packing::unpack_row(stream, self.scheme.storage_bits(), codes),
+            Some(order) => {
+                let mut stored = vec![0; self.cols];
+                packing::unpack_row(stream, self.scheme.storage_bits(), &mut stored);
+                column_order::scatter(&stored, order, codes);
+            }
+        }
+    }
+
+    /// Which scale and zero point belong to `(row, group)`; groups are counted over stored columns.
     pub fn scale_index(&self, row: usize, group: usize) -> usize {
         match self.scheme.granularity() {
             super::Granularity::Tensor => 0,
@@ -183,13 +243,15 @@ impl PackedTensor {
         PackedRows { tensor: self, rows }
     }
 
-    /// Bytes of codes, scales and zero points as this tensor holds them (zero points packed as densely as codes).
+    /// Bytes of codes, scales, zero points and the order of columns as this tensor holds them (zero points packed as
+    /// densely as codes).
     pub fn packed_bytes(&self) -> u64 {
         let zero_bits =
             self.zero_points.as_ref().map_or(0, Vec::len) as u64 * u64::from(self.scheme.storage_bits());
         self.codes.len() as u64 * 4
             + self.scales.len() as u64 * u64::from(self.scales.bits()) / 8
             + zero_bits.div_ceil(8)
+            + self.column_order.as_ref().map_or(0, Vec::len) as u64 * 4
     }
 }
 

@@ -5,6 +5,7 @@
 //! Floor 2.
 
 use super::builder::PackedBuilder;
+use super::column_order;
 use super::packed_tensor::{PackedTensor, Scales};
 use super::qparams::{QParams, ScaleType, encode_group, non_finite_weight, range};
 use super::scheme::{Granularity, Scheme};
@@ -111,6 +112,10 @@ pub struct ParamsEncoder {
     scales: Scales,
     /// `[rows, groups_per_row]`
     zero_points: Option<Vec<u8>>,
+    /// `[cols]`; see [`PackedTensor::column_order`]
+    column_order: Option<Vec<u32>>,
+    /// `[cols]`, a row as it is stored, where columns have another order
+    stored: Vec<f32>,
     codes: Vec<u8>,
 }
 
@@ -144,7 +149,24 @@ impl ParamsEncoder {
                 format!("expected finite scales but found {} at index {index}", scales.get(index)),
             ));
         }
-        Ok(Self { builder, scales, zero_points, codes: vec![0; cols] })
+        Ok(Self {
+            builder,
+            scales,
+            zero_points,
+            column_order: None,
+            stored: Vec::new(),
+            codes: vec![0; cols],
+        })
+    }
+
+    /// Stores the columns of the input in another order, as [`PackedTensor::with_column_order`].
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` unless `order` is a permutation of `0..cols`.
+    pub fn with_column_order(mut self, order: Vec<u32>) -> Result<Self> {
+        self.column_order = column_order::checked(order, self.builder.cols())?;
+        self.stored = vec![0.0; self.column_order.as_ref().map_or(0, Vec::len)];
+        Ok(self)
     }
 
     /// Encodes the next rows: `weights` is `[n, cols]`.
@@ -170,6 +192,13 @@ impl ParamsEncoder {
             if let Some(col) = row.iter().position(|w| !w.is_finite()) {
                 return Err(non_finite_weight(row[col], row_index, col));
             }
+            let row = match &self.column_order {
+                None => row,
+                Some(order) => {
+                    column_order::gather(row, order, &mut self.stored);
+                    &self.stored
+                }
+            };
             for (group, (weights, codes)) in
                 row.chunks(group_size).zip(self.codes.chunks_mut(group_size)).enumerate()
             {
@@ -187,7 +216,11 @@ impl ParamsEncoder {
     /// # Errors
     /// `invalid_checkpoint` when rows are missing or a zero point is above the largest code.
     pub fn finish(self) -> Result<PackedTensor> {
-        self.builder.finish_with(self.scales, self.zero_points)
+        let tensor = self.builder.finish_with(self.scales, self.zero_points)?;
+        match self.column_order {
+            None => Ok(tensor),
+            Some(order) => tensor.with_column_order(order),
+        }
     }
 }
 
@@ -303,6 +336,15 @@ mod tests {
                 scheme, rows, cols, weights, tensor.scales().clone(), tensor.zero_points().map(<[u8]>::to_vec),
             ).unwrap();
             prop_assert_eq!(&again(&restored), &tensor);
+            let order: Vec<u32> = (0..cols as u32).rev().collect();
+            let reordered = tensor.clone().with_column_order(order.clone()).unwrap();
+            dequantize::rows(&reordered, 0..rows, &mut restored);
+            let mut encoder = ParamsEncoder::new(
+                scheme, rows, cols, tensor.scales().clone(), tensor.zero_points().map(<[u8]>::to_vec),
+            ).unwrap().with_column_order(order).unwrap();
+            encoder.push_rows(&restored).unwrap();
+            prop_assert_eq!(encoder.finish().unwrap(), reordered);
+            dequantize::rows(&tensor, 0..rows, &mut restored);
             if scale_type == ScaleType::F16 {
                 let halves: Vec<f32> = restored.iter().map(|&w| half::f16::from_f32(w).to_f32()).collect();
                 prop_assert_eq!(&again(&halves), &tensor);

@@ -33,8 +33,8 @@ fn out_work(count: usize, width: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Matrix, Random, backend, formats, load, read, u32_buffer};
-    use crate::backend::{Backend, Element};
+    use super::super::testing::{Matrix, Random, backend, formats, load, read, reordered, u32_buffer};
+    use crate::backend::{Backend, Element, WeightFormat};
     use crate::quant::Activations;
 
     #[test]
@@ -43,7 +43,10 @@ mod tests {
         let (rows, cols) = (11, 172);
         let tokens = [3, 0, 10, 3];
         for format in formats() {
-            let matrix = Matrix::random(&mut random, rows, cols, format);
+            let mut matrix = Matrix::random(&mut random, rows, cols, format);
+            if matches!(format, WeightFormat::Packed(_)) && random.below(2) == 1 {
+                matrix = reordered(&mut random, &matrix);
+            }
             let mut backend = backend(2, true);
             let table = load(&mut backend, &[(&matrix, rows)], cols, Activations::F32, &[None]);
             let ids = u32_buffer(&mut backend, &tokens);

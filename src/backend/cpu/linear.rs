@@ -10,8 +10,9 @@ use super::parallel::{Tiles, Workers};
 use super::rows::{Bf16Matrix, Bits2, Bits4, Bits8, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix, Width};
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
-use crate::error::Result;
-use crate::quant::Activations;
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::{Activations, column_order};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -24,7 +25,13 @@ const TASK_TOKENS: usize = 128;
 const DECODE_TASKS_PER_THREAD: usize = 4;
 
 /// The tokens as the dot products of one part read them.
-enum Input<'a> {
+struct Input<'a> {
+    /// As [`Part::order`]: a part with act-order meets activations in the order of its stored columns.
+    order: Option<&'a [u32]>,
+    values: Values<'a>,
+}
+
+enum Values<'a> {
     /// `[count, units, 32]`; `rounded` where each value is one that INT8 can express.
     F32 {
         columns: Columns,
@@ -42,12 +49,13 @@ enum Floats<'a> {
 
 impl Input<'_> {
     fn serves(&self, part: &Part) -> bool {
-        match self {
-            Self::F32 { columns, rounded, .. } => {
+        let fits = match &self.values {
+            Values::F32 { columns, rounded, .. } => {
                 !meets_int8(part) && *rounded == meets_rounded(part) && *columns == part.columns
             }
-            Self::Int8(tokens) => meets_int8(part) && tokens.columns == part.columns,
-        }
+            Values::Int8(tokens) => meets_int8(part) && tokens.columns == part.columns,
+        };
+        fits && self.order == part.order.as_deref()
     }
 }
 
@@ -60,14 +68,35 @@ fn meets_rounded(part: &Part) -> bool {
     part.activations == Activations::Int8 && !meets_int8(part)
 }
 
-fn prepare<'a>(x: &'a [f32], part: &Part) -> Result<Input<'a>> {
+fn prepare<'a>(x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
+    let order = part.order.as_deref();
+    let values = match order {
+        None => arrange(Cow::Borrowed(x), part)?,
+        Some(order) => {
+            let cols = part.columns.cols;
+            let mut gathered = Vec::new();
+            gathered.try_reserve_exact(x.len()).map_err(|_| {
+                Error::new(ErrorCode::OutOfMemory, format!("{} activations do not fit in memory", x.len()))
+            })?;
+            gathered.resize(x.len(), 0.0);
+            for (x, gathered) in x.chunks_exact(cols).zip(gathered.chunks_exact_mut(cols)) {
+                column_order::gather(x, order, gathered);
+            }
+            arrange(Cow::Owned(gathered), part)?
+        }
+    };
+    Ok(Input { order, values })
+}
+
+/// `x`, in the order of the part's columns, in the form that its kernel reads.
+fn arrange<'a>(x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
     let columns = part.columns;
     if meets_int8(part) {
-        return Ok(Input::Int8(QuantizedTokens::new(x, columns)?));
+        return Ok(Values::Int8(QuantizedTokens::new(&x, columns)?));
     }
     let rounded = meets_rounded(part);
-    if columns.is_plain() && !rounded {
-        return Ok(Input::F32 { columns, rounded, values: Floats::Borrowed(x) });
+    if let (true, false, Cow::Borrowed(x)) = (columns.is_plain(), rounded, &x) {
+        return Ok(Values::F32 { columns, rounded, values: Floats::Borrowed(x) });
     }
     let mut padded = Aligned::zeroed(x.len() / columns.cols * columns.padded())?;
     for (x, padded) in x.chunks_exact(columns.cols).zip(padded.chunks_exact_mut(columns.padded())) {
@@ -76,7 +105,7 @@ fn prepare<'a>(x: &'a [f32], part: &Part) -> Result<Input<'a>> {
             round_trip(padded);
         }
     }
-    Ok(Input::F32 { columns, rounded, values: Floats::Padded(padded) })
+    Ok(Values::F32 { columns, rounded, values: Floats::Padded(padded) })
 }
 
 /// Some rows of one part times some tokens.
@@ -189,9 +218,9 @@ impl Job<'_> {
 
     fn codes<W: Width, const ASYMMETRIC: bool>(&self, packed: &Packed) {
         let matrix = CodeMatrix::<W, ASYMMETRIC> { packed, columns: self.part.columns, width: PhantomData };
-        match self.input {
-            Input::F32 { .. } => self.float(&matrix),
-            Input::Int8(x) => self.isa.run(Int8Task {
+        match &self.input.values {
+            Values::F32 { .. } => self.float(&matrix),
+            Values::Int8(x) => self.isa.run(Int8Task {
                 matrix: &matrix,
                 rows: self.task.rows.clone(),
                 tokens: self.task.tokens.clone(),
@@ -233,10 +262,10 @@ impl Job<'_> {
     }
 
     fn x(&self) -> &[[f32; UNIT]] {
-        match self.input {
-            Input::F32 { values: Floats::Borrowed(x), .. } => x.as_chunks().0,
-            Input::F32 { values: Floats::Padded(x), .. } => x.as_chunks().0,
-            Input::Int8(_) => unreachable!("this part meets floating-point activations"),
+        match &self.input.values {
+            Values::F32 { values: Floats::Borrowed(x), .. } => x.as_chunks().0,
+            Values::F32 { values: Floats::Padded(x), .. } => x.as_chunks().0,
+            Values::Int8(_) => unreachable!("this part meets floating-point activations"),
         }
     }
 }
@@ -245,6 +274,7 @@ impl Job<'_> {
 mod tests {
     use super::super::testing::{
         Matrix, Random, backend, backends, f32_buffer, formats, load, load_repeated, parts_of, read,
+        reordered,
     };
     use crate::backend::{Backend, Element, WeightFormat};
     use crate::dtype::DType;
@@ -373,6 +403,48 @@ mod tests {
                 assert!((found - expected).abs() < RELATIVE_TOLERANCE * size);
             }
             at += rows;
+        }
+    }
+
+    #[test]
+    fn parts_may_store_their_columns_in_different_orders() {
+        let mut random = Random::new(5);
+        let cols = 172;
+        let rows = [5, 7, 3, 9];
+        for format in formats().into_iter().filter(|format| matches!(format, WeightFormat::Packed(_))) {
+            let plain = Matrix::random(&mut random, rows[0], cols, format);
+            let mut matrices = vec![plain];
+            for &rows in &rows[1..3] {
+                let matrix = Matrix::random(&mut random, rows, cols, format);
+                matrices.push(reordered(&mut random, &matrix));
+            }
+            matrices.push(Matrix::random(&mut random, rows[3], cols, formats()[0]));
+            let parts: Vec<_> = matrices.iter().zip(rows).collect();
+            let x = random.floats(3 * cols);
+            let total: usize = rows.iter().sum();
+            for activations in [Activations::F32, Activations::Int8] {
+                for (count, mut backend) in [1, 3].into_iter().zip([backend(2, true), backend(1, false)]) {
+                    let weight = load(&mut backend, &parts, cols, activations, &[None, None, None, None]);
+                    let input = f32_buffer(&mut backend, &x[..count * cols]);
+                    let mut output = backend.buffer(Element::F32, count * total).unwrap();
+                    backend.linear(&input, count, &weight, &mut output).unwrap();
+                    let found = read(&mut backend, &output);
+                    let mut at = 0;
+                    for (matrix, rows) in &parts {
+                        let int8 = activations == Activations::Int8;
+                        let expected = oracle(matrix, &x[..count * cols], *rows, cols, int8);
+                        for (i, (expected, size)) in expected.into_iter().enumerate() {
+                            let found = f64::from(found[i / rows * total + at + i % rows]);
+                            let error = (found - expected).abs() / size;
+                            assert!(
+                                error < RELATIVE_TOLERANCE,
+                                "{format:?} {activations:?}: {found}, not {expected}"
+                            );
+                        }
+                        at += rows;
+                    }
+                }
+            }
         }
     }
 

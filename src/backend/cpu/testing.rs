@@ -71,7 +71,8 @@ impl Matrix {
 /// Code, zero point and scale at `(row, col)`.
 pub(super) fn parts_of(tensor: &PackedTensor, row: usize, col: usize) -> (i32, i32, f64) {
     let scheme = tensor.scheme();
-    let index = tensor.scale_index(row, col / scheme.granularity().group_size(tensor.cols()));
+    let index =
+        tensor.scale_index(row, tensor.stored_column(col) / scheme.granularity().group_size(tensor.cols()));
     let zero = tensor.zero_points().map_or_else(
         || scheme.constant_zero_point().expect("a scheme without stored zero points") as i32,
         |zeros| i32::from(zeros[index]),
@@ -93,12 +94,24 @@ fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) 
         }
     }
     let count = scheme.granularity().scale_count(rows, cols);
-    let scales = (0..count).map(|_| f16::from_f32(0.01 + random.float().abs() / 50.0)).collect();
+    // Of both signs: some tools search for a signed maximum.
+    let scale = |x: f32| f16::from_f32(x / 50.0 + 0.01f32.copysign(x));
+    let scales = (0..count).map(|_| scale(random.float())).collect();
     let zeros = scheme
         .constant_zero_point()
         .is_none()
         .then(|| (0..count).map(|_| random.below(u64::from(scheme.max_code()) + 1) as u8).collect());
     PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros).unwrap()
+}
+
+/// The columns of a matrix in another order, at random.
+pub(super) fn reordered(random: &mut Random, matrix: &Matrix) -> Matrix {
+    let Matrix::Packed(tensor) = matrix else { panic!("only packed matrices have an order of columns") };
+    let mut order: Vec<u32> = (0..tensor.cols() as u32).collect();
+    for left in (1..order.len()).rev() {
+        order.swap(left, random.below(left as u64 + 1) as usize);
+    }
+    Matrix::Packed(tensor.clone().with_column_order(order).unwrap())
 }
 
 /// Every weight format, with groups that divide the columns and groups that do not.

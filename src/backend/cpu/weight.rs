@@ -11,7 +11,7 @@ use super::memory::Aligned;
 use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{Activations, PackedRows, PackedTensor, Scheme};
+use crate::quant::{Activations, PackedRows, PackedTensor, Scheme, column_order};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -44,6 +44,8 @@ impl CpuWeight {
 pub(super) struct Part {
     pub(super) rows: usize,
     pub(super) columns: Columns,
+    /// Which input column each stored column holds, `[cols]`; `None`: its own. Known from the first packed rows on.
+    pub(super) order: Option<Vec<u32>>,
     pub(super) data: Data,
     pub(super) activations: Activations,
     pub(super) bias: Option<Vec<f32>>,
@@ -148,7 +150,7 @@ impl Part {
                 (columns, Data::Packed(data))
             }
         };
-        Ok(Self { rows, columns, data, activations: desc.activations, bias: None })
+        Ok(Self { rows, columns, order: None, data, activations: desc.activations, bias: None })
     }
 
     fn bytes(&self) -> usize {
@@ -163,7 +165,8 @@ impl Part {
                 packed.codes.len() + size_of_val::<[f32]>(&packed.scales) + zeros
             }
         };
-        data + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
+        let order = self.order.as_ref().map_or(0, |order| order.len() * 4);
+        data + order + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
     }
 
     pub(super) fn put_dense(&mut self, rows: Range<usize>, bytes: &[u8]) -> Result<()> {
@@ -207,6 +210,7 @@ impl Part {
         scheme: Scheme,
         rows: Range<usize>,
         source: &PackedRows<'_>,
+        first: bool,
     ) -> Result<()> {
         let columns = self.columns;
         let tensor = source.tensor;
@@ -222,6 +226,11 @@ impl Part {
                 tensor.cols(),
                 tensor.scheme()
             )));
+        }
+        if first {
+            self.order = tensor.column_order().map(<[u32]>::to_vec);
+        } else if self.order.as_deref() != tensor.column_order() {
+            return Err(Error::invalid_argument("rows of one matrix have their columns in different orders"));
         }
         let unit_bytes = packed.unit_bytes();
         let mut codes = vec![0u8; columns.cols];
@@ -245,8 +254,15 @@ impl Part {
         Ok(())
     }
 
-    /// Row `row` as `f32`, `[columns.cols]`: exact for dense values, one rounding for codes.
+    /// Row `row` as `f32`, `[columns.cols]`, in the order of the input: exact for dense values, one rounding for codes.
     pub(super) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let Some(order) = &self.order else { return self.dequantize_stored_row(row, out) };
+        let mut stored = vec![0.0; out.len()];
+        self.dequantize_stored_row(row, &mut stored);
+        column_order::scatter(&stored, order, out);
+    }
+
+    fn dequantize_stored_row(&self, row: usize, out: &mut [f32]) {
         let columns = self.columns;
         let at = row * columns.padded();
         match &self.data {

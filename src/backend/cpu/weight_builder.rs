@@ -50,6 +50,7 @@ impl CpuWeightBuilder {
                 rows.start, rows.end, desc.rows
             )));
         }
+        let first = !self.arrived[part].contains(&true);
         let arrived = &mut self.arrived[part][rows.clone()];
         if let Some(again) = arrived.iter().position(|&here| here) {
             return Err(Error::invalid_argument(format!(
@@ -59,7 +60,7 @@ impl CpuWeightBuilder {
         }
         match (data, desc.format) {
             (WeightView::Packed(source), WeightFormat::Packed(scheme)) => {
-                self.weight.parts[part].put_packed(scheme, rows, source)?;
+                self.weight.parts[part].put_packed(scheme, rows, source, first)?;
             }
             (WeightView::Dense(bytes), _) => self.weight.parts[part].put_dense(rows, bytes)?,
             (WeightView::Packed(_), WeightFormat::Dense(dtype)) => {

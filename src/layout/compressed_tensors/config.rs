@@ -180,9 +180,10 @@ fn parse_weights(args: &RawArgs) -> Result<Scheme> {
     if let Some(order) =
         args.actorder.as_ref().filter(|value| !value.is_null() && **value != Value::Bool(false))
     {
-        // With `static` and `weight` the columns stand in their own order; `group` needs `weight_g_idx`.
-        if !matches!(order.as_str(), Some("static" | "weight")) {
-            return Err(unsupported("`actorder`", "static, weight or null", order));
+        // With `static` and `weight` the columns stand in their own order; with `group`, once called `dynamic`, a
+        // `weight_g_idx` says which group each has.
+        if !matches!(order.as_str(), Some("static" | "weight" | "group" | "dynamic")) {
+            return Err(unsupported("`actorder`", "group, static, weight or null", order));
         }
     }
     let bits = Bits::try_from(args.num_bits)?;

@@ -5,9 +5,11 @@ use super::config::{Config, Group, Spelling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::shard_index::TensorStore;
-use crate::layout::stored::{in_tensor, matrix, require_shape, require_type, scales, words, zeroed_words};
+use crate::layout::stored::{
+    in_tensor, integers, matrix, require_shape, require_type, scales, words, zeroed_words,
+};
 use crate::layout::{ModuleStorage, dense};
-use crate::quant::{Granularity, PackedTensor, Scheme, packing};
+use crate::quant::{Granularity, PackedTensor, Scheme, column_order, packing};
 
 /// A packed module whose tensors fit together.
 struct Found {
@@ -39,17 +41,28 @@ impl Config {
         let Found { group: Group { scheme, .. }, rows, cols, .. } = found;
         let scales = scales(store, &names.scale).await?;
         let zero_points = read_zero_points(store, &names, &found).await?;
+        let order = read_column_order(store, &names.g_idx, scheme).await?;
         let (codes_name, codes) = match found.spelling {
-            Spelling::Packed => (&names.packed, words(store, &names.packed).await?),
+            Spelling::Packed => {
+                let mut codes = words(store, &names.packed).await?;
+                if let Some(order) = &order {
+                    reorder(&mut codes, cols, scheme.storage_bits(), order);
+                }
+                (&names.packed, codes)
+            }
             Spelling::Bytes => {
                 let bytes = store.read(&names.weight).await?;
                 let mut codes = zeroed_words(rows, scheme.words_per_row(cols))?;
-                let mut row_codes = vec![0u8; cols];
+                let (mut row_codes, mut stored_codes) = (vec![0u8; cols], vec![0u8; cols]);
                 for (row, out) in
                     bytes.chunks_exact(cols).zip(codes.chunks_exact_mut(scheme.words_per_row(cols)))
                 {
                     for (code, &byte) in row_codes.iter_mut().zip(row) {
                         *code = unsigned(byte, scheme).map_err(|error| in_tensor(&names.weight, error))?;
+                    }
+                    if let Some(order) = &order {
+                        column_order::gather(&row_codes, order, &mut stored_codes);
+                        row_codes.copy_from_slice(&stored_codes);
                     }
                     packing::pack_row(&row_codes, scheme.storage_bits(), out);
                 }
@@ -57,6 +70,10 @@ impl Config {
             }
         };
         PackedTensor::new(scheme, rows, cols, codes, scales, zero_points)
+            .and_then(|tensor| match order {
+                None => Ok(tensor),
+                Some(order) => tensor.with_column_order(order),
+            })
             .map_err(|error| in_tensor(codes_name, error))
     }
 
@@ -98,18 +115,16 @@ impl Config {
                 if spelling == Spelling::Packed { "`weight_packed`" } else { "8-bit integers in `weight`" },
             )));
         }
-        if store.get(&names.g_idx).is_some() {
-            return Err(in_tensor(
-                &names.g_idx,
-                Error::unsupported_format("groups of reordered columns are not supported"),
-            ));
-        }
         let (rows, cols) = match spelling {
             Spelling::Packed => self.packed_shape(store, &names, group.scheme)?,
             Spelling::Bytes => matrix(&names.weight, store.require(&names.weight)?)?,
         };
         let found = Found { group, spelling, rows, cols };
         check_scales(store, &names, &found)?;
+        if store.get(&names.g_idx).is_some() {
+            let info = require_type(store, &names.g_idx, DType::I32)?;
+            require_shape(&names.g_idx, info, &[&[found.cols as u64]])?;
+        }
         Ok(Some(found))
     }
 
@@ -160,6 +175,30 @@ impl Config {
             self.set_shape(name, [value(first), value(second)]);
         }
         Ok(())
+    }
+}
+
+/// The order that puts the columns of a group side by side; `None` where they stand so.
+async fn read_column_order(store: &TensorStore, name: &str, scheme: Scheme) -> Result<Option<Vec<u32>>> {
+    if store.get(name).is_none() {
+        return Ok(None);
+    }
+    let g_idx = integers(store, name).await?;
+    // What is not grouped keeps a tensor of -1, or none.
+    let Granularity::Group(group_size) = scheme.granularity() else { return Ok(None) };
+    if g_idx.iter().all(|&group| group == -1) {
+        return Ok(None);
+    }
+    column_order::order_of_groups(&g_idx, group_size).map(Some).map_err(|error| in_tensor(name, error))
+}
+
+/// Puts the codes of every row in another order.
+fn reorder(codes: &mut [u32], cols: usize, bits: u32, order: &[u32]) {
+    let (mut row, mut stored) = (vec![0u8; cols], vec![0u8; cols]);
+    for stream in codes.chunks_exact_mut(packing::words(cols, bits)) {
+        packing::unpack_row(stream, bits, &mut row);
+        column_order::gather(&row, order, &mut stored);
+        packing::pack_row(&stored, bits, stream);
     }
 }
 

@@ -3,9 +3,9 @@
 use super::Names;
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
-use crate::layout::is_embedding;
 use crate::layout::stored::scale_bytes;
-use crate::quant::{Activations, Bits, Granularity, PackedTensor, ScaleType, Scheme, packing};
+use crate::layout::{PackedFormat, is_embedding};
+use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -49,18 +49,20 @@ fn scale_shape(scheme: Scheme, rows: usize, cols: usize) -> Vec<u64> {
 
 pub(in crate::layout) fn planned_tensors(
     module: &str,
-    scheme: Scheme,
     rows: usize,
     cols: usize,
-    scale_type: ScaleType,
+    format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
-    let scheme = stored_scheme(scheme);
+    let scheme = stored_scheme(format.scheme);
     let names = Names::new(module);
     let (rows_u64, cols_u64) = (rows as u64, cols as u64);
     let groups = scheme.granularity().groups_per_row(cols) as u64;
     let asymmetric = scheme.constant_zero_point().is_none();
-    let scales = TensorInfo::new(scale_type.dtype(), scale_shape(scheme, rows, cols));
+    let scales = TensorInfo::new(format.scale_type.dtype(), scale_shape(scheme, rows, cols));
     let mut tensors = Vec::new();
+    if format.reordered {
+        tensors.push((names.g_idx, TensorInfo::new(DType::I32, [cols_u64])));
+    }
     if as_bytes(module, scheme) {
         tensors.push((names.weight, TensorInfo::new(DType::I8, [rows_u64, cols_u64])));
         tensors.push((names.scale, scales));
@@ -80,12 +82,21 @@ pub(in crate::layout) fn planned_tensors(
     tensors
 }
 
-pub(in crate::layout) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8>)> {
+pub(in crate::layout) fn encode(
+    module: &str,
+    tensor: &PackedTensor,
+    format: PackedFormat,
+) -> Vec<(String, Vec<u8>)> {
     let names = Names::new(module);
     let scales = (names.scale, scale_bytes(tensor.scales()));
     let zero_points = tensor.zero_points();
+    let mut tensors = Vec::new();
+    if format.reordered {
+        let bytes = tensor.g_idx().iter().flat_map(|group| group.to_le_bytes()).collect();
+        tensors.push((names.g_idx, bytes));
+    }
     if as_bytes(module, tensor.scheme()) {
-        let mut tensors = vec![(names.weight, signed_bytes(tensor)), scales];
+        tensors.extend([(names.weight, signed_bytes(tensor)), scales]);
         if let Some(zero_points) = zero_points {
             let midpoint = 1u8 << (tensor.scheme().storage_bits() - 1);
             let signed = zero_points.iter().map(|zero| zero.wrapping_sub(midpoint)).collect();
@@ -95,7 +106,7 @@ pub(in crate::layout) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(Str
     }
     let shape =
         [tensor.rows() as i64, tensor.cols() as i64].iter().flat_map(|dim| dim.to_le_bytes()).collect();
-    let mut tensors = vec![(names.packed, packed_bytes(tensor)), scales, (names.shape, shape)];
+    tensors.extend([(names.packed, packed_bytes(tensor)), scales, (names.shape, shape)]);
     if let Some(zero_points) = zero_points {
         let groups = zero_points.len() / tensor.rows();
         let packed = pack_columns(zero_points, tensor.rows(), groups, tensor.scheme().storage_bits());
@@ -109,18 +120,22 @@ fn bytes_of(words: &[u32]) -> Vec<u8> {
 }
 
 fn packed_bytes(tensor: &PackedTensor) -> Vec<u8> {
-    let Scheme::Ternary { .. } = tensor.scheme() else {
+    let ternary = matches!(tensor.scheme(), Scheme::Ternary { .. });
+    if !ternary && tensor.column_order().is_none() {
         return bytes_of(tensor.codes());
-    };
+    }
+    let bits = tensor.scheme().storage_bits();
     let words = tensor.scheme().words_per_row(tensor.cols());
     let mut codes = vec![0u8; tensor.cols()];
-    let mut shifted = vec![0u32; words];
+    let mut repacked = vec![0u32; words];
     let mut bytes = Vec::with_capacity(tensor.codes().len() * 4);
-    for stream in tensor.codes().chunks_exact(words) {
-        packing::unpack_row(stream, 2, &mut codes);
-        codes.iter_mut().for_each(|code| *code += 1);
-        packing::pack_row(&codes, 2, &mut shifted);
-        bytes.extend(shifted.iter().flat_map(|word| word.to_le_bytes()));
+    for row in 0..tensor.rows() {
+        tensor.unpack_row(row, &mut codes);
+        if ternary {
+            codes.iter_mut().for_each(|code| *code += 1);
+        }
+        packing::pack_row(&codes, bits, &mut repacked);
+        bytes.extend(repacked.iter().flat_map(|word| word.to_le_bytes()));
     }
     bytes
 }
@@ -129,10 +144,9 @@ fn packed_bytes(tensor: &PackedTensor) -> Vec<u8> {
 fn signed_bytes(tensor: &PackedTensor) -> Vec<u8> {
     let scheme = tensor.scheme();
     let midpoint = 1u8 << (scheme.storage_bits() - 1);
-    let words = scheme.words_per_row(tensor.cols());
     let mut bytes = vec![0u8; tensor.rows() * tensor.cols()];
-    for (stream, row) in tensor.codes().chunks_exact(words).zip(bytes.chunks_exact_mut(tensor.cols())) {
-        packing::unpack_row(stream, scheme.storage_bits(), row);
+    for (index, row) in bytes.chunks_exact_mut(tensor.cols()).enumerate() {
+        tensor.unpack_row(index, row);
         row.iter_mut().for_each(|code| *code = code.wrapping_sub(midpoint));
     }
     bytes
@@ -159,16 +173,17 @@ fn pack_columns(zero_points: &[u8], rows: usize, groups: usize, bits: u32) -> Ve
 /// One group for each way in which modules are stored. The one with most linear modules is said of the class `Linear`; the
 /// others list their modules by name, which takes precedence.
 pub(in crate::layout) fn quantization_config(
-    entries: &[(String, Scheme)],
+    entries: &[(String, PackedFormat)],
     ignore: &[String],
     activations: Activations,
 ) -> Value {
-    let mut groups: BTreeMap<(bool, String), (Scheme, Vec<&str>)> = BTreeMap::new();
-    for (module, scheme) in entries {
-        let key = (is_embedding(module), scheme.to_string());
-        groups.entry(key).or_insert_with(|| (*scheme, Vec::new())).1.push(module);
+    type Key = (bool, String, bool);
+    let mut groups: BTreeMap<Key, (PackedFormat, Vec<&str>)> = BTreeMap::new();
+    for (module, format) in entries {
+        let key = (is_embedding(module), format.scheme.to_string(), format.reordered);
+        groups.entry(key).or_insert_with(|| (*format, Vec::new())).1.push(module);
     }
-    let mut largest: Option<(usize, (bool, String))> = None;
+    let mut largest: Option<(usize, Key)> = None;
     for (key, (_, modules)) in &groups {
         if !key.0 && largest.as_ref().is_none_or(|(count, _)| modules.len() > *count) {
             largest = Some((modules.len(), key.clone()));
@@ -181,7 +196,7 @@ pub(in crate::layout) fn quantization_config(
     // The default first: some readers take the first group for that of all ordinary layers.
     let (first, others): (Vec<_>, Vec<_>) =
         groups.iter().partition(|(key, _)| Some(*key) == default_key.as_ref());
-    for (key, (scheme, modules)) in first.into_iter().chain(others) {
+    for (key, (PackedFormat { scheme, reordered, .. }, modules)) in first.into_iter().chain(others) {
         let mut modules = modules.clone();
         modules.sort_unstable();
         let targets = if Some(key) == default_key.as_ref() { json!(["Linear"]) } else { json!(modules) };
@@ -196,7 +211,7 @@ pub(in crate::layout) fn quantization_config(
                 "input_activations": if int8 { activation_args() } else { Value::Null },
                 "output_activations": null,
                 "targets": targets,
-                "weights": weight_args(*scheme),
+                "weights": weight_args(*scheme, *reordered),
             }),
         );
     }
@@ -214,21 +229,25 @@ pub(in crate::layout) fn quantization_config(
     })
 }
 
-fn weight_args(scheme: Scheme) -> Value {
+fn weight_args(scheme: Scheme, reordered: bool) -> Value {
     let scheme = stored_scheme(scheme);
     let (strategy, group_size) = match scheme.granularity() {
         Granularity::Tensor => ("tensor", None),
         Granularity::Channel => ("channel", None),
         Granularity::Group(size) => ("group", Some(size)),
     };
-    json!({
+    let mut args = json!({
         "dynamic": false,
         "group_size": group_size,
         "num_bits": scheme.storage_bits(),
         "strategy": strategy,
         "symmetric": scheme.constant_zero_point().is_some(),
         "type": "int",
-    })
+    });
+    if reordered {
+        args["actorder"] = json!("group");
+    }
+    args
 }
 
 fn activation_args() -> Value {
