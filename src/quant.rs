@@ -5,6 +5,9 @@
 pub mod builder;
 pub mod column_order;
 pub mod dequantize;
+pub mod gptq;
+pub mod hessian;
+pub mod linalg;
 pub mod packed_tensor;
 pub mod packing;
 pub mod qparams;
@@ -14,6 +17,8 @@ pub mod stats;
 pub mod ternary;
 
 pub use builder::PackedBuilder;
+pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer};
+pub use hessian::Hessian;
 pub use packed_tensor::{PackedRows, PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};
 pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};

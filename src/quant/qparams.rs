@@ -145,6 +145,18 @@ impl QParams {
         let signed = round_small((-midpoint - min / scale).clamp(-midpoint, midpoint - 1.0));
         Ok(Self { scale, zero_point: (signed + bits.midpoint() as i32) as u8 })
     }
+
+    /// The code of `w`, by the rule of [`encode_group`].
+    pub fn encode(self, w: f32, bits: Bits) -> u8 {
+        let mut code = [0];
+        encode_group(&[w], self.scale, self.zero_point, bits.midpoint(), bits.max_code(), &mut code);
+        code[0]
+    }
+
+    /// The weight that `code` stands for.
+    pub fn decode(self, code: u8) -> f32 {
+        (i32::from(code) - i32::from(self.zero_point)) as f32 * self.scale
+    }
 }
 
 /// The smallest and the largest of `weights` and 0.

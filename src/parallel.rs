@@ -1,0 +1,18 @@
+//! Pure maths on several threads: the pieces of a slice, each worked on alone.
+//!
+//! Work is cut by what is computed, never inside a sum, so the number of threads does not change a result. One thread in
+//! WebAssembly. Not here: the threads of a backend, which has a pool of its own. Floor 0.
+
+/// Calls `task(index, chunk)` for every `chunk` elements of `data`; the last may be shorter.
+///
+/// # Panics
+/// When `chunk` is 0.
+pub fn for_each_chunk<T: Send>(data: &mut [T], chunk: usize, task: impl Fn(usize, &mut [T]) + Sync + Send) {
+    #[cfg(not(target_arch = "wasm32"))]
+    if data.len() > chunk {
+        use rayon::prelude::*;
+        data.par_chunks_mut(chunk).enumerate().for_each(|(index, part)| task(index, part));
+        return;
+    }
+    data.chunks_mut(chunk).enumerate().for_each(|(index, part)| task(index, part));
+}

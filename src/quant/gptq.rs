@@ -1,0 +1,601 @@
+//! GPTQ: rounds column by column and lets later columns make up for the errors of earlier ones.
+//!
+//! Frantar, Ashkboos, Hoefler, Alistarh: *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+//! Transformers* (2022); in the form of LDLQ, which Chee, Cai, Kuleshov, De Sa, *QuIP* (2023), prove to give the same
+//! codes. With `H` the mean of `x x^T` over calibration tokens, `H = U D U^T` ([`Factor`]), `e = w - q` the errors of a row:
+//!
+//! 1. dead columns (inputs that were always 0) get the diagonal 1 and the weight 0; `damping * mean(diag H)` is added to
+//!    the diagonal, and more of it, step by step, where `H` has no factor;
+//! 2. column `k` is rounded at `t[k] = w[k] + sum over j < k of e[j] U[j, k]`;
+//! 3. the error of the layer's output is then exactly `e H e^T = sum of D[k] (t[k] - q[k])^2`;
+//! 4. a group's scale is taken, when its first column is reached, from the values that its weights would best have given
+//!    the errors so far: `w + y` where `y U_G = (sum over j before the group of e[j] U[j, k])` for the columns of the group;
+//! 5. with an order, columns are visited from the largest diagonal to the smallest ("act-order").
+//!
+//! Departures from the paper's code: (1) no inverse of `H` is formed, which halves the work and keeps more digits; (2) the
+//! sums over earlier columns are taken block by block as products; (3) every row is rounded to nearest as well, and the
+//! caller learns both output errors.
+//!
+//! Not here: how `H` is captured (`calibrate`). Floor 2.
+
+mod rows;
+
+use super::builder::PackedBuilder;
+use super::column_order;
+use super::hessian::Hessian;
+use super::linalg::Factor;
+use super::packed_tensor::PackedTensor;
+use super::qparams::{QParams, ScaleType, non_finite_weight, range};
+use super::scheme::{Bits, Granularity, Scheme};
+use crate::error::{Error, Result};
+use crate::parallel;
+use rows::{RoundedRow, Sums, Task};
+
+/// The order in which columns are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ColumnOrder {
+    /// As they are stored.
+    #[default]
+    Stored,
+    /// Groups from the one with the largest input to the one with the smallest, and so the columns of each group; scales are
+    /// found on the way, and the result is stored like any other ("group-aware reordering").
+    GroupAware,
+    /// From the largest input to the smallest, on groups whose scales are found beforehand ("static groups"): the result
+    /// is stored like any other.
+    StaticGroups,
+    /// From the largest input to the smallest, with groups along that order: the result names each column's group
+    /// (`desc_act` with `g_idx`).
+    GroupIndex,
+}
+
+impl ColumnOrder {
+    /// The spelling in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "none",
+            Self::GroupAware => "group-aware",
+            Self::StaticGroups => "static-groups",
+            Self::GroupIndex => "group-index",
+        }
+    }
+
+    /// The input column at each place, or `None` for the stored order.
+    fn columns(self, hessian: &Hessian, group_size: usize) -> Option<Vec<u32>> {
+        let mut columns: Vec<u32> = (0..hessian.size() as u32).collect();
+        // Sorting is stable, so equal diagonals keep their order.
+        let descending = |a: f32, b: f32| b.total_cmp(&a);
+        match self {
+            Self::Stored => return None,
+            Self::StaticGroups | Self::GroupIndex => {}
+            Self::GroupAware => {
+                let largest =
+                    |group: &[u32]| group.iter().map(|&c| hessian.diagonal(c as usize)).fold(0.0, f32::max);
+                let mut groups: Vec<&[u32]> = columns.chunks(group_size).collect();
+                // A group that is shorter than the others stays last, so that all begin at multiples of the size.
+                groups.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| descending(largest(a), largest(b))));
+                columns = groups.concat();
+            }
+        }
+        let span = if self == Self::GroupAware { group_size } else { columns.len().max(1) };
+        for part in columns.chunks_mut(span) {
+            part.sort_by(|&a, &b| descending(hessian.diagonal(a as usize), hessian.diagonal(b as usize)));
+        }
+        Some(columns)
+    }
+}
+
+/// How GPTQ works.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GptqOptions {
+    /// Share of the mean diagonal that is added to the diagonal.
+    pub damping: f32,
+    /// The order of the columns.
+    pub order: ColumnOrder,
+}
+
+impl Default for GptqOptions {
+    fn default() -> Self {
+        Self { damping: 0.01, order: ColumnOrder::Stored }
+    }
+}
+
+/// The Hessian of an input, made ready for all layers that share the input.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    factor: Factor,
+    order: ColumnOrder,
+    group_size: usize,
+    /// `[size]`: the input column at each place of the order, or `None` for the stored order.
+    columns: Option<Vec<u32>>,
+    /// `[size]`, in the order: what was added to the diagonal.
+    added: Vec<f32>,
+    /// `[size]`, in the order.
+    dead: Vec<bool>,
+    damping: f32,
+}
+
+impl Prepared {
+    /// Orders (for groups of `group_size` columns), damps and factors. `None` when the Hessian has no factor however much it is damped, or is no number.
+    pub fn new(hessian: &Hessian, group_size: usize, options: GptqOptions) -> Option<Self> {
+        let size = hessian.size();
+        if !hessian.is_finite() {
+            return None;
+        }
+        let columns = options.order.columns(hessian, group_size);
+        let column = |place: usize| columns.as_ref().map_or(place, |columns| columns[place] as usize);
+        let dead: Vec<bool> = (0..size).map(|place| hessian.diagonal(column(place)) <= 0.0).collect();
+        let sum: f64 = (0..size)
+            .map(|place| if dead[place] { 1.0 } else { f64::from(hessian.diagonal(column(place))) })
+            .sum();
+        let mean = (sum / size as f64) as f32;
+        for step in 0..ESCALATIONS {
+            let damping = options.damping + DAMPING_STEP * ((1 << step) - 1) as f32;
+            let mut h = vec![0.0; size * size];
+            for i in 0..size {
+                for j in i..size {
+                    h[i * size + j] = hessian.get(column(i), column(j));
+                }
+            }
+            let added: Vec<f32> =
+                dead.iter().map(|&dead| damping * mean + if dead { 1.0 } else { 0.0 }).collect();
+            for (place, added) in added.iter().enumerate() {
+                h[place * size + place] += added;
+            }
+            if let Some(factor) = Factor::new(h, size) {
+                return Some(Self {
+                    factor,
+                    order: options.order,
+                    group_size,
+                    columns,
+                    added,
+                    dead,
+                    damping,
+                });
+            }
+        }
+        None
+    }
+
+    /// The damping that it took.
+    pub fn damping(&self) -> f32 {
+        self.damping
+    }
+
+    /// The input column at a place of the order.
+    fn column(&self, place: usize) -> usize {
+        self.columns.as_ref().map_or(place, |columns| columns[place] as usize)
+    }
+
+    /// Whether scales are known before the first column is rounded.
+    fn has_static_groups(&self) -> bool {
+        self.order == ColumnOrder::StaticGroups
+    }
+
+    /// The group of the column at a place.
+    fn group(&self, place: usize) -> usize {
+        let along_order = matches!(self.order, ColumnOrder::Stored | ColumnOrder::GroupIndex);
+        if along_order { place } else { self.column(place) }.checked_div(self.group_size).unwrap_or(0)
+    }
+
+    /// The order in which columns are stored: groups along the order of rounding, and in a group as the input has them.
+    fn stored_order(&self) -> Result<Option<Vec<u32>>> {
+        let Some(columns) = self.columns.as_ref().filter(|_| self.order == ColumnOrder::GroupIndex) else {
+            return Ok(None);
+        };
+        let mut g_idx = vec![0; columns.len()];
+        for (place, &column) in columns.iter().enumerate() {
+            g_idx[column as usize] = (place / self.group_size) as i32;
+        }
+        column_order::order_of_groups(&g_idx, self.group_size).map(Some)
+    }
+}
+
+/// The damping grows by this, then by twice this, and so on, where there is no factor.
+const DAMPING_STEP: f32 = 0.01;
+/// Up to 0.64 above the first damping: a matrix that has no factor then is not one that calibration gives.
+const ESCALATIONS: u32 = 7;
+
+/// Rows that one task rounds: enough for the products to pay, few enough for small matrices to make several tasks.
+const TASK_ROWS: usize = 32;
+/// Columns between two products. Inside, each error is handed on alone.
+const BLOCK: usize = 128;
+
+/// A matrix rounded in both ways.
+#[derive(Clone, Debug)]
+pub struct GptqOutcome {
+    /// By GPTQ. `None` where it met numbers that are not finite.
+    pub gptq: Option<PackedTensor>,
+    /// To nearest.
+    pub rtn: PackedTensor,
+    /// Squared error of the output, mean over tokens, sum over rows: by GPTQ.
+    pub gptq_error: f64,
+    /// The same, rounded to nearest.
+    pub rtn_error: f64,
+    /// Squared output, mean over tokens, sum over rows.
+    pub signal: f64,
+}
+
+/// Quantizes a matrix as its rows arrive.
+pub struct GptqQuantizer<'a> {
+    prepared: &'a Prepared,
+    grid: Grid,
+    /// `[cols]`: the order in which GPTQ's columns are stored, where it is not theirs.
+    stored_order: Option<Vec<u32>>,
+    gptq: PackedBuilder,
+    rtn: PackedBuilder,
+    sums: Sums,
+}
+
+/// Where scales come from.
+#[derive(Clone, Copy)]
+struct Grid {
+    bits: Bits,
+    symmetric: bool,
+    cols: usize,
+    group_size: usize,
+    scale_type: ScaleType,
+}
+
+impl Grid {
+    /// Scale and zero point of a group.
+    fn params(&self, weights: &[f32]) -> Result<QParams> {
+        let (min, max) = range(weights).map_err(|index| non_finite_weight(weights[index], 0, index))?;
+        QParams::from_range(min, max, self.bits, self.symmetric, self.scale_type)
+    }
+}
+
+impl<'a> GptqQuantizer<'a> {
+    /// Starts a `[rows, cols]` matrix.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a scheme other than integers per channel or group, and for an empty matrix.
+    ///
+    /// # Panics
+    /// When `prepared` is for another number of columns or another group size.
+    pub fn new(
+        prepared: &'a Prepared,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        scale_type: ScaleType,
+    ) -> Result<Self> {
+        assert_eq!(prepared.factor.size, cols, "the Hessian is of the layer's input");
+        let Scheme::Integer { bits, granularity: Granularity::Channel | Granularity::Group(_), symmetric } =
+            scheme
+        else {
+            return Err(Error::invalid_argument(format!(
+                "gptq makes integer codes per channel or per group, not {scheme}"
+            )));
+        };
+        let group_size = scheme.granularity().group_size(cols);
+        assert_eq!(prepared.group_size, group_size, "the order of columns is for the same groups");
+        Ok(Self {
+            prepared,
+            grid: Grid { bits, symmetric, cols, group_size, scale_type },
+            stored_order: prepared.stored_order()?,
+            gptq: PackedBuilder::new(scheme, rows, cols, scale_type)?,
+            rtn: PackedBuilder::new(scheme, rows, cols, scale_type)?,
+            sums: Sums::default(),
+        })
+    }
+
+    /// Quantizes the next rows: `weights` is `[n, cols]`.
+    ///
+    /// # Errors
+    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows or has more rows than the matrix.
+    pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
+        let cols = self.grid.cols;
+        assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
+        let first_row = self.rtn.rows_done();
+        let mut tasks: Vec<Option<Result<Task>>> = Vec::new();
+        tasks.resize_with(weights.len().div_ceil(TASK_ROWS * cols), || None);
+        let (grid, prepared) = (self.grid, self.prepared);
+        parallel::for_each_chunk(&mut tasks, 1, |index, task| {
+            let rows = weights.chunks(TASK_ROWS * cols).nth(index).unwrap_or(&[]);
+            task[0] = Some(Task::run(prepared, grid, rows, first_row + index * TASK_ROWS));
+        });
+        for task in tasks.into_iter().flatten() {
+            let task = task?;
+            for mut row in task.gptq {
+                if let Some(order) = &self.stored_order {
+                    row.codes = order.iter().map(|&column| row.codes[column as usize]).collect();
+                }
+                push(&mut self.gptq, &row, grid.symmetric);
+            }
+            for row in &task.rtn {
+                push(&mut self.rtn, row, grid.symmetric);
+            }
+            self.sums.gptq += task.sums.gptq;
+            self.sums.rtn += task.sums.rtn;
+            self.sums.signal += task.sums.signal;
+            self.sums.failed |= task.sums.failed;
+        }
+        Ok(())
+    }
+
+    /// The matrix, rounded in both ways.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when rows are missing.
+    pub fn finish(self) -> Result<GptqOutcome> {
+        let gptq = self.gptq.finish()?;
+        let gptq = match self.stored_order {
+            Some(order) => gptq.with_column_order(order)?,
+            None => gptq,
+        };
+        let failed = self.sums.failed || !self.sums.gptq.is_finite();
+        Ok(GptqOutcome {
+            gptq: (!failed).then_some(gptq),
+            rtn: self.rtn.finish()?,
+            // Taking the damping off can leave a rounding error below nothing.
+            gptq_error: if failed { f64::INFINITY } else { self.sums.gptq.max(0.0) },
+            rtn_error: self.sums.rtn.max(0.0),
+            signal: self.sums.signal.max(0.0),
+        })
+    }
+}
+
+fn push(builder: &mut PackedBuilder, row: &RoundedRow, symmetric: bool) {
+    builder.push_codes(&row.codes);
+    for params in &row.params {
+        builder.push_scale(params.scale);
+        if !symmetric {
+            builder.push_zero_point(params.zero_point);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::dequantize;
+    use rand_pcg::Pcg32;
+    use rand_pcg::rand_core::{Rng, SeedableRng};
+
+    const ORDERS: [ColumnOrder; 4] =
+        [ColumnOrder::Stored, ColumnOrder::GroupAware, ColumnOrder::StaticGroups, ColumnOrder::GroupIndex];
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Pcg32::seed_from_u64(seed);
+        (0..len).map(|_| (0..4).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5).sum()).collect()
+    }
+
+    /// Inputs with correlated features of very different sizes, as activations have them.
+    fn inputs(cols: usize, tokens: usize, seed: u64) -> Vec<f32> {
+        let mix = random(cols * cols, seed + 1);
+        let mut x = Vec::with_capacity(cols * tokens);
+        for source in random(cols * tokens, seed).chunks(cols) {
+            for (i, mix) in mix.chunks(cols).enumerate() {
+                let mixed: f32 = mix.iter().zip(source).map(|(m, s)| m * s).sum();
+                x.push((mixed * 0.3 + source[i]) * (0.2 + (i % 7) as f32));
+            }
+        }
+        x
+    }
+
+    fn hessian(x: &[f32], cols: usize) -> Hessian {
+        let mut sum = vec![0.0; cols * cols];
+        for x in x.chunks(cols) {
+            for i in 0..cols {
+                for j in 0..cols {
+                    sum[i * cols + j] += x[i] * x[j];
+                }
+            }
+        }
+        Hessian::new(cols, sum, (x.len() / cols) as u64)
+    }
+
+    fn scheme(bits: Bits, granularity: Granularity, symmetric: bool) -> Scheme {
+        Scheme::Integer { bits, granularity, symmetric }
+    }
+
+    fn quantize(w: &[f32], h: &Hessian, scheme: Scheme, options: GptqOptions) -> GptqOutcome {
+        let cols = h.size();
+        let prepared = Prepared::new(h, scheme.granularity().group_size(cols), options).unwrap();
+        let mut quantizer =
+            GptqQuantizer::new(&prepared, scheme, w.len() / cols, cols, ScaleType::F32).unwrap();
+        // Two runs, as a checkpoint is read.
+        let middle = w.len() / cols / 2 * cols;
+        quantizer.push_rows(&w[..middle]).unwrap();
+        quantizer.push_rows(&w[middle..]).unwrap();
+        quantizer.finish().unwrap()
+    }
+
+    fn weights(tensor: &PackedTensor) -> Vec<f32> {
+        let mut out = vec![0.0; tensor.rows() * tensor.cols()];
+        dequantize::rows(tensor, 0..tensor.rows(), &mut out);
+        out
+    }
+
+    /// Mean over tokens of the squared distance of the outputs.
+    fn output_error(x: &[f32], w: &[f32], q: &[f32], cols: usize) -> f64 {
+        let mut sum = 0.0;
+        for x in x.chunks(cols) {
+            for (w, q) in w.chunks(cols).zip(q.chunks(cols)) {
+                let y: f64 =
+                    x.iter().zip(w.iter().zip(q)).map(|(x, (w, q))| f64::from(*x) * f64::from(w - q)).sum();
+                sum += y * y;
+            }
+        }
+        sum / (x.len() / cols) as f64
+    }
+
+    /// The steps of the paper's own code in `f64`: the inverse, its upper Cholesky factor, errors handed on column by
+    /// column. Columns in stored order.
+    fn paper(w: &[f32], h: &Hessian, scheme: Scheme, damping: f64) -> Vec<f32> {
+        let n = h.size();
+        let Scheme::Integer { bits, granularity, symmetric } = scheme else { unreachable!() };
+        let group_size = granularity.group_size(n);
+        let mean = (0..n).map(|k| f64::from(h.diagonal(k))).sum::<f64>() / n as f64;
+        // Gauss-Jordan on [H | 1].
+        let mut a: Vec<Vec<f64>> = (0..n)
+            .map(|i| {
+                let row = (0..n).map(|j| f64::from(h.get(i, j)) + if i == j { damping * mean } else { 0.0 });
+                row.chain((0..n).map(|j| f64::from(u8::from(i == j)))).collect()
+            })
+            .collect();
+        for k in 0..n {
+            let pivot = a[k].clone();
+            for (i, row) in a.iter_mut().enumerate() {
+                let factor = if i == k { 1.0 - 1.0 / pivot[k] } else { row[k] / pivot[k] };
+                for (value, p) in row.iter_mut().zip(&pivot) {
+                    *value -= factor * p;
+                }
+            }
+        }
+        // Upper Cholesky: inverse = R^T R.
+        let mut r = vec![vec![0.0; n]; n];
+        for i in 0..n {
+            for j in i..n {
+                let sum: f64 = (0..i).map(|k| r[k][i] * r[k][j]).sum();
+                let value = a[i][n + j] - sum;
+                r[i][j] = if i == j { f64::sqrt(value) } else { value / r[i][i] };
+            }
+        }
+        let mut out = Vec::new();
+        for row in w.chunks(n) {
+            let mut row: Vec<f64> = row.iter().map(|&w| f64::from(w)).collect();
+            let mut params = QParams { scale: 1.0, zero_point: 0 };
+            for k in 0..n {
+                if k % group_size == 0 {
+                    let group: Vec<f32> = row[k..n.min(k + group_size)].iter().map(|&w| w as f32).collect();
+                    let (min, max) = range(&group).unwrap();
+                    params = QParams::from_range(min, max, bits, symmetric, ScaleType::F32).unwrap();
+                }
+                let q = params.decode(params.encode(row[k] as f32, bits));
+                out.push(q);
+                let error = (row[k] - f64::from(q)) / r[k][k];
+                for j in k..n {
+                    row[j] -= error * r[k][j];
+                }
+            }
+        }
+        out
+    }
+
+    /// Most rows in which one rounding at a tie may have gone the other way and changed what follows. Measured: none of
+    /// 320.
+    const DIFFERENT_ROWS: usize = 1;
+
+    #[test]
+    fn codes_are_those_of_the_papers_own_steps() {
+        for (cols, bits, granularity, symmetric) in [
+            (40, Bits::Four, Granularity::Group(8), true),
+            (40, Bits::Four, Granularity::Group(8), false),
+            (70, Bits::Three, Granularity::Group(32), false),
+            (70, Bits::Two, Granularity::Channel, true),
+            (150, Bits::Four, Granularity::Group(64), true),
+            (150, Bits::Eight, Granularity::Group(48), false),
+            (300, Bits::Four, Granularity::Group(140), true),
+            (300, Bits::Four, Granularity::Channel, false),
+        ] {
+            let scheme = scheme(bits, granularity, symmetric);
+            let h = hessian(&inputs(cols, 2 * cols, 5), cols);
+            let w = random(40 * cols, 9);
+            let found = weights(&quantize(&w, &h, scheme, GptqOptions::default()).gptq.unwrap());
+            let expected = paper(&w, &h, scheme, 0.01);
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+            let different =
+                found.chunks(cols).zip(expected.chunks(cols)).filter(|(a, b)| !close(a, b)).count();
+            println!("{cols} {scheme}: {different} rows differ");
+            assert!(different <= DIFFERENT_ROWS, "{scheme} of {cols} columns: {different} rows differ");
+        }
+    }
+
+    /// How far the errors that come with the factor may be from the outputs' own, relatively. Measured: 4e-6.
+    const ERROR_OF_ERROR: f64 = 1e-4;
+
+    #[test]
+    fn errors_are_those_of_the_output_and_gptq_is_below_rounding() {
+        for order in ORDERS {
+            for (cols, bits, granularity, symmetric) in [
+                (96, Bits::Four, Granularity::Group(32), true),
+                (100, Bits::Three, Granularity::Group(32), false),
+                (200, Bits::Two, Granularity::Group(64), false),
+                (64, Bits::Four, Granularity::Channel, true),
+            ] {
+                let x = inputs(cols, 3 * cols, 3);
+                let h = hessian(&x, cols);
+                let w = random(50 * cols, 4);
+                let options = GptqOptions { order, ..GptqOptions::default() };
+                let outcome = quantize(&w, &h, scheme(bits, granularity, symmetric), options);
+                let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < ERROR_OF_ERROR;
+                let gptq = output_error(&x, &w, &weights(outcome.gptq.as_ref().unwrap()), cols);
+                let rtn = output_error(&x, &w, &weights(&outcome.rtn), cols);
+                assert!(near(outcome.gptq_error, gptq), "{order:?}: {} {gptq}", outcome.gptq_error);
+                assert!(near(outcome.rtn_error, rtn), "{order:?}: {} {rtn}", outcome.rtn_error);
+                assert!(near(outcome.signal, output_error(&x, &w, &vec![0.0; w.len()], cols)));
+                assert!(gptq < 0.9 * rtn, "{order:?}, {bits:?}: {gptq} against {rtn}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_without_input_get_no_weight_and_do_no_harm() {
+        let cols = 40;
+        let mut x = inputs(cols, 100, 3);
+        for (index, value) in x.iter_mut().enumerate() {
+            if index % cols % 5 == 0 {
+                *value = 0.0;
+            }
+        }
+        let w = random(20 * cols, 4);
+        for order in ORDERS {
+            let options = GptqOptions { order, ..GptqOptions::default() };
+            let h = hessian(&x, cols);
+            let outcome = quantize(&w, &h, scheme(Bits::Four, Granularity::Group(8), true), options);
+            let q = weights(&outcome.gptq.unwrap());
+            assert!(q.iter().enumerate().all(|(index, &q)| index % cols % 5 != 0 || q == 0.0), "{order:?}");
+            assert!(outcome.gptq_error < outcome.rtn_error);
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_low_rank_is_damped_until_it_has_a_factor() {
+        let cols = 64;
+        // Three tokens, one of them huge: without damping the matrix has rank 3.
+        let mut x = inputs(cols, 3, 1);
+        x[..cols].iter_mut().for_each(|v| *v *= 1e4);
+        let h = hessian(&x, cols);
+        let options = GptqOptions { damping: 0.0, ..GptqOptions::default() };
+        let prepared = Prepared::new(&h, 32, options).unwrap();
+        assert!(prepared.damping() > 0.0);
+        let outcome =
+            quantize(&random(8 * cols, 2), &h, scheme(Bits::Four, Granularity::Group(32), true), options);
+        assert!(outcome.gptq_error.is_finite());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused_or_left_to_rounding() {
+        let cols = 8;
+        let mut sum = vec![1.0; cols * cols];
+        sum[3] = f32::NAN;
+        assert!(Prepared::new(&Hessian::new(cols, sum, 1), 4, GptqOptions::default()).is_none());
+        assert!(
+            Prepared::new(&Hessian::new(cols, vec![f32::INFINITY; 64], 1), 4, GptqOptions::default())
+                .is_none()
+        );
+
+        let h = hessian(&inputs(cols, 20, 1), cols);
+        let prepared = Prepared::new(&h, 4, GptqOptions::default()).unwrap();
+        let scheme = scheme(Bits::Four, Granularity::Group(4), true);
+        let mut quantizer = GptqQuantizer::new(&prepared, scheme, 2, cols, ScaleType::F16).unwrap();
+        let mut w = random(2 * cols, 1);
+        w[cols + 5] = f32::NAN;
+        let error = quantizer.push_rows(&w).unwrap_err();
+        assert_eq!(error.to_string(), "expected finite weights but found NaN at row 1, column 5");
+        assert!(
+            GptqQuantizer::new(
+                &prepared,
+                Scheme::Ternary { granularity: Granularity::Tensor },
+                1,
+                cols,
+                ScaleType::F16
+            )
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,259 @@
+//! Some rows of a matrix, rounded to nearest and by GPTQ. Floor 2.
+
+use super::{BLOCK, Grid, Prepared};
+use crate::error::{Context, Result};
+use crate::quant::linalg::{Matrix, add_product};
+use crate::quant::qparams::{QParams, encode_group, non_finite_weight, range};
+
+/// Rows that were rounded together.
+pub(super) struct Task {
+    pub(super) gptq: Vec<RoundedRow>,
+    pub(super) rtn: Vec<RoundedRow>,
+    pub(super) sums: Sums,
+}
+
+/// One row, rounded.
+pub(super) struct RoundedRow {
+    /// `[cols]`, in the order of the input.
+    pub(super) codes: Vec<u8>,
+    /// `[groups]`
+    pub(super) params: Vec<QParams>,
+}
+
+/// What rows add up to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
+    /// Output error of GPTQ's rows.
+    pub(super) gptq: f64,
+    /// Output error of rows that were rounded to nearest.
+    pub(super) rtn: f64,
+    /// Output of the original rows.
+    pub(super) signal: f64,
+    /// Whether GPTQ met a number that is not finite.
+    pub(super) failed: bool,
+}
+
+impl Task {
+    /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
+    pub(super) fn run(prepared: &Prepared, grid: Grid, weights: &[f32], first_row: usize) -> Result<Self> {
+        let cols = grid.cols;
+        let mut sums = Sums::default();
+        let rtn = weights
+            .chunks_exact(cols)
+            .enumerate()
+            .map(|(index, row)| nearest(grid, row, first_row + index))
+            .collect::<Result<Vec<_>>>()?;
+        let mut ordered = prepared.gather(weights);
+        sums.signal = prepared.output_square(&ordered);
+        let errors: Vec<f32> = weights
+            .chunks_exact(cols)
+            .zip(&rtn)
+            .flat_map(|(row, rounded)| row.iter().enumerate().map(|(col, w)| w - rounded.value(grid, col)))
+            .collect();
+        sums.rtn = prepared.output_square(&prepared.gather(&errors));
+        for row in ordered.chunks_exact_mut(cols) {
+            for (w, &dead) in row.iter_mut().zip(&prepared.dead) {
+                if dead {
+                    *w = 0.0;
+                }
+            }
+        }
+        let mut rounding = Rounding::new(prepared, grid, ordered)?;
+        rounding.run();
+        sums.gptq = rounding.error;
+        sums.failed = rounding.failed;
+        Ok(Self { gptq: rounding.rows, rtn, sums })
+    }
+}
+
+impl RoundedRow {
+    /// The weight in column `col`, with groups as the input has them.
+    fn value(&self, grid: Grid, col: usize) -> f32 {
+        self.params[col / grid.group_size].decode(self.codes[col])
+    }
+}
+
+fn nearest(grid: Grid, row: &[f32], row_index: usize) -> Result<RoundedRow> {
+    let mut codes = vec![0; grid.cols];
+    let mut params = Vec::with_capacity(grid.cols.div_ceil(grid.group_size));
+    for (group, (weights, codes)) in
+        row.chunks(grid.group_size).zip(codes.chunks_mut(grid.group_size)).enumerate()
+    {
+        let first_col = group * grid.group_size;
+        let (min, max) = range(weights)
+            .map_err(|index| non_finite_weight(weights[index], row_index, first_col + index))?;
+        let q = QParams::from_range(min, max, grid.bits, grid.symmetric, grid.scale_type)
+            .context_with(|| format!("row {row_index}, columns from {first_col}"))?;
+        encode_group(weights, q.scale, q.zero_point, grid.bits.midpoint(), grid.bits.max_code(), codes);
+        params.push(q);
+    }
+    Ok(RoundedRow { codes, params })
+}
+
+impl Prepared {
+    /// Rows with their columns in the order of the factor.
+    fn gather(&self, rows: &[f32]) -> Vec<f32> {
+        let cols = self.factor.size;
+        match &self.columns {
+            None => rows.to_vec(),
+            Some(columns) => rows
+                .chunks_exact(cols)
+                .flat_map(|row| columns.iter().map(move |&column| row[column as usize]))
+                .collect(),
+        }
+    }
+
+    /// Sum over the rows of `e H e^T`, with the Hessian as it was before damping. `rows` is in the order of the factor.
+    fn output_square(&self, rows: &[f32]) -> f64 {
+        let cols = self.factor.size;
+        let count = rows.len() / cols;
+        let mut product = vec![0.0; rows.len()];
+        for start in (0..cols).step_by(BLOCK) {
+            let end = (start + BLOCK).min(cols);
+            // Below its diagonal the factor is zero.
+            let upper = Matrix::new(&self.factor.upper[start..], end, end - start, cols);
+            add_product(1.0, Matrix::new(rows, count, end, cols), upper, &mut product[start..], cols);
+        }
+        let mut sum = 0.0;
+        for (row, product) in rows.chunks_exact(cols).zip(product.chunks_exact(cols)) {
+            for k in 0..cols {
+                let (e, v) = (f64::from(row[k]), f64::from(product[k]));
+                sum += f64::from(self.factor.diagonal[k]) * v * v - f64::from(self.added[k]) * e * e;
+            }
+        }
+        sum
+    }
+}
+
+/// Rows on their way through the columns.
+struct Rounding<'a> {
+    prepared: &'a Prepared,
+    grid: Grid,
+    /// `[n, cols]`: weights, in the order of the factor.
+    weights: Vec<f32>,
+    /// `[n, cols]`: `w - q` of the columns that are done, 0 of the others.
+    errors: Vec<f32>,
+    rows: Vec<RoundedRow>,
+    /// Whether the parameters of every group are known from the start.
+    fixed: bool,
+    error: f64,
+    failed: bool,
+}
+
+impl<'a> Rounding<'a> {
+    fn new(prepared: &'a Prepared, grid: Grid, weights: Vec<f32>) -> Result<Self> {
+        let cols = grid.cols;
+        let fixed = grid.group_size >= cols || prepared.has_static_groups();
+        let rows = weights.chunks_exact(cols).map(|row| {
+            let mut params = vec![QParams { scale: 1.0, zero_point: 0 }; cols.div_ceil(grid.group_size)];
+            if fixed {
+                let mut stored = vec![0.0; cols];
+                for (place, &w) in row.iter().enumerate() {
+                    stored[prepared.column(place)] = w;
+                }
+                for (params, weights) in params.iter_mut().zip(stored.chunks(grid.group_size)) {
+                    *params = grid.params(weights)?;
+                }
+            }
+            Ok(RoundedRow { codes: vec![0; cols], params })
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let errors = vec![0.0; weights.len()];
+        Ok(Self { prepared, grid, weights, errors, rows, fixed, error: 0.0, failed: false })
+    }
+
+    fn run(&mut self) {
+        let Grid { cols, group_size, .. } = self.grid;
+        let block = if self.fixed || group_size <= BLOCK {
+            BLOCK / group_size.min(BLOCK) * group_size.min(BLOCK)
+        } else {
+            group_size
+        };
+        let factor = &self.prepared.factor;
+        let mut targets = Vec::new();
+        for start in (0..cols).step_by(block) {
+            let end = (start + block).min(cols);
+            let width = end - start;
+            targets.clear();
+            for row in self.weights.chunks_exact(cols) {
+                targets.extend_from_slice(&row[start..end]);
+            }
+            // What the columns before the block hand on to it.
+            let before = Matrix::new(&self.errors, self.rows.len(), start, cols);
+            let upper = Matrix::new(&factor.upper[start..], start, width, cols);
+            add_product(1.0, before, upper, &mut targets, width);
+            for (row, targets) in targets.chunks_exact_mut(width).enumerate() {
+                self.round_block(row, start, targets);
+            }
+        }
+        for (row, errors) in self.errors.chunks_exact(cols).enumerate() {
+            let added: f64 = errors
+                .iter()
+                .zip(&self.prepared.added)
+                .map(|(&e, &added)| f64::from(added) * f64::from(e) * f64::from(e))
+                .sum();
+            self.error -= added;
+            self.failed |= self.rows[row].params.iter().any(|params| !params.scale.is_finite());
+        }
+    }
+
+    /// Rounds the columns from `start` on of one row; `targets` is what they would best be, and is used up.
+    fn round_block(&mut self, row: usize, start: usize, targets: &mut [f32]) {
+        let Self { prepared, grid, fixed, .. } = *self;
+        let cols = grid.cols;
+        let weights = &self.weights[row * cols + start..row * cols + start + targets.len()];
+        let errors = &mut self.errors[row * cols + start..row * cols + start + targets.len()];
+        let rounded = &mut self.rows[row];
+        let mut sum = 0.0;
+        for i in 0..targets.len() {
+            let place = start + i;
+            if !fixed && place % grid.group_size == 0 {
+                let end = targets.len().min(i + grid.group_size);
+                let wanted = best_values(prepared, place, &weights[i..end], &targets[i..end]);
+                match grid.params(&wanted) {
+                    Ok(params) => rounded.params[prepared.group(place)] = params,
+                    Err(_) => {
+                        self.failed = true;
+                        return;
+                    }
+                }
+            }
+            let column = prepared.column(place);
+            let params = rounded.params[prepared.group(place)];
+            let target = targets[i];
+            if !target.is_finite() {
+                self.failed = true;
+                return;
+            }
+            let code = params.encode(target, grid.bits);
+            let value = params.decode(code);
+            rounded.codes[column] = code;
+            let error = weights[i] - value;
+            errors[i] = error;
+            let rounding = f64::from(target - value);
+            sum += f64::from(prepared.factor.diagonal[place]) * rounding * rounding;
+            let upper = &prepared.factor.upper[place * cols + place + 1..][..targets.len() - i - 1];
+            for (target, u) in targets[i + 1..].iter_mut().zip(upper) {
+                *target += error * u;
+            }
+        }
+        self.error += sum;
+    }
+}
+
+/// What the weights of a group from `place` on would best be, were they not rounded, given the errors before the group.
+fn best_values(prepared: &Prepared, place: usize, weights: &[f32], targets: &[f32]) -> Vec<f32> {
+    let cols = prepared.factor.size;
+    let mut shift: Vec<f32> = targets.iter().zip(weights).map(|(t, w)| t - w).collect();
+    for m in 0..shift.len() {
+        let (done, later) = shift.split_at_mut(m + 1);
+        let upper = &prepared.factor.upper[(place + m) * cols + place + m + 1..][..later.len()];
+        for (y, u) in later.iter_mut().zip(upper) {
+            *y -= done[m] * u;
+        }
+    }
+    for (y, w) in shift.iter_mut().zip(weights) {
+        *y += w;
+    }
+    shift
+}

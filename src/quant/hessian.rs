@@ -1,0 +1,49 @@
+//! What calibration learns of the input of a linear layer: the mean of `x x^T` over the tokens that it saw.
+//!
+//! Up to a factor of two this is the Hessian of the layer's squared output error. Not here: running a model to see the
+//! tokens (`calibrate`). Floor 2.
+
+/// Second moments of the input of a linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hessian {
+    size: usize,
+    /// `[size, size]`, symmetric: sum of `x x^T` over the tokens.
+    sum: Vec<f32>,
+    tokens: u64,
+}
+
+impl Hessian {
+    /// From the sum of `x x^T` over `tokens` tokens, of which the upper triangle is read.
+    ///
+    /// # Panics
+    /// When `sum` is not `[size, size]`.
+    pub fn new(size: usize, sum: Vec<f32>, tokens: u64) -> Self {
+        assert_eq!(sum.len(), size * size, "a square matrix");
+        Self { size, sum, tokens }
+    }
+
+    /// Input features.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Tokens seen.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// The mean of `x[k]^2`.
+    pub fn diagonal(&self, k: usize) -> f32 {
+        self.sum[k * self.size + k] / self.tokens.max(1) as f32
+    }
+
+    /// The mean of `x[i] * x[j]`.
+    pub fn get(&self, i: usize, j: usize) -> f32 {
+        self.sum[i.min(j) * self.size + i.max(j)] / self.tokens.max(1) as f32
+    }
+
+    /// Whether every entry is a number: activations of a broken model are not.
+    pub fn is_finite(&self) -> bool {
+        (0..self.size).all(|i| self.sum[i * self.size + i..(i + 1) * self.size].iter().all(|v| v.is_finite()))
+    }
+}
