@@ -232,6 +232,18 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
+    /// Adds the products of columns of `x`, `[count, width]`, to `out`, `[columns.len(), width]`:
+    /// `out[i - columns.start, j] += sum over t of x[t, i] * x[t, j]` for every column `i` of `columns` and every `j >= i`.
+    /// Elements with `j < i` have no meaning. In `f32`; with all columns it is the sum that a Hessian is made of.
+    fn gram(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        width: usize,
+        columns: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
     /// Submits what has been recorded; devices that run at once have nothing to do.
     fn flush(&mut self) -> Result<()>;
 

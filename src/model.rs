@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod kv_cache;
 pub mod names;
 pub mod rope;
+pub mod spill;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;

@@ -14,6 +14,7 @@ mod columns;
 mod embed;
 mod exp;
 mod gate;
+mod gram;
 mod linear;
 mod linear_float;
 mod linear_int8;
@@ -273,6 +274,27 @@ impl Backend for CpuBackend {
         let gate_up = gate_up.f32("gate_up", elements(op, &[count, 2, width])?).context_with(|| op)?;
         let out = out.f32_mut("out", elements(op, &[count, width])?).context_with(|| op)?;
         gate::gate(&self.workers, gate_up, width, activation, out);
+        Ok(())
+    }
+
+    fn gram(
+        &mut self,
+        x: &CpuBuffer,
+        count: usize,
+        width: usize,
+        columns: Range<usize>,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let op = "gram";
+        if columns.start > columns.end || columns.end > width {
+            return Err(Error::invalid_argument(format!(
+                "{op}: expected columns of a matrix of {width} but found {}..{}",
+                columns.start, columns.end
+            )));
+        }
+        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
+        let out = out.f32_mut("out", elements(op, &[columns.len(), width])?).context_with(|| op)?;
+        gram::gram(&self.workers, x, width, columns, out);
         Ok(())
     }
 

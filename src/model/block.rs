@@ -8,6 +8,7 @@ use super::names::{BlockNorm, Linear};
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
 use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm};
 use crate::error::Result;
+use crate::quant::PackedTensor;
 
 /// The weights of one block on a device.
 pub struct Block<B: Backend> {
@@ -93,9 +94,10 @@ impl<B: Backend> Block<B> {
         options: LoadOptions,
     ) -> Result<Self> {
         let config = checkpoint.config();
-        let part = |linear: Linear| Part { module: linear.module(layer), bias: linear.has_bias(config) };
-        let qkv = [Linear::Q, Linear::K, Linear::V].map(part);
-        let gate_up = [Linear::Gate, Linear::Up].map(part);
+        let parts = |site: Site| {
+            let linears = site.linears().iter();
+            linears.map(|&linear| Part::of(checkpoint, layer, linear)).collect::<Vec<_>>()
+        };
         let mut loader = Loader { backend, checkpoint, layer };
         Ok(Self {
             input_norm: loader.norm(BlockNorm::Input).await?,
@@ -110,10 +112,10 @@ impl<B: Backend> Block<B> {
             attention_sub_norm: loader.optional_norm(BlockNorm::AttentionSub).await?,
             post_attention_norm: loader.norm(BlockNorm::PostAttention).await?,
             mlp_sub_norm: loader.optional_norm(BlockNorm::MlpSub).await?,
-            qkv: load_linear(loader.backend, checkpoint, &qkv, options).await?,
-            o: load_linear(loader.backend, checkpoint, &[part(Linear::O)], options).await?,
-            gate_up: load_linear(loader.backend, checkpoint, &gate_up, options).await?,
-            down: load_linear(loader.backend, checkpoint, &[part(Linear::Down)], options).await?,
+            qkv: load_linear(loader.backend, checkpoint, &parts(Site::Attention), options).await?,
+            o: load_linear(loader.backend, checkpoint, &parts(Site::Output), options).await?,
+            gate_up: load_linear(loader.backend, checkpoint, &parts(Site::Mlp), options).await?,
+            down: load_linear(loader.backend, checkpoint, &parts(Site::Down), options).await?,
         })
     }
 
@@ -126,55 +128,166 @@ impl<B: Backend> Block<B> {
         work: &mut Workspace<B>,
         position: Position<'_, B>,
     ) -> Result<()> {
+        self.to_attention(backend, hidden, work)?;
+        self.to_output(backend, config, hidden.count, work, position)?;
+        self.to_mlp(backend, hidden, work)?;
+        self.to_down(backend, config, hidden.count, work)?;
+        self.finish(backend, hidden, work)
+    }
+
+    /// From `hidden` to the input of q, k and v: [`Site::Attention`].
+    pub fn to_attention(
+        &self,
+        backend: &mut B,
+        hidden: &mut Hidden<B>,
+        work: &mut Workspace<B>,
+    ) -> Result<()> {
+        let delta = hidden.has_delta.then_some(&hidden.delta);
+        backend.add_rms_norm(&mut hidden.residual, delta, hidden.count, &self.input_norm, &mut work.normed)
+    }
+
+    /// From there to the input of the output projection: [`Site::Output`].
+    pub fn to_output(
+        &self,
+        backend: &mut B,
+        config: &ModelConfig,
+        count: usize,
+        work: &mut Workspace<B>,
+        position: Position<'_, B>,
+    ) -> Result<()> {
         let Position { past, capacity, rope, cache } = position;
         let shape = config.attention_shape(capacity);
-        let count = hidden.count;
-
-        let delta = hidden.has_delta.then_some(&hidden.delta);
-        backend.add_rms_norm(&mut hidden.residual, delta, count, &self.input_norm, &mut work.normed)?;
         backend.linear(&work.normed, count, &self.qkv, &mut work.qkv)?;
         backend.rope_and_append_kv(&mut work.qkv, count, past, &shape, rope, self.qk_norm.as_ref(), cache)?;
         backend.attention(&work.qkv, count, past, &shape, cache, &mut work.attended)?;
-        let attended = sub_norm(
-            backend,
-            &self.attention_sub_norm,
-            count,
-            &mut work.attended,
-            &mut work.attended_normed,
-        )?;
-        backend.linear(attended, count, &self.o, &mut work.attention_out)?;
+        sub_norm(backend, &self.attention_sub_norm, count, &mut work.attended, &mut work.attended_normed)
+    }
 
+    /// From there to the input of gate and up: [`Site::Mlp`]. The residual stream of `hidden` takes in the attention.
+    pub fn to_mlp(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
+        let count = hidden.count;
+        let attended = work.attended_normed.as_ref().unwrap_or(&work.attended);
+        backend.linear(attended, count, &self.o, &mut work.attention_out)?;
         let delta = Some(&work.attention_out);
-        backend.add_rms_norm(
-            &mut hidden.residual,
-            delta,
-            count,
-            &self.post_attention_norm,
-            &mut work.normed,
-        )?;
+        backend.add_rms_norm(&mut hidden.residual, delta, count, &self.post_attention_norm, &mut work.normed)
+    }
+
+    /// From there to the input of the down projection: [`Site::Down`].
+    pub fn to_down(
+        &self,
+        backend: &mut B,
+        config: &ModelConfig,
+        count: usize,
+        work: &mut Workspace<B>,
+    ) -> Result<()> {
         backend.linear(&work.normed, count, &self.gate_up, &mut work.gate_up)?;
         backend.gate(&work.gate_up, count, config.intermediate_size, config.activation, &mut work.gated)?;
-        let gated = sub_norm(backend, &self.mlp_sub_norm, count, &mut work.gated, &mut work.gated_normed)?;
-        backend.linear(gated, count, &self.down, &mut hidden.delta)?;
+        sub_norm(backend, &self.mlp_sub_norm, count, &mut work.gated, &mut work.gated_normed)
+    }
+
+    /// From there to the block's output, which waits in `hidden.delta`.
+    pub fn finish(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
+        let gated = work.gated_normed.as_ref().unwrap_or(&work.gated);
+        backend.linear(gated, hidden.count, &self.down, &mut hidden.delta)?;
         hidden.has_delta = true;
+        Ok(())
+    }
+
+    /// Puts other values in the place of the matrices that read `site`: those of `replaced`, and for its other modules
+    /// the checkpoint's.
+    pub async fn replace(
+        &mut self,
+        backend: &mut B,
+        checkpoint: &Checkpoint,
+        layer: usize,
+        site: Site,
+        replaced: &[(Linear, PackedTensor)],
+        options: LoadOptions,
+    ) -> Result<()> {
+        let parts: Vec<Part<'_>> = site
+            .linears()
+            .iter()
+            .map(|&linear| {
+                let replacement =
+                    replaced.iter().find(|(which, _)| *which == linear).map(|(_, tensor)| tensor);
+                Part { replacement, ..Part::of(checkpoint, layer, linear) }
+            })
+            .collect();
+        let weight = load_linear(backend, checkpoint, &parts, options).await?;
+        match site {
+            Site::Attention => self.qkv = weight,
+            Site::Output => self.o = weight,
+            Site::Mlp => self.gate_up = weight,
+            Site::Down => self.down = weight,
+        }
         Ok(())
     }
 }
 
-/// BitNet's norm before an output projection; other architectures pass their input through.
-fn sub_norm<'a, B: Backend>(
+/// The inputs of a block's linear layers, in the order of the data flow: where calibration looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// Of q, k and v.
+    Attention,
+    /// Of the attention's output projection.
+    Output,
+    /// Of gate and up.
+    Mlp,
+    /// Of the down projection.
+    Down,
+}
+
+impl Site {
+    /// In the order of the data flow.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Mlp, Self::Down];
+
+    /// The modules that read it; their outputs stand side by side in this order.
+    pub fn linears(self) -> &'static [Linear] {
+        match self {
+            Self::Attention => &[Linear::Q, Linear::K, Linear::V],
+            Self::Output => &[Linear::O],
+            Self::Mlp => &[Linear::Gate, Linear::Up],
+            Self::Down => &[Linear::Down],
+        }
+    }
+
+    /// Features.
+    pub fn width(self, config: &ModelConfig) -> usize {
+        self.linears()[0].shape(config).1
+    }
+}
+
+impl<B: Backend> Workspace<B> {
+    /// The activations at `site`, `[tokens, width]`.
+    pub fn at(&self, site: Site) -> &B::Buffer {
+        match site {
+            Site::Attention | Site::Mlp => &self.normed,
+            Site::Output => self.attended_normed.as_ref().unwrap_or(&self.attended),
+            Site::Down => self.gated_normed.as_ref().unwrap_or(&self.gated),
+        }
+    }
+
+    /// The same, to go on from activations that were kept.
+    pub fn at_mut(&mut self, site: Site) -> &mut B::Buffer {
+        match site {
+            Site::Attention | Site::Mlp => &mut self.normed,
+            Site::Output => self.attended_normed.as_mut().unwrap_or(&mut self.attended),
+            Site::Down => self.gated_normed.as_mut().unwrap_or(&mut self.gated),
+        }
+    }
+}
+
+/// BitNet's norm before an output projection; other architectures have none.
+fn sub_norm<B: Backend>(
     backend: &mut B,
     norm: &Option<Norm<B::Buffer>>,
     count: usize,
-    input: &'a mut B::Buffer,
-    output: &'a mut Option<B::Buffer>,
-) -> Result<&'a B::Buffer> {
+    input: &mut B::Buffer,
+    output: &mut Option<B::Buffer>,
+) -> Result<()> {
     match (norm, output) {
-        (Some(norm), Some(output)) => {
-            backend.add_rms_norm(input, None, count, norm, output)?;
-            Ok(output)
-        }
-        _ => Ok(input),
+        (Some(norm), Some(output)) => backend.add_rms_norm(input, None, count, norm, output),
+        _ => Ok(()),
     }
 }
 

@@ -53,16 +53,15 @@ pub struct Ends<B: Backend> {
 impl<B: Backend> Ends<B> {
     /// Loads embedding, last norm and head.
     pub async fn load(backend: &mut B, checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
-        let table = |module: &str| Part { module: module.to_owned(), bias: false };
         let exact = LoadOptions { activations: Some(Activations::F32), ..options };
         let config = checkpoint.config();
         let head = if config.tie_word_embeddings {
             None
         } else {
-            Some(load_linear(backend, checkpoint, &[table(names::HEAD)], exact).await?)
+            Some(load_linear(backend, checkpoint, &[Part::table(names::HEAD)], exact).await?)
         };
         Ok(Self {
-            embedding: load_linear(backend, checkpoint, &[table(checkpoint.embedding_module())], exact)
+            embedding: load_linear(backend, checkpoint, &[Part::table(checkpoint.embedding_module())], exact)
                 .await?,
             final_norm: load_norm(backend, checkpoint, names::FINAL_NORM, config.hidden_size).await?,
             head,

@@ -3,11 +3,12 @@
 //! Peak memory on the host is one chunk of rows, or one packed matrix where the module is quantized. Floor 5.
 
 use super::checkpoint::Checkpoint;
+use super::names::Linear;
 use crate::backend::{Backend, Element, Norm, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
-use crate::quant::Activations;
+use crate::quant::{Activations, PackedTensor};
 use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
@@ -24,11 +25,38 @@ pub struct LoadOptions {
 }
 
 /// One matrix of a fused weight.
-pub struct Part {
+pub struct Part<'a> {
     /// Module name: `model.layers.0.self_attn.q_proj`.
     pub module: String,
     /// Whether `<module>.bias` belongs to it.
     pub bias: bool,
+    /// Values to take instead of the checkpoint's, of the same shape.
+    pub replacement: Option<&'a PackedTensor>,
+}
+
+impl Part<'_> {
+    /// A linear layer of a block, as the checkpoint has it.
+    pub fn of(checkpoint: &Checkpoint, layer: usize, linear: Linear) -> Self {
+        let bias = linear.has_bias(checkpoint.config());
+        Self { module: linear.module(layer), bias, replacement: None }
+    }
+
+    /// An embedding or a head, as the checkpoint has it.
+    pub fn table(module: &str) -> Self {
+        Self { module: module.to_owned(), bias: false, replacement: None }
+    }
+
+    fn storage(&self, checkpoint: &Checkpoint) -> Result<ModuleStorage> {
+        match self.replacement {
+            None => checkpoint.module(&self.module),
+            Some(tensor) => Ok(ModuleStorage::Packed {
+                scheme: tensor.scheme(),
+                activations: Activations::F32,
+                rows: tensor.rows(),
+                cols: tensor.cols(),
+            }),
+        }
+    }
 }
 
 /// Loads one or several modules that share an input as one weight.
@@ -38,13 +66,13 @@ pub struct Part {
 pub async fn load_linear<B: Backend>(
     backend: &mut B,
     checkpoint: &Checkpoint,
-    parts: &[Part],
+    parts: &[Part<'_>],
     options: LoadOptions,
 ) -> Result<B::Weight> {
     let mut storages = Vec::with_capacity(parts.len());
     let mut descs = Vec::with_capacity(parts.len());
     for part in parts {
-        let storage = checkpoint.module(&part.module)?;
+        let storage = part.storage(checkpoint)?;
         let (rows, cols) = storage.shape();
         let format = match &storage {
             ModuleStorage::Dense { dtype, .. } => WeightFormat::Dense(held_as(*dtype, options)),
@@ -76,7 +104,14 @@ pub async fn load_linear<B: Backend>(
                     }
                 }
                 ModuleStorage::Packed { rows, .. } => {
-                    let packed = checkpoint.layout().read_packed(checkpoint.store(), &part.module).await?;
+                    let read;
+                    let packed = match part.replacement {
+                        Some(packed) => packed,
+                        None => {
+                            read = checkpoint.layout().read_packed(checkpoint.store(), &part.module).await?;
+                            &read
+                        }
+                    };
                     let view = WeightView::Packed(packed.rows_view(0..*rows));
                     backend.put_rows(&mut builder, index, 0..*rows, view)?;
                 }

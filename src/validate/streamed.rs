@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
+use crate::model::spill::{self, Place};
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
 use crate::task::{self, Control};
 
@@ -167,21 +168,9 @@ impl<'a, B: Backend> Runner<'a, B> {
         Ok(host)
     }
 
-    /// Keeps the hidden states of a chunk: residual stream and what the last block adds to it, summed as the next norm
-    /// would.
     async fn store(&mut self, window: usize, first: usize, scratch: &dyn Scratch) -> Result<()> {
-        let len = self.hidden.count * self.config.hidden_size;
-        let mut sum = vec![0.0; len];
-        self.backend.read(&self.hidden.residual, 0, &mut sum).await?;
-        if self.hidden.has_delta {
-            let mut delta = vec![0.0; len];
-            self.backend.read(&self.hidden.delta, 0, &mut delta).await?;
-            for (value, change) in sum.iter_mut().zip(&delta) {
-                *value += change;
-            }
-        }
-        let offset = (first * self.config.hidden_size * size_of::<f32>()) as u64;
-        scratch.write_at(&self.blob(window), offset, bytemuck::cast_slice(&sum)).await
+        let place = Place { scratch, blob: &self.blob(window), first };
+        spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
 
     async fn restore(
@@ -191,12 +180,8 @@ impl<'a, B: Backend> Runner<'a, B> {
         count: usize,
         scratch: &dyn Scratch,
     ) -> Result<()> {
-        let mut values = vec![0.0f32; count * self.config.hidden_size];
-        let offset = (first * self.config.hidden_size * size_of::<f32>()) as u64;
-        scratch.read_at(&self.blob(window), offset, bytemuck::cast_slice_mut(&mut values)).await?;
-        self.backend.write_f32(&mut self.hidden.residual, &values)?;
-        self.hidden.has_delta = false;
-        self.hidden.count = count;
-        Ok(())
+        let place = Place { scratch, blob: &self.blob(window), first };
+        let width = self.config.hidden_size;
+        spill::load_hidden(&mut self.backend, &mut self.hidden, count, width, place).await
     }
 }
