@@ -6,6 +6,7 @@
 use crate::error::{Error, ErrorCode, Result};
 #[cfg(feature = "tokenizer")]
 pub use hugging_face::{ChatMessage, HuggingFaceTokenizer};
+use std::borrow::Cow;
 
 /// Turns text into token ids and back.
 pub trait TextCodec {
@@ -23,6 +24,11 @@ pub trait TextCodec {
 
     /// How many ids there are, counting from 0 to the largest.
     fn vocab_size(&self) -> usize;
+}
+
+/// Line ends as `\n`, whatever system wrote the text: as the field's tools read text files.
+pub fn unify_line_ends(text: &str) -> Cow<'_, str> {
+    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n").into() } else { text.into() }
 }
 
 /// Refuses a tokenizer that makes ids which the embedding does not have. Fewer ids are normal: tables are padded.

@@ -5,8 +5,7 @@
 
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
-use crate::tokenizer::TextCodec;
-use std::borrow::Cow;
+use crate::tokenizer::{TextCodec, unify_line_ends};
 use std::ops::Range;
 
 /// A tokenized text.
@@ -88,10 +87,6 @@ impl Dataset {
         let position = window.start + index + 1 - usize::from(self.bos_token_id.is_some());
         window.scored.contains(&position).then(|| self.tokens[position])
     }
-}
-
-fn unify_line_ends(text: &str) -> Cow<'_, str> {
-    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n").into() } else { text.into() }
 }
 
 /// How a text is cut.

@@ -1,0 +1,253 @@
+//! Takes calibration samples through a model, one block at a time, stopping at every input of a linear layer.
+//!
+//! At each stop the caller learns what the layers there are given, and may replace their weights; the samples then go on
+//! through the replaced ones. So every layer is calibrated with inputs that the layers before it, already quantized, really
+//! make ("true-sequential"), and every step runs once. In memory: one block, one run of tokens, one statistic; all else is
+//! in scratch. Floor 7.
+
+use super::samples::Samples;
+use crate::backend::{Backend, Element};
+use crate::error::{Error, Result};
+use crate::format::scratch::Scratch;
+use crate::model::block::{Block, Hidden, Position, Site, Workspace};
+use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
+use crate::model::names::Linear;
+use crate::model::spill::{self, Place};
+use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
+use crate::quant::{Activations, Hessian, PackedTensor};
+use crate::task::{self, Control, Progress};
+
+/// Samples on their way through a model.
+pub struct Walk<'a, B: Backend> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    samples: &'a Samples,
+    scratch: &'a dyn Scratch,
+    backend: B,
+    work: Workspace<B>,
+    hidden: Hidden<B>,
+    rope: RopeTable<B>,
+    cache: KvCache<B>,
+    /// Longest window.
+    context: usize,
+    chunk: usize,
+    block: Option<Block<B>>,
+    layer: usize,
+    /// Where in the block the samples are; `None` before it.
+    site: Option<Site>,
+}
+
+/// Tokens of one sample that run together.
+#[derive(Clone, Copy)]
+struct Run {
+    sample: usize,
+    /// The first token's position in the sample.
+    past: usize,
+    count: usize,
+    /// The first token's row in scratch, where the samples stand end to end.
+    row: usize,
+}
+
+/// Calibration sees activations as they are.
+const LOAD: LoadOptions = LoadOptions { activations: Some(Activations::F32), dense_as_f16: false };
+
+impl<'a, B: Backend> Walk<'a, B> {
+    /// Puts the embeddings of all samples into scratch.
+    ///
+    /// # Errors
+    /// `context_overflow` for samples longer than the model was made for, `invalid_argument` for unknown tokens, and
+    /// whatever reading and scratch meet.
+    pub async fn begin(
+        checkpoint: &'a Checkpoint,
+        samples: &'a Samples,
+        mut backend: B,
+        scratch: &'a dyn Scratch,
+        control: &dyn Control,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        samples.check_vocabulary(config.vocab_size)?;
+        let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
+        config.check_context(context)?;
+        let chunk = chunk_tokens(config).min(context.max(1));
+        let mut walk = Self {
+            checkpoint,
+            config,
+            samples,
+            scratch,
+            work: Workspace::new(&mut backend, config, chunk)?,
+            hidden: new_hidden(&mut backend, config, chunk)?,
+            rope: RopeTable::default(),
+            cache: KvCache::new(&mut backend, config, 1, context)?,
+            backend,
+            context,
+            chunk,
+            block: None,
+            layer: 0,
+            site: None,
+        };
+        let ends = Ends::load(&mut walk.backend, checkpoint, LOAD).await?;
+        scratch.delete(RESIDUAL).await?;
+        for run in walk.runs() {
+            task::checkpoint(control).await?;
+            let tokens = &samples.windows[run.sample][run.past..run.past + run.count];
+            ends.embed(&mut walk.backend, tokens, &mut walk.hidden, &mut walk.work)?;
+            walk.save_hidden(run).await?;
+        }
+        Ok(walk)
+    }
+
+    /// Loads the next block; the samples stand in front of it.
+    pub async fn enter_block(&mut self, layer: usize) -> Result<()> {
+        self.block = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
+        self.layer = layer;
+        self.site = None;
+        Ok(())
+    }
+
+    /// Takes all samples to the next site of the block, and returns what they are there.
+    ///
+    /// # Errors
+    /// `non_finite` where the activations are no numbers: the model, or what was made of it, is broken.
+    pub async fn next_site(&mut self, control: &dyn Control) -> Result<(Site, Hessian)> {
+        let site = match self.site {
+            None => Site::Attention,
+            Some(site) => Site::ALL[Site::ALL.iter().position(|&other| other == site).unwrap_or(0) + 1],
+        };
+        let width = site.width(self.config);
+        let mut gram = self.backend.buffer(Element::F32, width * width)?;
+        self.scratch.delete(activations(site)).await?;
+        for run in self.runs() {
+            self.report(site, run.sample, control);
+            task::checkpoint(control).await?;
+            self.bring_back(run).await?;
+            self.step(site, run.past)?;
+            self.backend.gram(self.work.at(site), run.count, width, 0..width, &mut gram)?;
+            self.backend.flush()?;
+            self.keep(site, run).await?;
+        }
+        if let Some(before) = self.site.replace(site) {
+            self.scratch.delete(activations(before)).await?;
+        }
+        let mut sum = vec![0.0; width * width];
+        self.backend.read(&gram, 0, &mut sum).await?;
+        let hessian = Hessian::new(width, sum, self.samples.tokens());
+        if !hessian.is_finite() {
+            return Err(Error::new(
+                crate::error::ErrorCode::NonFinite,
+                format!("the inputs of {} are not finite on the calibration samples", self.module(site)),
+            ));
+        }
+        Ok((site, hessian))
+    }
+
+    /// Replaces matrices that read the site where the samples stand. They go on through the new ones.
+    pub async fn replace(&mut self, site: Site, replaced: &[(Linear, PackedTensor)]) -> Result<()> {
+        let Some(block) = &mut self.block else {
+            return Err(Error::invalid_argument("expected a block that was entered"));
+        };
+        block.replace(&mut self.backend, self.checkpoint, self.layer, site, replaced, LOAD).await
+    }
+
+    /// Takes all samples through the rest of the block.
+    pub async fn leave_block(&mut self, control: &dyn Control) -> Result<()> {
+        for run in self.runs() {
+            task::checkpoint(control).await?;
+            self.bring_back(run).await?;
+            if let Some(block) = &self.block {
+                block.finish(&mut self.backend, &mut self.hidden, &mut self.work)?;
+            }
+            self.save_hidden(run).await?;
+        }
+        self.block = None;
+        match self.site.take() {
+            Some(before) => self.scratch.delete(activations(before)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Every run of tokens, sample by sample.
+    fn runs(&self) -> Vec<Run> {
+        let mut runs = Vec::new();
+        let mut row = 0;
+        for (sample, window) in self.samples.windows.iter().enumerate() {
+            for past in (0..window.len()).step_by(self.chunk) {
+                let count = self.chunk.min(window.len() - past);
+                runs.push(Run { sample, past, count, row });
+                row += count;
+            }
+        }
+        runs
+    }
+
+    fn report(&self, site: Site, sample: usize, control: &dyn Control) {
+        let (samples, sites) = (self.samples.windows.len(), Site::ALL.len());
+        let place = self.layer * sites + site as usize;
+        control.progress(&Progress {
+            phase: "calibrate",
+            done: (place * samples + sample) as u64,
+            total: (self.config.num_hidden_layers * sites * samples) as u64,
+            item: &self.module(site),
+        });
+    }
+
+    /// The first module that reads the site.
+    fn module(&self, site: Site) -> String {
+        site.linears()[0].module(self.layer)
+    }
+
+    /// From the site before to `site`.
+    fn step(&mut self, site: Site, past: usize) -> Result<()> {
+        let Self { config, backend, work, hidden, rope, cache, context, .. } = self;
+        let Some(block) = &self.block else {
+            return Err(Error::invalid_argument("expected a block that was entered"));
+        };
+        match site {
+            Site::Attention => block.to_attention(backend, hidden, work),
+            Site::Output => {
+                let rope = rope.reserve(backend, config, *context)?;
+                let position = Position { past, capacity: *context, rope, cache: cache.layer_mut(0) };
+                block.to_output(backend, config, hidden.count, work, position)
+            }
+            Site::Mlp => block.to_mlp(backend, hidden, work),
+            Site::Down => block.to_down(backend, config, hidden.count, work),
+        }
+    }
+
+    /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
+    async fn bring_back(&mut self, run: Run) -> Result<()> {
+        let (scratch, width) = (self.scratch, self.config.hidden_size);
+        let place = Place { scratch, blob: RESIDUAL, first: run.row };
+        spill::load_hidden(&mut self.backend, &mut self.hidden, run.count, width, place).await?;
+        let Some(site) = self.site else { return Ok(()) };
+        let place = Place { scratch, blob: activations(site), first: run.row };
+        let width = site.width(self.config);
+        spill::load(&mut self.backend, self.work.at_mut(site), run.count, width, place).await
+    }
+
+    /// Keeps a run at `site`.
+    async fn keep(&mut self, site: Site, run: Run) -> Result<()> {
+        if site == Site::Mlp {
+            // Elsewhere the residual stream is as it was.
+            self.save_hidden(run).await?;
+        }
+        let place = Place { scratch: self.scratch, blob: activations(site), first: run.row };
+        let width = site.width(self.config);
+        spill::save(&mut self.backend, self.work.at(site), run.count, width, place).await
+    }
+
+    async fn save_hidden(&mut self, run: Run) -> Result<()> {
+        let place = Place { scratch: self.scratch, blob: RESIDUAL, first: run.row };
+        spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
+    }
+}
+
+/// The residual streams of all samples, end to end.
+const RESIDUAL: &str = "residual";
+
+/// The activations of all samples at a site. Two blobs that alternate: one is written while the other is read.
+fn activations(site: Site) -> &'static str {
+    match site {
+        Site::Attention | Site::Mlp => "activations-0",
+        Site::Output | Site::Down => "activations-1",
+    }
+}
