@@ -3,6 +3,7 @@
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
 //! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage. Floor 9.
 
+mod calibration;
 mod compare;
 mod demo;
 mod dequantize;
@@ -37,7 +38,7 @@ struct Cli {
 enum Command {
     Inspect(inspect::Args),
     Plan(plan::Args),
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     Dequantize(dequantize::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),

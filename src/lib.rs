@@ -21,19 +21,20 @@
 //!
 //! A file imports only from lower floors or from its own module; a test keeps it so.
 //!
-//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`task`]
+//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`parallel`], [`task`]
 //! 1. bytes: [`format`](mod@format)
 //! 2. maths: [`quant`]
 //! 3. spellings: [`layout`]
 //! 4. devices: [`backend`]
 //! 5. the model: [`model`], [`tokenizer`]
 //! 6. speaking: [`generate`](mod@generate)
-//! 7. judging: [`validate`], [`artifact`]
+//! 7. judging: [`calibrate`], [`validate`], [`artifact`]
 //! 8. whole jobs: [`pipeline`], [`plan`]
 //! 9. edges: the command line
 
 pub mod artifact;
 pub mod backend;
+pub mod calibrate;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod digest;
@@ -43,6 +44,7 @@ pub mod format;
 pub mod generate;
 pub mod layout;
 pub mod model;
+pub mod parallel;
 pub mod pipeline;
 pub mod plan;
 pub mod quant;

@@ -1,13 +1,17 @@
 //! Whole jobs: checkpoint in, folder out.
 //!
-//! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor. Not here: options
+//! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor; `calibrated` finds codes with the help
+//! of samples first. Not here: options
 //! as people type them (`cli`, `wasm`). Floor 8.
 
+pub mod calibrated;
 mod copy;
 pub mod dequantize;
 mod encode;
+mod kept;
 pub mod quantize;
 pub mod select;
 
-pub use quantize::{QuantizeOutcome, quantize, restore};
+pub use calibrated::Calibration;
+pub use quantize::{QuantizeOutcome, quantize, quantize_calibrated, restore};
 pub use select::{Method, ModulePlan, QuantizeOptions};

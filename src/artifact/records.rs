@@ -50,6 +50,25 @@ pub struct ModuleRecord {
     /// Why it is not what was asked for; absent where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How its codes were found; absent where no calibration was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
+}
+
+/// How a calibrated method did on one module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    /// The method that was kept: the one asked for, or `rtn` where that leaves less error.
+    pub method: String,
+    /// Squared error of the module's output on the calibration samples, as a share of its squared output.
+    pub output_error: Option<f64>,
+    /// The same, rounded to nearest.
+    pub rtn_output_error: Option<f64>,
+    /// Share of the mean diagonal that was added to the Hessian's diagonal.
+    pub damping: Option<f32>,
+    /// Why another method than the one asked for was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `quantization_config.json`: how a folder was made. Written last, so its presence means that the folder is whole.

@@ -1,15 +1,20 @@
 //! `lowbit quantize`: a checkpoint in, a smaller one out. Floor 9.
 
 use super::Outcome;
+use super::calibration::CalibrationArgs;
 use super::open::{self, ActivationsArg};
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
+use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
+use crate::format::scratch::TempScratch;
 use crate::pipeline::dequantize::dequantize_checkpoint;
 use crate::pipeline::select::plan_modules;
-use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
-use crate::quant::{Bits, Granularity};
+use crate::pipeline::{
+    Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated, restore,
+};
+use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity};
 use crate::task::block_on;
 use clap::ValueEnum;
 use serde_json::json;
@@ -26,7 +31,8 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// How codes are found: rtn rounds to nearest, ternary makes -1, 0 and 1 as BitNet does
+    /// How codes are found: rtn rounds to nearest, gptq learns from calibration texts which way to round, ternary makes
+    /// -1, 0 and 1 as BitNet does
     #[arg(long, value_enum, default_value_t = MethodArg::Rtn)]
     method: MethodArg,
 
@@ -66,6 +72,25 @@ pub struct Args {
     #[arg(long)]
     strict: bool,
 
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+
+    /// Take the tokenizer, for calibration texts, from another folder
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+
+    /// gptq: share of the Hessian's mean diagonal that is added to its diagonal
+    #[arg(long, value_name = "SHARE", default_value_t = GptqOptions::default().damping)]
+    damping: f32,
+
+    /// gptq: the order in which columns are rounded
+    #[arg(long, value_enum, default_value_t = ActOrderArg::GroupAware)]
+    act_order: ActOrderArg,
+
+    /// gptq: the same as --act-order group-index, by the name of other tools
+    #[arg(long, conflicts_with = "act_order")]
+    desc_act: bool,
+
     /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
         "ternary_scale", "sparsity_threshold", "activations", "strict"])]
@@ -83,7 +108,21 @@ pub struct Args {
 #[derive(Clone, Copy, ValueEnum)]
 enum MethodArg {
     Rtn,
+    Gptq,
     Ternary,
+}
+
+/// `--act-order`
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum ActOrderArg {
+    /// As columns are stored
+    None,
+    /// Groups with the largest inputs first, and so the columns of each group
+    GroupAware,
+    /// Columns with the largest inputs first, on groups as they are stored
+    Static,
+    /// Columns with the largest inputs first, with groups along that order; the result names each column's group (g_idx)
+    GroupIndex,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,7 +134,7 @@ enum TernaryScaleArg {
 impl Args {
     fn options(&self) -> Result<QuantizeOptions> {
         let mut options = match self.method {
-            MethodArg::Rtn => {
+            MethodArg::Rtn | MethodArg::Gptq => {
                 let bits = Bits::try_from(self.bits.unwrap_or(4))?;
                 let granularity = match self.group_size {
                     None if bits == Bits::Eight => Granularity::Channel,
@@ -109,7 +148,10 @@ impl Args {
                         })?,
                     ),
                 };
-                QuantizeOptions::rtn(bits, granularity, !self.asym)
+                match self.method {
+                    MethodArg::Gptq => QuantizeOptions::gptq(bits, granularity, !self.asym),
+                    _ => QuantizeOptions::rtn(bits, granularity, !self.asym),
+                }
             }
             MethodArg::Ternary => {
                 if self.bits.is_some() || self.group_size.is_some() || self.asym {
@@ -123,9 +165,24 @@ impl Args {
                 })
             }
         };
-        if self.ternary_scale.is_some() && matches!(self.method, MethodArg::Rtn) {
+        if self.ternary_scale.is_some() && !matches!(self.method, MethodArg::Ternary) {
             return Err(Error::invalid_argument("--ternary-scale belongs to --method ternary"));
         }
+        let calibrated = options.method.is_calibrated();
+        if self.calibration.is_given() != calibrated {
+            let (method, what) = (options.method.name(), if calibrated { "needs" } else { "takes no" });
+            return Err(Error::invalid_argument(format!("--method {method} {what} --calibration texts")));
+        }
+        options.gptq = GptqOptions {
+            damping: self.damping,
+            order: match self.act_order {
+                _ if self.desc_act => ColumnOrder::GroupIndex,
+                ActOrderArg::None => ColumnOrder::Stored,
+                ActOrderArg::GroupAware => ColumnOrder::GroupAware,
+                ActOrderArg::Static => ColumnOrder::StaticGroups,
+                ActOrderArg::GroupIndex => ColumnOrder::GroupIndex,
+            },
+        };
         options.quantize_head = self.quantize_head;
         options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
         options.strict = self.strict;
@@ -153,6 +210,17 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
                 let scheme = plan.scheme.map_or("f16".to_owned(), |scheme| scheme.to_string());
                 terminal.note(format!("{}: {scheme} ({reason})", plan.module));
             }
+        }
+        if options.method.is_calibrated() {
+            let samples = args.calibration.samples(&checkpoint, args.tokenizer.as_deref(), terminal).await?;
+            let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
+            let scratch = TempScratch::new_in(&args.output)?;
+            let calibration =
+                Calibration { samples: &samples, backend: CpuBackend::new(), scratch: &scratch };
+            let outcome =
+                quantize_calibrated(&checkpoint, &options, calibration, &sinks, Some(&existing), terminal)
+                    .await?;
+            return Ok((outcome, checkpoint.bytes()));
         }
         let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
         let outcome = quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
@@ -184,6 +252,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             "snr_db": error.snr_db(),
             "max_abs_error": error.max_abs_error(),
             "sparsity": error.sparsity(),
+            "calibration": outcome.record.modules.iter().find(|m| &m.name == name).map(|m| &m.calibration),
         })).collect::<Vec<_>>(),
     });
     let text = format!(

@@ -1,7 +1,8 @@
 //! Finds the codes of one module, chunk of rows by chunk of rows. Floor 8.
 
+use super::calibrated::Found;
 use super::select::ModulePlan;
-use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorReference};
+use crate::artifact::records::{CalibrationRecord, DequantizationRecord, DequantizedModule, TensorReference};
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
 use crate::format::shard_index::TensorStore;
@@ -20,17 +21,20 @@ pub(super) enum Encoder<'a> {
     Rtn,
     /// BitNet, with the share of the scale below which weights become 0.
     Ternary { sparsity_threshold: Option<f32> },
+    /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
+    Calibrated(Found<'a>),
     /// On the grid that the weights were on before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
 
 /// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
 /// in half precision, so that a dequantized model computes with the very same weights.
-const SCALE_TYPE: ScaleType = ScaleType::F16;
+pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 
 impl Encoder<'_> {
     /// What this module will be.
     pub fn format(&self, module: &str, scheme: Scheme) -> Result<PackedFormat> {
+        let rounded = PackedFormat { scheme, scale_type: SCALE_TYPE, reordered: false };
         match self {
             Self::Restore { record, parameters } => {
                 let described = described(record, module)?;
@@ -43,7 +47,16 @@ impl Encoder<'_> {
                 })?;
                 Ok(PackedFormat { scheme, scale_type, reordered: described.g_idx.is_some() })
             }
-            _ => Ok(PackedFormat { scheme, scale_type: SCALE_TYPE, reordered: false }),
+            Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded)),
+            Self::Rtn | Self::Ternary { .. } => Ok(rounded),
+        }
+    }
+
+    /// How calibration found the codes of a module, where it did.
+    pub fn calibration(&self, module: &str) -> Option<&CalibrationRecord> {
+        match self {
+            Self::Calibrated(found) => found.record(module),
+            _ => None,
         }
     }
 
@@ -57,7 +70,8 @@ impl Encoder<'_> {
     ) -> Result<PackedTensor> {
         let (rows, cols) = (plan.rows, plan.cols);
         match self {
-            Self::Rtn => {
+            Self::Calibrated(found) if found.format(&plan.module).is_some() => found.load(&plan.module).await,
+            Self::Rtn | Self::Calibrated(_) => {
                 let mut quantizer = RtnQuantizer::new(scheme, rows, cols, SCALE_TYPE)?;
                 for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
                 quantizer.finish()

@@ -3,16 +3,18 @@
 //! The source is read by ranges and the result written as it comes: at no time is more in memory than a few chunks of
 //! rows and one packed matrix. Floor 8.
 
+use super::calibrated::{self, Calibration};
 use super::copy::{Copy, f16_holds};
 use super::dequantize::PARAMETERS_FILE;
-use super::encode::{Encoder, open_parameters};
+use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::select::{Method, ModulePlan, QuantizeOptions, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
     ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_dequantization_record,
 };
+use crate::backend::Backend;
 use crate::dtype::DType;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
 use crate::format::source::SourceDir;
@@ -53,16 +55,49 @@ pub async fn quantize(
     let encoder = match options.method {
         Method::Rtn => Encoder::Rtn,
         Method::Ternary => Encoder::Ternary { sparsity_threshold: options.sparsity_threshold },
+        Method::Gptq => {
+            return Err(Error::invalid_argument(format!(
+                "method {} needs calibration samples",
+                options.method.name()
+            )));
+        }
     };
-    let unties = options.quantize_head && checkpoint.config().tie_word_embeddings;
-    let about = About {
-        method: options.method.name().to_owned(),
-        scheme: options.scheme.to_string(),
-        activations: options.activations,
-        layout: options.target_layout(),
-        parameters: parameters(options),
-    };
-    Job { checkpoint, plans, encoder, unties, about }.run(target, existing, control).await
+    let job = Job::new(checkpoint, plans, encoder, options, parameters(options));
+    job.run(target, existing, control).await
+}
+
+/// As [`quantize`], with a method that learns from calibration samples. The samples are run through the model before the
+/// first file is written.
+///
+/// # Errors
+/// As [`quantize`]'s; `invalid_argument` for a method that does not calibrate; `non_finite` where activations are no
+/// numbers.
+pub async fn quantize_calibrated<B: Backend>(
+    checkpoint: &Checkpoint,
+    options: &QuantizeOptions,
+    calibration: Calibration<'_, B>,
+    target: &dyn SinkDir,
+    existing: Option<&dyn SourceDir>,
+    control: &dyn Control,
+) -> Result<QuantizeOutcome> {
+    let plans = plan_modules(checkpoint, options)?;
+    if !options.method.is_calibrated() {
+        return Err(Error::invalid_argument(format!(
+            "method {} takes no calibration samples",
+            options.method.name()
+        )));
+    }
+    let mut parameters = parameters(options);
+    let samples = calibration.samples;
+    parameters.insert("samples".into(), json!(samples.windows.len()));
+    parameters.insert("sequence_length".into(), json!(samples.windows.iter().map(Vec::len).max()));
+    parameters.insert("calibration_tokens".into(), json!(samples.tokens()));
+    parameters.insert("calibration_sha256".into(), json!(samples.sha256));
+    parameters.insert("damping".into(), json!(options.gptq.damping));
+    parameters.insert("act_order".into(), json!(options.gptq.order.name()));
+    let found = calibrated::find(checkpoint, &plans, options, SCALE_TYPE, calibration, control).await?;
+    let job = Job::new(checkpoint, plans, Encoder::Calibrated(found), options, parameters);
+    job.run(target, existing, control).await
 }
 
 /// Quantizes a checkpoint that [`dequantize_checkpoint`](super::dequantize::dequantize_checkpoint) wrote on the very grid
@@ -104,14 +139,6 @@ struct About {
     activations: Activations,
     layout: TargetLayout,
     parameters: Map<String, Value>,
-}
-
-fn module_record(plan: &ModulePlan) -> ModuleRecord {
-    ModuleRecord {
-        name: plan.module.clone(),
-        scheme: plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
-        reason: plan.reason.clone(),
-    }
 }
 
 fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
@@ -158,7 +185,34 @@ struct Written {
     bytes: u64,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        plans: Vec<ModulePlan>,
+        encoder: Encoder<'a>,
+        options: &QuantizeOptions,
+        parameters: Map<String, Value>,
+    ) -> Self {
+        let about = About {
+            method: options.method.name().to_owned(),
+            scheme: options.scheme.to_string(),
+            activations: options.activations,
+            layout: options.target_layout(),
+            parameters,
+        };
+        let unties = options.quantize_head && checkpoint.config().tie_word_embeddings;
+        Self { checkpoint, plans, encoder, unties, about }
+    }
+
+    fn module_record(&self, plan: &ModulePlan) -> ModuleRecord {
+        ModuleRecord {
+            name: plan.module.clone(),
+            scheme: plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
+            reason: plan.reason.clone(),
+            calibration: self.encoder.calibration(&plan.module).cloned(),
+        }
+    }
+
     async fn run(
         self,
         target: &dyn SinkDir,
@@ -173,6 +227,7 @@ impl Job<'_> {
         folder.write_config(self.checkpoint.config_json(), &changes, Some(config)).await?;
         folder.copy_side_files(self.checkpoint.dir().as_ref()).await?;
         let written = self.write(&tensors, &folder, control).await?;
+        let modules = self.plans.iter().map(|plan| self.module_record(plan)).collect();
         let record = QuantizationRecord {
             schema: "lowbit.quantization/1".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -183,7 +238,7 @@ impl Job<'_> {
             bits_per_weight: written.packed_bytes as f64 * 8.0 / written.packed_weights.max(1) as f64,
             parameters: self.about.parameters,
             source: SourceRecord::of(self.checkpoint).await?,
-            modules: self.plans.iter().map(module_record).collect(),
+            modules,
         };
         folder.finish(&record).await?;
         let modules = self.plans.iter().filter_map(|plan| {

@@ -7,13 +7,15 @@ use crate::error::{Error, Result};
 use crate::layout::{Fit, TargetLayout};
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
-use crate::quant::{Activations, Bits, Granularity, Scheme};
+use crate::quant::{Activations, Bits, GptqOptions, Granularity, Scheme};
 
 /// How codes are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Round to nearest.
     Rtn,
+    /// Rounded column by column, each making up for the errors before it; needs calibration samples.
+    Gptq,
     /// BitNet b1.58: -1, 0 and 1.
     Ternary,
 }
@@ -23,8 +25,14 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Self::Rtn => "rtn",
+            Self::Gptq => "gptq",
             Self::Ternary => "ternary",
         }
+    }
+
+    /// Whether it needs calibration samples.
+    pub fn is_calibrated(self) -> bool {
+        self == Self::Gptq
     }
 }
 
@@ -45,6 +53,8 @@ pub struct QuantizeOptions {
     pub sparsity_threshold: Option<f32>,
     /// Precision of the activations that the result is meant to run with.
     pub activations: Activations,
+    /// How [`Method::Gptq`] works.
+    pub gptq: GptqOptions,
 }
 
 impl QuantizeOptions {
@@ -58,7 +68,13 @@ impl QuantizeOptions {
             strict: false,
             sparsity_threshold: None,
             activations: Activations::F32,
+            gptq: GptqOptions::default(),
         }
+    }
+
+    /// GPTQ with `bits` and `granularity`, everything else as usual.
+    pub fn gptq(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
+        Self { method: Method::Gptq, ..Self::rtn(bits, granularity, symmetric) }
     }
 
     /// BitNet ternary with one scale a matrix, or a row.
@@ -71,6 +87,7 @@ impl QuantizeOptions {
             strict: false,
             sparsity_threshold: None,
             activations: Activations::Int8,
+            gptq: GptqOptions::default(),
         }
     }
 
@@ -110,6 +127,12 @@ impl QuantizeOptions {
                     "expected a positive sparsity threshold but found {threshold}"
                 )));
             }
+        }
+        let damping = self.gptq.damping;
+        if !(damping.is_finite() && (0.0..1.0).contains(&damping)) {
+            return Err(Error::invalid_argument(format!(
+                "expected a damping from 0 up to 1 but found {damping}"
+            )));
         }
         if let Granularity::Group(0) = self.scheme.granularity() {
             return Err(Error::invalid_argument("expected a positive group size but found 0"));

@@ -1,0 +1,157 @@
+//! Finds the codes of a model's blocks with the help of calibration samples, block by block.
+//!
+//! The packed matrices wait in scratch: they are found in the order of the data flow and written in the order of the
+//! file. Floor 8.
+
+use super::kept;
+use super::select::{Method, ModulePlan, QuantizeOptions};
+use crate::artifact::records::CalibrationRecord;
+use crate::backend::Backend;
+use crate::calibrate::{Samples, Walk};
+use crate::error::{Context, Error, Result};
+use crate::format::scratch::Scratch;
+use crate::layout::PackedFormat;
+use crate::model::Checkpoint;
+use crate::model::block::Site;
+use crate::model::weights::DenseRows;
+use crate::quant::gptq::Prepared;
+use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType};
+use crate::task::{self, Control};
+use std::collections::BTreeMap;
+
+/// What a calibrated method needs beside its options.
+pub struct Calibration<'a, B> {
+    /// What the model is run on.
+    pub samples: &'a Samples,
+    /// What runs it.
+    pub backend: B,
+    /// Where hidden states and finished matrices wait.
+    pub scratch: &'a dyn Scratch,
+}
+
+/// The matrices that wait in scratch.
+pub(super) struct Found<'a> {
+    scratch: &'a dyn Scratch,
+    modules: BTreeMap<String, (PackedFormat, CalibrationRecord)>,
+}
+
+impl Found<'_> {
+    /// What the module will be, where it was calibrated.
+    pub(super) fn format(&self, module: &str) -> Option<PackedFormat> {
+        self.modules.get(module).map(|(format, _)| *format)
+    }
+
+    /// How its codes were found.
+    pub(super) fn record(&self, module: &str) -> Option<&CalibrationRecord> {
+        self.modules.get(module).map(|(_, record)| record)
+    }
+
+    /// The matrix.
+    pub(super) async fn load(&self, module: &str) -> Result<PackedTensor> {
+        kept::load(self.scratch, module).await
+    }
+}
+
+/// Quantizes the modules of all blocks.
+pub(super) async fn find<'a, B: Backend>(
+    checkpoint: &Checkpoint,
+    plans: &[ModulePlan],
+    options: &QuantizeOptions,
+    scale_type: ScaleType,
+    calibration: Calibration<'a, B>,
+    control: &dyn Control,
+) -> Result<Found<'a>> {
+    let Calibration { samples, backend, scratch } = calibration;
+    let mut found = Found { scratch, modules: BTreeMap::new() };
+    let layers = checkpoint.config().num_hidden_layers;
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, control).await?;
+    for layer in 0..layers {
+        walk.enter_block(layer).await?;
+        for _ in Site::ALL {
+            let (site, hessian) = walk.next_site(control).await?;
+            let mut replaced = Vec::new();
+            // Modules that share an input share its factors, unless their groups differ.
+            let mut prepared: BTreeMap<usize, Option<Prepared>> = BTreeMap::new();
+            for &linear in site.linears() {
+                let module = linear.module(layer);
+                let Some(plan) = plans.iter().find(|plan| plan.module == module && plan.scheme.is_some())
+                else {
+                    continue;
+                };
+                let group_size = plan.scheme.map_or(0, |scheme| scheme.granularity().group_size(plan.cols));
+                let prepared = prepared
+                    .entry(group_size)
+                    .or_insert_with(|| Prepared::new(&hessian, group_size, options.gptq));
+                let (tensor, record) =
+                    gptq(checkpoint, plan, prepared.as_ref(), scale_type, control)
+                        .await
+                        .context_with(|| format!("{}: module `{module}`", checkpoint.name()))?;
+                kept::save(scratch, &module, &tensor).await?;
+                found.modules.insert(module, (PackedFormat::from(&tensor), record));
+                replaced.push((linear, tensor));
+            }
+            let is_last = layer + 1 == layers && site == Site::Down;
+            if !replaced.is_empty() && !is_last {
+                walk.replace(site, &replaced).await?;
+            }
+        }
+        if layer + 1 < layers {
+            walk.leave_block(control).await?;
+        }
+    }
+    Ok(found)
+}
+
+/// Rounds one module by GPTQ and to nearest, and takes what leaves the smaller error in its output.
+async fn gptq(
+    checkpoint: &Checkpoint,
+    plan: &ModulePlan,
+    prepared: Option<&Prepared>,
+    scale_type: ScaleType,
+    control: &dyn Control,
+) -> Result<(PackedTensor, CalibrationRecord)> {
+    let Some(scheme) = plan.scheme else {
+        return Err(Error::invalid_argument("expected a module that is to be quantized"));
+    };
+    let mut rows = DenseRows::new(checkpoint, &plan.source)?;
+    let Some(prepared) = prepared else {
+        let mut quantizer = RtnQuantizer::new(scheme, plan.rows, plan.cols, scale_type)?;
+        while let Some((_, values)) = rows.next().await? {
+            quantizer.push_rows(values)?;
+            task::checkpoint(control).await?;
+        }
+        let record = CalibrationRecord {
+            method: Method::Rtn.name().to_owned(),
+            output_error: None,
+            rtn_output_error: None,
+            damping: None,
+            reason: Some(
+                "the Hessian of its inputs is not positive definite, however much it is damped".to_owned(),
+            ),
+        };
+        return Ok((quantizer.finish()?, record));
+    };
+    let mut quantizer = GptqQuantizer::new(prepared, scheme, plan.rows, plan.cols, scale_type)?;
+    while let Some((_, values)) = rows.next().await? {
+        quantizer.push_rows(values)?;
+        task::checkpoint(control).await?;
+    }
+    let outcome = quantizer.finish()?;
+    let share = |error: f64| if outcome.signal > 0.0 { error / outcome.signal } else { 0.0 };
+    let (gptq_error, rtn_error) = (share(outcome.gptq_error), share(outcome.rtn_error));
+    let (method, tensor, reason) = match outcome.gptq {
+        Some(tensor) if gptq_error <= rtn_error => (Method::Gptq, tensor, None),
+        Some(_) => {
+            (Method::Rtn, outcome.rtn, Some(format!("gptq would leave more output error: {gptq_error:.3e}")))
+        }
+        None => (Method::Rtn, outcome.rtn, Some("gptq met numbers that are not finite".to_owned())),
+    };
+    let record = CalibrationRecord {
+        method: method.name().to_owned(),
+        output_error: Some(if method == Method::Gptq { gptq_error } else { rtn_error }),
+        rtn_output_error: Some(rtn_error),
+        damping: Some(prepared.damping()),
+        reason,
+    };
+    Ok((tensor, record))
+}
