@@ -11,7 +11,7 @@ use super::memory::Aligned;
 use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{Activations, PackedRows, PackedTensor, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedRows, PackedTensor, Scheme};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -45,7 +45,8 @@ pub(super) struct Part {
     pub(super) rows: usize,
     pub(super) columns: Columns,
     pub(super) data: Data,
-    pub(super) activations: Activations,
+    /// The grid of INT8 activations; `None` for `f32`.
+    pub(super) grid: Option<ActivationGrid>,
     pub(super) bias: Option<Vec<f32>>,
 }
 
@@ -106,6 +107,7 @@ impl Part {
                 "a weight cannot have {rows} rows and {cols} columns"
             )));
         }
+        let grid = (desc.activations == Activations::Int8).then_some(desc.grid);
         let (columns, data) = match desc.format {
             WeightFormat::Dense(dtype) => {
                 let columns = Columns::new(cols, cols);
@@ -128,7 +130,7 @@ impl Part {
                     return Err(Error::invalid_argument("a weight cannot have groups of 0 columns"));
                 }
                 let columns = Columns::new(cols, group_size);
-                if desc.activations == Activations::Int8 && columns.group_size > MAX_INT8_GROUP {
+                if grid.is_some() && columns.group_size > MAX_INT8_GROUP {
                     return Err(Error::unsupported_format(format!(
                         "a scale of {cols} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns \
                          can be summed in 32 bits"
@@ -148,7 +150,7 @@ impl Part {
                 (columns, Data::Packed(data))
             }
         };
-        Ok(Self { rows, columns, data, activations: desc.activations, bias: None })
+        Ok(Self { rows, columns, data, grid, bias: None })
     }
 
     fn bytes(&self) -> usize {
