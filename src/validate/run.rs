@@ -87,10 +87,23 @@ pub async fn validate<B: Backend>(
 /// What running the two models gave.
 struct Measured {
     comparison: Comparison,
-    continuations: (Vec<Continuation>, Vec<Continuation>),
-    right: (usize, usize),
+    original: Spoken,
+    quantized: Spoken,
     speed: Option<SpeedMeasurement>,
+}
+
+/// What one model said.
+struct Spoken {
+    continuations: Vec<Continuation>,
+    /// Questions answered right.
+    right: usize,
     activations: Activations,
+}
+
+/// How the original and the quantized model are run.
+fn load_options(options: &ValidateOptions) -> (LoadOptions, LoadOptions) {
+    let quantized = LoadOptions { activations: options.activations, ..LoadOptions::default() };
+    (LoadOptions::default(), quantized)
 }
 
 async fn measure_side_by_side<B: Backend>(
@@ -102,25 +115,18 @@ async fn measure_side_by_side<B: Backend>(
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
     let control = around.control;
-    let mut a = CausalLm::load(new_backend(), original, LoadOptions::default(), control).await?;
-    let load = LoadOptions { activations: options.activations, ..LoadOptions::default() };
-    let mut b = CausalLm::load(new_backend(), quantized, load, control).await?;
+    let (first, second) = load_options(options);
+    let mut a = CausalLm::load(new_backend(), original, first, control).await?;
+    let mut b = CausalLm::load(new_backend(), quantized, second, control).await?;
     let comparison = walk::compare(&mut a, &mut b, data, &options.windows, control).await?;
-    let (prompts, tokens) = (&options.prompts, options.max_tokens);
-    let continuations = (
-        continue_all(&mut a, around.codec, prompts, tokens, control).await?,
-        continue_all(&mut b, around.codec, prompts, tokens, control).await?,
-    );
-    let right = (
-        choices::answer_all(&mut a, around.codec, &options.benchmark, control).await?,
-        choices::answer_all(&mut b, around.codec, &options.benchmark, control).await?,
-    );
+    let (by_original, by_quantized) =
+        (speak(&mut a, options, around).await?, speak(&mut b, options, around).await?);
     let mut speed = None;
     if options.speed_rounds > 0 {
         // The fastest floating-point path counts: half precision moves half the bytes of single precision.
         let mut half = None;
         if is_single_precision(original)? {
-            let load = LoadOptions { dense_as_f16: true, ..LoadOptions::default() };
+            let load = LoadOptions { dense_as_f16: true, ..first };
             half = Some(CausalLm::load(new_backend(), original, load, control).await?);
         }
         let mut originals: Vec<_> = std::iter::once(&mut a).chain(half.as_mut()).collect();
@@ -133,7 +139,7 @@ async fn measure_side_by_side<B: Backend>(
             last_level_cache_bytes: options.last_level_cache_bytes,
         });
     }
-    Ok(Measured { comparison, continuations, right, speed, activations: b.activations() })
+    Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed })
 }
 
 fn is_single_precision(checkpoint: &Checkpoint) -> Result<bool> {
@@ -150,9 +156,10 @@ async fn measure_streamed<B: Backend>(
     new_backend: &mut impl FnMut() -> B,
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
+    let (first, second) = load_options(options);
     let comparison = streamed::compare(
-        (original, LoadOptions::default()),
-        (quantized, LoadOptions { activations: options.activations, ..LoadOptions::default() }),
+        (original, first),
+        (quantized, second),
         data,
         &options.windows,
         new_backend,
@@ -160,26 +167,25 @@ async fn measure_streamed<B: Backend>(
         around.control,
     )
     .await?;
-    let mut continuations = Vec::new();
-    let mut right = Vec::new();
-    let mut activations = Activations::F32;
-    for (checkpoint, wanted) in [(original, None), (quantized, options.activations)] {
-        let load = LoadOptions { activations: wanted, ..LoadOptions::default() };
+    let mut alone = async |checkpoint: &Checkpoint, load: LoadOptions| {
         let mut model = CausalLm::load(new_backend(), checkpoint, load, around.control).await?;
-        let (codec, control) = (around.codec, around.control);
-        continuations
-            .push(continue_all(&mut model, codec, &options.prompts, options.max_tokens, control).await?);
-        right.push(choices::answer_all(&mut model, codec, &options.benchmark, control).await?);
-        activations = model.activations();
-    }
-    let second = continuations.pop().unwrap_or_default();
-    let first = continuations.pop().unwrap_or_default();
-    Ok(Measured {
-        comparison,
-        continuations: (first, second),
-        right: (right[0], right[1]),
-        speed: None,
-        activations,
+        speak(&mut model, options, around).await
+    };
+    let (by_original, by_quantized) = (alone(original, first).await?, alone(quantized, second).await?);
+    Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed: None })
+}
+
+/// Continues the prompts and answers the questions.
+async fn speak<B: Backend>(
+    model: &mut CausalLm<B>,
+    options: &ValidateOptions,
+    around: &Surroundings<'_>,
+) -> Result<Spoken> {
+    let (codec, control) = (around.codec, around.control);
+    Ok(Spoken {
+        continuations: continue_all(model, codec, &options.prompts, options.max_tokens, control).await?,
+        right: choices::answer_all(model, codec, &options.benchmark, control).await?,
+        activations: model.activations(),
     })
 }
 
@@ -196,18 +202,18 @@ fn put_together(
     let failures = options
         .prompts
         .iter()
-        .zip(measured.continuations.0.iter().zip(&measured.continuations.1))
+        .zip(measured.original.continuations.iter().zip(&measured.quantized.continuations))
         .flat_map(|(prompt, (a, b))| failures::compare(&prompt.text, &a.failures, &b.failures))
         .collect();
     let measurements = Measurements {
         scheme,
         preparation: Preparation::Rounded,
-        activations: measured.activations,
+        activations: measured.quantized.activations,
         perplexity: PerplexityMeasurement { original: first.perplexity(), quantized: second.perplexity() },
         benchmark: (!options.benchmark.is_empty()).then_some(BenchmarkMeasurement {
             items: options.benchmark.len(),
-            original_right: measured.right.0,
-            quantized_right: measured.right.1,
+            original_right: measured.original.right,
+            quantized_right: measured.quantized.right,
         }),
         prompts: options.prompts.len(),
         failures,
@@ -227,7 +233,7 @@ fn put_together(
             scheme: scheme.to_string(),
             bits_per_weight: layers.bits_per_weight(),
             bytes: quantized.bytes(),
-            activations: measured.activations.name().to_owned(),
+            activations: measured.quantized.activations.name().to_owned(),
         },
         dataset: report::Dataset {
             name: data.name.clone(),
