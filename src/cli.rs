@@ -12,6 +12,7 @@ mod open;
 mod perplexity;
 mod plan;
 mod quantize;
+mod system;
 mod terminal;
 mod validate;
 

@@ -9,6 +9,7 @@ pub mod benchmark;
 pub mod choices;
 pub mod continuations;
 pub mod failures;
+pub mod holding;
 pub mod layers;
 pub mod measurements;
 pub mod metrics;

@@ -3,6 +3,7 @@
 use super::benchmark::Item;
 use super::continuations::{Continuation, Prompt, continue_all};
 use super::failures;
+use super::holding::{Execution, Holding, is_single_precision, side_by_side_bytes};
 use super::layers::{self, Layers};
 use super::measurements::{
     BenchmarkMeasurement, Measurements, PerplexityMeasurement, Preparation, SpeedMeasurement,
@@ -14,11 +15,8 @@ use super::walk::{self, Comparison};
 use super::windows::{Dataset, WindowOptions};
 use super::{choices, streamed};
 use crate::backend::Backend;
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
-use crate::layout::ModuleStorage;
-use crate::model::names::Linear;
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
 use crate::task::Control;
@@ -45,8 +43,9 @@ pub struct ValidateOptions {
     pub activations: Option<Activations>,
     /// By what the measurements are judged.
     pub limits: Limits,
-    /// Hold one block at a time instead of two models. Speed is then left out, and the models generate one after the other.
-    pub layer_streamed: bool,
+    /// How much of the models is in memory at once. Where it is one block, speed is left out, and the models generate one
+    /// after the other.
+    pub holding: Holding,
 }
 
 /// Everything that the measurements need from outside.
@@ -76,12 +75,18 @@ pub async fn validate<B: Backend>(
     options.limits.validate()?;
     walk::check_same_vocabulary(original.config(), quantized.config())?;
     let layers = layers::measure(original, quantized, around.control).await?;
-    let measured = if options.layer_streamed {
-        measure_streamed(original, quantized, data, options, &mut new_backend, around).await?
-    } else {
-        measure_side_by_side(original, quantized, data, options, &mut new_backend, around).await?
+    let timed = options.speed_rounds > 0;
+    let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
+    let execution = options.holding.execution(needed);
+    let measured = match execution {
+        Execution::LayerStreamed => {
+            measure_streamed(original, quantized, data, options, &mut new_backend, around).await?
+        }
+        Execution::SideBySide => {
+            measure_side_by_side(original, quantized, data, options, &mut new_backend, around).await?
+        }
     };
-    Ok(put_together(original, quantized, data, options, layers, measured))
+    Ok(put_together(original, quantized, data, options, execution, layers, measured))
 }
 
 /// What running the two models gave.
@@ -142,11 +147,6 @@ async fn measure_side_by_side<B: Backend>(
     Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed })
 }
 
-fn is_single_precision(checkpoint: &Checkpoint) -> Result<bool> {
-    let storage = checkpoint.module(&Linear::Q.module(0))?;
-    Ok(matches!(storage, ModuleStorage::Dense { dtype: DType::F32, .. }))
-}
-
 /// As [`measure_side_by_side`], with one model at a time, and for the text one block at a time.
 async fn measure_streamed<B: Backend>(
     original: &Checkpoint,
@@ -194,6 +194,7 @@ fn put_together(
     quantized: &Checkpoint,
     data: &Dataset,
     options: &ValidateOptions,
+    execution: Execution,
     layers: Layers,
     measured: Measured,
 ) -> ValidationReport {
@@ -235,6 +236,7 @@ fn put_together(
             bytes: quantized.bytes(),
             activations: measured.quantized.activations.name().to_owned(),
         },
+        execution,
         dataset: report::Dataset {
             name: data.name.clone(),
             tokens: first.tokens(),
