@@ -70,7 +70,7 @@ pub struct AgreementArgs {
     original: Option<PathBuf>,
 
     /// The share of predictions that the dequantized model shall keep of the original's
-    #[arg(long, value_name = "SHARE", default_value_t = 0.995)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.995, allow_negative_numbers = true)]
     min_retention: f64,
 }
 
@@ -83,6 +83,8 @@ struct Document {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    open::check_writable(args.metrics.as_ref(), &[&args.output])?;
+    agreement::check_share(args.agreement.min_retention)?;
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint).await?;
         let (record, agreement) =

@@ -85,11 +85,13 @@ pub struct MeasureArgs {
     holding: HoldingArgs,
 
     /// Perplexity must increase by less than this share
-    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_perplexity_increase)]
+    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_perplexity_increase,
+        allow_negative_numbers = true)]
     max_perplexity_increase: f64,
 
     /// Benchmark accuracy must drop by less than so many points
-    #[arg(long, value_name = "POINTS", default_value_t = Limits::default().max_benchmark_drop_points)]
+    #[arg(long, value_name = "POINTS", default_value_t = Limits::default().max_benchmark_drop_points,
+        allow_negative_numbers = true)]
     max_benchmark_drop: f64,
 
     /// At most so many generation failures that the original does not show
@@ -97,11 +99,11 @@ pub struct MeasureArgs {
     max_new_failures: usize,
 
     /// Quantized layers must be so many times smaller than in f16 [default: by scheme, 3.4 for INT4]
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true)]
     min_memory_ratio: Option<f64>,
 
     /// Decoding must be so many times faster
-    #[arg(long, value_name = "RATIO", default_value_t = Limits::default().min_speed_ratio)]
+    #[arg(long, value_name = "RATIO", default_value_t = Limits::default().min_speed_ratio, allow_negative_numbers = true)]
     min_speed_ratio: f64,
 }
 
@@ -174,6 +176,9 @@ impl MeasureArgs {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    open::check_writable(args.output.as_ref(), &[])?;
+    open::check_writable(args.metrics.as_ref(), &[])?;
+    args.measure.limits().validate()?;
     let report = block_on(async {
         let original = open::checkpoint(&args.original).await?;
         let quantized = open::checkpoint(&args.quantized).await?;

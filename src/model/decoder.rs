@@ -11,7 +11,7 @@ use super::names;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
 use crate::backend::{Backend, Capabilities, Element, Norm};
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::{ActivationGrid, Activations};
+use crate::quant::Activations;
 use crate::task::{self, Control, Progress};
 
 /// Tokens that run through the blocks together.
@@ -35,7 +35,6 @@ pub struct CausalLm<B: Backend> {
     ends: Ends<B>,
     blocks: Vec<Block<B>>,
     activations: Activations,
-    grid: ActivationGrid,
     rope: RopeTable<B>,
     work: Workspace<B>,
     hidden: Hidden<B>,
@@ -173,6 +172,16 @@ impl<B: Backend> CausalLm<B> {
     /// # Errors
     /// Whatever reading meets, with the module named; `cancelled`.
     pub async fn load(
+        backend: B,
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        control: &dyn Control,
+    ) -> Result<Self> {
+        let loaded = Self::load_all(backend, checkpoint, options, control).await;
+        loaded.map_err(|error| error.within(checkpoint.name()))
+    }
+
+    async fn load_all(
         mut backend: B,
         checkpoint: &Checkpoint,
         options: LoadOptions,
@@ -196,7 +205,6 @@ impl<B: Backend> CausalLm<B> {
             ends,
             blocks,
             activations: effective_activations(checkpoint, options)?,
-            grid: options.grid.unwrap_or(checkpoint.layout().activation_grid()),
             rope: RopeTable::default(),
             work: Workspace::new(&mut backend, &config, tokens)?,
             hidden: new_hidden(&mut backend, &config, tokens)?,
@@ -214,11 +222,6 @@ impl<B: Backend> CausalLm<B> {
     /// Precision of the activations that meet the linear layers of the blocks.
     pub fn activations(&self) -> Activations {
         self.activations
-    }
-
-    /// How activations are rounded where they are INT8.
-    pub fn activation_grid(&self) -> ActivationGrid {
-        self.grid
     }
 
     /// What the device can do.

@@ -4,12 +4,12 @@
 //! rows and one packed matrix. Floor 8.
 
 use super::copy::{Copy, f16_holds};
-use super::dequantize::PARAMETERS_FILE;
 use super::encode::{Encoder, open_parameters};
 use super::select::{Method, ModulePlan, QuantizeOptions, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
-    ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_dequantization_record,
+    ModuleRecord, PARAMETERS_FILE, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord,
+    read_dequantization_record,
 };
 use crate::dtype::DType;
 use crate::error::{Context, Result};
