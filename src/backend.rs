@@ -8,7 +8,7 @@ pub mod cpu;
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::quant::{Activations, PackedRows, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
 use std::ops::Range;
 
 /// What a device can do and how much it may be asked for.
@@ -38,6 +38,8 @@ pub struct WeightDesc {
     pub format: WeightFormat,
     /// Precision of the activations it meets. For a dense weight INT8 means activations that are rounded to INT8 and back.
     pub activations: Activations,
+    /// How INT8 activations are rounded; without meaning for `f32`.
+    pub grid: ActivationGrid,
     /// Whether a bias follows by [`Backend::put_bias`].
     pub bias: bool,
 }

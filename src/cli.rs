@@ -1,7 +1,7 @@
 //! The command line: options as people type them, and what they see.
 //!
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
-//! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage. Floor 9.
+//! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
 
 mod calibration;
 mod compare;
@@ -13,10 +13,11 @@ mod open;
 mod perplexity;
 mod plan;
 mod quantize;
+mod system;
 mod terminal;
 mod validate;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ enum Command {
     Demo(demo::Args),
 }
 
+/// The exit code of an interrupted command, as shells have it: 128 and the number of the signal.
+const INTERRUPTED: u8 = 130;
+
 /// How a command that did its work ended.
 enum Outcome {
     Done,
@@ -70,12 +74,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let terminal = Terminal::new(cli.json);
+    terminal::listen_for_interrupts(INTERRUPTED.into());
     match run(cli.command, &terminal) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Rejected) => ExitCode::from(1),
         Err(error) => {
             terminal.error(&error);
-            ExitCode::from(2)
+            ExitCode::from(if error.code() == ErrorCode::Cancelled { INTERRUPTED } else { 2 })
         }
     }
 }

@@ -116,6 +116,21 @@ impl Error {
         self
     }
 
+    /// Says in which folder it happened, once: where the error names the folder already, or a file in it, nothing is added.
+    #[must_use]
+    pub fn within(mut self, folder: &str) -> Self {
+        let folder = folder.trim_end_matches(['/', std::path::MAIN_SEPARATOR]);
+        let places = &mut Arc::make_mut(&mut self.0).context;
+        places.retain(|place| place != folder);
+        let is_inside = |place: &String| {
+            place.strip_prefix(folder).is_some_and(|rest| rest.starts_with(['/', std::path::MAIN_SEPARATOR]))
+        };
+        if !places.iter().any(is_inside) {
+            places.push(folder.to_owned());
+        }
+        self
+    }
+
     /// What kind of failure it was.
     pub fn code(&self) -> ErrorCode {
         self.0.code

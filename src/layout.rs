@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{Activations, PackedTensor, ScaleType, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, ScaleType, Scheme};
 use serde_json::Value;
 
 /// How the weight matrix of one module is stored.
@@ -103,6 +103,14 @@ impl Layout {
                 quoted(other)
             )))
             .context_with(in_config),
+        }
+    }
+
+    /// The grid of INT8 activations that the layout's own programs round to.
+    pub fn activation_grid(&self) -> ActivationGrid {
+        match self {
+            Self::CompressedTensors(_) => ActivationGrid::FullRange,
+            Self::Dense | Self::BitnetHf(_) => ActivationGrid::Absmax127,
         }
     }
 

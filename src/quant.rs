@@ -22,6 +22,6 @@ pub use hessian::Hessian;
 pub use packed_tensor::{PackedRows, PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};
 pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};
-pub use scheme::{Activations, Bits, Granularity, Scheme};
+pub use scheme::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 pub use stats::WeightError;
 pub use ternary::TernaryQuantizer;

@@ -41,7 +41,7 @@ pub trait Control {
 pub async fn checkpoint(control: &dyn Control) -> Result<()> {
     control.yield_now().await;
     if control.cancelled() {
-        return Err(Error::new(ErrorCode::Cancelled, "cancelled by the caller"));
+        return Err(Error::new(ErrorCode::Cancelled, "cancelled before the end"));
     }
     Ok(())
 }

@@ -91,12 +91,13 @@ mod hugging_face {
         /// # Errors
         /// `not_found` without a tokenizer.json, `tokenizer` for files that cannot be read.
         pub async fn open(dir: &dyn SourceDir, bos_token_id: Option<u32>) -> Result<Self> {
-            let bytes = read_file(dir, "tokenizer.json").await?.ok_or_else(|| {
-                Error::new(
-                    ErrorCode::NotFound,
-                    format!("{}: expected a tokenizer.json but found none", dir.name()),
-                )
-            })?;
+            Self::open_folder(dir, bos_token_id).await.map_err(|error| error.within(dir.name()))
+        }
+
+        async fn open_folder(dir: &dyn SourceDir, bos_token_id: Option<u32>) -> Result<Self> {
+            let bytes = read_file(dir, "tokenizer.json")
+                .await?
+                .ok_or_else(|| Error::new(ErrorCode::NotFound, "expected a tokenizer.json but found none"))?;
             serde_json::from_slice::<DecoderPart>(&bytes).map_err(|error| broken("tokenizer.json", error))?;
             let mut tokenizer =
                 Tokenizer::from_bytes(&bytes).map_err(|error| broken("tokenizer.json", error))?;

@@ -1,13 +1,15 @@
 //! Judges a quantized model by measurements: what is measured, what counts as a failure, and the verdict.
 //!
 //! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
-//! one thing each. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
+//! one thing each, and `agreement` what the way back from a quantized model keeps. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
 //! injected measurements. Floor 7.
 
+pub mod agreement;
 pub mod benchmark;
 pub mod choices;
 pub mod continuations;
 pub mod failures;
+pub mod holding;
 pub mod layers;
 pub mod measurements;
 pub mod metrics;

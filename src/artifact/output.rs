@@ -1,8 +1,10 @@
 //! An output folder, from the first file to the last.
 //!
 //! `config.json` comes first and names the file that is written last; opening a folder that lacks it is an error
-//! (see [`crate::model::Checkpoint::open`]). A folder that something else wrote is never overwritten. Floor 7.
+//! (see [`crate::model::Checkpoint::open`]). An earlier output of this crate is replaced: its files go before the first
+//! new one comes. A checkpoint that something else wrote is never overwritten. Floor 7.
 
+use super::records::{DEQUANTIZATION_RECORD, PARAMETERS_FILE, QUANTIZATION_RECORD};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{ByteSink, SinkDir, write_whole};
 use crate::format::small_file::{read_file, read_json};
@@ -26,7 +28,23 @@ const SIDE_FILES: [&str; 10] = [
 ];
 
 /// Files whose presence shows that a folder is somebody's checkpoint.
-const CHECKPOINT_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+const CHECKPOINT_FILES: [&str; 5] = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "tokenizer.json",
+];
+
+/// What this crate writes into a folder beside config.json and the [`SIDE_FILES`]. The records come first: without them
+/// the folder counts as unfinished. The validation's report speaks of weights that go too.
+const OWN_FILES: [&str; 5] = [
+    QUANTIZATION_RECORD,
+    DEQUANTIZATION_RECORD,
+    "model.safetensors",
+    PARAMETERS_FILE,
+    "validation_report.json",
+];
 
 /// A folder being written.
 pub struct OutputFolder<'a> {
@@ -36,7 +54,7 @@ pub struct OutputFolder<'a> {
 
 impl<'a> OutputFolder<'a> {
     /// Starts a folder that is whole once `written_last` is in it. `existing` is the same folder to read from, to see
-    /// what is there already.
+    /// what is there already. Files of an earlier output go, and what killed runs left; other files stay.
     ///
     /// # Errors
     /// `invalid_argument` when the folder holds a checkpoint that this crate did not write.
@@ -48,12 +66,13 @@ impl<'a> OutputFolder<'a> {
         if let Some(existing) = existing {
             refuse_foreign(existing).await?;
         }
-        let folder = Self { sinks, written_last };
-        // From here on the folder is unfinished, whatever was in it.
-        for file in ["quantization_config.json", "quantization_metadata.json"] {
-            folder.sinks.remove(file).await?;
+        sinks.remove_unfinished().await?;
+        // config.json stays until another takes its place: by it a run that is killed from here on leaves a folder that is
+        // known to be ours and unfinished.
+        for file in OWN_FILES.iter().chain(&SIDE_FILES) {
+            sinks.remove(file).await?;
         }
-        Ok(folder)
+        Ok(Self { sinks, written_last })
     }
 
     /// Writes `config.json`: the source's, without its quantization, with `quantization_config` where there is one and
@@ -92,11 +111,13 @@ impl<'a> OutputFolder<'a> {
 
     /// Starts a file of the folder.
     pub async fn create(&self, file: &str) -> Result<Box<dyn ByteSink>> {
+        debug_assert_known(file);
         self.sinks.create(file).await
     }
 
     /// Writes a file whole.
     pub async fn write(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        debug_assert_known(file);
         write_whole(self.sinks, file, bytes).await
     }
 
@@ -114,7 +135,17 @@ impl<'a> OutputFolder<'a> {
     }
 }
 
-async fn refuse_foreign(existing: &dyn SourceDir) -> Result<()> {
+/// A file that is not in the lists would stay behind when the folder is written again.
+fn debug_assert_known(file: &str) {
+    let known = file == "config.json" || OWN_FILES.contains(&file) || SIDE_FILES.contains(&file);
+    debug_assert!(known, "`{file}` belongs into OWN_FILES");
+}
+
+/// Refuses a folder that holds a checkpoint of someone else.
+///
+/// # Errors
+/// `invalid_argument`.
+pub async fn refuse_foreign(existing: &dyn SourceDir) -> Result<()> {
     // A broken config.json is foreign too: nothing of ours leaves one.
     let config = read_json(existing, "config.json").await.unwrap_or(Some(Value::Null));
     if config.as_ref().is_some_and(|config| config.get(PRODUCER_KEY).is_some()) {
@@ -123,9 +154,9 @@ async fn refuse_foreign(existing: &dyn SourceDir) -> Result<()> {
     for file in CHECKPOINT_FILES {
         if existing.open(file).await?.is_some() {
             return Err(Error::invalid_argument(format!(
-                "{}: the output folder holds a checkpoint that lowbit did not write ({file}); choose another folder",
-                existing.name()
-            )));
+                "the output folder holds a checkpoint that lowbit did not write ({file}); choose another folder"
+            ))
+            .context(existing.name()));
         }
     }
     Ok(())

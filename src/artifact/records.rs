@@ -15,6 +15,9 @@ pub const QUANTIZATION_RECORD: &str = "quantization_config.json";
 /// The name of the record of a dequantized folder, its last file.
 pub const DEQUANTIZATION_RECORD: &str = "quantization_metadata.json";
 
+/// The file beside a dequantized checkpoint that keeps scales and zero points.
+pub const PARAMETERS_FILE: &str = "quantization_parameters.safetensors";
+
 /// Which checkpoint something was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceRecord {

@@ -49,7 +49,8 @@ struct Run {
 }
 
 /// Calibration sees activations as they are.
-const LOAD: LoadOptions = LoadOptions { activations: Some(Activations::F32), dense_as_f16: false };
+const LOAD: LoadOptions =
+    LoadOptions { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
 
 impl<'a, B: Backend> Walk<'a, B> {
     /// Puts the embeddings of all samples into scratch.

@@ -9,12 +9,10 @@ use crate::artifact::metrics::Metric;
 use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::model::Checkpoint;
 use crate::pipeline::dequantize::dequantize_checkpoint;
-use crate::quant::Activations;
 use crate::task::block_on;
-use crate::validate::walk;
-use crate::validate::windows::Dataset;
+use crate::validate::agreement::{self, Agreement, Forms};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -72,30 +70,9 @@ pub struct AgreementArgs {
     original: Option<PathBuf>,
 
     /// The share of predictions that the dequantized model shall keep of the original's
-    #[arg(long, value_name = "SHARE", default_value_t = 0.995)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.995, allow_negative_numbers = true)]
     min_retention: f64,
 }
-
-/// Shares of positions at which two models predict the same next token.
-#[derive(Clone, Debug, Serialize)]
-pub struct Agreement {
-    text: String,
-    tokens: u64,
-    /// Quantized against dequantized, at the activation precision of the quantized folder. Below `required` something is
-    /// broken.
-    quantized_dequantized: f64,
-    /// The same with `f32` activations on both sides.
-    quantized_dequantized_f32: f64,
-    required: f64,
-    /// Original against dequantized; null without an original.
-    retention: Option<f64>,
-    min_retention: f64,
-    /// Whether the retention reaches its limit; a finding about the quantization, not about the way back.
-    retained: Option<bool>,
-}
-
-/// What the two forms of one model must agree on: they differ by the rounding of products to the stored type.
-const REQUIRED_AGREEMENT: f64 = 0.995;
 
 #[derive(Serialize)]
 struct Document {
@@ -106,6 +83,8 @@ struct Document {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    open::check_writable(args.metrics.as_ref(), &[&args.output])?;
+    agreement::check_share(args.agreement.min_retention)?;
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint).await?;
         let (record, agreement) =
@@ -161,61 +140,13 @@ async fn compare(
     let codec = open::tokenizer(quantized, &ModelArgs::default()).await?;
     let data = open::dataset(text, &codec)?;
     let dequantized = open::checkpoint(output).await?;
-    let activations = load(quantized, None, terminal).await?.activations();
-    let same = share(quantized, &dequantized, Some(activations), &data, args, terminal).await?;
-    let in_f32 = if activations == Activations::F32 {
-        same
-    } else {
-        share(quantized, &dequantized, Some(Activations::F32), &data, args, terminal).await?
-    };
-    if same.0 < REQUIRED_AGREEMENT {
-        return Err(Error::invalid_checkpoint(format!(
-            "expected quantized and dequantized model to agree on {REQUIRED_AGREEMENT} of all predictions but found {:.4}",
-            same.0
-        )));
-    }
-    let retention = match &args.original {
-        Some(path) => {
-            let original = open::checkpoint(path).await?;
-            Some(share(&original, &dequantized, Some(Activations::F32), &data, args, terminal).await?.0)
-        }
+    let original = match &args.original {
+        Some(path) => Some(open::checkpoint(path).await?),
         None => None,
     };
-    Ok(Agreement {
-        text: data.name.clone(),
-        tokens: same.1,
-        quantized_dequantized: same.0,
-        quantized_dequantized_f32: in_f32.0,
-        required: REQUIRED_AGREEMENT,
-        retention,
-        min_retention: args.min_retention,
-        retained: retention.map(|share| share >= args.min_retention),
-    })
-}
-
-async fn load(
-    checkpoint: &Checkpoint,
-    activations: Option<Activations>,
-    terminal: &Terminal,
-) -> Result<CausalLm<CpuBackend>> {
-    let options = LoadOptions { activations, ..LoadOptions::default() };
-    CausalLm::load(CpuBackend::new(), checkpoint, options, terminal).await
-}
-
-/// The share of equal predictions, and over how many tokens.
-async fn share(
-    first: &Checkpoint,
-    second: &Checkpoint,
-    activations: Option<Activations>,
-    data: &Dataset,
-    args: &AgreementArgs,
-    terminal: &Terminal,
-) -> Result<(f64, u64)> {
-    let windows = args.windows.windows(first.config().max_position_embeddings);
-    let mut a = load(first, activations, terminal).await?;
-    let mut b = load(second, activations, terminal).await?;
-    let compared = walk::compare(&mut a, &mut b, data, &windows, terminal).await?;
-    Ok((compared.divergence.top1_agreement(), compared.original.tokens()))
+    let forms = Forms { quantized, dequantized: &dequantized, original: original.as_ref() };
+    let windows = args.windows.windows(quantized.config().max_position_embeddings);
+    agreement::measure(forms, &data, &windows, args.min_retention, CpuBackend::new, terminal).await
 }
 
 /// The shares in words.

@@ -1,12 +1,14 @@
 //! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
 
 use super::terminal::Terminal;
+use crate::artifact::output::refuse_foreign;
 use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FsDir, SourceDir};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
+use crate::task::block_on;
 use crate::tokenizer::{HuggingFaceTokenizer, check_vocabulary};
 use crate::validate::windows::Dataset;
 use clap::ValueEnum;
@@ -46,10 +48,11 @@ pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
     Ok(Rc::new(FsDir::open(path)?))
 }
 
-/// The folder to write, made where there is none, and the same folder to read from.
+/// The folder to write, which is made with its first file where there is none, and the same folder to read from.
 ///
 /// # Errors
-/// `invalid_argument` for a file, and for the folder of the `source`, which the first file written would destroy.
+/// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
+/// checkpoint of someone else.
 pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
     if output.exists() {
         let folder = FsDir::open(output)?;
@@ -59,7 +62,24 @@ pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
                 .context(output.display().to_string()));
         }
     }
-    Ok((FsSinkDir::create(output)?, FsDir::open(output)?))
+    let existing = FsDir::at(output);
+    block_on(refuse_foreign(&existing))?;
+    Ok((FsSinkDir::at(output), existing))
+}
+
+/// Finds out before any work whether a file can be written in the end; none is left behind. Nothing is known of files in
+/// the folders that are still to be `made`.
+pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
+    let Some(file) = file.filter(|file| !made.iter().any(|folder| file.starts_with(folder))) else {
+        return Ok(());
+    };
+    let is_new = !file.exists();
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    opened.context_with(|| file.display().to_string())?;
+    if is_new {
+        std::fs::remove_file(file).context_with(|| file.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Opens a checkpoint.
@@ -70,11 +90,12 @@ pub async fn checkpoint(path: &Path) -> Result<Checkpoint> {
 /// Opens the checkpoint's tokenizer, or the one that the options name.
 pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<HuggingFaceTokenizer> {
     let config = checkpoint.config();
-    let codec = match &args.tokenizer {
-        Some(path) => HuggingFaceTokenizer::open(folder(path)?.as_ref(), config.bos_token_id).await,
-        None => HuggingFaceTokenizer::open(checkpoint.dir().as_ref(), config.bos_token_id).await,
-    }?;
-    check_vocabulary(&codec, config.vocab_size).context_with(|| checkpoint.name().to_owned())?;
+    let dir = match &args.tokenizer {
+        Some(path) => folder(path)?,
+        None => checkpoint.dir().clone(),
+    };
+    let codec = HuggingFaceTokenizer::open(dir.as_ref(), config.bos_token_id).await?;
+    check_vocabulary(&codec, config.vocab_size).context_with(|| dir.name().to_owned())?;
     Ok(codec)
 }
 

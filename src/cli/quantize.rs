@@ -61,7 +61,7 @@ pub struct Args {
     ternary_scale: Option<TernaryScaleArg>,
 
     /// Ternary weights below this share of the scale become 0 [default: those that round to 0]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     sparsity_threshold: Option<f32>,
 
     /// Precision of the activations that the result is meant to run with
@@ -197,6 +197,18 @@ impl Args {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let options = args.options()?;
+    let folders: Vec<&Path> = [Some(&args.output), args.also_dequantized.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    open::check_writable(args.metrics.as_ref(), &folders)?;
+    if let Some(path) = &args.also_dequantized {
+        if *path == args.output {
+            return Err(Error::invalid_argument("--output and --also-dequantized name the same folder"));
+        }
+        open::output(path, &args.checkpoint)?;
+    }
     let start = Instant::now();
     let (outcome, source_bytes) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint).await?;
@@ -230,6 +242,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     if let Some(path) = &args.also_dequantized {
         block_on(async {
             let quantized = open::checkpoint(&args.output).await?;
+            // By another name it may be the folder that was just written.
+            open::output(path, &args.output)?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;
             dequantize_checkpoint(&quantized, DType::F16, &sinks, Some(&existing), terminal).await
         })?;

@@ -7,6 +7,22 @@ use serde::Serialize;
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the user, or the system, asked the process to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From here on an interrupt ends the work at its next step, with everything unfinished cleared away. A second one ends the
+/// process at once, with `code`.
+pub fn listen_for_interrupts(code: i32) {
+    let interrupted = move || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(code);
+        }
+    };
+    // Without a handler an interrupt ends the process at once, and the next run clears away what it leaves.
+    let _ = ctrlc::set_handler(interrupted);
+}
 
 /// Standard output and standard error of one command.
 pub struct Terminal {
@@ -95,7 +111,7 @@ impl Control for Terminal {
     }
 
     fn cancelled(&self) -> bool {
-        false
+        INTERRUPTED.load(Ordering::Relaxed)
     }
 
     fn yield_now(&self) -> BoxFuture<'_, ()> {

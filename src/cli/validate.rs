@@ -4,6 +4,7 @@ use super::Outcome;
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::quantize::append;
+use super::system;
 use super::terminal::Terminal;
 use crate::artifact::metrics::Metric;
 use crate::artifact::records::read_quantization_record;
@@ -11,14 +12,17 @@ use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
+use crate::plan::parse_bytes;
 use crate::task::block_on;
 use crate::tokenizer::HuggingFaceTokenizer;
 use crate::validate::benchmark::parse_jsonl;
 use crate::validate::continuations::{self, Prompt};
+use crate::validate::holding::{Execution, Holding, side_by_side_bytes};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
 use crate::validate::verdict::{Limits, Status};
 use crate::validate::windows::Dataset;
+use indicatif::DecimalBytes;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -77,16 +81,17 @@ pub struct MeasureArgs {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SPEED_ROUNDS)]
     speed_rounds: usize,
 
-    /// Hold one block at a time instead of two models, for models that do not fit twice
-    #[arg(long)]
-    layer_streamed: bool,
+    #[command(flatten)]
+    holding: HoldingArgs,
 
     /// Perplexity must increase by less than this share
-    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_perplexity_increase)]
+    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_perplexity_increase,
+        allow_negative_numbers = true)]
     max_perplexity_increase: f64,
 
     /// Benchmark accuracy must drop by less than so many points
-    #[arg(long, value_name = "POINTS", default_value_t = Limits::default().max_benchmark_drop_points)]
+    #[arg(long, value_name = "POINTS", default_value_t = Limits::default().max_benchmark_drop_points,
+        allow_negative_numbers = true)]
     max_benchmark_drop: f64,
 
     /// At most so many generation failures that the original does not show
@@ -94,12 +99,39 @@ pub struct MeasureArgs {
     max_new_failures: usize,
 
     /// Quantized layers must be so many times smaller than in f16 [default: by scheme, 3.4 for INT4]
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true)]
     min_memory_ratio: Option<f64>,
 
     /// Decoding must be so many times faster
-    #[arg(long, value_name = "RATIO", default_value_t = Limits::default().min_speed_ratio)]
+    #[arg(long, value_name = "RATIO", default_value_t = Limits::default().min_speed_ratio, allow_negative_numbers = true)]
     min_speed_ratio: f64,
+}
+
+/// How much of the two models is in memory at once.
+#[derive(clap::Args, Default)]
+pub struct HoldingArgs {
+    /// Memory that two models may take, as 8GB; beyond it they run layer by layer [default: what is free]
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["layer_streamed", "side_by_side"])]
+    memory: Option<String>,
+
+    /// Hold one block at a time instead of two models, however much memory there is
+    #[arg(long, conflicts_with = "side_by_side")]
+    layer_streamed: bool,
+
+    /// Hold both models, however little memory there is
+    #[arg(long)]
+    side_by_side: bool,
+}
+
+impl HoldingArgs {
+    fn holding(&self) -> Result<Holding> {
+        Ok(match &self.memory {
+            Some(memory) => Holding::Within(parse_bytes(memory)?),
+            None if self.layer_streamed => Holding::OneBlock,
+            None if self.side_by_side => Holding::Both,
+            None => system::available_memory().map_or(Holding::Both, Holding::Within),
+        })
+    }
 }
 
 impl Default for MeasureArgs {
@@ -111,7 +143,7 @@ impl Default for MeasureArgs {
             max_tokens: DEFAULT_MAX_TOKENS,
             benchmark: None,
             speed_rounds: DEFAULT_SPEED_ROUNDS,
-            layer_streamed: false,
+            holding: HoldingArgs::default(),
             max_perplexity_increase: limits.max_perplexity_increase,
             max_benchmark_drop: limits.max_benchmark_drop_points,
             max_new_failures: limits.max_new_failures,
@@ -144,6 +176,9 @@ impl MeasureArgs {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    open::check_writable(args.output.as_ref(), &[])?;
+    open::check_writable(args.metrics.as_ref(), &[])?;
+    args.measure.limits().validate()?;
     let report = block_on(async {
         let original = open::checkpoint(&args.original).await?;
         let quantized = open::checkpoint(&args.quantized).await?;
@@ -185,11 +220,12 @@ pub async fn measure(
         max_tokens: measure.max_tokens,
         benchmark,
         speed_rounds: measure.speed_rounds,
-        last_level_cache_bytes: last_level_cache(),
+        last_level_cache_bytes: system::last_level_cache(),
         activations: model.activations.map(Into::into),
         limits: measure.limits(),
-        layer_streamed: measure.layer_streamed,
+        holding: measure.holding.holding()?,
     };
+    report_holding(original, quantized, &options, terminal)?;
     let scratch = TempScratch::new()?;
     let start = Instant::now();
     let around = Surroundings {
@@ -209,15 +245,27 @@ pub fn write_report(path: &Path, report: &ValidationReport) -> Result<()> {
     std::fs::write(path, json).context_with(|| path.display().to_string())
 }
 
-/// Bytes of the largest cache of the first processor, where the system tells.
-fn last_level_cache() -> Option<u64> {
-    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
-    let size = |entry: std::io::Result<std::fs::DirEntry>| {
-        let text = std::fs::read_to_string(entry.ok()?.path().join("size")).ok()?;
-        let kib: u64 = text.trim().strip_suffix('K')?.parse().ok()?;
-        Some(kib * 1024)
-    };
-    caches.filter_map(size).max()
+/// Says so where the models do not run side by side.
+fn report_holding(
+    original: &Checkpoint,
+    quantized: &Checkpoint,
+    options: &ValidateOptions,
+    terminal: &Terminal,
+) -> Result<()> {
+    let timed = options.speed_rounds > 0;
+    let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
+    if options.holding.execution(needed) == Execution::LayerStreamed {
+        let why = match options.holding {
+            Holding::Within(memory) => format!(
+                "the models need about {} side by side and {} are free",
+                DecimalBytes(needed),
+                DecimalBytes(memory)
+            ),
+            _ => "as asked for".to_owned(),
+        };
+        terminal.note(format!("running layer by layer, without measuring speed: {why}"));
+    }
+    Ok(())
 }
 
 fn metrics(report: &ValidationReport) -> Vec<Metric> {

@@ -32,6 +32,12 @@ pub trait SinkDir {
 
     /// Removes a file of the folder; one that is not there is no error.
     fn remove<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<()>>;
+
+    /// Removes what killed writers left of files that were never whole. Files of the folder are not touched; files that
+    /// someone is writing at the moment are lost.
+    fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 /// Writes a whole small file: `config.json`, a report.
@@ -136,6 +142,9 @@ mod native {
     /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
     const BUFFER_BYTES: usize = 1 << 18;
 
+    /// How the names of temporary files end; nobody else's do.
+    const UNFINISHED: &str = ".lowbit.tmp";
+
     /// A folder on disk that can be written. Each file is a temporary one beside its final place until it is whole.
     #[derive(Clone, Debug)]
     pub struct FsSinkDir {
@@ -149,10 +158,15 @@ mod native {
         /// # Errors
         /// `io` or `storage_full` when it cannot be made, or when something else has its name.
         pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+            let dir = Self::at(path);
+            fs::create_dir_all(&dir.path).context_with(|| &dir.name)?;
+            Ok(dir)
+        }
+
+        /// The folder at `path`, which is made when its first file is started.
+        pub fn at(path: impl Into<PathBuf>) -> Self {
             let path = path.into();
-            let name = path.display().to_string();
-            fs::create_dir_all(&path).context_with(|| &name)?;
-            Ok(Self { name, path })
+            Self { name: path.display().to_string(), path }
         }
 
         /// Where it is.
@@ -167,9 +181,10 @@ mod native {
 
         fn start(&self, file: &str) -> Result<FsSink> {
             let path = self.place(file)?;
+            fs::create_dir_all(&self.path).context_with(|| &self.name)?;
             let mut builder = tempfile::Builder::new();
             let prefix = format!(".{file}.");
-            builder.prefix(&prefix).suffix(".tmp");
+            builder.prefix(&prefix).suffix(UNFINISHED);
             // tempfile's own files are private to the user; a model is an ordinary file, and the umask narrows it.
             #[cfg(unix)]
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -196,6 +211,25 @@ mod native {
                 _ => Ok(()),
             });
             Box::pin(ready(removed))
+        }
+
+        fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
+            let remove = || -> io::Result<()> {
+                let entries = match fs::read_dir(&self.path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    entries => entries?,
+                };
+                for entry in entries {
+                    let entry = entry?;
+                    let name = entry.file_name();
+                    let name = name.as_encoded_bytes();
+                    if name.starts_with(b".") && name.ends_with(UNFINISHED.as_bytes()) {
+                        fs::remove_file(entry.path())?;
+                    }
+                }
+                Ok(())
+            };
+            Box::pin(ready(remove().context_with(|| &self.name)))
         }
     }
 

@@ -263,6 +263,12 @@ mod native {
             Ok(Self { name, path })
         }
 
+        /// The folder at `path`, where there may be none yet.
+        pub fn at(path: impl Into<PathBuf>) -> Self {
+            let path = path.into();
+            Self { name: path.display().to_string(), path }
+        }
+
         /// Where it is.
         pub fn path(&self) -> &Path {
             &self.path

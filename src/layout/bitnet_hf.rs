@@ -171,7 +171,7 @@ pub(super) fn quantization_config(ignore: &[String]) -> Value {
 mod tests {
     use super::*;
     use crate::layout::{Layout, PackedFormat, TargetLayout};
-    use crate::quant::TernaryQuantizer;
+    use crate::quant::{ActivationGrid, TernaryQuantizer};
     use crate::task::block_on;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -192,6 +192,7 @@ mod tests {
     fn read(config: Value, tensors: Tensors) -> Result<PackedTensor> {
         let (store, layout) = open(config, tensors)?;
         assert_eq!(layout.module(&store, MODULE)?.activations(), Activations::Int8);
+        assert_eq!(layout.activation_grid(), ActivationGrid::Absmax127);
         block_on(layout.read_packed(&store, MODULE))
     }
 

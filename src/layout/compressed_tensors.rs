@@ -70,8 +70,8 @@ mod tests {
     use crate::format::source::FsDir;
     use crate::layout::{Layout, ModuleStorage, PackedFormat, TargetLayout};
     use crate::quant::{
-        Activations, Bits, Granularity, PackedTensor, RtnQuantizer, ScaleType, Scales, Scheme,
-        TernaryQuantizer, column_order, dequantize,
+        ActivationGrid, Activations, Bits, Granularity, PackedTensor, RtnQuantizer, ScaleType, Scales,
+        Scheme, TernaryQuantizer, column_order, dequantize,
     };
     use crate::task::block_on;
     use proptest::prelude::*;
@@ -92,6 +92,7 @@ mod tests {
     fn read(config: &Value, tensors: Tensors, module: &str) -> Result<(ModuleStorage, PackedTensor)> {
         let store = store(tensors);
         let layout = block_on(Layout::open(Some(config), &store))?;
+        assert_eq!(layout.activation_grid(), ActivationGrid::FullRange);
         let storage = layout.module(&store, module)?;
         Ok((storage, block_on(layout.read_packed(&store, module))?))
     }

@@ -53,6 +53,15 @@ pub struct Workspace<B: Backend> {
     gated_normed: Option<B::Buffer>,
 }
 
+/// Elements of [`Hidden`] and [`Workspace`] for one token.
+pub fn elements_per_token(config: &ModelConfig) -> usize {
+    let attended = config.num_attention_heads * config.head_dim;
+    let sub_norms = if config.sub_norms { attended + config.intermediate_size } else { 0 };
+    // The residual stream and its delta, a norm's and attention's outputs, and the token's id.
+    let vectors = 4 * config.hidden_size + 1;
+    vectors + config.attention_shape(0).qkv_width() + attended + 3 * config.intermediate_size + sub_norms
+}
+
 impl<B: Backend> Workspace<B> {
     /// Room for runs of at most `tokens` tokens.
     pub fn new(backend: &mut B, config: &ModelConfig, tokens: usize) -> Result<Self> {

@@ -35,9 +35,7 @@ impl Checkpoint {
     /// that contradict each other.
     pub async fn open(dir: Rc<dyn SourceDir>) -> Result<Self> {
         let place = dir.name().to_owned();
-        // Files on disk are called by their whole path, which says the place already.
-        let said = |error: &Error| error.to_string().starts_with(&place);
-        Self::open_folder(dir).await.map_err(|error| if said(&error) { error } else { error.context(&place) })
+        Self::open_folder(dir).await.map_err(|error| error.within(&place))
     }
 
     async fn open_folder(dir: Rc<dyn SourceDir>) -> Result<Self> {

@@ -3,7 +3,7 @@
 //! There is exactly one, for every architecture, number format and device. Not here: choosing the next token
 //! (`generate`). Floor 5.
 
-use super::block::{Block, Hidden, Position, Workspace};
+use super::block::{Block, Hidden, Position, Workspace, elements_per_token};
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::kv_cache::KvCache;
@@ -134,7 +134,25 @@ impl<B: Backend> RopeTable<B> {
 
 /// Tokens that run together, so that their logits stay within bounds.
 pub fn chunk_tokens(config: &ModelConfig) -> usize {
-    CHUNK_TOKENS.min(MOST_LOGITS / config.vocab_size).max(1).min(config.max_position_embeddings)
+    longest_chunk(config.vocab_size).min(config.max_position_embeddings)
+}
+
+/// [`chunk_tokens`] of a model without a limit of positions.
+pub fn longest_chunk(vocab_size: usize) -> usize {
+    CHUNK_TOKENS.min(MOST_LOGITS / vocab_size.max(1)).max(1)
+}
+
+/// Bytes of keys and values of all layers for `context` positions.
+pub fn cache_bytes(config: &ModelConfig, context: usize) -> u64 {
+    let elements = config.attention_shape(context).cache_len() as u64;
+    elements.saturating_mul(2 * 4 * config.num_hidden_layers as u64)
+}
+
+/// Bytes of everything else that a run holds beside weights and cache: hidden states and what becomes of them within a
+/// block, and logits, on the device and once more where they are read.
+pub fn working_bytes(config: &ModelConfig) -> u64 {
+    let elements = elements_per_token(config) + 2 * config.vocab_size;
+    chunk_tokens(config) as u64 * 4 * elements as u64
 }
 
 /// Room for the hidden states of at most `tokens` tokens.
@@ -153,6 +171,16 @@ impl<B: Backend> CausalLm<B> {
     /// # Errors
     /// Whatever reading meets, with the module named; `cancelled`.
     pub async fn load(
+        backend: B,
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        control: &dyn Control,
+    ) -> Result<Self> {
+        let loaded = Self::load_all(backend, checkpoint, options, control).await;
+        loaded.map_err(|error| error.within(checkpoint.name()))
+    }
+
+    async fn load_all(
         mut backend: B,
         checkpoint: &Checkpoint,
         options: LoadOptions,

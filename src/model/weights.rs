@@ -8,7 +8,7 @@ use crate::backend::{Backend, Element, Norm, WeightDesc, WeightFormat, WeightVie
 use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
-use crate::quant::{Activations, PackedTensor};
+use crate::quant::{ActivationGrid, Activations, PackedTensor};
 use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
@@ -20,6 +20,8 @@ pub struct LoadOptions {
     /// Precision of the activations that meet the linear layers of the blocks. `None` follows the checkpoint: INT8 for
     /// ternary and W8A8, otherwise `f32`.
     pub activations: Option<Activations>,
+    /// How INT8 activations are rounded. `None` follows the checkpoint's layout.
+    pub grid: Option<ActivationGrid>,
     /// Hold F32 weights in half precision: half the bytes, and rounded.
     pub dense_as_f16: bool,
 }
@@ -79,7 +81,8 @@ pub async fn load_linear<B: Backend>(
             ModuleStorage::Packed { scheme, .. } => WeightFormat::Packed(*scheme),
         };
         let activations = options.activations.unwrap_or(storage.activations());
-        descs.push(WeightDesc { rows, cols, format, activations, bias: part.bias });
+        let grid = options.grid.unwrap_or(checkpoint.layout().activation_grid());
+        descs.push(WeightDesc { rows, cols, format, activations, grid, bias: part.bias });
         storages.push(storage);
     }
     let mut builder = backend.begin_weight(&descs)?;

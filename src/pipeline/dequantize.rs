@@ -6,8 +6,8 @@
 use super::copy::Copy;
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
-    DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, SourceRecord, TensorReference,
-    read_quantization_record,
+    DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, PARAMETERS_FILE, SourceRecord,
+    TensorReference, read_quantization_record,
 };
 use crate::dtype::{DType, encode_f32};
 use crate::error::{Context, Error, Result};
@@ -20,9 +20,6 @@ use crate::model::names::{self, Linear};
 use crate::quant::{PackedTensor, Scales, dequantize};
 use crate::task::{self, Control, Progress};
 use std::collections::BTreeMap;
-
-/// The file that keeps scales and zero points.
-pub const PARAMETERS_FILE: &str = "quantization_parameters.safetensors";
 
 /// Elements that are dequantized at a time.
 const CHUNK_ELEMENTS: usize = 1 << 20;

@@ -5,12 +5,12 @@
 
 use super::calibrated::{self, Calibration};
 use super::copy::{Copy, f16_holds};
-use super::dequantize::PARAMETERS_FILE;
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::select::{Method, ModulePlan, QuantizeOptions, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
-    ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_dequantization_record,
+    ModuleRecord, PARAMETERS_FILE, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord,
+    read_dequantization_record,
 };
 use crate::backend::Backend;
 use crate::dtype::DType;

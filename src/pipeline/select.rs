@@ -161,7 +161,8 @@ pub struct ModulePlan {
 /// Decides for every linear module, and for head and embedding where that was asked for.
 ///
 /// # Errors
-/// `invalid_argument` for options that contradict each other or a checkpoint that is quantized already;
+/// `invalid_argument` for options that contradict each other, a group size beyond every row, or a checkpoint that is
+/// quantized already;
 /// `unsupported_format` where `strict` forbids another scheme than the one asked for.
 pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<Vec<ModulePlan>> {
     options.check()?;
@@ -172,6 +173,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         )));
     }
     let config = checkpoint.config();
+    refuse_wide_groups(config, options.scheme.granularity())?;
     let mut plans = Vec::new();
     for layer in 0..config.num_hidden_layers {
         for linear in Linear::ALL {
@@ -190,6 +192,18 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         plans.push(plan_one(options, names::HEAD.to_owned(), source, table, options.scheme)?);
     }
     Ok(plans)
+}
+
+/// A group that is wider than every row would be a scale a row under a misleading name.
+fn refuse_wide_groups(config: &ModelConfig, granularity: Granularity) -> Result<()> {
+    let widest = Linear::ALL.map(|linear| linear.shape(config).1).into_iter().max().unwrap_or(0);
+    match granularity {
+        Granularity::Group(size) if size > widest => Err(Error::invalid_argument(format!(
+            "expected a group size of at most {widest}, the columns of the widest module, or one scale a channel, but \
+             found {size}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The modules and schemes that a dequantized checkpoint had before.

@@ -5,20 +5,18 @@
 //! - **Embedding, head, norms, biases**: f16, at precision f32 four bytes. The head counts only where it is not tied.
 //! - **KV cache**: keys and values of every layer for `context` tokens, f32 as the CPU backend keeps it; f16 is given
 //!   beside it.
-//! - **Working memory** (an estimate): for a prefill chunk of up to [`PREFILL_CHUNK`] tokens in f32, three vectors of
-//!   the hidden size, q, k, v and the attention's output, and three of the MLP's width; for one token attention scores
-//!   of every head and a row of logits.
+//! - **Working memory** (an estimate): for a chunk of prefill, as long as the decoder takes for such a vocabulary, in f32:
+//!   hidden states and what becomes of them within a block, and logits, on the device and once more where they are read;
+//!   and for one token attention scores of every head.
 //!
 //! Floor 8.
 
 use super::dims::ModelDims;
 use super::{product, sum, too_large};
 use crate::error::{Error, Result};
+use crate::model::decoder::longest_chunk;
 use crate::quant::{Bits, Granularity, Scheme};
 use serde::Serialize;
-
-/// Tokens that prefill takes at once.
-pub const PREFILL_CHUNK: u64 = 128;
 
 /// A precision of the linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -155,7 +153,7 @@ fn plan_precision(dims: &ModelDims, options: &PlanOptions, precision: Precision)
     let norm_bytes = product(&[dims.norm_and_bias_parameters()?, dense])?;
     let weight_bytes = sum(&[linear_bytes, embedding_bytes, head_bytes, norm_bytes])?;
     let kv_cache_bytes = kv_cache_bytes(dims, options.context, 4)?;
-    let working_bytes = working_bytes(dims, options.context)?;
+    let working_bytes = planned_working_bytes(dims, options.context)?;
     let total_bytes = sum(&[weight_bytes, kv_cache_bytes, working_bytes])?;
     Ok(PrecisionPlan {
         precision,
@@ -195,23 +193,29 @@ fn kv_cache_bytes(dims: &ModelDims, context: u64, element: u64) -> Result<u64> {
     product(&[2, dims.num_hidden_layers, dims.num_key_value_heads, dims.head_dim, context, element])
 }
 
-fn working_bytes(dims: &ModelDims, context: u64) -> Result<u64> {
+fn planned_working_bytes(dims: &ModelDims, context: u64) -> Result<u64> {
     let q = product(&[dims.num_attention_heads, dims.head_dim])?;
     let kv = product(&[dims.num_key_value_heads, dims.head_dim])?;
-    let hidden = product(&[3, dims.hidden_size])?;
+    // The same sum as in `model::decoder::working_bytes`, for models of which there are only dimensions.
+    let hidden = product(&[4, dims.hidden_size])?;
     let inner = product(&[3, dims.intermediate_size])?;
-    let token = sum(&[hidden, product(&[2, q])?, product(&[2, kv])?, inner])?;
-    let chunk = product(&[token, PREFILL_CHUNK.min(context)])?;
+    let sub_norms = if dims.sub_norms { sum(&[q, dims.intermediate_size])? } else { 0 };
+    let logits = product(&[2, dims.vocab_size])?;
+    let token = sum(&[hidden, 1, product(&[2, q])?, product(&[2, kv])?, inner, sub_norms, logits])?;
+    let tokens = longest_chunk(usize::try_from(dims.vocab_size).map_err(|_| too_large())?) as u64;
     let scores = product(&[dims.num_attention_heads, context])?;
-    product(&[sum(&[chunk, scores, dims.vocab_size])?, 4])
+    product(&[sum(&[product(&[token, tokens])?, scores])?, 4])
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::dims::tests::small;
     use super::*;
+    use crate::model::ModelConfig;
+    use crate::model::decoder::{cache_bytes, working_bytes};
     use crate::quant::{PackedTensor, Scales};
     use half::f16;
+    use serde_json::json;
 
     fn plans(dims: &ModelDims, options: &PlanOptions) -> Vec<PrecisionPlan> {
         plan_precisions(dims, options).unwrap()
@@ -240,8 +244,8 @@ mod tests {
             assert_eq!((plan.weight_bytes, plan.head_bytes), (linear + embedding + norms, 0));
             // 2 layers x keys and values x 4 heads x 16 x 512 tokens x 4 bytes.
             assert_eq!((plan.kv_cache_bytes, plan.kv_cache_f16_bytes), (524_288, 262_144));
-            // 128 tokens x (3 x 128 + 2 x 128 + 2 x 64 + 3 x 384), 8 heads x 512 scores, 2,048 logits, in f32.
-            assert_eq!(plan.working_bytes, 4 * (128 * 1920 + 4096 + 2048));
+            // 256 tokens x (4 x 128, an id, 2 x 128 + 2 x 64, 3 x 384, 2 x 2,048 logits), 8 heads x 512 scores, in f32.
+            assert_eq!(plan.working_bytes, 4 * (256 * (2049 + 4096) + 8 * 512));
             assert_eq!(plan.total_bytes, plan.weight_bytes + plan.kv_cache_bytes + plan.working_bytes);
         }
         let bits: Vec<f64> = found.iter().map(|plan| plan.bits_per_weight).collect();
@@ -263,6 +267,24 @@ mod tests {
         assert_eq!(int4.head_bytes, 262_144 * 2);
         // 3,072 groups of 128: a scale of 2 bytes and a zero point of 4 bits each.
         assert_eq!(int4.linear_bytes, 393_216 / 2 + 3072 * 2 + 3072 / 2);
+    }
+
+    #[test]
+    fn working_memory_is_what_the_decoder_takes() {
+        for (sub_norms, model_type) in [(false, "llama"), (true, "bitnet")] {
+            let config = json!({
+                "model_type": model_type, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
+                "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 100_000, "hidden_act": if sub_norms { "relu2" } else { "silu" },
+                "max_position_embeddings": 512, "tie_word_embeddings": true
+            });
+            let config = ModelConfig::from_json(&config).unwrap();
+            assert_eq!(config.sub_norms, sub_norms);
+            let dims = ModelDims { vocab_size: 100_000, sub_norms, ..small() };
+            let plan = &plans(&dims, &PlanOptions { context: 512, ..PlanOptions::default() })[0];
+            // The scores are the backend's own.
+            assert_eq!(plan.working_bytes, working_bytes(&config) + 4 * 8 * 512);
+            assert_eq!(plan.kv_cache_bytes, cache_bytes(&config, 512));
+        }
     }
 
     #[test]

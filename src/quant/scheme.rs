@@ -197,7 +197,7 @@ pub enum Activations {
     /// Activations stay `f32`; weights are dequantized on the fly.
     #[default]
     F32,
-    /// Each token's activations are rounded to INT8 with one scale, `absmax / 127`; products are summed as integers.
+    /// Each token's activations are rounded to INT8 on an [`ActivationGrid`]; products are summed as integers.
     Int8,
 }
 
@@ -209,6 +209,20 @@ impl Activations {
             Self::Int8 => "int8",
         }
     }
+}
+
+/// Where the 256 values of a token's INT8 activations lie. Not an option of the run but a part of what the weights were
+/// made for: the layout of a checkpoint says which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ActivationGrid {
+    /// `q = round(x * s)` with `s = 127 / max(absmax(x), 1e-5)`, halves to even: the published code of BitNet b1.58, and
+    /// what holds where a checkpoint says nothing.
+    #[default]
+    Absmax127,
+    /// `q = round(clamp(x / s, -128, 127))` with `s = absmax(x) / 127.5` (`f32::EPSILON` for a token of zeros), halves to
+    /// even: what compressed-tensors does for `dynamic` symmetric 8-bit activations. The lowest value is reached, the
+    /// highest is cut off by half a step.
+    FullRange,
 }
 
 #[cfg(test)]

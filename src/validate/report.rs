@@ -4,6 +4,7 @@
 //! no NaN, and a report of a broken model must still be a document. Not here: measuring, or writing the file. Floor 7.
 
 use super::failures::PromptFailure;
+use super::holding::Execution;
 use super::measurements::Measurements;
 use super::number;
 use super::verdict::{Criterion, Limits, judge};
@@ -20,6 +21,8 @@ pub struct ValidationReport {
     pub schema: String,
     pub original: OriginalModel,
     pub quantized: QuantizedModel,
+    /// `side-by-side` or `layer-streamed`.
+    pub execution: Execution,
     pub dataset: Dataset,
     pub perplexity: Perplexity,
     pub divergence: Divergence,
@@ -178,6 +181,7 @@ pub struct Generation {
 pub struct ReportSubject {
     pub original: OriginalModel,
     pub quantized: QuantizedModel,
+    pub execution: Execution,
     pub dataset: Dataset,
     pub divergence: Divergence,
     pub layers: Vec<Layer>,
@@ -193,6 +197,7 @@ impl ValidationReport {
             schema: SCHEMA.to_owned(),
             original: subject.original,
             quantized: subject.quantized,
+            execution: subject.execution,
             dataset: subject.dataset,
             perplexity: Perplexity {
                 original: measurements.perplexity.original,
@@ -254,6 +259,7 @@ mod tests {
                 bytes: 700,
                 activations: "f32".into(),
             },
+            execution: Execution::SideBySide,
             dataset: Dataset { name: "text.txt".into(), tokens: 12, sha256: "ab".into() },
             divergence: Divergence { kl_mean: 0.5, kl_p99: 0.75, top1_agreement: 0.875 },
             layers: vec![layer("exact", f64::INFINITY), layer("a", 20.0), layer("b", 10.0)],

@@ -3,6 +3,7 @@
 use super::benchmark::Item;
 use super::continuations::{Continuation, Prompt, continue_all};
 use super::failures;
+use super::holding::{Execution, Holding, is_single_precision, side_by_side_bytes};
 use super::layers::{self, Layers};
 use super::measurements::{
     BenchmarkMeasurement, Measurements, PerplexityMeasurement, Preparation, SpeedMeasurement,
@@ -14,11 +15,8 @@ use super::walk::{self, Comparison};
 use super::windows::{Dataset, WindowOptions};
 use super::{choices, streamed};
 use crate::backend::Backend;
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
-use crate::layout::ModuleStorage;
-use crate::model::names::Linear;
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
 use crate::task::Control;
@@ -45,8 +43,9 @@ pub struct ValidateOptions {
     pub activations: Option<Activations>,
     /// By what the measurements are judged.
     pub limits: Limits,
-    /// Hold one block at a time instead of two models. Speed is then left out, and the models generate one after the other.
-    pub layer_streamed: bool,
+    /// How much of the models is in memory at once. Where it is one block, speed is left out, and the models generate one
+    /// after the other.
+    pub holding: Holding,
 }
 
 /// Everything that the measurements need from outside.
@@ -76,21 +75,40 @@ pub async fn validate<B: Backend>(
     options.limits.validate()?;
     walk::check_same_vocabulary(original.config(), quantized.config())?;
     let layers = layers::measure(original, quantized, around.control).await?;
-    let measured = if options.layer_streamed {
-        measure_streamed(original, quantized, data, options, &mut new_backend, around).await?
-    } else {
-        measure_side_by_side(original, quantized, data, options, &mut new_backend, around).await?
+    let timed = options.speed_rounds > 0;
+    let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
+    let execution = options.holding.execution(needed);
+    let measured = match execution {
+        Execution::LayerStreamed => {
+            measure_streamed(original, quantized, data, options, &mut new_backend, around).await?
+        }
+        Execution::SideBySide => {
+            measure_side_by_side(original, quantized, data, options, &mut new_backend, around).await?
+        }
     };
-    Ok(put_together(original, quantized, data, options, layers, measured))
+    Ok(put_together(original, quantized, data, options, execution, layers, measured))
 }
 
 /// What running the two models gave.
 struct Measured {
     comparison: Comparison,
-    continuations: (Vec<Continuation>, Vec<Continuation>),
-    right: (usize, usize),
+    original: Spoken,
+    quantized: Spoken,
     speed: Option<SpeedMeasurement>,
+}
+
+/// What one model said.
+struct Spoken {
+    continuations: Vec<Continuation>,
+    /// Questions answered right.
+    right: usize,
     activations: Activations,
+}
+
+/// How the original and the quantized model are run.
+fn load_options(options: &ValidateOptions) -> (LoadOptions, LoadOptions) {
+    let quantized = LoadOptions { activations: options.activations, ..LoadOptions::default() };
+    (LoadOptions::default(), quantized)
 }
 
 async fn measure_side_by_side<B: Backend>(
@@ -102,25 +120,18 @@ async fn measure_side_by_side<B: Backend>(
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
     let control = around.control;
-    let mut a = CausalLm::load(new_backend(), original, LoadOptions::default(), control).await?;
-    let load = LoadOptions { activations: options.activations, ..LoadOptions::default() };
-    let mut b = CausalLm::load(new_backend(), quantized, load, control).await?;
+    let (first, second) = load_options(options);
+    let mut a = CausalLm::load(new_backend(), original, first, control).await?;
+    let mut b = CausalLm::load(new_backend(), quantized, second, control).await?;
     let comparison = walk::compare(&mut a, &mut b, data, &options.windows, control).await?;
-    let (prompts, tokens) = (&options.prompts, options.max_tokens);
-    let continuations = (
-        continue_all(&mut a, around.codec, prompts, tokens, control).await?,
-        continue_all(&mut b, around.codec, prompts, tokens, control).await?,
-    );
-    let right = (
-        choices::answer_all(&mut a, around.codec, &options.benchmark, control).await?,
-        choices::answer_all(&mut b, around.codec, &options.benchmark, control).await?,
-    );
+    let (by_original, by_quantized) =
+        (speak(&mut a, options, around).await?, speak(&mut b, options, around).await?);
     let mut speed = None;
     if options.speed_rounds > 0 {
         // The fastest floating-point path counts: half precision moves half the bytes of single precision.
         let mut half = None;
         if is_single_precision(original)? {
-            let load = LoadOptions { dense_as_f16: true, ..LoadOptions::default() };
+            let load = LoadOptions { dense_as_f16: true, ..first };
             half = Some(CausalLm::load(new_backend(), original, load, control).await?);
         }
         let mut originals: Vec<_> = std::iter::once(&mut a).chain(half.as_mut()).collect();
@@ -133,12 +144,7 @@ async fn measure_side_by_side<B: Backend>(
             last_level_cache_bytes: options.last_level_cache_bytes,
         });
     }
-    Ok(Measured { comparison, continuations, right, speed, activations: b.activations() })
-}
-
-fn is_single_precision(checkpoint: &Checkpoint) -> Result<bool> {
-    let storage = checkpoint.module(&Linear::Q.module(0))?;
-    Ok(matches!(storage, ModuleStorage::Dense { dtype: DType::F32, .. }))
+    Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed })
 }
 
 /// As [`measure_side_by_side`], with one model at a time, and for the text one block at a time.
@@ -150,9 +156,10 @@ async fn measure_streamed<B: Backend>(
     new_backend: &mut impl FnMut() -> B,
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
+    let (first, second) = load_options(options);
     let comparison = streamed::compare(
-        (original, LoadOptions::default()),
-        (quantized, LoadOptions { activations: options.activations, ..LoadOptions::default() }),
+        (original, first),
+        (quantized, second),
         data,
         &options.windows,
         new_backend,
@@ -160,26 +167,25 @@ async fn measure_streamed<B: Backend>(
         around.control,
     )
     .await?;
-    let mut continuations = Vec::new();
-    let mut right = Vec::new();
-    let mut activations = Activations::F32;
-    for (checkpoint, wanted) in [(original, None), (quantized, options.activations)] {
-        let load = LoadOptions { activations: wanted, ..LoadOptions::default() };
+    let mut alone = async |checkpoint: &Checkpoint, load: LoadOptions| {
         let mut model = CausalLm::load(new_backend(), checkpoint, load, around.control).await?;
-        let (codec, control) = (around.codec, around.control);
-        continuations
-            .push(continue_all(&mut model, codec, &options.prompts, options.max_tokens, control).await?);
-        right.push(choices::answer_all(&mut model, codec, &options.benchmark, control).await?);
-        activations = model.activations();
-    }
-    let second = continuations.pop().unwrap_or_default();
-    let first = continuations.pop().unwrap_or_default();
-    Ok(Measured {
-        comparison,
-        continuations: (first, second),
-        right: (right[0], right[1]),
-        speed: None,
-        activations,
+        speak(&mut model, options, around).await
+    };
+    let (by_original, by_quantized) = (alone(original, first).await?, alone(quantized, second).await?);
+    Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed: None })
+}
+
+/// Continues the prompts and answers the questions.
+async fn speak<B: Backend>(
+    model: &mut CausalLm<B>,
+    options: &ValidateOptions,
+    around: &Surroundings<'_>,
+) -> Result<Spoken> {
+    let (codec, control) = (around.codec, around.control);
+    Ok(Spoken {
+        continuations: continue_all(model, codec, &options.prompts, options.max_tokens, control).await?,
+        right: choices::answer_all(model, codec, &options.benchmark, control).await?,
+        activations: model.activations(),
     })
 }
 
@@ -188,6 +194,7 @@ fn put_together(
     quantized: &Checkpoint,
     data: &Dataset,
     options: &ValidateOptions,
+    execution: Execution,
     layers: Layers,
     measured: Measured,
 ) -> ValidationReport {
@@ -196,18 +203,18 @@ fn put_together(
     let failures = options
         .prompts
         .iter()
-        .zip(measured.continuations.0.iter().zip(&measured.continuations.1))
+        .zip(measured.original.continuations.iter().zip(&measured.quantized.continuations))
         .flat_map(|(prompt, (a, b))| failures::compare(&prompt.text, &a.failures, &b.failures))
         .collect();
     let measurements = Measurements {
         scheme,
         preparation: Preparation::Rounded,
-        activations: measured.activations,
+        activations: measured.quantized.activations,
         perplexity: PerplexityMeasurement { original: first.perplexity(), quantized: second.perplexity() },
         benchmark: (!options.benchmark.is_empty()).then_some(BenchmarkMeasurement {
             items: options.benchmark.len(),
-            original_right: measured.right.0,
-            quantized_right: measured.right.1,
+            original_right: measured.original.right,
+            quantized_right: measured.quantized.right,
         }),
         prompts: options.prompts.len(),
         failures,
@@ -227,8 +234,9 @@ fn put_together(
             scheme: scheme.to_string(),
             bits_per_weight: layers.bits_per_weight(),
             bytes: quantized.bytes(),
-            activations: measured.activations.name().to_owned(),
+            activations: measured.quantized.activations.name().to_owned(),
         },
+        execution,
         dataset: report::Dataset {
             name: data.name.clone(),
             tokens: first.tokens(),

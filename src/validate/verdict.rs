@@ -52,23 +52,26 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Checks that the limits are numbers that something can be compared with.
+    /// Checks that the limits are numbers that a measurement could be on either side of. Negative increases and drops ask
+    /// for a model that is better than its original.
     ///
     /// # Errors
-    /// `invalid_argument` naming the first limit that is not finite.
+    /// `invalid_argument` naming the first limit that is not finite or that nothing could reach.
     pub fn validate(&self) -> Result<()> {
         let limits = [
-            ("max_perplexity_increase", self.max_perplexity_increase),
-            ("max_benchmark_drop_points", self.max_benchmark_drop_points),
-            ("min_memory_ratio", self.min_memory_ratio.unwrap_or(0.0)),
-            ("min_speed_ratio", self.min_speed_ratio),
+            ("max_perplexity_increase", self.max_perplexity_increase, -1.0),
+            ("max_benchmark_drop_points", self.max_benchmark_drop_points, -100.0),
+            ("min_memory_ratio", self.min_memory_ratio.unwrap_or(0.0), 0.0),
+            ("min_speed_ratio", self.min_speed_ratio, 0.0),
         ];
-        match limits.into_iter().find(|(_, limit)| !limit.is_finite()) {
-            Some((name, limit)) => {
-                Err(Error::invalid_argument(format!("{name} must be a finite number but is {limit}")))
+        for (name, limit, least) in limits {
+            if !limit.is_finite() || limit < least {
+                return Err(Error::invalid_argument(format!(
+                    "expected {name} to be a finite number of at least {least} but found {limit}"
+                )));
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -23,14 +23,21 @@ fn refused(what: &str, ran: &Ran, words: &[&str]) {
     assert_eq!(ran.json()["error"]["message"], error["error: ".len()..], "{what}");
 }
 
-/// Runs the command as it is and with `--json`; both are refused.
-fn both_refused(what: &str, args: &[String], words: &[&str]) {
-    let ran = lowbit(args);
-    refused(what, &ran, words);
-    assert!(ran.stdout.is_empty(), "{what}: {}", ran.stdout);
+/// Runs the command as it is and with `--json`; both are refused, with the error that is returned.
+fn both_refused(what: &str, args: &[String], words: &[&str]) -> String {
+    let plain = lowbit(args);
+    refused(what, &plain, words);
+    assert!(plain.stdout.is_empty(), "{what}: {}", plain.stdout);
     let ran = lowbit(args.iter().map(String::as_str).chain(["--json"]));
     refused(what, &ran, words);
     assert!(ran.json()["error"]["code"].is_string(), "{what}");
+    plain.stderr
+}
+
+/// As [`both_refused`], by an error that names the folder, and only once.
+fn both_refused_naming(folder: &Path, what: &str, args: &[String], words: &[&str]) {
+    let error = both_refused(what, args, words);
+    assert_eq!(error.matches(&arg(folder)).count(), 1, "{what}: {error}");
 }
 
 fn args(args: &[&str]) -> Vec<String> {
@@ -244,10 +251,12 @@ fn broken_checkpoints_are_refused_by_name() {
         copy_of_tale(&folder);
         damage(&folder);
         let output = scratch.path().join(format!("{index}-out"));
-        both_refused(what, &args(&["generate", &arg(&folder), "--prompt", "a", "--max-tokens", "1"]), words);
+        let generate = args(&["generate", &arg(&folder), "--prompt", "a", "--max-tokens", "1"]);
+        both_refused_naming(&folder, what, &generate, words);
         // A norm of another shape is copied as it is: only loading the model gives it a meaning.
         if !words.contains(&NORM) {
-            both_refused(what, &args(&["quantize", &arg(&folder), "-o", &arg(&output)]), words);
+            let quantize = args(&["quantize", &arg(&folder), "-o", &arg(&output)]);
+            both_refused_naming(&folder, what, &quantize, words);
             does_not_look_whole(what, &output);
         }
         fs::remove_dir_all(&folder).unwrap();
@@ -283,10 +292,13 @@ fn broken_tokenizers_are_refused_by_name() {
         let folder = scratch.path().join("broken");
         copy_of_tale(&folder);
         damage(&folder);
-        both_refused(what, &args(&["generate", &arg(&folder), "--prompt", "a", "--max-tokens", "1"]), words);
-        both_refused(what, &args(&["perplexity", &arg(&folder), "--text", &text]), words);
-        let borrowed = args(&["perplexity", &arg(tale()), "--text", &text, "--tokenizer", &arg(&folder)]);
-        both_refused(what, &borrowed, words);
+        for command in [
+            &["generate", &arg(&folder), "--prompt", "a", "--max-tokens", "1"][..],
+            &["perplexity", &arg(&folder), "--text", &text],
+            &["perplexity", &arg(tale()), "--text", &text, "--tokenizer", &arg(&folder)],
+        ] {
+            both_refused_naming(&folder, what, &args(command), words);
+        }
     }
 }
 
@@ -301,6 +313,7 @@ fn options_that_make_no_sense_are_refused() {
         (&["--group-size", "0"], "0"),
         (&["--group-size", "-2"], "-2"),
         (&["--group-size", "100", "--strict"], "100"),
+        (&["--group-size", "100000"], "at most 256"),
         (&["--bits", "5"], "5"),
         (&["--bits", "0"], "0"),
         (&["--quantize-embedding", "5"], "5"),
@@ -439,7 +452,29 @@ fn texts_and_paths_that_are_not_there_or_not_texts() {
     assert_eq!(fs::read(&file).unwrap(), b"x");
     let inside = format!("{file}/out");
     both_refused("output inside a file", &args(&["quantize", &tale, "-o", &inside]), &["file"]);
-    both_refused("metrics", &args(&["quantize", &tale, "-o", &absent, "--metrics", &folder]), &[&folder]);
+    // Files that could not be written in the end are found out in the beginning.
+    let nowhere = arg(scratch.path().join("nowhere/file"));
+    let output = arg(scratch.path().join("never"));
+    for file in [&folder, &nowhere] {
+        for command in [
+            &["quantize", &tale, "-o", &output, "--metrics", file][..],
+            &["dequantize", &absent, "-o", &output, "--metrics", file],
+            &["validate", &absent, &absent, "--text", &text, "--metrics", file],
+            &["validate", &absent, &absent, "--text", &text, "-o", file],
+        ] {
+            both_refused(&command.join(" "), &args(command), &[file]);
+        }
+    }
+    let twice = ["quantize", &tale, "-o", &output, "--also-dequantized"];
+    both_refused("twice", &args(&[&twice[..], &[&output]].concat()), &["the same folder"]);
+    let foreign = &[&twice[..], &[&tale]].concat();
+    both_refused("over the source", &args(foreign), &["source"]);
+    assert!(!Path::new(&output).exists());
+    assert!(!scratch.path().join("nowhere").exists());
+    // One inside the folder that is being made is welcome.
+    let inside = format!("{output}/metrics.jsonl");
+    lowbit(["quantize", &tale, "-o", &output, "--metrics", &inside]).done();
+    assert!(Path::new(&inside).is_file());
 }
 
 fn quantized(scratch: &Path) -> PathBuf {
@@ -457,7 +492,7 @@ fn folders_that_do_not_fit_the_command() {
     let quantized = arg(quantized);
     both_refused("twice", &args(&["quantize", &quantized, "-o", &out]), &["quantized already"]);
     both_refused("dense", &args(&["dequantize", &tale, "-o", &out]), &[&tale, "quantized"]);
-    does_not_look_whole("dense", &output);
+    assert!(!output.exists());
     let common = ["--text", &text, "--speed-rounds", "0", "--max-tokens", "2"];
     both_refused("dense", &args(&[&["validate", &tale, &tale], &common[..]].concat()), &[&tale, "quantized"]);
 
@@ -473,12 +508,23 @@ fn folders_that_do_not_fit_the_command() {
         let own = ["validate", &tale, &quantized, "--benchmark", &broken];
         both_refused(lines, &args(&[&own, &common[..]].concat()), &["broken.jsonl", line]);
     }
-    for (option, value) in
-        [("--max-perplexity-increase", "NaN"), ("--min-memory-ratio", "inf"), ("--min-speed-ratio", "NaN")]
-    {
+    for (option, value, words) in [
+        ("--max-perplexity-increase", "NaN", ["max_perplexity_increase", "NaN"]),
+        ("--max-perplexity-increase", "-1.5", ["max_perplexity_increase", "-1.5"]),
+        ("--max-benchmark-drop", "-101", ["max_benchmark_drop", "-101"]),
+        ("--min-memory-ratio", "inf", ["min_memory_ratio", "inf"]),
+        ("--min-memory-ratio", "-2", ["min_memory_ratio", "-2"]),
+        ("--min-speed-ratio", "NaN", ["min_speed_ratio", "NaN"]),
+    ] {
         let own = ["validate", &tale, &quantized, option, value];
-        both_refused(option, &args(&[&own, &common[..]].concat()), &[&value[..2]]);
+        both_refused(option, &args(&[&own, &common[..]].concat()), &words);
     }
+    // Better than its original: a wish, if one that is rarely granted.
+    let wish = ["validate", &tale, &quantized, "--max-perplexity-increase", "-0.5"];
+    assert_eq!(lowbit([&wish, &common[..]].concat()).code, 1);
+    let retention = ["dequantize", &quantized, "-o", &out, "--min-retention", "-1"];
+    both_refused("retention", &args(&retention), &["between 0 and 1", "-1"]);
+    assert!(!output.exists());
 
     // A model of half the vocabulary.
     let small = scratch.path().join("small");

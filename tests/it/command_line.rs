@@ -227,6 +227,37 @@ fn validate_says_accepted_or_rejected_by_its_exit_code() {
 }
 
 #[test]
+fn models_that_do_not_fit_the_memory_are_validated_layer_by_layer() {
+    let (_scratch, output, text) = quantized();
+    let (tale, output) = (arg(tale()), arg(output));
+    let common =
+        ["validate", &tale, &output, "--text", &text, "--max-tokens", "4", "--speed-rounds", "0", "--json"];
+    let mut figures = None;
+    for (options, execution) in [
+        (&["--memory", "1MB"][..], "layer-streamed"),
+        (&["--memory", "1GB"], "side-by-side"),
+        (&["--layer-streamed"], "layer-streamed"),
+        (&["--side-by-side"], "side-by-side"),
+        // Two small models fit any machine that runs this test.
+        (&[], "side-by-side"),
+    ] {
+        let ran = lowbit(common.iter().chain(options)).done();
+        let report = ran.json();
+        assert_eq!(report["execution"], execution, "{options:?}");
+        assert_eq!(ran.stderr.contains("layer by layer"), execution == "layer-streamed", "{}", ran.stderr);
+        assert_eq!(ran.stderr.contains("1.00 MB are free"), options == ["--memory", "1MB"], "{}", ran.stderr);
+        // Memory changes no figure.
+        let found = (report["perplexity"].clone(), report["divergence"].clone());
+        assert_eq!(*figures.get_or_insert_with(|| found.clone()), found, "{options:?}");
+    }
+    for conflict in
+        [["--layer-streamed", "--side-by-side"].as_slice(), &["--memory", "1GB", "--side-by-side"]]
+    {
+        assert_eq!(lowbit(common.iter().chain(conflict)).code, 2);
+    }
+}
+
+#[test]
 fn compare_shows_both_texts() {
     let (_scratch, output, _) = quantized();
     let args =
@@ -258,6 +289,37 @@ fn a_dequantized_folder_is_an_ordinary_checkpoint() {
 }
 
 #[test]
+fn an_earlier_output_is_replaced_without_a_trace() {
+    let (scratch, output, text) = quantized();
+    let fresh = scratch.path().join("fresh");
+    let back = arg(scratch.path().join("back"));
+    lowbit(["dequantize", &arg(&output), "-o", &back]).done();
+    let report = arg(output.join("validation_report.json"));
+    let common = ["--text", &text, "--speed-rounds", "0", "--max-tokens", "2", "-o", &report];
+    lowbit([&["validate", &arg(tale()), &arg(&output)], &common[..]].concat()).done();
+    std::fs::write(output.join("notes.txt"), "mine").unwrap();
+    std::fs::write(output.join(".model.safetensors.Ab12Cd.lowbit.tmp"), "what a killed run left").unwrap();
+    // A dequantized checkpoint takes the place of a quantized one, and the other way round.
+    let other = arg(scratch.path().join("other"));
+    quantize(Path::new(&other), &["--bits", "4", "--group-size", "64"]);
+    for (command, expected) in [
+        (["dequantize", &other], "quantization_metadata.json"),
+        (["quantize", &arg(tale())], "quantization_config.json"),
+    ] {
+        for target in [&fresh, &output] {
+            if target == &fresh && fresh.exists() {
+                std::fs::remove_dir_all(&fresh).unwrap();
+            }
+            lowbit([&command[..], &["-o", &arg(target)]].concat()).done();
+        }
+        let mut found = files(&output);
+        assert_eq!(found.remove("notes.txt").as_deref(), Some(&b"mine"[..]));
+        assert!(found == files(&fresh), "{:?}, not {:?}", found.keys(), files(&fresh).keys());
+        assert!(found.contains_key(expected), "{:?}", found.keys());
+    }
+}
+
+#[test]
 fn a_checkpoint_of_someone_else_is_never_overwritten() {
     let scratch = tempfile::tempdir().unwrap();
     let foreign = scratch.path().join("foreign");
@@ -269,6 +331,16 @@ fn a_checkpoint_of_someone_else_is_never_overwritten() {
         assert_eq!(ran.code, 2);
         assert!(ran.stderr.contains("foreign"), "{}", ran.stderr);
         assert_eq!(files(&foreign), before);
+    }
+    // Half a checkpoint is somebody's too.
+    for file in ["tokenizer.json", "model.safetensors"] {
+        let folder = scratch.path().join(file.replace('.', "-"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(file), "{}").unwrap();
+        let ran = lowbit(["quantize", &arg(tale()), "-o", &arg(&folder)]);
+        assert_eq!(ran.code, 2);
+        assert!(ran.stderr.contains(file) && ran.stderr.contains("lowbit did not write"), "{}", ran.stderr);
+        assert_eq!(files(&folder).len(), 1);
     }
 }
 

@@ -16,12 +16,9 @@ use std::process::{Command, Stdio};
 
 /// The largest distance of a logit from that of transformers where activations are f32; measured at most 1.7e-5.
 const TOLERANCE: f32 = 1e-3;
-/// The share of ternary logits within [`TOLERANCE`]; measured 1. Activations are rounded to INT8 there, and a value near a
-/// tie may round either way in two correct programs and moves every logit after it.
-const TERNARY_SHARE: f64 = 0.9;
-/// The median distance of W8A8 logits, measured 0.055: compressed-tensors rounds activations on another grid than this
-/// crate, so that equal logits cannot be asked for.
-const W8A8_MEDIAN: f32 = 0.1;
+/// The share of logits within [`TOLERANCE`] where activations are rounded to INT8. A value near a tie may round either way
+/// in two correct programs and moves every logit of its token and of those after it; on another grid the share is 0.01.
+const ROUNDED_SHARE: f64 = 0.7;
 /// The largest relative distance of perplexities.
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
 
@@ -115,11 +112,12 @@ fn interop_the_committed_files_are_what_the_scripts_make() {
 fn interop_transformers_opens_what_lowbit_writes() {
     let place = tempfile::tempdir().unwrap();
     let folders = written(place.path());
-    // Few tokens where activations are rounded: fewer values that could lie near a tie.
+    // Short sequences where activations are rounded: a value near a tie spoils few tokens.
     let sequences = |name: &str| -> Vec<Vec<u32>> {
         let rounds = name == "ternary" || name.ends_with("-int8");
-        let lengths: &[usize] = if rounds { &[1, 3, 6, 8] } else { &[1, 24, 100] };
-        lengths.iter().map(|&length| tokens(&format!("interop.{length}"), length, 2048)).collect()
+        let lengths: &[usize] = if rounds { &[1, 1, 1, 1, 2, 2, 2, 3, 3, 3] } else { &[1, 24, 100] };
+        let sequence = |(index, &length): (usize, &usize)| tokens(&format!("interop.{index}"), length, 2048);
+        lengths.iter().enumerate().map(sequence).collect()
     };
     let jobs: Vec<(&str, &Path, Vec<u32>)> = folders
         .iter()
@@ -149,8 +147,7 @@ fn interop_transformers_opens_what_lowbit_writes() {
             100.0 * within
         );
         let right = match *name {
-            "int8-channel-int8" => found[found.len() / 2] < W8A8_MEDIAN,
-            "ternary" => within >= TERNARY_SHARE,
+            "int8-channel-int8" | "ternary" => within >= ROUNDED_SHARE,
             _ => largest < TOLERANCE,
         };
         if !right {

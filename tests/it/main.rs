@@ -6,6 +6,7 @@ mod command_line;
 mod floors;
 mod golden;
 mod interop;
+mod interrupted;
 mod peak_memory;
 mod real_models;
 mod round_trip;

@@ -3,31 +3,19 @@
 //! Only on Linux, where the kernel tells the high-water mark of a child process.
 #![cfg(target_os = "linux")]
 
-use lowbit::dtype::DType;
-use lowbit::format::safetensors::{SafetensorsWriter, TensorInfo};
-use lowbit::format::sink::{FsSinkDir, SinkDir, write_whole};
-use lowbit::model::names::{BlockNorm, Linear};
-use lowbit::model::{Architecture, ModelConfig};
+use crate::support::large::{LARGEST_TENSOR, write_checkpoint};
 use lowbit::task::block_on;
-use serde_json::json;
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const LAYERS: usize = 60;
-const HIDDEN: u64 = 1024;
-const INNER: u64 = 4096;
-const VOCABULARY: u64 = 4096;
-/// Of F16 values.
-const LARGEST_TENSOR: u64 = 2 * HIDDEN * INNER;
 const LIMIT: u64 = (64 << 20) + 4 * LARGEST_TENSOR;
 
 #[test]
 fn two_gigabytes_are_quantized_in_a_few_tensors_of_memory() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
-    let bytes = block_on(write_checkpoint(&source));
+    let bytes = block_on(write_checkpoint(&source, LAYERS));
     assert!(bytes > 2_000_000_000, "{bytes}");
     let output = folder.path().join("output");
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
@@ -59,49 +47,4 @@ fn peak_of(mut command: Command) -> u64 {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// Writes a Llama with the same pattern in every tensor, and says how many bytes of tensors that is.
-async fn write_checkpoint(path: &Path) -> u64 {
-    let config = json!({
-        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048, "tie_word_embeddings": true, "torch_dtype": "float16"
-    });
-    let model = ModelConfig::from_json(&config).unwrap();
-    assert_eq!(model.architecture, Architecture::Llama);
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), TensorInfo::new(DType::F16, [VOCABULARY, HIDDEN])),
-        ("model.norm.weight".to_owned(), TensorInfo::new(DType::F16, [HIDDEN])),
-    ];
-    for layer in 0..LAYERS {
-        for linear in Linear::ALL {
-            let (rows, cols) = linear.shape(&model);
-            let info = TensorInfo::new(DType::F16, [rows as u64, cols as u64]);
-            tensors.push((format!("{}.weight", linear.module(layer)), info));
-        }
-        for norm in [BlockNorm::Input, BlockNorm::PostAttention] {
-            let info = TensorInfo::new(DType::F16, [HIDDEN]);
-            tensors.push((format!("{}.weight", norm.module(layer)), info));
-        }
-    }
-    // Values between -0.1 and 0.1 from a small generator.
-    let mut state = 1u32;
-    let pattern: Vec<u8> = (0..LARGEST_TENSOR / 2)
-        .flat_map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            half::f16::from_f32((state >> 8) as f32 / 2f32.powi(24) * 0.2 - 0.1).to_le_bytes()
-        })
-        .collect();
-    let lens: BTreeMap<String, u64> =
-        tensors.iter().map(|(name, info)| (name.clone(), info.byte_len().unwrap())).collect();
-    let sinks = FsSinkDir::create(path).unwrap();
-    write_whole(&sinks, "config.json", config.to_string().as_bytes()).await.unwrap();
-    let sink = sinks.create("model.safetensors").await.unwrap();
-    let mut writer = SafetensorsWriter::begin(sink, tensors, BTreeMap::new()).await.unwrap();
-    for name in writer.order().to_vec() {
-        writer.write(&name, &pattern[..lens[&name] as usize]).await.unwrap();
-    }
-    writer.finish().await.unwrap();
-    lens.values().sum()
 }

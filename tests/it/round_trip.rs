@@ -11,6 +11,7 @@ use lowbit::pipeline::{QuantizeOptions, quantize, restore};
 use lowbit::quant::{Activations, Bits, Granularity};
 use lowbit::task::{Silent, block_on};
 use lowbit::tokenizer::HuggingFaceTokenizer;
+use lowbit::validate::agreement::{self, Forms};
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use lowbit::validate::{streamed, walk};
 use std::path::Path;
@@ -124,12 +125,11 @@ fn running_block_by_block_changes_no_figure() {
     });
 }
 
-/// What the issue of the two forms of one model requires.
-const REQUIRED_AGREEMENT: f64 = 0.995;
-
 #[test]
 fn both_forms_of_a_model_predict_the_same() {
-    for (name, options) in every_kind() {
+    let int8 = QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true);
+    let w8a8 = QuantizeOptions { activations: Activations::Int8, ..int8 };
+    for (name, options) in every_kind().into_iter().chain([("w8a8", w8a8)]) {
         block_on(async {
             let source = open(shipped()).await;
             let packed = MemorySinkDir::new("packed");
@@ -140,15 +140,14 @@ fn both_forms_of_a_model_predict_the_same() {
             let dequantized = open(Rc::new(floats.to_dir())).await;
             let data = dataset(&source, 20_000).await;
             let windows = WindowOptions { context: 512, stride: None };
-            for activations in [options.activations, Activations::F32] {
-                let load = LoadOptions { activations: Some(activations), ..LoadOptions::default() };
-                let mut a = CausalLm::load(CpuBackend::new(), &quantized, load, &Silent).await.unwrap();
-                let mut b = CausalLm::load(CpuBackend::new(), &dequantized, load, &Silent).await.unwrap();
-                let compared = walk::compare(&mut a, &mut b, &data, &windows, &Silent).await.unwrap();
-                let share = compared.divergence.top1_agreement();
-                println!("{name}, {} activations: {share:.5}", activations.name());
-                assert!(share >= REQUIRED_AGREEMENT, "{name}, {} activations: {share}", activations.name());
-            }
+            let forms = Forms { quantized: &quantized, dequantized: &dequantized, original: Some(&source) };
+            // What agrees too little is an error.
+            let found =
+                agreement::measure(forms, &data, &windows, 0.9, CpuBackend::new, &Silent).await.unwrap();
+            println!("{name}: {found:?}");
+            assert!(found.quantized_dequantized_f32 >= found.required, "{name}");
+            assert_eq!(found.retained, found.retention.map(|share| share >= 0.9), "{name}");
+            assert!(name != "int8" || found.retained == Some(true), "{name}");
         });
     }
 }

@@ -1,5 +1,6 @@
 //! What several tests need: folders, models, logits.
 
+pub mod large;
 pub mod synthetic;
 
 use lowbit::backend::cpu::CpuBackend;

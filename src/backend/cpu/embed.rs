@@ -35,7 +35,6 @@ fn out_work(count: usize, width: usize) -> usize {
 mod tests {
     use super::super::testing::{Matrix, Random, backend, formats, load, read, reordered, u32_buffer};
     use crate::backend::{Backend, Element, WeightFormat};
-    use crate::quant::Activations;
 
     #[test]
     fn rows_of_every_format_come_out_with_one_rounding() {
@@ -48,7 +47,7 @@ mod tests {
                 matrix = reordered(&mut random, &matrix);
             }
             let mut backend = backend(2, true);
-            let table = load(&mut backend, &[(&matrix, rows)], cols, Activations::F32, &[None]);
+            let table = load(&mut backend, &[(&matrix, rows)], cols, None, &[None]);
             let ids = u32_buffer(&mut backend, &tokens);
             let mut out = backend.buffer(Element::F32, tokens.len() * cols).unwrap();
             backend.embed(&ids, tokens.len(), &table, &mut out).unwrap();
@@ -64,7 +63,7 @@ mod tests {
         let mut random = Random::new(2);
         let matrix = Matrix::random(&mut random, 4, 8, formats()[0]);
         let mut backend = backend(1, true);
-        let table = load(&mut backend, &[(&matrix, 4)], 8, Activations::F32, &[None]);
+        let table = load(&mut backend, &[(&matrix, 4)], 8, None, &[None]);
         let ids = u32_buffer(&mut backend, &[3, 4]);
         let mut out = backend.buffer(Element::F32, 16).unwrap();
         let error = backend.embed(&ids, 2, &table, &mut out).unwrap_err();

@@ -11,7 +11,7 @@ use super::rows::{Bf16Matrix, Bits2, Bits4, Bits8, CodeMatrix, F16Matrix, F32Mat
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::{Activations, column_order};
+use crate::quant::{ActivationGrid, column_order};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -32,10 +32,10 @@ struct Input<'a> {
 }
 
 enum Values<'a> {
-    /// `[count, units, 32]`; `rounded` where each value is one that INT8 can express.
+    /// `[count, units, 32]`; `rounded` where each value is one of a grid of INT8.
     F32 {
         columns: Columns,
-        rounded: bool,
+        rounded: Option<ActivationGrid>,
         values: Floats<'a>,
     },
     Int8(QuantizedTokens),
@@ -51,21 +51,19 @@ impl Input<'_> {
     fn serves(&self, part: &Part) -> bool {
         let fits = match &self.values {
             Values::F32 { columns, rounded, .. } => {
-                !meets_int8(part) && *rounded == meets_rounded(part) && *columns == part.columns
+                !meets_int8(part) && *rounded == part.grid && *columns == part.columns
             }
-            Values::Int8(tokens) => meets_int8(part) && tokens.columns == part.columns,
+            Values::Int8(tokens) => {
+                meets_int8(part) && Some(tokens.grid) == part.grid && tokens.columns == part.columns
+            }
         };
         fits && self.order == part.order.as_deref()
     }
 }
 
-fn meets_int8(part: &Part) -> bool {
-    part.activations == Activations::Int8 && matches!(part.data, Data::Packed(_))
-}
-
 /// Dense weights have no integer product, so their activations are rounded to INT8 and back.
-fn meets_rounded(part: &Part) -> bool {
-    part.activations == Activations::Int8 && !meets_int8(part)
+fn meets_int8(part: &Part) -> bool {
+    part.grid.is_some() && matches!(part.data, Data::Packed(_))
 }
 
 fn prepare<'a>(x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
@@ -91,18 +89,18 @@ fn prepare<'a>(x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
 /// `x`, in the order of the part's columns, in the form that its kernel reads.
 fn arrange<'a>(x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
     let columns = part.columns;
-    if meets_int8(part) {
-        return Ok(Values::Int8(QuantizedTokens::new(&x, columns)?));
+    let rounded = part.grid;
+    if let (Data::Packed(_), Some(grid)) = (&part.data, rounded) {
+        return Ok(Values::Int8(QuantizedTokens::new(&x, columns, grid)?));
     }
-    let rounded = meets_rounded(part);
-    if let (true, false, Cow::Borrowed(x)) = (columns.is_plain(), rounded, &x) {
+    if let (true, None, Cow::Borrowed(x)) = (columns.is_plain(), rounded, &x) {
         return Ok(Values::F32 { columns, rounded, values: Floats::Borrowed(x) });
     }
     let mut padded = Aligned::zeroed(x.len() / columns.cols * columns.padded())?;
     for (x, padded) in x.chunks_exact(columns.cols).zip(padded.chunks_exact_mut(columns.padded())) {
         columns.spread(x, padded);
-        if rounded {
-            round_trip(padded);
+        if let Some(grid) = rounded {
+            round_trip(padded, grid);
         }
     }
     Ok(Values::F32 { columns, rounded, values: Floats::Padded(padded) })
@@ -278,30 +276,42 @@ mod tests {
     };
     use crate::backend::{Backend, Element, WeightFormat};
     use crate::dtype::DType;
-    use crate::quant::{Activations, Scheme};
+    use crate::quant::{ActivationGrid, Activations, Scheme};
 
     /// Largest deviation from the `f64` oracle, as a share of `sum |w x|`. Measured 1.0e-7 over all cases.
     const RELATIVE_TOLERANCE: f64 = 5e-7;
 
     /// What `linear` should give, and the sum of magnitudes that its error is judged by.
-    fn oracle(matrix: &Matrix, x: &[f32], rows: usize, cols: usize, int8: bool) -> Vec<(f64, f64)> {
+    fn oracle(
+        matrix: &Matrix,
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+        grid: Option<ActivationGrid>,
+    ) -> Vec<(f64, f64)> {
         let mut expected = Vec::new();
         for x in x.chunks_exact(cols) {
             let absmax = x.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-            let scale = 127.0 / absmax.max(1e-5);
+            let rounded = |x: f32| match grid {
+                None => f64::from(x),
+                Some(ActivationGrid::Absmax127) => {
+                    let scale = 127.0 / absmax.max(1e-5);
+                    f64::from((x * scale).round_ties_even()) / f64::from(scale)
+                }
+                Some(ActivationGrid::FullRange) => {
+                    let step = absmax / 127.5;
+                    f64::from((x / step).clamp(-128.0, 127.0).round_ties_even()) * f64::from(step)
+                }
+            };
             for row in 0..rows {
                 let (mut sum, mut magnitude) = (0.0, 0.0);
                 for (col, &x) in x.iter().enumerate() {
-                    let x = if int8 {
-                        f64::from((x * scale).round_ties_even()) / f64::from(scale)
-                    } else {
-                        f64::from(x)
-                    };
+                    let x = rounded(x);
                     let w = matrix.value(row, col, cols);
                     sum += w * x;
                     // Zero points are subtracted from sums of codes: their size bounds the rounding error.
                     magnitude += (w * x).abs();
-                    if let (Matrix::Packed(tensor), true) = (matrix, int8) {
+                    if let (Matrix::Packed(tensor), Some(_)) = (matrix, grid) {
                         let (_, zero, scale) = parts_of(tensor, row, col);
                         magnitude += (f64::from(zero) * scale * x).abs();
                     }
@@ -321,23 +331,17 @@ mod tests {
                 let matrix = Matrix::random(&mut random, rows, cols, format);
                 let x = random.floats(33 * cols);
                 let bias = random.floats(rows);
-                for activations in [Activations::F32, Activations::Int8] {
-                    let int8 = activations == Activations::Int8;
-                    let expected = oracle(&matrix, &x, rows, cols, int8);
+                for grid in [None, Some(ActivationGrid::Absmax127), Some(ActivationGrid::FullRange)] {
+                    let expected = oracle(&matrix, &x, rows, cols, grid);
                     let mut whole: Vec<Vec<f32>> = Vec::new();
                     for (count, threads) in [(33, 1), (33, 3), (1, 1), (2, 2), (5, 1), (5, 3)] {
                         for (index, mut backend) in backends(threads).into_iter().enumerate() {
                             let case = format!(
-                                "{}: {rows} x {cols} {format:?} {activations:?} {count} tokens",
+                                "{}: {rows} x {cols} {format:?} {grid:?} {count} tokens",
                                 backend.capabilities().device
                             );
-                            let weight = load(
-                                &mut backend,
-                                &[(&matrix, rows)],
-                                cols,
-                                activations,
-                                &[Some(bias.clone())],
-                            );
+                            let weight =
+                                load(&mut backend, &[(&matrix, rows)], cols, grid, &[Some(bias.clone())]);
                             let input = f32_buffer(&mut backend, &x[..count * cols]);
                             let mut output = backend.buffer(Element::F32, count * rows).unwrap();
                             backend.linear(&input, count, &weight, &mut output).unwrap();
@@ -390,7 +394,7 @@ mod tests {
         let x = random.floats(3 * cols);
         let mut backend = backend(2, true);
         let parts: Vec<_> = matrices.iter().zip(rows).collect();
-        let weight = load(&mut backend, &parts, cols, Activations::F32, &[None, None, None, None]);
+        let weight = load(&mut backend, &parts, cols, None, &[None, None, None, None]);
         let input = f32_buffer(&mut backend, &x);
         let total: usize = rows.iter().sum();
         let mut output = backend.buffer(Element::F32, 3 * total).unwrap();
@@ -398,7 +402,7 @@ mod tests {
         let found = read(&mut backend, &output);
         let mut at = 0;
         for (matrix, rows) in &parts {
-            for (i, (expected, size)) in oracle(matrix, &x, *rows, cols, false).into_iter().enumerate() {
+            for (i, (expected, size)) in oracle(matrix, &x, *rows, cols, None).into_iter().enumerate() {
                 let found = f64::from(found[i / rows * total + at + i % rows]);
                 assert!((found - expected).abs() < RELATIVE_TOLERANCE * size);
             }
@@ -422,23 +426,22 @@ mod tests {
             let parts: Vec<_> = matrices.iter().zip(rows).collect();
             let x = random.floats(3 * cols);
             let total: usize = rows.iter().sum();
-            for activations in [Activations::F32, Activations::Int8] {
+            for grid in [None, Some(ActivationGrid::Absmax127), Some(ActivationGrid::FullRange)] {
                 for (count, mut backend) in [1, 3].into_iter().zip([backend(2, true), backend(1, false)]) {
-                    let weight = load(&mut backend, &parts, cols, activations, &[None, None, None, None]);
+                    let weight = load(&mut backend, &parts, cols, grid, &[None, None, None, None]);
                     let input = f32_buffer(&mut backend, &x[..count * cols]);
                     let mut output = backend.buffer(Element::F32, count * total).unwrap();
                     backend.linear(&input, count, &weight, &mut output).unwrap();
                     let found = read(&mut backend, &output);
                     let mut at = 0;
                     for (matrix, rows) in &parts {
-                        let int8 = activations == Activations::Int8;
-                        let expected = oracle(matrix, &x[..count * cols], *rows, cols, int8);
+                        let expected = oracle(matrix, &x[..count * cols], *rows, cols, grid);
                         for (i, (expected, size)) in expected.into_iter().enumerate() {
                             let found = f64::from(found[i / rows * total + at + i % rows]);
                             let error = (found - expected).abs() / size;
                             assert!(
                                 error < RELATIVE_TOLERANCE,
-                                "{format:?} {activations:?}: {found}, not {expected}"
+                                "{format:?} {grid:?}: {found}, not {expected}"
                             );
                         }
                         at += rows;
@@ -455,7 +458,7 @@ mod tests {
             WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Channel });
         let matrix = Matrix::random(&mut random, 4, 40, format);
         let mut backend = backend(1, true);
-        let weight = load(&mut backend, &[(&matrix, 4)], 40, Activations::Int8, &[None]);
+        let weight = load(&mut backend, &[(&matrix, 4)], 40, Some(ActivationGrid::Absmax127), &[None]);
         for broken in [f32::NAN, f32::INFINITY] {
             let mut x = random.floats(80);
             x[17] = broken;
@@ -472,10 +475,12 @@ mod tests {
     fn all_zero_activations_give_zero() {
         let mut random = Random::new(4);
         let format = WeightFormat::Dense(DType::F16);
-        for format in [format, formats()[10]] {
+        for (format, grid) in [format, formats()[10]].into_iter().flat_map(|format| {
+            [ActivationGrid::Absmax127, ActivationGrid::FullRange].map(|grid| (format, grid))
+        }) {
             let matrix = Matrix::random(&mut random, 4, 40, format);
             let mut backend = backend(1, true);
-            let weight = load(&mut backend, &[(&matrix, 4)], 40, Activations::Int8, &[None]);
+            let weight = load(&mut backend, &[(&matrix, 4)], 40, Some(grid), &[None]);
             let input = backend.buffer(Element::F32, 40).unwrap();
             let mut output = f32_buffer(&mut backend, &[f32::NAN; 4]);
             backend.linear(&input, 1, &weight, &mut output).unwrap();

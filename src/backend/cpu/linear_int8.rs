@@ -1,6 +1,6 @@
 //! `W x` with activations rounded to INT8 per token: integer dot products, then scales (Ma et al. 2024, W1.58A8).
 //!
-//! 1. `q = round(x * s)` with `s = 127 / max(absmax(x), 1e-5)`, halves to even, as BitNet's published code does.
+//! 1. `q = round(x * s)`, halves to even, with the `s` of an [`ActivationGrid`].
 //! 2. For each group `sum (code - zero_point) q`, in exact 32-bit integers: the dot product of the unsigned codes
 //!    starts from `-zero_point * sum q`.
 //! 3. The result is `sum / s * scale`. With several groups, `sum over groups (sum * scale) / s`.
@@ -16,9 +16,10 @@ use super::memory::Aligned;
 use super::rows::{CodeMatrix, CodeRow, FloatMatrix, Width};
 use super::simd::{Kernel, Simd};
 use crate::error::Result;
+use crate::quant::ActivationGrid;
 use std::ops::Range;
 
-/// Columns of a group up to which a dot product cannot leave 32 bits: `255 * 127 * 2^16 < 2^31`.
+/// Columns of a group up to which a dot product cannot leave 32 bits: `255 * 128 * 2^16 < 2^31`.
 pub(super) const MAX_GROUP: usize = 1 << 16;
 
 /// Smallest absolute maximum: what keeps a token of zeros from dividing by zero.
@@ -27,49 +28,87 @@ const SMALLEST_ABSMAX: f32 = 1e-5;
 /// Activations of some tokens, rounded.
 pub(super) struct QuantizedTokens {
     pub(super) columns: Columns,
+    pub(super) grid: ActivationGrid,
     /// `[count, units, 32]`
     values: Aligned<i8>,
     /// Sums of the values of each group, `[count, groups]`
     sums: Vec<i32>,
-    /// `[count]`: what the activations were multiplied with
+    /// `[count]`: by what the integers are divided
     scales: Vec<f32>,
 }
 
 impl QuantizedTokens {
     /// Rounds the rows of `x`, `[count, columns.cols]`.
-    pub(super) fn new(x: &[f32], columns: Columns) -> Result<Self> {
+    pub(super) fn new(x: &[f32], columns: Columns, grid: ActivationGrid) -> Result<Self> {
         let count = x.len() / columns.cols;
         let mut values = Aligned::zeroed(count * columns.padded())?;
         let mut sums = vec![0; count * columns.groups];
         let mut scales = vec![0.0; count];
         let rows = values.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact_mut(columns.groups));
         for ((x, scale), (values, sums)) in x.chunks_exact(columns.cols).zip(&mut scales).zip(rows) {
-            let factor = 127.0 / absmax(x).max(SMALLEST_ABSMAX);
+            let rounding = Rounding::of(x, grid);
             for ((span, at), sum) in columns.group_spans().zip(sums) {
-                *sum = round(&x[span.clone()], factor, &mut values[at..at + span.len()]);
+                let (x, out) = (&x[span.clone()], &mut values[at..at + span.len()]);
+                // One loop for each rule, so that the compiler sees a loop without a choice.
+                *sum = match rounding {
+                    Rounding::Times(factor) => round(x, out, |x| x * factor),
+                    Rounding::Over(step) => round(x, out, |x| x / step),
+                };
             }
-            *scale = if x.iter().all(|v| v.is_finite()) { factor } else { f32::NAN };
+            *scale = if x.iter().all(|v| v.is_finite()) { rounding.factor() } else { f32::NAN };
         }
-        Ok(Self { columns, values, sums, scales })
+        Ok(Self { columns, grid, values, sums, scales })
+    }
+}
+
+/// How one token's activations become integers.
+#[derive(Clone, Copy)]
+enum Rounding {
+    Times(f32),
+    /// Not the reciprocal: `-absmax / step` lies on a tie, which must round as compressed-tensors' own division does.
+    Over(f32),
+}
+
+impl Rounding {
+    fn of(x: &[f32], grid: ActivationGrid) -> Self {
+        let absmax = absmax(x);
+        match grid {
+            ActivationGrid::Absmax127 => Self::Times(127.0 / absmax.max(SMALLEST_ABSMAX)),
+            ActivationGrid::FullRange => {
+                let step = absmax / 127.5;
+                Self::Over(if step == 0.0 { f32::EPSILON } else { step })
+            }
+        }
+    }
+
+    /// By what the integers are divided in the end.
+    fn factor(self) -> f32 {
+        match self {
+            Self::Times(factor) => factor,
+            Self::Over(step) => 1.0 / step,
+        }
     }
 }
 
 /// Rounds one token's activations to INT8 and back, by the rule of [`QuantizedTokens`].
-pub(super) fn round_trip(x: &mut [f32]) {
-    let factor = 127.0 / absmax(x).max(SMALLEST_ABSMAX);
+pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
+    let rounding = Rounding::of(x, grid);
     for x in x {
         // NaN and infinity stay what they are.
         if x.is_finite() {
-            *x = rounded(*x, factor) / factor;
+            *x = match rounding {
+                Rounding::Times(factor) => rounded(*x * factor) / factor,
+                Rounding::Over(step) => rounded(*x / step) * step,
+            };
         }
     }
 }
 
-/// `x * factor` rounded to an integer, halves to even.
-fn rounded(x: f32, factor: f32) -> f32 {
+/// The nearest integer of INT8, halves to even.
+fn rounded(x: f32) -> f32 {
     // Adding and subtracting this leaves no fraction bits of a small number, in the processor's own rounding: to even.
     const MAGIC: f32 = 12_582_912.0;
-    ((x * factor).clamp(-128.0, 127.0) + MAGIC) - MAGIC
+    (x.clamp(-128.0, 127.0) + MAGIC) - MAGIC
 }
 
 fn absmax(x: &[f32]) -> f32 {
@@ -83,11 +122,12 @@ fn absmax(x: &[f32]) -> f32 {
     lanes.into_iter().fold(0.0, f32::max)
 }
 
-/// Rounds `x * factor` to integers, halves to even; returns their sum.
-fn round(x: &[f32], factor: f32, out: &mut [i8]) -> i32 {
+/// Scales and rounds to integers, halves to even; returns their sum.
+#[inline(always)]
+fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
     let mut sum = 0;
     for (out, x) in out.iter_mut().zip(x) {
-        *out = rounded(*x, factor) as i8;
+        *out = rounded(scaled(*x)) as i8;
         sum += i32::from(*out);
     }
     sum
@@ -224,4 +264,43 @@ fn group_dots<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T
         }
     }
     ints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `compute_dynamic_scales_and_zp` and `fake_quantize` of compressed-tensors 0.20 make of four tokens.
+    #[test]
+    fn the_full_range_is_that_of_compressed_tensors() {
+        let cases: [([f32; 8], [i8; 8], f32); 4] = [
+            (
+                [-1.0, 0.5, 0.25, -0.125, 0.996, 0.0, 1e-9, 0.742_187_5],
+                [-127, 64, 32, -16, 127, 0, 0, 95],
+                0.007_843_138,
+            ),
+            // The lowest value is reached; 127.5 is cut off.
+            (
+                [0.3, -0.7, 0.7, 0.1, -0.2, 0.35, 0.002_745_098, -0.6],
+                [55, -128, 127, 18, -36, 64, 1, -109],
+                0.005_490_196,
+            ),
+            (
+                [3.0, -2.9999, 1.5, -1.5, 0.011_764_706, 0.035_294_12, 2.0, -1.0],
+                [127, -127, 64, -64, 0, 2, 85, -42],
+                0.023_529_412,
+            ),
+            ([0.0; 8], [0; 8], f32::EPSILON),
+        ];
+        for (x, codes, step) in cases {
+            let tokens =
+                QuantizedTokens::new(&x, Columns::new(x.len(), x.len()), ActivationGrid::FullRange).unwrap();
+            assert_eq!(tokens.values[..8], codes, "{x:?}");
+            assert_eq!(tokens.sums[0], codes.iter().map(|&code| i32::from(code)).sum::<i32>());
+            assert_eq!(tokens.scales[0], 1.0 / step);
+            let mut back = x;
+            round_trip(&mut back, ActivationGrid::FullRange);
+            assert_eq!(back, codes.map(|code| f32::from(code) * step), "{x:?}");
+        }
+    }
 }

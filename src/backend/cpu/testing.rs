@@ -4,7 +4,7 @@ use super::simd::Isa;
 use super::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, encode_f32};
-use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
 use crate::task::block_on;
 use half::f16;
 
@@ -169,7 +169,7 @@ pub(super) fn load(
     backend: &mut CpuBackend,
     parts: &[(&Matrix, usize)],
     cols: usize,
-    activations: Activations,
+    grid: Option<ActivationGrid>,
     biases: &[Option<Vec<f32>>],
 ) -> CpuWeight {
     let descs: Vec<_> = parts
@@ -182,7 +182,8 @@ pub(super) fn load(
                 Matrix::Dense(dtype, ..) => WeightFormat::Dense(*dtype),
                 Matrix::Packed(tensor) => WeightFormat::Packed(tensor.scheme()),
             },
-            activations,
+            activations: if grid.is_some() { Activations::Int8 } else { Activations::F32 },
+            grid: grid.unwrap_or_default(),
             bias: bias.is_some(),
         })
         .collect();
@@ -221,7 +222,14 @@ pub(super) fn load_repeated(
             (WeightFormat::Packed(tensor.scheme()), WeightView::Packed(tensor.rows_view(0..rows)))
         }
     };
-    let desc = WeightDesc { rows: rows * repeats, cols, format, activations, bias: false };
+    let desc = WeightDesc {
+        rows: rows * repeats,
+        cols,
+        format,
+        activations,
+        grid: ActivationGrid::default(),
+        bias: false,
+    };
     let mut builder = backend.begin_weight(&[desc]).unwrap();
     for repeat in 0..repeats {
         backend.put_rows(&mut builder, 0, repeat * rows..(repeat + 1) * rows, view.clone()).unwrap();

@@ -11,7 +11,7 @@ use super::memory::Aligned;
 use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{Activations, PackedRows, PackedTensor, Scheme, column_order};
+use crate::quant::{ActivationGrid, Activations, PackedRows, PackedTensor, Scheme, column_order};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -47,7 +47,8 @@ pub(super) struct Part {
     /// Which input column each stored column holds, `[cols]`; `None`: its own. Known from the first packed rows on.
     pub(super) order: Option<Vec<u32>>,
     pub(super) data: Data,
-    pub(super) activations: Activations,
+    /// The grid of INT8 activations; `None` for `f32`.
+    pub(super) grid: Option<ActivationGrid>,
     pub(super) bias: Option<Vec<f32>>,
 }
 
@@ -108,6 +109,7 @@ impl Part {
                 "a weight cannot have {rows} rows and {cols} columns"
             )));
         }
+        let grid = (desc.activations == Activations::Int8).then_some(desc.grid);
         let (columns, data) = match desc.format {
             WeightFormat::Dense(dtype) => {
                 let columns = Columns::new(cols, cols);
@@ -130,7 +132,7 @@ impl Part {
                     return Err(Error::invalid_argument("a weight cannot have groups of 0 columns"));
                 }
                 let columns = Columns::new(cols, group_size);
-                if desc.activations == Activations::Int8 && columns.group_size > MAX_INT8_GROUP {
+                if grid.is_some() && columns.group_size > MAX_INT8_GROUP {
                     return Err(Error::unsupported_format(format!(
                         "a scale of {cols} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns \
                          can be summed in 32 bits"
@@ -150,7 +152,7 @@ impl Part {
                 (columns, Data::Packed(data))
             }
         };
-        Ok(Self { rows, columns, order: None, data, activations: desc.activations, bias: None })
+        Ok(Self { rows, columns, order: None, data, grid, bias: None })
     }
 
     fn bytes(&self) -> usize {

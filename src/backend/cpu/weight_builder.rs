@@ -113,13 +113,20 @@ mod tests {
     use super::*;
     use crate::backend::{Backend, Element};
     use crate::dtype::DType;
-    use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+    use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
     use crate::task::block_on;
     use half::f16;
 
     fn desc(rows: usize, cols: usize, bias: bool) -> WeightDesc {
         let format = WeightFormat::Dense(DType::F32);
-        WeightDesc { rows, cols, format, activations: Activations::F32, bias }
+        WeightDesc {
+            rows,
+            cols,
+            format,
+            activations: Activations::F32,
+            grid: ActivationGrid::default(),
+            bias,
+        }
     }
 
     #[test]

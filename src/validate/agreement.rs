@@ -1,0 +1,131 @@
+//! How often the two forms of one model, quantized and dequantized, predict the same next token. Floor 7.
+
+use super::walk;
+use super::windows::{Dataset, WindowOptions};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::model::names::Linear;
+use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::quant::{ActivationGrid, Activations};
+use crate::task::Control;
+use serde::Serialize;
+
+/// What the two forms of one model must agree on: they differ by the rounding of products to the stored type.
+pub const REQUIRED_AGREEMENT: f64 = 0.995;
+
+/// The checkpoints that are compared.
+#[derive(Clone, Copy)]
+pub struct Forms<'a> {
+    /// Codes and scales.
+    pub quantized: &'a Checkpoint,
+    /// What `dequantize` made of it.
+    pub dequantized: &'a Checkpoint,
+    /// What was quantized.
+    pub original: Option<&'a Checkpoint>,
+}
+
+/// Shares of positions at which two models predict the same next token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Agreement {
+    /// The text.
+    pub text: String,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// Quantized against dequantized, at the activation precision of the quantized folder; INT8 on
+    /// [`ActivationGrid::Absmax127`] on both sides. Below `required` something is broken.
+    pub quantized_dequantized: f64,
+    /// The same with `f32` activations on both sides.
+    pub quantized_dequantized_f32: f64,
+    /// [`REQUIRED_AGREEMENT`].
+    pub required: f64,
+    /// Original against dequantized; null without an original.
+    pub retention: Option<f64>,
+    /// The limit that was set for `retention`.
+    pub min_retention: f64,
+    /// Whether the retention reaches its limit; a finding about the quantization, not about the way back.
+    pub retained: Option<bool>,
+}
+
+/// Measures all shares.
+///
+/// # Errors
+/// `invalid_argument` for a limit that is no share; `invalid_checkpoint` where the two forms agree on less than
+/// [`REQUIRED_AGREEMENT`]; whatever reading and running meet.
+pub async fn measure<B: Backend>(
+    forms: Forms<'_>,
+    data: &Dataset,
+    windows: &WindowOptions,
+    min_retention: f64,
+    mut new_backend: impl FnMut() -> B,
+    control: &dyn Control,
+) -> Result<Agreement> {
+    check_share(min_retention)?;
+    let exact = LoadOptions { activations: Some(Activations::F32), ..LoadOptions::default() };
+    let mut load = async |checkpoint: &Checkpoint, options: LoadOptions| {
+        CausalLm::load(new_backend(), checkpoint, options, control).await
+    };
+    let activations = forms.quantized.module(&Linear::Q.module(0))?.activations();
+    // On the full range a token's largest activation, if negative, lies on a tie, so that the noise of f32 sums decides how it
+    // is rounded: two equal models were seen to agree on 0.98. What is judged here are weights.
+    let alike = LoadOptions {
+        activations: Some(activations),
+        grid: Some(ActivationGrid::Absmax127),
+        ..LoadOptions::default()
+    };
+    let mut quantized = load(forms.quantized, alike).await?;
+    let mut dequantized = load(forms.dequantized, alike).await?;
+    let same = share(&mut quantized, &mut dequantized, data, windows, control).await?;
+    if same.0 < REQUIRED_AGREEMENT {
+        return Err(Error::invalid_checkpoint(format!(
+            "expected quantized and dequantized model to agree on {REQUIRED_AGREEMENT} of all predictions but found {:.4}",
+            same.0
+        )));
+    }
+    let mut in_f32 = same;
+    if activations != Activations::F32 {
+        quantized = load(forms.quantized, exact).await?;
+        dequantized = load(forms.dequantized, exact).await?;
+        in_f32 = share(&mut quantized, &mut dequantized, data, windows, control).await?;
+    }
+    drop(quantized);
+    let retention = match forms.original {
+        Some(original) => {
+            let mut original = load(original, exact).await?;
+            Some(share(&mut original, &mut dequantized, data, windows, control).await?.0)
+        }
+        None => None,
+    };
+    Ok(Agreement {
+        text: data.name.clone(),
+        tokens: same.1,
+        quantized_dequantized: same.0,
+        quantized_dequantized_f32: in_f32.0,
+        required: REQUIRED_AGREEMENT,
+        retention,
+        min_retention,
+        retained: retention.map(|share| share >= min_retention),
+    })
+}
+
+/// Refuses what cannot be a share of predictions.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn check_share(min_retention: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&min_retention) {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!("expected a retention between 0 and 1 but found {min_retention}")))
+}
+
+/// The share of equal predictions, and over how many tokens.
+async fn share<B: Backend>(
+    first: &mut CausalLm<B>,
+    second: &mut CausalLm<B>,
+    data: &Dataset,
+    windows: &WindowOptions,
+    control: &dyn Control,
+) -> Result<(f64, u64)> {
+    let compared = walk::compare(first, second, data, windows, control).await?;
+    Ok((compared.divergence.top1_agreement(), compared.original.tokens()))
+}

@@ -1,0 +1,86 @@
+//! How much of two models is in memory while they are compared: both whole, or one block of one of them.
+//!
+//! A pure decision over sizes; nothing here asks the system. Floor 7.
+
+use crate::layout::ModuleStorage;
+use crate::model::decoder::{cache_bytes, working_bytes};
+use crate::model::names::Linear;
+use crate::model::{Checkpoint, ModelConfig};
+use crate::{dtype::DType, error::Result};
+use serde::{Deserialize, Serialize};
+
+/// What to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// Both models, whatever they need.
+    Both,
+    /// One block of one model at a time. For prompts and questions one model is whole in memory, without the other.
+    OneBlock,
+    /// Both if they fit so many bytes, otherwise one block.
+    Within(u64),
+}
+
+/// How the two models were run; of no influence on any figure but speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Execution {
+    /// Both in memory.
+    SideBySide,
+    /// Block by block, hidden states in scratch; speed is not measured.
+    LayerStreamed,
+}
+
+impl Holding {
+    /// What this means for models that need `side_by_side` bytes together.
+    pub fn execution(self, side_by_side: u64) -> Execution {
+        match self {
+            Self::Both => Execution::SideBySide,
+            Self::Within(bytes) if side_by_side <= bytes => Execution::SideBySide,
+            Self::OneBlock | Self::Within(_) => Execution::LayerStreamed,
+        }
+    }
+}
+
+/// An estimate of the bytes that two models need side by side, with caches for `context` positions; `timed` where speed is
+/// measured, for which an original in single precision is also held in half precision.
+///
+/// # Errors
+/// As [`Checkpoint::module`].
+pub fn side_by_side_bytes(
+    original: &Checkpoint,
+    quantized: &Checkpoint,
+    context: usize,
+    timed: bool,
+) -> Result<u64> {
+    let first = original.bytes();
+    let half = if timed && is_single_precision(original)? { first / 2 } else { 0 };
+    // A backend widens scales, and codes of 3 bits.
+    let second = quantized.bytes();
+    let second = second.saturating_add(second / 4);
+    let run = |config: &ModelConfig| cache_bytes(config, context).saturating_add(working_bytes(config));
+    let runs = run(original.config()).saturating_add(run(quantized.config()));
+    Ok(first.saturating_add(half).saturating_add(second).saturating_add(runs))
+}
+
+/// Whether the first linear module, and so most likely all of them, is stored in F32.
+pub(super) fn is_single_precision(checkpoint: &Checkpoint) -> Result<bool> {
+    let storage = checkpoint.module(&Linear::Q.module(0))?;
+    Ok(matches!(storage, ModuleStorage::Dense { dtype: DType::F32, .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_are_held_where_they_fit() {
+        for (holding, needed, expected) in [
+            (Holding::Within(100), 100, Execution::SideBySide),
+            (Holding::Within(99), 100, Execution::LayerStreamed),
+            (Holding::Both, u64::MAX, Execution::SideBySide),
+            (Holding::OneBlock, 0, Execution::LayerStreamed),
+        ] {
+            assert_eq!(holding.execution(needed), expected, "{holding:?}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Work that is ended before its time leaves nothing that looks whole, and nothing for good.
+#![cfg(unix)]
+
+use crate::support::large::write_checkpoint;
+use crate::terminal::{arg, files, lowbit, tale};
+use lowbit::task::block_on;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// Blocks of 32 MiB: seconds of work.
+const LAYERS: usize = 4;
+/// A signal goes out as soon as the weights are being written; waiting longer than this means that they never were.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn weights_being_written(folder: &Path) -> bool {
+    folder.is_dir() && files(folder).keys().any(|file| file.starts_with(".model.safetensors."))
+}
+
+/// Quantizes until weights are being written, then sends a signal.
+fn interrupt(source: &Path, output: &Path, signal: &str) -> ExitStatus {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
+    command.arg("quantize").arg(source).arg("-o").arg(output).args(["--bits", "4"]);
+    let mut child: Child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let step = Duration::from_millis(2);
+    let mut waited = Duration::ZERO;
+    while !weights_being_written(output) {
+        assert!(waited < PATIENCE && child.try_wait().unwrap().is_none(), "no weights were written");
+        std::thread::sleep(step);
+        waited += step;
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait().unwrap()
+}
+
+#[test]
+fn an_interrupted_run_clears_away_and_a_killed_one_is_cleared_away() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = scratch.path().join("source");
+    block_on(write_checkpoint(&source, LAYERS));
+    for signal in ["-INT", "-TERM", "-KILL"] {
+        let output = scratch.path().join(signal);
+        let ended = interrupt(&source, &output, signal);
+        let killed = signal == "-KILL";
+        assert_eq!(ended.code(), (!killed).then_some(130), "{signal}: {ended}");
+        let left: Vec<String> = files(&output).into_keys().collect();
+        assert!(!left.contains(&"model.safetensors".to_owned()), "{signal}: {left:?}");
+        assert_eq!(weights_being_written(&output), killed, "{signal}: {left:?}");
+        let opened = lowbit(["inspect", &arg(&output), "--json"]);
+        assert_eq!(opened.json()["error"]["code"], "unfinished_output", "{signal}");
+        // Another run makes a whole folder of it.
+        lowbit(["quantize", &arg(tale()), "-o", &arg(&output), "--bits", "8"]).done();
+        assert!(!weights_being_written(&output), "{signal}");
+        lowbit(["inspect", &arg(&output)]).done();
+    }
+}
