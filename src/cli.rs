@@ -31,6 +31,9 @@ struct Cli {
     /// Print one JSON document to standard output and nothing else.
     #[arg(long, global = true)]
     json: bool,
+
+    #[command(flatten)]
+    open: open::OpenArgs,
 }
 
 #[derive(Subcommand)]
@@ -62,13 +65,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if json && error.use_stderr() {
-                Terminal::new(json).error_document(&usage_error(&error));
+                Terminal::new(json, Default::default()).error_document(&usage_error(&error));
             }
             // Help and version arrive here too; clap knows where they go and with which code.
             error.exit()
         }
     };
-    let terminal = Terminal::new(cli.json);
+    let terminal = Terminal::new(cli.json, (&cli.open).into());
     match run(cli.command, &terminal) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Rejected) => ExitCode::from(1),

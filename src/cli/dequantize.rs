@@ -107,7 +107,7 @@ struct Document {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(async {
-        let quantized = open::checkpoint(&args.checkpoint).await?;
+        let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
         let (record, agreement) =
             write(&quantized, &args.output, args.dtype.into(), &args.agreement, terminal).await?;
         Ok::<_, Error>(Document {
@@ -160,7 +160,7 @@ async fn compare(
 ) -> Result<Agreement> {
     let codec = open::tokenizer(quantized, &ModelArgs::default()).await?;
     let data = open::dataset(text, &codec)?;
-    let dequantized = open::checkpoint(output).await?;
+    let dequantized = open::checkpoint(output, terminal).await?;
     let activations = load(quantized, None, terminal).await?.activations();
     let same = share(quantized, &dequantized, Some(activations), &data, args, terminal).await?;
     let in_f32 = if activations == Activations::F32 {
@@ -176,7 +176,7 @@ async fn compare(
     }
     let retention = match &args.original {
         Some(path) => {
-            let original = open::checkpoint(path).await?;
+            let original = open::checkpoint(path, terminal).await?;
             Some(share(&original, &dequantized, Some(Activations::F32), &data, args, terminal).await?.0)
         }
         None => None,

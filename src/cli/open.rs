@@ -5,6 +5,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FsDir, SourceDir};
+use crate::layout::{GptqZeros, OpenOptions};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
 use crate::tokenizer::{HuggingFaceTokenizer, check_vocabulary};
@@ -41,6 +42,31 @@ impl From<ActivationsArg> for Activations {
     }
 }
 
+/// Options of every command, about checkpoints that do not say themselves how they are to be read.
+#[derive(clap::Args, Default)]
+pub struct OpenArgs {
+    /// How GPTQ checkpoints store asymmetric zero points: v1 minus one, v2 as they are [default: what the files say]
+    #[arg(long, global = true, value_enum, value_name = "VERSION")]
+    gptq_zeros: Option<GptqZerosArg>,
+}
+
+/// `--gptq-zeros`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GptqZerosArg {
+    V1,
+    V2,
+}
+
+impl From<&OpenArgs> for OpenOptions {
+    fn from(args: &OpenArgs) -> Self {
+        let version = |arg| match arg {
+            GptqZerosArg::V1 => GptqZeros::V1,
+            GptqZerosArg::V2 => GptqZeros::V2,
+        };
+        Self { gptq_zeros: args.gptq_zeros.map(version) }
+    }
+}
+
 /// Opens a folder to read from.
 pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
     Ok(Rc::new(FsDir::open(path)?))
@@ -62,9 +88,13 @@ pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
     Ok((FsSinkDir::create(output)?, FsDir::open(output)?))
 }
 
-/// Opens a checkpoint.
-pub async fn checkpoint(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(folder(path)?).await
+/// Opens a checkpoint, and says what a user should know about it.
+pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open_with(folder(path)?, terminal.open_options()).await?;
+    for warning in checkpoint.warnings() {
+        terminal.note(format_args!("warning: {}: {warning}", checkpoint.name()));
+    }
+    Ok(checkpoint)
 }
 
 /// Opens the checkpoint's tokenizer, or the one that the options name.

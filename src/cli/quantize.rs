@@ -142,7 +142,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let options = args.options()?;
     let start = Instant::now();
     let (outcome, source_bytes) = block_on(async {
-        let checkpoint = open::checkpoint(&args.checkpoint).await?;
+        let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         if args.from_metadata {
             let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
             let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
@@ -161,7 +161,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &args.also_dequantized {
         block_on(async {
-            let quantized = open::checkpoint(&args.output).await?;
+            let quantized = open::checkpoint(&args.output, terminal).await?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;
             dequantize_checkpoint(&quantized, DType::F16, &sinks, Some(&existing), terminal).await
         })?;

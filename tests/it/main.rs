@@ -7,6 +7,7 @@ mod floors;
 mod golden;
 mod interop;
 mod peak_memory;
+mod peers;
 mod real_models;
 mod round_trip;
 mod shipped_model;
