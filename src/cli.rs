@@ -4,6 +4,7 @@
 //! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage. Floor 9.
 
 mod compare;
+mod convert;
 mod demo;
 mod dequantize;
 mod generate;
@@ -42,6 +43,7 @@ enum Command {
     Plan(plan::Args),
     Quantize(quantize::Args),
     Dequantize(dequantize::Args),
+    Convert(convert::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -96,6 +98,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Plan(args) => plan::run(&args, terminal),
         Command::Quantize(args) => quantize::run(&args, terminal),
         Command::Dequantize(args) => dequantize::run(&args, terminal),
+        Command::Convert(args) => convert::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

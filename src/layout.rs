@@ -268,6 +268,21 @@ impl TargetLayout {
         }
     }
 
+    /// Whether a module of that name can be packed: loaders look for packed weights only in some places.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold_module(self, module: &str) -> Result<(), String> {
+        let holds_embedding = self == Self::CompressedTensors;
+        if is_embedding(module) && !holds_embedding {
+            return Err("it holds linear layers, not the embedding".to_owned());
+        }
+        if is_head(module) && matches!(self, Self::Awq | Self::BitNet) {
+            return Err("its loaders leave the head in floating point".to_owned());
+        }
+        Ok(())
+    }
+
     /// As [`can_hold`](Self::can_hold), of a matrix that is there already: with its scales and its order of columns.
     ///
     /// # Errors
@@ -380,6 +395,11 @@ fn method_of(config: &Value) -> Option<&str> {
         }
     };
     named.or_else(by_keys)
+}
+
+/// Whether the module is the head.
+fn is_head(module: &str) -> bool {
+    module == "lm_head" || module.ends_with(".lm_head")
 }
 
 /// Whether the module is the embedding table, which loaders treat as another class than linear layers.

@@ -1,8 +1,10 @@
 //! Whole jobs: checkpoint in, folder out.
 //!
-//! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor. Not here: options
+//! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor, and `convert` spells
+//! what is quantized already in another way. Not here: options
 //! as people type them (`cli`, `wasm`). Floor 8.
 
+pub mod convert;
 mod copy;
 pub mod dequantize;
 mod encode;

@@ -8,6 +8,7 @@ pub mod dequantize;
 pub mod packed_tensor;
 pub mod packing;
 pub mod qparams;
+pub mod regroup;
 pub mod rtn;
 pub mod scheme;
 pub mod stats;

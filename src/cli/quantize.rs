@@ -6,6 +6,7 @@ use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
+use crate::layout::{GptqZeros, TargetLayout};
 use crate::pipeline::dequantize::dequantize_checkpoint;
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
@@ -62,13 +63,17 @@ pub struct Args {
     #[arg(long, value_enum)]
     activations: Option<ActivationsArg>,
 
+    /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    format: Option<FormatArg>,
+
     /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
     #[arg(long)]
     strict: bool,
 
     /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
-        "ternary_scale", "sparsity_threshold", "activations", "strict"])]
+        "ternary_scale", "sparsity_threshold", "activations", "format", "strict"])]
     from_metadata: bool,
 
     /// Write the result as floating-point weights too, for training to go on from
@@ -78,6 +83,30 @@ pub struct Args {
     /// Append figures to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+}
+
+/// `--format`
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FormatArg {
+    CompressedTensors,
+    /// As version 1, which every tool reads
+    Gptq,
+    /// Zero points as they are
+    GptqV2,
+    Awq,
+    Bitnet,
+}
+
+impl From<FormatArg> for TargetLayout {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::CompressedTensors => Self::CompressedTensors,
+            FormatArg::Gptq => Self::Gptq(GptqZeros::V1),
+            FormatArg::GptqV2 => Self::Gptq(GptqZeros::V2),
+            FormatArg::Awq => Self::Awq,
+            FormatArg::Bitnet => Self::BitNet,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -128,6 +157,7 @@ impl Args {
         }
         options.quantize_head = self.quantize_head;
         options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
+        options.layout = self.format.map(Into::into);
         options.strict = self.strict;
         options.sparsity_threshold = self.sparsity_threshold;
         if let Some(activations) = self.activations {

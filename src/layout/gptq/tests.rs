@@ -65,7 +65,7 @@ impl Documented {
         let (codes, zeros) = (matrix(inputs), matrix(groups));
         // Of both signs, and exact in half precision.
         let scale = |group: usize, output: usize| {
-            (output as f32 + 1.0) / 64.0 * if group % 2 == 0 { 1.0 } else { -1.0 }
+            (output as f32 + 1.0) / 64.0 * if group.is_multiple_of(2) { 1.0 } else { -1.0 }
         };
         let scales =
             (0..groups).map(|group| (0..outputs).map(|output| scale(group, output)).collect()).collect();
