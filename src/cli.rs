@@ -5,6 +5,7 @@
 
 mod calibration;
 mod compare;
+mod convert;
 mod demo;
 mod dequantize;
 mod generate;
@@ -33,6 +34,9 @@ struct Cli {
     /// Print one JSON document to standard output and nothing else.
     #[arg(long, global = true)]
     json: bool,
+
+    #[command(flatten)]
+    open: open::OpenArgs,
 }
 
 #[derive(Subcommand)]
@@ -41,6 +45,7 @@ enum Command {
     Plan(plan::Args),
     Quantize(Box<quantize::Args>),
     Dequantize(dequantize::Args),
+    Convert(convert::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -67,13 +72,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if json && error.use_stderr() {
-                Terminal::new(json).error_document(&usage_error(&error));
+                Terminal::new(json, Default::default()).error_document(&usage_error(&error));
             }
             // Help and version arrive here too; clap knows where they go and with which code.
             error.exit()
         }
     };
-    let terminal = Terminal::new(cli.json);
+    let terminal = Terminal::new(cli.json, (&cli.open).into());
     terminal::listen_for_interrupts(INTERRUPTED.into());
     match run(cli.command, &terminal) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -99,6 +104,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Plan(args) => plan::run(&args, terminal),
         Command::Quantize(args) => quantize::run(&args, terminal),
         Command::Dequantize(args) => dequantize::run(&args, terminal),
+        Command::Convert(args) => convert::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

@@ -3,20 +3,23 @@
 //! `weight`, `weight_packed`, `weight_scale` and their kind are named here and nowhere else. A [`Layout`] is opened with a
 //! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`). Floor 3.
 
+pub mod awq;
 pub mod bitnet_hf;
 pub mod compressed_tensors;
 mod dense;
 mod fit;
+pub mod gptq;
 mod stored;
 
 pub use fit::Fit;
+pub use gptq::GptqZeros;
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{ActivationGrid, Activations, PackedTensor, ScaleType, Scheme};
+use crate::quant::{ActivationGrid, Activations, Granularity, PackedTensor, ScaleType, Scheme};
 use serde_json::Value;
 
 /// How the weight matrix of one module is stored.
@@ -72,6 +75,25 @@ pub enum Layout {
     CompressedTensors(compressed_tensors::Config),
     /// `quant_method: "bitnet"`.
     BitnetHf(bitnet_hf::Config),
+    /// `quant_method: "gptq"`.
+    Gptq(gptq::Config),
+    /// `quant_method: "awq"`.
+    Awq(awq::Config),
+}
+
+/// What a caller knows about a checkpoint that its files do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// How a GPTQ checkpoint stores its asymmetric zero points; symmetric ones tell it themselves.
+    pub gptq_zeros: Option<GptqZeros>,
+}
+
+/// The files that say what config.json should where it has no `quantization_config`, in the order of precedence.
+pub const SIDE_CONFIGS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+
+/// Whether a checkpoint without a `quantization_config` may have one in a file of its own.
+pub fn wants_side_config(store: &TensorStore) -> bool {
+    store.names().any(|name| name.ends_with(".qweight"))
 }
 
 impl Layout {
@@ -81,11 +103,15 @@ impl Layout {
     /// # Errors
     /// `unsupported_format` for a method that this crate does not read, and for options of a method that would change
     /// what the weights mean; `invalid_checkpoint` for a broken value.
-    pub async fn open(quantization_config: Option<&Value>, store: &TensorStore) -> Result<Self> {
+    pub async fn open(
+        quantization_config: Option<&Value>,
+        store: &TensorStore,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         let Some(config) = quantization_config.filter(|config| !config.is_null()) else {
             return Ok(Self::Dense);
         };
-        let Some(method) = config.get("quant_method").and_then(Value::as_str) else {
+        let Some(method) = method_of(config) else {
             return Err(Error::invalid_checkpoint(
                 "expected `quantization_config` to name its `quant_method` but found none",
             ));
@@ -98,8 +124,12 @@ impl Layout {
                 Ok(Self::CompressedTensors(config))
             }
             "bitnet" => bitnet_hf::Config::parse(config).map(Self::BitnetHf).context_with(in_config),
+            "gptq" => {
+                gptq::Config::parse(config, options.gptq_zeros).map(Self::Gptq).context_with(in_config)
+            }
+            "awq" => awq::Config::parse(config).map(Self::Awq).context_with(in_config),
             other => Err(Error::unsupported_format(format!(
-                "expected weights that are dense, compressed-tensors or bitnet but found the method {}",
+                "expected weights that are dense, compressed-tensors, gptq, awq or bitnet but found the method {}",
                 quoted(other)
             )))
             .context_with(in_config),
@@ -110,7 +140,7 @@ impl Layout {
     pub fn activation_grid(&self) -> ActivationGrid {
         match self {
             Self::CompressedTensors(_) => ActivationGrid::FullRange,
-            Self::Dense | Self::BitnetHf(_) => ActivationGrid::Absmax127,
+            Self::Dense | Self::BitnetHf(_) | Self::Gptq(_) | Self::Awq(_) => ActivationGrid::Absmax127,
         }
     }
 
@@ -120,13 +150,27 @@ impl Layout {
             Self::Dense => "dense",
             Self::CompressedTensors(_) => TargetLayout::CompressedTensors.name(),
             Self::BitnetHf(_) => TargetLayout::BitNet.name(),
+            Self::Gptq(config) => config.name(),
+            Self::Awq(_) => TargetLayout::Awq.name(),
+        }
+    }
+
+    /// What a user should know about how the checkpoint was understood.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Self::Gptq(config) => config.warnings(),
+            _ => &[],
         }
     }
 
     /// Whether `module` has a weight under its own name, in whatever form.
     pub fn is_stored(&self, store: &TensorStore, module: &str) -> bool {
         let stored = |name: String| store.resolve(&name) == Some(&name);
-        let packed = matches!(self, Self::CompressedTensors(_)) && stored(format!("{module}.weight_packed"));
+        let packed = match self {
+            Self::CompressedTensors(_) => stored(format!("{module}.weight_packed")),
+            Self::Gptq(_) | Self::Awq(_) => stored(format!("{module}.qweight")),
+            Self::Dense | Self::BitnetHf(_) => false,
+        };
         packed || stored(format!("{module}.weight"))
     }
 
@@ -140,6 +184,8 @@ impl Layout {
             Self::Dense => dense::module(store, module),
             Self::CompressedTensors(config) => config.module(store, module),
             Self::BitnetHf(config) => config.module(store, module),
+            Self::Gptq(config) => config.module(store, module),
+            Self::Awq(config) => config.module(store, module),
         }
         .context_with(|| format!("module {}", quoted(module)))
     }
@@ -154,6 +200,8 @@ impl Layout {
             Self::Dense => Err(Error::invalid_checkpoint("expected packed weights but the layout is dense")),
             Self::CompressedTensors(config) => config.read_packed(store, module).await,
             Self::BitnetHf(config) => config.read_packed(store, module).await,
+            Self::Gptq(config) => config.read_packed(store, module).await,
+            Self::Awq(config) => config.read_packed(store, module).await,
         }
     }
 }
@@ -186,6 +234,10 @@ pub enum TargetLayout {
     CompressedTensors,
     /// BitNet as `transformers` has it.
     BitNet,
+    /// GPTQ, with zero points as that version has them.
+    Gptq(GptqZeros),
+    /// AWQ's `gemm`.
+    Awq,
 }
 
 impl TargetLayout {
@@ -194,6 +246,17 @@ impl TargetLayout {
         match self {
             Self::CompressedTensors => "compressed-tensors",
             Self::BitNet => "bitnet",
+            Self::Gptq(GptqZeros::V1) => "gptq",
+            Self::Gptq(GptqZeros::V2) => "gptq_v2",
+            Self::Awq => "awq",
+        }
+    }
+
+    /// The type in which the layout keeps scales that were found as `wanted`: GPTQ's and AWQ's tools expect `F16`.
+    pub fn scale_type(self, wanted: ScaleType) -> ScaleType {
+        match self {
+            Self::CompressedTensors | Self::BitNet => wanted,
+            Self::Gptq(_) | Self::Awq => ScaleType::F16,
         }
     }
 
@@ -208,7 +271,40 @@ impl TargetLayout {
         match self {
             Self::CompressedTensors => compressed_tensors::can_hold(cols, scheme),
             Self::BitNet => bitnet_hf::can_hold(rows, scheme),
+            Self::Gptq(_) => gptq::can_hold(rows, cols, scheme),
+            Self::Awq => awq::can_hold(rows, cols, scheme),
         }
+    }
+
+    /// Whether a module of that name can be packed: loaders look for packed weights only in some places.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold_module(self, module: &str) -> Result<(), String> {
+        let holds_embedding = self == Self::CompressedTensors;
+        if is_embedding(module) && !holds_embedding {
+            return Err("it holds linear layers, not the embedding".to_owned());
+        }
+        if is_head(module) && matches!(self, Self::Awq | Self::BitNet) {
+            return Err("its loaders leave the head in floating point".to_owned());
+        }
+        Ok(())
+    }
+
+    /// As [`can_hold`](Self::can_hold), of a matrix that is there already: with its scales and its order of columns.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold_as(self, rows: usize, cols: usize, format: PackedFormat) -> Result<(), String> {
+        self.can_hold(rows, cols, format.scheme)?;
+        let grouped = matches!(format.scheme.granularity(), Granularity::Group(_));
+        if grouped && format.reordered && matches!(self, Self::Awq | Self::BitNet) {
+            return Err("it has no room for the order of columns of act-order".to_owned());
+        }
+        if self.scale_type(format.scale_type) != format.scale_type {
+            return Err(format!("its scales are F16, not {}", format.scale_type.dtype()));
+        }
+        Ok(())
     }
 
     /// The tensors that [`encode`](Self::encode) makes of a `[rows, cols]` matrix, in its order.
@@ -228,6 +324,8 @@ impl TargetLayout {
         match self {
             Self::CompressedTensors => compressed_tensors::planned_tensors(module, rows, cols, format),
             Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, format.scale_type),
+            Self::Gptq(_) => gptq::planned_tensors(module, rows, cols, format),
+            Self::Awq => awq::planned_tensors(module, rows, cols, format),
         }
     }
 
@@ -252,13 +350,15 @@ impl TargetLayout {
             format.reordered || tensor.column_order().is_none(),
             "{module} has an order that was not planned"
         );
-        self.can_hold(tensor.rows(), tensor.cols(), tensor.scheme()).map_err(|reason| {
+        self.can_hold_as(tensor.rows(), tensor.cols(), PackedFormat::from(&tensor)).map_err(|reason| {
             Error::unsupported_format(format!("the {} layout cannot hold it: {reason}", self.name()))
                 .context(format!("module {}", quoted(module)))
         })?;
         Ok(match self {
             Self::CompressedTensors => compressed_tensors::encode(module, &tensor, format),
             Self::BitNet => bitnet_hf::encode(module, &tensor),
+            Self::Gptq(zeros) => gptq::encode(module, &tensor, zeros),
+            Self::Awq => awq::encode(module, &tensor),
         })
     }
 
@@ -268,7 +368,8 @@ impl TargetLayout {
     /// is tied to a floating-point embedding belongs to it too.
     ///
     /// # Errors
-    /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted.
+    /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted;
+    /// `unsupported_format` when it has no room for modules of different schemes.
     pub fn quantization_config(
         self,
         entries: &[(String, PackedFormat)],
@@ -281,11 +382,32 @@ impl TargetLayout {
                 Ok(compressed_tensors::quantization_config(entries, ignore, activations))
             }
             Self::BitNet if activations == Activations::Int8 => Ok(bitnet_hf::quantization_config(ignore)),
+            Self::Gptq(zeros) => Ok(gptq::quantization_config(entries, ignore, zeros)),
+            Self::Awq => awq::quantization_config(entries, ignore),
             Self::BitNet => {
                 Err(Error::invalid_argument("the bitnet layout always runs with int8 activations"))
             }
         }
     }
+}
+
+/// The method by which a config says that its weights were quantized; old side files tell it by their keys alone.
+fn method_of(config: &Value) -> Option<&str> {
+    let named = ["quant_method", "method"].into_iter().find_map(|key| config.get(key)?.as_str());
+    let by_keys = || {
+        let has = |key| config.get(key).is_some();
+        match (has("w_bit"), has("bits") && has("group_size")) {
+            (true, _) => Some("awq"),
+            (_, true) => Some("gptq"),
+            _ => None,
+        }
+    };
+    named.or_else(by_keys)
+}
+
+/// Whether the module is the head.
+fn is_head(module: &str) -> bool {
+    module == "lm_head" || module.ends_with(".lm_head")
 }
 
 /// Whether the module is the embedding table, which loaders treat as another class than linear layers.

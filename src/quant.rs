@@ -11,6 +11,7 @@ pub mod linalg;
 pub mod packed_tensor;
 pub mod packing;
 pub mod qparams;
+pub mod regroup;
 pub mod rtn;
 pub mod scheme;
 pub mod stats;

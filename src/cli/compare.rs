@@ -59,7 +59,7 @@ pub async fn pairs(
 ) -> Result<Vec<Pair>> {
     let mut continued = Vec::new();
     for path in [a, b] {
-        let checkpoint = open::checkpoint(path).await?;
+        let checkpoint = open::checkpoint(path, terminal).await?;
         let codec = open::tokenizer(&checkpoint, args).await?;
         let prompts = from_texts(prompts.iter().copied(), &codec)?;
         let mut model = open::model(&checkpoint, args, terminal).await?;

@@ -50,7 +50,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
     let say = |text: String| if terminal.is_json() { Ok(()) } else { terminal.print(&text) };
     let text = args.text.clone().unwrap_or_else(|| args.checkpoint.join("heldout.txt"));
-    let checkpoint = open::checkpoint(&args.checkpoint).await?;
+    let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
     say(format!(
         "{}: {} parameters, {} bytes\n\n",
         checkpoint.name(),
@@ -67,7 +67,7 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
         let folder = args.output.join(name);
         let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
         quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
-        let quantized = open::checkpoint(&folder).await?;
+        let quantized = open::checkpoint(&folder, terminal).await?;
         let report = validate::measure(
             &checkpoint,
             &quantized,

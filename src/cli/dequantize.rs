@@ -86,7 +86,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
     agreement::check_share(args.agreement.min_retention)?;
     let document = block_on(async {
-        let quantized = open::checkpoint(&args.checkpoint).await?;
+        let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
         let (record, agreement) =
             write(&quantized, &args.output, args.dtype.into(), &args.agreement, terminal).await?;
         Ok::<_, Error>(Document {
@@ -139,9 +139,9 @@ async fn compare(
 ) -> Result<Agreement> {
     let codec = open::tokenizer(quantized, &ModelArgs::default()).await?;
     let data = open::dataset(text, &codec)?;
-    let dequantized = open::checkpoint(output).await?;
+    let dequantized = open::checkpoint(output, terminal).await?;
     let original = match &args.original {
-        Some(path) => Some(open::checkpoint(path).await?),
+        Some(path) => Some(open::checkpoint(path, terminal).await?),
         None => None,
     };
     let forms = Forms { quantized, dequantized: &dequantized, original: original.as_ref() };

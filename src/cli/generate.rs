@@ -119,7 +119,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 }
 
 async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
-    let checkpoint = open::checkpoint(&args.checkpoint).await?;
+    let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
     let codec = open::tokenizer(&checkpoint, &args.model).await?;
     let prompt_ids = if args.chat {
         let message = ChatMessage { role: "user".to_owned(), content: args.prompt.clone() };

@@ -39,10 +39,12 @@ struct Inspection {
     tie_word_embeddings: bool,
     /// How many linear modules of the blocks have each number format.
     linear_formats: BTreeMap<String, usize>,
+    /// What a user should know about how the checkpoint was understood.
+    warnings: Vec<String>,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let inspection = block_on(async { inspect(&open::checkpoint(&args.checkpoint).await?) })?;
+    let inspection = block_on(async { inspect(&open::checkpoint(&args.checkpoint, terminal).await?) })?;
     terminal.result(&inspection, &inspection)?;
     Ok(Outcome::Done)
 }
@@ -77,6 +79,7 @@ fn inspect(checkpoint: &Checkpoint) -> Result<Inspection> {
         max_position_embeddings: config.max_position_embeddings,
         tie_word_embeddings: config.tie_word_embeddings,
         linear_formats,
+        warnings: checkpoint.warnings().to_vec(),
     })
 }
 

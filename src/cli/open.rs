@@ -6,6 +6,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FsDir, SourceDir};
+use crate::layout::{GptqZeros, OpenOptions};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
 use crate::task::block_on;
@@ -40,6 +41,31 @@ impl From<ActivationsArg> for Activations {
             ActivationsArg::F32 => Self::F32,
             ActivationsArg::Int8 => Self::Int8,
         }
+    }
+}
+
+/// Options of every command, about checkpoints that do not say themselves how they are to be read.
+#[derive(clap::Args, Default)]
+pub struct OpenArgs {
+    /// How GPTQ checkpoints store asymmetric zero points: v1 minus one, v2 as they are [default: what the files say]
+    #[arg(long, global = true, value_enum, value_name = "VERSION")]
+    gptq_zeros: Option<GptqZerosArg>,
+}
+
+/// `--gptq-zeros`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GptqZerosArg {
+    V1,
+    V2,
+}
+
+impl From<&OpenArgs> for OpenOptions {
+    fn from(args: &OpenArgs) -> Self {
+        let version = |arg| match arg {
+            GptqZerosArg::V1 => GptqZeros::V1,
+            GptqZerosArg::V2 => GptqZeros::V2,
+        };
+        Self { gptq_zeros: args.gptq_zeros.map(version) }
     }
 }
 
@@ -82,9 +108,13 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Opens a checkpoint.
-pub async fn checkpoint(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(folder(path)?).await
+/// Opens a checkpoint, and says what a user should know about it.
+pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open_with(folder(path)?, terminal.open_options()).await?;
+    for warning in checkpoint.warnings() {
+        terminal.note(format_args!("warning: {}: {warning}", checkpoint.name()));
+    }
+    Ok(checkpoint)
 }
 
 /// Opens the checkpoint's tokenizer, or the one that the options name.

@@ -85,7 +85,7 @@ fn finite(perplexity: f64) -> Result<f64> {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(async {
-        let checkpoint = open::checkpoint(&args.checkpoint).await?;
+        let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         let codec = open::tokenizer(&checkpoint, &args.model).await?;
         let data = open::dataset(&args.text.text, &codec)?;
         let mut model = open::model(&checkpoint, &args.model, terminal).await?;

@@ -35,7 +35,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     options.context = args.context.unwrap_or(options.context);
     let plan = match (&args.checkpoint, &args.params) {
         (Some(path), _) => {
-            let checkpoint = block_on(open::checkpoint(path))?;
+            let checkpoint = block_on(open::checkpoint(path, terminal))?;
             let config = checkpoint.config();
             if args.context.is_none() {
                 options.context = options.context.min(config.max_position_embeddings as u64);

@@ -9,6 +9,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
+use crate::layout::{GptqZeros, TargetLayout};
 use crate::pipeline::dequantize::dequantize_checkpoint;
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{
@@ -68,6 +69,10 @@ pub struct Args {
     #[arg(long, value_enum)]
     activations: Option<ActivationsArg>,
 
+    /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    format: Option<FormatArg>,
+
     /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
     #[arg(long)]
     strict: bool,
@@ -93,7 +98,7 @@ pub struct Args {
 
     /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
-        "ternary_scale", "sparsity_threshold", "activations", "strict"])]
+        "ternary_scale", "sparsity_threshold", "activations", "format", "strict"])]
     from_metadata: bool,
 
     /// Write the result as floating-point weights too, for training to go on from
@@ -103,6 +108,30 @@ pub struct Args {
     /// Append figures to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+}
+
+/// `--format`
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FormatArg {
+    CompressedTensors,
+    /// As version 1, which every tool reads
+    Gptq,
+    /// Zero points as they are
+    GptqV2,
+    Awq,
+    Bitnet,
+}
+
+impl From<FormatArg> for TargetLayout {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::CompressedTensors => Self::CompressedTensors,
+            FormatArg::Gptq => Self::Gptq(GptqZeros::V1),
+            FormatArg::GptqV2 => Self::Gptq(GptqZeros::V2),
+            FormatArg::Awq => Self::Awq,
+            FormatArg::Bitnet => Self::BitNet,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -185,6 +214,7 @@ impl Args {
         };
         options.quantize_head = self.quantize_head;
         options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
+        options.layout = self.format.map(Into::into);
         options.strict = self.strict;
         options.sparsity_threshold = self.sparsity_threshold;
         if let Some(activations) = self.activations {
@@ -211,7 +241,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     }
     let start = Instant::now();
     let (outcome, source_bytes) = block_on(async {
-        let checkpoint = open::checkpoint(&args.checkpoint).await?;
+        let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         if args.from_metadata {
             let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
             let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
@@ -241,7 +271,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &args.also_dequantized {
         block_on(async {
-            let quantized = open::checkpoint(&args.output).await?;
+            let quantized = open::checkpoint(&args.output, terminal).await?;
             // By another name it may be the folder that was just written.
             open::output(path, &args.output)?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;

@@ -1,6 +1,7 @@
 //! What a person, or a program, sees of a running command. Floor 9.
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::layout::OpenOptions;
 use crate::task::{BoxFuture, Control, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -27,18 +28,24 @@ pub fn listen_for_interrupts(code: i32) {
 /// Standard output and standard error of one command.
 pub struct Terminal {
     json: bool,
+    open_options: OpenOptions,
     bar: ProgressBar,
     phase: RefCell<String>,
 }
 
 impl Terminal {
-    /// `json`: standard output belongs to one JSON document.
-    pub fn new(json: bool) -> Self {
+    /// `json`: standard output belongs to one JSON document. `open_options` go to every checkpoint that is opened.
+    pub fn new(json: bool, open_options: OpenOptions) -> Self {
         // Draws nothing where standard error is no terminal.
         let bar = ProgressBar::new(0);
         let style = "{msg:12} {wide_bar} {pos}/{len}  {eta}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { json, bar, phase: RefCell::new(String::new()) }
+        Self { json, open_options, bar, phase: RefCell::new(String::new()) }
+    }
+
+    /// How checkpoints are opened.
+    pub fn open_options(&self) -> &OpenOptions {
+        &self.open_options
     }
 
     /// Whether standard output belongs to one JSON document.

@@ -180,8 +180,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[])?;
     args.measure.limits().validate()?;
     let report = block_on(async {
-        let original = open::checkpoint(&args.original).await?;
-        let quantized = open::checkpoint(&args.quantized).await?;
+        let original = open::checkpoint(&args.original, terminal).await?;
+        let quantized = open::checkpoint(&args.quantized, terminal).await?;
         measure(&original, &quantized, &args.text, &args.measure, &args.model, terminal).await
     })?;
     if let Some(path) = &args.output {

@@ -170,7 +170,7 @@ pub(super) fn quantization_config(ignore: &[String]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{Layout, PackedFormat, TargetLayout};
+    use crate::layout::{Layout, OpenOptions, PackedFormat, TargetLayout};
     use crate::quant::{ActivationGrid, TernaryQuantizer};
     use crate::task::block_on;
     use proptest::prelude::*;
@@ -185,7 +185,7 @@ mod tests {
 
     fn open(config: Value, tensors: Tensors) -> Result<(TensorStore, Layout)> {
         let store = TensorStore::in_memory("test", tensors, BTreeMap::new()).unwrap();
-        let layout = block_on(Layout::open(Some(&config), &store))?;
+        let layout = block_on(Layout::open(Some(&config), &store, &OpenOptions::default()))?;
         Ok((store, layout))
     }
 

@@ -68,7 +68,7 @@ mod tests {
     use crate::format::safetensors::TensorInfo;
     use crate::format::shard_index::TensorStore;
     use crate::format::source::FsDir;
-    use crate::layout::{Layout, ModuleStorage, PackedFormat, TargetLayout};
+    use crate::layout::{Layout, ModuleStorage, OpenOptions, PackedFormat, TargetLayout};
     use crate::quant::{
         ActivationGrid, Activations, Bits, Granularity, PackedTensor, RtnQuantizer, ScaleType, Scales,
         Scheme, TernaryQuantizer, column_order, dequantize,
@@ -91,7 +91,7 @@ mod tests {
 
     fn read(config: &Value, tensors: Tensors, module: &str) -> Result<(ModuleStorage, PackedTensor)> {
         let store = store(tensors);
-        let layout = block_on(Layout::open(Some(config), &store))?;
+        let layout = block_on(Layout::open(Some(config), &store, &OpenOptions::default()))?;
         assert_eq!(layout.activation_grid(), ActivationGrid::FullRange);
         let storage = layout.module(&store, module)?;
         Ok((storage, block_on(layout.read_packed(&store, module))?))
@@ -216,7 +216,9 @@ mod tests {
         let store = block_on(TensorStore::open(&FsDir::open(path).unwrap())).unwrap();
         let config: Value =
             serde_json::from_slice(&std::fs::read(path.join("config.json")).unwrap()).unwrap();
-        let layout = block_on(Layout::open(config.get("quantization_config"), &store)).unwrap();
+        let layout =
+            block_on(Layout::open(config.get("quantization_config"), &store, &OpenOptions::default()))
+                .unwrap();
         (store, layout)
     }
 

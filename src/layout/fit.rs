@@ -22,6 +22,8 @@ impl TargetLayout {
             return Fit { scheme: Some(wanted), reason: None };
         };
         let scheme = match wanted {
+            // It has one group size for all modules.
+            _ if self == TargetLayout::Awq => None,
             Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric } => {
                 let with = |granularity| Scheme::Integer { bits, granularity, symmetric };
                 (MIN_GROUP..=size.min(cols))
@@ -35,7 +37,40 @@ impl TargetLayout {
         };
         Fit { scheme, reason: Some(reason) }
     }
+
+    /// As [`fit`](Self::fit), for a module that the layout may not hold at all.
+    pub fn fit_module(self, module: &str, rows: usize, cols: usize, wanted: Scheme) -> Fit {
+        match self.can_hold_module(module) {
+            Ok(()) => self.fit(rows, cols, wanted),
+            Err(reason) => Fit { scheme: None, reason: Some(reason) },
+        }
+    }
+
+    /// Whether the layout can hold such a scheme at all, in matrices of a fitting shape.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn holds_kind(self, scheme: Scheme) -> Result<(), String> {
+        // Any width is some multiple of its group.
+        let cols = match scheme.granularity() {
+            Granularity::Group(size) => size.checked_mul(FITTING).unwrap_or(size),
+            _ => FITTING,
+        };
+        let channel = |scheme| match scheme {
+            Scheme::Integer { bits, symmetric, granularity: Granularity::Group(_) } => {
+                Scheme::Integer { bits, symmetric, granularity: Granularity::Channel }
+            }
+            other => other,
+        };
+        self.can_hold(FITTING, cols, scheme).or_else(|reason| {
+            // Another group size can be taken instead.
+            self.can_hold(FITTING, FITTING, channel(scheme)).map_err(|_| reason)
+        })
+    }
 }
+
+/// Rows and columns that every layout can cut into its words.
+const FITTING: usize = 1024;
 
 #[cfg(test)]
 mod tests {

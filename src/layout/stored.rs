@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::Scales;
+use crate::quant::{Scales, column_order, packing};
 use half::{bf16, f16};
 
 /// Names the tensor that an error is about.
@@ -34,6 +34,19 @@ pub(super) fn require_type<'s>(store: &'s TensorStore, name: &str, dtype: DType)
         return Err(in_tensor(
             name,
             Error::invalid_checkpoint(format!("expected values of type {dtype} but found {}", info.dtype)),
+        ));
+    }
+    Ok(info)
+}
+
+/// The tensor `name`, which must hold scales.
+pub(super) fn require_float<'s>(store: &'s TensorStore, name: &str) -> Result<&'s TensorInfo> {
+    let info = store.require(name)?;
+    if !info.dtype.is_float() {
+        let found = info.dtype;
+        return Err(in_tensor(
+            name,
+            Error::unsupported_format(format!("expected scales of type F16, BF16 or F32 but found {found}")),
         ));
     }
     Ok(info)
@@ -86,15 +99,81 @@ pub(super) async fn integers(store: &TensorStore, name: &str) -> Result<Vec<i32>
     Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }
 
+/// The order that puts the columns of a group side by side, from the group of each column.
+pub(super) async fn read_order(store: &TensorStore, name: &str, group_size: usize) -> Result<Vec<u32>> {
+    let g_idx = integers(store, name).await?;
+    column_order::order_of_groups(&g_idx, group_size).map_err(|error| in_tensor(name, error))
+}
+
+/// Puts the codes of every row in another order.
+pub(super) fn reorder(codes: &mut [u32], cols: usize, bits: u32, order: &[u32]) {
+    if order.iter().enumerate().all(|(index, &column)| index == column as usize) {
+        return;
+    }
+    let (mut row, mut stored) = (vec![0u8; cols], vec![0u8; cols]);
+    for stream in codes.chunks_exact_mut(packing::words(cols, bits)) {
+        packing::unpack_row(stream, bits, &mut row);
+        column_order::gather(&row, order, &mut stored);
+        packing::pack_row(&stored, bits, stream);
+    }
+}
+
+/// Bytes of a matrix that are read at a time where it is turned over.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Reads an `I32` matrix `[rows, cols]`, some rows at a time.
+pub(super) async fn for_each_words(
+    store: &TensorStore,
+    name: &str,
+    mut each: impl FnMut(usize, &[u32]),
+) -> Result<()> {
+    let (rows, cols) = matrix(name, require_type(store, name, DType::I32)?)?;
+    let rows_at_once = (CHUNK_BYTES / 4 / cols).clamp(1, rows);
+    let mut chunk = zeroed_words(rows_at_once, cols).map_err(|error| in_tensor(name, error))?;
+    for start in (0..rows).step_by(rows_at_once) {
+        let chunk = &mut chunk[..rows_at_once.min(rows - start) * cols];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(chunk);
+        let from = (start * cols * 4) as u64;
+        store.read_range(name, from..from + bytes.len() as u64, bytes).await?;
+        for (row, words) in chunk.chunks_exact_mut(cols).enumerate() {
+            words.iter_mut().for_each(|word| *word = u32::from_le(*word));
+            each(start + row, words);
+        }
+    }
+    Ok(())
+}
+
+/// An `I32` matrix `[rows, cols]` as its words turned over, `[cols, rows]`.
+pub(super) async fn transposed_words(store: &TensorStore, name: &str) -> Result<Vec<u32>> {
+    let (rows, cols) = matrix(name, require_type(store, name, DType::I32)?)?;
+    let mut transposed = zeroed_words(cols, rows).map_err(|error| in_tensor(name, error))?;
+    for_each_words(store, name, |row, words| {
+        for (out, &word) in transposed[row..].iter_mut().step_by(rows).zip(words) {
+            *out = word;
+        }
+    })
+    .await?;
+    Ok(transposed)
+}
+
+/// A matrix `[rows, cols]` turned over, `[cols, rows]`.
+pub(super) fn transpose<T: Copy>(values: &[T], rows: usize) -> Vec<T> {
+    let cols = values.len() / rows;
+    (0..cols).flat_map(|col| values[col..].iter().step_by(cols).copied()).collect()
+}
+
+/// Scales `[rows, cols]` turned over, `[cols, rows]`.
+pub(super) fn transpose_scales(scales: &Scales, rows: usize) -> Scales {
+    match scales {
+        Scales::F16(v) => Scales::F16(transpose(v, rows)),
+        Scales::BF16(v) => Scales::BF16(transpose(v, rows)),
+        Scales::F32(v) => Scales::F32(transpose(v, rows)),
+    }
+}
+
 /// Scales in the type in which they are stored, all finite.
 pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
-    let dtype = store.require(name)?.dtype;
-    if !dtype.is_float() {
-        return Err(in_tensor(
-            name,
-            Error::unsupported_format(format!("expected scales of type F16, BF16 or F32 but found {dtype}")),
-        ));
-    }
+    let dtype = require_float(store, name)?.dtype;
     let bytes = store.read(name).await?;
     let scales = match dtype {
         DType::F16 => Scales::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
@@ -111,6 +190,11 @@ pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
         ));
     }
     Ok(scales)
+}
+
+/// Words as little-endian bytes.
+pub(super) fn word_bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// Scales as little-endian bytes.

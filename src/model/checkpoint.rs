@@ -8,7 +8,7 @@ use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
 use crate::format::source::SourceDir;
-use crate::layout::{Layout, ModuleStorage};
+use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde::Deserialize;
 use serde_json::Value;
 use std::rc::Rc;
@@ -34,11 +34,19 @@ impl Checkpoint {
     /// `unsupported_model` and `unsupported_format` for what this crate does not do, `invalid_checkpoint` for bytes
     /// that contradict each other.
     pub async fn open(dir: Rc<dyn SourceDir>) -> Result<Self> {
-        let place = dir.name().to_owned();
-        Self::open_folder(dir).await.map_err(|error| error.within(&place))
+        Self::open_with(dir, &OpenOptions::default()).await
     }
 
-    async fn open_folder(dir: Rc<dyn SourceDir>) -> Result<Self> {
+    /// As [`Checkpoint::open`], with what the files do not say.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]'s.
+    pub async fn open_with(dir: Rc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
+        let place = dir.name().to_owned();
+        Self::open_folder(dir, options).await.map_err(|error| error.within(&place))
+    }
+
+    async fn open_folder(dir: Rc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
         let config_json = read_json(dir.as_ref(), "config.json").await?.ok_or_else(|| {
             Error::new(ErrorCode::NotFound, "expected a checkpoint folder but found no config.json in it")
         })?;
@@ -48,9 +56,8 @@ impl Checkpoint {
             read_generation_tokens(&generation, &mut config);
         }
         let store = TensorStore::open(dir.as_ref()).await?;
-        let layout = Layout::open(config_json.get("quantization_config"), &store)
-            .await
-            .context_with(|| "config.json")?;
+        let (file, quantization) = find_quantization_config(dir.as_ref(), &config_json, &store).await?;
+        let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
         let mut checkpoint = Self { dir, config_json, config, store, layout };
         checkpoint.resolve_tied_table()?;
         checkpoint.check_shapes()?;
@@ -131,6 +138,11 @@ impl Checkpoint {
         &self.layout
     }
 
+    /// What a user should know about how the checkpoint was understood.
+    pub fn warnings(&self) -> &[String] {
+        self.layout.warnings()
+    }
+
     /// Whether any linear module of a block is quantized.
     pub fn is_quantized(&self) -> bool {
         !matches!(self.layout, Layout::Dense)
@@ -150,6 +162,23 @@ impl Checkpoint {
     pub fn bytes(&self) -> u64 {
         self.store.total_bytes()
     }
+}
+
+/// The quantization of a checkpoint, and the file that says it.
+async fn find_quantization_config(
+    dir: &dyn SourceDir,
+    config: &Value,
+    store: &TensorStore,
+) -> Result<(&'static str, Option<Value>)> {
+    let inside = config.get("quantization_config").filter(|value| !value.is_null());
+    if inside.is_none() && wants_side_config(store) {
+        for file in SIDE_CONFIGS {
+            if let Some(json) = read_json(dir, file).await? {
+                return Ok((file, Some(json)));
+            }
+        }
+    }
+    Ok(("config.json", inside.cloned()))
 }
 
 async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {

@@ -47,6 +47,8 @@ pub struct QuantizeOptions {
     pub quantize_head: bool,
     /// Quantize the embedding to this width, one scale a row. A tied head uses the same table.
     pub quantize_embedding: Option<Bits>,
+    /// The layout to write; `None`: the one that holds such a result best.
+    pub layout: Option<TargetLayout>,
     /// Where the layout cannot hold a module as asked for: an error instead of the nearest scheme that it can hold.
     pub strict: bool,
     /// Ternary only: weights below this share of the scale become 0, instead of those below one half.
@@ -65,6 +67,7 @@ impl QuantizeOptions {
             scheme: Scheme::Integer { bits, granularity, symmetric },
             quantize_head: false,
             quantize_embedding: None,
+            layout: None,
             strict: false,
             sparsity_threshold: None,
             activations: Activations::F32,
@@ -84,6 +87,7 @@ impl QuantizeOptions {
             scheme: Scheme::Ternary { granularity },
             quantize_head: false,
             quantize_embedding: None,
+            layout: None,
             strict: false,
             sparsity_threshold: None,
             activations: Activations::Int8,
@@ -93,6 +97,9 @@ impl QuantizeOptions {
 
     /// The layout that holds such a result.
     pub fn target_layout(&self) -> TargetLayout {
+        if let Some(layout) = self.layout {
+            return layout;
+        }
         match self.scheme {
             // BitNet's own layout has one scale for a whole matrix.
             Scheme::Ternary { granularity: Granularity::Tensor } => TargetLayout::BitNet,
@@ -133,6 +140,16 @@ impl QuantizeOptions {
             return Err(Error::invalid_argument(format!(
                 "expected a damping from 0 up to 1 but found {damping}"
             )));
+        }
+        if let Some(layout) = self.layout {
+            let refuse = |reason| Error::invalid_argument(format!("the {} layout: {reason}", layout.name()));
+            layout.holds_kind(self.scheme).map_err(refuse)?;
+            if self.quantize_head {
+                layout.can_hold_module(names::HEAD).map_err(refuse)?;
+            }
+            if self.quantize_embedding.is_some() {
+                layout.can_hold_module(names::EMBEDDING).map_err(refuse)?;
+            }
         }
         if let Granularity::Group(0) = self.scheme.granularity() {
             return Err(Error::invalid_argument("expected a positive group size but found 0"));
@@ -239,7 +256,7 @@ fn plan_one(
     (rows, cols): (usize, usize),
     wanted: Scheme,
 ) -> Result<ModulePlan> {
-    let Fit { scheme, reason } = options.target_layout().fit(rows, cols, wanted);
+    let Fit { scheme, reason } = options.target_layout().fit_module(&module, rows, cols, wanted);
     if let (true, Some(reason)) = (options.strict, &reason) {
         return Err(Error::unsupported_format(format!("module `{module}`: {reason}")));
     }

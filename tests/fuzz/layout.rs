@@ -3,7 +3,7 @@
 use crate::safetensors;
 use lowbit::format::shard_index::TensorStore;
 use lowbit::format::source::MemoryDir;
-use lowbit::layout::{Layout, ModuleStorage};
+use lowbit::layout::{Layout, ModuleStorage, OpenOptions};
 use lowbit::quant::dequantize;
 use lowbit::task::block_on;
 
@@ -20,7 +20,7 @@ pub fn run(input: &[u8]) {
     let Ok(config) = serde_json::from_slice(line) else { return };
     let dir = MemoryDir::new("checkpoint").with("model.safetensors", file.to_vec());
     let Ok(store) = block_on(TensorStore::open(&dir)) else { return };
-    let Ok(layout) = block_on(Layout::open(Some(&config), &store)) else { return };
+    let Ok(layout) = block_on(Layout::open(Some(&config), &store, &OpenOptions::default())) else { return };
     for module in ["model.layers.0.mlp.up_proj", "lm_head"] {
         let Ok(storage) = layout.module(&store, module) else { continue };
         let ModuleStorage::Packed { scheme, rows, cols, .. } = storage else { continue };

@@ -8,6 +8,7 @@ mod golden;
 mod interop;
 mod interrupted;
 mod peak_memory;
+mod peers;
 mod real_models;
 mod round_trip;
 mod shipped_model;

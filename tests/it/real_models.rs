@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 /// The folder of real models and texts beside the repository, or `None` with a word on the terminal.
-fn shared(what: &str) -> Option<PathBuf> {
+pub(crate) fn shared(what: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     if path.is_dir() {
         return Some(path);
@@ -22,7 +22,7 @@ fn shared(what: &str) -> Option<PathBuf> {
     None
 }
 
-fn open(path: PathBuf) -> (CausalLm<CpuBackend>, HuggingFaceTokenizer) {
+pub(crate) fn open(path: PathBuf) -> (CausalLm<CpuBackend>, HuggingFaceTokenizer) {
     block_on(async {
         let dir: Rc<dyn SourceDir> = Rc::new(FsDir::open(path).unwrap());
         let checkpoint = Checkpoint::open(dir.clone()).await.unwrap();

@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::shard_index::TensorStore;
 use crate::layout::stored::{
-    in_tensor, integers, matrix, require_shape, require_type, scales, words, zeroed_words,
+    in_tensor, integers, matrix, reorder, require_shape, require_type, scales, words, zeroed_words,
 };
 use crate::layout::{ModuleStorage, dense};
 use crate::quant::{Granularity, PackedTensor, Scheme, column_order, packing};
@@ -190,16 +190,6 @@ async fn read_column_order(store: &TensorStore, name: &str, scheme: Scheme) -> R
         return Ok(None);
     }
     column_order::order_of_groups(&g_idx, group_size).map(Some).map_err(|error| in_tensor(name, error))
-}
-
-/// Puts the codes of every row in another order.
-fn reorder(codes: &mut [u32], cols: usize, bits: u32, order: &[u32]) {
-    let (mut row, mut stored) = (vec![0u8; cols], vec![0u8; cols]);
-    for stream in codes.chunks_exact_mut(packing::words(cols, bits)) {
-        packing::unpack_row(stream, bits, &mut row);
-        column_order::gather(&row, order, &mut stored);
-        packing::pack_row(&stored, bits, stream);
-    }
 }
 
 /// The shape `[rows, groups]` of scales and unpacked zero points, or `[1]`, and other spellings of the same.

@@ -3,7 +3,7 @@
 use super::Names;
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
-use crate::layout::stored::scale_bytes;
+use crate::layout::stored::{scale_bytes, word_bytes};
 use crate::layout::{PackedFormat, is_embedding};
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
 use serde_json::{Map, Value, json};
@@ -110,19 +110,15 @@ pub(in crate::layout) fn encode(
     if let Some(zero_points) = zero_points {
         let groups = zero_points.len() / tensor.rows();
         let packed = pack_columns(zero_points, tensor.rows(), groups, tensor.scheme().storage_bits());
-        tensors.push((names.zero_point, bytes_of(&packed)));
+        tensors.push((names.zero_point, word_bytes(&packed)));
     }
     tensors
-}
-
-fn bytes_of(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn packed_bytes(tensor: &PackedTensor) -> Vec<u8> {
     let ternary = matches!(tensor.scheme(), Scheme::Ternary { .. });
     if !ternary && tensor.column_order().is_none() {
-        return bytes_of(tensor.codes());
+        return word_bytes(tensor.codes());
     }
     let bits = tensor.scheme().storage_bits();
     let words = tensor.scheme().words_per_row(tensor.cols());

@@ -1,0 +1,55 @@
+//! The layout of GPTQ's tools: AutoGPTQ, GPTQModel, auto-round.
+//!
+//! For weights of 2, 3, 4 and 8 bits, `b` below:
+//!
+//! | tensor | type | shape | |
+//! |---|---|---|---|
+//! | `qweight` | I32 | `[in * b / 32, out]` | a dense bit stream down each column, least significant bit first |
+//! | `qzeros` | I32 | `[groups, ceil(out * b / 32)]` | a bit stream along each row |
+//! | `scales` | F16 | `[groups, out]` | weight = (code - zero point) * scale |
+//! | `g_idx` | I32 | `[in]` | the group of each input; `desc_act` makes it more than `i / group_size` |
+//!
+//! Version 1 (`checkpoint_format: "gptq"`) stores zero points minus one, version 2 (`gptq_v2`) as they are. Labels lie:
+//! symmetric zero points, which are all alike, tell the version themselves. Asymmetric ones do not; there the label and the
+//! tool that wrote it decide, or the caller.
+//!
+//! Not read: other packings under the same method (`marlin`, `gptq_p`, ...), words other than 32 bits wide. Floor 3.
+
+mod config;
+pub(super) mod dynamic;
+mod reader;
+mod writer;
+mod zeros;
+
+pub use config::Config;
+pub(super) use config::granularity;
+pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
+pub use zeros::GptqZeros;
+
+/// What this crate calls itself in `meta.quantizer`.
+const QUANTIZER: &str = "lowbit";
+
+/// The names under which a module's tensors are stored.
+struct Names {
+    weight: String,
+    qweight: String,
+    qzeros: String,
+    scales: String,
+    g_idx: String,
+}
+
+impl Names {
+    fn new(module: &str) -> Self {
+        let name = |suffix: &str| format!("{module}.{suffix}");
+        Self {
+            weight: name("weight"),
+            qweight: name("qweight"),
+            qzeros: name("qzeros"),
+            scales: name("scales"),
+            g_idx: name("g_idx"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! `quantization_config` as GPTQ's tools write it, reduced to what it means for weights. Floor 3.
+
+use super::dynamic::Dynamic;
+use super::zeros::{GptqZeros, Storage};
+use crate::error::{Error, Result};
+use crate::format::{clipped, quoted};
+use crate::quant::{Bits, Granularity};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What `quantization_config`, or `quantize_config.json`, says about a GPTQ checkpoint.
+#[derive(Debug)]
+pub struct Config {
+    settings: Settings,
+    dynamic: Dynamic,
+    /// How asymmetric zero points are stored.
+    pub(super) zeros: Storage,
+    warnings: Vec<String>,
+}
+
+/// What holds for a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) bits: Bits,
+    pub(super) granularity: Granularity,
+    pub(super) symmetric: bool,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    bits: i64,
+    group_size: Option<i64>,
+    sym: Option<bool>,
+    checkpoint_format: Option<String>,
+    format: Option<String>,
+    pack_dtype: Option<String>,
+    dynamic: Option<Value>,
+    meta: Option<Value>,
+    provider: Option<String>,
+    is_marlin_format: Option<bool>,
+}
+
+impl Config {
+    /// Reads the config. `zeros` is the caller's word on how asymmetric zero points are stored.
+    ///
+    /// # Errors
+    /// `unsupported_format` for another packing than GPTQ's own; `invalid_checkpoint` for a broken config.
+    pub fn parse(config: &Value, zeros: Option<GptqZeros>) -> Result<Self> {
+        let raw = RawConfig::deserialize(config)
+            .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
+        let label = raw.checkpoint_format.as_deref().or(raw.format.as_deref());
+        if raw.is_marlin_format == Some(true) {
+            return Err(Error::unsupported_format("the packing `marlin` is not supported"));
+        }
+        if let Some(other) = label.filter(|label| !matches!(*label, "gptq" | "gptq_v2")) {
+            return Err(Error::unsupported_format(format!(
+                "expected `checkpoint_format` to be gptq or gptq_v2 but found {}",
+                quoted(other)
+            )));
+        }
+        if let Some(other) = raw.pack_dtype.as_deref().filter(|dtype| *dtype != "int32") {
+            return Err(Error::unsupported_format(format!(
+                "expected `pack_dtype` to be int32 but found {}",
+                quoted(other)
+            )));
+        }
+        let settings = Settings {
+            bits: bits(raw.bits)?,
+            granularity: granularity(raw.group_size.unwrap_or(-1))?,
+            // Without a word the zero points are read as they are.
+            symmetric: raw.sym.unwrap_or(false),
+        };
+        let dynamic = Dynamic::parse(raw.dynamic.as_ref())?;
+        for rule in dynamic.rules() {
+            settings.with(rule.bits, rule.group_size, rule.sym)?;
+        }
+        let any_asymmetric =
+            !settings.symmetric || dynamic.rules().any(|rule| rule.sym == Some(false) && !rule.skip);
+        let writer = Writer::of(raw.meta.as_ref(), raw.provider.as_deref());
+        let mut warnings = Vec::new();
+        let version = match (zeros, label, writer) {
+            (Some(version), ..) => version,
+            (None, Some("gptq_v2"), _) => GptqZeros::V2,
+            (None, _, Writer::KnownV1 { .. }) => GptqZeros::V1,
+            (None, ..) => {
+                if any_asymmetric {
+                    warnings.push(
+                        "nothing says for sure how the asymmetric zero points of this GPTQ checkpoint are stored; \
+                         they are taken for version 1, and `--gptq-zeros v2` takes them for version 2"
+                            .to_owned(),
+                    );
+                }
+                GptqZeros::V1
+            }
+        };
+        let zeros = match (version, writer) {
+            (GptqZeros::V2, _) => Storage::V2,
+            (GptqZeros::V1, Writer::KnownV1 { whole_words: true }) => Storage::V1Words,
+            (GptqZeros::V1, _) => Storage::V1Fields,
+        };
+        Ok(Self { settings, dynamic, zeros, warnings })
+    }
+
+    /// What a module has; `None` where it stays in floating point.
+    pub(super) fn settings_of(&self, module: &str) -> Result<Option<Settings>> {
+        let rule = self.dynamic.rule(module);
+        if rule.skip {
+            return Ok(None);
+        }
+        self.settings.with(rule.bits, rule.group_size, rule.sym).map(Some)
+    }
+
+    /// The spelling in reports.
+    pub fn name(&self) -> &'static str {
+        if self.zeros == Storage::V2 { "gptq_v2" } else { "gptq" }
+    }
+
+    /// What a user should know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl Settings {
+    fn with(mut self, other_bits: Option<i64>, group_size: Option<i64>, sym: Option<bool>) -> Result<Self> {
+        if let Some(other) = other_bits {
+            self.bits = bits(other)?;
+        }
+        if let Some(size) = group_size {
+            self.granularity = granularity(size)?;
+        }
+        self.symmetric = sym.unwrap_or(self.symmetric);
+        Ok(self)
+    }
+}
+
+fn bits(bits: i64) -> Result<Bits> {
+    u32::try_from(bits)
+        .map_err(|_| Error::unsupported_format(format!("expected 2, 3, 4 or 8 bits but found {bits}")))
+        .and_then(Bits::try_from)
+}
+
+/// -1 stands for one scale per output.
+pub(in crate::layout) fn granularity(group_size: i64) -> Result<Granularity> {
+    match usize::try_from(group_size) {
+        Ok(size) if size > 0 => Ok(Granularity::Group(size)),
+        _ if group_size == -1 => Ok(Granularity::Channel),
+        _ => Err(Error::invalid_checkpoint(format!(
+            "expected `group_size` to be positive, or -1, but found {group_size}"
+        ))),
+    }
+}
+
+/// Who wrote a file decides what its version 1 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    /// Known to write version 1 where it does not say `gptq_v2`.
+    KnownV1 {
+        /// It subtracts whole words.
+        whole_words: bool,
+    },
+    Unknown,
+}
+
+impl Writer {
+    fn of(meta: Option<&Value>, provider: Option<&str>) -> Self {
+        let quantizers: Vec<&str> = match meta.and_then(|meta| meta.get("quantizer")) {
+            Some(Value::String(one)) => vec![one],
+            Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        for quantizer in quantizers {
+            let (name, version) = quantizer.split_once(':').unwrap_or((quantizer, ""));
+            match name.to_ascii_lowercase().as_str() {
+                // Before version 0.9 its asymmetric files could not be read by anything.
+                "gptqmodel" if at_least(version, [0, 9]) => return Self::KnownV1 { whole_words: true },
+                super::QUANTIZER => return Self::KnownV1 { whole_words: true },
+                _ => {}
+            }
+        }
+        if provider == Some("auto-round") {
+            return Self::KnownV1 { whole_words: false };
+        }
+        Self::Unknown
+    }
+}
+
+/// Whether a version as `7.7.0` is at least that one.
+fn at_least(version: &str, least: [u64; 2]) -> bool {
+    let mut parts = version.split('.').map(|part| {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse::<u64>().unwrap_or(0)
+    });
+    [parts.next().unwrap_or(0), parts.next().unwrap_or(0)] >= least
+}

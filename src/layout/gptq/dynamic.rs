@@ -1,0 +1,169 @@
+//! `dynamic` of GPTQModel: what single modules have otherwise than the rest. Floor 3.
+//!
+//! A map from regular expressions, which match from the start of a module's name, to settings: `+:pattern` or `pattern`
+//! changes some, `-:pattern` leaves the module in floating point. The first that matches counts.
+
+use crate::error::{Error, Result};
+use crate::format::{clipped, quoted};
+use regex_lite::{Regex, RegexBuilder};
+use serde_json::{Map, Value};
+
+/// As for the patterns of compressed-tensors: files are anyone's.
+const MAX_PATTERN_BYTES: usize = 32 * 1024;
+const MAX_PATTERNS: usize = 256;
+
+/// Settings that say how a module was quantized, which its tensors show already.
+const HARMLESS: [&str; 13] = [
+    "desc_act",
+    "act_group_aware",
+    "static_groups",
+    "damp_percent",
+    "damp_auto_increment",
+    "mse",
+    "adapter",
+    "fallback",
+    "smooth",
+    "true_sequential",
+    "gptaq",
+    "foem",
+    "hessian",
+];
+
+/// The rules, in their order.
+#[derive(Debug, Default)]
+pub(in crate::layout) struct Dynamic(Vec<(Regex, Rule)>);
+
+/// What a rule does to a module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::layout) struct Rule {
+    /// It stays in floating point.
+    pub(in crate::layout) skip: bool,
+    pub(in crate::layout) bits: Option<i64>,
+    pub(in crate::layout) group_size: Option<i64>,
+    pub(in crate::layout) sym: Option<bool>,
+}
+
+impl Dynamic {
+    /// # Errors
+    /// `unsupported_format` for a setting or a pattern that is not understood; `invalid_checkpoint` for what is no map.
+    pub(in crate::layout) fn parse(value: Option<&Value>) -> Result<Self> {
+        let map = match value {
+            None | Some(Value::Null) | Some(Value::Bool(false)) => return Ok(Self::default()),
+            Some(Value::Object(map)) => map,
+            Some(_) => return Err(Error::invalid_checkpoint("expected `dynamic` to be a map")),
+        };
+        if map.len() > MAX_PATTERNS {
+            return Err(Error::unsupported_format(format!(
+                "expected at most {MAX_PATTERNS} patterns in `dynamic` but found {}",
+                map.len()
+            )));
+        }
+        map.iter().map(|(pattern, settings)| parse_rule(pattern, settings)).collect::<Result<_>>().map(Self)
+    }
+
+    /// The rule for a module; without one, nothing is changed.
+    pub(in crate::layout) fn rule(&self, module: &str) -> Rule {
+        // The leftmost match starts at 0 exactly when there is a match that starts at 0.
+        let matches = |regex: &Regex| regex.find(module).is_some_and(|found| found.start() == 0);
+        self.0.iter().find(|(regex, _)| matches(regex)).map(|(_, rule)| *rule).unwrap_or_default()
+    }
+
+    pub(in crate::layout) fn rules(&self) -> impl Iterator<Item = Rule> {
+        self.0.iter().map(|(_, rule)| *rule)
+    }
+}
+
+fn parse_rule(text: &str, settings: &Value) -> Result<(Regex, Rule)> {
+    let (skip, pattern) = match text.strip_prefix("-:") {
+        Some(pattern) => (true, pattern),
+        None => (false, text.strip_prefix("+:").unwrap_or(text)),
+    };
+    let regex = RegexBuilder::new(pattern).size_limit(MAX_PATTERN_BYTES).build().map_err(|error| {
+        Error::unsupported_format(format!(
+            "the pattern {} of `dynamic` is not supported: {}",
+            quoted(text),
+            clipped(&error.to_string(), 200)
+        ))
+    })?;
+    if skip {
+        return Ok((regex, Rule { skip, ..Rule::default() }));
+    }
+    let empty = Map::new();
+    let map = match settings {
+        Value::Null => &empty,
+        Value::Object(map) => map,
+        _ => {
+            return Err(Error::invalid_checkpoint(format!(
+                "expected {} of `dynamic` to be a map",
+                quoted(text)
+            )));
+        }
+    };
+    let mut rule = Rule::default();
+    for (key, value) in map {
+        let known = match key.as_str() {
+            "bits" => set(&mut rule.bits, value.as_i64()),
+            "group_size" => set(&mut rule.group_size, value.as_i64()),
+            "sym" => set(&mut rule.sym, value.as_bool()),
+            other => HARMLESS.contains(&other),
+        };
+        if !known {
+            return Err(Error::unsupported_format(format!(
+                "{} with the value {} in {} of `dynamic` is not supported",
+                quoted(key),
+                quoted(&clipped(&value.to_string(), 100)),
+                quoted(text)
+            )));
+        }
+    }
+    Ok((regex, rule))
+}
+
+/// Whether there was a value to set.
+fn set<T>(setting: &mut Option<T>, value: Option<T>) -> bool {
+    let found = value.is_some();
+    *setting = value;
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_rule_that_matches_counts() {
+        let dynamic = Dynamic::parse(Some(&json!({
+            r"-:.*\.k_proj$": {},
+            r"+:.*\.mlp\..*": {"bits": 8, "group_size": -1, "desc_act": true},
+            r".*\.up_proj": {"bits": 2},
+            r"self_attn": {"bits": 3},
+        })))
+        .unwrap();
+        assert!(dynamic.rule("model.layers.0.self_attn.k_proj").skip);
+        let mlp = Rule { bits: Some(8), group_size: Some(-1), ..Rule::default() };
+        assert_eq!(dynamic.rule("model.layers.0.mlp.up_proj"), mlp);
+        assert_eq!(dynamic.rule("model.layers.0.self_attn.q_proj"), Rule::default(), "not from the start");
+        assert_eq!(dynamic.rules().count(), 4);
+        for nothing in [json!(null), json!({}), json!(false)] {
+            assert_eq!(Dynamic::parse(Some(&nothing)).unwrap().rules().count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (value, word) in [
+            (json!([]), "map"),
+            (json!({"a": 3}), "`a`"),
+            (json!({"a": {"method": "awq"}}), "`method`"),
+            (json!({"a": {"bits": "four"}}), "`bits`"),
+            (json!({"(": {}}), "`(`"),
+            (json!({"a{1000}{1000}": {}}), "pattern"),
+        ] {
+            let error = Dynamic::parse(Some(&value)).unwrap_err();
+            assert!(error.to_string().contains(word), "{value}: {error}");
+        }
+        let many: Map<String, Value> = (0..300).map(|i| (format!("a{i}"), json!({}))).collect();
+        assert!(Dynamic::parse(Some(&Value::Object(many))).is_err());
+    }
+}
