@@ -13,12 +13,13 @@ pub mod packing;
 pub mod qparams;
 pub mod regroup;
 pub mod rtn;
+mod scale_search;
 pub mod scheme;
 pub mod stats;
 pub mod ternary;
 
 pub use builder::PackedBuilder;
-pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer};
+pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer, ScaleRule};
 pub use hessian::Hessian;
 pub use packed_tensor::{PackedRows, PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};

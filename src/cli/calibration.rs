@@ -5,6 +5,7 @@ use super::terminal::Terminal;
 use crate::calibrate::samples::{FEW_TOKENS, binary_ids, json_lines};
 use crate::calibrate::{SampleOptions, Samples};
 use crate::error::{Context, Error, Result};
+use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,10 @@ pub struct CalibrationArgs {
     /// What the drawing depends on
     #[arg(long, value_name = "N", default_value_t = 0, requires = "shuffle")]
     seed: u64,
+
+    /// Keep hidden states in a folder of this one while calibrating [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
 }
 
 /// Documents that are text are tokenized; others are ids already.
@@ -50,6 +55,14 @@ impl CalibrationArgs {
     /// Whether any text was given.
     pub fn is_given(&self) -> bool {
         !self.calibration.is_empty()
+    }
+
+    /// Where hidden states and finished matrices wait.
+    pub fn scratch(&self) -> Result<TempScratch> {
+        match &self.scratch {
+            Some(folder) => TempScratch::new_in(folder),
+            None => TempScratch::new(),
+        }
     }
 
     /// Reads, tokenizes and cuts the texts.

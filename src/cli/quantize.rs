@@ -8,14 +8,13 @@ use crate::artifact::metrics::{Metric, to_json_lines};
 use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
-use crate::format::scratch::TempScratch;
 use crate::layout::{GptqZeros, TargetLayout};
 use crate::pipeline::dequantize::dequantize_checkpoint;
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{
     Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated, restore,
 };
-use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity};
+use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ScaleRule};
 use crate::task::block_on;
 use clap::ValueEnum;
 use serde_json::json;
@@ -92,6 +91,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ActOrderArg::GroupAware)]
     act_order: ActOrderArg,
 
+    /// gptq: where the scale of a group comes from
+    #[arg(long, value_enum, default_value_t = ScalesArg::LeastError)]
+    scales: ScalesArg,
+
     /// gptq: the same as --act-order group-index, by the name of other tools
     #[arg(long, conflicts_with = "act_order")]
     desc_act: bool,
@@ -139,6 +142,15 @@ enum MethodArg {
     Rtn,
     Gptq,
     Ternary,
+}
+
+/// `--scales`
+#[derive(Clone, Copy, ValueEnum)]
+enum ScalesArg {
+    /// The range of its weights
+    Range,
+    /// A search for the least error
+    LeastError,
 }
 
 /// `--act-order`
@@ -204,6 +216,10 @@ impl Args {
         }
         options.gptq = GptqOptions {
             damping: self.damping,
+            scales: match self.scales {
+                ScalesArg::Range => ScaleRule::Range,
+                ScalesArg::LeastError => ScaleRule::LeastError,
+            },
             order: match self.act_order {
                 _ if self.desc_act => ColumnOrder::GroupIndex,
                 ActOrderArg::None => ColumnOrder::Stored,
@@ -256,7 +272,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         if options.method.is_calibrated() {
             let samples = args.calibration.samples(&checkpoint, args.tokenizer.as_deref(), terminal).await?;
             let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
-            let scratch = TempScratch::new_in(&args.output)?;
+            let scratch = args.calibration.scratch()?;
             let calibration =
                 Calibration { samples: &samples, backend: CpuBackend::new(), scratch: &scratch };
             let outcome =

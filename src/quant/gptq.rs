@@ -10,11 +10,13 @@
 //! 3. the error of the layer's output is then exactly `e H e^T = sum of D[k] (t[k] - q[k])^2`;
 //! 4. a group's scale is taken, when its first column is reached, from the values that its weights would best have given
 //!    the errors so far: `w + y` where `y U_G = (sum over j before the group of e[j] U[j, k])` for the columns of the group;
-//! 5. with an order, columns are visited from the largest diagonal to the smallest ("act-order").
+//! 5. with an order, columns are visited from the largest diagonal to the smallest ("act-order"), or groups and the columns
+//!    of a group are ("group-aware reordering", which needs no record of the order).
 //!
 //! Departures from the paper's code: (1) no inverse of `H` is formed, which halves the work and keeps more digits; (2) the
 //! sums over earlier columns are taken block by block as products; (3) every row is rounded to nearest as well, and the
-//! caller learns both output errors.
+//! caller learns both output errors; (4) by default a group's scale is searched for the least `sum of D[k] (w[k] - q[k])^2`
+//! instead of spanning its range.
 //!
 //! Not here: how `H` is captured (`calibrate`). Floor 2.
 
@@ -26,6 +28,7 @@ use super::hessian::Hessian;
 use super::linalg::Factor;
 use super::packed_tensor::PackedTensor;
 use super::qparams::{QParams, ScaleType, non_finite_weight, range};
+use super::scale_search;
 use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -84,6 +87,26 @@ impl ColumnOrder {
     }
 }
 
+/// Where the scale of a group comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ScaleRule {
+    /// The range of its weights, as GPTQ's authors have it.
+    Range,
+    /// The scale of least error, each weight's counted by `D` ([`scale_search`]).
+    #[default]
+    LeastError,
+}
+
+impl ScaleRule {
+    /// The spelling in records and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::LeastError => "least-error",
+        }
+    }
+}
+
 /// How GPTQ works.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GptqOptions {
@@ -91,11 +114,13 @@ pub struct GptqOptions {
     pub damping: f32,
     /// The order of the columns.
     pub order: ColumnOrder,
+    /// Where the scale of a group comes from.
+    pub scales: ScaleRule,
 }
 
 impl Default for GptqOptions {
     fn default() -> Self {
-        Self { damping: 0.01, order: ColumnOrder::Stored }
+        Self { damping: 0.05, order: ColumnOrder::GroupAware, scales: ScaleRule::LeastError }
     }
 }
 
@@ -104,6 +129,7 @@ impl Default for GptqOptions {
 pub struct Prepared {
     factor: Factor,
     order: ColumnOrder,
+    scales: ScaleRule,
     group_size: usize,
     /// `[size]`: the input column at each place of the order, or `None` for the stored order.
     columns: Option<Vec<u32>>,
@@ -145,6 +171,7 @@ impl Prepared {
                 return Some(Self {
                     factor,
                     order: options.order,
+                    scales: options.scales,
                     group_size,
                     columns,
                     added,
@@ -234,13 +261,20 @@ struct Grid {
     cols: usize,
     group_size: usize,
     scale_type: ScaleType,
+    scales: ScaleRule,
 }
 
 impl Grid {
-    /// Scale and zero point of a group.
-    fn params(&self, weights: &[f32]) -> Result<QParams> {
+    /// Scale and zero point of a group; `importance` is what the square of each weight's rounding costs.
+    fn params(&self, weights: &[f32], importance: &[f32]) -> Result<QParams> {
         let (min, max) = range(weights).map_err(|index| non_finite_weight(weights[index], 0, index))?;
-        QParams::from_range(min, max, self.bits, self.symmetric, self.scale_type)
+        let Self { bits, symmetric, scale_type, .. } = *self;
+        match self.scales {
+            ScaleRule::Range => QParams::from_range(min, max, bits, symmetric, scale_type),
+            ScaleRule::LeastError => {
+                scale_search::search(weights, importance, (min, max), bits, symmetric, scale_type)
+            }
+        }
     }
 }
 
@@ -271,7 +305,7 @@ impl<'a> GptqQuantizer<'a> {
         assert_eq!(prepared.group_size, group_size, "the order of columns is for the same groups");
         Ok(Self {
             prepared,
-            grid: Grid { bits, symmetric, cols, group_size, scale_type },
+            grid: Grid { bits, symmetric, cols, group_size, scale_type, scales: prepared.scales },
             stored_order: prepared.stored_order()?,
             gptq: PackedBuilder::new(scheme, rows, cols, scale_type)?,
             rtn: PackedBuilder::new(scheme, rows, cols, scale_type)?,
@@ -354,6 +388,10 @@ mod tests {
     use crate::quant::dequantize;
     use rand_pcg::Pcg32;
     use rand_pcg::rand_core::{Rng, SeedableRng};
+
+    /// As the paper's code runs when it is told nothing.
+    const PAPER: GptqOptions =
+        GptqOptions { damping: 0.01, order: ColumnOrder::Stored, scales: ScaleRule::Range };
 
     const ORDERS: [ColumnOrder; 4] =
         [ColumnOrder::Stored, ColumnOrder::GroupAware, ColumnOrder::StaticGroups, ColumnOrder::GroupIndex];
@@ -495,7 +533,7 @@ mod tests {
             let scheme = scheme(bits, granularity, symmetric);
             let h = hessian(&inputs(cols, 2 * cols, 5), cols);
             let w = random(40 * cols, 9);
-            let found = weights(&quantize(&w, &h, scheme, GptqOptions::default()).gptq.unwrap());
+            let found = weights(&quantize(&w, &h, scheme, PAPER).gptq.unwrap());
             let expected = paper(&w, &h, scheme, 0.01);
             let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
             let different =

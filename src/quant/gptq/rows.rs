@@ -144,6 +144,10 @@ impl<'a> Rounding<'a> {
     fn new(prepared: &'a Prepared, grid: Grid, weights: Vec<f32>) -> Result<Self> {
         let cols = grid.cols;
         let fixed = grid.group_size >= cols || prepared.has_static_groups();
+        let mut importance = vec![0.0; cols];
+        for (place, &d) in prepared.factor.diagonal.iter().enumerate() {
+            importance[prepared.column(place)] = d;
+        }
         let rows = weights.chunks_exact(cols).map(|row| {
             let mut params = vec![QParams { scale: 1.0, zero_point: 0 }; cols.div_ceil(grid.group_size)];
             if fixed {
@@ -151,8 +155,9 @@ impl<'a> Rounding<'a> {
                 for (place, &w) in row.iter().enumerate() {
                     stored[prepared.column(place)] = w;
                 }
-                for (params, weights) in params.iter_mut().zip(stored.chunks(grid.group_size)) {
-                    *params = grid.params(weights)?;
+                let groups = stored.chunks(grid.group_size).zip(importance.chunks(grid.group_size));
+                for (params, (weights, importance)) in params.iter_mut().zip(groups) {
+                    *params = grid.params(weights, importance)?;
                 }
             }
             Ok(RoundedRow { codes: vec![0; cols], params })
@@ -210,7 +215,7 @@ impl<'a> Rounding<'a> {
             if !fixed && place % grid.group_size == 0 {
                 let end = targets.len().min(i + grid.group_size);
                 let wanted = best_values(prepared, place, &weights[i..end], &targets[i..end]);
-                match grid.params(&wanted) {
+                match grid.params(&wanted, &prepared.factor.diagonal[place..place + wanted.len()]) {
                     Ok(params) => rounded.params[prepared.group(place)] = params,
                     Err(_) => {
                         self.failed = true;
