@@ -184,3 +184,26 @@ impl<T, E: Into<Error>> Context<T> for Result<T, E> {
         self.map_err(|error| error.into().context(place()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_named_once() {
+        let error = |places: &[&str]| {
+            places.iter().fold(Error::invalid_argument("no"), |error, place| error.context(*place))
+        };
+        for (places, folder, expected) in [
+            (&[][..], "a/b", "a/b: no"),
+            (&["tensor `t`"], "a/b", "a/b: tensor `t`: no"),
+            (&["a/b", "module `m`"], "a/b", "a/b: module `m`: no"),
+            (&["a/b/file"], "a/b", "a/b/file: no"),
+            (&["a/b/file"], "a/b/", "a/b/file: no"),
+            // Another folder whose name begins alike.
+            (&["a/bc/file"], "a/b", "a/b: a/bc/file: no"),
+        ] {
+            assert_eq!(error(places).within(folder).to_string(), expected);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! How often the two forms of one model, quantized and dequantized, predict the same next token. Floor 7.
 
+use super::holding::is_single_precision;
 use super::walk;
 use super::windows::{Dataset, WindowOptions};
 use crate::backend::Backend;
@@ -76,8 +77,15 @@ pub async fn measure<B: Backend>(
     let mut dequantized = load(forms.dequantized, alike).await?;
     let same = share(&mut quantized, &mut dequantized, data, windows, control).await?;
     if same.0 < REQUIRED_AGREEMENT {
+        let rounded = activations == Activations::Int8 && !is_single_precision(forms.dequantized)?;
+        let hint = if rounded {
+            "; INT8 activations magnify the rounding of weights to 16 bits: try F32"
+        } else {
+            ""
+        };
         return Err(Error::invalid_checkpoint(format!(
-            "expected quantized and dequantized model to agree on {REQUIRED_AGREEMENT} of all predictions but found {:.4}",
+            "expected quantized and dequantized model to agree on {REQUIRED_AGREEMENT} of all predictions but found \
+             {:.4}{hint}",
             same.0
         )));
     }

@@ -279,6 +279,7 @@ mod tests {
         let expected = concat!(
             r#"{"schema":"lowbit.validation/1","original":{"path":"base","parameters":1000,"bytes":2000},"#,
             r#""quantized":{"path":"small","method":"rtn","scheme":"int4-g32-sym","bits_per_weight":4.5,"bytes":700,"activations":"f32"},"#,
+            r#""execution":"side-by-side","#,
             r#""dataset":{"name":"text.txt","tokens":12,"sha256":"ab"},"#,
             r#""perplexity":{"original":8.0,"quantized":8.125,"increase":0.015625},"#,
             r#""divergence":{"kl_mean":0.5,"kl_p99":0.75,"top1_agreement":0.875},"#,
