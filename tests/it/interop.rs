@@ -19,6 +19,8 @@ const TOLERANCE: f32 = 1e-3;
 /// The share of logits within [`TOLERANCE`] where activations are rounded to INT8. A value near a tie may round either way
 /// in two correct programs and moves every logit of its token and of those after it; on another grid the share is 0.01.
 const ROUNDED_SHARE: f64 = 0.7;
+/// The median distance of those logits, which values near ties do not move: measured 4.8e-7; on another grid 0.055.
+const ROUNDED_MEDIAN: f32 = 1e-5;
 /// The largest relative distance of perplexities.
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
 
@@ -147,7 +149,9 @@ fn interop_transformers_opens_what_lowbit_writes() {
             100.0 * within
         );
         let right = match *name {
-            "int8-channel-int8" | "ternary" => within >= ROUNDED_SHARE,
+            "int8-channel-int8" | "ternary" => {
+                within >= ROUNDED_SHARE && found[found.len() / 2] < ROUNDED_MEDIAN
+            }
             _ => largest < TOLERANCE,
         };
         if !right {
