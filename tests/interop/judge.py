@@ -5,7 +5,7 @@ usage: judge.py logits FOLDER IDS [--positions 0,5,-1]       IDS: a JSON file wi
        judge.py batch                                        one job per line of stdin, one answer per line of stdout
 
 A job of `batch`: {"folder": ..., "ids": [...], "positions": [...]} or {"folder": ..., "text": FILE, "context": ...,
-"tokens": ..., "tokenizer": ...}. The folder may be plain, compressed-tensors or BitNet; all arithmetic is f32.
+"tokens": ..., "tokenizer": ...}. The folder may be plain, compressed-tensors, GPTQ, AWQ or BitNet; all arithmetic is f32.
 
 Answers: {"folder", "opened", "positions", "logits": one row per position, "argmax": of every position}
       or {"folder", "opened", "perplexity", "tokens", "context"}
@@ -15,6 +15,7 @@ Tensors that are missing, unexpected or of another shape are an error: transform
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -24,6 +25,21 @@ from pathlib import Path
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # the BitNet layers as written, without a C++ compiler
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@contextlib.contextmanager
+def quiet_stdout():
+    """Sends what libraries print to stderr: GPTQModel greets on stdout, where answers belong."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
 
 import torch
 import transformers
@@ -163,7 +179,8 @@ def main():
     failed = False
     for job in jobs(args):
         try:
-            result = answer(job)
+            with quiet_stdout():
+                result = answer(job)
         except Exception as e:  # whatever transformers throws is the finding
             result = {"folder": job["folder"], "error": f"{type(e).__name__}: {e}"}
             failed = True

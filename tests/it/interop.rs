@@ -3,6 +3,7 @@
 use crate::support::{distances, fixture, held_out, load, logits, on_disk, perplexity, synthetic::tokens};
 use lowbit::dtype::DType;
 use lowbit::format::sink::FsSinkDir;
+use lowbit::layout::{GptqZeros, TargetLayout};
 use lowbit::model::Checkpoint;
 use lowbit::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::pipeline::{QuantizeOptions, quantize};
@@ -76,13 +77,23 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let rtn = QuantizeOptions::rtn;
     let int8 = rtn(Bits::Eight, Granularity::Channel, true);
     let int4 = rtn(Bits::Four, Granularity::Group(32), true);
+    let in_layout = |options, layout| QuantizeOptions { layout: Some(layout), ..options };
+    let (gptq, gptq_v2) = (TargetLayout::Gptq(GptqZeros::V1), TargetLayout::Gptq(GptqZeros::V2));
     let cases = [
         ("int4-g32-sym", int4.clone()),
         ("int4-g128-asym", rtn(Bits::Four, Granularity::Group(128), false)),
         ("int8-channel", int8.clone()),
         ("int8-channel-int8", QuantizeOptions { activations: Activations::Int8, ..int8 }),
         ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
-        ("int4-g32-head", QuantizeOptions { quantize_head: true, ..int4 }),
+        ("int4-g32-head", QuantizeOptions { quantize_head: true, ..int4.clone() }),
+        ("gptq-int4-g32-sym", in_layout(int4.clone(), gptq)),
+        ("gptq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), gptq)),
+        ("gptq-v2-int4-g64-asym", in_layout(rtn(Bits::Four, Granularity::Group(64), false), gptq_v2)),
+        ("gptq-int3-g32-asym", in_layout(rtn(Bits::Three, Granularity::Group(32), false), gptq)),
+        ("gptq-int2-g16-asym", in_layout(rtn(Bits::Two, Granularity::Group(16), false), gptq)),
+        ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
+        ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
+        ("awq-int4-g32-sym", in_layout(int4, TargetLayout::Awq)),
     ];
     let original = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
     let mut folders = vec![("original", fixture("tale-llama"))];
@@ -103,7 +114,7 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
 #[test]
 #[ignore = "needs Python: cargo xtask interop"]
 fn interop_the_committed_files_are_what_the_scripts_make() {
-    for name in ["make_golden.py", "make_compressed_tensors.py"] {
+    for name in ["make_golden.py", "make_compressed_tensors.py", "make_gptq.py"] {
         let Some(mut command) = script(name) else { return };
         assert!(command.arg("--check").status().unwrap().success(), "{name} --check");
     }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod command_line;
+mod convert;
 mod floors;
 mod golden;
 mod interop;

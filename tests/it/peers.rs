@@ -1,6 +1,11 @@
 //! Checkpoints that other tools quantized: their perplexity, as an independent implementation has it.
 
 use crate::real_models::{open, shared};
+use crate::support::on_disk;
+use lowbit::format::sink::FsSinkDir;
+use lowbit::layout::{GptqZeros, TargetLayout};
+use lowbit::model::Checkpoint;
+use lowbit::pipeline::convert::{convert, largest_difference, plan_conversion};
 use lowbit::task::{Silent, block_on};
 use lowbit::validate::walk::score;
 use lowbit::validate::windows::{Dataset, WindowOptions};
@@ -8,6 +13,44 @@ use serde_json::Value;
 
 /// Largest relative difference of perplexities. Measured: 3e-6, where the figures have their last digit.
 const RELATIVE_TOLERANCE: f64 = 0.002;
+
+/// Largest weight difference where scales of F32 become F16: half a unit of the last place, times 15 steps.
+const F16_SCALES: f32 = 2e-3;
+
+#[test]
+fn their_codes_move_to_every_other_layout() {
+    let Some(shared) = shared("conversions of other tools' checkpoints") else { return };
+    let place = tempfile::tempdir().unwrap();
+    let mut folders: Vec<_> =
+        std::fs::read_dir(shared.join("peers")).unwrap().map(|e| e.unwrap().path()).collect();
+    folders.sort();
+    for folder in folders {
+        let source = block_on(Checkpoint::open(on_disk(&folder))).unwrap();
+        assert!(source.warnings().is_empty(), "{folder:?}: {:?}", source.warnings());
+        for layout in [
+            TargetLayout::CompressedTensors,
+            TargetLayout::Gptq(GptqZeros::V1),
+            TargetLayout::Gptq(GptqZeros::V2),
+            TargetLayout::Awq,
+        ] {
+            let name = format!("{} to {}", folder.file_name().unwrap().display(), layout.name());
+            let Ok(plan) = block_on(plan_conversion(&source, layout, false, &Silent)) else {
+                // The one folder of INT8 weights has no place in AWQ.
+                assert_eq!(name, "llmcompressor-rtn-w8-channel to awq");
+                continue;
+            };
+            let output = place.path().join(&name);
+            let sinks = FsSinkDir::create(&output).unwrap();
+            block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
+            let result = block_on(Checkpoint::open(on_disk(output))).unwrap();
+            let (difference, _) = block_on(largest_difference(&source, &result, &Silent)).unwrap();
+            let loses = plan.modules.iter().any(|module| module.loss.is_some());
+            let f32_scales = name.starts_with("llmcompressor") && layout != TargetLayout::CompressedTensors;
+            assert_eq!(loses, f32_scales, "{name}");
+            assert!(difference <= if loses { F16_SCALES } else { 0.0 }, "{name}: {difference}");
+        }
+    }
+}
 
 #[test]
 fn perplexity_is_that_of_the_tools_that_wrote_them() {

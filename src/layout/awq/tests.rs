@@ -1,4 +1,4 @@
-//! AWQ against files packed field by field, as the documents of its tools describe them.
+//! AWQ against files packed field by field, as the documents of its tools describe them. Floor 3.
 
 use super::*;
 use crate::error::ErrorCode;
@@ -153,6 +153,45 @@ fn the_layout_holds_one_group_size() {
     assert!(TargetLayout::Awq.can_hold(8, 32, three).unwrap_err().contains("codes of 4 bits, not int3"));
     let reordered = PackedFormat { reordered: true, ..format(Granularity::Group(32), true) };
     assert!(TargetLayout::Awq.can_hold_as(8, 32, reordered).unwrap_err().contains("act-order"));
+}
+
+/// What GPTQModel packed is read as what it meant, and written again word for word.
+#[test]
+fn the_words_are_those_of_gptqmodel() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/gptq.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let cases = golden["awq"].as_array().unwrap();
+    assert_eq!(cases.len(), 2);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let numbers = |value: &Value| -> Vec<f64> {
+            value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+        };
+        let words = |key: &str| {
+            let dims: Vec<u64> = numbers(&case[key]["shape"]).into_iter().map(|dim| dim as u64).collect();
+            let bytes = numbers(&case[key]["words"])
+                .into_iter()
+                .flat_map(|word| (word as i32).to_le_bytes())
+                .collect();
+            (format!("{MODULE}.{key}"), TensorInfo::new(DType::I32, dims), bytes)
+        };
+        let scales = numbers(&case["scales"]);
+        let info = TensorInfo::new(DType::F16, [scales.len() as u64 / 32, 32]);
+        let scales = scales.into_iter().flat_map(|scale| f16::from_f64(scale).to_le_bytes()).collect();
+        let tensors = vec![words("qweight"), words("qzeros"), (format!("{MODULE}.scales"), info, scales)];
+        let mut config = config();
+        config["group_size"] = case["group_size"].clone();
+        let tensor = read(&config, tensors.clone()).unwrap();
+        let mut weights = vec![0.0; 64];
+        dequantize::rows(&tensor, 31..32, &mut weights);
+        let expected: Vec<f32> =
+            numbers(&case["weights_of_last_output"]).into_iter().map(|weight| weight as f32).collect();
+        assert_eq!(weights, expected, "{name}");
+        let encoded = encode(MODULE, &tensor);
+        for ((tensor, _, bytes), (name, found)) in tensors.into_iter().zip(encoded) {
+            assert_eq!((&tensor, &bytes), (&name, &found));
+        }
+    }
 }
 
 proptest! {

@@ -93,10 +93,12 @@ impl Config {
                 GptqZeros::V1
             }
         };
-        let zeros = match (version, writer) {
-            (GptqZeros::V2, _) => Storage::V2,
-            (GptqZeros::V1, Writer::KnownV1 { whole_words: true }) => Storage::V1Words,
-            (GptqZeros::V1, _) => Storage::V1Fields,
+        let zeros = match (version, writer, label) {
+            (GptqZeros::V2, ..) => Storage::V2,
+            (GptqZeros::V1, Writer::KnownV1 { whole_words }, _) if !whole_words => Storage::V1Fields,
+            // The label came with the tools that subtract whole words; older files have none.
+            (GptqZeros::V1, Writer::Unknown, None) => Storage::V1Fields,
+            (GptqZeros::V1, ..) => Storage::V1Words,
         };
         Ok(Self { settings, dynamic, zeros, warnings })
     }
