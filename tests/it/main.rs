@@ -4,6 +4,8 @@
 mod bad_input;
 mod command_line;
 mod floors;
+mod gguf;
+mod gguf_output;
 mod golden;
 mod interop;
 mod interrupted;
