@@ -2,6 +2,8 @@
 //!
 //! Not here: what the tensors mean (`layout`, `model`). Floor 1.
 
+pub mod gguf;
+pub mod row_order;
 pub mod safetensors;
 pub mod scratch;
 pub mod shard_index;

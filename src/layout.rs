@@ -8,6 +8,7 @@ pub mod bitnet_hf;
 pub mod compressed_tensors;
 mod dense;
 mod fit;
+pub mod gguf;
 pub mod gptq;
 mod stored;
 
@@ -79,6 +80,8 @@ pub enum Layout {
     Gptq(gptq::Config),
     /// `quant_method: "awq"`.
     Awq(awq::Config),
+    /// Blocks of a GGUF file.
+    Gguf(gguf::Config),
 }
 
 /// What a caller knows about a checkpoint that its files do not say.
@@ -140,7 +143,9 @@ impl Layout {
     pub fn activation_grid(&self) -> ActivationGrid {
         match self {
             Self::CompressedTensors(_) => ActivationGrid::FullRange,
-            Self::Dense | Self::BitnetHf(_) | Self::Gptq(_) | Self::Awq(_) => ActivationGrid::Absmax127,
+            Self::Dense | Self::BitnetHf(_) | Self::Gptq(_) | Self::Awq(_) | Self::Gguf(_) => {
+                ActivationGrid::Absmax127
+            }
         }
     }
 
@@ -152,6 +157,16 @@ impl Layout {
             Self::BitnetHf(_) => TargetLayout::BitNet.name(),
             Self::Gptq(config) => config.name(),
             Self::Awq(_) => TargetLayout::Awq.name(),
+            Self::Gguf(_) => "gguf",
+        }
+    }
+
+    /// Whether any weight is packed.
+    pub fn is_packed(&self) -> bool {
+        match self {
+            Self::Dense => false,
+            Self::CompressedTensors(_) | Self::BitnetHf(_) | Self::Gptq(_) | Self::Awq(_) => true,
+            Self::Gguf(config) => config.has_blocks(),
         }
     }
 
@@ -169,7 +184,7 @@ impl Layout {
         let packed = match self {
             Self::CompressedTensors(_) => stored(format!("{module}.weight_packed")),
             Self::Gptq(_) | Self::Awq(_) => stored(format!("{module}.qweight")),
-            Self::Dense | Self::BitnetHf(_) => false,
+            Self::Dense | Self::BitnetHf(_) | Self::Gguf(_) => false,
         };
         packed || stored(format!("{module}.weight"))
     }
@@ -186,6 +201,7 @@ impl Layout {
             Self::BitnetHf(config) => config.module(store, module),
             Self::Gptq(config) => config.module(store, module),
             Self::Awq(config) => config.module(store, module),
+            Self::Gguf(config) => config.module(store, module),
         }
         .context_with(|| format!("module {}", quoted(module)))
     }
@@ -202,6 +218,7 @@ impl Layout {
             Self::BitnetHf(config) => config.read_packed(store, module).await,
             Self::Gptq(config) => config.read_packed(store, module).await,
             Self::Awq(config) => config.read_packed(store, module).await,
+            Self::Gguf(config) => config.read_packed(store, module).await,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod convert;
 mod copy;
 pub mod dequantize;
 mod encode;
+pub mod gguf;
 mod kept;
 pub mod quantize;
 pub mod select;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Let two models continue the same prompts
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     a: PathBuf,
 
     /// Another one of the same vocabulary

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 /// Quantize a checkpoint in several ways, judge the results, and let both models speak
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     #[arg(long, value_name = "DIR", default_value = "tests/fixtures/tale-llama")]
     checkpoint: PathBuf,
 

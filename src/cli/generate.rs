@@ -14,7 +14,7 @@ use std::time::Instant;
 /// Continue a prompt
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
     /// The text to continue

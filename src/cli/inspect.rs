@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Show what a checkpoint is: architecture, sizes, number formats
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 }
 

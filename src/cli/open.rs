@@ -5,7 +5,7 @@ use crate::artifact::output::refuse_foreign;
 use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::sink::FsSinkDir;
-use crate::format::source::{FsDir, SourceDir};
+use crate::format::source::{FileSource, FsDir, SourceDir};
 use crate::layout::{GptqZeros, OpenOptions};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
@@ -108,9 +108,13 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Opens a checkpoint, and says what a user should know about it.
+/// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open_with(folder(path)?, terminal.open_options()).await?;
+    let checkpoint = if path.is_file() {
+        Checkpoint::open_gguf(Rc::new(FileSource::open(path)?)).await?
+    } else {
+        Checkpoint::open_with(folder(path)?, terminal.open_options()).await?
+    };
     for warning in checkpoint.warnings() {
         terminal.note(format_args!("warning: {}: {warning}", checkpoint.name()));
     }
@@ -120,9 +124,10 @@ pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> 
 /// Opens the checkpoint's tokenizer, or the one that the options name.
 pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<HuggingFaceTokenizer> {
     let config = checkpoint.config();
-    let dir = match &args.tokenizer {
-        Some(path) => folder(path)?,
-        None => checkpoint.dir().clone(),
+    let dir = match (&args.tokenizer, checkpoint.tokenizer_problem()) {
+        (Some(path), _) => folder(path)?,
+        (None, Some(problem)) => return Err(problem.clone()),
+        (None, None) => checkpoint.dir().clone(),
     };
     let codec = HuggingFaceTokenizer::open(dir.as_ref(), config.bos_token_id).await?;
     check_vocabulary(&codec, config.vocab_size).context_with(|| dir.name().to_owned())?;

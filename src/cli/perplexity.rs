@@ -16,7 +16,7 @@ const DEFAULT_CONTEXT: usize = 2048;
 /// Measure how well a model predicts a text
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
     #[command(flatten)]

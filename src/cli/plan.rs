@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// Show what a model needs at each precision
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     #[arg(required_unless_present = "params", conflicts_with = "params")]
     checkpoint: Option<PathBuf>,
 

@@ -24,7 +24,7 @@ use std::time::Instant;
 /// Quantize a checkpoint
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder
+    /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
     /// The folder to write

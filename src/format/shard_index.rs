@@ -9,6 +9,7 @@
 //! Not here: what tensors mean (`layout`, `model`). Floor 1.
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::row_order::RowOrder;
 use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
 use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
 use crate::format::{check_plain_name, clipped, quoted, zeroed};
@@ -56,6 +57,20 @@ struct Located {
     /// Index into `sources`.
     file: usize,
     entry: Entry,
+    rows: RowOrder,
+}
+
+/// A tensor of a container that this module does not read itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// What it is called.
+    pub name: String,
+    /// Type and dimensions; what has blocks of its own is bytes, `U8`.
+    pub info: TensorInfo,
+    /// Where its bytes are.
+    pub range: Range<u64>,
+    /// In which order its rows are stored.
+    pub rows: RowOrder,
 }
 
 /// The part of an index that says something. `metadata.total_size` is not trusted, so not read.
@@ -147,6 +162,50 @@ impl TensorStore {
         Self::assemble(name, vec![(name.into(), source, header)], None)
     }
 
+    /// The tensors of one file, whatever its container, under the names that the model's modules have.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint`, naming the tensor, when a name comes twice, or a range is not inside the file or not as long
+    /// as type, dimensions and row order say.
+    pub fn from_parts(
+        name: &str,
+        file: &str,
+        source: Rc<dyn ByteSource>,
+        tensors: impl IntoIterator<Item = StoredTensor>,
+    ) -> Result<Self> {
+        let mut located = BTreeMap::new();
+        for StoredTensor { name, info, range, rows } in tensors {
+            let whole_blocks = match rows {
+                RowOrder::Plain => true,
+                RowOrder::Interleaved { block, row_bytes } => {
+                    let block_bytes = block.checked_mul(row_bytes).filter(|bytes| *bytes > 0);
+                    let len = range.end.saturating_sub(range.start);
+                    block.is_multiple_of(2) && block_bytes.is_some_and(|bytes| len.is_multiple_of(bytes))
+                }
+            };
+            let len = range.end.checked_sub(range.start);
+            if len.is_none() || info.byte_len() != len || range.end > source.len() || !whole_blocks {
+                return Err(Error::invalid_checkpoint(format!(
+                    "bytes {range:?} do not hold {} values of shape {}",
+                    info.dtype, info.shape
+                ))
+                .context(format!("tensor {}", quoted(&name))));
+            }
+            let entry = Entry { info, range };
+            if located.insert(name.clone(), Located { file: 0, entry, rows }).is_some() {
+                return Err(Error::invalid_checkpoint("the name comes twice")
+                    .context(format!("tensor {}", quoted(&name))));
+            }
+        }
+        let mut store = Self::assemble(name, vec![(file.to_owned(), source, Header::default())], None)?;
+        for located in located.values() {
+            let range = &located.entry.range;
+            store.total_bytes = store.total_bytes.saturating_add(range.end - range.start);
+        }
+        store.tensors = located;
+        Ok(store)
+    }
+
     /// Joins the shards, which are sorted by name; `weight_map` (tensor to file) selects and checks.
     fn assemble(
         name: &str,
@@ -172,7 +231,7 @@ impl TensorStore {
                         quoted(&shard)
                     )));
                 }
-                store.tensors.insert(tensor, Located { file, entry });
+                store.tensors.insert(tensor, Located { file, entry, rows: RowOrder::Plain });
             }
             // Shards of one checkpoint agree about their metadata; where they do not, the first one counts.
             for (key, value) in header.metadata {
@@ -257,7 +316,7 @@ impl TensorStore {
             .context(format!("tensor {}", quoted(name))));
         }
         let source = &self.sources[located.file];
-        let read = source.read_at(range.start + bytes.start, out).await;
+        let read = located.rows.read(source.as_ref(), range.start, bytes, out).await;
         read.map_err(|error| error.context(format!("tensor {}", quoted(name))))
     }
 

@@ -1,4 +1,4 @@
-//! An open checkpoint folder: its configuration, its tensors, and the layout that spells its weights.
+//! An open checkpoint, a folder or a GGUF file: its configuration, its tensors, and the layout that spells its weights.
 //!
 //! Opening reads `config.json` and the headers of the weight files, never the weights. Floor 5.
 
@@ -7,7 +7,8 @@ use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
-use crate::format::source::SourceDir;
+use crate::format::source::{ByteSource, SourceDir};
+use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub struct Checkpoint {
     config: ModelConfig,
     store: TensorStore,
     layout: Layout,
+    tokenizer_problem: Option<Error>,
 }
 
 impl Checkpoint {
@@ -58,10 +60,34 @@ impl Checkpoint {
         let store = TensorStore::open(dir.as_ref()).await?;
         let (file, quantization) = find_quantization_config(dir.as_ref(), &config_json, &store).await?;
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
-        let mut checkpoint = Self { dir, config_json, config, store, layout };
-        checkpoint.resolve_tied_table()?;
-        checkpoint.check_shapes()?;
-        Ok(checkpoint)
+        Self { dir, config_json, config, store, layout, tokenizer_problem: None }.checked()
+    }
+
+    /// Opens a GGUF file as if it were a folder: [`dir`](Self::dir) then holds the files that the metadata becomes.
+    ///
+    /// # Errors
+    /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for what the decoder does not do.
+    pub async fn open_gguf(source: Rc<dyn ByteSource>) -> Result<Self> {
+        let place = source.name().to_owned();
+        let GgufCheckpoint { config_json, files, tokenizer_problem, store, config } =
+            GgufCheckpoint::open(source).await?;
+        let config_of_model = ModelConfig::from_json(&config_json).context_with(|| &place)?;
+        Self {
+            dir: Rc::new(files),
+            config_json,
+            config: config_of_model,
+            store,
+            layout: Layout::Gguf(config),
+            tokenizer_problem,
+        }
+        .checked()
+        .context_with(|| place)
+    }
+
+    fn checked(mut self) -> Result<Self> {
+        self.resolve_tied_table()?;
+        self.check_shapes()?;
+        Ok(self)
     }
 
     /// Whichever of the embedding and the head is stored serves both.
@@ -118,6 +144,11 @@ impl Checkpoint {
         &self.dir
     }
 
+    /// Why there is no tokenizer among the files of [`dir`](Self::dir), where the checkpoint holds one that is not usable.
+    pub fn tokenizer_problem(&self) -> Option<&Error> {
+        self.tokenizer_problem.as_ref()
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -145,7 +176,7 @@ impl Checkpoint {
 
     /// Whether any linear module of a block is quantized.
     pub fn is_quantized(&self) -> bool {
-        !matches!(self.layout, Layout::Dense)
+        self.layout.is_packed()
     }
 
     /// The module that holds the embedding table: the head's where only that is stored.

@@ -1,4 +1,5 @@
-//! Packed rows back to `f32`: `(code - zero_point) * scale`, each factor exact, the product rounded once.
+//! Packed rows back to `f32`: `(code - zero_point) * scale`, each factor exact, the product rounded once; where the
+//! scheme has minimums, `code * scale + minimum`, the sum rounded too.
 //!
 //! Floor 2.
 
@@ -45,6 +46,12 @@ pub fn rows(tensor: &PackedTensor, rows: Range<usize>, out: &mut [f32]) {
             for (out, &code) in out.iter_mut().zip(codes) {
                 *out = (i32::from(code) - zero) as f32 * scale;
             }
+            if let Some(minimums) = tensor.minimums() {
+                let minimum = minimums.get(index);
+                for out in out {
+                    *out += minimum;
+                }
+            }
         }
         if let Some(order) = tensor.column_order() {
             column_order::scatter(&stored, order, input_order);
@@ -66,15 +73,13 @@ mod tests {
             (1usize..9).prop_map(Granularity::Group)
         ];
         let bits = prop::sample::select(vec![Bits::Two, Bits::Three, Bits::Four, Bits::Eight]);
-        (granularity, bits, any::<bool>(), any::<bool>()).prop_map(
-            |(granularity, bits, symmetric, ternary)| {
-                if ternary {
-                    Scheme::Ternary { granularity }
-                } else {
-                    Scheme::Integer { bits, granularity, symmetric }
-                }
-            },
-        )
+        (granularity, bits, any::<bool>(), any::<bool>()).prop_map(|(granularity, bits, symmetric, other)| {
+            match (other, symmetric) {
+                (true, true) => Scheme::Ternary { granularity },
+                (true, false) => Scheme::IntegerMinimum { bits, granularity },
+                (false, symmetric) => Scheme::Integer { bits, granularity, symmetric },
+            }
+        })
     }
 
     proptest! {
@@ -94,17 +99,21 @@ mod tests {
                 packing::pack_row(codes, scheme.storage_bits(), out);
             }
             let count = scheme.granularity().scale_count(row_count, cols);
-            let scales = (0..count).map(|i| f32::from(random[i]) / 16.0 - 8.0).collect();
+            let scales = Scales::F32((0..count).map(|i| f32::from(random[i]) / 16.0 - 8.0).collect());
+            let minimums = Scales::F32((0..count).map(|i| f32::from(random[(50 + i) % 200]) / 32.0 - 4.0).collect());
             let zeros: Vec<u8> =
                 (0..count).map(|i| (u32::from(random[(100 + i) % 200]) % (scheme.max_code() + 1)) as u8).collect();
             let zeros = scheme.constant_zero_point().is_none().then_some(zeros);
-            let tensor =
-                PackedTensor::new(scheme, row_count, cols, packed, Scales::F32(scales), zeros.clone()).unwrap();
+            let tensor = if scheme.has_minimums() {
+                PackedTensor::with_minimums(scheme, row_count, cols, packed, scales, minimums)
+            } else {
+                PackedTensor::new(scheme, row_count, cols, packed, scales, zeros.clone())
+            };
             let mut order: Vec<u32> = (0..cols as u32).collect();
             if reordered {
                 order.sort_by_key(|&col| random[col as usize]);
             }
-            let tensor = tensor.with_column_order(order).unwrap();
+            let tensor = tensor.unwrap().with_column_order(order).unwrap();
             let g_idx = tensor.g_idx();
 
             let first = usize::from(random[199]) % row_count;
@@ -114,7 +123,10 @@ mod tests {
                 for col in 0..cols {
                     let index = tensor.scale_index(row, g_idx[col] as usize);
                     let zero = scheme.constant_zero_point().unwrap_or_else(|| u32::from(zeros.as_ref().unwrap()[index]));
-                    let expected = (tensor.code(row, col) as f32 - zero as f32) * tensor.scales().get(index);
+                    let mut expected = (tensor.code(row, col) as f32 - zero as f32) * tensor.scales().get(index);
+                    if let Some(minimums) = tensor.minimums() {
+                        expected += minimums.get(index);
+                    }
                     prop_assert_eq!(out[(row - first) * cols + col], expected);
                 }
             }

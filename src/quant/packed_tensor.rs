@@ -52,7 +52,8 @@ impl Scales {
     }
 }
 
-/// A quantized matrix `[rows, cols]` = `[out_features, in_features]`: weight = `(code - zero_point) * scale`.
+/// A quantized matrix `[rows, cols]` = `[out_features, in_features]`: weight = `(code - zero_point) * scale`, or
+/// `code * scale + minimum` where the scheme has minimums.
 ///
 /// Codes are unsigned. The codes of a row are one dense bit stream, least significant bit first, in 32-bit words; the
 /// stream of every row starts at a word, and the bits after its last code are zero.
@@ -72,6 +73,8 @@ pub struct PackedTensor {
     zero_points: Option<Vec<u8>>,
     /// `[cols]`: stored column `j` holds input column `column_order[j]`; `None` where that is `j`
     column_order: Option<Vec<u32>>,
+    /// As many as scales; only for schemes that have minimums
+    minimums: Option<Scales>,
 }
 
 impl PackedTensor {
@@ -88,6 +91,33 @@ impl PackedTensor {
         scales: Scales,
         zero_points: Option<Vec<u8>>,
     ) -> Result<Self> {
+        Self::assemble(scheme, rows, cols, codes, scales, zero_points, None)
+    }
+
+    /// As [`new`](Self::new), for a scheme that has minimums.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new)'s, and `invalid_checkpoint` when there are not as many minimums as scales.
+    pub fn with_minimums(
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        codes: Vec<u32>,
+        scales: Scales,
+        minimums: Scales,
+    ) -> Result<Self> {
+        Self::assemble(scheme, rows, cols, codes, scales, None, Some(minimums))
+    }
+
+    fn assemble(
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        codes: Vec<u32>,
+        scales: Scales,
+        zero_points: Option<Vec<u8>>,
+        minimums: Option<Scales>,
+    ) -> Result<Self> {
         let expect = |what: &str, expected: usize, found: usize| {
             if expected == found {
                 return Ok(());
@@ -102,6 +132,8 @@ impl PackedTensor {
         expect("scales", scale_count, scales.len())?;
         let expected_zeros = if scheme.constant_zero_point().is_none() { scale_count } else { 0 };
         expect("zero points", expected_zeros, zero_points.as_ref().map_or(0, Vec::len))?;
+        let expected_minimums = if scheme.has_minimums() { scale_count } else { 0 };
+        expect("minimums", expected_minimums, minimums.as_ref().map_or(0, Scales::len))?;
         if let Some(zero) = zero_points.iter().flatten().find(|&&z| u32::from(z) > scheme.max_code()) {
             return Err(Error::invalid_checkpoint(format!(
                 "zero point {zero} is above the largest code, {}",
@@ -109,7 +141,7 @@ impl PackedTensor {
             )));
         }
         let zero_points = zero_points.filter(|z| !z.is_empty());
-        let tensor = Self { scheme, rows, cols, codes, scales, zero_points, column_order: None };
+        let tensor = Self { scheme, rows, cols, codes, scales, zero_points, minimums, column_order: None };
         tensor.check_codes()?;
         Ok(tensor)
     }
@@ -200,6 +232,11 @@ impl PackedTensor {
         }
     }
 
+    /// The minimums, as many as scales; `None` where the scheme has none.
+    pub fn minimums(&self) -> Option<&Scales> {
+        self.minimums.as_ref()
+    }
+
     /// The code of the weight at `(row, col)`, where `col` is an input column. Slow: for tests and reports.
     pub fn code(&self, row: usize, col: usize) -> u32 {
         let col = self.stored_column(col);
@@ -243,13 +280,15 @@ impl PackedTensor {
         PackedRows { tensor: self, rows }
     }
 
-    /// Bytes of codes, scales, zero points and the order of columns as this tensor holds them (zero points packed as
-    /// densely as codes).
+    /// Bytes of codes, scales, minimums, zero points and the order of columns as this tensor holds them (zero points packed
+    /// as densely as codes).
     pub fn packed_bytes(&self) -> u64 {
         let zero_bits =
             self.zero_points.as_ref().map_or(0, Vec::len) as u64 * u64::from(self.scheme.storage_bits());
+        let scale_bytes = |scales: &Scales| scales.len() as u64 * u64::from(scales.bits()) / 8;
         self.codes.len() as u64 * 4
-            + self.scales.len() as u64 * u64::from(self.scales.bits()) / 8
+            + scale_bytes(&self.scales)
+            + self.minimums.as_ref().map_or(0, scale_bytes)
             + zero_bits.div_ceil(8)
             + self.column_order.as_ref().map_or(0, Vec::len) as u64 * 4
     }

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 /// Ternary codes -1, 0, 1 as codes of two bits around the zero point 2, and one scale per tensor as one per channel.
 ///
 /// # Errors
-/// As [`PackedTensor::new`]'s, which cannot happen.
+/// `unsupported_format` for weights with minimums; as [`PackedTensor::new`]'s, which cannot happen.
 pub fn spread_tensor_scale(tensor: &PackedTensor) -> Result<PackedTensor> {
     let scheme = tensor.scheme();
     let granularity = match scheme.granularity() {
@@ -22,6 +22,9 @@ pub fn spread_tensor_scale(tensor: &PackedTensor) -> Result<PackedTensor> {
     let (bits, symmetric, shift) = match scheme {
         Scheme::Integer { bits, symmetric, .. } => (bits, symmetric, 0),
         Scheme::Ternary { .. } => (Bits::Two, true, 1),
+        Scheme::IntegerMinimum { .. } => {
+            return Err(Error::unsupported_format(format!("the minimums of {scheme} are no zero points")));
+        }
     };
     let rows = tensor.rows();
     let repeat = if granularity == scheme.granularity() { 1 } else { rows };

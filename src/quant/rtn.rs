@@ -124,7 +124,7 @@ impl ParamsEncoder {
     ///
     /// # Errors
     /// `invalid_argument` for an empty matrix or group; `invalid_checkpoint` when the number of scales or zero points
-    /// does not fit; `non_finite` for a scale that is NaN or infinite.
+    /// does not fit; `non_finite` for a scale that is NaN or infinite; `unsupported_format` for a scheme with minimums.
     pub fn new(
         scheme: Scheme,
         rows: usize,
@@ -132,6 +132,11 @@ impl ParamsEncoder {
         scales: Scales,
         zero_points: Option<Vec<u8>>,
     ) -> Result<Self> {
+        if scheme.has_minimums() {
+            return Err(Error::unsupported_format(format!(
+                "weights cannot be brought back to their {scheme} codes: their minimums are not recorded"
+            )));
+        }
         let builder = PackedBuilder::new(scheme, rows, cols, scales.scale_type())?;
         let expected = scheme.granularity().scale_count(rows, cols);
         let zeros = if scheme.constant_zero_point().is_none() { expected } else { 0 };
@@ -181,6 +186,7 @@ impl ParamsEncoder {
         let granularity = scheme.granularity();
         let midpoint = match scheme {
             Scheme::Integer { bits, .. } => bits.midpoint(),
+            Scheme::IntegerMinimum { .. } => 0,
             Scheme::Ternary { .. } => 1,
         };
         let cols = self.builder.cols();

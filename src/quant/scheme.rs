@@ -84,7 +84,8 @@ impl Granularity {
     }
 }
 
-/// A number format for weight matrices. A weight is `(code - zero_point) * scale` with an unsigned code.
+/// A number format for weight matrices. A weight is `(code - zero_point) * scale` with an unsigned code, or
+/// `code * scale + minimum`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// Integer codes.
@@ -95,6 +96,14 @@ pub enum Scheme {
         granularity: Granularity,
         /// Symmetric: the zero point is always [`Bits::midpoint`] and is not stored.
         symmetric: bool,
+    },
+    /// Integer codes counted from a stored floating-point minimum: a weight is `code * scale + minimum`. What GGUF's
+    /// `Q4_1` and `Q4_K` hold; no zero point expresses such a minimum exactly.
+    IntegerMinimum {
+        /// Bits of a code.
+        bits: Bits,
+        /// How many weights share a scale and a minimum.
+        granularity: Granularity,
     },
     /// BitNet: weights -1, 0 and 1 as codes 0, 1 and 2 of two bits, times a scale.
     Ternary {
@@ -107,7 +116,7 @@ impl Scheme {
     /// Bits of a code in memory.
     pub fn storage_bits(self) -> u32 {
         match self {
-            Self::Integer { bits, .. } => bits.get(),
+            Self::Integer { bits, .. } | Self::IntegerMinimum { bits, .. } => bits.get(),
             Self::Ternary { .. } => 2,
         }
     }
@@ -115,7 +124,9 @@ impl Scheme {
     /// How many weights share a scale.
     pub fn granularity(self) -> Granularity {
         match self {
-            Self::Integer { granularity, .. } | Self::Ternary { granularity } => granularity,
+            Self::Integer { granularity, .. }
+            | Self::IntegerMinimum { granularity, .. }
+            | Self::Ternary { granularity } => granularity,
         }
     }
 
@@ -124,14 +135,20 @@ impl Scheme {
         match self {
             Self::Integer { symmetric: false, .. } => None,
             Self::Integer { bits, .. } => Some(bits.midpoint()),
+            Self::IntegerMinimum { .. } => Some(0),
             Self::Ternary { .. } => Some(1),
         }
+    }
+
+    /// Whether each scale comes with a minimum.
+    pub fn has_minimums(self) -> bool {
+        matches!(self, Self::IntegerMinimum { .. })
     }
 
     /// The largest code that may occur.
     pub fn max_code(self) -> u32 {
         match self {
-            Self::Integer { bits, .. } => bits.max_code(),
+            Self::Integer { bits, .. } | Self::IntegerMinimum { bits, .. } => bits.max_code(),
             Self::Ternary { .. } => 2,
         }
     }
@@ -142,7 +159,7 @@ impl Scheme {
     }
 }
 
-/// `int4-g32-sym`, `int8-channel-asym`, `ternary-tensor`: the name in reports and on the command line.
+/// `int4-g32-sym`, `int8-channel-asym`, `int4-g32-min`, `ternary-tensor`: the name in reports and on the command line.
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let granularity = match self.granularity() {
@@ -154,6 +171,7 @@ impl fmt::Display for Scheme {
             Self::Integer { bits, symmetric, .. } => {
                 write!(f, "int{}-{granularity}-{}", bits.get(), if *symmetric { "sym" } else { "asym" })
             }
+            Self::IntegerMinimum { bits, .. } => write!(f, "int{}-{granularity}-min", bits.get()),
             Self::Ternary { .. } => write!(f, "ternary-{granularity}"),
         }
     }
@@ -181,8 +199,10 @@ impl FromStr for Scheme {
                 .strip_prefix("int")
                 .and_then(|bits| Bits::try_from(bits.parse::<u32>().ok()?).ok())
                 .zip(granularity(scope))
-                .zip(symmetric(symmetry))
-                .map(|((bits, granularity), symmetric)| Self::Integer { bits, granularity, symmetric }),
+                .and_then(|(bits, granularity)| match symmetry {
+                    "min" => Some(Self::IntegerMinimum { bits, granularity }),
+                    _ => Some(Self::Integer { bits, granularity, symmetric: symmetric(symmetry)? }),
+                }),
             _ => None,
         };
         scheme.ok_or_else(|| {
@@ -235,6 +255,8 @@ mod tests {
             [Granularity::Tensor, Granularity::Channel, Granularity::Group(1), Granularity::Group(128)];
         for granularity in scopes {
             for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
+                let minimum = Scheme::IntegerMinimum { bits, granularity };
+                assert_eq!(minimum.to_string().parse::<Scheme>().unwrap(), minimum);
                 for symmetric in [true, false] {
                     let scheme = Scheme::Integer { bits, granularity, symmetric };
                     assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);

@@ -52,9 +52,13 @@ fn better_quality(measurements: &Measurements) -> String {
     let severe = increase.is_nan() || increase > SEVERE_INCREASE;
     match measurements.scheme {
         Scheme::Ternary { .. } => ternary(measurements),
-        Scheme::Integer { bits: Bits::Eight, granularity, .. } => int8(measurements, granularity),
-        Scheme::Integer { bits: Bits::Four, granularity, .. } => int4(measurements, granularity, severe),
-        Scheme::Integer { bits, .. } => few_bits(measurements, bits.get()),
+        Scheme::Integer { bits, granularity, .. } | Scheme::IntegerMinimum { bits, granularity } => {
+            match bits {
+                Bits::Eight => int8(measurements, granularity),
+                Bits::Four => int4(measurements, granularity, severe),
+                Bits::Two | Bits::Three => few_bits(measurements, bits.get()),
+            }
+        }
     }
 }
 

@@ -88,10 +88,12 @@ impl Limits {
 /// INT8 is the exception: with zero points in groups of 32 (1.83) it does not reach its limit.
 pub fn scheme_memory_limit(scheme: Scheme) -> f64 {
     match scheme {
-        Scheme::Integer { bits: Bits::Eight, .. } => 1.85,
-        Scheme::Integer { bits: Bits::Four, .. } => 3.4,
-        Scheme::Integer { bits: Bits::Three, .. } => 4.4,
-        Scheme::Integer { bits: Bits::Two, .. } => 6.2,
+        Scheme::Integer { bits, .. } | Scheme::IntegerMinimum { bits, .. } => match bits {
+            Bits::Eight => 1.85,
+            Bits::Four => 3.4,
+            Bits::Three => 4.4,
+            Bits::Two => 6.2,
+        },
         Scheme::Ternary { .. } => 7.0,
     }
 }

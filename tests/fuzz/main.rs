@@ -21,6 +21,7 @@ mod memory;
 mod mutate;
 
 mod benchmark;
+mod gguf;
 mod layout;
 mod model_config;
 mod safetensors;
@@ -31,6 +32,9 @@ use harness::Target;
 
 /// A `serde_json::Value` for each byte: the densest JSON that is kept as values is a list of digits or of empty lists.
 const JSON_BYTES: usize = 256;
+
+/// A vocabulary is kept, indexed, and written out as JSON; a merge or an escaped control character grows most.
+const GGUF_BYTES: usize = 128;
 
 /// The `tokenizers` library makes room for 10,000 words in its cache, whatever the file says.
 const TOKENIZER_BYTES: usize = 16 << 10;
@@ -54,6 +58,7 @@ macro_rules! targets {
 
 targets! {
     benchmark: Target::new(benchmark::run);
+    gguf: Target { bytes_per_byte: GGUF_BYTES, ..Target::new(gguf::run) };
     layout: Target { repair: Some(layout::repair), bytes_per_byte: JSON_BYTES, ..Target::new(layout::run) };
     model_config: Target { bytes_per_byte: JSON_BYTES, ..Target::new(model_config::run) };
     safetensors: Target { repair: Some(safetensors::repair), ..Target::new(safetensors::run) };

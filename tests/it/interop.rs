@@ -114,7 +114,13 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
 #[test]
 #[ignore = "needs Python: cargo xtask interop"]
 fn interop_the_committed_files_are_what_the_scripts_make() {
-    for name in ["make_golden.py", "make_compressed_tensors.py", "make_gptq.py"] {
+    for name in [
+        "make_golden.py",
+        "make_compressed_tensors.py",
+        "make_gptq.py",
+        "make_gguf_blocks.py",
+        "make_gguf_models.py",
+    ] {
         let Some(mut command) = script(name) else { return };
         assert!(command.arg("--check").status().unwrap().success(), "{name} --check");
     }

@@ -5,6 +5,8 @@ mod bad_input;
 mod command_line;
 mod convert;
 mod floors;
+mod gguf;
+mod gguf_output;
 mod golden;
 mod interop;
 mod interrupted;

@@ -26,10 +26,12 @@ pub fn on_disk(path: impl Into<PathBuf>) -> Rc<dyn SourceDir> {
 
 /// The checkpoint of a folder, on the CPU, as the checkpoint asks to be run.
 pub fn load(dir: Rc<dyn SourceDir>) -> CausalLm<CpuBackend> {
-    block_on(async {
-        let checkpoint = Checkpoint::open(dir).await.unwrap();
-        CausalLm::load(CpuBackend::new(), &checkpoint, LoadOptions::default(), &Silent).await.unwrap()
-    })
+    load_checkpoint(&block_on(Checkpoint::open(dir)).unwrap())
+}
+
+/// As [`load`], of an open checkpoint.
+pub fn load_checkpoint(checkpoint: &Checkpoint) -> CausalLm<CpuBackend> {
+    block_on(CausalLm::load(CpuBackend::new(), checkpoint, LoadOptions::default(), &Silent)).unwrap()
 }
 
 /// Logits after each of `tokens`, which run in pieces of `piece` tokens.

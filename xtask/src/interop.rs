@@ -1,4 +1,4 @@
-//! `cargo xtask interop`: lowbit against Hugging Face transformers, each opening what the other wrote.
+//! `cargo xtask interop`: lowbit against Hugging Face transformers and llama.cpp, each opening what the other wrote.
 //!
 //! The comparisons are the ignored tests of `tests/it` whose names begin with `interop_`. They find Python by the
 //! variable [`PYTHON`], with everything that `tests/interop/requirements.txt` names installed. `cargo xtask test` needs
@@ -13,15 +13,23 @@ use std::process::ExitCode;
 /// Names the Python interpreter for the tests.
 const PYTHON: &str = "LOWBIT_PYTHON";
 
+/// Names the folder of Node's packages for the tests.
+const NODE_LLAMA: &str = "LOWBIT_NODE_LLAMA";
+
+/// llama.cpp, built, inside an npm package.
+const NODE_LLAMA_PACKAGE: &str = "node-llama-cpp@3.22.1";
+
 /// Prepares the Python environment and runs the comparisons.
 ///
 /// # Errors
 /// Python or a package could not be had, the tests do not build, or there is none.
 pub fn run() -> Outcome {
     let python = step("Python environment", environment)?;
+    let packages = step("llama.cpp", node_llama)?;
     let tally = step("comparisons", || {
         let mut test = cargo(&["test", "--package", "lowbit", "--test", "it", "--no-fail-fast", "interop_"]);
         test.env(PYTHON, &python);
+        test.env(NODE_LLAMA, &packages);
         cargo_test(test, &["--ignored"])
     })?;
     if tally.passed + tally.failed + tally.skipped == 0 {
@@ -29,6 +37,18 @@ pub fn run() -> Outcome {
     }
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Installs llama.cpp's prebuilt binaries for Node; the folder that holds them.
+fn node_llama() -> Result<PathBuf, String> {
+    let folder = target_dir().join("node-llama");
+    if !folder.join("node_modules/node-llama-cpp").exists() {
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let mut npm = program("npm", &["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+        npm.arg(&folder).arg(NODE_LLAMA_PACKAGE);
+        execute(npm)?;
+    }
+    Ok(folder)
 }
 
 /// Makes or updates the environment; its interpreter.

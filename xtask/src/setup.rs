@@ -24,11 +24,14 @@ pub const FOR_TESTS: &[Need] = &[Need {
 }];
 
 /// For `interop`.
-pub const FOR_INTEROP: &[Need] = &[Need {
-    probe: &["python3", "-c", "import venv, ensurepip"],
-    package: "python3-venv",
-    reason: "transformers is installed into a virtual environment of its own",
-}];
+pub const FOR_INTEROP: &[Need] = &[
+    Need {
+        probe: &["python3", "-c", "import venv, ensurepip"],
+        package: "python3-venv",
+        reason: "transformers is installed into a virtual environment of its own",
+    },
+    Need { probe: &["npm", "--version"], package: "npm", reason: "llama.cpp comes as a package for Node" },
+];
 
 /// Makes sure that every need is met, installing packages where that is possible.
 ///

@@ -8,6 +8,7 @@ use super::linear_int8::{Int8Task, QuantizedTokens, round_trip};
 use super::memory::Aligned;
 use super::parallel::{Tiles, Workers};
 use super::rows::{Bf16Matrix, Bits2, Bits4, Bits8, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix, Width};
+use super::rows::{MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
 use crate::error::{Error, ErrorCode, Result};
@@ -203,19 +204,24 @@ impl Job<'_> {
             }
             Data::F16(values) => self.float(&F16Matrix(values.as_chunks().0, units)),
             Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
-            Data::Packed(packed) => match (packed.bits, &packed.zeros) {
-                (2, Zeros::Constant(_)) => self.codes::<Bits2, false>(packed),
-                (2, Zeros::PerGroup(_)) => self.codes::<Bits2, true>(packed),
-                (4, Zeros::Constant(_)) => self.codes::<Bits4, false>(packed),
-                (4, Zeros::PerGroup(_)) => self.codes::<Bits4, true>(packed),
-                (_, Zeros::Constant(_)) => self.codes::<Bits8, false>(packed),
-                (_, Zeros::PerGroup(_)) => self.codes::<Bits8, true>(packed),
+            Data::Packed(packed) => match packed.bits {
+                2 => self.codes_of::<Bits2>(packed),
+                4 => self.codes_of::<Bits4>(packed),
+                _ => self.codes_of::<Bits8>(packed),
             },
         }
     }
 
-    fn codes<W: Width, const ASYMMETRIC: bool>(&self, packed: &Packed) {
-        let matrix = CodeMatrix::<W, ASYMMETRIC> { packed, columns: self.part.columns, width: PhantomData };
+    fn codes_of<W: Width>(&self, packed: &Packed) {
+        match &packed.zeros {
+            Zeros::Constant(_) => self.codes::<W, NO_OFFSET>(packed),
+            Zeros::PerGroup(_) => self.codes::<W, ZERO_POINTS>(packed),
+            Zeros::Minimums(_) => self.codes::<W, MINIMUMS>(packed),
+        }
+    }
+
+    fn codes<W: Width, const OFFSET: u8>(&self, packed: &Packed) {
+        let matrix = CodeMatrix::<W, OFFSET> { packed, columns: self.part.columns, width: PhantomData };
         match &self.input.values {
             Values::F32 { .. } => self.float(&matrix),
             Values::Int8(x) => self.isa.run(Int8Task {
@@ -312,8 +318,8 @@ mod tests {
                     // Zero points are subtracted from sums of codes: their size bounds the rounding error.
                     magnitude += (w * x).abs();
                     if let (Matrix::Packed(tensor), Some(_)) = (matrix, grid) {
-                        let (_, zero, scale) = parts_of(tensor, row, col);
-                        magnitude += (f64::from(zero) * scale * x).abs();
+                        let (_, zero, scale, minimum) = parts_of(tensor, row, col);
+                        magnitude += (f64::from(zero) * scale * x).abs() + (minimum * x).abs();
                     }
                 }
                 expected.push((sum, magnitude));

@@ -4,6 +4,7 @@
 //! 2. For each group `sum (code - zero_point) q`, in exact 32-bit integers: the dot product of the unsigned codes
 //!    starts from `-zero_point * sum q`.
 //! 3. The result is `sum / s * scale`. With several groups, `sum over groups (sum * scale) / s`.
+//! 4. Where groups have minimums, `sum over groups (minimum * sum q) / s` is added.
 //!
 //! Departures: (a) in step 3 with several groups each lane's integers are scaled and added as `f32` before the lanes
 //! are added up, which saves a reduction per group; with one scale per row nothing is rounded before the end.
@@ -13,7 +14,7 @@
 use super::columns::{Columns, UNIT};
 use super::linear_float::{TILE_ROWS, Target};
 use super::memory::Aligned;
-use super::rows::{CodeMatrix, CodeRow, FloatMatrix, Width};
+use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS, Width};
 use super::simd::{Kernel, Simd};
 use crate::error::Result;
 use crate::quant::ActivationGrid;
@@ -134,8 +135,8 @@ fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
 }
 
 /// Some rows of a matrix times some tokens.
-pub(super) struct Int8Task<'a, W: Width, const ASYMMETRIC: bool> {
-    pub(super) matrix: &'a CodeMatrix<'a, W, ASYMMETRIC>,
+pub(super) struct Int8Task<'a, W: Width, const OFFSET: u8> {
+    pub(super) matrix: &'a CodeMatrix<'a, W, OFFSET>,
     pub(super) rows: Range<usize>,
     pub(super) tokens: Range<usize>,
     pub(super) x: &'a QuantizedTokens,
@@ -150,7 +151,7 @@ struct Token<'a> {
     scale: f32,
 }
 
-impl<W: Width, const ASYMMETRIC: bool> Kernel for Int8Task<'_, W, ASYMMETRIC> {
+impl<W: Width, const OFFSET: u8> Kernel for Int8Task<'_, W, OFFSET> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.rows.clone().step_by(TILE_ROWS) {
@@ -161,30 +162,26 @@ impl<W: Width, const ASYMMETRIC: bool> Kernel for Int8Task<'_, W, ASYMMETRIC> {
 
 /// The tiles of the rows from `row` on.
 #[inline(always)]
-fn row_of_tiles<S: Simd, W: Width, const ASYMMETRIC: bool>(
-    s: S,
-    task: &Int8Task<'_, W, ASYMMETRIC>,
-    row: usize,
-) {
+fn row_of_tiles<S: Simd, W: Width, const OFFSET: u8>(s: S, task: &Int8Task<'_, W, OFFSET>, row: usize) {
     // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
     let rows = std::array::from_fn(|r| task.matrix.row((row + r).min(task.rows.end - 1)));
     let mut token = task.tokens.start;
     while token + 2 <= task.tokens.end {
-        tile::<S, W, ASYMMETRIC, TILE_ROWS, 2>(s, task, row, rows, token);
+        tile::<S, W, OFFSET, TILE_ROWS, 2>(s, task, row, rows, token);
         token += 2;
     }
     if token < task.tokens.end {
-        tile::<S, W, ASYMMETRIC, TILE_ROWS, 1>(s, task, row, rows, token);
+        tile::<S, W, OFFSET, TILE_ROWS, 1>(s, task, row, rows, token);
     }
 }
 
 /// The dot products of `R` rows with `T` tokens, into the result.
 #[inline(always)]
-fn tile<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T: usize>(
+fn tile<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
     s: S,
-    task: &Int8Task<'_, W, ASYMMETRIC>,
+    task: &Int8Task<'_, W, OFFSET>,
     row: usize,
-    rows: [CodeRow<'_, W, ASYMMETRIC>; R],
+    rows: [CodeRow<'_, W, OFFSET>; R],
     token: usize,
 ) {
     let columns = task.x.columns;
@@ -202,6 +199,9 @@ fn tile<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T: usiz
         for r in 0..R {
             for t in 0..T {
                 out[r][t] = s.reduce_ints(ints[r][t]) as f32 / x[t].scale * rows[r].scale(0);
+                if OFFSET == MINIMUMS {
+                    out[r][t] += x[t].sums[0] as f32 / x[t].scale * rows[r].minimum(0);
+                }
             }
         }
     } else {
@@ -218,12 +218,15 @@ fn tile<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T: usiz
                 let scale = rows[r].scale(group);
                 for t in 0..T {
                     sums[r][t] = s.add_scaled(sums[r][t], ints[r][t], scale);
+                    if OFFSET == MINIMUMS {
+                        out[r][t] += x[t].sums[group] as f32 * rows[r].minimum(group);
+                    }
                 }
             }
         }
         for r in 0..R {
             for t in 0..T {
-                out[r][t] = s.reduce_sums(sums[r][t]) / x[t].scale;
+                out[r][t] = (s.reduce_sums(sums[r][t]) + out[r][t]) / x[t].scale;
             }
         }
     }
@@ -237,9 +240,9 @@ fn tile<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T: usiz
 
 /// `sum (code - zero_point) q` over a group, as partial sums.
 #[inline(always)]
-fn group_dots<S: Simd, W: Width, const ASYMMETRIC: bool, const R: usize, const T: usize>(
+fn group_dots<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
     s: S,
-    rows: [CodeRow<'_, W, ASYMMETRIC>; R],
+    rows: [CodeRow<'_, W, OFFSET>; R],
     x: [Token<'_>; T],
     group: usize,
     units: Range<usize>,

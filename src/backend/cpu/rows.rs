@@ -72,7 +72,7 @@ pub(super) trait Width: Copy + Send + Sync + 'static {
     const NARROW: bool;
     fn units(codes: &[u8]) -> &[Self::Unit];
     fn unpack<S: Simd>(s: S, unit: &Self::Unit) -> S::Bytes;
-    fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8) -> S::Codebook;
+    fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8, minimum: f32) -> S::Codebook;
     fn decode<S: Simd>(s: S, unit: &Self::Unit, codebook: S::Codebook, part: usize) -> S::F32;
 }
 
@@ -97,8 +97,8 @@ macro_rules! width {
             }
 
             #[inline(always)]
-            fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8) -> S::Codebook {
-                s.codebook::<{ $bytes / 4 }>(scale, zero_point)
+            fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8, minimum: f32) -> S::Codebook {
+                s.codebook::<{ $bytes / 4 }>(scale, zero_point, minimum)
             }
 
             #[inline(always)]
@@ -113,8 +113,15 @@ width!(Bits2, 8, true, unpack2, decode2);
 width!(Bits4, 16, true, unpack4, decode4);
 width!(Bits8, 32, false, unpack8, decode8);
 
-/// A packed matrix with codes of a known width; `ASYMMETRIC` where it stores zero points.
-pub(super) struct CodeMatrix<'a, W, const ASYMMETRIC: bool> {
+/// `OFFSET` of a matrix that stores none.
+pub(super) const NO_OFFSET: u8 = 0;
+/// `OFFSET` of a matrix that stores zero points.
+pub(super) const ZERO_POINTS: u8 = 1;
+/// `OFFSET` of a matrix that stores minimums.
+pub(super) const MINIMUMS: u8 = 2;
+
+/// A packed matrix with codes of a known width; `OFFSET` says what it stores beside scales.
+pub(super) struct CodeMatrix<'a, W, const OFFSET: u8> {
     pub(super) packed: &'a Packed,
     pub(super) columns: Columns,
     pub(super) width: PhantomData<W>,
@@ -122,15 +129,17 @@ pub(super) struct CodeMatrix<'a, W, const ASYMMETRIC: bool> {
 
 /// One row of a [`CodeMatrix`].
 #[derive(Clone, Copy)]
-pub(super) struct CodeRow<'a, W: Width, const ASYMMETRIC: bool> {
+pub(super) struct CodeRow<'a, W: Width, const OFFSET: u8> {
     codes: &'a [W::Unit],
     scales: &'a [f32],
     /// Empty where the zero point is constant.
     zeros: &'a [u8],
+    /// Empty where there are none.
+    minimums: &'a [f32],
     constant_zero: u8,
 }
 
-impl<W: Width, const ASYMMETRIC: bool> CodeRow<'_, W, ASYMMETRIC> {
+impl<W: Width, const OFFSET: u8> CodeRow<'_, W, OFFSET> {
     #[inline(always)]
     pub(super) fn scale(self, group: usize) -> f32 {
         self.scales[group]
@@ -138,7 +147,12 @@ impl<W: Width, const ASYMMETRIC: bool> CodeRow<'_, W, ASYMMETRIC> {
 
     #[inline(always)]
     pub(super) fn zero(self, group: usize) -> u8 {
-        if ASYMMETRIC { self.zeros[group] } else { self.constant_zero }
+        if OFFSET == ZERO_POINTS { self.zeros[group] } else { self.constant_zero }
+    }
+
+    #[inline(always)]
+    pub(super) fn minimum(self, group: usize) -> f32 {
+        if OFFSET == MINIMUMS { self.minimums[group] } else { 0.0 }
     }
 
     #[inline(always)]
@@ -147,35 +161,37 @@ impl<W: Width, const ASYMMETRIC: bool> CodeRow<'_, W, ASYMMETRIC> {
     }
 }
 
-impl<W: Width, const ASYMMETRIC: bool> FloatMatrix for CodeMatrix<'_, W, ASYMMETRIC> {
+impl<W: Width, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, W, OFFSET> {
     type Row<'a>
-        = CodeRow<'a, W, ASYMMETRIC>
+        = CodeRow<'a, W, OFFSET>
     where
         Self: 'a;
 
     #[inline(always)]
-    fn row(&self, row: usize) -> CodeRow<'_, W, ASYMMETRIC> {
+    fn row(&self, row: usize) -> CodeRow<'_, W, OFFSET> {
         let (units, groups) = (self.columns.units, self.columns.groups);
         let groups = row * groups..(row + 1) * groups;
-        let (zeros, constant_zero) = match &self.packed.zeros {
-            Zeros::Constant(zero) => (&[][..], *zero),
-            Zeros::PerGroup(zeros) => (&zeros[groups.clone()], 0),
+        let (zeros, minimums, constant_zero) = match &self.packed.zeros {
+            Zeros::Constant(zero) => (&[][..], &[][..], *zero),
+            Zeros::PerGroup(zeros) => (&zeros[groups.clone()], &[][..], 0),
+            Zeros::Minimums(minimums) => (&[][..], &minimums[groups.clone()], 0),
         };
         CodeRow {
             codes: &W::units(&self.packed.codes)[row * units..(row + 1) * units],
             scales: &self.packed.scales[groups],
             zeros,
+            minimums,
             constant_zero,
         }
     }
 }
 
-impl<W: Width, const ASYMMETRIC: bool> FloatRow for CodeRow<'_, W, ASYMMETRIC> {
+impl<W: Width, const OFFSET: u8> FloatRow for CodeRow<'_, W, OFFSET> {
     type Group<S: Simd> = S::Codebook;
 
     #[inline(always)]
     fn group<S: Simd>(self, s: S, group: usize) -> S::Codebook {
-        W::codebook(s, self.scale(group), self.zero(group))
+        W::codebook(s, self.scale(group), self.zero(group), self.minimum(group))
     }
 
     #[inline(always)]

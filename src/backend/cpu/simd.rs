@@ -50,9 +50,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// A unit of 2-bit codes.
     fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes;
     /// What turns the codes of `BITS` bits of one group into weights.
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> Self::Codebook;
-    /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale`. Rounded once where scale and
-    /// zero point multiply exactly, which they do when the scale was stored in 16 bits.
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
+    /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale + minimum`. Rounded once where
+    /// scale and zero point multiply exactly, which they do when the scale was stored in 16 bits, and one of zero point
+    /// and minimum is 0.
     fn decode8(self, unit: &[u8; 32], codebook: Self::Codebook, part: usize) -> Self::F32;
     /// As [`Simd::decode8`], from 4-bit codes.
     fn decode4(self, unit: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32;
@@ -150,7 +151,7 @@ impl Simd for Portable {
     const TILE_TOKENS: usize = 2;
     type F32 = [f32; WIDTH];
     /// Scale and zero point.
-    type Codebook = (f32, f32);
+    type Codebook = (f32, f32, f32);
     type Bytes = [u8; UNIT];
     type Ints = [i32; WIDTH];
     type Sums = [f32; WIDTH];
@@ -207,22 +208,22 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> Self::Codebook {
-        (scale, f32::from(zero_point))
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook {
+        (scale, f32::from(zero_point), minimum)
     }
 
     #[inline(always)]
-    fn decode8(self, unit: &[u8; 32], (scale, zero): (f32, f32), part: usize) -> Self::F32 {
-        lanes(unit, part, |code| (f32::from(code) - zero) * scale)
+    fn decode8(self, unit: &[u8; 32], (scale, zero, minimum): Self::Codebook, part: usize) -> Self::F32 {
+        lanes(unit, part, |code| (f32::from(code) - zero) * scale + minimum)
     }
 
     #[inline(always)]
-    fn decode4(self, unit: &[u8; 16], codebook: (f32, f32), part: usize) -> Self::F32 {
+    fn decode4(self, unit: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32 {
         self.decode8(&self.unpack4(unit), codebook, part)
     }
 
     #[inline(always)]
-    fn decode2(self, unit: &[u8; 8], codebook: (f32, f32), part: usize) -> Self::F32 {
+    fn decode2(self, unit: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32 {
         self.decode8(&self.unpack2(unit), codebook, part)
     }
 
@@ -304,17 +305,19 @@ mod tests {
                 total += s.reduce(s.load(&floats, part));
             }
             self.0.push(total);
-            for (scale, zero) in [(0.25, 9), (f16::from_f32(0.013).to_f32(), 3)] {
+            for (scale, zero, minimum) in
+                [(0.25, 9, 0.0), (f16::from_f32(0.013).to_f32(), 3, 0.0), (0.25, 0, -1.5)]
+            {
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode8(&bytes, s.codebook::<8>(scale, zero), part), &mut out, part);
+                    s.store(s.decode8(&bytes, s.codebook::<8>(scale, zero, minimum), part), &mut out, part);
                 }
                 self.0.extend(out);
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode4(nibbles, s.codebook::<4>(scale, zero), part), &mut out, part);
+                    s.store(s.decode4(nibbles, s.codebook::<4>(scale, zero, minimum), part), &mut out, part);
                 }
                 self.0.extend(out);
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode2(pairs, s.codebook::<2>(scale, zero), part), &mut out, part);
+                    s.store(s.decode2(pairs, s.codebook::<2>(scale, zero, minimum), part), &mut out, part);
                 }
                 self.0.extend(out);
             }

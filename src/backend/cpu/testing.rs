@@ -61,15 +61,15 @@ impl Matrix {
         match self {
             Self::Dense(_, _, values) => f64::from(values[row * cols + col]),
             Self::Packed(tensor) => {
-                let (code, zero, scale) = parts_of(tensor, row, col);
-                f64::from(code - zero) * scale
+                let (code, zero, scale, minimum) = parts_of(tensor, row, col);
+                f64::from(code - zero) * scale + minimum
             }
         }
     }
 }
 
-/// Code, zero point and scale at `(row, col)`.
-pub(super) fn parts_of(tensor: &PackedTensor, row: usize, col: usize) -> (i32, i32, f64) {
+/// Code, zero point, scale and minimum at `(row, col)`.
+pub(super) fn parts_of(tensor: &PackedTensor, row: usize, col: usize) -> (i32, i32, f64, f64) {
     let scheme = tensor.scheme();
     let index =
         tensor.scale_index(row, tensor.stored_column(col) / scheme.granularity().group_size(tensor.cols()));
@@ -77,7 +77,8 @@ pub(super) fn parts_of(tensor: &PackedTensor, row: usize, col: usize) -> (i32, i
         || scheme.constant_zero_point().expect("a scheme without stored zero points") as i32,
         |zeros| i32::from(zeros[index]),
     );
-    (tensor.code(row, col) as i32, zero, f64::from(tensor.scales().get(index)))
+    let minimum = tensor.minimums().map_or(0.0, |minimums| f64::from(minimums.get(index)));
+    (tensor.code(row, col) as i32, zero, f64::from(tensor.scales().get(index)), minimum)
 }
 
 fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) -> PackedTensor {
@@ -97,6 +98,11 @@ fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) 
     // Of both signs: some tools search for a signed maximum.
     let scale = |x: f32| f16::from_f32(x / 50.0 + 0.01f32.copysign(x));
     let scales = (0..count).map(|_| scale(random.float())).collect();
+    if scheme.has_minimums() {
+        let minimums = Scales::F16((0..count).map(|_| f16::from_f32(random.float() / 10.0)).collect());
+        return PackedTensor::with_minimums(scheme, rows, cols, codes, Scales::F16(scales), minimums)
+            .unwrap();
+    }
     let zeros = scheme
         .constant_zero_point()
         .is_none()
@@ -129,6 +135,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
             for symmetric in [true, false] {
                 formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }));
             }
+            formats.push(WeightFormat::Packed(Scheme::IntegerMinimum { bits, granularity }));
         }
     }
     for granularity in [Granularity::Tensor, Granularity::Channel] {

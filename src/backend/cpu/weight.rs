@@ -60,7 +60,7 @@ pub(super) enum Data {
     Packed(Packed),
 }
 
-/// The codes of a matrix: weight = `(code - zero_point) * scale`.
+/// The codes of a matrix: weight = `(code - zero_point) * scale`, or `code * scale + minimum`.
 pub(super) struct Packed {
     /// Bits that a code takes here: 2, 4 or 8.
     pub(super) bits: usize,
@@ -71,11 +71,13 @@ pub(super) struct Packed {
     pub(super) zeros: Zeros,
 }
 
-/// Zero points.
+/// Zero points, or what takes their place.
 pub(super) enum Zeros {
     Constant(u8),
     /// `[rows, groups]`
     PerGroup(Aligned<u8>),
+    /// Every zero point is 0, and `[rows, groups]` minimums are added.
+    Minimums(Aligned<f32>),
 }
 
 impl Packed {
@@ -88,6 +90,14 @@ impl Packed {
         match &self.zeros {
             Zeros::Constant(zero) => *zero,
             Zeros::PerGroup(zeros) => zeros[index],
+            Zeros::Minimums(_) => 0,
+        }
+    }
+
+    pub(super) fn minimum(&self, index: usize) -> f32 {
+        match &self.zeros {
+            Zeros::Minimums(minimums) => minimums[index],
+            Zeros::Constant(_) | Zeros::PerGroup(_) => 0.0,
         }
     }
 }
@@ -145,6 +155,7 @@ impl Part {
                     codes: Aligned::zeroed(count(columns.units * UNIT * bits / 8)?)?,
                     scales: Aligned::zeroed(groups)?,
                     zeros: match scheme.constant_zero_point() {
+                        _ if scheme.has_minimums() => Zeros::Minimums(Aligned::zeroed(groups)?),
                         Some(zero) => Zeros::Constant(zero as u8),
                         None => Zeros::PerGroup(Aligned::zeroed(groups)?),
                     },
@@ -163,6 +174,7 @@ impl Part {
                 let zeros = match &packed.zeros {
                     Zeros::Constant(_) => 0,
                     Zeros::PerGroup(zeros) => zeros.len(),
+                    Zeros::Minimums(minimums) => size_of_val::<[f32]>(minimums),
                 };
                 packed.codes.len() + size_of_val::<[f32]>(&packed.scales) + zeros
             }
@@ -251,6 +263,9 @@ impl Part {
                 if let (Zeros::PerGroup(zeros), Some(source)) = (&mut packed.zeros, tensor.zero_points()) {
                     zeros[row * columns.groups + group] = source[index];
                 }
+                if let (Zeros::Minimums(minimums), Some(source)) = (&mut packed.zeros, tensor.minimums()) {
+                    minimums[row * columns.groups + group] = source.get(index);
+                }
             }
         }
         Ok(())
@@ -285,13 +300,14 @@ impl Part {
                 for (group, (span, _)) in columns.group_spans().enumerate() {
                     let index = row * columns.groups + group;
                     let (scale, zero) = (packed.scales[index], f32::from(packed.zero(index)));
+                    let minimum = packed.minimum(index);
                     let units = columns.group_units(group).flat_map(|unit| {
                         let mut unpacked = [0; UNIT];
                         unpack_unit(&codes[unit * unit_bytes..(unit + 1) * unit_bytes], &mut unpacked);
                         unpacked
                     });
                     for (out, code) in out[span].iter_mut().zip(units) {
-                        *out = (f32::from(code) - zero) * scale;
+                        *out = (f32::from(code) - zero) * scale + minimum;
                     }
                 }
             }

@@ -14,6 +14,7 @@ pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), Str
         Scheme::Integer { granularity: Granularity::Tensor, symmetric: false, .. } => {
             Err("one zero point for a whole tensor has no packed form".to_owned())
         }
+        Scheme::IntegerMinimum { .. } => Err("it has zero points but no minimums".to_owned()),
         Scheme::Ternary { granularity: Granularity::Group(_) } => {
             Err("ternary weights have a scale per tensor or per channel".to_owned())
         }
@@ -30,7 +31,7 @@ pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), Str
 fn stored_scheme(scheme: Scheme) -> Scheme {
     match scheme {
         Scheme::Ternary { granularity } => Scheme::Integer { bits: Bits::Two, granularity, symmetric: true },
-        integer @ Scheme::Integer { .. } => integer,
+        other => other,
     }
 }
 

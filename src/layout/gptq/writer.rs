@@ -43,7 +43,7 @@ pub(in crate::layout) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> R
 fn integer(scheme: Scheme) -> (Bits, Granularity, bool) {
     match scheme {
         Scheme::Integer { bits, granularity, symmetric } => (bits, granularity, symmetric),
-        Scheme::Ternary { .. } => unreachable!("the layout cannot hold it"),
+        Scheme::IntegerMinimum { .. } | Scheme::Ternary { .. } => unreachable!("the layout cannot hold it"),
     }
 }
 

@@ -87,8 +87,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> (__m256, __m256) {
-        (self.splat(scale), self.splat(-scale * f32::from(zero_point)))
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m256, __m256) {
+        (self.splat(scale), self.splat(minimum - scale * f32::from(zero_point)))
     }
 
     #[inline(always)]

@@ -79,17 +79,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8) -> (__m512, __m512) {
+    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m512, __m512) {
         let (scale, zero) = (self.splat(scale), f32::from(zero_point));
         // SAFETY: features by `self`.
         unsafe {
             if BITS == 8 {
-                return (scale, _mm512_mul_ps(scale, self.splat(-zero)));
+                return (scale, _mm512_fmadd_ps(scale, self.splat(-zero), self.splat(minimum)));
             }
             // Whatever stands above the bits of the code in a byte, the last four bits of it find the code's weight.
             let index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
             let code = _mm512_and_si512(index, _mm512_set1_epi32((1 << BITS) - 1));
-            (_mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), self.splat(zero)), scale), scale)
+            let code = _mm512_sub_ps(_mm512_cvtepi32_ps(code), self.splat(zero));
+            (_mm512_fmadd_ps(code, scale, self.splat(minimum)), scale)
         }
     }
 

@@ -1,0 +1,120 @@
+//! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says. Floor 3.
+
+use super::quantize::{push_half, push_nibbles, push_ternary};
+use crate::error::{Error, Result};
+use crate::format::gguf::TensorType;
+use crate::quant::{Bits, Granularity, PackedTensor, Scheme, column_order, packing};
+use half::f16;
+
+/// Columns that share a scale in the small blocks.
+const SMALL_BLOCK: usize = 32;
+/// And in those of ternary codes.
+const TERNARY_BLOCK: usize = 256;
+
+/// The type whose blocks hold the codes of a `cols` wide matrix of `scheme`; `None` where none does. A group of several
+/// blocks repeats its scale. Scales become halves, and zero points minimums: see [`is_exact`].
+pub fn block_type(scheme: Scheme, cols: usize) -> Option<TensorType> {
+    let fits = |block: usize| {
+        let group = scheme.granularity().group_size(cols);
+        // The last group may be shorter, but ends with a block too.
+        cols.is_multiple_of(block) && (group.is_multiple_of(block) || group >= cols)
+    };
+    match scheme {
+        Scheme::Ternary { .. } if fits(TERNARY_BLOCK) => Some(TensorType::TQ2_0),
+        _ if !fits(SMALL_BLOCK) => None,
+        Scheme::Ternary { .. } => Some(TensorType::Q4_0),
+        Scheme::Integer { bits: Bits::Eight, symmetric: true, .. } => Some(TensorType::Q8_0),
+        Scheme::Integer { bits: Bits::Eight, .. } | Scheme::IntegerMinimum { bits: Bits::Eight, .. } => None,
+        Scheme::Integer { symmetric: true, .. } => Some(TensorType::Q4_0),
+        Scheme::Integer { .. } | Scheme::IntegerMinimum { .. } => Some(TensorType::Q4_1),
+    }
+}
+
+/// The type whose blocks hold the codes of this matrix, as [`block_type`]; groups of columns that lie apart from each other
+/// (act-order) have none.
+pub fn block_type_of(tensor: &PackedTensor) -> Option<TensorType> {
+    let grouped = matches!(tensor.scheme().granularity(), Granularity::Group(_));
+    if grouped && tensor.column_order().is_some() {
+        return None;
+    }
+    block_type(tensor.scheme(), tensor.cols())
+}
+
+/// Whether [`encode`] loses nothing: every scale and every minimum is a half.
+pub fn is_exact(tensor: &PackedTensor) -> bool {
+    let is_half = |value: f32| f16::from_f32(value).to_f32() == value;
+    let scales = tensor.scales();
+    (0..scales.len()).all(|index| {
+        let minimum = minimum(tensor, index);
+        is_half(scales.get(index)) && minimum.is_none_or(is_half)
+    })
+}
+
+/// What stands in a `Q4_1` block's place for a minimum.
+fn minimum(tensor: &PackedTensor, index: usize) -> Option<f32> {
+    match (tensor.minimums(), tensor.zero_points()) {
+        (Some(minimums), _) => Some(minimums.get(index)),
+        (None, Some(zeros)) => Some(-f32::from(zeros[index]) * tensor.scales().get(index)),
+        (None, None) => None,
+    }
+}
+
+/// The blocks of a matrix, rows first to last, in the type that [`block_type_of`] names.
+///
+/// # Errors
+/// `unsupported_format` where there is none; `non_finite` for a scale that a half cannot hold.
+pub fn encode(tensor: &PackedTensor) -> Result<Vec<u8>> {
+    let (scheme, cols) = (tensor.scheme(), tensor.cols());
+    let Some(tensor_type) = block_type_of(tensor) else {
+        return Err(Error::unsupported_format(format!(
+            "no GGUF type holds {scheme} rows of {cols} columns as they are stored"
+        )));
+    };
+    let block = tensor_type.block_elements() as usize;
+    let words = scheme.words_per_row(cols);
+    // What 4-bit codes are counted from, where there is no minimum: Q4_0's 8, Q8_0's 128.
+    let shift = match tensor_type {
+        TensorType::Q4_0 => 8 - scheme.constant_zero_point().unwrap_or(8) as u8,
+        _ => 0,
+    };
+    let mut codes = vec![0u8; cols];
+    let mut stored = vec![0u8; if tensor.column_order().is_some() { cols } else { 0 }];
+    let mut out = Vec::new();
+    for row in 0..tensor.rows() {
+        let stream = &tensor.codes()[row * words..(row + 1) * words];
+        match tensor.column_order() {
+            None => packing::unpack_row(stream, scheme.storage_bits(), &mut codes),
+            Some(order) => {
+                packing::unpack_row(stream, scheme.storage_bits(), &mut stored);
+                column_order::scatter(&stored, order, &mut codes);
+            }
+        }
+        for (number, codes) in codes.chunks_exact_mut(block).enumerate() {
+            let index = match scheme.granularity() {
+                Granularity::Group(size) => tensor.scale_index(row, number * block / size),
+                _ => tensor.scale_index(row, 0),
+            };
+            let scale = tensor.scales().get(index);
+            if tensor_type != TensorType::TQ2_0 {
+                push_half(scale, &mut out)?;
+            }
+            match tensor_type {
+                // Two's complement of the code minus 128.
+                TensorType::Q8_0 => out.extend(codes.iter().map(|code| code ^ 0x80)),
+                TensorType::Q4_0 => {
+                    codes.iter_mut().for_each(|code| *code += shift);
+                    push_nibbles(codes, &mut out);
+                }
+                TensorType::Q4_1 => {
+                    push_half(minimum(tensor, index).unwrap_or(0.0), &mut out)?;
+                    push_nibbles(codes, &mut out);
+                }
+                _ => {
+                    push_ternary(codes, &mut out);
+                    push_half(scale, &mut out)?;
+                }
+            }
+        }
+    }
+    Ok(out)
+}

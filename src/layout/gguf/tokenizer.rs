@@ -1,0 +1,282 @@
+//! A GGUF file's tokenizer as a tokenizer.json and a tokenizer_config.json, which the `tokenizers` library then runs.
+//!
+//! - `llama`: SentencePiece's BPE, greedy merges of the best score. The same as BPE whose merges are sorted by the score of
+//!   what they make, which is how `transformers` converts these vocabularies too; bytes stand in for characters that
+//!   are no tokens.
+//! - `gpt2`: byte-level BPE with its merges, behind one of the pre-tokenizers that are named in [`split`].
+//!
+//! Anything else is an error that says what to do. Floor 3.
+
+mod split;
+mod spm;
+mod write;
+
+pub use write::tokenizer_metadata;
+
+use super::metadata::Metadata;
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::{clipped, quoted};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What ends every refusal: the tokenizer is not lost where a folder has it.
+const REMEDY: &str = "give the model's own tokenizer with `--tokenizer DIR`";
+
+/// Longest token in bytes; real ones end at some hundreds (runs of spaces).
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// Kinds of tokens, from llama.cpp's `llama_token_type`.
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const BYTE: i32 = 6;
+
+fn problem(message: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Tokenizer, format!("{message}; {REMEDY}"))
+}
+
+/// The vocabulary and what surrounds it, the same for both models.
+struct Vocabulary<'a> {
+    tokens: &'a [String],
+    kinds: Vec<i32>,
+    ids: BTreeMap<&'a str, u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+}
+
+/// The files' names and contents.
+///
+/// # Errors
+/// `tokenizer`, naming what cannot be translated and saying what to do.
+pub(super) fn to_files(metadata: &Metadata<'_>) -> Result<Vec<(String, Vec<u8>)>> {
+    let Some(model) = metadata.text("tokenizer.ggml.model")? else {
+        return Err(problem("the file has no tokenizer (no key `tokenizer.ggml.model`)"));
+    };
+    let tokenizer = if let Some(json) = metadata.text("tokenizer.huggingface.json")? {
+        json.as_bytes().to_vec()
+    } else {
+        let vocabulary = Vocabulary::read(metadata)?;
+        match model {
+            "llama" => spm::tokenizer(metadata, &vocabulary)?,
+            "gpt2" => byte_level(metadata, &vocabulary)?,
+            other => {
+                return Err(problem(format!(
+                    "the tokenizer {} (`tokenizer.ggml.model`) is not supported, only `llama` and `gpt2`",
+                    quoted(other)
+                )));
+            }
+        }
+    };
+    let config = tokenizer_config(metadata, model)?;
+    Ok(vec![
+        ("tokenizer.json".to_owned(), tokenizer),
+        ("tokenizer_config.json".to_owned(), config.to_string().into_bytes()),
+    ])
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &Metadata<'a>) -> Result<Self> {
+        let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+        if tokens.is_empty() {
+            return Err(problem("the file has no vocabulary (no `tokenizer.ggml.tokens`)"));
+        }
+        let kinds = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
+        if kinds.len() != tokens.len() {
+            return Err(problem(format!(
+                "expected a `tokenizer.ggml.token_type` for each of {} tokens but found {}",
+                tokens.len(),
+                kinds.len()
+            )));
+        }
+        let mut ids = BTreeMap::new();
+        for (id, token) in tokens.iter().enumerate() {
+            if token.len() > MAX_TOKEN_BYTES {
+                return Err(problem(format!("token {id} is implausibly long: {} bytes", token.len())));
+            }
+            if let Some(first) = ids.insert(token.as_str(), id as u32) {
+                return Err(problem(format!("the tokens {first} and {id} are the same, {}", quoted(token))));
+            }
+        }
+        let special = |key: &str| -> Result<Option<u32>> {
+            let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
+            Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < tokens.len()))
+        };
+        Ok(Self {
+            tokens,
+            kinds,
+            ids,
+            bos: special("bos_token_id")?,
+            eos: special("eos_token_id")?,
+            unknown: special("unknown_token_id")?,
+        })
+    }
+
+    fn text(&self, id: u32) -> &'a str {
+        &self.tokens[id as usize]
+    }
+
+    /// Tokens that are cut out of a text before anything else.
+    fn added_tokens(&self) -> Vec<Value> {
+        let mut added = Vec::new();
+        for (id, (token, &kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
+            let special = matches!(kind, CONTROL | UNKNOWN);
+            if (special || kind == USER_DEFINED) && !token.is_empty() {
+                added.push(json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special,
+                }));
+            }
+        }
+        added
+    }
+
+    /// The tokens that stand before and behind every text.
+    fn post_processor(&self, metadata: &Metadata<'_>, add_bos: bool) -> Result<Value> {
+        let add_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+        let add_eos = metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        let (bos, eos) = (self.bos.filter(|_| add_bos), self.eos.filter(|_| add_eos));
+        if bos.is_none() && eos.is_none() {
+            return Ok(Value::Null);
+        }
+        let mut special_tokens = serde_json::Map::new();
+        let mut token = |id: u32| {
+            let text = self.text(id);
+            special_tokens.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+            json!({"SpecialToken": {"id": text, "type_id": 0}})
+        };
+        let bos = bos.map(&mut token);
+        let eos = eos.map(&mut token);
+        let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+        let around = |names: &[&str]| -> Vec<Value> {
+            names
+                .iter()
+                .flat_map(|name| bos.clone().into_iter().chain([text(name)]).chain(eos.clone()))
+                .collect()
+        };
+        Ok(json!({
+            "type": "TemplateProcessing", "single": around(&["A"]), "pair": around(&["A", "B"]),
+            "special_tokens": special_tokens,
+        }))
+    }
+}
+
+/// tokenizer.json, written without a copy of the vocabulary.
+#[derive(Serialize)]
+struct TokenizerFile<'a> {
+    version: &'static str,
+    truncation: Value,
+    padding: Value,
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: BpeModel<'a>,
+}
+
+#[derive(Serialize)]
+struct BpeModel<'a> {
+    r#type: &'static str,
+    dropout: Value,
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: Value,
+    end_of_word_suffix: Value,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: ById<'a>,
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// A vocabulary in the order of the ids.
+struct ById<'a>(&'a [String]);
+
+impl Serialize for ById<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (id, token) in self.0.iter().enumerate() {
+            map.serialize_entry(token, &id)?;
+        }
+        map.end()
+    }
+}
+
+impl TokenizerFile<'_> {
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|error| problem(clipped(&error.to_string(), 200)))
+    }
+}
+
+fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
+    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
+    let split = split::by_name(pre).ok_or_else(|| {
+        problem(format!("the pre-tokenizer {} (`tokenizer.ggml.pre`) is not supported", quoted(pre)))
+    })?;
+    let Some(texts) = metadata.strings("tokenizer.ggml.merges")? else {
+        return Err(problem("the file has lost the tokenizer's merges (no `tokenizer.ggml.merges`)"));
+    };
+    let mut merges = Vec::with_capacity(texts.len());
+    for text in texts {
+        // A piece may begin with the character that stands between the pieces.
+        let space = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
+        let pair = space.map(|at| (&text[..at], &text[at + 1..]));
+        match pair {
+            Some((left, right)) if !right.is_empty() => merges.push((left, right)),
+            _ => return Err(problem(format!("expected merges of two tokens but found {}", quoted(text)))),
+        }
+    }
+    let prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
+    if prefix {
+        return Err(problem("`tokenizer.ggml.add_space_prefix` is not supported for `gpt2` tokenizers"));
+    }
+    TokenizerFile {
+        version: "1.0",
+        truncation: Value::Null,
+        padding: Value::Null,
+        added_tokens: vocabulary.added_tokens(),
+        normalizer: split.normalizer,
+        pre_tokenizer: split.pre_tokenizer,
+        post_processor: vocabulary.post_processor(metadata, split.add_bos)?,
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}),
+        model: BpeModel {
+            r#type: "BPE",
+            dropout: Value::Null,
+            unk_token: None,
+            continuing_subword_prefix: Value::Null,
+            end_of_word_suffix: Value::Null,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: split.ignore_merges,
+            vocab: ById(vocabulary.tokens),
+            merges,
+        },
+    }
+    .to_bytes()
+}
+
+fn tokenizer_config(metadata: &Metadata<'_>, model: &str) -> Result<Value> {
+    let mut config = serde_json::Map::new();
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
+        for (key, name) in
+            [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token"), ("unknown_token_id", "unk_token")]
+        {
+            let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
+            let text = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get(id));
+            if let Some(text) = text {
+                config.insert(name.to_owned(), json!(text));
+            }
+        }
+    }
+    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
+    let default = model == "llama" || split::by_name(pre).is_some_and(|split| split.add_bos);
+    let add_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(default);
+    config.insert("add_bos_token".to_owned(), json!(add_bos));
+    if let Some(template) = metadata.text("tokenizer.chat_template")? {
+        config.insert("chat_template".to_owned(), json!(template));
+    }
+    Ok(Value::Object(config))
+}

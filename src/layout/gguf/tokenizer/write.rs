@@ -1,0 +1,260 @@
+//! A tokenizer.json as GGUF metadata, where that says exactly the same; otherwise an error that says what is different.
+//!
+//! - BPE over bytes becomes `gpt2` where llama.cpp has a name for its pre-tokenizer.
+//! - BPE with byte fallback becomes `llama` where scores can stand for its merges: a score belongs to a token, a rank to a
+//!   pair. So every pair that makes a token must be a merge, and the merges of a token must follow each other. The
+//!   vocabularies that were SentencePiece's once are like this. Floor 3.
+
+use super::{BYTE, CONTROL, USER_DEFINED, split};
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::gguf::{Array, Value as GgufValue};
+use crate::format::{clipped, quoted};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+const NORMAL: i32 = 1;
+const UNUSED: i32 = 5;
+const UNKNOWN: i32 = 2;
+
+/// The character that stands for a space in SentencePiece's vocabularies.
+const SPACE: &str = "\u{2581}";
+
+fn inexact(why: impl std::fmt::Display) -> Error {
+    Error::new(
+        ErrorCode::Tokenizer,
+        format!("the tokenizer cannot be written into a GGUF file exactly: {why}"),
+    )
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
+    model: Value,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Bpe {
+    vocab: BTreeMap<String, u32>,
+    merges: Vec<Merge>,
+    unk_token: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+}
+
+/// `"a b"` or `["a", "b"]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Text(String),
+}
+
+impl Merge {
+    fn pair(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Pair(left, right) => Some((left, right)),
+            Self::Text(text) => text.split_once(' '),
+        }
+    }
+}
+
+/// The metadata of a tokenizer.
+///
+/// `tokenizer` is tokenizer.json, `tokenizer_config` tokenizer_config.json or null, `config` config.json, which says how
+/// many rows the embedding has: a vocabulary is filled up to them.
+///
+/// # Errors
+/// `tokenizer` where GGUF cannot say the same, naming what.
+pub fn tokenizer_metadata(
+    tokenizer: &[u8],
+    tokenizer_config: &Value,
+    config: &Value,
+) -> Result<BTreeMap<String, GgufValue>> {
+    let broken = |error: serde_json::Error| inexact(clipped(&error.to_string(), 200));
+    let file: File = serde_json::from_slice(tokenizer).map_err(broken)?;
+    let kind = file.model.get("type").and_then(Value::as_str).unwrap_or("BPE");
+    if kind != "BPE" {
+        return Err(inexact(format_args!("its model is {}, not BPE", quoted(kind))));
+    }
+    let bpe = Bpe::deserialize(&file.model).map_err(broken)?;
+    for affix in [&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix] {
+        if affix.as_ref().is_some_and(|affix| !affix.is_empty()) {
+            return Err(inexact("its pieces carry a prefix or a suffix"));
+        }
+    }
+    let mut metadata = BTreeMap::new();
+    let mut set = |key: &str, value: GgufValue| _ = metadata.insert(format!("tokenizer.ggml.{key}"), value);
+    let rows = config.get("vocab_size").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
+    let (tokens, kinds) = token_list(&file, &bpe, rows)?;
+    if bpe.byte_fallback {
+        set("model", GgufValue::String("llama".to_owned()));
+        set("pre", GgufValue::String("default".to_owned()));
+        set("add_space_prefix", GgufValue::Bool(space_prefix(&file)?));
+        set("scores", GgufValue::Array(Array::F32(scores(&bpe, &tokens, &kinds)?)));
+    } else {
+        let pre = split::name_of(file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), bpe.ignore_merges)
+            .ok_or_else(|| inexact("llama.cpp has no name for its pre-tokenizer or normalizer"))?;
+        set("model", GgufValue::String("gpt2".to_owned()));
+        set("pre", GgufValue::String(pre.to_owned()));
+        let merges = bpe.merges.iter().map(|merge| match merge.pair() {
+            Some((left, right)) if !left.contains(' ') && !right.contains(' ') => {
+                Ok(format!("{left} {right}"))
+            }
+            _ => Err(inexact("a merge is not of two pieces without spaces")),
+        });
+        set("merges", GgufValue::Array(Array::String(merges.collect::<Result<_>>()?)));
+    }
+    let id_of = |text: &str| {
+        let added = file.added_tokens.iter().find(|added| added.content == text).map(|added| added.id);
+        added.or_else(|| bpe.vocab.get(text).copied())
+    };
+    for (key, name) in
+        [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token"), ("padding_token_id", "pad_token")]
+    {
+        let named = tokenizer_config.get(name).filter(|token| !token.is_null());
+        let text = named.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        let of_model =
+            config.get(name.to_owned() + "_id").map(|ids| ids.as_array().map_or(ids, |ids| &ids[0]));
+        let id = text.and_then(id_of).or_else(|| u32::try_from(of_model?.as_u64()?).ok());
+        if let Some(id) = id.filter(|id| (*id as usize) < tokens.len()) {
+            set(key, GgufValue::U32(id));
+        }
+    }
+    if let Some(id) = bpe.unk_token.as_deref().and_then(id_of) {
+        set("unknown_token_id", GgufValue::U32(id));
+    }
+    set("add_bos_token", GgufValue::Bool(adds_bos(&file, tokenizer_config)));
+    set(
+        "add_eos_token",
+        GgufValue::Bool(tokenizer_config.get("add_eos_token").is_some_and(|adds| adds == true)),
+    );
+    set("tokens", GgufValue::Array(Array::String(tokens)));
+    set("token_type", GgufValue::Array(Array::I32(kinds)));
+    if let Some(template) = tokenizer_config.get("chat_template").and_then(Value::as_str) {
+        metadata.insert("tokenizer.chat_template".to_owned(), GgufValue::String(template.to_owned()));
+    }
+    Ok(metadata)
+}
+
+/// Tokens by id, and what kind each is.
+fn token_list(file: &File, bpe: &Bpe, rows: Option<usize>) -> Result<(Vec<String>, Vec<i32>)> {
+    let ids = bpe.vocab.values().copied().chain(file.added_tokens.iter().map(|added| added.id));
+    let used = ids.max().map_or(0, |largest| largest as usize + 1);
+    let count = rows.unwrap_or(used);
+    // An id is named by at least a byte of text, but a single large one must not make a list of billions.
+    let most = bpe.vocab.len() + file.added_tokens.len();
+    if used > count || used > 2 * most + 1024 || rows.is_some_and(|rows| rows > 16 * most + (1 << 20)) {
+        return Err(inexact(format_args!(
+            "it has ids up to {used} for {most} tokens and {count} embeddings"
+        )));
+    }
+    let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
+    let mut kinds = vec![UNUSED; count];
+    for (text, &id) in &bpe.vocab {
+        let is_byte = bpe.byte_fallback && byte_of(text).is_some();
+        kinds[id as usize] = if is_byte { BYTE } else { NORMAL };
+        tokens[id as usize].clone_from(text);
+    }
+    for added in &file.added_tokens {
+        kinds[added.id as usize] = if added.special { CONTROL } else { USER_DEFINED };
+        tokens[added.id as usize].clone_from(&added.content);
+    }
+    if let Some(&id) = bpe.unk_token.as_ref().and_then(|text| bpe.vocab.get(text)) {
+        kinds[id as usize] = UNKNOWN;
+    }
+    Ok((tokens, kinds))
+}
+
+/// The byte that `<0x0A>` stands for.
+fn byte_of(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// Whether texts begin with a space that they do not have.
+fn space_prefix(file: &File) -> Result<bool> {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+    let prepend = json!({"type": "Prepend", "prepend": SPACE});
+    let sequence = |steps: &[&Value]| json!({"type": "Sequence", "normalizers": steps});
+    let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": false});
+    let normalizer = file.normalizer.as_ref().filter(|normalizer| !normalizer.is_null());
+    let pre_tokenizer = file.pre_tokenizer.as_ref().filter(|pre| !pre.is_null());
+    match (normalizer, pre_tokenizer) {
+        (Some(found), None) if *found == sequence(&[&prepend, &replace]) => Ok(true),
+        (Some(found), None) if *found == sequence(&[&replace]) || *found == replace => Ok(false),
+        // They differ from llama.cpp only behind a special token inside a text.
+        (None, Some(found)) if *found == metaspace("first") || *found == metaspace("always") => Ok(true),
+        (None, Some(found)) if *found == metaspace("never") => Ok(false),
+        _ => Err(inexact("its normalizer or pre-tokenizer is not SentencePiece's")),
+    }
+}
+
+/// A score for each token that puts merges into the order of their ranks.
+fn scores(bpe: &Bpe, tokens: &[String], kinds: &[i32]) -> Result<Vec<f32>> {
+    let mut pairs = BTreeSet::new();
+    let mut made: BTreeMap<String, usize> = BTreeMap::new();
+    let mut last = String::new();
+    for merge in &bpe.merges {
+        let Some((left, right)) = merge.pair() else { return Err(inexact("a merge is not of two pieces")) };
+        let token = format!("{left}{right}");
+        if token != last {
+            if made.contains_key(&token) {
+                return Err(inexact(format_args!(
+                    "the merges that make {} are apart from each other",
+                    quoted(&token)
+                )));
+            }
+            made.insert(token.clone(), made.len());
+            last = token;
+        }
+        pairs.insert((left, right));
+    }
+    let is_piece = |text: &str| bpe.vocab.get(text).is_some_and(|&id| kinds[id as usize] == NORMAL);
+    for token in tokens.iter().zip(kinds).filter(|(_, kind)| **kind == NORMAL).map(|(token, _)| token) {
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if is_piece(left) && is_piece(right) && !pairs.contains(&(left, right)) {
+                return Err(inexact(format_args!(
+                    "{} and {} are no merge, although both and what they make are tokens",
+                    quoted(left),
+                    quoted(right)
+                )));
+            }
+        }
+    }
+    let unmade = made.len() as f32;
+    let score = |token: &String| made.get(token).map_or(-unmade, |&rank| -(rank as f32));
+    // Control tokens and bytes take no part in merges.
+    Ok(tokens
+        .iter()
+        .zip(kinds)
+        .map(|(token, &kind)| if kind == NORMAL { score(token) } else { 0.0 })
+        .collect())
+}
+
+/// Whether a prompt begins with the beginning-of-sequence token.
+fn adds_bos(file: &File, tokenizer_config: &Value) -> bool {
+    if let Some(adds) = tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
+        return adds;
+    }
+    let class = tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
+    let first = file.post_processor.as_ref().and_then(|post| post.get("single")?.get(0));
+    class.starts_with("LlamaTokenizer") || first.is_some_and(|first| first.get("SpecialToken").is_some())
+}

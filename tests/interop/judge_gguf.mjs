@@ -1,0 +1,37 @@
+// llama.cpp, through node-llama-cpp, as the judge of GGUF files.
+//
+// usage: node judge_gguf.mjs FOLDER < jobs.json       FOLDER/node_modules holds node-llama-cpp
+//
+// A job is {"file", "greedy": token ids, "count"}, answered by the likeliest next tokens; or {"file", "texts"}, answered by
+// the ids of each text, without tokens around it, special tokens in it recognised. The last line of the output is the list
+// of answers.
+
+import {createRequire} from "node:module";
+import {readFileSync} from "node:fs";
+import {join, resolve} from "node:path";
+import {pathToFileURL} from "node:url";
+
+const require = createRequire(join(resolve(process.argv[2]), "package.json"));
+const {getLlama, LlamaLogLevel} = await import(pathToFileURL(require.resolve("node-llama-cpp")).href);
+
+const llama = await getLlama({gpu: false, build: "never", skipDownload: true, logLevel: LlamaLogLevel.error});
+const answers = [];
+for (const job of JSON.parse(readFileSync(0, "utf8"))) {
+    const model = await llama.loadModel({modelPath: job.file, vocabOnly: job.texts != null, gpuLayers: 0});
+    if (job.texts != null) {
+        answers.push(job.texts.map((text) => [...model.tokenize(text, true)]));
+    } else {
+        const context = await model.createContext({contextSize: job.greedy.length + job.count + 8, threads: 1});
+        const sequence = context.getSequence();
+        const tokens = [];
+        for await (const token of sequence.evaluate(job.greedy, {temperature: 0, yieldEogToken: true})) {
+            tokens.push(token);
+            if (tokens.length === job.count) break;
+        }
+        answers.push(tokens);
+        await context.dispose();
+    }
+    await model.dispose();
+}
+process.stdout.write("\n" + JSON.stringify(answers) + "\n");
+process.exit(0);
