@@ -95,6 +95,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ScalesArg::LeastError)]
     scales: ScalesArg,
 
+    /// gptq: how often codes and scales are gone over again for less output error; 0: gptq alone
+    #[arg(long, value_name = "N", default_value_t = GptqOptions::default().sweeps)]
+    sweeps: usize,
+
     /// gptq: the same as --act-order group-index, by the name of other tools
     #[arg(long, conflicts_with = "act_order")]
     desc_act: bool,
@@ -216,6 +220,7 @@ impl Args {
         }
         options.gptq = GptqOptions {
             damping: self.damping,
+            sweeps: self.sweeps,
             scales: match self.scales {
                 ScalesArg::Range => ScaleRule::Range,
                 ScalesArg::LeastError => ScaleRule::LeastError,

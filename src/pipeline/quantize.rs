@@ -95,6 +95,7 @@ pub async fn quantize_calibrated<B: Backend>(
     parameters.insert("calibration_sha256".into(), json!(samples.sha256));
     parameters.insert("damping".into(), json!(options.gptq.damping));
     parameters.insert("scales".into(), json!(options.gptq.scales.name()));
+    parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
     parameters.insert("act_order".into(), json!(options.gptq.order.name()));
     let found = calibrated::find(checkpoint, &plans, options, SCALE_TYPE, calibration, control).await?;
     let job = Job::new(checkpoint, plans, Encoder::Calibrated(found), options, parameters);

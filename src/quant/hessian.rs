@@ -42,6 +42,15 @@ impl Hessian {
         self.sum[i.min(j) * self.size + i.max(j)] / self.tokens.max(1) as f32
     }
 
+    /// The whole matrix, `[size, size]`, with `ridge` added to its diagonal.
+    pub fn damped(&self, ridge: f32) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.size * self.size);
+        for i in 0..self.size {
+            values.extend((0..self.size).map(|j| self.get(i, j) + if i == j { ridge } else { 0.0 }));
+        }
+        values
+    }
+
     /// Whether every entry is a number: activations of a broken model are not.
     pub fn is_finite(&self) -> bool {
         (0..self.size).all(|i| self.sum[i * self.size + i..(i + 1) * self.size].iter().all(|v| v.is_finite()))

@@ -1,5 +1,6 @@
 //! Some rows of a matrix, rounded to nearest and by GPTQ. Floor 2.
 
+use super::polish::polish;
 use super::{BLOCK, Grid, Prepared};
 use crate::error::{Context, Result};
 use crate::quant::linalg::{Matrix, add_product};
@@ -62,13 +63,20 @@ impl Task {
         rounding.run();
         sums.gptq = rounding.error;
         sums.failed = rounding.failed;
+        if prepared.sweeps > 0 && !rounding.failed {
+            let mut weights = weights.to_vec();
+            for (place, _) in prepared.dead.iter().enumerate().filter(|(_, dead)| **dead) {
+                weights.iter_mut().skip(prepared.column(place)).step_by(cols).for_each(|w| *w = 0.0);
+            }
+            sums.gptq = polish(prepared, grid, &weights, &mut rounding.rows, prepared.sweeps);
+        }
         Ok(Self { gptq: rounding.rows, rtn, sums })
     }
 }
 
 impl RoundedRow {
     /// The weight in column `col`, with groups as the input has them.
-    fn value(&self, grid: Grid, col: usize) -> f32 {
+    pub(super) fn value(&self, grid: Grid, col: usize) -> f32 {
         self.params[col / grid.group_size].decode(self.codes[col])
     }
 }
