@@ -1,5 +1,7 @@
 //! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
 
+mod gguf;
+
 use super::Outcome;
 use super::open;
 use super::quantize::FormatArg;
@@ -7,32 +9,76 @@ use super::terminal::Terminal;
 use crate::error::{Error, Result};
 use crate::pipeline::convert::{convert, largest_difference, plan_conversion};
 use crate::task::block_on;
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Spell a quantized checkpoint as other tools do, with the same codes, scales and zero points
+/// Spell a checkpoint as other tools do, with the same codes, scales and zero points where it is quantized
 #[derive(clap::Args)]
 pub struct Args {
-    /// A quantized checkpoint folder
+    /// A checkpoint: a folder, quantized except for gguf, or a GGUF file
     checkpoint: PathBuf,
 
-    /// The folder to write
+    /// The folder to write, or the file X.gguf
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
     /// The layout to write
     #[arg(long, value_enum, value_name = "LAYOUT")]
-    format: FormatArg,
+    format: ConvertFormatArg,
+
+    /// For gguf: what floating-point matrices of the blocks become [default: f16]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    gguf_type: Option<gguf::TypeArg>,
 
     /// Fail where anything would be lost
     #[arg(long)]
     strict: bool,
 }
 
+/// `--format`
+#[derive(Clone, Copy)]
+enum ConvertFormatArg {
+    /// Packed weights in a folder.
+    Packed(FormatArg),
+    /// One file.
+    Gguf,
+}
+
+impl ValueEnum for ConvertFormatArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const {
+            &[
+                Self::Packed(FormatArg::CompressedTensors),
+                Self::Packed(FormatArg::Gptq),
+                Self::Packed(FormatArg::GptqV2),
+                Self::Packed(FormatArg::Awq),
+                Self::Packed(FormatArg::Bitnet),
+                Self::Gguf,
+            ]
+        }
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Packed(format) => format.to_possible_value(),
+            Self::Gguf => Some(PossibleValue::new("gguf").help("One file for llama.cpp, of any checkpoint")),
+        }
+    }
+}
+
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    let format = match args.format {
+        ConvertFormatArg::Gguf => return gguf::run(args, terminal),
+        ConvertFormatArg::Packed(_) if args.gguf_type.is_some() => {
+            return Err(Error::invalid_argument("--gguf-type belongs to --format gguf"));
+        }
+        ConvertFormatArg::Packed(format) => format,
+    };
     let (record, plan, difference) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;
-        let plan = plan_conversion(&source, args.format.into(), args.strict, terminal).await?;
+        let plan = plan_conversion(&source, format.into(), args.strict, terminal).await?;
         for note in &plan.notes {
             terminal.note(note);
         }

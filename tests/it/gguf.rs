@@ -20,10 +20,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// The largest distance of a logit from the one that transformers computes of the same decoded weights.
-const TOLERANCE: f32 = 1e-3;
+/// The largest distance of a logit from the one that transformers computes of the same decoded weights; measured 6.6e-6.
+const TOLERANCE: f32 = 1e-4;
 
-/// The largest relative distance of a perplexity from the expected one.
+/// The largest relative distance of a perplexity from the expected one; measured at most 1e-6 against the same weights, and
+/// 0.001 where 8 bits are compared with the model itself.
 const PERPLEXITY_TOLERANCE: f64 = 0.002;
 
 /// What `tests/interop/make_gguf_models.py` wrote.
