@@ -45,6 +45,8 @@ pub enum ErrorCode {
     ShaderError,
     /// The GPU refused a command.
     DeviceError,
+    /// A device computes something else than the CPU.
+    WrongResult,
     /// The caller cancelled the work.
     Cancelled,
 }
@@ -69,6 +71,7 @@ impl ErrorCode {
             Self::DeviceLost => "device_lost",
             Self::ShaderError => "shader_error",
             Self::DeviceError => "device_error",
+            Self::WrongResult => "wrong_result",
             Self::Cancelled => "cancelled",
         }
     }

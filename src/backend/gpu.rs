@@ -13,6 +13,7 @@ mod pipeline;
 mod readback;
 mod recording;
 mod select;
+mod self_check;
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests;
 mod units;
@@ -24,7 +25,7 @@ pub use weight::{GpuWeight, GpuWeightBuilder};
 
 use super::{
     AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
-    WeightView,
+    WeightFormat, WeightView,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::quant::Activations;
@@ -47,6 +48,8 @@ pub struct GpuBackend {
     recording: Recording,
     submitter: Submitter,
     staging: Staging,
+    /// Weights whose kernels are known to be right: format, columns and activations.
+    checked: Vec<(WeightFormat, usize, Activations)>,
     /// Bound where a kernel has a buffer that this use of it does not read.
     unused: Memory,
     /// Rounded activations and their factors, for one linear step at a time.
@@ -73,12 +76,15 @@ impl Scratch {
 }
 
 impl GpuBackend {
-    /// Opens an adapter.
+    /// Opens an adapter and checks that it computes what the CPU computes.
     ///
     /// # Errors
-    /// `no_device` when there is none that fits, or it cannot be opened.
+    /// `no_device` when there is none that fits, or it cannot be opened; `wrong_result` and `shader_error` when it is not
+    /// to be trusted.
     pub async fn new(options: &GpuOptions) -> Result<Self> {
-        Self::on(Arc::new(Device::open(options).await?))
+        let mut gpu = Self::on(Arc::new(Device::open(options).await?))?;
+        self_check::steps(&mut gpu).await?;
+        Ok(gpu)
     }
 
     /// Another backend on the same device.
@@ -100,6 +106,7 @@ impl GpuBackend {
             staging: Staging::default(),
             rounded: Scratch::default(),
             factors: Scratch::default(),
+            checked: Vec::new(),
             unused,
             pool,
             device,
@@ -204,6 +211,13 @@ impl GpuBackend {
         Ok(rounded)
     }
 
+    async fn finish_unchecked(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
+        let weight = builder.finish(&self.device, &self.pool)?;
+        self.device.queue.submit([]);
+        readback::finish(&self.device).await?;
+        Ok(weight)
+    }
+
     /// Overwrites the front of a buffer, after everything that was recorded before.
     fn write(&mut self, memory: &Memory, data: &[u8]) -> Result<()> {
         // The queue would write before it runs what is not submitted yet.
@@ -274,11 +288,16 @@ impl Backend for GpuBackend {
         builder.put_bias(part, bias)
     }
 
+    /// Also checks the kernels of weights that are written like this one, when it is the first.
     async fn finish_weight(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
-        let weight = builder.finish(&self.device, &self.pool)?;
-        self.device.queue.submit([]);
-        readback::finish(&self.device).await?;
-        Ok(weight)
+        for desc in builder.descs() {
+            let key = (desc.format, desc.cols, desc.activations);
+            if !self.checked.contains(&key) {
+                self_check::weight(self, desc).await?;
+                self.checked.push(key);
+            }
+        }
+        self.finish_unchecked(builder).await
     }
 
     fn buffer(&mut self, element: Element, len: usize) -> Result<GpuBuffer> {

@@ -1,5 +1,6 @@
 //! `--device` and `--adapter`: picks the backend that a command runs on. Floor 9.
 
+use super::terminal::Terminal;
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::{GpuBackend, GpuOptions};
@@ -47,7 +48,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// `no_device` when a GPU is asked for and there is none that fits; `invalid_argument` for an adapter of the CPU.
-    pub async fn pick(&self) -> Result<Picked> {
+    pub async fn pick(&self, terminal: &Terminal) -> Result<Picked> {
         let cpu = |why_cpu| Picked { device: Device::Cpu(CpuBackend::new()), why_cpu };
         if self.device == DeviceArg::Cpu {
             if let Some(name) = &self.adapter {
@@ -57,7 +58,13 @@ impl DeviceArgs {
         }
         match self.open_gpu().await {
             Ok(device) => Ok(Picked { device, why_cpu: None }),
-            Err(error) if self.may_fall_back(&error) => Ok(cpu(Some(error))),
+            Err(error) if self.may_fall_back(&error) => {
+                // That a machine has no GPU is no news; that it has one that cannot be used is.
+                if error.code() != ErrorCode::NoDevice {
+                    note_cpu(terminal, &error);
+                }
+                Ok(cpu(Some(error)))
+            }
             Err(error) => Err(error),
         }
     }
@@ -66,6 +73,7 @@ impl DeviceArgs {
     pub fn may_fall_back(&self, error: &Error) -> bool {
         use ErrorCode::{
             DeviceError, DeviceLost, NoDevice, OutOfMemory, ShaderError, UnsupportedFormat, UnsupportedModel,
+            WrongResult,
         };
         self.device == DeviceArg::Auto
             && self.adapter.is_none()
@@ -78,6 +86,7 @@ impl DeviceArgs {
                     | OutOfMemory
                     | UnsupportedFormat
                     | UnsupportedModel
+                    | WrongResult
             )
     }
 
@@ -94,5 +103,35 @@ impl DeviceArgs {
     #[cfg(not(feature = "gpu"))]
     async fn open_gpu(&self) -> Result<Device> {
         Err(Error::new(ErrorCode::NoDevice, "this lowbit was built without GPU support"))
+    }
+}
+
+/// Says on standard error that the CPU takes over, and why.
+pub fn note_cpu(terminal: &Terminal, error: &Error) {
+    terminal.note(format!("note: running on the CPU, because the GPU cannot be used: {error}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_asked_for_falls_back() {
+        let args = |device, adapter: Option<&str>| DeviceArgs { device, adapter: adapter.map(str::to_owned) };
+        let auto = args(DeviceArg::Auto, None);
+        for code in
+            [ErrorCode::NoDevice, ErrorCode::WrongResult, ErrorCode::OutOfMemory, ErrorCode::DeviceLost]
+        {
+            let error = Error::new(code, "no");
+            assert!(auto.may_fall_back(&error), "{code:?}");
+            assert!(!args(DeviceArg::Gpu, None).may_fall_back(&error));
+            assert!(!args(DeviceArg::Auto, Some("x")).may_fall_back(&error));
+        }
+        // The CPU would fail too.
+        for code in
+            [ErrorCode::NonFinite, ErrorCode::Cancelled, ErrorCode::InvalidCheckpoint, ErrorCode::NotFound]
+        {
+            assert!(!auto.may_fall_back(&Error::new(code, "no")), "{code:?}");
+        }
     }
 }

@@ -27,6 +27,8 @@ struct Adapter {
     driver: String,
     /// Larger weights are split.
     max_binding_bytes: u64,
+    /// Why no model can run on it; null where its kernels compute what the CPU computes.
+    error: Option<String>,
 }
 
 pub fn run(_: &Args, terminal: &Terminal) -> Result<Outcome> {
@@ -34,12 +36,13 @@ pub fn run(_: &Args, terminal: &Terminal) -> Result<Outcome> {
     let mut text = format!("{}\n", document.cpu);
     // Writing to a string cannot fail.
     for adapter in &document.adapters {
-        let Adapter { name, api, kind, driver, max_binding_bytes } = adapter;
-        let _ = writeln!(
-            text,
-            "gpu: {name} ({api}, {kind}), {driver}, {} MiB a binding",
-            max_binding_bytes >> 20
-        );
+        let Adapter { name, api, kind, driver, max_binding_bytes, error } = adapter;
+        let check = match error {
+            None => "self-check passed".to_owned(),
+            Some(error) => format!("not usable: {error}"),
+        };
+        let binding = max_binding_bytes >> 20;
+        let _ = writeln!(text, "gpu: {name} ({api}, {kind}), {driver}, {binding} MiB a binding; {check}");
     }
     if document.adapters.is_empty() {
         text.push_str("no GPU adapter\n");
@@ -50,10 +53,16 @@ pub fn run(_: &Args, terminal: &Terminal) -> Result<Outcome> {
 
 #[cfg(feature = "gpu")]
 fn adapters() -> Vec<Adapter> {
-    let found = crate::task::block_on(crate::backend::gpu::adapters());
-    found
+    use crate::backend::gpu::{GpuBackend, GpuOptions};
+    use crate::task::block_on;
+
+    block_on(crate::backend::gpu::adapters())
         .into_iter()
         .map(|adapter| Adapter {
+            error: {
+                let options = GpuOptions { adapter: Some(adapter.to_string()), ..GpuOptions::default() };
+                block_on(GpuBackend::new(&options)).err().map(|error| error.to_string())
+            },
             name: adapter.name,
             api: adapter.api,
             kind: adapter.kind.name(),

@@ -1,5 +1,7 @@
 //! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
 
+#[cfg(feature = "gpu")]
+use super::device::note_cpu;
 use super::device::{Device, DeviceArgs, Picked};
 use super::terminal::Terminal;
 use crate::artifact::output::refuse_foreign;
@@ -153,7 +155,7 @@ pub struct Loaded {
 /// Loads a model onto the device that the options ask for. Where none is asked for and the GPU cannot run the model, the
 /// CPU does, and standard error says why.
 pub async fn model(checkpoint: &Checkpoint, args: &ModelArgs, terminal: &Terminal) -> Result<Loaded> {
-    let Picked { device, why_cpu } = args.device.pick().await?;
+    let Picked { device, why_cpu } = args.device.pick(terminal).await?;
     let on_cpu = |model, why_cpu: Option<Error>| Loaded {
         model: Model::Cpu(Box::new(model)),
         why_cpu: why_cpu.map(|error| error.to_string()),
@@ -164,7 +166,7 @@ pub async fn model(checkpoint: &Checkpoint, args: &ModelArgs, terminal: &Termina
         Device::Gpu(gpu) => match load(*gpu, checkpoint, args, terminal).await {
             Ok(model) => Ok(Loaded { model: Model::Gpu(Box::new(model)), why_cpu: None }),
             Err(error) if args.device.may_fall_back(&error) => {
-                terminal.note(format!("note: the CPU runs the model, because the GPU cannot: {error}"));
+                note_cpu(terminal, &error);
                 Ok(on_cpu(load(CpuBackend::new(), checkpoint, args, terminal).await?, Some(error)))
             }
             Err(error) => Err(error),

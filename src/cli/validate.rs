@@ -1,6 +1,8 @@
 //! `lowbit validate`: is the quantized model good? Floor 9.
 
 use super::Outcome;
+#[cfg(feature = "gpu")]
+use super::device::note_cpu;
 use super::device::{Device, Picked};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
@@ -235,7 +237,7 @@ pub async fn measure(
         scratch: &scratch,
         control: terminal,
     };
-    let Picked { device, .. } = model.device.pick().await?;
+    let Picked { device, .. } = model.device.pick(terminal).await?;
     match device {
         Device::Cpu(_) => {
             validate(original, quantized, &data, &options, || Ok(CpuBackend::new()), &around).await
@@ -245,7 +247,7 @@ pub async fn measure(
             let on_gpu = validate(original, quantized, &data, &options, || gpu.another(), &around).await;
             match on_gpu {
                 Err(error) if model.device.may_fall_back(&error) => {
-                    terminal.note(format!("note: the CPU runs the models, because the GPU cannot: {error}"));
+                    note_cpu(terminal, &error);
                     let new = || Ok(CpuBackend::new());
                     validate(original, quantized, &data, &options, new, &around).await
                 }

@@ -5,6 +5,8 @@ mod bad_input;
 mod command_line;
 mod floors;
 mod golden;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod interop;
 mod interrupted;
 mod peak_memory;

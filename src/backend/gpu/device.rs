@@ -1,6 +1,8 @@
 //! Adapters, the device that is opened on one of them, and what went wrong on it. Floor 4.
 
+use super::kernels::Kernel;
 use crate::error::{Error, ErrorCode, Result};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +15,9 @@ pub struct GpuOptions {
     pub software: bool,
     /// Bytes that one binding may have, where that shall be less than the adapter allows: weights are split there.
     pub max_binding_bytes: Option<u64>,
+    /// A kernel that does nothing, to see whether anybody notices.
+    #[cfg(test)]
+    pub broken_kernel: Option<&'static str>,
 }
 
 /// What an adapter is.
@@ -110,6 +115,8 @@ pub(super) struct Device {
     /// Bytes that one binding may have.
     pub(super) max_binding_bytes: u64,
     failure: Arc<Mutex<Option<Error>>>,
+    #[cfg(test)]
+    broken_kernel: Option<&'static str>,
 }
 
 impl Device {
@@ -145,7 +152,27 @@ impl Device {
         let limits = device.limits();
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let max_binding_bytes = options.max_binding_bytes.unwrap_or(most).min(most);
-        Ok(Self { device, queue, description, max_binding_bytes, failure })
+        Ok(Self {
+            device,
+            queue,
+            description,
+            max_binding_bytes,
+            failure,
+            #[cfg(test)]
+            broken_kernel: options.broken_kernel,
+        })
+    }
+
+    /// The text of a kernel.
+    pub(super) fn source(&self, kernel: &Kernel) -> Cow<'static, str> {
+        #[cfg(test)]
+        if self.broken_kernel == Some(kernel.name) {
+            let begin = kernel.source.find("fn main(").expect("an entry point");
+            let body = begin + kernel.source[begin..].find(") {").expect("its body") + 3;
+            let (head, tail) = kernel.source.split_at(body);
+            return format!("{head} if true {{ return; }} {tail}").into();
+        }
+        kernel.source.into()
     }
 
     /// The first thing that went wrong since the device was opened; it stays, because results after it are worth nothing.

@@ -50,7 +50,7 @@ impl Pipelines {
         let module = self.modules.entry(kernel.name).or_insert_with(|| {
             device.device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some(kernel.name),
-                source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+                source: wgpu::ShaderSource::Wgsl(device.source(kernel)),
             })
         });
         let pipeline_layout = device.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {

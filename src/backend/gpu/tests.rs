@@ -6,6 +6,7 @@ mod kernels;
 mod linear;
 mod operands;
 mod recording;
+mod self_check;
 mod shaders;
 
 use super::{GpuBackend, GpuOptions};

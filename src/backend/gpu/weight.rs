@@ -147,6 +147,11 @@ impl GpuWeightBuilder {
         })
     }
 
+    /// What was announced.
+    pub(super) fn descs(&self) -> &[WeightDesc] {
+        &self.descs
+    }
+
     fn desc(&self, part: usize) -> Result<&WeightDesc> {
         self.descs.get(part).ok_or_else(|| {
             Error::invalid_argument(format!("the weight has {} matrices, no number {part}", self.descs.len()))

@@ -6,8 +6,8 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK};
 use crate::task::block_on;
 
-/// Largest deviation from the `f64` reference where results are about 1. GPUs may compute `exp` and division less
-/// exactly than the software adapter that these were measured on.
+/// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
+/// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less exactly, as far as WGSL allows.
 const NORM_TOLERANCE: f64 = 2e-6;
 const ROPE_TOLERANCE: f64 = 4e-6;
 const ATTENTION_TOLERANCE: f64 = 1e-5;
