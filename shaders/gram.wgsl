@@ -1,4 +1,5 @@
-// out[i, j] += sum over tokens of x[t, first + i] * x[t, j]: some rows of X^T X, which GPTQ's Hessian is made of.
+// out[i, j] += sum over tokens of x[t, first + i] * x[t, j]: some rows of X^T X, which GPTQ's Hessian is
+// made of. Also below the diagonal, where the CPU leaves off.
 //
 // A workgroup makes a tile of 32 x 32 elements, 32 tokens at a time; each invocation adds up 4 x 4 of them.
 

@@ -17,7 +17,7 @@ struct Params {
     group_size: u32,
     unit_quads: u32,
     nan_bits: u32,
-    padding: u32,
+    full_range: u32,
 }
 
 @compute @workgroup_size(64)
@@ -45,7 +45,7 @@ fn main(
         var word = 0u;
         for (var i = 0u; i < 4u; i++) {
             if column + i < end {
-                let q = i32(rounded(x[first + column + i], token.factor));
+                let q = i32(rounded(x[first + column + i], token));
                 word |= (bitcast<u32>(q) & 255u) << (8u * i);
             }
         }

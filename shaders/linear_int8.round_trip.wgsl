@@ -9,8 +9,8 @@
 struct Params {
     tokens: u32,
     cols: u32,
-    padding_0: u32,
-    padding_1: u32,
+    full_range: u32,
+    padding: u32,
 }
 
 @compute @workgroup_size(64)
@@ -24,11 +24,11 @@ fn main(
         return;
     }
     let first = t * p.cols;
-    let factor = measure(first, lane).factor;
+    let token = measure(first, lane);
     for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
         let value = x[first + i];
         // NaN and infinity stay what they are.
         let finite = (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u;
-        rounded_x[first + i] = select(value, rounded(value, factor) / factor, finite);
+        rounded_x[first + i] = select(value, restored(rounded(value, token), token), finite);
     }
 }

@@ -1,5 +1,5 @@
-// Rounding a token's activations to INT8, as the CPU does: q = round(x * factor), halves to even, with
-// factor = 127 / max(absmax(x), 1e-5).
+// Rounding a token's activations to INT8, halves to even, on the CPU's two grids: q = round(x * 127 / max(absmax(x), 1e-5)),
+// or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
 
 const QUANTIZE_LANES: u32 = 64u;
 
@@ -7,7 +7,10 @@ var<workgroup> largest: array<f32, 64>;
 var<workgroup> broken: array<u32, 64>;
 
 struct Token {
+    // By what the integers are divided in the end.
     factor: f32,
+    // With p.full_range: its reciprocal, and what activations are divided by.
+    step: f32,
     // Whether a value is NaN or infinite.
     broken: bool,
 }
@@ -34,9 +37,24 @@ fn measure(first: u32, lane: u32) -> Token {
         }
     }
     workgroupBarrier();
-    return Token(127.0 / max(largest[0], 1e-5), broken[0] != 0u);
+    if p.full_range != 0u {
+        // A token of zeros has the smallest step that the grid knows.
+        let step = select(largest[0] / 127.5, 1.1920929e-7, largest[0] == 0.0);
+        return Token(1.0 / step, step, broken[0] != 0u);
+    }
+    return Token(127.0 / max(largest[0], 1e-5), 0.0, broken[0] != 0u);
 }
 
-fn rounded(value: f32, factor: f32) -> f32 {
-    return round(clamp(value * factor, -128.0, 127.0));
+fn rounded(value: f32, token: Token) -> f32 {
+    if p.full_range != 0u {
+        return round(clamp(value / token.step, -128.0, 127.0));
+    }
+    return round(clamp(value * token.factor, -128.0, 127.0));
+}
+
+fn restored(q: f32, token: Token) -> f32 {
+    if p.full_range != 0u {
+        return q * token.step;
+    }
+    return q / token.factor;
 }

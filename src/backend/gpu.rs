@@ -8,6 +8,7 @@
 mod buffers;
 mod device;
 mod kernels;
+mod linear;
 mod params;
 mod pipeline;
 mod readback;
@@ -28,7 +29,7 @@ use super::{
     WeightFormat, WeightView,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
-use crate::quant::Activations;
+use crate::quant::{ActivationGrid, Activations};
 use buffers::{Memory, Pool};
 use device::Device;
 use pipeline::Pipelines;
@@ -37,7 +38,6 @@ use recording::{Recording, Submitter};
 use select::Plan;
 use std::ops::Range;
 use std::sync::Arc;
-use weight::{Matrix, Shard};
 
 /// Runs transformer steps on a GPU.
 pub struct GpuBackend {
@@ -48,8 +48,8 @@ pub struct GpuBackend {
     recording: Recording,
     submitter: Submitter,
     staging: Staging,
-    /// Weights whose kernels are known to be right: format, columns and activations.
-    checked: Vec<(WeightFormat, usize, Activations)>,
+    /// Weights whose kernels are known to be right: format, columns, activations and their grid.
+    checked: Vec<(WeightFormat, usize, Activations, ActivationGrid)>,
     /// Bound where a kernel has a buffer that this use of it does not read.
     unused: Memory,
     /// Rounded activations and their factors, for one linear step at a time.
@@ -132,85 +132,6 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// `y = W x` for one matrix; `x` are the activations as they are.
-    fn record_matrix(
-        &mut self,
-        x: &Memory,
-        count: usize,
-        matrix: &Matrix,
-        y: &Memory,
-        y_stride: usize,
-    ) -> Result<()> {
-        let units = &matrix.units;
-        let int8 = select::meets_int8(units, matrix.activations);
-        let x = if int8 {
-            self.record_quantize(x, count, matrix)?;
-            None
-        } else if matrix.activations == Activations::Int8 {
-            Some(self.record_round_trip(x, count, units.cols)?)
-        } else {
-            Some(x.clone())
-        };
-        let unused = self.unused.clone();
-        for Shard { rows, values, scales, zeros, bias } in &matrix.shards {
-            let plan = select::linear(units, matrix.has_zeros, matrix.activations, rows.len(), count)?;
-            let params = params::Linear {
-                rows: rows.len() as u32,
-                cols: units.cols as u32,
-                units: units.units as u32,
-                units_per_group: units.units_per_group as u32,
-                groups: units.groups as u32,
-                group_size: units.group_size as u32,
-                zero_point: matrix.zero_point,
-                tokens: count as u32,
-                y_stride: y_stride as u32,
-                y_start: (matrix.y_start + rows.start) as u32,
-                has_bias: u32::from(bias.is_some()),
-                padding: 0,
-            };
-            let scales = scales.as_ref().unwrap_or(&unused);
-            let zeros = zeros.as_ref().unwrap_or(&unused);
-            let bias = bias.as_ref().unwrap_or(&unused);
-            match (&x, &self.rounded.0, &self.factors.0) {
-                (Some(x), ..) => self.record(plan, &[values, scales, zeros, bias, x, y], &params)?,
-                (None, Some(rounded), Some(factors)) => {
-                    let (rounded, factors) = (rounded.clone(), factors.clone());
-                    self.record(plan, &[values, scales, zeros, bias, &rounded, &factors, y], &params)?;
-                }
-                _ => unreachable!("rounding has made both"),
-            }
-        }
-        Ok(())
-    }
-
-    /// Rounds activations to INT8, in the order in which the units of `matrix` meet them.
-    fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<()> {
-        let units = &matrix.units;
-        let bytes = elements("linear", &[count, units.quads(), 4])? as u64;
-        let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
-        let factors = self.factors.reserve(&self.device, &self.pool, count as u64 * 4)?;
-        let params = params::Quantize {
-            tokens: count as u32,
-            cols: units.cols as u32,
-            units: units.units as u32,
-            units_per_group: units.units_per_group as u32,
-            group_size: units.group_size as u32,
-            unit_quads: (units.values.unit_columns() / 4) as u32,
-            nan_bits: params::NAN_BITS,
-            padding: 0,
-        };
-        self.record(select::each(&kernels::INT8_QUANTIZE, count)?, &[x, &rounded, &factors], &params)
-    }
-
-    /// Rounds activations to INT8 and back.
-    fn record_round_trip(&mut self, x: &Memory, count: usize, cols: usize) -> Result<Memory> {
-        let bytes = elements("linear", &[count, cols, 4])? as u64;
-        let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
-        let params = params::RoundTrip { tokens: count as u32, cols: cols as u32, ..Default::default() };
-        self.record(select::each(&kernels::INT8_ROUND_TRIP, count)?, &[x, &rounded], &params)?;
-        Ok(rounded)
-    }
-
     async fn finish_unchecked(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
         let weight = builder.finish(&self.device, &self.pool)?;
         self.device.queue.submit([]);
@@ -291,7 +212,7 @@ impl Backend for GpuBackend {
     /// Also checks the kernels of weights that are written like this one, when it is the first.
     async fn finish_weight(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
         for desc in builder.descs() {
-            let key = (desc.format, desc.cols, desc.activations);
+            let key = (desc.format, desc.cols, desc.activations, desc.grid);
             if !self.checked.contains(&key) {
                 self_check::weight(self, desc).await?;
                 self.checked.push(key);
@@ -340,28 +261,7 @@ impl Backend for GpuBackend {
                 table.parts
             )));
         };
-        let units = &matrix.units;
-        let unused = self.unused.clone();
-        for Shard { rows, values, scales, zeros, .. } in &matrix.shards {
-            let params = params::Embed {
-                rows: rows.len() as u32,
-                first_row: rows.start as u32,
-                table_rows: matrix.rows as u32,
-                cols: units.cols as u32,
-                units: units.units as u32,
-                units_per_group: units.units_per_group as u32,
-                groups: units.groups as u32,
-                group_size: units.group_size as u32,
-                zero_point: matrix.zero_point,
-                tokens: count as u32,
-                nan_bits: params::NAN_BITS,
-                padding: 0,
-            };
-            let (scales, zeros) = (scales.as_ref().unwrap_or(&unused), zeros.as_ref().unwrap_or(&unused));
-            let plan = select::embed(units, matrix.has_zeros, count)?;
-            self.record(plan, &[values, scales, zeros, tokens, out], &params)?;
-        }
-        Ok(())
+        self.record_embed(tokens, count, matrix, out)
     }
 
     fn linear(&mut self, x: &GpuBuffer, count: usize, w: &GpuWeight, y: &mut GpuBuffer) -> Result<()> {

@@ -52,7 +52,7 @@ params! {
         group_size: u32,
         unit_quads: u32,
         nan_bits: u32,
-        padding: u32,
+        full_range: u32,
     }
 }
 
@@ -61,8 +61,8 @@ params! {
     RoundTrip {
         tokens: u32,
         cols: u32,
-        padding_0: u32,
-        padding_1: u32,
+        full_range: u32,
+        padding: u32,
     }
 }
 

@@ -8,7 +8,7 @@ use super::units::{Units, Values};
 use crate::backend::{WeightDesc, WeightFormat, WeightView};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::packing::unpack_row;
-use crate::quant::{Activations, PackedRows, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,6 +50,7 @@ impl GpuWeight {
 pub(super) struct Matrix {
     pub(super) units: Units,
     pub(super) activations: Activations,
+    pub(super) grid: ActivationGrid,
     /// Of every code, where groups have none of their own.
     pub(super) zero_point: u32,
     pub(super) has_zeros: bool,
@@ -114,7 +115,7 @@ impl GpuWeightBuilder {
         let mut merged: Vec<WeightDesc> = Vec::new();
         for desc in descs {
             match merged.last_mut() {
-                Some(last) if (last.format, last.activations) == (desc.format, desc.activations) => {
+                Some(last) if alike(last, desc) => {
                     places.push((merged.len() - 1, merged[merged.len() - 1].rows));
                     let last = merged.last_mut().expect("just seen");
                     last.rows = last.rows.checked_add(desc.rows).ok_or_else(too_many_rows)?;
@@ -264,6 +265,11 @@ impl GpuWeightBuilder {
     }
 }
 
+/// Whether one dispatch can serve both.
+fn alike(a: &WeightDesc, b: &WeightDesc) -> bool {
+    (a.format, a.activations, a.grid) == (b.format, b.activations, b.grid)
+}
+
 fn too_many_rows() -> Error {
     Error::invalid_argument("the rows of a weight are more than can be counted")
 }
@@ -332,6 +338,7 @@ impl Matrix {
         Ok(Self {
             units,
             activations: desc.activations,
+            grid: desc.grid,
             zero_point,
             has_zeros,
             rows: desc.rows,
@@ -359,6 +366,11 @@ impl Matrix {
                 tensor.cols(),
                 tensor.scheme()
             )));
+        }
+        if tensor.column_order().is_some() {
+            return Err(Error::unsupported_format(
+                "columns in an order of their own (act-order) do not run on a GPU yet",
+            ));
         }
         let (bits, words_per_row) = (scheme.storage_bits(), scheme.words_per_row(units.cols));
         let mut codes = vec![0u8; units.cols];

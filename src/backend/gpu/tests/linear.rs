@@ -6,12 +6,15 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::GpuOptions;
 use crate::backend::{Backend, WeightFormat};
 use crate::dtype::DType;
-use crate::quant::{Activations, Bits, Granularity, Scheme};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
 /// Largest deviation from the `f64` reference, as a share of `sum |w x|`. Measured 1.5e-7 on lavapipe.
 const F32_TOLERANCE: f64 = 1e-6;
 /// As [`F32_TOLERANCE`] where activations are rounded to INT8 by the same rule. Measured 1.4e-7 on lavapipe.
 const INT8_TOLERANCE: f64 = 1e-6;
+
+/// Where INT8 activations lie, unless a test says otherwise.
+const GRID: ActivationGrid = ActivationGrid::Absmax127;
 
 /// `(expected, sum of magnitudes)` for each element of `y`.
 fn reference(parts: &[Matrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
@@ -39,9 +42,19 @@ fn reference(parts: &[Matrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
 }
 
 fn run<B: Backend>(backend: &mut B, parts: &[Matrix], x: &[f32], activations: Activations) -> Vec<f32> {
+    run_on_grid(backend, parts, x, activations, GRID)
+}
+
+fn run_on_grid<B: Backend>(
+    backend: &mut B,
+    parts: &[Matrix],
+    x: &[f32],
+    activations: Activations,
+    grid: ActivationGrid,
+) -> Vec<f32> {
     let count = x.len() / parts[0].cols;
     let rows: usize = parts.iter().map(|part| part.rows).sum();
-    let weight = load(backend, parts, activations);
+    let weight = load(backend, parts, activations, grid);
     let x = buffer(backend, x);
     let mut y = zeros(backend, count * rows);
     backend.linear(&x, count, &weight, &mut y).unwrap();
@@ -98,7 +111,7 @@ fn parts_of_one_or_several_formats_stand_side_by_side() {
             for activations in [Activations::F32, Activations::Int8] {
                 let expected = reference(&parts, &x, activations == Activations::Int8);
                 // The formats are checked when they are first loaded.
-                load(&mut gpu, &parts, activations);
+                load(&mut gpu, &parts, activations, GRID);
                 let before = gpu.dispatches().unwrap();
                 let found = run(&mut gpu, &parts, &x, activations);
                 assert!(worst(&found, &expected) < F32_TOLERANCE, "{formats:?} {activations:?}");
@@ -108,6 +121,52 @@ fn parts_of_one_or_several_formats_stand_side_by_side() {
             }
         }
     }
+}
+
+#[test]
+fn the_other_grid_of_activations_is_that_of_the_cpu() {
+    let (Some(mut gpu), mut cpu) = (gpu(), CpuBackend::new()) else { return };
+    let mut random = Random::new(7);
+    let int8 = Scheme::Integer { bits: Bits::Eight, granularity: Granularity::Channel, symmetric: true };
+    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int8)] {
+        for count in [1, 10] {
+            let parts = [Matrix::random(&mut random, 20, 131, format)];
+            let mut x = random.floats(count * 131);
+            // The largest magnitude on either side of zero lies on a tie; a token of zeros has a grid of its own.
+            x[5] = if count == 1 { -2.0 } else { 2.0 };
+            if count > 1 {
+                x[131..262].fill(0.0);
+            }
+            let grid = ActivationGrid::FullRange;
+            let found = run_on_grid(&mut gpu, &parts, &x, Activations::Int8, grid);
+            let twin = run_on_grid(&mut cpu, &parts, &x, Activations::Int8, grid);
+            let sizes = reference(&parts, &x, false);
+            let expected: Vec<(f64, f64)> =
+                twin.iter().zip(&sizes).map(|(&twin, &(_, size))| (f64::from(twin), size)).collect();
+            assert!(worst(&found, &expected) < INT8_TOLERANCE, "{format:?} {count}");
+        }
+    }
+}
+
+#[test]
+fn columns_in_another_order_are_refused() {
+    let Some(mut gpu) = gpu() else { return };
+    let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(2), symmetric: true };
+    let scales = crate::quant::Scales::F32(vec![1.0; 2]);
+    let tensor = crate::quant::PackedTensor::new(scheme, 1, 4, vec![0x4321], scales, None).unwrap();
+    let tensor = tensor.with_column_order(vec![2, 0, 3, 1]).unwrap();
+    let desc = crate::backend::WeightDesc {
+        rows: 1,
+        cols: 4,
+        format: WeightFormat::Packed(scheme),
+        activations: Activations::F32,
+        grid: GRID,
+        bias: false,
+    };
+    let mut builder = gpu.begin_weight(&[desc]).unwrap();
+    let view = crate::backend::WeightView::Packed(tensor.rows_view(0..1));
+    let error = gpu.put_rows(&mut builder, 0, 0..1, view).unwrap_err();
+    assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedFormat);
 }
 
 #[test]
@@ -124,7 +183,7 @@ fn weights_over_one_binding_are_split() {
         let expected = reference(&parts, &x, false);
         assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32), &expected) < F32_TOLERANCE);
         parts[0].bias = None;
-        let weight = load(&mut gpu, &parts, Activations::F32);
+        let weight = load(&mut gpu, &parts, Activations::F32, ActivationGrid::Absmax127);
         let ids = ids(&mut gpu, &tokens);
         let mut out = zeros(&mut gpu, tokens.len() * 100);
         gpu.embed(&ids, tokens.len(), &weight, &mut out).unwrap();
@@ -139,6 +198,7 @@ fn weights_over_one_binding_are_split() {
         cols: wide.cols,
         format: wide.format,
         activations: Activations::F32,
+        grid: ActivationGrid::Absmax127,
         bias: false,
     };
     let error = gpu.begin_weight(&[desc]).err().expect("too wide");
@@ -164,7 +224,8 @@ fn embeddings_of_every_format_are_exact() {
     let (rows, cols, tokens) = (11, 172, [3, 0, 10, 3]);
     for format in formats() {
         let matrix = Matrix::random(&mut random, rows, cols, format).without_bias();
-        let table = load(&mut gpu, std::slice::from_ref(&matrix), Activations::F32);
+        let table =
+            load(&mut gpu, std::slice::from_ref(&matrix), Activations::F32, ActivationGrid::Absmax127);
         let ids = ids(&mut gpu, &tokens);
         let mut out = zeros(&mut gpu, tokens.len() * cols);
         gpu.embed(&ids, tokens.len(), &table, &mut out).unwrap();
@@ -193,7 +254,7 @@ fn broken_numbers_stay_visible() {
         }
     }
     let table = Matrix::random(&mut random, 4, 8, WeightFormat::Dense(DType::F32)).without_bias();
-    let table = load(&mut gpu, &[table], Activations::F32);
+    let table = load(&mut gpu, &[table], Activations::F32, ActivationGrid::Absmax127);
     let ids = ids(&mut gpu, &[3, 4]);
     let mut out = zeros(&mut gpu, 16);
     gpu.embed(&ids, 2, &table, &mut out).unwrap();

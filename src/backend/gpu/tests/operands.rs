@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};
-use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
 use crate::task::block_on;
 use half::f16;
 
@@ -119,7 +119,12 @@ pub(super) fn formats() -> Vec<WeightFormat> {
 }
 
 /// Loads matrices as one weight, in two runs of rows each, the second first.
-pub(super) fn load<B: Backend>(backend: &mut B, parts: &[Matrix], activations: Activations) -> B::Weight {
+pub(super) fn load<B: Backend>(
+    backend: &mut B,
+    parts: &[Matrix],
+    activations: Activations,
+    grid: ActivationGrid,
+) -> B::Weight {
     let descs: Vec<_> = parts
         .iter()
         .map(|part| WeightDesc {
@@ -127,6 +132,7 @@ pub(super) fn load<B: Backend>(backend: &mut B, parts: &[Matrix], activations: A
             cols: part.cols,
             format: part.format,
             activations,
+            grid,
             bias: part.bias.is_some(),
         })
         .collect();

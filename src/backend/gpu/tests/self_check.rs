@@ -7,14 +7,18 @@ use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::{Backend, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
-use crate::quant::{Activations, Bits, Granularity, Scheme};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 use crate::task::block_on;
 
 fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: false };
     for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4)] {
-        for activations in [Activations::F32, Activations::Int8] {
-            let desc = WeightDesc { rows: 1, cols: 100, format, activations, bias: false };
+        for (activations, grid) in [
+            (Activations::F32, ActivationGrid::Absmax127),
+            (Activations::Int8, ActivationGrid::Absmax127),
+            (Activations::Int8, ActivationGrid::FullRange),
+        ] {
+            let desc = WeightDesc { rows: 1, cols: 100, format, activations, grid, bias: false };
             block_on(crate::backend::gpu::self_check::weight(gpu, &desc))?;
         }
     }
@@ -41,9 +45,9 @@ fn each_format_is_checked_once() {
     let Some(mut gpu) = gpu_with(&GpuOptions { software: true, ..GpuOptions::default() }) else { return };
     let matrix = || [Matrix::random(&mut Random::new(1), 10, 40, WeightFormat::Dense(DType::F32))];
     let before = gpu.dispatches();
-    load(&mut gpu, &matrix(), Activations::F32);
+    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127);
     let checked = gpu.dispatches();
     assert!(checked > before);
-    load(&mut gpu, &matrix(), Activations::F32);
+    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127);
     assert_eq!(gpu.dispatches(), checked);
 }
