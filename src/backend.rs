@@ -1,13 +1,15 @@
 //! The seam between the model and the devices that run it.
 //!
 //! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
-//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`Backend::read`] and
+//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only the reading steps and
 //! [`Backend::finish_weight`] wait. Floor 4.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
 use std::ops::Range;
 
@@ -124,6 +126,22 @@ pub struct KvLayer<B> {
     /// Values.
     pub values: B,
 }
+
+/// Where [`Backend::top_k`] puts what it finds in some rows.
+#[derive(Debug)]
+pub struct TopK<B> {
+    /// Indices, `[rows, capacity]`, `U32`.
+    pub ids: B,
+    /// Their values, `[rows, capacity]`, `F32`.
+    pub values: B,
+    /// How many there are, `[rows]`, `U32`.
+    pub found: B,
+    /// Most elements of a row that there is room for.
+    pub capacity: usize,
+}
+
+/// What [`Backend::argmax`] gives for a row without a largest element, and [`Backend::top_k`] for one with a NaN.
+pub const NO_INDEX: u32 = u32::MAX;
 
 /// A device that runs transformer steps.
 pub trait Backend {
@@ -246,14 +264,97 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
+    /// `out[j] = max(out[j], |x[t, j]|)` over all tokens, where `x` is `[count, cols]` and `out` `[cols]`: for AWQ.
+    /// A NaN or an infinity stays visible.
+    fn abs_max(&mut self, x: &Self::Buffer, count: usize, cols: usize, out: &mut Self::Buffer) -> Result<()>;
+
+    /// `out[row]` = the index of the largest of `x[row, :]`, the lowest among equals, where `x` is `[count, width]` and
+    /// `out` a `U32` buffer, `[count]`; it can feed [`Backend::embed`]. [`NO_INDEX`] where a value is NaN or plus
+    /// infinity, or all are minus infinity.
+    fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()>;
+
+    /// The `k` largest of each row of `x`, `[count, width]`, and whatever equals the last of them, in any order. Where
+    /// there are more than `out` has room for, some are missing, but `found` has their number; it is [`NO_INDEX`] for a
+    /// row with a NaN or plus infinity.
+    fn top_k(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        width: usize,
+        k: usize,
+        out: &mut TopK<Self::Buffer>,
+    ) -> Result<()>;
+
     /// Submits what has been recorded; devices that run at once have nothing to do.
     fn flush(&mut self) -> Result<()>;
 
-    /// Copies the elements of an `F32` buffer from `offset` on into `out`. The only step that waits.
+    /// Kernels submitted so far; `None` for devices that have none.
+    fn dispatches(&self) -> Option<u64> {
+        None
+    }
+
+    /// As [`Backend::read`], of a `U32` buffer.
+    fn read_u32(
+        &mut self,
+        source: &Self::Buffer,
+        offset: usize,
+        out: &mut [u32],
+    ) -> impl Future<Output = Result<()>>;
+
+    /// Copies the elements of an `F32` buffer from `offset` on into `out`. Only this and [`Backend::read_u32`] wait.
     fn read(
         &mut self,
         source: &Self::Buffer,
         offset: usize,
         out: &mut [f32],
     ) -> impl Future<Output = Result<()>>;
+}
+
+// What every backend checks before it runs a step.
+
+fn check_attention(op: &str, shape: &AttentionShape, count: usize, past: usize) -> Result<()> {
+    let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
+    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(Error::invalid_argument(format!(
+            "{op}: {heads} query heads cannot share {kv_heads} key and value heads"
+        )));
+    }
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        return Err(Error::invalid_argument(format!(
+            "{op}: expected an even head size but found {head_dim}"
+        )));
+    }
+    if past.checked_add(count).is_none_or(|end| end > capacity) {
+        return Err(Error::new(
+            ErrorCode::ContextOverflow,
+            format!("{op}: {count} tokens after {past} do not fit a cache of {capacity} positions"),
+        ));
+    }
+    Ok(())
+}
+
+fn check_rows(op: &str, width: usize) -> Result<()> {
+    if width == 0 {
+        return Err(Error::invalid_argument(format!("{op}: expected rows of at least one element")));
+    }
+    Ok(())
+}
+
+fn check_top_k(op: &str, width: usize, k: usize, capacity: usize) -> Result<()> {
+    if k == 0 || k > width || capacity == 0 {
+        return Err(Error::invalid_argument(format!(
+            "{op}: expected from 1 to {width} elements and room for one at least but found {k} and {capacity}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_columns(op: &str, width: usize, columns: &Range<usize>) -> Result<()> {
+    if columns.start > columns.end || columns.end > width {
+        return Err(Error::invalid_argument(format!(
+            "{op}: expected columns of a matrix of {width} but found {}..{}",
+            columns.start, columns.end
+        )));
+    }
+    Ok(())
 }

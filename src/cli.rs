@@ -8,6 +8,8 @@ mod compare;
 mod convert;
 mod demo;
 mod dequantize;
+mod device;
+mod devices;
 mod generate;
 mod inspect;
 mod open;
@@ -51,6 +53,7 @@ enum Command {
     Perplexity(perplexity::Args),
     Generate(generate::Args),
     Demo(demo::Args),
+    Devices(devices::Args),
 }
 
 /// The exit code of an interrupted command, as shells have it: 128 and the number of the signal.
@@ -110,5 +113,6 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Perplexity(args) => perplexity::run(&args, terminal),
         Command::Generate(args) => generate::run(&args, terminal),
         Command::Demo(args) => demo::run(&args, terminal),
+        Command::Devices(args) => devices::run(&args, terminal),
     }
 }

@@ -37,6 +37,16 @@ pub enum ErrorCode {
     ContextOverflow,
     /// The work does not fit the memory that it may use.
     OutOfMemory,
+    /// There is no GPU adapter that fits, or it cannot be opened.
+    NoDevice,
+    /// The GPU went away: unplugged, reset, or its driver gave up.
+    DeviceLost,
+    /// The GPU refused a kernel.
+    ShaderError,
+    /// The GPU refused a command.
+    DeviceError,
+    /// A device computes something else than the CPU.
+    WrongResult,
     /// The caller cancelled the work.
     Cancelled,
 }
@@ -57,6 +67,11 @@ impl ErrorCode {
             Self::Tokenizer => "tokenizer",
             Self::ContextOverflow => "context_overflow",
             Self::OutOfMemory => "out_of_memory",
+            Self::NoDevice => "no_device",
+            Self::DeviceLost => "device_lost",
+            Self::ShaderError => "shader_error",
+            Self::DeviceError => "device_error",
+            Self::WrongResult => "wrong_result",
             Self::Cancelled => "cancelled",
         }
     }

@@ -8,7 +8,9 @@
 //!
 //! Floor 4.
 
+mod abs_max;
 mod add_rms_norm;
+mod argmax;
 mod attention;
 mod columns;
 mod embed;
@@ -25,6 +27,7 @@ mod rows;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod top_k;
 mod weight;
 mod weight_builder;
 
@@ -33,10 +36,10 @@ pub use weight::CpuWeight;
 pub use weight_builder::CpuWeightBuilder;
 
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, WeightDesc,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
     WeightView,
 };
-use crate::error::{Context, Error, ErrorCode, Result};
+use crate::error::{Context, Error, Result};
 use parallel::Workers;
 use simd::Isa;
 use std::ops::Range;
@@ -93,27 +96,6 @@ fn elements(op: &str, factors: &[usize]) -> Result<usize> {
     factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)).ok_or_else(|| {
         Error::invalid_argument(format!("{op}: a shape of {factors:?} is larger than any buffer"))
     })
-}
-
-fn check_attention(op: &str, shape: &AttentionShape, count: usize, past: usize) -> Result<()> {
-    let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
-    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(Error::invalid_argument(format!(
-            "{op}: {heads} query heads cannot share {kv_heads} key and value heads"
-        )));
-    }
-    if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected an even head size but found {head_dim}"
-        )));
-    }
-    if past.checked_add(count).is_none_or(|end| end > capacity) {
-        return Err(Error::new(
-            ErrorCode::ContextOverflow,
-            format!("{op}: {count} tokens after {past} do not fit a cache of {capacity} positions"),
-        ));
-    }
-    Ok(())
 }
 
 /// The first `width` weights of a norm.
@@ -221,7 +203,7 @@ impl Backend for CpuBackend {
         cache: &mut KvLayer<CpuBuffer>,
     ) -> Result<()> {
         let op = "rope_and_append_kv";
-        check_attention(op, shape, count, past)?;
+        super::check_attention(op, shape, count, past)?;
         let head_dim = shape.head_dim;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, head_dim])?;
         let qkv = qkv.f32_mut("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
@@ -248,7 +230,7 @@ impl Backend for CpuBackend {
         out: &mut CpuBuffer,
     ) -> Result<()> {
         let op = "attention";
-        check_attention(op, shape, count, past)?;
+        super::check_attention(op, shape, count, past)?;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, shape.head_dim])?;
         let qkv = qkv.f32("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
         let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
@@ -286,19 +268,57 @@ impl Backend for CpuBackend {
         out: &mut CpuBuffer,
     ) -> Result<()> {
         let op = "gram";
-        if columns.start > columns.end || columns.end > width {
-            return Err(Error::invalid_argument(format!(
-                "{op}: expected columns of a matrix of {width} but found {}..{}",
-                columns.start, columns.end
-            )));
-        }
+        super::check_columns(op, width, &columns)?;
         let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
         let out = out.f32_mut("out", elements(op, &[columns.len(), width])?).context_with(|| op)?;
         gram::gram(&self.workers, x, width, columns, out);
         Ok(())
     }
 
+    fn abs_max(&mut self, x: &CpuBuffer, count: usize, cols: usize, out: &mut CpuBuffer) -> Result<()> {
+        let op = "abs_max";
+        super::check_rows(op, cols)?;
+        let x = x.f32("x", elements(op, &[count, cols])?).context_with(|| op)?;
+        abs_max::abs_max(x, cols, out.f32_mut("out", cols).context_with(|| op)?);
+        Ok(())
+    }
+
+    fn argmax(&mut self, x: &CpuBuffer, count: usize, width: usize, out: &mut CpuBuffer) -> Result<()> {
+        let op = "argmax";
+        super::check_rows(op, width)?;
+        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
+        argmax::argmax(x, width, out.u32_mut("out", count).context_with(|| op)?);
+        Ok(())
+    }
+
+    fn top_k(
+        &mut self,
+        x: &CpuBuffer,
+        count: usize,
+        width: usize,
+        k: usize,
+        out: &mut TopK<CpuBuffer>,
+    ) -> Result<()> {
+        let op = "top_k";
+        super::check_top_k(op, width, k, out.capacity)?;
+        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
+        let room = elements(op, &[count, out.capacity])?;
+        let ids = out.ids.u32_mut("ids", room).context_with(|| op)?;
+        let values = out.values.f32_mut("values", room).context_with(|| op)?;
+        let found = out.found.u32_mut("found", count).context_with(|| op)?;
+        top_k::top_k(x, width, k, out.capacity, ids, values, found);
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn read_u32(&mut self, source: &CpuBuffer, offset: usize, out: &mut [u32]) -> Result<()> {
+        let end = offset
+            .checked_add(out.len())
+            .ok_or_else(|| Error::invalid_argument("read: the range is larger than any buffer"))?;
+        out.copy_from_slice(&source.u32("the source", end).context_with(|| "read")?[offset..]);
         Ok(())
     }
 

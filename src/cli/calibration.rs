@@ -83,7 +83,7 @@ impl CalibrationArgs {
         let mut bos = config.bos_token_id;
         let mut codec = None;
         if documents.iter().any(|document| matches!(document, Document::Text(_))) {
-            let args = ModelArgs { tokenizer: tokenizer.map(Path::to_owned), activations: None };
+            let args = ModelArgs { tokenizer: tokenizer.map(Path::to_owned), ..ModelArgs::default() };
             let opened = open::tokenizer(checkpoint, &args).await?;
             bos = opened.bos_token_id();
             codec = Some(opened);

@@ -1,12 +1,14 @@
 //! `lowbit generate`: continues a prompt. Floor 9.
 
 use super::Outcome;
-use super::open::{self, ModelArgs};
+use super::open::{self, Model, ModelArgs};
 use super::terminal::Terminal;
+use crate::backend::Backend;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generation, SamplerOptions};
+use crate::model::CausalLm;
 use crate::task::block_on;
-use crate::tokenizer::{ChatMessage, TextCodec};
+use crate::tokenizer::{ChatMessage, HuggingFaceTokenizer, TextCodec};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -100,9 +102,13 @@ struct Document {
     /// Of decoding; the prompt's time is not in it. Null when only one token was generated.
     tokens_per_second: Option<f64>,
     prefill_seconds: f64,
+    /// Kernels that a GPU runs for one token. Null on the CPU.
+    dispatches_per_token: Option<f64>,
     checkpoint: String,
     activations: &'static str,
     device: String,
+    /// Why it ran on the CPU although no device was asked for.
+    why_cpu: Option<String>,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
@@ -128,7 +134,23 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     } else {
         codec.encode_prompt(&args.prompt)?
     };
-    let mut model = open::model(&checkpoint, &args.model, terminal).await?;
+    let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
+    let document = match model {
+        Model::Cpu(model) => continue_prompt(*model, &codec, prompt_ids, args, terminal).await?,
+        #[cfg(feature = "gpu")]
+        Model::Gpu(model) => continue_prompt(*model, &codec, prompt_ids, args, terminal).await?,
+    };
+    Ok(Document { checkpoint: checkpoint.name().to_owned(), why_cpu, ..document })
+}
+
+/// All of the document but what only the caller knows.
+async fn continue_prompt<B: Backend>(
+    mut model: CausalLm<B>,
+    codec: &HuggingFaceTokenizer,
+    prompt_ids: Vec<u32>,
+    args: &Args,
+    terminal: &Terminal,
+) -> Result<Document> {
     let activations = model.activations().name();
     let device = model.capabilities().device.clone();
 
@@ -136,8 +158,9 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     let streams = !terminal.is_json();
     let options = args.sampling.options(streams && !args.chat);
     let start = Instant::now();
-    let mut generation = Generation::start(&mut model, &codec, &prompt_ids, &options, terminal).await?;
+    let mut generation = Generation::start(&mut model, codec, &prompt_ids, &options, terminal).await?;
     let prefill_seconds = start.elapsed().as_secs_f64();
+    let dispatches_before = generation.dispatches();
     let start = Instant::now();
     let (mut text, mut finish_reason) = (String::new(), "");
     let mut prompt_is_due = streams && !args.chat;
@@ -153,6 +176,7 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
         finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
     }
     let token_ids = generation.token_ids().to_vec();
+    let dispatches = generation.dispatches().zip(dispatches_before).map(|(after, before)| after - before);
     // The first token comes from the prompt's pass.
     let decoded = token_ids.len().saturating_sub(1);
     Ok(Document {
@@ -162,8 +186,12 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
         prompt_ids,
         finish_reason,
         prefill_seconds,
-        checkpoint: checkpoint.name().to_owned(),
+        dispatches_per_token: dispatches
+            .filter(|_| decoded > 0)
+            .map(|dispatches| dispatches as f64 / decoded as f64),
+        checkpoint: String::new(),
         activations,
         device,
+        why_cpu: None,
     })
 }

@@ -1,6 +1,9 @@
 //! `lowbit validate`: is the quantized model good? Floor 9.
 
 use super::Outcome;
+#[cfg(feature = "gpu")]
+use super::device::note_cpu;
+use super::device::{Device, Picked};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::quantize::append;
@@ -234,7 +237,24 @@ pub async fn measure(
         scratch: &scratch,
         control: terminal,
     };
-    validate(original, quantized, &data, &options, CpuBackend::new, &around).await
+    let Picked { device, .. } = model.device.pick(terminal).await?;
+    match device {
+        Device::Cpu(_) => {
+            validate(original, quantized, &data, &options, || Ok(CpuBackend::new()), &around).await
+        }
+        #[cfg(feature = "gpu")]
+        Device::Gpu(gpu) => {
+            let on_gpu = validate(original, quantized, &data, &options, || gpu.another(), &around).await;
+            match on_gpu {
+                Err(error) if model.device.may_fall_back(&error) => {
+                    note_cpu(terminal, &error);
+                    let new = || Ok(CpuBackend::new());
+                    validate(original, quantized, &data, &options, new, &around).await
+                }
+                result => result,
+            }
+        }
+    }
 }
 
 /// Writes a report as it is shown by `--json`.

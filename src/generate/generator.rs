@@ -7,7 +7,7 @@ use super::stop::{FinishReason, StopOptions, StopRules};
 use super::text_stream::{Detokenize, TextStream};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::decoder::Logits;
+use crate::model::decoder::{Next, Wanted};
 use crate::model::{CausalLm, KvCache};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
@@ -62,7 +62,8 @@ pub struct Generation<'m, B: Backend> {
     /// Prompt and output.
     tokens: Vec<u32>,
     prompt_len: usize,
-    logits: Vec<f32>,
+    next: Next,
+    wanted: Wanted,
     finished: bool,
 }
 
@@ -117,13 +118,8 @@ impl<'m, B: Backend> Generation<'m, B> {
             TextStream::new(Codec(codec))
         };
         let mut cache = model.new_cache(needed)?;
-        let mut logits = Vec::new();
-        model
-            .forward(prompt_ids, &mut cache, Logits::Last, control, |_, row| {
-                logits = row.to_vec();
-                Ok(())
-            })
-            .await?;
+        let wanted = sampler.wanted(model.config().vocab_size);
+        let next = model.forward_next(prompt_ids, &mut cache, wanted, control).await?;
         Ok(Self {
             model,
             cache,
@@ -132,7 +128,8 @@ impl<'m, B: Backend> Generation<'m, B> {
             stream,
             prompt_len: prompt_ids.len(),
             tokens: prompt_ids.to_vec(),
-            logits,
+            next,
+            wanted,
             finished: false,
         })
     }
@@ -145,7 +142,7 @@ impl<'m, B: Backend> Generation<'m, B> {
         if self.finished {
             return Ok(None);
         }
-        let token_id = self.sampler.sample(&mut self.logits, &self.tokens)?;
+        let token_id = self.sampler.choose(&mut self.next, &self.tokens)?;
         self.tokens.push(token_id);
         let step = if self.stop.is_end_of_sequence(token_id) {
             let rest = self.stream.finish()?;
@@ -165,15 +162,15 @@ impl<'m, B: Backend> Generation<'m, B> {
         };
         self.finished = step.finished.is_some();
         if !self.finished {
-            let Self { model, cache, logits, .. } = self;
-            model
-                .forward(&[token_id], cache, Logits::Last, control, |_, row| {
-                    logits.copy_from_slice(row);
-                    Ok(())
-                })
-                .await?;
+            let Self { model, cache, wanted, .. } = self;
+            self.next = model.forward_next(&[token_id], cache, *wanted, control).await?;
         }
         Ok(Some(Piece { token_id, text: step.text, finished: step.finished }))
+    }
+
+    /// Kernels that the device has run so far; `None` where it has none.
+    pub fn dispatches(&self) -> Option<u64> {
+        self.model.dispatches()
     }
 
     /// The tokens generated so far.

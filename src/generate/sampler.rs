@@ -18,6 +18,7 @@
 //! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed. Floor 6.
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::decoder::{Next, Wanted};
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
@@ -106,6 +107,46 @@ impl Sampler {
         &self.options
     }
 
+    /// What it needs to know of the logits to choose the next token.
+    pub fn wanted(&self, vocab_size: usize) -> Wanted {
+        /// Beyond this, reading all logits is as fast.
+        const MOST_CANDIDATES: usize = 1024;
+        let SamplerOptions { temperature, top_k, repetition_penalty, .. } = self.options;
+        if repetition_penalty != 1.0 {
+            Wanted::Logits
+        } else if temperature == 0.0 {
+            Wanted::Largest
+        } else if (1..=MOST_CANDIDATES.min(vocab_size)).contains(&top_k) {
+            Wanted::TopK(top_k)
+        } else {
+            Wanted::Logits
+        }
+    }
+
+    /// The id of the next token, from what [`Sampler::wanted`] asked for or from more. The choice is the same, whether
+    /// all logits are known or only the largest.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn choose(&mut self, next: &mut Next, history: &[u32]) -> Result<u32> {
+        match next {
+            Next::Token(token) => Ok(*token),
+            Next::Candidates(candidates) => {
+                let logits: Vec<f32> = candidates.iter().map(|&(_, logit)| logit).collect();
+                let (best, max) = checked_argmax(&logits)?;
+                if self.options.temperature == 0.0 {
+                    return Ok(candidates[best as usize].0);
+                }
+                self.collect(&logits, max);
+                for candidate in &mut self.candidates {
+                    candidate.id = candidates[candidate.id as usize].0;
+                }
+                Ok(self.filter_and_draw())
+            }
+            Next::Logits(logits) => self.sample(logits, history),
+        }
+    }
+
     /// The id of the next token. `logits` is `[vocab_size]` and is changed by the repetition penalty; `history` is the
     /// prompt and everything generated so far. A logit of minus infinity rules its token out.
     ///
@@ -119,12 +160,16 @@ impl Sampler {
             return Ok(best);
         }
         self.collect(logits, max);
+        Ok(self.filter_and_draw())
+    }
+
+    fn filter_and_draw(&mut self) -> u32 {
         self.keep_top_k();
         self.keep_top_p();
         // The largest weight is exp(0) = 1, so a weight is its share of the largest probability.
         let min_p = f64::from(self.options.min_p);
         self.candidates.retain(|candidate| candidate.weight >= min_p);
-        Ok(self.draw())
+        self.draw()
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<()> {

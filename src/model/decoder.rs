@@ -9,7 +9,7 @@ use super::config::ModelConfig;
 use super::kv_cache::KvCache;
 use super::names;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
-use crate::backend::{Backend, Capabilities, Element, Norm};
+use crate::backend::{Backend, Capabilities, Element, NO_INDEX, Norm, TopK};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::Activations;
 use crate::task::{self, Control, Progress};
@@ -28,6 +28,31 @@ pub enum Logits {
     Last,
 }
 
+/// What the sampler needs to know of the logits after the last token. The less, the less comes back from a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The largest.
+    Largest,
+    /// This many of the largest, and whatever equals the last of them; at least one, at most the vocabulary's size.
+    TopK(usize),
+    /// All of them.
+    Logits,
+}
+
+/// What is known of the logits after the last token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// The id of the largest, the lowest among equals. All of them are finite, or minus infinity.
+    Token(u32),
+    /// Ids and values of the largest, in the order of their ids; as for `Token`.
+    Candidates(Vec<(u32, f32)>),
+    /// All of them, also where a NaN or an infinity is among them.
+    Logits(Vec<f32>),
+}
+
+/// Room beyond `k` for logits that equal the k-th largest; where there are more, all logits are read.
+const ROOM_FOR_TIES: usize = 64;
+
 /// A causal language model on a device.
 pub struct CausalLm<B: Backend> {
     config: ModelConfig,
@@ -40,6 +65,10 @@ pub struct CausalLm<B: Backend> {
     hidden: Hidden<B>,
     /// `[work.tokens, vocab_size]`
     logits: B::Buffer,
+    /// `[1]`
+    largest: B::Buffer,
+    /// Made for the last `k` that was asked for.
+    top_k: Option<TopK<B::Buffer>>,
 }
 
 /// What stands before the first block and after the last.
@@ -208,6 +237,8 @@ impl<B: Backend> CausalLm<B> {
             work: Workspace::new(&mut backend, &config, tokens)?,
             hidden: new_hidden(&mut backend, &config, tokens)?,
             logits: backend.buffer(Element::F32, tokens * config.vocab_size)?,
+            largest: backend.buffer(Element::U32, 1)?,
+            top_k: None,
             config,
             backend,
         })
@@ -258,11 +289,7 @@ impl<B: Backend> CausalLm<B> {
             Logits::All => tokens.split_at(0),
             Logits::Last => tokens.split_at(tokens.len().saturating_sub(1)),
         };
-        for chunk in without.chunks(self.work.tokens) {
-            task::checkpoint(control).await?;
-            self.run_blocks(chunk, cache)?;
-            self.backend.flush()?;
-        }
+        self.run_without_head(without, cache, control).await?;
         let vocab = self.config.vocab_size;
         let mut index = without.len();
         let mut host = Vec::new();
@@ -276,6 +303,91 @@ impl<B: Backend> CausalLm<B> {
                 each(index, row)?;
                 index += 1;
             }
+        }
+        Ok(())
+    }
+
+    /// Runs `tokens`, at least one, which follow what the cache has seen, and tells what is `wanted` of the logits after
+    /// the last of them: more than that where they are not finite or too many are equal.
+    ///
+    /// # Errors
+    /// As [`CausalLm::forward`].
+    pub async fn forward_next(
+        &mut self,
+        tokens: &[u32],
+        cache: &mut KvCache<B>,
+        wanted: Wanted,
+        control: &dyn Control,
+    ) -> Result<Next> {
+        self.check_tokens(tokens, cache)?;
+        let Some((last, without)) = tokens.split_last() else {
+            return Err(Error::invalid_argument("expected at least one token"));
+        };
+        self.run_without_head(without, cache, control).await?;
+        task::checkpoint(control).await?;
+        self.run_blocks(&[*last], cache)?;
+        self.ends.head(&mut self.backend, &mut self.hidden, &mut self.work, &mut self.logits)?;
+        let next = match wanted {
+            Wanted::Largest => self.read_largest().await?,
+            Wanted::TopK(k) => self.read_top_k(k).await?,
+            Wanted::Logits => None,
+        };
+        if let Some(next) = next {
+            return Ok(next);
+        }
+        let mut logits = vec![0.0; self.config.vocab_size];
+        self.backend.read(&self.logits, 0, &mut logits).await?;
+        Ok(Next::Logits(logits))
+    }
+
+    async fn read_largest(&mut self) -> Result<Option<Next>> {
+        self.backend.argmax(&self.logits, 1, self.config.vocab_size, &mut self.largest)?;
+        let mut token = [0];
+        self.backend.read_u32(&self.largest, 0, &mut token).await?;
+        Ok((token[0] != NO_INDEX).then_some(Next::Token(token[0])))
+    }
+
+    async fn read_top_k(&mut self, k: usize) -> Result<Option<Next>> {
+        let capacity = k + ROOM_FOR_TIES;
+        if self.top_k.as_ref().is_none_or(|top_k| top_k.capacity != capacity) {
+            self.top_k = Some(TopK {
+                ids: self.backend.buffer(Element::U32, capacity)?,
+                values: self.backend.buffer(Element::F32, capacity)?,
+                found: self.backend.buffer(Element::U32, 1)?,
+                capacity,
+            });
+        }
+        let Some(top_k) = &mut self.top_k else { return Ok(None) };
+        self.backend.top_k(&self.logits, 1, self.config.vocab_size, k, top_k)?;
+        let mut found = [0];
+        self.backend.read_u32(&top_k.found, 0, &mut found).await?;
+        let found = found[0] as usize;
+        if found > capacity {
+            return Ok(None);
+        }
+        let (mut ids, mut values) = (vec![0; found], vec![0.0; found]);
+        self.backend.read_u32(&top_k.ids, 0, &mut ids).await?;
+        self.backend.read(&top_k.values, 0, &mut values).await?;
+        let mut candidates: Vec<(u32, f32)> = ids.into_iter().zip(values).collect();
+        candidates.sort_unstable_by_key(|&(id, _)| id);
+        Ok(Some(Next::Candidates(candidates)))
+    }
+
+    /// Kernels that the device has run so far; `None` where it has none.
+    pub fn dispatches(&self) -> Option<u64> {
+        self.backend.dispatches()
+    }
+
+    async fn run_without_head(
+        &mut self,
+        tokens: &[u32],
+        cache: &mut KvCache<B>,
+        control: &dyn Control,
+    ) -> Result<()> {
+        for chunk in tokens.chunks(self.work.tokens) {
+            task::checkpoint(control).await?;
+            self.run_blocks(chunk, cache)?;
+            self.backend.flush()?;
         }
         Ok(())
     }

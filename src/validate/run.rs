@@ -69,7 +69,7 @@ pub async fn validate<B: Backend>(
     quantized: &Checkpoint,
     data: &Dataset,
     options: &ValidateOptions,
-    mut new_backend: impl FnMut() -> B,
+    mut new_backend: impl FnMut() -> Result<B>,
     around: &Surroundings<'_>,
 ) -> Result<ValidationReport> {
     options.limits.validate()?;
@@ -116,13 +116,13 @@ async fn measure_side_by_side<B: Backend>(
     quantized: &Checkpoint,
     data: &Dataset,
     options: &ValidateOptions,
-    new_backend: &mut impl FnMut() -> B,
+    new_backend: &mut impl FnMut() -> Result<B>,
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
     let control = around.control;
     let (first, second) = load_options(options);
-    let mut a = CausalLm::load(new_backend(), original, first, control).await?;
-    let mut b = CausalLm::load(new_backend(), quantized, second, control).await?;
+    let mut a = CausalLm::load(new_backend()?, original, first, control).await?;
+    let mut b = CausalLm::load(new_backend()?, quantized, second, control).await?;
     let comparison = walk::compare(&mut a, &mut b, data, &options.windows, control).await?;
     let (by_original, by_quantized) =
         (speak(&mut a, options, around).await?, speak(&mut b, options, around).await?);
@@ -132,7 +132,7 @@ async fn measure_side_by_side<B: Backend>(
         let mut half = None;
         if is_single_precision(original)? {
             let load = LoadOptions { dense_as_f16: true, ..first };
-            half = Some(CausalLm::load(new_backend(), original, load, control).await?);
+            half = Some(CausalLm::load(new_backend()?, original, load, control).await?);
         }
         let mut originals: Vec<_> = std::iter::once(&mut a).chain(half.as_mut()).collect();
         let rounds =
@@ -153,7 +153,7 @@ async fn measure_streamed<B: Backend>(
     quantized: &Checkpoint,
     data: &Dataset,
     options: &ValidateOptions,
-    new_backend: &mut impl FnMut() -> B,
+    new_backend: &mut impl FnMut() -> Result<B>,
     around: &Surroundings<'_>,
 ) -> Result<Measured> {
     let (first, second) = load_options(options);
@@ -168,7 +168,7 @@ async fn measure_streamed<B: Backend>(
     )
     .await?;
     let mut alone = async |checkpoint: &Checkpoint, load: LoadOptions| {
-        let mut model = CausalLm::load(new_backend(), checkpoint, load, around.control).await?;
+        let mut model = CausalLm::load(new_backend()?, checkpoint, load, around.control).await?;
         speak(&mut model, options, around).await
     };
     let (by_original, by_quantized) = (alone(original, first).await?, alone(quantized, second).await?);

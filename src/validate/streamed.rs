@@ -23,7 +23,7 @@ pub async fn compare<B: Backend>(
     quantized: (&Checkpoint, LoadOptions),
     data: &Dataset,
     options: &WindowOptions,
-    new_backend: &mut impl FnMut() -> B,
+    new_backend: &mut impl FnMut() -> Result<B>,
     scratch: &dyn Scratch,
     control: &dyn Control,
 ) -> Result<Comparison> {
@@ -31,8 +31,8 @@ pub async fn compare<B: Backend>(
     check_vocabulary(data, original.0.config())?;
     let windows = data.windows(options)?;
     let (a, b) = (original.0, quantized.0);
-    let mut a = Runner::new(a, original.1, "original", options.context, new_backend())?;
-    let mut b = Runner::new(b, quantized.1, "quantized", options.context, new_backend())?;
+    let mut a = Runner::new(a, original.1, "original", options.context, new_backend()?)?;
+    let mut b = Runner::new(b, quantized.1, "quantized", options.context, new_backend()?)?;
     for runner in [&mut a, &mut b] {
         runner.run_blocks(data, &windows, scratch, control).await?;
     }

@@ -8,6 +8,8 @@ mod floors;
 mod gguf;
 mod gguf_output;
 mod golden;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod interop;
 mod interrupted;
 mod peak_memory;

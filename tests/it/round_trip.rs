@@ -111,7 +111,7 @@ fn running_block_by_block_changes_no_figure() {
                 (&quantized, load),
                 &data,
                 &windows,
-                &mut CpuBackend::new,
+                &mut || Ok(CpuBackend::new()),
                 &MemoryScratch::new(),
                 &Silent,
             )

@@ -30,7 +30,12 @@ impl Ran {
 
 /// Runs `lowbit` with these arguments.
 pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_lowbit")).args(args).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_lowbit"))
+        .args(args)
+        // Without it, Mesa's drivers complain on standard error when adapters are listed.
+        .env("XDG_RUNTIME_DIR", std::env::temp_dir())
+        .output()
+        .unwrap();
     Ran {
         // Without a code a signal has ended it, which no input may bring about.
         code: output.status.code().unwrap_or(-1),

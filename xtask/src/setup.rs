@@ -23,6 +23,25 @@ pub const FOR_TESTS: &[Need] = &[Need {
     reason: "Rust links its programs with cc",
 }];
 
+/// What gives the tests of the GPU backend an adapter: Mesa's lavapipe, which computes on the processor. Without it
+/// those tests are skipped, and say so.
+const FOR_GPU_TESTS: &[Need] = &[
+    Need {
+        probe: &[
+            "sh",
+            "-c",
+            "ls /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json 2>/dev/null | grep -q .",
+        ],
+        package: "mesa-vulkan-drivers",
+        reason: "the tests of the GPU backend run on its software adapter",
+    },
+    Need {
+        probe: &["sh", "-c", "ldconfig -p | grep -q libvulkan.so.1"],
+        package: "libvulkan1",
+        reason: "GPU adapters are reached through the Vulkan loader",
+    },
+];
+
 /// For `interop`.
 pub const FOR_INTEROP: &[Need] = &[
     Need {
@@ -55,6 +74,15 @@ pub fn system(needs: &[Need]) -> Result<(), String> {
     }
     run(apt(&["update", "-qq"]))?;
     run(apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat()))
+}
+
+/// Installs a software GPU adapter on Debian and Ubuntu, where that is possible. Tests can do without.
+pub fn gpu() {
+    if cfg!(target_os = "linux")
+        && let Err(message) = system(FOR_GPU_TESTS)
+    {
+        println!("note: tests of the GPU backend may be skipped: {message}");
+    }
 }
 
 fn apt(args: &[&str]) -> Command {

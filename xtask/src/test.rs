@@ -10,8 +10,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Lints without the command line, as the npm package's modules are built.
-const WASM_FEATURES: [&[&str]; 2] =
-    [&["--no-default-features"], &["--no-default-features", "--features", "tokenizer"]];
+const WASM_FEATURES: [&[&str]; 3] = [
+    &["--no-default-features"],
+    &["--no-default-features", "--features", "tokenizer"],
+    &["--no-default-features", "--features", "gpu"],
+];
 
 /// Runs all steps.
 ///
@@ -20,6 +23,7 @@ const WASM_FEATURES: [&[&str]; 2] =
 pub fn run() -> Outcome {
     step("set-up", || {
         setup::system(setup::FOR_TESTS)?;
+        setup::gpu();
         setup::rust()
     })?;
     step("formatting", || {

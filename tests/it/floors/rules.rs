@@ -188,12 +188,13 @@ fn collect_identifiers(tokens: &TokenStream, found: &mut Vec<String>) {
     }
 }
 
-/// Every shader has its CPU twin of the same stem; `shaders/shared/` holds pieces, not kernels.
+/// Every shader has its CPU twin of the same stem, up to its first dot: `linear_float.matvec.wgsl` and
+/// `linear_float.matmul.wgsl` share one. `shaders/shared/` holds pieces, not kernels.
 pub fn twins(shaders: &[String], sources: &[String]) -> Vec<Violation> {
     let mut violations = Vec::new();
     for shader in shaders {
         let kernel = shader.strip_prefix("shaders/").filter(|rest| !rest.contains('/'));
-        let Some(stem) = kernel.and_then(|name| name.strip_suffix(".wgsl")) else { continue };
+        let Some((stem, _)) = kernel.and_then(|name| name.split_once('.')) else { continue };
         let twin = format!("src/backend/cpu/{stem}.rs");
         if !sources.contains(&twin) {
             violations.push(Violation::new(shader, format!("has no CPU twin: {twin} is not there")));

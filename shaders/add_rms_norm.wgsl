@@ -1,0 +1,57 @@
+// residual += delta (where there is one), then out = residual / sqrt(mean(residual^2) + epsilon) * weight: one
+// workgroup for each row.
+
+// [rows, width]
+@group(0) @binding(0) var<storage, read_write> residual: array<f32>;
+// [rows, width]
+@group(0) @binding(1) var<storage, read> delta: array<f32>;
+// [width]
+@group(0) @binding(2) var<storage, read> weight: array<f32>;
+// [rows, width]
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<uniform> p: Params;
+
+struct Params {
+    rows: u32,
+    width: u32,
+    has_delta: u32,
+    epsilon: f32,
+}
+
+const LANES: u32 = 256u;
+
+var<workgroup> sums: array<f32, 256>;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = flat(workgroup, workgroups);
+    if row >= p.rows {
+        return;
+    }
+    let first = row * p.width;
+    var sum = 0.0;
+    for (var i = lane; i < p.width; i += LANES) {
+        var value = residual[first + i];
+        if p.has_delta != 0u {
+            value += delta[first + i];
+            residual[first + i] = value;
+        }
+        sum += value * value;
+    }
+    sums[lane] = sum;
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if lane < step {
+            sums[lane] += sums[lane + step];
+        }
+    }
+    workgroupBarrier();
+    let factor = 1.0 / sqrt(sums[0] / f32(p.width) + p.epsilon);
+    for (var i = lane; i < p.width; i += LANES) {
+        out[first + i] = residual[first + i] * factor * weight[i];
+    }
+}

@@ -1,0 +1,76 @@
+// y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens.
+//
+// LANES invocations share four rows: each adds up every LANES-th unit, so neighbours read neighbouring words, and uses
+// what it loads of x four times. Then the sums are added in a tree.
+
+// [rows, units, UNIT_WORDS]
+@group(0) @binding(0) var<storage, read> weights: array<u32>;
+// [rows, groups]
+@group(0) @binding(1) var<storage, read> scales: array<f32>;
+// [rows, groups], a byte each
+@group(0) @binding(2) var<storage, read> zeros: array<u32>;
+// [rows]
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+// [tokens, cols]
+@group(0) @binding(4) var<storage, read> x: array<vec4<f32>>;
+// [tokens, y_stride]
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;
+@group(0) @binding(6) var<uniform> p: Params;
+
+const ROWS: u32 = 4u;
+// A power of two, at most 64.
+override LANES: u32 = 64u;
+
+var<workgroup> sums: array<vec4<f32>, 64>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let lane = index % LANES;
+    let row = (flat(workgroup, workgroups) * (64u / LANES) + index / LANES) * ROWS;
+    let token = workgroup.z;
+    var sum = vec4(0.0);
+    if row < p.rows {
+        for (var unit = lane; unit < p.units; unit += LANES) {
+            sum += unit_products(row, unit, token);
+        }
+    }
+    sums[index] = sum;
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if lane < step {
+            sums[index] += sums[index + step];
+        }
+    }
+    if lane == 0u {
+        for (var r = 0u; r < ROWS && row + r < p.rows; r++) {
+            var value = sums[index][r];
+            if p.has_bias != 0u {
+                value += bias[row + r];
+            }
+            y[token * p.y_stride + p.y_start + row + r] = value;
+        }
+    }
+}
+
+// What one unit adds to the sums of four rows.
+fn unit_products(row: u32, unit: u32, token: u32) -> vec4<f32> {
+    let at = span(unit);
+    var products = vec4(0.0);
+    for (var r = 0u; r < ROWS; r++) {
+        // Beyond the last row it is taken again, and dropped.
+        let this_row = min(row + r, p.rows - 1u);
+        let group = affine(this_row, at.group);
+        let word = (this_row * p.units + unit) * UNIT_WORDS;
+        var product = 0.0;
+        for (var quad = 0u; quad < UNIT_QUADS; quad++) {
+            let x_values = x_quad(token, at.start + 4u * quad, at.end);
+            product += dot(unit_quad(word, quad) - group.zero, x_values);
+        }
+        products[r] = product * group.scale;
+    }
+    return products;
+}

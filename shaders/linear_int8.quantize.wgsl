@@ -1,0 +1,54 @@
+// Rounds each token's activations to INT8, four to a word, in the order in which units of weights meet them: one
+// workgroup for each token. What is beyond a group's end is 0.
+
+// [tokens, cols]
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+// [tokens, units, UNIT_QUADS]
+@group(0) @binding(1) var<storage, read_write> rounded_x: array<u32>;
+// [tokens]: what the activations were multiplied with, or NaN
+@group(0) @binding(2) var<storage, read_write> factors: array<f32>;
+@group(0) @binding(3) var<uniform> p: Params;
+
+struct Params {
+    tokens: u32,
+    cols: u32,
+    units: u32,
+    units_per_group: u32,
+    group_size: u32,
+    unit_quads: u32,
+    nan_bits: u32,
+    full_range: u32,
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let t = flat(workgroup, workgroups);
+    if t >= p.tokens {
+        return;
+    }
+    let first = t * p.cols;
+    let token = measure(first, lane);
+    if lane == 0u {
+        factors[t] = select(token.factor, bitcast<f32>(p.nan_bits), token.broken);
+    }
+    let quads = p.units * p.unit_quads;
+    for (var quad = lane; quad < quads; quad += QUANTIZE_LANES) {
+        let unit = quad / p.unit_quads;
+        let group = unit / p.units_per_group;
+        let start = group * p.group_size;
+        let end = min(start + p.group_size, p.cols);
+        let column = start + ((unit - group * p.units_per_group) * p.unit_quads + quad % p.unit_quads) * 4u;
+        var word = 0u;
+        for (var i = 0u; i < 4u; i++) {
+            if column + i < end {
+                let q = i32(rounded(x[first + column + i], token));
+                word |= (bitcast<u32>(q) & 255u) << (8u * i);
+            }
+        }
+        rounded_x[t * quads + quad] = word;
+    }
+}

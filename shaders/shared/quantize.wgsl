@@ -1,0 +1,60 @@
+// Rounding a token's activations to INT8, halves to even, on the CPU's two grids: q = round(x * 127 / max(absmax(x), 1e-5)),
+// or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
+
+const QUANTIZE_LANES: u32 = 64u;
+
+var<workgroup> largest: array<f32, 64>;
+var<workgroup> broken: array<u32, 64>;
+
+struct Token {
+    // By what the integers are divided in the end.
+    factor: f32,
+    // With p.full_range: its reciprocal, and what activations are divided by.
+    step: f32,
+    // Whether a value is NaN or infinite.
+    broken: bool,
+}
+
+// Looks at x[first .. first + p.cols] together with the other invocations of the workgroup.
+fn measure(first: u32, lane: u32) -> Token {
+    var most = 0.0;
+    var any_broken = 0u;
+    for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
+        let bits = bitcast<u32>(x[first + i]) & 0x7fffffffu;
+        if bits >= 0x7f800000u {
+            any_broken = 1u;
+        } else {
+            most = max(most, bitcast<f32>(bits));
+        }
+    }
+    largest[lane] = most;
+    broken[lane] = any_broken;
+    for (var step = QUANTIZE_LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if lane < step {
+            largest[lane] = max(largest[lane], largest[lane + step]);
+            broken[lane] |= broken[lane + step];
+        }
+    }
+    workgroupBarrier();
+    if p.full_range != 0u {
+        // A token of zeros has the smallest step that the grid knows.
+        let step = select(largest[0] / 127.5, 1.1920929e-7, largest[0] == 0.0);
+        return Token(1.0 / step, step, broken[0] != 0u);
+    }
+    return Token(127.0 / max(largest[0], 1e-5), 0.0, broken[0] != 0u);
+}
+
+fn rounded(value: f32, token: Token) -> f32 {
+    if p.full_range != 0u {
+        return round(clamp(value / token.step, -128.0, 127.0));
+    }
+    return round(clamp(value * token.factor, -128.0, 127.0));
+}
+
+fn restored(q: f32, token: Token) -> f32 {
+    if p.full_range != 0u {
+        return q * token.step;
+    }
+    return q / token.factor;
+}

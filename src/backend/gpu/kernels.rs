@@ -1,0 +1,101 @@
+//! The kernels: their texts, put together when the crate is built, and what each of them binds.
+//!
+//! A test reads every text with naga and compares the bindings and parameters with what stands here. Floor 4.
+
+/// How a kernel uses one of its buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+/// A kernel before its numbers are filled in.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// The file's stem.
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+    /// The storage buffers, in the order of their bindings. The parameters come after the last.
+    pub(super) bindings: &'static [Access],
+    /// Bytes of the parameters.
+    pub(super) params: usize,
+}
+
+use Access::{Read as R, Write as W};
+
+/// One kernel: `shaders/<name>.wgsl` and the shared pieces that it uses.
+macro_rules! kernel {
+    ($constant:ident, $name:literal, [$($piece:literal),*], [$($access:ident),*], $params:literal) => {
+        pub(super) static $constant: Kernel = Kernel {
+            name: $name,
+            source: concat!(
+                include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+                $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
+            ),
+            bindings: &[$($access),*],
+            params: $params,
+        };
+    };
+}
+
+kernel!(EMBED, "embed", ["weights", "grid"], [R, R, R, R, W], 48);
+kernel!(
+    FLOAT_MATVEC,
+    "linear_float.matvec",
+    ["linear_params", "weights", "activations", "grid"],
+    [R, R, R, R, R, W],
+    48
+);
+kernel!(
+    FLOAT_MATMUL,
+    "linear_float.matmul",
+    ["linear_params", "weights", "activations", "grid"],
+    [R, R, R, R, R, W],
+    48
+);
+kernel!(INT8_QUANTIZE, "linear_int8.quantize", ["quantize", "grid"], [R, W, W], 32);
+kernel!(INT8_ROUND_TRIP, "linear_int8.round_trip", ["quantize", "grid"], [R, W], 16);
+kernel!(
+    INT8_MATVEC,
+    "linear_int8.matvec",
+    ["linear_params", "weights", "int8", "grid"],
+    [R, R, R, R, R, R, W],
+    48
+);
+kernel!(
+    INT8_MATMUL,
+    "linear_int8.matmul",
+    ["linear_params", "weights", "int8", "grid"],
+    [R, R, R, R, R, R, W],
+    48
+);
+kernel!(ADD_RMS_NORM, "add_rms_norm", ["grid"], [W, R, R, W], 16);
+kernel!(ROPE_AND_APPEND_KV, "rope_and_append_kv", ["grid"], [W, R, R, R, W, W], 48);
+kernel!(ATTENTION_DECODE, "attention.decode", ["attention_params", "grid"], [R, R, R, W], 32);
+kernel!(ATTENTION_PREFILL, "attention.prefill", ["attention_params", "grid"], [R, R, R, W], 32);
+kernel!(GATE, "gate", ["grid"], [R, W], 16);
+kernel!(ARGMAX, "argmax", ["ordered_key", "grid"], [R, W], 16);
+kernel!(TOP_K, "top_k", ["ordered_key", "grid"], [R, W, W, W], 16);
+kernel!(GRAM, "gram", ["grid"], [R, W], 16);
+kernel!(ABS_MAX, "abs_max", ["grid"], [R, W], 16);
+
+/// All of them.
+#[cfg(test)]
+pub(super) static ALL: &[&Kernel] = &[
+    &EMBED,
+    &FLOAT_MATVEC,
+    &FLOAT_MATMUL,
+    &INT8_QUANTIZE,
+    &INT8_ROUND_TRIP,
+    &INT8_MATVEC,
+    &INT8_MATMUL,
+    &ADD_RMS_NORM,
+    &ROPE_AND_APPEND_KV,
+    &ATTENTION_DECODE,
+    &ATTENTION_PREFILL,
+    &GATE,
+    &ARGMAX,
+    &TOP_K,
+    &GRAM,
+    &ABS_MAX,
+];

@@ -1,0 +1,204 @@
+//! What is to be done, as a list of commands, and its submission.
+//!
+//! Steps only append to the list; a submission encodes it into one command buffer. The parameters of all its commands
+//! travel in one buffer, each in a slot of its own: a queue runs its writes before the commands that are submitted after
+//! them, so a slot that were written twice would hold the second value for both. Floor 4.
+
+use super::buffers::Memory;
+use super::device::Device;
+use super::pipeline::Pipeline;
+use crate::error::Result;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Bytes from one slot to the next: what every device accepts as an offset.
+const SLOT: usize = 256;
+/// Slots of the first parameter buffer.
+const FIRST_SLOTS: usize = 1024;
+/// Submissions after which a bind group that was not used is forgotten.
+const KEEP_BIND_GROUPS: u64 = 256;
+
+/// One command.
+#[derive(Debug)]
+enum Command {
+    Dispatch {
+        pipeline: Arc<Pipeline>,
+        bindings: Vec<Memory>,
+        /// Where its parameters begin.
+        params: u32,
+        workgroups: [u32; 3],
+    },
+    Clear(Memory),
+    Copy {
+        from: Memory,
+        offset: u64,
+        to: wgpu::Buffer,
+        bytes: u64,
+    },
+}
+
+/// Commands that wait to be submitted.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    commands: Vec<Command>,
+    /// The parameters of all commands, a slot each.
+    params: Vec<u8>,
+}
+
+impl Recording {
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// Runs `pipeline` on some buffers.
+    pub(super) fn dispatch(
+        &mut self,
+        pipeline: Arc<Pipeline>,
+        bindings: &[&Memory],
+        params: &[u8],
+        workgroups: [u32; 3],
+    ) {
+        assert_eq!(bindings.len(), pipeline.bindings.len(), "{}: buffers", pipeline.name);
+        assert_eq!(params.len(), pipeline.params, "{}: bytes of parameters", pipeline.name);
+        let at = self.params.len();
+        self.params.extend_from_slice(params);
+        self.params.resize(at + SLOT, 0);
+        self.commands.push(Command::Dispatch {
+            pipeline,
+            bindings: bindings.iter().map(|&memory| memory.clone()).collect(),
+            params: at as u32,
+            workgroups,
+        });
+    }
+
+    /// Fills a buffer with zeros.
+    pub(super) fn clear(&mut self, memory: &Memory) {
+        self.commands.push(Command::Clear(memory.clone()));
+    }
+
+    /// Copies bytes to a buffer that can be read.
+    pub(super) fn copy(&mut self, from: &Memory, offset: u64, to: &wgpu::Buffer, bytes: u64) {
+        self.commands.push(Command::Copy { from: from.clone(), offset, to: to.clone(), bytes });
+    }
+
+    /// Whether a command uses `memory`.
+    pub(super) fn uses(&self, memory: &Memory) -> bool {
+        self.commands.iter().any(|command| match command {
+            Command::Dispatch { bindings, .. } => bindings.iter().any(|other| other.id() == memory.id()),
+            Command::Clear(other) | Command::Copy { from: other, .. } => other.id() == memory.id(),
+        })
+    }
+}
+
+/// Encodes recordings and keeps what can be used again.
+#[derive(Debug, Default)]
+pub(super) struct Submitter {
+    params: Option<wgpu::Buffer>,
+    /// By layout and buffers, with the submission that used it last.
+    bind_groups: HashMap<Vec<u64>, (wgpu::BindGroup, u64)>,
+    submissions: u64,
+    dispatches: u64,
+}
+
+impl Submitter {
+    /// Submissions so far.
+    pub(super) fn submissions(&self) -> u64 {
+        self.submissions
+    }
+
+    /// Dispatches so far.
+    pub(super) fn dispatches(&self) -> u64 {
+        self.dispatches
+    }
+
+    /// Submits everything that is recorded.
+    ///
+    /// # Errors
+    /// What has gone wrong on the device so far.
+    pub(super) fn submit(&mut self, device: &Device, recording: &mut Recording) -> Result<()> {
+        if recording.is_empty() {
+            return device.check();
+        }
+        let Recording { commands, params } = std::mem::take(recording);
+        self.write_params(device, &params);
+        let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut commands = commands.iter().peekable();
+        while let Some(command) = commands.peek() {
+            match command {
+                Command::Dispatch { .. } => {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                    while let Some(Command::Dispatch { pipeline, bindings, params, workgroups }) =
+                        commands.next_if(|command| matches!(command, Command::Dispatch { .. }))
+                    {
+                        let group = self.bind_group(device, pipeline, bindings);
+                        pass.set_pipeline(&pipeline.pipeline);
+                        pass.set_bind_group(0, &group, &[*params]);
+                        pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+                        self.dispatches += 1;
+                    }
+                }
+                Command::Clear(memory) => {
+                    encoder.clear_buffer(memory.buffer(), 0, None);
+                    commands.next();
+                }
+                Command::Copy { from, offset, to, bytes } => {
+                    encoder.copy_buffer_to_buffer(from.buffer(), *offset, to, 0, *bytes);
+                    commands.next();
+                }
+            }
+        }
+        device.queue.submit([encoder.finish()]);
+        self.submissions += 1;
+        let submissions = self.submissions;
+        if submissions.is_multiple_of(KEEP_BIND_GROUPS) {
+            self.bind_groups.retain(|_, (_, used)| submissions - *used < KEEP_BIND_GROUPS);
+        }
+        device.check()
+    }
+
+    fn write_params(&mut self, device: &Device, params: &[u8]) {
+        if params.is_empty() {
+            return;
+        }
+        if self.params.as_ref().is_none_or(|buffer| buffer.size() < params.len() as u64) {
+            // Bind groups hold the old one.
+            self.bind_groups.clear();
+            let size = params.len().next_power_of_two().max(FIRST_SLOTS * SLOT) as u64;
+            self.params = Some(device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }));
+        }
+        if let Some(buffer) = &self.params {
+            device.queue.write_buffer(buffer, 0, params);
+        }
+    }
+
+    fn bind_group(&mut self, device: &Device, pipeline: &Pipeline, bindings: &[Memory]) -> wgpu::BindGroup {
+        let mut key = Vec::with_capacity(bindings.len() + 1);
+        key.push(pipeline.layout_id);
+        key.extend(bindings.iter().map(Memory::id));
+        let entry = self.bind_groups.entry(key).or_insert_with(|| {
+            let params = self.params.as_ref().expect("written before");
+            let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: params,
+                offset: 0,
+                size: wgpu::BufferSize::new(pipeline.params as u64),
+            });
+            let entries: Vec<_> = bindings
+                .iter()
+                .map(|memory| memory.buffer().as_entire_binding())
+                .chain([params])
+                .zip(0..)
+                .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
+                .collect();
+            let descriptor =
+                wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
+            (device.device.create_bind_group(&descriptor), 0)
+        });
+        entry.1 = self.submissions;
+        entry.0.clone()
+    }
+}

@@ -1,0 +1,249 @@
+//! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device. Floor 4.
+
+use super::kernels::{self, Kernel};
+use super::units::Units;
+use crate::backend::{AttentionShape, GateActivation};
+use crate::error::{Error, Result};
+use crate::quant::Activations;
+use std::hash::{Hash, Hasher};
+
+/// Tokens from which on a tiled product is faster than one matrix-vector product for each.
+const TILED_TOKENS: usize = 8;
+/// Rows of a workgroup of a matrix-vector kernel, for each group of invocations that share rows.
+const MATVEC_ROWS: usize = 4;
+/// Invocations of a workgroup of a matrix-vector kernel.
+const MATVEC_INVOCATIONS: usize = 64;
+/// Rows and tokens of a tile.
+const TILE: usize = 32;
+/// Elements of a head up to which a kernel has room for it.
+const MOST_DECODE_HEAD_DIM: usize = 256;
+const MOST_PREFILL_HEAD_DIM: usize = 128;
+/// Tokens that share a workgroup of the prefill kernel.
+const PREFILL_QUERIES: usize = 8;
+/// Most workgroups of one dimension.
+const MOST_WORKGROUPS: usize = 65_535;
+
+/// A kernel and the numbers that are compiled into it.
+#[derive(Clone, Debug)]
+pub(super) struct Choice {
+    kernel: &'static Kernel,
+    constants: Vec<(&'static str, u32)>,
+}
+
+impl Choice {
+    pub(super) fn plain(kernel: &'static Kernel) -> Self {
+        Self { kernel, constants: Vec::new() }
+    }
+
+    pub(super) fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    pub(super) fn constants(&self) -> &[(&'static str, u32)] {
+        &self.constants
+    }
+}
+
+impl PartialEq for Choice {
+    fn eq(&self, other: &Self) -> bool {
+        self.kernel.name == other.kernel.name && self.constants == other.constants
+    }
+}
+
+impl Eq for Choice {}
+
+impl Hash for Choice {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.kernel.name.hash(state);
+        self.constants.hash(state);
+    }
+}
+
+/// A kernel and how many workgroups of it run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) choice: Choice,
+    pub(super) workgroups: [u32; 3],
+}
+
+/// `count` workgroups in two dimensions, neither of which is too long.
+///
+/// # Errors
+/// `unsupported_format` when even two are not enough.
+pub(super) fn grid(count: usize) -> Result<[u32; 3]> {
+    let columns = count.div_ceil(MOST_WORKGROUPS).max(1);
+    if columns > MOST_WORKGROUPS {
+        return Err(Error::unsupported_format(format!("{count} workgroups are more than a GPU can count")));
+    }
+    Ok([count.div_ceil(columns) as u32, columns as u32, 1])
+}
+
+/// `y = W x` for `rows` rows and `tokens` tokens.
+pub(super) fn linear(
+    units: &Units,
+    has_zeros: bool,
+    activations: Activations,
+    rows: usize,
+    tokens: usize,
+) -> Result<Plan> {
+    let int8 = meets_int8(units, activations);
+    let mut constants = format_constants(units, has_zeros);
+    if int8 {
+        constants.push(("ONE_GROUP", u32::from(units.groups == 1)));
+    } else {
+        constants.push(("RAGGED", u32::from(units.is_ragged())));
+    }
+    let tiled = tokens >= TILED_TOKENS;
+    let kernel = match (int8, tiled) {
+        (false, false) => &kernels::FLOAT_MATVEC,
+        (false, true) => &kernels::FLOAT_MATMUL,
+        (true, false) => &kernels::INT8_MATVEC,
+        (true, true) => &kernels::INT8_MATMUL,
+    };
+    let workgroups = if tiled {
+        let [x, y, _] = grid(rows.div_ceil(TILE))?;
+        [x, y, tokens.div_ceil(TILE) as u32]
+    } else {
+        // Two units for each invocation where a row is long enough.
+        let lanes = (units.units / 2).next_power_of_two().clamp(4, MATVEC_INVOCATIONS);
+        constants.push(("LANES", lanes as u32));
+        let [x, y, _] = grid(rows.div_ceil(MATVEC_INVOCATIONS / lanes * MATVEC_ROWS))?;
+        [x, y, tokens as u32]
+    };
+    Ok(Plan { choice: Choice { kernel, constants }, workgroups })
+}
+
+/// Whether products with these weights are products of integers.
+pub(super) fn meets_int8(units: &Units, activations: Activations) -> bool {
+    activations == Activations::Int8 && matches!(units.values, super::units::Values::Codes(_))
+}
+
+fn format_constants(units: &Units, has_zeros: bool) -> Vec<(&'static str, u32)> {
+    vec![
+        ("FORMAT", units.values.format()),
+        ("BITS", units.values.bits()),
+        ("HAS_ZEROS", u32::from(has_zeros)),
+    ]
+}
+
+/// Embeddings of `tokens` tokens.
+pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Plan> {
+    let choice = Choice { kernel: &kernels::EMBED, constants: format_constants(units, has_zeros) };
+    Ok(Plan { choice, workgroups: grid(tokens)? })
+}
+
+/// Attention of `tokens` queries.
+///
+/// # Errors
+/// `unsupported_model` for heads that no kernel has room for.
+pub(super) fn attention(shape: &AttentionShape, tokens: usize) -> Result<Plan> {
+    if shape.head_dim > MOST_DECODE_HEAD_DIM {
+        return Err(Error::unsupported_model(format!(
+            "expected attention heads of at most {MOST_DECODE_HEAD_DIM} elements on a GPU but found {}",
+            shape.head_dim
+        )));
+    }
+    let tiled = tokens >= PREFILL_QUERIES && shape.head_dim <= MOST_PREFILL_HEAD_DIM;
+    let (kernel, workgroups) = if tiled {
+        (&kernels::ATTENTION_PREFILL, tokens.div_ceil(PREFILL_QUERIES) * shape.heads)
+    } else {
+        (&kernels::ATTENTION_DECODE, tokens * shape.heads)
+    };
+    Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(workgroups)? })
+}
+
+/// The gate of an MLP, over `elements` elements.
+pub(super) fn gate(activation: GateActivation, elements: usize) -> Result<Plan> {
+    let activation = match activation {
+        GateActivation::Silu => 0,
+        GateActivation::SquaredRelu => 1,
+    };
+    let choice = Choice { kernel: &kernels::GATE, constants: vec![("ACTIVATION", activation)] };
+    Ok(Plan { choice, workgroups: grid(elements.div_ceil(64))? })
+}
+
+/// `rows` rows of `X^T X` for `cols` columns.
+///
+/// # Errors
+/// `unsupported_format` for more rows than one dimension of workgroups covers.
+pub(super) fn gram(rows: usize, cols: usize) -> Result<Plan> {
+    let [x, y, _] = grid(cols.div_ceil(TILE))?;
+    let z = rows.div_ceil(TILE);
+    if z > MOST_WORKGROUPS {
+        return Err(Error::unsupported_format(format!("{rows} rows are more than a GPU can count")));
+    }
+    Ok(Plan { choice: Choice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
+}
+
+/// A kernel with one workgroup for each item.
+pub(super) fn each(kernel: &'static Kernel, items: usize) -> Result<Plan> {
+    Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(items)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::WeightFormat;
+    use crate::dtype::DType;
+    use crate::quant::{Bits, Granularity, Scheme};
+
+    #[test]
+    fn the_kernel_follows_from_format_activations_and_tokens() {
+        let dense = WeightFormat::Dense(DType::F16);
+        let int4 = |group| {
+            WeightFormat::Packed(Scheme::Integer {
+                bits: Bits::Four,
+                granularity: Granularity::Group(group),
+                symmetric: false,
+            })
+        };
+        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+        use Activations::{F32, Int8};
+        // Format, activations, rows, tokens: kernel, workgroups, and some of its numbers.
+        type Case =
+            (WeightFormat, Activations, usize, usize, &'static str, [u32; 3], &'static [(&'static str, u32)]);
+        let cases: &[Case] = &[
+            (dense, F32, 100, 1, "linear_float.matvec", [25, 1, 1], &[("FORMAT", 1), ("LANES", 64)]),
+            (dense, F32, 100, 7, "linear_float.matvec", [25, 1, 7], &[("RAGGED", 0)]),
+            (dense, F32, 100, 8, "linear_float.matmul", [4, 1, 1], &[("BITS", 16)]),
+            // Dense weights meet floats always; that these were rounded before is no matter of the kernel.
+            (dense, Int8, 100, 100, "linear_float.matmul", [4, 1, 4], &[]),
+            (int4(32), F32, 1, 1, "linear_float.matvec", [1, 1, 1], &[("HAS_ZEROS", 1), ("BITS", 4)]),
+            (int4(20), F32, 33, 40, "linear_float.matmul", [2, 1, 2], &[("RAGGED", 1)]),
+            (int4(32), Int8, 64, 1, "linear_int8.matvec", [16, 1, 1], &[("ONE_GROUP", 0)]),
+            (ternary, Int8, 64, 9, "linear_int8.matmul", [2, 1, 1], &[("ONE_GROUP", 1), ("BITS", 2)]),
+            // A head of a large vocabulary: more workgroups than one dimension has.
+            (dense, F32, 300_000, 1, "linear_float.matvec", [37_500, 2, 1], &[]),
+        ];
+        for (format, activations, rows, tokens, kernel, workgroups, constants) in cases {
+            let units = Units::new(1024, *format).unwrap();
+            let has_zeros = *format == int4(32);
+            let plan = linear(&units, has_zeros, *activations, *rows, *tokens).unwrap();
+            assert_eq!(plan.choice.kernel().name, *kernel);
+            assert_eq!(plan.workgroups, *workgroups, "{kernel} {rows} {tokens}");
+            for constant in *constants {
+                assert!(plan.choice.constants().contains(constant), "{constant:?} of {:?}", plan.choice);
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_tiled_for_prompts_and_refuses_large_heads() {
+        let shape = |head_dim| AttentionShape { heads: 4, kv_heads: 2, head_dim, capacity: 100 };
+        let name = |head_dim, tokens| attention(&shape(head_dim), tokens).map(|p| p.choice.kernel().name);
+        assert_eq!(name(64, 1).unwrap(), "attention.decode");
+        assert_eq!(name(64, 8).unwrap(), "attention.prefill");
+        assert_eq!(name(128, 100).unwrap(), "attention.prefill");
+        assert_eq!(name(256, 100).unwrap(), "attention.decode");
+        assert!(name(258, 1).unwrap_err().to_string().contains("at most 256"));
+    }
+
+    #[test]
+    fn grids_cover_everything() {
+        for count in [0, 1, 65_535, 65_536, 131_071, 10_000_019] {
+            let [x, y, z] = grid(count).unwrap();
+            assert!(x as usize * y as usize >= count && x <= 65_535 && y <= 65_535 && z == 1, "{count}");
+        }
+        assert!(grid(usize::MAX / 2).is_err());
+    }
+}

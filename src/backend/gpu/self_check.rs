@@ -1,0 +1,230 @@
+//! Whether a device computes what the CPU computes: every kernel, before its results are used.
+//!
+//! Drivers miscompile, and a wrong result looks like any other. So each step runs on a small random input here and on
+//! the CPU: those that no weight takes part in when the device is opened, those of a weight when the first one of its
+//! format is loaded. The limit catches what is wrong, not what is a little less exact. Floor 4.
+
+use super::GpuBackend;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc, WeightFormat,
+    WeightView,
+};
+use crate::dtype::encode_f32;
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::quant::packing::pack_row;
+use crate::quant::{PackedTensor, Scales};
+use half::f16;
+
+/// Most that results may differ, `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe: below 1e-6; an activation that is
+/// rounded to INT8 the other way moves it by less than 1e-3.
+const TOLERANCE: f64 = 5e-3;
+/// Rows of a weight's check: more than a matrix-vector kernel takes at once, and no multiple.
+const ROWS: usize = 7;
+/// Tokens of decoding, and of a prompt that takes the tiled kernels.
+const TOKENS: [usize; 2] = [1, 9];
+
+/// Numbers that look random and are always the same.
+struct Numbers(u32);
+
+impl Numbers {
+    /// In `0..end`.
+    fn below(&mut self, end: u32) -> u32 {
+        // A linear congruential generator (Numerical Recipes); the high bits are the better ones.
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
+    }
+
+    /// In `[-1, 1)`.
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+}
+
+fn cpu() -> CpuBackend {
+    CpuBackend::with_options(CpuOptions { threads: Some(1), simd: true })
+}
+
+fn compare(kernel: &str, gpu: &[f32], cpu: &[f32]) -> Result<()> {
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let difference =
+        square(&mut gpu.iter().zip(cpu).map(|(&gpu, &cpu)| f64::from(gpu) - f64::from(cpu))).sqrt();
+    let size = square(&mut cpu.iter().map(|&v| f64::from(v))).sqrt();
+    // Written so that a NaN fails.
+    if difference <= TOLERANCE * size {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::WrongResult,
+        format!("the GPU computes {kernel} wrong: its result is {difference:.1e} off, of {size:.1e}"),
+    ))
+}
+
+fn buffer<B: Backend>(b: &mut B, data: &[f32]) -> Result<B::Buffer> {
+    let mut buffer = b.buffer(Element::F32, data.len())?;
+    b.write_f32(&mut buffer, data)?;
+    Ok(buffer)
+}
+
+async fn read<B: Backend>(b: &mut B, buffer: &B::Buffer, len: usize) -> Result<Vec<f32>> {
+    let mut out = vec![f32::NAN; len];
+    b.read(buffer, 0, &mut out).await?;
+    Ok(out)
+}
+
+/// Checks the steps that no weight takes part in.
+///
+/// # Errors
+/// `wrong_result` naming the first step that differs from the CPU's; what goes wrong on the device.
+pub(super) async fn steps(gpu: &mut GpuBackend) -> Result<()> {
+    let on_gpu = all_steps(gpu).await?;
+    let on_cpu = all_steps(&mut cpu()).await?;
+    for ((step, gpu), (_, cpu)) in on_gpu.iter().zip(&on_cpu) {
+        compare(step, gpu, cpu)?;
+    }
+    Ok(())
+}
+
+/// Each step's name and result.
+async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let mut results = Vec::new();
+    let mut numbers = Numbers(1);
+    let (count, width) = (3, 301);
+    let norm = |b: &mut B, weight: &[f32]| -> Result<Norm<B::Buffer>> {
+        Ok(Norm { weight: buffer(b, weight)?, width: weight.len(), epsilon: 1e-5 })
+    };
+
+    let wide = norm(b, &numbers.floats(width))?;
+    let mut residual = buffer(b, &numbers.floats(count * width))?;
+    let delta = buffer(b, &numbers.floats(count * width))?;
+    let mut out = b.buffer(Element::F32, count * width)?;
+    b.add_rms_norm(&mut residual, Some(&delta), count, &wide, &mut out)?;
+    results.push(("add_rms_norm", read(b, &out, count * width).await?));
+
+    let gate_up = buffer(b, &numbers.floats(count * 2 * width))?;
+    for activation in [GateActivation::Silu, GateActivation::SquaredRelu] {
+        b.gate(&gate_up, count, width, activation, &mut out)?;
+        results.push(("gate", read(b, &out, count * width).await?));
+    }
+
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 20, capacity: 80 };
+    let norms = QkNorm { q: norm(b, &numbers.floats(20))?, k: norm(b, &numbers.floats(20))? };
+    let rope = buffer(b, &numbers.floats(80 * 20))?;
+    let cached = numbers.floats(shape.cache_len());
+    let mut cache = KvLayer { keys: buffer(b, &cached)?, values: buffer(b, &cached)? };
+    for (past, count, norms) in [(70, 1, None), (66, 9, Some(&norms))] {
+        let mut qkv = buffer(b, &numbers.floats(count * shape.qkv_width()))?;
+        b.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, norms, &mut cache)?;
+        let len = count * shape.heads * shape.head_dim;
+        let mut attended = b.buffer(Element::F32, len)?;
+        b.attention(&qkv, count, past, &shape, &cache, &mut attended)?;
+        results.push(("rope_and_append_kv", read(b, &qkv, count * shape.qkv_width()).await?));
+        results.push(("rope_and_append_kv", read(b, &cache.keys, shape.cache_len()).await?));
+        results.push(("attention", read(b, &attended, len).await?));
+    }
+
+    let logits = buffer(b, &numbers.floats(1000))?;
+    let mut largest = b.buffer(Element::U32, 1)?;
+    b.argmax(&logits, 1, 1000, &mut largest)?;
+    let mut index = [0];
+    b.read_u32(&largest, 0, &mut index).await?;
+    results.push(("argmax", vec![index[0] as f32]));
+    let mut top = TopK {
+        ids: b.buffer(Element::U32, 60)?,
+        values: b.buffer(Element::F32, 60)?,
+        found: b.buffer(Element::U32, 1)?,
+        capacity: 60,
+    };
+    b.top_k(&logits, 1, 1000, 50, &mut top)?;
+    b.read_u32(&top.found, 0, &mut index).await?;
+    let mut ids = [0; 60];
+    b.read_u32(&top.ids, 0, &mut ids).await?;
+    let mut ids: Vec<f32> = ids[..index[0].min(60) as usize].iter().map(|&id| id as f32).collect();
+    ids.sort_by(f32::total_cmp);
+    ids.resize(60, 0.0);
+    results.push(("top_k", ids));
+
+    let x = buffer(b, &numbers.floats(40 * 37))?;
+    let (mut gram, mut most) = (b.buffer(Element::F32, 34 * 37)?, b.buffer(Element::F32, 37)?);
+    b.gram(&x, 40, 37, 3..37, &mut gram)?;
+    let gram = read(b, &gram, 34 * 37).await?;
+    // Below the diagonal there need not be anything.
+    results.push(("gram", gram.chunks(37).zip(3..).flat_map(|(row, i)| row[i..].to_vec()).collect()));
+    b.abs_max(&x, 40, 37, &mut most)?;
+    results.push(("abs_max", read(b, &most, 37).await?));
+    Ok(results)
+}
+
+/// Checks the steps of a weight that is written as `desc` says.
+///
+/// # Errors
+/// As [`steps`].
+pub(super) async fn weight(gpu: &mut GpuBackend, desc: &WeightDesc) -> Result<()> {
+    let desc = WeightDesc { rows: ROWS, bias: true, ..desc.clone() };
+    let place = || format!("self-check of {} columns, {:?}, {:?}", desc.cols, desc.format, desc.activations);
+    let builder = fill(gpu, &desc)?;
+    let on_gpu = gpu.finish_unchecked(builder).await?;
+    let on_gpu = weight_steps(gpu, &on_gpu, &desc).await.context_with(place)?;
+    let cpu = &mut cpu();
+    let builder = fill(cpu, &desc)?;
+    let on_cpu = cpu.finish_weight(builder).await?;
+    let on_cpu = weight_steps(cpu, &on_cpu, &desc).await?;
+    for ((step, gpu), (_, cpu)) in on_gpu.iter().zip(&on_cpu) {
+        compare(step, gpu, cpu).context_with(place)?;
+    }
+    Ok(())
+}
+
+async fn weight_steps<B: Backend>(
+    b: &mut B,
+    weight: &B::Weight,
+    desc: &WeightDesc,
+) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let mut results = Vec::new();
+    let mut numbers = Numbers(2);
+    for count in TOKENS {
+        let x = buffer(b, &numbers.floats(count * desc.cols))?;
+        let mut y = b.buffer(Element::F32, count * ROWS)?;
+        b.linear(&x, count, weight, &mut y)?;
+        results.push(("linear", read(b, &y, count * ROWS).await?));
+    }
+    let mut tokens = b.buffer(Element::U32, 2)?;
+    b.write_u32(&mut tokens, &[ROWS as u32 - 1, 2])?;
+    let mut out = b.buffer(Element::F32, 2 * desc.cols)?;
+    b.embed(&tokens, 2, weight, &mut out)?;
+    results.push(("embed", read(b, &out, 2 * desc.cols).await?));
+    Ok(results)
+}
+
+/// A random weight.
+fn fill<B: Backend>(b: &mut B, desc: &WeightDesc) -> Result<B::WeightBuilder> {
+    let WeightDesc { rows, cols, .. } = *desc;
+    let mut numbers = Numbers(3);
+    let mut builder = b.begin_weight(std::slice::from_ref(desc))?;
+    match desc.format {
+        WeightFormat::Dense(dtype) => {
+            let mut bytes = Vec::new();
+            encode_f32(dtype, &numbers.floats(rows * cols), &mut bytes)?;
+            b.put_rows(&mut builder, 0, 0..rows, WeightView::Dense(&bytes))?;
+        }
+        WeightFormat::Packed(scheme) => {
+            let words = scheme.words_per_row(cols);
+            let mut codes = vec![0u32; rows * words];
+            for row in codes.chunks_exact_mut(words) {
+                let values: Vec<u8> = (0..cols).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect();
+                pack_row(&values, scheme.storage_bits(), row);
+            }
+            let count = scheme.granularity().scale_count(rows, cols);
+            let scales =
+                (0..count).map(|_| f16::from_f32(0.01 + numbers.below(100) as f32 / 5000.0)).collect();
+            let zeros = scheme
+                .constant_zero_point()
+                .is_none()
+                .then(|| (0..count).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect());
+            let tensor = PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros)?;
+            b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
+        }
+    }
+    b.put_bias(&mut builder, 0, &numbers.floats(rows))?;
+    Ok(builder)
+}

@@ -1,0 +1,395 @@
+//! Norms, rotation, attention and gates. Floor 4.
+
+use super::gpu;
+use super::operands::{Random, buffer, read, worst, zeros};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK};
+use crate::task::block_on;
+
+/// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
+/// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less exactly, as far as WGSL allows.
+const NORM_TOLERANCE: f64 = 2e-6;
+const ROPE_TOLERANCE: f64 = 4e-6;
+const ATTENTION_TOLERANCE: f64 = 1e-5;
+/// Relative to `max(1, |expected|)`.
+const GATE_TOLERANCE: f64 = 1e-5;
+
+fn norm_of(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
+    let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+    let factor = 1.0 / (mean + f64::from(epsilon)).sqrt();
+    x.iter().zip(weight).map(|(x, &w)| x * factor * f64::from(w)).collect()
+}
+
+fn one(values: Vec<f64>) -> Vec<(f64, f64)> {
+    values.into_iter().map(|value| (value, 1.0)).collect()
+}
+
+fn between(twin: &[f32]) -> Vec<(f64, f64)> {
+    twin.iter().map(|&value| (f64::from(value), f64::from(value).abs().max(1.0))).collect()
+}
+
+#[test]
+fn add_rms_norm_agrees_and_updates_the_residual() {
+    fn run<B: Backend>(b: &mut B, x: &[f32], delta: Option<&[f32]>, w: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let norm = Norm { weight: buffer(b, w), width: w.len(), epsilon: 1e-5 };
+        let mut residual = buffer(b, x);
+        let delta = delta.map(|delta| buffer(b, delta));
+        let mut out = zeros(b, x.len());
+        b.add_rms_norm(&mut residual, delta.as_ref(), x.len() / w.len(), &norm, &mut out).unwrap();
+        (read(b, &residual, x.len()), read(b, &out, x.len()))
+    }
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(1), 0.0f64);
+    // More rows than one dimension has workgroups in the last.
+    for (count, width) in [(1, 1), (1, 7), (3, 16), (2, 172), (5, 331), (300, 768), (70_000, 3)] {
+        for with_delta in [false, true] {
+            let (x, delta, w) =
+                (random.floats(count * width), random.floats(count * width), random.floats(width));
+            let delta = with_delta.then_some(&delta[..]);
+            let (residual, out) = run(&mut gpu, &x, delta, &w);
+            let sums: Vec<f32> = match delta {
+                Some(delta) => x.iter().zip(delta).map(|(x, d)| x + d).collect(),
+                None => x.clone(),
+            };
+            assert_eq!(residual, sums);
+            let sums: Vec<f64> = sums.into_iter().map(f64::from).collect();
+            let expected = sums.chunks_exact(width).flat_map(|row| norm_of(row, &w, 1e-5)).collect();
+            let error = worst(&out, &one(expected));
+            most = most.max(error);
+            assert!(error < NORM_TOLERANCE, "{count} x {width}: {error:.2e}");
+            assert!(worst(&out, &between(&run(&mut cpu, &x, delta, &w).1)) < NORM_TOLERANCE);
+        }
+    }
+    println!("add_rms_norm: largest error {most:.2e}");
+}
+
+/// A case of attention: shape, positions before, new tokens.
+fn attention_cases() -> Vec<(AttentionShape, usize, usize)> {
+    let shape = |heads, kv_heads, head_dim, capacity| AttentionShape { heads, kv_heads, head_dim, capacity };
+    vec![
+        (shape(1, 1, 2, 1), 0, 1),
+        (shape(8, 4, 8, 40), 0, 33),
+        (shape(8, 4, 16, 300), 190, 1),
+        (shape(6, 2, 34, 77), 3, 5),
+        (shape(4, 2, 128, 131), 63, 8),
+        (shape(3, 1, 128, 150), 128, 17),
+        (shape(2, 2, 130, 40), 5, 20),
+        (shape(2, 1, 256, 70), 64, 3),
+        (shape(4, 4, 64, 129), 0, 129),
+    ]
+}
+
+#[test]
+fn rope_and_append_kv_agrees() {
+    type Out = (Vec<f32>, Vec<f32>, Vec<f32>);
+    fn run<B: Backend>(
+        b: &mut B,
+        (shape, past, count): (AttentionShape, usize, usize),
+        qkv: &[f32],
+        rope: &[f32],
+        norms: Option<(&[f32], &[f32])>,
+    ) -> Out {
+        let norm = |b: &mut B, w: &[f32], epsilon| Norm { weight: buffer(b, w), width: w.len(), epsilon };
+        let norms = norms.map(|(q, k)| QkNorm { q: norm(b, q, 1e-5), k: norm(b, k, 1e-4) });
+        let mut buffer_qkv = buffer(b, qkv);
+        let rope = buffer(b, rope);
+        let mut cache = KvLayer { keys: zeros(b, shape.cache_len()), values: zeros(b, shape.cache_len()) };
+        b.rope_and_append_kv(&mut buffer_qkv, count, past, &shape, &rope, norms.as_ref(), &mut cache)
+            .unwrap();
+        let (keys, values) =
+            (read(b, &cache.keys, shape.cache_len()), read(b, &cache.values, shape.cache_len()));
+        (read(b, &buffer_qkv, qkv.len()), keys, values)
+    }
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(2), 0.0f64);
+    for case in attention_cases() {
+        let (shape, past, count) = case;
+        let AttentionShape { heads, kv_heads, head_dim, capacity } = shape;
+        for with_norms in [false, true] {
+            let qkv = random.floats(count * shape.qkv_width());
+            let angles = random.floats((past + count) * head_dim / 2);
+            let rope: Vec<f32> = angles
+                .chunks_exact(head_dim / 2)
+                .flat_map(|row| row.iter().map(|a| a.cos()).chain(row.iter().map(|a| a.sin())))
+                .collect();
+            let (q, k) = (random.floats(head_dim), random.floats(head_dim));
+            let norms = with_norms.then_some((&q[..], &k[..]));
+            let (found, keys, values) = run(&mut gpu, case, &qkv, &rope, norms);
+            let mut expected = Vec::new();
+            for (index, head) in qkv.chunks_exact(head_dim).enumerate() {
+                let (t, h) = (index / (heads + 2 * kv_heads), index % (heads + 2 * kv_heads));
+                let mut head: Vec<f64> = head.iter().map(|&v| f64::from(v)).collect();
+                if h < heads + kv_heads {
+                    if with_norms {
+                        head = if h < heads { norm_of(&head, &q, 1e-5) } else { norm_of(&head, &k, 1e-4) };
+                    }
+                    let (cos, sin) = rope[(past + t) * head_dim..][..head_dim].split_at(head_dim / 2);
+                    let before = head.clone();
+                    for i in 0..head_dim / 2 {
+                        let (a, b) = (before[i], before[i + head_dim / 2]);
+                        let (cos, sin) = (f64::from(cos[i]), f64::from(sin[i]));
+                        head[i] = a * cos - b * sin;
+                        head[i + head_dim / 2] = b * cos + a * sin;
+                    }
+                }
+                expected.extend(head);
+            }
+            let error = worst(&found, &one(expected));
+            most = most.max(error);
+            assert!(error < ROPE_TOLERANCE, "{case:?}: {error:.2e}");
+            // The cache is what stands in the fused buffer, at its place, and nothing else.
+            for (name, cache, first) in
+                [("keys", keys.clone(), heads), ("values", values.clone(), heads + kv_heads)]
+            {
+                for (i, &cached) in cache.iter().enumerate() {
+                    let (h, position, d) = (i / head_dim / capacity, i / head_dim % capacity, i % head_dim);
+                    let source = (past..past + count)
+                        .contains(&position)
+                        .then(|| found[(position - past) * shape.qkv_width() + (first + h) * head_dim + d]);
+                    assert_eq!(cached, source.unwrap_or(0.0), "{name} {case:?} at {position}");
+                }
+            }
+            let twin = run(&mut cpu, case, &qkv, &rope, norms);
+            for (found, twin) in [(found, twin.0), (keys, twin.1), (values, twin.2)] {
+                assert!(worst(&found, &between(&twin)) < ROPE_TOLERANCE, "{case:?}: the CPU differs");
+            }
+        }
+    }
+    println!("rope_and_append_kv: largest error {most:.2e}");
+}
+
+#[test]
+fn attention_agrees_in_decode_and_prefill() {
+    fn run<B: Backend>(
+        b: &mut B,
+        (shape, past, count): (AttentionShape, usize, usize),
+        qkv: &[f32],
+        keys: &[f32],
+        values: &[f32],
+    ) -> Vec<f32> {
+        let cache = KvLayer { keys: buffer(b, keys), values: buffer(b, values) };
+        let qkv = buffer(b, qkv);
+        let len = count * shape.heads * shape.head_dim;
+        let mut out = zeros(b, len);
+        b.attention(&qkv, count, past, &shape, &cache, &mut out).unwrap();
+        read(b, &out, len)
+    }
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(3), 0.0f64);
+    for case in attention_cases() {
+        let (shape, past, count) = case;
+        let AttentionShape { heads, kv_heads, head_dim, capacity } = shape;
+        for size in [1.0, 6.0] {
+            let qkv: Vec<f32> =
+                random.floats(count * shape.qkv_width()).into_iter().map(|v| v * size).collect();
+            let (keys, values) = (random.floats(shape.cache_len()), random.floats(shape.cache_len()));
+            let mut expected = Vec::new();
+            for t in 0..count {
+                for head in 0..heads {
+                    let q = &qkv[t * shape.qkv_width() + head * head_dim..][..head_dim];
+                    let cached = head / (heads / kv_heads) * capacity * head_dim;
+                    let row = |cache: &[f32], position: usize| -> Vec<f64> {
+                        let at = cached + position * head_dim;
+                        cache[at..at + head_dim].iter().map(|&v| f64::from(v)).collect()
+                    };
+                    let scores: Vec<f64> = (0..=past + t)
+                        .map(|position| {
+                            let key = row(&keys, position);
+                            let dot: f64 = q.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum();
+                            dot / (head_dim as f64).sqrt()
+                        })
+                        .collect();
+                    let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let total: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                    let mut out = vec![0.0; head_dim];
+                    for (position, score) in scores.iter().enumerate() {
+                        for (out, v) in out.iter_mut().zip(row(&values, position)) {
+                            *out += (score - largest).exp() / total * v;
+                        }
+                    }
+                    expected.extend(out);
+                }
+            }
+            let found = run(&mut gpu, case, &qkv, &keys, &values);
+            let error = worst(&found, &one(expected));
+            most = most.max(error);
+            assert!(error < ATTENTION_TOLERANCE, "{case:?}: {error:.2e}");
+            let twin = run(&mut cpu, case, &qkv, &keys, &values);
+            assert!(worst(&found, &between(&twin)) < ATTENTION_TOLERANCE, "{case:?}: the CPU differs");
+        }
+    }
+    println!("attention: largest error {most:.2e}");
+}
+
+#[test]
+fn gate_agrees_over_the_whole_range() {
+    fn run<B: Backend>(b: &mut B, gate_up: &[f32], width: usize, activation: GateActivation) -> Vec<f32> {
+        let count = gate_up.len() / (2 * width);
+        let input = buffer(b, gate_up);
+        let mut out = zeros(b, count * width);
+        b.gate(&input, count, width, activation, &mut out).unwrap();
+        read(b, &out, count * width)
+    }
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(4), 0.0f64);
+    for (count, width) in [(1, 1), (2, 7), (3, 172), (200, 333), (4_200_000, 1)] {
+        let mut gate_up = random.floats(count * 2 * width);
+        for (i, value) in gate_up.iter_mut().enumerate() {
+            *value *= [1.0, 10.0, 120.0][i % 3];
+        }
+        for activation in [GateActivation::Silu, GateActivation::SquaredRelu] {
+            let found = run(&mut gpu, &gate_up, width, activation);
+            let expected: Vec<(f64, f64)> = (0..count * width)
+                .map(|i| {
+                    let at = i / width * 2 * width + i % width;
+                    let (gate, up) = (f64::from(gate_up[at]), f64::from(gate_up[at + width]));
+                    let active = match activation {
+                        GateActivation::Silu => gate / (1.0 + (-gate).exp()),
+                        GateActivation::SquaredRelu => gate.max(0.0).powi(2),
+                    };
+                    (active * up, (active * up).abs().max(1.0))
+                })
+                .collect();
+            let error = worst(&found, &expected);
+            most = most.max(error);
+            assert!(error < GATE_TOLERANCE, "{count} x {width} {activation:?}: {error:.2e}");
+            let twin = run(&mut cpu, &gate_up, width, activation);
+            assert!(worst(&found, &between(&twin)) < GATE_TOLERANCE, "{activation:?}: the CPU differs");
+        }
+    }
+    println!("gate: largest error {most:.2e}");
+}
+
+/// How many of a row are at least the k-th largest, and which, with their bits.
+type Largest = (u32, Vec<(u32, u32)>);
+
+#[test]
+fn argmax_and_top_k_are_those_of_the_cpu() {
+    fn run<B: Backend>(b: &mut B, x: &[f32], width: usize, k: usize) -> (Vec<u32>, Vec<Largest>) {
+        let (count, capacity) = (x.len() / width, k + 3);
+        let x = buffer(b, x);
+        let mut largest = b.buffer(Element::U32, count).unwrap();
+        b.argmax(&x, count, width, &mut largest).unwrap();
+        let mut indices = vec![0; count];
+        block_on(b.read_u32(&largest, 0, &mut indices)).unwrap();
+        let mut out = TopK {
+            ids: b.buffer(Element::U32, count * capacity).unwrap(),
+            values: b.buffer(Element::F32, count * capacity).unwrap(),
+            found: b.buffer(Element::U32, count).unwrap(),
+            capacity,
+        };
+        b.top_k(&x, count, width, k, &mut out).unwrap();
+        let (mut ids, mut found) = (vec![0; count * capacity], vec![0; count]);
+        block_on(b.read_u32(&out.ids, 0, &mut ids)).unwrap();
+        block_on(b.read_u32(&out.found, 0, &mut found)).unwrap();
+        let values = read(b, &out.values, count * capacity);
+        let rows = found.iter().enumerate().map(|(row, &found)| {
+            // Where there is no room for all, nobody looks at what came.
+            let len = if found as usize <= capacity { found as usize } else { 0 };
+            let at = row * capacity..row * capacity + len;
+            let mut pairs: Vec<(u32, u32)> =
+                ids[at.clone()].iter().zip(&values[at]).map(|(&id, value)| (id, value.to_bits())).collect();
+            pairs.sort_unstable();
+            (found, pairs)
+        });
+        (indices, rows.collect())
+    }
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random) = (CpuBackend::new(), Random::new(5));
+    for (count, width) in [(1, 1), (3, 7), (2, 255), (2, 257), (5, 2048), (1, 151_936), (70_000, 2)] {
+        for k in [1, 2, 40, 1024].map(|k| k.min(width)) {
+            let mut x = random.floats(count * width);
+            // Coarse values in some rows: many are equal.
+            for (i, value) in x.iter_mut().enumerate() {
+                match i / width % 3 {
+                    1 => *value = (*value * 20.0).round(),
+                    2 => *value = (*value * 2.0).round() * 0.0,
+                    _ => {}
+                }
+            }
+            if count * width > 2 {
+                for broken in [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -f32::NAN] {
+                    if random.below(3) == 0 {
+                        let at = random.below(x.len());
+                        x[at] = broken;
+                    }
+                }
+            }
+            assert_eq!(run(&mut gpu, &x, width, k), run(&mut cpu, &x, width, k), "{count} x {width}, {k}");
+        }
+    }
+}
+
+#[test]
+fn gram_and_abs_max_agree() {
+    /// As a share of the sum of magnitudes. Measured 2e-7.
+    const TOLERANCE: f64 = 1e-6;
+    let Some(mut gpu) = gpu() else { return };
+    let (mut cpu, mut random) = (CpuBackend::new(), Random::new(6));
+    for (count, cols, columns) in [(1, 1, 0..1), (7, 33, 5..33), (40, 129, 64..129), (100, 64, 0..64)] {
+        // Two runs of tokens add up.
+        let runs = [random.floats(count * cols), random.floats(count * cols)];
+        fn run<B: Backend>(
+            b: &mut B,
+            runs: &[Vec<f32>],
+            cols: usize,
+            columns: std::ops::Range<usize>,
+        ) -> (Vec<f32>, Vec<f32>) {
+            let len = columns.len() * cols;
+            let (mut gram, mut most) = (zeros(b, len), zeros(b, cols));
+            for x in runs {
+                let count = x.len() / cols;
+                let x = buffer(b, x);
+                b.gram(&x, count, cols, columns.clone(), &mut gram).unwrap();
+                b.abs_max(&x, count, cols, &mut most).unwrap();
+            }
+            (read(b, &gram, len), read(b, &most, cols))
+        }
+        let (gram, most) = run(&mut gpu, &runs, cols, columns.clone());
+        let tokens = || runs.iter().flat_map(|run| run.chunks_exact(cols));
+        let expected: Vec<(f64, f64)> = columns
+            .clone()
+            .flat_map(|i| (0..cols).map(move |j| (i, j)))
+            .map(|(i, j)| {
+                let products = tokens().map(|x| f64::from(x[i]) * f64::from(x[j]));
+                products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
+            })
+            .collect();
+        assert!(worst(&gram, &expected) < TOLERANCE, "{count} x {cols}");
+        let (twin, twin_most) = run(&mut cpu, &runs, cols, columns.clone());
+        // Below the diagonal the CPU has nothing.
+        for (index, (&found, &twin)) in gram.iter().zip(&twin).enumerate() {
+            if index % cols >= columns.start + index / cols {
+                let error = worst(&[found], &[(f64::from(twin), expected[index].1)]);
+                assert!(error < TOLERANCE, "{count} x {cols}: the CPU differs");
+            }
+        }
+        assert_eq!(most, twin_most);
+    }
+    let x = buffer(&mut gpu, &[1.0, f32::NAN, f32::NEG_INFINITY, -4.0]);
+    let mut most = zeros(&mut gpu, 4);
+    gpu.abs_max(&x, 1, 4, &mut most).unwrap();
+    let most = read(&mut gpu, &most, 4);
+    assert!(most[0] == 1.0 && most[1].is_nan() && most[2] == f32::INFINITY && most[3] == 4.0, "{most:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let Some(mut gpu) = gpu() else { return };
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, capacity: 3 };
+    let mut qkv = zeros(&mut gpu, 4 * shape.qkv_width());
+    let rope = zeros(&mut gpu, 8);
+    let mut cache = KvLayer { keys: zeros(&mut gpu, 12), values: zeros(&mut gpu, 12) };
+    let mut append = |count, past| {
+        let result = gpu.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, &mut cache);
+        result.unwrap_err().to_string()
+    };
+    assert_eq!(append(2, 2), "rope_and_append_kv: 2 tokens after 2 do not fit a cache of 3 positions");
+    assert_eq!(append(1, 2), "rope_and_append_kv: rope needs 12 elements but the buffer holds 8");
+    let wide = AttentionShape { heads: 1, kv_heads: 1, head_dim: 258, capacity: 1 };
+    let qkv = zeros(&mut gpu, wide.qkv_width());
+    let cache = KvLayer { keys: zeros(&mut gpu, 258), values: zeros(&mut gpu, 258) };
+    let mut out = zeros(&mut gpu, 258);
+    let error = gpu.attention(&qkv, 1, 0, &wide, &cache, &mut out).unwrap_err();
+    assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedModel);
+}

@@ -1,0 +1,77 @@
+//! Recording, buffers and errors. Floor 4.
+
+use super::gpu;
+use super::operands::{buffer, ids, read, zeros};
+use crate::backend::gpu::{GpuBackend, GpuOptions, adapters};
+use crate::backend::{Backend, Element, GateActivation};
+use crate::error::ErrorCode;
+use crate::task::block_on;
+
+#[test]
+fn steps_are_submitted_together_and_each_keeps_its_parameters() {
+    let Some(mut gpu) = gpu() else { return };
+    let input = buffer(&mut gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let (mut a, mut b) = (zeros(&mut gpu, 4), zeros(&mut gpu, 4));
+    let before = (gpu.submissions(), gpu.dispatches().unwrap());
+    // The same kernel twice, with other widths.
+    gpu.gate(&input, 1, 4, GateActivation::SquaredRelu, &mut a).unwrap();
+    gpu.gate(&input, 2, 2, GateActivation::SquaredRelu, &mut b).unwrap();
+    assert_eq!(gpu.submissions(), before.0, "nothing is submitted yet");
+    assert_eq!(read(&mut gpu, &a, 4), [5.0, 24.0, 63.0, 128.0]);
+    assert_eq!((gpu.submissions(), gpu.dispatches().unwrap()), (before.0 + 1, before.1 + 2));
+    assert_eq!(read(&mut gpu, &b, 4), [3.0, 16.0, 175.0, 288.0]);
+}
+
+#[test]
+fn writing_waits_for_what_was_recorded_before() {
+    let Some(mut gpu) = gpu() else { return };
+    let mut input = buffer(&mut gpu, &[2.0, 10.0]);
+    let (mut a, mut b) = (zeros(&mut gpu, 1), zeros(&mut gpu, 1));
+    gpu.gate(&input, 1, 1, GateActivation::SquaredRelu, &mut a).unwrap();
+    gpu.write_f32(&mut input, &[3.0]).unwrap();
+    gpu.gate(&input, 1, 1, GateActivation::SquaredRelu, &mut b).unwrap();
+    assert_eq!((read(&mut gpu, &a, 1), read(&mut gpu, &b, 1)), (vec![40.0], vec![90.0]));
+}
+
+#[test]
+fn buffers_that_are_used_again_are_zero() {
+    let Some(mut gpu) = gpu() else { return };
+    for round in 0..3 {
+        let mut first = zeros(&mut gpu, 1000);
+        assert_eq!(read(&mut gpu, &first, 1000), vec![0.0; 1000], "round {round}");
+        gpu.write_f32(&mut first, &[1.0; 1000]).unwrap();
+        let mut part = [0.0; 3];
+        block_on(gpu.read(&first, 997, &mut part)).unwrap();
+        assert_eq!(part, [1.0; 3]);
+    }
+}
+
+#[test]
+fn wrong_operands_and_impossible_sizes_are_errors() {
+    let Some(mut gpu) = gpu() else { return };
+    let tokens = ids(&mut gpu, &[1]);
+    let mut out = zeros(&mut gpu, 4);
+    let error = gpu.gate(&tokens, 1, 1, GateActivation::Silu, &mut out).unwrap_err();
+    assert_eq!(error.to_string(), "gate: gate_up must be a buffer of F32 but is one of U32");
+    let mut three = zeros(&mut gpu, 3);
+    let error = gpu.gate(&out, 1, 3, GateActivation::Silu, &mut three).unwrap_err();
+    assert_eq!(error.to_string(), "gate: gate_up needs 6 elements but the buffer holds 4");
+    for len in [usize::MAX, usize::MAX / 4, 1 << 40] {
+        let error = gpu.buffer(Element::F32, len).expect_err("no device has that much");
+        assert_eq!(error.code(), ErrorCode::OutOfMemory);
+    }
+    // None of that harms what comes after.
+    assert_eq!(read(&mut gpu, &out, 4), [0.0; 4]);
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_named() {
+    let options = GpuOptions { adapter: Some("Voodoo 2".to_owned()), ..GpuOptions::default() };
+    let error = block_on(GpuBackend::new(&options)).err().expect("there is no such adapter");
+    assert_eq!(error.code(), ErrorCode::NoDevice);
+    assert!(error.to_string().starts_with("expected a GPU adapter named `Voodoo 2` but found "), "{error}");
+    for adapter in block_on(adapters()) {
+        println!("{adapter}: {}, bindings of {} bytes", adapter.driver, adapter.max_binding_bytes);
+        assert!(!adapter.name.is_empty() && adapter.max_binding_bytes >= 128 << 20);
+    }
+}

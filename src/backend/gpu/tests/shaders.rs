@@ -1,0 +1,114 @@
+//! The shaders' texts, without a device: they are valid, and declare what the host binds. Floor 4.
+
+use super::super::kernels::{ALL, Access, Kernel};
+use super::super::params;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, StorageAccess, TypeInner};
+use std::collections::BTreeSet;
+
+/// Limits that every WebGPU device has.
+const MOST_STORAGE_BUFFERS: usize = 8;
+const MOST_INVOCATIONS: u32 = 256;
+const MOST_SHARED_BYTES: u32 = 16 << 10;
+
+fn parse(kernel: &Kernel) -> Module {
+    naga::front::wgsl::parse_str(kernel.source)
+        .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.source, kernel.name)))
+}
+
+/// Name and offset of each field of the parameters, as the host has them.
+fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
+    match kernel.name {
+        name if name.ends_with(".matvec") || name.ends_with(".matmul") => params::Linear::FIELDS,
+        name if name.starts_with("attention.") => params::Attention::FIELDS,
+        "linear_int8.quantize" => params::Quantize::FIELDS,
+        "linear_int8.round_trip" => params::RoundTrip::FIELDS,
+        "embed" => params::Embed::FIELDS,
+        "add_rms_norm" => params::AddRmsNorm::FIELDS,
+        "rope_and_append_kv" => params::RopeAndAppendKv::FIELDS,
+        "gate" => params::Gate::FIELDS,
+        "argmax" => params::Argmax::FIELDS,
+        "top_k" => params::TopK::FIELDS,
+        "gram" => params::Gram::FIELDS,
+        "abs_max" => params::AbsMax::FIELDS,
+        other => panic!("which parameters has {other}?"),
+    }
+}
+
+#[test]
+fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
+    for kernel in ALL {
+        let module = parse(kernel);
+        // No capability beyond the core of WebGPU, to which unpacking f16 belongs.
+        let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut validator = Validator::new(ValidationFlags::all(), core);
+        if let Err(error) = validator.validate(&module) {
+            panic!("{}: {}", kernel.name, error.emit_to_string(kernel.source));
+        }
+        let [entry] = &module.entry_points[..] else { panic!("{}: one entry point", kernel.name) };
+        assert_eq!(entry.name, "main");
+        let invocations: u32 = entry.workgroup_size.iter().product();
+        assert!(invocations <= MOST_INVOCATIONS, "{}: {invocations} invocations", kernel.name);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let shared: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+            .map(|(_, variable)| layouter[variable.ty].size)
+            .sum();
+        assert!(shared <= MOST_SHARED_BYTES, "{}: {shared} shared bytes", kernel.name);
+    }
+}
+
+#[test]
+fn bindings_and_parameters_are_those_that_the_host_assumes() {
+    for kernel in ALL {
+        let module = parse(kernel);
+        let mut storage = Vec::new();
+        for (_, variable) in module.global_variables.iter() {
+            let Some(binding) = &variable.binding else { continue };
+            assert_eq!(binding.group, 0, "{}", kernel.name);
+            match variable.space {
+                AddressSpace::Storage { access } => {
+                    let access =
+                        if access.contains(StorageAccess::STORE) { Access::Write } else { Access::Read };
+                    storage.push((binding.binding as usize, access));
+                }
+                AddressSpace::Uniform => {
+                    assert_eq!(binding.binding as usize, kernel.bindings.len(), "{}", kernel.name);
+                    let TypeInner::Struct { members, span } = &module.types[variable.ty].inner else {
+                        panic!("{}: the parameters are a struct", kernel.name)
+                    };
+                    assert_eq!(*span as usize, kernel.params, "{}: bytes of parameters", kernel.name);
+                    let fields: Vec<_> = members
+                        .iter()
+                        .map(|member| (member.name.as_deref().unwrap(), member.offset as usize))
+                        .collect();
+                    assert_eq!(fields, host_fields(kernel), "{}", kernel.name);
+                }
+                other => panic!("{}: a binding in {other:?}", kernel.name),
+            }
+        }
+        storage.sort_by_key(|&(binding, _)| binding);
+        let expected: Vec<_> = kernel.bindings.iter().copied().enumerate().collect();
+        assert_eq!(storage, expected, "{}", kernel.name);
+        assert!(storage.len() <= MOST_STORAGE_BUFFERS, "{}", kernel.name);
+    }
+}
+
+#[test]
+fn every_shader_is_a_kernel_or_a_piece_of_one() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let stems = |folder: std::path::PathBuf| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let shaders = entries.filter(|path| path.extension().is_some_and(|e| e == "wgsl"));
+        shaders.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    let kernels: BTreeSet<String> = ALL.iter().map(|kernel| kernel.name.to_owned()).collect();
+    assert_eq!(stems(root.clone()), kernels);
+    for piece in stems(root.join("shared")) {
+        let text = std::fs::read_to_string(root.join("shared").join(format!("{piece}.wgsl"))).unwrap();
+        assert!(ALL.iter().any(|kernel| kernel.source.contains(&text)), "no kernel uses {piece}");
+    }
+}

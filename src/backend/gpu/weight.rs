@@ -1,0 +1,432 @@
+//! Weights on the GPU: arranged on the way in, split where one binding is not enough.
+//!
+//! Matrices of a weight that are written alike become one, so that `q|k|v` is one dispatch. Floor 4.
+
+use super::buffers::{Memory, Pool};
+use super::device::Device;
+use super::units::{Units, Values};
+use crate::backend::{WeightDesc, WeightFormat, WeightView};
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::packing::unpack_row;
+use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Columns of a group up to which a product with INT8 activations cannot leave 32 bits.
+const MAX_INT8_GROUP: usize = 1 << 16;
+/// Bytes that are arranged before they go to the device.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// One or several matrices that share an input.
+#[derive(Debug)]
+pub struct GpuWeight {
+    pub(super) cols: usize,
+    pub(super) rows: usize,
+    pub(super) matrices: Vec<Matrix>,
+    /// Of the parts that it was made of.
+    pub(super) parts: usize,
+}
+
+impl GpuWeight {
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Output features of all its matrices together.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes that it occupies on the device.
+    pub fn bytes(&self) -> u64 {
+        let shards = self.matrices.iter().flat_map(|matrix| &matrix.shards);
+        shards.map(Shard::bytes).sum()
+    }
+}
+
+/// Matrices that are written alike, one below the other.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) units: Units,
+    pub(super) activations: Activations,
+    pub(super) grid: ActivationGrid,
+    /// Of every code, where groups have none of their own.
+    pub(super) zero_point: u32,
+    pub(super) has_zeros: bool,
+    pub(super) rows: usize,
+    /// Column of the output where its first row goes.
+    pub(super) y_start: usize,
+    pub(super) shards: Vec<Shard>,
+}
+
+/// Rows that fit one binding.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) rows: Range<usize>,
+    /// `[rows, row_words]`
+    pub(super) values: Memory,
+    /// `[rows, groups]`; of codes
+    pub(super) scales: Option<Memory>,
+    /// `[rows, groups]`, a byte each
+    pub(super) zeros: Option<Memory>,
+    /// `[rows]`
+    pub(super) bias: Option<Memory>,
+}
+
+impl Shard {
+    fn bytes(&self) -> u64 {
+        let rest = [&self.scales, &self.zeros, &self.bias];
+        self.values.bytes() + rest.into_iter().flatten().map(Memory::bytes).sum::<u64>()
+    }
+}
+
+/// What has arrived of a weight, and what is still missing.
+pub struct GpuWeightBuilder {
+    weight: GpuWeight,
+    descs: Vec<WeightDesc>,
+    /// For each part: its matrix, and the matrix's row where it begins.
+    places: Vec<(usize, usize)>,
+    /// For each part, which rows have come.
+    arrived: Vec<Vec<bool>>,
+    /// For each matrix: zero points, `[rows, groups]`, and biases, `[rows]`. They go to the device at the end.
+    host: Vec<Host>,
+    bias_came: Vec<bool>,
+}
+
+struct Host {
+    zeros: Vec<u8>,
+    bias: Vec<f32>,
+}
+
+impl GpuWeightBuilder {
+    pub(super) fn new(device: &Device, pool: &Pool, descs: &[WeightDesc]) -> Result<Self> {
+        let Some(first) = descs.first() else {
+            return Err(Error::invalid_argument("a weight needs at least one matrix"));
+        };
+        if let Some(other) = descs.iter().find(|desc| desc.cols != first.cols) {
+            return Err(Error::invalid_argument(format!(
+                "matrices of one weight share their input: expected {} columns but found {}",
+                first.cols, other.cols
+            )));
+        }
+        let mut places = Vec::with_capacity(descs.len());
+        // Descriptions of the matrices, with whether any part has a bias.
+        let mut merged: Vec<WeightDesc> = Vec::new();
+        for desc in descs {
+            match merged.last_mut() {
+                Some(last) if alike(last, desc) => {
+                    places.push((merged.len() - 1, merged[merged.len() - 1].rows));
+                    let last = merged.last_mut().expect("just seen");
+                    last.rows = last.rows.checked_add(desc.rows).ok_or_else(too_many_rows)?;
+                    last.bias |= desc.bias;
+                }
+                _ => {
+                    places.push((merged.len(), 0));
+                    merged.push(desc.clone());
+                }
+            }
+        }
+        let (mut matrices, mut host) = (Vec::new(), Vec::new());
+        let mut rows = 0usize;
+        for desc in &merged {
+            let matrix = Matrix::new(device, pool, desc, rows)?;
+            rows = rows.checked_add(desc.rows).ok_or_else(too_many_rows)?;
+            host.push(Host {
+                zeros: vec![0; if matrix.has_zeros { desc.rows * matrix.units.groups } else { 0 }],
+                bias: vec![0.0; if desc.bias { desc.rows } else { 0 }],
+            });
+            matrices.push(matrix);
+        }
+        Ok(Self {
+            weight: GpuWeight { cols: first.cols, rows, matrices, parts: descs.len() },
+            arrived: descs.iter().map(|desc| vec![false; desc.rows]).collect(),
+            bias_came: vec![false; descs.len()],
+            descs: descs.to_vec(),
+            places,
+            host,
+        })
+    }
+
+    /// What was announced.
+    pub(super) fn descs(&self) -> &[WeightDesc] {
+        &self.descs
+    }
+
+    fn desc(&self, part: usize) -> Result<&WeightDesc> {
+        self.descs.get(part).ok_or_else(|| {
+            Error::invalid_argument(format!("the weight has {} matrices, no number {part}", self.descs.len()))
+        })
+    }
+
+    pub(super) fn put_rows(
+        &mut self,
+        device: &Device,
+        part: usize,
+        rows: Range<usize>,
+        data: &WeightView<'_>,
+    ) -> Result<()> {
+        let desc = self.desc(part)?.clone();
+        if rows.start > rows.end || rows.end > desc.rows {
+            return Err(Error::invalid_argument(format!(
+                "rows {}..{} are outside matrix {part} of {} rows",
+                rows.start, rows.end, desc.rows
+            )));
+        }
+        if let Some(again) = self.arrived[part][rows.clone()].iter().position(|&here| here) {
+            return Err(Error::invalid_argument(format!(
+                "row {} of matrix {part} came twice",
+                rows.start + again
+            )));
+        }
+        let (matrix, first) = self.places[part];
+        let target = first + rows.start..first + rows.end;
+        let matrix_host = &mut self.host[matrix];
+        let matrix = &self.weight.matrices[matrix];
+        match (data, desc.format) {
+            (WeightView::Packed(source), WeightFormat::Packed(scheme)) => {
+                matrix.put_packed(device, scheme, target, source, &mut matrix_host.zeros)?;
+            }
+            (WeightView::Dense(bytes), WeightFormat::Dense(dtype)) => {
+                let row_bytes = desc.cols * dtype.size();
+                if rows.len().checked_mul(row_bytes) != Some(bytes.len()) {
+                    return Err(Error::invalid_argument(format!(
+                        "expected {} rows of {} elements of {} bytes but found {} bytes",
+                        rows.len(),
+                        desc.cols,
+                        dtype.size(),
+                        bytes.len()
+                    )));
+                }
+                let row = |index: usize, words: &mut [u32]| {
+                    matrix.units.arrange_dense(&bytes[index * row_bytes..(index + 1) * row_bytes], words);
+                };
+                matrix.upload_rows(device, target, row);
+            }
+            (WeightView::Packed(_), WeightFormat::Dense(dtype)) => {
+                return Err(Error::invalid_argument(format!(
+                    "packed rows were put into matrix {part}, which is {dtype}"
+                )));
+            }
+            (WeightView::Dense(_), WeightFormat::Packed(_)) => {
+                return Err(Error::invalid_argument("dense rows were put into a packed weight"));
+            }
+        }
+        self.arrived[part][rows].fill(true);
+        device.check()
+    }
+
+    pub(super) fn put_bias(&mut self, part: usize, bias: &[f32]) -> Result<()> {
+        let desc = self.desc(part)?;
+        if !desc.bias || self.bias_came[part] {
+            let why = if desc.bias { "came twice" } else { "was not announced" };
+            return Err(Error::invalid_argument(format!("the bias of matrix {part} {why}")));
+        }
+        if bias.len() != desc.rows {
+            return Err(Error::invalid_argument(format!(
+                "expected a bias of {} elements for matrix {part} but found {}",
+                desc.rows,
+                bias.len()
+            )));
+        }
+        let (matrix, first) = self.places[part];
+        self.host[matrix].bias[first..first + bias.len()].copy_from_slice(bias);
+        self.bias_came[part] = true;
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self, device: &Device, pool: &Arc<Pool>) -> Result<GpuWeight> {
+        for (part, (desc, arrived)) in self.descs.iter().zip(&self.arrived).enumerate() {
+            if let Some(row) = arrived.iter().position(|&here| !here) {
+                let missing = arrived.iter().filter(|&&here| !here).count();
+                return Err(Error::invalid_argument(format!(
+                    "{missing} of the {} rows of matrix {part} never came, the first is row {row}",
+                    desc.rows
+                )));
+            }
+            if desc.bias && !self.bias_came[part] {
+                return Err(Error::invalid_argument(format!("the bias of matrix {part} never came")));
+            }
+        }
+        for (matrix, host) in self.weight.matrices.iter_mut().zip(&self.host) {
+            let groups = matrix.units.groups;
+            for shard in &mut matrix.shards {
+                if !host.zeros.is_empty() {
+                    let zeros = &host.zeros[shard.rows.start * groups..shard.rows.end * groups];
+                    shard.zeros = Some(upload(device, pool, zeros)?);
+                }
+                if !host.bias.is_empty() {
+                    let bias = bytemuck::cast_slice(&host.bias[shard.rows.clone()]);
+                    shard.bias = Some(upload(device, pool, bias)?);
+                }
+            }
+        }
+        Ok(self.weight)
+    }
+}
+
+/// Whether one dispatch can serve both.
+fn alike(a: &WeightDesc, b: &WeightDesc) -> bool {
+    (a.format, a.activations, a.grid) == (b.format, b.activations, b.grid)
+}
+
+fn too_many_rows() -> Error {
+    Error::invalid_argument("the rows of a weight are more than can be counted")
+}
+
+/// New memory that holds `bytes`.
+fn upload(device: &Device, pool: &Pool, bytes: &[u8]) -> Result<Memory> {
+    let memory = pool.weight(device, bytes.len() as u64)?;
+    // Queues take multiples of four bytes.
+    let whole = bytes.len() / 4 * 4;
+    device.queue.write_buffer(memory.buffer(), 0, &bytes[..whole]);
+    if whole < bytes.len() {
+        let mut last = [0; 4];
+        last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        device.queue.write_buffer(memory.buffer(), whole as u64, &last);
+    }
+    Ok(memory)
+}
+
+impl Matrix {
+    fn new(device: &Device, pool: &Pool, desc: &WeightDesc, y_start: usize) -> Result<Self> {
+        let units = Units::new(desc.cols, desc.format)?;
+        if desc.rows == 0 {
+            return Err(Error::invalid_argument(format!(
+                "a weight cannot have 0 rows and {} columns",
+                desc.cols
+            )));
+        }
+        let (has_zeros, zero_point) = match desc.format {
+            WeightFormat::Dense(_) => (false, 0),
+            WeightFormat::Packed(scheme) => match scheme.constant_zero_point() {
+                Some(zero) => (false, zero),
+                None => (true, 0),
+            },
+        };
+        let is_packed = matches!(units.values, Values::Codes(_));
+        if is_packed && desc.activations == Activations::Int8 && units.group_size > MAX_INT8_GROUP {
+            return Err(Error::unsupported_format(format!(
+                "a scale of {} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns can be summed in \
+                 32 bits",
+                desc.cols
+            )));
+        }
+        let row_bytes = (units.row_words() * 4).max(if is_packed { units.groups * 4 } else { 0 }) as u64;
+        let rows_per_shard = (device.max_binding_bytes / row_bytes).min(desc.rows as u64) as usize;
+        if rows_per_shard == 0 || desc.rows > u32::MAX as usize {
+            return Err(Error::new(
+                ErrorCode::OutOfMemory,
+                format!(
+                    "a matrix of {} x {} does not fit: a row has {row_bytes} bytes and {} can use {} at once",
+                    desc.rows, desc.cols, device.description, device.max_binding_bytes
+                ),
+            ));
+        }
+        let mut shards = Vec::new();
+        for start in (0..desc.rows).step_by(rows_per_shard) {
+            let rows = start..(start + rows_per_shard).min(desc.rows);
+            let words = (rows.len() * units.row_words()) as u64;
+            let scales = if is_packed {
+                Some(pool.weight(device, (rows.len() * units.groups) as u64 * 4)?)
+            } else {
+                None
+            };
+            let values = pool.weight(device, words * 4)?;
+            shards.push(Shard { rows, values, scales, zeros: None, bias: None });
+        }
+        Ok(Self {
+            units,
+            activations: desc.activations,
+            grid: desc.grid,
+            zero_point,
+            has_zeros,
+            rows: desc.rows,
+            y_start,
+            shards,
+        })
+    }
+
+    /// `zeros` is the whole matrix's.
+    fn put_packed(
+        &self,
+        device: &Device,
+        scheme: Scheme,
+        rows: Range<usize>,
+        source: &PackedRows<'_>,
+        zeros: &mut [u8],
+    ) -> Result<()> {
+        let (units, tensor) = (&self.units, source.tensor);
+        if (tensor.scheme(), tensor.cols(), source.rows.len()) != (scheme, units.cols, rows.len()) {
+            return Err(Error::invalid_argument(format!(
+                "expected {} rows of {} columns in {scheme} but found {} of {} in {}",
+                rows.len(),
+                units.cols,
+                source.rows.len(),
+                tensor.cols(),
+                tensor.scheme()
+            )));
+        }
+        if tensor.column_order().is_some() {
+            return Err(Error::unsupported_format(
+                "columns in an order of their own (act-order) do not run on a GPU yet",
+            ));
+        }
+        let (bits, words_per_row) = (scheme.storage_bits(), scheme.words_per_row(units.cols));
+        let mut codes = vec![0u8; units.cols];
+        self.upload_rows(device, rows.clone(), |index, words| {
+            let at = (source.rows.start + index) * words_per_row;
+            unpack_row(&tensor.codes()[at..at + words_per_row], bits, &mut codes);
+            units.arrange_codes(&codes, words);
+        });
+        let mut scales = Vec::with_capacity(rows.len() * units.groups);
+        for (row, source_row) in rows.clone().zip(source.rows.clone()) {
+            for group in 0..units.groups {
+                let index = tensor.scale_index(source_row, group);
+                scales.push(tensor.scales().get(index));
+                if let Some(source) = tensor.zero_points() {
+                    zeros[row * units.groups + group] = source[index];
+                }
+            }
+        }
+        for shard in &self.shards {
+            let Some(memory) = &shard.scales else { continue };
+            let here = overlap(&rows, &shard.rows);
+            if here.is_empty() {
+                continue;
+            }
+            let data =
+                &scales[(here.start - rows.start) * units.groups..(here.end - rows.start) * units.groups];
+            let offset = ((here.start - shard.rows.start) * units.groups * 4) as u64;
+            device.queue.write_buffer(memory.buffer(), offset, bytemuck::cast_slice(data));
+        }
+        device.queue.submit([]);
+        Ok(())
+    }
+
+    /// Fills `rows`: `arrange` is called with an index among them and writes that row's words.
+    fn upload_rows(&self, device: &Device, rows: Range<usize>, mut arrange: impl FnMut(usize, &mut [u32])) {
+        let row_words = self.units.row_words();
+        let rows_at_once = (CHUNK_BYTES / (row_words * 4)).max(1);
+        let mut words = Vec::new();
+        for shard in &self.shards {
+            let here = overlap(&rows, &shard.rows);
+            for start in here.clone().step_by(rows_at_once) {
+                let chunk = start..(start + rows_at_once).min(here.end);
+                words.resize(chunk.len() * row_words, 0);
+                for (row, words) in chunk.clone().zip(words.chunks_exact_mut(row_words)) {
+                    arrange(row - rows.start, words);
+                }
+                let offset = ((chunk.start - shard.rows.start) * row_words * 4) as u64;
+                device.queue.write_buffer(shard.values.buffer(), offset, bytemuck::cast_slice(&words));
+                // Sends what was written, so that it does not pile up.
+                device.queue.submit([]);
+            }
+        }
+    }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
+}

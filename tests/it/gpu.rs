@@ -1,0 +1,234 @@
+//! Models on a GPU say what they say on the CPU.
+//!
+//! Where there is no adapter, not even a software one, these tests say so and do nothing.
+
+use crate::support::{fixture, held_out, on_disk, tokenizer};
+use crate::terminal::{arg, lowbit, tale};
+use lowbit::backend::Backend;
+use lowbit::backend::cpu::CpuBackend;
+use lowbit::backend::gpu::{GpuBackend, GpuOptions};
+use lowbit::error::ErrorCode;
+use lowbit::format::sink::MemorySinkDir;
+use lowbit::format::source::SourceDir;
+use lowbit::model::decoder::{Logits, Next, Wanted};
+use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::pipeline::{QuantizeOptions, quantize};
+use lowbit::quant::{Bits, Granularity};
+use lowbit::task::{Silent, block_on};
+use lowbit::tokenizer::TextCodec;
+use lowbit::validate::walk::score;
+use lowbit::validate::windows::WindowOptions;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Perplexity may differ by this share.
+const PERPLEXITY_TOLERANCE: f64 = 0.001;
+/// Of tokens that follow the reference's tokens, this share is the same.
+const LEAST_AGREEMENT: f64 = 0.99;
+/// A token may differ where the reference's two largest logits are this close. INT8 activations that were about to be
+/// rounded either way move logits by up to 0.05 in the shipped model.
+const CLOSE_LOGITS: f32 = 0.2;
+
+/// Kernels of one block with F16 or integer weights, and those beside the blocks: embedding, norm, head, argmax.
+const DISPATCHES_OF_A_BLOCK: u64 = 9;
+const DISPATCHES_OF_THE_ENDS: u64 = 4;
+
+fn gpu() -> Option<GpuBackend> {
+    match block_on(GpuBackend::new(&GpuOptions { software: true, ..GpuOptions::default() })) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert_eq!(error.code(), ErrorCode::NoDevice, "{error}");
+            eprintln!("skipped: no adapter");
+            None
+        }
+    }
+}
+
+/// The shipped model, and the real ones where they are at hand.
+fn models() -> Vec<PathBuf> {
+    let shared = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
+    let real = ["story-llama-0.66M", "stories260K", "stories260K-f16"].map(|name| shared.join(name));
+    let mut models = vec![fixture("tale-llama")];
+    for path in real {
+        if path.is_dir() {
+            models.push(path);
+        } else {
+            eprintln!("skipped: no {}", path.display());
+        }
+    }
+    models
+}
+
+/// A checkpoint, quantized in memory by `options` where there are some.
+fn checkpoint(dir: Rc<dyn SourceDir>, options: Option<&QuantizeOptions>) -> Checkpoint {
+    block_on(async {
+        let original = Checkpoint::open(dir).await.unwrap();
+        let Some(options) = options else { return original };
+        let folder = MemorySinkDir::new("quantized");
+        quantize(&original, options, &folder, None, &Silent).await.unwrap();
+        Checkpoint::open(Rc::new(folder.to_dir())).await.unwrap()
+    })
+}
+
+fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> CausalLm<B> {
+    block_on(CausalLm::load(backend, checkpoint, LoadOptions::default(), &Silent)).unwrap()
+}
+
+/// `count` tokens after `prompt`, the likeliest each time.
+fn greedy<B: Backend>(model: &mut CausalLm<B>, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut cache = model.new_cache(prompt.len() + count).unwrap();
+    let mut tokens = prompt.to_vec();
+    for step in 0..count {
+        let new = if step == 0 { prompt } else { &tokens[tokens.len() - 1..] }.to_vec();
+        match block_on(model.forward_next(&new, &mut cache, Wanted::Largest, &Silent)).unwrap() {
+            Next::Token(token) => tokens.push(token),
+            other => panic!("expected a token but found {other:?}"),
+        }
+    }
+    tokens.split_off(prompt.len())
+}
+
+fn rtn(bits: Bits, granularity: Granularity, symmetric: bool) -> Option<QuantizeOptions> {
+    Some(QuantizeOptions::rtn(bits, granularity, symmetric))
+}
+
+#[test]
+fn greedy_text_is_that_of_the_cpu() {
+    let kinds = [
+        ("as it is", None),
+        ("int8", rtn(Bits::Eight, Granularity::Channel, true)),
+        ("int4", rtn(Bits::Four, Granularity::Group(32), true)),
+        ("int4 asymmetric", rtn(Bits::Four, Granularity::Group(32), false)),
+    ];
+    for path in models() {
+        let prompt = tokenizer(on_disk(&path).as_ref()).encode_prompt("Once upon a time").unwrap();
+        for (name, options) in &kinds {
+            let Some(gpu) = gpu() else { return };
+            let checkpoint = checkpoint(on_disk(&path), options.as_ref());
+            let expected = greedy(&mut load(CpuBackend::new(), &checkpoint), &prompt, 64);
+            let mut model = load(gpu, &checkpoint);
+            let found = greedy(&mut model, &prompt, 64);
+            assert_eq!(found, expected, "{} {name}", path.display());
+
+            let mut cache = model.new_cache(2).unwrap();
+            let before = model.dispatches().unwrap();
+            block_on(model.forward_next(&prompt[..1], &mut cache, Wanted::Largest, &Silent)).unwrap();
+            let layers = checkpoint.config().num_hidden_layers as u64;
+            let most = layers * DISPATCHES_OF_A_BLOCK + DISPATCHES_OF_THE_ENDS;
+            assert!(model.dispatches().unwrap() - before <= most, "{name}: more than {most} kernels a token");
+        }
+    }
+}
+
+#[test]
+fn perplexity_is_that_of_the_cpu() {
+    let mut data = held_out();
+    data.tokens.truncate(2000);
+    let options = WindowOptions { context: 512, stride: None };
+    let kinds = [
+        ("f16", None),
+        ("int4", rtn(Bits::Four, Granularity::Group(32), true)),
+        ("int3", rtn(Bits::Three, Granularity::Group(32), true)),
+        ("int2", rtn(Bits::Two, Granularity::Group(32), false)),
+    ];
+    for (name, kind) in &kinds {
+        let Some(gpu) = gpu() else { return };
+        let checkpoint = checkpoint(on_disk(fixture("tale-llama")), kind.as_ref());
+        let cpu =
+            block_on(score(&mut load(CpuBackend::new(), &checkpoint), &data, &options, &Silent)).unwrap();
+        let gpu = block_on(score(&mut load(gpu, &checkpoint), &data, &options, &Silent)).unwrap();
+        let (cpu, gpu) = (cpu.perplexity(), gpu.perplexity());
+        println!("{name}: {gpu:.6} on the GPU, {cpu:.6} on the CPU");
+        assert!((gpu / cpu - 1.0).abs() < PERPLEXITY_TOLERANCE, "{name}: {gpu}, not {cpu}");
+    }
+}
+
+/// The likeliest token after each of `tokens`, and how far the second is behind.
+fn predictions<B: Backend>(model: &mut CausalLm<B>, tokens: &[u32]) -> Vec<(usize, f32)> {
+    let mut cache = model.new_cache(tokens.len()).unwrap();
+    let mut predictions = Vec::new();
+    block_on(model.forward(tokens, &mut cache, Logits::All, &Silent, |_, row| {
+        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        let second = (0..row.len()).filter(|&id| id != best).map(|id| row[id]).fold(f32::MIN, f32::max);
+        predictions.push((best, row[best] - second));
+        Ok(())
+    }))
+    .unwrap();
+    predictions
+}
+
+#[test]
+fn ternary_models_predict_the_tokens_of_the_cpu() {
+    let tokens = &held_out().tokens[..500];
+    for granularity in [Granularity::Tensor, Granularity::Channel] {
+        let Some(gpu) = gpu() else { return };
+        let options = QuantizeOptions::ternary(granularity);
+        let checkpoint = checkpoint(on_disk(fixture("tale-llama")), Some(&options));
+        let cpu = predictions(&mut load(CpuBackend::new(), &checkpoint), tokens);
+        let gpu = predictions(&mut load(gpu, &checkpoint), tokens);
+        let differing: Vec<f32> =
+            cpu.iter().zip(&gpu).filter(|(cpu, gpu)| cpu.0 != gpu.0).map(|(cpu, _)| cpu.1).collect();
+        println!("{granularity:?}: {} of {} tokens differ", differing.len(), tokens.len());
+        let agreement = 1.0 - differing.len() as f64 / tokens.len() as f64;
+        assert!(agreement >= LEAST_AGREEMENT, "{agreement}");
+        assert!(differing.iter().all(|&gap| gap < CLOSE_LOGITS), "{differing:?}");
+    }
+}
+
+#[test]
+fn sampled_text_is_that_of_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = checkpoint(on_disk(fixture("tale-llama")), None);
+    let prompt = [1, 5, 9];
+    let mut cpu = load(CpuBackend::new(), &checkpoint);
+    let mut gpu = load(gpu, &checkpoint);
+    for k in [1, 40, 1024] {
+        let wanted = Wanted::TopK(k);
+        let (mut a, mut b) = (cpu.new_cache(3).unwrap(), gpu.new_cache(3).unwrap());
+        let on_cpu = block_on(cpu.forward_next(&prompt, &mut a, wanted, &Silent)).unwrap();
+        let on_gpu = block_on(gpu.forward_next(&prompt, &mut b, wanted, &Silent)).unwrap();
+        let ids = |next: &Next| match next {
+            Next::Candidates(candidates) => candidates.iter().map(|&(id, _)| id).collect::<Vec<_>>(),
+            other => panic!("expected candidates but found {other:?}"),
+        };
+        // At the cut two logits may be as close as the devices' arithmetic.
+        let same = ids(&on_cpu).iter().filter(|id| ids(&on_gpu).contains(id)).count();
+        assert!(same + 1 >= k, "{same} of {k}");
+    }
+}
+
+#[test]
+fn the_command_line_picks_the_device() {
+    let generate = |more: &[&str]| {
+        let checkpoint = arg(tale());
+        let fixed =
+            ["--json", "generate", &checkpoint, "--prompt", "Once", "--max-tokens", "8", "--ignore-eos"];
+        lowbit(fixed.iter().chain(more))
+    };
+    let cpu = generate(&["--device", "cpu"]).done().json();
+    assert!(cpu["device"].as_str().unwrap().starts_with("cpu"), "{cpu}");
+    assert!(cpu["dispatches_per_token"].is_null() && cpu["why_cpu"].is_null(), "{cpu}");
+    let refused = [
+        (&["--device", "cpu", "--adapter", "x"][..], "invalid_argument"),
+        (&["--adapter", "Voodoo 2"], "no_device"),
+        (&["--device", "gpu", "--adapter", "Voodoo 2"], "no_device"),
+    ];
+    for (args, code) in refused {
+        let ran = generate(args);
+        assert_eq!((ran.code, ran.json()["error"]["code"].as_str()), (2, Some(code)), "{args:?}");
+    }
+    let listed = lowbit(["--json", "devices"]).done().json();
+    assert!(listed["cpu"].as_str().unwrap().starts_with("cpu"));
+    let gpu = generate(&["--device", "gpu"]);
+    if listed["adapters"].as_array().unwrap().is_empty() {
+        eprintln!("skipped: no adapter");
+        assert_eq!(gpu.json()["error"]["code"], "no_device");
+        return;
+    }
+    let gpu = gpu.done().json();
+    assert_eq!(gpu["token_ids"], cpu["token_ids"]);
+    assert_eq!(gpu["text"], cpu["text"]);
+    assert!(gpu["device"].as_str().unwrap().starts_with("gpu: "), "{gpu}");
+    // Three layers.
+    assert!(gpu["dispatches_per_token"].as_f64().unwrap() <= 31.0, "{gpu}");
+}
