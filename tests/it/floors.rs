@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `src/`, floor by floor. A new module needs its place here.
 const FLOORS: &[&[&str]] = &[
-    &["error", "digest", "dtype", "shape", "task"], // 0 values
+    &["error", "digest", "dtype", "parallel", "shape", "task"], // 0 values
     &["format"],                                    // 1 bytes
     &["quant"],                                     // 2 quantizing
     &["layout"],                                    // 3 layouts

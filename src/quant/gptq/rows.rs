@@ -220,7 +220,7 @@ impl<'a> Rounding<'a> {
         let mut sum = 0.0;
         for i in 0..targets.len() {
             let place = start + i;
-            if !fixed && place % grid.group_size == 0 {
+            if !fixed && place.is_multiple_of(grid.group_size) {
                 let end = targets.len().min(i + grid.group_size);
                 let wanted = best_values(prepared, place, &weights[i..end], &targets[i..end]);
                 match grid.params(&wanted, &prepared.factor.diagonal[place..place + wanted.len()]) {
