@@ -121,6 +121,17 @@ pub enum Preparation {
     Trained,
 }
 
+impl Preparation {
+    /// What the method of a record stands for; methods that are not known count as rounding.
+    pub fn of_method(name: &str) -> Self {
+        match name {
+            "gptq" | "awq" => Self::Calibrated,
+            "qat" => Self::Trained,
+            _ => Self::Rounded,
+        }
+    }
+}
+
 /// Everything that the verdict depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurements {

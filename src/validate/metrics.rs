@@ -140,6 +140,30 @@ impl PerplexitySum {
     }
 }
 
+/// Collects, token by token, how much less likely one model finds what another has scored too. Both see the same tokens, so
+/// that what makes a text hard cancels out. Keeps 8 bytes a token.
+#[derive(Clone, Debug, Default)]
+pub struct PairedDifference {
+    differences: Vec<f64>,
+}
+
+impl PairedDifference {
+    /// Adds one token's negative log-likelihoods.
+    pub fn add(&mut self, first: f64, second: f64) {
+        self.differences.push(second - first);
+    }
+
+    /// The mean of second minus first, in nats: the logarithm of the ratio of the perplexities.
+    pub fn mean(&self) -> f64 {
+        mean(&self.differences)
+    }
+
+    /// The standard error of the mean. A mean within two of them may be chance.
+    pub fn standard_error(&self) -> f64 {
+        standard_error(&self.differences)
+    }
+}
+
 /// Collects, position by position, how a quantized model's logits differ from the original's. Keeps 8 bytes a position.
 #[derive(Clone, Debug, Default)]
 pub struct DivergenceSum {
@@ -273,6 +297,14 @@ mod tests {
         // The geometric mean of 2 and 8.
         assert!((perplexity.perplexity() - 4.0).abs() < TOLERANCE);
         assert_eq!(perplexity.tokens(), 2);
+
+        let mut loss = PairedDifference::default();
+        for (first, second) in [(1.0, 2.0), (3.0, 3.0), (5.0, 4.0), (2.0, 6.0)] {
+            loss.add(first, second);
+        }
+        // Differences 1, 0, -1, 4: mean 1, sum of squares 14 around it.
+        assert_eq!(loss.mean(), 1.0);
+        assert!((loss.standard_error() - (14.0f64 / 3.0 / 4.0).sqrt()).abs() < TOLERANCE);
 
         let mut divergence = DivergenceSum::default();
         divergence.add(&[0.0, 1.0], &[0.0, 1.0]);

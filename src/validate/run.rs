@@ -198,7 +198,7 @@ fn put_together(
     layers: Layers,
     measured: Measured,
 ) -> ValidationReport {
-    let Comparison { original: first, quantized: second, divergence } = &measured.comparison;
+    let Comparison { original: first, quantized: second, divergence, .. } = &measured.comparison;
     let scheme = layers.main_scheme().expect("measuring refuses checkpoints without quantized layers");
     let failures = options
         .prompts
@@ -208,7 +208,7 @@ fn put_together(
         .collect();
     let measurements = Measurements {
         scheme,
-        preparation: Preparation::Rounded,
+        preparation: Preparation::of_method(&options.method),
         activations: measured.quantized.activations,
         perplexity: PerplexityMeasurement { original: first.perplexity(), quantized: second.perplexity() },
         benchmark: (!options.benchmark.is_empty()).then_some(BenchmarkMeasurement {

@@ -3,7 +3,7 @@
 //! Two models go side by side, some tokens of the one and then of the other, so that no more logits are held than one
 //! chunk's. Floor 7.
 
-use super::metrics::{DivergenceSum, PerplexitySum, negative_log_likelihood};
+use super::metrics::{DivergenceSum, PairedDifference, PerplexitySum, negative_log_likelihood};
 use super::windows::{Dataset, Window, WindowOptions};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -20,13 +20,18 @@ pub struct Comparison {
     pub quantized: PerplexitySum,
     /// How far the second's predictions are from the first's, over the scored tokens.
     pub divergence: DivergenceSum,
+    /// How much less likely the second finds each scored token.
+    pub loss: PairedDifference,
 }
 
 impl Comparison {
     /// Takes in the logits of both models for one scored token.
     pub(super) fn add(&mut self, original: &[f32], quantized: &[f32], target: u32) {
-        self.original.add(negative_log_likelihood(original, target as usize));
-        self.quantized.add(negative_log_likelihood(quantized, target as usize));
+        let first = negative_log_likelihood(original, target as usize);
+        let second = negative_log_likelihood(quantized, target as usize);
+        self.original.add(first);
+        self.quantized.add(second);
+        self.loss.add(first, second);
         self.divergence.add(original, quantized);
     }
 }

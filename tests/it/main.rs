@@ -8,6 +8,7 @@ mod floors;
 mod gguf;
 mod gguf_output;
 mod golden;
+mod gptq;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod interop;
