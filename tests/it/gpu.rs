@@ -26,7 +26,7 @@ const PERPLEXITY_TOLERANCE: f64 = 0.001;
 /// Of tokens that follow the reference's tokens, this share is the same.
 const LEAST_AGREEMENT: f64 = 0.99;
 /// A token may differ where the reference's two largest logits are this close: an activation on the edge between two
-/// integers turns a difference in the last bit into a whole step.
+/// integers turns a difference in the last bit into a whole step. Measured 0.07 on lavapipe.
 const CLOSE_LOGITS: f32 = 0.2;
 
 /// Kernels of one block with F16 or integer weights, and those beside the blocks: embedding, norm, head, argmax.
