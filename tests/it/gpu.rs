@@ -25,8 +25,8 @@ use std::rc::Rc;
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
 /// Of tokens that follow the reference's tokens, this share is the same.
 const LEAST_AGREEMENT: f64 = 0.99;
-/// A token may differ where the reference's two largest logits are this close. INT8 activations that were about to be
-/// rounded either way move logits by up to 0.05 in the shipped model.
+/// A token may differ where the reference's two largest logits are this close: an activation on the edge between two
+/// integers turns a difference in the last bit into a whole step. Measured 0.07 on lavapipe.
 const CLOSE_LOGITS: f32 = 0.2;
 
 /// Kernels of one block with F16 or integer weights, and those beside the blocks: embedding, norm, head, argmax.
@@ -168,7 +168,12 @@ fn ternary_models_predict_the_tokens_of_the_cpu() {
         let gpu = predictions(&mut load(gpu, &checkpoint), tokens);
         let differing: Vec<f32> =
             cpu.iter().zip(&gpu).filter(|(cpu, gpu)| cpu.0 != gpu.0).map(|(cpu, _)| cpu.1).collect();
-        println!("{granularity:?}: {} of {} tokens differ", differing.len(), tokens.len());
+        let widest = differing.iter().copied().fold(0.0, f32::max);
+        println!(
+            "{granularity:?}: {} of {} tokens differ, where logits are at most {widest} apart",
+            differing.len(),
+            tokens.len()
+        );
         let agreement = 1.0 - differing.len() as f64 / tokens.len() as f64;
         assert!(agreement >= LEAST_AGREEMENT, "{agreement}");
         assert!(differing.iter().all(|&gap| gap < CLOSE_LOGITS), "{differing:?}");
