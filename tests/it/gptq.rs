@@ -1,29 +1,18 @@
 //! GPTQ on real models: as good as the field's best tools, and better than rounding.
 
-use crate::support::{fixture, held_out, load, on_disk, perplexity, tokenizer};
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::calibrate::{SampleOptions, Samples};
+use crate::support::{calibrated, fixture, held_out, load, on_disk, perplexity, samples, tokenizer};
+use lowbit::calibrate::Samples;
 use lowbit::error::ErrorCode;
-use lowbit::format::scratch::MemoryScratch;
 use lowbit::format::sink::MemorySinkDir;
 use lowbit::format::source::SourceDir;
 use lowbit::model::Checkpoint;
-use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated};
+use lowbit::pipeline::{QuantizeOptions, QuantizeOutcome, quantize};
 use lowbit::quant::{Bits, ColumnOrder, GptqOptions, Granularity};
 use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::{TextCodec, unify_line_ends};
 use lowbit::validate::walk;
 use lowbit::validate::windows::{Dataset, WindowOptions};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
-
-/// The first `samples` windows of a text, for the model of a folder.
-fn samples(model: &Path, text: &Path, samples: usize, sequence_length: usize) -> Samples {
-    let codec = tokenizer(on_disk(model).as_ref());
-    let text = std::fs::read_to_string(text).unwrap();
-    let options = SampleOptions { samples, sequence_length, shuffle: None };
-    Samples::new(&codec.encode(&unify_line_ends(&text)).unwrap(), codec.bos_token_id(), &options).unwrap()
-}
 
 fn run(
     checkpoint: &Checkpoint,
@@ -31,9 +20,7 @@ fn run(
     options: &QuantizeOptions,
 ) -> lowbit::Result<(Rc<dyn SourceDir>, QuantizeOutcome)> {
     let folder = MemorySinkDir::new("gptq");
-    let scratch = MemoryScratch::new();
-    let calibration = Calibration { samples, backend: CpuBackend::new(), scratch: &scratch };
-    let outcome = block_on(quantize_calibrated(checkpoint, options, calibration, &folder, None, &Silent))?;
+    let outcome = calibrated(checkpoint, samples, options, &folder)?;
     Ok((Rc::new(folder.to_dir()), outcome))
 }
 

@@ -1,13 +1,15 @@
 //! transformers as the judge of what lowbit reads and writes. Run by `cargo xtask interop`; see `tests/interop/README.md`.
 
-use crate::support::{distances, fixture, held_out, load, logits, on_disk, perplexity, synthetic::tokens};
+use crate::support::{
+    calibrated, distances, fixture, held_out, load, logits, on_disk, perplexity, samples, synthetic::tokens,
+};
 use lowbit::dtype::DType;
 use lowbit::format::sink::FsSinkDir;
 use lowbit::layout::{GptqZeros, TargetLayout};
 use lowbit::model::Checkpoint;
 use lowbit::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::pipeline::{QuantizeOptions, quantize};
-use lowbit::quant::{Activations, Bits, Granularity};
+use lowbit::quant::{Activations, Bits, ColumnOrder, Granularity};
 use lowbit::task::{Silent, block_on};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -78,6 +80,11 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let int8 = rtn(Bits::Eight, Granularity::Channel, true);
     let int4 = rtn(Bits::Four, Granularity::Group(32), true);
     let in_layout = |options, layout| QuantizeOptions { layout: Some(layout), ..options };
+    let act_order = || {
+        let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(32), true);
+        options.gptq.order = ColumnOrder::GroupIndex;
+        options
+    };
     let (gptq, gptq_v2) = (TargetLayout::Gptq(GptqZeros::V1), TargetLayout::Gptq(GptqZeros::V2));
     let cases = [
         ("int4-g32-sym", int4.clone()),
@@ -94,13 +101,20 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
         ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
         ("awq-int4-g32-sym", in_layout(int4, TargetLayout::Awq)),
+        ("gptq-act-order", in_layout(act_order(), gptq)),
+        ("compressed-tensors-act-order", act_order()),
     ];
     let original = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
+    let samples = samples(&fixture("tale-llama"), &fixture("tale-llama/calibration.txt"), 4, 128);
     let mut folders = vec![("original", fixture("tale-llama"))];
     for (name, options) in cases {
         let path = place.join(name);
         let sinks = FsSinkDir::create(&path).unwrap();
-        block_on(quantize(&original, &options, &sinks, None, &Silent)).unwrap();
+        if options.method.is_calibrated() {
+            calibrated(&original, &samples, &options, &sinks).unwrap();
+        } else {
+            block_on(quantize(&original, &options, &sinks, None, &Silent)).unwrap();
+        }
         folders.push((name, path));
     }
     let packed = block_on(Checkpoint::open(on_disk(place.join("int4-g32-sym")))).unwrap();

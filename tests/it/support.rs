@@ -4,14 +4,18 @@ pub mod large;
 pub mod synthetic;
 
 use lowbit::backend::cpu::CpuBackend;
+use lowbit::calibrate::{SampleOptions, Samples};
+use lowbit::format::scratch::MemoryScratch;
+use lowbit::format::sink::SinkDir;
 use lowbit::format::source::{FsDir, SourceDir};
 use lowbit::model::decoder::Logits;
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize_calibrated};
 use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::HuggingFaceTokenizer;
+use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
 use lowbit::validate::walk::score;
 use lowbit::validate::windows::{Dataset, WindowOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// A file or folder of `tests/fixtures`.
@@ -76,4 +80,24 @@ pub fn perplexity(model: &mut CausalLm<CpuBackend>, data: &Dataset) -> f64 {
 pub fn held_out() -> Dataset {
     let text = std::fs::read_to_string(fixture("tale-llama/heldout.txt")).unwrap();
     Dataset::new("heldout.txt", &text, &tokenizer(on_disk(fixture("tale-llama")).as_ref())).unwrap()
+}
+
+/// The first `samples` windows of a text, for the model of a folder.
+pub fn samples(model: &Path, text: &Path, samples: usize, sequence_length: usize) -> Samples {
+    let codec = tokenizer(on_disk(model).as_ref());
+    let text = std::fs::read_to_string(text).unwrap();
+    let options = SampleOptions { samples, sequence_length, shuffle: None };
+    Samples::new(&codec.encode(&unify_line_ends(&text)).unwrap(), codec.bos_token_id(), &options).unwrap()
+}
+
+/// Quantizes by a method that calibrates, on the CPU and in memory.
+pub fn calibrated(
+    checkpoint: &Checkpoint,
+    samples: &Samples,
+    options: &QuantizeOptions,
+    folder: &dyn SinkDir,
+) -> lowbit::Result<QuantizeOutcome> {
+    let scratch = MemoryScratch::new();
+    let calibration = Calibration { samples, backend: CpuBackend::new(), scratch: &scratch };
+    block_on(quantize_calibrated(checkpoint, options, calibration, folder, None, &Silent))
 }
