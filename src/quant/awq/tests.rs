@@ -1,0 +1,1 @@
+//! Tests of AWQ's maths. Floor 2.
