@@ -325,7 +325,7 @@ impl<'a, B: Backend> Walk<'a, B> {
 }
 
 /// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
-const PARENT_TOKENS: usize = 16_384;
+const PARENT_TOKENS: usize = 4096;
 
 /// The outputs that candidates are measured by.
 const PARENT: &str = "parent";
