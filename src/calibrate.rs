@@ -4,6 +4,7 @@
 //! each [`Site`](crate::model::block::Site), while the block's matrices are replaced one after the other. Not here: what is made of the statistics
 //! (`quant`), and which modules are quantized how (`pipeline`). Floor 7.
 
+pub mod awq;
 pub mod samples;
 pub mod walk;
 

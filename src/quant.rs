@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a file, a model or a device, so every method is tested on small matrices. Floor 2.
 
+pub mod awq;
 pub mod builder;
 pub mod column_order;
 pub mod dequantize;

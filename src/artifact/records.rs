@@ -69,7 +69,13 @@ pub struct CalibrationRecord {
     pub rtn_output_error: Option<f64>,
     /// Share of the mean diagonal that was added to the Hessian's diagonal.
     pub damping: Option<f32>,
-    /// Why another method than the one asked for was kept.
+    /// AWQ: the exponent of the mean input that columns were scaled by; absent where they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f32>,
+    /// AWQ: whether the ranges of groups were clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped: Option<bool>,
+    /// Why another method than the one asked for was kept, or a part of it left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -13,8 +13,9 @@ use crate::model::block::{Block, Hidden, Position, Site, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
 use crate::model::names::Linear;
 use crate::model::spill::{self, Place};
+use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
-use crate::quant::{Activations, Hessian, PackedTensor};
+use crate::quant::{Activations, Hessian};
 use crate::task::{self, Control, Progress};
 
 /// Samples on their way through a model.
@@ -35,6 +36,8 @@ pub struct Walk<'a, B: Backend> {
     layer: usize,
     /// Where in the block the samples are; `None` before it.
     site: Option<Site>,
+    /// Sum of the absolute values of each feature at the site, over all tokens.
+    absolute: Vec<f64>,
 }
 
 /// Tokens of one sample that run together.
@@ -85,6 +88,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             block: None,
             layer: 0,
             site: None,
+            absolute: Vec::new(),
         };
         let ends = Ends::load(&mut walk.backend, checkpoint, LOAD).await?;
         scratch.delete(RESIDUAL).await?;
@@ -117,6 +121,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         let width = site.width(self.config);
         let mut gram = self.backend.buffer(Element::F32, width * width)?;
         self.scratch.delete(activations(site)).await?;
+        self.absolute = vec![0.0; width];
         for run in self.runs() {
             self.report(site, run.sample, control);
             task::checkpoint(control).await?;
@@ -141,8 +146,79 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok((site, hessian))
     }
 
+    /// The mean of the absolute value of each feature at the site where the samples stand.
+    pub fn mean_absolute(&self) -> Vec<f32> {
+        let tokens = self.samples.tokens().max(1) as f64;
+        self.absolute.iter().map(|sum| (sum / tokens) as f32).collect()
+    }
+
+    /// Whether attention or MLP can be run from the site to its end, and is more than the layer that reads the site.
+    pub fn has_parent(site: Site) -> bool {
+        matches!(site, Site::Attention | Site::Mlp)
+    }
+
+    /// Runs attention or the MLP, whichever the site begins, on the first samples, as the block is now, and keeps the
+    /// outputs to measure others by.
+    pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<()> {
+        self.scratch.delete(PARENT).await?;
+        for run in self.parent_runs() {
+            task::checkpoint(control).await?;
+            let output = self.parent_output(run).await?;
+            let offset = (run.row * self.config.hidden_size * size_of::<f32>()) as u64;
+            self.scratch.write_at(PARENT, offset, bytemuck::cast_slice(&output)).await?;
+        }
+        Ok(())
+    }
+
+    /// The mean of the squared distance of its outputs to those that were kept.
+    pub async fn parent_loss(&mut self, control: &dyn Control) -> Result<f64> {
+        let (mut sum, mut count) = (0.0, 0);
+        for run in self.parent_runs() {
+            task::checkpoint(control).await?;
+            let output = self.parent_output(run).await?;
+            let mut kept = vec![0.0f32; output.len()];
+            let offset = (run.row * self.config.hidden_size * size_of::<f32>()) as u64;
+            self.scratch.read_at(PARENT, offset, bytemuck::cast_slice_mut(&mut kept)).await?;
+            let square = |(a, b): (&f32, &f32)| f64::from(a - b) * f64::from(a - b);
+            sum += output.iter().zip(&kept).map(square).sum::<f64>();
+            count += output.len();
+        }
+        Ok(sum / count.max(1) as f64)
+    }
+
+    /// Runs of whole samples, from the first on, until there are tokens enough.
+    fn parent_runs(&self) -> Vec<Run> {
+        let mut runs = self.runs();
+        let mut tokens = 0;
+        let enough = self.samples.windows.iter().position(|window| {
+            tokens += window.len();
+            tokens >= PARENT_TOKENS
+        });
+        runs.retain(|run| enough.is_none_or(|last| run.sample <= last));
+        runs
+    }
+
+    async fn parent_output(&mut self, run: Run) -> Result<Vec<f32>> {
+        self.bring_back(run).await?;
+        let mlp = self.site == Some(Site::Mlp);
+        self.step(if mlp { Site::Down } else { Site::Output }, run.past)?;
+        let Self { backend, work, hidden, .. } = self;
+        let Some(block) = &self.block else {
+            return Err(Error::invalid_argument("expected a block that was entered"));
+        };
+        if mlp {
+            block.finish(backend, hidden, work)?;
+        } else {
+            block.attention_out(backend, run.count, work)?;
+        }
+        let mut output = vec![0.0; run.count * self.config.hidden_size];
+        let from = if mlp { &self.hidden.delta } else { self.work.attention_out() };
+        self.backend.read(from, 0, &mut output).await?;
+        Ok(output)
+    }
+
     /// Replaces matrices that read the site where the samples stand. They go on through the new ones.
-    pub async fn replace(&mut self, site: Site, replaced: &[(Linear, PackedTensor)]) -> Result<()> {
+    pub async fn replace(&mut self, site: Site, replaced: &[(Linear, Replacement<'_>)]) -> Result<()> {
         let Some(block) = &mut self.block else {
             return Err(Error::invalid_argument("expected a block that was entered"));
         };
@@ -233,7 +309,13 @@ impl<'a, B: Backend> Walk<'a, B> {
         }
         let place = Place { scratch: self.scratch, blob: activations(site), first: run.row };
         let width = site.width(self.config);
-        spill::save(&mut self.backend, self.work.at(site), run.count, width, place).await
+        let rows = spill::save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
+        for row in rows.chunks_exact(width) {
+            for (sum, value) in self.absolute.iter_mut().zip(row) {
+                *sum += f64::from(value.abs());
+            }
+        }
+        Ok(())
     }
 
     async fn save_hidden(&mut self, run: Run) -> Result<()> {
@@ -241,6 +323,12 @@ impl<'a, B: Backend> Walk<'a, B> {
         spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
 }
+
+/// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
+const PARENT_TOKENS: usize = 4096;
+
+/// The outputs that candidates are measured by.
+const PARENT: &str = "parent";
 
 /// The residual streams of all samples, end to end.
 const RESIDUAL: &str = "residual";

@@ -31,8 +31,8 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// How codes are found: rtn rounds to nearest, gptq learns from calibration texts which way to round, ternary makes
-    /// -1, 0 and 1 as BitNet does
+    /// How codes are found: rtn rounds to nearest, gptq learns from calibration texts which way to round, awq which
+    /// columns to round more finely; ternary makes -1, 0 and 1 as BitNet does
     #[arg(long, value_enum, default_value_t = MethodArg::Rtn)]
     method: MethodArg,
 
@@ -145,6 +145,7 @@ impl From<FormatArg> for TargetLayout {
 enum MethodArg {
     Rtn,
     Gptq,
+    Awq,
     Ternary,
 }
 
@@ -179,7 +180,7 @@ enum TernaryScaleArg {
 impl Args {
     fn options(&self) -> Result<QuantizeOptions> {
         let mut options = match self.method {
-            MethodArg::Rtn | MethodArg::Gptq => {
+            MethodArg::Rtn | MethodArg::Gptq | MethodArg::Awq => {
                 let bits = Bits::try_from(self.bits.unwrap_or(4))?;
                 let granularity = match self.group_size {
                     None if bits == Bits::Eight => Granularity::Channel,
@@ -195,6 +196,7 @@ impl Args {
                 };
                 match self.method {
                     MethodArg::Gptq => QuantizeOptions::gptq(bits, granularity, !self.asym),
+                    MethodArg::Awq => QuantizeOptions::awq(bits, granularity, !self.asym),
                     _ => QuantizeOptions::rtn(bits, granularity, !self.asym),
                 }
             }

@@ -5,10 +5,9 @@
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::names::{BlockNorm, Linear};
-use super::weights::{LoadOptions, Part, load_linear, load_norm};
+use super::weights::{LoadOptions, Part, Replacement, load_linear, load_norm};
 use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm};
 use crate::error::Result;
-use crate::quant::PackedTensor;
 
 /// The weights of one block on a device.
 pub struct Block<B: Backend> {
@@ -172,11 +171,16 @@ impl<B: Backend> Block<B> {
         sub_norm(backend, &self.attention_sub_norm, count, &mut work.attended, &mut work.attended_normed)
     }
 
+    /// From there to the attention's output alone, which [`Workspace::attention_out`] then is; the residual stream stays.
+    pub fn attention_out(&self, backend: &mut B, count: usize, work: &mut Workspace<B>) -> Result<()> {
+        let attended = work.attended_normed.as_ref().unwrap_or(&work.attended);
+        backend.linear(attended, count, &self.o, &mut work.attention_out)
+    }
+
     /// From there to the input of gate and up: [`Site::Mlp`]. The residual stream of `hidden` takes in the attention.
     pub fn to_mlp(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
         let count = hidden.count;
-        let attended = work.attended_normed.as_ref().unwrap_or(&work.attended);
-        backend.linear(attended, count, &self.o, &mut work.attention_out)?;
+        self.attention_out(backend, count, work)?;
         let delta = Some(&work.attention_out);
         backend.add_rms_norm(&mut hidden.residual, delta, count, &self.post_attention_norm, &mut work.normed)
     }
@@ -210,7 +214,7 @@ impl<B: Backend> Block<B> {
         checkpoint: &Checkpoint,
         layer: usize,
         site: Site,
-        replaced: &[(Linear, PackedTensor)],
+        replaced: &[(Linear, Replacement<'_>)],
         options: LoadOptions,
     ) -> Result<()> {
         let parts: Vec<Part<'_>> = site
@@ -218,7 +222,7 @@ impl<B: Backend> Block<B> {
             .iter()
             .map(|&linear| {
                 let replacement =
-                    replaced.iter().find(|(which, _)| *which == linear).map(|(_, tensor)| tensor);
+                    replaced.iter().find(|(which, _)| *which == linear).map(|(_, replacement)| *replacement);
                 Part { replacement, ..Part::of(checkpoint, layer, linear) }
             })
             .collect();
@@ -267,6 +271,11 @@ impl Site {
 }
 
 impl<B: Backend> Workspace<B> {
+    /// What attention adds to the residual stream, `[tokens, hidden_size]`.
+    pub fn attention_out(&self) -> &B::Buffer {
+        &self.attention_out
+    }
+
     /// The activations at `site`, `[tokens, width]`.
     pub fn at(&self, site: Site) -> &B::Buffer {
         match site {

@@ -25,17 +25,18 @@ impl Place<'_> {
     }
 }
 
-/// Keeps `count` rows of `width` elements.
+/// Keeps `count` rows of `width` elements, and returns them.
 pub async fn save<B: Backend>(
     backend: &mut B,
     rows: &B::Buffer,
     count: usize,
     width: usize,
     place: Place<'_>,
-) -> Result<()> {
+) -> Result<Vec<f32>> {
     let mut values = vec![0.0f32; count * width];
     backend.read(rows, 0, &mut values).await?;
-    place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&values)).await
+    place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&values)).await?;
+    Ok(values)
 }
 
 /// Brings them back.

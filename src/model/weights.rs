@@ -8,7 +8,7 @@ use crate::backend::{Backend, Element, Norm, WeightDesc, WeightFormat, WeightVie
 use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
-use crate::quant::{ActivationGrid, Activations, PackedTensor};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, dequantize};
 use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
@@ -26,14 +26,23 @@ pub struct LoadOptions {
     pub dense_as_f16: bool,
 }
 
+/// Values to take instead of the checkpoint's, of the same shape.
+#[derive(Clone, Copy)]
+pub enum Replacement<'a> {
+    /// A packed matrix.
+    Packed(&'a PackedTensor),
+    /// A packed matrix whose columns, `[cols]`, were multiplied by these scales; it is held in floating point without them.
+    Scaled(&'a PackedTensor, &'a [f32]),
+}
+
 /// One matrix of a fused weight.
 pub struct Part<'a> {
     /// Module name: `model.layers.0.self_attn.q_proj`.
     pub module: String,
     /// Whether `<module>.bias` belongs to it.
     pub bias: bool,
-    /// Values to take instead of the checkpoint's, of the same shape.
-    pub replacement: Option<&'a PackedTensor>,
+    /// Values to take instead of the checkpoint's.
+    pub replacement: Option<Replacement<'a>>,
 }
 
 impl Part<'_> {
@@ -51,7 +60,7 @@ impl Part<'_> {
     fn storage(&self, checkpoint: &Checkpoint) -> Result<ModuleStorage> {
         match self.replacement {
             None => checkpoint.module(&self.module),
-            Some(tensor) => Ok(ModuleStorage::Packed {
+            Some(Replacement::Packed(tensor) | Replacement::Scaled(tensor, _)) => Ok(ModuleStorage::Packed {
                 scheme: tensor.scheme(),
                 activations: Activations::F32,
                 rows: tensor.rows(),
@@ -78,6 +87,7 @@ pub async fn load_linear<B: Backend>(
         let (rows, cols) = storage.shape();
         let format = match &storage {
             ModuleStorage::Dense { dtype, .. } => WeightFormat::Dense(held_as(*dtype, options)),
+            _ if matches!(part.replacement, Some(Replacement::Scaled(..))) => WeightFormat::Dense(DType::F32),
             ModuleStorage::Packed { scheme, .. } => WeightFormat::Packed(*scheme),
         };
         let activations = options.activations.unwrap_or(storage.activations());
@@ -109,7 +119,11 @@ pub async fn load_linear<B: Backend>(
                 ModuleStorage::Packed { rows, .. } => {
                     let read;
                     let packed = match part.replacement {
-                        Some(packed) => packed,
+                        Some(Replacement::Scaled(packed, scales)) => {
+                            put_scaled(backend, &mut builder, index, packed, scales)?;
+                            return put_bias(backend, &mut builder, index, part, *rows, checkpoint).await;
+                        }
+                        Some(Replacement::Packed(packed)) => packed,
                         None => {
                             read = checkpoint.layout().read_packed(checkpoint.store(), &part.module).await?;
                             &read
@@ -119,18 +133,54 @@ pub async fn load_linear<B: Backend>(
                     backend.put_rows(&mut builder, index, 0..*rows, view)?;
                 }
             }
-            if part.bias {
-                let bias =
-                    read_vector(checkpoint, &format!("{}.bias", part.module), storage.shape().0).await?;
-                backend.put_bias(&mut builder, index, &bias)?;
-            } else {
-                refuse_unexpected_bias(checkpoint, &part.module).await?;
-            }
-            Ok::<_, Error>(())
+            put_bias(backend, &mut builder, index, part, storage.shape().0, checkpoint).await
         };
         put.await.context_with(|| format!("module `{}`", part.module))?;
     }
     backend.finish_weight(builder).await
+}
+
+/// The bias of part `index`, where it has one.
+async fn put_bias<B: Backend>(
+    backend: &mut B,
+    builder: &mut B::WeightBuilder,
+    index: usize,
+    part: &Part<'_>,
+    rows: usize,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    if !part.bias {
+        return refuse_unexpected_bias(checkpoint, &part.module).await;
+    }
+    let bias = read_vector(checkpoint, &format!("{}.bias", part.module), rows).await?;
+    backend.put_bias(builder, index, &bias)
+}
+
+/// The rows of a packed matrix without the scales of its columns, some at a time.
+fn put_scaled<B: Backend>(
+    backend: &mut B,
+    builder: &mut B::WeightBuilder,
+    index: usize,
+    packed: &PackedTensor,
+    scales: &[f32],
+) -> Result<()> {
+    let cols = packed.cols();
+    let rows_at_once = (CHUNK_BYTES / (cols * DType::F32.size())).max(1);
+    let mut values = Vec::new();
+    for start in (0..packed.rows()).step_by(rows_at_once) {
+        let range = start..(start + rows_at_once).min(packed.rows());
+        values.resize(range.len() * cols, 0.0);
+        dequantize::rows(packed, range.clone(), &mut values);
+        for row in values.chunks_exact_mut(cols) {
+            for (value, scale) in row.iter_mut().zip(scales) {
+                *value /= scale;
+            }
+        }
+        let mut bytes = Vec::new();
+        encode_f32(DType::F32, &values, &mut bytes)?;
+        backend.put_rows(builder, index, range, WeightView::Dense(&bytes))?;
+    }
+    Ok(())
 }
 
 /// Refuses NaN and infinity among some elements of a tensor, of which `first` is the index of the first.

@@ -3,21 +3,24 @@
 //! The packed matrices wait in scratch: they are found in the order of the data flow and written in the order of the
 //! file. Floor 8.
 
+mod awq;
+
 use super::kept;
 use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
+use crate::calibrate::awq::Shared;
 use crate::calibrate::{Samples, Walk};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::block::Site;
-use crate::model::weights::DenseRows;
+use crate::model::weights::{DenseRows, Replacement};
 use crate::quant::gptq::Prepared;
-use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType};
+use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a calibrated method needs beside its options.
 pub struct Calibration<'a, B> {
@@ -33,6 +36,10 @@ pub struct Calibration<'a, B> {
 pub(super) struct Found<'a> {
     scratch: &'a dyn Scratch,
     modules: BTreeMap<String, (PackedFormat, CalibrationRecord)>,
+    /// Errors of the weights that were scaled before they were packed, without the scales.
+    weight_errors: BTreeMap<String, WeightError>,
+    /// Norms and biases that changed.
+    vectors: BTreeSet<String>,
 }
 
 impl Found<'_> {
@@ -44,6 +51,21 @@ impl Found<'_> {
     /// How its codes were found.
     pub(super) fn record(&self, module: &str) -> Option<&CalibrationRecord> {
         self.modules.get(module).map(|(_, record)| record)
+    }
+
+    /// The error of its weights, where the packed matrix is not of the source's own weights.
+    pub(super) fn weight_error(&self, module: &str) -> Option<&WeightError> {
+        self.weight_errors.get(module)
+    }
+
+    /// Whether a norm or a bias is not as it was.
+    pub(super) fn has_vector(&self, tensor: &str) -> bool {
+        self.vectors.contains(tensor)
+    }
+
+    /// What it became.
+    pub(super) async fn vector(&self, tensor: &str) -> Result<Vec<f32>> {
+        kept::load_vector(self.scratch, tensor).await
     }
 
     /// The matrix.
@@ -62,13 +84,21 @@ pub(super) async fn find<'a, B: Backend>(
     control: &dyn Control,
 ) -> Result<Found<'a>> {
     let Calibration { samples, backend, scratch } = calibration;
-    let mut found = Found { scratch, modules: BTreeMap::new() };
+    let mut found =
+        Found { scratch, modules: BTreeMap::new(), weight_errors: BTreeMap::new(), vectors: BTreeSet::new() };
     let layers = checkpoint.config().num_hidden_layers;
     let mut walk = Walk::begin(checkpoint, samples, backend, scratch, control).await?;
     for layer in 0..layers {
         walk.enter_block(layer).await?;
         for _ in Site::ALL {
             let (site, hessian) = walk.next_site(control).await?;
+            let is_last = layer + 1 == layers && site == Site::Down;
+            if options.method == Method::Awq {
+                let shared = Shared { checkpoint, scale_type, control };
+                awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
+                    .await?;
+                continue;
+            }
             let mut replaced = Vec::new();
             // Modules that share an input share its factors, unless their groups differ.
             let mut prepared: BTreeMap<usize, Option<Prepared>> = BTreeMap::new();
@@ -90,8 +120,9 @@ pub(super) async fn find<'a, B: Backend>(
                 found.modules.insert(module, (PackedFormat::from(&tensor), record));
                 replaced.push((linear, tensor));
             }
-            let is_last = layer + 1 == layers && site == Site::Down;
             if !replaced.is_empty() && !is_last {
+                let replaced: Vec<_> =
+                    replaced.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
                 walk.replace(site, &replaced).await?;
             }
         }
@@ -125,6 +156,8 @@ async fn gptq(
             output_error: None,
             rtn_output_error: None,
             damping: None,
+            ratio: None,
+            clipped: None,
             reason: Some(
                 "the Hessian of its inputs is not positive definite, however much it is damped".to_owned(),
             ),
@@ -151,6 +184,8 @@ async fn gptq(
         output_error: Some(if method == Method::Gptq { gptq_error } else { rtn_error }),
         rtn_output_error: Some(rtn_error),
         damping: Some(prepared.damping()),
+        ratio: None,
+        clipped: None,
         reason,
     };
     Ok((tensor, record))

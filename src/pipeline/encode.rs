@@ -12,7 +12,7 @@ use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
 use crate::quant::ternary::TernaryQuantizer;
-use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, column_order};
+use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order};
 use crate::task::{self, Control};
 
 /// How the codes of a module are found.
@@ -57,6 +57,22 @@ impl Encoder<'_> {
         match self {
             Self::Calibrated(found) => found.record(module),
             _ => None,
+        }
+    }
+
+    /// The error of a module's weights, where its packed matrix cannot tell.
+    pub fn weight_error(&self, module: &str) -> Option<&WeightError> {
+        match self {
+            Self::Calibrated(found) => found.weight_error(module),
+            _ => None,
+        }
+    }
+
+    /// What became of a norm or a bias; `None` where it stays as it is.
+    pub async fn changed_vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
+        match self {
+            Self::Calibrated(found) if found.has_vector(tensor) => Ok(Some(found.vector(tensor).await?)),
+            _ => Ok(None),
         }
     }
 

@@ -1,6 +1,7 @@
-//! Packed matrices that wait in scratch until their turn comes to be written.
+//! Packed matrices, and vectors, that wait in scratch until their turn comes to be written.
 //!
-//! A blob is a line of JSON that says what the matrix is, and its parts as little-endian bytes. Floor 8.
+//! The blob of a matrix is a line of JSON that says what it is, and its parts as little-endian bytes; that of a vector its
+//! values as `f32`. Floor 8.
 
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
@@ -60,6 +61,26 @@ pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<PackedTe
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     scratch.read_at(&name, 0, &mut bytes).await?;
     parse(&bytes).context_with(|| format!("scratch blob `{name}`"))
+}
+
+/// Keeps a norm's weight or a bias.
+pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f32]) -> Result<()> {
+    let blob = format!("vector-{tensor}");
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    scratch.delete(&blob).await?;
+    scratch.write_at(&blob, 0, &bytes).await
+}
+
+/// Brings it back.
+///
+/// # Errors
+/// `not_found` where nothing was kept.
+pub(super) async fn load_vector(scratch: &dyn Scratch, tensor: &str) -> Result<Vec<f32>> {
+    let blob = format!("vector-{tensor}");
+    let len = scratch.len(&blob).await?.unwrap_or(0);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    scratch.read_at(&blob, 0, &mut bytes).await?;
+    Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
 }
 
 fn parse(bytes: &[u8]) -> Result<PackedTensor> {

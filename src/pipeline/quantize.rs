@@ -13,7 +13,7 @@ use crate::artifact::records::{
     read_dequantization_record,
 };
 use crate::backend::Backend;
-use crate::dtype::DType;
+use crate::dtype::{DType, encode_f32};
 use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
@@ -21,6 +21,7 @@ use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::model::weights::DenseRows;
 use crate::model::{Checkpoint, names};
+use crate::quant::awq::RATIOS;
 use crate::quant::stats::WeightError;
 use crate::quant::{Activations, Granularity, PackedTensor, Scheme};
 use crate::task::{self, Control, Progress};
@@ -55,7 +56,7 @@ pub async fn quantize(
     let encoder = match options.method {
         Method::Rtn => Encoder::Rtn,
         Method::Ternary => Encoder::Ternary { sparsity_threshold: options.sparsity_threshold },
-        Method::Gptq => {
+        Method::Gptq | Method::Awq => {
             return Err(Error::invalid_argument(format!(
                 "method {} needs calibration samples",
                 options.method.name()
@@ -93,10 +94,14 @@ pub async fn quantize_calibrated<B: Backend>(
     parameters.insert("sequence_length".into(), json!(samples.windows.iter().map(Vec::len).max()));
     parameters.insert("calibration_tokens".into(), json!(samples.tokens()));
     parameters.insert("calibration_sha256".into(), json!(samples.sha256));
-    parameters.insert("damping".into(), json!(options.gptq.damping));
-    parameters.insert("scales".into(), json!(options.gptq.scales.name()));
-    parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
-    parameters.insert("act_order".into(), json!(options.gptq.order.name()));
+    if options.method == Method::Gptq {
+        parameters.insert("damping".into(), json!(options.gptq.damping));
+        parameters.insert("scales".into(), json!(options.gptq.scales.name()));
+        parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
+        parameters.insert("act_order".into(), json!(options.gptq.order.name()));
+    } else {
+        parameters.insert("ratios".into(), json!(RATIOS));
+    }
     let found = calibrated::find(checkpoint, &plans, options, SCALE_TYPE, calibration, control).await?;
     let job = Job::new(checkpoint, plans, Encoder::Calibrated(found), options, parameters);
     job.run(target, existing, control).await
@@ -327,10 +332,18 @@ impl<'a> Job<'a> {
             let (info, origin) = &tensors[name];
             written.bytes += info.byte_len().unwrap_or(0);
             match origin {
-                Origin::Copy(copy) => copy
-                    .write(self.checkpoint.store(), &mut writer, name, control)
-                    .await
-                    .context_with(|| self.checkpoint.name())?,
+                Origin::Copy(copy) => match self.encoder.changed_vector(&copy.tensor).await? {
+                    Some(values) => {
+                        let mut bytes = Vec::new();
+                        encode_f32(copy.dtype, &values, &mut bytes)
+                            .context_with(|| format!("tensor `{name}`"))?;
+                        writer.write(name, &bytes).await?;
+                    }
+                    None => copy
+                        .write(self.checkpoint.store(), &mut writer, name, control)
+                        .await
+                        .context_with(|| self.checkpoint.name())?,
+                },
                 Origin::Module(index) => {
                     if !waiting.contains_key(name) {
                         let plan = &self.plans[*index];
@@ -370,6 +383,9 @@ impl<'a> Job<'a> {
         packed: &PackedTensor,
         control: &dyn Control,
     ) -> Result<WeightError> {
+        if let Some(error) = self.encoder.weight_error(&plan.module) {
+            return Ok(error.clone());
+        }
         let mut error = WeightError::default();
         let mut rows = DenseRows::new(self.checkpoint, &plan.source)?;
         while let Some((range, values)) = rows.next().await? {

@@ -16,6 +16,8 @@ pub enum Method {
     Rtn,
     /// Rounded column by column, each making up for the errors before it; needs calibration samples.
     Gptq,
+    /// Columns that meet large inputs are made larger before rounding; needs calibration samples.
+    Awq,
     /// BitNet b1.58: -1, 0 and 1.
     Ternary,
 }
@@ -26,13 +28,14 @@ impl Method {
         match self {
             Self::Rtn => "rtn",
             Self::Gptq => "gptq",
+            Self::Awq => "awq",
             Self::Ternary => "ternary",
         }
     }
 
     /// Whether it needs calibration samples.
     pub fn is_calibrated(self) -> bool {
-        self == Self::Gptq
+        matches!(self, Self::Gptq | Self::Awq)
     }
 }
 
@@ -78,6 +81,11 @@ impl QuantizeOptions {
     /// GPTQ with `bits` and `granularity`, everything else as usual.
     pub fn gptq(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
         Self { method: Method::Gptq, ..Self::rtn(bits, granularity, symmetric) }
+    }
+
+    /// AWQ with `bits` and `granularity`, everything else as usual.
+    pub fn awq(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
+        Self { method: Method::Awq, ..Self::rtn(bits, granularity, symmetric) }
     }
 
     /// BitNet ternary with one scale a matrix, or a row.

@@ -16,20 +16,20 @@ const TOLERANCE: f32 = 1e-4;
 
 /// What `tests/interop/make_golden.py` wrote.
 #[derive(Deserialize)]
-struct Golden {
+pub(crate) struct Golden {
     /// Matrices are uniform in [-a, a).
-    a: f32,
-    tokens: Vec<u32>,
+    pub(crate) a: f32,
+    pub(crate) tokens: Vec<u32>,
     /// After every token.
     argmax: Vec<usize>,
     /// Of the rows of `logits`.
     positions: Vec<usize>,
     logits: Vec<Vec<f32>>,
-    tensors: Vec<Tensor>,
+    pub(crate) tensors: Vec<Tensor>,
 }
 
 /// Each case and each of its configurations: how it is called, and config.json.
-fn cases() -> Vec<(String, Golden, Vec<u8>)> {
+pub(crate) fn cases() -> Vec<(String, Golden, Vec<u8>)> {
     let mut cases = Vec::new();
     for entry in fs::read_dir(fixture("golden")).unwrap() {
         let folder = entry.unwrap().path();

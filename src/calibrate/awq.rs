@@ -1,0 +1,108 @@
+//! Finds AWQ's scales for the layers that share an input, by what they do to the output of attention, MLP or layer.
+//!
+//! The maths is in [`quant::awq`](crate::quant::awq); here the weights are read, and the model is run with them. Floor 7.
+
+use super::walk::Walk;
+use crate::backend::Backend;
+use crate::error::{Context, Result};
+use crate::model::Checkpoint;
+use crate::model::block::Site;
+use crate::model::names::Linear;
+use crate::model::weights::{DenseRows, Replacement};
+use crate::quant::awq::{AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, ScaleSearch};
+use crate::quant::{PackedTensor, ScaleType, Scheme};
+use crate::task::{self, Control};
+
+/// A linear layer that is to be quantized.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Which of its block.
+    pub linear: Linear,
+    /// Its module in the checkpoint.
+    pub module: &'a str,
+    /// `(out_features, in_features)`
+    pub shape: (usize, usize),
+    /// What it becomes.
+    pub scheme: Scheme,
+}
+
+/// What all layers of a site share.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    /// Where the weights are.
+    pub checkpoint: &'a Checkpoint,
+    /// The type of the groups' scales.
+    pub scale_type: ScaleType,
+    /// Hears, and may cancel.
+    pub control: &'a dyn Control,
+}
+
+/// Quantizes one layer, its columns multiplied by `scales`.
+///
+/// # Errors
+/// Whatever reading and [`AwqQuantizer`] meet, with the module named.
+pub async fn quantize(
+    shared: Shared<'_>,
+    target: &Target<'_>,
+    scales: &[f32],
+    clipping: Option<&Clipping>,
+    measure: Measure<'_>,
+) -> Result<AwqOutcome> {
+    let Shared { checkpoint, scale_type, control } = shared;
+    let run = async {
+        let mut quantizer =
+            AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
+        let mut rows = DenseRows::new(checkpoint, target.module)?;
+        while let Some((_, values)) = rows.next().await? {
+            quantizer.push_rows(values)?;
+            task::checkpoint(control).await?;
+        }
+        quantizer.finish()
+    };
+    run.await.context_with(|| format!("module `{}`", target.module))
+}
+
+/// The best scales for `targets`, all layers of the site at which `walk` stands. `mean` is the mean of `|x|` there,
+/// `moments` are of `x`, and `fit` makes of wanted scales those that can be folded. The block is left with some
+/// candidate's weights.
+///
+/// # Errors
+/// As [`quantize`]'s, and whatever running the block meets.
+pub async fn search<B: Backend>(
+    walk: &mut Walk<'_, B>,
+    shared: Shared<'_>,
+    site: Site,
+    targets: &[Target<'_>],
+    mean: Vec<f32>,
+    moments: &Moments,
+    fit: impl Fn(&mut [f32]) -> Result<()>,
+) -> Result<Candidate> {
+    let parent = Walk::<B>::has_parent(site);
+    if parent {
+        walk.keep_parent_outputs(shared.control).await?;
+    }
+    let measure = if parent { Measure::Nothing } else { Measure::Error(moments) };
+    let mut search = ScaleSearch::new(mean);
+    while let Some(mut candidate) = search.next_candidate() {
+        fit(&mut candidate.scales)?;
+        let mut loss = 0.0;
+        let mut tensors: Vec<(Linear, PackedTensor)> = Vec::new();
+        for target in targets {
+            let outcome = quantize(shared, target, &candidate.scales, None, measure).await?;
+            loss += outcome.error;
+            tensors.push((target.linear, outcome.tensor));
+        }
+        if parent {
+            let replaced: Vec<_> = tensors
+                .iter()
+                .map(|(linear, tensor)| (*linear, Replacement::Scaled(tensor, &candidate.scales)))
+                .collect();
+            walk.replace(site, &replaced).await?;
+            loss = walk.parent_loss(shared.control).await?;
+        }
+        search.report(loss);
+    }
+    let mut best = search.best();
+    fit(&mut best.scales)?;
+    Ok(best)
+}

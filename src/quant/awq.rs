@@ -1,0 +1,281 @@
+//! AWQ: makes the columns that meet large inputs larger before rounding, so that they are rounded more finely.
+//!
+//! Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han: *AWQ: Activation-aware Weight Quantization for LLM
+//! Compression and Acceleration* (2023). With `Q` rounding to nearest and `s` one positive number a column,
+//! `Q(W s) (x / s)` is close to `W x`. The steps, for linear layers that share an input:
+//!
+//! 1. `m[k]` is the mean of `|x[k]|` over calibration tokens;
+//! 2. for 20 ratios `r = i / 20`: `s = max(m^r, 1e-4)`, divided by `sqrt(max s * min s)`; whoever runs the model reports
+//!    the loss that `Q(W s) / s` leaves, and the best is kept ([`ScaleSearch`]). `r = 0` is rounding to nearest;
+//! 3. the division by `s` goes into the norm, or the rows of the linear layer, before ([`fold`]);
+//! 4. the ranges of the groups of `W s` are clipped where that leaves less error ([`AwqQuantizer`]); not those of q and k.
+//!
+//! Departures from the authors' code:
+//!
+//! 1. Clipping minimises `e H e^T` of a group, with `H` the group's block of the mean of `x x^T` over all tokens: exactly
+//!    the squared output error of the group, where the authors take it from a few hundred tokens.
+//! 2. Both ends of a range shrink alike, in 20 steps of 2.5 %; the authors' take 10 of 5 % and shrink the longer end
+//!    first. A module's clipping is dropped where its whole output is not better for it.
+//! 3. The loss of a linear layer that is its own parent (o, down) is `tr(E H E^T)`, exact for all tokens, instead of a
+//!    run of the layer. Other losses are of the parent's output on the first tokens (`calibrate`).
+//! 4. The numbers by which a norm is divided are rounded so that the stored norm, in the type of the source, is exactly
+//!    what the weights were scaled for.
+//! 5. Where several heads share keys and values, the output projection is scaled too, with one `s` for the features that
+//!    share a row of v; the authors skip such layers.
+//!
+//! Not here: running the model (`calibrate`), and what is folded into what (`pipeline`). Floor 2.
+
+pub mod fold;
+mod rows;
+
+use super::builder::PackedBuilder;
+use super::hessian::Hessian;
+use super::packed_tensor::PackedTensor;
+use super::qparams::ScaleType;
+use super::scheme::{Granularity, Scheme};
+use super::stats::WeightError;
+use crate::error::{Error, Result};
+use crate::parallel;
+use rows::{Grid, Task};
+
+/// Ratios that are tried.
+pub const RATIOS: usize = 20;
+/// The smallest scale before scales are brought around 1: a column without input would have none.
+const SMALLEST: f32 = 1e-4;
+
+/// Scales to try.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The exponent of the mean input.
+    pub ratio: f32,
+    /// What each input column of the weights is multiplied by; positive and finite.
+    pub scales: Vec<f32>,
+}
+
+/// Goes through the ratios: takes the next candidate, wants its loss, and keeps the best.
+#[derive(Clone, Debug)]
+pub struct ScaleSearch {
+    /// Mean of `|x|`, for each input column.
+    mean: Vec<f32>,
+    /// Candidates handed out.
+    next: usize,
+    best: usize,
+    least: f64,
+}
+
+impl ScaleSearch {
+    /// Starts, with the mean of `|x|` of each input column.
+    pub fn new(mean: Vec<f32>) -> Self {
+        Self { mean, next: 0, best: 0, least: f64::INFINITY }
+    }
+
+    /// The next candidate, the first of which leaves the weights as they are; `None` after the last.
+    pub fn next_candidate(&mut self) -> Option<Candidate> {
+        (self.next < RATIOS).then(|| {
+            self.next += 1;
+            self.candidate(self.next - 1)
+        })
+    }
+
+    /// The loss that the last candidate left. The smallest wins, the earlier one among equals, and NaN never.
+    pub fn report(&mut self, loss: f64) {
+        if loss < self.least {
+            (self.best, self.least) = (self.next.saturating_sub(1), loss);
+        }
+    }
+
+    /// The best of the candidates so far; without any, the one that leaves the weights as they are.
+    pub fn best(&self) -> Candidate {
+        self.candidate(self.best)
+    }
+
+    fn candidate(&self, index: usize) -> Candidate {
+        let ratio = index as f32 / RATIOS as f32;
+        let powers = self.mean.iter().map(|&mean| libm::powf(mean, ratio).max(SMALLEST));
+        let mut scales: Vec<f32> = powers.collect();
+        let (min, max) = scales.iter().fold((f32::INFINITY, 0f32), |(min, max), &s| (s.min(min), s.max(max)));
+        let middle = (max * min).sqrt();
+        for scale in &mut scales {
+            *scale /= middle;
+        }
+        // A ratio of 0, and inputs that are no numbers, leave the weights alone.
+        if index == 0 || scales.iter().any(|scale| !(scale.is_finite() && *scale > 0.0)) {
+            scales.fill(1.0);
+        }
+        Candidate { ratio, scales }
+    }
+}
+
+/// Second moments of an input, made ready for output errors.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    size: usize,
+    /// `[size, size]`: the upper triangle, half of the diagonal, zeros below.
+    upper: Vec<f32>,
+}
+
+impl Moments {
+    /// Of an input's Hessian.
+    pub fn new(hessian: &Hessian) -> Self {
+        let size = hessian.size();
+        let mut upper = vec![0.0; size * size];
+        for i in 0..size {
+            upper[i * size + i] = hessian.diagonal(i) / 2.0;
+            for j in i + 1..size {
+                upper[i * size + j] = hessian.get(i, j);
+            }
+        }
+        Self { size, upper }
+    }
+}
+
+/// What a group's errors cost, for columns that were scaled.
+#[derive(Clone, Debug)]
+pub struct Clipping {
+    group_size: usize,
+    /// For each group `[columns, columns]`.
+    blocks: Vec<Vec<f32>>,
+}
+
+impl Clipping {
+    /// The groups' blocks of the Hessian of `x / scales`.
+    pub fn new(hessian: &Hessian, scales: &[f32], group_size: usize) -> Self {
+        let size = hessian.size();
+        let block = |start: usize| {
+            let columns = start..size.min(start + group_size);
+            let row = |i: usize| columns.clone().map(move |j| hessian.get(i, j) / scales[i] / scales[j]);
+            columns.clone().flat_map(row).collect()
+        };
+        Self { group_size, blocks: (0..size).step_by(group_size.max(1)).map(block).collect() }
+    }
+}
+
+/// What is measured while a matrix is quantized; each costs a product with the Hessian.
+#[derive(Clone, Copy, Debug)]
+pub enum Measure<'a> {
+    /// Nothing.
+    Nothing,
+    /// The output error.
+    Error(&'a Moments),
+    /// The output error and the output.
+    ErrorAndSignal(&'a Moments),
+}
+
+/// A matrix that was scaled and rounded.
+#[derive(Clone, Debug)]
+pub struct AwqOutcome {
+    /// `Q(W s)`.
+    pub tensor: PackedTensor,
+    /// Squared error of the output, mean over tokens, sum over rows; 0 where it was not measured.
+    pub error: f64,
+    /// Squared output, mean over tokens, sum over rows; 0 where it was not measured.
+    pub signal: f64,
+    /// Of `Q(W s) / s`.
+    pub weights: WeightError,
+}
+
+/// Rows that one task rounds.
+const TASK_ROWS: usize = 32;
+
+/// Scales and quantizes a matrix as its rows arrive.
+pub struct AwqQuantizer<'a> {
+    grid: Grid<'a>,
+    builder: PackedBuilder,
+    error: f64,
+    signal: f64,
+    weights: WeightError,
+}
+
+impl<'a> AwqQuantizer<'a> {
+    /// Starts a `[rows, cols]` matrix whose columns are multiplied by `scales`; what is measured is of the
+    /// input that it has without them.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a scheme other than integers per channel or group, and for an empty matrix.
+    ///
+    /// # Panics
+    /// When `scales`, the moments or `clipping` are for another number of columns or another group size.
+    pub fn new(
+        scheme: Scheme,
+        (rows, cols): (usize, usize),
+        scales: &'a [f32],
+        measure: Measure<'a>,
+        clipping: Option<&'a Clipping>,
+        scale_type: ScaleType,
+    ) -> Result<Self> {
+        let Scheme::Integer { bits, granularity: Granularity::Channel | Granularity::Group(_), symmetric } =
+            scheme
+        else {
+            return Err(Error::invalid_argument(format!(
+                "awq makes integer codes per channel or per group, not {scheme}"
+            )));
+        };
+        let builder = PackedBuilder::new(scheme, rows, cols, scale_type)?;
+        let group_size = scheme.granularity().group_size(cols);
+        assert_eq!(scales.len(), cols, "scales are of the layer's input");
+        if let Measure::Error(moments) | Measure::ErrorAndSignal(moments) = measure {
+            assert_eq!(moments.size, cols, "moments are of the layer's input");
+        }
+        assert!(
+            clipping.is_none_or(|clipping| clipping.group_size == group_size
+                && clipping.blocks.len() == cols.div_ceil(group_size)),
+            "clipping is of the layer's groups"
+        );
+        let grid = Grid { bits, symmetric, cols, group_size, scale_type, scales, measure, clipping };
+        Ok(Self { grid, builder, error: 0.0, signal: 0.0, weights: WeightError::default() })
+    }
+
+    /// Quantizes the next rows: `weights` is `[n, cols]`, not scaled.
+    ///
+    /// # Errors
+    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows or has more rows than the matrix.
+    pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
+        let cols = self.grid.cols;
+        assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
+        let first_row = self.builder.rows_done();
+        let mut tasks: Vec<Option<Result<Task>>> = Vec::new();
+        tasks.resize_with(weights.len().div_ceil(TASK_ROWS * cols), || None);
+        let grid = &self.grid;
+        parallel::for_each_chunk(&mut tasks, 1, |index, task| {
+            let start = index * TASK_ROWS * cols;
+            let rows = &weights[start..weights.len().min(start + TASK_ROWS * cols)];
+            task[0] = Some(Task::run(grid, rows, first_row + index * TASK_ROWS));
+        });
+        for (task, rows) in tasks.into_iter().flatten().zip(weights.chunks(TASK_ROWS * cols)) {
+            let task = task?;
+            for codes in task.codes.chunks_exact(cols) {
+                self.builder.push_codes(codes);
+            }
+            for params in &task.params {
+                self.builder.push_scale(params.scale);
+                if !self.grid.symmetric {
+                    self.builder.push_zero_point(params.zero_point);
+                }
+            }
+            self.weights.add(rows, &task.effective);
+            self.error += task.error;
+            self.signal += task.signal;
+        }
+        Ok(())
+    }
+
+    /// The matrix and its errors.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when rows are missing.
+    pub fn finish(self) -> Result<AwqOutcome> {
+        Ok(AwqOutcome {
+            tensor: self.builder.finish()?,
+            // The last digits of a sum in f32 can be below nothing.
+            error: self.error.max(0.0),
+            signal: self.signal.max(0.0),
+            weights: self.weights,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
