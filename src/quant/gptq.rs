@@ -16,7 +16,7 @@
 //! Departures from the paper's code: (1) no inverse of `H` is formed, which halves the work and keeps more digits; (2) the
 //! sums over earlier columns are taken block by block as products; (3) every row is rounded to nearest as well, and the
 //! caller learns both output errors; (4) by default a group's scale is searched for the least `sum of D[k] (w[k] - q[k])^2`
-//! instead of spanning its range; (5) the result is gone over again ([`polish`]).
+//! instead of spanning its range; (5) the result is gone over again (`gptq/polish.rs`).
 //!
 //! Not here: how `H` is captured (`calibrate`). Floor 2.
 
@@ -93,7 +93,7 @@ impl ColumnOrder {
 pub enum ScaleRule {
     /// The range of its weights, as GPTQ's authors have it.
     Range,
-    /// The scale of least error, each weight's counted by `D` ([`scale_search`]).
+    /// The scale of least error, each weight's counted by `D`.
     #[default]
     LeastError,
 }
