@@ -62,7 +62,7 @@ fn every_architecture_computes_the_same_after_folding() {
         let scaled = scaled.count();
 
         let original = logits(&mut load_checkpoint(&checkpoint), &golden.tokens, golden.tokens.len());
-        let mut distance = |folder: MemorySinkDir| {
+        let distance = |folder: MemorySinkDir| {
             let found = logits(&mut load(Rc::new(folder.to_dir())), &golden.tokens, golden.tokens.len());
             max_distance(&original, &found)
         };
