@@ -87,7 +87,7 @@ pub struct QuantizationRecord {
     pub schema: String,
     /// Version of this crate.
     pub version: String,
-    /// `rtn` or `ternary`.
+    /// `rtn`, `gptq`, `awq` or `ternary`.
     pub method: String,
     /// The scheme that was asked for.
     pub scheme: String,

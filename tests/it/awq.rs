@@ -37,8 +37,8 @@ fn rtn(checkpoint: &Checkpoint, options: &QuantizeOptions) -> MemorySinkDir {
     folder
 }
 
-/// How much further than rounding to nearest AWQ may move the logits of a random model: where features are alike there
-/// is nothing to gain. Measured: at most 1.1. A scale that is folded wrongly moves them a hundred times as far.
+/// How much further than rounding to nearest AWQ may move the logits of a random model, where features are alike and there
+/// is little to gain. Measured: 0.6 to 1.3, and 1.8 with BitNet's sub-norms.
 const AS_FAR: f32 = 2.0;
 
 #[test]

@@ -231,7 +231,7 @@ fn folding_into_rows_changes_the_groups_scales_alone() {
         assert!((before / by[index / cols] - after).abs() < 1e-6);
     }
     let tiny = vec![1e-42; rows];
-    assert_eq!(divide_rows(&tensor, &tiny).unwrap_err().code(), crate::ErrorCode::NonFinite);
+    assert_eq!(divide_rows(&tensor, &tiny).unwrap_err().code(), crate::error::ErrorCode::NonFinite);
 }
 
 #[test]
