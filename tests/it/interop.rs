@@ -8,6 +8,7 @@ use lowbit::model::Checkpoint;
 use lowbit::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::pipeline::{QuantizeOptions, quantize};
 use lowbit::quant::{Activations, Bits, Granularity};
+use lowbit::recipe::Recipe;
 use lowbit::task::{Silent, block_on};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -79,6 +80,10 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let int4 = rtn(Bits::Four, Granularity::Group(32), true);
     let in_layout = |options, layout| QuantizeOptions { layout: Some(layout), ..options };
     let (gptq, gptq_v2) = (TargetLayout::Gptq(GptqZeros::V1), TargetLayout::Gptq(GptqZeros::V2));
+    let with_recipe = |rule: &str| {
+        let recipe = Recipe::from_json(&format!(r#"{{"rules": [{rule}]}}"#)).unwrap();
+        QuantizeOptions { recipe: Some(recipe), ..int4.clone() }
+    };
     let cases = [
         ("int4-g32-sym", int4.clone()),
         ("int4-g128-asym", rtn(Bits::Four, Granularity::Group(128), false)),
@@ -93,7 +98,9 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         ("gptq-int2-g16-asym", in_layout(rtn(Bits::Two, Granularity::Group(16), false), gptq)),
         ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
         ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
-        ("awq-int4-g32-sym", in_layout(int4, TargetLayout::Awq)),
+        ("awq-int4-g32-sym", in_layout(int4.clone(), TargetLayout::Awq)),
+        ("recipe-int8-int4", with_recipe(r#"{"modules": "*.self_attn.*", "bits": 8}"#)),
+        ("recipe-keep", with_recipe(r#"{"modules": ["*.0.*", "*.down_proj"], "keep": true}"#)),
     ];
     let original = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
     let mut folders = vec![("original", fixture("tale-llama"))];
