@@ -16,6 +16,7 @@ mod open;
 mod perplexity;
 mod plan;
 mod quantize;
+mod recipe;
 mod system;
 mod terminal;
 mod validate;

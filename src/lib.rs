@@ -29,7 +29,7 @@
 //! 5. the model: [`model`], [`tokenizer`]
 //! 6. speaking: [`generate`](mod@generate)
 //! 7. judging: [`calibrate`], [`validate`], [`artifact`]
-//! 8. whole jobs: [`pipeline`], [`plan`]
+//! 8. whole jobs: [`recipe`], [`pipeline`], [`plan`]
 //! 9. edges: the command line
 
 pub mod artifact;
@@ -48,6 +48,7 @@ pub mod parallel;
 pub mod pipeline;
 pub mod plan;
 pub mod quant;
+pub mod recipe;
 pub mod shape;
 pub mod task;
 pub mod tokenizer;

@@ -50,7 +50,10 @@ pub struct ModuleRecord {
     pub name: String,
     /// `int4-g32-sym`, or `f16` where the module was kept.
     pub scheme: String,
-    /// Why it is not what was asked for; absent where it is.
+    /// The method that was asked for; absent where the module was kept, and where no codes were looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Why it is not what the options ask for: the rule of the recipe, or what the layout cannot hold; absent where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// How its codes were found; absent where no calibration was used.
@@ -87,9 +90,9 @@ pub struct QuantizationRecord {
     pub schema: String,
     /// Version of this crate.
     pub version: String,
-    /// `rtn`, `gptq`, `awq` or `ternary`.
+    /// `rtn`, `gptq`, `awq` or `ternary`; `mixed` where a recipe has several, which `modules` then names.
     pub method: String,
-    /// The scheme that was asked for.
+    /// The scheme that was asked for; `mixed` where a recipe has several.
     pub scheme: String,
     /// File layout of the weights: `compressed-tensors` or `bitnet`.
     pub format: String,

@@ -3,6 +3,7 @@
 use super::Outcome;
 use super::calibration::CalibrationArgs;
 use super::open::{self, ActivationsArg};
+use super::recipe;
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
 use crate::backend::cpu::CpuBackend;
@@ -18,6 +19,7 @@ use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ScaleRule};
 use crate::task::block_on;
 use clap::ValueEnum;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -47,6 +49,10 @@ pub struct Args {
     /// Give each group a zero point of its own
     #[arg(long)]
     asym: bool,
+
+    /// Rules that give some modules other bits, group size or method, or keep them; JSON, or TOML in *.toml
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
 
     /// Quantize the head too
     #[arg(long)]
@@ -105,7 +111,7 @@ pub struct Args {
 
     /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
-        "ternary_scale", "sparsity_threshold", "activations", "format", "strict"])]
+        "ternary_scale", "sparsity_threshold", "activations", "format", "strict", "recipe"])]
     from_metadata: bool,
 
     /// Write the result as floating-point weights too, for training to go on from
@@ -183,16 +189,8 @@ impl Args {
             MethodArg::Rtn | MethodArg::Gptq | MethodArg::Awq => {
                 let bits = Bits::try_from(self.bits.unwrap_or(4))?;
                 let granularity = match self.group_size {
-                    None if bits == Bits::Eight => Granularity::Channel,
-                    None => Granularity::Group(128),
-                    Some(-1) => Granularity::Channel,
-                    Some(size) => Granularity::Group(
-                        usize::try_from(size).ok().filter(|&size| size > 0).ok_or_else(|| {
-                            Error::invalid_argument(format!(
-                                "expected a positive group size or -1 but found {size}"
-                            ))
-                        })?,
-                    ),
+                    None => bits.usual_granularity(),
+                    Some(size) => Granularity::from_group_size(size)?,
                 };
                 match self.method {
                     MethodArg::Gptq => QuantizeOptions::gptq(bits, granularity, !self.asym),
@@ -215,9 +213,13 @@ impl Args {
         if self.ternary_scale.is_some() && !matches!(self.method, MethodArg::Ternary) {
             return Err(Error::invalid_argument("--ternary-scale belongs to --method ternary"));
         }
-        let calibrated = options.method.is_calibrated();
-        if self.calibration.is_given() != calibrated {
-            let (method, what) = (options.method.name(), if calibrated { "needs" } else { "takes no" });
+        options.recipe = self.recipe.as_deref().map(recipe::read).transpose()?;
+        let calibrated = options.calibrated_method();
+        if self.calibration.is_given() != calibrated.is_some() {
+            let (method, what) = (
+                calibrated.unwrap_or(options.method).name(),
+                if calibrated.is_some() { "needs" } else { "takes no" },
+            );
             return Err(Error::invalid_argument(format!("--method {method} {what} --calibration texts")));
         }
         options.gptq = GptqOptions {
@@ -270,13 +272,10 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
             return Ok((outcome, checkpoint.bytes()));
         }
-        for plan in plan_modules(&checkpoint, &options)? {
-            if let Some(reason) = plan.reason {
-                let scheme = plan.scheme.map_or("f16".to_owned(), |scheme| scheme.to_string());
-                terminal.note(format!("{}: {scheme} ({reason})", plan.module));
-            }
+        for note in recipe::notes(&plan_modules(&checkpoint, &options)?) {
+            terminal.note(note);
         }
-        if options.method.is_calibrated() {
+        if options.calibrated_method().is_some() {
             let samples = args.calibration.samples(&checkpoint, args.tokenizer.as_deref(), terminal).await?;
             let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
             let scratch = args.calibration.scratch()?;
@@ -325,7 +324,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let text = format!(
         "{} modules to {}, {:.2} bits a weight; {} bytes became {} in {seconds:.1} s\n{}\n",
         outcome.modules.len(),
-        outcome.record.scheme,
+        schemes(&outcome),
         outcome.record.bits_per_weight,
         source_bytes,
         outcome.bytes,
@@ -333,6 +332,19 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     );
     terminal.result(&document, text)?;
     Ok(Outcome::Done)
+}
+
+/// The scheme, or how many modules got which.
+fn schemes(outcome: &QuantizeOutcome) -> String {
+    if outcome.record.scheme != "mixed" {
+        return outcome.record.scheme.clone();
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, scheme, _) in &outcome.modules {
+        *counts.entry(scheme.to_string()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(scheme, count)| format!("{scheme} ({count})")).collect();
+    counts.join(", ")
 }
 
 fn metrics(outcome: &QuantizeOutcome, source_bytes: u64, seconds: f64, output: &Path) -> Vec<Metric> {

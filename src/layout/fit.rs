@@ -46,6 +46,17 @@ impl TargetLayout {
         }
     }
 
+    /// Whether modules of one checkpoint can have different schemes.
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold_mixed(self) -> Result<(), String> {
+        match self {
+            Self::CompressedTensors | Self::Gptq(_) => Ok(()),
+            Self::Awq | Self::BitNet => Err("it has one scheme for all modules".to_owned()),
+        }
+    }
+
     /// Whether the layout can hold such a scheme at all, in matrices of a fitting shape.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod awq;
 
+use super::encode::encode_directly;
 use super::kept;
 use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
@@ -35,7 +36,7 @@ pub struct Calibration<'a, B> {
 /// The matrices that wait in scratch.
 pub(super) struct Found<'a> {
     scratch: &'a dyn Scratch,
-    modules: BTreeMap<String, (PackedFormat, CalibrationRecord)>,
+    modules: BTreeMap<String, (PackedFormat, Option<CalibrationRecord>)>,
     /// Errors of the weights that were scaled before they were packed, without the scales.
     weight_errors: BTreeMap<String, WeightError>,
     /// Norms and biases that changed.
@@ -43,14 +44,14 @@ pub(super) struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// What the module will be, where it was calibrated.
+    /// What the module will be, where it is in a block.
     pub(super) fn format(&self, module: &str) -> Option<PackedFormat> {
         self.modules.get(module).map(|(format, _)| *format)
     }
 
-    /// How its codes were found.
+    /// How its codes were found, where it was calibrated.
     pub(super) fn record(&self, module: &str) -> Option<&CalibrationRecord> {
-        self.modules.get(module).map(|(_, record)| record)
+        self.modules.get(module).and_then(|(_, record)| record.as_ref())
     }
 
     /// The error of its weights, where the packed matrix is not of the source's own weights.
@@ -74,7 +75,8 @@ impl Found<'_> {
     }
 }
 
-/// Quantizes the modules of all blocks.
+/// Quantizes the modules of all blocks. Those that a recipe gives to a method without calibration are among them: what
+/// comes after them is calibrated for what they become.
 pub(super) async fn find<'a, B: Backend>(
     checkpoint: &Checkpoint,
     plans: &[ModulePlan],
@@ -93,7 +95,7 @@ pub(super) async fn find<'a, B: Backend>(
         for _ in Site::ALL {
             let (site, hessian) = walk.next_site(control).await?;
             let is_last = layer + 1 == layers && site == Site::Down;
-            if options.method == Method::Awq {
+            if options.calibrated_method() == Some(Method::Awq) {
                 let shared = Shared { checkpoint, scale_type, control };
                 awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
                     .await?;
@@ -104,18 +106,22 @@ pub(super) async fn find<'a, B: Backend>(
             let mut prepared: BTreeMap<usize, Option<Prepared>> = BTreeMap::new();
             for &linear in site.linears() {
                 let module = linear.module(layer);
-                let Some(plan) = plans.iter().find(|plan| plan.module == module && plan.scheme.is_some())
-                else {
-                    continue;
+                let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
+                let Some(scheme) = plan.scheme else { continue };
+                let in_module = || format!("{}: module `{module}`", checkpoint.name());
+                let (tensor, record) = if plan.method.is_some_and(Method::is_calibrated) {
+                    let group_size = scheme.granularity().group_size(plan.cols);
+                    let prepared = prepared
+                        .entry(group_size)
+                        .or_insert_with(|| Prepared::new(&hessian, group_size, options.gptq));
+                    let found = gptq(checkpoint, plan, prepared.as_ref(), scale_type, control).await;
+                    let (tensor, record) = found.context_with(in_module)?;
+                    (tensor, Some(record))
+                } else {
+                    let threshold = options.sparsity_threshold;
+                    let found = encode_directly(checkpoint, plan, scheme, threshold, control).await;
+                    (found.context_with(in_module)?, None)
                 };
-                let group_size = plan.scheme.map_or(0, |scheme| scheme.granularity().group_size(plan.cols));
-                let prepared = prepared
-                    .entry(group_size)
-                    .or_insert_with(|| Prepared::new(&hessian, group_size, options.gptq));
-                let (tensor, record) =
-                    gptq(checkpoint, plan, prepared.as_ref(), scale_type, control)
-                        .await
-                        .context_with(|| format!("{}: module `{module}`", checkpoint.name()))?;
                 kept::save(scratch, &module, &tensor).await?;
                 found.modules.insert(module, (PackedFormat::from(&tensor), record));
                 replaced.push((linear, tensor));

@@ -211,6 +211,7 @@ fn module_record(module: &Conversion) -> ModuleRecord {
     ModuleRecord {
         name: module.module.clone(),
         scheme: module.to.map_or_else(|| "f16".to_owned(), |format| format.scheme.to_string()),
+        method: None,
         reason: module.loss.clone(),
         calibration: None,
     }

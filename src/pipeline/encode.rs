@@ -17,10 +17,8 @@ use crate::task::{self, Control};
 
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
-    /// Round to nearest.
-    Rtn,
-    /// BitNet, with the share of the scale below which weights become 0.
-    Ternary { sparsity_threshold: Option<f32> },
+    /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
+    Direct { sparsity_threshold: Option<f32> },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(Found<'a>),
     /// On the grid that the weights were on before they were dequantized.
@@ -48,7 +46,7 @@ impl Encoder<'_> {
                 Ok(PackedFormat { scheme, scale_type, reordered: described.g_idx.is_some() })
             }
             Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded)),
-            Self::Rtn | Self::Ternary { .. } => Ok(rounded),
+            Self::Direct { .. } => Ok(rounded),
         }
     }
 
@@ -87,18 +85,9 @@ impl Encoder<'_> {
         let (rows, cols) = (plan.rows, plan.cols);
         match self {
             Self::Calibrated(found) if found.format(&plan.module).is_some() => found.load(&plan.module).await,
-            Self::Rtn | Self::Calibrated(_) => {
-                let mut quantizer = RtnQuantizer::new(scheme, rows, cols, SCALE_TYPE)?;
-                for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
-                quantizer.finish()
-            }
-            Self::Ternary { sparsity_threshold } => {
-                let granularity = scheme.granularity();
-                let mut quantizer =
-                    TernaryQuantizer::new(granularity, rows, cols, SCALE_TYPE, *sparsity_threshold)?;
-                for_each_chunk(checkpoint, plan, control, |values| quantizer.observe_rows(values)).await?;
-                for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
-                quantizer.finish()
+            Self::Calibrated(_) => encode_directly(checkpoint, plan, scheme, None, control).await,
+            Self::Direct { sparsity_threshold } => {
+                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, control).await
             }
             Self::Restore { record, parameters } => {
                 let described = described(record, &plan.module)?;
@@ -120,6 +109,26 @@ impl Encoder<'_> {
             }
         }
     }
+}
+
+/// Quantizes one module from its weights alone.
+pub(super) async fn encode_directly(
+    checkpoint: &Checkpoint,
+    plan: &ModulePlan,
+    scheme: Scheme,
+    sparsity_threshold: Option<f32>,
+    control: &dyn Control,
+) -> Result<PackedTensor> {
+    let (rows, cols) = (plan.rows, plan.cols);
+    if let Scheme::Ternary { granularity } = scheme {
+        let mut quantizer = TernaryQuantizer::new(granularity, rows, cols, SCALE_TYPE, sparsity_threshold)?;
+        for_each_chunk(checkpoint, plan, control, |values| quantizer.observe_rows(values)).await?;
+        for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
+        return quantizer.finish();
+    }
+    let mut quantizer = RtnQuantizer::new(scheme, rows, cols, SCALE_TYPE)?;
+    for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
+    quantizer.finish()
 }
 
 async fn for_each_chunk(

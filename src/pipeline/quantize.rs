@@ -6,7 +6,7 @@
 use super::calibrated::{self, Calibration};
 use super::copy::{Copy, f16_holds};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
-use super::select::{Method, ModulePlan, QuantizeOptions, plan_modules, plan_restore};
+use super::select::{ModulePlan, QuantizeOptions, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
     ModuleRecord, PARAMETERS_FILE, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord,
@@ -19,8 +19,10 @@ use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
 use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
+use crate::model::Checkpoint;
+use crate::model::names::{self, Linear};
 use crate::model::weights::DenseRows;
-use crate::model::{Checkpoint, names};
+use crate::quant::Method;
 use crate::quant::awq::RATIOS;
 use crate::quant::stats::WeightError;
 use crate::quant::{Activations, Granularity, PackedTensor, Scheme};
@@ -53,16 +55,10 @@ pub async fn quantize(
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
     let plans = plan_modules(checkpoint, options)?;
-    let encoder = match options.method {
-        Method::Rtn => Encoder::Rtn,
-        Method::Ternary => Encoder::Ternary { sparsity_threshold: options.sparsity_threshold },
-        Method::Gptq | Method::Awq => {
-            return Err(Error::invalid_argument(format!(
-                "method {} needs calibration samples",
-                options.method.name()
-            )));
-        }
-    };
+    if let Some(method) = options.calibrated_method() {
+        return Err(Error::invalid_argument(format!("method {} needs calibration samples", method.name())));
+    }
+    let encoder = Encoder::Direct { sparsity_threshold: options.sparsity_threshold };
     let job = Job::new(checkpoint, plans, encoder, options, parameters(options));
     job.run(target, existing, control).await
 }
@@ -82,7 +78,7 @@ pub async fn quantize_calibrated<B: Backend>(
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
     let plans = plan_modules(checkpoint, options)?;
-    if !options.method.is_calibrated() {
+    if options.calibrated_method().is_none() {
         return Err(Error::invalid_argument(format!(
             "method {} takes no calibration samples",
             options.method.name()
@@ -94,7 +90,7 @@ pub async fn quantize_calibrated<B: Backend>(
     parameters.insert("sequence_length".into(), json!(samples.windows.iter().map(Vec::len).max()));
     parameters.insert("calibration_tokens".into(), json!(samples.tokens()));
     parameters.insert("calibration_sha256".into(), json!(samples.sha256));
-    if options.method == Method::Gptq {
+    if options.calibrated_method() == Some(Method::Gptq) {
         parameters.insert("damping".into(), json!(options.gptq.damping));
         parameters.insert("scales".into(), json!(options.gptq.scales.name()));
         parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
@@ -165,7 +161,16 @@ fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
     map.insert("strict".into(), json!(options.strict));
     map.insert("sparsity_threshold".into(), json!(options.sparsity_threshold));
     map.insert("activations".into(), json!(options.activations.name()));
+    if let Some(recipe) = &options.recipe {
+        map.insert("recipe".into(), json!(recipe));
+    }
     map
+}
+
+/// The one name among `names`, `mixed` where they differ, `None` without any.
+fn one_or_mixed(names: impl Iterator<Item = String>) -> Option<String> {
+    let mut names: BTreeSet<String> = names.collect();
+    if names.len() > 1 { Some("mixed".to_owned()) } else { names.pop_first() }
 }
 
 /// Where a tensor of the output comes from.
@@ -200,9 +205,18 @@ impl<'a> Job<'a> {
         options: &QuantizeOptions,
         parameters: Map<String, Value>,
     ) -> Self {
+        let (mut method, mut scheme) = (options.method.name().to_owned(), options.scheme.to_string());
+        if options.recipe.is_some() {
+            // The embedding has always a scheme of its own.
+            let linear = || plans.iter().filter(|plan| plan.module != names::EMBEDDING);
+            let found = linear().filter_map(|plan| Some(plan.method?.name().to_owned()));
+            method = one_or_mixed(found).unwrap_or(method);
+            scheme =
+                one_or_mixed(linear().filter_map(|plan| Some(plan.scheme?.to_string()))).unwrap_or(scheme);
+        }
         let about = About {
-            method: options.method.name().to_owned(),
-            scheme: options.scheme.to_string(),
+            method,
+            scheme,
             activations: options.activations,
             layout: options.target_layout(),
             parameters,
@@ -215,6 +229,7 @@ impl<'a> Job<'a> {
         ModuleRecord {
             name: plan.module.clone(),
             scheme: plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
+            method: plan.method.map(|method| method.name().to_owned()),
             reason: plan.reason.clone(),
             calibration: self.encoder.calibration(&plan.module).cloned(),
         }
@@ -261,12 +276,19 @@ impl<'a> Job<'a> {
                 quantized.push((plan.module.clone(), self.encoder.format(&plan.module, scheme)?));
             }
         }
-        let mut ignore: Vec<String> =
-            self.plans.iter().filter(|plan| plan.scheme.is_none()).map(|plan| plan.module.clone()).collect();
-        // A tied head is a module too, to tools that walk all modules.
-        if !self.plans.iter().any(|plan| plan.module == names::HEAD) {
-            ignore.push(names::HEAD.to_owned());
-        }
+        // Every other linear module: one that a recipe kept has no plan when it is restored, and a tied head is a module
+        // too, to tools that walk all modules.
+        let blocks = (0..self.checkpoint.config().num_hidden_layers)
+            .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
+        let mut ignore: Vec<String> = blocks.chain([names::HEAD.to_owned()]).collect();
+        ignore.extend(
+            self.plans
+                .iter()
+                .filter(|plan| plan.module == names::EMBEDDING && plan.scheme.is_none())
+                .map(|plan| plan.module.clone()),
+        );
+        let is_quantized: BTreeSet<&str> = quantized.iter().map(|(module, _)| module.as_str()).collect();
+        ignore.retain(|module| !is_quantized.contains(module.as_str()));
         self.about.layout.quantization_config(&quantized, &ignore, self.about.activations)
     }
 

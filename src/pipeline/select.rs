@@ -3,41 +3,13 @@
 //! Floor 8.
 
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
+pub use crate::quant::Method;
 use crate::quant::{Activations, Bits, GptqOptions, Granularity, Scheme};
-
-/// How codes are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Round to nearest.
-    Rtn,
-    /// Rounded column by column, each making up for the errors before it; needs calibration samples.
-    Gptq,
-    /// Columns that meet large inputs are made larger before rounding; needs calibration samples.
-    Awq,
-    /// BitNet b1.58: -1, 0 and 1.
-    Ternary,
-}
-
-impl Method {
-    /// The spelling in records and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rtn => "rtn",
-            Self::Gptq => "gptq",
-            Self::Awq => "awq",
-            Self::Ternary => "ternary",
-        }
-    }
-
-    /// Whether it needs calibration samples.
-    pub fn is_calibrated(self) -> bool {
-        matches!(self, Self::Gptq | Self::Awq)
-    }
-}
+use crate::recipe::{Choice, Recipe};
 
 /// What to make of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +32,8 @@ pub struct QuantizeOptions {
     pub activations: Activations,
     /// How [`Method::Gptq`] works.
     pub gptq: GptqOptions,
+    /// Which linear layers become something else than `method` and `scheme` say, or stay floating point.
+    pub recipe: Option<Recipe>,
 }
 
 impl QuantizeOptions {
@@ -75,6 +49,7 @@ impl QuantizeOptions {
             sparsity_threshold: None,
             activations: Activations::F32,
             gptq: GptqOptions::default(),
+            recipe: None,
         }
     }
 
@@ -100,6 +75,7 @@ impl QuantizeOptions {
             sparsity_threshold: None,
             activations: Activations::Int8,
             gptq: GptqOptions::default(),
+            recipe: None,
         }
     }
 
@@ -108,11 +84,32 @@ impl QuantizeOptions {
         if let Some(layout) = self.layout {
             return layout;
         }
-        match self.scheme {
-            // BitNet's own layout has one scale for a whole matrix.
-            Scheme::Ternary { granularity: Granularity::Tensor } => TargetLayout::BitNet,
-            _ => TargetLayout::CompressedTensors,
+        let tensor = Scheme::Ternary { granularity: Granularity::Tensor };
+        // BitNet's own layout has one scale for a whole matrix.
+        if self.choices().all(|choice| choice.is_ok_and(|choice| choice.scheme == tensor)) {
+            TargetLayout::BitNet
+        } else {
+            TargetLayout::CompressedTensors
         }
+    }
+
+    /// The first method, of the options and then of the recipe, that needs calibration samples.
+    pub fn calibrated_method(&self) -> Option<Method> {
+        self.choices()
+            .filter_map(Result::ok)
+            .map(|choice| choice.method)
+            .find(|method| method.is_calibrated())
+    }
+
+    fn choice(&self) -> Choice {
+        Choice { method: self.method, scheme: self.scheme }
+    }
+
+    /// What the options ask for, and then each rule that keeps nothing.
+    fn choices(&self) -> impl Iterator<Item = Result<Choice>> {
+        let rules = self.recipe.iter().flat_map(|recipe| &recipe.rules);
+        let of_rules = rules.filter_map(|rule| rule.choose(self.choice()).transpose());
+        std::iter::once(Ok(self.choice())).chain(of_rules)
     }
 
     /// Refuses combinations that make no sense.
@@ -143,6 +140,19 @@ impl QuantizeOptions {
                 )));
             }
         }
+        // AWQ scales the inputs of all layers at a site, so their codes cannot be found in another way.
+        let mut methods = Vec::new();
+        for choice in self.choices() {
+            methods.push(choice?.method);
+        }
+        if methods.contains(&Method::Awq)
+            && let Some(other) = methods.iter().find(|&&method| method != Method::Awq)
+        {
+            return Err(Error::invalid_argument(format!(
+                "a recipe cannot mix the method awq with {}: it scales what several modules share",
+                other.name()
+            )));
+        }
         let damping = self.gptq.damping;
         if !(damping.is_finite() && (0.0..1.0).contains(&damping)) {
             return Err(Error::invalid_argument(format!(
@@ -157,6 +167,12 @@ impl QuantizeOptions {
             }
             if self.quantize_embedding.is_some() {
                 layout.can_hold_module(names::EMBEDDING).map_err(refuse)?;
+            }
+        }
+        if let Some(recipe) = &self.recipe {
+            recipe.check()?;
+            for (index, rule) in recipe.rules.iter().enumerate() {
+                rule.choose(self.choice()).context_with(|| recipe.name(index))?;
             }
         }
         if let Granularity::Group(0) = self.scheme.granularity() {
@@ -179,16 +195,21 @@ pub struct ModulePlan {
     pub cols: usize,
     /// Its scheme, or `None` where it stays floating point.
     pub scheme: Option<Scheme>,
-    /// Why it is not what was asked for.
+    /// How its codes are found; `None` where it stays floating point, or goes back to the grid that it was on.
+    pub method: Option<Method>,
+    /// The rule of the recipe that holds for it, counted from 0.
+    pub rule: Option<usize>,
+    /// Why it is not what the options ask for: the rule, what the layout cannot hold, or both.
     pub reason: Option<String>,
 }
 
 /// Decides for every linear module, and for head and embedding where that was asked for.
 ///
 /// # Errors
-/// `invalid_argument` for options that contradict each other, a group size beyond every row, or a checkpoint that is
-/// quantized already;
-/// `unsupported_format` where `strict` forbids another scheme than the one asked for.
+/// `invalid_argument` for options that contradict each other, a group size beyond every row, a rule of the recipe that
+/// holds for no module, or a checkpoint that is quantized already;
+/// `unsupported_format` where the layout cannot hold what the recipe mixes, or where `strict` forbids another scheme than
+/// the one asked for.
 pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<Vec<ModulePlan>> {
     options.check()?;
     if checkpoint.is_quantized() {
@@ -198,25 +219,101 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         )));
     }
     let config = checkpoint.config();
-    refuse_wide_groups(config, options.scheme.granularity())?;
-    let mut plans = Vec::new();
+    let mut asked = Vec::new();
     for layer in 0..config.num_hidden_layers {
         for linear in Linear::ALL {
             let module = linear.module(layer);
-            plans.push(plan_one(options, module.clone(), module, linear.shape(config), options.scheme)?);
+            asked.push(Asked::new(options, module.clone(), module, linear.shape(config))?);
         }
     }
     let table = (config.vocab_size, config.hidden_size);
-    if let Some(bits) = options.quantize_embedding {
-        let scheme = Scheme::Integer { bits, granularity: Granularity::Channel, symmetric: true };
-        let source = checkpoint.embedding_module().to_owned();
-        plans.push(plan_one(options, names::EMBEDDING.to_owned(), source, table, scheme)?);
-    }
     if options.quantize_head {
         let source = head_source(checkpoint, config);
-        plans.push(plan_one(options, names::HEAD.to_owned(), source, table, options.scheme)?);
+        let mut head = Asked::new(options, names::HEAD.to_owned(), source, table)?;
+        // Calibration sees the blocks alone.
+        if let Some(choice) = head.choice.as_mut().filter(|choice| choice.method.is_calibrated()) {
+            choice.method = Method::Rtn;
+        }
+        asked.push(head);
     }
-    Ok(plans)
+    if let Some(recipe) = &options.recipe {
+        check_recipe(recipe, options.target_layout(), &asked)?;
+    }
+    for choice in asked.iter().filter_map(|asked| asked.choice) {
+        refuse_wide_groups(config, choice.scheme.granularity())?;
+    }
+    if let Some(bits) = options.quantize_embedding {
+        let scheme = Scheme::Integer { bits, granularity: Granularity::Channel, symmetric: true };
+        let choice = Some(Choice { method: Method::Rtn, scheme });
+        let (module, source) = (names::EMBEDDING.to_owned(), checkpoint.embedding_module().to_owned());
+        let embedding = Asked { module, source, shape: table, rule: None, choice };
+        // Before the head.
+        asked.insert(asked.len() - usize::from(options.quantize_head), embedding);
+    }
+    asked.into_iter().map(|asked| plan_one(options, asked)).collect()
+}
+
+/// What is wanted of one module, before its layout has a say.
+struct Asked {
+    module: String,
+    source: String,
+    shape: (usize, usize),
+    rule: Option<usize>,
+    /// `None`: floating point.
+    choice: Option<Choice>,
+}
+
+impl Asked {
+    fn new(options: &QuantizeOptions, module: String, source: String, shape: (usize, usize)) -> Result<Self> {
+        let found = options.recipe.as_ref().and_then(|recipe| Some((recipe, recipe.rule_for(&module)?)));
+        let (rule, choice) = match found {
+            Some((recipe, rule)) => {
+                let choice = recipe.rules[rule].choose(options.choice());
+                (Some(rule), choice.context_with(|| recipe.name(rule))?)
+            }
+            None => (None, Some(options.choice())),
+        };
+        Ok(Self { module, source, shape, rule, choice })
+    }
+}
+
+/// Refuses rules that change nothing, and what the layout cannot hold side by side.
+fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Result<()> {
+    for (index, rule) in recipe.rules.iter().enumerate() {
+        if asked.iter().any(|asked| asked.rule == Some(index)) {
+            continue;
+        }
+        let reason = if asked.iter().any(|asked| rule.matches(&asked.module)) {
+            "rules before it take every module that it matches; the first that matches holds"
+        } else {
+            "it matches no module that is quantized: those are the linear layers of the blocks, as \
+             `model.layers.0.self_attn.q_proj`, and `lm_head` where the head is to be quantized"
+        };
+        return Err(Error::invalid_argument(reason).context(recipe.name(index)));
+    }
+    let mut choices = asked.iter().filter_map(|asked| Some((asked, asked.choice?.scheme)));
+    let Some((first, scheme)) = choices.next() else {
+        return Err(Error::invalid_argument("the recipe keeps every module in floating point"));
+    };
+    if let (Err(reason), Some((other, mixed))) =
+        (layout.can_hold_mixed(), choices.find(|(_, other)| *other != scheme))
+    {
+        return Err(Error::unsupported_format(format!(
+            "the {} layout: {reason}, but the recipe makes `{}` {scheme} and `{}` {mixed}",
+            layout.name(),
+            first.module,
+            other.module
+        )));
+    }
+    for asked in asked {
+        if let (Some(rule), Some(choice)) = (asked.rule, asked.choice) {
+            layout.holds_kind(choice.scheme).map_err(|reason| {
+                Error::invalid_argument(format!("the {} layout: {reason}", layout.name()))
+                    .context(recipe.name(rule))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// A group that is wider than every row would be a scale a row under a misleading name.
@@ -247,6 +344,8 @@ pub(super) fn plan_restore(
             rows,
             cols,
             scheme: Some(described.scheme.parse()?),
+            method: None,
+            rule: None,
             reason: None,
         })
     };
@@ -257,16 +356,21 @@ fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {
     if config.tie_word_embeddings { checkpoint.embedding_module() } else { names::HEAD }.to_owned()
 }
 
-fn plan_one(
-    options: &QuantizeOptions,
-    module: String,
-    source: String,
-    (rows, cols): (usize, usize),
-    wanted: Scheme,
-) -> Result<ModulePlan> {
+fn plan_one(options: &QuantizeOptions, asked: Asked) -> Result<ModulePlan> {
+    let Asked { module, source, shape: (rows, cols), rule, choice } = asked;
+    let rule_name = options.recipe.as_ref().zip(rule).map(|(recipe, rule)| recipe.name(rule));
+    let Some(Choice { method, scheme: wanted }) = choice else {
+        let reason = rule_name.map(|name| format!("{name} keeps it"));
+        return Ok(ModulePlan { module, source, rows, cols, scheme: None, method: None, rule, reason });
+    };
     let Fit { scheme, reason } = options.target_layout().fit_module(&module, rows, cols, wanted);
     if let (true, Some(reason)) = (options.strict, &reason) {
         return Err(Error::unsupported_format(format!("module `{module}`: {reason}")));
     }
-    Ok(ModulePlan { module, source, rows, cols, scheme, reason })
+    let reason = match (rule_name, reason) {
+        (Some(name), Some(reason)) => Some(format!("{name}: {reason}")),
+        (name, reason) => name.or(reason),
+    };
+    let method = scheme.map(|_| method);
+    Ok(ModulePlan { module, source, rows, cols, scheme, method, rule, reason })
 }

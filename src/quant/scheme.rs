@@ -31,6 +31,11 @@ impl Bits {
     pub fn midpoint(self) -> u32 {
         1 << (self.get() - 1)
     }
+
+    /// The granularity where nothing else is asked for: groups of 128, and for 8 bits a whole row.
+    pub fn usual_granularity(self) -> Granularity {
+        if self == Self::Eight { Granularity::Channel } else { Granularity::Group(128) }
+    }
 }
 
 impl TryFrom<u32> for Bits {
@@ -59,6 +64,20 @@ pub enum Granularity {
 }
 
 impl Granularity {
+    /// The granularity that tools write as a group size: -1 is one scale for each output row.
+    ///
+    /// # Errors
+    /// `invalid_argument` for 0 and other negative numbers.
+    pub fn from_group_size(size: i64) -> Result<Self> {
+        match usize::try_from(size) {
+            Ok(size) if size > 0 => Ok(Self::Group(size)),
+            _ if size == -1 => Ok(Self::Channel),
+            _ => {
+                Err(Error::invalid_argument(format!("expected a positive group size or -1 but found {size}")))
+            }
+        }
+    }
+
     /// Groups in a row of `cols` columns.
     pub fn groups_per_row(self, cols: usize) -> usize {
         match self {

@@ -30,6 +30,8 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("dtype", "error"),
     ("shape", "error"),
     ("task", "error"),
+    // What a recipe asks for is part of the options of a job.
+    ("pipeline", "recipe"),
 ];
 
 /// Names that belong to some files only: `(name, modules or folders)`.

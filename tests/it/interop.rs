@@ -10,6 +10,7 @@ use lowbit::model::Checkpoint;
 use lowbit::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::pipeline::{QuantizeOptions, quantize};
 use lowbit::quant::{Activations, Bits, ColumnOrder, Granularity};
+use lowbit::recipe::Recipe;
 use lowbit::task::{Silent, block_on};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -86,6 +87,10 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         options
     };
     let (gptq, gptq_v2) = (TargetLayout::Gptq(GptqZeros::V1), TargetLayout::Gptq(GptqZeros::V2));
+    let with_recipe = |rule: &str| {
+        let recipe = Recipe::from_json(&format!(r#"{{"rules": [{rule}]}}"#)).unwrap();
+        QuantizeOptions { recipe: Some(recipe), ..int4.clone() }
+    };
     let cases = [
         ("int4-g32-sym", int4.clone()),
         ("int4-g128-asym", rtn(Bits::Four, Granularity::Group(128), false)),
@@ -100,9 +105,11 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         ("gptq-int2-g16-asym", in_layout(rtn(Bits::Two, Granularity::Group(16), false), gptq)),
         ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
         ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
-        ("awq-int4-g32-sym", in_layout(int4, TargetLayout::Awq)),
+        ("awq-int4-g32-sym", in_layout(int4.clone(), TargetLayout::Awq)),
         ("gptq-act-order", in_layout(act_order(), gptq)),
         ("compressed-tensors-act-order", act_order()),
+        ("recipe-int8-int4", with_recipe(r#"{"modules": "*.self_attn.*", "bits": 8}"#)),
+        ("recipe-keep", with_recipe(r#"{"modules": ["*.0.*", "*.down_proj"], "keep": true}"#)),
     ];
     let original = block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap();
     let samples = samples(&fixture("tale-llama"), &fixture("tale-llama/calibration.txt"), 4, 128);

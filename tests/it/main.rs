@@ -17,6 +17,7 @@ mod interrupted;
 mod peak_memory;
 mod peers;
 mod real_models;
+mod recipe;
 mod round_trip;
 mod shipped_model;
 mod support;

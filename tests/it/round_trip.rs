@@ -9,6 +9,7 @@ use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::pipeline::{QuantizeOptions, quantize, restore};
 use lowbit::quant::{Activations, Bits, Granularity};
+use lowbit::recipe::Recipe;
 use lowbit::task::{Silent, block_on};
 use lowbit::tokenizer::HuggingFaceTokenizer;
 use lowbit::validate::agreement::{self, Forms};
@@ -38,6 +39,10 @@ fn every_kind() -> Vec<(&'static str, QuantizeOptions)> {
     with_tables.quantize_embedding = Some(Bits::Eight);
     let mut sparse = QuantizeOptions::ternary(Granularity::Tensor);
     sparse.sparsity_threshold = Some(0.9);
+    let mut with_recipe = rtn(Bits::Four, Granularity::Group(32), true);
+    let rules =
+        r#"{"rules": [{"modules": "*.self_attn.*", "bits": 8}, {"modules": "*.0.*", "symmetric": false}]}"#;
+    with_recipe.recipe = Some(Recipe::from_json(rules).unwrap());
     vec![
         ("int8", rtn(Bits::Eight, Granularity::Channel, true)),
         ("int4 symmetric", rtn(Bits::Four, Granularity::Group(32), true)),
@@ -48,6 +53,7 @@ fn every_kind() -> Vec<(&'static str, QuantizeOptions)> {
         ("ternary per channel", QuantizeOptions::ternary(Granularity::Channel)),
         ("sparse ternary", sparse),
         ("tables", with_tables),
+        ("recipe", with_recipe),
     ]
 }
 

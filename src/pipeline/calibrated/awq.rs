@@ -68,7 +68,7 @@ pub(super) async fn quantize_site<B: Backend>(
         kept::save(found.scratch, target.module, &outcome.tensor).await?;
         let module = target.module.to_owned();
         found.weight_errors.insert(module.clone(), outcome.weights);
-        found.modules.insert(module, (PackedFormat::from(&outcome.tensor), record));
+        found.modules.insert(module, (PackedFormat::from(&outcome.tensor), Some(record)));
         tensors.push((target.linear, outcome.tensor));
     }
     if is_last {

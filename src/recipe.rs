@@ -1,0 +1,236 @@
+//! Recipes: rules that give some modules another scheme or method than the rest, or keep them in floating point.
+//!
+//! A recipe is a list of rules, as JSON or (on the command line) as TOML. The first rule whose pattern matches a module's
+//! name holds for it; modules that no rule matches take the options of the job. Not here: which modules there are, and
+//! whether a layout can hold the result (`pipeline::select`). Floor 8.
+
+mod pattern;
+
+pub use pattern::ModulePattern;
+
+use crate::error::{Context, Error, Result};
+use crate::format::{clipped, quoted};
+use crate::quant::{Bits, Granularity, Method, Scheme};
+use serde::{Deserialize, Serialize};
+
+/// No recipe is larger than this.
+pub const MAX_BYTES: usize = 256 << 10;
+
+/// Patterns in a recipe: enough to name each linear layer of 140 blocks, and few enough to try them all on each module.
+const MAX_PATTERNS: usize = 1024;
+
+/// Rules for modules, in the order of precedence.
+///
+/// ```
+/// let recipe = lowbit::recipe::Recipe::from_json(
+///     r#"{"rules": [{"modules": "*.self_attn.*", "bits": 8}, {"modules": "*.0.mlp.*", "keep": true}]}"#,
+/// )?;
+/// assert_eq!(recipe.rule_for("model.layers.3.self_attn.q_proj"), Some(0));
+/// assert_eq!(recipe.rule_for("model.layers.0.mlp.up_proj"), Some(1));
+/// assert_eq!(recipe.rule_for("model.layers.3.mlp.up_proj"), None);
+/// # Ok::<(), lowbit::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The first that matches a module holds for it.
+    pub rules: Vec<Rule>,
+}
+
+/// What some modules become. What a rule leaves out is as the options of the job say, but for the group size beside `bits`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// One pattern or several; the rule is for the modules that any of them matches.
+    #[serde(deserialize_with = "pattern::one_or_more")]
+    pub modules: Vec<ModulePattern>,
+    /// Keep the modules in floating point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+    /// Bits of a weight: 2, 3, 4 or 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+    /// Weights that share a scale; -1: a whole row. Beside `bits` the default is [`Bits::usual_granularity`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<i64>,
+    /// No zero points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// How codes are found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+}
+
+/// How the codes of a module are found, and on which grid.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// How codes are found.
+    pub method: Method,
+    /// The grid.
+    pub scheme: Scheme,
+}
+
+impl Recipe {
+    /// Reads and [checks](Self::check) a recipe in JSON.
+    ///
+    /// # Errors
+    /// `invalid_argument` saying where: no JSON, an unknown field, a broken pattern, a rule that makes no sense.
+    pub fn from_json(text: &str) -> Result<Self> {
+        check_size(text)?;
+        let recipe: Self = serde_json::from_str(text)
+            .map_err(|error| Error::invalid_argument(clipped(&error.to_string(), 300)))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Reads and [checks](Self::check) a recipe in TOML.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    #[cfg(feature = "cli")]
+    pub fn from_toml(text: &str) -> Result<Self> {
+        check_size(text)?;
+        let recipe: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+                let line = 1 + before.bytes().filter(|&byte| byte == b'\n').count();
+                format!(" at line {line}")
+            });
+            let message = clipped(error.message(), 300);
+            Error::invalid_argument(format!("{message}{}", line.unwrap_or_default()))
+        })?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Refuses rules that make no sense whatever the options of the job are.
+    ///
+    /// # Errors
+    /// `invalid_argument` naming the rule.
+    pub fn check(&self) -> Result<()> {
+        if self.rules.is_empty() {
+            return Err(Error::invalid_argument("expected `rules` to have at least one rule but found none"));
+        }
+        let patterns: usize = self.rules.iter().map(|rule| rule.modules.len()).sum();
+        if patterns > MAX_PATTERNS {
+            return Err(Error::invalid_argument(format!(
+                "expected at most {MAX_PATTERNS} patterns but found {patterns}"
+            )));
+        }
+        self.rules
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, rule)| rule.check().context_with(|| self.name(index)))
+    }
+
+    /// The rule that holds for a module: the index in [`rules`](Self::rules).
+    pub fn rule_for(&self, module: &str) -> Option<usize> {
+        self.rules.iter().position(|rule| rule.matches(module))
+    }
+
+    /// ``recipe rule 1 (`*.self_attn.*`)``: what messages call a rule. Counted from 1, as people do.
+    ///
+    /// # Panics
+    /// When there is no such rule.
+    pub fn name(&self, index: usize) -> String {
+        let modules = &self.rules[index].modules;
+        let first = modules.first().map(|pattern| quoted(pattern.as_str())).unwrap_or_default();
+        let more = if modules.len() > 1 { ", ..." } else { "" };
+        format!("recipe rule {} ({first}{more})", index + 1)
+    }
+}
+
+fn check_size(text: &str) -> Result<()> {
+    if text.len() > MAX_BYTES {
+        return Err(Error::invalid_argument(format!(
+            "expected a recipe of at most {MAX_BYTES} bytes but found {}",
+            text.len()
+        )));
+    }
+    Ok(())
+}
+
+impl Rule {
+    /// Whether one of its patterns matches the module's name.
+    pub fn matches(&self, module: &str) -> bool {
+        self.modules.iter().any(|pattern| pattern.matches(module))
+    }
+
+    /// What its modules become where the options of the job ask for `usual`; `None`: floating point.
+    ///
+    /// # Errors
+    /// `invalid_argument` for fields that contradict each other or the method.
+    pub fn choose(&self, usual: Choice) -> Result<Option<Choice>> {
+        self.check()?;
+        if self.keep {
+            return Ok(None);
+        }
+        let method = self.method.unwrap_or(usual.method);
+        if method == Method::Ternary {
+            let granularity = match (self.granularity()?, usual.scheme) {
+                (Some(Granularity::Channel), _) => Granularity::Channel,
+                (None, Scheme::Ternary { granularity }) => granularity,
+                (None, _) => Granularity::Tensor,
+                _ => return Err(no_ternary("groups")),
+            };
+            if self.bits.is_some() || self.symmetric.is_some() {
+                return Err(no_ternary("bits or zero points"));
+            }
+            return Ok(Some(Choice { method, scheme: Scheme::Ternary { granularity } }));
+        }
+        let (usual_bits, usual_granularity, usual_symmetric) = match usual.scheme {
+            Scheme::Integer { bits, granularity, symmetric } => (bits, granularity, symmetric),
+            Scheme::IntegerMinimum { .. } | Scheme::Ternary { .. } => {
+                (Bits::Four, Bits::Four.usual_granularity(), true)
+            }
+        };
+        let bits = self.bits.map(Bits::try_from).transpose()?;
+        let granularity = match (self.granularity()?, bits) {
+            (Some(granularity), _) => granularity,
+            (None, Some(bits)) => bits.usual_granularity(),
+            (None, None) => usual_granularity,
+        };
+        let bits = bits.unwrap_or(usual_bits);
+        let symmetric = self.symmetric.unwrap_or(usual_symmetric);
+        Ok(Some(Choice { method, scheme: Scheme::Integer { bits, granularity, symmetric } }))
+    }
+
+    fn granularity(&self) -> Result<Option<Granularity>> {
+        self.group_size.map(Granularity::from_group_size).transpose()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.modules.is_empty() {
+            return Err(Error::invalid_argument(
+                "expected `modules` to have at least one pattern but found none",
+            ));
+        }
+        let says_how = self.bits.is_some()
+            || self.group_size.is_some()
+            || self.symmetric.is_some()
+            || self.method.is_some();
+        if self.keep && says_how {
+            return Err(Error::invalid_argument(
+                "`keep` leaves modules in floating point; expected no `bits`, `group_size`, `symmetric` or `method` \
+                 beside it",
+            ));
+        }
+        if !self.keep && !says_how {
+            return Err(Error::invalid_argument(
+                "expected `keep`, or at least one of `bits`, `group_size`, `symmetric` and `method`, but found none",
+            ));
+        }
+        self.bits.map(Bits::try_from).transpose()?;
+        self.granularity()?;
+        Ok(())
+    }
+}
+
+fn no_ternary(what: &str) -> Error {
+    Error::invalid_argument(format!(
+        "ternary weights have no {what} to choose: a scale for each tensor, or for each row with `group_size` -1; other \
+         weights need another `method`"
+    ))
+}
+
+#[cfg(test)]
+mod tests;
