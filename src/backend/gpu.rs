@@ -4,6 +4,13 @@
 //! only they and [`Backend::finish_weight`] wait. Which kernel runs is decided by pure functions (`select`).
 //! Whatever this backend cannot do is an error with a code, so that the caller can take the CPU instead; after an error
 //! of the device every later call fails with it. Floor 4.
+#![cfg_attr(
+    target_arch = "wasm32",
+    allow(
+        clippy::arc_with_non_send_sync,
+        reason = "on the web wgpu's handles stay on one thread; natively the same code moves a backend between threads"
+    )
+)]
 
 mod buffers;
 mod device;
