@@ -2,7 +2,7 @@
 //!
 //! Packed modules keep their codes where a type of the format holds them; everything else is rounded by ggml's own rules to
 //! the type that was asked for, or to `F16` where its width is no whole blocks. [`plan`] says so before anything is
-//! written, [`write`] measures what became of the weights. Floor 8.
+//! written, [`write()`] measures what became of the weights. Floor 8.
 
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};

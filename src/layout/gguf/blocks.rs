@@ -217,7 +217,7 @@ impl Decoder {
 /// The weights of some rows of blocks, as a reader of the file sees them.
 ///
 /// # Errors
-/// As [`Decoder::push_rows`].
+/// `non_finite` for a scale that is NaN or infinite; `invalid_checkpoint` for a ternary code that is 3. Both name the row.
 ///
 /// # Panics
 /// When the type has no blocks, or `bytes` and `out` are not the same whole rows of `cols` columns.
