@@ -1,3 +1,5 @@
+//! Recipes that are understood, and those that are refused with their place. Floor 8.
+
 use super::*;
 use crate::error::ErrorCode;
 use proptest::prelude::*;
