@@ -18,7 +18,7 @@ use super::{BLOCK, Grid, Prepared};
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::QParams;
 
-/// Times that a group is gone over before the next: the second time sees the new scale, a third changed next to nothing.
+/// Times that a group is gone over before the next: the second time sees the new scale. More were not tried.
 const LOCAL_SWEEPS: usize = 2;
 
 /// Improves `rows`, whose original weights are `weights`, `[n, cols]`, in the order of the input. Returns what is left of
