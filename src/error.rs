@@ -52,6 +52,48 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Every code.
+    pub const ALL: [Self; 18] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::Io,
+        Self::StorageFull,
+        Self::InvalidCheckpoint,
+        Self::UnfinishedOutput,
+        Self::UnsupportedModel,
+        Self::UnsupportedFormat,
+        Self::NonFinite,
+        Self::Tokenizer,
+        Self::ContextOverflow,
+        Self::OutOfMemory,
+        Self::NoDevice,
+        Self::DeviceLost,
+        Self::ShaderError,
+        Self::DeviceError,
+        Self::WrongResult,
+        Self::Cancelled,
+    ];
+
+    /// The code of a spelling, for errors that come back from JavaScript.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == name)
+    }
+
+    /// Whether another device may do better: the GPU is missing, went away, is wrong, or cannot hold or run this model.
+    pub fn is_of_device(self) -> bool {
+        matches!(
+            self,
+            Self::NoDevice
+                | Self::DeviceLost
+                | Self::DeviceError
+                | Self::ShaderError
+                | Self::OutOfMemory
+                | Self::UnsupportedFormat
+                | Self::UnsupportedModel
+                | Self::WrongResult
+        )
+    }
+
     /// The stable spelling, as JavaScript and `--json` show it.
     pub fn as_str(self) -> &'static str {
         match self {

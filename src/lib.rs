@@ -30,7 +30,7 @@
 //! 6. speaking: [`generate`](mod@generate)
 //! 7. judging: [`calibrate`], [`validate`], [`artifact`]
 //! 8. whole jobs: [`recipe`], [`pipeline`], [`plan`]
-//! 9. edges: the command line
+//! 9. edges: the command line, and the modules of the npm package
 
 pub mod artifact;
 pub mod backend;
@@ -53,5 +53,7 @@ pub mod shape;
 pub mod task;
 pub mod tokenizer;
 pub mod validate;
+#[cfg(all(target_arch = "wasm32", feature = "bindings"))]
+pub mod wasm;
 
 pub use error::{Error, ErrorCode, Result};

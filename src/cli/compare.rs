@@ -5,8 +5,7 @@ use super::open::{self, Model, ModelArgs};
 use super::terminal::Terminal;
 use crate::error::Result;
 use crate::task::block_on;
-use crate::validate::continuations::{Continuation, continue_all, from_texts};
-use serde::Serialize;
+use crate::validate::continuations::{Pair, continue_all, from_texts, pair};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -29,16 +28,6 @@ pub struct Args {
 
     #[command(flatten)]
     model: ModelArgs,
-}
-
-/// What two models made of one prompt.
-#[derive(Debug, Serialize)]
-pub struct Pair {
-    prompt: String,
-    a: Continuation,
-    b: Continuation,
-    /// The first new token, counted from 0, in which they differ; null where they do not.
-    first_difference: Option<usize>,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
@@ -74,12 +63,7 @@ pub async fn pairs(
     }
     let second = continued.pop().unwrap_or_default();
     let first = continued.pop().unwrap_or_default();
-    let pairs = prompts.iter().zip(first.into_iter().zip(second)).map(|(prompt, (a, b))| {
-        let same = a.token_ids.iter().zip(&b.token_ids).take_while(|(x, y)| x == y).count();
-        let first_difference = (a.token_ids != b.token_ids).then_some(same);
-        Pair { prompt: (*prompt).to_owned(), a, b, first_difference }
-    });
-    Ok(pairs.collect())
+    Ok(pair(prompts, first, second))
 }
 
 /// The texts, one above the other.

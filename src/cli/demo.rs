@@ -1,7 +1,7 @@
 //! `lowbit demo`: the whole path on one checkpoint: quantize, judge, let both models speak. Floor 9.
 
 use super::Outcome;
-use super::compare::{self, Pair};
+use super::compare;
 use super::open::{self, ModelArgs};
 use super::terminal::Terminal;
 use super::validate::{self, MeasureArgs};
@@ -11,6 +11,7 @@ use crate::format::sink::{FsSinkDir, write_whole};
 use crate::pipeline::{QuantizeOptions, quantize};
 use crate::quant::{Bits, Granularity};
 use crate::task::block_on;
+use crate::validate::continuations::Pair;
 use crate::validate::report::ValidationReport;
 use serde::Serialize;
 use std::path::PathBuf;

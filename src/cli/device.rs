@@ -71,23 +71,7 @@ impl DeviceArgs {
 
     /// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
     pub fn may_fall_back(&self, error: &Error) -> bool {
-        use ErrorCode::{
-            DeviceError, DeviceLost, NoDevice, OutOfMemory, ShaderError, UnsupportedFormat, UnsupportedModel,
-            WrongResult,
-        };
-        self.device == DeviceArg::Auto
-            && self.adapter.is_none()
-            && matches!(
-                error.code(),
-                NoDevice
-                    | DeviceLost
-                    | DeviceError
-                    | ShaderError
-                    | OutOfMemory
-                    | UnsupportedFormat
-                    | UnsupportedModel
-                    | WrongResult
-            )
+        self.device == DeviceArg::Auto && self.adapter.is_none() && error.code().is_of_device()
     }
 
     #[cfg(feature = "gpu")]

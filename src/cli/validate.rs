@@ -30,14 +30,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Passages of the text that are continued where no prompts are given, and the tokens of each.
-const DEFAULT_PROMPTS: usize = 8;
-const DEFAULT_PROMPT_TOKENS: usize = 16;
-/// New tokens for each prompt: enough for a loop to show.
-const DEFAULT_MAX_TOKENS: usize = 64;
-/// Rounds of timing; the verdict wants at least 5.
-const DEFAULT_SPEED_ROUNDS: usize = 7;
-
 /// Judge a quantized model against its original
 #[derive(clap::Args)]
 pub struct Args {
@@ -73,7 +65,7 @@ pub struct MeasureArgs {
     prompts: Option<PathBuf>,
 
     /// New tokens for each prompt
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
+    #[arg(long, value_name = "N", default_value_t = ValidateOptions::MAX_TOKENS)]
     max_tokens: usize,
 
     /// Multiple-choice questions as JSON lines
@@ -81,7 +73,7 @@ pub struct MeasureArgs {
     benchmark: Option<PathBuf>,
 
     /// Rounds of the speed measurement; 0 leaves it out
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_SPEED_ROUNDS)]
+    #[arg(long, value_name = "N", default_value_t = ValidateOptions::SPEED_ROUNDS)]
     speed_rounds: usize,
 
     #[command(flatten)]
@@ -143,9 +135,9 @@ impl Default for MeasureArgs {
         let limits = Limits::default();
         Self {
             prompts: None,
-            max_tokens: DEFAULT_MAX_TOKENS,
+            max_tokens: ValidateOptions::MAX_TOKENS,
             benchmark: None,
-            speed_rounds: DEFAULT_SPEED_ROUNDS,
+            speed_rounds: ValidateOptions::SPEED_ROUNDS,
             holding: HoldingArgs::default(),
             max_perplexity_increase: limits.max_perplexity_increase,
             max_benchmark_drop: limits.max_benchmark_drop_points,
@@ -170,7 +162,12 @@ impl MeasureArgs {
 
     fn prompts(&self, data: &Dataset, codec: &HuggingFaceTokenizer) -> Result<Vec<Prompt>> {
         let Some(path) = &self.prompts else {
-            return continuations::from_dataset(data, DEFAULT_PROMPTS, DEFAULT_PROMPT_TOKENS, codec);
+            return continuations::from_dataset(
+                data,
+                ValidateOptions::PROMPTS,
+                ValidateOptions::PROMPT_TOKENS,
+                codec,
+            );
         };
         let text = open::text(path)?;
         let lines = text.lines().filter(|line| !line.trim().is_empty());

@@ -33,6 +33,29 @@ pub struct Continuation {
     pub failures: Vec<Failure>,
 }
 
+/// What two models made of one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pair {
+    /// As people read it.
+    pub prompt: String,
+    /// What the first made of it.
+    pub a: Continuation,
+    /// What the second made of it.
+    pub b: Continuation,
+    /// The first new token, counted from 0, in which they differ; null where they do not.
+    pub first_difference: Option<usize>,
+}
+
+/// Puts together what two models made of the same prompts.
+pub fn pair(prompts: &[&str], first: Vec<Continuation>, second: Vec<Continuation>) -> Vec<Pair> {
+    let pairs = prompts.iter().zip(first.into_iter().zip(second)).map(|(prompt, (a, b))| {
+        let same = a.token_ids.iter().zip(&b.token_ids).take_while(|(x, y)| x == y).count();
+        let first_difference = (a.token_ids != b.token_ids).then_some(same);
+        Pair { prompt: (*prompt).to_owned(), a, b, first_difference }
+    });
+    pairs.collect()
+}
+
 /// Prompts from `texts`, one each.
 ///
 /// # Errors

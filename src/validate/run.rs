@@ -48,6 +48,17 @@ pub struct ValidateOptions {
     pub holding: Holding,
 }
 
+impl ValidateOptions {
+    /// Passages of the text that are continued where no prompts are given.
+    pub const PROMPTS: usize = 8;
+    /// Tokens of each passage.
+    pub const PROMPT_TOKENS: usize = 16;
+    /// New tokens for each prompt: enough for a loop to show.
+    pub const MAX_TOKENS: usize = 64;
+    /// Rounds of timing; the verdict wants at least 5.
+    pub const SPEED_ROUNDS: usize = 7;
+}
+
 /// Everything that the measurements need from outside.
 pub struct Surroundings<'a> {
     /// The tokenizer of both models.

@@ -1,0 +1,111 @@
+//! Open checkpoints, and what is known of them before any weight is read. Floor 9.
+
+use super::codec::{CodecOfJs, JsCodec};
+use super::error::to_js;
+use super::requests::{OpenRequest, PlanRequest};
+use super::source::{FileOfJs, FolderOfJs, JsFile, JsFolder};
+use super::values::{JsResult, from_value, to_value};
+use crate::error::{Context, Result};
+use crate::format::small_file::read_file;
+use crate::model::{Checkpoint, Inspection};
+use crate::plan::{ModelDims, Plan, PlanOptions};
+use crate::tokenizer::check_vocabulary;
+use js_sys::{Object, Reflect, Uint8Array};
+use std::rc::Rc;
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+
+/// An open checkpoint. Its handle can be freed while it is in use.
+#[wasm_bindgen(js_name = Checkpoint)]
+pub struct CheckpointHandle(Rc<Checkpoint>);
+
+/// The files that a tokenizer is made of.
+const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+
+#[wasm_bindgen(js_class = Checkpoint)]
+impl CheckpointHandle {
+    /// Opens a folder.
+    pub async fn open(folder: JsFolder, options: JsValue) -> JsResult<CheckpointHandle> {
+        let opened = async {
+            let request: OpenRequest = from_value(options, "openCheckpoint")?;
+            Checkpoint::open_with(Rc::new(FolderOfJs::new(folder)), &request.options()?).await
+        };
+        opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
+    }
+
+    /// Opens a GGUF file.
+    #[wasm_bindgen(js_name = openGguf)]
+    pub async fn open_gguf(file: JsFile) -> JsResult<CheckpointHandle> {
+        let opened = async { Checkpoint::open_gguf(Rc::new(FileOfJs::new(file)?)).await };
+        opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
+    }
+
+    /// What it is: architecture, sizes, number formats.
+    pub fn inspect(&self) -> JsResult<JsValue> {
+        to_value(&Inspection::new(&self.0).map_err(to_js)?)
+    }
+
+    /// What it needs at each precision.
+    pub fn plan(&self, options: JsValue) -> JsResult<JsValue> {
+        let plan = || {
+            let request: PlanRequest = from_value(options, "plan")?;
+            let config = self.0.config();
+            let mut options = PlanOptions { memory: request.memory, ..PlanOptions::default() };
+            options.context =
+                request.context.unwrap_or_else(|| options.context.min(config.max_position_embeddings as u64));
+            Plan::new(ModelDims::from(config), &options)
+        };
+        to_value(&plan().map_err(to_js)?)
+    }
+
+    /// The token in front of every text, as the configuration names it.
+    #[wasm_bindgen(getter, js_name = bosTokenId)]
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.0.config().bos_token_id
+    }
+
+    /// Refuses a tokenizer that makes ids which the embedding does not have.
+    #[wasm_bindgen(js_name = checkTokenizer)]
+    pub fn check_tokenizer(&self, codec: JsCodec) -> JsResult<()> {
+        let checked = check_vocabulary(&CodecOfJs(codec), self.0.config().vocab_size);
+        checked.context_with(|| self.0.name().to_owned()).map_err(to_js)
+    }
+
+    /// The files that the module `tokenizer` reads, by name.
+    #[wasm_bindgen(js_name = tokenizerFiles)]
+    pub async fn tokenizer_files(&self) -> JsResult<Object> {
+        let checkpoint = self.0.clone();
+        let read = async {
+            if let Some(problem) = checkpoint.tokenizer_problem() {
+                return Err(problem.clone());
+            }
+            let files = Object::new();
+            for name in TOKENIZER_FILES {
+                if let Some(bytes) = read_file(checkpoint.dir().as_ref(), name).await? {
+                    // Setting a property of a fresh object cannot fail.
+                    let _ = Reflect::set(&files, &name.into(), &Uint8Array::from(bytes.as_slice()));
+                }
+            }
+            Result::Ok(files)
+        };
+        read.await.map_err(to_js)
+    }
+}
+
+impl CheckpointHandle {
+    pub(super) fn get(&self) -> Rc<Checkpoint> {
+        self.0.clone()
+    }
+}
+
+/// What a model of so many parameters needs at each precision.
+#[wasm_bindgen(js_name = planParameters)]
+pub fn plan_parameters(parameters: f64, options: JsValue) -> JsResult<JsValue> {
+    let plan = || {
+        let request: PlanRequest = from_value(options, "plan")?;
+        let mut options = PlanOptions { memory: request.memory, ..PlanOptions::default() };
+        options.context = request.context.unwrap_or(options.context);
+        Plan::for_parameters(parameters as u64, &options)
+    };
+    to_value(&plan().map_err(to_js)?)
+}

@@ -1,0 +1,63 @@
+//! Text by the module `tokenizer`, or by a tokenizer that a page brings itself. Floor 9.
+
+use super::error::from_js;
+use crate::error::{ErrorCode, Result};
+use crate::tokenizer::TextCodec;
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+
+#[wasm_bindgen]
+extern "C" {
+    /// The methods of the module `tokenizer`'s class.
+    #[derive(Clone)]
+    pub type JsCodec;
+
+    #[wasm_bindgen(method, catch)]
+    fn encode(this: &JsCodec, text: &str) -> Result<Vec<u32>, JsValue>;
+
+    #[wasm_bindgen(method, catch, js_name = encodePrompt)]
+    fn encode_prompt(this: &JsCodec, text: &str) -> Result<Vec<u32>, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn decode(this: &JsCodec, ids: &[u32]) -> Result<String, JsValue>;
+
+    #[wasm_bindgen(method, getter, js_name = bosTokenId)]
+    fn bos_token_id(this: &JsCodec) -> Option<u32>;
+
+    #[wasm_bindgen(method, getter, js_name = vocabSize)]
+    fn vocab_size(this: &JsCodec) -> usize;
+}
+
+/// A tokenizer of JavaScript's.
+pub(super) struct CodecOfJs(pub(super) JsCodec);
+
+fn text_error(thrown: &JsValue) -> crate::Error {
+    let error = from_js(thrown);
+    match error.code() {
+        // A tokenizer neither reads nor writes.
+        ErrorCode::Io => crate::Error::new(ErrorCode::Tokenizer, error.message()),
+        _ => error,
+    }
+}
+
+impl TextCodec for CodecOfJs {
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.0.encode(text).map_err(|error| text_error(&error))
+    }
+
+    fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.0.encode_prompt(text).map_err(|error| text_error(&error))
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.0.decode(ids).map_err(|error| text_error(&error))
+    }
+
+    fn bos_token_id(&self) -> Option<u32> {
+        self.0.bos_token_id()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+}

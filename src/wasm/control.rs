@@ -1,0 +1,103 @@
+//! Progress, cancellation and turns of the event loop. Floor 9.
+
+use crate::error::Error;
+use crate::task::{BoxFuture, Control, Progress};
+use js_sys::Promise;
+use std::cell::{Cell, RefCell};
+use std::future::ready;
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen_futures::JsFuture;
+
+#[wasm_bindgen]
+extern "C" {
+    /// `{progress(phase, done, total, item), cancelled(): boolean, turn(): Promise, now(): milliseconds}`
+    #[derive(Clone)]
+    pub type JsControl;
+
+    #[wasm_bindgen(method, catch)]
+    fn progress(this: &JsControl, phase: &str, done: f64, total: f64, item: &str) -> Result<(), JsValue>;
+
+    #[wasm_bindgen(method)]
+    fn cancelled(this: &JsControl) -> bool;
+
+    #[wasm_bindgen(method)]
+    fn turn(this: &JsControl) -> Promise;
+
+    #[wasm_bindgen(method)]
+    fn now(this: &JsControl) -> f64;
+}
+
+/// Work goes on for so long before the event loop has a turn.
+const TURN_MS: f64 = 20.0;
+
+/// Reports come no closer together than this.
+const REPORT_MS: f64 = 50.0;
+
+/// Passes on the newest report, and gives the event loop a turn after each: a page's timers tick between any two of them.
+pub(super) struct ControlOfJs {
+    host: JsControl,
+    last_turn: Cell<f64>,
+    last_report: Cell<f64>,
+    newest: RefCell<Option<Report>>,
+}
+
+struct Report {
+    phase: String,
+    done: u64,
+    total: u64,
+    item: String,
+}
+
+impl ControlOfJs {
+    pub(super) fn new(host: JsControl) -> Self {
+        let last_turn = Cell::new(host.now());
+        Self { host, last_turn, last_report: Cell::new(f64::NEG_INFINITY), newest: RefCell::new(None) }
+    }
+
+    /// A clock in seconds.
+    pub(super) fn seconds(&self) -> f64 {
+        self.host.now() / 1000.0
+    }
+
+    fn report(&self, now: f64) {
+        if now - self.last_report.get() < REPORT_MS {
+            return;
+        }
+        if let Some(Report { phase, done, total, item }) = self.newest.borrow_mut().take() {
+            self.last_report.set(now);
+            // A listener's own failure is its caller's to see, not a reason to lose the work.
+            let _ = self.host.progress(&phase, done as f64, total as f64, &item);
+        }
+    }
+}
+
+impl Control for ControlOfJs {
+    fn progress(&self, progress: &Progress<'_>) {
+        let &Progress { phase, done, total, item } = progress;
+        let report = Report { phase: phase.to_owned(), done, total, item: item.to_owned() };
+        *self.newest.borrow_mut() = Some(report);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.host.cancelled()
+    }
+
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        let now = self.host.now();
+        if now - self.last_turn.get() < TURN_MS {
+            return Box::pin(ready(()));
+        }
+        Box::pin(async move {
+            self.report(now);
+            // A turn that fails is a turn all the same.
+            let _ = JsFuture::from(self.host.turn()).await;
+            self.last_turn.set(self.host.now());
+        })
+    }
+}
+
+/// What a handle says that is in the middle of something, or was disposed of.
+pub(super) fn busy(what: &str) -> Error {
+    Error::invalid_argument(format!("the {what} is in use or was disposed of"))
+}

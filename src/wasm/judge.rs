@@ -1,0 +1,151 @@
+//! Validation of a quantized model against its original, and what there is to run on. Floor 9.
+
+use super::checkpoint::CheckpointHandle;
+use super::codec::{CodecOfJs, JsCodec};
+use super::control::{ControlOfJs, JsControl};
+use super::error::to_js;
+use super::model::{AnyModel, load, may_fall_back, on_model, open_gpu};
+use super::requests::{CompareRequest, DeviceChoice, ValidateRequest};
+use super::scratch::{JsScratch, ScratchOfJs};
+use super::values::{JsResult, from_value, to_value};
+use crate::artifact::records::read_quantization_record;
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::gpu::{self, GpuBackend, GpuOptions};
+use crate::error::{Context, Result};
+use crate::model::Checkpoint;
+use crate::validate::benchmark::parse_jsonl;
+use crate::validate::continuations::{self, Continuation};
+use crate::validate::report::ValidationReport;
+use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::windows::Dataset;
+use serde::Serialize;
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+
+/// Judges `quantized` against `original`; gives the report.
+#[wasm_bindgen(js_name = validate)]
+pub async fn validate_checkpoints(
+    original: &CheckpointHandle,
+    quantized: &CheckpointHandle,
+    request: JsValue,
+    codec: JsCodec,
+    scratch: JsScratch,
+    control: JsControl,
+) -> JsResult<JsValue> {
+    let (original, quantized) = (original.get(), quantized.get());
+    let control = ControlOfJs::new(control);
+    let run = async {
+        let request: ValidateRequest = from_value(request, "validate")?;
+        judge(&original, &quantized, &request, &CodecOfJs(codec), &ScratchOfJs(scratch), &control).await
+    };
+    to_value(&run.await.map_err(to_js)?)
+}
+
+async fn judge(
+    original: &Checkpoint,
+    quantized: &Checkpoint,
+    request: &ValidateRequest,
+    codec: &CodecOfJs,
+    scratch: &ScratchOfJs,
+    control: &ControlOfJs,
+) -> Result<ValidationReport> {
+    let data = Dataset::new(request.name.as_deref().unwrap_or("text"), &request.text, codec)?;
+    let record = read_quantization_record(quantized.dir().as_ref()).await?;
+    let method = record.map_or_else(|| "unknown".to_owned(), |record| record.method);
+    let mut options = request.options(method, original.config())?;
+    options.limits.validate()?;
+    options.prompts = if request.prompts.is_empty() {
+        let (prompts, tokens) = (ValidateOptions::PROMPTS, ValidateOptions::PROMPT_TOKENS);
+        continuations::from_dataset(&data, prompts, tokens, codec)?
+    } else {
+        continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?
+    };
+    if let Some(lines) = &request.benchmark {
+        options.benchmark = parse_jsonl(lines.as_bytes()).context_with(|| "benchmark")?;
+    }
+    let clock = || control.seconds();
+    let around = Surroundings { codec, clock: &clock, scratch, control };
+    let load = request.load();
+    let device = load.device()?;
+    if device != DeviceChoice::Cpu {
+        let on_gpu = async {
+            let gpu = open_gpu(&load, device).await?;
+            validate(original, quantized, &data, &options, || gpu.another(), &around).await
+        };
+        match on_gpu.await {
+            Err(error) if may_fall_back(device, &error) => {}
+            result => return result,
+        }
+    }
+    validate(original, quantized, &data, &options, || Ok(CpuBackend::new()), &around).await
+}
+
+/// Lets two models continue the same prompts, one model after the other.
+#[wasm_bindgen]
+pub async fn compare(
+    a: &CheckpointHandle,
+    b: &CheckpointHandle,
+    request: JsValue,
+    codec_a: JsCodec,
+    codec_b: JsCodec,
+    control: JsControl,
+) -> JsResult<JsValue> {
+    let (a, b) = (a.get(), b.get());
+    let control = ControlOfJs::new(control);
+    let run = async {
+        let request: CompareRequest = from_value(request, "compare")?;
+        let first = continued(&a, &request, &CodecOfJs(codec_a), &control).await?;
+        let second = continued(&b, &request, &CodecOfJs(codec_b), &control).await?;
+        let prompts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
+        Result::Ok(continuations::pair(&prompts, first, second))
+    };
+    to_value(&run.await.map_err(to_js)?)
+}
+
+async fn continued(
+    checkpoint: &Checkpoint,
+    request: &CompareRequest,
+    codec: &CodecOfJs,
+    control: &ControlOfJs,
+) -> Result<Vec<Continuation>> {
+    let prompts = continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?;
+    let (mut model, _) = load(checkpoint, &request.load(), control).await?;
+    let tokens = request.max_tokens();
+    on_model!(&mut model, model => continuations::continue_all(model, codec, &prompts, tokens, control).await)
+}
+
+#[derive(Serialize)]
+struct Devices {
+    cpu: String,
+    adapters: Vec<Adapter>,
+}
+
+#[derive(Serialize)]
+struct Adapter {
+    name: String,
+    api: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    kind: &'static str,
+    /// Larger weights are split.
+    max_binding_bytes: u64,
+    /// Why no model can run on it; null where its kernels compute what the CPU computes.
+    error: Option<String>,
+}
+
+/// The devices that models can run on, each adapter checked against the CPU.
+#[wasm_bindgen]
+pub async fn devices() -> JsResult<JsValue> {
+    let mut adapters = Vec::new();
+    for adapter in gpu::adapters().await {
+        let options = GpuOptions { adapter: Some(adapter.to_string()), ..GpuOptions::default() };
+        adapters.push(Adapter {
+            error: GpuBackend::new(&options).await.err().map(|error| error.to_string()),
+            name: adapter.name,
+            api: adapter.api,
+            kind: adapter.kind.name(),
+            max_binding_bytes: adapter.max_binding_bytes,
+        });
+    }
+    to_value(&Devices { cpu: CpuBackend::new().capabilities().device.clone(), adapters })
+}

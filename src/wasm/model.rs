@@ -1,0 +1,344 @@
+//! Loaded models: text, logits, perplexity. Floor 9.
+
+use super::checkpoint::CheckpointHandle;
+use super::codec::{CodecOfJs, JsCodec};
+use super::control::{ControlOfJs, JsControl, busy};
+use super::error::{from_js, to_js};
+use super::requests::{DeviceChoice, GenerateRequest, LoadRequest, PerplexityRequest};
+use super::values::{JsResult, from_value, settled, to_value};
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::generate::Generation;
+use crate::model::decoder::{Logits, working_bytes};
+use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::task::Control;
+use crate::validate::walk::score;
+use crate::validate::windows::Dataset;
+use js_sys::{Float32Array, Function, Promise};
+use serde::Serialize;
+use std::cell::RefCell;
+use std::rc::Rc;
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen::{JsCast, JsValue};
+
+/// A model on either device.
+pub(super) enum AnyModel {
+    Cpu(Box<CausalLm<CpuBackend>>),
+    Gpu(Box<CausalLm<GpuBackend>>),
+}
+
+/// Runs the same expression on either model.
+macro_rules! on_model {
+    ($model:expr, $name:ident => $body:expr) => {
+        match $model {
+            AnyModel::Cpu($name) => $body,
+            AnyModel::Gpu($name) => $body,
+        }
+    };
+}
+
+pub(super) use on_model;
+
+/// A loaded model. It does one thing at a time: while it does, another call is an error.
+#[wasm_bindgen(js_name = Model)]
+pub struct ModelHandle {
+    /// Empty while the model is in use.
+    model: Rc<RefCell<Option<AnyModel>>>,
+    about: About,
+}
+
+#[derive(Clone, Serialize)]
+struct About {
+    device: String,
+    activations: &'static str,
+    /// Why it runs on the CPU although no device was asked for.
+    why_cpu: Option<String>,
+    max_position_embeddings: usize,
+    vocab_size: usize,
+}
+
+/// Holds a model while it works, and puts it back whatever becomes of the work.
+struct Held {
+    place: Rc<RefCell<Option<AnyModel>>>,
+    model: Option<AnyModel>,
+}
+
+impl Held {
+    fn take(place: &Rc<RefCell<Option<AnyModel>>>) -> Result<Self> {
+        let model = place.borrow_mut().take().ok_or_else(|| busy("model"))?;
+        Ok(Self { place: place.clone(), model: Some(model) })
+    }
+
+    fn get(&mut self) -> &mut AnyModel {
+        self.model.as_mut().expect("held until it is dropped")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.place.borrow_mut() = self.model.take();
+    }
+}
+
+#[derive(Serialize)]
+struct Piece {
+    token_id: u32,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Generated {
+    text: String,
+    token_ids: Vec<u32>,
+    prompt_ids: Vec<u32>,
+    finish_reason: &'static str,
+    /// Of decoding; null when only one token was generated.
+    tokens_per_second: Option<f64>,
+    prefill_seconds: f64,
+    /// Kernels that a GPU runs for one token; null on the CPU.
+    dispatches_per_token: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Perplexity {
+    perplexity: f64,
+    tokens: u64,
+    context: usize,
+    stride: Option<usize>,
+}
+
+/// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
+pub(super) fn may_fall_back(device: DeviceChoice, error: &Error) -> bool {
+    device == DeviceChoice::Auto && error.code().is_of_device()
+}
+
+/// The GPU that is asked for.
+pub(super) async fn open_gpu(request: &LoadRequest, device: DeviceChoice) -> Result<GpuBackend> {
+    let options = GpuOptions {
+        adapter: request.adapter.clone(),
+        software: device == DeviceChoice::Gpu,
+        ..GpuOptions::default()
+    };
+    GpuBackend::new(&options).await
+}
+
+pub(super) async fn load(
+    checkpoint: &Checkpoint,
+    request: &LoadRequest,
+    control: &dyn Control,
+) -> Result<(AnyModel, Option<Error>)> {
+    let device = request.device()?;
+    let options = LoadOptions { activations: request.activations()?, ..LoadOptions::default() };
+    let mut why_cpu = None;
+    if device != DeviceChoice::Cpu {
+        let on_gpu = async {
+            let gpu = open_gpu(request, device).await?;
+            CausalLm::load(gpu, checkpoint, options, control).await
+        };
+        match on_gpu.await {
+            Ok(model) => return Ok((AnyModel::Gpu(Box::new(model)), None)),
+            Err(error) if may_fall_back(device, &error) => why_cpu = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    refuse_what_does_not_fit(checkpoint)?;
+    let model = CausalLm::load(CpuBackend::new(), checkpoint, options, control).await?;
+    Ok((AnyModel::Cpu(Box::new(model)), why_cpu))
+}
+
+/// What this module's memory can hold beside the engine itself: addresses have 32 bits.
+const HEAP_BYTES: u64 = (4 << 30) - (256 << 20);
+
+/// A module whose memory is full ends in a trap, without a word; so the sizes are looked at first.
+fn refuse_what_does_not_fit(checkpoint: &Checkpoint) -> Result<()> {
+    let needed = checkpoint.bytes().saturating_add(working_bytes(checkpoint.config()));
+    if needed > HEAP_BYTES {
+        return Err(Error::new(
+            ErrorCode::OutOfMemory,
+            format!(
+                "{}: the model needs {needed} bytes but the memory of a WebAssembly module holds {HEAP_BYTES}; run it on a GPU, or quantize it",
+                checkpoint.name()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+#[wasm_bindgen(js_class = Model)]
+impl ModelHandle {
+    /// Loads a model onto the device that the request asks for.
+    pub async fn load(
+        checkpoint: &CheckpointHandle,
+        request: JsValue,
+        control: JsControl,
+    ) -> JsResult<ModelHandle> {
+        let checkpoint = checkpoint.get();
+        let run = async {
+            let request: LoadRequest = from_value(request, "loadModel")?;
+            load(&checkpoint, &request, &ControlOfJs::new(control)).await
+        };
+        let (model, why_cpu) = run.await.map_err(to_js)?;
+        let config = checkpoint.config();
+        let about = on_model!(&model, model => About {
+            device: model.capabilities().device.clone(),
+            activations: model.activations().name(),
+            why_cpu: why_cpu.map(|error| error.to_string()),
+            max_position_embeddings: config.max_position_embeddings,
+            vocab_size: config.vocab_size,
+        });
+        Ok(Self { model: Rc::new(RefCell::new(Some(model))), about })
+    }
+
+    /// Where and how it runs.
+    pub fn about(&self) -> JsResult<JsValue> {
+        to_value(&self.about)
+    }
+
+    /// Continues a prompt. `on_piece` is given `{token_id, text}` for each token; the model waits for what it returns.
+    pub async fn generate(
+        &self,
+        prompt_ids: Vec<u32>,
+        request: JsValue,
+        codec: JsCodec,
+        on_piece: Function,
+        control: JsControl,
+    ) -> JsResult<JsValue> {
+        let held = Held::take(&self.model);
+        let run = async {
+            let mut held = held?;
+            let request: GenerateRequest = from_value(request, "generate")?;
+            let (codec, control) = (CodecOfJs(codec), ControlOfJs::new(control));
+            let prompt = Prompt { ids: prompt_ids, request, on_piece };
+            on_model!(held.get(), model => prompt.run(model, &codec, &control).await)
+        };
+        to_value(&run.await.map_err(to_js)?)
+    }
+
+    /// The logits after each of `ids`, row by row.
+    pub async fn logits(&self, ids: Vec<u32>, control: JsControl) -> JsResult<Float32Array> {
+        let held = Held::take(&self.model);
+        let run = async {
+            let mut held = held?;
+            on_model!(held.get(), model => logits(model, &ids, &ControlOfJs::new(control)).await)
+        };
+        run.await.map_err(to_js)
+    }
+
+    /// How well the model predicts a text.
+    pub async fn perplexity(
+        &self,
+        request: JsValue,
+        codec: JsCodec,
+        control: JsControl,
+    ) -> JsResult<JsValue> {
+        let held = Held::take(&self.model);
+        let run = async {
+            let mut held = held?;
+            let request: PerplexityRequest = from_value(request, "perplexity")?;
+            let control = ControlOfJs::new(control);
+            on_model!(held.get(), model => perplexity(model, &request, &CodecOfJs(codec), &control).await)
+        };
+        to_value(&run.await.map_err(to_js)?)
+    }
+}
+
+struct Prompt {
+    ids: Vec<u32>,
+    request: GenerateRequest,
+    on_piece: Function,
+}
+
+impl Prompt {
+    async fn run<B: Backend>(
+        self,
+        model: &mut CausalLm<B>,
+        codec: &CodecOfJs,
+        control: &ControlOfJs,
+    ) -> Result<Generated> {
+        let options = self.request.options();
+        let start = control.seconds();
+        let mut generation = Generation::start(model, codec, &self.ids, &options, control).await?;
+        let prefill_seconds = control.seconds() - start;
+        let dispatches_before = generation.dispatches();
+        let start = control.seconds();
+        let (mut text, mut finish_reason) = (String::new(), "");
+        while let Some(piece) = generation.next(control).await? {
+            text.push_str(&piece.text);
+            finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
+            self.say(Piece { token_id: piece.token_id, text: piece.text }).await?;
+        }
+        let seconds = control.seconds() - start;
+        let token_ids = generation.token_ids().to_vec();
+        let dispatches = generation.dispatches().zip(dispatches_before).map(|(after, before)| after - before);
+        // The first token comes from the prompt's pass.
+        let decoded = token_ids.len().saturating_sub(1);
+        let timed = decoded > 0 && seconds > 0.0;
+        Ok(Generated {
+            text,
+            token_ids,
+            prompt_ids: self.ids,
+            finish_reason,
+            tokens_per_second: timed.then(|| decoded as f64 / seconds),
+            prefill_seconds,
+            dispatches_per_token: dispatches
+                .filter(|_| decoded > 0)
+                .map(|dispatches| dispatches as f64 / decoded as f64),
+        })
+    }
+
+    async fn say(&self, piece: Piece) -> Result<()> {
+        let piece = to_value(&piece).map_err(|error| from_js(&error))?;
+        let answer = self.on_piece.call1(&JsValue::NULL, &piece).map_err(|error| from_js(&error))?;
+        match answer.dyn_into::<Promise>() {
+            Ok(promise) => settled(promise).await.map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+async fn logits<B: Backend>(
+    model: &mut CausalLm<B>,
+    ids: &[u32],
+    control: &dyn Control,
+) -> Result<Float32Array> {
+    if ids.is_empty() {
+        return Err(Error::invalid_argument("expected at least one token id but found none"));
+    }
+    let vocab = model.config().vocab_size;
+    let len = u32::try_from(ids.len() * vocab).map_err(|_| {
+        Error::new(ErrorCode::OutOfMemory, "the logits of so many tokens do not fit one array")
+    })?;
+    let rows = Float32Array::new_with_length(len);
+    let mut cache = model.new_cache(ids.len())?;
+    let keep = |index: usize, row: &[f32]| {
+        rows.subarray((index * vocab) as u32, ((index + 1) * vocab) as u32).copy_from(row);
+        Ok(())
+    };
+    model.forward(ids, &mut cache, Logits::All, control, keep).await?;
+    Ok(rows)
+}
+
+async fn perplexity<B: Backend>(
+    model: &mut CausalLm<B>,
+    request: &PerplexityRequest,
+    codec: &CodecOfJs,
+    control: &dyn Control,
+) -> Result<Perplexity> {
+    let data = Dataset::new(request.name.as_deref().unwrap_or("text"), &request.text, codec)?;
+    let windows = request.windows(model.config());
+    let sum = score(model, &data, &windows, control).await?;
+    if !sum.perplexity().is_finite() {
+        return Err(Error::new(
+            ErrorCode::NonFinite,
+            "the model's logits are not finite, so it has no perplexity",
+        ));
+    }
+    Ok(Perplexity {
+        perplexity: sum.perplexity(),
+        tokens: sum.tokens(),
+        context: windows.context,
+        stride: windows.stride,
+    })
+}

@@ -1,0 +1,155 @@
+//! Folders that JavaScript writes: directory handles, paths, streams, memory. Floor 9.
+
+use super::error::from_js;
+use super::values::{copied, settled};
+use crate::error::{Context, Result};
+use crate::format::check_plain_name;
+use crate::format::sink::{ByteSink, SinkDir};
+use crate::task::BoxFuture;
+use js_sys::{Promise, Uint8Array};
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen::{JsCast, JsValue};
+
+#[wasm_bindgen]
+extern "C" {
+    /// `{name, create(file): Promise<JsSink>, remove(file): Promise, removeUnfinished(): Promise}`
+    #[derive(Clone)]
+    pub type JsTarget;
+
+    #[wasm_bindgen(method, getter)]
+    fn name(this: &JsTarget) -> String;
+
+    #[wasm_bindgen(method, catch)]
+    fn create(this: &JsTarget, file: &str) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn remove(this: &JsTarget, file: &str) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch, js_name = removeUnfinished)]
+    fn remove_unfinished(this: &JsTarget) -> Result<Promise, JsValue>;
+
+    /// `{write(bytes): Promise, finish(): Promise, abort(): void}`
+    pub type JsSink;
+
+    #[wasm_bindgen(method, catch)]
+    fn write(this: &JsSink, bytes: Uint8Array) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn finish(this: &JsSink) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn abort(this: &JsSink) -> Result<(), JsValue>;
+}
+
+/// Writes are gathered to this many bytes: each crosses into JavaScript, and perhaps to another thread.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A folder of JavaScript's.
+pub(super) struct TargetOfJs {
+    target: JsTarget,
+    name: String,
+}
+
+impl TargetOfJs {
+    pub(super) fn new(target: JsTarget) -> Self {
+        Self { name: target.name(), target }
+    }
+
+    async fn start(&self, file: &str) -> Result<Box<dyn ByteSink>> {
+        check_plain_name(file)?;
+        let sink = settled(self.target.create(file).map_err(|error| from_js(&error))?).await?;
+        Ok(Box::new(SinkOfJs {
+            sink: Some(sink.unchecked_into()),
+            name: file.to_owned(),
+            gathered: Vec::new(),
+        }))
+    }
+}
+
+impl SinkDir for TargetOfJs {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>> {
+        Box::pin(async move { self.start(file).await.context_with(|| self.name.as_str()) })
+    }
+
+    fn remove<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let removed = self.target.remove(file).map_err(|error| from_js(&error));
+            settled(removed?).await.map(drop).context_with(|| self.name.as_str())
+        })
+    }
+
+    fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let removed = self.target.remove_unfinished().map_err(|error| from_js(&error));
+            settled(removed?).await.map(drop).context_with(|| self.name.as_str())
+        })
+    }
+}
+
+/// A file of JavaScript's that is being written; dropped unfinished, it is aborted.
+struct SinkOfJs {
+    sink: Option<JsSink>,
+    name: String,
+    gathered: Vec<u8>,
+}
+
+impl SinkOfJs {
+    async fn flush(&mut self) -> Result<()> {
+        if let (Some(sink), false) = (&self.sink, self.gathered.is_empty()) {
+            let written = sink.write(copied(&self.gathered)).map_err(|error| from_js(&error));
+            settled(written?).await?;
+            self.gathered.clear();
+        }
+        Ok(())
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.gathered.len() + bytes.len() > BUFFER_BYTES {
+            self.flush().await?;
+        }
+        if bytes.len() < BUFFER_BYTES {
+            self.gathered.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let Some(sink) = &self.sink else { return Ok(()) };
+        let written = sink.write(copied(bytes)).map_err(|error| from_js(&error));
+        settled(written?).await.map(drop)
+    }
+
+    async fn close(mut self) -> Result<()> {
+        self.flush().await?;
+        let Some(sink) = &self.sink else { return Ok(()) };
+        settled(sink.finish().map_err(|error| from_js(&error))?).await?;
+        self.sink = None;
+        Ok(())
+    }
+}
+
+impl ByteSink for SinkOfJs {
+    fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let written = self.write_all(bytes).await;
+            written.context_with(|| self.name.as_str())
+        })
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            let name = self.name.clone();
+            self.close().await.context_with(|| name)
+        })
+    }
+}
+
+impl Drop for SinkOfJs {
+    fn drop(&mut self) {
+        if let Some(sink) = &self.sink {
+            // Whatever fails while giving up is of no interest: the reason for giving up is reported already.
+            let _ = sink.abort();
+        }
+    }
+}

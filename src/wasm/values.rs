@@ -1,0 +1,50 @@
+//! Rust values as plain objects of JavaScript, and back. Floor 9.
+
+use super::error::{from_js, to_js};
+use crate::error::{Error, ErrorCode, Result};
+use js_sys::{Promise, Uint8Array};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::JsFuture;
+
+/// What a binding returns: an error is one that JavaScript can catch.
+pub(super) type JsResult<T> = Result<T, JsValue>;
+
+/// A value as `JSON.parse` would have made it.
+pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> JsResult<JsValue> {
+    let serializer = serde_wasm_bindgen::Serializer::json_compatible();
+    value.serialize(&serializer).map_err(|error| to_js(Error::new(ErrorCode::Io, error.to_string())))
+}
+
+/// Reads an object; `what` is what messages call it. Undefined is as an empty object, and a field that is not known is an
+/// error: a misspelled option must not be taken for one that was left out.
+pub(super) fn from_value<T: DeserializeOwned + Default>(value: JsValue, what: &str) -> Result<T> {
+    if value.is_undefined() || value.is_null() {
+        return Ok(T::default());
+    }
+    let refuse = |message: String| Error::invalid_argument(message).context(what);
+    // Through text, because a reader of JavaScript's objects would see only the fields that it asks for.
+    let text = js_sys::JSON::stringify(&value).ok().and_then(|text| text.as_string());
+    let text = text.ok_or_else(|| refuse("expected a plain object of options".to_owned()))?;
+    serde_json::from_str(&text).map_err(|error| {
+        let message = error.to_string();
+        // Lines and columns of a text that the caller never saw.
+        refuse(message.split(" at line ").next().unwrap_or(&message).to_owned())
+    })
+}
+
+/// Waits for a promise.
+pub(super) async fn settled(promise: Promise) -> Result<JsValue> {
+    JsFuture::from(promise).await.map_err(|error| from_js(&error))
+}
+
+/// A copy of `bytes` that JavaScript may keep: a view of this module's memory would not outlive its growth.
+pub(super) fn copied(bytes: &[u8]) -> Uint8Array {
+    Uint8Array::from(bytes)
+}
+
+/// A count or an offset as JavaScript's numbers hold it: exact up to 2^53, which no file reaches.
+pub(super) fn number(value: u64) -> f64 {
+    value as f64
+}
