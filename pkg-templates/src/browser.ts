@@ -1,0 +1,45 @@
+/** The caller's side in browsers. */
+import type { ClientPlatform, Thread } from "./platform.js";
+import { pair, type Port } from "./wire.js";
+
+function startWorker(): Thread {
+  const worker = newWorker();
+  const port: Port = {
+    post: (message) => worker.postMessage(message),
+    listen: (listener) => worker.addEventListener("message", (event) => listener(event.data)),
+  };
+  return {
+    port,
+    // A page is not kept alive by its workers.
+    hold: () => {},
+    onFailure: (listener) => {
+      worker.addEventListener("error", (event) => listener(event.error ?? { message: event.message }));
+      worker.addEventListener("messageerror", () => listener({ message: "a message could not be read" }));
+    },
+    terminate: () => worker.terminate(),
+  };
+}
+
+function newWorker(): Worker {
+  try {
+    // Written out: bundlers find the worker by this very spelling.
+    return new Worker(new URL("./worker.browser.js", import.meta.url), { type: "module", name: "lowbit" });
+  } catch (error) {
+    // A page may import the package from another origin, where a worker may not start from.
+    if ((error as { name?: string }).name !== "SecurityError") throw error;
+    const url = new URL("./worker.browser.js", import.meta.url).href;
+    const text = new Blob([`import ${JSON.stringify(url)};`], { type: "text/javascript" });
+    return new Worker(URL.createObjectURL(text), { type: "module", name: "lowbit" });
+  }
+}
+
+export const platform: ClientPlatform = {
+  isPath: () => false,
+  startWorker,
+  startHere: async () => {
+    const [here, there] = pair();
+    const { start } = await import("./host.browser.js");
+    start(there);
+    return { port: here, hold: () => {}, onFailure: () => {}, terminate: () => {} };
+  },
+};

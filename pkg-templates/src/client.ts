@@ -1,0 +1,580 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+/**
+ * The caller's side: what users of the package hold in their hands.
+ *
+ * Every object here stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the Rust crate).
+ */
+import { asLowbitError, cancelled, LowbitError } from "./errors.js";
+import { fetchWith } from "./folders.js";
+import type { ClientPlatform, Thread } from "./platform.js";
+import { sourceSpec, targetSpec, type Remotes } from "./specs.js";
+import { connect, type CheckpointRef, type ClientFunctions, type HostFunctions, type Written } from "./wire.js";
+import type {
+  Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
+  ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
+  ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, Progress, QuantizeOptions, QuantizeSummary,
+  RandomAccessFile, ValidateOptions, ValidationReport,
+} from "./types.js";
+
+/** Work that was asked for. */
+interface Job {
+  report?: (progress: Omit<Progress, "etaSeconds">) => void;
+  piece?: (text: string, tokenId: number) => Promise<void>;
+}
+
+type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
+
+/** Where a file of the caller's is written. */
+interface Writer extends FileWriter {}
+
+/**
+ * The engine: WebAssembly modules, in a worker of their own unless told otherwise. One is made when it is first needed; make
+ * others with `createEngine` to run several jobs at once, or to give memory back with `dispose`.
+ */
+export class Engine {
+  readonly #platform: ClientPlatform;
+  readonly #inWorker: boolean;
+  #started: Promise<{ thread: Thread; remote: Remote }> | undefined;
+  #failure: LowbitError | undefined;
+  readonly #jobs = new Map<number, Job>();
+  readonly #files = new Map<number, RandomAccessFile>();
+  readonly #fetches = new Map<number, ReturnType<typeof fetchWith>>();
+  readonly #targets = new Map<number, (file: string) => unknown>();
+  readonly #writers = new Map<number, Writer>();
+  #pending = 0;
+  #nextId = 1;
+  /** Forgets what nobody holds any more. */
+  readonly #registry = new FinalizationRegistry<() => void>((forget) => forget());
+
+  constructor(platform: ClientPlatform, options: EngineOptions = {}) {
+    this.#platform = platform;
+    this.#inWorker = options.worker ?? true;
+  }
+
+  /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
+  async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
+    const { tokenizer, signal, revision: _, headers: __, fetch: ___, ...rest } = options;
+    const remotes = this.#remotes();
+    const spec = sourceSpec(source, options, this.#platform, remotes);
+    const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, options, this.#platform, remotes);
+    const opened = await this.#run({ signal }, (remote, job) => remote.open(job, spec, codec, rest));
+    return new Checkpoint(this, opened, remotes.forget);
+  }
+
+  /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
+  async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
+    const { target, onProgress, signal, calibration, ...rest } = options;
+    const request = { ...rest, ...(calibration && { calibration: calibrationRequest(calibration) }) };
+    return this.#write(target, { onProgress, signal }, (remote, job, place) =>
+      remote.quantize(job, idOf(checkpoint), request, place),
+    );
+  }
+
+  /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
+  async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
+    const { target, dtype = "f16", ...job } = options;
+    return this.#write(target, job, (remote, id, place) => remote.dequantize(id, idOf(checkpoint), dtype, place));
+  }
+
+  /** Spells a checkpoint as other tools do. */
+  async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
+    const { target, onProgress, signal, ...request } = options;
+    return this.#write(target, { onProgress, signal }, (remote, job, place) =>
+      remote.convert(job, idOf(checkpoint), request, place),
+    );
+  }
+
+  /** Loads a model onto a device. */
+  async loadModel(checkpoint: Checkpoint, options: LoadOptions = {}): Promise<Model> {
+    const { onProgress, signal, ...request } = options;
+    const loaded = await this.#run({ onProgress, signal }, (remote, job) => remote.load(job, idOf(checkpoint), request));
+    return new Model(this, checkpoint, loaded);
+  }
+
+  /** Judges a quantized model against its original. */
+  validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
+    const { texts, onProgress, signal, ...rest } = options;
+    const request = { ...rest, text: typeof texts === "string" ? texts : (texts ?? []).join("\n\n") };
+    return this.#run({ onProgress, signal }, (remote, job) =>
+      remote.validate(job, idOf(original), idOf(quantized), request),
+    );
+  }
+
+  /** Lets two models continue the same prompts. */
+  compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
+    const { onProgress, signal, ...request } = options;
+    return this.#run({ onProgress, signal }, (remote, job) => remote.compare(job, idOf(a), idOf(b), request));
+  }
+
+  /** What a checkpoint, or a model of so many parameters, needs at each precision. */
+  plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+    return this.#call((remote) =>
+      typeof subject === "number" ? remote.planParameters(subject, options) : remote.plan(idOf(subject), options),
+    );
+  }
+
+  /** What models can run on here. Every GPU adapter is checked against the CPU, which takes a moment. */
+  async capabilities(): Promise<Capabilities> {
+    const found = await this.#call((remote) => remote.capabilities());
+    return { ...found, worker: this.#inWorker };
+  }
+
+  /** Ends the engine and its thread, and gives all memory back. What it held cannot be used any more. */
+  async dispose(): Promise<void> {
+    this.#failure ??= new LowbitError("invalid_argument", "the engine was disposed of");
+    const started = this.#started;
+    this.#started = undefined;
+    const { thread, remote } = (await started?.catch(() => undefined)) ?? {};
+    remote?.$close(this.#failure);
+    thread?.terminate();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  /** @internal */
+  watch(holder: object, forget: () => void): () => void {
+    const once = { done: false };
+    const run = () => {
+      if (once.done) return;
+      once.done = true;
+      this.#registry.unregister(once);
+      forget();
+    };
+    this.#registry.register(holder, run, once);
+    return run;
+  }
+
+  /** @internal Asks the engine's side without a job. */
+  async ask<T>(work: (remote: Remote) => Promise<T>): Promise<T> {
+    return this.#call(work);
+  }
+
+  /** @internal Tells the engine's side, if it still runs, and hears of no failure. */
+  tell(work: (remote: Remote) => Promise<unknown>): void {
+    const started = this.#started;
+    if (started === undefined || this.#failure !== undefined) return;
+    void this.#call(work).catch(() => {});
+  }
+
+  /** @internal */
+  run<T>(options: JobOptions, work: (remote: Remote, job: number) => Promise<T>, piece?: Job["piece"]): Promise<T> {
+    return this.#run(options, work, piece);
+  }
+
+  async #write<T>(
+    target: QuantizeOptions["target"],
+    options: JobOptions,
+    work: (remote: Remote, job: number, place: ReturnType<typeof targetSpec>) => Promise<Written<T>>,
+  ): Promise<Output<T>> {
+    const remotes = this.#remotes();
+    try {
+      const place = targetSpec(target, this.#platform, remotes);
+      const written = await this.#run(options, (remote, job) => work(remote, job, place));
+      return new Output(this, written);
+    } finally {
+      remotes.forget();
+    }
+  }
+
+  /** Things of the caller's that the engine's side reaches by number. */
+  #remotes(): Remotes {
+    const ids: number[] = [];
+    const keep = <T>(map: Map<number, T>, value: T): number => {
+      const id = this.#nextId++;
+      ids.push(id);
+      map.set(id, value);
+      return id;
+    };
+    return {
+      file: (file) => keep(this.#files, file),
+      fetch: (fetcher, headers) => keep(this.#fetches, fetchWith(headers, fetcher)),
+      target: (create) => keep(this.#targets, create),
+      forget: () => ids.forEach((id) => [this.#files, this.#fetches, this.#targets].forEach((map) => map.delete(id))),
+    };
+  }
+
+  async #run<T>(
+    { onProgress, signal }: JobOptions,
+    work: (remote: Remote, job: number) => Promise<T>,
+    piece?: Job["piece"],
+  ): Promise<T> {
+    if (signal?.aborted) throw cancelled(signal.reason);
+    const id = this.#nextId++;
+    this.#jobs.set(id, { ...(onProgress && { report: withEta(onProgress) }), ...(piece && { piece }) });
+    const abort = () => this.tell((remote) => remote.abort(id));
+    signal?.addEventListener("abort", abort, { once: true });
+    try {
+      return await this.#call((remote) => work(remote, id));
+    } catch (error) {
+      const known = asLowbitError(error);
+      throw known.code === "cancelled" && signal?.aborted ? cancelled(signal.reason) : known;
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.#jobs.delete(id);
+    }
+  }
+
+  async #call<T>(work: (remote: Remote) => Promise<T>): Promise<T> {
+    if (this.#failure !== undefined) throw this.#failure;
+    this.#started ??= this.#start();
+    let started;
+    try {
+      started = await this.#started;
+    } catch (error) {
+      this.#started = undefined;
+      throw asLowbitError(error);
+    }
+    const { thread, remote } = started;
+    this.#pending += 1;
+    if (this.#pending === 1) thread.hold(true);
+    try {
+      return await work(remote);
+    } catch (error) {
+      throw asLowbitError(error);
+    } finally {
+      this.#pending -= 1;
+      if (this.#pending === 0) thread.hold(false);
+    }
+  }
+
+  async #start(): Promise<{ thread: Thread; remote: Remote }> {
+    const thread = this.#inWorker ? this.#platform.startWorker() : await this.#platform.startHere();
+    const remote = connect<HostFunctions, ClientFunctions>(thread.port, this.#functions());
+    thread.onFailure((error) => {
+      const text = (error as { message?: string } | undefined)?.message ?? "its worker ended";
+      this.#failure ??= new LowbitError("internal", `the engine broke down: ${text}`, { cause: error });
+      remote.$close(this.#failure);
+    });
+    return { thread, remote };
+  }
+
+  #functions(): ClientFunctions {
+    const writer = (id: number): Writer => {
+      const found = this.#writers.get(id);
+      if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
+      return found;
+    };
+    return {
+      progress: (job, progress) => this.#jobs.get(job)?.report?.(progress),
+      piece: async (job, text, tokenId) => this.#jobs.get(job)?.piece?.(text, tokenId),
+      readFile: async (id, offset, length) => {
+        const file = this.#files.get(id);
+        if (file === undefined) throw new LowbitError("io", "the file is not open any more");
+        return file.read(offset, length);
+      },
+      fetchRange: async (id, url, range, ifRange) => {
+        const get = this.#fetches.get(id);
+        if (get === undefined) throw new LowbitError("io", "the checkpoint is not open any more");
+        return get(url, range, ifRange);
+      },
+      createFile: async (target, file) => {
+        const create = this.#targets.get(target);
+        if (create === undefined) throw new LowbitError("io", "the target is not open any more");
+        const made = await create(file);
+        const id = this.#nextId++;
+        this.#writers.set(id, isStream(made) ? made.getWriter() : (made as Writer));
+        return id;
+      },
+      writeFile: async (id, bytes) => void (await writer(id).write(bytes)),
+      closeFile: async (id) => {
+        const closing = writer(id);
+        this.#writers.delete(id);
+        await closing.close();
+      },
+      abortFile: async (id) => {
+        const aborting = writer(id);
+        this.#writers.delete(id);
+        await aborting.abort?.(cancelled());
+      },
+    };
+  }
+}
+
+function isStream(made: unknown): made is WritableStream<Uint8Array> {
+  return typeof (made as { getWriter?: unknown } | null)?.getWriter === "function";
+}
+
+/** Adds how long a phase will still take. */
+function withEta(listener: (progress: Progress) => void): (progress: Omit<Progress, "etaSeconds">) => void {
+  let phase = "";
+  let [since, from] = [0, 0];
+  return (progress) => {
+    const now = performance.now();
+    if (progress.phase !== phase || progress.done < from) {
+      phase = progress.phase;
+      [since, from] = [now, progress.done];
+    }
+    const done = progress.done - from;
+    const seconds = (now - since) / 1000;
+    const known = done > 0 && seconds > 0.2;
+    listener(known ? { ...progress, etaSeconds: (seconds * (progress.total - progress.done)) / done } : progress);
+  };
+}
+
+function calibrationRequest(calibration: Calibration | readonly string[]): object {
+  if (!isTexts(calibration)) {
+    const { texts = [], tokens = [], ...rest } = calibration;
+    return { ...rest, texts: [...texts], tokens: [...tokens] };
+  }
+  return { texts: [...calibration] };
+}
+
+function isTexts(calibration: Calibration | readonly string[]): calibration is readonly string[] {
+  return Array.isArray(calibration);
+}
+
+const ids = new WeakMap<Checkpoint, number | undefined>();
+
+function idOf(checkpoint: Checkpoint): number {
+  if (!(checkpoint instanceof Checkpoint)) {
+    throw new LowbitError("invalid_argument", "expected a checkpoint, as openCheckpoint gives it");
+  }
+  const id = ids.get(checkpoint);
+  if (id !== undefined) return id;
+  throw new LowbitError(
+    "invalid_argument",
+    checkpoint.readable
+      ? "the checkpoint was disposed of"
+      : "the result was written to streams, which this package cannot read; open it from where it went",
+  );
+}
+
+/** An open checkpoint: what it is, and its tokenizer. Models are loaded from it with `loadModel`. */
+export class Checkpoint {
+  /** @internal */
+  readonly engine: Engine;
+  readonly #info: CheckpointInfo | undefined;
+  readonly #forget: () => void;
+
+  /** @internal */
+  constructor(engine: Engine, opened: CheckpointRef | undefined, forget: () => void = () => {}) {
+    this.engine = engine;
+    this.#info = opened?.info;
+    ids.set(this, opened?.id);
+    const id = opened?.id;
+    this.#forget = engine.watch(this, () => {
+      forget();
+      if (id !== undefined) engine.tell((remote) => remote.disposeCheckpoint(id));
+    });
+  }
+
+  /** Whether this package can read it: false for a result that went to streams. */
+  get readable(): boolean {
+    return this.#info !== undefined;
+  }
+
+  /** Architecture, sizes, number formats. */
+  get info(): CheckpointInfo {
+    if (this.#info === undefined) idOf(this);
+    return this.#info!;
+  }
+
+  /** The ids of a prompt, with the tokens that the model expects in front. */
+  tokenize(text: string): Promise<Uint32Array> {
+    return this.engine.ask((remote) => remote.encode(idOf(this), text));
+  }
+
+  /** The text of ids, without special tokens. */
+  detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
+    return this.engine.ask((remote) => remote.decode(idOf(this), Uint32Array.from(ids)));
+  }
+
+  /** Gives back what the engine holds for it. Models that were loaded from it go on. */
+  dispose(): void {
+    ids.set(this, undefined);
+    this.#forget();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** What a job wrote: a checkpoint, unless it went to streams, and the record of the job. */
+export class Output<T> extends Checkpoint {
+  /** What was done, and what was lost by it. */
+  readonly summary: T;
+  readonly #folder: number | undefined;
+
+  /** @internal */
+  constructor(engine: Engine, written: Written<T>) {
+    super(engine, written.checkpoint);
+    this.summary = written.summary;
+    this.#folder = written.folder;
+  }
+
+  /** Copies of the files, by name, of a result that was kept in memory. */
+  async files(): Promise<Record<string, Uint8Array>> {
+    const folder = this.#folder;
+    if (folder === undefined) {
+      throw new LowbitError("invalid_argument", "the files are at the target; only results in memory are handed out");
+    }
+    idOf(this);
+    return this.engine.ask((remote) => remote.files(folder));
+  }
+}
+
+/** A model on a device. It does one thing at a time; what is asked meanwhile waits. */
+export class Model {
+  readonly #engine: Engine;
+  #id: number | undefined;
+  readonly #forget: () => void;
+  /** Where and how it runs. */
+  readonly info: ModelInfo;
+  /** What it was loaded from. */
+  readonly checkpoint: Checkpoint;
+  /** Whether the checkpoint has a chat template. */
+  readonly canChat: boolean;
+
+  /** @internal */
+  constructor(engine: Engine, checkpoint: Checkpoint, loaded: { id: number; info: ModelInfo; chat: boolean }) {
+    this.#engine = engine;
+    this.#id = loaded.id;
+    this.info = loaded.info;
+    this.checkpoint = checkpoint;
+    this.canChat = loaded.chat;
+    const { id } = loaded;
+    this.#forget = engine.watch(this, () => engine.tell((remote) => remote.disposeModel(id)));
+  }
+
+  get #held(): number {
+    if (this.#id === undefined) throw new LowbitError("invalid_argument", "the model was disposed of");
+    return this.#id;
+  }
+
+  /** Continues a prompt: text, or token ids that are taken as they are. */
+  generate(prompt: string | Uint32Array | readonly number[], options: GenerateOptions = {}): Generation {
+    const given = typeof prompt === "string" ? prompt : Uint32Array.from(prompt);
+    return new Generation(options, (request, job, piece) =>
+      this.#engine.run(job, (remote, id) => remote.generate(id, this.#held, given, request), piece),
+    );
+  }
+
+  /** Answers the last message of a chat, by the checkpoint's template. */
+  chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
+    const given = messages.map(({ role, content }) => ({ role, content }));
+    return new Generation(options, (request, job, piece) =>
+      this.#engine.run(job, (remote, id) => remote.chat(id, this.#held, given, request), piece),
+    );
+  }
+
+  /** The logits after each token: one array of `vocab_size` for each id. */
+  async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
+    const given = Uint32Array.from(ids);
+    const all = await this.#engine.run(options, (remote, job) => remote.logits(job, this.#held, given));
+    const width = this.info.vocab_size;
+    return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
+  }
+
+  /** The logarithm of each token's probability after those before it; the first has none. */
+  async logprobs(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float64Array> {
+    const rows = await this.logits(ids, options);
+    return Float64Array.from(rows.slice(0, -1), (row, at) => {
+      const largest = row.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+      const sum = row.reduce((total, value) => total + Math.exp(value - largest), 0);
+      return row[Number(ids[at + 1])]! - largest - Math.log(sum);
+    });
+  }
+
+  /** How well the model predicts a text. */
+  perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
+    const { onProgress, signal, ...rest } = options;
+    return this.#engine.run({ onProgress, signal }, (remote, job) =>
+      remote.perplexity(job, this.#held, { ...rest, text }),
+    );
+  }
+
+  /** The ids of a prompt, with the tokens that the model expects in front. */
+  tokenize(text: string): Promise<Uint32Array> {
+    return this.checkpoint.tokenize(text);
+  }
+
+  /** The text of ids, without special tokens. */
+  detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
+    return this.checkpoint.detokenize(ids);
+  }
+
+  /** Gives the model's memory back, on the GPU too, once what it is doing has ended. */
+  dispose(): void {
+    this.#id = undefined;
+    this.#forget();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Starts a generation; pieces go to `piece`, which may make the model wait. */
+type Start = (
+  request: object,
+  job: JobOptions,
+  piece: (text: string, tokenId: number) => Promise<void>,
+) => Promise<GenerateResult>;
+
+/**
+ * Text as it comes. `for await` gives pieces, and leaving the loop ends the generation; `text()` and `result()` wait for all
+ * of it. It begins when it is first asked for anything.
+ */
+export class Generation implements AsyncIterable<string> {
+  readonly #start: Start;
+  readonly #request: object;
+  readonly #job: JobOptions;
+  readonly #stop = new AbortController();
+  readonly #pieces: string[] = [];
+  #result: Promise<GenerateResult> | undefined;
+  #ended = false;
+  /** Called when there is a piece, or none will come. */
+  #wake: () => void = () => {};
+
+  /** @internal */
+  constructor(options: GenerateOptions, start: Start) {
+    const { onProgress, signal, ...request } = options;
+    this.#start = start;
+    this.#request = request;
+    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
+    this.#job = { signal: either, ...(onProgress && { onProgress }) };
+  }
+
+  /** All that is known of it, once it has ended. */
+  result(): Promise<GenerateResult> {
+    if (this.#result === undefined) {
+      const piece = async (text: string) => {
+        if (text === "") return;
+        this.#pieces.push(text);
+        this.#wake();
+      };
+      this.#result = this.#start(this.#request, this.#job, piece).finally(() => {
+        this.#ended = true;
+        this.#wake();
+      });
+      // Whoever iterates hears of a failure there; it is no unhandled rejection here.
+      this.#result.catch(() => {});
+    }
+    return this.#result;
+  }
+
+  /** The whole text. */
+  async text(): Promise<string> {
+    return (await this.result()).text;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<string, GenerateResult, undefined> {
+    const result = this.result();
+    try {
+      for (;;) {
+        const piece = this.#pieces.shift();
+        if (piece !== undefined) yield piece;
+        else if (this.#ended) return await result;
+        else await new Promise<void>((resolve) => (this.#wake = resolve));
+      }
+    } finally {
+      if (!this.#ended) {
+        this.#stop.abort();
+        await result.catch(() => {});
+      }
+    }
+  }
+}

@@ -1,0 +1,210 @@
+/** The engine's side in Node, Deno and Bun. */
+import { randomBytes } from "node:crypto";
+import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { homedir, tmpdir } from "node:os";
+import { basename, join, resolve } from "node:path";
+import { setImmediate } from "node:timers/promises";
+import { asLowbitError, LowbitError } from "./errors.js";
+import type { Folder, HostPlatform, OpenFile, Scratch, Sink, TargetFolder } from "./platform.js";
+
+/** How the names of unfinished files end, as the command line's do. */
+const UNFINISHED = ".lowbit.tmp";
+
+/** Closes a file that nobody forgot to close on purpose. */
+const handles = new FinalizationRegistry<FileHandle>((handle) => void handle.close().catch(() => {}));
+
+async function readFully(handle: FileHandle, out: Uint8Array, offset: number, place: string): Promise<void> {
+  for (let done = 0; done < out.length; ) {
+    const { bytesRead } = await handle.read(out, done, out.length - done, offset + done);
+    if (bytesRead === 0) throw new LowbitError("io", `${place}: the file ends at ${offset + done}`);
+    done += bytesRead;
+  }
+}
+
+async function openFile(path: string, name: string): Promise<OpenFile | undefined> {
+  let handle: FileHandle;
+  let size: number;
+  try {
+    const found = await stat(path);
+    if (!found.isFile()) throw new LowbitError("invalid_argument", `${path}: expected a file but found something else`);
+    size = found.size;
+    handle = await open(path);
+  } catch (error) {
+    if ((error as { code?: string }).code === "ENOENT") return undefined;
+    throw asLowbitError(error, path);
+  }
+  const file: OpenFile = {
+    name,
+    size,
+    read: async (offset, length) => {
+      try {
+        const out = new Uint8Array(length);
+        await readFully(handle, out, offset, path);
+        return out;
+      } catch (error) {
+        throw asLowbitError(error, path);
+      }
+    },
+  };
+  handles.register(file, handle);
+  return file;
+}
+
+function folder(path: string): Folder {
+  return { name: path, open: (file) => openFile(join(path, file), join(path, file)) };
+}
+
+function expanded(path: string): string {
+  return path === "~" || path.startsWith("~/") ? join(homedir(), path.slice(1)) : path;
+}
+
+function target(path: string): TargetFolder {
+  const place = (error: unknown, file: string) => asLowbitError(error, join(path, file));
+  return {
+    name: path,
+    create: async (file): Promise<Sink> => {
+      const final = join(path, file);
+      const unfinished = join(path, `.${file}.${randomBytes(6).toString("hex")}${UNFINISHED}`);
+      let handle: FileHandle;
+      try {
+        await mkdir(path, { recursive: true });
+        handle = await open(unfinished, "wx", 0o666);
+      } catch (error) {
+        throw place(error, file);
+      }
+      const clear = () => handle.close().catch(() => {}).then(() => rm(unfinished, { force: true })).catch(() => {});
+      return {
+        write: async (bytes) => {
+          try {
+            for (let done = 0; done < bytes.length; ) done += (await handle.write(bytes, done)).bytesWritten;
+          } catch (error) {
+            throw place(error, file);
+          }
+        },
+        finish: async () => {
+          try {
+            await handle.sync();
+            await handle.close();
+            await rename(unfinished, final);
+          } catch (error) {
+            await clear();
+            throw place(error, file);
+          }
+        },
+        abort: () => void clear(),
+      };
+    },
+    remove: async (file) => {
+      try {
+        await rm(join(path, file), { force: true });
+      } catch (error) {
+        throw place(error, file);
+      }
+    },
+    removeUnfinished: async () => {
+      const names = await readdir(path).catch(() => [] as string[]);
+      for (const name of names.filter((name) => name.endsWith(UNFINISHED))) await rm(join(path, name), { force: true });
+    },
+  };
+}
+
+/** Scratch space in a folder of its own under the system's temporary one. */
+async function scratch(): Promise<Scratch> {
+  const path = await mkdtemp(join(tmpdir(), "lowbit-"));
+  const blobs = new Map<string, { handle: FileHandle; size: number }>();
+  const found = (name: string) => {
+    const blob = blobs.get(name);
+    if (blob === undefined) throw new LowbitError("not_found", `there is no scratch blob ${name}`);
+    return blob;
+  };
+  const drop = async (name: string) => {
+    const blob = blobs.get(name);
+    blobs.delete(name);
+    await blob?.handle.close();
+  };
+  return {
+    writeAt: async (name, offset, bytes) => {
+      let blob = blobs.get(name);
+      try {
+        if (blob === undefined) {
+          blob = { handle: await open(join(path, `${blobs.size}-${randomBytes(4).toString("hex")}`), "wx+", 0o600), size: 0 };
+          blobs.set(name, blob);
+        }
+        if (offset > blob.size) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
+        for (let done = 0; done < bytes.length; ) {
+          done += (await blob.handle.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
+        }
+        blob.size = Math.max(blob.size, offset + bytes.length);
+      } catch (error) {
+        throw asLowbitError(error, path);
+      }
+    },
+    readAt: async (name, offset, length) => {
+      const out = new Uint8Array(length);
+      await readFully(found(name).handle, out, offset, `scratch blob ${name}`);
+      return out;
+    },
+    size: async (name) => blobs.get(name)?.size,
+    delete: drop,
+    dispose: async () => {
+      for (const name of [...blobs.keys()]) await drop(name).catch(() => {});
+      await rm(path, { recursive: true, force: true }).catch(() => {});
+    },
+  };
+}
+
+/** The part of the optional package `webgpu` that is used. */
+interface Dawn {
+  create(options: string[]): unknown;
+  globals: object;
+}
+
+/** wgpu looks for one of these before it looks for `navigator.gpu`; Node has neither. */
+function looksLikeABrowser(): void {
+  const scope = globalThis as { Window?: unknown; WorkerGlobalScope?: unknown };
+  if (scope.Window === undefined && scope.WorkerGlobalScope === undefined) scope.Window = class Window {};
+}
+
+async function prepareGpu(): Promise<void> {
+  looksLikeABrowser();
+  const scope = globalThis as { navigator?: { gpu?: unknown } };
+  if (scope.navigator?.gpu !== undefined) return;
+  let dawn: Dawn;
+  try {
+    // Not written out: bundlers would look for a package that is optional.
+    const name = "webgpu";
+    dawn = (await import(name)) as Dawn;
+  } catch (error) {
+    throw new LowbitError("no_device", "there is no WebGPU here; `npm install webgpu` brings it", { cause: error });
+  }
+  for (const [name, value] of Object.entries(Object.getOwnPropertyDescriptors(dawn.globals))) {
+    if (!(name in globalThis)) Object.defineProperty(globalThis, name, value);
+  }
+  scope.navigator ??= {};
+  Object.defineProperty(scope.navigator, "gpu", { value: dawn.create([]), configurable: true });
+}
+
+looksLikeABrowser();
+
+export const platform: HostPlatform = {
+  module: async (name) => readFile(new URL(`./${name}_bg.wasm`, import.meta.url)),
+  openPath: async (path) => {
+    const place = expanded(path);
+    try {
+      if ((await stat(place)).isDirectory()) return { folder: folder(place) };
+    } catch (error) {
+      throw asLowbitError(error, place);
+    }
+    const file = await openFile(place, place);
+    if (file === undefined) throw new LowbitError("not_found", `${place}: there is no such file`);
+    return { file };
+  },
+  targetAtPath: async (path) => {
+    const place = resolve(expanded(path));
+    if (basename(place) === "") throw new LowbitError("invalid_argument", `${path}: expected a folder of its own`);
+    return { target: target(place), existing: folder(place) };
+  },
+  scratch,
+  prepareGpu,
+  turn: () => setImmediate(),
+};

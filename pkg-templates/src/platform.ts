@@ -1,0 +1,76 @@
+/** What an entry point brings: how modules, files and threads are found where the package runs. */
+import type { Port } from "./wire.js";
+
+/** A folder that is read, as the engine's bindings see it. */
+export interface Folder {
+  readonly name: string;
+  open(file: string): Promise<OpenFile | undefined>;
+}
+
+/** A file that is read, as the engine's bindings see it. */
+export interface OpenFile {
+  readonly name: string;
+  readonly size: number;
+  /** Gives exactly `length` bytes; the array is copied from at once. */
+  read(offset: number, length: number): Promise<Uint8Array>;
+}
+
+/** A folder that is written, as the engine's bindings see it. */
+export interface TargetFolder {
+  readonly name: string;
+  create(file: string): Promise<Sink>;
+  remove(file: string): Promise<void>;
+  removeUnfinished(): Promise<void>;
+}
+
+/** A file being written, as the engine's bindings see it. It appears under its name with `finish`. */
+export interface Sink {
+  write(bytes: Uint8Array): Promise<void>;
+  finish(): Promise<void>;
+  abort(): void;
+}
+
+/** Blobs that are written and read again, as the engine's bindings see them. */
+export interface Scratch {
+  writeAt(blob: string, offset: number, bytes: Uint8Array): Promise<void>;
+  readAt(blob: string, offset: number, length: number): Promise<Uint8Array>;
+  size(blob: string): Promise<number | undefined>;
+  delete(blob: string): Promise<void>;
+  /** Gives back whatever is left. */
+  dispose(): Promise<void>;
+}
+
+/** What a WebAssembly module is made from. */
+export type ModuleSource = BufferSource | Response | URL | WebAssembly.Module;
+
+/** What the engine's thread needs of the place that it runs in. */
+export interface HostPlatform {
+  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleSource>;
+  /** A path's folder or file; absent where there are no paths. */
+  openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
+  targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;
+  scratch(): Promise<Scratch>;
+  /** Makes `navigator.gpu` be there, where that takes doing. Rejects with `no_device` where there is no way. */
+  prepareGpu(): Promise<void>;
+  /** Gives the event loop a turn. */
+  turn(): Promise<void>;
+}
+
+/** A thread that runs the engine. */
+export interface Thread {
+  port: Port;
+  /** Whether the thread may keep the program alive. */
+  hold(alive: boolean): void;
+  /** Called when the thread itself fails. */
+  onFailure(listener: (error: unknown) => void): void;
+  terminate(): void;
+}
+
+/** What the caller's thread needs. */
+export interface ClientPlatform {
+  /** Whether a text names a path. */
+  isPath(text: string): boolean;
+  startWorker(): Thread;
+  /** The engine in this very thread. */
+  startHere(): Promise<Thread>;
+}

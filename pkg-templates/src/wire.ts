@@ -1,0 +1,143 @@
+/**
+ * What passes between the caller's thread and the engine's: only what structured clone can carry.
+ *
+ * Not here: what the caller sees (`types.ts`).
+ */
+import { createBirpc, type BirpcReturn } from "birpc";
+import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
+import type {
+  Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
+  PlanOptions, Progress, QuantizeSummary, ValidationReport,
+} from "./types.js";
+
+/** One file: bytes that travel, or a file that stays with the caller and is read from there. */
+export type FileSpec =
+  | { kind: "bytes"; bytes: Uint8Array }
+  | { kind: "blob"; blob: Blob }
+  | { kind: "remote"; id: number; size: number };
+
+/** Where a checkpoint is. */
+export type SourceSpec =
+  | { kind: "files"; name: string; files: Record<string, FileSpec> }
+  | { kind: "url"; url: string; headers?: Record<string, string> }
+  | { kind: "path"; path: string }
+  | { kind: "opfs"; path: string }
+  | { kind: "directory"; handle: FileSystemDirectoryHandle }
+  | { kind: "remoteUrl"; url: string; id: number };
+
+/** Where files are written. */
+export type TargetSpec =
+  | { kind: "memory" }
+  | { kind: "path"; path: string }
+  | { kind: "opfs"; path: string }
+  | { kind: "directory"; handle: FileSystemDirectoryHandle }
+  | { kind: "remote"; id: number };
+
+/** A checkpoint that the engine holds. */
+export interface CheckpointRef {
+  id: number;
+  info: CheckpointInfo;
+}
+
+/** An output, and the checkpoint that it is where it can be read again. */
+export interface Written<T> {
+  summary: T;
+  checkpoint?: CheckpointRef;
+  /** A folder in memory, for `files`. */
+  folder?: number;
+}
+
+/** What the engine's thread does. `job` names the work for `abort` and for progress. */
+export interface HostFunctions {
+  open(job: number, source: SourceSpec, tokenizer: SourceSpec | undefined, options: object): Promise<CheckpointRef>;
+  plan(checkpoint: number, options: PlanOptions): Promise<Plan>;
+  planParameters(parameters: number, options: PlanOptions): Promise<Plan>;
+  quantize(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<QuantizeSummary>>;
+  dequantize(job: number, checkpoint: number, dtype: string, target: TargetSpec): Promise<Written<object>>;
+  convert(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<ConvertSummary>>;
+  files(folder: number): Promise<Record<string, Uint8Array>>;
+  load(job: number, checkpoint: number, request: object): Promise<{ id: number; info: ModelInfo; chat: boolean }>;
+  generate(job: number, model: number, prompt: string | Uint32Array, request: object): Promise<GenerateResult>;
+  chat(job: number, model: number, messages: readonly ChatMessage[], request: object): Promise<GenerateResult>;
+  logits(job: number, model: number, ids: Uint32Array): Promise<Float32Array>;
+  perplexity(job: number, model: number, request: object): Promise<PerplexityResult>;
+  validate(job: number, original: number, quantized: number, request: object): Promise<ValidationReport>;
+  compare(job: number, a: number, b: number, request: object): Promise<Comparison[]>;
+  encode(checkpoint: number, text: string): Promise<Uint32Array>;
+  decode(checkpoint: number, ids: Uint32Array): Promise<string>;
+  capabilities(): Promise<Omit<Capabilities, "worker">>;
+  abort(job: number): Promise<void>;
+  disposeCheckpoint(id: number): Promise<void>;
+  disposeModel(id: number): Promise<void>;
+}
+
+/** What the caller's thread does for the engine. */
+export interface ClientFunctions {
+  /** An event: nobody waits for it. */
+  progress(job: number, progress: Omit<Progress, "etaSeconds">): void;
+  /** The engine waits until the piece is taken. */
+  piece(job: number, text: string, tokenId: number): Promise<void>;
+  readFile(id: number, offset: number, length: number): Promise<Uint8Array>;
+  fetchRange(id: number, url: string, range: string | undefined, ifRange: string | undefined): Promise<RangeAnswer>;
+  createFile(target: number, file: string): Promise<number>;
+  writeFile(writer: number, bytes: Uint8Array): Promise<void>;
+  closeFile(writer: number): Promise<void>;
+  abortFile(writer: number): Promise<void>;
+}
+
+/** An answer to a request that the caller's own `fetch` made. */
+export interface RangeAnswer {
+  status: number;
+  headers: Record<string, string>;
+  body: Uint8Array;
+}
+
+/** One end of a connection. */
+export interface Port {
+  post(message: unknown): void;
+  listen(listener: (message: unknown) => void): void;
+}
+
+interface Answer {
+  t: "s";
+  e?: unknown;
+}
+
+/** Errors travel as plain objects, because structured clone leaves an error's `code` behind. */
+function pack(message: Answer): unknown {
+  if (message.t !== "s" || message.e === undefined) return message;
+  const { code, message: text, stack } = asLowbitError(message.e);
+  return { ...message, e: { code, text, stack } };
+}
+
+function unpack(message: Answer): unknown {
+  if (message.t !== "s" || message.e === undefined) return message;
+  const { code, text } = message.e as { code: ErrorCode; text: string };
+  return { ...message, e: new LowbitError(code, text) };
+}
+
+/** Ties `functions` to one end of a connection; gives the functions of the other end. */
+export function connect<Remote extends object, Local extends object>(
+  port: Port,
+  functions: Local,
+): BirpcReturn<Remote, Local> {
+  return createBirpc<Remote, Local>(functions, {
+    post: (message) => port.post(message),
+    on: (listener) => port.listen(listener),
+    serialize: pack,
+    deserialize: unpack,
+    bind: "functions",
+    // Long work is not late; whoever has enough of it aborts it.
+    timeout: -1,
+  });
+}
+
+/** The two ends of a connection inside one thread. Messages arrive in a later microtask, as they do between threads. */
+export function pair(): [Port, Port] {
+  const listeners: ((message: unknown) => void)[][] = [[], []];
+  const end = (mine: number, other: number): Port => ({
+    post: (message) => queueMicrotask(() => listeners[other]!.forEach((listener) => listener(message))),
+    listen: (listener) => void listeners[mine]!.push(listener),
+  });
+  return [end(0, 1), end(1, 0)];
+}

@@ -1,0 +1,14 @@
+/** The worker in Node, Deno and Bun. */
+import { parentPort } from "node:worker_threads";
+import { serve } from "./host.js";
+import { platform } from "./node-host.js";
+
+const port = parentPort;
+if (port === null) throw new Error("this file runs in a worker");
+serve(
+  {
+    post: (message) => port.postMessage(message),
+    listen: (listener) => void port.on("message", listener),
+  },
+  platform,
+);
