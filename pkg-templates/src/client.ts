@@ -8,7 +8,7 @@ import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
 import { sourceSpec, targetSpec, type Remotes } from "./specs.js";
-import { connect, type CheckpointRef, type ClientFunctions, type HostFunctions, type Written } from "./wire.js";
+import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
   Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
@@ -34,6 +34,7 @@ interface Writer extends FileWriter {}
 export class Engine {
   readonly #platform: ClientPlatform;
   readonly #inWorker: boolean;
+  readonly #modules: GivenModules | undefined;
   #started: Promise<{ thread: Thread; remote: Remote }> | undefined;
   #failure: LowbitError | undefined;
   readonly #jobs = new Map<number, Job>();
@@ -46,9 +47,11 @@ export class Engine {
   /** Forgets what nobody holds any more. */
   readonly #registry = new FinalizationRegistry<() => void>((forget) => forget());
 
-  constructor(platform: ClientPlatform, options: EngineOptions = {}) {
+  /** @internal Engines are made by `createEngine`. */
+  constructor(platform: ClientPlatform, options: EngineOptions & { modules?: GivenModules } = {}) {
     this.#platform = platform;
     this.#inWorker = options.worker ?? true;
+    this.#modules = options.modules;
   }
 
   /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
@@ -247,6 +250,7 @@ export class Engine {
       this.#failure ??= new LowbitError("internal", `the engine broke down: ${text}`, { cause: error });
       remote.$close(this.#failure);
     });
+    if (this.#modules !== undefined) await remote.use(this.#modules);
     return { thread, remote };
   }
 

@@ -10,9 +10,9 @@ import { asLowbitError, LowbitError } from "./errors.js";
 import {
   directoryFolder, fetchWith, filesFolder, MemoryFolder, openUrlFile, specFile, urlFolder, type Fetch,
 } from "./folders.js";
-import type { Folder, HostPlatform, OpenFile, TargetFolder } from "./platform.js";
+import type { Folder, HostPlatform, ModuleSource, OpenFile, TargetFolder } from "./platform.js";
 import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "./targets.js";
-import { connect, type CheckpointRef, type ClientFunctions, type HostFunctions, type Port, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
+import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Port, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
 import type { ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo } from "./types.js";
 
 /** A checkpoint, and its tokenizer once it was needed. */
@@ -62,6 +62,7 @@ class Host {
   readonly #folders = new Map<number, MemoryFolder>();
   readonly #jobs = new Map<number, Job>();
   #nextId = 1;
+  #given: GivenModules = {};
   #engine: Promise<engine.InitOutput> | undefined;
   #text: Promise<text.InitOutput> | undefined;
   #gpu: Promise<void> | undefined;
@@ -75,6 +76,9 @@ class Host {
   /** The functions that the caller's side reaches, each with failures as `LowbitError`s. */
   functions(caller: () => ClientFunctions): HostFunctions {
     const functions: HostFunctions = {
+      use: async (modules) => {
+        this.#given = modules;
+      },
       open: (job, source, tokenizer, options) =>
         this.#job(job, async () => {
           await this.#ready();
@@ -241,15 +245,17 @@ class Host {
 
   /** Loads the engine, once. */
   async #ready(): Promise<void> {
-    this.#engine ??= this.#platform
-      .module("engine")
-      .then((module) => engine.default({ module_or_path: module as never }));
+    this.#engine ??= this.#module("engine").then((module) => engine.default({ module_or_path: module as never }));
     try {
       await this.#engine;
     } catch (error) {
       this.#engine = undefined;
       throw new LowbitError("io", `the engine cannot be loaded: ${(error as Error).message}`, { cause: error });
     }
+  }
+
+  async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleSource | string> {
+    return this.#given[name] ?? this.#platform.module(name);
   }
 
   async #job<T>(id: number, work: (job: Job) => Promise<T>): Promise<T> {
@@ -311,7 +317,7 @@ class Host {
   }
 
   async #openTokenizer(held: HeldCheckpoint): Promise<text.Tokenizer> {
-    this.#text ??= this.#platform.module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
+    this.#text ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
     await this.#text;
     const folder = held.tokenizerFolder;
     const files = folder ? await readTokenizerFiles(folder) : await held.handle.tokenizerFiles();

@@ -47,8 +47,13 @@ export interface Written<T> {
   folder?: number;
 }
 
+/** Modules that the caller brings: what structured clone can carry, or the text of a URL. */
+export type GivenModules = Readonly<Record<string, BufferSource | WebAssembly.Module | string>>;
+
 /** What the engine's thread does. `job` names the work for `abort` and for progress. */
 export interface HostFunctions {
+  /** Takes modules that the caller brings, before anything else is asked for. */
+  use(modules: GivenModules): Promise<void>;
   open(job: number, source: SourceSpec, tokenizer: SourceSpec | undefined, options: object): Promise<CheckpointRef>;
   plan(checkpoint: number, options: PlanOptions): Promise<Plan>;
   planParameters(parameters: number, options: PlanOptions): Promise<Plan>;

@@ -1,11 +1,12 @@
 //! The project's one task runner: what people type and what CI calls.
 //!
-//! Not here: anything about models or formats. A task only strings together cargo, rustup, Python and the `lowbit`
-//! command, always in the workspace's root, from wherever it was called.
+//! Not here: anything about models or formats. A task only strings together cargo, rustup, npm, Python and the
+//! `lowbit` command, always in the workspace's root, from wherever it was called.
 
 mod demo;
 mod interop;
 mod libtest;
+mod package;
 mod process;
 mod setup;
 mod test;
@@ -23,6 +24,8 @@ enum Task {
     Test,
     /// Compare with Hugging Face transformers, in a Python environment under target/
     Interop,
+    /// Build the npm package, in target/package
+    Package(package::Options),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Interop => interop::run(),
+        Task::Package(options) => package::run(options),
     };
     match outcome {
         Ok(code) => code,

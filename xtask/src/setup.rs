@@ -42,6 +42,21 @@ const FOR_GPU_TESTS: &[Need] = &[
     },
 ];
 
+/// For `package`.
+pub const FOR_PACKAGE: &[Need] = &[
+    Need {
+        probe: &["cc", "--version"],
+        package: "build-essential",
+        reason: "Rust links its programs with cc",
+    },
+    Need {
+        probe: &["node", "--version"],
+        package: "nodejs",
+        reason: "the package is built by programs for Node",
+    },
+    Need { probe: &["npm", "--version"], package: "npm", reason: "those programs come as npm packages" },
+];
+
 /// For `interop`.
 pub const FOR_INTEROP: &[Need] = &[
     Need {

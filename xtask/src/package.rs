@@ -1,0 +1,169 @@
+//! `cargo xtask package`: the npm package, in `target/package/lowbit` and as a tarball beside it.
+//!
+//! Rust becomes WebAssembly modules ([`wasm`]); the package's own TypeScript, in `pkg-templates/src`, becomes one file for
+//! each entry point and declarations. Tests take `--fast`, which leaves out what only makes modules smaller.
+
+mod wasm;
+
+use crate::process::{Outcome, program, root, run as execute, step, target_dir};
+use crate::setup;
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// How the package is built.
+#[derive(clap::Args, Clone, Copy)]
+pub struct Options {
+    /// Build quickly, for tests: larger modules, and no look at the sizes
+    #[arg(long)]
+    pub fast: bool,
+}
+
+/// The folder of the package's own files.
+fn templates() -> PathBuf {
+    root().join("pkg-templates")
+}
+
+/// Entry points of the package: a page or a program, its worker, and the engine in the caller's own thread.
+const BROWSER: [&str; 4] = ["index.browser", "worker.browser", "host.browser", "slim"];
+const NODE: [&str; 3] = ["index.node", "worker.node", "host.node"];
+
+/// Builds the package.
+///
+/// # Errors
+/// The first step that failed.
+pub fn run(options: Options) -> Outcome {
+    step("set-up", || {
+        setup::system(setup::FOR_PACKAGE)?;
+        setup::rust()
+    })?;
+    let folder = build(options)?;
+    println!("{}", folder.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the package; its folder.
+///
+/// # Errors
+/// The first step that failed.
+pub fn build(options: Options) -> Result<PathBuf, String> {
+    let modules = target_dir().join("package/modules");
+    let folder = target_dir().join("package/lowbit");
+    for module in wasm::MODULES {
+        step(&format!("module {}", module.name), || wasm::build(&module, options.fast, &modules))?;
+    }
+    step("npm packages", install)?;
+    step("package", || assemble(&modules, &folder))?;
+    if !options.fast {
+        step("sizes", || sizes(&folder))?;
+    }
+    step("tarball", || {
+        let mut pack = program("npm", &["pack", "--silent", "--pack-destination"]);
+        execute({
+            pack.arg(target_dir().join("package")).current_dir(&folder);
+            pack
+        })
+    })?;
+    Ok(folder)
+}
+
+/// Installs what builds the package, as `package-lock.json` has it, where that is not done yet.
+pub fn install() -> Result<(), String> {
+    let lock = templates().join("package-lock.json");
+    let stamp = templates().join("node_modules/.lowbit-installed");
+    let wanted = read(&lock)?;
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    let mut npm = program("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+    npm.current_dir(templates());
+    execute(npm)?;
+    write(&stamp, &wanted)
+}
+
+fn assemble(modules: &Path, folder: &Path) -> Result<(), String> {
+    let dist = folder.join("dist");
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    create(&dist)?;
+    // TypeScript finds the bindings beside the sources that import them.
+    let bindings = templates().join("src/wasm");
+    create(&bindings)?;
+    for entry in fs::read_dir(modules).map_err(|error| format!("{}: {error}", modules.display()))? {
+        let path = entry.map_err(|error| error.to_string())?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".wasm") {
+            copy(&path, &dist.join(&name))?;
+        } else if !name.ends_with(".wasm.d.ts") {
+            copy(&path, &bindings.join(&name))?;
+        }
+    }
+    bundle(&dist, &BROWSER, &["--external:./host.browser.js"])?;
+    bundle(&dist, &NODE, &["--platform=node", "--external:./host.node.js"])?;
+    let mut tsc = tool("tsc", &["--project", ".", "--emitDeclarationOnly", "--outDir"]);
+    tsc.arg(&dist);
+    execute(tsc)?;
+    publishable(&folder.join("package.json"))?;
+    copy(&templates().join("README.md"), &folder.join("README.md"))?;
+    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        copy(&root().join(licence), &folder.join(licence))?;
+    }
+    // The one library whose text is in the bundles.
+    copy(&templates().join("node_modules/birpc/LICENSE"), &folder.join("licenses/birpc.txt"))
+}
+
+fn bundle(dist: &Path, entries: &[&str], arguments: &[&str]) -> Result<(), String> {
+    let mut esbuild =
+        tool("esbuild", &["--bundle", "--format=esm", "--target=es2022", "--log-level=warning"]);
+    esbuild.args(arguments).args(entries.iter().map(|entry| format!("src/{entry}.ts")));
+    esbuild.arg(format!("--outdir={}", dist.display()));
+    execute(esbuild)
+}
+
+/// The manifest as it is published: without what only builds the package.
+fn publishable(to: &Path) -> Result<(), String> {
+    let text = read(&templates().join("package.json"))?;
+    let mut manifest: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| format!("package.json: {error}"))?;
+    for key in ["private", "devDependencies", "scripts"] {
+        manifest.shift_remove(key);
+    }
+    manifest.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    let text = serde_json::to_string_pretty(&manifest).map_err(|error| error.to_string())?;
+    write(to, &(text + "\n"))
+}
+
+/// What a page loads, compressed as servers do it, must stay within what the README promises.
+fn sizes(folder: &Path) -> Result<(), String> {
+    let mut node = program("node", &["pkg-templates/sizes.mjs"]);
+    node.arg(folder.join("dist"));
+    execute(node)
+}
+
+/// A program of the package's own `node_modules`, which runs in `pkg-templates`.
+pub fn tool(name: &str, arguments: &[&str]) -> std::process::Command {
+    let suffix = if cfg!(windows) { ".cmd" } else { "" };
+    let path = templates().join("node_modules/.bin").join(format!("{name}{suffix}"));
+    let mut command = program(path, arguments);
+    command.current_dir(templates());
+    command
+}
+
+pub(crate) fn create(folder: &Path) -> Result<(), String> {
+    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), String> {
+    to.parent().map_or(Ok(()), create)?;
+    fs::copy(from, to).map(drop).map_err(|error| format!("{}: {error}", from.display()))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}

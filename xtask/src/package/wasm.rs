@@ -1,0 +1,83 @@
+//! The library as WebAssembly modules, with the JavaScript that binds them.
+
+use super::{create, tool};
+use crate::process::{cargo, run, target_dir};
+use crate::setup::WASM;
+use std::fs;
+use std::path::Path;
+
+/// One module.
+pub struct Module {
+    /// Its files are `NAME.js`, `NAME.d.ts` and `NAME_bg.wasm`.
+    pub name: &'static str,
+    features: &'static str,
+    /// What the processor has to have beside simd128.
+    target_features: Option<&'static str>,
+}
+
+/// The modules of the package.
+pub const MODULES: [Module; 3] = [
+    Module { name: "engine", features: "engine", target_features: None },
+    Module { name: "engine_relaxed", features: "engine", target_features: Some("+relaxed-simd") },
+    Module { name: "tokenizer", features: "tokenizer-module", target_features: None },
+];
+
+/// What the modules may use, one by one: an optimizer that is told of everything uses what browsers do not have.
+const OPTIMIZER_FEATURES: [&str; 8] = [
+    "--enable-bulk-memory",
+    "--enable-bulk-memory-opt",
+    "--enable-nontrapping-float-to-int",
+    "--enable-sign-ext",
+    "--enable-mutable-globals",
+    "--enable-reference-types",
+    "--enable-multivalue",
+    "--enable-simd",
+];
+
+/// Builds one module into `folder`.
+///
+/// # Errors
+/// The program that failed.
+pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
+    create(folder)?;
+    let profile = if fast { "wasm-test" } else { "wasm" };
+    let mut build = cargo(&["rustc", "--package", "lowbit", "--lib", "--crate-type", "cdylib", "--quiet"]);
+    build.args([
+        "--target",
+        WASM,
+        "--profile",
+        profile,
+        "--no-default-features",
+        "--features",
+        module.features,
+    ]);
+    let mut target = target_dir();
+    if let Some(features) = module.target_features {
+        // A folder of its own: in a shared one each build would throw away what the other made.
+        target = target.join("relaxed");
+        build.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", format!("-Ctarget-feature={features}"));
+    }
+    build.arg("--target-dir").arg(&target);
+    run(build)?;
+    let built = target.join(WASM).join(profile).join("lowbit.wasm");
+    let mut bindgen = cargo(&["run", "--package", "xtask-bindgen", "--quiet", "--"]);
+    bindgen.arg(&built).arg(folder).arg(module.name);
+    run(bindgen)?;
+    if !fast {
+        optimize(module, &folder.join(format!("{}_bg.wasm", module.name)))?;
+    }
+    Ok(())
+}
+
+fn optimize(module: &Module, path: &Path) -> Result<(), String> {
+    super::install()?;
+    let optimized = path.with_extension("opt");
+    let mut wasm_opt = tool("wasm-opt", &["-O3", "--strip-debug", "--strip-producers"]);
+    wasm_opt.args(OPTIMIZER_FEATURES);
+    if module.target_features.is_some() {
+        wasm_opt.arg("--enable-relaxed-simd");
+    }
+    wasm_opt.arg(path).arg("-o").arg(&optimized);
+    run(wasm_opt)?;
+    fs::rename(&optimized, path).map_err(|error| format!("{}: {error}", optimized.display()))
+}
