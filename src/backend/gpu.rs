@@ -12,8 +12,10 @@
     )
 )]
 
+mod adapter;
 mod buffers;
 mod device;
+mod failure;
 mod kernels;
 mod linear;
 mod params;
@@ -22,13 +24,18 @@ mod readback;
 mod recording;
 mod select;
 mod self_check;
+mod signal;
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests;
 mod units;
+#[cfg(target_arch = "wasm32")]
+mod web;
 mod weight;
 
+#[doc(hidden)]
+pub use adapter::Sabotage;
+pub use adapter::{AdapterDescription, AdapterKind, GpuOptions, adapters};
 pub use buffers::GpuBuffer;
-pub use device::{AdapterDescription, AdapterKind, GpuOptions, adapters};
 pub use weight::{GpuWeight, GpuWeightBuilder};
 
 use super::{
@@ -123,6 +130,12 @@ impl GpuBackend {
     /// The adapter that it runs on.
     pub fn adapter(&self) -> &AdapterDescription {
         &self.device.description
+    }
+
+    /// Takes the device away, as a driver that gives up does: for tests.
+    #[doc(hidden)]
+    pub fn lose_device(&self) {
+        self.device.device.destroy();
     }
 
     /// Command buffers submitted so far.

@@ -33,13 +33,13 @@ impl Pipelines {
     /// The pipeline of `choice`.
     ///
     /// # Errors
-    /// `shader_error` when the device refuses the kernel.
+    /// `shader_error` when the device refuses the kernel; in a browser that is known when the device settles.
     pub(super) fn get(&mut self, device: &Device, choice: Choice) -> Result<Arc<Pipeline>> {
         if let Some(pipeline) = self.pipelines.get(&choice) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(self.compile(device, &choice));
-        device.check_shader(choice.kernel().name)?;
+        let pipeline = device.compiling(choice.kernel().name, || Arc::new(self.compile(device, &choice)));
+        device.check()?;
         self.pipelines.insert(choice, pipeline.clone());
         Ok(pipeline)
     }

@@ -1,10 +1,8 @@
 //! From the device to the host: the only place that waits. Floor 4.
 
 use super::device::Device;
+use super::signal::Signal;
 use crate::error::{Error, ErrorCode, Result};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 /// Buffers that the host can read, kept for the next time.
 #[derive(Debug, Default)]
@@ -30,6 +28,14 @@ impl Staging {
     }
 }
 
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Some(buffer) = &self.buffer {
+            buffer.destroy();
+        }
+    }
+}
+
 /// Waits until everything submitted is done, and copies the front of `buffer` into `out`.
 ///
 /// # Errors
@@ -43,11 +49,9 @@ pub(super) async fn read(device: &Device, buffer: &wgpu::Buffer, out: &mut [u8])
             Error::new(ErrorCode::DeviceLost, format!("the GPU's answer cannot be read: {error}"))
         }));
     });
-    wait(device)?;
-    let result = mapped.await;
-    // A failure on the way is the cause of what came after it.
-    device.check()?;
-    result?;
+    // Before the answer itself: where a command failed, there may be none.
+    device.settle().await?;
+    mapped.await?;
     let view = buffer.get_mapped_range(0..bytes).map_err(|error| {
         Error::new(ErrorCode::DeviceLost, format!("the GPU's answer cannot be read: {error}"))
     })?;
@@ -62,53 +66,7 @@ pub(super) async fn finish(device: &Device) -> Result<()> {
     let done = Signal::default();
     let sender = done.clone();
     device.queue.on_submitted_work_done(move || sender.send(Ok(())));
-    wait(device)?;
+    device.settle().await?;
     done.await?;
     device.check()
-}
-
-/// Natively, drives the device until it is done; in a browser the event loop does.
-fn wait(device: &Device) -> Result<()> {
-    match device.device.poll(wgpu::PollType::wait_indefinitely()) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            device.check()?;
-            Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not answer: {error}")))
-        }
-    }
-}
-
-/// Something that will be known once.
-#[derive(Clone, Default)]
-struct Signal(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
-    result: Option<Result<()>>,
-    waker: Option<Waker>,
-}
-
-impl Signal {
-    fn send(&self, result: Result<()>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.result = Some(result);
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-    }
-}
-
-impl Future for Signal {
-    type Output = Result<()>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.result.take() {
-            Some(result) => Poll::Ready(result),
-            None => {
-                state.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
 }

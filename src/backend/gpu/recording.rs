@@ -163,6 +163,9 @@ impl Submitter {
         if self.params.as_ref().is_none_or(|buffer| buffer.size() < params.len() as u64) {
             // Bind groups hold the old one.
             self.bind_groups.clear();
+            if let Some(old) = self.params.take() {
+                old.destroy();
+            }
             let size = params.len().next_power_of_two().max(FIRST_SLOTS * SLOT) as u64;
             self.params = Some(device.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("parameters"),
@@ -200,5 +203,13 @@ impl Submitter {
         });
         entry.1 = self.submissions;
         entry.0.clone()
+    }
+}
+
+impl Drop for Submitter {
+    fn drop(&mut self) {
+        if let Some(params) = &self.params {
+            params.destroy();
+        }
     }
 }

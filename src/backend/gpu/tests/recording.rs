@@ -2,7 +2,7 @@
 
 use super::gpu;
 use super::operands::{buffer, ids, read, zeros};
-use crate::backend::gpu::{GpuBackend, GpuOptions, adapters};
+use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage, adapters};
 use crate::backend::{Backend, Element, GateActivation};
 use crate::error::ErrorCode;
 use crate::task::block_on;
@@ -73,5 +73,24 @@ fn an_adapter_that_is_not_there_is_named() {
     for adapter in block_on(adapters()) {
         println!("{adapter}: {}, bindings of {} bytes", adapter.driver, adapter.max_binding_bytes);
         assert!(!adapter.name.is_empty() && adapter.max_binding_bytes >= 128 << 20);
+    }
+}
+
+#[test]
+fn what_goes_wrong_on_a_device_has_its_code_and_stays() {
+    let Some(mut lost) = gpu() else { return };
+    let mut x = buffer(&mut lost, &[1.0]);
+    lost.lose_device();
+    let mut out = [0.0];
+    let error = block_on(lost.read(&x, 0, &mut out)).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::DeviceLost, "{error}");
+    assert_eq!(lost.write_f32(&mut x, &[2.0]).unwrap_err().code(), ErrorCode::DeviceLost);
+
+    let sabotage = Some(Sabotage::Invalid("gate"));
+    let options = GpuOptions { software: true, sabotage, ..GpuOptions::default() };
+    let error = block_on(GpuBackend::new(&options)).err().expect("a text that is no kernel");
+    assert_eq!(error.code(), ErrorCode::ShaderError, "{error}");
+    for part in ["kernel gate was refused", "nothing_of_this_name"] {
+        assert!(error.to_string().contains(part), "{error}");
     }
 }

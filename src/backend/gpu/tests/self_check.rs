@@ -3,7 +3,7 @@
 use super::operands::{Matrix, Random, load};
 use super::{gpu, gpu_with};
 use crate::backend::gpu::kernels::ALL;
-use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
 use crate::backend::{Backend, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
@@ -29,8 +29,8 @@ fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
 fn a_kernel_that_does_nothing_is_found_out() {
     let Some(_) = gpu() else { return };
     for kernel in ALL {
-        let options =
-            GpuOptions { software: true, broken_kernel: Some(kernel.name), ..GpuOptions::default() };
+        let sabotage = Some(Sabotage::Idle(kernel.name));
+        let options = GpuOptions { software: true, sabotage, ..GpuOptions::default() };
         let result = block_on(GpuBackend::new(&options)).and_then(|mut gpu| load_everything(&mut gpu));
         let error = result.err().unwrap_or_else(|| panic!("{} was trusted", kernel.name));
         assert_eq!(error.code(), ErrorCode::WrongResult, "{}: {error}", kernel.name);

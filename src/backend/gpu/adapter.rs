@@ -1,0 +1,234 @@
+//! The adapters of this machine, and which of them serves. Floor 4.
+
+use crate::error::{Error, ErrorCode, Result};
+use std::fmt;
+
+/// Which adapter a [`GpuBackend`](super::GpuBackend) runs on.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Part of the adapter's name, in any case; `None` for the fastest that there is.
+    pub adapter: Option<String>,
+    /// Whether an adapter that computes on the processor serves where none is named. It is slower than the CPU backend.
+    pub software: bool,
+    /// Bytes that one binding may have, where that shall be less than the adapter allows: weights are split there.
+    pub max_binding_bytes: Option<u64>,
+    /// What is made to go wrong, to see whether anybody notices: for tests, here and of packages.
+    #[doc(hidden)]
+    pub sabotage: Option<Sabotage>,
+}
+
+/// A kernel, by its name, with which something is wrong.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// It does nothing.
+    Idle(&'static str),
+    /// Its text is none.
+    Invalid(&'static str),
+}
+
+/// What an adapter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdapterKind {
+    /// A GPU with memory of its own.
+    Discrete,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A GPU behind virtualization.
+    Virtual,
+    /// Not known, as in browsers.
+    Other,
+    /// A program that computes on the processor.
+    Software,
+}
+
+impl AdapterKind {
+    /// The spelling in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Discrete => "discrete",
+            Self::Integrated => "integrated",
+            Self::Virtual => "virtual",
+            Self::Other => "other",
+            Self::Software => "software",
+        }
+    }
+}
+
+/// An adapter as `lowbit devices` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterDescription {
+    /// Its name, as its driver gives it; browsers give away little.
+    pub name: String,
+    /// The interface that reaches it: `vulkan`, `metal`, `dx12`, `webgpu`.
+    pub api: String,
+    /// What it is.
+    pub kind: AdapterKind,
+    /// Driver and version, where they are known.
+    pub driver: String,
+    /// Bytes that one binding may have; larger weights are split.
+    pub max_binding_bytes: u64,
+}
+
+impl fmt::Display for AdapterDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.api, self.kind.name())
+    }
+}
+
+/// The adapters of this machine, the fastest kind first. A browser shows at most two: the one that it takes for speed, and
+/// the one for little power where that is another.
+pub async fn adapters() -> Vec<AdapterDescription> {
+    let candidates = all().await.unwrap_or_default();
+    candidates.into_iter().map(|candidate| candidate.description).collect()
+}
+
+/// An adapter that can be opened once.
+pub(super) struct Candidate {
+    pub(super) adapter: wgpu::Adapter,
+    pub(super) description: AdapterDescription,
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        // Not the debug layers that a debug build would ask for: they slow every call down.
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+async fn all() -> Result<Vec<Candidate>> {
+    let adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    let describe = |adapter: wgpu::Adapter| {
+        let info = adapter.get_info();
+        let description = AdapterDescription {
+            name: info.name,
+            api: info.backend.to_str().to_owned(),
+            kind: kind(info.device_type),
+            driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
+            max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
+        };
+        Candidate { adapter, description }
+    };
+    let mut candidates: Vec<_> = adapters.into_iter().map(describe).collect();
+    // Stable: among equals the driver's order stays.
+    candidates.sort_by_key(|candidate| candidate.description.kind);
+    Ok(candidates)
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn kind(device_type: wgpu::DeviceType) -> AdapterKind {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::Other => AdapterKind::Other,
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+async fn all() -> Result<Vec<Candidate>> {
+    use super::web;
+
+    if !web::has_webgpu() {
+        return Err(Error::new(
+            ErrorCode::NoDevice,
+            "there is no WebGPU here; pages have it only over https and on localhost",
+        ));
+    }
+    let instance = instance();
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for (spelled, preference) in [
+        ("high-performance", wgpu::PowerPreference::HighPerformance),
+        ("low-power", wgpu::PowerPreference::LowPower),
+    ] {
+        let Some(web::Info { name, is_fallback }) = web::adapter_info(spelled).await else { continue };
+        let name = if name.is_empty() { "unnamed GPU".to_owned() } else { name };
+        if candidates.iter().any(|candidate| candidate.description.name == name) {
+            continue;
+        }
+        let options = wgpu::RequestAdapterOptions { power_preference: preference, ..Default::default() };
+        let Ok(adapter) = instance.request_adapter(&options).await else { continue };
+        let software = is_fallback || is_software(&name);
+        let description = AdapterDescription {
+            name,
+            api: "webgpu".to_owned(),
+            kind: if software { AdapterKind::Software } else { AdapterKind::Other },
+            driver: String::new(),
+            max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
+        };
+        candidates.push(Candidate { adapter, description });
+    }
+    candidates.sort_by_key(|candidate| candidate.description.kind);
+    Ok(candidates)
+}
+
+/// Whether an adapter whose kind nobody tells computes on the processor, by its name.
+#[cfg(any(target_arch = "wasm32", test))]
+fn is_software(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["swiftshader", "llvmpipe", "lavapipe", "basic render"].iter().any(|known| name.contains(known))
+}
+
+/// The adapter that `options` ask for.
+///
+/// # Errors
+/// `no_device` when there is none.
+pub(super) async fn choose(options: &GpuOptions) -> Result<Candidate> {
+    let candidates = all().await?;
+    let names: Vec<String> = candidates.iter().map(|candidate| candidate.description.to_string()).collect();
+    let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let fits = |candidate: &Candidate| fits(&candidate.description, options);
+    candidates.into_iter().find(fits).ok_or_else(|| {
+        let expected = match &options.adapter {
+            Some(name) => format!("a GPU adapter named `{name}`"),
+            None => "a GPU adapter".to_owned(),
+        };
+        Error::new(ErrorCode::NoDevice, format!("expected {expected} but found {found}"))
+    })
+}
+
+fn fits(description: &AdapterDescription, options: &GpuOptions) -> bool {
+    match &options.adapter {
+        Some(name) => description.to_string().to_lowercase().contains(&name.to_lowercase()),
+        None => options.software || description.kind != AdapterKind::Software,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn software_adapters_are_known_by_name_and_have_to_be_asked_for() {
+        // Name, known as software, taken: by default, with `software`, by its name.
+        let cases = [
+            ("google swiftshader", true),
+            ("llvmpipe (LLVM 15.0.6, 256 bits)", true),
+            ("Microsoft Basic Render Driver", true),
+            ("nvidia ampere", false),
+            ("unnamed GPU", false),
+        ];
+        for (name, software) in cases {
+            assert_eq!(is_software(name), software, "{name}");
+            let description = AdapterDescription {
+                name: name.to_owned(),
+                api: "webgpu".to_owned(),
+                kind: if software { AdapterKind::Software } else { AdapterKind::Other },
+                driver: String::new(),
+                max_binding_bytes: 1 << 27,
+            };
+            let options = |adapter: Option<&str>, software| GpuOptions {
+                adapter: adapter.map(str::to_owned),
+                software,
+                ..GpuOptions::default()
+            };
+            assert_eq!(fits(&description, &options(None, false)), !software, "{name}");
+            assert!(fits(&description, &options(None, true)), "{name}");
+            assert!(fits(&description, &options(Some(&name[2..6].to_uppercase()), false)), "{name}");
+            assert!(!fits(&description, &options(Some("voodoo"), true)), "{name}");
+        }
+    }
+}
