@@ -202,7 +202,8 @@ impl Job<'_> {
                     self.multiply(&values[self.task.rows.start * units..self.task.rows.end * units]);
                 }
             }
-            Data::F16(values) => self.float(&F16Matrix(values.as_chunks().0, units)),
+            Data::F16 { values, finite: true } => self.float(&F16Matrix::<true>(values.as_chunks().0, units)),
+            Data::F16 { values, .. } => self.float(&F16Matrix::<false>(values.as_chunks().0, units)),
             Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
             Data::Packed(packed) => match packed.bits {
                 2 => self.codes_of::<Bits2>(packed),

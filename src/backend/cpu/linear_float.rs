@@ -7,7 +7,7 @@
 use super::columns::{Columns, UNIT};
 use super::parallel::Tiles;
 use super::rows::{F32Row, FloatMatrix, FloatRow};
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, for_each_part};
 use std::ops::Range;
 
 /// Rows of a register tile.
@@ -99,9 +99,10 @@ impl<M: FloatMatrix> Kernel for Expand<'_, M> {
             for group in 0..self.columns.groups {
                 let shared = row.group(s, group);
                 for unit in self.columns.group_units(group) {
-                    for part in 0..UNIT / S::LANES {
-                        s.store(row.part(s, shared, unit, part), &mut out[unit], part);
-                    }
+                    let values = row.unit(s, unit);
+                    for_each_part!(part of S {
+                        s.store(M::Row::part(s, shared, values, part), &mut out[unit], part);
+                    });
                 }
             }
         }
@@ -201,18 +202,19 @@ fn tile<S: Simd, W: FloatRow, const R: usize, const T: usize>(
         shared[r] = rows[r].group(s, group);
     }
     for unit in units {
-        for part in 0..UNIT / S::LANES {
+        let values: [_; R] = std::array::from_fn(|r| rows[r].unit(s, unit));
+        for_each_part!(part of S {
             let mut inputs = [s.load(&x[0][unit], part); T];
             for t in 1..T {
                 inputs[t] = s.load(&x[t][unit], part);
             }
             for r in 0..R {
-                let w = rows[r].part(s, shared[r], unit, part);
+                let w = W::part(s, shared[r], values[r], part);
                 for t in 0..T {
                     sums[r][t] = s.mul_add(w, inputs[t], sums[r][t]);
                 }
             }
-        }
+        });
     }
     sums
 }

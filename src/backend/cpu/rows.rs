@@ -10,9 +10,12 @@ use std::marker::PhantomData;
 pub(super) trait FloatRow: Copy {
     /// What the units of a group share.
     type Group<S: Simd>: Copy;
+    /// What the parts of a unit share.
+    type Unit<S: Simd>: Copy;
     fn group<S: Simd>(self, s: S, group: usize) -> Self::Group<S>;
+    fn unit<S: Simd>(self, s: S, unit: usize) -> Self::Unit<S>;
     /// Elements `part * LANES..` of a unit.
-    fn part<S: Simd>(self, s: S, group: Self::Group<S>, unit: usize, part: usize) -> S::F32;
+    fn part<S: Simd>(s: S, group: Self::Group<S>, unit: Self::Unit<S>, part: usize) -> S::F32;
 }
 
 /// A matrix of such rows.
@@ -25,65 +28,80 @@ pub(super) trait FloatMatrix: Sync {
 
 /// Rows of floats: the values, and the units of a row.
 pub(super) struct F32Matrix<'a>(pub(super) &'a [[f32; UNIT]], pub(super) usize);
-/// As [`F32Matrix`], IEEE half precision.
-pub(super) struct F16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
+/// As [`F32Matrix`], IEEE half precision; with `FINITE`, without NaN and infinity.
+pub(super) struct F16Matrix<'a, const FINITE: bool>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
 /// As [`F32Matrix`], bfloat16.
 pub(super) struct Bf16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
 
 macro_rules! dense_rows {
-    ($matrix:ident, $row:ident, $element:ty, $load:ident) => {
+    ($matrix:ident, $row:ident, $element:ty, $load:ident $(, $finite:ident)?) => {
         #[derive(Clone, Copy)]
-        pub(super) struct $row<'a>(pub(super) &'a [[$element; UNIT]]);
+        pub(super) struct $row<'a $(, const $finite: bool)?>(pub(super) &'a [[$element; UNIT]]);
 
-        impl FloatMatrix for $matrix<'_> {
+        impl $(<const $finite: bool>)? FloatMatrix for $matrix<'_ $(, $finite)?> {
             type Row<'a>
-                = $row<'a>
+                = $row<'a $(, $finite)?>
             where
                 Self: 'a;
 
             #[inline(always)]
-            fn row(&self, row: usize) -> $row<'_> {
+            fn row(&self, row: usize) -> $row<'_ $(, $finite)?> {
                 $row(&self.0[row * self.1..(row + 1) * self.1])
             }
         }
 
-        impl FloatRow for $row<'_> {
+        impl<'a $(, const $finite: bool)?> FloatRow for $row<'a $(, $finite)?> {
             type Group<S: Simd> = ();
+            type Unit<S: Simd> = &'a [$element; UNIT];
 
             #[inline(always)]
             fn group<S: Simd>(self, _: S, _: usize) {}
 
             #[inline(always)]
-            fn part<S: Simd>(self, s: S, (): (), unit: usize, part: usize) -> S::F32 {
-                s.$load(&self.0[unit], part)
+            fn unit<S: Simd>(self, _: S, unit: usize) -> &'a [$element; UNIT] {
+                &self.0[unit]
+            }
+
+            #[inline(always)]
+            fn part<S: Simd>(s: S, (): (), unit: &[$element; UNIT], part: usize) -> S::F32 {
+                s.$load$(::<$finite>)?(unit, part)
             }
         }
     };
 }
 
 dense_rows!(F32Matrix, F32Row, f32, load);
-dense_rows!(F16Matrix, F16Row, u16, load_f16);
+dense_rows!(F16Matrix, F16Row, u16, load_f16, FINITE);
 dense_rows!(Bf16Matrix, Bf16Row, u16, load_bf16);
 
 /// How wide the codes of a packed matrix are kept.
 pub(super) trait Width: Copy + Send + Sync + 'static {
     type Unit: Copy + Sync;
+    /// What the parts of a unit share.
+    type Codes<'a, S: Simd>: Copy;
     /// Whether codes are below 16.
     const NARROW: bool;
     fn units(codes: &[u8]) -> &[Self::Unit];
     fn unpack<S: Simd>(s: S, unit: &Self::Unit) -> S::Bytes;
     fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8, minimum: f32) -> S::Codebook;
-    fn decode<S: Simd>(s: S, unit: &Self::Unit, codebook: S::Codebook, part: usize) -> S::F32;
+    fn open<S: Simd>(s: S, unit: &Self::Unit) -> Self::Codes<'_, S>;
+    fn decode<S: Simd, const OFFSET: u8>(
+        s: S,
+        codes: Self::Codes<'_, S>,
+        codebook: S::Codebook,
+        part: usize,
+    ) -> S::F32;
 }
 
 macro_rules! width {
-    ($name:ident, $bytes:literal, $narrow:literal, $unpack:ident, $decode:ident) => {
+    ($name:ident, $bytes:literal, $narrow:literal, $unpack:ident, $codes:ident, $open:ident, $decode:ident) => {
         /// Codes of as many bits as the name says.
         #[derive(Clone, Copy)]
         pub(super) struct $name;
 
         impl Width for $name {
             type Unit = [u8; $bytes];
+            type Codes<'a, S: Simd> = S::$codes<'a>;
             const NARROW: bool = $narrow;
 
             #[inline(always)]
@@ -102,16 +120,26 @@ macro_rules! width {
             }
 
             #[inline(always)]
-            fn decode<S: Simd>(s: S, unit: &Self::Unit, codebook: S::Codebook, part: usize) -> S::F32 {
-                s.$decode(unit, codebook, part)
+            fn open<S: Simd>(s: S, unit: &Self::Unit) -> S::$codes<'_> {
+                s.$open(unit)
+            }
+
+            #[inline(always)]
+            fn decode<S: Simd, const OFFSET: u8>(
+                s: S,
+                codes: S::$codes<'_>,
+                codebook: S::Codebook,
+                part: usize,
+            ) -> S::F32 {
+                s.$decode::<OFFSET>(codes, codebook, part)
             }
         }
     };
 }
 
-width!(Bits2, 8, true, unpack2, decode2);
-width!(Bits4, 16, true, unpack4, decode4);
-width!(Bits8, 32, false, unpack8, decode8);
+width!(Bits2, 8, true, unpack2, Codes2, open2, decode2);
+width!(Bits4, 16, true, unpack4, Codes4, open4, decode4);
+width!(Bits8, 32, false, unpack8, Codes8, open8, decode8);
 
 /// `OFFSET` of a matrix that stores none.
 pub(super) const NO_OFFSET: u8 = 0;
@@ -186,8 +214,9 @@ impl<W: Width, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, W, OFFSET> {
     }
 }
 
-impl<W: Width, const OFFSET: u8> FloatRow for CodeRow<'_, W, OFFSET> {
+impl<'a, W: Width, const OFFSET: u8> FloatRow for CodeRow<'a, W, OFFSET> {
     type Group<S: Simd> = S::Codebook;
+    type Unit<S: Simd> = W::Codes<'a, S>;
 
     #[inline(always)]
     fn group<S: Simd>(self, s: S, group: usize) -> S::Codebook {
@@ -195,7 +224,12 @@ impl<W: Width, const OFFSET: u8> FloatRow for CodeRow<'_, W, OFFSET> {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(self, s: S, codebook: S::Codebook, unit: usize, part: usize) -> S::F32 {
-        W::decode(s, &self.codes[unit], codebook, part)
+    fn unit<S: Simd>(self, s: S, unit: usize) -> W::Codes<'a, S> {
+        W::open(s, &self.codes[unit])
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, codebook: S::Codebook, codes: W::Codes<'a, S>, part: usize) -> S::F32 {
+        W::decode::<S, OFFSET>(s, codes, codebook, part)
     }
 }

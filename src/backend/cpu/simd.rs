@@ -4,10 +4,15 @@
 //! into whatever the target has by default (SSE2, NEON, WebAssembly's simd128); per-architecture files exist where that
 //! is not enough. Which one runs is decided once, when the backend is made. Floor 4.
 
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm32;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use super::columns::UNIT;
+use super::rows::MINIMUMS;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use wasm32::Wasm128;
 #[cfg(target_arch = "x86_64")]
 use x86_64::{Avx2, Avx512};
 
@@ -15,7 +20,7 @@ use x86_64::{Avx2, Avx512};
 ///
 /// All methods are meant to be inlined into [`Isa::run`]'s target-feature functions.
 pub(super) trait Simd: Copy + Send + Sync {
-    /// Elements of an `f32` vector; divides [`UNIT`].
+    /// Elements of an `f32` vector; divides [`UNIT`], which has eight of them at most.
     const LANES: usize;
     /// Tokens of a register tile that has four rows; at most four.
     const TILE_TOKENS: usize;
@@ -23,6 +28,12 @@ pub(super) trait Simd: Copy + Send + Sync {
     type F32: Copy;
     /// Scale and zero point of a group, as `decode` wants them.
     type Codebook: Copy;
+    /// A unit of 8-bit codes after what its parts share.
+    type Codes8<'a>: Copy;
+    /// As `Codes8`, 4-bit codes.
+    type Codes4<'a>: Copy;
+    /// As `Codes8`, 2-bit codes.
+    type Codes2<'a>: Copy;
     /// 32 bytes.
     type Bytes: Copy;
     /// Partial sums of an integer dot product.
@@ -33,8 +44,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn splat(self, value: f32) -> Self::F32;
     /// Elements `part * LANES..` of a unit.
     fn load(self, unit: &[f32; UNIT], part: usize) -> Self::F32;
-    /// As [`Simd::load`] from IEEE half precision.
-    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
+    /// As [`Simd::load`] from IEEE half precision. With `FINITE`, none of the elements is NaN or infinite.
+    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
     /// As [`Simd::load`] from bfloat16.
     fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
     fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize);
@@ -49,16 +60,37 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn unpack4(self, unit: &[u8; 16]) -> Self::Bytes;
     /// A unit of 2-bit codes.
     fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes;
+    /// The first step of [`Simd::decode8`].
+    fn open8(self, unit: &[u8; 32]) -> Self::Codes8<'_>;
+    /// The first step of [`Simd::decode4`].
+    fn open4(self, unit: &[u8; 16]) -> Self::Codes4<'_>;
+    /// The first step of [`Simd::decode2`].
+    fn open2(self, unit: &[u8; 8]) -> Self::Codes2<'_>;
     /// What turns the codes of `BITS` bits of one group into weights.
     fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
     /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale + minimum`. Rounded once where
     /// scale and zero point multiply exactly, which they do when the scale was stored in 16 bits, and one of zero point
-    /// and minimum is 0.
-    fn decode8(self, unit: &[u8; 32], codebook: Self::Codebook, part: usize) -> Self::F32;
+    /// and minimum is 0. The minimum is 0 unless `OFFSET` is [`MINIMUMS`].
+    fn decode8<const OFFSET: u8>(
+        self,
+        codes: Self::Codes8<'_>,
+        codebook: Self::Codebook,
+        part: usize,
+    ) -> Self::F32;
     /// As [`Simd::decode8`], from 4-bit codes.
-    fn decode4(self, unit: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32;
+    fn decode4<const OFFSET: u8>(
+        self,
+        codes: Self::Codes4<'_>,
+        codebook: Self::Codebook,
+        part: usize,
+    ) -> Self::F32;
     /// As [`Simd::decode8`], from 2-bit codes.
-    fn decode2(self, unit: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32;
+    fn decode2<const OFFSET: u8>(
+        self,
+        codes: Self::Codes2<'_>,
+        codebook: Self::Codebook,
+        part: usize,
+    ) -> Self::F32;
 
     /// Partial sums that add up to `value`.
     fn start(self, value: i32) -> Self::Ints;
@@ -70,6 +102,25 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn add_scaled(self, sums: Self::Sums, ints: Self::Ints, scale: f32) -> Self::Sums;
     fn reduce_sums(self, sums: Self::Sums) -> f32;
 }
+
+/// Runs a block for each part of a unit. Eight parts are written out, because LLVM then no longer unrolls by itself and
+/// would choose instructions at run time.
+macro_rules! for_each_part {
+    ($part:ident of $simd:ident $body:block) => {
+        if UNIT / $simd::LANES == 8 {
+            $crate::backend::cpu::simd::for_each_part!(@ $part $body 0 1 2 3 4 5 6 7)
+        } else {
+            for $part in 0..UNIT / $simd::LANES $body
+        }
+    };
+    (@ $part:ident $body:block $($index:literal)*) => {
+        {$({
+            let $part: usize = $index;
+            $body
+        })*}
+    };
+}
+pub(super) use for_each_part;
 
 /// A computation that can run on every instruction set. `run` must be `#[inline(always)]`, and so must what it calls.
 pub(super) trait Kernel {
@@ -84,6 +135,8 @@ pub(super) enum Isa {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    Wasm128(Wasm128),
 }
 
 impl Isa {
@@ -96,7 +149,9 @@ impl Isa {
     pub(super) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let more = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        let more = [Some(Self::Wasm128(Wasm128::new()))];
+        #[cfg(not(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"))))]
         let more: [Option<Self>; 0] = [];
         [Self::Portable].into_iter().chain(more.into_iter().flatten()).collect()
     }
@@ -109,6 +164,8 @@ impl Isa {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Self::Wasm128(_) => Wasm128::NAME,
         }
     }
 
@@ -120,6 +177,8 @@ impl Isa {
             Self::Avx2(s) => s.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(s) => s.run(kernel),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Self::Wasm128(s) => kernel.run(s),
         }
     }
 }
@@ -152,6 +211,9 @@ impl Simd for Portable {
     type F32 = [f32; WIDTH];
     /// Scale and zero point.
     type Codebook = (f32, f32, f32);
+    type Codes8<'a> = &'a [u8; 32];
+    type Codes4<'a> = &'a [u8; 16];
+    type Codes2<'a> = &'a [u8; 8];
     type Bytes = [u8; UNIT];
     type Ints = [i32; WIDTH];
     type Sums = [f32; WIDTH];
@@ -167,7 +229,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
+    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
         lanes(unit, part, f16_to_f32)
     }
 
@@ -213,18 +275,38 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn decode8(self, unit: &[u8; 32], (scale, zero, minimum): Self::Codebook, part: usize) -> Self::F32 {
-        lanes(unit, part, |code| (f32::from(code) - zero) * scale + minimum)
+    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
+        unit
     }
 
     #[inline(always)]
-    fn decode4(self, unit: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32 {
-        self.decode8(&self.unpack4(unit), codebook, part)
+    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
+        unit
     }
 
     #[inline(always)]
-    fn decode2(self, unit: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32 {
-        self.decode8(&self.unpack2(unit), codebook, part)
+    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
+        unit
+    }
+
+    #[inline(always)]
+    fn decode8<const OFFSET: u8>(
+        self,
+        codes: &[u8; 32],
+        (scale, zero, minimum): Self::Codebook,
+        part: usize,
+    ) -> Self::F32 {
+        lanes(codes, part, |code| (f32::from(code) - zero) * scale + minimum)
+    }
+
+    #[inline(always)]
+    fn decode4<const OFFSET: u8>(self, codes: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32 {
+        self.decode8::<OFFSET>(&self.unpack4(codes), codebook, part)
+    }
+
+    #[inline(always)]
+    fn decode2<const OFFSET: u8>(self, codes: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32 {
+        self.decode8::<OFFSET>(&self.unpack2(codes), codebook, part)
     }
 
     #[inline(always)]
@@ -288,7 +370,7 @@ mod tests {
             let (nibbles, pairs) = (bytes[..16].try_into().unwrap(), bytes[7..15].try_into().unwrap());
             let mut out = [0.0; UNIT];
             for part in 0..UNIT / S::LANES {
-                s.store(s.load_f16(&halves, part), &mut out, part);
+                s.store(s.load_f16::<true>(&halves, part), &mut out, part);
             }
             self.0.extend(out);
             for part in 0..UNIT / S::LANES {
@@ -309,15 +391,27 @@ mod tests {
                 [(0.25, 9, 0.0), (f16::from_f32(0.013).to_f32(), 3, 0.0), (0.25, 0, -1.5)]
             {
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode8(&bytes, s.codebook::<8>(scale, zero, minimum), part), &mut out, part);
+                    s.store(
+                        s.decode8::<MINIMUMS>(s.open8(&bytes), s.codebook::<8>(scale, zero, minimum), part),
+                        &mut out,
+                        part,
+                    );
                 }
                 self.0.extend(out);
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode4(nibbles, s.codebook::<4>(scale, zero, minimum), part), &mut out, part);
+                    s.store(
+                        s.decode4::<MINIMUMS>(s.open4(nibbles), s.codebook::<4>(scale, zero, minimum), part),
+                        &mut out,
+                        part,
+                    );
                 }
                 self.0.extend(out);
                 for part in 0..UNIT / S::LANES {
-                    s.store(s.decode2(pairs, s.codebook::<2>(scale, zero, minimum), part), &mut out, part);
+                    s.store(
+                        s.decode2::<MINIMUMS>(s.open2(pairs), s.codebook::<2>(scale, zero, minimum), part),
+                        &mut out,
+                        part,
+                    );
                 }
                 self.0.extend(out);
             }

@@ -10,6 +10,9 @@ impl Simd for Avx2 {
     type F32 = __m256;
     /// Scale, and minus zero point times scale.
     type Codebook = (__m256, __m256);
+    type Codes8<'a> = &'a [u8; 32];
+    type Codes4<'a> = &'a [u8; 16];
+    type Codes2<'a> = &'a [u8; 8];
     type Bytes = __m256i;
     type Ints = __m256i;
     type Sums = __m256;
@@ -27,7 +30,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> __m256 {
+    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> __m256 {
         // SAFETY: as in `load`.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at(unit, part, 8).cast())) }
     }
@@ -87,12 +90,32 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
+        unit
+    }
+
+    #[inline(always)]
+    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
+        unit
+    }
+
+    #[inline(always)]
+    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
+        unit
+    }
+
+    #[inline(always)]
     fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m256, __m256) {
         (self.splat(scale), self.splat(minimum - scale * f32::from(zero_point)))
     }
 
     #[inline(always)]
-    fn decode8(self, unit: &[u8; 32], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
+    fn decode8<const OFFSET: u8>(
+        self,
+        unit: &[u8; 32],
+        (scale, offset): (__m256, __m256),
+        part: usize,
+    ) -> __m256 {
         // SAFETY: features by `self`; `at` checks the eight bytes.
         unsafe {
             let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at(unit, part, 8).cast()));
@@ -101,7 +124,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn decode4(self, unit: &[u8; 16], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
+    fn decode4<const OFFSET: u8>(
+        self,
+        unit: &[u8; 16],
+        (scale, offset): (__m256, __m256),
+        part: usize,
+    ) -> __m256 {
         // SAFETY: features by `self`.
         unsafe {
             // Written so that the parts of a unit share the first step.
@@ -115,7 +143,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn decode2(self, unit: &[u8; 8], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
+    fn decode2<const OFFSET: u8>(
+        self,
+        unit: &[u8; 8],
+        (scale, offset): (__m256, __m256),
+        part: usize,
+    ) -> __m256 {
         // SAFETY: features by `self`; eight bytes are read.
         unsafe {
             let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(unit.as_ptr().cast()));

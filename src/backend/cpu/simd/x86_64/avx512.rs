@@ -10,6 +10,9 @@ impl Simd for Avx512 {
     type F32 = __m512;
     /// The weight of each code; for 8 bits scale, and minus zero point times scale.
     type Codebook = (__m512, __m512);
+    type Codes8<'a> = &'a [u8; 32];
+    type Codes4<'a> = &'a [u8; 16];
+    type Codes2<'a> = &'a [u8; 8];
     type Bytes = __m256i;
     type Ints = __m256i;
     type Sums = __m256;
@@ -27,7 +30,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> __m512 {
+    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> __m512 {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at(unit, part, 16).cast())) }
     }
@@ -79,6 +82,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
+        unit
+    }
+
+    #[inline(always)]
+    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
+        unit
+    }
+
+    #[inline(always)]
+    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
+        unit
+    }
+
+    #[inline(always)]
     fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m512, __m512) {
         let (scale, zero) = (self.splat(scale), f32::from(zero_point));
         // SAFETY: features by `self`.
@@ -95,7 +113,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn decode8(self, unit: &[u8; 32], (scale, offset): (__m512, __m512), part: usize) -> __m512 {
+    fn decode8<const OFFSET: u8>(
+        self,
+        unit: &[u8; 32],
+        (scale, offset): (__m512, __m512),
+        part: usize,
+    ) -> __m512 {
         // SAFETY: features by `self`; `at` checks the sixteen bytes.
         unsafe {
             let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(at(unit, part, 16).cast()));
@@ -104,7 +127,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn decode4(self, unit: &[u8; 16], (weights, _): (__m512, __m512), part: usize) -> __m512 {
+    fn decode4<const OFFSET: u8>(
+        self,
+        unit: &[u8; 16],
+        (weights, _): (__m512, __m512),
+        part: usize,
+    ) -> __m512 {
         // SAFETY: features by `self`; sixteen bytes are read.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(unit.as_ptr().cast()));
@@ -114,7 +142,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn decode2(self, unit: &[u8; 8], (weights, _): (__m512, __m512), part: usize) -> __m512 {
+    fn decode2<const OFFSET: u8>(
+        self,
+        unit: &[u8; 8],
+        (weights, _): (__m512, __m512),
+        part: usize,
+    ) -> __m512 {
         // SAFETY: features by `self`.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_set1_epi64x(i64::from_le_bytes(*unit)));
