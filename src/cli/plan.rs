@@ -3,8 +3,7 @@
 use super::terminal::Terminal;
 use super::{Outcome, open};
 use crate::error::Result;
-use crate::model::ModelConfig;
-use crate::plan::{ModelDims, Plan, PlanOptions, parse_bytes, parse_params};
+use crate::plan::{Plan, PlanOptions, parse_bytes, parse_params};
 use crate::task::block_on;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -40,30 +39,12 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             if args.context.is_none() {
                 options.context = options.context.min(config.max_position_embeddings as u64);
             }
-            Plan::new(dims(config), &options)?
+            Plan::new(config.into(), &options)?
         }
         (None, count) => Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &options)?,
     };
     terminal.result(&plan, table(&plan))?;
     Ok(Outcome::Done)
-}
-
-fn dims(config: &ModelConfig) -> ModelDims {
-    ModelDims {
-        vocab_size: config.vocab_size as u64,
-        hidden_size: config.hidden_size as u64,
-        intermediate_size: config.intermediate_size as u64,
-        num_hidden_layers: config.num_hidden_layers as u64,
-        num_attention_heads: config.num_attention_heads as u64,
-        num_key_value_heads: config.num_key_value_heads as u64,
-        head_dim: config.head_dim as u64,
-        tie_word_embeddings: config.tie_word_embeddings,
-        qkv_bias: config.qkv_bias,
-        output_bias: config.o_bias,
-        mlp_bias: config.mlp_bias,
-        qk_norm: config.qk_norm,
-        sub_norms: config.sub_norms,
-    }
 }
 
 fn table(plan: &Plan) -> String {

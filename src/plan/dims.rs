@@ -2,6 +2,7 @@
 
 use super::{product, sum};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use serde::Serialize;
 
 /// The dimensions of a Llama-like decoder, by the names of Hugging Face configs.
@@ -27,6 +28,26 @@ pub struct ModelDims {
     pub qk_norm: bool,
     /// BitNet's norms before o and down.
     pub sub_norms: bool,
+}
+
+impl From<&ModelConfig> for ModelDims {
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            vocab_size: config.vocab_size as u64,
+            hidden_size: config.hidden_size as u64,
+            intermediate_size: config.intermediate_size as u64,
+            num_hidden_layers: config.num_hidden_layers as u64,
+            num_attention_heads: config.num_attention_heads as u64,
+            num_key_value_heads: config.num_key_value_heads as u64,
+            head_dim: config.head_dim as u64,
+            tie_word_embeddings: config.tie_word_embeddings,
+            qkv_bias: config.qkv_bias,
+            output_bias: config.o_bias,
+            mlp_bias: config.mlp_bias,
+            qk_norm: config.qk_norm,
+            sub_norms: config.sub_norms,
+        }
+    }
 }
 
 /// A weight matrix of a block, `[rows, cols]` = `[out_features, in_features]`.
