@@ -3,6 +3,7 @@
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
 //! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
 
+mod auto;
 mod calibration;
 mod compare;
 mod convert;
@@ -49,6 +50,7 @@ enum Command {
     Quantize(Box<quantize::Args>),
     Dequantize(dequantize::Args),
     Convert(convert::Args),
+    Auto(Box<auto::Args>),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -109,6 +111,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Quantize(args) => quantize::run(&args, terminal),
         Command::Dequantize(args) => dequantize::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
+        Command::Auto(args) => auto::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

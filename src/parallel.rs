@@ -3,6 +3,14 @@
 //! Work is cut by what is computed, never inside a sum, so the number of threads does not change a result. One thread in
 //! WebAssembly. Not here: the threads of a backend, which has a pool of its own. Floor 0.
 
+/// How many tasks can run at once.
+pub fn lanes() -> usize {
+    #[cfg(not(target_arch = "wasm32"))]
+    return rayon::current_num_threads().max(1);
+    #[cfg(target_arch = "wasm32")]
+    1
+}
+
 /// Calls `task(index, chunk)` for every `chunk` elements of `data`; the last may be shorter.
 ///
 /// # Panics

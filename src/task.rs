@@ -1,10 +1,13 @@
 //! How long work reports, yields and is cancelled.
 //!
-//! The same code runs in a browser worker, where a synchronous loop would hear no abort, and natively, where
-//! futures never wait on anything but themselves. Floor 0.
+//! The same code runs in a browser worker, where a synchronous loop would hear no abort, and natively, where futures never
+//! wait on anything but themselves. [`steps`] cuts computations that know no host into steps. Floor 0.
+
+pub mod steps;
 
 use crate::error::{Error, ErrorCode, Result};
 use std::pin::Pin;
+pub use steps::{Pace, Steps};
 
 /// A boxed future that need not be `Send`: JavaScript values never are.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;

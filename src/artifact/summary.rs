@@ -14,6 +14,37 @@ pub struct Summary {
     pub schema: String,
     /// In the order in which they were made.
     pub variants: Vec<Variant>,
+    /// How a search for a good one ended; absent where there was none, or while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// How a search for a good variant ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The name of the attempt that is good; null where none is.
+    pub accepted: Option<String>,
+    /// What to do now.
+    pub recommendation: String,
+}
+
+/// What an attempt was that a variant comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The name of its folder beside the summary.
+    pub name: String,
+    /// The checkpoint that it was made from.
+    pub checkpoint: String,
+    /// Calibration samples.
+    pub samples: usize,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Modules that got more bits than the others.
+    pub raised: Vec<String>,
+    /// Criteria of its report that failed.
+    pub failed: Vec<String>,
+    /// Whether quality and generation are within the limits: memory and speed do not count here.
+    pub good: bool,
 }
 
 /// One variant.
@@ -39,11 +70,14 @@ pub struct Variant {
     pub accepted: bool,
     /// What to try next.
     pub recommendation: String,
+    /// Where it is one of several attempts to find a good variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
 }
 
 impl Summary {
     /// A summary of these.
     pub fn new(variants: Vec<Variant>) -> Self {
-        Self { schema: "lowbit.summary/1".to_owned(), variants }
+        Self { schema: "lowbit.summary/1".to_owned(), variants, outcome: None }
     }
 }

@@ -9,7 +9,9 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
-use crate::quant::awq::{AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, ScaleSearch};
+use crate::quant::awq::{
+    AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
+};
 use crate::quant::{PackedTensor, ScaleType, Scheme};
 use crate::task::{self, Control};
 
@@ -54,13 +56,19 @@ pub async fn quantize(
             AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
         let mut rows = DenseRows::new(checkpoint, target.module)?;
         while let Some((_, values)) = rows.next().await? {
-            quantizer.push_rows(values)?;
+            quantizer.take_rows(values);
+            while quantizer.step()? {
+                task::checkpoint(control).await?;
+            }
             task::checkpoint(control).await?;
         }
         quantizer.finish()
     };
     run.await.context_with(|| format!("module `{}`", target.module))
 }
+
+/// Parts of the work on a site, in reports of progress: one for each candidate of scales, and one for what follows.
+pub const SHARES: u64 = RATIOS as u64 + 1;
 
 /// The best scales for `targets`, all layers of the site at which `walk` stands. `mean` is the mean of `|x|` there,
 /// `moments` are of `x`, and `fit` makes of wanted scales those that can be folded. The block is left with some
@@ -83,7 +91,10 @@ pub async fn search<B: Backend>(
     }
     let measure = if parent { Measure::Nothing } else { Measure::Error(moments) };
     let mut search = ScaleSearch::new(mean);
+    let mut tried = 0;
     while let Some(mut candidate) = search.next_candidate() {
+        walk.report_quantizing(site, tried, SHARES, targets[0].module, shared.control);
+        tried += 1;
         fit(&mut candidate.scales)?;
         let mut loss = 0.0;
         let mut tensors: Vec<(Linear, PackedTensor)> = Vec::new();

@@ -38,7 +38,6 @@ impl Samples {
     /// # Errors
     /// `invalid_argument` for no samples, for a window without room for two tokens, and for a text without tokens.
     pub fn new(tokens: &[u32], bos_token_id: Option<u32>, options: &SampleOptions) -> Result<Self> {
-        let front = usize::from(bos_token_id.is_some());
         if options.samples == 0 {
             return Err(Error::invalid_argument("expected at least one calibration sample but found 0"));
         }
@@ -51,7 +50,7 @@ impl Samples {
         if tokens.is_empty() {
             return Err(Error::invalid_argument("expected calibration texts but found no token in them"));
         }
-        let room = options.sequence_length - front;
+        let room = Self::room(bos_token_id, options.sequence_length);
         let mut pieces: Vec<&[u32]> = tokens.chunks_exact(room).collect();
         if pieces.is_empty() {
             pieces.push(tokens);
@@ -66,6 +65,17 @@ impl Samples {
             .collect();
         let bytes: Vec<u8> = windows.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
         Ok(Self { windows, sha256: sha256_hex(&bytes) })
+    }
+
+    /// How many windows a text of so many tokens has.
+    pub fn available(tokens: usize, bos_token_id: Option<u32>, sequence_length: usize) -> usize {
+        let whole = tokens / Self::room(bos_token_id, sequence_length).max(1);
+        whole.max(usize::from(tokens > 0))
+    }
+
+    /// Tokens of the text in a window.
+    fn room(bos_token_id: Option<u32>, sequence_length: usize) -> usize {
+        sequence_length.saturating_sub(usize::from(bos_token_id.is_some()))
     }
 
     /// Tokens in all windows.
@@ -147,6 +157,10 @@ mod tests {
         assert_eq!(cut(10, Some(99), 2, 4), [[99, 0, 1, 2], [99, 3, 4, 5]]);
         assert_eq!(cut(10, None, 5, 4), [[0, 1, 2, 3], [4, 5, 6, 7]]);
         assert_eq!(cut(2, Some(99), 5, 4), [[99, 0, 1]], "a short text makes one short window");
+        for (len, bos) in [(10, Some(99)), (10, None), (2, Some(99)), (9, Some(99)), (1, None)] {
+            assert_eq!(Samples::available(len as usize, bos, 4), cut(len, bos, 99, 4).len(), "{len} {bos:?}");
+        }
+        assert_eq!(Samples::available(0, None, 4), 0);
     }
 
     #[test]

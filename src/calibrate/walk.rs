@@ -15,7 +15,9 @@ use crate::model::names::Linear;
 use crate::model::spill::{self, Place};
 use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
+use crate::parallel;
 use crate::quant::{Activations, Hessian};
+use crate::task::steps::STEP_WORK;
 use crate::task::{self, Control, Progress};
 
 /// Samples on their way through a model.
@@ -119,15 +121,25 @@ impl<'a, B: Backend> Walk<'a, B> {
             Some(site) => Site::ALL[Site::ALL.iter().position(|&other| other == site).unwrap_or(0) + 1],
         };
         let width = site.width(self.config);
-        let mut gram = self.backend.buffer(Element::F32, width * width)?;
+        let tile = gram_tile(self.chunk, width);
+        let mut grams = Vec::new();
+        for start in (0..width).step_by(tile) {
+            grams.push(self.backend.buffer(Element::F32, tile.min(width - start) * width)?);
+        }
         self.scratch.delete(activations(site)).await?;
         self.absolute = vec![0.0; width];
         for run in self.runs() {
-            self.report(site, run.sample, control);
+            let samples = self.samples.windows.len() as u64;
+            let steps = STEPS_OF_SITE / 2 * run.sample as u64 / samples;
+            self.report(site, steps, &self.module(site), control);
             task::checkpoint(control).await?;
             self.bring_back(run).await?;
             self.step(site, run.past)?;
-            self.backend.gram(self.work.at(site), run.count, width, 0..width, &mut gram)?;
+            for (index, gram) in grams.iter_mut().enumerate() {
+                task::checkpoint(control).await?;
+                let columns = index * tile..width.min((index + 1) * tile);
+                self.backend.gram(self.work.at(site), run.count, width, columns, gram)?;
+            }
             self.backend.flush()?;
             self.keep(site, run).await?;
         }
@@ -135,7 +147,9 @@ impl<'a, B: Backend> Walk<'a, B> {
             self.scratch.delete(activations(before)).await?;
         }
         let mut sum = vec![0.0; width * width];
-        self.backend.read(&gram, 0, &mut sum).await?;
+        for (gram, sum) in grams.into_iter().zip(sum.chunks_mut(tile * width)) {
+            self.backend.read(&gram, 0, sum).await?;
+        }
         let hessian = Hessian::new(width, sum, self.samples.tokens());
         if !hessian.is_finite() {
             return Err(Error::new(
@@ -256,15 +270,23 @@ impl<'a, B: Backend> Walk<'a, B> {
         runs
     }
 
-    fn report(&self, site: Site, sample: usize, control: &dyn Control) {
-        let (samples, sites) = (self.samples.windows.len(), Site::ALL.len());
-        let place = self.layer * sites + site as usize;
+    /// Tells how far the work at `site` is: `steps` of [`STEPS_OF_SITE`], half of which are for the samples on their way
+    /// and half for what is made of the layers there.
+    fn report(&self, site: Site, steps: u64, item: &str, control: &dyn Control) {
+        let sites = Site::ALL.len();
+        let place = (self.layer * sites + site as usize) as u64;
         control.progress(&Progress {
             phase: "calibrate",
-            done: (place * samples + sample) as u64,
-            total: (self.config.num_hidden_layers * sites * samples) as u64,
-            item: &self.module(site),
+            done: place * STEPS_OF_SITE + steps,
+            total: (self.config.num_hidden_layers * sites) as u64 * STEPS_OF_SITE,
+            item,
         });
+    }
+
+    /// Tells that `done` of `total` parts of the work on the layers at `site` are done, now on `item`.
+    pub fn report_quantizing(&self, site: Site, done: u64, total: u64, item: &str, control: &dyn Control) {
+        let half = STEPS_OF_SITE / 2;
+        self.report(site, half + (half * done.min(total)).checked_div(total).unwrap_or(0), item, control);
     }
 
     /// The first module that reads the site.
@@ -322,6 +344,17 @@ impl<'a, B: Backend> Walk<'a, B> {
         let place = Place { scratch: self.scratch, blob: RESIDUAL, first: run.row };
         spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
+}
+
+/// Steps of the work at one site, in reports of progress.
+const STEPS_OF_SITE: u64 = 1000;
+
+/// Columns of the input whose products one call of the backend adds up, for runs of `tokens` tokens: several bands of 64
+/// for each thread, as long as that is not much more than one step.
+fn gram_tile(tokens: usize, width: usize) -> usize {
+    const BAND: usize = 64;
+    let band_work = (tokens * width * BAND) as u64;
+    BAND * parallel::lanes() * (STEP_WORK / band_work.max(1)).max(1) as usize
 }
 
 /// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.

@@ -13,9 +13,20 @@ use std::path::{Path, PathBuf};
 /// The longest samples that are taken without being asked for.
 const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
 
-/// Which texts a method learns from.
+/// Which texts a method learns from, and how much of them.
 #[derive(clap::Args)]
 pub struct CalibrationArgs {
+    #[command(flatten)]
+    texts: CalibrationTexts,
+
+    /// Calibration samples
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    samples: usize,
+}
+
+/// Which texts a method learns from.
+#[derive(clap::Args)]
+pub struct CalibrationTexts {
     /// Texts to learn from: plain text, .jsonl with a text in each line, or token ids as .u16 or .u32 (little-endian)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
@@ -23,10 +34,6 @@ pub struct CalibrationArgs {
     /// Where the text is in each line of a .jsonl file
     #[arg(long, value_name = "NAME", default_value = "text")]
     calibration_field: String,
-
-    /// Calibration samples
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    samples: usize,
 
     /// Tokens of a sample, the one in front included [default: what the model was made for, at most 2048]
     #[arg(long, value_name = "N")]
@@ -51,7 +58,50 @@ enum Document {
     Ids(Vec<u32>),
 }
 
+/// The tokens of all texts, end to end, and how they are cut.
+pub struct Tokens {
+    pub tokens: Vec<u32>,
+    pub bos_token_id: Option<u32>,
+    /// For one sample.
+    pub cut: SampleOptions,
+}
+
 impl CalibrationArgs {
+    /// Whether any text was given.
+    pub fn is_given(&self) -> bool {
+        self.texts.is_given()
+    }
+
+    /// Where hidden states and finished matrices wait.
+    pub fn scratch(&self) -> Result<TempScratch> {
+        self.texts.scratch()
+    }
+
+    /// Reads, tokenizes and cuts the texts.
+    pub async fn samples(
+        &self,
+        checkpoint: &Checkpoint,
+        tokenizer: Option<&Path>,
+        terminal: &Terminal,
+    ) -> Result<Samples> {
+        if !self.is_given() {
+            return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
+        }
+        let Tokens { tokens, bos_token_id, cut } = self.texts.tokens(checkpoint, tokenizer).await?;
+        let samples = Samples::new(&tokens, bos_token_id, &SampleOptions { samples: self.samples, ..cut })?;
+        samples.check_vocabulary(checkpoint.config().vocab_size)?;
+        let (windows, seen) = (samples.windows.len(), samples.tokens());
+        terminal.note(format!("calibrating with {windows} samples, {seen} tokens in all"));
+        if seen < FEW_TOKENS {
+            terminal.note(format!(
+                "warning: fewer than {FEW_TOKENS} calibration tokens; a wide layer's statistics are noisy then"
+            ));
+        }
+        Ok(samples)
+    }
+}
+
+impl CalibrationTexts {
     /// Whether any text was given.
     pub fn is_given(&self) -> bool {
         !self.calibration.is_empty()
@@ -65,16 +115,8 @@ impl CalibrationArgs {
         }
     }
 
-    /// Reads, tokenizes and cuts the texts.
-    pub async fn samples(
-        &self,
-        checkpoint: &Checkpoint,
-        tokenizer: Option<&Path>,
-        terminal: &Terminal,
-    ) -> Result<Samples> {
-        if !self.is_given() {
-            return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
-        }
+    /// Reads and tokenizes the texts.
+    pub async fn tokens(&self, checkpoint: &Checkpoint, tokenizer: Option<&Path>) -> Result<Tokens> {
         let mut documents = Vec::new();
         for path in &self.calibration {
             documents.extend(self.documents(path).context_with(|| path.display().to_string())?);
@@ -97,21 +139,12 @@ impl CalibrationArgs {
             }
         }
         let longest = DEFAULT_SEQUENCE_LENGTH.min(config.max_position_embeddings);
-        let options = SampleOptions {
-            samples: self.samples,
+        let cut = SampleOptions {
+            samples: 1,
             sequence_length: self.sequence_length.unwrap_or(longest),
             shuffle: self.shuffle.then_some(self.seed),
         };
-        let samples = Samples::new(&tokens, bos, &options)?;
-        samples.check_vocabulary(config.vocab_size)?;
-        let (windows, seen) = (samples.windows.len(), samples.tokens());
-        terminal.note(format!("calibrating with {windows} samples, {seen} tokens in all"));
-        if seen < FEW_TOKENS {
-            terminal.note(format!(
-                "warning: fewer than {FEW_TOKENS} calibration tokens; a wide layer's statistics are noisy then"
-            ));
-        }
-        Ok(samples)
+        Ok(Tokens { tokens, bos_token_id: bos, cut })
     }
 
     fn documents(&self, path: &Path) -> Result<Vec<Document>> {

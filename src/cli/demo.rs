@@ -5,9 +5,10 @@ use super::compare;
 use super::open::{self, ModelArgs};
 use super::terminal::Terminal;
 use super::validate::{self, MeasureArgs};
-use crate::artifact::summary::{SUMMARY_FILE, Summary, Variant};
+use crate::artifact::summary::{SUMMARY_FILE, Summary};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{FsSinkDir, write_whole};
+use crate::pipeline::auto::variant;
 use crate::pipeline::{QuantizeOptions, quantize};
 use crate::quant::{Bits, Granularity};
 use crate::task::block_on;
@@ -95,22 +96,6 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
     say(format!("A: the original, B: INT4\n\n{}", compare::describe(&texts)))?;
     say(format!("The folders, reports and {SUMMARY_FILE} are in {}\n", args.output.display()))?;
     Ok(Document { output: args.output.clone(), variants: reports, texts })
-}
-
-fn variant(report: &ValidationReport) -> Variant {
-    let finite = |value: f64| value.is_finite().then_some(value);
-    Variant {
-        path: report.quantized.path.clone(),
-        method: report.quantized.method.clone(),
-        scheme: report.quantized.scheme.clone(),
-        bits_per_weight: report.quantized.bits_per_weight,
-        bytes: report.quantized.bytes,
-        perplexity: finite(report.perplexity.quantized),
-        perplexity_increase: finite(report.perplexity.increase),
-        tokens_per_second: report.speed.as_ref().and_then(|speed| finite(speed.quantized_tokens_per_second)),
-        accepted: report.accepted,
-        recommendation: report.recommendation.clone(),
-    }
 }
 
 /// The checkpoint's own prompts where it has some.

@@ -3,7 +3,7 @@
 use super::terminal::Terminal;
 use super::{Outcome, open};
 use crate::error::Result;
-use crate::plan::{ModelDims, Plan, PlanOptions, parse_bytes, parse_params};
+use crate::plan::{Plan, PlanOptions, parse_bytes, parse_params};
 use crate::task::block_on;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             if args.context.is_none() {
                 options.context = options.context.min(config.max_position_embeddings as u64);
             }
-            Plan::new(ModelDims::from(config), &options)?
+            Plan::new(config.into(), &options)?
         }
         (None, count) => Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &options)?,
     };

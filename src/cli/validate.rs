@@ -160,6 +160,40 @@ impl MeasureArgs {
         }
     }
 
+    /// What to measure with a model of these texts, and by what to judge it.
+    pub fn options(
+        &self,
+        original: &Checkpoint,
+        data: &Dataset,
+        codec: &HuggingFaceTokenizer,
+        text: &TextArgs,
+    ) -> Result<ValidateOptions> {
+        let benchmark = match &self.benchmark {
+            Some(path) => {
+                let bytes = std::fs::read(path).context_with(|| path.display().to_string())?;
+                parse_jsonl(&bytes).context_with(|| path.display().to_string())?
+            }
+            None => Vec::new(),
+        };
+        Ok(ValidateOptions {
+            method: "unknown".to_owned(),
+            windows: text.window.windows(original.config().max_position_embeddings),
+            prompts: self.prompts(data, codec)?,
+            max_tokens: self.max_tokens,
+            benchmark,
+            speed_rounds: self.speed_rounds,
+            last_level_cache_bytes: system::last_level_cache(),
+            activations: None,
+            limits: self.limits(),
+            holding: self.holding.holding()?,
+        })
+    }
+
+    /// The memory that was said to be free.
+    pub fn memory(&self) -> Result<Option<u64>> {
+        self.holding.memory.as_deref().map(parse_bytes).transpose()
+    }
+
     fn prompts(&self, data: &Dataset, codec: &HuggingFaceTokenizer) -> Result<Vec<Prompt>> {
         let Some(path) = &self.prompts else {
             return continuations::from_dataset(
@@ -205,26 +239,12 @@ pub async fn measure(
 ) -> Result<ValidationReport> {
     let codec = open::tokenizer(original, model).await?;
     let data = open::dataset(&text.text, &codec)?;
-    let benchmark = match &measure.benchmark {
-        Some(path) => {
-            let bytes = std::fs::read(path).context_with(|| path.display().to_string())?;
-            parse_jsonl(&bytes).context_with(|| path.display().to_string())?
-        }
-        None => Vec::new(),
-    };
     let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let options = ValidateOptions {
-        method: record.map_or_else(|| "unknown".to_owned(), |record| record.method),
-        windows: text.window.windows(original.config().max_position_embeddings),
-        prompts: measure.prompts(&data, &codec)?,
-        max_tokens: measure.max_tokens,
-        benchmark,
-        speed_rounds: measure.speed_rounds,
-        last_level_cache_bytes: system::last_level_cache(),
-        activations: model.activations.map(Into::into),
-        limits: measure.limits(),
-        holding: measure.holding.holding()?,
-    };
+    let mut options = measure.options(original, &data, &codec, text)?;
+    options.activations = model.activations.map(Into::into);
+    if let Some(record) = record {
+        options.method = record.method;
+    }
     report_holding(original, quantized, &options, terminal)?;
     let scratch = TempScratch::new()?;
     let start = Instant::now();
@@ -303,6 +323,13 @@ fn metrics(report: &ValidationReport) -> Vec<Metric> {
 
 /// The report in words.
 pub fn describe(report: &ValidationReport) -> String {
+    let verdict = if report.accepted { "ACCEPTED" } else { "REJECTED" };
+    let recommendation = report.recommendation.trim_start_matches("accepted: ");
+    format!("{}{verdict}: {recommendation}\n", describe_measurements(report))
+}
+
+/// The report in words, without the verdict.
+pub fn describe_measurements(report: &ValidationReport) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(
@@ -370,8 +397,5 @@ pub fn describe(report: &ValidationReport) -> String {
             if criterion.value.is_finite() { format!("{:.4}", criterion.value) } else { "no figure".into() };
         let _ = writeln!(text, "  {status:12} {} = {value} (limit {})", criterion.name, criterion.limit);
     }
-    let verdict = if report.accepted { "ACCEPTED" } else { "REJECTED" };
-    let recommendation = report.recommendation.trim_start_matches("accepted: ");
-    let _ = writeln!(text, "{verdict}: {recommendation}");
     text
 }

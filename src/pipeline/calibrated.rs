@@ -17,10 +17,12 @@ use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::block::Site;
+use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
 use crate::quant::gptq::Prepared;
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a calibrated method needs beside its options.
@@ -102,19 +104,35 @@ pub(super) async fn find<'a, B: Backend>(
                 continue;
             }
             let mut replaced = Vec::new();
+            let weights = |linear: &Linear| {
+                let (rows, cols) = linear.shape(checkpoint.config());
+                (rows * cols) as u64
+            };
+            let (mut done, total) = (0, site.linears().iter().map(weights).sum::<u64>());
             // Modules that share an input share its factors, unless their groups differ.
             let mut prepared: BTreeMap<usize, Option<Prepared>> = BTreeMap::new();
             for &linear in site.linears() {
                 let module = linear.module(layer);
+                let before = done;
+                done += weights(&linear);
+                let report = |rows: usize| {
+                    let cols = linear.shape(checkpoint.config()).1;
+                    walk.report_quantizing(site, before + (rows * cols) as u64, total, &module, control);
+                };
+                report(0);
                 let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
                 let Some(scheme) = plan.scheme else { continue };
                 let in_module = || format!("{}: module `{module}`", checkpoint.name());
                 let (tensor, record) = if plan.method.is_some_and(Method::is_calibrated) {
                     let group_size = scheme.granularity().group_size(plan.cols);
-                    let prepared = prepared
-                        .entry(group_size)
-                        .or_insert_with(|| Prepared::new(&hessian, group_size, options.gptq));
-                    let found = gptq(checkpoint, plan, prepared.as_ref(), scale_type, control).await;
+                    let prepared = match prepared.entry(group_size) {
+                        Entry::Occupied(entry) => entry.into_mut(),
+                        Entry::Vacant(entry) => {
+                            let steps = Prepared::in_steps(&hessian, group_size, options.gptq);
+                            entry.insert(steps.run(control).await?)
+                        }
+                    };
+                    let found = gptq(checkpoint, plan, prepared.as_ref(), scale_type, control, report).await;
                     let (tensor, record) = found.context_with(in_module)?;
                     (tensor, Some(record))
                 } else {
@@ -146,6 +164,7 @@ async fn gptq(
     prepared: Option<&Prepared>,
     scale_type: ScaleType,
     control: &dyn Control,
+    report: impl Fn(usize),
 ) -> Result<(PackedTensor, CalibrationRecord)> {
     let Some(scheme) = plan.scheme else {
         return Err(Error::invalid_argument("expected a module that is to be quantized"));
@@ -171,8 +190,12 @@ async fn gptq(
         return Ok((quantizer.finish()?, record));
     };
     let mut quantizer = GptqQuantizer::new(prepared, scheme, plan.rows, plan.cols, scale_type)?;
-    while let Some((_, values)) = rows.next().await? {
-        quantizer.push_rows(values)?;
+    while let Some((range, values)) = rows.next().await? {
+        quantizer.take_rows(values);
+        while quantizer.step()? {
+            task::checkpoint(control).await?;
+        }
+        report(range.end);
         task::checkpoint(control).await?;
     }
     let outcome = quantizer.finish()?;

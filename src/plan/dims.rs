@@ -30,24 +30,6 @@ pub struct ModelDims {
     pub sub_norms: bool,
 }
 
-/// A weight matrix of a block, `[rows, cols]` = `[out_features, in_features]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearShape {
-    /// The module's name inside the block.
-    pub name: &'static str,
-    /// Output features.
-    pub rows: u64,
-    /// Input features.
-    pub cols: u64,
-    /// Whether it has a bias of `[rows]`.
-    pub bias: bool,
-}
-
-/// The fewest parameters for which dimensions are made up.
-const MIN_PARAMETERS: u64 = 50_000;
-/// The most: ten times more than any model has.
-const MAX_PARAMETERS: u64 = 20_000_000_000_000;
-
 impl From<&ModelConfig> for ModelDims {
     fn from(config: &ModelConfig) -> Self {
         Self {
@@ -67,6 +49,24 @@ impl From<&ModelConfig> for ModelDims {
         }
     }
 }
+
+/// A weight matrix of a block, `[rows, cols]` = `[out_features, in_features]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// The module's name inside the block.
+    pub name: &'static str,
+    /// Output features.
+    pub rows: u64,
+    /// Input features.
+    pub cols: u64,
+    /// Whether it has a bias of `[rows]`.
+    pub bias: bool,
+}
+
+/// The fewest parameters for which dimensions are made up.
+const MIN_PARAMETERS: u64 = 50_000;
+/// The most: ten times more than any model has.
+const MAX_PARAMETERS: u64 = 20_000_000_000_000;
 
 impl ModelDims {
     /// The linear layers of one block: what is quantized by default.

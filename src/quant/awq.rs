@@ -36,10 +36,11 @@ use super::builder::PackedBuilder;
 use super::hessian::Hessian;
 use super::packed_tensor::PackedTensor;
 use super::qparams::ScaleType;
+use super::row_queue::RowQueue;
 use super::scheme::{Granularity, Scheme};
 use super::stats::WeightError;
 use crate::error::{Error, Result};
-use crate::parallel;
+use crate::task::Steps;
 use rows::{Grid, Task};
 
 /// Ratios that are tried.
@@ -121,15 +122,23 @@ pub struct Moments {
 impl Moments {
     /// Of an input's Hessian.
     pub fn new(hessian: &Hessian) -> Self {
-        let size = hessian.size();
-        let mut upper = vec![0.0; size * size];
-        for i in 0..size {
-            upper[i * size + i] = hessian.diagonal(i) / 2.0;
-            for j in i + 1..size {
-                upper[i * size + j] = hessian.get(i, j);
+        Self::in_steps(hessian).finish()
+    }
+
+    /// As [`Moments::new`], in steps.
+    pub fn in_steps(hessian: &Hessian) -> Steps<'_, Self> {
+        Steps::new(move |mut pace| async move {
+            let size = hessian.size();
+            let mut upper = vec![0.0; size * size];
+            for i in 0..size {
+                upper[i * size + i] = hessian.diagonal(i) / 2.0;
+                for j in i + 1..size {
+                    upper[i * size + j] = hessian.get(i, j);
+                }
+                pace.spend(LOOK_UP * (size - i) as u64).await;
             }
-        }
-        Self { size, upper }
+            Self { size, upper }
+        })
     }
 }
 
@@ -144,15 +153,30 @@ pub struct Clipping {
 impl Clipping {
     /// The groups' blocks of the Hessian of `x / scales`.
     pub fn new(hessian: &Hessian, scales: &[f32], group_size: usize) -> Self {
-        let size = hessian.size();
-        let block = |start: usize| {
-            let columns = start..size.min(start + group_size);
-            let row = |i: usize| columns.clone().map(move |j| hessian.get(i, j) / scales[i] / scales[j]);
-            columns.clone().flat_map(row).collect()
-        };
-        Self { group_size, blocks: (0..size).step_by(group_size.max(1)).map(block).collect() }
+        Self::in_steps(hessian, scales, group_size).finish()
+    }
+
+    /// As [`Clipping::new`], in steps.
+    pub fn in_steps<'a>(hessian: &'a Hessian, scales: &'a [f32], group_size: usize) -> Steps<'a, Self> {
+        Steps::new(move |mut pace| async move {
+            let size = hessian.size();
+            let mut blocks = Vec::with_capacity(size.div_ceil(group_size.max(1)));
+            for start in (0..size).step_by(group_size.max(1)) {
+                let columns = start..size.min(start + group_size);
+                let mut block = Vec::with_capacity(columns.len() * columns.len());
+                for i in columns.clone() {
+                    block.extend(columns.clone().map(|j| hessian.get(i, j) / scales[i] / scales[j]));
+                    pace.spend(LOOK_UP * columns.len() as u64).await;
+                }
+                blocks.push(block);
+            }
+            Self { group_size, blocks }
+        })
     }
 }
+
+/// What looking up an entry of a Hessian costs, in multiply-adds. Not measured.
+const LOOK_UP: u64 = 8;
 
 /// What is measured while a matrix is quantized; each costs a product with the Hessian.
 #[derive(Clone, Copy, Debug)]
@@ -188,6 +212,10 @@ pub struct AwqQuantizer<'a> {
     error: f64,
     signal: f64,
     weights: WeightError,
+    /// Rows on their way.
+    tasks: RowQueue<'a, Result<Task>>,
+    /// Rows that were taken in.
+    taken: usize,
 }
 
 impl<'a> AwqQuantizer<'a> {
@@ -226,7 +254,8 @@ impl<'a> AwqQuantizer<'a> {
             "clipping is of the layer's groups"
         );
         let grid = Grid { bits, symmetric, cols, group_size, scale_type, scales, measure, clipping };
-        Ok(Self { grid, builder, error: 0.0, signal: 0.0, weights: WeightError::default() })
+        let (weights, tasks) = (WeightError::default(), RowQueue::default());
+        Ok(Self { grid, builder, error: 0.0, signal: 0.0, weights, tasks, taken: 0 })
     }
 
     /// Quantizes the next rows: `weights` is `[n, cols]`, not scaled.
@@ -237,18 +266,38 @@ impl<'a> AwqQuantizer<'a> {
     /// # Panics
     /// When `weights` is not whole rows or has more rows than the matrix.
     pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
+        self.take_rows(weights);
+        while self.step()? {}
+        Ok(())
+    }
+
+    /// Takes the next rows, `[n, cols]`, not scaled, which [`step`](Self::step) then quantizes.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows.
+    pub fn take_rows(&mut self, weights: &[f32]) {
         let cols = self.grid.cols;
         assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
-        let first_row = self.builder.rows_done();
-        let mut tasks: Vec<Option<Result<Task>>> = Vec::new();
-        tasks.resize_with(weights.len().div_ceil(TASK_ROWS * cols), || None);
-        let grid = &self.grid;
-        parallel::for_each_chunk(&mut tasks, 1, |index, task| {
-            let start = index * TASK_ROWS * cols;
-            let rows = &weights[start..weights.len().min(start + TASK_ROWS * cols)];
-            task[0] = Some(Task::run(grid, rows, first_row + index * TASK_ROWS));
-        });
-        for (task, rows) in tasks.into_iter().flatten().zip(weights.chunks(TASK_ROWS * cols)) {
+        let grid = self.grid;
+        for rows in weights.chunks(TASK_ROWS * cols) {
+            let (first_row, rows) = (self.taken, rows.to_vec());
+            self.taken += rows.len() / cols;
+            self.tasks.push(Steps::new(move |mut pace| async move {
+                Task::run(grid, rows, first_row, &mut pace).await
+            }));
+        }
+    }
+
+    /// Works for some time on the rows that were taken; `false` when all are done.
+    ///
+    /// # Errors
+    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    ///
+    /// # Panics
+    /// When more rows were taken than the matrix has.
+    pub fn step(&mut self) -> Result<bool> {
+        let cols = self.grid.cols;
+        for task in self.tasks.step() {
             let task = task?;
             for codes in task.codes.chunks_exact(cols) {
                 self.builder.push_codes(codes);
@@ -259,11 +308,11 @@ impl<'a> AwqQuantizer<'a> {
                     self.builder.push_zero_point(params.zero_point);
                 }
             }
-            self.weights.add(rows, &task.effective);
+            self.weights.add(&task.weights, &task.effective);
             self.error += task.error;
             self.signal += task.signal;
         }
-        Ok(())
+        Ok(!self.tasks.is_empty())
     }
 
     /// The matrix and its errors.

@@ -29,10 +29,11 @@ use super::hessian::Hessian;
 use super::linalg::Factor;
 use super::packed_tensor::PackedTensor;
 use super::qparams::{QParams, ScaleType, non_finite_weight, range};
+use super::row_queue::RowQueue;
 use super::scale_search;
 use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
-use crate::parallel;
+use crate::task::{Pace, Steps};
 use rows::{RoundedRow, Sums, Task};
 
 /// The order in which columns are rounded.
@@ -152,6 +153,20 @@ pub struct Prepared {
 impl Prepared {
     /// Orders (for groups of `group_size` columns), damps and factors. `None` when the Hessian has no factor however much it is damped, or is no number.
     pub fn new(hessian: &Hessian, group_size: usize, options: GptqOptions) -> Option<Self> {
+        Self::in_steps(hessian, group_size, options).finish()
+    }
+
+    /// As [`Prepared::new`], in steps.
+    pub fn in_steps(hessian: &Hessian, group_size: usize, options: GptqOptions) -> Steps<'_, Option<Self>> {
+        Steps::new(move |mut pace| async move { Self::paced(hessian, group_size, options, &mut pace).await })
+    }
+
+    async fn paced(
+        hessian: &Hessian,
+        group_size: usize,
+        options: GptqOptions,
+        pace: &mut Pace,
+    ) -> Option<Self> {
         let size = hessian.size();
         if !hessian.is_finite() {
             return None;
@@ -170,16 +185,22 @@ impl Prepared {
                 for j in i..size {
                     h[i * size + j] = hessian.get(column(i), column(j));
                 }
+                pace.spend(LOOK_UP * (size - i) as u64).await;
             }
             let added: Vec<f32> =
                 dead.iter().map(|&dead| damping * mean + if dead { 1.0 } else { 0.0 }).collect();
             for (place, added) in added.iter().enumerate() {
                 h[place * size + place] += added;
             }
-            if let Some(factor) = Factor::new(h, size) {
+            if let Some(factor) = Factor::paced(h, size, pace).await {
                 let ridge = damping * mean;
+                let mut damped = Vec::with_capacity(size * size);
+                for row in 0..size {
+                    damped.extend(hessian.damped_row(row, ridge));
+                    pace.spend(LOOK_UP * size as u64).await;
+                }
                 return Some(Self {
-                    damped: hessian.damped(ridge),
+                    damped,
                     ridge,
                     sweeps: if options.order == ColumnOrder::GroupIndex { 0 } else { options.sweeps },
                     factor,
@@ -235,6 +256,9 @@ const DAMPING_STEP: f32 = 0.01;
 /// Up to 0.64 above the first damping: a matrix that has no factor then is not one that calibration gives.
 const ESCALATIONS: u32 = 7;
 
+/// What looking up an entry of a Hessian costs, in multiply-adds: it is seldom in a cache. Not measured.
+const LOOK_UP: u64 = 8;
+
 /// Rows that one task rounds: enough for the products to pay, few enough for small matrices to make several tasks.
 const TASK_ROWS: usize = 32;
 /// Columns between two products. Inside, each error is handed on alone.
@@ -264,6 +288,10 @@ pub struct GptqQuantizer<'a> {
     gptq: PackedBuilder,
     rtn: PackedBuilder,
     sums: Sums,
+    /// Rows on their way.
+    tasks: RowQueue<'a, Result<Task>>,
+    /// Rows that were taken in.
+    taken: usize,
 }
 
 /// Where scales come from.
@@ -323,6 +351,8 @@ impl<'a> GptqQuantizer<'a> {
             gptq: PackedBuilder::new(scheme, rows, cols, scale_type)?,
             rtn: PackedBuilder::new(scheme, rows, cols, scale_type)?,
             sums: Sums::default(),
+            tasks: RowQueue::default(),
+            taken: 0,
         })
     }
 
@@ -334,17 +364,38 @@ impl<'a> GptqQuantizer<'a> {
     /// # Panics
     /// When `weights` is not whole rows or has more rows than the matrix.
     pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
+        self.take_rows(weights);
+        while self.step()? {}
+        Ok(())
+    }
+
+    /// Takes the next rows, `[n, cols]`, which [`step`](Self::step) then quantizes.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows.
+    pub fn take_rows(&mut self, weights: &[f32]) {
         let cols = self.grid.cols;
         assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
-        let first_row = self.rtn.rows_done();
-        let mut tasks: Vec<Option<Result<Task>>> = Vec::new();
-        tasks.resize_with(weights.len().div_ceil(TASK_ROWS * cols), || None);
         let (grid, prepared) = (self.grid, self.prepared);
-        parallel::for_each_chunk(&mut tasks, 1, |index, task| {
-            let rows = weights.chunks(TASK_ROWS * cols).nth(index).unwrap_or(&[]);
-            task[0] = Some(Task::run(prepared, grid, rows, first_row + index * TASK_ROWS));
-        });
-        for task in tasks.into_iter().flatten() {
+        for rows in weights.chunks(TASK_ROWS * cols) {
+            let (first_row, rows) = (self.taken, rows.to_vec());
+            self.taken += rows.len() / cols;
+            self.tasks.push(Steps::new(move |mut pace| async move {
+                Task::run(prepared, grid, &rows, first_row, &mut pace).await
+            }));
+        }
+    }
+
+    /// Works for some time on the rows that were taken; `false` when all are done.
+    ///
+    /// # Errors
+    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    ///
+    /// # Panics
+    /// When more rows were taken than the matrix has.
+    pub fn step(&mut self) -> Result<bool> {
+        let grid = self.grid;
+        for task in self.tasks.step() {
             let task = task?;
             for mut row in task.gptq {
                 if let Some(order) = &self.stored_order {
@@ -360,7 +411,7 @@ impl<'a> GptqQuantizer<'a> {
             self.sums.signal += task.sums.signal;
             self.sums.failed |= task.sums.failed;
         }
-        Ok(())
+        Ok(!self.tasks.is_empty())
     }
 
     /// The matrix, rounded in both ways.
@@ -398,7 +449,9 @@ fn push(builder: &mut PackedBuilder, row: &RoundedRow, symmetric: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel;
     use crate::quant::dequantize;
+    use crate::task::steps::STEP_WORK;
     use rand_pcg::Pcg32;
     use rand_pcg::rand_core::{Rng, SeedableRng};
 
@@ -649,5 +702,35 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    /// Multiply-adds that factoring and rounding take at the least, for `rows` rows of `cols` columns: a third of the
+    /// cube for the factor, and for each row products with half of the square (its outputs, what is left of them, what
+    /// columns hand on) and with the whole square (one in front of the sweeps).
+    fn least_work(rows: u64, cols: u64) -> u64 {
+        cols.pow(3) / 6 + rows * cols.pow(2) * 5 / 2
+    }
+
+    #[test]
+    fn long_work_stops_often() {
+        let (rows, cols) = (96, 640);
+        let h = hessian(&inputs(cols, 30, 3), cols);
+        let scheme = scheme(Bits::Four, Granularity::Group(32), true);
+        let mut preparing = Prepared::in_steps(&h, 32, GptqOptions::default());
+        let mut steps = 1;
+        while preparing.step() {
+            steps += 1;
+        }
+        let prepared = preparing.take().flatten().unwrap();
+        let mut quantizer = GptqQuantizer::new(&prepared, scheme, rows, cols, ScaleType::F16).unwrap();
+        quantizer.take_rows(&random(rows * cols, 4));
+        while quantizer.step().unwrap() {
+            steps += 1;
+        }
+        assert!(quantizer.finish().unwrap().gptq.is_some());
+        // Tasks that run side by side stop together.
+        let least = least_work(rows as u64, cols as u64) / STEP_WORK / parallel::lanes() as u64 / 3;
+        println!("{steps} steps, at least {least} expected");
+        assert!(least >= 1 && steps > least, "{steps} steps");
     }
 }

@@ -42,13 +42,9 @@ impl Hessian {
         self.sum[i.min(j) * self.size + i.max(j)] / self.tokens.max(1) as f32
     }
 
-    /// The whole matrix, `[size, size]`, with `ridge` added to its diagonal.
-    pub fn damped(&self, ridge: f32) -> Vec<f32> {
-        let mut values = Vec::with_capacity(self.size * self.size);
-        for i in 0..self.size {
-            values.extend((0..self.size).map(|j| self.get(i, j) + if i == j { ridge } else { 0.0 }));
-        }
-        values
+    /// A row of the matrix, whole, with `ridge` added to its diagonal.
+    pub fn damped_row(&self, row: usize, ridge: f32) -> impl Iterator<Item = f32> + '_ {
+        (0..self.size).map(move |j| self.get(row, j) + if row == j { ridge } else { 0.0 })
     }
 
     /// Whether every entry is a number: activations of a broken model are not.

@@ -1,9 +1,12 @@
 //! The little linear algebra that calibrated methods need: products, and the factors of a symmetric matrix.
 //!
 //! Matrices are row-major `f32`. Sums are cut the same way whatever the number of threads; the product itself is
-//! `matrixmultiply`'s, whose last bits depend on the processor's vector instructions. Floor 2.
+//! `matrixmultiply`'s, whose last bits depend on the processor's vector instructions. A factor is found in steps, by a
+//! [`Pace`]. Floor 2.
 
 use crate::parallel;
+use crate::task::steps::STEP_WORK;
+use crate::task::{Pace, Steps};
 
 /// Rows of the factor's trailing part that one task updates.
 const BAND: usize = 64;
@@ -90,7 +93,15 @@ impl Factor {
     ///
     /// # Panics
     /// When `h` has another length.
-    pub fn new(mut h: Vec<f32>, size: usize) -> Option<Self> {
+    pub fn new(h: Vec<f32>, size: usize) -> Option<Self> {
+        Steps::new(|mut pace| async move { Self::paced(h, size, &mut pace).await }).finish()
+    }
+
+    /// As [`Factor::new`], in steps.
+    ///
+    /// # Panics
+    /// When `h` has another length.
+    pub async fn paced(mut h: Vec<f32>, size: usize, pace: &mut Pace) -> Option<Self> {
         assert_eq!(h.len(), size * size, "a square matrix");
         let mut diagonal = vec![0.0; size];
         // From the last column to the first: column k of U and D[k] are known once all later columns are taken off.
@@ -98,7 +109,8 @@ impl Factor {
         while end > 0 {
             let start = end.saturating_sub(PANEL);
             factor_panel(&mut h, size, start, end, &mut diagonal)?;
-            take_off(&mut h, size, start, end, &diagonal);
+            pace.spend((end * (end - start) * (end - start) / 2) as u64).await;
+            take_off(&mut h, size, start, end, &diagonal, pace).await;
             end = start;
         }
         for (k, row) in h.chunks_exact_mut(size.max(1)).enumerate() {
@@ -142,7 +154,7 @@ fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: 
 }
 
 /// Takes columns `start..end` off the part above and left of them: `H -= U_P D_P U_P^T`, upper triangle only.
-fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &[f32]) {
+async fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &[f32], pace: &mut Pace) {
     let width = end - start;
     if start == 0 {
         return;
@@ -152,18 +164,27 @@ fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &[f3
         out.copy_from_slice(&h[i * size + start..i * size + end]);
     }
     let panel = &panel;
-    parallel::for_each_chunk(&mut h[..start * size], BAND * size, |band, rows| {
-        let first = band * BAND;
-        let count = rows.len() / size;
-        let mut scaled = panel[first * width..(first + count) * width].to_vec();
-        for row in scaled.chunks_exact_mut(width) {
-            for (value, d) in row.iter_mut().zip(&diagonal[start..end]) {
-                *value *= d;
+    // So many bands at once that every thread has some, and a step is not much longer than it shall be.
+    let lanes = parallel::lanes();
+    let band_work = (BAND * width * start) as u64;
+    let together = lanes * (STEP_WORK / band_work).max(1) as usize;
+    for (index, slab) in h[..start * size].chunks_mut(together * BAND * size).enumerate() {
+        let before = index * together * BAND;
+        let rows_of_slab = slab.len() / size;
+        parallel::for_each_chunk(slab, BAND * size, |band, rows| {
+            let first = before + band * BAND;
+            let count = rows.len() / size;
+            let mut scaled = panel[first * width..(first + count) * width].to_vec();
+            for row in scaled.chunks_exact_mut(width) {
+                for (value, d) in row.iter_mut().zip(&diagonal[start..end]) {
+                    *value *= d;
+                }
             }
-        }
-        let others = Matrix::new(&panel[first * width..], start - first, width, width).transposed();
-        add_product(-1.0, Matrix::new(&scaled, count, width, width), others, &mut rows[first..], size);
-    });
+            let others = Matrix::new(&panel[first * width..], start - first, width, width).transposed();
+            add_product(-1.0, Matrix::new(&scaled, count, width, width), others, &mut rows[first..], size);
+        });
+        pace.spend((rows_of_slab * width * start / lanes) as u64).await;
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("dtype", "error"),
     ("shape", "error"),
     ("task", "error"),
+    // `auto` begins with the precision that a plan recommends.
+    ("pipeline", "plan"),
     // What a recipe asks for is part of the options of a job.
     ("pipeline", "recipe"),
 ];

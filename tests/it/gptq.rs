@@ -1,16 +1,19 @@
 //! GPTQ on real models: as good as the field's best tools, and better than rounding.
 
 use crate::support::{calibrated, fixture, held_out, load, on_disk, perplexity, samples, tokenizer};
+use lowbit::backend::cpu::CpuBackend;
 use lowbit::calibrate::Samples;
 use lowbit::error::ErrorCode;
+use lowbit::format::scratch::MemoryScratch;
 use lowbit::format::sink::MemorySinkDir;
 use lowbit::format::source::SourceDir;
 use lowbit::model::Checkpoint;
-use lowbit::pipeline::{QuantizeOptions, QuantizeOutcome, quantize};
+use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated};
 use lowbit::quant::{Bits, ColumnOrder, GptqOptions, Granularity};
-use lowbit::task::{Silent, block_on};
+use lowbit::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::validate::walk;
 use lowbit::validate::windows::{Dataset, WindowOptions};
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -121,4 +124,74 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     let rtn = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
     let error = run(&checkpoint, &windows(vec![1, 2]), &rtn).err().unwrap();
     assert!(error.to_string().contains("takes no calibration samples"), "{error}");
+}
+
+/// Hears everything, and cancels after so many stops.
+struct Listener {
+    stops: Cell<usize>,
+    stops_allowed: usize,
+    /// Phase, done, total, item.
+    heard: RefCell<Vec<(String, u64, u64, String)>>,
+}
+
+impl Control for Listener {
+    fn progress(&self, progress: &Progress<'_>) {
+        let Progress { phase, done, total, item } = *progress;
+        self.heard.borrow_mut().push((phase.to_owned(), done, total, item.to_owned()));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stops.get() > self.stops_allowed
+    }
+
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        self.stops.set(self.stops.get() + 1);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+#[test]
+fn a_run_tells_how_far_it_is_and_can_be_cancelled_anywhere() {
+    let model = fixture("tale-llama");
+    let checkpoint = block_on(Checkpoint::open(on_disk(&model))).unwrap();
+    let samples = samples(&model, &model.join("calibration.txt"), 2, 64);
+    let listen = |method: fn(Bits, Granularity, bool) -> QuantizeOptions, stops_allowed| {
+        let listener = Listener { stops: Cell::new(0), stops_allowed, heard: RefCell::default() };
+        let (folder, scratch) = (MemorySinkDir::new("out"), MemoryScratch::new());
+        let calibration = Calibration { samples: &samples, backend: CpuBackend::new(), scratch: &scratch };
+        let options = method(Bits::Four, Granularity::Group(32), true);
+        let run = quantize_calibrated(&checkpoint, &options, calibration, &folder, None, &listener);
+        let result = block_on(run);
+        let is_whole = folder.to_dir().names().any(|name| name == "quantization_config.json");
+        assert_eq!(is_whole, result.is_ok());
+        (result.map(drop).map_err(|error| error.code()), listener)
+    };
+    for (name, method) in [
+        ("gptq", QuantizeOptions::gptq as fn(Bits, Granularity, bool) -> QuantizeOptions),
+        ("awq", QuantizeOptions::awq),
+    ] {
+        let (result, listener) = listen(method, usize::MAX);
+        assert_eq!(result, Ok(()));
+        let heard = listener.heard.take();
+        let phases: Vec<&str> = heard.chunk_by(|a, b| a.0 == b.0).map(|part| part[0].0.as_str()).collect();
+        assert_eq!(phases, ["calibrate", "quantize"], "{name}");
+        for part in heard.chunk_by(|a, b| a.0 == b.0) {
+            assert!(part.is_sorted_by_key(|report| report.1), "{name}: work never goes back");
+            for (phase, done, total, item) in part {
+                assert!(
+                    done <= total && *total == part[0].2 && !item.is_empty(),
+                    "{phase} {done}/{total} {item}"
+                );
+            }
+        }
+        let items = |module: &str| heard.iter().filter(|report| report.3.ends_with(module)).count();
+        assert!(items("q_proj") > 0 && items("down_proj") > 0, "{name}");
+
+        let stops = listener.stops.get();
+        for stops_allowed in [0, 1, stops / 3, stops / 2, stops - 1] {
+            let (result, listener) = listen(method, stops_allowed);
+            assert_eq!(result, Err(ErrorCode::Cancelled), "{name}: at stop {stops_allowed} of {stops}");
+            assert_eq!(listener.stops.get(), stops_allowed + 1, "nothing goes on after that");
+        }
+    }
 }

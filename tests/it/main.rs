@@ -1,6 +1,7 @@
 //! The integration tests: one binary, a module for each thing that a user gets.
 #![cfg(feature = "cli")]
 
+mod auto;
 mod awq;
 mod bad_input;
 mod command_line;

@@ -7,7 +7,7 @@ use super::Found;
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
 use crate::calibrate::Walk;
-use crate::calibrate::awq::{Shared, Target, quantize, search};
+use crate::calibrate::awq::{SHARES, Shared, Target, quantize, search};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::PackedFormat;
@@ -60,10 +60,11 @@ pub(super) async fn quantize_site<B: Backend>(
     if targets.is_empty() {
         return Ok(());
     }
-    let moments = Moments::new(hessian);
+    let moments = Moments::in_steps(hessian).run(shared.control).await?;
     let folded = fold(walk, shared, layer, site, &targets, &moments, found).await?;
     let mut tensors = Vec::new();
     for target in &targets {
+        walk.report_quantizing(site, SHARES - 1, SHARES, target.module, shared.control);
         let (outcome, record) = finish(shared, target, &folded, hessian, &moments).await?;
         kept::save(found.scratch, target.module, &outcome.tensor).await?;
         let module = target.module.to_owned();
@@ -186,7 +187,7 @@ async fn finish(
     // Clipping q and k moves the attention of every token; the authors leave them alone.
     if !matches!(target.linear, Linear::Q | Linear::K) {
         let group_size = target.scheme.granularity().group_size(target.shape.1);
-        let clipping = Clipping::new(hessian, &folded.scales, group_size);
+        let clipping = Clipping::in_steps(hessian, &folded.scales, group_size).run(shared.control).await?;
         let outcome =
             quantize(shared, target, &folded.scales, Some(&clipping), Measure::Error(moments)).await?;
         if outcome.error < kept.error {

@@ -1,10 +1,11 @@
-//! Some rows of a matrix, scaled, clipped and rounded. Floor 2.
+//! Some rows of a matrix, scaled, clipped and rounded, in steps. Floor 2.
 
 use super::{Clipping, Measure, Moments};
 use crate::error::{Context, Result};
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::{QParams, ScaleType, encode_group, non_finite_weight, range};
 use crate::quant::scheme::Bits;
+use crate::task::Pace;
 
 /// Ranges tried, the whole one included.
 const CLIP_STEPS: usize = 21;
@@ -12,8 +13,11 @@ const CLIP_STEPS: usize = 21;
 const MAX_SHRINK: f32 = 0.5;
 /// Columns between two products.
 const BLOCK: usize = 128;
+/// What rounding a weight costs, in multiply-adds. A guess.
+const ROUND_WORK: u64 = 8;
 
 /// How rows are rounded.
+#[derive(Clone, Copy)]
 pub(super) struct Grid<'a> {
     pub(super) bits: Bits,
     pub(super) symmetric: bool,
@@ -31,6 +35,8 @@ pub(super) struct Task {
     pub(super) codes: Vec<u8>,
     /// `[rows, groups]`
     pub(super) params: Vec<QParams>,
+    /// `[rows, cols]`: the weights, as they came.
+    pub(super) weights: Vec<f32>,
     /// `[rows, cols]`: the rounded weights, without the scales.
     pub(super) effective: Vec<f32>,
     /// Squared output error, sum over rows.
@@ -41,8 +47,13 @@ pub(super) struct Task {
 
 impl Task {
     /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
-    pub(super) fn run(grid: &Grid<'_>, weights: &[f32], first_row: usize) -> Result<Self> {
-        let Grid { cols, group_size, .. } = *grid;
+    pub(super) async fn run(
+        grid: Grid<'_>,
+        weights: Vec<f32>,
+        first_row: usize,
+        pace: &mut Pace,
+    ) -> Result<Self> {
+        let Grid { cols, group_size, .. } = grid;
         let mut codes = vec![0; weights.len()];
         let mut effective = vec![0.0; weights.len()];
         let mut params = Vec::with_capacity(weights.len().div_ceil(group_size));
@@ -60,7 +71,8 @@ impl Task {
                 let found = range(group)
                     .map_err(|column| non_finite_weight(group[column], first_row + index, start + column))?;
                 let q = grid
-                    .params(group, found, start / group_size, &mut trials)
+                    .params(group, found, start / group_size, &mut trials, pace)
+                    .await
                     .context_with(|| format!("row {}, columns from {start}", first_row + index))?;
                 grid.encode(group, q, codes);
                 let out = &mut effective[place + start..place + end];
@@ -69,16 +81,17 @@ impl Task {
                 }
                 params.push(q);
             }
+            pace.spend(ROUND_WORK * cols as u64).await;
         }
         let errors: Vec<f32> = weights.iter().zip(&effective).map(|(w, q)| w - q).collect();
         let (error, signal) = match grid.measure {
             Measure::Nothing => (0.0, 0.0),
-            Measure::Error(moments) => (moments.output_square(&errors), 0.0),
+            Measure::Error(moments) => (moments.output_square(&errors, pace).await, 0.0),
             Measure::ErrorAndSignal(moments) => {
-                (moments.output_square(&errors), moments.output_square(weights))
+                (moments.output_square(&errors, pace).await, moments.output_square(&weights, pace).await)
             }
         };
-        Ok(Self { codes, params, effective, error, signal })
+        Ok(Self { codes, params, weights, effective, error, signal })
     }
 }
 
@@ -98,12 +111,13 @@ impl Grid<'_> {
     }
 
     /// Scale and zero point of a group, whose range is `min..=max`.
-    fn params(
+    async fn params(
         &self,
         weights: &[f32],
         (min, max): (f32, f32),
         group: usize,
         trials: &mut Trials,
+        pace: &mut Pace,
     ) -> Result<QParams> {
         let whole = QParams::from_range(min, max, self.bits, self.symmetric, self.scale_type)?;
         let Some(clipping) = self.clipping.filter(|_| min < max) else { return Ok(whole) };
@@ -122,9 +136,14 @@ impl Grid<'_> {
         }
         trials.products.clear();
         trials.products.resize(CLIP_STEPS * len, 0.0);
-        let errors = Matrix::new(&trials.errors, CLIP_STEPS, len, len);
-        let block = Matrix::new(&clipping.blocks[group], len, len, len);
-        add_product(1.0, errors, block, &mut trials.products, len);
+        pace.spend(ROUND_WORK * (CLIP_STEPS * len) as u64).await;
+        for start in (0..len).step_by(BLOCK) {
+            let width = BLOCK.min(len - start);
+            let errors = Matrix::new(&trials.errors, CLIP_STEPS, len, len);
+            let block = Matrix::new(&clipping.blocks[group][start..], len, width, len);
+            add_product(1.0, errors, block, &mut trials.products[start..], len);
+            pace.spend((CLIP_STEPS * len * width) as u64).await;
+        }
         let (mut best, mut least) = (whole, f32::INFINITY);
         let pairs = trials.errors.chunks_exact(len).zip(trials.products.chunks_exact(len));
         for ((errors, products), &q) in pairs.zip(&trials.params) {
@@ -139,7 +158,7 @@ impl Grid<'_> {
 
 impl Moments {
     /// Sum over the rows of `e H e^T`.
-    pub(super) fn output_square(&self, rows: &[f32]) -> f64 {
+    pub(super) async fn output_square(&self, rows: &[f32], pace: &mut Pace) -> f64 {
         let cols = self.size;
         let count = rows.len() / cols;
         let mut product = vec![0.0; rows.len()];
@@ -148,6 +167,7 @@ impl Moments {
             // Below the diagonal there are zeros.
             let upper = Matrix::new(&self.upper[start..], end, end - start, cols);
             add_product(1.0, Matrix::new(rows, count, end, cols), upper, &mut product[start..], cols);
+            pace.spend((count * end * (end - start)) as u64).await;
         }
         let pairs = rows.iter().zip(&product);
         2.0 * pairs.map(|(&e, &p)| f64::from(e) * f64::from(p)).sum::<f64>()

@@ -17,18 +17,20 @@ use super::rows::RoundedRow;
 use super::{BLOCK, Grid, Prepared};
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::QParams;
+use crate::task::Pace;
 
 /// Times that a group is gone over before the next: the second time sees the new scale. More were not tried.
 const LOCAL_SWEEPS: usize = 2;
 
 /// Improves `rows`, whose original weights are `weights`, `[n, cols]`, in the order of the input. Returns what is left of
 /// the output error, with the Hessian as it was before damping.
-pub(super) fn polish(
+pub(super) async fn polish(
     prepared: &Prepared,
     grid: Grid,
     weights: &[f32],
     rows: &mut [RoundedRow],
     sweeps: usize,
+    pace: &mut Pace,
 ) -> f64 {
     let Grid { cols, group_size, .. } = grid;
     let count = rows.len();
@@ -39,8 +41,12 @@ pub(super) fn polish(
     }
     // r = e H, row by row.
     let mut pull = vec![0.0; errors.len()];
-    let whole = Matrix::new(hessian, cols, cols, cols);
-    add_product(1.0, Matrix::new(&errors, count, cols, cols), whole, &mut pull, cols);
+    for start in (0..cols).step_by(BLOCK) {
+        let width = BLOCK.min(cols - start);
+        let part = Matrix::new(&hessian[start..], cols, width, cols);
+        add_product(1.0, Matrix::new(&errors, count, cols, cols), part, &mut pull[start..], cols);
+        pace.spend((count * cols * width) as u64).await;
+    }
 
     // Scales of groups that do not fit a block stay as they are.
     let fits = group_size <= BLOCK;
@@ -78,10 +84,12 @@ pub(super) fn polish(
                 for (change, e) in change.iter_mut().zip(group.errors.iter()) {
                     *change = e - *change;
                 }
+                pace.spend((2 * LOCAL_SWEEPS * (end - start) * (end - start)) as u64).await;
             }
             let change = Matrix::new(&change, count, end - start, end - start);
             let h = Matrix::new(&hessian[start * cols..], end - start, cols, cols);
             add_product(1.0, change, h, &mut pull, cols);
+            pace.spend((count * (end - start) * cols) as u64).await;
         }
         if !changed {
             break;

@@ -1,10 +1,16 @@
-//! Some rows of a matrix, rounded to nearest and by GPTQ. Floor 2.
+//! Some rows of a matrix, rounded to nearest and by GPTQ, in steps. Floor 2.
 
 use super::polish::polish;
 use super::{BLOCK, Grid, Prepared};
 use crate::error::{Context, Result};
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::{QParams, encode_group, non_finite_weight, range};
+use crate::task::Pace;
+
+/// What looking for the scale of a group costs for each of its weights, in multiply-adds: some 38 scales are tried. A guess.
+const SEARCH_WORK: u64 = 256;
+/// The same, for rounding a weight. A guess too.
+const ROUND_WORK: u64 = 8;
 
 /// Rows that were rounded together.
 pub(super) struct Task {
@@ -36,7 +42,13 @@ pub(super) struct Sums {
 
 impl Task {
     /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
-    pub(super) fn run(prepared: &Prepared, grid: Grid, weights: &[f32], first_row: usize) -> Result<Self> {
+    pub(super) async fn run(
+        prepared: &Prepared,
+        grid: Grid,
+        weights: &[f32],
+        first_row: usize,
+        pace: &mut Pace,
+    ) -> Result<Self> {
         let cols = grid.cols;
         let mut sums = Sums::default();
         let rtn = weights
@@ -44,14 +56,15 @@ impl Task {
             .enumerate()
             .map(|(index, row)| nearest(grid, row, first_row + index))
             .collect::<Result<Vec<_>>>()?;
+        pace.spend(ROUND_WORK * weights.len() as u64).await;
         let mut ordered = prepared.gather(weights);
-        sums.signal = prepared.output_square(&ordered);
+        sums.signal = prepared.output_square(&ordered, pace).await;
         let errors: Vec<f32> = weights
             .chunks_exact(cols)
             .zip(&rtn)
             .flat_map(|(row, rounded)| row.iter().enumerate().map(|(col, w)| w - rounded.value(grid, col)))
             .collect();
-        sums.rtn = prepared.output_square(&prepared.gather(&errors));
+        sums.rtn = prepared.output_square(&prepared.gather(&errors), pace).await;
         for row in ordered.chunks_exact_mut(cols) {
             for (w, &dead) in row.iter_mut().zip(&prepared.dead) {
                 if dead {
@@ -59,8 +72,8 @@ impl Task {
                 }
             }
         }
-        let mut rounding = Rounding::new(prepared, grid, ordered)?;
-        rounding.run();
+        let mut rounding = Rounding::new(prepared, grid, ordered, pace).await?;
+        rounding.run(pace).await;
         sums.gptq = rounding.error;
         sums.failed = rounding.failed;
         if prepared.sweeps > 0 && !rounding.failed {
@@ -68,7 +81,7 @@ impl Task {
             for (place, _) in prepared.dead.iter().enumerate().filter(|(_, dead)| **dead) {
                 weights.iter_mut().skip(prepared.column(place)).step_by(cols).for_each(|w| *w = 0.0);
             }
-            sums.gptq = polish(prepared, grid, &weights, &mut rounding.rows, prepared.sweeps);
+            sums.gptq = polish(prepared, grid, &weights, &mut rounding.rows, prepared.sweeps, pace).await;
         }
         Ok(Self { gptq: rounding.rows, rtn, sums })
     }
@@ -112,7 +125,7 @@ impl Prepared {
     }
 
     /// Sum over the rows of `e H e^T`, with the Hessian as it was before damping. `rows` is in the order of the factor.
-    fn output_square(&self, rows: &[f32]) -> f64 {
+    async fn output_square(&self, rows: &[f32], pace: &mut Pace) -> f64 {
         let cols = self.factor.size;
         let count = rows.len() / cols;
         let mut product = vec![0.0; rows.len()];
@@ -121,6 +134,7 @@ impl Prepared {
             // Below its diagonal the factor is zero.
             let upper = Matrix::new(&self.factor.upper[start..], end, end - start, cols);
             add_product(1.0, Matrix::new(rows, count, end, cols), upper, &mut product[start..], cols);
+            pace.spend((count * end * (end - start)) as u64).await;
         }
         let mut sum = 0.0;
         for (row, product) in rows.chunks_exact(cols).zip(product.chunks_exact(cols)) {
@@ -149,14 +163,15 @@ struct Rounding<'a> {
 }
 
 impl<'a> Rounding<'a> {
-    fn new(prepared: &'a Prepared, grid: Grid, weights: Vec<f32>) -> Result<Self> {
+    async fn new(prepared: &'a Prepared, grid: Grid, weights: Vec<f32>, pace: &mut Pace) -> Result<Self> {
         let cols = grid.cols;
         let fixed = grid.group_size >= cols || prepared.has_static_groups();
         let mut importance = vec![0.0; cols];
         for (place, &d) in prepared.factor.diagonal.iter().enumerate() {
             importance[prepared.column(place)] = d;
         }
-        let rows = weights.chunks_exact(cols).map(|row| {
+        let mut rows = Vec::with_capacity(weights.len() / cols);
+        for row in weights.chunks_exact(cols) {
             let mut params = vec![QParams { scale: 1.0, zero_point: 0 }; cols.div_ceil(grid.group_size)];
             if fixed {
                 let mut stored = vec![0.0; cols];
@@ -167,15 +182,15 @@ impl<'a> Rounding<'a> {
                 for (params, (weights, importance)) in params.iter_mut().zip(groups) {
                     *params = grid.params(weights, importance)?;
                 }
+                pace.spend(SEARCH_WORK * cols as u64).await;
             }
-            Ok(RoundedRow { codes: vec![0; cols], params })
-        });
-        let rows = rows.collect::<Result<Vec<_>>>()?;
+            rows.push(RoundedRow { codes: vec![0; cols], params });
+        }
         let errors = vec![0.0; weights.len()];
         Ok(Self { prepared, grid, weights, errors, rows, fixed, error: 0.0, failed: false })
     }
 
-    fn run(&mut self) {
+    async fn run(&mut self, pace: &mut Pace) {
         let Grid { cols, group_size, .. } = self.grid;
         let block = if self.fixed || group_size <= BLOCK {
             BLOCK / group_size.min(BLOCK) * group_size.min(BLOCK)
@@ -195,8 +210,11 @@ impl<'a> Rounding<'a> {
             let before = Matrix::new(&self.errors, self.rows.len(), start, cols);
             let upper = Matrix::new(&factor.upper[start..], start, width, cols);
             add_product(1.0, before, upper, &mut targets, width);
+            pace.spend((self.rows.len() * start * width) as u64).await;
+            let weight_work = (width / 2) as u64 + if self.fixed { ROUND_WORK } else { SEARCH_WORK };
             for (row, targets) in targets.chunks_exact_mut(width).enumerate() {
                 self.round_block(row, start, targets);
+                pace.spend(weight_work * width as u64).await;
             }
         }
         for (row, errors) in self.errors.chunks_exact(cols).enumerate() {

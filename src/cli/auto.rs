@@ -1,0 +1,199 @@
+//! `lowbit auto`: quantizes and validates until the quality is good enough. Floor 9.
+
+use super::Outcome;
+use super::calibration::{CalibrationTexts, Tokens};
+use super::open::{self, ModelArgs};
+use super::perplexity::TextArgs;
+use super::terminal::Terminal;
+use super::validate::{MeasureArgs, describe_measurements};
+use crate::artifact::output::refuse_foreign;
+use crate::backend::cpu::CpuBackend;
+use crate::error::{Error, Result};
+use crate::format::sink::{FsSinkDir, SinkDir};
+use crate::format::source::{FsDir, SourceDir};
+use crate::model::Checkpoint;
+use crate::pipeline::Method;
+use crate::pipeline::auto::ladder::{Judgement, Rung};
+use crate::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, SAMPLES, auto};
+use crate::quant::Bits;
+use crate::task::{BoxFuture, block_on};
+use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use crate::validate::windows::Dataset;
+use clap::ValueEnum;
+use serde_json::json;
+use std::future::ready;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Instant;
+
+/// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed
+/// precision, INT8, the next checkpoint. Runs on the CPU
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoints to try, the preferred one first
+    #[arg(required = true)]
+    checkpoints: Vec<PathBuf>,
+
+    /// The folder that gets a folder for each attempt, and quantization_summary.json
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    text: TextArgs,
+
+    #[command(flatten)]
+    calibration: CalibrationTexts,
+
+    /// Numbers of calibration samples to try, growing
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = SAMPLES)]
+    samples: Vec<usize>,
+
+    /// How codes are found
+    #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
+    method: MethodArg,
+
+    /// Where to begin, 4 or 8 bits [default: what `lowbit plan` recommends]
+    #[arg(long, value_name = "N")]
+    bits: Option<u32>,
+
+    #[command(flatten)]
+    measure: MeasureArgs,
+
+    /// Take the tokenizer from another folder
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+}
+
+/// `--method`
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodArg {
+    Gptq,
+    Awq,
+}
+
+/// A checkpoint with its texts.
+struct Opened {
+    checkpoint: Checkpoint,
+    codec: HuggingFaceTokenizer,
+    data: Dataset,
+    calibration: Tokens,
+}
+
+/// Folders inside the output folder.
+struct Folders(FsSinkDir);
+
+impl Outputs for Folders {
+    fn summary(&self) -> &dyn SinkDir {
+        &self.0
+    }
+
+    fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>> {
+        let folder: Box<dyn SinkDir> = Box::new(FsSinkDir::at(self.0.path().join(name)));
+        Box::pin(ready(Ok(folder)))
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
+        let folder: Rc<dyn SourceDir> = Rc::new(FsDir::at(self.0.path().join(name)));
+        Box::pin(ready(Ok(folder)))
+    }
+}
+
+impl Args {
+    fn options(&self) -> Result<AutoOptions> {
+        Ok(AutoOptions {
+            method: match self.method {
+                MethodArg::Gptq => Method::Gptq,
+                MethodArg::Awq => Method::Awq,
+            },
+            bits: self.bits.map(Bits::try_from).transpose()?,
+            memory: self.measure.memory()?,
+            samples: self.samples.clone(),
+        })
+    }
+
+    async fn open(&self, path: &Path, terminal: &Terminal) -> Result<Opened> {
+        let checkpoint = open::checkpoint(path, terminal).await?;
+        let model = ModelArgs { tokenizer: self.tokenizer.clone(), ..ModelArgs::default() };
+        let codec = open::tokenizer(&checkpoint, &model).await?;
+        let data = open::dataset(&self.text.text, &codec)?;
+        let calibration = self.calibration.tokens(&checkpoint, self.tokenizer.as_deref()).await?;
+        Ok(Opened { checkpoint, codec, data, calibration })
+    }
+}
+
+pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+    if !args.calibration.is_given() {
+        return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
+    }
+    let options = args.options()?;
+    for path in &args.checkpoints {
+        open::output(&args.output, path)?;
+    }
+    block_on(refuse_foreign(&FsDir::at(&args.output)))?;
+    let outcome = block_on(async {
+        let mut opened = Vec::new();
+        for path in &args.checkpoints {
+            opened.push(args.open(path, terminal).await?);
+        }
+        let candidates = opened.iter().map(|opened| {
+            let Opened { checkpoint, codec, data, calibration } = opened;
+            Ok(Candidate {
+                checkpoint,
+                codec: codec as &dyn TextCodec,
+                data,
+                validate: args.measure.options(checkpoint, data, codec, &args.text)?,
+                calibration: &calibration.tokens,
+                bos_token_id: calibration.bos_token_id,
+                cut: calibration.cut,
+            })
+        });
+        let candidates = candidates.collect::<Result<Vec<_>>>()?;
+        let start = Instant::now();
+        let around = AutoSurroundings {
+            outputs: &Folders(FsSinkDir::at(&args.output)),
+            scratch: &args.calibration.scratch()?,
+            clock: &|| start.elapsed().as_secs_f64(),
+            control: terminal,
+            tell: &|event| tell(&event, terminal),
+        };
+        let new = || Ok(CpuBackend::new());
+        auto(&candidates, &options, new, new, &around).await
+    })?;
+    let accepted = outcome.accepted().map(|name| args.output.join(name));
+    let recommendation = outcome.summary.outcome.as_ref().map(|outcome| outcome.recommendation.as_str());
+    let document = json!({
+        "output": args.output,
+        "accepted": accepted,
+        "recommendation": recommendation,
+        "attempts": outcome.summary.variants,
+        "reports": outcome.reports,
+    });
+    let last = match &accepted {
+        Some(path) => format!("ACCEPTED: {}\n", path.display()),
+        None => format!("REJECTED: {}\n", recommendation.unwrap_or_default()),
+    };
+    terminal.result(&document, last)?;
+    Ok(if accepted.is_some() { Outcome::Done } else { Outcome::Rejected })
+}
+
+fn tell(event: &Event<'_>, terminal: &Terminal) {
+    match event {
+        Event::Checkpoint { name, reason, rungs } => {
+            let rungs: Vec<String> = rungs.iter().map(Rung::name).collect();
+            terminal.note(format_args!("{name}: {reason}\nto try: {}", rungs.join(", ")));
+        }
+        Event::Attempt { name, raised: [] } => terminal.note(format_args!("{name}")),
+        Event::Attempt { name, raised } => {
+            terminal.note(format_args!("{name}, with more bits for {}", raised.join(", ")));
+        }
+        Event::Judged { report, judgement, .. } => {
+            // Not the verdict of the report, in which memory and speed count too.
+            let verdict = match judgement {
+                Judgement::Good => "good enough",
+                Judgement::Bad => "not good enough",
+                Judgement::Hopeless => "the original itself has no finite perplexity",
+            };
+            terminal.note(format_args!("{}{verdict}\n", describe_measurements(report)));
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Quantizes, validates, and tries the next thing until the quality is good enough.
+//!
+//! [`ladder`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
+//! `validation_report.json`, and `quantization_summary.json` beside them lists all attempts so far. Everything that
+//! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results. Floor 8.
+
+pub mod ladder;
+
+use super::calibrated::Calibration;
+use super::quantize::{QuantizeOutcome, quantize_calibrated};
+use super::select::{Method, QuantizeOptions, plan_modules};
+use crate::artifact::summary::{Attempt, Outcome, SUMMARY_FILE, Summary, Variant};
+use crate::backend::Backend;
+use crate::calibrate::{SampleOptions, Samples};
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::scratch::Scratch;
+use crate::format::sink::{SinkDir, write_whole};
+use crate::format::source::SourceDir;
+use crate::model::{Checkpoint, ModelConfig};
+use crate::plan::{Plan, PlanOptions, Precision};
+use crate::quant::{Bits, Granularity};
+use crate::recipe::{ModulePattern, Recipe, Rule};
+use crate::task::{BoxFuture, Control};
+use crate::tokenizer::TextCodec;
+use crate::validate::report::ValidationReport;
+use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::speed::Clock;
+use crate::validate::verdict::Status;
+use crate::validate::windows::Dataset;
+use ladder::{Judgement, Next, Rung, Tried};
+use serde::Serialize;
+use std::rc::Rc;
+
+/// The report of an attempt, in its folder.
+const REPORT_FILE: &str = "validation_report.json";
+
+/// Numbers of calibration samples that are tried, one after the other, where nothing else is asked for.
+pub const SAMPLES: [usize; 2] = [512, 2048];
+
+/// A checkpoint that may be quantized, with the texts to do it by.
+pub struct Candidate<'a> {
+    /// The checkpoint, not quantized.
+    pub checkpoint: &'a Checkpoint,
+    /// Its tokenizer.
+    pub codec: &'a dyn TextCodec,
+    /// The text to judge by, in its tokens.
+    pub data: &'a Dataset,
+    /// How it is judged. `method` is of no importance.
+    pub validate: ValidateOptions,
+    /// The texts to calibrate with, in its tokens, end to end and without special tokens.
+    pub calibration: &'a [u32],
+    /// What stands in front of each calibration sample.
+    pub bos_token_id: Option<u32>,
+    /// How samples are cut. `samples` is of no importance.
+    pub cut: SampleOptions,
+}
+
+/// What to try.
+#[derive(Clone, Debug)]
+pub struct AutoOptions {
+    /// [`Method::Gptq`] or [`Method::Awq`].
+    pub method: Method,
+    /// Where to begin, 4 or 8 bits; `None`: as [`Plan`] recommends for the size of each checkpoint.
+    pub bits: Option<Bits>,
+    /// Bytes that may be used, for the recommendation.
+    pub memory: Option<u64>,
+    /// Calibration samples to try, growing.
+    pub samples: Vec<usize>,
+}
+
+impl Default for AutoOptions {
+    fn default() -> Self {
+        Self { method: Method::Gptq, bits: None, memory: None, samples: SAMPLES.to_vec() }
+    }
+}
+
+/// Where the attempts go: a folder for each, all in one place.
+pub trait Outputs {
+    /// The place itself, for the summary.
+    fn summary(&self) -> &dyn SinkDir;
+
+    /// The folder of an attempt, to write. `name` is a plain file name.
+    fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>>;
+
+    /// The same folder with what is in it now, to read; empty where there is none yet.
+    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>>;
+}
+
+/// What happens, as it happens.
+pub enum Event<'a> {
+    /// A checkpoint's turn has come.
+    Checkpoint {
+        /// Its name.
+        name: &'a str,
+        /// Where its attempts begin, and why.
+        reason: &'a str,
+        /// What may be tried, in this order.
+        rungs: &'a [Rung],
+    },
+    /// An attempt begins.
+    Attempt {
+        /// The name of its folder.
+        name: &'a str,
+        /// Modules that get more bits than the others.
+        raised: &'a [String],
+    },
+    /// It was judged.
+    Judged {
+        /// The name of its folder.
+        name: &'a str,
+        /// By what.
+        report: &'a ValidationReport,
+        /// How.
+        judgement: Judgement,
+    },
+}
+
+/// What the work needs from outside.
+#[derive(Clone, Copy)]
+pub struct AutoSurroundings<'a> {
+    /// Where the attempts go.
+    pub outputs: &'a dyn Outputs,
+    /// For hidden states and finished matrices.
+    pub scratch: &'a dyn Scratch,
+    /// For timing.
+    pub clock: Clock<'a>,
+    /// Progress and cancellation.
+    pub control: &'a dyn Control,
+    /// Hears what happens.
+    pub tell: &'a dyn Fn(Event<'_>),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct AutoOutcome {
+    /// As it was written.
+    pub summary: Summary,
+    /// The reports of all attempts, in their order.
+    pub reports: Vec<ValidationReport>,
+}
+
+impl AutoOutcome {
+    /// The folder of the attempt that is good, where one is.
+    pub fn accepted(&self) -> Option<&str> {
+        self.summary.outcome.as_ref()?.accepted.as_deref()
+    }
+}
+
+/// Climbs the ladder of each candidate, in their order, until an attempt is good. Models are calibrated on the backends
+/// of the first function and judged on those of the second.
+///
+/// # Errors
+/// `invalid_argument` for options that make no sense and checkpoints that are quantized already, before any work;
+/// whatever quantizing and validating meet. A bad result is no error but a rejection.
+pub async fn auto<C: Backend, V: Backend>(
+    candidates: &[Candidate<'_>],
+    options: &AutoOptions,
+    mut calibrate_on: impl FnMut() -> Result<C>,
+    mut validate_on: impl FnMut() -> Result<V>,
+    around: &AutoSurroundings<'_>,
+) -> Result<AutoOutcome> {
+    let starts =
+        candidates.iter().map(|candidate| Start::of(candidate, options)).collect::<Result<Vec<_>>>()?;
+    let ladder: Vec<usize> = starts.iter().map(|start| start.rungs.len()).collect();
+    let mut run = Run { around, summary: Summary::new(Vec::new()), reports: Vec::new() };
+    let mut last: Option<(Tried, QuantizeOutcome)> = None;
+    loop {
+        let (checkpoint, rung) = match ladder::next(&ladder, last.as_ref().map(|(tried, _)| *tried)) {
+            Next::Try { checkpoint, rung } => (checkpoint, rung),
+            Next::Accept => return run.end(true).await,
+            Next::Reject => return run.end(false).await,
+        };
+        let (candidate, start) = (&candidates[checkpoint], &starts[checkpoint]);
+        let before = last.as_ref().filter(|(tried, _)| tried.checkpoint == checkpoint);
+        if before.is_none() {
+            let name = candidate.checkpoint.name();
+            (around.tell)(Event::Checkpoint { name, reason: &start.reason, rungs: &start.rungs });
+        }
+        let trial =
+            Trial { candidate, rung: start.rungs[rung], options, before: before.map(|(_, outcome)| outcome) };
+        let (judgement, outcome) = run.attempt(&trial, calibrate_on()?, &mut validate_on).await?;
+        last = Some((Tried { checkpoint, rung, judgement }, outcome));
+    }
+}
+
+/// Where a candidate's attempts begin.
+struct Start {
+    reason: String,
+    rungs: Vec<Rung>,
+}
+
+impl Start {
+    fn of(candidate: &Candidate<'_>, options: &AutoOptions) -> Result<Self> {
+        if !options.method.is_calibrated() {
+            return Err(Error::invalid_argument(format!(
+                "expected a method that learns from texts, gptq or awq, but found {}",
+                options.method.name()
+            )));
+        }
+        if options.samples.is_empty() || options.samples.contains(&0) {
+            return Err(Error::invalid_argument("expected numbers of calibration samples above 0"));
+        }
+        candidate.validate.limits.validate()?;
+        let config = candidate.checkpoint.config();
+        let (bits, reason) = match options.bits {
+            Some(bits @ (Bits::Four | Bits::Eight)) => (bits, format!("INT{} was asked for", bits.get())),
+            Some(bits) => {
+                return Err(Error::invalid_argument(format!(
+                    "expected 4 or 8 bits but found {}",
+                    bits.get()
+                )));
+            }
+            None => recommended(config, options)?,
+        };
+        let SampleOptions { sequence_length, .. } = candidate.cut;
+        let available =
+            Samples::available(candidate.calibration.len(), candidate.bos_token_id, sequence_length);
+        let rungs = ladder::rungs(bits, &options.samples, available);
+        for &rung in &rungs {
+            // Mistakes come out before the work, not after hours of it.
+            let trial = Trial { candidate, rung, options, before: None };
+            plan_modules(candidate.checkpoint, &trial.quantize_options(&[])?)?;
+        }
+        Ok(Self { reason, rungs })
+    }
+}
+
+/// The precision that fits the size, and why.
+fn recommended(config: &ModelConfig, options: &AutoOptions) -> Result<(Bits, String)> {
+    let usual = PlanOptions::default();
+    let context = usual.context.min(config.max_position_embeddings as u64).max(1);
+    let plan = Plan::new(config.into(), &PlanOptions { memory: options.memory, context, ..usual })?;
+    let bits = if plan.recommendation.precision == Precision::Int4 { Bits::Four } else { Bits::Eight };
+    Ok((bits, plan.recommendation.reason))
+}
+
+/// One attempt that is to be made.
+struct Trial<'a> {
+    candidate: &'a Candidate<'a>,
+    rung: Rung,
+    options: &'a AutoOptions,
+    /// The checkpoint's attempt before.
+    before: Option<&'a QuantizeOutcome>,
+}
+
+impl Trial<'_> {
+    /// The modules that mixed precision raises.
+    fn raised(&self) -> Vec<String> {
+        let (true, Some(before)) = (self.rung.mixed, self.before) else { return Vec::new() };
+        let weights = |name: &str| {
+            let shape = self.candidate.checkpoint.module(name).map(|module| module.shape());
+            shape.map_or(0, |(rows, cols)| rows as u64 * cols as u64)
+        };
+        ladder::worst_modules(&before.record.modules, weights)
+    }
+
+    fn quantize_options(&self, raised: &[String]) -> Result<QuantizeOptions> {
+        let usual = PlanOptions::default();
+        let granularity: Granularity = if self.rung.bits == Bits::Eight { usual.int8 } else { usual.int4 };
+        let mut options = match self.options.method {
+            Method::Awq => QuantizeOptions::awq(self.rung.bits, granularity, true),
+            _ => QuantizeOptions::gptq(self.rung.bits, granularity, true),
+        };
+        if !raised.is_empty() {
+            let modules = raised.iter().map(|name| ModulePattern::try_from(name.clone()));
+            let modules = modules.collect::<Result<_, _>>().map_err(Error::invalid_argument)?;
+            let rule = match self.rung.bits {
+                Bits::Eight => Rule { modules, keep: true, ..Rule::default() },
+                _ => Rule { modules, bits: Some(8), ..Rule::default() },
+            };
+            options.recipe = Some(Recipe { rules: vec![rule] });
+        }
+        Ok(options)
+    }
+
+    fn samples(&self) -> Result<Samples> {
+        let Candidate { calibration, bos_token_id, cut, checkpoint, .. } = self.candidate;
+        let samples =
+            Samples::new(calibration, *bos_token_id, &SampleOptions { samples: self.rung.samples, ..*cut })?;
+        samples.check_vocabulary(checkpoint.config().vocab_size)?;
+        Ok(samples)
+    }
+}
+
+/// Attempts so far.
+struct Run<'a> {
+    around: &'a AutoSurroundings<'a>,
+    summary: Summary,
+    reports: Vec<ValidationReport>,
+}
+
+impl Run<'_> {
+    async fn attempt<C: Backend, V: Backend>(
+        &mut self,
+        trial: &Trial<'_>,
+        calibrate_on: C,
+        validate_on: &mut impl FnMut() -> Result<V>,
+    ) -> Result<(Judgement, QuantizeOutcome)> {
+        let AutoSurroundings { outputs, scratch, clock, control, tell } = *self.around;
+        let Trial { candidate, rung, .. } = *trial;
+        let name = format!("{}-{}", self.reports.len() + 1, rung.name());
+        let raised = trial.raised();
+        tell(Event::Attempt { name: &name, raised: &raised });
+        let samples = trial.samples()?;
+        let options = trial.quantize_options(&raised)?;
+        let (sinks, existing) = (outputs.create(&name).await?, outputs.open(&name).await?);
+        let calibration = Calibration { samples: &samples, backend: calibrate_on, scratch };
+        let outcome = quantize_calibrated(
+            candidate.checkpoint,
+            &options,
+            calibration,
+            sinks.as_ref(),
+            Some(existing.as_ref()),
+            control,
+        )
+        .await?;
+        let quantized = Checkpoint::open(outputs.open(&name).await?).await?;
+        let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
+        let needs = Surroundings { codec: candidate.codec, clock, scratch, control };
+        let report =
+            validate(candidate.checkpoint, &quantized, candidate.data, &judged, validate_on, &needs).await?;
+        write_json(sinks.as_ref(), REPORT_FILE, &report).await?;
+        let judgement = ladder::judge(&report);
+        tell(Event::Judged { name: &name, report: &report, judgement });
+        let attempt = Attempt {
+            name,
+            checkpoint: candidate.checkpoint.name().to_owned(),
+            samples: samples.windows.len(),
+            tokens: samples.tokens(),
+            raised,
+            failed: failed(&report),
+            good: judgement == Judgement::Good,
+        };
+        self.summary.variants.push(Variant { attempt: Some(attempt), ..variant(&report) });
+        self.reports.push(report);
+        // Whatever comes next, what is known now is not lost.
+        write_json(outputs.summary(), SUMMARY_FILE, &self.summary).await?;
+        Ok((judgement, outcome))
+    }
+
+    async fn end(mut self, accepted: bool) -> Result<AutoOutcome> {
+        let (Some(last), Some(variant)) = (self.reports.last(), self.summary.variants.last()) else {
+            return Err(Error::invalid_argument("expected a checkpoint and a calibration text to try"));
+        };
+        let name = variant.attempt.as_ref().map(|attempt| attempt.name.clone());
+        let recommendation = if accepted {
+            "accepted: quality and generation are within the limits".to_owned()
+        } else {
+            ladder::recommend(self.reports.len(), last)
+        };
+        self.summary.outcome = Some(Outcome { accepted: name.filter(|_| accepted), recommendation });
+        write_json(self.around.outputs.summary(), SUMMARY_FILE, &self.summary).await?;
+        Ok(AutoOutcome { summary: self.summary, reports: self.reports })
+    }
+}
+
+async fn write_json(sinks: &dyn SinkDir, file: &str, value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::new(ErrorCode::Io, format!("{file}: {error}")))?;
+    bytes.push(b'\n');
+    write_whole(sinks, file, &bytes).await.context_with(|| sinks.name().to_owned())
+}
+
+/// The names of the criteria that failed.
+fn failed(report: &ValidationReport) -> Vec<String> {
+    let failed = report.criteria.iter().filter(|row| row.status == Status::Failed);
+    failed.map(|row| row.name.clone()).collect()
+}
+
+/// The line of a summary that a report becomes.
+pub fn variant(report: &ValidationReport) -> Variant {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    Variant {
+        path: report.quantized.path.clone(),
+        method: report.quantized.method.clone(),
+        scheme: report.quantized.scheme.clone(),
+        bits_per_weight: report.quantized.bits_per_weight,
+        bytes: report.quantized.bytes,
+        perplexity: finite(report.perplexity.quantized),
+        perplexity_increase: finite(report.perplexity.increase),
+        tokens_per_second: report.speed.as_ref().and_then(|speed| finite(speed.quantized_tokens_per_second)),
+        accepted: report.accepted,
+        recommendation: report.recommendation.clone(),
+        attempt: None,
+    }
+}

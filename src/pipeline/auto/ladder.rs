@@ -1,0 +1,314 @@
+//! What `auto` tries, and when it stops: pure decisions about reports.
+//!
+//! A checkpoint is tried in one precision with more and more calibration samples, then with the layers that lost most in
+//! the next precision, then in INT8; then it is the next checkpoint's turn. Only quality and generation count: a result
+//! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
+
+use crate::artifact::records::ModuleRecord;
+use crate::quant::Bits;
+use crate::validate::report::ValidationReport;
+use crate::validate::verdict::{Status, criterion};
+use serde::{Deserialize, Serialize};
+
+/// One thing to try with a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rung {
+    /// Of most linear layers: 4 or 8.
+    pub bits: Bits,
+    /// Calibration samples.
+    pub samples: usize,
+    /// Whether the layers that lost most in the attempt before get INT8 beside INT4, or floating point beside INT8.
+    pub mixed: bool,
+}
+
+impl Rung {
+    /// `int4-512`, `int4-2048-mixed`: what folders are called.
+    pub fn name(&self) -> String {
+        let mixed = if self.mixed { "-mixed" } else { "" };
+        format!("int{}-{}{mixed}", self.bits.get(), self.samples)
+    }
+}
+
+/// What to try with a checkpoint that begins at `bits`, in this order: each number of `samples`, of which the text has
+/// `available`; mixed precision; INT8. What would only repeat an attempt is left out.
+pub fn rungs(bits: Bits, samples: &[usize], available: usize) -> Vec<Rung> {
+    let mut rungs: Vec<Rung> = Vec::new();
+    for &samples in samples {
+        let samples = samples.min(available);
+        if rungs.last().is_none_or(|last| last.samples < samples) {
+            rungs.push(Rung { bits, samples, mixed: false });
+        }
+    }
+    if let Some(&last) = rungs.last() {
+        rungs.push(Rung { mixed: true, ..last });
+        if bits != Bits::Eight {
+            rungs.push(Rung { bits: Bits::Eight, ..last });
+        }
+    }
+    rungs
+}
+
+/// What a report means for what to try next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judgement {
+    /// Quality and generation are within the limits, or could not be told.
+    Good,
+    /// One of them is not.
+    Bad,
+    /// The original itself has no finite perplexity here, so that no precision can be judged.
+    Hopeless,
+}
+
+/// Judges by quality and generation alone.
+pub fn judge(report: &ValidationReport) -> Judgement {
+    const COUNT: [&str; 3] = [
+        criterion::PERPLEXITY_INCREASE,
+        criterion::BENCHMARK_DROP_POINTS,
+        criterion::NEW_GENERATION_FAILURES,
+    ];
+    if !report.perplexity.original.is_finite() {
+        return Judgement::Hopeless;
+    }
+    let failed =
+        report.criteria.iter().any(|row| row.status == Status::Failed && COUNT.contains(&row.name.as_str()));
+    if failed { Judgement::Bad } else { Judgement::Good }
+}
+
+/// An attempt, by checkpoint and rung, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// Which checkpoint.
+    pub checkpoint: usize,
+    /// Which of its rungs.
+    pub rung: usize,
+    /// How it was judged.
+    pub judgement: Judgement,
+}
+
+/// What to do after some attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Try this rung of this checkpoint.
+    Try {
+        /// Which checkpoint.
+        checkpoint: usize,
+        /// Which of its rungs.
+        rung: usize,
+    },
+    /// The last attempt is good.
+    Accept,
+    /// Nothing is left to try.
+    Reject,
+}
+
+/// What to do after `last`, the last attempt, where checkpoint `i` has `ladder[i]` rungs.
+pub fn next(ladder: &[usize], last: Option<Tried>) -> Next {
+    let (mut checkpoint, mut rung) = match last {
+        None => (0, 0),
+        Some(Tried { judgement: Judgement::Good, .. }) => return Next::Accept,
+        Some(Tried { checkpoint, rung, judgement: Judgement::Bad }) => (checkpoint, rung + 1),
+        Some(Tried { checkpoint, judgement: Judgement::Hopeless, .. }) => (checkpoint + 1, 0),
+    };
+    while checkpoint < ladder.len() {
+        if rung < ladder[checkpoint] {
+            return Next::Try { checkpoint, rung };
+        }
+        (checkpoint, rung) = (checkpoint + 1, 0);
+    }
+    Next::Reject
+}
+
+/// What to do when nothing was good; `last` is the last report.
+pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
+    let tried =
+        if attempts == 1 { "the only attempt".to_owned() } else { format!("all {attempts} attempts") };
+    if judge(last) == Judgement::Hopeless {
+        return format!("{tried} failed: {}", last.recommendation);
+    }
+    format!(
+        "{tried} lost too much: train with quantization in the loop (QAT), give another checkpoint, or allow more loss; \
+         of the last attempt: {}",
+        last.recommendation
+    )
+}
+
+/// Share of the weights that mixed precision raises. Not tuned.
+const RAISED_SHARE: f64 = 0.25;
+
+/// The modules whose output lost most on the calibration samples, worst first, as many as hold about a quarter of all
+/// quantized weights, but at least one. `weights` tells how many a module has.
+pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) -> Vec<String> {
+    let mut measured: Vec<(&str, f64)> = modules
+        .iter()
+        .filter_map(|module| Some((module.name.as_str(), module.calibration.as_ref()?.output_error?)))
+        .collect();
+    let all: u64 = measured.iter().map(|(name, _)| weights(name)).sum();
+    measured.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let room = (all as f64 * RAISED_SHARE) as u64;
+    let mut taken = 0;
+    let mut worst: Vec<String> = Vec::new();
+    for (name, _) in measured {
+        if !worst.is_empty() && taken + weights(name) > room {
+            continue;
+        }
+        taken += weights(name);
+        worst.push(name.to_owned());
+    }
+    worst
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::records::CalibrationRecord;
+    use serde_json::json;
+
+    /// A report with these perplexities and statuses of its criteria.
+    fn report(original: f64, criteria: &[(&str, Status)]) -> ValidationReport {
+        let criteria: Vec<_> = criteria
+            .iter()
+            .map(|(name, status)| json!({"name": name, "limit": 0.0, "value": 1.0, "status": status}))
+            .collect();
+        serde_json::from_value(json!({
+            "schema": "lowbit.validation/1",
+            "original": {"path": "a", "parameters": 1, "bytes": 1},
+            "quantized": {"path": "b", "method": "gptq", "scheme": "int4-g32-sym", "bits_per_weight": 4.5, "bytes": 1,
+                "activations": "f32"},
+            "execution": "side-by-side",
+            "dataset": {"name": "t", "tokens": 1, "sha256": ""},
+            "perplexity": {"original": original.is_finite().then_some(original), "quantized": 9.0, "increase": 0.1},
+            "divergence": {"kl_mean": 0.0, "kl_p99": 0.0, "top1_agreement": 1.0},
+            "benchmark": null,
+            "layers": [],
+            "memory": {"original_bytes": 1, "quantized_bytes": 1, "ratio": 1.0},
+            "speed": null,
+            "generation": {"prompts": 0, "failures": []},
+            "criteria": criteria,
+            "accepted": false,
+            "recommendation": "use INT8"
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_quality_and_generation_count() {
+        use Status::{Failed, Inconclusive, Passed};
+        for (criteria, expected) in [
+            (&[("perplexity_increase", Passed), ("new_generation_failures", Passed)][..], Judgement::Good),
+            (&[("perplexity_increase", Failed)], Judgement::Bad),
+            (&[("benchmark_drop_points", Failed)], Judgement::Bad),
+            (&[("benchmark_drop_points", Passed)], Judgement::Good),
+            (&[("perplexity_increase", Passed), ("new_generation_failures", Failed)], Judgement::Bad),
+            (&[("perplexity_increase", Passed), ("new_generation_failures", Inconclusive)], Judgement::Good),
+            (&[("perplexity_increase", Passed), ("memory_ratio", Failed)], Judgement::Good),
+            (&[("perplexity_increase", Passed), ("speed_ratio", Failed)], Judgement::Good),
+        ] {
+            assert_eq!(judge(&report(8.0, criteria)), expected, "{criteria:?}");
+        }
+        let broken = report(f64::NAN, &[("perplexity_increase", Failed)]);
+        assert_eq!(judge(&broken), Judgement::Hopeless);
+    }
+
+    #[test]
+    fn rungs_go_up_and_never_repeat() {
+        let names = |bits, samples: &[usize], available| {
+            rungs(bits, samples, available).iter().map(Rung::name).collect::<Vec<_>>()
+        };
+        let four = Bits::Four;
+        assert_eq!(
+            names(four, &[512, 2048], 9999),
+            ["int4-512", "int4-2048", "int4-2048-mixed", "int8-2048"]
+        );
+        assert_eq!(
+            names(four, &[512, 2048], 700),
+            ["int4-512", "int4-700", "int4-700-mixed", "int8-700"],
+            "the text has no more"
+        );
+        assert_eq!(names(four, &[512, 2048], 130), ["int4-130", "int4-130-mixed", "int8-130"]);
+        assert_eq!(names(Bits::Eight, &[512, 2048], 9999), ["int8-512", "int8-2048", "int8-2048-mixed"]);
+        assert_eq!(names(four, &[64], 9999), ["int4-64", "int4-64-mixed", "int8-64"]);
+        assert!(names(four, &[512], 0).is_empty());
+    }
+
+    #[test]
+    fn the_ladder_is_climbed_rung_by_rung_and_checkpoint_by_checkpoint() {
+        use Judgement::{Bad, Good, Hopeless};
+        let tried = |checkpoint, rung, judgement| Some(Tried { checkpoint, rung, judgement });
+        let go_on = |checkpoint, rung| Next::Try { checkpoint, rung };
+        for (ladder, last, expected) in [
+            (&[4, 3][..], None, go_on(0, 0)),
+            (&[4, 3], tried(0, 0, Bad), go_on(0, 1)),
+            (&[4, 3], tried(0, 3, Bad), go_on(1, 0)),
+            (&[4, 3], tried(1, 2, Bad), Next::Reject),
+            (&[4, 3], tried(0, 1, Good), Next::Accept),
+            (&[4, 3], tried(1, 2, Good), Next::Accept),
+            (&[4, 3], tried(0, 0, Hopeless), go_on(1, 0)),
+            (&[4, 3], tried(1, 0, Hopeless), Next::Reject),
+            (&[0, 0, 2], None, go_on(2, 0)),
+            (&[], None, Next::Reject),
+        ] {
+            assert_eq!(next(ladder, last), expected, "{ladder:?} {last:?}");
+        }
+        // Whatever is bad, every rung is tried once, in order.
+        let mut seen = Vec::new();
+        let mut last = None;
+        while let Next::Try { checkpoint, rung } = next(&[2, 0, 3], last) {
+            seen.push((checkpoint, rung));
+            last = tried(checkpoint, rung, Bad);
+        }
+        assert_eq!(seen, [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn a_rejection_recommends_training() {
+        let text = recommend(4, &report(8.0, &[("perplexity_increase", Status::Failed)]));
+        assert!(
+            text.starts_with("all 4 attempts") && text.contains("QAT") && text.contains("use INT8"),
+            "{text}"
+        );
+        let text = recommend(1, &report(f64::INFINITY, &[("perplexity_increase", Status::Failed)]));
+        assert!(text.starts_with("the only attempt") && !text.contains("QAT"), "{text}");
+    }
+
+    #[test]
+    fn the_worst_modules_hold_a_quarter_of_the_weights() {
+        let module = |name: &str, output_error: Option<f64>| ModuleRecord {
+            name: name.to_owned(),
+            scheme: "int4-g32-sym".to_owned(),
+            method: None,
+            reason: None,
+            calibration: output_error.map(|error| CalibrationRecord {
+                method: "gptq".to_owned(),
+                output_error: Some(error),
+                rtn_output_error: None,
+                damping: None,
+                ratio: None,
+                clipped: None,
+                reason: None,
+            }),
+        };
+        let weights = |name: &str| if name == "large" { 50 } else { 10 };
+        for (modules, expected) in [
+            // 110 weights in all: 27 may be raised, and the large one does not fit.
+            (
+                vec![
+                    module("a", Some(0.1)),
+                    module("large", Some(0.3)),
+                    module("b", Some(0.4)),
+                    module("c", Some(0.2)),
+                    module("d", Some(0.05)),
+                    module("e", Some(0.01)),
+                    module("f", Some(0.02)),
+                    module("kept", None),
+                ],
+                vec!["b", "c"],
+            ),
+            // At least one.
+            (vec![module("large", Some(0.3)), module("a", Some(0.1))], vec!["large"]),
+            (vec![module("kept", None)], vec![]),
+        ] {
+            assert_eq!(worst_modules(&modules, weights), expected);
+        }
+    }
+}

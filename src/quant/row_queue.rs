@@ -1,0 +1,73 @@
+//! Rows of a matrix on their way: tasks that are worked on side by side, in steps, and whose results come in order.
+//!
+//! Not here: what is done to the rows (`gptq`, `awq`). Floor 2.
+
+use crate::parallel;
+use crate::task::Steps;
+use std::collections::VecDeque;
+
+/// Tasks worked on at once for each thread: a second, so that a thread that is done early finds work.
+const EACH_LANE: usize = 2;
+
+/// Tasks in the order of their rows.
+pub(super) struct RowQueue<'a, T>(VecDeque<Steps<'a, T>>);
+
+impl<T> Default for RowQueue<'_, T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<'a, T: Send> RowQueue<'a, T> {
+    pub(super) fn push(&mut self, task: Steps<'a, T>) {
+        self.0.push_back(task);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One step of each of the first tasks. Results of those that are done, as far as all before them are.
+    pub(super) fn step(&mut self) -> Vec<T> {
+        let lanes = parallel::lanes();
+        let together = if lanes > 1 { EACH_LANE * lanes } else { 1 };
+        let first = self.0.len().min(together);
+        parallel::for_each_chunk(&mut self.0.make_contiguous()[..first], 1, |_, task| {
+            task[0].step();
+        });
+        let mut results = Vec::new();
+        while let Some(result) = self.0.front_mut().and_then(Steps::take) {
+            results.push(result);
+            self.0.pop_front();
+        }
+        results
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::steps::STEP_WORK;
+
+    #[test]
+    fn results_come_in_order_however_long_each_task_takes() {
+        let mut queue = RowQueue::default();
+        assert!(queue.is_empty());
+        for task in 0..20u64 {
+            queue.push(Steps::new(move |mut pace| async move {
+                for _ in 0..(task * 7) % 5 {
+                    pace.spend(2 * STEP_WORK).await;
+                }
+                task
+            }));
+        }
+        let mut results = Vec::new();
+        let mut steps = 0;
+        while !queue.is_empty() {
+            results.extend(queue.step());
+            steps += 1;
+        }
+        assert_eq!(results, (0..20).collect::<Vec<_>>());
+        assert!(steps > 1, "{steps}");
+    }
+}

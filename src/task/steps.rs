@@ -1,0 +1,119 @@
+//! Long computations in steps: code that reads from top to bottom and stops by itself after some work, to be gone on with.
+//!
+//! Pure maths knows no host, yet a browser's worker must hear an abort between two pieces of it. So a computation is an
+//! `async` function that awaits nothing but its [`Pace`], and whoever drives it by [`Steps`] does other things between
+//! two steps. Where it stops depends on the work alone, and never changes a result. Floor 0.
+
+use super::{Control, checkpoint};
+use crate::error::Result;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+/// Multiply-adds between two stops: a few milliseconds natively, and some twenty at the one thousand million a second
+/// that WebAssembly without vector instructions is assumed to do.
+pub const STEP_WORK: u64 = 1 << 24;
+
+/// Tells a computation when to stop.
+#[derive(Debug)]
+pub struct Pace {
+    left: u64,
+}
+
+impl Pace {
+    /// Says that about so many multiply-adds were done. Stops here when they are enough for one step.
+    pub async fn spend(&mut self, work: u64) {
+        match self.left.checked_sub(work) {
+            Some(left) => self.left = left,
+            None => {
+                self.left = STEP_WORK;
+                let mut stopped = false;
+                poll_fn(
+                    |_| {
+                        if std::mem::replace(&mut stopped, true) { Poll::Ready(()) } else { Poll::Pending }
+                    },
+                )
+                .await;
+            }
+        }
+    }
+}
+
+/// A computation that is run step by step.
+pub struct Steps<'a, T> {
+    running: Option<Pin<Box<dyn Future<Output = T> + Send + 'a>>>,
+    result: Option<T>,
+}
+
+impl<'a, T> Steps<'a, T> {
+    /// A computation, of which nothing is done yet. It may await its pace, and nothing else.
+    pub fn new<F: Future<Output = T> + Send + 'a>(computation: impl FnOnce(Pace) -> F) -> Self {
+        Self { running: Some(Box::pin(computation(Pace { left: STEP_WORK }))), result: None }
+    }
+
+    /// Does a step; `false` when the computation is at its end.
+    pub fn step(&mut self) -> bool {
+        if let Some(running) = &mut self.running
+            && let Poll::Ready(result) = running.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        {
+            self.running = None;
+            self.result = Some(result);
+        }
+        self.running.is_some()
+    }
+
+    /// The result, once, when the computation is at its end.
+    pub fn take(&mut self) -> Option<T> {
+        self.result.take()
+    }
+
+    /// Does all steps at once.
+    pub fn finish(mut self) -> T {
+        while self.step() {}
+        self.take().expect("a computation that is at its end has a result")
+    }
+
+    /// Does all steps, with a [`checkpoint`] after each.
+    ///
+    /// # Errors
+    /// `cancelled`.
+    pub async fn run(mut self, control: &dyn Control) -> Result<T> {
+        while self.step() {
+            checkpoint(control).await?;
+        }
+        Ok(self.take().expect("a computation that is at its end has a result"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds the numbers below `count`, each at the price of a part of a step.
+    fn sum(count: u64, parts: u64) -> Steps<'static, u64> {
+        Steps::new(move |mut pace| async move {
+            let mut sum = 0;
+            for i in 0..count {
+                sum += i;
+                pace.spend(STEP_WORK / parts).await;
+            }
+            sum
+        })
+    }
+
+    #[test]
+    fn a_computation_stops_where_its_work_says_and_ends_with_its_result() {
+        for (count, parts, stops) in [(0, 1, 0), (3, 4, 0), (5, 4, 1), (100, 4, 20), (7, 1, 3)] {
+            let mut steps = sum(count, parts);
+            let mut stopped = 0;
+            while steps.step() {
+                stopped += 1;
+            }
+            assert_eq!(stopped, stops, "{count} pieces of 1/{parts}");
+            let expected: u64 = (0..count).sum();
+            assert_eq!(steps.take(), Some(expected));
+            assert_eq!((steps.step(), steps.take()), (false, None), "there is one result");
+            assert_eq!(sum(count, parts).finish(), expected);
+        }
+    }
+}

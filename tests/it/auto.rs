@@ -1,0 +1,232 @@
+//! `auto`: climbs until a result is good, keeps every attempt, and works for other edges than the command line.
+
+use crate::support::{fixture, load, on_disk, tokenizer};
+use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
+use lowbit::Result;
+use lowbit::artifact::summary::Summary;
+use lowbit::backend::cpu::CpuBackend;
+use lowbit::calibrate::SampleOptions;
+use lowbit::format::scratch::MemoryScratch;
+use lowbit::format::sink::{MemorySinkDir, SinkDir};
+use lowbit::format::source::{MemoryDir, SourceDir};
+use lowbit::layout::ModuleStorage;
+use lowbit::model::Checkpoint;
+use lowbit::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, auto};
+use lowbit::quant::Bits;
+use lowbit::task::{BoxFuture, Silent, block_on};
+use lowbit::tokenizer::TextCodec;
+use lowbit::validate::continuations::from_dataset;
+use lowbit::validate::holding::Holding;
+use lowbit::validate::run::ValidateOptions;
+use lowbit::validate::verdict::Limits;
+use lowbit::validate::windows::{Dataset, WindowOptions};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::ready;
+use std::rc::Rc;
+
+/// Folders in memory, as a page has them.
+struct InMemory {
+    summary: MemorySinkDir,
+    folders: RefCell<BTreeMap<String, MemorySinkDir>>,
+}
+
+impl Outputs for InMemory {
+    fn summary(&self) -> &dyn SinkDir {
+        &self.summary
+    }
+
+    fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>> {
+        let folder = MemorySinkDir::new(name);
+        self.folders.borrow_mut().insert(name.to_owned(), folder.clone());
+        Box::pin(ready(Ok(Box::new(folder) as Box<dyn SinkDir>)))
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
+        let folder = self.folders.borrow().get(name).map(MemorySinkDir::to_dir);
+        Box::pin(ready(Ok(Rc::new(folder.unwrap_or_else(|| MemoryDir::new(name))) as Rc<dyn SourceDir>)))
+    }
+}
+
+fn text(file: &str, chars: usize) -> String {
+    fs::read_to_string(fixture("tale-llama").join(file)).unwrap().chars().take(chars).collect()
+}
+
+#[test]
+fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
+    let dir = on_disk(fixture("tale-llama"));
+    let checkpoint = block_on(Checkpoint::open(dir.clone())).unwrap();
+    let codec = tokenizer(dir.as_ref());
+    let data = Dataset::new("heldout.txt", &text("heldout.txt", 8000), &codec).unwrap();
+    let calibration = codec.encode(&text("calibration.txt", 6000)).unwrap();
+    let validate = ValidateOptions {
+        method: String::new(),
+        windows: WindowOptions { context: 256, stride: None },
+        prompts: from_dataset(&data, 2, 8, &codec).unwrap(),
+        max_tokens: 8,
+        benchmark: Vec::new(),
+        speed_rounds: 0,
+        last_level_cache_bytes: None,
+        activations: None,
+        // INT8 costs next to nothing on this model; INT4 far more than this, mixed or not.
+        limits: Limits { max_perplexity_increase: 0.001, ..Limits::default() },
+        holding: Holding::Both,
+    };
+    let candidate = Candidate {
+        checkpoint: &checkpoint,
+        codec: &codec,
+        data: &data,
+        validate,
+        calibration: &calibration,
+        bos_token_id: codec.bos_token_id(),
+        cut: SampleOptions { samples: 0, sequence_length: 128, shuffle: None },
+    };
+    let outputs = InMemory { summary: MemorySinkDir::new("out"), folders: RefCell::default() };
+    let told = RefCell::new(Vec::new());
+    let around = AutoSurroundings {
+        outputs: &outputs,
+        scratch: &MemoryScratch::new(),
+        clock: &|| 0.0,
+        control: &Silent,
+        tell: &|event| {
+            told.borrow_mut().push(match event {
+                Event::Checkpoint { reason, .. } => reason.to_owned(),
+                Event::Attempt { name, .. } => name.to_owned(),
+                Event::Judged { judgement, .. } => format!("{judgement:?}"),
+            });
+        },
+    };
+    let options = AutoOptions { bits: Some(Bits::Four), samples: vec![2, 4], ..AutoOptions::default() };
+    let new = || Ok(CpuBackend::new());
+    let outcome = block_on(auto(&[candidate], &options, new, new, &around)).unwrap();
+
+    for variant in &outcome.summary.variants {
+        let attempt = variant.attempt.as_ref().unwrap();
+        println!(
+            "{}: {} {:?}, {:?}",
+            attempt.name, variant.scheme, variant.perplexity_increase, attempt.failed
+        );
+    }
+    let names = ["1-int4-2", "2-int4-4", "3-int4-4-mixed", "4-int8-4"];
+    let (bad, good) = ("Bad", "Good");
+    let expected = ["INT4 was asked for", names[0], bad, names[1], bad, names[2], bad, names[3], good]
+        .map(str::to_owned);
+    assert_eq!(told.take(), expected);
+    assert_eq!(outcome.accepted(), Some(names[3]));
+
+    // The summary that was written is the one that came back, and it has every attempt.
+    let file = outputs.summary.to_dir();
+    let file = block_on(file.open("quantization_summary.json")).unwrap().unwrap();
+    let mut bytes = vec![0; file.len() as usize];
+    block_on(file.read_at(0, &mut bytes)).unwrap();
+    let summary: Summary = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(summary, outcome.summary);
+    let attempts: Vec<_> = summary.variants.iter().map(|variant| variant.attempt.as_ref().unwrap()).collect();
+    assert_eq!(attempts.iter().map(|attempt| attempt.name.as_str()).collect::<Vec<_>>(), names);
+    assert_eq!(attempts.iter().map(|attempt| attempt.samples).collect::<Vec<_>>(), [2, 4, 4, 4]);
+    assert_eq!(attempts.iter().map(|attempt| attempt.good).collect::<Vec<_>>(), [false, false, false, true]);
+
+    // Mixed precision: the raised modules, and no others, are INT8.
+    let open = |name: &str| block_on(async { Checkpoint::open(outputs.open(name).await?).await }).unwrap();
+    let mixed = open(names[2]);
+    assert!(!attempts[2].raised.is_empty());
+    for layer in 0..3 {
+        for linear in lowbit::model::names::Linear::ALL {
+            let module = linear.module(layer);
+            let ModuleStorage::Packed { scheme, .. } = mixed.module(&module).unwrap() else {
+                panic!("{module} is not packed");
+            };
+            let bits = if attempts[2].raised.contains(&module) { 8 } else { 4 };
+            assert_eq!(scheme.storage_bits(), bits, "{module}");
+        }
+    }
+    // The accepted folder runs, and says how it was judged.
+    let folder = outputs.folders.borrow()[names[3]].to_dir();
+    assert!(block_on(folder.open("validation_report.json")).unwrap().is_some());
+    load(Rc::new(folder));
+}
+
+#[test]
+fn the_recommended_precision_is_tried_first_and_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let ran = lowbit([
+        "auto",
+        &arg(tale()),
+        "-o",
+        &arg(&output),
+        "--text",
+        &short_text(folder.path()),
+        "--calibration",
+        &arg(tale().join("calibration.txt")),
+        "--samples",
+        "2",
+        "--sequence-length",
+        "128",
+        "--speed-rounds",
+        "0",
+        "--json",
+    ])
+    .done();
+    let document = ran.json();
+    assert_eq!(document["accepted"], arg(output.join("1-int8-2")));
+    assert_eq!(document["attempts"].as_array().unwrap().len(), 1);
+    assert!(ran.stderr.contains("below 30M parameters"), "{}", ran.stderr);
+    lowbit(["generate", &arg(output.join("1-int8-2")), "--prompt", "Once", "--max-tokens", "4"]).done();
+}
+
+#[test]
+fn a_rejection_tries_every_checkpoint_and_recommends_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, other) = (folder.path().join("out"), folder.path().join("other"));
+    copy_of_tale(&other);
+    let text = short_text(folder.path());
+    let run = |checkpoints: &[String], more: &[&str]| {
+        let mut args = vec!["auto".to_owned()];
+        args.extend_from_slice(checkpoints);
+        let calibration = arg(tale().join("calibration.txt"));
+        args.extend(["-o", &arg(&output), "--text", &text, "--calibration", &calibration].map(str::to_owned));
+        args.extend(
+            ["--sequence-length", "64", "--speed-rounds", "0", "--max-tokens", "4"].map(str::to_owned),
+        );
+        args.extend(more.iter().map(|&more| more.to_owned()));
+        lowbit(args)
+    };
+    let checkpoints = [arg(tale()), arg(&other)];
+    let limits = ["--samples", "1", "--max-perplexity-increase", "-0.5", "--json"];
+    let ran = run(&checkpoints, &limits);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document = ran.json();
+    assert!(document["accepted"].is_null());
+    assert!(document["recommendation"].as_str().unwrap().contains("QAT"), "{document}");
+    let summary = fs::read(output.join("quantization_summary.json")).unwrap();
+    let summary: Summary = serde_json::from_slice(&summary).unwrap();
+    let names = ["1-int8-1", "2-int8-1-mixed", "3-int8-1", "4-int8-1-mixed"];
+    for ((variant, name), checkpoint) in summary.variants.iter().zip(names).zip([
+        &checkpoints[0],
+        &checkpoints[0],
+        &checkpoints[1],
+        &checkpoints[1],
+    ]) {
+        let attempt = variant.attempt.as_ref().unwrap();
+        assert_eq!((attempt.name.as_str(), &attempt.checkpoint), (name, checkpoint));
+        assert_eq!((attempt.good, attempt.failed.contains(&"perplexity_increase".to_owned())), (false, true));
+        assert!(output.join(name).join("validation_report.json").is_file());
+    }
+    assert_eq!(summary.variants.len(), names.len());
+    assert_eq!(summary.outcome.unwrap().accepted, None);
+
+    // What makes no sense is said before any work.
+    for (more, says) in [
+        (["--bits", "3"], "4 or 8 bits"),
+        (["--samples", "0"], "above 0"),
+        (["--max-perplexity-increase", "-2"], "max_perplexity_increase"),
+    ] {
+        let ran = run(&checkpoints, &more);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
+    let ran = run(&[arg(output.join("1-int8-1"))], &[]);
+    assert!(ran.code == 2 && ran.stderr.contains("quantized already"), "{}", ran.stderr);
+}
