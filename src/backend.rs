@@ -7,6 +7,7 @@
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod sample;
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};

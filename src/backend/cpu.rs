@@ -24,6 +24,7 @@ mod memory;
 mod parallel;
 mod rope_and_append_kv;
 mod rows;
+mod self_check;
 mod simd;
 #[cfg(test)]
 mod testing;
@@ -32,6 +33,9 @@ mod weight;
 mod weight_builder;
 
 pub use memory::CpuBuffer;
+#[doc(hidden)]
+pub use self_check::check_kernels;
+pub use self_check::self_check;
 pub use weight::CpuWeight;
 pub use weight_builder::CpuWeightBuilder;
 

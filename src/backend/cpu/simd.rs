@@ -1,8 +1,8 @@
 //! The small vector instruction set that the kernels are written in, and the choice of its implementation.
 //!
 //! A kernel is one generic function over [`Simd`]. Implementations are thin: [`Portable`] is arrays that compilers turn
-//! into whatever the target has by default (SSE2, NEON, WebAssembly's simd128); per-architecture files exist where that
-//! is not enough. Which one runs is decided once, when the backend is made. Floor 4.
+//! into whatever the target has by default (SSE2, NEON); per-architecture files exist where that is not enough. Which
+//! one runs is decided once, when the backend is made; [`super::self_check`] compares it with the portable one. Floor 4.
 
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm32;
@@ -10,7 +10,6 @@ mod wasm32;
 mod x86_64;
 
 use super::columns::UNIT;
-use super::rows::MINIMUMS;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use wasm32::Wasm128;
 #[cfg(target_arch = "x86_64")]
@@ -70,7 +69,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
     /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale + minimum`. Rounded once where
     /// scale and zero point multiply exactly, which they do when the scale was stored in 16 bits, and one of zero point
-    /// and minimum is 0. The minimum is 0 unless `OFFSET` is [`MINIMUMS`].
+    /// and minimum is 0. The minimum is 0 unless `OFFSET` is [`super::rows::MINIMUMS`].
     fn decode8<const OFFSET: u8>(
         self,
         codes: Self::Codes8<'_>,
@@ -150,7 +149,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         let more = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        let more = [Some(Self::Wasm128(Wasm128::new()))];
+        let more = [Some(Self::Wasm128(Wasm128))];
         #[cfg(not(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"))))]
         let more: [Option<Self>; 0] = [];
         [Self::Portable].into_iter().chain(more.into_iter().flatten()).collect()
@@ -354,93 +353,6 @@ mod tests {
         for bits in 0..=u16::MAX {
             let (found, expected) = (f16_to_f32(bits), f16::from_bits(bits).to_f32());
             assert!(found == expected || (found.is_nan() && expected.is_nan()), "{bits:#x}");
-        }
-    }
-
-    /// Runs every method on the same operands and collects what has one right answer.
-    struct Exact<'a>(&'a mut Vec<f32>);
-
-    impl Kernel for Exact<'_> {
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            let halves: [u16; UNIT] = std::array::from_fn(|i| (i * 1777) as u16 & 0x7BFF);
-            let floats: [f32; UNIT] = std::array::from_fn(|i| i as f32 - 11.0);
-            let bytes: [u8; 32] = std::array::from_fn(|i| (i * 73 % 256) as u8);
-            let x: [i8; UNIT] = std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8);
-            let (nibbles, pairs) = (bytes[..16].try_into().unwrap(), bytes[7..15].try_into().unwrap());
-            let mut out = [0.0; UNIT];
-            for part in 0..UNIT / S::LANES {
-                s.store(s.load_f16::<true>(&halves, part), &mut out, part);
-            }
-            self.0.extend(out);
-            for part in 0..UNIT / S::LANES {
-                s.store(s.load_bf16(&halves, part), &mut out, part);
-            }
-            self.0.extend(out);
-            for part in 0..UNIT / S::LANES {
-                let v = s.load(&floats, part);
-                s.store(s.mul_add(v, s.splat(2.0), v), &mut out, part);
-            }
-            self.0.extend(out);
-            let mut total = 0.0;
-            for part in 0..UNIT / S::LANES {
-                total += s.reduce(s.load(&floats, part));
-            }
-            self.0.push(total);
-            for (scale, zero, minimum) in
-                [(0.25, 9, 0.0), (f16::from_f32(0.013).to_f32(), 3, 0.0), (0.25, 0, -1.5)]
-            {
-                for part in 0..UNIT / S::LANES {
-                    s.store(
-                        s.decode8::<MINIMUMS>(s.open8(&bytes), s.codebook::<8>(scale, zero, minimum), part),
-                        &mut out,
-                        part,
-                    );
-                }
-                self.0.extend(out);
-                for part in 0..UNIT / S::LANES {
-                    s.store(
-                        s.decode4::<MINIMUMS>(s.open4(nibbles), s.codebook::<4>(scale, zero, minimum), part),
-                        &mut out,
-                        part,
-                    );
-                }
-                self.0.extend(out);
-                for part in 0..UNIT / S::LANES {
-                    s.store(
-                        s.decode2::<MINIMUMS>(s.open2(pairs), s.codebook::<2>(scale, zero, minimum), part),
-                        &mut out,
-                        part,
-                    );
-                }
-                self.0.extend(out);
-            }
-            for codes in [s.unpack8(&bytes), s.unpack4(nibbles), s.unpack2(pairs)] {
-                self.0.push(s.reduce_ints(s.dot::<false>(s.start(-7), codes, &x)) as f32);
-                let sums = s.add_scaled(s.no_sums(), s.dot::<false>(s.start(5), codes, &x), 0.25);
-                self.0.push(s.reduce_sums(s.add_scaled(sums, s.start(3), 2.0)));
-            }
-            for codes in [s.unpack4(nibbles), s.unpack2(pairs)] {
-                self.0.push(s.reduce_ints(s.dot::<true>(s.start(-7), codes, &x)) as f32);
-            }
-            let most = (s.unpack8(&[255; 32]), s.unpack4(&[255; 16]));
-            for extreme in [-128, 127] {
-                self.0.push(s.reduce_ints(s.dot::<false>(s.start(0), most.0, &[extreme; UNIT])) as f32);
-                self.0.push(s.reduce_ints(s.dot::<true>(s.start(0), most.1, &[extreme; UNIT])) as f32);
-            }
-        }
-    }
-
-    #[test]
-    fn all_instruction_sets_agree() {
-        let mut expected = Vec::new();
-        Isa::Portable.run(Exact(&mut expected));
-        assert_eq!(expected[expected.len() - 4..], [-1_044_480.0, -61_440.0, 1_036_320.0, 60_960.0]);
-        for isa in Isa::available() {
-            let mut found = Vec::new();
-            isa.run(Exact(&mut found));
-            assert_eq!(found, expected, "{}", isa.name());
-            println!("checked {}", isa.name());
         }
     }
 }

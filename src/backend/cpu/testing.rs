@@ -1,10 +1,11 @@
 //! Random operands, naive `f64` oracles and small shorthands for the tests of this folder. Floor 4.
 
+pub(super) use super::self_check::formats;
 use super::simd::Isa;
 use super::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, encode_f32};
-use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, Scheme};
 use crate::task::block_on;
 use half::f16;
 
@@ -118,30 +119,6 @@ pub(super) fn reordered(random: &mut Random, matrix: &Matrix) -> Matrix {
         order.swap(left, random.below(left as u64 + 1) as usize);
     }
     Matrix::Packed(tensor.clone().with_column_order(order).unwrap())
-}
-
-/// Every weight format, with groups that divide the columns and groups that do not.
-pub(super) fn formats() -> Vec<WeightFormat> {
-    let mut formats: Vec<_> =
-        [DType::F32, DType::F16, DType::BF16].into_iter().map(WeightFormat::Dense).collect();
-    for granularity in [
-        Granularity::Tensor,
-        Granularity::Channel,
-        Granularity::Group(32),
-        Granularity::Group(128),
-        Granularity::Group(43),
-    ] {
-        for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
-            for symmetric in [true, false] {
-                formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }));
-            }
-            formats.push(WeightFormat::Packed(Scheme::IntegerMinimum { bits, granularity }));
-        }
-    }
-    for granularity in [Granularity::Tensor, Granularity::Channel] {
-        formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }));
-    }
-    formats
 }
 
 pub(super) fn backend(threads: usize, simd: bool) -> CpuBackend {

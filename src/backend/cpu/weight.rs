@@ -57,7 +57,7 @@ pub(super) enum Data {
     F32(Aligned<f32>),
     F16 {
         values: Aligned<u16>,
-        /// Whether none is NaN or infinite: looking for them costs WebAssembly a third of a product's time.
+        /// Whether none is NaN or infinite: looking for them costs WebAssembly a sixth of a product's time.
         finite: bool,
     },
     BF16(Aligned<u16>),

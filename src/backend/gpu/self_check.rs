@@ -6,15 +6,11 @@
 
 use super::GpuBackend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::sample::{Numbers, buffer, fill, read};
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc, WeightFormat,
-    WeightView,
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
 };
-use crate::dtype::encode_f32;
 use crate::error::{Context, Error, ErrorCode, Result};
-use crate::quant::packing::pack_row;
-use crate::quant::{PackedTensor, Scales};
-use half::f16;
 
 /// Most that results may differ, `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe: below 1e-6; an activation that is
 /// rounded to INT8 the other way moves it by less than 1e-3.
@@ -23,23 +19,6 @@ const TOLERANCE: f64 = 5e-3;
 const ROWS: usize = 7;
 /// Tokens of decoding, and of a prompt that takes the tiled kernels.
 const TOKENS: [usize; 2] = [1, 9];
-
-/// Numbers that look random and are always the same.
-struct Numbers(u32);
-
-impl Numbers {
-    /// In `0..end`.
-    fn below(&mut self, end: u32) -> u32 {
-        // A linear congruential generator (Numerical Recipes); the high bits are the better ones.
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
-    }
-
-    /// In `[-1, 1)`.
-    fn floats(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
-}
 
 fn cpu() -> CpuBackend {
     CpuBackend::with_options(CpuOptions { threads: Some(1), simd: true })
@@ -60,18 +39,6 @@ fn compare(kernel: &str, gpu: &[f32], cpu: &[f32]) -> Result<()> {
     ))
 }
 
-fn buffer<B: Backend>(b: &mut B, data: &[f32]) -> Result<B::Buffer> {
-    let mut buffer = b.buffer(Element::F32, data.len())?;
-    b.write_f32(&mut buffer, data)?;
-    Ok(buffer)
-}
-
-async fn read<B: Backend>(b: &mut B, buffer: &B::Buffer, len: usize) -> Result<Vec<f32>> {
-    let mut out = vec![f32::NAN; len];
-    b.read(buffer, 0, &mut out).await?;
-    Ok(out)
-}
-
 /// Checks the steps that no weight takes part in.
 ///
 /// # Errors
@@ -88,7 +55,7 @@ pub(super) async fn steps(gpu: &mut GpuBackend) -> Result<()> {
 /// Each step's name and result.
 async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut results = Vec::new();
-    let mut numbers = Numbers(1);
+    let mut numbers = Numbers::new(1);
     let (count, width) = (3, 301);
     let norm = |b: &mut B, weight: &[f32]| -> Result<Norm<B::Buffer>> {
         Ok(Norm { weight: buffer(b, weight)?, width: weight.len(), epsilon: 1e-5 })
@@ -162,11 +129,11 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
 pub(super) async fn weight(gpu: &mut GpuBackend, desc: &WeightDesc) -> Result<()> {
     let desc = WeightDesc { rows: ROWS, bias: true, ..desc.clone() };
     let place = || format!("self-check of {} columns, {:?}, {:?}", desc.cols, desc.format, desc.activations);
-    let builder = fill(gpu, &desc)?;
+    let builder = fill(gpu, &desc, 3)?;
     let on_gpu = gpu.finish_unchecked(builder).await?;
     let on_gpu = weight_steps(gpu, &on_gpu, &desc).await.context_with(place)?;
     let cpu = &mut cpu();
-    let builder = fill(cpu, &desc)?;
+    let builder = fill(cpu, &desc, 3)?;
     let on_cpu = cpu.finish_weight(builder).await?;
     let on_cpu = weight_steps(cpu, &on_cpu, &desc).await?;
     for ((step, gpu), (_, cpu)) in on_gpu.iter().zip(&on_cpu) {
@@ -181,7 +148,7 @@ async fn weight_steps<B: Backend>(
     desc: &WeightDesc,
 ) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut results = Vec::new();
-    let mut numbers = Numbers(2);
+    let mut numbers = Numbers::new(2);
     for count in TOKENS {
         let x = buffer(b, &numbers.floats(count * desc.cols))?;
         let mut y = b.buffer(Element::F32, count * ROWS)?;
@@ -194,37 +161,4 @@ async fn weight_steps<B: Backend>(
     b.embed(&tokens, 2, weight, &mut out)?;
     results.push(("embed", read(b, &out, 2 * desc.cols).await?));
     Ok(results)
-}
-
-/// A random weight.
-fn fill<B: Backend>(b: &mut B, desc: &WeightDesc) -> Result<B::WeightBuilder> {
-    let WeightDesc { rows, cols, .. } = *desc;
-    let mut numbers = Numbers(3);
-    let mut builder = b.begin_weight(std::slice::from_ref(desc))?;
-    match desc.format {
-        WeightFormat::Dense(dtype) => {
-            let mut bytes = Vec::new();
-            encode_f32(dtype, &numbers.floats(rows * cols), &mut bytes)?;
-            b.put_rows(&mut builder, 0, 0..rows, WeightView::Dense(&bytes))?;
-        }
-        WeightFormat::Packed(scheme) => {
-            let words = scheme.words_per_row(cols);
-            let mut codes = vec![0u32; rows * words];
-            for row in codes.chunks_exact_mut(words) {
-                let values: Vec<u8> = (0..cols).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect();
-                pack_row(&values, scheme.storage_bits(), row);
-            }
-            let count = scheme.granularity().scale_count(rows, cols);
-            let scales =
-                (0..count).map(|_| f16::from_f32(0.01 + numbers.below(100) as f32 / 5000.0)).collect();
-            let zeros = scheme
-                .constant_zero_point()
-                .is_none()
-                .then(|| (0..count).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect());
-            let tensor = PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros)?;
-            b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
-        }
-    }
-    b.put_bias(&mut builder, 0, &numbers.floats(rows))?;
-    Ok(builder)
 }

@@ -1,54 +1,72 @@
-//! WebAssembly's 128-bit vectors, with relaxed SIMD where the build has it. Floor 4.
+//! WebAssembly's 128-bit vectors, with relaxed SIMD where the build has it.
+//!
+//! One thread of a Xeon with AVX-VNNI, Node 24, 4096 x 4096, one token, each weight again and again, GB/s of packed
+//! bytes: portable code, simd128, relaxed SIMD.
+//!
+//! | weights | activations | portable | simd128 | relaxed |
+//! |---|---|---|---|---|
+//! | F16 | f32 | 4.3 | 5.8 | 6.3 |
+//! | INT8, a scale for each row | f32 | 3.9 | 5.0 | 5.7 |
+//! | INT4, groups of 128 | f32 | 1.7 | 2.9 | 3.2 |
+//! | INT8, a scale for each row | INT8 | 1.0 | 14 | 15 |
+//! | INT4, groups of 128 | INT8 | 0.5 | 6.7 | 11 |
+//! | ternary | INT8 | 0.24 | 3.1 | 5.6 |
+//!
+//! With `f32` activations arithmetic is the limit: six instructions for four INT4 weights, and no less than two of them for
+//! the product. What was tried and did not help (simd128, INT4 in groups of 128, `f32` activations, where nothing else
+//! is said):
+//! - Widening with `extend` and setting the exponent with `or`: 1.7. Reading bytes by a swizzle with constants, which LLVM
+//!   turns into a shuffle with zero: 2.4.
+//! - Opening a unit anew for each of its parts: 1.2. LLVM drops the half that a part does not need before it finds that
+//!   the steps are the same, and V8 no longer knows the shuffle.
+//! - F16 with a look for infinities at every vector: 4.7 instead of 5.7.
+//! - Relaxed: `i16x8.relaxed_dot` and one sum for each unit in place of two `i32x4.relaxed_dot` (INT8 activations): 5.0
+//!   against 5.9 in groups of 128, with memory cold. It is right on Node 20, but INT8 activations are worth more where they
+//!   are fastest.
+//! - No checks of bounds in the loop (INT8 activations): no difference. Slices cut to one length: slower in groups of 32.
+//!
+//! Floor 4.
 
-use super::{MINIMUMS, Simd, UNIT};
+use super::{Simd, UNIT};
+use crate::backend::cpu::rows::MINIMUMS;
 use std::arch::wasm32::*;
 
 /// Vectors of four floats. WebAssembly has no detection at run time: a module with instructions that the host lacks
 /// does not load.
-///
-/// It carries two constants that LLVM must not see. Where it knows an operand of an interleaving shuffle, it merges it
-/// with the next one into a shuffle that no processor has an instruction for.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Wasm128 {
-    zero: v128,
-    /// The upper half of [`ONES`] in each 16 bits.
-    high: v128,
-}
+pub(in super::super) struct Wasm128;
 
 impl Wasm128 {
     #[cfg(not(target_feature = "relaxed-simd"))]
     pub(super) const NAME: &str = "simd128";
     #[cfg(target_feature = "relaxed-simd")]
     pub(super) const NAME: &str = "relaxed-simd";
+}
 
-    pub(super) fn new() -> Self {
-        std::hint::black_box(Self { zero: u16x8_splat(0), high: u16x8_splat((ONES.to_bits() >> 16) as u16) })
-    }
+/// Sixteen codes as 16-bit numbers.
+#[inline(always)]
+fn widen(codes: v128) -> [v128; 2] {
+    let zero = u8x16_splat(0);
+    [
+        i8x16_shuffle::<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(codes, zero),
+        i8x16_shuffle::<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(codes, zero),
+    ]
+}
 
-    /// Sixteen codes as 16-bit numbers.
-    #[inline(always)]
-    fn widen(self, codes: v128) -> [v128; 2] {
-        let zero = self.zero;
-        [
-            i8x16_shuffle::<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(codes, zero),
-            i8x16_shuffle::<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(codes, zero),
-        ]
-    }
+/// A unit of codes as 16-bit numbers.
+#[inline(always)]
+fn open([first, second]: [v128; 2]) -> [v128; 4] {
+    let ([a, b], [c, d]) = (widen(first), widen(second));
+    [a, b, c, d]
+}
 
-    /// A unit of codes as 16-bit numbers; of the first sixteen, then of the others.
-    #[inline(always)]
-    fn open(self, first: v128, second: v128) -> [v128; 4] {
-        let ([a, b], [c, d]) = (self.widen(first), self.widen(second));
-        [a, b, c, d]
-    }
-
-    /// Weights `4 * part..` of a unit.
-    #[inline(always)]
-    fn weights<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        let counted = interleave(words[part / 2], self.high, part);
-        let weight = f32x4_mul(f32x4_sub(counted, codebook.zero), codebook.scale);
-        if OFFSET == MINIMUMS { f32x4_add(weight, codebook.minimum) } else { weight }
-    }
+/// Weights `4 * part..` of a unit.
+#[inline(always)]
+fn weights<const OFFSET: u8>(words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
+    // 2^23 + code, and no conversion: the upper half of the float 2^23 above each code.
+    let counted = interleave(words[part / 2], u16x8_splat((ONES.to_bits() >> 16) as u16), part);
+    let weight = f32x4_mul(f32x4_sub(counted, codebook.zero), codebook.scale);
+    if OFFSET == MINIMUMS { f32x4_add(weight, codebook.minimum) } else { weight }
 }
 
 /// Four of eight 16-bit numbers as the lower halves of 32 bits.
@@ -61,7 +79,7 @@ fn interleave(low: v128, high: v128, quad: usize) -> v128 {
     }
 }
 
-/// Sixteen bytes from `at` on.
+/// Sixteen bytes.
 #[inline(always)]
 fn load<T: bytemuck::Pod>(values: &[T]) -> v128 {
     let bytes: &[u8; 16] = bytemuck::cast_slice(values).try_into().expect("sixteen bytes");
@@ -81,7 +99,8 @@ pub(in super::super) struct Codebook {
     minimum: v128,
 }
 
-/// Thirty-two codes, as dot products read them: even ones and odd ones of each sixteen, as 16-bit numbers.
+/// Thirty-two codes, as dot products read them: even ones and odd ones of each sixteen, as 16-bit numbers. With relaxed
+/// SIMD, codes of at most four bits are bytes in their order, in two vectors.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Codes([v128; 4]);
 
@@ -92,13 +111,12 @@ fn fields<const MASK: u8>(bytes: v128) -> [v128; 2] {
     [v128_and(bytes, mask), v128_and(u16x8_shr(bytes, 4), mask)]
 }
 
-/// Codes of at most four bits: the low ones of all bytes, then those four bits higher.
+/// Codes of at most four bits.
 #[inline(always)]
 fn narrow<const MASK: u8>(bytes: v128) -> Codes {
-    let all = u8x16_splat(MASK);
-    let none = u8x16_splat(0);
     if cfg!(target_feature = "relaxed-simd") {
-        return Codes([v128_and(bytes, all), v128_and(u16x8_shr(bytes, 4), all), none, none]);
+        let ([first, second], none) = (fields::<MASK>(bytes), u8x16_splat(0));
+        return Codes([first, second, none, none]);
     }
     let mask = u16x8_splat(MASK.into());
     Codes([
@@ -134,7 +152,7 @@ impl Simd for Wasm128 {
     #[inline(always)]
     fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> v128 {
         let halves = load(&unit[part / 2 * 8..][..8]);
-        let high = interleave(self.zero, halves, part);
+        let high = interleave(u16x8_splat(0), halves, part);
         let moved = v128_and(i32x4_shr(high, 3), u32x4_splat(0x8FFF_E000));
         // Multiplying by 2^112 moves the exponent's bias, and makes subnormal halves normal.
         let finite = f32x4_mul(moved, f32x4_splat(f32::from_bits((127 + 112) << 23)));
@@ -147,7 +165,7 @@ impl Simd for Wasm128 {
 
     #[inline(always)]
     fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> v128 {
-        interleave(self.zero, load(&unit[part / 2 * 8..][..8]), part)
+        interleave(u16x8_splat(0), load(&unit[part / 2 * 8..][..8]), part)
     }
 
     #[inline(always)]
@@ -200,34 +218,32 @@ impl Simd for Wasm128 {
 
     #[inline(always)]
     fn open8(self, unit: &[u8; 32]) -> [v128; 4] {
-        self.open(load(&unit[..16]), load(&unit[16..]))
+        open([load(&unit[..16]), load(&unit[16..])])
     }
 
     #[inline(always)]
     fn open4(self, unit: &[u8; 16]) -> [v128; 4] {
-        let [first, second] = fields::<15>(load(unit));
-        self.open(first, second)
+        open(fields::<15>(load(unit)))
     }
 
     #[inline(always)]
     fn open2(self, unit: &[u8; 8]) -> [v128; 4] {
-        let [first, second] = fields::<3>(spread2(unit));
-        self.open(first, second)
+        open(fields::<3>(spread2(unit)))
     }
 
     #[inline(always)]
     fn decode8<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        self.weights::<OFFSET>(words, codebook, part)
+        weights::<OFFSET>(words, codebook, part)
     }
 
     #[inline(always)]
     fn decode4<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        self.weights::<OFFSET>(words, codebook, part)
+        weights::<OFFSET>(words, codebook, part)
     }
 
     #[inline(always)]
     fn decode2<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        self.weights::<OFFSET>(words, codebook, part)
+        weights::<OFFSET>(words, codebook, part)
     }
 
     #[inline(always)]
@@ -240,19 +256,8 @@ impl Simd for Wasm128 {
         let (first, second) = (load(&x[..16]), load(&x[16..]));
         #[cfg(target_feature = "relaxed-simd")]
         if NARROW {
-            return if cfg!(i32dot) {
-                i32x4_relaxed_dot_i8x16_i7x16_add(
-                    second,
-                    codes[1],
-                    i32x4_relaxed_dot_i8x16_i7x16_add(first, codes[0], sums),
-                )
-            } else {
-                let pairs = i16x8_add(
-                    i16x8_relaxed_dot_i8x16_i7x16(first, codes[0]),
-                    i16x8_relaxed_dot_i8x16_i7x16(second, codes[1]),
-                );
-                i32x4_add(sums, i32x4_dot_i16x8(pairs, i16x8_splat(1)))
-            };
+            let sums = i32x4_relaxed_dot_i8x16_i7x16_add(first, codes[0], sums);
+            return i32x4_relaxed_dot_i8x16_i7x16_add(second, codes[1], sums);
         }
         let [even, odd] = split(first);
         let sums = i32x4_add(sums, i32x4_dot_i16x8(codes[0], even));

@@ -1,0 +1,84 @@
+//! Small operands that look random and are always the same, for the checks that a device computes right. Floor 4.
+
+#[cfg(feature = "gpu")]
+use super::Element;
+use super::{Backend, WeightDesc, WeightFormat, WeightView};
+use crate::dtype::encode_f32;
+use crate::error::Result;
+use crate::quant::packing::pack_row;
+use crate::quant::{PackedTensor, Scales};
+use half::f16;
+
+/// Numbers that look random and are always the same.
+pub(super) struct Numbers(u32);
+
+impl Numbers {
+    pub(super) fn new(seed: u32) -> Self {
+        Self(seed)
+    }
+
+    /// In `0..end`.
+    pub(super) fn below(&mut self, end: u32) -> u32 {
+        // A linear congruential generator (Numerical Recipes); the high bits are the better ones.
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(self.0) * u64::from(end)) >> 32) as u32
+    }
+
+    /// In `[-1, 1)`.
+    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+}
+
+#[cfg(feature = "gpu")]
+pub(super) fn buffer<B: Backend>(b: &mut B, data: &[f32]) -> Result<B::Buffer> {
+    let mut buffer = b.buffer(Element::F32, data.len())?;
+    b.write_f32(&mut buffer, data)?;
+    Ok(buffer)
+}
+
+#[cfg(feature = "gpu")]
+pub(super) async fn read<B: Backend>(b: &mut B, buffer: &B::Buffer, len: usize) -> Result<Vec<f32>> {
+    let mut out = vec![f32::NAN; len];
+    b.read(buffer, 0, &mut out).await?;
+    Ok(out)
+}
+
+/// A weight with rows, bias and codes that look random, still to be finished.
+pub(super) fn fill<B: Backend>(b: &mut B, desc: &WeightDesc, seed: u32) -> Result<B::WeightBuilder> {
+    let WeightDesc { rows, cols, .. } = *desc;
+    let mut numbers = Numbers::new(seed);
+    let mut builder = b.begin_weight(std::slice::from_ref(desc))?;
+    match desc.format {
+        WeightFormat::Dense(dtype) => {
+            let mut bytes = Vec::new();
+            encode_f32(dtype, &numbers.floats(rows * cols), &mut bytes)?;
+            b.put_rows(&mut builder, 0, 0..rows, WeightView::Dense(&bytes))?;
+        }
+        WeightFormat::Packed(scheme) => {
+            let words = scheme.words_per_row(cols);
+            let mut codes = vec![0u32; rows * words];
+            for row in codes.chunks_exact_mut(words) {
+                let values: Vec<u8> = (0..cols).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect();
+                pack_row(&values, scheme.storage_bits(), row);
+            }
+            let count = scheme.granularity().scale_count(rows, cols);
+            let scales =
+                (0..count).map(|_| f16::from_f32(0.01 + numbers.below(100) as f32 / 5000.0)).collect();
+            let tensor = if scheme.has_minimums() {
+                let minimums = numbers.floats(count).into_iter().map(|v| f16::from_f32(v / 10.0)).collect();
+                let (scales, minimums) = (Scales::F16(scales), Scales::F16(minimums));
+                PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?
+            } else {
+                let zeros = scheme
+                    .constant_zero_point()
+                    .is_none()
+                    .then(|| (0..count).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect());
+                PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros)?
+            };
+            b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
+        }
+    }
+    b.put_bias(&mut builder, 0, &numbers.floats(rows))?;
+    Ok(builder)
+}
