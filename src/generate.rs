@@ -7,7 +7,7 @@ pub mod sampler;
 pub mod stop;
 pub mod text_stream;
 
-pub use generator::{GenerateOptions, Generated, Generation, Piece, generate};
+pub use generator::{GenerateOptions, Generated, Generation, Piece, Session, generate};
 pub use sampler::{Sampler, SamplerOptions};
 pub use stop::{FinishReason, StopOptions, StopRules, StopStep};
 pub use text_stream::{Detokenize, TextStream};

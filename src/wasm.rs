@@ -10,6 +10,8 @@ pub mod error;
 pub mod tokenizer;
 
 #[cfg(feature = "engine")]
+pub mod auto;
+#[cfg(feature = "engine")]
 pub mod checkpoint;
 #[cfg(feature = "engine")]
 pub mod codec;

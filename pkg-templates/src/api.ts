@@ -3,11 +3,11 @@ import { Checkpoint, Engine, type Model } from "./client.js";
 import { LowbitError } from "./errors.js";
 import type { ClientPlatform } from "./platform.js";
 import type {
-  Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary, DequantizeOptions, EngineOptions,
+  AutoOptions, Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary, DequantizeOptions, EngineOptions,
   LoadOptions, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
   ValidateOptions, ValidationReport,
 } from "./types.js";
-import type { Output } from "./client.js";
+import type { AutoResult, DownloadCache, Output } from "./client.js";
 
 /** What every entry point exports. */
 export interface Api {
@@ -25,6 +25,8 @@ export interface Api {
   loadModel(checkpoint: Checkpoint, options?: LoadOptions): Promise<Model>;
   /** Judges a quantized model against its original. */
   validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport>;
+  /** Quantizes and validates, and tries the next thing until the quality is good enough: more samples, mixed precision, INT8. */
+  auto(checkpoints: Checkpoint | readonly Checkpoint[], options: AutoOptions): Promise<AutoResult>;
   /** How well a model predicts a text. */
   perplexity(model: Model, text: string, options?: PerplexityOptions): Promise<PerplexityResult>;
   /** Lets two models continue the same prompts. */
@@ -33,10 +35,13 @@ export interface Api {
   plan(subject: Checkpoint | number, options?: PlanOptions): Promise<Plan>;
   /** What models can run on here. */
   capabilities(): Promise<Capabilities>;
+  /** What is kept of downloads. */
+  readonly cache: DownloadCache;
 }
 
 /** The one engine of some checkpoints. */
 function of(...checkpoints: Checkpoint[]): Engine {
+  if (checkpoints.length === 0) throw new LowbitError("invalid_argument", "expected at least one checkpoint");
   for (const checkpoint of checkpoints) {
     if (!(checkpoint instanceof Checkpoint)) {
       throw new LowbitError("invalid_argument", "expected a checkpoint, as openCheckpoint gives it");
@@ -61,10 +66,13 @@ export function api(platform: ClientPlatform): Api {
     convert: async (checkpoint, options) => of(checkpoint).convert(checkpoint, options),
     loadModel: async (checkpoint, options) => of(checkpoint).loadModel(checkpoint, options),
     validate: async (original, quantized, options) => of(original, quantized).validate(original, quantized, options),
+    auto: async (checkpoints, options) =>
+      (checkpoints instanceof Checkpoint ? of(checkpoints) : of(...checkpoints)).auto(checkpoints, options),
     perplexity: async (model, text, options) => model.perplexity(text, options),
     compare: async (a, b, options) => of(a, b).compare(a, b, options),
     plan: async (subject, options) =>
       (typeof subject === "number" ? engine() : of(subject)).plan(subject, options),
     capabilities: () => engine().capabilities(),
+    cache: { list: () => engine().cache.list(), delete: (url) => engine().cache.delete(url) },
   };
 }

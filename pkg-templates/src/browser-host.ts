@@ -1,6 +1,6 @@
 /** The engine's side in browsers. */
 import { LowbitError } from "./errors.js";
-import type { HostPlatform } from "./platform.js";
+import type { HostPlatform, Store } from "./platform.js";
 import { memoryScratch } from "./scratch.js";
 
 /** A channel to oneself: its messages come in later turns, after timers and events, and sooner than a timer of its own. */
@@ -13,6 +13,25 @@ function turns(): () => Promise<void> {
       waiting.push(resolve);
       port2.postMessage(undefined);
     });
+}
+
+/** The browser's cache storage, which holds answers by their URLs. Absent in pages that are not secure. */
+async function store(): Promise<Store | undefined> {
+  if (typeof caches === "undefined") return undefined;
+  const cache = await caches.open("lowbit").catch(() => undefined);
+  if (cache === undefined) return undefined;
+  // A name that no server has.
+  const base = "https://lowbit.invalid/";
+  const url = (key: string) => base + encodeURIComponent(key);
+  return {
+    get: async (key) => {
+      const found = await cache.match(url(key));
+      return found && new Uint8Array(await found.arrayBuffer());
+    },
+    put: (key, bytes) => cache.put(url(key), new Response(bytes as Uint8Array<ArrayBuffer>)),
+    keys: async () => (await cache.keys()).map((request) => decodeURIComponent(request.url.slice(base.length))),
+    delete: async (key) => void (await cache.delete(url(key))),
+  };
 }
 
 export const platform: HostPlatform = {
@@ -28,6 +47,7 @@ export const platform: HostPlatform = {
     }
   },
   scratch: async () => memoryScratch(),
+  store,
   prepareGpu: async () => {
     if ((navigator as { gpu?: unknown }).gpu === undefined) {
       throw new LowbitError("no_device", "this browser has no WebGPU here");

@@ -4,20 +4,22 @@
  *
  * Every object here stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the Rust crate).
  */
+import type { CachedFile } from "./cache.js";
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
 import { sourceSpec, targetSpec, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
-  Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
+  AutoEvent, AutoOptions, Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
   ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, Progress, QuantizeOptions, QuantizeSummary,
-  RandomAccessFile, ValidateOptions, ValidationReport,
+  RandomAccessFile, Summary, ValidateOptions, ValidationReport,
 } from "./types.js";
 
 /** Work that was asked for. */
 interface Job {
+  told?: (event: AutoEvent) => void;
   report?: (progress: Omit<Progress, "etaSeconds">) => void;
   piece?: (text: string, tokenId: number) => Promise<void>;
 }
@@ -26,6 +28,14 @@ type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
 
 /** Where a file of the caller's is written. */
 interface Writer extends FileWriter {}
+
+/** Downloads that are kept from one visit to the next. */
+export interface DownloadCache {
+  /** Every file of which anything is kept. */
+  list(): Promise<CachedFile[]>;
+  /** Forgets the file of a URL, or everything. */
+  delete(url?: string): Promise<void>;
+}
 
 /**
  * The engine: WebAssembly modules, in a worker of their own unless told otherwise. One is made when it is first needed; make
@@ -56,7 +66,7 @@ export class Engine {
 
   /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
   async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
-    const { tokenizer, signal, revision: _, headers: __, fetch: ___, ...rest } = options;
+    const { tokenizer, signal, revision: _, headers: __, fetch: ___, cache: ____, ...rest } = options;
     const remotes = this.#remotes();
     const spec = sourceSpec(source, options, this.#platform, remotes);
     const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, options, this.#platform, remotes);
@@ -103,6 +113,31 @@ export class Engine {
     );
   }
 
+  /** Quantizes and validates, and tries the next thing until the quality is good enough. */
+  async auto(checkpoints: Checkpoint | readonly Checkpoint[], options: AutoOptions): Promise<AutoResult> {
+    const { texts, name, calibration, target, validate, onEvent, onProgress, signal, ...rest } = options;
+    const list = checkpoints instanceof Checkpoint ? [checkpoints] : checkpoints;
+    const text = typeof texts === "string" ? texts : (texts ?? []).join("\n\n");
+    const request = {
+      ...rest,
+      ...(calibration && { calibration: calibrationRequest(calibration) }),
+      validate: { ...validate, text, ...(name !== undefined && { name }) },
+    };
+    const remotes = this.#remotes();
+    const place = targetSpec(target, this.#platform, remotes);
+    const searched = await this.#run(
+      { onProgress, signal },
+      (remote, job) => remote.auto(job, list.map(idOf), request, place),
+      { told: onEvent },
+    );
+    const { outcome, accepted } = searched;
+    return {
+      ...outcome,
+      accepted: accepted && new Output(this, accepted),
+      recommendation: outcome.summary.outcome?.recommendation ?? "",
+    };
+  }
+
   /** Lets two models continue the same prompts. */
   compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
     const { onProgress, signal, ...request } = options;
@@ -121,6 +156,12 @@ export class Engine {
     const found = await this.#call((remote) => remote.capabilities());
     return { ...found, worker: this.#inWorker };
   }
+
+  /** What is kept of downloads. */
+  readonly cache: DownloadCache = {
+    list: () => this.#call((remote) => remote.listCache()),
+    delete: (url) => this.#call((remote) => remote.deleteCache(url)),
+  };
 
   /** Ends the engine and its thread, and gives all memory back. What it held cannot be used any more. */
   async dispose(): Promise<void> {
@@ -163,7 +204,7 @@ export class Engine {
 
   /** @internal */
   run<T>(options: JobOptions, work: (remote: Remote, job: number) => Promise<T>, piece?: Job["piece"]): Promise<T> {
-    return this.#run(options, work, piece);
+    return this.#run(options, work, piece && { piece });
   }
 
   async #write<T>(
@@ -201,11 +242,11 @@ export class Engine {
   async #run<T>(
     { onProgress, signal }: JobOptions,
     work: (remote: Remote, job: number) => Promise<T>,
-    piece?: Job["piece"],
+    hears: Pick<Job, "piece" | "told"> = {},
   ): Promise<T> {
     if (signal?.aborted) throw cancelled(signal.reason);
     const id = this.#nextId++;
-    this.#jobs.set(id, { ...(onProgress && { report: withEta(onProgress) }), ...(piece && { piece }) });
+    this.#jobs.set(id, { ...(onProgress && { report: withEta(onProgress) }), ...hears });
     const abort = () => this.tell((remote) => remote.abort(id));
     signal?.addEventListener("abort", abort, { once: true });
     try {
@@ -262,6 +303,7 @@ export class Engine {
     };
     return {
       progress: (job, progress) => this.#jobs.get(job)?.report?.(progress),
+      told: (job, event) => this.#jobs.get(job)?.told?.(event),
       piece: async (job, text, tokenId) => this.#jobs.get(job)?.piece?.(text, tokenId),
       readFile: async (id, offset, length) => {
         const file = this.#files.get(id);
@@ -418,6 +460,17 @@ export class Output<T> extends Checkpoint {
     idOf(this);
     return this.engine.ask((remote) => remote.files(folder));
   }
+}
+
+/** How a search ended. */
+export interface AutoResult {
+  /** The result that is good enough; `undefined` where none is. */
+  accepted: Output<QuantizeSummary> | undefined;
+  /** What to do now. */
+  recommendation: string;
+  /** Every attempt. */
+  summary: Summary;
+  reports: ValidationReport[];
 }
 
 /** A model on a device. It does one thing at a time; what is asked meanwhile waits. */

@@ -1,6 +1,7 @@
 /** Folders that can be read anywhere: in memory, behind a URL, behind a directory handle, with the caller. */
 import { asLowbitError, LowbitError } from "./errors.js";
-import type { Folder, OpenFile, Sink, TargetFolder } from "./platform.js";
+import { openCached } from "./cache.js";
+import type { Folder, OpenFile, Sink, Store, TargetFolder } from "./platform.js";
 import type { ClientFunctions, FileSpec, RangeAnswer } from "./wire.js";
 
 /** Bytes in one piece. */
@@ -109,7 +110,7 @@ const BLOCK = 1 << 18;
 const WHOLE = 64 << 20;
 
 /** A file behind a URL, read by ranges. */
-async function urlFile(name: string, url: string, get: Fetch): Promise<OpenFile | undefined> {
+async function urlFile(name: string, url: string, get: Fetch): Promise<(OpenFile & { etag?: string }) | undefined> {
   const first = await get(url, `bytes=0-${BLOCK - 1}`);
   if (first.status === 404 || first.status === 403) return undefined;
   const refused = (status: number) => new LowbitError("io", `${url}: the server answered ${status}`);
@@ -151,6 +152,7 @@ async function urlFile(name: string, url: string, get: Fetch): Promise<OpenFile 
   return {
     name,
     size,
+    ...(strong !== undefined && { etag: strong }),
     read: async (offset, length) => {
       const held = () => offset >= block.start && offset + length <= block.start + block.bytes.length;
       if (!held()) {
@@ -163,7 +165,7 @@ async function urlFile(name: string, url: string, get: Fetch): Promise<OpenFile 
 }
 
 /** A folder behind a URL: a file is whatever is found at its name. */
-export function urlFolder(url: string, get: Fetch): Folder {
+export function urlFolder(url: string, get: Fetch, store?: Store): Folder {
   const base = new URL(url);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   return {
@@ -171,14 +173,20 @@ export function urlFolder(url: string, get: Fetch): Folder {
     open: (file) => {
       const place = new URL(base);
       place.pathname += encodeURIComponent(file);
-      return urlFile(file, place.href, get);
+      return find(file, place.href, get, store);
     },
   };
 }
 
+/** A file behind a URL, from the store as far as it is there. */
+function find(name: string, url: string, get: Fetch, store?: Store): Promise<OpenFile | undefined> {
+  const fresh = () => urlFile(name, url, get);
+  return store === undefined ? fresh() : openCached(name, url, store, fresh);
+}
+
 /** A single file behind a URL. */
-export async function openUrlFile(url: string, get: Fetch): Promise<OpenFile> {
-  const file = await urlFile(url, url, get);
+export async function openUrlFile(url: string, get: Fetch, store?: Store): Promise<OpenFile> {
+  const file = await find(url, url, get, store);
   if (file === undefined) throw new LowbitError("not_found", `${url}: there is no such file`);
   return file;
 }

@@ -4,20 +4,33 @@
  * Runs in a worker, or in the caller's own thread; what differs between places is in the platform. Not here: what the caller
  * sees (`client.ts`).
  */
-import * as engine from "./wasm/engine.js";
+import { relaxedSimd } from "wasm-feature-detect";
+import * as simd128 from "./wasm/engine.js";
+import * as relaxed from "./wasm/engine_relaxed.js";
 import * as text from "./wasm/tokenizer.js";
+import * as cache from "./cache.js";
 import { asLowbitError, LowbitError } from "./errors.js";
 import {
   directoryFolder, fetchWith, filesFolder, MemoryFolder, openUrlFile, specFile, urlFolder, type Fetch,
 } from "./folders.js";
-import type { Folder, HostPlatform, ModuleSource, OpenFile, TargetFolder } from "./platform.js";
+import type { Folder, HostPlatform, ModuleSource, OpenFile, Store, TargetFolder } from "./platform.js";
 import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "./targets.js";
-import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Port, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
-import type { ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo } from "./types.js";
+import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Port, type Searched, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
+import type { AutoEvent, ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo, QuantizeSummary } from "./types.js";
+
+/** Both builds of the engine have the same bindings. */
+type EngineModule = typeof simd128;
+
+/** The build that this thread runs. A type of its own beside it, because a variable is no namespace. */
+let engine: EngineModule = simd128;
+let build = "simd128";
+
+type EngineCheckpoint = simd128.Checkpoint;
+type EngineModel = simd128.Model;
 
 /** A checkpoint, and its tokenizer once it was needed. */
 interface HeldCheckpoint {
-  handle: engine.Checkpoint;
+  handle: EngineCheckpoint;
   tokenizer?: Promise<text.Tokenizer>;
   /** Where the tokenizer comes from, where that is another folder. */
   tokenizerFolder?: Folder;
@@ -25,7 +38,7 @@ interface HeldCheckpoint {
 }
 
 interface HeldModel {
-  handle: engine.Model;
+  handle: EngineModel;
   checkpoint: HeldCheckpoint;
   /** The end of the work that was asked for last: a model does one thing at a time. */
   queue: Promise<unknown>;
@@ -47,6 +60,8 @@ interface Place {
   existing: Folder;
   readable: boolean;
   memory?: MemoryFolder;
+  /** A folder of that name inside it. */
+  inside(name: string): Promise<Place>;
 }
 
 /** Serves one connection. Gives what it takes to end. */
@@ -63,7 +78,7 @@ class Host {
   readonly #jobs = new Map<number, Job>();
   #nextId = 1;
   #given: GivenModules = {};
-  #engine: Promise<engine.InitOutput> | undefined;
+  #engine: Promise<simd128.InitOutput> | undefined;
   #text: Promise<text.InitOutput> | undefined;
   #gpu: Promise<void> | undefined;
   /** Why the engine is of no use any more. */
@@ -152,7 +167,7 @@ class Host {
           const model = this.#model(id);
           const codec = await this.#tokenizer(model.checkpoint);
           const ids = typeof prompt === "string" ? codec.encodePrompt(prompt) : prompt;
-          return this.#generate(job, state, model, codec, ids, request, caller());
+          return this.#generate(job, state, model, codec, ids, false, request, caller());
         }),
       chat: (job, id, messages, request) =>
         this.#job(job, async (state) => {
@@ -160,7 +175,7 @@ class Host {
           const codec = await this.#tokenizer(model.checkpoint);
           // The template spells out every special token.
           const ids = codec.encode(codec.applyChatTemplate(messages as ChatMessage[]));
-          return this.#generate(job, state, model, codec, ids, request, caller());
+          return this.#generate(job, state, model, codec, ids, true, request, caller());
         }),
       logits: (job, id, ids) =>
         this.#job(job, async (state) => {
@@ -190,6 +205,45 @@ class Host {
             await scratch.dispose();
           }
         }),
+      auto: (job, ids, request, target) =>
+        this.#job(job, async (state) => {
+          const sources = ids.map((id) => this.#checkpoint(id));
+          const search = new engine.AutoJob();
+          for (const source of sources) search.add(source.handle, (await this.#tokenizer(source)) as never);
+          const root = await this.#place(target, caller());
+          if (!root.readable) {
+            throw new LowbitError("invalid_argument", "a search reads what it wrote, so its target cannot be streams");
+          }
+          const places = new Map<string, Place>();
+          const inside = async (name: string) => {
+            const place = places.get(name) ?? (await root.inside(name));
+            places.set(name, place);
+            return place;
+          };
+          const outputs = {
+            summary: root.target,
+            create: async (name: string) => (await inside(name)).target,
+            open: async (name: string) => (await inside(name)).existing,
+          };
+          const scratch = await this.#platform.scratch();
+          try {
+            const control = this.#control(job, state, sources[0]?.meter ?? { bytes: 0 }, caller());
+            const tell = (event: AutoEvent) => caller().told(job, event);
+            const outcome: Searched["outcome"] = await search.run(
+              request, outputs as never, scratch as never, tell, control as never,
+            );
+            const name = outcome.summary.outcome?.accepted ?? undefined;
+            const place = name === undefined ? undefined : places.get(name);
+            if (place === undefined) return { outcome };
+            const record = await readJson(place.existing, "quantization_config.json");
+            const bytes = outcome.summary.variants.find((variant) => variant.attempt?.name === name)?.bytes ?? 0;
+            const summary = { record, bytes, source_bytes: 0, modules: [], notes: [] } as unknown as QuantizeSummary;
+            return { outcome, accepted: await this.#written(summary, place) };
+          } finally {
+            search.free();
+            await scratch.dispose();
+          }
+        }),
       compare: (job, a, b, request) =>
         this.#job(job, async (state) => {
           const [first, second] = [this.#checkpoint(a), this.#checkpoint(b)];
@@ -207,7 +261,17 @@ class Host {
         await this.#prepareGpu().catch(() => {});
         const devices = await engine.devices();
         const { memory } = await this.#engine!;
-        return { ...devices, engine: "simd128", memory: memory.buffer.byteLength };
+        return { ...devices, engine: build, memory: memory.buffer.byteLength };
+      },
+      listCache: async () => {
+        const store = await this.#platform.store();
+        return store === undefined ? [] : cache.list(store);
+      },
+      deleteCache: async (url) => {
+        const store = await this.#platform.store();
+        if (store === undefined) return;
+        if (url !== undefined) return cache.forget(store, url);
+        await Promise.all((await store.keys()).map((key) => store.delete(key)));
       },
       abort: async (job) => {
         const state = this.#jobs.get(job);
@@ -245,13 +309,39 @@ class Host {
 
   /** Loads the engine, once. */
   async #ready(): Promise<void> {
-    this.#engine ??= this.#module("engine").then((module) => engine.default({ module_or_path: module as never }));
+    this.#engine ??= this.#load();
     try {
       await this.#engine;
     } catch (error) {
       this.#engine = undefined;
       throw new LowbitError("io", `the engine cannot be loaded: ${(error as Error).message}`, { cause: error });
     }
+  }
+
+  /**
+   * The build with relaxed SIMD where the runtime has that and does it right: one does not (V8 11.3, of Node 20, drops the
+   * accumulator of a dot product), so the kernels are checked before they are trusted.
+   */
+  async #load(): Promise<simd128.InitOutput> {
+    const mayRelax = this.#given["engine"] === undefined || this.#given["engine_relaxed"] !== undefined;
+    if (mayRelax && (await relaxedSimd())) {
+      try {
+        const loaded = await relaxed.default({ module_or_path: (await this.#module("engine_relaxed")) as never });
+        relaxed.selfCheck();
+        engine = relaxed as unknown as EngineModule;
+        build = "relaxed-simd";
+        return loaded;
+      } catch {
+        // The other build is right everywhere.
+      }
+    }
+    const loaded = await simd128.default({ module_or_path: (await this.#module("engine")) as never });
+    simd128.selfCheck();
+    return loaded;
+  }
+
+  async #store(wanted: boolean): Promise<Store | undefined> {
+    return wanted ? this.#platform.store() : undefined;
   }
 
   async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleSource | string> {
@@ -301,12 +391,13 @@ class Host {
   }
 
   #generate(
-    job: number, state: Job, model: HeldModel, codec: text.Tokenizer, ids: Uint32Array, request: object, caller: ClientFunctions,
+    job: number, state: Job, model: HeldModel, codec: text.Tokenizer, ids: Uint32Array, chat: boolean,
+    request: object, caller: ClientFunctions,
   ): Promise<GenerateResult> {
     const control = this.#control(job, state, model.checkpoint.meter, caller);
     const say = (piece: { token_id: number; text: string }) => caller.piece(job, piece.text, piece.token_id);
     return this.#queued(model, state, () =>
-      model.handle.generate(ids, request, codec as never, say, control as never),
+      model.handle.generate(ids, chat, request, codec as never, say, control as never),
     );
   }
 
@@ -341,13 +432,13 @@ class Host {
     return this.#gpu;
   }
 
-  #keep(handle: engine.Checkpoint, meter: Meter, tokenizerFolder?: Folder): CheckpointRef {
+  #keep(handle: EngineCheckpoint, meter: Meter, tokenizerFolder?: Folder): CheckpointRef {
     const id = this.#nextId++;
     this.#checkpoints.set(id, { handle, meter, ...(tokenizerFolder && { tokenizerFolder }) });
     return { id, info: handle.inspect() as CheckpointInfo };
   }
 
-  async #openSource(source: SourceSpec, options: object, caller: ClientFunctions, meter: Meter): Promise<engine.Checkpoint> {
+  async #openSource(source: SourceSpec, options: object, caller: ClientFunctions, meter: Meter): Promise<EngineCheckpoint> {
     const opened = await this.#folder(source, caller, meter);
     if ("file" in opened) return engine.Checkpoint.openGguf(opened.file as never);
     return engine.Checkpoint.open(opened.folder as never, options);
@@ -375,9 +466,9 @@ class Host {
         return { folder: filesFolder(source.name, source.files, caller) };
       }
       case "url":
-        return fromUrl(source.url, fetchWith(source.headers ?? {}));
+        return fromUrl(source.url, fetchWith(source.headers ?? {}), await this.#store(source.cache));
       case "remoteUrl":
-        return fromUrl(source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange));
+        return fromUrl(source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange), await this.#store(source.cache));
       case "path":
         if (this.#platform.openPath === undefined) {
           throw new LowbitError("invalid_argument", `${source.path}: there are no paths here; give a URL, files or a handle`);
@@ -394,21 +485,27 @@ class Host {
     switch (target.kind) {
       case "memory": {
         const memory = new MemoryFolder("memory");
-        return { target: memory, existing: memory, readable: true, memory };
+        return { target: memory, existing: memory, readable: true, memory, inside: () => this.#place(target, caller) };
       }
       case "path": {
         if (this.#platform.targetAtPath === undefined) {
           throw new LowbitError("invalid_argument", `${target.path}: there are no paths here; give a directory handle`);
         }
-        return { ...(await this.#platform.targetAtPath(target.path)), readable: true };
+        const inside = (name: string) => this.#place({ kind: "path", path: `${target.path}/${name}` }, caller);
+        return { ...(await this.#platform.targetAtPath(target.path)), readable: true, inside };
       }
       case "opfs":
+        return this.#place({ kind: "directory", handle: await opfsDirectory(target.path) }, caller);
       case "directory": {
-        const handle = target.kind === "opfs" ? await opfsDirectory(target.path) : target.handle;
-        return { target: directoryTarget(handle), existing: directoryFolder(handle), readable: true };
+        const { handle } = target;
+        const inside = async (name: string) =>
+          this.#place({ kind: "directory", handle: await handle.getDirectoryHandle(name, { create: true }) }, caller);
+        return { target: directoryTarget(handle), existing: directoryFolder(handle), readable: true, inside };
       }
-      case "remote":
-        return { target: callerTarget(target.id, caller), existing: EMPTY, readable: false };
+      case "remote": {
+        const inside = () => Promise.reject(new LowbitError("invalid_argument", "streams hold no folders"));
+        return { target: callerTarget(target.id, caller), existing: EMPTY, readable: false, inside };
+      }
     }
   }
 
@@ -427,14 +524,20 @@ class Host {
   }
 }
 
-async function fromUrl(url: string, get: Fetch): Promise<{ folder: Folder } | { file: OpenFile }> {
+async function fromUrl(url: string, get: Fetch, store?: Store): Promise<{ folder: Folder } | { file: OpenFile }> {
   const isFile = new URL(url).pathname.toLowerCase().endsWith(".gguf");
-  return isFile ? { file: await openUrlFile(url, get) } : { folder: urlFolder(url, get) };
+  return isFile ? { file: await openUrlFile(url, get, store) } : { folder: urlFolder(url, get, store) };
 }
 
 function folderOf(opened: { folder: Folder } | { file: OpenFile }): Folder {
   if ("folder" in opened) return opened.folder;
   throw new LowbitError("invalid_argument", `${opened.file.name}: expected a folder with a tokenizer.json but found a file`);
+}
+
+async function readJson(folder: Folder, name: string): Promise<unknown> {
+  const file = await folder.open(name);
+  if (file === undefined) throw new LowbitError("not_found", `${folder.name}: expected ${name} but found none`);
+  return JSON.parse(new TextDecoder().decode(await file.read(0, file.size)));
 }
 
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];

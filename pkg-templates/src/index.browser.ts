@@ -1,7 +1,14 @@
 import { api } from "./api.js";
+import { toolsOf } from "./tools.js";
 import { platform } from "./browser.js";
 
 export * from "./exports.js";
+const functions = api(platform);
+
 export const {
-  createEngine, openCheckpoint, quantize, dequantize, convert, loadModel, validate, perplexity, compare, plan, capabilities,
-} = api(platform);
+  createEngine, openCheckpoint, quantize, dequantize, convert, loadModel, validate, auto, perplexity, compare, plan, capabilities,
+  cache,
+} = functions;
+
+/** The main functions as tools that a language model can call. */
+export const tools = toolsOf(functions);

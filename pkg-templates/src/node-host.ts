@@ -1,11 +1,11 @@
 /** The engine's side in Node, Deno and Bun. */
-import { randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { createHash, randomBytes } from "node:crypto";
+import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, writeFile, type FileHandle } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { asLowbitError, LowbitError } from "./errors.js";
-import type { Folder, HostPlatform, OpenFile, Scratch, Sink, TargetFolder } from "./platform.js";
+import type { Folder, HostPlatform, OpenFile, Scratch, Sink, Store, TargetFolder } from "./platform.js";
 
 /** How the names of unfinished files end, as the command line's do. */
 const UNFINISHED = ".lowbit.tmp";
@@ -153,6 +153,37 @@ async function scratch(): Promise<Scratch> {
   };
 }
 
+/** Files in the user's folder for such things: `NAME.bin` with the bytes, and `NAME.key` with the key. */
+async function store(): Promise<Store> {
+  const folder = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "lowbit");
+  const place = (key: string, end: string) => join(folder, createHash("sha256").update(key).digest("hex") + end);
+  const write = async (path: string, bytes: Uint8Array | string) => {
+    const unfinished = `${path}.${randomBytes(6).toString("hex")}${UNFINISHED}`;
+    await writeFile(unfinished, bytes);
+    await rename(unfinished, path);
+  };
+  return {
+    get: async (key) => {
+      const bytes = await readFile(place(key, ".bin")).catch(() => undefined);
+      return bytes && new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+    },
+    put: async (key, bytes) => {
+      await mkdir(folder, { recursive: true });
+      await write(place(key, ".bin"), bytes);
+      await write(place(key, ".key"), key);
+    },
+    keys: async () => {
+      const names = await readdir(folder).catch(() => [] as string[]);
+      const keys = names.filter((name) => name.endsWith(".key"));
+      return Promise.all(keys.map((name) => readFile(join(folder, name), "utf8")));
+    },
+    delete: async (key) => {
+      await rm(place(key, ".key"), { force: true });
+      await rm(place(key, ".bin"), { force: true });
+    },
+  };
+}
+
 /** The part of the optional package `webgpu` that is used. */
 interface Dawn {
   create(options: string[]): unknown;
@@ -205,6 +236,7 @@ export const platform: HostPlatform = {
     return { target: target(place), existing: folder(place) };
   },
   scratch,
+  store,
   prepareGpu,
   turn: () => setImmediate(),
 };

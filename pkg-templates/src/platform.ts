@@ -40,6 +40,14 @@ export interface Scratch {
   dispose(): Promise<void>;
 }
 
+/** Named bytes that outlast a visit. */
+export interface Store {
+  get(key: string): Promise<Uint8Array | undefined>;
+  put(key: string, bytes: Uint8Array): Promise<void>;
+  keys(): Promise<string[]>;
+  delete(key: string): Promise<void>;
+}
+
 /** What a WebAssembly module is made from. */
 export type ModuleSource = BufferSource | Response | URL | WebAssembly.Module;
 
@@ -50,6 +58,8 @@ export interface HostPlatform {
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
   targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;
   scratch(): Promise<Scratch>;
+  /** What keeps downloads; `undefined` where nothing does. */
+  store(): Promise<Store | undefined>;
   /** Makes `navigator.gpu` be there, where that takes doing. Rejects with `no_device` where there is no way. */
   prepareGpu(): Promise<void>;
   /** Gives the event loop a turn. */

@@ -26,7 +26,8 @@ export function sourceSpec(
     if (platform.isPath(source)) return { kind: "path", path: source };
     if (REPOSITORY.test(source)) {
       const revision = encodeURIComponent(options.revision ?? "main");
-      return urlSpec(`${HUB}/${source}/resolve/${revision}/`, options, platform, remotes);
+      const url = `${HUB}/${source}/resolve/${revision}/`;
+      return urlSpec(url, { ...options, cache: options.cache ?? true }, platform, remotes);
     }
     if (typeof location !== "undefined") return urlSpec(new URL(source, location.href).href, options, platform, remotes);
     throw new LowbitError(
@@ -57,9 +58,9 @@ function urlSpec(href: string, options: OpenOptions, platform: ClientPlatform, r
   const url = new URL(href);
   if (url.protocol === "file:") return { kind: "path", path: platform.isPath("/") ? fromFileUrl(url) : href };
   if (url.protocol === "opfs:") return { kind: "opfs", path: decodeURIComponent(url.pathname) };
-  const headers = options.headers ?? {};
-  if (options.fetch !== undefined) return { kind: "remoteUrl", url: href, id: remotes.fetch(options.fetch, headers) };
-  return { kind: "url", url: href, headers };
+  const { headers = {}, cache = false } = options;
+  if (options.fetch !== undefined) return { kind: "remoteUrl", url: href, id: remotes.fetch(options.fetch, headers), cache };
+  return { kind: "url", url: href, headers, cache };
 }
 
 function fromFileUrl(url: URL): string {

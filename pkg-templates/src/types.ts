@@ -50,6 +50,11 @@ export interface OpenOptions {
   revision?: string;
   /** Headers of the requests, such as `{authorization: "Bearer ..."}`. */
   headers?: Record<string, string>;
+  /**
+   * Keep what is downloaded, so that a second visit needs no network: in the browser's cache storage, or in `~/.cache/lowbit`.
+   * Default: true for the hub, false for other URLs.
+   */
+  cache?: boolean;
   /** Makes the requests instead of the global `fetch`. */
   fetch?: typeof fetch;
   signal?: AbortSignal;
@@ -311,6 +316,8 @@ export interface GenerateResult {
   prompt_ids: number[];
   /** `stop`, `length`, ... */
   finish_reason: string;
+  /** Tokens of a chat's prompt that an earlier turn had run already. */
+  reused_tokens: number;
   tokens_per_second: number | null;
   prefill_seconds: number;
   /** Kernels that a GPU runs for one token. */
@@ -399,6 +406,65 @@ export interface ValidationReport {
   criteria: { name: string; limit: number; value: number | null; status: "passed" | "failed" | "inconclusive" }[];
   accepted: boolean;
   recommendation: string;
+}
+
+/** What a search for a good enough result tries, and by what it judges. */
+export interface AutoOptions extends JobOptions {
+  /** Texts to judge by, which the models have not seen. */
+  texts: string | readonly string[];
+  /** What the reports call the texts. */
+  name?: string;
+  /** Texts to learn from. `samples` here is of no importance; see `samples` below. */
+  calibration: Calibration | readonly string[];
+  /** Default: `gptq`. */
+  method?: "gptq" | "awq";
+  /** Where to begin. Default: what `plan` recommends for the size. */
+  bits?: 4 | 8;
+  /** Bytes that may be used, for that recommendation. */
+  memory?: number;
+  /** Numbers of calibration samples to try, growing. Default: 512, 2048. */
+  samples?: readonly number[];
+  /** How results are judged; see `ValidateOptions`. */
+  validate?: Pick<
+    ValidateOptions,
+    "context" | "stride" | "prompts" | "maxTokens" | "benchmark" | "speedRounds" | "activations" | "limits"
+  >;
+  /** Gets a folder for each attempt, and `quantization_summary.json`. Default: memory. Streams cannot be read again, so not those. */
+  target?: Exclude<Target, (file: string) => unknown>;
+  /** Hears what is tried and how it was judged. */
+  onEvent?: (event: AutoEvent) => void;
+}
+
+export type AutoEvent =
+  | { kind: "checkpoint"; name: string; reason: string; rungs: string[] }
+  | { kind: "attempt"; name: string; raised: string[] }
+  | { kind: "judged"; name: string; report: ValidationReport; judgement: "good" | "bad" | "hopeless" };
+
+/** `quantization_summary.json`: all attempts. */
+export interface Summary {
+  schema: "lowbit.summary/1";
+  variants: {
+    path: string;
+    method: string;
+    scheme: string;
+    bits_per_weight: number;
+    bytes: number;
+    perplexity: number | null;
+    perplexity_increase: number | null;
+    tokens_per_second: number | null;
+    accepted: boolean;
+    recommendation: string;
+    attempt?: {
+      name: string;
+      checkpoint: string;
+      samples: number;
+      tokens: number;
+      raised: string[];
+      failed: string[];
+      good: boolean;
+    };
+  }[];
+  outcome?: { accepted: string | null; recommendation: string };
 }
 
 export interface CompareOptions extends JobOptions {

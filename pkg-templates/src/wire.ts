@@ -4,10 +4,11 @@
  * Not here: what the caller sees (`types.ts`).
  */
 import { createBirpc, type BirpcReturn } from "birpc";
+import type { CachedFile } from "./cache.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
 import type {
-  Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
-  PlanOptions, Progress, QuantizeSummary, ValidationReport,
+  AutoEvent, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
+  PlanOptions, Progress, QuantizeSummary, Summary, ValidationReport,
 } from "./types.js";
 
 /** One file: bytes that travel, or a file that stays with the caller and is read from there. */
@@ -19,11 +20,11 @@ export type FileSpec =
 /** Where a checkpoint is. */
 export type SourceSpec =
   | { kind: "files"; name: string; files: Record<string, FileSpec> }
-  | { kind: "url"; url: string; headers?: Record<string, string> }
+  | { kind: "url"; url: string; headers?: Record<string, string>; cache: boolean }
   | { kind: "path"; path: string }
   | { kind: "opfs"; path: string }
   | { kind: "directory"; handle: FileSystemDirectoryHandle }
-  | { kind: "remoteUrl"; url: string; id: number };
+  | { kind: "remoteUrl"; url: string; id: number; cache: boolean };
 
 /** Where files are written. */
 export type TargetSpec =
@@ -47,6 +48,12 @@ export interface Written<T> {
   folder?: number;
 }
 
+/** How a search ended; the good result, where there is one. */
+export interface Searched {
+  outcome: { summary: Summary; reports: ValidationReport[] };
+  accepted?: Written<QuantizeSummary>;
+}
+
 /** Modules that the caller brings: what structured clone can carry, or the text of a URL. */
 export type GivenModules = Readonly<Record<string, BufferSource | WebAssembly.Module | string>>;
 
@@ -67,10 +74,14 @@ export interface HostFunctions {
   logits(job: number, model: number, ids: Uint32Array): Promise<Float32Array>;
   perplexity(job: number, model: number, request: object): Promise<PerplexityResult>;
   validate(job: number, original: number, quantized: number, request: object): Promise<ValidationReport>;
+  auto(job: number, checkpoints: readonly number[], request: object, target: TargetSpec): Promise<Searched>;
   compare(job: number, a: number, b: number, request: object): Promise<Comparison[]>;
   encode(checkpoint: number, text: string): Promise<Uint32Array>;
   decode(checkpoint: number, ids: Uint32Array): Promise<string>;
   capabilities(): Promise<Omit<Capabilities, "worker">>;
+  listCache(): Promise<CachedFile[]>;
+  /** Of one URL, or all. */
+  deleteCache(url?: string): Promise<void>;
   abort(job: number): Promise<void>;
   disposeCheckpoint(id: number): Promise<void>;
   disposeModel(id: number): Promise<void>;
@@ -80,6 +91,8 @@ export interface HostFunctions {
 export interface ClientFunctions {
   /** An event: nobody waits for it. */
   progress(job: number, progress: Omit<Progress, "etaSeconds">): void;
+  /** An event of a search. */
+  told(job: number, event: AutoEvent): void;
   /** The engine waits until the piece is taken. */
   piece(job: number, text: string, tokenId: number): Promise<void>;
   readFile(id: number, offset: number, length: number): Promise<Uint8Array>;

@@ -52,6 +52,40 @@ pub struct Piece {
     pub finished: Option<FinishReason>,
 }
 
+/// What a model has seen, kept from one generation to the next: where the next prompt begins like it, as that of a chat does,
+/// only the rest is computed.
+pub struct Session<B: Backend> {
+    cache: KvCache<B>,
+    /// The tokens in the cache.
+    tokens: Vec<u32>,
+}
+
+/// Positions that a session has room for at least.
+const LEAST_ROOM: usize = 128;
+
+impl<B: Backend> Session<B> {
+    /// Room for `needed` positions, with a beginning of `prompt` that is there already, and how long that is. At least the
+    /// last token of a prompt is run again: what follows it is not kept.
+    fn prepare(
+        session: Option<Self>,
+        model: &mut CausalLm<B>,
+        prompt: &[u32],
+        needed: usize,
+    ) -> Result<(KvCache<B>, usize)> {
+        if let Some(Self { mut cache, tokens }) = session
+            && cache.capacity() >= needed
+        {
+            let same = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+            let kept = same.min(prompt.len() - 1);
+            cache.truncate(kept);
+            return Ok((cache, kept));
+        }
+        // More than is needed now, so that a chat that grows does not begin anew at every turn.
+        let capacity = needed.next_power_of_two().max(LEAST_ROOM).min(model.config().max_position_embeddings);
+        Ok((model.new_cache(capacity.max(needed))?, 0))
+    }
+}
+
 /// A generation under way. Dropping it stops it.
 pub struct Generation<'m, B: Backend> {
     model: &'m mut CausalLm<B>,
@@ -62,6 +96,7 @@ pub struct Generation<'m, B: Backend> {
     /// Prompt and output.
     tokens: Vec<u32>,
     prompt_len: usize,
+    reused: usize,
     next: Next,
     wanted: Wanted,
     finished: bool,
@@ -87,6 +122,40 @@ impl<'m, B: Backend> Generation<'m, B> {
         prompt_ids: &[u32],
         options: &GenerateOptions,
         control: &dyn Control,
+    ) -> Result<Self> {
+        Self::begin(model, codec, prompt_ids, options, control, |model, needed| {
+            Ok((model.new_cache(needed)?, 0))
+        })
+        .await
+    }
+
+    /// As [`start`](Self::start), with what an earlier generation of the same model has left by
+    /// [`into_session`](Self::into_session). Positions that are kept were computed in other chunks than a fresh run would
+    /// compute them in; on a GPU their last bits can differ.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start)'s; the session is lost then.
+    pub async fn resume(
+        model: &'m mut CausalLm<B>,
+        codec: &'m dyn TextCodec,
+        prompt_ids: &[u32],
+        options: &GenerateOptions,
+        control: &dyn Control,
+        session: Option<Session<B>>,
+    ) -> Result<Self> {
+        Self::begin(model, codec, prompt_ids, options, control, |model, needed| {
+            Session::prepare(session, model, prompt_ids, needed)
+        })
+        .await
+    }
+
+    async fn begin(
+        model: &'m mut CausalLm<B>,
+        codec: &'m dyn TextCodec,
+        prompt_ids: &[u32],
+        options: &GenerateOptions,
+        control: &dyn Control,
+        room: impl FnOnce(&mut CausalLm<B>, usize) -> Result<(KvCache<B>, usize)>,
     ) -> Result<Self> {
         if prompt_ids.is_empty() {
             return Err(Error::invalid_argument("expected a prompt of at least one token"));
@@ -117,9 +186,9 @@ impl<'m, B: Backend> Generation<'m, B> {
         } else {
             TextStream::new(Codec(codec))
         };
-        let mut cache = model.new_cache(needed)?;
+        let (mut cache, reused) = room(model, needed)?;
         let wanted = sampler.wanted(model.config().vocab_size);
-        let next = model.forward_next(prompt_ids, &mut cache, wanted, control).await?;
+        let next = model.forward_next(&prompt_ids[reused..], &mut cache, wanted, control).await?;
         Ok(Self {
             model,
             cache,
@@ -127,6 +196,7 @@ impl<'m, B: Backend> Generation<'m, B> {
             stop,
             stream,
             prompt_len: prompt_ids.len(),
+            reused,
             tokens: prompt_ids.to_vec(),
             next,
             wanted,
@@ -171,6 +241,18 @@ impl<'m, B: Backend> Generation<'m, B> {
     /// Kernels that the device has run so far; `None` where it has none.
     pub fn dispatches(&self) -> Option<u64> {
         self.model.dispatches()
+    }
+
+    /// Tokens of the prompt that were not run again.
+    pub fn reused(&self) -> usize {
+        self.reused
+    }
+
+    /// What [`resume`](Self::resume) takes.
+    pub fn into_session(self) -> Session<B> {
+        let Self { cache, mut tokens, .. } = self;
+        tokens.truncate(cache.len());
+        Session { cache, tokens }
     }
 
     /// The tokens generated so far.

@@ -10,7 +10,7 @@ use super::scratch::{JsScratch, ScratchOfJs};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::read_quantization_record;
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::{self, CpuBackend};
 use crate::backend::gpu::{self, GpuBackend, GpuOptions};
 use crate::error::{Context, Result};
 use crate::model::Checkpoint;
@@ -42,17 +42,14 @@ pub async fn validate_checkpoints(
     to_value(&run.await.map_err(to_js)?)
 }
 
-async fn judge(
+/// The text, tokenized, and everything that is measured on it and beside it.
+pub(super) fn prepared(
     original: &Checkpoint,
-    quantized: &Checkpoint,
+    method: String,
     request: &ValidateRequest,
     codec: &CodecOfJs,
-    scratch: &ScratchOfJs,
-    control: &ControlOfJs,
-) -> Result<ValidationReport> {
+) -> Result<(Dataset, ValidateOptions)> {
     let data = Dataset::new(request.name.as_deref().unwrap_or("text"), &request.text, codec)?;
-    let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let method = record.map_or_else(|| "unknown".to_owned(), |record| record.method);
     let mut options = request.options(method, original.config())?;
     options.limits.validate()?;
     options.prompts = if request.prompts.is_empty() {
@@ -64,6 +61,20 @@ async fn judge(
     if let Some(lines) = &request.benchmark {
         options.benchmark = parse_jsonl(lines.as_bytes()).context_with(|| "benchmark")?;
     }
+    Ok((data, options))
+}
+
+async fn judge(
+    original: &Checkpoint,
+    quantized: &Checkpoint,
+    request: &ValidateRequest,
+    codec: &CodecOfJs,
+    scratch: &ScratchOfJs,
+    control: &ControlOfJs,
+) -> Result<ValidationReport> {
+    let record = read_quantization_record(quantized.dir().as_ref()).await?;
+    let method = record.map_or_else(|| "unknown".to_owned(), |record| record.method);
+    let (data, options) = prepared(original, method, request, codec)?;
     let clock = || control.seconds();
     let around = Surroundings { codec, clock: &clock, scratch, control };
     let load = request.load();
@@ -112,7 +123,13 @@ async fn continued(
     let prompts = continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?;
     let (mut model, _) = load(checkpoint, &request.load(), control).await?;
     let tokens = request.max_tokens();
-    on_model!(&mut model, model => continuations::continue_all(model, codec, &prompts, tokens, control).await)
+    on_model!(&mut model, of => continuations::continue_all(&mut of.model, codec, &prompts, tokens, control).await)
+}
+
+/// Fails where the kernels of this module do not compute what they should: some runtimes translate instructions wrongly.
+#[wasm_bindgen(js_name = selfCheck)]
+pub fn self_check() -> JsResult<()> {
+    cpu::self_check().map_err(to_js)
 }
 
 #[derive(Serialize)]

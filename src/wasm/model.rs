@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::error::{Error, ErrorCode, Result};
-use crate::generate::Generation;
+use crate::generate::{Generation, Session};
 use crate::model::decoder::{Logits, working_bytes};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::task::Control;
@@ -25,8 +25,20 @@ use wasm_bindgen::{JsCast, JsValue};
 
 /// A model on either device.
 pub(super) enum AnyModel {
-    Cpu(Box<CausalLm<CpuBackend>>),
-    Gpu(Box<CausalLm<GpuBackend>>),
+    Cpu(Box<Loaded<CpuBackend>>),
+    Gpu(Box<Loaded<GpuBackend>>),
+}
+
+/// A model, and what it has seen of a chat.
+pub(super) struct Loaded<B: Backend> {
+    pub(super) model: CausalLm<B>,
+    session: Option<Session<B>>,
+}
+
+impl<B: Backend> Loaded<B> {
+    fn new(model: CausalLm<B>) -> Box<Self> {
+        Box::new(Self { model, session: None })
+    }
 }
 
 /// Runs the same expression on either model.
@@ -94,6 +106,8 @@ struct Generated {
     token_ids: Vec<u32>,
     prompt_ids: Vec<u32>,
     finish_reason: &'static str,
+    /// Tokens of the prompt that an earlier turn of the chat had run already.
+    reused_tokens: usize,
     /// Of decoding; null when only one token was generated.
     tokens_per_second: Option<f64>,
     prefill_seconds: f64,
@@ -138,14 +152,14 @@ pub(super) async fn load(
             CausalLm::load(gpu, checkpoint, options, control).await
         };
         match on_gpu.await {
-            Ok(model) => return Ok((AnyModel::Gpu(Box::new(model)), None)),
+            Ok(model) => return Ok((AnyModel::Gpu(Loaded::new(model)), None)),
             Err(error) if may_fall_back(device, &error) => why_cpu = Some(error),
             Err(error) => return Err(error),
         }
     }
     refuse_what_does_not_fit(checkpoint)?;
     let model = CausalLm::load(CpuBackend::new(), checkpoint, options, control).await?;
-    Ok((AnyModel::Cpu(Box::new(model)), why_cpu))
+    Ok((AnyModel::Cpu(Loaded::new(model)), why_cpu))
 }
 
 /// What this module's memory can hold beside the engine itself: addresses have 32 bits.
@@ -181,9 +195,9 @@ impl ModelHandle {
         };
         let (model, why_cpu) = run.await.map_err(to_js)?;
         let config = checkpoint.config();
-        let about = on_model!(&model, model => About {
-            device: model.capabilities().device.clone(),
-            activations: model.activations().name(),
+        let about = on_model!(&model, of => About {
+            device: of.model.capabilities().device.clone(),
+            activations: of.model.activations().name(),
             why_cpu: why_cpu.map(|error| error.to_string()),
             max_position_embeddings: config.max_position_embeddings,
             vocab_size: config.vocab_size,
@@ -196,10 +210,12 @@ impl ModelHandle {
         to_value(&self.about)
     }
 
-    /// Continues a prompt. `on_piece` is given `{token_id, text}` for each token; the model waits for what it returns.
+    /// Continues a prompt. `on_piece` is given `{token_id, text}` for each token; the model waits for what it returns. In a
+    /// `chat`, what the model has seen is kept for the next turn.
     pub async fn generate(
         &self,
         prompt_ids: Vec<u32>,
+        chat: bool,
         request: JsValue,
         codec: JsCodec,
         on_piece: Function,
@@ -210,8 +226,8 @@ impl ModelHandle {
             let mut held = held?;
             let request: GenerateRequest = from_value(request, "generate")?;
             let (codec, control) = (CodecOfJs(codec), ControlOfJs::new(control));
-            let prompt = Prompt { ids: prompt_ids, request, on_piece };
-            on_model!(held.get(), model => prompt.run(model, &codec, &control).await)
+            let prompt = Prompt { ids: prompt_ids, chat, request, on_piece };
+            on_model!(held.get(), of => prompt.run(of, &codec, &control).await)
         };
         to_value(&run.await.map_err(to_js)?)
     }
@@ -221,7 +237,7 @@ impl ModelHandle {
         let held = Held::take(&self.model);
         let run = async {
             let mut held = held?;
-            on_model!(held.get(), model => logits(model, &ids, &ControlOfJs::new(control)).await)
+            on_model!(held.get(), of => logits(&mut of.model, &ids, &ControlOfJs::new(control)).await)
         };
         run.await.map_err(to_js)
     }
@@ -238,7 +254,7 @@ impl ModelHandle {
             let mut held = held?;
             let request: PerplexityRequest = from_value(request, "perplexity")?;
             let control = ControlOfJs::new(control);
-            on_model!(held.get(), model => perplexity(model, &request, &CodecOfJs(codec), &control).await)
+            on_model!(held.get(), of => perplexity(&mut of.model, &request, &CodecOfJs(codec), &control).await)
         };
         to_value(&run.await.map_err(to_js)?)
     }
@@ -246,6 +262,7 @@ impl ModelHandle {
 
 struct Prompt {
     ids: Vec<u32>,
+    chat: bool,
     request: GenerateRequest,
     on_piece: Function,
 }
@@ -253,13 +270,18 @@ struct Prompt {
 impl Prompt {
     async fn run<B: Backend>(
         self,
-        model: &mut CausalLm<B>,
+        loaded: &mut Loaded<B>,
         codec: &CodecOfJs,
         control: &ControlOfJs,
     ) -> Result<Generated> {
+        let Loaded { model, session } = loaded;
         let options = self.request.options();
         let start = control.seconds();
-        let mut generation = Generation::start(model, codec, &self.ids, &options, control).await?;
+        let mut generation = if self.chat {
+            Generation::resume(model, codec, &self.ids, &options, control, session.take()).await?
+        } else {
+            Generation::start(model, codec, &self.ids, &options, control).await?
+        };
         let prefill_seconds = control.seconds() - start;
         let dispatches_before = generation.dispatches();
         let start = control.seconds();
@@ -272,6 +294,10 @@ impl Prompt {
         let seconds = control.seconds() - start;
         let token_ids = generation.token_ids().to_vec();
         let dispatches = generation.dispatches().zip(dispatches_before).map(|(after, before)| after - before);
+        let reused_tokens = generation.reused();
+        if self.chat {
+            *session = Some(generation.into_session());
+        }
         // The first token comes from the prompt's pass.
         let decoded = token_ids.len().saturating_sub(1);
         let timed = decoded > 0 && seconds > 0.0;
@@ -280,6 +306,7 @@ impl Prompt {
             token_ids,
             prompt_ids: self.ids,
             finish_reason,
+            reused_tokens,
             tokens_per_second: timed.then(|| decoded as f64 / seconds),
             prefill_seconds,
             dispatches_per_token: dispatches

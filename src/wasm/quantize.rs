@@ -12,7 +12,7 @@ use super::values::{JsResult, from_value, to_value};
 use crate::artifact::output::refuse_foreign;
 use crate::backend::cpu::CpuBackend;
 use crate::calibrate::samples::FEW_TOKENS;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
 use crate::pipeline::select::plan_modules;
@@ -90,11 +90,6 @@ impl Work<'_> {
         let outcome = match &request.calibration {
             None => quantize(checkpoint, &options, target, Some(existing), control).await?,
             Some(calibration) => {
-                if calibration.needs_codec() && codec.is_none() {
-                    return Err(Error::invalid_argument(
-                        "calibration texts need a tokenizer; give `tokens` instead",
-                    ));
-                }
                 let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
                 let samples = calibration.samples(checkpoint.config(), codec)?;
                 if samples.tokens() < FEW_TOKENS {

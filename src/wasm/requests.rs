@@ -8,6 +8,7 @@ use crate::generate::{GenerateOptions, SamplerOptions};
 use crate::layout::{GptqZeros, OpenOptions, TargetLayout};
 use crate::model::ModelConfig;
 use crate::pipeline::QuantizeOptions;
+use crate::pipeline::auto::AutoOptions;
 use crate::quant::{Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ScaleRule};
 use crate::recipe::Recipe;
 use crate::tokenizer::{TextCodec, unify_line_ends};
@@ -185,24 +186,65 @@ impl CalibrationRequest {
         !self.texts.is_empty()
     }
 
-    pub(super) fn samples(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
+    /// The tokens of all texts, end to end, and what stands in front of each sample.
+    pub(super) fn tokens(
+        &self,
+        config: &ModelConfig,
+        codec: Option<&dyn TextCodec>,
+    ) -> Result<(Vec<u32>, Option<u32>)> {
         let mut tokens = Vec::new();
         let mut bos = config.bos_token_id;
-        if let Some(codec) = codec.filter(|_| self.needs_codec()) {
+        if self.needs_codec() {
+            let codec = codec.ok_or_else(|| {
+                Error::invalid_argument("calibration texts need a tokenizer; give `tokens` instead")
+            })?;
             bos = codec.bos_token_id();
             for text in &self.texts {
                 tokens.extend(codec.encode(&unify_line_ends(text))?);
             }
         }
         tokens.extend(&self.tokens);
-        let options = SampleOptions {
+        Ok((tokens, bos))
+    }
+
+    /// How they are cut.
+    pub(super) fn cut(&self, config: &ModelConfig) -> SampleOptions {
+        SampleOptions {
             samples: self.samples.unwrap_or(SAMPLES),
             sequence_length: self.sequence_length.unwrap_or(LONGEST.min(config.max_position_embeddings)),
             shuffle: self.seed,
-        };
-        let samples = Samples::new(&tokens, bos, &options)?;
+        }
+    }
+
+    pub(super) fn samples(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
+        let (tokens, bos) = self.tokens(config, codec)?;
+        let samples = Samples::new(&tokens, bos, &self.cut(config))?;
         samples.check_vocabulary(config.vocab_size)?;
         Ok(samples)
+    }
+}
+
+/// What a search tries, and by what it judges.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct AutoRequest {
+    method: Option<Method>,
+    bits: Option<u32>,
+    memory: Option<u64>,
+    samples: Option<Vec<usize>>,
+    pub(super) calibration: CalibrationRequest,
+    pub(super) validate: ValidateRequest,
+}
+
+impl AutoRequest {
+    pub(super) fn options(&self) -> Result<AutoOptions> {
+        let usual = AutoOptions::default();
+        Ok(AutoOptions {
+            method: self.method.unwrap_or(usual.method),
+            bits: self.bits.map(Bits::try_from).transpose()?,
+            memory: self.memory,
+            samples: self.samples.clone().unwrap_or(usual.samples),
+        })
     }
 }
 

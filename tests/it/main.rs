@@ -20,6 +20,7 @@ mod peers;
 mod real_models;
 mod recipe;
 mod round_trip;
+mod session;
 mod shipped_model;
 mod support;
 mod terminal;

@@ -6,6 +6,7 @@
 mod demo;
 mod interop;
 mod libtest;
+mod nodetest;
 mod package;
 mod process;
 mod setup;

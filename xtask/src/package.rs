@@ -21,7 +21,7 @@ pub struct Options {
 }
 
 /// The folder of the package's own files.
-fn templates() -> PathBuf {
+pub fn templates() -> PathBuf {
     root().join("pkg-templates")
 }
 
@@ -53,7 +53,7 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     for module in wasm::MODULES {
         step(&format!("module {}", module.name), || wasm::build(&module, options.fast, &modules))?;
     }
-    step("npm packages", install)?;
+    step("npm packages", || install(&templates()))?;
     step("package", || assemble(&modules, &folder))?;
     if !options.fast {
         step("sizes", || sizes(&folder))?;
@@ -68,18 +68,22 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Installs what builds the package, as `package-lock.json` has it, where that is not done yet.
-pub fn install() -> Result<(), String> {
-    let lock = templates().join("package-lock.json");
-    let stamp = templates().join("node_modules/.lowbit-installed");
-    let wanted = read(&lock)?;
+/// Installs a folder's npm packages, as its `package-lock.json` has them, where that is not done yet.
+pub fn install(folder: &Path) -> Result<(), String> {
+    let stamp = folder.join("node_modules/.lowbit-installed");
+    let wanted = read(&folder.join("package-lock.json"))?;
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     let mut npm = program("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
-    npm.current_dir(templates());
+    npm.current_dir(folder);
     execute(npm)?;
     write(&stamp, &wanted)
+}
+
+/// What `npm pack` makes.
+pub fn tarball() -> PathBuf {
+    target_dir().join(concat!("package/lowbit-", env!("CARGO_PKG_VERSION"), ".tgz"))
 }
 
 fn assemble(modules: &Path, folder: &Path) -> Result<(), String> {
@@ -110,8 +114,12 @@ fn assemble(modules: &Path, folder: &Path) -> Result<(), String> {
     for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
         copy(&root().join(licence), &folder.join(licence))?;
     }
-    // The one library whose text is in the bundles.
-    copy(&templates().join("node_modules/birpc/LICENSE"), &folder.join("licenses/birpc.txt"))
+    // The libraries whose text is in the bundles.
+    copy(&templates().join("node_modules/birpc/LICENSE"), &folder.join("licenses/birpc.txt"))?;
+    copy(
+        &templates().join("node_modules/wasm-feature-detect/LICENSE"),
+        &folder.join("licenses/wasm-feature-detect.txt"),
+    )
 }
 
 fn bundle(dist: &Path, entries: &[&str], arguments: &[&str]) -> Result<(), String> {

@@ -42,6 +42,24 @@ const FOR_GPU_TESTS: &[Need] = &[
     },
 ];
 
+/// The browsers in which the package is tried. Without one its tests are skipped, and say so.
+const FOR_BROWSER_TESTS: &[Need] = &[
+    Need {
+        probe: &[
+            "sh",
+            "-c",
+            "command -v chromium || command -v chromium-browser || command -v google-chrome",
+        ],
+        package: "chromium",
+        reason: "the package and the demo page are tried in it",
+    },
+    Need {
+        probe: &["sh", "-c", "command -v firefox-esr || command -v firefox"],
+        package: "firefox-esr",
+        reason: "the package is tried in it",
+    },
+];
+
 /// For `package`.
 pub const FOR_PACKAGE: &[Need] = &[
     Need {
@@ -97,6 +115,15 @@ pub fn gpu() {
         && let Err(message) = system(FOR_GPU_TESTS)
     {
         println!("note: tests of the GPU backend may be skipped: {message}");
+    }
+}
+
+/// Installs browsers on Debian, where that is possible. Tests can do without.
+pub fn browsers() {
+    if cfg!(target_os = "linux")
+        && let Err(message) = system(FOR_BROWSER_TESTS)
+    {
+        println!("note: tests in browsers may be skipped: {message}");
     }
 }
 

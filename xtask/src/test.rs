@@ -4,6 +4,8 @@
 //! a failure, so that one run shows all of them. The last line of the output is `N passed, N failed, N skipped`.
 
 use crate::libtest::{Reading, Tally};
+use crate::nodetest;
+use crate::package;
 use crate::process::{Outcome, cargo, line_of, run as execute, step};
 use crate::setup;
 use std::io::{BufRead, BufReader};
@@ -12,9 +14,12 @@ use std::process::{Command, ExitCode, Stdio};
 /// Lints without the command line, as the npm package's modules are built.
 const WASM_FEATURES: [&[&str]; 3] = [
     &["--no-default-features"],
-    &["--no-default-features", "--features", "tokenizer"],
-    &["--no-default-features", "--features", "gpu"],
+    &["--no-default-features", "--features", "engine"],
+    &["--no-default-features", "--features", "tokenizer-module"],
 ];
+
+/// Tests of the npm package, by Node's own runner.
+const NODE_TESTS: [&str; 2] = ["tests/js", "tests/packaging"];
 
 /// Runs all steps.
 ///
@@ -23,7 +28,9 @@ const WASM_FEATURES: [&[&str]; 3] = [
 pub fn run() -> Outcome {
     step("set-up", || {
         setup::system(setup::FOR_TESTS)?;
+        setup::system(setup::FOR_PACKAGE)?;
         setup::gpu();
+        setup::browsers();
         setup::rust()
     })?;
     step("formatting", || {
@@ -44,7 +51,12 @@ pub fn run() -> Outcome {
         doc.env("RUSTDOCFLAGS", "-D warnings");
         execute(doc)
     })?;
-    let tally = step("tests", || cargo_test(cargo(&["test", "--workspace", "--no-fail-fast"]), &[]))?;
+    let mut tally = step("tests", || cargo_test(cargo(&["test", "--workspace", "--no-fail-fast"]), &[]))?;
+    package::build(package::Options { fast: true })?;
+    step("types of the package", nodetest::types)?;
+    for folder in NODE_TESTS {
+        tally += step(folder, || nodetest::run(folder))?;
+    }
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,0 +1,185 @@
+//! The search for a good enough result. Floor 9.
+
+use super::checkpoint::CheckpointHandle;
+use super::codec::{CodecOfJs, JsCodec};
+use super::control::{ControlOfJs, JsControl};
+use super::error::{from_js, to_js};
+use super::judge::prepared;
+use super::requests::AutoRequest;
+use super::scratch::{JsScratch, ScratchOfJs};
+use super::sink::{JsTarget, TargetOfJs};
+use super::source::{FolderOfJs, JsFolder};
+use super::values::{JsResult, from_value, settled, to_value};
+use crate::backend::cpu::CpuBackend;
+use crate::calibrate::SampleOptions;
+use crate::error::{Error, Result};
+use crate::format::sink::SinkDir;
+use crate::format::source::SourceDir;
+use crate::model::Checkpoint;
+use crate::pipeline::auto::ladder::{Judgement, Rung};
+use crate::pipeline::auto::{AutoOutcome, AutoSurroundings, Candidate, Event, Outputs, auto};
+use crate::task::BoxFuture;
+use crate::tokenizer::TextCodec;
+use crate::validate::report::ValidationReport;
+use crate::validate::run::ValidateOptions;
+use crate::validate::windows::Dataset;
+use js_sys::{Function, Promise};
+use serde::Serialize;
+use std::cell::RefCell;
+use std::rc::Rc;
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen::{JsCast, JsValue};
+
+#[wasm_bindgen]
+extern "C" {
+    /// `{summary: JsTarget, create(name): Promise<JsTarget>, open(name): Promise<JsFolder>}`
+    pub type JsOutputs;
+
+    #[wasm_bindgen(method, getter)]
+    fn summary(this: &JsOutputs) -> JsTarget;
+
+    #[wasm_bindgen(method, catch)]
+    fn create(this: &JsOutputs, name: &str) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn open(this: &JsOutputs, name: &str) -> Result<Promise, JsValue>;
+}
+
+struct OutputsOfJs {
+    outputs: JsOutputs,
+    summary: TargetOfJs,
+}
+
+impl Outputs for OutputsOfJs {
+    fn summary(&self) -> &dyn SinkDir {
+        &self.summary
+    }
+
+    fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>> {
+        Box::pin(async move {
+            let target = settled(self.outputs.create(name).map_err(|error| from_js(&error))?).await?;
+            Ok(Box::new(TargetOfJs::new(target.unchecked_into())) as Box<dyn SinkDir>)
+        })
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
+        Box::pin(async move {
+            let folder = settled(self.outputs.open(name).map_err(|error| from_js(&error))?).await?;
+            Ok(Rc::new(FolderOfJs::new(folder.unchecked_into::<JsFolder>())) as Rc<dyn SourceDir>)
+        })
+    }
+}
+
+/// A search under preparation: its checkpoints, the preferred one first.
+#[wasm_bindgen]
+#[derive(Default)]
+pub struct AutoJob {
+    candidates: RefCell<Vec<(Rc<Checkpoint>, JsCodec)>>,
+}
+
+/// What happens, as it happens.
+#[derive(Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Told<'a> {
+    Checkpoint { name: &'a str, reason: &'a str, rungs: Vec<String> },
+    Attempt { name: &'a str, raised: &'a [String] },
+    Judged { name: &'a str, report: &'a ValidationReport, judgement: Judgement },
+}
+
+impl<'a> From<&Event<'a>> for Told<'a> {
+    fn from(event: &Event<'a>) -> Self {
+        match *event {
+            Event::Checkpoint { name, reason, rungs } => {
+                Self::Checkpoint { name, reason, rungs: rungs.iter().map(Rung::name).collect() }
+            }
+            Event::Attempt { name, raised } => Self::Attempt { name, raised },
+            Event::Judged { name, report, judgement } => Self::Judged { name, report, judgement },
+        }
+    }
+}
+
+/// A checkpoint with its texts.
+struct Prepared {
+    checkpoint: Rc<Checkpoint>,
+    codec: CodecOfJs,
+    data: Dataset,
+    validate: ValidateOptions,
+    calibration: Vec<u32>,
+    bos_token_id: Option<u32>,
+    cut: SampleOptions,
+}
+
+impl Prepared {
+    fn new(checkpoint: Rc<Checkpoint>, codec: JsCodec, request: &AutoRequest) -> Result<Self> {
+        let codec = CodecOfJs(codec);
+        let (data, validate) = prepared(&checkpoint, String::new(), &request.validate, &codec)?;
+        let config = checkpoint.config();
+        let (calibration, bos_token_id) = request.calibration.tokens(config, Some(&codec))?;
+        let cut = request.calibration.cut(config);
+        Ok(Self { checkpoint, codec, data, validate, calibration, bos_token_id, cut })
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            checkpoint: &self.checkpoint,
+            codec: &self.codec as &dyn TextCodec,
+            data: &self.data,
+            validate: self.validate.clone(),
+            calibration: &self.calibration,
+            bos_token_id: self.bos_token_id,
+            cut: self.cut,
+        }
+    }
+}
+
+#[wasm_bindgen]
+impl AutoJob {
+    /// A search without checkpoints.
+    #[wasm_bindgen(constructor)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a checkpoint that is tried after those before it.
+    pub fn add(&self, checkpoint: &CheckpointHandle, codec: JsCodec) {
+        self.candidates.borrow_mut().push((checkpoint.get(), codec));
+    }
+
+    /// Quantizes and validates until a result is good. `tell` hears what happens.
+    pub async fn run(
+        &self,
+        request: JsValue,
+        outputs: JsOutputs,
+        scratch: JsScratch,
+        tell: Function,
+        control: JsControl,
+    ) -> JsResult<JsValue> {
+        let candidates = self.candidates.take();
+        let control = ControlOfJs::new(control);
+        let run = async {
+            let request: AutoRequest = from_value(request, "auto")?;
+            if candidates.is_empty() {
+                return Err(Error::invalid_argument("expected at least one checkpoint but found none"));
+            }
+            let prepared = candidates.into_iter().map(|(of, codec)| Prepared::new(of, codec, &request));
+            let prepared = prepared.collect::<Result<Vec<_>>>()?;
+            let candidates: Vec<Candidate<'_>> = prepared.iter().map(Prepared::candidate).collect();
+            let around = AutoSurroundings {
+                outputs: &OutputsOfJs { summary: TargetOfJs::new(outputs.summary()), outputs },
+                scratch: &ScratchOfJs(scratch),
+                clock: &|| control.seconds(),
+                control: &control,
+                tell: &|event| {
+                    if let Ok(told) = to_value(&Told::from(&event)) {
+                        // A listener's own failure is its caller's to see, not a reason to lose the work.
+                        let _ = tell.call1(&JsValue::NULL, &told);
+                    }
+                },
+            };
+            let new = || Ok(CpuBackend::new());
+            auto(&candidates, &request.options()?, new, new, &around).await
+        };
+        let outcome: AutoOutcome = run.await.map_err(to_js)?;
+        to_value(&outcome)
+    }
+}

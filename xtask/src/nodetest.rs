@@ -1,0 +1,117 @@
+//! Runs tests that are written for Node's own test runner, and counts them as `libtest` counts Rust's.
+
+use crate::libtest::Tally;
+use crate::package;
+use crate::process::{line_of, program, root, run as execute, target_dir};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Where the tests find the package that was built.
+const PACKAGE: &str = "LOWBIT_PACKAGE";
+/// And its tarball.
+const TARBALL: &str = "LOWBIT_TARBALL";
+
+/// Runs the tests of one folder; its packages are installed first where it has any.
+///
+/// # Errors
+/// Node cannot run, or its packages cannot be installed.
+pub fn run(folder: &str) -> Result<Tally, String> {
+    let place = root().join(folder);
+    if place.join("package-lock.json").exists() {
+        package::install(&place)?;
+    }
+    let tap = target_dir().join("package").join(format!("{}.tap", folder.replace('/', "-")));
+    package::create(&target_dir().join("package"))?;
+    let mut node = program("node", &["--test", "--test-reporter=spec", "--test-reporter-destination=stdout"]);
+    node.arg("--test-reporter=tap").arg(format!("--test-reporter-destination={}", tap.display()));
+    node.args(test_files(&place)?);
+    node.env(PACKAGE, target_dir().join("package/lowbit"));
+    node.env(TARBALL, package::tarball());
+    node.current_dir(&place);
+    let status = status(&mut node)?;
+    let text = fs::read_to_string(&tap).map_err(|error| format!("{}: {error}", tap.display()))?;
+    let tally = read(&text);
+    for line in text.lines().filter_map(skip_of) {
+        println!("{folder}: skipped: {line}");
+    }
+    // A runner that dies is a failure too, whatever it had counted.
+    Ok(if status || tally.failed > 0 { tally } else { Tally { failed: 1, ..tally } })
+}
+
+fn status(command: &mut Command) -> Result<bool, String> {
+    let status = command.status().map_err(|error| format!("cannot run `{}`: {error}", line_of(command)))?;
+    Ok(status.success())
+}
+
+fn test_files(folder: &Path) -> Result<Vec<std::path::PathBuf>, String> {
+    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|path| path.to_string_lossy().ends_with(".test.mjs"));
+    files.sort();
+    Ok(files)
+}
+
+/// Checks the types of the package's own sources.
+///
+/// # Errors
+/// What the compiler found.
+pub fn types() -> Result<(), String> {
+    execute(package::tool("tsc", &["--project", ".", "--noEmit"]))
+}
+
+/// The totals of TAP: comments at its end.
+fn read(tap: &str) -> Tally {
+    let count = |name: &str| {
+        let line = tap.lines().rev().find_map(|line| line.strip_prefix("# ")?.strip_prefix(name));
+        line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
+    };
+    Tally {
+        passed: count("pass "),
+        failed: count("fail ") + count("cancelled "),
+        skipped: count("skipped ") + count("todo "),
+    }
+}
+
+/// `NAME: REASON` of a line that says that a test was skipped.
+fn skip_of(line: &str) -> Option<String> {
+    let (name, reason) = line.trim().strip_prefix("ok ")?.split_once(" # SKIP")?;
+    let name = name.split_once(" - ").map_or(name, |(_, name)| name);
+    Some(format!("{name}: {}", reason.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAP: &str = "\
+TAP version 13
+# Subtest: a group
+    # Subtest: a case
+    ok 1 - a case
+      ---
+      duration_ms: 1
+      ...
+    # Subtest: pass 7
+    ok 2 - another # SKIP chromium is not there
+    1..2
+ok 1 - a group
+not ok 2 - broken
+1..2
+# tests 4
+# suites 0
+# pass 2
+# fail 1
+# cancelled 1
+# skipped 1
+# todo 0
+# duration_ms 12.5
+";
+
+    #[test]
+    fn totals_and_reasons_are_read() {
+        assert_eq!(read(TAP), Tally { passed: 2, failed: 2, skipped: 1 });
+        assert_eq!(TAP.lines().filter_map(skip_of).collect::<Vec<_>>(), ["another: chromium is not there"]);
+        assert_eq!(read(""), Tally::default());
+    }
+}
