@@ -1,5 +1,5 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for many tokens whose activations are
-// rounded to INT8.
+// rounded to INT8. How four products are added is the variant's: shared/dot_*.
 //
 // Tiles of 32 rows, 32 tokens and 32 columns, as in linear_float.matmul. Products are added as integers within four
 // columns, or over the whole row where it has one scale.
@@ -26,9 +26,9 @@ const TILE_QUADS: u32 = 8u;
 const STRIDE: u32 = 9u;
 
 // [TILE, STRIDE]
-var<workgroup> w_tile: array<vec4<i32>, 288>;
+var<workgroup> w_tile: array<Quad, 288>;
 // [TILE, STRIDE]
-var<workgroup> x_tile: array<vec4<i32>, 288>;
+var<workgroup> x_tile: array<Quad, 288>;
 // [TILE, STRIDE]
 var<workgroup> scale_tile: array<f32, 288>;
 
@@ -56,7 +56,7 @@ fn main(
         }
         workgroupBarrier();
         for (var quad = 0u; quad < TILE_QUADS; quad++) {
-            var w_quads = array<vec4<i32>, 4>();
+            var w_quads = array<Quad, 4>();
             var w_scales = vec4(0.0);
             for (var r = 0u; r < 4u; r++) {
                 w_quads[r] = w_tile[(my_row + 8u * r) * STRIDE + quad];
@@ -65,10 +65,10 @@ fn main(
             for (var t = 0u; t < 4u; t++) {
                 let x_values = x_tile[(my_token + 8u * t) * STRIDE + quad];
                 let products = vec4(
-                    dot(w_quads[0], x_values),
-                    dot(w_quads[1], x_values),
-                    dot(w_quads[2], x_values),
-                    dot(w_quads[3], x_values),
+                    quad_dot(w_quads[0], x_values),
+                    quad_dot(w_quads[1], x_values),
+                    quad_dot(w_quads[2], x_values),
+                    quad_dot(w_quads[3], x_values),
                 );
                 if ONE_GROUP {
                     integers[t] += products;
@@ -96,17 +96,17 @@ fn load_unit(first_row: u32, tile_row: u32, first_unit: u32, tile_unit: u32) {
     let unit = first_unit + tile_unit;
     let inside = row < p.rows && unit < p.units;
     var scale = 0.0;
-    var zero = 0i;
+    var zero = 0u;
     var word = 0u;
     if inside {
         let scale_index = row * p.groups + unit / p.units_per_group;
         scale = scales[scale_index];
-        zero = i32(zero_point(scale_index));
+        zero = zero_point(scale_index);
         word = weights[row * p.units + unit];
     }
     for (var quad = 0u; quad < UNIT_QUADS; quad++) {
         let at = tile_row * STRIDE + tile_unit * UNIT_QUADS + quad;
-        w_tile[at] = vec4<i32>(code_quad(word, quad)) - zero;
+        w_tile[at] = w_quad(word, quad, zero);
         scale_tile[at] = scale;
     }
 }
@@ -114,9 +114,9 @@ fn load_unit(first_row: u32, tile_row: u32, first_unit: u32, tile_unit: u32) {
 fn load_x(first_token: u32, tile_token: u32, first_quad: u32, tile_quad: u32) {
     let token = first_token + tile_token;
     let quad = first_quad + tile_quad;
-    var values = vec4(0i);
+    var values = Quad();
     if token < p.tokens && quad < p.units * UNIT_QUADS {
-        values = x_quad(token, quad);
+        values = x_quad(x_word(token, quad));
     }
     x_tile[tile_token * STRIDE + tile_quad] = values;
 }

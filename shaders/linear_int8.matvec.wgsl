@@ -1,5 +1,5 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens whose activations are
-// rounded to INT8.
+// rounded to INT8. How four products are added is the variant's: shared/dot_*.
 //
 // LANES invocations share four rows, as in linear_float.matvec. Products are added as integers within a group.
 
@@ -44,7 +44,7 @@ fn main(
                 // Beyond the last row it is taken again, and dropped.
                 let this_row = min(row + r, p.rows - 1u);
                 let scale_index = this_row * p.groups + group;
-                let product = unit_product(this_row, unit, token, i32(zero_point(scale_index)));
+                let product = unit_product(this_row, unit, token, zero_point(scale_index));
                 if ONE_GROUP {
                     integers[r] += product;
                 } else {
@@ -70,12 +70,11 @@ fn main(
     }
 }
 
-fn unit_product(row: u32, unit: u32, token: u32, zero: i32) -> i32 {
+fn unit_product(row: u32, unit: u32, token: u32, zero: u32) -> i32 {
     let word = weights[row * p.units + unit];
     var product = 0i;
     for (var quad = 0u; quad < UNIT_QUADS; quad++) {
-        let codes = vec4<i32>(code_quad(word, quad)) - zero;
-        product += dot(codes, x_quad(token, unit * UNIT_QUADS + quad));
+        product += quad_dot(w_quad(word, quad, zero), x_quad(x_word(token, unit * UNIT_QUADS + quad)));
     }
     return product;
 }

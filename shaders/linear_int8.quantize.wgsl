@@ -20,7 +20,7 @@ struct Params {
     full_range: u32,
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -31,23 +31,20 @@ fn main(
         return;
     }
     let first = t * p.cols;
-    let token = measure(first, lane);
-    if lane == 0u {
-        factors[t] = select(token.factor, bitcast<f32>(p.nan_bits), token.broken);
-    }
     let quads = p.units * p.unit_quads;
+    var seen = Seen(0.0, 0u);
+    for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
+        seen = look(seen, x[first + i]);
+    }
+    let token = agree(seen, lane);
+    if lane == 0u {
+        factors[t] = factor_of(token);
+    }
     for (var quad = lane; quad < quads; quad += QUANTIZE_LANES) {
-        let unit = quad / p.unit_quads;
-        let group = unit / p.units_per_group;
-        let start = group * p.group_size;
-        let end = min(start + p.group_size, p.cols);
-        let column = start + ((unit - group * p.units_per_group) * p.unit_quads + quad % p.unit_quads) * 4u;
+        let at = quad_span(quad);
         var word = 0u;
-        for (var i = 0u; i < 4u; i++) {
-            if column + i < end {
-                let q = i32(rounded(x[first + column + i], token));
-                word |= (bitcast<u32>(q) & 255u) << (8u * i);
-            }
+        for (var i = 0u; at.start + i < at.end; i++) {
+            word |= byte_of(x[first + at.start + i], token) << (8u * i);
         }
         rounded_x[t * quads + quad] = word;
     }

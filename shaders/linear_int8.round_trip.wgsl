@@ -13,7 +13,7 @@ struct Params {
     padding: u32,
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -24,7 +24,11 @@ fn main(
         return;
     }
     let first = t * p.cols;
-    let token = measure(first, lane);
+    var seen = Seen(0.0, 0u);
+    for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
+        seen = look(seen, x[first + i]);
+    }
+    let token = agree(seen, lane);
     for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
         let value = x[first + i];
         // NaN and infinity stay what they are.

@@ -19,6 +19,8 @@ use std::ops::Range;
 pub struct Capabilities {
     /// The device in words: `cpu (avx2, 2 threads)`.
     pub device: String,
+    /// Fast kernels that the device refused or computed wrong, and that simpler ones took the place of: a sentence each.
+    pub replaced: Vec<String>,
 }
 
 /// The number format in which a weight is handed over.

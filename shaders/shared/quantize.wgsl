@@ -1,10 +1,10 @@
 // Rounding a token's activations to INT8, halves to even, on the CPU's two grids: q = round(x * 127 / max(absmax(x), 1e-5)),
 // or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
 
-const QUANTIZE_LANES: u32 = 64u;
+const QUANTIZE_LANES: u32 = 256u;
 
-var<workgroup> largest: array<f32, 64>;
-var<workgroup> broken: array<u32, 64>;
+var<workgroup> largest: array<f32, 256>;
+var<workgroup> broken: array<u32, 256>;
 
 struct Token {
     // By what the integers are divided in the end.
@@ -15,20 +15,26 @@ struct Token {
     broken: bool,
 }
 
-// Looks at x[first .. first + p.cols] together with the other invocations of the workgroup.
-fn measure(first: u32, lane: u32) -> Token {
-    var most = 0.0;
-    var any_broken = 0u;
-    for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
-        let bits = bitcast<u32>(x[first + i]) & 0x7fffffffu;
-        if bits >= 0x7f800000u {
-            any_broken = 1u;
-        } else {
-            most = max(most, bitcast<f32>(bits));
-        }
+// What some of a token's values have in common.
+struct Seen {
+    // The largest magnitude of those that are finite.
+    most: f32,
+    // 1 where one is not.
+    broken: u32,
+}
+
+fn look(seen: Seen, value: f32) -> Seen {
+    let bits = bitcast<u32>(value) & 0x7fffffffu;
+    if bits >= 0x7f800000u {
+        return Seen(seen.most, 1u);
     }
-    largest[lane] = most;
-    broken[lane] = any_broken;
+    return Seen(max(seen.most, bitcast<f32>(bits)), seen.broken);
+}
+
+// Puts together what each invocation of the workgroup has seen.
+fn agree(seen: Seen, lane: u32) -> Token {
+    largest[lane] = seen.most;
+    broken[lane] = seen.broken;
     for (var step = QUANTIZE_LANES / 2u; step > 0u; step /= 2u) {
         workgroupBarrier();
         if lane < step {

@@ -85,7 +85,7 @@ impl CpuBackend {
         let workers = Workers::new(threads);
         let threads = workers.threads();
         let device = format!("cpu ({}, {threads} thread{})", isa.name(), if threads == 1 { "" } else { "s" });
-        Self { capabilities: Capabilities { device }, isa, workers }
+        Self { capabilities: Capabilities { device, replaced: Vec::new() }, isa, workers }
     }
 }
 

@@ -27,7 +27,9 @@ mod self_check;
 mod signal;
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests;
+mod trust;
 mod units;
+mod variants;
 #[cfg(target_arch = "wasm32")]
 mod web;
 mod weight;
@@ -48,10 +50,11 @@ use buffers::{Memory, Pool};
 use device::Device;
 use pipeline::Pipelines;
 use readback::Staging;
-use recording::{Recording, Submitter};
+use recording::{NormCommand, Recording, Submitter};
 use select::Plan;
 use std::ops::Range;
 use std::sync::Arc;
+use variants::Variants;
 
 /// Runs transformer steps on a GPU.
 pub struct GpuBackend {
@@ -62,6 +65,8 @@ pub struct GpuBackend {
     recording: Recording,
     submitter: Submitter,
     staging: Staging,
+    /// Which kernels run in the place of base kernels.
+    variants: Variants,
     /// Weights whose kernels are known to be right: format, columns, activations and their grid.
     checked: Vec<(WeightFormat, usize, Activations, ActivationGrid)>,
     /// Bound where a kernel has a buffer that this use of it does not read.
@@ -90,48 +95,6 @@ impl Scratch {
 }
 
 impl GpuBackend {
-    /// Opens an adapter and checks that it computes what the CPU computes.
-    ///
-    /// # Errors
-    /// `no_device` when there is none that fits, or it cannot be opened; `wrong_result` and `shader_error` when it is not
-    /// to be trusted.
-    pub async fn new(options: &GpuOptions) -> Result<Self> {
-        let mut gpu = Self::on(Arc::new(Device::open(options).await?))?;
-        self_check::steps(&mut gpu).await?;
-        Ok(gpu)
-    }
-
-    /// Another backend on the same device.
-    ///
-    /// # Errors
-    /// What has gone wrong on the device so far.
-    pub fn another(&self) -> Result<Self> {
-        Self::on(self.device.clone())
-    }
-
-    fn on(device: Arc<Device>) -> Result<Self> {
-        let pool = Arc::new(Pool::default());
-        let unused = pool.weight(&device, 16)?;
-        Ok(Self {
-            capabilities: Capabilities { device: format!("gpu: {}", device.description) },
-            pipelines: Pipelines::default(),
-            recording: Recording::default(),
-            submitter: Submitter::default(),
-            staging: Staging::default(),
-            rounded: Scratch::default(),
-            factors: Scratch::default(),
-            checked: Vec::new(),
-            unused,
-            pool,
-            device,
-        })
-    }
-
-    /// The adapter that it runs on.
-    pub fn adapter(&self) -> &AdapterDescription {
-        &self.device.description
-    }
-
     /// Takes the device away, as a driver that gives up does: for tests.
     #[doc(hidden)]
     pub fn lose_device(&self) {
@@ -229,14 +192,11 @@ impl Backend for GpuBackend {
         builder.put_bias(part, bias)
     }
 
-    /// Also checks the kernels of weights that are written like this one, when it is the first.
+    /// Also checks the kernels of weights that are written like this one, when it is the first. Variants that fail are
+    /// replaced by their base, which [`Capabilities::replaced`] then tells.
     async fn finish_weight(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
         for desc in builder.descs() {
-            let key = (desc.format, desc.cols, desc.activations, desc.grid);
-            if !self.checked.contains(&key) {
-                self_check::weight(self, desc).await?;
-                self.checked.push(key);
-            }
+            self.trust(desc).await?;
         }
         self.finish_unchecked(builder).await
     }
@@ -315,8 +275,13 @@ impl Backend for GpuBackend {
             epsilon: norm.epsilon,
         };
         let unused = self.unused.clone();
-        let bindings = [residual, delta.unwrap_or(&unused), weight, out];
-        self.record(select::each(&kernels::ADD_RMS_NORM, count)?, &bindings, &params)
+        let delta = delta.unwrap_or(&unused);
+        self.record(select::each(&kernels::ADD_RMS_NORM, count)?, &[residual, delta, weight, out], &params)?;
+        if count > 0 {
+            let [residual, delta, weight, out] = [residual, delta, weight, out].map(Memory::clone);
+            self.recording.was_norm(NormCommand { residual, delta, weight, out, params });
+        }
+        Ok(())
     }
 
     fn rope_and_append_kv(

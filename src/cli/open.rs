@@ -169,7 +169,12 @@ pub async fn model(checkpoint: &Checkpoint, args: &ModelArgs, terminal: &Termina
         Device::Cpu(cpu) => Ok(on_cpu(load(cpu, checkpoint, args, terminal).await?, why_cpu)),
         #[cfg(feature = "gpu")]
         Device::Gpu(gpu) => match load(*gpu, checkpoint, args, terminal).await {
-            Ok(model) => Ok(Loaded { model: Model::Gpu(Box::new(model)), why_cpu: None }),
+            Ok(model) => {
+                for replaced in &model.capabilities().replaced {
+                    terminal.note(format!("note: {replaced}"));
+                }
+                Ok(Loaded { model: Model::Gpu(Box::new(model)), why_cpu: None })
+            }
             Err(error) if args.device.may_fall_back(&error) => {
                 note_cpu(terminal, &error);
                 Ok(on_cpu(load(CpuBackend::new(), checkpoint, args, terminal).await?, Some(error)))

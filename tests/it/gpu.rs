@@ -6,7 +6,7 @@ use crate::support::{fixture, held_out, on_disk, tokenizer};
 use crate::terminal::{arg, lowbit, tale};
 use lowbit::backend::Backend;
 use lowbit::backend::cpu::CpuBackend;
-use lowbit::backend::gpu::{GpuBackend, GpuOptions};
+use lowbit::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
 use lowbit::error::ErrorCode;
 use lowbit::format::sink::MemorySinkDir;
 use lowbit::format::source::SourceDir;
@@ -31,6 +31,8 @@ const CLOSE_LOGITS: f32 = 0.2;
 
 /// Kernels of one block with F16 or integer weights, and those beside the blocks: embedding, norm, head, argmax.
 const DISPATCHES_OF_A_BLOCK: u64 = 9;
+/// As [`DISPATCHES_OF_A_BLOCK`] with ternary weights: attention's output and the gate's are rounded by kernels of their own.
+const DISPATCHES_OF_A_TERNARY_BLOCK: u64 = 11;
 const DISPATCHES_OF_THE_ENDS: u64 = 4;
 
 fn gpu() -> Option<GpuBackend> {
@@ -165,7 +167,8 @@ fn ternary_models_predict_the_tokens_of_the_cpu() {
         let options = QuantizeOptions::ternary(granularity);
         let checkpoint = checkpoint(on_disk(fixture("tale-llama")), Some(&options));
         let cpu = predictions(&mut load(CpuBackend::new(), &checkpoint), tokens);
-        let gpu = predictions(&mut load(gpu, &checkpoint), tokens);
+        let mut model = load(gpu, &checkpoint);
+        let gpu = predictions(&mut model, tokens);
         let differing: Vec<f32> =
             cpu.iter().zip(&gpu).filter(|(cpu, gpu)| cpu.0 != gpu.0).map(|(cpu, _)| cpu.1).collect();
         let widest = differing.iter().copied().fold(0.0, f32::max);
@@ -177,6 +180,37 @@ fn ternary_models_predict_the_tokens_of_the_cpu() {
         let agreement = 1.0 - differing.len() as f64 / tokens.len() as f64;
         assert!(agreement >= LEAST_AGREEMENT, "{agreement}");
         assert!(differing.iter().all(|&gap| gap < CLOSE_LOGITS), "{differing:?}");
+
+        let mut cache = model.new_cache(1).unwrap();
+        let before = model.dispatches().unwrap();
+        block_on(model.forward_next(&tokens[..1], &mut cache, Wanted::Largest, &Silent)).unwrap();
+        let layers = checkpoint.config().num_hidden_layers as u64;
+        let most = layers * DISPATCHES_OF_A_TERNARY_BLOCK + DISPATCHES_OF_THE_ENDS;
+        let found = model.dispatches().unwrap() - before;
+        assert!(found <= most, "{found} kernels a token, more than {most}");
+    }
+}
+
+#[test]
+fn a_broken_variant_is_replaced_and_the_text_stays_that_of_base_kernels() {
+    let checkpoint =
+        checkpoint(on_disk(fixture("tale-llama")), Some(&QuantizeOptions::ternary(Granularity::Tensor)));
+    let text = |options: GpuOptions| {
+        let gpu = block_on(GpuBackend::new(&GpuOptions { software: true, ..options })).unwrap();
+        let mut model = load(gpu, &checkpoint);
+        (greedy(&mut model, &[1, 5, 9], 32), model.capabilities().clone())
+    };
+    if gpu().is_none() {
+        return;
+    }
+    let (expected, _) = text(GpuOptions { base_kernels: true, ..GpuOptions::default() });
+    for kernel in ["linear_int8.matvec.packed", "linear_int8.matmul.packed"] {
+        for sabotage in [Sabotage::Idle(kernel), Sabotage::Invalid(kernel)] {
+            let (found, told) = text(GpuOptions { sabotage: Some(sabotage), ..GpuOptions::default() });
+            assert_eq!(found, expected, "{sabotage:?}");
+            assert!(told.device.ends_with(", without packed dot products"), "{}", told.device);
+            assert_eq!(told.replaced.len(), 1, "{:?}", told.replaced);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The adapters of this machine, and which of them serves. Floor 4.
 
+use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};
 use std::fmt;
 
@@ -12,6 +13,8 @@ pub struct GpuOptions {
     pub software: bool,
     /// Bytes that one binding may have, where that shall be less than the adapter allows: weights are split there.
     pub max_binding_bytes: Option<u64>,
+    /// Whether kernels that need more than WebGPU's core stay out.
+    pub base_kernels: bool,
     /// What is made to go wrong, to see whether anybody notices: for tests, here and of packages.
     #[doc(hidden)]
     pub sabotage: Option<Sabotage>,
@@ -87,6 +90,15 @@ pub async fn adapters() -> Vec<AdapterDescription> {
 pub(super) struct Candidate {
     pub(super) adapter: wgpu::Adapter,
     pub(super) description: AdapterDescription,
+    /// The variants that its kernels may be.
+    pub(super) variants: Variants,
+}
+
+/// The variants that every adapter of an instance has: of WGSL itself, no feature of a device.
+fn variants(instance: &wgpu::Instance) -> Variants {
+    let language = instance.wgsl_language_features();
+    let packed_dot = language.contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
+    Variants { packed_dot, rounding_norm: true }
 }
 
 fn instance() -> wgpu::Instance {
@@ -99,7 +111,9 @@ fn instance() -> wgpu::Instance {
 
 #[cfg(not(target_arch = "wasm32"))]
 async fn all() -> Result<Vec<Candidate>> {
-    let adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    let instance = instance();
+    let variants = variants(&instance);
+    let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
     let describe = |adapter: wgpu::Adapter| {
         let info = adapter.get_info();
         let description = AdapterDescription {
@@ -109,7 +123,7 @@ async fn all() -> Result<Vec<Candidate>> {
             driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
             max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         };
-        Candidate { adapter, description }
+        Candidate { adapter, description, variants }
     };
     let mut candidates: Vec<_> = adapters.into_iter().map(describe).collect();
     // Stable: among equals the driver's order stays.
@@ -139,6 +153,7 @@ async fn all() -> Result<Vec<Candidate>> {
         ));
     }
     let instance = instance();
+    let variants = if web::has_language_features() { variants(&instance) } else { Variants::default() };
     let mut candidates: Vec<Candidate> = Vec::new();
     for (spelled, preference) in [
         ("high-performance", wgpu::PowerPreference::HighPerformance),
@@ -159,7 +174,7 @@ async fn all() -> Result<Vec<Candidate>> {
             driver: String::new(),
             max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         };
-        candidates.push(Candidate { adapter, description });
+        candidates.push(Candidate { adapter, description, variants });
     }
     candidates.sort_by_key(|candidate| candidate.description.kind);
     Ok(candidates)

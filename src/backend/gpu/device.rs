@@ -5,6 +5,7 @@ use super::adapter::{self, AdapterDescription, Candidate, GpuOptions, Sabotage};
 use super::failure::Watch;
 use super::failure::{Failure, Work};
 use super::kernels::Kernel;
+use super::variants::Variants;
 #[cfg(target_arch = "wasm32")]
 use super::web::Watch;
 use crate::error::{Error, ErrorCode, Result};
@@ -17,6 +18,8 @@ pub(super) struct Device {
     pub(super) description: AdapterDescription,
     /// Bytes that one binding may have.
     pub(super) max_binding_bytes: u64,
+    /// The variants that it has.
+    pub(super) variants: Variants,
     failure: Failure,
     watch: Watch,
     sabotage: Option<Sabotage>,
@@ -28,7 +31,7 @@ impl Device {
     /// # Errors
     /// `no_device` when there is none, or it cannot be opened.
     pub(super) async fn open(options: &GpuOptions) -> Result<Self> {
-        let Candidate { adapter, description } = adapter::choose(options).await?;
+        let Candidate { adapter, description, variants } = adapter::choose(options).await?;
         let offered = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lowbit"),
@@ -53,7 +56,16 @@ impl Device {
         let limits = device.limits();
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let max_binding_bytes = options.max_binding_bytes.unwrap_or(most).min(most);
-        Ok(Self { device, queue, description, max_binding_bytes, failure, watch, sabotage: options.sabotage })
+        Ok(Self {
+            device,
+            queue,
+            description,
+            max_binding_bytes,
+            variants: if options.base_kernels { Variants::default() } else { variants },
+            failure,
+            watch,
+            sabotage: options.sabotage,
+        })
     }
 
     /// The text of a kernel.
@@ -76,6 +88,11 @@ impl Device {
     /// went wrong before the last [`Device::settle`].
     pub(super) fn check(&self) -> Result<()> {
         self.failure.check()
+    }
+
+    /// As [`Failure::forget_refused`].
+    pub(super) fn forget_refused(&self) -> bool {
+        self.failure.forget_refused()
     }
 
     /// Calls `compile`; what goes wrong then is the error of a kernel.

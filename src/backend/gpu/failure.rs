@@ -12,6 +12,16 @@ impl Failure {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
+    /// Forgets that a kernel or a command was refused: what did not run harmed nothing. Whether nothing else went wrong.
+    pub(super) fn forget_refused(&self) -> bool {
+        let mut failure = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = |error: &Error| matches!(error.code(), ErrorCode::ShaderError | ErrorCode::DeviceError);
+        if failure.as_ref().is_some_and(refused) {
+            *failure = None;
+        }
+        failure.is_none()
+    }
+
     /// # Errors
     /// What went wrong.
     pub(super) fn check(&self) -> Result<()> {

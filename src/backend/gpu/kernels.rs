@@ -12,7 +12,7 @@ pub(super) enum Access {
 /// A kernel before its numbers are filled in.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// The file's stem.
+    /// The file's stem, and what is added to it where the file is linked in several ways.
     pub(super) name: &'static str,
     pub(super) source: &'static str,
     /// The storage buffers, in the order of their bindings. The parameters come after the last.
@@ -23,13 +23,17 @@ pub(super) struct Kernel {
 
 use Access::{Read as R, Write as W};
 
-/// One kernel: `shaders/<name>.wgsl` and the shared pieces that it uses.
+/// One kernel: `shaders/<stem>.wgsl` and the shared pieces that it uses. Its name is the stem; a variant of it, linked
+/// with another piece, has a suffix.
 macro_rules! kernel {
-    ($constant:ident, $name:literal, [$($piece:literal),*], [$($access:ident),*], $params:literal) => {
+    ($constant:ident, $stem:literal, $($rest:tt)*) => {
+        kernel!($constant, $stem + "", $($rest)*);
+    };
+    ($constant:ident, $stem:literal + $suffix:literal, [$($piece:literal),*], [$($access:ident),*], $params:literal) => {
         pub(super) static $constant: Kernel = Kernel {
-            name: $name,
+            name: concat!($stem, $suffix),
             source: concat!(
-                include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+                include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
                 $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
             ),
             bindings: &[$($access),*],
@@ -53,23 +57,44 @@ kernel!(
     [R, R, R, R, R, W],
     48
 );
-kernel!(INT8_QUANTIZE, "linear_int8.quantize", ["quantize", "grid"], [R, W, W], 32);
+kernel!(INT8_QUANTIZE, "linear_int8.quantize", ["quantize", "rounded_quads", "grid"], [R, W, W], 32);
 kernel!(INT8_ROUND_TRIP, "linear_int8.round_trip", ["quantize", "grid"], [R, W], 16);
 kernel!(
     INT8_MATVEC,
     "linear_int8.matvec",
-    ["linear_params", "weights", "int8", "grid"],
+    ["linear_params", "weights", "int8", "dot_plain", "grid"],
+    [R, R, R, R, R, R, W],
+    48
+);
+kernel!(
+    INT8_MATVEC_PACKED,
+    "linear_int8.matvec" + ".packed",
+    ["linear_params", "weights", "int8", "dot_packed", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
 kernel!(
     INT8_MATMUL,
     "linear_int8.matmul",
-    ["linear_params", "weights", "int8", "grid"],
+    ["linear_params", "weights", "int8", "dot_plain", "grid"],
+    [R, R, R, R, R, R, W],
+    48
+);
+kernel!(
+    INT8_MATMUL_PACKED,
+    "linear_int8.matmul" + ".packed",
+    ["linear_params", "weights", "int8", "dot_packed", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
 kernel!(ADD_RMS_NORM, "add_rms_norm", ["grid"], [W, R, R, W], 16);
+kernel!(
+    ADD_RMS_NORM_QUANTIZE,
+    "add_rms_norm.quantize",
+    ["quantize", "rounded_quads", "grid"],
+    [W, R, R, W, W, W],
+    48
+);
 kernel!(ROPE_AND_APPEND_KV, "rope_and_append_kv", ["grid"], [W, R, R, R, W, W], 48);
 kernel!(ATTENTION_DECODE, "attention.decode", ["attention_params", "grid"], [R, R, R, W], 32);
 kernel!(ATTENTION_PREFILL, "attention.prefill", ["attention_params", "grid"], [R, R, R, W], 32);
@@ -88,8 +113,11 @@ pub(super) static ALL: &[&Kernel] = &[
     &INT8_QUANTIZE,
     &INT8_ROUND_TRIP,
     &INT8_MATVEC,
+    &INT8_MATVEC_PACKED,
     &INT8_MATMUL,
+    &INT8_MATMUL_PACKED,
     &ADD_RMS_NORM,
+    &ADD_RMS_NORM_QUANTIZE,
     &ROPE_AND_APPEND_KV,
     &ATTENTION_DECODE,
     &ATTENTION_PREFILL,

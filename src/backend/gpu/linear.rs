@@ -28,7 +28,14 @@ impl GpuBackend {
         };
         let unused = self.unused.clone();
         for Shard { rows, values, scales, zeros, bias } in &matrix.shards {
-            let plan = select::linear(units, matrix.has_zeros, matrix.activations, rows.len(), count)?;
+            let plan = select::linear(
+                units,
+                matrix.has_zeros,
+                matrix.activations,
+                rows.len(),
+                count,
+                self.variants,
+            )?;
             let params = params::Linear {
                 rows: rows.len() as u32,
                 cols: units.cols as u32,
@@ -58,21 +65,46 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Rounds activations to INT8, in the order in which the units of `matrix` meet them.
+    /// Rounds activations to INT8, in the order in which the units of `matrix` meet them: together with the norm that makes
+    /// them where that comes right before.
     fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<()> {
         let units = &matrix.units;
         let bytes = elements("linear", &[count, units.quads(), 4])? as u64;
         let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
         let factors = self.factors.reserve(&self.device, &self.pool, count as u64 * 4)?;
+        let unit_quads = (units.values.unit_columns() / 4) as u32;
+        let full_range = u32::from(matrix.grid == ActivationGrid::FullRange);
+        if self.variants.rounding_norm
+            && let Some(norm) = self.recording.take_norm(|norm| {
+                let made = (norm.params.rows, norm.params.width);
+                norm.out.id() == x.id() && made == (count as u32, units.cols as u32)
+            })
+        {
+            let params = params::AddRmsNormQuantize {
+                tokens: count as u32,
+                cols: units.cols as u32,
+                units: units.units as u32,
+                units_per_group: units.units_per_group as u32,
+                group_size: units.group_size as u32,
+                unit_quads,
+                nan_bits: params::NAN_BITS,
+                full_range,
+                has_delta: norm.params.has_delta,
+                epsilon: norm.params.epsilon,
+                ..Default::default()
+            };
+            let bindings = [&norm.residual, &norm.delta, &norm.weight, &norm.out, &rounded, &factors];
+            return self.record(select::each(&kernels::ADD_RMS_NORM_QUANTIZE, count)?, &bindings, &params);
+        }
         let params = params::Quantize {
             tokens: count as u32,
             cols: units.cols as u32,
             units: units.units as u32,
             units_per_group: units.units_per_group as u32,
             group_size: units.group_size as u32,
-            unit_quads: (units.values.unit_columns() / 4) as u32,
+            unit_quads,
             nan_bits: params::NAN_BITS,
-            full_range: u32::from(matrix.grid == ActivationGrid::FullRange),
+            full_range,
         };
         self.record(select::each(&kernels::INT8_QUANTIZE, count)?, &[x, &rounded, &factors], &params)
     }

@@ -95,6 +95,24 @@ params! {
 }
 
 params! {
+    /// Of `add_rms_norm.quantize`.
+    AddRmsNormQuantize {
+        tokens: u32,
+        cols: u32,
+        units: u32,
+        units_per_group: u32,
+        group_size: u32,
+        unit_quads: u32,
+        nan_bits: u32,
+        full_range: u32,
+        has_delta: u32,
+        epsilon: f32,
+        padding_0: u32,
+        padding_1: u32,
+    }
+}
+
+params! {
     /// Of `rope_and_append_kv`.
     RopeAndAppendKv {
         tokens: u32,

@@ -6,6 +6,7 @@
 
 use super::buffers::Memory;
 use super::device::Device;
+use super::params;
 use super::pipeline::Pipeline;
 use crate::error::Result;
 use std::collections::HashMap;
@@ -43,6 +44,18 @@ pub(super) struct Recording {
     commands: Vec<Command>,
     /// The parameters of all commands, a slot each.
     params: Vec<u8>,
+    /// A norm that is the last command, as long as nothing comes after it.
+    norm: Option<NormCommand>,
+}
+
+/// A command of `add_rms_norm`, in its words.
+#[derive(Clone, Debug)]
+pub(super) struct NormCommand {
+    pub(super) residual: Memory,
+    pub(super) delta: Memory,
+    pub(super) weight: Memory,
+    pub(super) out: Memory,
+    pub(super) params: params::AddRmsNorm,
 }
 
 impl Recording {
@@ -60,6 +73,7 @@ impl Recording {
     ) {
         assert_eq!(bindings.len(), pipeline.bindings.len(), "{}: buffers", pipeline.name);
         assert_eq!(params.len(), pipeline.params, "{}: bytes of parameters", pipeline.name);
+        self.norm = None;
         let at = self.params.len();
         self.params.extend_from_slice(params);
         self.params.resize(at + SLOT, 0);
@@ -71,13 +85,29 @@ impl Recording {
         });
     }
 
+    /// Says that the last command was a norm, so that one that goes on from it may take its place.
+    pub(super) fn was_norm(&mut self, norm: NormCommand) {
+        self.norm = Some(norm);
+    }
+
+    /// Takes the last command back if it is a norm that `fits`.
+    pub(super) fn take_norm(&mut self, fits: impl FnOnce(&NormCommand) -> bool) -> Option<NormCommand> {
+        let norm = self.norm.take_if(|norm| fits(norm))?;
+        if let Some(Command::Dispatch { params, .. }) = self.commands.pop() {
+            self.params.truncate(params as usize);
+        }
+        Some(norm)
+    }
+
     /// Fills a buffer with zeros.
     pub(super) fn clear(&mut self, memory: &Memory) {
+        self.norm = None;
         self.commands.push(Command::Clear(memory.clone()));
     }
 
     /// Copies bytes to a buffer that can be read.
     pub(super) fn copy(&mut self, from: &Memory, offset: u64, to: &wgpu::Buffer, bytes: u64) {
+        self.norm = None;
         self.commands.push(Command::Copy { from: from.clone(), offset, to: to.clone(), bytes });
     }
 
@@ -119,7 +149,7 @@ impl Submitter {
         if recording.is_empty() {
             return device.check();
         }
-        let Recording { commands, params } = std::mem::take(recording);
+        let Recording { commands, params, .. } = std::mem::take(recording);
         self.write_params(device, &params);
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut commands = commands.iter().peekable();

@@ -1,7 +1,8 @@
 //! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device. Floor 4.
 
 use super::kernels::{self, Kernel};
-use super::units::Units;
+use super::units::{Units, Values};
+use super::variants::Variants;
 use crate::backend::{AttentionShape, GateActivation};
 use crate::error::{Error, Result};
 use crate::quant::Activations;
@@ -85,8 +86,11 @@ pub(super) fn linear(
     activations: Activations,
     rows: usize,
     tokens: usize,
+    variants: Variants,
 ) -> Result<Plan> {
     let int8 = meets_int8(units, activations);
+    // A code of 8 bits less any zero point may need a ninth.
+    let packed = variants.packed_dot && !(has_zeros && units.values == Values::Codes(8));
     let mut constants = format_constants(units, has_zeros);
     if int8 {
         constants.push(("ONE_GROUP", u32::from(units.groups == 1)));
@@ -94,11 +98,13 @@ pub(super) fn linear(
         constants.push(("RAGGED", u32::from(units.is_ragged())));
     }
     let tiled = tokens >= TILED_TOKENS;
-    let kernel = match (int8, tiled) {
-        (false, false) => &kernels::FLOAT_MATVEC,
-        (false, true) => &kernels::FLOAT_MATMUL,
-        (true, false) => &kernels::INT8_MATVEC,
-        (true, true) => &kernels::INT8_MATMUL,
+    let kernel = match (int8, tiled, packed) {
+        (false, false, _) => &kernels::FLOAT_MATVEC,
+        (false, true, _) => &kernels::FLOAT_MATMUL,
+        (true, false, false) => &kernels::INT8_MATVEC,
+        (true, true, false) => &kernels::INT8_MATMUL,
+        (true, false, true) => &kernels::INT8_MATVEC_PACKED,
+        (true, true, true) => &kernels::INT8_MATMUL_PACKED,
     };
     let workgroups = if tiled {
         let [x, y, _] = grid(rows.div_ceil(TILE))?;
@@ -115,7 +121,7 @@ pub(super) fn linear(
 
 /// Whether products with these weights are products of integers.
 pub(super) fn meets_int8(units: &Units, activations: Activations) -> bool {
-    activations == Activations::Int8 && matches!(units.values, super::units::Values::Codes(_))
+    activations == Activations::Int8 && matches!(units.values, Values::Codes(_))
 }
 
 fn format_constants(units: &Units, has_zeros: bool) -> Vec<(&'static str, u32)> {
@@ -218,12 +224,42 @@ mod tests {
         for (format, activations, rows, tokens, kernel, workgroups, constants) in cases {
             let units = Units::new(1024, *format).unwrap();
             let has_zeros = *format == int4(32);
-            let plan = linear(&units, has_zeros, *activations, *rows, *tokens).unwrap();
+            let base = Variants::default();
+            let plan = linear(&units, has_zeros, *activations, *rows, *tokens, base).unwrap();
             assert_eq!(plan.choice.kernel().name, *kernel);
             assert_eq!(plan.workgroups, *workgroups, "{kernel} {rows} {tokens}");
             for constant in *constants {
                 assert!(plan.choice.constants().contains(constant), "{constant:?} of {:?}", plan.choice);
             }
+        }
+    }
+
+    #[test]
+    fn packed_products_take_the_place_of_plain_ones_where_they_are_exact() {
+        let integer = |bits, symmetric| {
+            let granularity = Granularity::Group(32);
+            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric })
+        };
+        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+        use Activations::{F32, Int8};
+        // Format, activations, tokens: the kernel where the device multiplies four bytes at once.
+        let cases = [
+            (ternary, Int8, 1, "linear_int8.matvec.packed"),
+            (ternary, Int8, 9, "linear_int8.matmul.packed"),
+            (integer(Bits::Two, false), Int8, 1, "linear_int8.matvec.packed"),
+            (integer(Bits::Four, false), Int8, 1, "linear_int8.matvec.packed"),
+            (integer(Bits::Eight, true), Int8, 9, "linear_int8.matmul.packed"),
+            (integer(Bits::Eight, false), Int8, 1, "linear_int8.matvec"),
+            // Activations stay what they are.
+            (integer(Bits::Four, true), F32, 1, "linear_float.matvec"),
+            (WeightFormat::Dense(DType::F16), Int8, 9, "linear_float.matmul"),
+        ];
+        for (format, activations, tokens, kernel) in cases {
+            let units = Units::new(64, format).unwrap();
+            let has_zeros = matches!(format, WeightFormat::Packed(Scheme::Integer { symmetric: false, .. }));
+            let all = Variants { packed_dot: true, rounding_norm: true };
+            let plan = linear(&units, has_zeros, activations, 10, tokens, all).unwrap();
+            assert_eq!(plan.choice.kernel().name, kernel, "{format:?}");
         }
     }
 

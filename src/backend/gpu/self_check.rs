@@ -11,6 +11,7 @@ use crate::backend::{
     AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
+use crate::quant::Activations;
 
 /// Most that results may differ, `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe: below 1e-6; an activation that is
 /// rounded to INT8 the other way moves it by less than 1e-3.
@@ -154,6 +155,18 @@ async fn weight_steps<B: Backend>(
         let mut y = b.buffer(Element::F32, count * ROWS)?;
         b.linear(&x, count, weight, &mut y)?;
         results.push(("linear", read(b, &y, count * ROWS).await?));
+    }
+    if desc.activations == Activations::Int8 {
+        // After a norm the rounding may be the norm's.
+        let norm = Norm { weight: buffer(b, &numbers.floats(desc.cols))?, width: desc.cols, epsilon: 1e-5 };
+        let mut residual = buffer(b, &numbers.floats(3 * desc.cols))?;
+        let delta = buffer(b, &numbers.floats(3 * desc.cols))?;
+        let (mut normed, mut y) = (b.buffer(Element::F32, 3 * desc.cols)?, b.buffer(Element::F32, 3 * ROWS)?);
+        b.add_rms_norm(&mut residual, Some(&delta), 3, &norm, &mut normed)?;
+        b.linear(&normed, 3, weight, &mut y)?;
+        results.push(("add_rms_norm before linear", read(b, &residual, 3 * desc.cols).await?));
+        results.push(("add_rms_norm before linear", read(b, &normed, 3 * desc.cols).await?));
+        results.push(("linear after add_rms_norm", read(b, &y, 3 * ROWS).await?));
     }
     let mut tokens = b.buffer(Element::U32, 2)?;
     b.write_u32(&mut tokens, &[ROWS as u32 - 1, 2])?;

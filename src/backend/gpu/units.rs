@@ -77,6 +77,11 @@ impl Units {
                     "expected a weight of F32, F16 or BF16 values but found {other}"
                 )));
             }
+            WeightFormat::Packed(scheme) if scheme.has_minimums() => {
+                return Err(Error::unsupported_format(format!(
+                    "weights with a minimum for each group ({scheme}) do not run on a GPU yet"
+                )));
+            }
             // 3-bit codes are kept in 4 bits.
             WeightFormat::Packed(scheme) => (
                 Values::Codes(scheme.storage_bits().next_power_of_two()),
@@ -169,6 +174,13 @@ mod tests {
                 "{format:?} {cols}"
             );
         }
+    }
+
+    #[test]
+    fn groups_with_minimums_are_refused() {
+        let scheme = Scheme::IntegerMinimum { bits: Bits::Four, granularity: Granularity::Group(32) };
+        let error = Units::new(64, WeightFormat::Packed(scheme)).unwrap_err();
+        assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedFormat);
     }
 
     #[test]

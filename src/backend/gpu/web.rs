@@ -31,6 +31,8 @@ extern "C" {
     type Gpu;
     #[wasm_bindgen(method, js_name = requestAdapter)]
     fn request_adapter(this: &Gpu, options: &AdapterOptions) -> Promise<JsNullable<Adapter>>;
+    #[wasm_bindgen(method, getter, js_name = wgslLanguageFeatures)]
+    fn language_features(this: &Gpu) -> Option<Object>;
 
     #[wasm_bindgen(extends = Object)]
     type AdapterOptions;
@@ -74,6 +76,11 @@ fn gpu() -> Option<Gpu> {
 /// Whether this environment has WebGPU, with or without an adapter.
 pub(super) fn has_webgpu() -> bool {
     gpu().is_some()
+}
+
+/// Whether this environment tells what its WGSL can do; wgpu takes that for granted.
+pub(super) fn has_language_features() -> bool {
+    gpu().is_some_and(|gpu| gpu.language_features().is_some())
 }
 
 /// What the environment says of an adapter.

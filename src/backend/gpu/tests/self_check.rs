@@ -1,14 +1,21 @@
 //! A device that computes wrong is found out before its results are used. Floor 4.
 
-use super::operands::{Matrix, Random, load};
+use super::operands::{Matrix, Random, buffer, load, read, zeros};
 use super::{gpu, gpu_with};
 use crate::backend::gpu::kernels::ALL;
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
-use crate::backend::{Backend, WeightDesc, WeightFormat};
+use crate::backend::{Backend, Norm, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 use crate::task::block_on;
+
+const VARIANTS: [&str; 3] =
+    ["linear_int8.matvec.packed", "linear_int8.matmul.packed", "add_rms_norm.quantize"];
+
+fn with(sabotage: Sabotage) -> GpuOptions {
+    GpuOptions { software: true, sabotage: Some(sabotage), ..GpuOptions::default() }
+}
 
 fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: false };
@@ -29,14 +36,72 @@ fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
 fn a_kernel_that_does_nothing_is_found_out() {
     let Some(_) = gpu() else { return };
     for kernel in ALL {
-        let sabotage = Some(Sabotage::Idle(kernel.name));
-        let options = GpuOptions { software: true, sabotage, ..GpuOptions::default() };
+        let options = GpuOptions {
+            // Otherwise a variant may run in its place.
+            base_kernels: !VARIANTS.contains(&kernel.name),
+            ..with(Sabotage::Idle(kernel.name))
+        };
         let result = block_on(GpuBackend::new(&options)).and_then(|mut gpu| load_everything(&mut gpu));
         let error = result.err().unwrap_or_else(|| panic!("{} was trusted", kernel.name));
         assert_eq!(error.code(), ErrorCode::WrongResult, "{}: {error}", kernel.name);
         let step =
             kernel.name.split('.').next().unwrap().trim_end_matches("_float").trim_end_matches("_int8");
         assert!(error.to_string().contains(step), "{}: {error}", kernel.name);
+    }
+}
+
+/// A norm and a linear step with INT8 activations, for one token and for many.
+fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
+    let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+    let mut random = Random::new(2);
+    let matrix = [Matrix::random(&mut random, 70, 96, ternary)];
+    let weight = load(gpu, &matrix, Activations::Int8, ActivationGrid::Absmax127);
+    let norm = Norm { weight: buffer(gpu, &random.floats(96)), width: 96, epsilon: 1e-5 };
+    let mut results = Vec::new();
+    for count in [1, 12] {
+        let mut residual = buffer(gpu, &random.floats(count * 96));
+        let (mut normed, mut y) = (zeros(gpu, count * 96), zeros(gpu, count * 70));
+        gpu.add_rms_norm(&mut residual, None, count, &norm, &mut normed).unwrap();
+        gpu.linear(&normed, count, &weight, &mut y).unwrap();
+        results.extend(read(gpu, &y, count * 70));
+    }
+    results
+}
+
+#[test]
+fn a_variant_that_fails_is_replaced_and_the_answer_stays_right() {
+    let base = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
+    let Some(mut base) = gpu_with(&base) else { return };
+    let right = normed_linear(&mut base);
+    assert!(base.capabilities().replaced.is_empty());
+    let mut untouched = gpu().unwrap();
+    let dispatches = |gpu: &mut GpuBackend| {
+        let before = gpu.dispatches().unwrap();
+        normed_linear(gpu);
+        gpu.dispatches().unwrap() - before
+    };
+    normed_linear(&mut untouched);
+    assert!(untouched.capabilities().replaced.is_empty(), "{:?}", untouched.capabilities().replaced);
+    let fewest = dispatches(&mut untouched);
+    assert_eq!(fewest, 4, "two norms that round, two products");
+    for kernel in VARIANTS {
+        for (sabotage, why) in
+            [(Sabotage::Idle(kernel), "the GPU computes"), (Sabotage::Invalid(kernel), "was refused")]
+        {
+            let mut gpu = gpu_with(&with(sabotage)).unwrap();
+            let found = normed_linear(&mut gpu);
+            let difference = found.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // A norm adds up in another order than its base; a code may then be rounded the other way.
+            assert!(difference < 0.05, "{sabotage:?}: {difference}");
+            let replaced = gpu.capabilities().replaced.clone();
+            let [told] = &replaced[..] else { panic!("{sabotage:?}: {replaced:?}") };
+            assert!(told.contains("are replaced by their base") && told.contains(why), "{told}");
+            // What is known of one backend, another one on the same device knows.
+            let mut other = gpu.another().unwrap();
+            let expected = if kernel == "add_rms_norm.quantize" { fewest + 2 } else { fewest };
+            assert_eq!(dispatches(&mut other), expected, "{sabotage:?}");
+            assert_eq!(other.capabilities().replaced, replaced);
+        }
     }
 }
 

@@ -18,13 +18,14 @@ fn parse(kernel: &Kernel) -> Module {
 
 /// Name and offset of each field of the parameters, as the host has them.
 fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
-    match kernel.name {
+    match kernel.name.trim_end_matches(".packed") {
         name if name.ends_with(".matvec") || name.ends_with(".matmul") => params::Linear::FIELDS,
         name if name.starts_with("attention.") => params::Attention::FIELDS,
         "linear_int8.quantize" => params::Quantize::FIELDS,
         "linear_int8.round_trip" => params::RoundTrip::FIELDS,
         "embed" => params::Embed::FIELDS,
         "add_rms_norm" => params::AddRmsNorm::FIELDS,
+        "add_rms_norm.quantize" => params::AddRmsNormQuantize::FIELDS,
         "rope_and_append_kv" => params::RopeAndAppendKv::FIELDS,
         "gate" => params::Gate::FIELDS,
         "argmax" => params::Argmax::FIELDS,
@@ -105,7 +106,8 @@ fn every_shader_is_a_kernel_or_a_piece_of_one() {
         let shaders = entries.filter(|path| path.extension().is_some_and(|e| e == "wgsl"));
         shaders.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     };
-    let kernels: BTreeSet<String> = ALL.iter().map(|kernel| kernel.name.to_owned()).collect();
+    let stem = |kernel: &&Kernel| kernel.name.trim_end_matches(".packed").to_owned();
+    let kernels: BTreeSet<String> = ALL.iter().map(stem).collect();
     assert_eq!(stems(root.clone()), kernels);
     for piece in stems(root.join("shared")) {
         let text = std::fs::read_to_string(root.join("shared").join(format!("{piece}.wgsl"))).unwrap();
