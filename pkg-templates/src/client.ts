@@ -7,7 +7,7 @@
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
-import { sourceSpec, targetSpec, type Remotes } from "./specs.js";
+import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
   Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
@@ -266,7 +266,9 @@ export class Engine {
       readFile: async (id, offset, length) => {
         const file = this.#files.get(id);
         if (file === undefined) throw new LowbitError("io", "the file is not open any more");
-        return file.read(offset, length);
+        const bytes: unknown = await file.read(offset, length);
+        if (bytes instanceof Uint8Array) return unshared(bytes);
+        throw new LowbitError("invalid_argument", "expected `read` to give a Uint8Array but found something else");
       },
       fetchRange: async (id, url, range, ifRange) => {
         const get = this.#fetches.get(id);
