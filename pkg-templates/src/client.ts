@@ -24,9 +24,6 @@ interface Job {
 
 type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
 
-/** Where a file of the caller's is written. */
-interface Writer extends FileWriter {}
-
 /**
  * The engine: WebAssembly modules, in a worker of their own unless told otherwise. One is made when it is first needed; make
  * others with `createEngine` to run several jobs at once, or to give memory back with `dispose`.
@@ -41,7 +38,7 @@ export class Engine {
   readonly #files = new Map<number, RandomAccessFile>();
   readonly #fetches = new Map<number, ReturnType<typeof fetchWith>>();
   readonly #targets = new Map<number, (file: string) => unknown>();
-  readonly #writers = new Map<number, Writer>();
+  readonly #writers = new Map<number, FileWriter>();
   #pending = 0;
   #nextId = 1;
   /** Forgets what nobody holds any more. */
@@ -255,7 +252,7 @@ export class Engine {
   }
 
   #functions(): ClientFunctions {
-    const writer = (id: number): Writer => {
+    const writer = (id: number): FileWriter => {
       const found = this.#writers.get(id);
       if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
       return found;
@@ -279,8 +276,11 @@ export class Engine {
         const create = this.#targets.get(target);
         if (create === undefined) throw new LowbitError("io", "the target is not open any more");
         const made = await create(file);
+        if (!isStream(made) && !isWriter(made)) {
+          throw new LowbitError("invalid_argument", `${file}: expected a stream or a writer but found something else`);
+        }
         const id = this.#nextId++;
-        this.#writers.set(id, isStream(made) ? made.getWriter() : (made as Writer));
+        this.#writers.set(id, isStream(made) ? made.getWriter() : made);
         return id;
       },
       writeFile: async (id, bytes) => void (await writer(id).write(bytes)),
@@ -300,6 +300,11 @@ export class Engine {
 
 function isStream(made: unknown): made is WritableStream<Uint8Array> {
   return typeof (made as { getWriter?: unknown } | null)?.getWriter === "function";
+}
+
+function isWriter(made: unknown): made is FileWriter {
+  const { write, close } = (made ?? {}) as Partial<FileWriter>;
+  return typeof write === "function" && typeof close === "function";
 }
 
 /** Adds how long a phase will still take. */
