@@ -7,10 +7,11 @@
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
+import { calibrationRequest, onlyKnown, plain, tokenIds } from "./requests.js";
 import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
-  Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
+  Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
   ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, Progress, QuantizeOptions, QuantizeSummary,
   RandomAccessFile, ValidateOptions, ValidationReport,
@@ -46,6 +47,7 @@ export class Engine {
 
   /** @internal Engines are made by `createEngine`. */
   constructor(platform: ClientPlatform, options: EngineOptions & { modules?: GivenModules } = {}) {
+    onlyKnown("createEngine", options, ["worker", "modules"]);
     this.#platform = platform;
     this.#inWorker = options.worker ?? true;
     this.#modules = options.modules;
@@ -53,18 +55,19 @@ export class Engine {
 
   /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
   async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
-    const { tokenizer, signal, revision: _, headers: __, fetch: ___, ...rest } = options;
+    onlyKnown("openCheckpoint", options, ["gptqZeros", "tokenizer", "revision", "headers", "fetch", "signal"]);
+    const { tokenizer, signal, gptqZeros } = options;
     const remotes = this.#remotes();
     const spec = sourceSpec(source, options, this.#platform, remotes);
     const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, options, this.#platform, remotes);
-    const opened = await this.#run({ signal }, (remote, job) => remote.open(job, spec, codec, rest));
+    const opened = await this.#run({ signal }, (remote, job) => remote.open(job, spec, codec, gptqZeros === undefined ? {} : { gptqZeros }));
     return new Checkpoint(this, opened, remotes.forget);
   }
 
   /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
   async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
     const { target, onProgress, signal, calibration, ...rest } = options;
-    const request = { ...rest, ...(calibration && { calibration: calibrationRequest(calibration) }) };
+    const request = plain("quantize", { ...rest, ...(calibration && { calibration: calibrationRequest(calibration) }) });
     return this.#write(target, { onProgress, signal }, (remote, job, place) =>
       remote.quantize(job, idOf(checkpoint), request, place),
     );
@@ -72,13 +75,15 @@ export class Engine {
 
   /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
   async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
+    onlyKnown("dequantize", options, ["dtype", "target", "onProgress", "signal"]);
     const { target, dtype = "f16", ...job } = options;
     return this.#write(target, job, (remote, id, place) => remote.dequantize(id, idOf(checkpoint), dtype, place));
   }
 
   /** Spells a checkpoint as other tools do. */
   async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
-    const { target, onProgress, signal, ...request } = options;
+    const { target, onProgress, signal, ...rest } = options;
+    const request = plain("convert", rest);
     return this.#write(target, { onProgress, signal }, (remote, job, place) =>
       remote.convert(job, idOf(checkpoint), request, place),
     );
@@ -86,30 +91,34 @@ export class Engine {
 
   /** Loads a model onto a device. */
   async loadModel(checkpoint: Checkpoint, options: LoadOptions = {}): Promise<Model> {
-    const { onProgress, signal, ...request } = options;
+    const { onProgress, signal, ...rest } = options;
+    const request = plain("loadModel", rest);
     const loaded = await this.#run({ onProgress, signal }, (remote, job) => remote.load(job, idOf(checkpoint), request));
     return new Model(this, checkpoint, loaded);
   }
 
   /** Judges a quantized model against its original. */
-  validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
+  async validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
     const { texts, onProgress, signal, ...rest } = options;
-    const request = { ...rest, text: typeof texts === "string" ? texts : (texts ?? []).join("\n\n") };
+    const text = typeof texts === "string" ? texts : (texts ?? []).join("\n\n");
+    const request = plain("validate", { ...rest, text });
     return this.#run({ onProgress, signal }, (remote, job) =>
       remote.validate(job, idOf(original), idOf(quantized), request),
     );
   }
 
   /** Lets two models continue the same prompts. */
-  compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
-    const { onProgress, signal, ...request } = options;
+  async compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
+    const { onProgress, signal, ...rest } = options;
+    const request = plain("compare", rest);
     return this.#run({ onProgress, signal }, (remote, job) => remote.compare(job, idOf(a), idOf(b), request));
   }
 
   /** What a checkpoint, or a model of so many parameters, needs at each precision. */
-  plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+  async plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+    const request = plain("plan", options) as PlanOptions;
     return this.#call((remote) =>
-      typeof subject === "number" ? remote.planParameters(subject, options) : remote.plan(idOf(subject), options),
+      typeof subject === "number" ? remote.planParameters(subject, request) : remote.plan(idOf(subject), request),
     );
   }
 
@@ -324,18 +333,6 @@ function withEta(listener: (progress: Progress) => void): (progress: Omit<Progre
   };
 }
 
-function calibrationRequest(calibration: Calibration | readonly string[]): object {
-  if (!isTexts(calibration)) {
-    const { texts = [], tokens = [], ...rest } = calibration;
-    return { ...rest, texts: [...texts], tokens: [...tokens] };
-  }
-  return { texts: [...calibration] };
-}
-
-function isTexts(calibration: Calibration | readonly string[]): calibration is readonly string[] {
-  return Array.isArray(calibration);
-}
-
 const ids = new WeakMap<Checkpoint, number | undefined>();
 
 function idOf(checkpoint: Checkpoint): number {
@@ -389,7 +386,7 @@ export class Checkpoint {
 
   /** The text of ids, without special tokens. */
   detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
-    return this.engine.ask((remote) => remote.decode(idOf(this), Uint32Array.from(ids)));
+    return this.engine.ask((remote) => remote.decode(idOf(this), tokenIds(ids)));
   }
 
   /** Gives back what the engine holds for it. Models that were loaded from it go on. */
@@ -457,23 +454,24 @@ export class Model {
 
   /** Continues a prompt: text, or token ids that are taken as they are. */
   generate(prompt: string | Uint32Array | readonly number[], options: GenerateOptions = {}): Generation {
-    const given = typeof prompt === "string" ? prompt : Uint32Array.from(prompt);
-    return new Generation(options, (request, job, piece) =>
-      this.#engine.run(job, (remote, id) => remote.generate(id, this.#held, given, request), piece),
-    );
+    return new Generation("generate", options, async (request, job, piece) => {
+      const given = typeof prompt === "string" ? prompt : tokenIds(prompt);
+      return this.#engine.run(job, (remote, id) => remote.generate(id, this.#held, given, request), piece);
+    });
   }
 
   /** Answers the last message of a chat, by the checkpoint's template. */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
-    const given = messages.map(({ role, content }) => ({ role, content }));
-    return new Generation(options, (request, job, piece) =>
-      this.#engine.run(job, (remote, id) => remote.chat(id, this.#held, given, request), piece),
-    );
+    return new Generation("chat", options, async (request, job, piece) => {
+      const given = plain("chat", messages) as ChatMessage[];
+      return this.#engine.run(job, (remote, id) => remote.chat(id, this.#held, given, request), piece);
+    });
   }
 
   /** The logits after each token: one array of `vocab_size` for each id. */
   async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
-    const given = Uint32Array.from(ids);
+    onlyKnown("logits", options, ["onProgress", "signal"]);
+    const given = tokenIds(ids);
     const all = await this.#engine.run(options, (remote, job) => remote.logits(job, this.#held, given));
     const width = this.info.vocab_size;
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
@@ -490,11 +488,10 @@ export class Model {
   }
 
   /** How well the model predicts a text. */
-  perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
+  async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const { onProgress, signal, ...rest } = options;
-    return this.#engine.run({ onProgress, signal }, (remote, job) =>
-      remote.perplexity(job, this.#held, { ...rest, text }),
-    );
+    const request = plain("perplexity", { ...rest, text });
+    return this.#engine.run({ onProgress, signal }, (remote, job) => remote.perplexity(job, this.#held, request));
   }
 
   /** The ids of a prompt, with the tokens that the model expects in front. */
@@ -531,6 +528,7 @@ type Start = (
  */
 export class Generation implements AsyncIterable<string> {
   readonly #start: Start;
+  readonly #what: string;
   readonly #request: object;
   readonly #job: JobOptions;
   readonly #stop = new AbortController();
@@ -541,9 +539,10 @@ export class Generation implements AsyncIterable<string> {
   #wake: () => void = () => {};
 
   /** @internal */
-  constructor(options: GenerateOptions, start: Start) {
+  constructor(what: string, options: GenerateOptions, start: Start) {
     const { onProgress, signal, ...request } = options;
     this.#start = start;
+    this.#what = what;
     this.#request = request;
     const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
     this.#job = { signal: either, ...(onProgress && { onProgress }) };
@@ -557,7 +556,8 @@ export class Generation implements AsyncIterable<string> {
         this.#pieces.push(text);
         this.#wake();
       };
-      this.#result = this.#start(this.#request, this.#job, piece).finally(() => {
+      const begin = async () => this.#start(plain(this.#what, this.#request), this.#job, piece);
+      this.#result = begin().finally(() => {
         this.#ended = true;
         this.#wake();
       });

@@ -309,7 +309,7 @@ export interface GenerateResult {
   text: string;
   token_ids: number[];
   prompt_ids: number[];
-  /** `stop`, `length`, ... */
+  /** `eos_token`, `length` or `stop_sequence`. */
   finish_reason: string;
   tokens_per_second: number | null;
   prefill_seconds: number;

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { CONVERTED, QUANTIZED } from "./cases.mjs";
-import { CALIBRATION, fails, golden, HELD_OUT, lowbit, MODEL, names, sha256, temporary } from "./support.mjs";
+import { CALIBRATION, fails, golden, lowbit, MODEL, names, sha256, temporary } from "./support.mjs";
 
 const engine = lowbit.createEngine();
 after(() => engine.dispose());
@@ -16,9 +16,6 @@ const FILES = [
   "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
   "tokenizer_config.json",
 ];
-
-/** What `gptq` and `awq` may differ by between machines: sums of products come in another order. */
-const PERPLEXITY_TOLERANCE = 0.001;
 
 describe("the files are those of the native command", () => {
   for (const { name, options, learns, same } of QUANTIZED) {
@@ -31,14 +28,6 @@ describe("the files are those of the native command", () => {
       const equal = sha256(files["model.safetensors"]) === wanted["model.safetensors"];
       if (same) assert.ok(equal, "model.safetensors");
       else t.diagnostic(`model.safetensors is ${equal ? "" : "not "}equal byte for byte`);
-      const { perplexity } = golden.run[name] ?? {};
-      if (learns && perplexity !== undefined) {
-        const model = await engine.loadModel(small, { device: "cpu" });
-        const found = await model.perplexity(HELD_OUT);
-        t.diagnostic(`perplexity ${found.perplexity}, natively ${perplexity}`);
-        assert.ok(Math.abs(found.perplexity / perplexity - 1) < PERPLEXITY_TOLERANCE, `${found.perplexity} and ${perplexity}`);
-        model.dispose();
-      }
       small.dispose();
     });
   }
