@@ -1,16 +1,16 @@
 // One way to quantize after another, as the command line spells it and as the package does.
 
 /** How much of the texts is used: enough to say something, and soon done. */
-export const HELD_OUT_BYTES = 2500;
-export const CALIBRATION_BYTES = 12_000;
-const SAMPLES = 4;
-const SEQUENCE_LENGTH = 128;
+export const HELD_OUT_BYTES = 1200;
+export const CALIBRATION_BYTES = 4000;
+const SAMPLES = 3;
+const SEQUENCE_LENGTH = 96;
 
 export const PROMPTS = ["Once upon a time", "A cold wind blew over the hills, and Hazel the fox"];
 export const NEW_TOKENS = 32;
 
 const calibrated = ["--samples", String(SAMPLES), "--sequence-length", String(SEQUENCE_LENGTH)];
-const calibration = { samples: SAMPLES, sequenceLength: SEQUENCE_LENGTH };
+export const LITTLE = { samples: SAMPLES, sequenceLength: SEQUENCE_LENGTH };
 
 /**
  * `args` are those of `lowbit quantize`, `options` those of `quantize`; `learns`: from the calibration text.
@@ -49,12 +49,12 @@ export const QUANTIZED = [
   {
     name: "gptq int4 group 32",
     args: ["--method", "gptq", "--bits", "4", "--group-size", "32", ...calibrated],
-    options: { method: "gptq", bits: 4, groupSize: 32 }, learns: calibration, same: false,
+    options: { method: "gptq", bits: 4, groupSize: 32 }, learns: LITTLE, same: false,
   },
   {
     name: "awq int4 group 32",
     args: ["--method", "awq", "--bits", "4", "--group-size", "32", ...calibrated],
-    options: { method: "awq", bits: 4, groupSize: 32 }, learns: calibration, same: false,
+    options: { method: "awq", bits: 4, groupSize: 32 }, learns: LITTLE, same: false,
   },
 ];
 

@@ -5,7 +5,8 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { pathToFileURL } from "node:url";
-import { fails, golden, lowbit, MODEL, modelFiles, sendRange, serve, temporary } from "./support.mjs";
+import { fails, golden, lowbit, MODEL, modelFiles, temporary } from "./support.mjs";
+import { sendRange, serve } from "./http.mjs";
 
 const { createEngine } = lowbit;
 const engine = createEngine();

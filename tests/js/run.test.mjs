@@ -10,7 +10,7 @@ const engine = lowbit.createEngine();
 after(() => engine.dispose());
 const original = await engine.openCheckpoint(MODEL);
 
-/** Both engines sum in their own order: sums of 572 losses agreed within a millionth. */
+/** Both engines sum in their own order: the perplexities agreed within a millionth. */
 const SUMMING = 1e-5;
 
 /** GPTQ's codes differ where sums of another order fall on the other side of a rounding: 0.01 % of perplexity was measured. */
@@ -197,7 +197,7 @@ describe("judging", () => {
   test("validate gives the report of a validation", async () => {
     const small = await made("int4 group 32");
     const report = await engine.validate(original, small, {
-      texts: [HELD_OUT.slice(0, 1200), HELD_OUT.slice(1200)], name: "stories", prompts: PROMPTS, maxTokens: 16, speedRounds: 0, device: "cpu",
+      texts: [HELD_OUT.slice(0, 600), HELD_OUT.slice(600)], name: "stories", prompts: PROMPTS, maxTokens: 16, speedRounds: 0, device: "cpu",
     });
     assert.equal(report.schema, "lowbit.validation/1");
     assert.equal(report.original.parameters, 705_408);

@@ -3,12 +3,11 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { after } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { CALIBRATION_BYTES, HELD_OUT_BYTES } from "./cases.mjs";
+import { CALIBRATION_BYTES, HELD_OUT_BYTES, LITTLE as SHORT } from "./cases.mjs";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -32,7 +31,7 @@ export const HELD_OUT = text("heldout.txt", HELD_OUT_BYTES);
 export const CALIBRATION = text("calibration.txt", CALIBRATION_BYTES);
 
 /** Calibration that is done in a moment. */
-export const LITTLE = { texts: [CALIBRATION], samples: 4, sequenceLength: 128 };
+export const LITTLE = { texts: [CALIBRATION], ...SHORT };
 
 /** The files that make a checkpoint, by name. */
 export function modelFiles() {
@@ -73,34 +72,4 @@ export async function fails(work, code, pattern = /./) {
   assert.match(thrown.message, pattern);
   assert.doesNotMatch(thrown.message, /\n/, "one sentence");
   return thrown;
-}
-
-/** An HTTP server on this machine that answers by `answer(request, response)`, and is gone after the tests. */
-export async function serve(answer) {
-  const server = createServer(answer);
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  // The tests' end must not wait for connections that are kept open.
-  server.unref();
-  after(() => {
-    server.closeAllConnections();
-    server.close();
-  });
-  return `http://127.0.0.1:${server.address().port}`;
-}
-
-/** Answers with `bytes`, or the part of them that was asked for, as servers do. */
-export function sendRange(request, response, bytes, headers = {}) {
-  const asked = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "");
-  const ifRange = request.headers["if-range"];
-  if (asked === null || (ifRange !== undefined && ifRange !== headers.etag)) {
-    response.writeHead(200, { "content-length": bytes.length, "accept-ranges": "bytes", ...headers }).end(bytes);
-    return;
-  }
-  const [start, end] = [Number(asked[1]), Math.min(Number(asked[2]), bytes.length - 1)];
-  if (start >= bytes.length) {
-    response.writeHead(416, { "content-range": `bytes */${bytes.length}`, ...headers }).end();
-    return;
-  }
-  const range = { "content-range": `bytes ${start}-${end}/${bytes.length}`, "content-length": end - start + 1 };
-  response.writeHead(206, { ...range, ...headers }).end(bytes.subarray(start, end + 1));
 }
