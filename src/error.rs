@@ -49,11 +49,13 @@ pub enum ErrorCode {
     WrongResult,
     /// The caller cancelled the work.
     Cancelled,
+    /// A file changed while it was being read.
+    Changed,
 }
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidArgument,
         Self::NotFound,
         Self::Io,
@@ -72,6 +74,7 @@ impl ErrorCode {
         Self::DeviceError,
         Self::WrongResult,
         Self::Cancelled,
+        Self::Changed,
     ];
 
     /// The code of a spelling, for errors that come back from JavaScript.
@@ -115,6 +118,7 @@ impl ErrorCode {
             Self::DeviceError => "device_error",
             Self::WrongResult => "wrong_result",
             Self::Cancelled => "cancelled",
+            Self::Changed => "changed",
         }
     }
 }

@@ -8,10 +8,12 @@ import type { CachedFile } from "./cache.js";
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
-import { sourceSpec, targetSpec, type Remotes } from "./specs.js";
+import { calibrationRequest, onlyKnown, plain, tokenIds } from "./requests.js";
+import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
-  AutoEvent, AutoOptions, Calibration, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison, ConvertOptions,
+  AutoEvent, AutoOptions, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
+  ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
   ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, Progress, QuantizeOptions, QuantizeSummary,
   RandomAccessFile, Summary, ValidateOptions, ValidationReport,
@@ -25,9 +27,6 @@ interface Job {
 }
 
 type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
-
-/** Where a file of the caller's is written. */
-interface Writer extends FileWriter {}
 
 /** Downloads that are kept from one visit to the next. */
 export interface DownloadCache {
@@ -51,7 +50,7 @@ export class Engine {
   readonly #files = new Map<number, RandomAccessFile>();
   readonly #fetches = new Map<number, ReturnType<typeof fetchWith>>();
   readonly #targets = new Map<number, (file: string) => unknown>();
-  readonly #writers = new Map<number, Writer>();
+  readonly #writers = new Map<number, FileWriter>();
   #pending = 0;
   #nextId = 1;
   /** Forgets what nobody holds any more. */
@@ -59,6 +58,7 @@ export class Engine {
 
   /** @internal Engines are made by `createEngine`. */
   constructor(platform: ClientPlatform, options: EngineOptions & { modules?: GivenModules } = {}) {
+    onlyKnown("createEngine", options, ["worker", "modules"]);
     this.#platform = platform;
     this.#inWorker = options.worker ?? true;
     this.#modules = options.modules;
@@ -66,18 +66,19 @@ export class Engine {
 
   /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
   async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
-    const { tokenizer, signal, revision: _, headers: __, fetch: ___, cache: ____, ...rest } = options;
+    onlyKnown("openCheckpoint", options, ["gptqZeros", "tokenizer", "revision", "headers", "fetch", "cache", "signal"]);
+    const { tokenizer, signal, gptqZeros } = options;
     const remotes = this.#remotes();
     const spec = sourceSpec(source, options, this.#platform, remotes);
     const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, options, this.#platform, remotes);
-    const opened = await this.#run({ signal }, (remote, job) => remote.open(job, spec, codec, rest));
+    const opened = await this.#run({ signal }, (remote, job) => remote.open(job, spec, codec, gptqZeros === undefined ? {} : { gptqZeros }));
     return new Checkpoint(this, opened, remotes.forget);
   }
 
   /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
   async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
     const { target, onProgress, signal, calibration, ...rest } = options;
-    const request = { ...rest, ...(calibration && { calibration: calibrationRequest(calibration) }) };
+    const request = plain("quantize", { ...rest, ...(calibration && { calibration: calibrationRequest(calibration) }) });
     return this.#write(target, { onProgress, signal }, (remote, job, place) =>
       remote.quantize(job, idOf(checkpoint), request, place),
     );
@@ -85,13 +86,15 @@ export class Engine {
 
   /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
   async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
+    onlyKnown("dequantize", options, ["dtype", "target", "onProgress", "signal"]);
     const { target, dtype = "f16", ...job } = options;
     return this.#write(target, job, (remote, id, place) => remote.dequantize(id, idOf(checkpoint), dtype, place));
   }
 
   /** Spells a checkpoint as other tools do. */
   async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
-    const { target, onProgress, signal, ...request } = options;
+    const { target, onProgress, signal, ...rest } = options;
+    const request = plain("convert", rest);
     return this.#write(target, { onProgress, signal }, (remote, job, place) =>
       remote.convert(job, idOf(checkpoint), request, place),
     );
@@ -99,15 +102,17 @@ export class Engine {
 
   /** Loads a model onto a device. */
   async loadModel(checkpoint: Checkpoint, options: LoadOptions = {}): Promise<Model> {
-    const { onProgress, signal, ...request } = options;
+    const { onProgress, signal, ...rest } = options;
+    const request = plain("loadModel", rest);
     const loaded = await this.#run({ onProgress, signal }, (remote, job) => remote.load(job, idOf(checkpoint), request));
     return new Model(this, checkpoint, loaded);
   }
 
   /** Judges a quantized model against its original. */
-  validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
+  async validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
     const { texts, onProgress, signal, ...rest } = options;
-    const request = { ...rest, text: typeof texts === "string" ? texts : (texts ?? []).join("\n\n") };
+    const text = typeof texts === "string" ? texts : (texts ?? []).join("\n\n");
+    const request = plain("validate", { ...rest, text });
     return this.#run({ onProgress, signal }, (remote, job) =>
       remote.validate(job, idOf(original), idOf(quantized), request),
     );
@@ -118,11 +123,11 @@ export class Engine {
     const { texts, name, calibration, target, validate, onEvent, onProgress, signal, ...rest } = options;
     const list = checkpoints instanceof Checkpoint ? [checkpoints] : checkpoints;
     const text = typeof texts === "string" ? texts : (texts ?? []).join("\n\n");
-    const request = {
+    const request = plain("auto", {
       ...rest,
       ...(calibration && { calibration: calibrationRequest(calibration) }),
       validate: { ...validate, text, ...(name !== undefined && { name }) },
-    };
+    });
     const remotes = this.#remotes();
     const place = targetSpec(target, this.#platform, remotes);
     const searched = await this.#run(
@@ -139,15 +144,17 @@ export class Engine {
   }
 
   /** Lets two models continue the same prompts. */
-  compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
-    const { onProgress, signal, ...request } = options;
+  async compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
+    const { onProgress, signal, ...rest } = options;
+    const request = plain("compare", rest);
     return this.#run({ onProgress, signal }, (remote, job) => remote.compare(job, idOf(a), idOf(b), request));
   }
 
   /** What a checkpoint, or a model of so many parameters, needs at each precision. */
-  plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+  async plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+    const request = plain("plan", options) as PlanOptions;
     return this.#call((remote) =>
-      typeof subject === "number" ? remote.planParameters(subject, options) : remote.plan(idOf(subject), options),
+      typeof subject === "number" ? remote.planParameters(subject, request) : remote.plan(idOf(subject), request),
     );
   }
 
@@ -296,7 +303,7 @@ export class Engine {
   }
 
   #functions(): ClientFunctions {
-    const writer = (id: number): Writer => {
+    const writer = (id: number): FileWriter => {
       const found = this.#writers.get(id);
       if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
       return found;
@@ -308,7 +315,9 @@ export class Engine {
       readFile: async (id, offset, length) => {
         const file = this.#files.get(id);
         if (file === undefined) throw new LowbitError("io", "the file is not open any more");
-        return file.read(offset, length);
+        const bytes: unknown = await file.read(offset, length);
+        if (bytes instanceof Uint8Array) return unshared(bytes);
+        throw new LowbitError("invalid_argument", "expected `read` to give a Uint8Array but found something else");
       },
       fetchRange: async (id, url, range, ifRange) => {
         const get = this.#fetches.get(id);
@@ -319,8 +328,11 @@ export class Engine {
         const create = this.#targets.get(target);
         if (create === undefined) throw new LowbitError("io", "the target is not open any more");
         const made = await create(file);
+        if (!isStream(made) && !isWriter(made)) {
+          throw new LowbitError("invalid_argument", `${file}: expected a stream or a writer but found something else`);
+        }
         const id = this.#nextId++;
-        this.#writers.set(id, isStream(made) ? made.getWriter() : (made as Writer));
+        this.#writers.set(id, isStream(made) ? made.getWriter() : made);
         return id;
       },
       writeFile: async (id, bytes) => void (await writer(id).write(bytes)),
@@ -342,6 +354,11 @@ function isStream(made: unknown): made is WritableStream<Uint8Array> {
   return typeof (made as { getWriter?: unknown } | null)?.getWriter === "function";
 }
 
+function isWriter(made: unknown): made is FileWriter {
+  const { write, close } = (made ?? {}) as Partial<FileWriter>;
+  return typeof write === "function" && typeof close === "function";
+}
+
 /** Adds how long a phase will still take. */
 function withEta(listener: (progress: Progress) => void): (progress: Omit<Progress, "etaSeconds">) => void {
   let phase = "";
@@ -357,18 +374,6 @@ function withEta(listener: (progress: Progress) => void): (progress: Omit<Progre
     const known = done > 0 && seconds > 0.2;
     listener(known ? { ...progress, etaSeconds: (seconds * (progress.total - progress.done)) / done } : progress);
   };
-}
-
-function calibrationRequest(calibration: Calibration | readonly string[]): object {
-  if (!isTexts(calibration)) {
-    const { texts = [], tokens = [], ...rest } = calibration;
-    return { ...rest, texts: [...texts], tokens: [...tokens] };
-  }
-  return { texts: [...calibration] };
-}
-
-function isTexts(calibration: Calibration | readonly string[]): calibration is readonly string[] {
-  return Array.isArray(calibration);
 }
 
 const ids = new WeakMap<Checkpoint, number | undefined>();
@@ -424,7 +429,7 @@ export class Checkpoint {
 
   /** The text of ids, without special tokens. */
   detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
-    return this.engine.ask((remote) => remote.decode(idOf(this), Uint32Array.from(ids)));
+    return this.engine.ask((remote) => remote.decode(idOf(this), tokenIds(ids)));
   }
 
   /** Gives back what the engine holds for it. Models that were loaded from it go on. */
@@ -503,23 +508,24 @@ export class Model {
 
   /** Continues a prompt: text, or token ids that are taken as they are. */
   generate(prompt: string | Uint32Array | readonly number[], options: GenerateOptions = {}): Generation {
-    const given = typeof prompt === "string" ? prompt : Uint32Array.from(prompt);
-    return new Generation(options, (request, job, piece) =>
-      this.#engine.run(job, (remote, id) => remote.generate(id, this.#held, given, request), piece),
-    );
+    return new Generation("generate", options, async (request, job, piece) => {
+      const given = typeof prompt === "string" ? prompt : tokenIds(prompt);
+      return this.#engine.run(job, (remote, id) => remote.generate(id, this.#held, given, request), piece);
+    });
   }
 
   /** Answers the last message of a chat, by the checkpoint's template. */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
-    const given = messages.map(({ role, content }) => ({ role, content }));
-    return new Generation(options, (request, job, piece) =>
-      this.#engine.run(job, (remote, id) => remote.chat(id, this.#held, given, request), piece),
-    );
+    return new Generation("chat", options, async (request, job, piece) => {
+      const given = plain("chat", messages) as ChatMessage[];
+      return this.#engine.run(job, (remote, id) => remote.chat(id, this.#held, given, request), piece);
+    });
   }
 
   /** The logits after each token: one array of `vocab_size` for each id. */
   async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
-    const given = Uint32Array.from(ids);
+    onlyKnown("logits", options, ["onProgress", "signal"]);
+    const given = tokenIds(ids);
     const all = await this.#engine.run(options, (remote, job) => remote.logits(job, this.#held, given));
     const width = this.info.vocab_size;
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
@@ -536,11 +542,10 @@ export class Model {
   }
 
   /** How well the model predicts a text. */
-  perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
+  async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const { onProgress, signal, ...rest } = options;
-    return this.#engine.run({ onProgress, signal }, (remote, job) =>
-      remote.perplexity(job, this.#held, { ...rest, text }),
-    );
+    const request = plain("perplexity", { ...rest, text });
+    return this.#engine.run({ onProgress, signal }, (remote, job) => remote.perplexity(job, this.#held, request));
   }
 
   /** The ids of a prompt, with the tokens that the model expects in front. */
@@ -577,6 +582,7 @@ type Start = (
  */
 export class Generation implements AsyncIterable<string> {
   readonly #start: Start;
+  readonly #what: string;
   readonly #request: object;
   readonly #job: JobOptions;
   readonly #stop = new AbortController();
@@ -587,9 +593,10 @@ export class Generation implements AsyncIterable<string> {
   #wake: () => void = () => {};
 
   /** @internal */
-  constructor(options: GenerateOptions, start: Start) {
+  constructor(what: string, options: GenerateOptions, start: Start) {
     const { onProgress, signal, ...request } = options;
     this.#start = start;
+    this.#what = what;
     this.#request = request;
     const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
     this.#job = { signal: either, ...(onProgress && { onProgress }) };
@@ -603,7 +610,8 @@ export class Generation implements AsyncIterable<string> {
         this.#pieces.push(text);
         this.#wake();
       };
-      this.#result = this.#start(this.#request, this.#job, piece).finally(() => {
+      const begin = async () => this.#start(plain(this.#what, this.#request), this.#job, piece);
+      this.#result = begin().finally(() => {
         this.#ended = true;
         this.#wake();
       });

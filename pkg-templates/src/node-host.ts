@@ -190,10 +190,11 @@ interface Dawn {
   globals: object;
 }
 
-/** wgpu looks for one of these before it looks for `navigator.gpu`; Node has neither. */
+/** wgpu looks for one of these before it looks for `navigator.gpu`; Node has neither, and before 21 no `navigator`. */
 function looksLikeABrowser(): void {
-  const scope = globalThis as { Window?: unknown; WorkerGlobalScope?: unknown };
+  const scope = globalThis as { Window?: unknown; WorkerGlobalScope?: unknown; navigator?: object };
   if (scope.Window === undefined && scope.WorkerGlobalScope === undefined) scope.Window = class Window {};
+  scope.navigator ??= {};
 }
 
 async function prepareGpu(): Promise<void> {
@@ -211,8 +212,7 @@ async function prepareGpu(): Promise<void> {
   for (const [name, value] of Object.entries(Object.getOwnPropertyDescriptors(dawn.globals))) {
     if (!(name in globalThis)) Object.defineProperty(globalThis, name, value);
   }
-  scope.navigator ??= {};
-  Object.defineProperty(scope.navigator, "gpu", { value: dawn.create([]), configurable: true });
+  Object.defineProperty(scope.navigator!, "gpu", { value: dawn.create([]), configurable: true });
 }
 
 looksLikeABrowser();

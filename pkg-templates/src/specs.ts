@@ -1,5 +1,6 @@
 /** Reads what callers give as sources and targets. */
 import { LowbitError } from "./errors.js";
+import { blobFile } from "./folders.js";
 import type { ClientPlatform } from "./platform.js";
 import type { CheckpointSource, FileLike, OpenOptions, RandomAccessFile, Target } from "./types.js";
 import type { FileSpec, SourceSpec, TargetSpec } from "./wire.js";
@@ -86,12 +87,33 @@ function fileList(source: object): File[] | undefined {
 }
 
 function fileSpec(file: FileLike, remotes: Remotes): FileSpec {
-  if (file instanceof Blob) return { kind: "blob", blob: file };
+  if (file instanceof Blob) {
+    return travels(file) ? { kind: "blob", blob: file } : { kind: "remote", id: remotes.file(blobFile(blobName(file), file)), size: file.size };
+  }
   if (file instanceof ArrayBuffer) return { kind: "bytes", bytes: new Uint8Array(file) };
   if (ArrayBuffer.isView(file)) {
-    return { kind: "bytes", bytes: new Uint8Array(file.buffer, file.byteOffset, file.byteLength) };
+    return { kind: "bytes", bytes: unshared(new Uint8Array(file.buffer, file.byteOffset, file.byteLength)) };
   }
   return { kind: "remote", id: remotes.file(file), size: file.size };
+}
+
+/** Whether a blob can go to another thread: in browsers each can, in Node none whose bytes are a file on disk. */
+function travels(blob: Blob): boolean {
+  try {
+    structuredClone(blob);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function blobName(blob: Blob): string {
+  return typeof File !== "undefined" && blob instanceof File ? blob.name : "blob";
+}
+
+/** The same bytes in a buffer of their own: a view would take along all of its buffer when it goes to another thread. */
+export function unshared(bytes: Uint8Array): Uint8Array {
+  return bytes.byteLength === bytes.buffer.byteLength ? bytes : bytes.slice();
 }
 
 export function targetSpec(target: Target | undefined, platform: ClientPlatform, remotes: Remotes): TargetSpec {

@@ -69,7 +69,7 @@ export interface CheckpointInfo {
   bytes: number;
   files: string[];
   tensors: number;
-  /** How the weights are spelled: `dense`, `compressed-tensors`, `gptq`, `awq`, `bitnet`, `gguf`. */
+  /** How the weights are spelled: `dense`, `compressed-tensors`, `gptq`, `gptq_v2`, `awq`, `bitnet`, `gguf`. */
   layout: string;
   hidden_size: number;
   intermediate_size: number;
@@ -241,7 +241,7 @@ export interface QuantizeSummary {
   source_bytes: number;
   /** Every quantized module: the error of its weights as signal to noise, and the largest. */
   modules: { name: string; scheme: string; snr_db: number | null; max_abs_error: number }[];
-  /** What is not as it was asked for, and what makes the result doubtful. */
+  /** Each module that is not as the options say for all, and why: a rule, a shape. Then what makes the result doubtful. */
   notes: string[];
 }
 
@@ -314,7 +314,7 @@ export interface GenerateResult {
   text: string;
   token_ids: number[];
   prompt_ids: number[];
-  /** `stop`, `length`, ... */
+  /** `eos_token`, `length` or `stop_sequence`. */
   finish_reason: string;
   /** Tokens of a chat's prompt that an earlier turn had run already. */
   reused_tokens: number;

@@ -1,0 +1,277 @@
+// Running models: greedy text and perplexity are those of the native command; the rest of what a model does.
+import assert from "node:assert/strict";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { PROMPTS, QUANTIZED, RUN } from "./cases.mjs";
+import { CALIBRATION, fails, golden, HELD_OUT, lowbit, MODEL, modelFiles, SHARED } from "./support.mjs";
+
+const engine = lowbit.createEngine();
+after(() => engine.dispose());
+const original = await engine.openCheckpoint(MODEL);
+
+/** Both engines sum in their own order: the perplexities agreed within a millionth. */
+const SUMMING = 1e-5;
+
+/** GPTQ's codes differ where sums of another order fall on the other side of a rounding: 0.01 % of perplexity was measured. */
+const LEARNED = 1e-3;
+
+async function made(name) {
+  if (name === "original") return original;
+  const { options, learns } = QUANTIZED.find((entry) => entry.name === name);
+  return engine.quantize(original, { ...options, ...(learns && { calibration: { texts: [CALIBRATION], ...learns } }) });
+}
+
+describe("as the native command does it", () => {
+  for (const name of RUN) {
+    test(name, async (t) => {
+      const { perplexity, tokens, greedy } = golden.run[name];
+      const model = await engine.loadModel(await made(name), { device: "cpu" });
+      assert.equal(model.info.activations, name === "ternary" ? "int8" : "f32");
+      const found = await model.perplexity(HELD_OUT);
+      assert.equal(found.tokens, tokens);
+      const learned = QUANTIZED.find((entry) => entry.name === name)?.learns !== undefined;
+      const off = Math.abs(found.perplexity / perplexity - 1);
+      assert.ok(off < (learned ? LEARNED : SUMMING), `${found.perplexity}, natively ${perplexity}`);
+      for (const { prompt, prompt_ids, token_ids, text } of learned ? [] : greedy) {
+        const result = await model.generate(prompt, { maxTokens: token_ids.length, ignoreEos: true }).result();
+        assert.deepEqual(result.prompt_ids, prompt_ids);
+        assert.deepEqual(result.token_ids, token_ids);
+        assert.equal(result.text, text);
+        assert.equal(result.finish_reason, "length");
+      }
+      if (learned) t.diagnostic(`perplexity ${found.perplexity}, natively ${perplexity}`);
+      model.dispose();
+    });
+  }
+});
+
+describe("real models, as transformers has them", () => {
+  const expected = (file) => JSON.parse(readFileSync(join(SHARED, "expected", file), "utf8")).rows;
+  const skip = !existsSync(SHARED) && "skipped: no ../shared folder with real models";
+  if (skip) console.log(skip);
+  test("greedy text", { skip }, async () => {
+    const models = new Map();
+    for (const { model: name, prompt, prompt_ids, new_ids, text } of expected("greedy.json")) {
+      if (!models.has(name)) {
+        const checkpoint = await engine.openCheckpoint(join(SHARED, "models", name));
+        models.set(name, await engine.loadModel(checkpoint, { device: "cpu" }));
+      }
+      const result = await models.get(name).generate(prompt, { maxTokens: 64, ignoreEos: true }).result();
+      assert.deepEqual(result.prompt_ids, prompt_ids, `${name}: ${prompt}`);
+      assert.deepEqual(result.token_ids, new_ids, `${name}: ${prompt}`);
+      assert.equal(result.text, text);
+    }
+  });
+  test("perplexity of the short texts", { skip }, async () => {
+    for (const { model: name, text, context, perplexity, scored_tokens } of expected("perplexity.json")) {
+      if (text !== "stories-short.txt") continue;
+      const model = await engine.loadModel(await engine.openCheckpoint(join(SHARED, "models", name)), { device: "cpu" });
+      const found = await model.perplexity(readFileSync(join(SHARED, "text", text), "utf8"), { context });
+      assert.equal(found.tokens, scored_tokens);
+      assert.ok(Math.abs(found.perplexity / perplexity - 1) < 0.001, `${name}: ${found.perplexity}, expected ${perplexity}`);
+    }
+  });
+});
+
+describe("a model", () => {
+  let model;
+  const [prompt] = PROMPTS;
+  before(async () => (model = await engine.loadModel(original, { device: "cpu" })));
+
+  test("gives text in pieces that make the whole, and its result as often as it is asked for", async () => {
+    const generation = model.generate(prompt, { maxTokens: 16 });
+    const pieces = [];
+    for await (const piece of generation) pieces.push(piece);
+    assert.ok(pieces.length > 4 && pieces.every((piece) => piece !== ""));
+    const text = golden.run.original.greedy[0].text;
+    assert.ok(text.startsWith(pieces.join("")));
+    assert.equal(await generation.text(), pieces.join(""));
+    const { token_ids, tokens_per_second, prefill_seconds } = await generation.result();
+    assert.equal(token_ids.length, 16);
+    assert.ok(tokens_per_second > 0 && prefill_seconds >= 0);
+  });
+
+  test("takes token ids as they are", async () => {
+    const { prompt_ids, token_ids } = golden.run.original.greedy[0];
+    for (const ids of [prompt_ids, Uint32Array.from(prompt_ids)]) {
+      const result = await model.generate(ids, { maxTokens: 8 }).result();
+      assert.deepEqual(result.prompt_ids, prompt_ids);
+      assert.deepEqual(result.token_ids, token_ids.slice(0, 8));
+    }
+  });
+
+  test("stops where it is told to", async () => {
+    const result = await model.generate(prompt, { maxTokens: 64, stop: ["river"] }).result();
+    assert.equal(result.text, ", in a little town beside a dark ");
+    assert.equal(result.finish_reason, "stop_sequence");
+  });
+
+  test("samples by a seed, the same each time", async () => {
+    const sample = (seed) => model.generate(prompt, { maxTokens: 24, temperature: 1.2, topK: 40, topP: 0.95, seed }).text();
+    const [a, again, b] = [await sample(1), await sample(1), await sample(2)];
+    assert.equal(a, again);
+    assert.notEqual(a, b);
+  });
+
+  test("does one thing at a time: what is asked meanwhile waits, and is answered", async () => {
+    const order = [];
+    const asked = [
+      model.generate(prompt, { maxTokens: 12 }).text().then((text) => order.push(["first", text])),
+      model.generate(prompt, { maxTokens: 2 }).text().then((text) => order.push(["second", text])),
+      model.logits([0]).then(() => order.push(["logits"])),
+      model.perplexity(HELD_OUT.slice(0, 100)).then(() => order.push(["perplexity"])),
+    ];
+    await Promise.all(asked);
+    assert.deepEqual(order.map(([name]) => name), ["first", "second", "logits", "perplexity"]);
+    assert.ok(order[0][1].startsWith(order[1][1]));
+  });
+
+  test("has logits for each token, and log-probabilities that fit its greedy text", async () => {
+    const { prompt_ids, token_ids } = golden.run.original.greedy[0];
+    const ids = [...prompt_ids, ...token_ids.slice(0, 4)];
+    const rows = await model.logits(ids);
+    assert.equal(rows.length, ids.length);
+    assert.ok(rows.every((row) => row instanceof Float32Array && row.length === 2048 && row.every(Number.isFinite)));
+    for (let at = prompt_ids.length - 1; at < ids.length - 1; at++) {
+      assert.equal(rows[at].indexOf(Math.max(...rows[at])), ids[at + 1], "the likeliest token is the greedy one");
+    }
+    const logprobs = await model.logprobs(ids);
+    assert.equal(logprobs.length, ids.length - 1);
+    for (const [at, logprob] of logprobs.entries()) {
+      const sum = rows[at].reduce((total, value) => total + Math.exp(value), 0);
+      const naive = Math.log(Math.exp(rows[at][ids[at + 1]]) / sum);
+      assert.ok(Math.abs(logprob - naive) < 1e-4 && logprob < 0, `${logprob} and ${naive}`);
+    }
+    assert.deepEqual(await model.logprobs(Uint32Array.from(ids)), logprobs);
+  });
+
+  test("its perplexity is that of its log-probabilities", async () => {
+    const text = HELD_OUT.slice(0, 300);
+    const ids = await model.tokenize(text);
+    const logprobs = await model.logprobs(ids);
+    const wanted = Math.exp(-logprobs.reduce((sum, value) => sum + value, 0) / logprobs.length);
+    const { perplexity, tokens } = await lowbit.perplexity(model, text);
+    assert.equal(tokens, logprobs.length);
+    assert.ok(Math.abs(perplexity / wanted - 1) < 1e-4, `${perplexity} and ${wanted}`);
+  });
+
+  test("tokenizes there and back", async () => {
+    for (const text of ["Once upon a time", "Grüße, 世界! 🦔", "", "a  b\n\n c"]) {
+      const ids = await model.tokenize(text);
+      assert.ok(ids instanceof Uint32Array && ids[0] === 0);
+      assert.equal(await model.detokenize(ids), text);
+      assert.equal(await original.detokenize([...ids]), text);
+    }
+  });
+
+  test("without a chat template says so", async () => {
+    assert.equal(model.canChat, false);
+    await fails(model.chat([{ role: "user", content: "Hello" }]).text(), "not_found", /template/);
+  });
+
+  test("chats by its template", async () => {
+    const files = modelFiles();
+    files["chat_template.jinja"] = new TextEncoder().encode(
+      "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:",
+    );
+    const chatty = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
+    assert.equal(chatty.canChat, true);
+    const messages = [{ role: "system", content: "Be kind." }, { role: "user", content: "Once upon" }];
+    const { prompt_ids, token_ids } = await chatty.chat(messages, { maxTokens: 5, ignoreEos: true }).result();
+    assert.equal(await chatty.detokenize(prompt_ids), "system: Be kind.\nuser: Once upon\nassistant:");
+    assert.equal(token_ids.length, 5);
+    await fails(chatty.chat([{ role: "user" }]).text(), "invalid_argument", /content/);
+    await fails(chatty.chat([null]).text(), "invalid_argument", /message/);
+  });
+
+  test("runs with the activations that are asked for", async () => {
+    const int8 = await engine.loadModel(await made("int4 group 32"), { device: "cpu", activations: "int8" });
+    assert.equal(int8.info.activations, "int8");
+    const { perplexity } = await int8.perplexity(HELD_OUT);
+    assert.ok(Math.abs(perplexity / golden.run["int4 group 32"].perplexity - 1) < 0.05, String(perplexity));
+  });
+});
+
+describe("judging", () => {
+  test("validate gives the report of a validation", async () => {
+    const small = await made("int4 group 32");
+    const report = await engine.validate(original, small, {
+      texts: [HELD_OUT.slice(0, 600), HELD_OUT.slice(600)], name: "stories", prompts: PROMPTS, maxTokens: 16, speedRounds: 0, device: "cpu",
+    });
+    assert.equal(report.schema, "lowbit.validation/1");
+    assert.equal(report.original.parameters, 705_408);
+    assert.equal(report.quantized.method, "rtn");
+    assert.equal(report.dataset.name, "stories");
+    assert.equal(report.execution, "side-by-side");
+    assert.equal(report.speed, null);
+    assert.equal(report.generation.prompts, PROMPTS.length);
+    assert.equal(report.layers.length, 21);
+    assert.ok(report.memory.ratio > 3);
+    const { original: before, quantized: after, increase } = report.perplexity;
+    assert.ok(Math.abs(increase - (after / before - 1)) < 1e-9);
+    assert.ok(report.divergence.kl_mean > 0 && report.divergence.top1_agreement > 0.8);
+    assert.ok(report.criteria.every(({ status }) => ["passed", "failed", "inconclusive"].includes(status)));
+    assert.equal(typeof report.accepted, "boolean");
+    assert.ok(report.recommendation.length > 10);
+  });
+
+  test("one text is that text", async () => {
+    const report = await engine.validate(original, await made("int8"), { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" });
+    const { perplexity, tokens } = golden.run.original;
+    assert.equal(report.dataset.tokens, tokens);
+    assert.ok(Math.abs(report.perplexity.original / perplexity - 1) < SUMMING);
+    assert.ok(Math.abs(report.perplexity.quantized / golden.run.int8.perplexity - 1) < SUMMING);
+  });
+
+  test("limits decide", async () => {
+    const small = await made("ternary");
+    const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };
+    const report = await engine.validate(original, small, options);
+    assert.equal(report.accepted, false);
+    assert.match(report.recommendation, /train/);
+    const status = (limits) =>
+      engine.validate(original, small, { ...options, limits }).then(({ criteria }) => criteria.find(({ name }) => name.includes("perplexity")).status);
+    assert.equal(await status({ maxPerplexityIncrease: 0.02 }), "failed");
+    assert.equal(await status({ maxPerplexityIncrease: 1000 }), "passed");
+  });
+
+  test("within little memory it goes layer by layer, with the same figures", async () => {
+    const small = await made("int8");
+    const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };
+    const [both, streamed] = [await engine.validate(original, small, options), await engine.validate(original, small, { ...options, memory: 1 })];
+    assert.deepEqual([both.execution, streamed.execution], ["side-by-side", "layer-streamed"]);
+    assert.ok(Math.abs(streamed.perplexity.quantized / both.perplexity.quantized - 1) < SUMMING);
+  });
+
+  test("compare shows where two models part", async () => {
+    const [same] = await engine.compare(original, original, { prompts: [PROMPTS[0]], maxTokens: 8, device: "cpu" });
+    assert.equal(same.first_difference, null);
+    const found = await engine.compare(original, await made("ternary"), { prompts: PROMPTS, maxTokens: 8, device: "cpu" });
+    assert.deepEqual(found.map(({ prompt }) => prompt), PROMPTS);
+    for (const [at, { a, b, first_difference }] of found.entries()) {
+      assert.deepEqual(a.token_ids, golden.run.original.greedy[at].token_ids.slice(0, 8));
+      assert.deepEqual(b.token_ids, golden.run.ternary.greedy[at].token_ids.slice(0, 8));
+      assert.equal(first_difference, a.token_ids.findIndex((id, place) => id !== b.token_ids[place]));
+    }
+  });
+
+  test("plan says what is needed, of a checkpoint or of a number", async () => {
+    for (const plan of [await engine.plan(original), await engine.plan(500_000_000, { memory: 1e9, context: 1024 })]) {
+      assert.deepEqual(plan.precisions.map(({ precision }) => precision), ["f32", "f16", "int8", "int4", "ternary"]);
+      const bytes = plan.precisions.map(({ total_bytes }) => total_bytes);
+      assert.deepEqual(bytes, [...bytes].sort((a, b) => b - a));
+      assert.ok(plan.recommendation.reason.length > 10);
+    }
+    assert.equal((await lowbit.plan(original)).parameters, 705_408);
+  });
+
+  test("capabilities say what there is", async () => {
+    const found = await engine.capabilities();
+    assert.match(found.engine, /^(simd128|relaxed-simd)$/);
+    assert.equal(found.worker, true);
+    assert.match(found.cpu, /^cpu/);
+    assert.ok(Array.isArray(found.adapters));
+    assert.ok(found.memory > 1e6);
+  });
+});

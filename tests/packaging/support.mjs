@@ -1,0 +1,84 @@
+// What the tests of the packed package share: fresh projects that install it, programs, and what must come out.
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { accessSync, cpSync, existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { after } from "node:test";
+import { fileURLToPath } from "node:url";
+import { CALIBRATION_BYTES, HELD_OUT_BYTES, LITTLE } from "../js/cases.mjs";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const root = join(here, "../..");
+
+/** What `npm pack` made. */
+export const TARBALL = resolve(process.env.LOWBIT_TARBALL ?? join(root, "target/package/lowbit-0.1.0.tgz"));
+accessSync(TARBALL);
+
+export const MODEL = join(root, "tests/fixtures/tale-llama");
+const golden = JSON.parse(readFileSync(join(root, "tests/js/golden.json"), "utf8"));
+const start = (file, bytes) => readFileSync(join(MODEL, file), "utf8").slice(0, bytes);
+
+/** What the consumers are given. */
+export const input = {
+  source: MODEL,
+  heldOut: start("heldout.txt", HELD_OUT_BYTES),
+  calibration: { texts: [start("calibration.txt", CALIBRATION_BYTES)], ...LITTLE },
+  prompt: golden.run.original.greedy[0].prompt,
+};
+
+/** Where a tool of `package.json` is. */
+export const tool = (path) => join(here, "node_modules", path);
+assert.ok(existsSync(tool("")), "the tools are missing; `npm ci --ignore-scripts` in tests/packaging installs them");
+
+/** Runs a program to its end; gives its standard output. */
+export function run(program, args, { cwd, env = {}, seconds = 120 } = {}) {
+  return new Promise((done, failed) => {
+    const options = { cwd, env: { ...process.env, ...env }, timeout: seconds * 1000, maxBuffer: 1 << 26 };
+    execFile(program, args, options, (error, stdout, stderr) => {
+      if (error) failed(new Error(`${program} ${args.join(" ")}: ${error.message}\n${stdout}\n${stderr}`));
+      else done(stdout);
+    });
+  });
+}
+
+/** A project of its own in a temporary folder, with the package installed from the tarball and some of `consumers/`. */
+export async function project(...consumers) {
+  const folder = mkdtempSync(join(tmpdir(), "lowbit-consumer-"));
+  after(() => rm(folder, { recursive: true, force: true, maxRetries: 5 }));
+  for (const consumer of ["exercise.mjs", ...consumers]) {
+    const from = join(here, "consumers", consumer);
+    cpSync(from, consumer.endsWith(".mjs") ? join(folder, consumer) : folder, { recursive: true });
+  }
+  const manifest = { name: "consumer", private: true, type: "module", dependencies: { lowbit: `file:${TARBALL}` } };
+  writeFileSync(join(folder, "package.json"), JSON.stringify(manifest));
+  writeFileSync(join(folder, "input.json"), JSON.stringify(input));
+  await run("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=peer", "--offline", "--loglevel=error"], { cwd: folder });
+  return folder;
+}
+
+/** That a consumer found what the native command makes of the same model. */
+export function assertExercised({ parameters, schemes, automatic, capabilities, errors }) {
+  assert.equal(parameters, 705_408);
+  for (const [name, of] of [["rtn", "int4 group 32"], ["gptq", "gptq int4 group 32"]]) {
+    const { layout, sha256, text, token_ids, perplexity, phases } = schemes[name];
+    const wanted = golden.run[of];
+    assert.equal(layout, "compressed-tensors");
+    assert.ok(Math.abs(perplexity / wanted.perplexity - 1) < 0.001, `${name}: perplexity ${perplexity}, natively ${wanted.perplexity}`);
+    assert.equal(token_ids.length, 16);
+    assert.ok(text.length > 16);
+    assert.ok(Array.isArray(phases));
+    if (name === "gptq") continue;
+    assert.deepEqual(token_ids, wanted.greedy[0].token_ids.slice(0, 16));
+    assert.ok(wanted.greedy[0].text.startsWith(text), text);
+    assert.equal(sha256, golden.quantized[of]["model.safetensors"]);
+  }
+  assert.equal(automatic.vocab_size, 2048);
+  assert.match(capabilities.engine, /^(simd128|relaxed-simd)$/);
+  assert.equal(capabilities.worker, true);
+  assert.deepEqual(errors, { misspelled: "invalid_argument", missing: "not_found" });
+}
+
+/** The first of `paths` that is there. */
+export const firstOf = (paths) => paths.find((path) => path !== undefined && existsSync(path));
