@@ -90,7 +90,8 @@ function modelCache() {
 function voice({ title, size, kind }, prompt) {
   const same = el("span", { class: "same" });
   const other = el("mark", { hidden: true });
-  const text = el("p", { class: "text" }, el("span", { class: "given" }, prompt), same, other);
+  const rest = el("span");
+  const text = el("p", { class: "text" }, el("span", { class: "given" }, prompt), same, other, rest);
   const figures = el("p", { class: "figures num" }, el("span", {}, el("b", {}, bytes(size)), " of weights"));
   const element = el("article", { class: `voice ${kind}`, "aria-label": title }, el("h3", {}, title), text, figures);
   return {
@@ -98,8 +99,12 @@ function voice({ title, size, kind }, prompt) {
     /** `shared` units of `said` are the same in both. */
     say(said, shared) {
       same.textContent = said.slice(0, shared);
-      other.textContent = said.slice(shared);
-      other.hidden = shared >= said.length;
+      const apart = said.slice(shared);
+      // One word is enough to show the place.
+      const word = /^\s*\S*/.exec(apart)[0];
+      other.textContent = word;
+      rest.textContent = apart.slice(word.length);
+      other.hidden = word === "";
     },
     begin: () => text.classList.add("busy"),
     rest: () => text.classList.remove("busy"),
@@ -120,8 +125,7 @@ async function speak(column, model, prompt, options, before) {
   column.figures.append(...[
     result.tokens_per_second !== null && el("span", {}, el("b", {}, result.tokens_per_second.toFixed(0)), " tokens/s"),
     el("span", {}, `${result.token_ids.length} tokens`),
-    el("span", {}, `on ${model.info.device}`),
-    why && el("span", {}, `the CPU, because ${why}`),
+    el("span", {}, model.info.device.replace(/^cpu/, "CPU"), why && `; no GPU: ${why}`),
   ].filter(Boolean));
   return result;
 }
