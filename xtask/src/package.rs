@@ -21,7 +21,7 @@ pub struct Options {
 }
 
 /// The folder of the package's own files.
-fn templates() -> PathBuf {
+pub fn templates() -> PathBuf {
     root().join("pkg-templates")
 }
 
@@ -53,7 +53,7 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     for module in wasm::MODULES {
         step(&format!("module {}", module.name), || wasm::build(&module, options.fast, &modules))?;
     }
-    step("npm packages", install)?;
+    step("npm packages", || install(&templates()))?;
     step("package", || assemble(&modules, &folder))?;
     if !options.fast {
         step("sizes", || sizes(&folder))?;
@@ -68,16 +68,15 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Installs what builds the package, as `package-lock.json` has it, where that is not done yet.
-pub fn install() -> Result<(), String> {
-    let lock = templates().join("package-lock.json");
-    let stamp = templates().join("node_modules/.lowbit-installed");
-    let wanted = read(&lock)?;
+/// Installs a folder's npm packages, as its `package-lock.json` has them, where that is not done yet.
+pub fn install(folder: &Path) -> Result<(), String> {
+    let stamp = folder.join("node_modules/.lowbit-installed");
+    let wanted = read(&folder.join("package-lock.json"))?;
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     let mut npm = program("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
-    npm.current_dir(templates());
+    npm.current_dir(folder);
     execute(npm)?;
     write(&stamp, &wanted)
 }

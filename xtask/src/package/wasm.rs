@@ -70,7 +70,7 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
 }
 
 fn optimize(module: &Module, path: &Path) -> Result<(), String> {
-    super::install()?;
+    super::install(&super::templates())?;
     let optimized = path.with_extension("opt");
     let mut wasm_opt = tool("wasm-opt", &["-O3", "--strip-debug", "--strip-producers"]);
     wasm_opt.args(OPTIMIZER_FEATURES);
