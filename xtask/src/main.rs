@@ -9,6 +9,7 @@ mod libtest;
 mod nodetest;
 mod package;
 mod process;
+mod serve;
 mod setup;
 mod test;
 
@@ -27,6 +28,8 @@ enum Task {
     Interop,
     /// Build the npm package, in target/package
     Package(package::Options),
+    /// Build the npm package and serve the demo page on this machine
+    Serve(serve::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Test => test::run(),
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
+        Task::Serve(options) => serve::run(options),
     };
     match outcome {
         Ok(code) => code,

@@ -1,0 +1,63 @@
+// The model card: what a checkpoint is, and the memory it takes at each precision.
+import { el, facts } from "./dom.js";
+import { bytes, count, parameters } from "./format.js";
+
+const LAYOUTS = {
+  dense: "floating point", "compressed-tensors": "quantized, compressed-tensors", gptq: "quantized, GPTQ", awq: "quantized, AWQ",
+  bitnet: "ternary, BitNet", gguf: "GGUF",
+};
+const NAMES = { f32: "f32", f16: "f16", int8: "INT8", int4: "INT4", ternary: "ternary" };
+
+export function modelCard({ checkpoint, label, from, plan }) {
+  const { info } = checkpoint;
+  const about = el("div", {},
+    el("h3", {}, label),
+    el("p", { class: "hint" }, from),
+    facts([
+      ["Architecture", info.architecture],
+      ["Parameters", `${parameters(info.parameters)} (${count(info.parameters)})`],
+      ["Weights", `${bytes(info.bytes)}, ${LAYOUTS[info.layout] ?? info.layout}`],
+      ["Number formats", formats(info.linear_formats)],
+      ["Tensors", count(info.tensors)],
+      ["Layers", `${info.num_hidden_layers} × ${count(info.hidden_size)} wide, MLP ${count(info.intermediate_size)}`],
+      ["Heads", `${info.num_attention_heads} for queries, ${info.num_key_value_heads} for keys`],
+      ["Vocabulary", `${count(info.vocab_size)}${info.tie_word_embeddings ? ", head tied to the embedding" : ""}`],
+      ["Context", `${count(info.max_position_embeddings)} tokens`],
+    ]),
+    info.warnings.length > 0 && el("ul", { class: "notes" }, info.warnings.map((text) => el("li", {}, text))));
+  return [about, memory(plan)];
+}
+
+function formats(linear) {
+  const entries = Object.entries(linear ?? {});
+  return entries.length === 0 ? undefined : entries.map(([name, modules]) => `${name} in ${modules} matrices`).join(", ");
+}
+
+/** Weights of the linear layers, which quantizing shrinks, and of what stays. */
+function memory(plan) {
+  const largest = Math.max(...plan.precisions.map((entry) => entry.weight_bytes));
+  const share = (value) => ({ vars: { "--w": `${(value / largest) * 100}%` } });
+  const rows = plan.precisions.map((entry) => {
+    const best = entry.precision === plan.recommendation.precision;
+    return el("li", best ? { class: "best" } : {},
+      el("span", { class: "name" }, NAMES[entry.precision] ?? entry.precision),
+      el("span", { class: "track", "aria-hidden": "true" },
+        el("i", share(entry.linear_bytes)), el("i", share(entry.weight_bytes - entry.linear_bytes))),
+      el("span", { class: "figures" }, el("b", {}, bytes(entry.weight_bytes)), ` of weights, ${bytes(entry.total_bytes)} to run`));
+  });
+  return el("div", {},
+    el("h3", {}, "Memory at each precision"),
+    el("ul", { class: "bars" }, rows),
+    el("p", { class: "key" }, el("span", {}, "linear layers"), el("span", { class: "second" }, "embedding, head, norms")),
+    el("p", { class: "hint" }, `To run means with room for ${count(plan.context)} tokens. ★ ${plan.recommendation.reason}.`, fits(plan)));
+}
+
+/** WebAssembly of 32 bits reaches this much. */
+const TAB = 4 * 2 ** 30;
+
+function fits(plan) {
+  const memory = Math.min((navigator.deviceMemory ?? 4) * 2 ** 30, TAB);
+  const fitting = plan.precisions.find((entry) => entry.total_bytes <= memory);
+  const what = fitting ? `${NAMES[fitting.precision]} ${fitting === plan.precisions[0] ? "and everything smaller fit" : "is the largest that fits"}` : "no precision fits";
+  return ` In the ${Math.round(memory / 2 ** 30)} GiB that a tab can have here, ${what}.`;
+}

@@ -1,0 +1,28 @@
+// How the weights of a matrix are spread, before and after.
+import { el, svg } from "../dom.js";
+import { percent, short } from "../format.js";
+import { canvas, frame, linear, rows, ticks } from "./axes.js";
+
+const HEIGHT = 240;
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 12, 12, 30];
+
+export function histogram({ largest, width: bin, original, quantized }) {
+  const top = Math.max(...original, ...quantized) || 1;
+  const { element } = frame((width) => {
+    const x = linear([-largest, largest], [LEFT, width - RIGHT]);
+    const y = linear([0, top * 1.05], [HEIGHT - BOTTOM, TOP]);
+    const steps = (shares) => shares.map((share, at) => {
+      const [from, to] = [x(-largest + at * bin), x(-largest + (at + 1) * bin)];
+      return `${from.toFixed(1)},${y(share).toFixed(1)} ${to.toFixed(1)},${y(share).toFixed(1)}`;
+    }).join(" ");
+    const area = (shares) => `${x(-largest)},${y(0)} ${steps(shares)} ${x(largest)},${y(0)}`;
+    const marks = ticks(-largest, largest, width < 420 ? 4 : 6).map((value) =>
+      svg("text", { x: x(value), y: HEIGHT - 10, "text-anchor": "middle" }, short(value)));
+    return canvas(width, HEIGHT, "Shares of the weights by value: the original as a smooth hill, the quantized weights on their steps.",
+      rows(ticks(0, top, 4), y, LEFT, width - RIGHT, (share) => percent(share, top < 0.05 ? 1 : 0)),
+      svg("polygon", { class: "area second", points: area(quantized) }),
+      svg("polyline", { class: "line second", points: steps(quantized) }),
+      svg("polyline", { class: "line first", points: steps(original) }), marks);
+  });
+  return el("div", {}, element, el("p", { class: "key" }, el("span", {}, "original"), el("span", { class: "second" }, "quantized")));
+}

@@ -1,0 +1,51 @@
+// Signal to noise of each matrix, block by block.
+import { svg } from "../dom.js";
+import { canvas, frame, linear, rows, ticks } from "./axes.js";
+import { el } from "../dom.js";
+
+const HEIGHT = 260;
+const [LEFT, RIGHT, TOP, BOTTOM] = [44, 8, 12, 34];
+
+const isAttention = (name) => name.includes("self_attn");
+const block = (name) => /layers\.(\d+)\./.exec(name)?.[1];
+
+/** `choose(name)` is called for a matrix that is clicked; `mark(name)` shows which is chosen. */
+export function snrPlot(layers, choose) {
+  let chosen;
+  const known = layers.filter(({ snr_db: snr }) => snr !== null);
+  if (known.length === 0) return { element: el("p", { class: "hint" }, "Nothing was rounded."), mark: () => {} };
+  const values = known.map(({ snr_db: snr }) => snr);
+  const [low, high] = [Math.min(0, ...values), Math.max(...values) * 1.08 || 1];
+  const worst = known.reduce((a, b) => (b.snr_db < a.snr_db ? b : a));
+  const label = `From ${Math.min(...values).toFixed(1)} to ${Math.max(...values).toFixed(1)} dB over ${known.length} matrices; the least in ${worst.name}.`;
+
+  const { element: plot, redraw } = frame((width) => {
+    const x = linear([-0.5, known.length - 0.5], [LEFT, width - RIGHT]);
+    const y = linear([low, high], [HEIGHT - BOTTOM, TOP]);
+    const radius = Math.max(2, Math.min(5.5, (width - LEFT) / known.length / 2.6));
+    const dots = known.map((layer, at) => {
+      const kind = isAttention(layer.name) ? "first" : "second";
+      const dot = svg("circle", { class: `dot ${kind}${layer.name === chosen ? " chosen" : ""}`, cx: x(at), cy: y(layer.snr_db), r: radius, onclick: () => choose(layer.name) },
+        svg("title", {}, `${layer.name}: ${layer.snr_db.toFixed(1)} dB`));
+      return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: y(Math.max(low, 0)), y2: y(layer.snr_db) }), dot);
+    });
+    return canvas(width, HEIGHT, label, rows(ticks(low, high, 4), y, LEFT, width - RIGHT, (value) => `${value} dB`), dots, blocks(x, width));
+  });
+
+  /** Names of the blocks below the first of their matrices, as many as there is room for. */
+  function blocks(x, width) {
+    const firsts = known.map((layer, at) => [block(layer.name), at]).filter(([name, at], index, all) => name !== undefined && (at === 0 || all[index - 1]?.[0] !== name));
+    const every = Math.ceil((firsts.length * 58) / (width - LEFT));
+    return firsts.filter((_, index) => index % every === 0).map(([name, at]) =>
+      svg("text", { x: x(at) - 5, y: HEIGHT - 12 }, `block ${name}`));
+  }
+
+  const key = el("p", { class: "key" }, el("span", { class: "round" }, "attention"), el("span", { class: "round second" }, "MLP"));
+  return {
+    element: el("div", {}, plot, key),
+    mark: (name) => {
+      chosen = name;
+      redraw();
+    },
+  };
+}

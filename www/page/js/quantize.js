@@ -1,0 +1,73 @@
+// Quantizing: the form, the work, and what became of the size.
+import { quantize } from "../lowbit.js";
+import { choicesOf, learns, nameOf, optionsOf } from "./choices.js";
+import { byId, el, show } from "./dom.js";
+import { bytes, percent, seconds } from "./format.js";
+import { job } from "./jobs.js";
+import { shippedText } from "./sources.js";
+
+export function setUpQuantizing(store) {
+  const form = byId("shrink-form");
+  const fields = form.elements;
+  const host = byId("shrink-job");
+  let nextId = 1;
+
+  const follow = () => {
+    const method = fields.method.value;
+    byId("ternary-knobs").hidden = method !== "ternary";
+    byId("scheme-knobs").hidden = method === "ternary";
+    byId("calibration").hidden = !learns(method);
+    const own = fields.calibrationFrom.value === "own";
+    byId("own-calibration").hidden = !own;
+    fields.calibrationText.required = own && learns(method);
+  };
+  form.addEventListener("change", follow);
+  follow();
+  // The usual group: one scale a row loses little at 8 bits, and much below.
+  for (const radio of fields.bits) {
+    radio.addEventListener("change", () => (fields.groupSize.value = radio.value === "8" ? "-1" : "32"));
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const choices = choicesOf(form);
+    const { model } = store.get();
+    const began = performance.now();
+    const output = await job(store, host, "Quantizing", async (control) => {
+      const text = learns(choices.method) ? await calibrationText(fields, control.signal) : undefined;
+      return quantize(model.checkpoint, { ...optionsOf(choices, text), ...control });
+    });
+    if (output === undefined) return;
+    const run = {
+      id: nextId++, name: nameOf(choices), method: choices.method, output, summary: output.summary,
+      seconds: (performance.now() - began) / 1000,
+    };
+    store.set({ runs: [...store.get().runs, run], run });
+  });
+
+  store.on(["model", "busy"], ({ model, busy }) => {
+    const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
+    byId("shrink-fields").disabled = busy || model === undefined || quantized;
+    const says = quantized ? "This checkpoint is quantized already. Generate from it below, or open a floating-point one." : "";
+    byId("shrink-says").textContent = model === undefined ? "The model is on its way." : says;
+  });
+  store.on(["run"], ({ run }) => show(byId("shrink-result"), run && shrunk(run)));
+}
+
+async function calibrationText(fields, signal) {
+  return fields.calibrationFrom.value === "own" ? fields.calibrationText.value : shippedText("calibration.txt", signal);
+}
+
+/** Both sizes to scale, one above the other. */
+function shrunk({ name, summary, seconds: took }) {
+  const { source_bytes: before, bytes: after, record, notes } = summary;
+  const strip = (value, second) =>
+    el("div", { class: `strip${second ? " second" : ""}`, vars: { "--w": `${(value / Math.max(before, after)) * 100}%` } });
+  return el("div", { class: "shrunk" },
+    el("p", { class: "headline" }, `${bytes(before)} became ${bytes(after)}.`),
+    el("p", { class: "label" }, "original, ", bytes(before)), strip(before, false),
+    el("p", { class: "label" }, `${name}, ${bytes(after)}`), strip(after, true),
+    el("p", { class: "hint" },
+      `${percent(1 - after / before, 0)} smaller; ${record.bits_per_weight.toFixed(2)} bits for each quantized weight, scales included. Took ${seconds(took)}.`),
+    notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
+}

@@ -1,0 +1,104 @@
+// A validation report as people read it: verdict, criteria, figures, plots, failures.
+import { el, show } from "./dom.js";
+import { bytes, change, count, percent, perplexity, scheme, short } from "./format.js";
+import { histogram } from "./plots/histogram.js";
+import { snrPlot } from "./plots/snr.js";
+import { criterion, failureName, headline, word } from "./verdict.js";
+import { distributions } from "./weights.js";
+import { failure } from "./jobs.js";
+
+export function reportView(store, model, run) {
+  const { report } = run;
+  const { text, status } = headline(report);
+  const chooser = weightView(store, model, run);
+  const bySnr = snrPlot(report.layers, chooser.choose);
+  chooser.follow(bySnr.mark);
+  return el("div", { class: "report" },
+    el("div", { class: `verdict ${status}`, role: "status" },
+      el("p", { class: "word" }, text), el("p", {}, sentence(report.recommendation)), el("p", { class: "hint" }, run.name)),
+    figures(report),
+    criteria(report),
+    el("div", { class: "plots" }, figure("Noise that rounding adds, matrix by matrix: higher is cleaner", bySnr.element, layerTable(report)), chooser.element),
+    failures(report.generation));
+}
+
+const sentence = (text) => (text === "" ? "" : `${text[0].toUpperCase()}${text.slice(1).replace(/\.?$/, ".")}`);
+
+function figure(caption, ...children) {
+  return el("figure", {}, el("h3", {}, caption), ...children);
+}
+
+function figures({ perplexity: texts, divergence, memory, speed, dataset, execution }) {
+  const pairs = [
+    ["Perplexity", perplexity(texts.quantized), `was ${perplexity(texts.original)}, ${change(texts.increase)}`],
+    ["KL divergence", short(divergence.kl_mean), `nats a token; the worst hundredth beyond ${short(divergence.kl_p99)}`],
+    ["Same first choice", percent(divergence.top1_agreement, 1), "of the next tokens"],
+    ["Linear layers", `${short(memory.ratio)}× smaller`, `${bytes(memory.original_bytes)} became ${bytes(memory.quantized_bytes)}`],
+    speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantized_tokens_per_second)} tokens/s, was ${short(speed.original_tokens_per_second)}, on ${speed.device}`],
+    ["Read", `${count(dataset.tokens)} tokens`, `${dataset.name}; ${execution === "side-by-side" ? "both models at once" : "layer by layer"}`],
+  ].filter(Boolean);
+  return el("dl", { class: "big" }, pairs.map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more)))));
+}
+
+function criteria(report) {
+  const rows = report.criteria.map(criterion).map(({ asks, limit, value, status }) =>
+    el("tr", {}, el("th", { scope: "row" }, asks), el("td", { class: "n" }, limit), el("td", { class: "n" }, value),
+      el("td", {}, el("span", { class: `badge ${status}` }, word(status)))));
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Criteria" }, el("table", {},
+    el("caption", {}, "The limits, set before the work began"),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Criterion"), el("th", { scope: "col", class: "n" }, "Limit"), el("th", { scope: "col", class: "n" }, "Found"), el("th", { scope: "col" }, ""))),
+    el("tbody", {}, rows)));
+}
+
+function layerTable({ layers }) {
+  const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer.name), el("td", {}, scheme(layer.scheme)),
+    el("td", { class: "n" }, layer.snr_db === null ? "exact" : `${layer.snr_db.toFixed(1)} dB`), el("td", { class: "n" }, short(layer.max_abs_error))));
+  const heads = [["Matrix"], ["Scheme"], ["SNR", "n"], ["Largest error", "n"]];
+  return el("details", { class: "more" }, el("summary", {}, "The same as a table"),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Noise of each matrix" }, el("table", {},
+      el("thead", {}, el("tr", {}, heads.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))), el("tbody", {}, rows))));
+}
+
+/** The weights of one matrix before and after. */
+function weightView(store, model, run) {
+  const select = el("select", { id: "weights-of" }, run.report.layers.map(({ name }) => el("option", { value: name }, name)));
+  const plot = el("div");
+  let heard = () => {};
+  let asked = 0;
+  const draw = async () => {
+    const name = select.value;
+    const mine = (asked += 1);
+    heard(name);
+    try {
+      const found = await distributions(model, run, name);
+      if (mine === asked) show(plot, histogram(found));
+    } catch (error) {
+      if (mine === asked) show(plot, failure("The weights", error));
+    }
+  };
+  select.addEventListener("change", draw);
+  const least = run.report.layers.reduce((a, b) => ((b.snr_db ?? Infinity) < (a.snr_db ?? Infinity) ? b : a), run.report.layers[0]);
+  if (least) select.value = least.name;
+  const element = figure("Weights before and after", el("label", { class: "field" }, "Matrix", select), plot);
+  return {
+    element,
+    choose: (name) => {
+      select.value = name;
+      draw();
+    },
+    follow: (listener) => {
+      heard = listener;
+      if (least) draw();
+    },
+  };
+}
+
+function failures({ prompts, failures: found }) {
+  const heading = el("h3", {}, "What it wrote");
+  if (found.length === 0) return el("section", {}, heading, el("p", {}, `No failures in ${count(prompts)} continuations: no endless repetition, no collapse, nothing empty.`));
+  return el("section", {}, heading,
+    el("p", {}, `${found.length} ${found.length === 1 ? "failure" : "failures"} in ${count(prompts)} continuations.`),
+    found.map(({ prompt, kind, detail, original_also: also }) => el("div", { class: also ? "failure old" : "failure" },
+      el("p", {}, el("strong", {}, failureName(kind)), also && ", and so does the original"),
+      el("blockquote", {}, prompt), el("p", { class: "hint" }, detail))));
+}

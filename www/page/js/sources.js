@@ -1,0 +1,83 @@
+// Where checkpoints come from: this site, an address, the hub, a picker, a drop, a zip. What is opened is what the package takes as
+// a source; beside it stands how single files of it are read, for the histogram.
+import { bytesOfZip } from "./zip.js";
+
+const SHIPPED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+
+/** The checkpoint that ships with the page. */
+export async function shipped(signal) {
+  const files = await Promise.all(SHIPPED.map(async (name) => [name, await fetched(name, signal)]));
+  const source = Object.fromEntries(files);
+  return { source, label: "tale-llama", from: "shipped with this page", read: fromFiles(source), shipped: true };
+}
+
+/** A text that ships beside it. */
+export async function shippedText(name, signal) {
+  return (await fetched(name, signal)).text();
+}
+
+async function fetched(name, signal) {
+  const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal });
+  if (!response.ok) throw new Error(`model/${name}: the server answered ${response.status}`);
+  return response.blob();
+}
+
+/** An address or the name of a hub repository. */
+export function address(text) {
+  const given = text.trim();
+  const hub = /^[\w.-]+\/[\w.-]+$/.test(given);
+  const base = hub ? `https://huggingface.co/${given}/resolve/main/` : given.replace(/\/?$/, given.endsWith(".gguf") ? "" : "/");
+  const read = async (name, start, end) => {
+    const response = await fetch(new URL(encodeURIComponent(name), base), { headers: { range: `bytes=${start}-${end - 1}` } });
+    if (response.status !== 206) throw new Error(`${name}: expected a part of the file but the server answered ${response.status}`);
+    return new Uint8Array(await response.arrayBuffer());
+  };
+  const label = given.replace(/\/+$/, "").split("/").pop();
+  return { source: given, label, from: hub ? "the Hugging Face hub" : given, read };
+}
+
+/** Files of a picker or a drop. */
+export async function files(list) {
+  const chosen = [...list].filter((file) => file.name !== "" && !file.name.startsWith("."));
+  if (chosen.length === 0) throw new Error("there are no files in it");
+  const zip = chosen.length === 1 && /\.zip$/i.test(chosen[0].name) ? chosen[0] : undefined;
+  if (zip !== undefined) {
+    const source = await bytesOfZip(zip);
+    return { source, label: zip.name.replace(/\.zip$/i, ""), from: zip.name, read: fromFiles(source) };
+  }
+  const folder = chosen[0].webkitRelativePath?.split("/")[0];
+  // Of a folder in a folder only the upper files belong to the checkpoint.
+  const upper = chosen.filter((file) => (file.webkitRelativePath ?? "").split("/").length <= 2);
+  const source = Object.fromEntries(upper.map((file) => [file.name, file]));
+  return { source, label: folder || chosen[0].name, from: folder ? "a folder of yours" : "files of yours", read: fromFiles(source) };
+}
+
+/** What was dropped: files, or folders through their entries. */
+export async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const folder = entries.find((entry) => entry.isDirectory);
+  if (folder === undefined) return files(transfer.files);
+  const found = await filesOf(folder);
+  return { ...(await files(found)), label: folder.name, from: "a folder of yours" };
+}
+
+async function filesOf(folder) {
+  const reader = folder.createReader();
+  const found = [];
+  for (;;) {
+    // A reader gives its entries in portions, and an empty one at the end.
+    const portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (portion.length === 0) break;
+    found.push(...portion.filter((entry) => entry.isFile));
+  }
+  return Promise.all(found.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+}
+
+function fromFiles(source) {
+  return async (name, start, end) => {
+    const file = source[name];
+    if (file === undefined) throw new Error(`${name}: there is no such file`);
+    if (file instanceof Blob) return new Uint8Array(await file.slice(start, end).arrayBuffer());
+    return file.subarray(start, end);
+  };
+}

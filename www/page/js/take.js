@@ -1,0 +1,112 @@
+// Taking a result away: as a zip or into a folder, as it is or as other tools spell it.
+import { convert } from "../lowbit.js";
+import { byId, el, show } from "./dom.js";
+import { bytes, short } from "./format.js";
+import { job } from "./jobs.js";
+import { download, zipped } from "./zip.js";
+
+const FORMATS = {
+  "compressed-tensors": "compressed-tensors (transformers, vLLM)", gptq: "GPTQ", "gptq-v2": "GPTQ, version 2 (GPTQModel)",
+  awq: "AWQ", bitnet: "BitNet", gguf: "GGUF (llama.cpp)",
+};
+
+export function setUpTaking(store) {
+  const form = byId("take-form");
+  const select = form.elements.format;
+  const host = byId("take-job");
+  const result = byId("take-result");
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    save(zipDestination);
+  });
+  const folders = byId("save-folder");
+  folders.hidden = globalThis.showDirectoryPicker === undefined;
+  folders.addEventListener("click", async () => {
+    // The picker wants to be asked for in the click itself.
+    const handle = await showDirectoryPicker({ mode: "readwrite", id: "lowbit" }).catch((error) => {
+      if (error.name !== "AbortError") throw error;
+    });
+    if (handle !== undefined) save(folderDestination(handle));
+  });
+
+  const save = async (destination) => {
+    const { run, model } = store.get();
+    const format = select.value;
+    show(result);
+    const saved = await job(store, host, "Saving", async (control) => {
+      const { output, summary } = await written(run, format, control);
+      try {
+        const files = await output.files();
+        if (run.report !== undefined && format !== "gguf") {
+          files["validation_report.json"] = new TextEncoder().encode(`${JSON.stringify(run.report, null, 2)}\n`);
+        }
+        return { summary, ...(await destination(folderName(model, run, format), files)) };
+      } finally {
+        if (output !== run.output) output.dispose();
+      }
+    });
+    if (saved !== undefined) show(result, savedView(saved));
+  };
+
+  store.on(["busy", "run"], ({ busy, run }) => {
+    byId("take-fields").disabled = busy || run === undefined;
+    byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Takes ${run.name}.`;
+  });
+  let listed;
+  store.on(["run"], ({ run }) => {
+    if (run?.id === listed) return;
+    listed = run?.id;
+    show(result);
+    const own = run?.summary.record.format;
+    const others = Object.keys(FORMATS).filter((name) => name !== own && (name === "bitnet") === false);
+    show(select, run && [el("option", { value: "" }, `${FORMATS[own] ?? own}, as it is`), ...others.map((name) => el("option", { value: name }, FORMATS[name]))]);
+  });
+}
+
+/** The run's own output, or a conversion of it. */
+async function written(run, format, control) {
+  if (format === "") return { output: run.output };
+  const output = await convert(run.output, { format, ...control });
+  return { output, summary: output.summary };
+}
+
+const folderName = (model, run, format) =>
+  [model.label, run.summary.record.scheme, format].filter(Boolean).join("-").replace(/[^\w.-]+/g, "-");
+
+async function zipDestination(name, files) {
+  const names = Object.keys(files);
+  const single = names.length === 1 && names[0].endsWith(".gguf");
+  const blob = single ? new Blob([files[names[0]]]) : await zipped(name, files);
+  const file = single ? `${name}.gguf`.replace(/-gguf\.gguf$/, ".gguf") : `${name}.zip`;
+  download(blob, file);
+  return { where: file, size: blob.size };
+}
+
+function folderDestination(handle) {
+  return async (_name, files) => {
+    let size = 0;
+    // The record comes last: a folder without it says that it is not whole.
+    const last = "quantization_config.json";
+    const names = Object.keys(files).sort((a, b) => (a === last) - (b === last));
+    for (const name of names) {
+      const stream = await (await handle.getFileHandle(name, { create: true })).createWritable();
+      await stream.write(files[name]);
+      await stream.close();
+      size += files[name].length;
+    }
+    return { where: `the folder ${handle.name}`, size };
+  };
+}
+
+function savedView({ where, size, summary }) {
+  const losses = summary?.losses ?? [];
+  const notes = [...(summary?.notes ?? []), ...losses.slice(0, 5).map(({ name, loss }) => `${name}: ${loss}`)];
+  if (losses.length > 5) notes.push(`and ${losses.length - 5} more matrices`);
+  const difference = summary?.largest_weight_difference;
+  return el("div", { class: "notice good", role: "status" },
+    el("p", {}, `Saved as ${where}, ${bytes(size)}. `,
+      summary === undefined ? "Drop it here to open it again."
+        : losses.length === 0 && !difference ? "The weights are the same." : difference ? `The largest difference of a weight is ${short(difference)}.` : ""),
+    notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
+}

@@ -1,0 +1,142 @@
+// Talking to both models: one prompt, streamed into two columns, with the place where they part.
+import { loadModel } from "../lowbit.js";
+import { commonStart, firstDifference } from "./difference.js";
+import { byId, el, show } from "./dom.js";
+import { bytes } from "./format.js";
+import { job } from "./jobs.js";
+import { shippedText } from "./sources.js";
+
+export function setUpTalking(store) {
+  const form = byId("talk-form");
+  const host = byId("talk-job");
+  const models = modelCache();
+  let prompts;
+  let at = 0;
+
+  byId("another-prompt").addEventListener("click", async () => {
+    prompts ??= (await shippedText("prompts.txt")).split("\n").filter(Boolean);
+    at = (at + 1) % prompts.length;
+    form.elements.prompt.value = prompts[at];
+  });
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { model, run, device } = store.get();
+    const prompt = form.elements.prompt.value;
+    const options = { maxTokens: form.elements.maxTokens.valueAsNumber, temperature: form.elements.temperature.valueAsNumber, seed: 1 };
+    const sides = [{ title: titleOf(model), checkpoint: model.checkpoint, size: model.checkpoint.info.bytes, kind: "first" }];
+    if (run) sides.push({ title: run.name, checkpoint: run.output, size: run.output.info.bytes, kind: "second" });
+    const voices = sides.map((side) => voice(side, prompt));
+    show(byId("voices"), voices.map(({ element }) => element), !run && waiting());
+    show(byId("first-difference"));
+    await job(store, host, "Generating", async ({ signal, onProgress }) => {
+      const results = [];
+      for (const [index, { checkpoint }] of sides.entries()) {
+        const loaded = await models.load(checkpoint, device, { signal, onProgress });
+        results.push(await speak(voices[index], loaded, prompt, { ...options, signal, onProgress }, results[0]));
+      }
+      if (results.length === 2) tellDifference(voices, results);
+      if (run) store.learn(run.id, { tokensPerSecond: results[1].tokens_per_second });
+      store.set({ originalTokensPerSecond: results[0].tokens_per_second });
+    });
+    voices.forEach(({ rest }) => rest());
+  });
+
+  store.on(["model"], ({ model }) => {
+    models.clear();
+    show(byId("voices"));
+    show(byId("first-difference"));
+    if (model && !model.shipped) byId("another-prompt").hidden = true;
+    if (model?.shipped) byId("another-prompt").hidden = false;
+  });
+  store.on(["busy", "model"], ({ busy, model }) => {
+    form.querySelector("fieldset").disabled = busy || model === undefined;
+  });
+}
+
+const titleOf = (model) => (["dense", "gguf"].includes(model.checkpoint.info.layout) ? "Original" : model.label);
+
+function waiting() {
+  return el("div", { class: "voice second" }, el("h3", {}, "Quantized"), el("p", { class: "empty" }, "Shrink the model above, and it speaks here."));
+}
+
+/** The model of the original and the one of the run that was heard last. */
+function modelCache() {
+  const held = new Map();
+  return {
+    async load(checkpoint, device, control) {
+      const found = held.get(checkpoint);
+      if (found?.device === device) return found.loaded;
+      found?.loaded.dispose();
+      held.delete(checkpoint);
+      if (held.size > 1) {
+        // The original came first; what came after it was another run's.
+        const [last] = [...held.keys()].slice(-1);
+        held.get(last).loaded.dispose();
+        held.delete(last);
+      }
+      const loaded = await loadModel(checkpoint, { device, ...control });
+      held.set(checkpoint, { device, loaded });
+      return loaded;
+    },
+    clear() {
+      held.forEach(({ loaded }) => loaded.dispose());
+      held.clear();
+    },
+  };
+}
+
+/** One column. The text has two parts: what both say, and what this one says alone. */
+function voice({ title, size, kind }, prompt) {
+  const same = el("span", { class: "same" });
+  const other = el("mark", { hidden: true });
+  const rest = el("span");
+  const text = el("p", { class: "text" }, el("span", { class: "given" }, prompt), same, other, rest);
+  const figures = el("p", { class: "figures num" }, el("span", {}, el("b", {}, bytes(size)), " of weights"));
+  const element = el("article", { class: `voice ${kind}`, "aria-label": title }, el("h3", {}, title), text, figures);
+  return {
+    element, figures,
+    /** `shared` units of `said` are the same in both. */
+    say(said, shared) {
+      same.textContent = said.slice(0, shared);
+      const apart = said.slice(shared);
+      // One word is enough to show the place.
+      const word = /^\s*\S*/.exec(apart)[0];
+      other.textContent = word;
+      rest.textContent = apart.slice(word.length);
+      other.hidden = word === "";
+    },
+    begin: () => text.classList.add("busy"),
+    rest: () => text.classList.remove("busy"),
+  };
+}
+
+async function speak(column, model, prompt, options, before) {
+  column.begin();
+  let said = "";
+  const generation = model.generate(prompt, options);
+  for await (const piece of generation) {
+    said += piece;
+    column.say(said, before === undefined ? said.length : commonStart(before.text, said));
+  }
+  const result = await generation.result();
+  column.rest();
+  const why = model.info.why_cpu;
+  column.figures.append(...[
+    result.tokens_per_second !== null && el("span", {}, el("b", {}, result.tokens_per_second.toFixed(0)), " tokens/s"),
+    el("span", {}, `${result.token_ids.length} tokens`),
+    el("span", {}, model.info.device.replace(/^cpu/, "CPU"), why && `; no GPU: ${why}`),
+  ].filter(Boolean));
+  return result;
+}
+
+function tellDifference(voices, [a, b]) {
+  const at = firstDifference(a.token_ids, b.token_ids);
+  const shared = commonStart(a.text, b.text);
+  voices[0].say(a.text, shared);
+  voices[1].say(b.text, shared);
+  const total = Math.min(a.token_ids.length, b.token_ids.length);
+  show(byId("first-difference"), at === null
+    ? `Both say the same, all ${total} tokens of it.`
+    : `They say the same for ${at} ${at === 1 ? "token" : "tokens"}, and part at token ${at + 1}; from there on each goes its own way.`);
+}

@@ -1,0 +1,41 @@
+// What a report's criteria come to, in words. Nothing here touches the page.
+import { change, count, short } from "./format.js";
+
+const QUALITY = ["perplexity_increase", "benchmark_drop_points", "new_generation_failures"];
+
+const points = (value) => `${short(value)} points`;
+const times = (value) => `${short(value)}×`;
+
+/** Of each criterion: what it asks, and how its values are written. */
+const CRITERIA = {
+  perplexity_increase: ["Perplexity rises by at most", change],
+  benchmark_drop_points: ["The benchmark drops by at most", points],
+  new_generation_failures: ["New failures in what it writes, at most", count],
+  memory_ratio: ["Linear layers shrink by at least", times],
+  speed_ratio: ["Speed is at least", times],
+};
+
+export function criterion({ name, limit, value, status }) {
+  const [asks, write] = CRITERIA[name] ?? [name.replaceAll("_", " "), short];
+  return { asks, limit: write(limit).replace(/^\+/, ""), value: value === null ? "not a number" : write(value), status };
+}
+
+/** One line that a reader can take away, and its colour. */
+export function headline({ accepted, criteria }) {
+  if (accepted) return { text: "Accepted. The quality is kept.", status: "passed" };
+  const failed = criteria.filter(({ status }) => status === "failed").map(({ name }) => name);
+  if (failed.some((name) => QUALITY.includes(name))) return { text: "Rejected. Too much was lost.", status: "failed" };
+  const unsure = criteria.filter(({ status }) => status === "inconclusive").map(({ name }) => name);
+  if (unsure.some((name) => QUALITY.includes(name))) return { text: "Undecided. The text is too short to tell.", status: "inconclusive" };
+  const lacks = [...failed, ...unsure].map((name) => ({ memory_ratio: "not small enough", speed_ratio: "not fast enough here" })[name] ?? "not accepted");
+  return { text: `The quality is kept, but it is ${lacks.join(" and ")}.`, status: "inconclusive" };
+}
+
+const WORDS = { passed: "✓ kept", failed: "✗ missed", inconclusive: "? not clear" };
+export const word = (status) => WORDS[status] ?? status;
+
+const FAILURES = {
+  repetition_loop: "repeats itself without end", degenerate_text: "hardly any variety", non_finite_logits: "numbers that are none",
+  empty_output: "nothing but white space",
+};
+export const failureName = (kind) => FAILURES[kind] ?? kind.replaceAll("_", " ");
