@@ -4,6 +4,7 @@
  *
  * Every object here stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the Rust crate).
  */
+import type { ByteStream } from "./ambient.js";
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
@@ -310,7 +311,7 @@ export class Engine {
   }
 }
 
-function isStream(made: unknown): made is WritableStream<Uint8Array> {
+function isStream(made: unknown): made is ByteStream {
   return typeof (made as { getWriter?: unknown } | null)?.getWriter === "function";
 }
 
