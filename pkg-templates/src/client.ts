@@ -4,10 +4,12 @@
  *
  * Every object here stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the Rust crate).
  */
+import type { ByteStream } from "./ambient.js";
 import type { CachedFile } from "./cache.js";
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
+import { Reporter } from "./progress.js";
 import { calibrationRequest, onlyKnown, plain, tokenIds } from "./requests.js";
 import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
@@ -15,14 +17,14 @@ import type {
   AutoEvent, AutoOptions, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
   ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
-  ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, Progress, QuantizeOptions, QuantizeSummary,
+  ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
   RandomAccessFile, Summary, ValidateOptions, ValidationReport,
 } from "./types.js";
 
 /** Work that was asked for. */
 interface Job {
   told?: (event: AutoEvent) => void;
-  report?: (progress: Omit<Progress, "etaSeconds">) => void;
+  reporter?: Reporter;
   piece?: (text: string, tokenId: number) => Promise<void>;
 }
 
@@ -253,7 +255,8 @@ export class Engine {
   ): Promise<T> {
     if (signal?.aborted) throw cancelled(signal.reason);
     const id = this.#nextId++;
-    this.#jobs.set(id, { ...(onProgress && { report: withEta(onProgress) }), ...hears });
+    const reporter = onProgress && new Reporter(onProgress);
+    this.#jobs.set(id, { ...(reporter && { reporter }), ...hears });
     const abort = () => this.tell((remote) => remote.abort(id));
     signal?.addEventListener("abort", abort, { once: true });
     try {
@@ -264,6 +267,7 @@ export class Engine {
     } finally {
       signal?.removeEventListener("abort", abort);
       this.#jobs.delete(id);
+      reporter?.end();
     }
   }
 
@@ -309,7 +313,7 @@ export class Engine {
       return found;
     };
     return {
-      progress: (job, progress) => this.#jobs.get(job)?.report?.(progress),
+      progress: (job, progress) => this.#jobs.get(job)?.reporter?.take(progress),
       told: (job, event) => this.#jobs.get(job)?.told?.(event),
       piece: async (job, text, tokenId) => this.#jobs.get(job)?.piece?.(text, tokenId),
       readFile: async (id, offset, length) => {
@@ -350,30 +354,13 @@ export class Engine {
   }
 }
 
-function isStream(made: unknown): made is WritableStream<Uint8Array> {
+function isStream(made: unknown): made is ByteStream {
   return typeof (made as { getWriter?: unknown } | null)?.getWriter === "function";
 }
 
 function isWriter(made: unknown): made is FileWriter {
   const { write, close } = (made ?? {}) as Partial<FileWriter>;
   return typeof write === "function" && typeof close === "function";
-}
-
-/** Adds how long a phase will still take. */
-function withEta(listener: (progress: Progress) => void): (progress: Omit<Progress, "etaSeconds">) => void {
-  let phase = "";
-  let [since, from] = [0, 0];
-  return (progress) => {
-    const now = performance.now();
-    if (progress.phase !== phase || progress.done < from) {
-      phase = progress.phase;
-      [since, from] = [now, progress.done];
-    }
-    const done = progress.done - from;
-    const seconds = (now - since) / 1000;
-    const known = done > 0 && seconds > 0.2;
-    listener(known ? { ...progress, etaSeconds: (seconds * (progress.total - progress.done)) / done } : progress);
-  };
 }
 
 const ids = new WeakMap<Checkpoint, number | undefined>();

@@ -44,9 +44,12 @@ interface HeldModel {
   queue: Promise<unknown>;
 }
 
-/** Bytes read so far. */
+/** What is counted of a checkpoint's files. */
 interface Meter {
+  /** Bytes read so far. */
   bytes: number;
+  /** The work that opens the checkpoint, while it does: nothing else looks there whether it goes on. */
+  opening?: Job;
 }
 
 /** Work under way. */
@@ -95,11 +98,13 @@ class Host {
         this.#given = modules;
       },
       open: (job, source, tokenizer, options) =>
-        this.#job(job, async () => {
+        this.#job(job, async (state) => {
           await this.#ready();
-          const meter = { bytes: 0 };
+          const meter: Meter = { bytes: 0, opening: state };
           const tokenizerFolder = tokenizer && (await this.#folder(tokenizer, caller(), meter));
           const handle = await this.#openSource(source, options, caller(), meter);
+          stopIfAborted(state);
+          delete meter.opening;
           return this.#keep(handle, meter, tokenizerFolder && folderOf(tokenizerFolder));
         }),
       plan: async (id, options) => this.#checkpoint(id).handle.plan(options),
@@ -383,7 +388,7 @@ class Host {
   /** Does `work` after everything that the model was asked before. */
   #queued<T>(model: HeldModel, state: Job, work: () => Promise<T>): Promise<T> {
     const run = model.queue.then(() => {
-      if (state.aborted) throw new LowbitError("cancelled", "cancelled before it began");
+      stopIfAborted(state);
       return work();
     });
     model.queue = run.catch(() => {});
@@ -449,6 +454,7 @@ class Host {
     if ("file" in opened) return { file: metered(opened.file, meter) };
     const { folder } = opened;
     const open = async (file: string) => {
+      stopIfAborted(meter.opening);
       const found = await folder.open(file);
       return found && metered(found, meter);
     };
@@ -556,11 +562,16 @@ function metered(file: OpenFile, meter: Meter): OpenFile {
     name: file.name,
     size: file.size,
     read: async (offset, length) => {
+      stopIfAborted(meter.opening);
       const bytes = await file.read(offset, length);
       meter.bytes += bytes.length;
       return bytes;
     },
   };
+}
+
+function stopIfAborted(job: Job | undefined): void {
+  if (job?.aborted) throw new LowbitError("cancelled", "cancelled before the end");
 }
 
 function gone(what: string): LowbitError {

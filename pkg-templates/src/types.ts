@@ -3,6 +3,8 @@
  * are exactly as the files and the command line spell them.
  */
 
+import type { ByteStream, PlatformBlob, PlatformFetch, PlatformFile, PlatformSignal, PlatformUrl } from "./ambient.js";
+
 /** A file that can be read by range. */
 export interface RandomAccessFile {
   /** Length in bytes. */
@@ -20,7 +22,7 @@ export interface DirectoryHandle {
 }
 
 /** One file of a checkpoint. */
-export type FileLike = Uint8Array | ArrayBuffer | Blob | RandomAccessFile;
+export type FileLike = Uint8Array | ArrayBuffer | PlatformBlob | RandomAccessFile;
 
 /**
  * Where a checkpoint is:
@@ -34,8 +36,8 @@ export type FileLike = Uint8Array | ArrayBuffer | Blob | RandomAccessFile;
  */
 export type CheckpointSource =
   | string
-  | URL
-  | ArrayLike<File>
+  | PlatformUrl
+  | ArrayLike<PlatformFile>
   | FileLike
   | DirectoryHandle
   | { readonly [file: string]: FileLike };
@@ -56,8 +58,8 @@ export interface OpenOptions {
    */
   cache?: boolean;
   /** Makes the requests instead of the global `fetch`. */
-  fetch?: typeof fetch;
-  signal?: AbortSignal;
+  fetch?: PlatformFetch;
+  signal?: PlatformSignal;
 }
 
 /** What a checkpoint is, from its configuration and the headers of its files. */
@@ -105,7 +107,7 @@ export interface JobOptions {
   /** Hears how far the work is, at most every 50 milliseconds. */
   onProgress?: (progress: Progress) => void;
   /** Stops the work at its next step; it then fails with the code `cancelled`. */
-  signal?: AbortSignal;
+  signal?: PlatformSignal;
 }
 
 /** Numbers, `-1` for a whole row. */
@@ -200,10 +202,10 @@ export interface FileWriter {
 export type Target =
   | "memory"
   | (string & {})
-  | URL
+  | PlatformUrl
   | { readonly opfs: string }
   | DirectoryHandle
-  | ((file: string) => WritableStream<Uint8Array> | FileWriter | Promise<WritableStream<Uint8Array> | FileWriter>);
+  | ((file: string) => ByteStream | FileWriter | Promise<ByteStream | FileWriter>);
 
 /** `quantization_config.json`: how a folder was made. */
 export interface QuantizationRecord {

@@ -1,10 +1,10 @@
 // One way to quantize after another, as the command line spells it and as the package does.
 
 /** How much of the texts is used: enough to say something, and soon done. */
-export const HELD_OUT_BYTES = 1200;
-export const CALIBRATION_BYTES = 4000;
-const SAMPLES = 3;
-const SEQUENCE_LENGTH = 96;
+export const HELD_OUT_BYTES = 2500;
+export const CALIBRATION_BYTES = 12_000;
+const SAMPLES = 4;
+const SEQUENCE_LENGTH = 128;
 
 export const PROMPTS = ["Once upon a time", "A cold wind blew over the hills, and Hazel the fox"];
 export const NEW_TOKENS = 32;

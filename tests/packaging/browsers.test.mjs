@@ -51,7 +51,10 @@ function chromium() {
       executablePath: CHROMIUM,
       headless: true,
       chromiumSandbox: false,
-      args: ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+      args: [
+        "--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows",
+      ],
     });
   });
   after(() => browser?.close());

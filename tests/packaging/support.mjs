@@ -33,7 +33,7 @@ export const tool = (path) => join(here, "node_modules", path);
 assert.ok(existsSync(tool("")), "the tools are missing; `npm ci --ignore-scripts` in tests/packaging installs them");
 
 /** Runs a program to its end; gives its standard output. */
-export function run(program, args, { cwd, env = {}, seconds = 120 } = {}) {
+export function run(program, args, { cwd, env = {}, seconds = 300 } = {}) {
   return new Promise((done, failed) => {
     const options = { cwd, env: { ...process.env, ...env }, timeout: seconds * 1000, maxBuffer: 1 << 26 };
     execFile(program, args, options, (error, stdout, stderr) => {
@@ -58,6 +58,10 @@ export async function project(...consumers) {
   return folder;
 }
 
+/** GPTQ's codes depend on the order of sums, and relaxed SIMD has its own; tests/js hold one engine to less. */
+const LEARNED = 0.01;
+const SUMMING = 1e-4;
+
 /** That a consumer found what the native command makes of the same model. */
 export function assertExercised({ parameters, schemes, automatic, capabilities, errors }) {
   assert.equal(parameters, 705_408);
@@ -65,7 +69,7 @@ export function assertExercised({ parameters, schemes, automatic, capabilities, 
     const { layout, sha256, text, token_ids, perplexity, phases } = schemes[name];
     const wanted = golden.run[of];
     assert.equal(layout, "compressed-tensors");
-    assert.ok(Math.abs(perplexity / wanted.perplexity - 1) < 0.001, `${name}: perplexity ${perplexity}, natively ${wanted.perplexity}`);
+    assert.ok(Math.abs(perplexity / wanted.perplexity - 1) < (name === "gptq" ? LEARNED : SUMMING), `${name}: perplexity ${perplexity}, natively ${wanted.perplexity}`);
     assert.equal(token_ids.length, 16);
     assert.ok(text.length > 16);
     assert.ok(Array.isArray(phases));

@@ -1,0 +1,23 @@
+/** Types that the platform has, where a program knows them: the declarations hold without the DOM's and without Node's types too. */
+
+type Instance<Name extends string, Otherwise> = typeof globalThis extends Record<Name, { prototype: infer T }> ? T : Otherwise;
+
+export type PlatformSignal = Instance<
+  "AbortSignal",
+  { readonly aborted: boolean; readonly reason: unknown; addEventListener(type: "abort", listener: () => void): void }
+>;
+export type PlatformBlob = Instance<"Blob", { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
+export type PlatformFile = Instance<"File", { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
+export type PlatformUrl = Instance<"URL", { readonly href: string }>;
+export type PlatformFetch = typeof globalThis extends { fetch: infer T }
+  ? T
+  : (url: string, init?: { headers?: Record<string, string> }) => Promise<unknown>;
+
+/** A stream of bytes that can be written to. */
+export interface ByteStream {
+  getWriter(): {
+    write(bytes: Uint8Array): Promise<unknown>;
+    close(): Promise<unknown>;
+    abort(reason?: unknown): Promise<unknown>;
+  };
+}
