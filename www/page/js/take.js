@@ -50,7 +50,7 @@ export function setUpTaking(store) {
   };
 
   store.on(["busy", "run"], ({ busy, run }) => {
-    byId("take-fields").disabled = busy || run === undefined;
+    for (const button of form.querySelectorAll("button")) button.disabled = busy || run === undefined;
     byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Takes ${run.name}.`;
   });
   let listed;
