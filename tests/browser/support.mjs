@@ -27,8 +27,32 @@ export const missing =
 /** Nothing that the page does may take longer; the machine may be busy with other tests. */
 export const PATIENCE = 300_000;
 
-/** Starts a server and a browser. `gpu` switches WebGPU on, which is SwiftShader's where there is no GPU. */
-export async function start({ gpu = false } = {}) {
+const open = new Map();
+
+/**
+ * A server and a browser, started when they are first asked for. `gpu` switches WebGPU on, which is SwiftShader's where there
+ * is no GPU; `compress` serves what is worth it by brotli, which takes a while to prepare.
+ */
+export async function start({ gpu = false, compress = false } = {}) {
+  const site = await once(`site ${compress}`, () => startSite(compress));
+  const browser = await once(`browser ${gpu}`, async () => {
+    const launched = await launch(gpu);
+    return { launched, close: () => launched.close() };
+  });
+  return { browser: browser.launched, root: site.root, folder: site.folder, url: site.url };
+}
+
+function once(name, make) {
+  if (!open.has(name)) open.set(name, make());
+  return open.get(name);
+}
+
+/** Ends everything that was started. */
+export async function closeAll() {
+  for (const started of open.values()) await (await started).close();
+}
+
+async function startSite(compress) {
   const www = path("../../www");
   if (!existsSync(join(www, "node_modules/sirv"))) {
     const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--ignore-scripts"], { cwd: www, encoding: "utf8" });
@@ -37,15 +61,13 @@ export async function start({ gpu = false } = {}) {
   const { assemble } = await import("../../www/site.mjs");
   const { serve } = await import("../../www/serve.mjs");
   const folder = mkdtempSync(join(tmpdir(), "lowbit-site-"));
-  const root = assemble({ package: LOWBIT, out: join(folder, "site"), compress: true });
-  const server = await serve({ root, port: Number(process.env.LOWBIT_PORT ?? 0) });
-  const browser = await launch(gpu);
+  const root = assemble({ package: LOWBIT, out: join(folder, "site"), compress });
+  const server = await serve({ root, port: compress ? 0 : Number(process.env.LOWBIT_PORT ?? 0) });
   const close = async () => {
-    await browser.close();
     await server.close();
     rmSync(folder, { recursive: true, force: true });
   };
-  return { browser, root, folder, url: server.url, close };
+  return { root, folder, url: server.url, close };
 }
 
 function launch(gpu) {

@@ -59,7 +59,8 @@ export function setUpTaking(store) {
     listed = run?.id;
     show(result);
     const own = run?.summary.record.format;
-    const others = Object.keys(FORMATS).filter((name) => name !== own && (name === "bitnet") === false);
+    // BitNet is one scheme of its own, not a spelling of others.
+    const others = Object.keys(FORMATS).filter((name) => name !== own && name !== "bitnet");
     show(select, run && [el("option", { value: "" }, `${FORMATS[own] ?? own}, as it is`), ...others.map((name) => el("option", { value: name }, FORMATS[name]))]);
   });
 }

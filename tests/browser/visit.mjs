@@ -2,16 +2,15 @@
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { before, describe, test } from "node:test";
 import { unzipSync } from "./unzip.mjs";
-import { generate, idle, judge, missing, MODEL, quantize, start, visit } from "./support.mjs";
+import { generate, idle, judge, missing, MODEL, PATIENCE, quantize, start, visit } from "./support.mjs";
 
 const HELD_OUT = missing ? "" : readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 4000);
 
 describe("a visit", { skip: missing }, () => {
   let place;
   before(async () => (place = await start()));
-  after(() => place?.close());
 
   test("the shipped model is opened at once, and its card says what it is", async () => {
     const { page, complaints, asked, close } = await visit(place);
@@ -129,8 +128,10 @@ describe("a visit", { skip: missing }, () => {
   });
 
   test("the page without the model is under 2 MB over the wire, and usable before the model arrives", async () => {
-    const context = await place.browser.newContext();
+    const { browser, url } = await start({ compress: true });
+    const context = await browser.newContext();
     const page = await context.newPage();
+    page.setDefaultTimeout(PATIENCE);
     let release;
     const held = new Promise((resolve) => (release = resolve));
     await page.route("**/model/**", async (route) => {
@@ -142,7 +143,7 @@ describe("a visit", { skip: missing }, () => {
       const address = new URL(response.url());
       if (!address.pathname.startsWith("/model/")) sizes.push(response.request().sizes().then(({ responseBodySize }) => [address.pathname, responseBodySize]));
     });
-    await page.goto(place.url);
+    await page.goto(url);
     await page.selectOption("[name=groupSize]", "64");
     await page.fill("[name=prompt]", "The fox");
     await page.click("#open-other summary");

@@ -2,13 +2,12 @@
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { before, describe, test } from "node:test";
 import { idle, missing, MODEL, quantize, start, visit } from "./support.mjs";
 
 describe("unhappy visits", { skip: missing }, () => {
   let place;
   before(async () => (place = await start()));
-  after(() => place?.close());
 
   /** A copy of the shipped checkpoint that was changed. */
   function changed(name, change) {
@@ -106,8 +105,6 @@ describe("unhappy visits", { skip: missing }, () => {
       return [
         caught(() => (document.body.innerHTML = "<p>markup</p>")),
         caught(() => new Worker("https://example.com/worker.js")),
-        // By the page's own means: the tool that runs this test is let through by `eval` itself.
-        caught(() => document.createElement("script").append("globalThis.ran = 1") ?? document.body.append(Object.assign(document.createElement("div"))) ),
       ];
     });
     assert.equal(tries[0], "TypeError", "no string becomes markup");
@@ -134,7 +131,6 @@ describe("unhappy visits", { skip: missing }, () => {
 describe("a visit with WebGPU", { skip: missing }, () => {
   let place;
   before(async () => (place = await start({ gpu: true })));
-  after(() => place?.close());
 
   test("the adapter is named with what its self-check found", async (t) => {
     const { page, close } = await visit(place);

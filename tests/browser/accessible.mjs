@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import { after, before, describe, test } from "node:test";
+import { before, describe, test } from "node:test";
 import { generate, idle, judge, missing, MODEL, quantize, start, visit } from "./support.mjs";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
@@ -15,7 +15,6 @@ const GRAVE = new Set(["serious", "critical"]);
 describe("accessibility", { skip: missing }, () => {
   let place;
   before(async () => (place = await start()));
-  after(() => place?.close());
 
   async function grave(page) {
     const found = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
@@ -24,7 +23,7 @@ describe("accessibility", { skip: missing }, () => {
 
   test("axe finds nothing serious, before and after, light and dark, wide and narrow", async () => {
     const { page, close } = await visit(place);
-    // The policy stops a script that is put into the page, but not one of the browser's own tools.
+    // The policy stops scripts that are put into the page, but not those of the browser's own tools.
     await idle(page);
     await page.evaluate(AXE);
     const looks = async (when) => {
