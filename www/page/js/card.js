@@ -48,8 +48,8 @@ function memory(plan) {
   return el("div", {},
     el("h3", {}, "Memory at each precision"),
     el("ul", { class: "bars" }, rows),
-    el("p", { class: "key" }, el("span", {}, "linear layers"), el("span", { class: "second" }, "embedding, head, norms")),
-    el("p", { class: "hint" }, `To run means with room for ${count(plan.context)} tokens. ★ ${plan.recommendation.reason}.`, fits(plan)));
+    el("p", { class: "key" }, el("span", { class: "linear" }, "linear layers, which shrink"), el("span", { class: "kept" }, "embedding, head, norms, which stay")),
+    el("p", { class: "hint" }, `To run means with room for ${count(plan.context)} tokens. ★ ${NAMES[plan.recommendation.precision]} is recommended: ${plan.recommendation.reason}.`, fits(plan)));
 }
 
 /** WebAssembly of 32 bits reaches this much. */

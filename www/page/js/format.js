@@ -41,7 +41,11 @@ export function parameters(value) {
 export const percent = (share, digits = 2) => `${(share * 100).toFixed(digits)} %`;
 
 /** A change with its sign: +0.75 % */
-export const change = (share) => (share === null || share === undefined ? "–" : `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`);
+export function change(share) {
+  if (share === null || share === undefined) return "–";
+  const size = Math.abs(share);
+  return `${share < 0 ? "−" : "+"}${size < 1 ? percent(size) : `${plain.format(size * 100)} %`}`;
+}
 
 export function seconds(value) {
   if (value < 10) return `${value.toFixed(1)} s`;

@@ -40,7 +40,7 @@ export function setUpJudging(store) {
   });
 
   store.on(["busy", "run"], ({ busy, run }) => {
-    byId("judge-fields").disabled = busy || run === undefined;
+    form.querySelector("[type=submit]").disabled = busy || run === undefined;
     byId("judge-says").textContent = run === undefined ? "Quantize the model first." : `Judges ${run.name}.`;
   });
   let shown;

@@ -47,7 +47,7 @@ export function setUpQuantizing(store) {
 
   store.on(["model", "busy"], ({ model, busy }) => {
     const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
-    byId("shrink-fields").disabled = busy || model === undefined || quantized;
+    form.querySelector("[type=submit]").disabled = busy || model === undefined || quantized;
     const says = quantized ? "This checkpoint is quantized already. Generate from it below, or open a floating-point one." : "";
     byId("shrink-says").textContent = model === undefined ? "The model is on its way." : says;
   });

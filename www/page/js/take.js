@@ -50,7 +50,7 @@ export function setUpTaking(store) {
   };
 
   store.on(["busy", "run"], ({ busy, run }) => {
-    byId("take-fields").disabled = busy || run === undefined;
+    for (const button of form.querySelectorAll("button")) button.disabled = busy || run === undefined;
     byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Takes ${run.name}.`;
   });
   let listed;
@@ -59,7 +59,8 @@ export function setUpTaking(store) {
     listed = run?.id;
     show(result);
     const own = run?.summary.record.format;
-    const others = Object.keys(FORMATS).filter((name) => name !== own && (name === "bitnet") === false);
+    // BitNet is one scheme of its own, not a spelling of others.
+    const others = Object.keys(FORMATS).filter((name) => name !== own && name !== "bitnet");
     show(select, run && [el("option", { value: "" }, `${FORMATS[own] ?? own}, as it is`), ...others.map((name) => el("option", { value: name }, FORMATS[name]))]);
   });
 }

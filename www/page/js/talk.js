@@ -50,7 +50,7 @@ export function setUpTalking(store) {
     if (model?.shipped) byId("another-prompt").hidden = false;
   });
   store.on(["busy", "model"], ({ busy, model }) => {
-    form.querySelector("fieldset").disabled = busy || model === undefined;
+    form.querySelector("[type=submit]").disabled = busy || model === undefined;
   });
 }
 

@@ -17,7 +17,9 @@ const CRITERIA = {
 
 export function criterion({ name, limit, value, status }) {
   const [asks, write] = CRITERIA[name] ?? [name.replaceAll("_", " "), short];
-  return { asks, limit: write(limit).replace(/^\+/, ""), value: value === null ? "not a number" : write(value), status };
+  // What was left out has no value, and is not clear; what came out as no number has failed.
+  const none = status === "inconclusive" ? "not measured" : "not a number";
+  return { asks, limit: write(limit).replace(/^\+/, ""), value: value === null ? none : write(value), status };
 }
 
 /** One line that a reader can take away, and its colour. */

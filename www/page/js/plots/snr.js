@@ -1,7 +1,6 @@
 // Signal to noise of each matrix, block by block.
-import { svg } from "../dom.js";
+import { el, svg } from "../dom.js";
 import { canvas, frame, linear, rows, ticks } from "./axes.js";
-import { el } from "../dom.js";
 
 const HEIGHT = 260;
 const [LEFT, RIGHT, TOP, BOTTOM] = [44, 8, 12, 34];

@@ -23,12 +23,12 @@ export function tradeoff(points) {
     const y = (wide ? logarithmic : linear)(range, [HEIGHT - BOTTOM, TOP]);
     const marks = ticks(0, Math.max(...sizes), width < 480 ? 3 : 6).map((value) =>
       svg("text", { x: x(value), y: HEIGHT - BOTTOM + 20, "text-anchor": "middle" }, value === 0 ? "0" : bytes(value)));
-    const digits = wide ? undefined : Math.max(0, 2 - Math.floor(Math.log10(range[1] - range[0])));
+    const digits = wide ? undefined : Math.max(0, 1 - Math.floor(Math.log10(range[1] - range[0])));
     const write = (value) => (digits === undefined ? value.toLocaleString("en") : value.toFixed(Math.min(digits, 4)));
     const dots = points.map((point) => svg("g", {},
       svg("circle", { class: `dot ${point.kind}${point.chosen ? " chosen" : ""}`, cx: x(point.size), cy: y(point.perplexity), r: 7 }, svg("title", {}, point.label)),
       svg("text", { class: "strong", x: x(point.size), y: y(point.perplexity) - 12, "text-anchor": "middle" }, point.short)));
-    return canvas(width, HEIGHT, label, rows(wide ? logTicks(...range) : ticks(...range, 4), y, LEFT, width - RIGHT, write),
+    return canvas(width, HEIGHT, label, rows(wide ? logTicks(...range) : ticks(...range, 6), y, LEFT, width - RIGHT, write),
       svg("text", { x: LEFT, y: 10 }, "perplexity, lower is better"),
       svg("text", { x: width - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, "bytes of weights"), marks, dots);
   }).element;

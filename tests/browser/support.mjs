@@ -1,0 +1,119 @@
+// A browser, the page served for it, and the steps that visitors take.
+//
+//   LOWBIT_PACKAGE    the built package; default: target/package/lowbit
+//   LOWBIT_CHROMIUM   the browser; default: where Debian and others put it
+//   LOWBIT_PORT       the port that the page is served at; default: a free one
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const path = (relative) => fileURLToPath(new URL(relative, import.meta.url));
+
+export const LOWBIT = process.env.LOWBIT_PACKAGE ?? path("../../target/package/lowbit");
+export const MODEL = path("../fixtures/tale-llama");
+
+const BROWSERS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+const executablePath = process.env.LOWBIT_CHROMIUM ?? BROWSERS.find((place) => existsSync(place));
+
+/** Why there is nothing to test with; false where there is. */
+export const missing =
+  executablePath === undefined ? "chromium is not installed (or name it by LOWBIT_CHROMIUM)"
+  : !existsSync(join(LOWBIT, "package.json")) ? `${LOWBIT} is not there; cargo xtask package makes it`
+  : false;
+
+/** Nothing that the page does may take longer; the machine may be busy with other tests. */
+export const PATIENCE = 300_000;
+
+const open = new Map();
+
+/**
+ * A server and a browser, started when they are first asked for. `gpu` switches WebGPU on, which is SwiftShader's where there
+ * is no GPU; `compress` serves what is worth it by brotli, which takes a while to prepare.
+ */
+export async function start({ gpu = false, compress = false } = {}) {
+  const site = await once(`site ${compress}`, () => startSite(compress));
+  const browser = await once(`browser ${gpu}`, async () => {
+    const launched = await launch(gpu);
+    return { launched, close: () => launched.close() };
+  });
+  return { browser: browser.launched, root: site.root, folder: site.folder, url: site.url };
+}
+
+function once(name, make) {
+  if (!open.has(name)) open.set(name, make());
+  return open.get(name);
+}
+
+/** Ends everything that was started. */
+export async function closeAll() {
+  for (const started of open.values()) await (await started).close();
+}
+
+async function startSite(compress) {
+  const www = path("../../www");
+  if (!existsSync(join(www, "node_modules/sirv"))) {
+    const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--ignore-scripts"], { cwd: www, encoding: "utf8" });
+    if (npm.status !== 0) throw new Error(`npm ci in www failed: ${npm.stderr}`);
+  }
+  const { assemble } = await import("../../www/site.mjs");
+  const { serve } = await import("../../www/serve.mjs");
+  const folder = mkdtempSync(join(tmpdir(), "lowbit-site-"));
+  const root = assemble({ package: LOWBIT, out: join(folder, "site"), compress });
+  const server = await serve({ root, port: compress ? 0 : Number(process.env.LOWBIT_PORT ?? 0) });
+  const close = async () => {
+    await server.close();
+    rmSync(folder, { recursive: true, force: true });
+  };
+  return { root, folder, url: server.url, close };
+}
+
+function launch(gpu) {
+  const quiet = ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+  return chromium.launch({
+    executablePath, headless: true, chromiumSandbox: false, args: [...quiet, ...(gpu ? ["--enable-unsafe-webgpu"] : [])],
+  });
+}
+
+/** A page that was just opened, and everything that it complained of. */
+export async function visit({ browser, url }, options = {}) {
+  const context = await browser.newContext({ acceptDownloads: true, viewport: { width: 1280, height: 900 }, ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(PATIENCE);
+  const complaints = [];
+  page.on("pageerror", (error) => complaints.push(`uncaught: ${error.message}`));
+  page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+  const asked = [];
+  page.on("request", (request) => asked.push(request.url()));
+  await page.goto(url);
+  return { page, complaints, asked, close: () => context.close() };
+}
+
+/** Waits until the model is there and nothing is under way. */
+export async function idle(page) {
+  await page.waitForSelector("#card h3");
+  await page.waitForFunction(() => document.querySelector(".job") === null && !document.querySelector("#talk-form [type=submit]").disabled);
+}
+
+export async function quantize(page, fill = async () => {}) {
+  await fill();
+  await page.click("#shrink-form button[type=submit]");
+  await idle(page);
+}
+
+export async function generate(page, tokens = 24) {
+  await page.fill("[name=maxTokens]", String(tokens));
+  await page.click("#talk-form button[type=submit]");
+  await idle(page);
+}
+
+/** Judges by a text; speed is left out, because machines that run tests are busy. */
+export async function judge(page, text) {
+  await page.selectOption("[name=textFrom]", "own");
+  await page.fill("[name=ownText]", text);
+  await page.uncheck("[name=speed]");
+  await page.click("#judge-form button[type=submit]");
+  await idle(page);
+}

@@ -1,0 +1,155 @@
+// What goes wrong is said, and the page goes on.
+import assert from "node:assert/strict";
+import { cpSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { before, describe, test } from "node:test";
+import { idle, missing, MODEL, quantize, start, visit } from "./support.mjs";
+
+describe("unhappy visits", { skip: missing }, () => {
+  let place;
+  before(async () => (place = await start()));
+
+  /** A copy of the shipped checkpoint that was changed. */
+  function changed(name, change) {
+    const folder = join(place.folder, name);
+    mkdirSync(folder, { recursive: true });
+    for (const file of ["config.json", "tokenizer.json", "model.safetensors"]) cpSync(join(MODEL, file), join(folder, file));
+    change(folder);
+    return folder;
+  }
+
+  test("a broken file is named, and what was open stays open", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await page.click("#open-other summary");
+    const cases = [
+      ["cut", (folder) => truncateSync(join(folder, "model.safetensors"), 500_000), /model\.safetensors.*invalid_checkpoint/s],
+      ["noise", (folder) => writeFileSync(join(folder, "config.json"), "{ not JSON"), /config\.json.*invalid_checkpoint/s],
+      ["alien", (folder) => {
+        const config = JSON.parse(readFileSync(join(folder, "config.json"), "utf8"));
+        writeFileSync(join(folder, "config.json"), JSON.stringify({ ...config, model_type: "<img src=x onerror=alert(1)>" }));
+      }, /<img src=x onerror=alert\(1\)>.*unsupported_model/s],
+    ];
+    for (const [name, change, says] of cases) {
+      await page.setInputFiles("#pick-folder", changed(name, change));
+      await page.waitForFunction((text) => document.querySelector("#model-job [role=alert]")?.textContent.match(text), says.source.replace(".*", "[^]*"));
+      assert.match(await page.textContent("#model-job [role=alert]"), says);
+      assert.equal(await page.locator("#model-job img").count(), 0, "what a file says is no markup");
+      assert.match(await page.textContent("#card h3"), /tale-llama/);
+    }
+    // A zip that is none.
+    await page.setInputFiles("#pick-files", { name: "model.zip", mimeType: "application/zip", buffer: Buffer.from("no zip") });
+    await page.waitForFunction(() => document.querySelector("#model-job [role=alert]")?.textContent.includes("not a zip file"));
+    await page.fill("#address", `${place.url}nothing-here/`);
+    await page.click("#open-address [type=submit]");
+    await page.waitForFunction(() => /not_found/.test(document.querySelector("#model-job [role=alert]")?.textContent));
+    await quantize(page);
+    assert.match(await page.textContent("#shrink-result"), /became/);
+    // Only the address that is not there may be complained of.
+    assert.deepEqual(complaints.filter((text) => !text.includes("404")), []);
+    await close();
+  });
+
+  test("quantizing is cancelled, keeps nothing, and can be done again", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await page.check("[name=method][value=awq]", { force: true });
+    await page.click("#shrink-form button[type=submit]");
+    await page.waitForSelector("#shrink-job progress[value]");
+    await page.click("#shrink-job .cancel");
+    await page.waitForFunction(() => document.querySelector("#shrink-job").textContent.includes("cancelled"));
+    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+    await quantize(page, async () => page.check("[name=method][value=rtn]", { force: true }));
+    assert.equal(await page.locator("#runs-body tbody tr").count(), 2);
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("a reload in the middle asks first, and begins anew", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await page.check("[name=method][value=gptq]", { force: true });
+    await page.click("#shrink-form button[type=submit]");
+    await page.waitForSelector("#shrink-job progress[value]");
+    const questions = [];
+    page.on("dialog", (dialog) => {
+      questions.push(dialog.type());
+      dialog.accept();
+    });
+    await page.reload();
+    await idle(page);
+    assert.deepEqual(questions, ["beforeunload"]);
+    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+    await quantize(page, async () => page.check("[name=method][value=rtn]", { force: true }));
+    assert.equal(await page.locator("#runs-body tbody tr").count(), 2);
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("nothing that is not this page's may run in it", async () => {
+    const { page, close } = await visit(place);
+    await idle(page);
+    const response = await page.request.get(place.url);
+    const policy = response.headers()["content-security-policy"];
+    assert.match(policy, /script-src 'self' 'wasm-unsafe-eval';/);
+    assert.doesNotMatch(policy, /unsafe-inline|'unsafe-eval'/);
+    const tries = await page.evaluate(() => {
+      const caught = (work) => {
+        try {
+          work();
+          return "done";
+        } catch (error) {
+          return error.name;
+        }
+      };
+      return [
+        caught(() => (document.body.innerHTML = "<p>markup</p>")),
+        caught(() => new Worker("https://example.com/worker.js")),
+      ];
+    });
+    assert.equal(tries[0], "TypeError", "no string becomes markup");
+    assert.equal(tries[1], "TypeError", "no worker comes from elsewhere");
+    await close();
+  });
+
+  test("the server answers ranges, and names types as browsers want them", async () => {
+    const part = await fetch(new URL("model/model.safetensors", place.url), { headers: { range: "bytes=8-9" } });
+    assert.equal(part.status, 206);
+    assert.equal(part.headers.get("content-range"), "bytes 8-9/1413880");
+    assert.deepEqual(Buffer.from(await part.arrayBuffer()), readFileSync(join(MODEL, "model.safetensors")).subarray(8, 10));
+    const cases = [["", /^text\/html/], ["js/main.js", /^text\/javascript/], ["lowbit/dist/engine_bg.wasm", /^application\/wasm$/], ["icon.svg", /^image\/svg\+xml/]];
+    for (const [path, type] of cases) {
+      const answer = await fetch(new URL(path, place.url), { method: "HEAD" });
+      assert.equal(answer.status, 200, path);
+      assert.match(answer.headers.get("content-type"), type, path);
+      assert.ok(answer.headers.get("content-security-policy").includes("frame-ancestors 'none'"), path);
+    }
+    assert.equal((await fetch(new URL("js/none.js", place.url))).status, 404);
+  });
+});
+
+describe("a visit with WebGPU", { skip: missing }, () => {
+  let place;
+  before(async () => (place = await start({ gpu: true })));
+
+  test("the adapter is named with what its self-check found", async (t) => {
+    const { page, close } = await visit(place);
+    await idle(page);
+    if (!(await page.evaluate(async () => (await navigator.gpu?.requestAdapter()) !== null))) {
+      await close();
+      return t.skip("this browser gives no WebGPU adapter");
+    }
+    await page.waitForSelector("#device-choice");
+    const line = await page.textContent("#device");
+    assert.match(line, /GPU: .*\(webgpu, \w+\), (its kernels were checked against the CPU and agree|not used: )/);
+    // A software adapter runs only when it is asked for.
+    if (/agree/.test(line)) {
+      await page.selectOption("#device-choice", "gpu");
+      await page.fill("[name=maxTokens]", "3");
+      await page.click("#talk-form button[type=submit]");
+      await idle(page);
+      assert.match(await page.textContent(".voice"), /tokens\/s.*gpu/is);
+    }
+    await close();
+  });
+});

@@ -1,0 +1,171 @@
+// The whole visit: open, shrink, talk, judge, take away, open again.
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { before, describe, test } from "node:test";
+import { unzipSync } from "./unzip.mjs";
+import { generate, idle, judge, missing, MODEL, PATIENCE, quantize, start, visit } from "./support.mjs";
+
+const HELD_OUT = missing ? "" : readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 4000);
+
+describe("a visit", { skip: missing }, () => {
+  let place;
+  before(async () => (place = await start()));
+
+  test("the shipped model is opened at once, and its card says what it is", async () => {
+    const { page, complaints, asked, close } = await visit(place);
+    await idle(page);
+    const card = await page.textContent("#card");
+    for (const fact of ["tale-llama", "llama", "705,408", "29", "3 × 128", "512 tokens"]) assert.ok(card.includes(fact), fact);
+    const bars = await page.$$eval(".bars li", (rows) => rows.map((row) => row.innerText.split("\n")[0].replace(" ★", "")));
+    assert.deepEqual(bars, ["f32", "f16", "INT8", "INT4", "ternary"]);
+    const widths = await page.$$eval(".bars li", (rows) => rows.map((row) =>
+      [...row.querySelectorAll("i")].reduce((sum, part) => sum + part.getBoundingClientRect().width, 0)));
+    for (let at = 1; at < widths.length; at += 1) assert.ok(widths[at] < widths[at - 1], `${bars[at]} is smaller than ${bars[at - 1]}`);
+    await page.waitForSelector("#device-choice");
+    assert.match(await page.textContent("#device"), /Runs on CPU .*this browser offers none/);
+    assert.ok(asked.every((address) => address.startsWith(place.url)), "nothing was asked of another host");
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("a model is shrunk, heard, judged, taken away and opened again", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await quantize(page);
+    assert.match(await page.textContent("#shrink-result"), /1\.41 MB became 77\d kB/);
+
+    await generate(page);
+    const voices = await page.$$eval(".voice .text", (texts) => texts.map((text) => text.textContent));
+    assert.equal(voices.length, 2);
+    for (const text of voices) assert.ok(text.length > 120, text);
+    assert.match(await page.textContent(".voice.second"), /tokens\/s/);
+    assert.match(await page.textContent("#first-difference"), /They say the same for \d+ tokens?, and part at token \d+|Both say the same/);
+    const marks = await page.$$eval(".voice mark:not([hidden])", (found) => found.map((mark) => mark.textContent.trim()));
+    if (voices[0] !== voices[1]) assert.notEqual(marks[0], marks[1]);
+
+    await judge(page, HELD_OUT);
+    const report = await page.textContent("#report");
+    for (const part of ["Perplexity", "KL divergence", "Same first choice", "Accepted", "Perplexity rises by at most"]) assert.ok(report.includes(part), part);
+    assert.equal(await page.locator("#report .plot .dot").count(), 21, "a dot for each linear layer");
+    await page.waitForSelector("#report .plot polyline.second");
+    const least = await page.inputValue("#weights-of");
+    await page.selectOption("#weights-of", "model.layers.0.mlp.gate_proj");
+    assert.notEqual(least, "");
+    await page.waitForSelector("#report .plot polyline.second");
+
+    await quantize(page, async () => page.check("[name=method][value=ternary]", { force: true }));
+    await judge(page, HELD_OUT);
+    assert.match(await page.textContent("#report .verdict"), /Rejected\. Too much was lost.*quantization-aware/s);
+    const rows = await page.$$eval("#runs-body tbody tr", (found) => found.map((row) => row.innerText.replace(/\s+/g, " ")));
+    assert.equal(rows.length, 3);
+    assert.match(rows[1], /RTN INT4.*4\.50.*775 kB.*Accepted/);
+    assert.match(rows[2], /Ternary.*2\.00.*637 kB.*Rejected/);
+    assert.equal(await page.locator("#runs-body .plot .dot").count(), 3);
+
+    // The first run again, as a zip, unpacked, and opened as a folder.
+    await page.check("#run-1");
+    const zip = await download(page);
+    assert.equal(zip.name, "tale-llama-int4-g32-sym.zip");
+    const files = unzipSync(zip.bytes);
+    const names = Object.keys(files).map((name) => name.split("/").pop()).sort();
+    assert.deepEqual(names, [
+      "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
+      "tokenizer_config.json", "validation_report.json",
+    ]);
+    const folder = join(place.folder, "taken");
+    mkdirSync(folder, { recursive: true });
+    for (const [name, bytes] of Object.entries(files)) writeFileSync(join(folder, name.split("/").pop()), bytes);
+    await page.click("#open-other summary");
+    await page.setInputFiles("#pick-folder", folder);
+    await page.waitForFunction(() => document.querySelector("#card").textContent.includes("compressed-tensors"));
+    await idle(page);
+    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "what is quantized is not quantized again");
+    await generate(page);
+    const again = await page.textContent(".voice .text");
+    assert.equal(again, voices[1], "the opened folder says what the run said");
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("a result is written as other tools do", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await quantize(page);
+    const cases = [["gguf", /\.gguf$/], ["gptq", /gptq\.zip$/], ["awq", /awq\.zip$/]];
+    for (const [format, name] of cases) {
+      const file = await download(page, format);
+      assert.match(file.name, name);
+      if (format === "gguf") {
+        assert.equal(file.bytes.subarray(0, 4).toString("latin1"), "GGUF");
+        continue;
+      }
+      const files = unzipSync(file.bytes);
+      const config = Object.entries(files).find(([path]) => path.endsWith("/config.json"))[1];
+      assert.equal(JSON.parse(Buffer.from(config).toString()).quantization_config.quant_method, format);
+    }
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("GPTQ learns from a text of one's own, with attention in more bits", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await quantize(page, async () => {
+      await page.check("[name=method][value=gptq]", { force: true });
+      await page.selectOption("[name=attention]", "8");
+      await page.selectOption("[name=calibrationFrom]", "own");
+      await page.fill("[name=calibrationText]", HELD_OUT.repeat(2));
+      await page.fill("[name=samples]", "4");
+    });
+    const result = await page.textContent("#shrink-result");
+    assert.match(result, /GPTQ INT4, groups of 32, attention INT8/);
+    // 4.5 bits in all would be INT4 throughout, 8.5 INT8.
+    const bits = Number(/([\d.]+) bits for each/.exec(result)[1]);
+    assert.ok(bits > 4.6 && bits < 8.4, String(bits));
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("the page without the model is under 2 MB over the wire, and usable before the model arrives", async () => {
+    const { browser, url } = await start({ compress: true });
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    page.setDefaultTimeout(PATIENCE);
+    let release;
+    const held = new Promise((resolve) => (release = resolve));
+    await page.route("**/model/**", async (route) => {
+      await held;
+      await route.continue();
+    });
+    const sizes = [];
+    page.on("response", async (response) => {
+      const address = new URL(response.url());
+      if (!address.pathname.startsWith("/model/")) sizes.push(response.request().sizes().then(({ responseBodySize }) => [address.pathname, responseBodySize]));
+    });
+    await page.goto(url);
+    await page.selectOption("[name=groupSize]", "64");
+    await page.fill("[name=prompt]", "The fox");
+    await page.click("#open-other summary");
+    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "there is nothing to shrink yet");
+    release();
+    await idle(page);
+    assert.equal(await page.inputValue("[name=prompt]"), "The fox");
+    await generate(page, 4);
+    const loaded = await Promise.all(sizes);
+    const total = loaded.reduce((sum, [, size]) => sum + size, 0);
+    console.log(`note: first load with tokenizer ${(total / 1e6).toFixed(2)} MB`);
+    assert.ok(loaded.some(([path]) => path.endsWith("engine_bg.wasm")) && loaded.some(([path]) => path.endsWith("tokenizer_bg.wasm")));
+    assert.ok(total < 2_000_000, loaded.map(([path, size]) => `${path} ${size}`).join("\n"));
+    await context.close();
+  });
+});
+
+async function download(page, format = "") {
+  await page.selectOption("[name=format]", format);
+  const [file] = await Promise.all([page.waitForEvent("download"), page.click("#save-zip")]);
+  await idle(page);
+  const at = await file.path();
+  assert.ok(statSync(at).size > 100_000);
+  return { name: file.suggestedFilename(), bytes: readFileSync(at) };
+}
