@@ -10,4 +10,4 @@ pub mod samples;
 pub mod walk;
 
 pub use samples::{SampleOptions, Samples};
-pub use walk::Walk;
+pub use walk::{Start, Walk};

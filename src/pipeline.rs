@@ -1,11 +1,12 @@
 //! Whole jobs: checkpoint in, folder out.
 //!
 //! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor, `calibrated` finds
-//! codes with the help of samples first, `auto` goes on until a result is good, and `convert` spells what is quantized
+//! codes with the help of samples first, `budget` chooses schemes that fit one, `auto` goes on until a result is good, and `convert` spells what is quantized
 //! already in another way. Not here: options
 //! as people type them (`cli`, `wasm`). Floor 8.
 
 pub mod auto;
+pub mod budget;
 pub mod calibrated;
 pub mod convert;
 mod copy;

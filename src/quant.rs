@@ -14,7 +14,7 @@ pub mod packed_tensor;
 pub mod packing;
 pub mod qparams;
 pub mod regroup;
-mod row_queue;
+pub(crate) mod row_queue;
 pub mod rtn;
 mod scale_search;
 pub mod scheme;

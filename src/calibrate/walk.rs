@@ -15,7 +15,6 @@ use crate::model::names::Linear;
 use crate::model::spill::{self, Place};
 use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
-use crate::parallel;
 use crate::quant::{Activations, Hessian};
 use crate::task::steps::STEP_WORK;
 use crate::task::{self, Control, Progress};
@@ -38,6 +37,10 @@ pub struct Walk<'a, B: Backend> {
     layer: usize,
     /// Where in the block the samples are; `None` before it.
     site: Option<Site>,
+    /// Whether the residual streams before a block stay until they are known after it.
+    kept: bool,
+    /// What reports of progress call the work.
+    phase: &'static str,
     /// Sum of the absolute values of each feature at the site, over all tokens.
     absolute: Vec<f64>,
 }
@@ -58,7 +61,7 @@ const LOAD: LoadOptions =
     LoadOptions { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// Puts the embeddings of all samples into scratch.
+    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there.
     ///
     /// # Errors
     /// `context_overflow` for samples longer than the model was made for, `invalid_argument` for unknown tokens, and
@@ -68,6 +71,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         samples: &'a Samples,
         mut backend: B,
         scratch: &'a dyn Scratch,
+        start: Start,
         control: &dyn Control,
     ) -> Result<Self> {
         let config = checkpoint.config();
@@ -90,17 +94,35 @@ impl<'a, B: Backend> Walk<'a, B> {
             block: None,
             layer: 0,
             site: None,
+            kept: false,
+            phase: "calibrate",
             absolute: Vec::new(),
         };
-        let ends = Ends::load(&mut walk.backend, checkpoint, LOAD).await?;
-        scratch.delete(RESIDUAL).await?;
-        for run in walk.runs() {
-            task::checkpoint(control).await?;
-            let tokens = &samples.windows[run.sample][run.past..run.past + run.count];
-            ends.embed(&mut walk.backend, tokens, &mut walk.hidden, &mut walk.work)?;
-            walk.save_hidden(run).await?;
+        walk.kept = start != Start::Embed;
+        match start {
+            Start::GoOn(layer) => walk.layer = layer,
+            Start::Embed | Start::EmbedKept => walk.embed(control).await?,
         }
         Ok(walk)
+    }
+
+    async fn embed(&mut self, control: &dyn Control) -> Result<()> {
+        let ends = Ends::load(&mut self.backend, self.checkpoint, LOAD).await?;
+        let blob = self.residual_before(0);
+        self.scratch.delete(blob).await?;
+        for run in self.runs() {
+            task::checkpoint(control).await?;
+            let tokens = &self.samples.windows[run.sample][run.past..run.past + run.count];
+            ends.embed(&mut self.backend, tokens, &mut self.hidden, &mut self.work)?;
+            self.save_hidden(run, blob).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the work another name than `calibrate` in reports of progress.
+    #[must_use]
+    pub fn in_phase(self, phase: &'static str) -> Self {
+        Self { phase, ..self }
     }
 
     /// Loads the next block; the samples stand in front of it.
@@ -121,7 +143,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             Some(site) => Site::ALL[Site::ALL.iter().position(|&other| other == site).unwrap_or(0) + 1],
         };
         let width = site.width(self.config);
-        let tile = gram_tile(self.chunk, width);
+        let tile = gram_columns(self.chunk, width);
         let mut grams = Vec::new();
         for start in (0..width).step_by(tile) {
             grams.push(self.backend.buffer(Element::F32, tile.min(width - start) * width)?);
@@ -247,7 +269,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             if let Some(block) = &self.block {
                 block.finish(&mut self.backend, &mut self.hidden, &mut self.work)?;
             }
-            self.save_hidden(run).await?;
+            self.save_hidden(run, self.residual_before(self.layer + 1)).await?;
         }
         self.block = None;
         match self.site.take() {
@@ -276,7 +298,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         let sites = Site::ALL.len();
         let place = (self.layer * sites + site as usize) as u64;
         control.progress(&Progress {
-            phase: "calibrate",
+            phase: self.phase,
             done: place * STEPS_OF_SITE + steps,
             total: (self.config.num_hidden_layers * sites) as u64 * STEPS_OF_SITE,
             item,
@@ -315,7 +337,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
     async fn bring_back(&mut self, run: Run) -> Result<()> {
         let (scratch, width) = (self.scratch, self.config.hidden_size);
-        let place = Place { scratch, blob: RESIDUAL, first: run.row };
+        let place = Place { scratch, blob: self.residual(), first: run.row };
         spill::load_hidden(&mut self.backend, &mut self.hidden, run.count, width, place).await?;
         let Some(site) = self.site else { return Ok(()) };
         let place = Place { scratch, blob: activations(site), first: run.row };
@@ -327,7 +349,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     async fn keep(&mut self, site: Site, run: Run) -> Result<()> {
         if site == Site::Mlp {
             // Elsewhere the residual stream is as it was.
-            self.save_hidden(run).await?;
+            self.save_hidden(run, self.residual_inside()).await?;
         }
         let place = Place { scratch: self.scratch, blob: activations(site), first: run.row };
         let width = site.width(self.config);
@@ -340,8 +362,26 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(())
     }
 
-    async fn save_hidden(&mut self, run: Run) -> Result<()> {
-        let place = Place { scratch: self.scratch, blob: RESIDUAL, first: run.row };
+    /// The blob of the residual streams where the samples stand.
+    fn residual(&self) -> &'static str {
+        match self.site {
+            None | Some(Site::Attention | Site::Output) => self.residual_before(self.layer),
+            Some(Site::Mlp | Site::Down) => self.residual_inside(),
+        }
+    }
+
+    /// The blob of the residual streams before block `layer`.
+    fn residual_before(&self, layer: usize) -> &'static str {
+        if self.kept { RESIDUAL_BETWEEN[layer % 2] } else { RESIDUAL }
+    }
+
+    /// The blob of the residual streams after a block's attention.
+    fn residual_inside(&self) -> &'static str {
+        if self.kept { RESIDUAL_INSIDE } else { RESIDUAL }
+    }
+
+    async fn save_hidden(&mut self, run: Run, blob: &str) -> Result<()> {
+        let place = Place { scratch: self.scratch, blob, first: run.row };
         spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
 }
@@ -349,13 +389,18 @@ impl<'a, B: Backend> Walk<'a, B> {
 /// Steps of the work at one site, in reports of progress.
 const STEPS_OF_SITE: u64 = 1000;
 
-/// Columns of the input whose products one call of the backend adds up, for runs of `tokens` tokens: several bands of 64
-/// for each thread, as long as that is not much more than one step.
-fn gram_tile(tokens: usize, width: usize) -> usize {
+/// Columns of the input whose products one call of the backend adds up, for runs of `tokens` tokens: as many as one step
+/// allows in WebAssembly, where nobody else can get a word in, and elsewhere as many as [`GRAM_BYTES`] hold.
+pub fn gram_columns(tokens: usize, width: usize) -> usize {
     const BAND: usize = 64;
-    let band_work = (tokens * width * BAND) as u64;
-    BAND * parallel::lanes() * (STEP_WORK / band_work.max(1)).max(1) as usize
+    let by_bytes = GRAM_BYTES / (width * size_of::<f32>()).max(1);
+    let by_work = (STEP_WORK / (tokens * width).max(1) as u64) as usize;
+    let columns = if cfg!(target_arch = "wasm32") { by_bytes.min(by_work) } else { by_bytes };
+    (columns / BAND * BAND).max(BAND)
 }
+
+/// The most that is in one buffer of second moments: half of what the least of GPUs bind at once.
+const GRAM_BYTES: usize = 64 << 20;
 
 /// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
 const PARENT_TOKENS: usize = 4096;
@@ -363,8 +408,35 @@ const PARENT_TOKENS: usize = 4096;
 /// The outputs that candidates are measured by.
 const PARENT: &str = "parent";
 
+/// Where a walk begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the embeddings of the samples.
+    Embed,
+    /// The same, and so that another walk can [`GoOn`](Self::GoOn) in front of the last block that was entered, at the
+    /// price of two more copies of the residual streams in scratch.
+    EmbedKept,
+    /// In front of this block, with what a walk that began with [`EmbedKept`](Self::EmbedKept) has left in scratch.
+    GoOn(usize),
+}
+
+/// Blobs that a walk leaves in scratch.
+pub const BLOBS: [&str; 7] = [
+    RESIDUAL,
+    RESIDUAL_BETWEEN[0],
+    RESIDUAL_BETWEEN[1],
+    RESIDUAL_INSIDE,
+    PARENT,
+    "activations-0",
+    "activations-1",
+];
+
 /// The residual streams of all samples, end to end.
 const RESIDUAL: &str = "residual";
+/// The same before a block with an even and with an odd number, where they are kept.
+const RESIDUAL_BETWEEN: [&str; 2] = ["residual-0", "residual-1"];
+/// The same after a block's attention, where the others are kept.
+const RESIDUAL_INSIDE: &str = "residual-inside";
 
 /// The activations of all samples at a site. Two blobs that alternate: one is written while the other is read.
 fn activations(site: Site) -> &'static str {

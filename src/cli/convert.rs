@@ -1,6 +1,6 @@
 //! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
 
-mod gguf;
+pub mod gguf;
 
 use super::Outcome;
 use super::open;
@@ -26,7 +26,7 @@ pub struct Args {
 
     /// The layout to write
     #[arg(long, value_enum, value_name = "LAYOUT")]
-    format: ConvertFormatArg,
+    format: OutputFormatArg,
 
     /// For gguf: what floating-point matrices of the blocks become [default: f16]
     #[arg(long, value_enum, value_name = "TYPE")]
@@ -37,16 +37,16 @@ pub struct Args {
     strict: bool,
 }
 
-/// `--format`
+/// `--format`, here and in `quantize`
 #[derive(Clone, Copy)]
-enum ConvertFormatArg {
+pub enum OutputFormatArg {
     /// Packed weights in a folder.
     Packed(FormatArg),
     /// One file.
     Gguf,
 }
 
-impl ValueEnum for ConvertFormatArg {
+impl ValueEnum for OutputFormatArg {
     fn value_variants<'a>() -> &'a [Self] {
         const {
             &[
@@ -70,11 +70,11 @@ impl ValueEnum for ConvertFormatArg {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let format = match args.format {
-        ConvertFormatArg::Gguf => return gguf::run(args, terminal),
-        ConvertFormatArg::Packed(_) if args.gguf_type.is_some() => {
+        OutputFormatArg::Gguf => return gguf::run(args, terminal),
+        OutputFormatArg::Packed(_) if args.gguf_type.is_some() => {
             return Err(Error::invalid_argument("--gguf-type belongs to --format gguf"));
         }
-        ConvertFormatArg::Packed(format) => format,
+        OutputFormatArg::Packed(format) => format,
     };
     let (record, plan, difference) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;

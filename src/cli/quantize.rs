@@ -1,23 +1,26 @@
 //! `lowbit quantize`: a checkpoint in, a smaller one out. Floor 9.
 
+mod calibrated;
+mod gguf;
+
 use super::Outcome;
 use super::calibration::CalibrationArgs;
+use super::convert::OutputFormatArg;
 use super::open::{self, ActivationsArg};
 use super::recipe;
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
-use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::layout::{GptqZeros, TargetLayout};
 use crate::pipeline::dequantize::dequantize_checkpoint;
 use crate::pipeline::select::plan_modules;
-use crate::pipeline::{
-    Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated, restore,
-};
+use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
+use crate::plan::parse_bytes;
 use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ScaleRule};
 use crate::task::block_on;
 use clap::ValueEnum;
+use gguf::OnTheWay;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,6 +57,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
 
+    /// Choose bits for each module so that all files' tensors take at most so much, as 500MB; by what each loses
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["recipe", "target_bpw"])]
+    target_bytes: Option<String>,
+
+    /// The same, for mean bits of a weight in the quantized modules, scales and zero points included
+    #[arg(long, value_name = "BITS", conflicts_with = "recipe")]
+    target_bpw: Option<f64>,
+
     /// Quantize the head too
     #[arg(long)]
     quantize_head: bool,
@@ -76,7 +87,7 @@ pub struct Args {
 
     /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
     #[arg(long, value_enum, value_name = "LAYOUT")]
-    format: Option<FormatArg>,
+    format: Option<OutputFormatArg>,
 
     /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
     #[arg(long)]
@@ -113,6 +124,15 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asym", "quantize_head", "quantize_embedding",
         "ternary_scale", "sparsity_threshold", "activations", "format", "strict", "recipe"])]
     from_metadata: bool,
+
+    /// Methods that calibrate: keep what is done in this folder, and go on from there after a run that was killed. The
+    /// folder goes when the work is done
+    #[arg(long, value_name = "DIR", conflicts_with = "scratch")]
+    resume: Option<PathBuf>,
+
+    /// Methods that calibrate: do not start where more memory than this would be needed, as 8GB
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
 
     /// Write the result as floating-point weights too, for training to go on from
     #[arg(long, value_name = "DIR")]
@@ -184,11 +204,17 @@ enum TernaryScaleArg {
 }
 
 impl Args {
+    fn is_gguf(&self) -> bool {
+        matches!(self.format, Some(OutputFormatArg::Gguf))
+    }
+
     fn options(&self) -> Result<QuantizeOptions> {
         let mut options = match self.method {
             MethodArg::Rtn | MethodArg::Gptq | MethodArg::Awq => {
                 let bits = Bits::try_from(self.bits.unwrap_or(4))?;
                 let granularity = match self.group_size {
+                    // Its blocks have a scale for every 32 columns, whether it is another one or not.
+                    None if self.is_gguf() => Granularity::Group(32),
                     None => bits.usual_granularity(),
                     Some(size) => Granularity::from_group_size(size)?,
                 };
@@ -214,6 +240,15 @@ impl Args {
             return Err(Error::invalid_argument("--ternary-scale belongs to --method ternary"));
         }
         options.recipe = self.recipe.as_deref().map(recipe::read).transpose()?;
+        self.check_target()?;
+        if self.is_gguf()
+            && (self.also_dequantized.is_some() || self.target_bytes.is_some() || self.target_bpw.is_some())
+        {
+            return Err(Error::invalid_argument(
+                "--format gguf goes with neither a target, because its types have 4 or 8 bits, nor --also-dequantized; \
+                 convert a folder that was made with them",
+            ));
+        }
         let calibrated = options.calibrated_method();
         if self.calibration.is_given() != calibrated.is_some() {
             let (method, what) = (
@@ -237,9 +272,20 @@ impl Args {
                 ActOrderArg::GroupIndex => ColumnOrder::GroupIndex,
             },
         };
+        if let (None, Some(option)) = (
+            calibrated,
+            self.memory.as_ref().map(|_| "--memory").or(self.resume.as_ref().map(|_| "--resume")),
+        ) {
+            return Err(Error::invalid_argument(format!("{option} belongs to methods that calibrate")));
+        }
+        options.resume = self.resume.is_some();
+        options.memory = self.memory.as_deref().map(parse_bytes).transpose()?;
         options.quantize_head = self.quantize_head;
         options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
-        options.layout = self.format.map(Into::into);
+        options.layout = match self.format {
+            Some(OutputFormatArg::Packed(format)) => Some(format.into()),
+            Some(OutputFormatArg::Gguf) | None => None,
+        };
         options.strict = self.strict;
         options.sparsity_threshold = self.sparsity_threshold;
         if let Some(activations) = self.activations {
@@ -252,6 +298,9 @@ impl Args {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let options = args.options()?;
+    let on_the_way = if args.is_gguf() { Some(OnTheWay::begin(&args.output)?) } else { None };
+    let folder = on_the_way.as_ref().map_or_else(|| args.output.clone(), OnTheWay::quantized);
+    let output = on_the_way.as_ref().map_or_else(|| args.output.clone(), OnTheWay::path);
     let folders: Vec<&Path> = [Some(&args.output), args.also_dequantized.as_ref()]
         .into_iter()
         .flatten()
@@ -264,47 +313,48 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         }
         open::output(path, &args.checkpoint)?;
     }
+    let mut planned_memory = None;
     let start = Instant::now();
-    let (outcome, source_bytes) = block_on(async {
+    let (mut outcome, source_bytes) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         if args.from_metadata {
-            let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
+            let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
             let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
+            return Ok((outcome, checkpoint.bytes()));
+        }
+        if options.calibrated_method().is_some() {
+            let (outcome, needed) = calibrated::run(args, &checkpoint, options, &folder, terminal).await?;
+            planned_memory = Some(needed);
             return Ok((outcome, checkpoint.bytes()));
         }
         for note in recipe::notes(&plan_modules(&checkpoint, &options)?) {
             terminal.note(note);
         }
-        if options.calibrated_method().is_some() {
-            let samples = args.calibration.samples(&checkpoint, args.tokenizer.as_deref(), terminal).await?;
-            let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
-            let scratch = args.calibration.scratch()?;
-            let calibration =
-                Calibration { samples: &samples, backend: CpuBackend::new(), scratch: &scratch };
-            let outcome =
-                quantize_calibrated(&checkpoint, &options, calibration, &sinks, Some(&existing), terminal)
-                    .await?;
-            return Ok((outcome, checkpoint.bytes()));
-        }
-        let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
+        let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
         let outcome = quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
         Ok::<_, Error>((outcome, checkpoint.bytes()))
     })?;
+    if let Some(on_the_way) = &on_the_way {
+        let report = block_on(on_the_way.finish(args.strict, terminal))?;
+        outcome.bytes = report.bytes;
+        outcome.record.bits_per_weight = report.bits_per_weight;
+        outcome.record.format = "gguf".to_owned();
+    }
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &args.also_dequantized {
         block_on(async {
-            let quantized = open::checkpoint(&args.output, terminal).await?;
+            let quantized = open::checkpoint(&folder, terminal).await?;
             // By another name it may be the folder that was just written.
-            open::output(path, &args.output)?;
+            open::output(path, &folder)?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;
             dequantize_checkpoint(&quantized, DType::F16, &sinks, Some(&existing), terminal).await
         })?;
     }
     if let Some(path) = &args.metrics {
-        append(path, &metrics(&outcome, source_bytes, seconds, &args.output))?;
+        append(path, &metrics(&outcome, source_bytes, seconds, &output))?;
     }
     let document = json!({
-        "output": args.output,
+        "output": output,
         "method": outcome.record.method,
         "scheme": outcome.record.scheme,
         "format": outcome.record.format,
@@ -312,6 +362,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         "original_bytes": source_bytes,
         "quantized_bytes": outcome.bytes,
         "seconds": seconds,
+        "planned_memory": planned_memory,
         "modules": outcome.modules.iter().map(|(name, scheme, error)| json!({
             "name": name,
             "scheme": scheme.to_string(),
@@ -328,7 +379,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         outcome.record.bits_per_weight,
         source_bytes,
         outcome.bytes,
-        args.output.display()
+        output.display()
     );
     terminal.result(&document, text)?;
     Ok(Outcome::Done)

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Reads a recipe: JSON, or TOML in a file that ends in `.toml`.
+/// Reads a recipe: JSON, or TOML in a file that ends in `.toml`, or the `quantization_config.json` of a folder that was
+/// made by one.
 pub fn read(path: &Path) -> Result<Recipe> {
     let in_file = || path.display().to_string();
     let mut bytes = Vec::new();
@@ -23,7 +24,21 @@ pub fn read(path: &Path) -> Result<Recipe> {
         .map_err(|_| Error::invalid_argument("expected text in UTF-8"))
         .context_with(in_file)?;
     let is_toml = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"));
-    if is_toml { Recipe::from_toml(text) } else { Recipe::from_json(text) }.context_with(in_file)
+    let recipe = match recipe_of_record(text) {
+        _ if is_toml => Recipe::from_toml(text),
+        Some(recipe) => Recipe::from_json(&recipe),
+        None => Recipe::from_json(text),
+    };
+    recipe.context_with(in_file)
+}
+
+/// The recipe by which a folder was made, where the text is a folder's `quantization_config.json`.
+fn recipe_of_record(text: &str) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_str(text).ok()?;
+    record
+        .get("schema")
+        .filter(|schema| schema.as_str().is_some_and(|s| s.starts_with("lowbit.quantization/")))?;
+    Some(record.get("parameters")?.get("recipe")?.to_string())
 }
 
 /// What is not as the options alone say: a line for each rule and what it makes of its modules, and one for each module

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::future::ready;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use native::TempScratch;
+pub use native::{KeptScratch, TempScratch};
 
 /// A place for named blobs of bytes: memory, a temporary folder, a browser's private file system.
 ///
@@ -128,21 +128,15 @@ mod native {
     use std::fs::{self, File};
     use std::future::ready;
     use std::io::{Seek, SeekFrom, Write};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
     /// Scratch space in a folder of its own, which is deleted when this is dropped.
     #[derive(Debug)]
     pub struct TempScratch {
         // Before the folder, so that the files are closed when it is deleted: Windows wants it so.
-        blobs: RefCell<BTreeMap<String, Blob>>,
+        files: Files,
         folder: TempDir,
-    }
-
-    #[derive(Debug)]
-    struct Blob {
-        file: File,
-        len: u64,
     }
 
     impl TempScratch {
@@ -155,7 +149,7 @@ mod native {
             let parent = parent.as_ref();
             let folder = tempfile::Builder::new().prefix(".lowbit-scratch.").tempdir_in(parent);
             let folder = folder.context_with(|| parent.display().to_string())?;
-            Ok(Self { blobs: RefCell::default(), folder })
+            Ok(Self { files: Files { path: folder.path().to_owned(), blobs: RefCell::default() }, folder })
         }
 
         /// Space in the system's temporary folder.
@@ -170,7 +164,58 @@ mod native {
         pub fn path(&self) -> &Path {
             self.folder.path()
         }
+    }
 
+    /// Scratch space in a folder that stays: what one process wrote, the next one finds. A process that is killed leaves
+    /// what it wrote; nothing is promised for a machine that loses its power.
+    #[derive(Debug)]
+    pub struct KeptScratch(Files);
+
+    impl KeptScratch {
+        /// The folder at `path`, which is made where it does not exist, with the blobs that are in it.
+        ///
+        /// # Errors
+        /// `io` or `storage_full` when it cannot be made or read.
+        pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+            let path = path.into();
+            let read = || -> std::io::Result<BTreeMap<String, Blob>> {
+                fs::create_dir_all(&path)?;
+                let mut blobs = BTreeMap::new();
+                for entry in fs::read_dir(&path)? {
+                    let entry = entry?;
+                    let Ok(name) = entry.file_name().into_string() else { continue };
+                    if entry.file_type()?.is_file() {
+                        let file = File::options().read(true).write(true).open(entry.path())?;
+                        let len = file.metadata()?.len();
+                        blobs.insert(name, Blob { file, len });
+                    }
+                }
+                Ok(blobs)
+            };
+            let blobs = RefCell::new(read().context_with(|| path.display().to_string())?);
+            Ok(Self(Files { path, blobs }))
+        }
+
+        /// The names of all blobs, sorted.
+        pub fn names(&self) -> Vec<String> {
+            self.0.blobs.borrow().keys().cloned().collect()
+        }
+    }
+
+    /// Blobs that are the files of a folder.
+    #[derive(Debug)]
+    struct Files {
+        path: PathBuf,
+        blobs: RefCell<BTreeMap<String, Blob>>,
+    }
+
+    #[derive(Debug)]
+    struct Blob {
+        file: File,
+        len: u64,
+    }
+
+    impl Files {
         fn write(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
             check_plain_name(name)?;
             let mut blobs = self.blobs.borrow_mut();
@@ -179,7 +224,7 @@ mod native {
                     return Err(hole(offset, 0));
                 }
                 let mut options = File::options();
-                let file = options.read(true).write(true).create_new(true).open(self.path().join(name))?;
+                let file = options.read(true).write(true).create_new(true).open(self.path.join(name))?;
                 blobs.insert(name.to_owned(), Blob { file, len: 0 });
             }
             let blob = blobs.get_mut(name).expect("it was just inserted");
@@ -201,29 +246,47 @@ mod native {
         fn remove(&self, name: &str) -> Result<()> {
             // Closed before it is deleted: Windows wants it so.
             if self.blobs.borrow_mut().remove(name).is_some() {
-                fs::remove_file(self.path().join(name))?;
+                fs::remove_file(self.path.join(name))?;
             }
             Ok(())
         }
     }
 
-    impl Scratch for TempScratch {
-        fn write_at<'a>(&'a self, blob: &'a str, offset: u64, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
-            Box::pin(ready(self.write(blob, offset, bytes).map_err(named(blob))))
-        }
+    /// Everything is as in the files inside.
+    macro_rules! scratch_of_files {
+        ($type:ty, $files:tt) => {
+            impl Scratch for $type {
+                fn write_at<'a>(
+                    &'a self,
+                    blob: &'a str,
+                    offset: u64,
+                    bytes: &'a [u8],
+                ) -> BoxFuture<'a, Result<()>> {
+                    Box::pin(ready(self.$files.write(blob, offset, bytes).map_err(named(blob))))
+                }
 
-        fn read_at<'a>(&'a self, blob: &'a str, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
-            Box::pin(ready(self.read(blob, offset, out).map_err(named(blob))))
-        }
+                fn read_at<'a>(
+                    &'a self,
+                    blob: &'a str,
+                    offset: u64,
+                    out: &'a mut [u8],
+                ) -> BoxFuture<'a, Result<()>> {
+                    Box::pin(ready(self.$files.read(blob, offset, out).map_err(named(blob))))
+                }
 
-        fn len<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
-            Box::pin(ready(Ok(self.blobs.borrow().get(blob).map(|blob| blob.len))))
-        }
+                fn len<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
+                    Box::pin(ready(Ok(self.$files.blobs.borrow().get(blob).map(|blob| blob.len))))
+                }
 
-        fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>> {
-            Box::pin(ready(self.remove(blob).map_err(named(blob))))
-        }
+                fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>> {
+                    Box::pin(ready(self.$files.remove(blob).map_err(named(blob))))
+                }
+            }
+        };
     }
+
+    scratch_of_files!(TempScratch, files);
+    scratch_of_files!(KeptScratch, 0);
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
@@ -234,6 +297,31 @@ mod tests {
 
     fn both() -> [Box<dyn Scratch>; 2] {
         [Box::new(MemoryScratch::new()), Box::new(TempScratch::new().unwrap())]
+    }
+
+    #[test]
+    fn kept_blobs_are_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let open = || KeptScratch::open(&path).unwrap();
+        let first = open();
+        assert!(first.names().is_empty());
+        for (blob, bytes) in [("a", &b"abc"[..]), ("b", b"x"), ("c", b"y")] {
+            block_on(first.append(blob, bytes)).unwrap();
+        }
+        block_on(first.delete("b")).unwrap();
+        drop(first);
+        let second = open();
+        assert_eq!(second.names(), ["a", "c"]);
+        block_on(second.append("a", b"def")).unwrap();
+        block_on(second.write_at("a", 1, b"B")).unwrap();
+        let third = open();
+        let mut out = [0; 6];
+        block_on(third.read_at("a", 0, &mut out)).unwrap();
+        assert_eq!(&out, b"aBcdef");
+        assert_eq!(block_on(third.len("c")).unwrap(), Some(1));
+        block_on(third.delete("c")).unwrap();
+        assert_eq!(open().names(), ["a"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::quant::{ActivationGrid, Activations, PackedTensor, dequantize};
 use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
-const CHUNK_BYTES: usize = 4 << 20;
+pub const CHUNK_BYTES: usize = 4 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]

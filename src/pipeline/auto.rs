@@ -62,7 +62,7 @@ pub struct AutoOptions {
     pub method: Method,
     /// Where to begin, 4 or 8 bits; `None`: as [`Plan`] recommends for the size of each checkpoint.
     pub bits: Option<Bits>,
-    /// Bytes that may be used, for the recommendation.
+    /// Bytes that may be used: for the recommendation, and a calibration that would take more does not start.
     pub memory: Option<u64>,
     /// Calibration samples to try, growing.
     pub samples: Vec<usize>,
@@ -261,6 +261,7 @@ impl Trial<'_> {
             Method::Awq => QuantizeOptions::awq(self.rung.bits, granularity, true),
             _ => QuantizeOptions::gptq(self.rung.bits, granularity, true),
         };
+        options.memory = self.options.memory;
         if !raised.is_empty() {
             let modules = raised.iter().map(|name| ModulePattern::try_from(name.clone()));
             let modules = modules.collect::<Result<_, _>>().map_err(Error::invalid_argument)?;

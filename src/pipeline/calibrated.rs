@@ -4,6 +4,8 @@
 //! file. Floor 8.
 
 mod awq;
+pub mod memory;
+pub mod resume;
 
 use super::encode::encode_directly;
 use super::kept;
@@ -11,7 +13,7 @@ use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
 use crate::calibrate::awq::Shared;
-use crate::calibrate::{Samples, Walk};
+use crate::calibrate::{Samples, Start, Walk, walk};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
@@ -22,6 +24,7 @@ use crate::model::weights::{DenseRows, Replacement};
 use crate::quant::gptq::Prepared;
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
+use resume::Journal;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +48,32 @@ pub(super) struct Found<'a> {
     vectors: BTreeSet<String>,
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    fn new(scratch: &'a dyn Scratch) -> Self {
+        Self { scratch, modules: BTreeMap::new(), weight_errors: BTreeMap::new(), vectors: BTreeSet::new() }
+    }
+
+    /// Deletes everything of the run from its scratch.
+    pub(super) async fn clear(scratch: &dyn Scratch, modules: &[String], vectors: &[String]) -> Result<()> {
+        // Without its notes the rest is of no use, so they go first.
+        resume::forget(scratch).await?;
+        for blob in walk::BLOBS {
+            scratch.delete(blob).await?;
+        }
+        for module in modules {
+            scratch.delete(&kept::blob(module)).await?;
+        }
+        for tensor in vectors {
+            scratch.delete(&kept::vector_blob(tensor)).await?;
+        }
+        Ok(())
+    }
+
+    /// The modules and the vectors in scratch.
+    pub(super) fn names(&self) -> (Vec<String>, Vec<String>) {
+        (self.modules.keys().cloned().collect(), self.vectors.iter().cloned().collect())
+    }
+
     /// What the module will be, where it is in a block.
     pub(super) fn format(&self, module: &str) -> Option<PackedFormat> {
         self.modules.get(module).map(|(format, _)| *format)
@@ -77,7 +105,7 @@ impl Found<'_> {
     }
 }
 
-/// Quantizes the modules of all blocks. Those that a recipe gives to a method without calibration are among them: what
+/// Quantizes the modules of all blocks, from where a run with the same `key` ended in the same scratch. Those that a recipe gives to a method without calibration are among them: what
 /// comes after them is calibrated for what they become.
 pub(super) async fn find<'a, B: Backend>(
     checkpoint: &Checkpoint,
@@ -85,14 +113,33 @@ pub(super) async fn find<'a, B: Backend>(
     options: &QuantizeOptions,
     scale_type: ScaleType,
     calibration: Calibration<'a, B>,
+    key: Option<String>,
     control: &dyn Control,
 ) -> Result<Found<'a>> {
     let Calibration { samples, backend, scratch } = calibration;
-    let mut found =
-        Found { scratch, modules: BTreeMap::new(), weight_errors: BTreeMap::new(), vectors: BTreeSet::new() };
     let layers = checkpoint.config().num_hidden_layers;
-    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, control).await?;
-    for layer in 0..layers {
+    let mut found = Found::new(scratch);
+    let mut start = Start::Embed;
+    let mut journal = None;
+    if let Some(key) = key {
+        let key = format!("{key}, on {}", backend.capabilities().device);
+        let (opened, before) = Journal::open(scratch, key).await?;
+        journal = Some(opened);
+        start = Start::EmbedKept;
+        if let Some((blocks, done)) = before {
+            found = done;
+            start = Start::GoOn(blocks);
+        }
+    }
+    let first = if let Start::GoOn(blocks) = start { blocks } else { 0 };
+    if first == layers {
+        return Ok(found);
+    }
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, start, control).await?;
+    if let (Some(journal), Start::EmbedKept) = (&mut journal, start) {
+        journal.write(Some(0), &found).await?;
+    }
+    for layer in first..layers {
         walk.enter_block(layer).await?;
         for _ in Site::ALL {
             let (site, hessian) = walk.next_site(control).await?;
@@ -144,6 +191,8 @@ pub(super) async fn find<'a, B: Backend>(
                 found.modules.insert(module, (PackedFormat::from(&tensor), record));
                 replaced.push((linear, tensor));
             }
+            // The next weights come while the old ones are there: statistics make room for them.
+            drop((prepared, hessian));
             if !replaced.is_empty() && !is_last {
                 let replaced: Vec<_> =
                     replaced.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
@@ -152,6 +201,9 @@ pub(super) async fn find<'a, B: Backend>(
         }
         if layer + 1 < layers {
             walk.leave_block(control).await?;
+        }
+        if let Some(journal) = &mut journal {
+            journal.write(Some(layer + 1), &found).await?;
         }
     }
     Ok(found)

@@ -61,6 +61,10 @@ pub struct GgufDifference {
 pub struct GgufReport {
     /// Every matrix, in the order of the file.
     pub modules: Vec<GgufDifference>,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Mean bits of a weight in the matrices that keep their codes; 0 without any.
+    pub bits_per_weight: f64,
     /// Why the file has no tokenizer, where it has none.
     pub tokenizer_problem: Option<Error>,
 }
@@ -169,6 +173,20 @@ pub async fn write(
         Ok(metadata) => (Some(metadata), None),
         Err(problem) => (None, Some(problem)),
     };
+    let bytes = tensors
+        .iter()
+        .map(|tensor| {
+            let (cols, rows) =
+                tensor.dims.split_last().map_or((0, 1), |(&cols, rows)| (cols, rows.iter().product()));
+            tensor.tensor_type.row_bytes(cols).unwrap_or(0) * rows
+        })
+        .sum();
+    let (mut packed, mut weights) = (0, 0);
+    for plan in modules.iter().filter(|plan| plan.keeps_codes) {
+        packed += plan.tensor_type.row_bytes(plan.cols as u64).unwrap_or(0) * plan.rows as u64;
+        weights += plan.rows as u64 * plan.cols as u64;
+    }
+    let bits_per_weight = packed as f64 * 8.0 / weights.max(1) as f64;
     let sink = target.create(file).await?;
     let mut output = GgufOutput::begin(sink, checkpoint.config_json(), tokenizer, &tensors)
         .await
@@ -188,7 +206,7 @@ pub async fn write(
         output.write(&name, &bytes).await?;
     }
     output.finish().await?;
-    Ok(GgufReport { modules: written, tokenizer_problem })
+    Ok(GgufReport { modules: written, bytes, bits_per_weight, tokenizer_problem })
 }
 
 /// Norms and biases, and how long they are.

@@ -25,6 +25,11 @@ pub(super) fn blob(module: &str) -> String {
     format!("packed-{module}")
 }
 
+/// The name of the vector that is kept for a tensor.
+pub(super) fn vector_blob(tensor: &str) -> String {
+    format!("vector-{tensor}")
+}
+
 /// Keeps `tensor` for `module`.
 pub(super) async fn save(scratch: &dyn Scratch, module: &str, tensor: &PackedTensor) -> Result<()> {
     let header = Header {
@@ -65,7 +70,7 @@ pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<PackedTe
 
 /// Keeps a norm's weight or a bias.
 pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f32]) -> Result<()> {
-    let blob = format!("vector-{tensor}");
+    let blob = vector_blob(tensor);
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     scratch.delete(&blob).await?;
     scratch.write_at(&blob, 0, &bytes).await
@@ -76,7 +81,7 @@ pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f
 /// # Errors
 /// `not_found` where nothing was kept.
 pub(super) async fn load_vector(scratch: &dyn Scratch, tensor: &str) -> Result<Vec<f32>> {
-    let blob = format!("vector-{tensor}");
+    let blob = vector_blob(tensor);
     let len = scratch.len(&blob).await?.unwrap_or(0);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     scratch.read_at(&blob, 0, &mut bytes).await?;

@@ -3,7 +3,8 @@
 //! The source is read by ranges and the result written as it comes: at no time is more in memory than a few chunks of
 //! rows and one packed matrix. Floor 8.
 
-use super::calibrated::{self, Calibration};
+use super::calibrated::memory::plan_memory;
+use super::calibrated::{self, Calibration, Found};
 use super::copy::{Copy, f16_holds};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::select::{ModulePlan, QuantizeOptions, plan_modules, plan_restore};
@@ -13,6 +14,7 @@ use crate::artifact::records::{
     read_dequantization_record,
 };
 use crate::backend::Backend;
+use crate::digest::sha256_hex;
 use crate::dtype::{DType, encode_f32};
 use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
@@ -67,8 +69,8 @@ pub async fn quantize(
 /// first file is written.
 ///
 /// # Errors
-/// As [`quantize`]'s; `invalid_argument` for a method that does not calibrate; `non_finite` where activations are no
-/// numbers.
+/// As [`quantize`]'s; `invalid_argument` for a method that does not calibrate; `out_of_memory` for a run that would take
+/// more than the options allow; `non_finite` where activations are no numbers.
 pub async fn quantize_calibrated<B: Backend>(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
@@ -86,6 +88,9 @@ pub async fn quantize_calibrated<B: Backend>(
     }
     let mut parameters = parameters(options);
     let samples = calibration.samples;
+    plan_memory(checkpoint, &plans, options, samples)?
+        .check_within(options.memory)
+        .context_with(|| checkpoint.name().to_owned())?;
     parameters.insert("samples".into(), json!(samples.windows.len()));
     parameters.insert("sequence_length".into(), json!(samples.windows.iter().map(Vec::len).max()));
     parameters.insert("calibration_tokens".into(), json!(samples.tokens()));
@@ -98,9 +103,30 @@ pub async fn quantize_calibrated<B: Backend>(
     } else {
         parameters.insert("ratios".into(), json!(RATIOS));
     }
-    let found = calibrated::find(checkpoint, &plans, options, SCALE_TYPE, calibration, control).await?;
+    let key = if options.resume { Some(run_key(checkpoint, options, &parameters).await?) } else { None };
+    let scratch = calibration.scratch;
+    let found = calibrated::find(checkpoint, &plans, options, SCALE_TYPE, calibration, key, control).await?;
+    let (modules, vectors) = found.names();
     let job = Job::new(checkpoint, plans, Encoder::Calibrated(found), options, parameters);
-    job.run(target, existing, control).await
+    let outcome = job.run(target, existing, control).await?;
+    Found::clear(scratch, &modules, &vectors).await?;
+    Ok(outcome)
+}
+
+/// What the result of a run depends on, but for the device that it runs on.
+async fn run_key(
+    checkpoint: &Checkpoint,
+    options: &QuantizeOptions,
+    parameters: &Map<String, Value>,
+) -> Result<String> {
+    let source = SourceRecord::of(checkpoint).await?;
+    let run = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "source": source.sha256,
+        "layout": options.target_layout().name(),
+        "parameters": parameters,
+    });
+    Ok(sha256_hex(run.to_string().as_bytes()))
 }
 
 /// Quantizes a checkpoint that [`dequantize_checkpoint`](super::dequantize::dequantize_checkpoint) wrote on the very grid
@@ -135,6 +161,27 @@ pub async fn restore(
     Job { checkpoint, plans, encoder, unties: false, about }.run(target, existing, control).await
 }
 
+/// Bytes of the tensors that come into the output beside those of the modules that `plans` quantize.
+pub(super) async fn copied_bytes(
+    checkpoint: &Checkpoint,
+    plans: &[ModulePlan],
+    options: &QuantizeOptions,
+) -> Result<u64> {
+    let encoder = Encoder::Direct { sparsity_threshold: options.sparsity_threshold };
+    let tensors = Job::new(checkpoint, plans.to_vec(), encoder, options, Map::new()).plan_tensors().await?;
+    let is_other = |origin: &Origin| match origin {
+        Origin::Copy(_) => true,
+        Origin::Module(index) => !is_in_block(&plans[*index].module),
+    };
+    let others = tensors.values().filter(|(_, origin)| is_other(origin));
+    Ok(others.map(|(info, _)| info.byte_len().unwrap_or(0)).sum())
+}
+
+/// Whether a module is a linear layer of a block.
+pub(super) fn is_in_block(module: &str) -> bool {
+    module != names::EMBEDDING && module != names::HEAD
+}
+
 /// What the records say of a job.
 struct About {
     method: String,
@@ -163,6 +210,9 @@ fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
     map.insert("activations".into(), json!(options.activations.name()));
     if let Some(recipe) = &options.recipe {
         map.insert("recipe".into(), json!(recipe));
+    }
+    if let Some(allocation) = &options.allocation {
+        map.insert("allocation".into(), json!(allocation));
     }
     map
 }

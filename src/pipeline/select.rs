@@ -2,6 +2,7 @@
 //!
 //! Floor 8.
 
+use super::budget::Allocation;
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
 use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
@@ -34,6 +35,13 @@ pub struct QuantizeOptions {
     pub gptq: GptqOptions,
     /// Which linear layers become something else than `method` and `scheme` say, or stay floating point.
     pub recipe: Option<Recipe>,
+    /// Why the recipe is what it is, where a budget made it: for the record.
+    pub allocation: Option<Allocation>,
+    /// Bytes that a method that calibrates may take at its peak: a run that would take more does not start.
+    pub memory: Option<u64>,
+    /// A method that calibrates goes on from what an earlier run of the same kind left in its scratch, and leaves as much
+    /// there after each block until it is at its end. The result is the same to the last bit.
+    pub resume: bool,
 }
 
 impl QuantizeOptions {
@@ -50,6 +58,9 @@ impl QuantizeOptions {
             activations: Activations::F32,
             gptq: GptqOptions::default(),
             recipe: None,
+            allocation: None,
+            memory: None,
+            resume: false,
         }
     }
 
@@ -76,6 +87,9 @@ impl QuantizeOptions {
             activations: Activations::Int8,
             gptq: GptqOptions::default(),
             recipe: None,
+            allocation: None,
+            memory: None,
+            resume: false,
         }
     }
 

@@ -36,7 +36,7 @@ use super::builder::PackedBuilder;
 use super::hessian::Hessian;
 use super::packed_tensor::PackedTensor;
 use super::qparams::ScaleType;
-use super::row_queue::RowQueue;
+use super::row_queue::{RowQueue, TASK_ROWS};
 use super::scheme::{Granularity, Scheme};
 use super::stats::WeightError;
 use crate::error::{Error, Result};
@@ -201,9 +201,6 @@ pub struct AwqOutcome {
     /// Of `Q(W s) / s`.
     pub weights: WeightError,
 }
-
-/// Rows that one task rounds.
-const TASK_ROWS: usize = 32;
 
 /// Scales and quantizes a matrix as its rows arrive.
 pub struct AwqQuantizer<'a> {

@@ -29,7 +29,7 @@ use super::hessian::Hessian;
 use super::linalg::Factor;
 use super::packed_tensor::PackedTensor;
 use super::qparams::{QParams, ScaleType, non_finite_weight, range};
-use super::row_queue::RowQueue;
+use super::row_queue::{RowQueue, TASK_ROWS};
 use super::scale_search;
 use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
@@ -259,8 +259,6 @@ const ESCALATIONS: u32 = 7;
 /// What looking up an entry of a Hessian costs, in multiply-adds: it is seldom in a cache. Not measured.
 const LOOK_UP: u64 = 8;
 
-/// Rows that one task rounds: enough for the products to pay, few enough for small matrices to make several tasks.
-const TASK_ROWS: usize = 32;
 /// Columns between two products. Inside, each error is handed on alone.
 const BLOCK: usize = 128;
 

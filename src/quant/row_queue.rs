@@ -9,6 +9,18 @@ use std::collections::VecDeque;
 /// Tasks worked on at once for each thread: a second, so that a thread that is done early finds work.
 const EACH_LANE: usize = 2;
 
+/// Rows that one task is for: enough for products to pay, few enough for small matrices to make several tasks.
+pub(super) const TASK_ROWS: usize = 32;
+
+/// Rows that are worked on at once by so many threads.
+pub(crate) fn rows_at_once(lanes: usize) -> usize {
+    TASK_ROWS * tasks_at_once(lanes)
+}
+
+fn tasks_at_once(lanes: usize) -> usize {
+    if lanes > 1 { EACH_LANE * lanes } else { 1 }
+}
+
 /// Tasks in the order of their rows.
 pub(super) struct RowQueue<'a, T>(VecDeque<Steps<'a, T>>);
 
@@ -29,9 +41,7 @@ impl<'a, T: Send> RowQueue<'a, T> {
 
     /// One step of each of the first tasks. Results of those that are done, as far as all before them are.
     pub(super) fn step(&mut self) -> Vec<T> {
-        let lanes = parallel::lanes();
-        let together = if lanes > 1 { EACH_LANE * lanes } else { 1 };
-        let first = self.0.len().min(together);
+        let first = self.0.len().min(tasks_at_once(parallel::lanes()));
         parallel::for_each_chunk(&mut self.0.make_contiguous()[..first], 1, |_, task| {
             task[0].step();
         });

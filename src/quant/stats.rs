@@ -4,11 +4,12 @@
 
 use super::dequantize;
 use super::packed_tensor::PackedTensor;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Running sums over pairs of an original weight and its quantized value. Sums are `f64` in the order of the weights, so
 /// that chunk sizes do not change them.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightError {
     count: u64,
     zeros: u64,

@@ -210,3 +210,66 @@ fn interop_llama_cpp_continues_what_lowbit_writes() {
     }
     assert!(compared > 100, "only {compared} tokens were clear");
 }
+
+#[test]
+fn quantizing_straight_to_gguf_keeps_the_codes_of_the_folder() {
+    use crate::terminal::{arg, files, lowbit, tale};
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| arg(scratch.path().join(name));
+    for (options, tensor_type, bits) in [
+        (&["--bits", "4"][..], TensorType::Q4_0, 4.5),
+        (&["--bits", "4", "--asym", "--group-size", "64"], TensorType::Q4_1, 5.0),
+        (&["--bits", "8"], TensorType::Q8_0, 8.5),
+    ] {
+        let (file, folder) = (path(&format!("{tensor_type}.gguf")), path("folder"));
+        let quantize = |output: &str, more: &[&str]| {
+            let args = ["quantize", &arg(tale()), "-o", output, "--json"];
+            lowbit(args.iter().chain(options).chain(more)).done().json()
+        };
+        let document = quantize(&file, &["--format", "gguf"]);
+        assert_eq!((&document["format"], &document["output"]), (&json!("gguf"), &json!(file)));
+        assert_eq!(document["bits_per_weight"], bits);
+        let small = options.contains(&"--group-size");
+        quantize(&folder, if small { &[] } else { &["--group-size", "32"] });
+        let file = block_on(Checkpoint::open_gguf(Rc::new(FileSource::open(&file).unwrap()))).unwrap();
+        let folder = block_on(Checkpoint::open(on_disk(&folder))).unwrap();
+        for linear in lowbit::model::names::Linear::ALL {
+            let module = linear.module(1);
+            let read = |checkpoint: &Checkpoint| {
+                block_on(checkpoint.layout().read_packed(checkpoint.store(), &module)).unwrap()
+            };
+            let (ours, theirs) = (read(&file), read(&folder));
+            let mut weights = [vec![0.0; ours.rows() * ours.cols()], vec![0.0; ours.rows() * ours.cols()]];
+            for (tensor, out) in [&ours, &theirs].into_iter().zip(&mut weights) {
+                lowbit::quant::dequantize::rows(tensor, 0..tensor.rows(), out);
+            }
+            let farthest =
+                weights[0].iter().zip(&weights[1]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            // Zero points become minimums in half precision; everything else is exact.
+            let allowed = if tensor_type == TensorType::Q4_1 { 1e-3 } else { 0.0 };
+            assert!(farthest <= allowed, "{tensor_type}, {module}: {farthest}");
+        }
+    }
+    let left = files(scratch.path());
+    assert_eq!(left.len(), 3, "nothing but the files: {:?}", left.keys());
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 4, "and the folder");
+    let again = path(left.keys().next().unwrap());
+    let ran = lowbit(["quantize", &arg(tale()), "-o", &again, "--format", "gguf"]);
+    assert!(ran.code == 2 && ran.stderr.contains("there already"), "{}", ran.stderr);
+    let (output, calibration) = (path("x.gguf"), arg(tale().join("calibration.txt")));
+    let ran = lowbit([
+        "quantize",
+        &arg(tale()),
+        "-o",
+        &output,
+        "--format",
+        "gguf",
+        "--target-bpw",
+        "4",
+        "--method",
+        "gptq",
+        "--calibration",
+        &calibration,
+    ]);
+    assert!(ran.code == 2 && ran.stderr.contains("4 or 8 bits"), "{}", ran.stderr);
+}

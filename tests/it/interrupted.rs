@@ -55,3 +55,86 @@ fn an_interrupted_run_clears_away_and_a_killed_one_is_cleared_away() {
         lowbit(["inspect", &arg(&output)]).done();
     }
 }
+
+/// Starts calibrating with a state that outlives the process, and kills it when block `block` is in work.
+fn kill_in_block(args: &[String], state: &Path, block: usize) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
+    let mut child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let sign = state.join(format!("packed-model.layers.{block}.self_attn.q_proj"));
+    let step = Duration::from_millis(1);
+    let mut waited = Duration::ZERO;
+    while !sign.exists() {
+        assert!(waited < PATIENCE && child.try_wait().unwrap().is_none(), "block {block} was not reached");
+        std::thread::sleep(step);
+        waited += step;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_calibration_goes_on_and_comes_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let calibration = arg(tale().join("calibration.txt"));
+    for (method, samples) in [("gptq", "40"), ("awq", "4")] {
+        let (whole, resumed, state) = (
+            path(&format!("{method}-whole")),
+            path(&format!("{method}-resumed")),
+            path(&format!("{method}-state")),
+        );
+        let args = |output: &Path, more: &[&str]| -> Vec<String> {
+            let output = arg(output);
+            let args = [
+                "quantize",
+                &arg(tale()),
+                "-o",
+                &output,
+                "--method",
+                method,
+                "--bits",
+                "3",
+                "--group-size",
+                "32",
+                "--calibration",
+                &calibration,
+                "--samples",
+                samples,
+            ];
+            args.iter().chain(more).map(|&arg| arg.to_owned()).collect()
+        };
+        lowbit(args(&whole, &[])).done();
+
+        let keep = ["--resume", &arg(&state)];
+        for block in [1, 2] {
+            kill_in_block(&args(&resumed, &keep), &state, block);
+            assert!(!resumed.join("model.safetensors").exists());
+        }
+        // The state belongs to this run alone.
+        let other = lowbit(args(&resumed, &[&keep[..], &["--strict"]].concat()));
+        assert!(other.code == 2 && other.stderr.contains("of another run"), "{}", other.stderr);
+
+        let ran = lowbit(args(&resumed, &keep)).done();
+        assert!(ran.stderr.contains("going on: 2 of 3 blocks are done"), "{method}: {}", ran.stderr);
+        assert_eq!(files(&resumed), files(&whole), "{method}");
+        assert!(!state.exists(), "the state goes when the work is done");
+    }
+    // A folder with something else in it is left alone.
+    let (output, other) = (path("out"), path("other"));
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("mine"), "x").unwrap();
+    let ran = lowbit([
+        "quantize",
+        &arg(tale()),
+        "-o",
+        &arg(&output),
+        "--method",
+        "gptq",
+        "--calibration",
+        &calibration,
+        "--resume",
+        &arg(&other),
+    ]);
+    assert!(ran.code == 2 && ran.stderr.contains("other files in it"), "{}", ran.stderr);
+    assert_eq!(files(&other).len(), 1);
+}

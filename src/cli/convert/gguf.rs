@@ -6,6 +6,7 @@ use crate::cli::{Outcome, open};
 use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
 use crate::format::sink::FsSinkDir;
+use crate::model::Checkpoint;
 use crate::pipeline::gguf::{GgufOptions, GgufReport, plan, write};
 use crate::task::block_on;
 use clap::ValueEnum;
@@ -51,7 +52,20 @@ impl From<TypeArg> for TensorType {
     }
 }
 
-/// The folder and the name of the file: `-o X.gguf` names it, `-o X` the folder.
+/// Where the file goes: the folder and its name. `-o X.gguf` names it, `-o X` the folder.
+///
+/// # Errors
+/// `invalid_argument` where there is a file of that name already.
+pub fn new_file(output: &Path) -> Result<(PathBuf, String)> {
+    let (folder, file) = place(output);
+    let path = folder.join(&file);
+    if path.exists() {
+        return Err(Error::invalid_argument("the file is there already; choose another name")
+            .context(path.display().to_string()));
+    }
+    Ok((folder, file))
+}
+
 fn place(output: &Path) -> (PathBuf, String) {
     let named = output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     match (named, output.file_name()) {
@@ -64,30 +78,37 @@ fn place(output: &Path) -> (PathBuf, String) {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let (folder, file) = place(&args.output);
-    let path = folder.join(&file);
-    if path.exists() {
-        return Err(Error::invalid_argument("the file is there already; choose another name")
-            .context(path.display().to_string()));
-    }
+    let (folder, file) = new_file(&args.output)?;
     let linear = args.gguf_type.unwrap_or(TypeArg::F16).into();
     let tables = if linear == TensorType::F32 { linear } else { TensorType::F16 };
     let report = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;
-        let modules = plan(&source, GgufOptions { linear, tables }, terminal).await?;
-        for module in &modules {
-            let Some(reason) = &module.reason else { continue };
-            if args.strict {
-                return Err(Error::unsupported_format(format!("module `{}`: {reason}", module.module)));
-            }
-            terminal.note(format_args!("{}: {} ({reason})", module.module, module.tensor_type));
-        }
-        write(&source, modules, &FsSinkDir::at(&folder), &file, terminal).await
+        convert(&source, GgufOptions { linear, tables }, (&folder, &file), args.strict, terminal).await
     })?;
+    show(&report, &folder.join(&file), terminal)
+}
+
+/// Writes the file, and says before what it cannot hold.
+pub async fn convert(
+    source: &Checkpoint,
+    options: GgufOptions,
+    (folder, file): (&Path, &str),
+    strict: bool,
+    terminal: &Terminal,
+) -> Result<GgufReport> {
+    let modules = plan(source, options, terminal).await?;
+    for module in &modules {
+        let Some(reason) = &module.reason else { continue };
+        if strict {
+            return Err(Error::unsupported_format(format!("module `{}`: {reason}", module.module)));
+        }
+        terminal.note(format_args!("{}: {} ({reason})", module.module, module.tensor_type));
+    }
+    let report = write(source, modules, &FsSinkDir::at(folder), file, terminal).await?;
     if let Some(problem) = &report.tokenizer_problem {
         terminal.note(format_args!("the file has no tokenizer: {problem}"));
     }
-    show(&report, &path, terminal)
+    Ok(report)
 }
 
 fn show(report: &GgufReport, path: &Path, terminal: &Terminal) -> Result<Outcome> {

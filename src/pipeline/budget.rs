@@ -1,0 +1,252 @@
+//! Which module gets how many bits, so that all of them together fit a budget: by what each loses in each scheme.
+//!
+//! The samples are walked through the model as it is. At each site every module is rounded to nearest in every candidate
+//! scheme, and the squared error of its output is measured as a share of the output. [`solve`] then takes, within the
+//! budget, the schemes of the least sum of those shares: each module counts alike, because nothing is known of what comes
+//! of its error further on. The result is a recipe. Floor 8.
+
+pub mod solve;
+
+use super::calibrated::Calibration;
+use super::quantize::{copied_bytes, is_in_block};
+use super::select::{ModulePlan, QuantizeOptions};
+use crate::backend::Backend;
+use crate::calibrate::awq::{Shared, Target as Layer, quantize};
+use crate::calibrate::{Start, Walk};
+use crate::error::{Error, Result};
+use crate::layout::{PackedFormat, TargetLayout};
+use crate::model::Checkpoint;
+use crate::model::block::Site;
+use crate::plan::memory::packed_bytes;
+use crate::quant::awq::{Measure, Moments};
+use crate::quant::{Bits, Granularity, ScaleType, Scheme};
+use crate::recipe::{ModulePattern, Recipe, Rule};
+use crate::task::{Control, checkpoint as stop};
+use serde::Serialize;
+use solve::Choice;
+use std::collections::BTreeMap;
+
+/// What the result may take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// All tensors of the output together.
+    Bytes(u64),
+    /// Mean bits of a weight in the quantized modules, with scales and zero points.
+    BitsPerWeight(f64),
+}
+
+/// What a module loses in one scheme.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// `int4-g32-sym`
+    pub scheme: String,
+    /// What the module takes, in the units of the budget.
+    pub bytes: u64,
+    /// Squared error of its output on the samples, as a share of the squared output, rounded to nearest.
+    pub error: f64,
+}
+
+/// Why a module got its scheme.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModuleChoice {
+    /// Module name.
+    pub module: String,
+    /// The scheme that it got.
+    pub chosen: String,
+    /// All that it could have got.
+    pub candidates: Vec<Sensitivity>,
+}
+
+/// What was chosen, and why.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Allocation {
+    /// What was asked for.
+    pub target: Budget,
+    /// Bytes that the modules might take together.
+    pub budget_bytes: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// The sum of the shares of output that they lose, rounded to nearest.
+    pub error: f64,
+    /// Every module.
+    pub modules: Vec<ModuleChoice>,
+    /// The same as rules.
+    #[serde(skip)]
+    pub recipe: Recipe,
+}
+
+/// Schemes that are tried for each module: those of `options` with 2, 3, 4 and 8 bits. 8 bits have a scale a row.
+fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
+    let (granularity, symmetric) = match options.scheme {
+        Scheme::Integer { granularity, symmetric, .. } => (granularity, symmetric),
+        _ => (Bits::Four.usual_granularity(), true),
+    };
+    let integer = |bits, granularity| Scheme::Integer { bits, granularity, symmetric };
+    let few = [Bits::Two, Bits::Three, Bits::Four].map(|bits| integer(bits, granularity));
+    few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
+}
+
+/// Chooses a scheme for each module of the blocks in `plans`, which were made for `options` without a recipe.
+///
+/// # Errors
+/// `invalid_argument` for a recipe, for a target that nothing reaches, and for a layout that holds one scheme alone;
+/// whatever running the model meets.
+pub async fn choose<B: Backend>(
+    checkpoint: &Checkpoint,
+    plans: &[ModulePlan],
+    options: &QuantizeOptions,
+    calibration: Calibration<'_, B>,
+    target: Budget,
+    control: &dyn Control,
+) -> Result<Allocation> {
+    if options.recipe.is_some() {
+        return Err(Error::invalid_argument(
+            "a target chooses the precision of each module; expected no recipe",
+        ));
+    }
+    let layout = options.target_layout();
+    layout.can_hold_mixed().map_err(|reason| {
+        Error::invalid_argument(format!(
+            "the {} layout: {reason}, which leaves a target no choice",
+            layout.name()
+        ))
+    })?;
+    let in_blocks: Vec<&ModulePlan> = plans.iter().filter(|plan| is_in_block(&plan.module)).collect();
+    let weights: u64 = in_blocks.iter().map(|plan| plan.rows as u64 * plan.cols as u64).sum();
+    let budget = match target {
+        Budget::Bytes(bytes) => {
+            let others = copied_bytes(checkpoint, plans, options).await?;
+            bytes.checked_sub(others).ok_or_else(|| {
+                Error::invalid_argument(format!(
+                    "expected a target above {others} bytes, which embedding, norms and other tensors take, but found {bytes}"
+                ))
+            })?
+        }
+        Budget::BitsPerWeight(bits) if bits.is_finite() && bits > 0.0 => (bits * weights as f64 / 8.0) as u64,
+        Budget::BitsPerWeight(bits) => {
+            return Err(Error::invalid_argument(format!(
+                "expected a positive number of bits but found {bits}"
+            )));
+        }
+    };
+    let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
+    let measured = measure(checkpoint, &in_blocks, options, calibration, in_file, control).await?;
+    let choices: Vec<Vec<Choice>> = measured
+        .iter()
+        .map(|(_, found)| found.iter().map(|(_, s)| Choice { bytes: s.bytes, error: s.error }).collect())
+        .collect();
+    let chosen = solve::solve(&choices, budget).map_err(|least| {
+        Error::invalid_argument(match target {
+            Budget::Bytes(bytes) => format!(
+                "expected a target of at least {} bytes, with 2 bits everywhere, but found {bytes}",
+                bytes - budget + least
+            ),
+            Budget::BitsPerWeight(bits) => format!(
+                "expected a target of at least {:.3} bits a weight, with 2 bits everywhere, but found {bits}",
+                least as f64 * 8.0 / weights as f64
+            ),
+        })
+    })?;
+    let picked = choices.iter().zip(&chosen).map(|(choices, &choice)| choices[choice]);
+    let (bytes, error) =
+        picked.fold((0, 0.0), |(bytes, error), choice| (bytes + choice.bytes, error + choice.error));
+    let mut rules: BTreeMap<String, (Scheme, Vec<ModulePattern>)> = BTreeMap::new();
+    let mut modules = Vec::new();
+    for ((module, found), &choice) in measured.into_iter().zip(&chosen) {
+        let scheme = found[choice].0;
+        let pattern = ModulePattern::try_from(module.clone()).map_err(Error::invalid_argument)?;
+        rules.entry(scheme.to_string()).or_insert((scheme, Vec::new())).1.push(pattern);
+        let candidates: Vec<Sensitivity> = found.into_iter().map(|(_, sensitivity)| sensitivity).collect();
+        modules.push(ModuleChoice { module, chosen: scheme.to_string(), candidates });
+    }
+    let recipe =
+        Recipe { rules: rules.into_values().map(|(scheme, modules)| rule(scheme, modules)).collect() };
+    Ok(Allocation { target, budget_bytes: budget, bytes, error, modules, recipe })
+}
+
+fn rule(scheme: Scheme, modules: Vec<ModulePattern>) -> Rule {
+    let group_size = match scheme.granularity() {
+        Granularity::Group(size) => i64::try_from(size).unwrap_or(-1),
+        Granularity::Tensor | Granularity::Channel => -1,
+    };
+    Rule {
+        modules,
+        bits: Some(scheme.storage_bits()),
+        group_size: Some(group_size),
+        symmetric: Some(scheme.constant_zero_point().is_some()),
+        ..Rule::default()
+    }
+}
+
+type Measured = (String, Vec<(Scheme, Sensitivity)>);
+
+/// What each module loses in each scheme that the layout holds for it.
+async fn measure<B: Backend>(
+    checkpoint: &Checkpoint,
+    plans: &[&ModulePlan],
+    options: &QuantizeOptions,
+    calibration: Calibration<'_, B>,
+    in_file: Option<TargetLayout>,
+    control: &dyn Control,
+) -> Result<Vec<Measured>> {
+    let Calibration { samples, backend, scratch } = calibration;
+    let scale_type = ScaleType::F16;
+    let shared = Shared { checkpoint, scale_type, control };
+    let schemes = candidates(options);
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, control)
+        .await?
+        .in_phase("sensitivity");
+    let mut measured = Vec::new();
+    for layer in 0..checkpoint.config().num_hidden_layers {
+        walk.enter_block(layer).await?;
+        for _ in Site::ALL {
+            let (site, hessian) = walk.next_site(control).await?;
+            let moments = Moments::in_steps(&hessian).run(control).await?;
+            drop(hessian);
+            let parts = (site.linears().len() * schemes.len()) as u64;
+            let mut done = 0;
+            for &linear in site.linears() {
+                let module = linear.module(layer);
+                let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
+                let ones = vec![1.0; plan.cols];
+                let mut found: Vec<(Scheme, Sensitivity)> = Vec::new();
+                for &wanted in &schemes {
+                    walk.report_quantizing(site, done, parts, &module, control);
+                    done += 1;
+                    let fit = options.target_layout().fit_module(&module, plan.rows, plan.cols, wanted);
+                    let Some(scheme) =
+                        fit.scheme.filter(|scheme| found.iter().all(|(other, _)| other != scheme))
+                    else {
+                        continue;
+                    };
+                    let layer = Layer { linear, module: &module, shape: (plan.rows, plan.cols), scheme };
+                    let outcome =
+                        quantize(shared, &layer, &ones, None, Measure::ErrorAndSignal(&moments)).await?;
+                    let error = if outcome.signal > 0.0 { outcome.error / outcome.signal } else { 0.0 };
+                    let bytes = bytes_of(plan, scheme, scale_type, in_file)?;
+                    found.push((scheme, Sensitivity { scheme: scheme.to_string(), bytes, error }));
+                    stop(control).await?;
+                }
+                if !found.is_empty() {
+                    measured.push((module, found));
+                }
+            }
+        }
+        walk.leave_block(control).await?;
+    }
+    Ok(measured)
+}
+
+/// What a module takes: in the file where there is a layout, otherwise as it is packed.
+fn bytes_of(
+    plan: &ModulePlan,
+    scheme: Scheme,
+    scale_type: ScaleType,
+    in_file: Option<TargetLayout>,
+) -> Result<u64> {
+    let Some(layout) = in_file else { return packed_bytes(scheme, plan.rows as u64, plan.cols as u64) };
+    let format = PackedFormat { scheme, scale_type, reordered: false };
+    let tensors = layout.planned_tensors(&plan.module, plan.rows, plan.cols, format);
+    Ok(tensors.iter().map(|(_, info)| info.byte_len().unwrap_or(0)).sum())
+}

@@ -1,0 +1,272 @@
+//! What a calibrated run takes at its peak, computed before it starts.
+//!
+//! For each site of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
+//!
+//! - the block: as it is stored, and after a site its replaced layers as the backend holds them;
+//! - statistics: the second moments of the site's input, and what is made of them (GPTQ: for each group size a factor and
+//!   the damped matrix; AWQ: a triangle, and blocks for clipping);
+//! - rows on their way through a quantizer, and the packed matrices of the site;
+//! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
+//!
+//! Everything else, the process itself among it, is one small constant. All other hidden states and finished matrices are
+//! in scratch. Not here: what a model needs to run (`plan`). Floor 8.
+
+use crate::calibrate::Samples;
+use crate::calibrate::walk::gram_columns;
+use crate::error::{Error, ErrorCode, Result};
+use crate::layout::ModuleStorage;
+use crate::model::block::{Site, elements_per_token};
+use crate::model::decoder::chunk_tokens;
+use crate::model::names::{self, Linear};
+use crate::model::weights::CHUNK_BYTES;
+use crate::model::{Checkpoint, ModelConfig};
+use crate::parallel;
+use crate::pipeline::select::{Method, ModulePlan, QuantizeOptions};
+use crate::plan::memory::packed_bytes;
+use crate::quant::Scheme;
+use crate::quant::row_queue::rows_at_once;
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+const F32: u64 = 4;
+
+/// What a process of this crate takes that does nothing yet, and pieces too small to count one by one. Measured: 10 to
+/// 14 MB for the smallest models.
+const PROCESS_BYTES: u64 = 12 << 20;
+
+/// Bytes that GPTQ holds for each weight that is on its way: its value twice, in the stored order and in that of the
+/// factor, errors of both roundings, what they do to other columns, and two codes.
+const GPTQ_WEIGHT_BYTES: u64 = 7 * F32 + 2;
+/// The same for AWQ: its value, its rounded value, the error, the product with the moments, and a code.
+const AWQ_WEIGHT_BYTES: u64 = 4 * F32 + 1;
+
+/// Bytes of a calibrated run. All but the last two are of the moment at which most is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CalibrationMemory {
+    /// The weights of one block.
+    pub block_bytes: u64,
+    /// Second moments of inputs, and what is made of them.
+    pub statistics_bytes: u64,
+    /// Rows on their way through a quantizer, and packed matrices.
+    pub rows_bytes: u64,
+    /// Hidden states of one run of tokens, keys and values, tokens.
+    pub working_bytes: u64,
+    /// All of them, with what the process takes otherwise.
+    pub peak_bytes: u64,
+    /// Hidden states of all samples and finished matrices, in scratch.
+    pub scratch_bytes: u64,
+}
+
+impl CalibrationMemory {
+    /// Refuses a run that takes more than `budget`, where there is one.
+    ///
+    /// # Errors
+    /// `out_of_memory` with the figures.
+    pub fn check_within(&self, budget: Option<u64>) -> Result<()> {
+        let Some(budget) = budget.filter(|&budget| budget < self.peak_bytes) else { return Ok(()) };
+        Err(Error::new(
+            ErrorCode::OutOfMemory,
+            format!(
+                "calibrating takes about {} bytes at its peak, {} of them for statistics and {} for the weights of a block, \
+                 but only {budget} may be used",
+                self.peak_bytes, self.statistics_bytes, self.block_bytes
+            ),
+        ))
+    }
+}
+
+/// Plans a run.
+///
+/// # Errors
+/// As [`Checkpoint::module`], and for sizes that do not fit 64 bits.
+pub fn plan_memory(
+    checkpoint: &Checkpoint,
+    plans: &[ModulePlan],
+    options: &QuantizeOptions,
+    samples: &Samples,
+) -> Result<CalibrationMemory> {
+    let job = Job { checkpoint, config: checkpoint.config(), plans, awq: is_awq(options) };
+    let working_bytes = job.working_bytes(samples);
+    let moment = |block_bytes: u64, statistics_bytes: u64, rows_bytes: u64| CalibrationMemory {
+        block_bytes,
+        statistics_bytes,
+        rows_bytes,
+        working_bytes,
+        peak_bytes: PROCESS_BYTES + working_bytes + block_bytes + statistics_bytes + rows_bytes,
+        scratch_bytes: 0,
+    };
+    let chunk = CHUNK_BYTES as u64;
+    // The samples are embedded before any block is loaded.
+    let mut moments = vec![moment(job.table_bytes()?, 0, chunk)];
+    for site in Site::ALL {
+        let block = job.block_bytes(site)?;
+        let (square, tile) = job.square_bytes(site, samples);
+        moments.push(moment(block, square + tile.max(square.min(chunk)), chunk));
+        moments.push(moment(
+            block + job.replacement_bytes(site)?,
+            job.statistics_bytes(site),
+            job.rows_bytes(site)?,
+        ));
+    }
+    let peak = moments.into_iter().max_by_key(|moment| moment.peak_bytes).unwrap_or_default();
+    Ok(CalibrationMemory { scratch_bytes: job.scratch_bytes(samples)?, ..peak })
+}
+
+fn is_awq(options: &QuantizeOptions) -> bool {
+    options.calibrated_method() == Some(Method::Awq)
+}
+
+struct Job<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    plans: &'a [ModulePlan],
+    awq: bool,
+}
+
+impl Job<'_> {
+    /// What becomes of a layer in the block where it takes most.
+    fn scheme(&self, linear: Linear) -> Option<Scheme> {
+        let blocks = (0..self.config.num_hidden_layers).map(|layer| linear.module(layer));
+        let schemes =
+            blocks.filter_map(|module| self.plans.iter().find(|plan| plan.module == module)?.scheme);
+        schemes.max_by_key(|scheme| scheme.storage_bits())
+    }
+
+    /// Elements of a layer.
+    fn weights(&self, linear: Linear) -> u64 {
+        let (rows, cols) = linear.shape(self.config);
+        rows as u64 * cols as u64
+    }
+
+    /// Bytes of a layer as the checkpoint stores it.
+    fn stored_bytes(&self, linear: Linear) -> Result<u64> {
+        let size = match self.checkpoint.module(&linear.module(0))? {
+            ModuleStorage::Dense { dtype, .. } => dtype.size() as u64,
+            ModuleStorage::Packed { .. } => F32,
+        };
+        Ok(self.weights(linear) * size)
+    }
+
+    /// Bytes of a layer in the place of the stored one.
+    fn replaced_bytes(&self, linear: Linear) -> Result<u64> {
+        let Some(scheme) = self.scheme(linear) else { return self.stored_bytes(linear) };
+        if self.awq {
+            return Ok(self.weights(linear) * F32);
+        }
+        let (rows, cols) = linear.shape(self.config);
+        // The CPU keeps codes of 3 bits in 4, and scales in single precision.
+        let bits = u64::from(scheme.storage_bits().next_power_of_two());
+        Ok(self.weights(linear) * bits / 8 + scheme.granularity().scale_count(rows, cols) as u64 * 5)
+    }
+
+    /// Bytes of the block while the samples stand at `site`.
+    fn block_bytes(&self, site: Site) -> Result<u64> {
+        let mut bytes = 0;
+        for other in Site::ALL {
+            for &linear in other.linears() {
+                let replaced = (other as usize) < site as usize;
+                bytes += if replaced { self.replaced_bytes(linear)? } else { self.stored_bytes(linear)? };
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes of what comes beside the layers of `site` before they go: where they are quantized for AWQ, all candidates
+    /// are run.
+    fn replacement_bytes(&self, site: Site) -> Result<u64> {
+        if !self.awq {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for &linear in site.linears() {
+            // From the second candidate on the old ones are in single precision too.
+            bytes += 2 * self.replaced_bytes(linear)?
+                - self.stored_bytes(linear)?.min(self.replaced_bytes(linear)?);
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes of the second moments at `site`, and of the largest piece that they come in.
+    fn square_bytes(&self, site: Site, samples: &Samples) -> (u64, u64) {
+        let width = site.width(self.config);
+        let columns = gram_columns(chunk(self.config, samples), width).min(width);
+        ((width * width) as u64 * F32, (width * columns) as u64 * F32)
+    }
+
+    /// Bytes of statistics while the layers of `site` are quantized.
+    fn statistics_bytes(&self, site: Site) -> u64 {
+        let width = site.width(self.config) as u64;
+        let square = width * width * F32;
+        let groups: BTreeSet<u64> = site
+            .linears()
+            .iter()
+            .filter_map(|&linear| Some(self.scheme(linear)?.granularity().group_size(width as usize) as u64))
+            .collect();
+        if self.awq {
+            let clipping = groups.iter().max().map_or(0, |group| width * group * F32);
+            return 2 * square + clipping;
+        }
+        square * (1 + 2 * groups.len() as u64)
+    }
+
+    /// Bytes of rows on their way at `site`, and of its packed matrices.
+    fn rows_bytes(&self, site: Site) -> Result<u64> {
+        let (mut largest, mut packed) = (0, 0);
+        for &linear in site.linears() {
+            let Some(scheme) = self.scheme(linear) else { continue };
+            let (rows, cols) = linear.shape(self.config);
+            let stored = (self.stored_bytes(linear)? / self.weights(linear).max(1)).max(1);
+            let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64).min(self.weights(linear));
+            let going = (rows_at_once(parallel::lanes()) * cols) as u64;
+            let each = if self.awq { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
+            // Read, as numbers, and once more in the tasks that wait or are done.
+            let on_the_way = chunk * (stored + 2 * F32) + going.min(chunk) * each;
+            let whole = packed_bytes(scheme, rows as u64, cols as u64)?;
+            // GPTQ rounds to nearest too; what is done is spelled out once to be kept.
+            largest = largest.max(on_the_way + 2 * whole);
+            packed += whole;
+        }
+        Ok(largest + packed)
+    }
+
+    /// Bytes of the embedding table, and of the head where it has its own.
+    fn table_bytes(&self) -> Result<u64> {
+        let size = match self.checkpoint.module(self.checkpoint.embedding_module())? {
+            ModuleStorage::Dense { dtype, .. } => dtype.size() as u64,
+            ModuleStorage::Packed { .. } => F32,
+        };
+        let tables = if self.config.tie_word_embeddings { 1 } else { 2 };
+        debug_assert!(tables == 1 || self.checkpoint.module(names::HEAD).is_ok());
+        Ok(tables * (self.config.vocab_size * self.config.hidden_size) as u64 * size)
+    }
+
+    fn working_bytes(&self, samples: &Samples) -> u64 {
+        let config = self.config;
+        let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
+        let widest = Site::ALL.into_iter().map(|site| site.width(config)).max().unwrap_or(0);
+        // Hidden states and what becomes of them, and the rows that go to scratch and come back.
+        let run = chunk(config, samples) * (elements_per_token(config) + 2 * widest);
+        let cache = 2 * config.attention_shape(context).cache_len() + context * config.head_dim;
+        (run + cache) as u64 * F32 + samples.tokens() * F32
+    }
+
+    /// Bytes of everything in scratch where most is there.
+    fn scratch_bytes(&self, samples: &Samples) -> Result<u64> {
+        let tokens = samples.tokens();
+        let widths = Site::ALL.map(|site| site.width(self.config) as u64);
+        let neighbours = widths.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0);
+        let mut packed = 0;
+        for plan in self.plans {
+            if let Some(scheme) = plan.scheme {
+                packed += packed_bytes(scheme, plan.rows as u64, plan.cols as u64)?;
+            }
+        }
+        Ok(tokens * (self.config.hidden_size as u64 + neighbours) * F32 + packed)
+    }
+}
+
+/// Tokens that run together.
+fn chunk(config: &ModelConfig, samples: &Samples) -> usize {
+    let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
+    chunk_tokens(config).min(context.max(1))
+}

@@ -1,0 +1,177 @@
+//! What a calibrated run leaves in scratch so that another can go on after it was killed.
+//!
+//! After each block a note says how many are done and how their codes were found; the matrices and the residual streams
+//! are in scratch already. A note is a line with the SHA-256 of the rest, and there are two that take turns, so that one is
+//! whole whenever a process ends. It carries a key of everything that the result depends on: source, options, samples,
+//! version and device. Floor 8.
+
+use super::Found;
+use crate::artifact::records::CalibrationRecord;
+use crate::digest::sha256_hex;
+use crate::error::{Error, Result};
+use crate::format::scratch::Scratch;
+use crate::pipeline::kept;
+use crate::quant::WeightError;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The notes take turns.
+const BLOBS: [&str; 2] = ["resume-0", "resume-1"];
+
+/// The contents of a note.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    key: String,
+    /// Blocks that are done; `None` before the samples are embedded.
+    blocks: Option<usize>,
+    /// Modules that are done.
+    modules: BTreeMap<String, Option<CalibrationRecord>>,
+    weight_errors: BTreeMap<String, WeightError>,
+    vectors: BTreeSet<String>,
+}
+
+/// Writes notes for one run.
+pub(super) struct Journal<'a> {
+    scratch: &'a dyn Scratch,
+    key: String,
+    next: usize,
+}
+
+impl<'a> Journal<'a> {
+    /// Opens the notes of the run that `key` stands for: what is done, and of how many blocks, where there are any.
+    ///
+    /// # Errors
+    /// `invalid_argument` where scratch has notes of another run.
+    pub(super) async fn open(
+        scratch: &'a dyn Scratch,
+        key: String,
+    ) -> Result<(Self, Option<(usize, Found<'a>)>)> {
+        let mut journal = Self { scratch, key, next: 0 };
+        let latest = latest(scratch).await?;
+        let Some((index, note)) = latest else {
+            journal.write(None, &Found::new(scratch)).await?;
+            return Ok((journal, None));
+        };
+        if note.key != journal.key {
+            return Err(Error::invalid_argument(
+                "the state to resume from is of another run: source, options, calibration texts, version or device differ; \
+                 choose another place for this run, or delete that state",
+            ));
+        }
+        journal.next = 1 - index;
+        let Some(blocks) = note.blocks else { return Ok((journal, None)) };
+        let mut found = Found::new(scratch);
+        for (module, record) in note.modules {
+            let format = (&kept::load(scratch, &module).await?).into();
+            found.modules.insert(module, (format, record));
+        }
+        found.weight_errors = note.weight_errors;
+        found.vectors = note.vectors;
+        Ok((journal, Some((blocks, found))))
+    }
+
+    /// Notes that so many blocks are done.
+    pub(super) async fn write(&mut self, blocks: Option<usize>, found: &Found<'_>) -> Result<()> {
+        let note = Note {
+            key: self.key.clone(),
+            blocks,
+            modules: found.modules.iter().map(|(name, (_, record))| (name.clone(), record.clone())).collect(),
+            weight_errors: found.weight_errors.clone(),
+            vectors: found.vectors.clone(),
+        };
+        let json =
+            serde_json::to_string(&note).map_err(|error| Error::invalid_argument(error.to_string()))?;
+        let blob = BLOBS[self.next];
+        self.next = 1 - self.next;
+        self.scratch.delete(blob).await?;
+        self.scratch.write_at(blob, 0, format!("{}\n{json}", sha256_hex(json.as_bytes())).as_bytes()).await
+    }
+}
+
+/// The blocks that are done in scratch, of whatever run; `None` where there is nothing to resume.
+pub async fn blocks_done(scratch: &dyn Scratch) -> Result<Option<usize>> {
+    Ok(latest(scratch).await?.and_then(|(_, note)| note.blocks))
+}
+
+/// Whether scratch holds the state of a run.
+pub async fn has_state(scratch: &dyn Scratch) -> Result<bool> {
+    for blob in BLOBS {
+        if scratch.len(blob).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Deletes the notes.
+pub(super) async fn forget(scratch: &dyn Scratch) -> Result<()> {
+    for blob in BLOBS {
+        scratch.delete(blob).await?;
+    }
+    Ok(())
+}
+
+/// The whole note that says most, and which of the two it is.
+async fn latest(scratch: &dyn Scratch) -> Result<Option<(usize, Note)>> {
+    let mut latest: Option<(usize, Note)> = None;
+    for (index, blob) in BLOBS.into_iter().enumerate() {
+        let Some(len) = scratch.len(blob).await? else { continue };
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        scratch.read_at(blob, 0, &mut bytes).await?;
+        let Some(note) = parse(&bytes) else { continue };
+        if latest.as_ref().is_none_or(|(_, other)| note.blocks > other.blocks) {
+            latest = Some((index, note));
+        }
+    }
+    Ok(latest)
+}
+
+/// A note; `None` for one that was not written to its end.
+fn parse(bytes: &[u8]) -> Option<Note> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
+    (sha256_hex(json).as_bytes() == digest).then(|| serde_json::from_slice(json).ok())?
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::error::ErrorCode;
+    use crate::format::scratch::MemoryScratch;
+    use crate::task::block_on;
+
+    fn done(scratch: &MemoryScratch) -> Option<usize> {
+        block_on(blocks_done(scratch)).unwrap()
+    }
+
+    #[test]
+    fn the_last_whole_note_counts() {
+        let scratch = MemoryScratch::new();
+        assert!(!block_on(has_state(&scratch)).unwrap());
+        let found = Found::new(&scratch);
+        let (mut journal, before) = block_on(Journal::open(&scratch, "a".into())).unwrap();
+        assert!(before.is_none() && block_on(has_state(&scratch)).unwrap());
+        assert_eq!(done(&scratch), None);
+        for blocks in 0..3 {
+            block_on(journal.write(Some(blocks), &found)).unwrap();
+            assert_eq!(done(&scratch), Some(blocks));
+        }
+        // The next note is cut off wherever a kill may cut it: the one before still counts.
+        let (mut journal, before) = block_on(Journal::open(&scratch, "a".into())).unwrap();
+        assert_eq!(before.map(|(blocks, _)| blocks), Some(2));
+        let blob = BLOBS[journal.next];
+        block_on(journal.write(Some(3), &found)).unwrap();
+        let len = block_on(scratch.len(blob)).unwrap().unwrap() as usize;
+        let mut whole = vec![0; len];
+        block_on(scratch.read_at(blob, 0, &mut whole)).unwrap();
+        for cut in [0, 1, 64, 65, len / 2, len - 1] {
+            block_on(scratch.delete(blob)).unwrap();
+            block_on(scratch.write_at(blob, 0, &whole[..cut])).unwrap();
+            assert_eq!(done(&scratch), Some(2), "cut at {cut} of {len}");
+        }
+        let error = block_on(Journal::open(&scratch, "b".into())).err().unwrap();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        block_on(forget(&scratch)).unwrap();
+        assert!(!block_on(has_state(&scratch)).unwrap());
+    }
+}
