@@ -4,7 +4,11 @@ import type { ClientPlatform, Thread } from "./platform.js";
 import { pair } from "./wire.js";
 
 function startWorker(): Thread {
-  const worker = new Worker(new URL("./worker.node.js", import.meta.url), { name: "lowbit" });
+  const worker = new Worker(new URL("./worker.node.js", import.meta.url), {
+    name: "lowbit",
+    // Those of the program may not be for files: `--input-type` is not.
+    execArgv: [],
+  });
   // Nothing is asked for yet, so nothing is waited for.
   worker.unref();
   let ended = false;

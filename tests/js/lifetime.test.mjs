@@ -1,0 +1,74 @@
+// What is given back: engines, workers, models, memory; and programs that end by themselves.
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { PROMPTS } from "./cases.mjs";
+import { ENTRY, fails, lowbit, MODEL, PACKAGE } from "./support.mjs";
+
+const endings = {
+  "after opening": "await openCheckpoint(MODEL);",
+  "after all of it, with nothing disposed of":
+    "const c = await openCheckpoint(MODEL); const q = await quantize(c, { bits: 8 }); const m = await loadModel(q, { device: 'cpu' }); await m.generate('Once', { maxTokens: 2 }).text();",
+  "in the caller's own thread": "const e = createEngine({ worker: false }); await e.openCheckpoint(MODEL);",
+  "after an error": "await openCheckpoint('/nowhere').catch(() => {});",
+  "after leaving a loop": "const m = await loadModel(await openCheckpoint(MODEL), { device: 'cpu' }); for await (const p of m.generate('Once', { maxTokens: 300 })) break;",
+};
+for (const [name, work] of Object.entries(endings)) {
+  test(`a program ends by itself ${name}`, () => {
+    const code = `import { openCheckpoint, quantize, loadModel, createEngine } from ${JSON.stringify(ENTRY)}; const MODEL = ${JSON.stringify(MODEL)}; ${work} console.log("done");`;
+    const { status, stdout, stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8", timeout: 120_000 });
+    assert.equal(stdout, "done\n", stderr);
+    assert.equal(status, 0, stderr);
+  });
+}
+
+test("an engine that was disposed of says so, and another one works", async () => {
+  const engine = lowbit.createEngine();
+  const checkpoint = await engine.openCheckpoint(MODEL);
+  const model = await engine.loadModel(checkpoint, { device: "cpu" });
+  const running = model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true }).text();
+  await engine.dispose();
+  for (const work of [running, engine.openCheckpoint(MODEL), checkpoint.tokenize("a"), model.logits([0])]) {
+    await fails(work, "invalid_argument", /disposed/);
+  }
+  await engine.dispose();
+  const other = lowbit.createEngine();
+  assert.equal((await other.openCheckpoint(MODEL)).info.layout, "dense");
+  await other.dispose();
+});
+
+test("what was disposed of says so; models outlive their checkpoint", async () => {
+  const engine = lowbit.createEngine();
+  const checkpoint = await engine.openCheckpoint(MODEL);
+  const model = await engine.loadModel(checkpoint, { device: "cpu" });
+  checkpoint.dispose();
+  checkpoint.dispose();
+  await fails(() => engine.quantize(checkpoint), "invalid_argument", /disposed/);
+  assert.equal((await model.logits([0])).length, 1);
+  model.dispose();
+  await fails(() => model.logits([0]), "invalid_argument", /disposed/);
+  await engine.dispose();
+});
+
+test("memory after 50 times loading, generating and disposing is that after 5", async () => {
+  const engine = lowbit.createEngine();
+  const checkpoint = await engine.openCheckpoint(MODEL);
+  const bytes = [];
+  for (let cycle = 1; cycle <= 50; cycle++) {
+    const model = await engine.loadModel(checkpoint, { device: "cpu" });
+    await model.generate(PROMPTS[0], { maxTokens: 2 }).text();
+    model.dispose();
+    if (cycle === 5 || cycle === 50) bytes.push((await engine.capabilities()).memory);
+  }
+  assert.equal(bytes[0], bytes[1]);
+  await engine.dispose();
+});
+
+test("the engine has nothing of the command line in it", () => {
+  for (const name of ["engine_bg.wasm", "tokenizer_bg.wasm"]) {
+    const module = readFileSync(join(PACKAGE, "dist", name));
+    for (const word of ["clap_builder", "clap::", "Usage: lowbit"]) assert.equal(module.includes(word), false, `${name}: ${word}`);
+  }
+});
