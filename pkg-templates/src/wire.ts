@@ -3,7 +3,7 @@
  *
  * Not here: what the caller sees (`types.ts`).
  */
-import { createBirpc, type BirpcReturn } from "birpc";
+import { createBirpc } from "birpc";
 import type { CachedFile } from "./cache.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
 import type {
@@ -134,12 +134,18 @@ function unpack(message: Answer): unknown {
   return { ...message, e: new LowbitError(code, text) };
 }
 
+/** What can be done with a connection beside calling. */
+export interface Connection {
+  /** Ends it; calls that wait for an answer fail with `error`. */
+  $close(error?: Error): void;
+}
+
 /** Ties `functions` to one end of a connection; gives the functions of the other end. */
 export function connect<Remote extends object, Local extends object>(
   port: Port,
   functions: Local,
-): BirpcReturn<Remote, Local> {
-  return createBirpc<Remote, Local>(functions, {
+): Remote & Connection {
+  const remote = createBirpc<Remote, Local>(functions, {
     post: (message) => port.post(message),
     on: (listener) => port.listen(listener),
     serialize: pack,
@@ -148,6 +154,7 @@ export function connect<Remote extends object, Local extends object>(
     // Long work is not late; whoever has enough of it aborts it.
     timeout: -1,
   });
+  return remote as unknown as Remote & Connection;
 }
 
 /** The two ends of a connection inside one thread. Messages arrive in a later microtask, as they do between threads. */

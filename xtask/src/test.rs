@@ -6,7 +6,7 @@
 use crate::libtest::{Reading, Tally};
 use crate::nodetest;
 use crate::package;
-use crate::process::{Outcome, cargo, line_of, run as execute, step};
+use crate::process::{Outcome, cargo, line_of, root, run as execute, step};
 use crate::setup;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -19,7 +19,7 @@ const WASM_FEATURES: [&[&str]; 3] = [
 ];
 
 /// Tests of the npm package, by Node's own runner.
-const NODE_TESTS: [&str; 2] = ["tests/js", "tests/packaging"];
+const NODE_TESTS: [&str; 3] = ["tests/js", "tests/packaging", "tests/browser"];
 
 /// Runs all steps.
 ///
@@ -54,6 +54,7 @@ pub fn run() -> Outcome {
     let mut tally = step("tests", || cargo_test(cargo(&["test", "--workspace", "--no-fail-fast"]), &[]))?;
     package::build(package::Options { fast: true })?;
     step("types of the package", nodetest::types)?;
+    step("npm packages of the demo page", || package::install(&root().join("www")))?;
     for folder in NODE_TESTS {
         tally += step(folder, || nodetest::run(folder))?;
     }
