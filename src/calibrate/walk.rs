@@ -390,7 +390,7 @@ impl<'a, B: Backend> Walk<'a, B> {
 const STEPS_OF_SITE: u64 = 1000;
 
 /// Columns of the input whose products one call of the backend adds up, for runs of `tokens` tokens: as many as one step
-/// allows in WebAssembly, where nobody else can get a word in, and elsewhere as many as [`GRAM_BYTES`] hold.
+/// allows in WebAssembly, where nobody else can get a word in, and elsewhere as many as `GRAM_BYTES` hold.
 pub fn gram_columns(tokens: usize, width: usize) -> usize {
     const BAND: usize = 64;
     let by_bytes = GRAM_BYTES / (width * size_of::<f32>()).max(1);
