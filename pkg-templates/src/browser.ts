@@ -1,6 +1,7 @@
 /** The caller's side in browsers. */
 import type { ClientPlatform, Thread } from "./platform.js";
-import { pair, type Port } from "./wire.js";
+import { pair } from "./wire.js";
+import type { Port } from "./platform.js";
 
 function startWorker(): Thread {
   const worker = newWorker();

@@ -6,6 +6,7 @@
  */
 import { LowbitError } from "./errors.js";
 import type { OpenFile, Store } from "./platform.js";
+import type { CachedFile } from "./types.js";
 
 /** Bytes of a block. */
 const BLOCK = 1 << 20;
@@ -18,14 +19,6 @@ interface Known {
   /** Absent where the server has no such file. */
   size?: number;
   etag?: string;
-}
-
-/** One kept file. */
-export interface CachedFile {
-  url: string;
-  /** Bytes of the file, and how many of them are kept. */
-  size: number;
-  bytes: number;
 }
 
 const metaKey = (url: string) => `file ${url}`;

@@ -5,7 +5,6 @@
  * Every object here stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the Rust crate).
  */
 import type { ByteStream } from "./ambient.js";
-import type { CachedFile } from "./cache.js";
 import { asLowbitError, cancelled, LowbitError } from "./errors.js";
 import { fetchWith } from "./folders.js";
 import type { ClientPlatform, Thread } from "./platform.js";
@@ -14,7 +13,7 @@ import { calibrationRequest, onlyKnown, plain, tokenIds } from "./requests.js";
 import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
-  AutoEvent, AutoOptions, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
+  AutoEvent, AutoOptions, CachedFile, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
   ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
   ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,

@@ -1,7 +1,7 @@
 /** The engine in the page's own thread, for where workers cannot be had. */
 import { serve } from "./host.js";
 import { platform } from "./browser-host.js";
-import type { Port } from "./wire.js";
+import type { Port } from "./platform.js";
 
 export function start(port: Port): void {
   serve(port, platform);

@@ -15,7 +15,8 @@ import {
 } from "./folders.js";
 import type { Folder, HostPlatform, ModuleSource, OpenFile, Store, TargetFolder } from "./platform.js";
 import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "./targets.js";
-import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Port, type Searched, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
+import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Searched, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
+import type { Port } from "./platform.js";
 import type { AutoEvent, ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo, QuantizeSummary } from "./types.js";
 
 /** Both builds of the engine have the same bindings. */

@@ -1,5 +1,9 @@
 /** What an entry point brings: how modules, files and threads are found where the package runs. */
-import type { Port } from "./wire.js";
+/** One end of a connection. */
+export interface Port {
+  post(message: unknown): void;
+  listen(listener: (message: unknown) => void): void;
+}
 
 /** A folder that is read, as the engine's bindings see it. */
 export interface Folder {

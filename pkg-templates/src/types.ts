@@ -532,6 +532,14 @@ export interface Capabilities {
   memory: number;
 }
 
+/** A download of which something is kept. */
+export interface CachedFile {
+  url: string;
+  /** Bytes of the file, and how many of them are kept. */
+  size: number;
+  bytes: number;
+}
+
 /** How an engine is made. */
 export interface EngineOptions {
   /** Run in a worker, so that the calling thread stays free. Default: true. */

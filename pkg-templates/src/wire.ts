@@ -4,10 +4,10 @@
  * Not here: what the caller sees (`types.ts`).
  */
 import { createBirpc } from "birpc";
-import type { CachedFile } from "./cache.js";
+import type { Port } from "./platform.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
 import type {
-  AutoEvent, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
+  AutoEvent, CachedFile, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
   PlanOptions, Progress, QuantizeSummary, Summary, ValidationReport,
 } from "./types.js";
 
@@ -108,12 +108,6 @@ export interface RangeAnswer {
   status: number;
   headers: Record<string, string>;
   body: Uint8Array;
-}
-
-/** One end of a connection. */
-export interface Port {
-  post(message: unknown): void;
-  listen(listener: (message: unknown) => void): void;
 }
 
 interface Answer {
