@@ -1,0 +1,155 @@
+// Searches, chats, downloads that are kept, and tools for language models.
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { after, describe, test } from "node:test";
+import { sendRange, serve } from "./http.mjs";
+import { CALIBRATION, fails, HELD_OUT, lowbit, MODEL, modelFiles, names, temporary } from "./support.mjs";
+
+// Before any engine's worker starts: it reads the variable once for all.
+const cacheFolder = temporary();
+process.env.XDG_CACHE_HOME = cacheFolder;
+
+const engine = lowbit.createEngine();
+after(() => engine.dispose());
+const original = await engine.openCheckpoint(MODEL);
+
+describe("a search for a good enough result", () => {
+  const quick = { texts: HELD_OUT.slice(0, 4000), calibration: { texts: [CALIBRATION], sequenceLength: 64 }, samples: [4, 8] };
+  const validate = { speedRounds: 0, maxTokens: 16, prompts: ["Once upon a time"] };
+
+  test("ends with a checkpoint that can be used", async () => {
+    const events = [];
+    const limits = { maxPerplexityIncrease: 0.5 };
+    const found = await engine.auto(original, {
+      ...quick, bits: 4, validate: { ...validate, limits }, onEvent: (event) => events.push(event),
+    });
+    assert.deepEqual(events.map(({ kind }) => kind), ["checkpoint", "attempt", "judged"]);
+    assert.equal(found.summary.outcome.accepted, events[1].name);
+    assert.equal(found.reports.length, 1);
+    assert.equal(found.accepted.summary.record.method, "gptq");
+    const model = await engine.loadModel(found.accepted, { device: "cpu" });
+    assert.match(await model.generate("Once upon a time", { maxTokens: 8 }).text(), /\w/);
+  });
+
+  test("tries everything before it gives up, and leaves every attempt at the target", async () => {
+    const target = join(temporary(), "search");
+    const limits = { maxPerplexityIncrease: -0.5 };
+    const found = await engine.auto(original, { ...quick, bits: 4, target, validate: { ...validate, limits } });
+    assert.equal(found.accepted, undefined);
+    assert.match(found.recommendation, /train/);
+    const attempts = found.summary.variants.map(({ attempt }) => attempt.name);
+    assert.deepEqual(attempts.map((name) => name.replace(/.*int/, "int")), ["int4-4", "int4-8", "int4-8-mixed", "int8-8"]);
+    assert.deepEqual(names(target), [...attempts, "quantization_summary.json"].sort());
+  });
+
+  test("refuses what it cannot do", async () => {
+    await fails(engine.auto(original, { ...quick, bitz: 4 }), "invalid_argument", /bitz/);
+    await fails(engine.auto(original, { texts: HELD_OUT }), "invalid_argument");
+    await fails(engine.auto(original, { ...quick, target: () => new WritableStream() }), "invalid_argument", /streams/);
+  });
+});
+
+test("a chat does not read again what it has read", async () => {
+  const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+  const files = { ...modelFiles(), "chat_template.jinja": new TextEncoder().encode(template) };
+  const model = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
+  assert.ok(model.canChat);
+  const options = { maxTokens: 12, ignoreEos: true };
+  const first = [{ role: "user", content: "Tell me of a cat and of a dog in a little town." }];
+  const one = await model.chat(first, options).result();
+  assert.equal(one.reused_tokens, 0);
+  const next = [...first, { role: "assistant", content: one.text }, { role: "user", content: "And then?" }];
+  const two = await model.chat(next, options).result();
+  assert.ok(two.reused_tokens >= one.prompt_ids.length - 1, `${two.reused_tokens} of ${one.prompt_ids.length}`);
+  // A model that has seen nothing says the same.
+  const anew = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
+  assert.deepEqual((await anew.chat(next, options).result()).token_ids, two.token_ids);
+});
+
+describe("downloads that are kept", () => {
+  const files = modelFiles();
+  let version = "1";
+  let online = true;
+  let requests = 0;
+  const site = serve((request, response) => {
+    if (!online) return request.socket.destroy();
+    requests += 1;
+    const bytes = files[new URL(request.url, "http://localhost").pathname.split("/").pop()];
+    if (bytes === undefined) return response.writeHead(404).end();
+    return sendRange(request, response, Buffer.from(bytes), { etag: `"${version}"` });
+  });
+  const read = async () => {
+    const checkpoint = await engine.openCheckpoint(`${await site}/model/`, { cache: true });
+    const model = await engine.loadModel(checkpoint, { device: "cpu" });
+    return model.generate("Once upon a time", { maxTokens: 8 }).text();
+  };
+
+  test("serve a second visit without a network", async () => {
+    const text = await read();
+    const kept = await engine.cache.list();
+    const weights = kept.find(({ url }) => url.endsWith("/model.safetensors"));
+    assert.equal(weights.size, files["model.safetensors"].length);
+    assert.equal(weights.bytes, weights.size);
+    online = false;
+    assert.equal(await read(), text);
+    online = true;
+  });
+
+  test("are not read again while they are the same, and are when they changed", async () => {
+    requests = 0;
+    await read();
+    const unchanged = requests;
+    version = "2";
+    requests = 0;
+    await read();
+    assert.ok(requests > unchanged, `${requests} requests after a change, ${unchanged} before`);
+  });
+
+  test("can be forgotten, one by one and all", async () => {
+    const url = `${await site}/model/model.safetensors`;
+    await engine.cache.delete(url);
+    assert.ok(!(await engine.cache.list()).some((file) => file.url === url));
+    await engine.cache.delete();
+    assert.deepEqual(await engine.cache.list(), []);
+    online = false;
+    await fails(read(), "io");
+    online = true;
+  });
+
+  test("are not kept without being asked for", async () => {
+    await engine.openCheckpoint(`${await site}/model/`);
+    assert.deepEqual(await engine.cache.list(), []);
+  });
+});
+
+describe("tools for language models", () => {
+  const tool = (name) => lowbit.tools.find((each) => each.name === name);
+
+  test("have the names and schemas that callers look for", () => {
+    assert.deepEqual(lowbit.tools.map(({ name }) => name), ["quantize_model", "validate_quantization", "compare_outputs"]);
+    for (const { description, parameters } of lowbit.tools) {
+      assert.ok(description.length > 20);
+      assert.equal(parameters.type, "object");
+      assert.ok(parameters.required.every((name) => name in parameters.properties));
+      assert.deepEqual(JSON.parse(JSON.stringify(parameters)), parameters);
+    }
+  });
+
+  test("do what they say, with arguments that are plain JSON", async () => {
+    const target = join(temporary(), "small");
+    const made = await tool("quantize_model").call({ checkpoint: MODEL, target, bits: 4, groupSize: 32, strict: true });
+    assert.equal(made.record.scheme, "int4-g32-sym");
+    const judged = await tool("validate_quantization").call({
+      original: MODEL, quantized: target, texts: [HELD_OUT.slice(0, 2000)], speedRounds: 0, maxTokens: 8, device: "cpu",
+      prompts: ["The cat"], context: 128, limits: { maxPerplexityIncrease: 1, maxNewFailures: 9 },
+    });
+    assert.equal(judged.schema, "lowbit.validation/1");
+    const [pair] = await tool("compare_outputs").call({ a: MODEL, b: target, prompts: ["The cat"], maxTokens: 8, device: "cpu" });
+    assert.equal(pair.prompt, "The cat");
+    assert.deepEqual(JSON.parse(JSON.stringify(judged)), judged);
+  });
+
+  test("refuse arguments that their schemas do not have", async () => {
+    await fails(tool("quantize_model").call({ checkpoint: MODEL, group_size: 32 }), "invalid_argument", /group_size/);
+  });
+});
