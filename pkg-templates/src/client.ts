@@ -13,7 +13,7 @@ import { calibrationRequest, onlyKnown, plain, tokenIds } from "./requests.js";
 import { sourceSpec, targetSpec, unshared, type Remotes } from "./specs.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Written } from "./wire.js";
 import type {
-  AutoEvent, AutoOptions, CachedFile, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
+  AttemptSummary, AutoEvent, AutoOptions, CachedFile, Capabilities, ChatMessage, CheckpointInfo, CheckpointSource, CompareOptions, Comparison,
   ConvertOptions,
   ConvertSummary, DequantizeOptions, EngineOptions, FileWriter, GenerateOptions, GenerateResult, JobOptions, LoadOptions,
   ModelInfo, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
@@ -136,11 +136,15 @@ export class Engine {
       (remote, job) => remote.auto(job, list.map(idOf), request, place),
       { told: onEvent },
     );
-    const { outcome, accepted } = searched;
+    const { outcome } = searched;
+    const attempts = searched.attempts.map(({ name, written }, index) => ({
+      name, output: new Output(this, written), report: outcome.reports[index]!,
+    }));
     return {
-      ...outcome,
-      accepted: accepted && new Output(this, accepted),
+      attempts,
+      accepted: attempts.find(({ name }) => name === outcome.summary.outcome?.accepted)?.output,
       recommendation: outcome.summary.outcome?.recommendation ?? "",
+      summary: outcome.summary,
     };
   }
 
@@ -456,12 +460,13 @@ export class Output<T> extends Checkpoint {
 /** How a search ended. */
 export interface AutoResult {
   /** The result that is good enough; `undefined` where none is. */
-  accepted: Output<QuantizeSummary> | undefined;
+  accepted: Output<AttemptSummary> | undefined;
   /** What to do now. */
   recommendation: string;
-  /** Every attempt. */
+  /** Everything that was tried, in that order. Dispose of what is not needed. */
+  attempts: { name: string; output: Output<AttemptSummary>; report: ValidationReport }[];
+  /** As `quantization_summary.json` has it. */
   summary: Summary;
-  reports: ValidationReport[];
 }
 
 /** A model on a device. It does one thing at a time; what is asked meanwhile waits. */

@@ -17,7 +17,7 @@ import type { Folder, HostPlatform, ModuleSource, OpenFile, Store, TargetFolder 
 import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "./targets.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Searched, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
 import type { Port } from "./platform.js";
-import type { AutoEvent, ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo, QuantizeSummary } from "./types.js";
+import type { AttemptSummary, AutoEvent, ChatMessage, CheckpointInfo, Device, GenerateResult, ModelInfo, QuantizationRecord } from "./types.js";
 
 /** Both builds of the engine have the same bindings. */
 type EngineModule = typeof simd128;
@@ -238,13 +238,15 @@ class Host {
             const outcome: Searched["outcome"] = await search.run(
               request, outputs as never, scratch as never, tell, control as never,
             );
-            const name = outcome.summary.outcome?.accepted ?? undefined;
-            const place = name === undefined ? undefined : places.get(name);
-            if (place === undefined) return { outcome };
-            const record = await readJson(place.existing, "quantization_config.json");
-            const bytes = outcome.summary.variants.find((variant) => variant.attempt?.name === name)?.bytes ?? 0;
-            const summary = { record, bytes, source_bytes: 0, modules: [], notes: [] } as unknown as QuantizeSummary;
-            return { outcome, accepted: await this.#written(summary, place) };
+            const attempts: Searched["attempts"] = [];
+            for (const { attempt, bytes } of outcome.summary.variants) {
+              const place = attempt && places.get(attempt.name);
+              if (attempt === undefined || place === undefined) continue;
+              const record = (await readJson(place.existing, "quantization_config.json")) as QuantizationRecord;
+              const written = await this.#written({ record, bytes } satisfies AttemptSummary, place);
+              attempts.push({ name: attempt.name, written });
+            }
+            return { outcome, attempts };
           } finally {
             search.free();
             await scratch.dispose();

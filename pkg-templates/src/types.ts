@@ -442,6 +442,13 @@ export type AutoEvent =
   | { kind: "attempt"; name: string; raised: string[] }
   | { kind: "judged"; name: string; report: ValidationReport; judgement: "good" | "bad" | "hopeless" };
 
+/** What an attempt of a search made. */
+export interface AttemptSummary {
+  record: QuantizationRecord;
+  /** Bytes of all tensors. */
+  bytes: number;
+}
+
 /** `quantization_summary.json`: all attempts. */
 export interface Summary {
   schema: "lowbit.summary/1";

@@ -7,7 +7,7 @@ import { createBirpc } from "birpc";
 import type { Port } from "./platform.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
 import type {
-  AutoEvent, CachedFile, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
+  AttemptSummary, AutoEvent, CachedFile, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
   PlanOptions, Progress, QuantizeSummary, Summary, ValidationReport,
 } from "./types.js";
 
@@ -48,10 +48,10 @@ export interface Written<T> {
   folder?: number;
 }
 
-/** How a search ended; the good result, where there is one. */
+/** How a search ended, and what every attempt left. */
 export interface Searched {
   outcome: { summary: Summary; reports: ValidationReport[] };
-  accepted?: Written<QuantizeSummary>;
+  attempts: { name: string; written: Written<AttemptSummary> }[];
 }
 
 /** Modules that the caller brings: what structured clone can carry, or the text of a URL. */

@@ -25,7 +25,9 @@ describe("a search for a good enough result", () => {
     });
     assert.deepEqual(events.map(({ kind }) => kind), ["checkpoint", "attempt", "judged"]);
     assert.equal(found.summary.outcome.accepted, events[1].name);
-    assert.equal(found.reports.length, 1);
+    assert.equal(found.attempts.length, 1);
+    assert.equal(found.attempts[0].output, found.accepted);
+    assert.equal(found.attempts[0].report.schema, "lowbit.validation/1");
     assert.equal(found.accepted.summary.record.method, "gptq");
     const model = await engine.loadModel(found.accepted, { device: "cpu" });
     assert.match(await model.generate("Once upon a time", { maxTokens: 8 }).text(), /\w/);
@@ -40,6 +42,8 @@ describe("a search for a good enough result", () => {
     const attempts = found.summary.variants.map(({ attempt }) => attempt.name);
     assert.deepEqual(attempts.map((name) => name.replace(/.*int/, "int")), ["int4-4", "int4-8", "int4-8-mixed", "int8-8"]);
     assert.deepEqual(names(target), [...attempts, "quantization_summary.json"].sort());
+    assert.deepEqual(found.attempts.map(({ name }) => name), attempts);
+    assert.ok(found.attempts.every(({ output, report }) => output.readable && !report.accepted));
   });
 
   test("refuses what it cannot do", async () => {

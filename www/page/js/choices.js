@@ -20,7 +20,22 @@ export function recipeOf({ attention, mlp, bits, groupSize }) {
 }
 
 /** Whether a method learns from text. */
-export const learns = (method) => method === "gptq" || method === "awq";
+export const learns = (method) => method === "gptq" || method === "awq" || method === "auto";
+
+/**
+ * The options of `auto`. It begins at 4 bits whatever the size, so that a small model shows what is tried; `heldOut` is the text
+ * that attempts are judged by.
+ */
+export function searchOptionsOf({ increase, samples }, text, heldOut) {
+  return {
+    bits: 4,
+    samples: [samples, 4 * samples],
+    calibration: { texts: [text] },
+    texts: heldOut,
+    name: "unseen stories",
+    validate: { speedRounds: 0, limits: { maxPerplexityIncrease: increase } },
+  };
+}
 
 /** The options of `quantize`. `choices` are the form's; `text` is what is learned from. */
 export function optionsOf(choices, text) {
@@ -57,5 +72,6 @@ export function choicesOf(form) {
     mlp: given.get("mlp"),
     ternaryScale: given.get("ternaryScale"),
     samples: Number(given.get("samples")),
+    increase: Number(given.get("autoIncrease")) / 100,
   };
 }

@@ -1,10 +1,13 @@
 // Quantizing: the form, the work, and what became of the size.
-import { quantize } from "../lowbit.js";
-import { choicesOf, learns, nameOf, optionsOf } from "./choices.js";
+import { auto, quantize } from "../lowbit.js";
+import { choicesOf, learns, nameOf, optionsOf, searchOptionsOf } from "./choices.js";
 import { byId, el, show } from "./dom.js";
 import { bytes, percent, seconds } from "./format.js";
 import { job } from "./jobs.js";
 import { shippedText } from "./sources.js";
+
+/** Characters of the unseen text that attempts are judged by: enough to tell, and soon read. */
+const PART = 12_000;
 
 export function setUpQuantizing(store) {
   const form = byId("shrink-form");
@@ -15,7 +18,8 @@ export function setUpQuantizing(store) {
   const follow = () => {
     const method = fields.method.value;
     byId("ternary-knobs").hidden = method !== "ternary";
-    byId("scheme-knobs").hidden = method === "ternary";
+    byId("auto-knobs").hidden = method !== "auto";
+    byId("scheme-knobs").hidden = method === "ternary" || method === "auto";
     byId("calibration").hidden = !learns(method);
     const own = fields.calibrationFrom.value === "own";
     byId("own-calibration").hidden = !own;
@@ -32,6 +36,7 @@ export function setUpQuantizing(store) {
     event.preventDefault();
     const choices = choicesOf(form);
     const { model } = store.get();
+    if (choices.method === "auto") return search(choices, model);
     const began = performance.now();
     const output = await job(store, host, "Quantizing", async (control) => {
       const text = learns(choices.method) ? await calibrationText(fields, control.signal) : undefined;
@@ -44,6 +49,23 @@ export function setUpQuantizing(store) {
     };
     store.set({ runs: [...store.get().runs, run], run });
   });
+
+  /** Every attempt becomes a run with its report; the one that is good, or else the last, is chosen. */
+  async function search(choices, model) {
+    const found = await job(store, host, "Searching", async (control) => {
+      const text = await calibrationText(fields, control.signal);
+      const heldOut = await shippedText("heldout.txt", control.signal);
+      return auto(model.checkpoint, { ...searchOptionsOf(choices, text, heldOut.slice(0, PART)), ...control });
+    });
+    if (found === undefined) return;
+    const made = found.attempts.map(({ name, output, report }) => ({
+      id: nextId++, name: `Auto: ${name}`, method: "auto", output, report,
+      summary: { ...output.summary, source_bytes: model.checkpoint.info.bytes, modules: [], notes: [] },
+    }));
+    const chosen = made.find(({ output }) => output === found.accepted) ?? made.at(-1);
+    chosen.summary.notes.push(found.recommendation);
+    store.set({ runs: [...store.get().runs, ...made], run: chosen });
+  }
 
   store.on(["model", "busy"], ({ model, busy }) => {
     const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
@@ -68,6 +90,6 @@ function shrunk({ name, summary, seconds: took }) {
     el("p", { class: "label" }, "original, ", bytes(before)), strip(before, false),
     el("p", { class: "label" }, `${name}, ${bytes(after)}`), strip(after, true),
     el("p", { class: "hint" },
-      `${percent(1 - after / before, 0)} smaller; ${record.bits_per_weight.toFixed(2)} bits for each quantized weight, scales included. Took ${seconds(took)}.`),
+      `${percent(1 - after / before, 0)} smaller; ${record.bits_per_weight.toFixed(2)} bits for each quantized weight, scales included.${took === undefined ? "" : ` Took ${seconds(took)}.`}`),
     notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
 }
