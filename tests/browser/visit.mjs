@@ -127,6 +127,24 @@ describe("a visit", { skip: missing }, () => {
     await close();
   });
 
+  test("a search tries one thing after the other, and each attempt is a run with its verdict", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    await quantize(page, async () => {
+      await page.check("[name=method][value=auto]", { force: true });
+      await page.fill("[name=autoIncrease]", "0.3");
+      await page.fill("[name=samples]", "8");
+    });
+    const rows = await page.$$eval("#runs-body tbody tr", (found) => found.map((row) => row.innerText.replace(/\s+/g, " ")));
+    assert.ok(rows.length >= 3, rows.join("\n"));
+    assert.ok(rows.slice(1, -1).every((row) => /int4.*Rejected/.test(row)), rows.join("\n"));
+    assert.match(rows.at(-1), /Auto: .*Accepted/);
+    assert.match(await page.textContent("#report .verdict"), /Accepted/);
+    await generate(page, 8);
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
   test("the page without the model is under 2 MB over the wire, and usable before the model arrives", async () => {
     const { browser, url } = await start({ compress: true });
     const context = await browser.newContext();
