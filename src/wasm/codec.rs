@@ -1,7 +1,7 @@
 //! Text by the module `tokenizer`, or by a tokenizer that a page brings itself. Floor 9.
 
 use super::error::from_js;
-use crate::error::{ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::tokenizer::TextCodec;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -31,11 +31,11 @@ extern "C" {
 /// A tokenizer of JavaScript's.
 pub(super) struct CodecOfJs(pub(super) JsCodec);
 
-fn text_error(thrown: &JsValue) -> crate::Error {
+fn text_error(thrown: &JsValue) -> Error {
     let error = from_js(thrown);
     match error.code() {
         // A tokenizer neither reads nor writes.
-        ErrorCode::Io => crate::Error::new(ErrorCode::Tokenizer, error.message()),
+        ErrorCode::Io => Error::new(ErrorCode::Tokenizer, error.message()),
         _ => error,
     }
 }

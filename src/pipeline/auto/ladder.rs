@@ -35,7 +35,7 @@ pub fn rungs(bits: Bits, samples: &[usize], available: usize) -> Vec<Rung> {
     let mut rungs: Vec<Rung> = Vec::new();
     for &samples in samples {
         let samples = samples.min(available);
-        if rungs.last().is_none_or(|last| last.samples < samples) {
+        if samples > rungs.last().map_or(0, |last| last.samples) {
             rungs.push(Rung { bits, samples, mixed: false });
         }
     }
