@@ -13,7 +13,7 @@ import { asLowbitError, LowbitError } from "./errors.js";
 import {
   directoryFolder, fetchWith, filesFolder, MemoryFolder, openUrlFile, specFile, urlFolder, type Fetch,
 } from "./folders.js";
-import type { Folder, HostPlatform, ModuleSource, OpenFile, Store, TargetFolder } from "./platform.js";
+import type { Folder, HostPlatform, OpenFile, Store, TargetFolder } from "./platform.js";
 import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "./targets.js";
 import { connect, type CheckpointRef, type ClientFunctions, type GivenModules, type HostFunctions, type Searched, type SourceSpec, type TargetSpec, type Written } from "./wire.js";
 import type { Port } from "./platform.js";
@@ -352,7 +352,7 @@ class Host {
     return wanted ? this.#platform.store() : undefined;
   }
 
-  async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleSource | string> {
+  async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<unknown> {
     return this.#given[name] ?? this.#platform.module(name);
   }
 

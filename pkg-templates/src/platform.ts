@@ -52,12 +52,10 @@ export interface Store {
   delete(key: string): Promise<void>;
 }
 
-/** What a WebAssembly module is made from. */
-export type ModuleSource = BufferSource | Response | URL | WebAssembly.Module;
-
 /** What the engine's thread needs of the place that it runs in. */
 export interface HostPlatform {
-  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleSource>;
+  /** What a module is made from, as its bindings take it: bytes, a response, a URL, a compiled module. */
+  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<unknown>;
   /** A path's folder or file; absent where there are no paths. */
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
   targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;

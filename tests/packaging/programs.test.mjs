@@ -41,12 +41,15 @@ test("Node, from strict TypeScript", async (t) => {
   });
 });
 
-test("Deno", async () => {
+/** Deno's command, as npm's package of it brings it; see the task runner. */
+const DENO = process.env.LOWBIT_DENO;
+
+test("Deno", { skip: DENO ? false : "LOWBIT_DENO does not name Deno's command" }, async () => {
   const folder = await project("deno");
   const rights = ["--allow-read", "--allow-write", "--allow-env", "--allow-sys", "--node-modules-dir=manual", "--no-prompt"];
   const env = { DENO_NO_UPDATE_CHECK: "1", DENO_DIR: join(folder, ".deno") };
   const args = ["run", "--check", ...rights, "main.ts", "input.json"];
-  assertExercised(JSON.parse(await run(process.execPath, [tool("deno/bin.cjs"), ...args], { cwd: folder, env })));
+  assertExercised(JSON.parse(await run(process.execPath, [DENO, ...args], { cwd: folder, env })));
 });
 
 test("Bun", async (t) => {

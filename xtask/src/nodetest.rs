@@ -4,13 +4,34 @@ use crate::libtest::Tally;
 use crate::package;
 use crate::process::{line_of, program, root, run as execute, target_dir};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where the tests find the package that was built.
 const PACKAGE: &str = "LOWBIT_PACKAGE";
 /// And its tarball.
 const TARBALL: &str = "LOWBIT_TARBALL";
+
+/// Where they find Deno's command.
+const DENO: &str = "LOWBIT_DENO";
+const DENO_PACKAGE: &str = "deno@2.9.6";
+
+/// Installs Deno by npm. By itself, because its packages for other systems cannot be had from every registry, and a lock file
+/// without them is refused.
+fn deno() -> Result<PathBuf, String> {
+    let folder = target_dir().join("deno");
+    let command = folder.join("node_modules/deno/bin.cjs");
+    if !command.exists() {
+        package::create(&folder)?;
+        let mut npm = program(
+            "npm",
+            &["install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save", "--prefix"],
+        );
+        npm.arg(&folder).arg(DENO_PACKAGE);
+        execute(npm)?;
+    }
+    Ok(command)
+}
 
 /// Runs the tests of one folder; its packages are installed first where it has any.
 ///
@@ -21,6 +42,7 @@ pub fn run(folder: &str) -> Result<Tally, String> {
     if place.join("package-lock.json").exists() {
         package::install(&place)?;
     }
+    let deno = deno()?;
     let tap = target_dir().join("package").join(format!("{}.tap", folder.replace('/', "-")));
     package::create(&target_dir().join("package"))?;
     let mut node = program("node", &["--test", "--test-reporter=spec", "--test-reporter-destination=stdout"]);
@@ -28,6 +50,7 @@ pub fn run(folder: &str) -> Result<Tally, String> {
     node.args(test_files(&place)?);
     node.env(PACKAGE, target_dir().join("package/lowbit"));
     node.env(TARBALL, package::tarball());
+    node.env(DENO, deno);
     node.current_dir(&place);
     let status = status(&mut node)?;
     let text = fs::read_to_string(&tap).map_err(|error| format!("{}: {error}", tap.display()))?;
@@ -44,7 +67,7 @@ fn status(command: &mut Command) -> Result<bool, String> {
     Ok(status.success())
 }
 
-fn test_files(folder: &Path) -> Result<Vec<std::path::PathBuf>, String> {
+fn test_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.to_string_lossy().ends_with(".test.mjs"));
