@@ -3,13 +3,8 @@ import { asLowbitError, LowbitError } from "./errors.js";
 import type { Folder, Sink, TargetFolder } from "./platform.js";
 import type { ClientFunctions } from "./wire.js";
 
-/** How the names of unfinished files end, where a platform has none of its own. */
+/** How the names of unfinished files end, as the command line has it. */
 const UNFINISHED = ".lowbit.tmp";
-
-/** Without it, `createWritable` leaves an ordinary file, and a broken write a broken one. */
-async function isPrivate(handle: FileSystemDirectoryHandle): Promise<boolean> {
-  return "move" in FileSystemFileHandle.prototype && handle.name === "";
-}
 
 /**
  * A handle of a folder. `createWritable` writes to a copy that takes the file's place when it is closed, so a file appears
@@ -67,9 +62,9 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
     },
     remove,
     removeUnfinished: async () => {
-      if (await isPrivate(handle)) return;
+      // What a killed command line left; a browser clears its own swap files away.
       for await (const name of handle.keys()) {
-        if (name.endsWith(UNFINISHED) || name.endsWith(".crswap")) await remove(name);
+        if (name.endsWith(UNFINISHED)) await remove(name);
       }
     },
   };

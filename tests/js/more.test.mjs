@@ -48,7 +48,7 @@ describe("a search for a good enough result", () => {
 
   test("refuses what it cannot do", async () => {
     await fails(engine.auto(original, { ...quick, bitz: 4 }), "invalid_argument", /bitz/);
-    await fails(engine.auto(original, { texts: HELD_OUT }), "invalid_argument");
+    await fails(engine.auto(original, { texts: HELD_OUT }), "invalid_argument", /calibration text/);
     await fails(engine.auto(original, { ...quick, target: () => new WritableStream() }), "invalid_argument", /streams/);
   });
 });
