@@ -4,6 +4,7 @@
 //! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
 
 mod auto;
+mod bench;
 mod calibration;
 mod compare;
 mod convert;
@@ -57,6 +58,7 @@ enum Command {
     Generate(generate::Args),
     Demo(demo::Args),
     Devices(devices::Args),
+    Bench(bench::Args),
 }
 
 /// The exit code of an interrupted command, as shells have it: 128 and the number of the signal.
@@ -118,5 +120,6 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Generate(args) => generate::run(&args, terminal),
         Command::Demo(args) => demo::run(&args, terminal),
         Command::Devices(args) => devices::run(&args, terminal),
+        Command::Bench(args) => bench::run(&args, terminal),
     }
 }

@@ -1,7 +1,7 @@
 //! Judges a quantized model by measurements: what is measured, what counts as a failure, and the verdict.
 //!
 //! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
-//! one thing each, and `agreement` what the way back from a quantized model keeps. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
+//! one thing each, `kernels` times single steps of a device, and `agreement` what the way back from a quantized model keeps. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
 //! injected measurements. Floor 7.
 
 pub mod agreement;
@@ -10,6 +10,7 @@ pub mod choices;
 pub mod continuations;
 pub mod failures;
 pub mod holding;
+pub mod kernels;
 pub mod layers;
 pub mod measurements;
 pub mod metrics;

@@ -18,6 +18,7 @@ mod device;
 mod failure;
 mod kernels;
 mod linear;
+mod measure;
 mod params;
 mod pipeline;
 mod readback;

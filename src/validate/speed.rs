@@ -4,7 +4,7 @@ use super::measurements::SpeedRound;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::CausalLm;
-use crate::model::decoder::Logits;
+use crate::model::decoder::{Logits, Next, Wanted};
 use crate::task::{Control, Progress};
 
 /// Seconds since some fixed moment. Injected, because browsers and native programs read different clocks.
@@ -58,5 +58,33 @@ async fn decode<B: Backend>(model: &mut CausalLm<B>, clock: Clock<'_>, control: 
         model.forward(&[id], &mut cache, Logits::Last, control, |_, _| Ok(())).await?;
     }
     // A clock may be coarser than a very small model is fast.
+    Ok(tokens as f64 / (clock() - start).max(1e-6))
+}
+
+/// Greedy tokens per second: a short prompt, then up to `tokens` tokens, each chosen on the device.
+///
+/// # Errors
+/// What running the model meets; `cancelled`.
+pub async fn greedy<B: Backend>(
+    model: &mut CausalLm<B>,
+    tokens: usize,
+    clock: Clock<'_>,
+    control: &dyn Control,
+) -> Result<f64> {
+    let tokens = tokens.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
+    let mut cache = model.new_cache(tokens + 1)?;
+    let mut last = 0;
+    let mut start = clock();
+    for token in 0..=tokens {
+        match model.forward_next(&[last], &mut cache, Wanted::Largest, control).await? {
+            Next::Token(next) => last = next,
+            // Broken logits: the speed is the same.
+            Next::Candidates(_) | Next::Logits(_) => last = 0,
+        }
+        if token == 0 {
+            // Kernels are compiled now.
+            start = clock();
+        }
+    }
     Ok(tokens as f64 / (clock() - start).max(1e-6))
 }

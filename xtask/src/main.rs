@@ -3,6 +3,7 @@
 //! Not here: anything about models or formats. A task only strings together cargo, rustup, npm, Python and the
 //! `lowbit` command, always in the workspace's root, from wherever it was called.
 
+mod bench;
 mod demo;
 mod interop;
 mod libtest;
@@ -30,6 +31,15 @@ enum Task {
     Package(package::Options),
     /// Build the npm package and serve the demo page on this machine
     Serve(serve::Options),
+    /// Time the steps of a model on the processor, or with `--gpu` on the GPU
+    Bench {
+        /// On the GPU, also where it is software
+        #[arg(long)]
+        gpu: bool,
+        /// For `lowbit bench`: `-- --size small --json`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -39,6 +49,7 @@ fn main() -> ExitCode {
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
         Task::Serve(options) => serve::run(options),
+        Task::Bench { gpu, arguments } => bench::run(gpu, &arguments),
     };
     match outcome {
         Ok(code) => code,

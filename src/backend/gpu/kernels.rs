@@ -104,7 +104,10 @@ kernel!(TOP_K, "top_k", ["ordered_key", "grid"], [R, W, W, W], 16);
 kernel!(GRAM, "gram", ["grid"], [R, W], 16);
 kernel!(ABS_MAX, "abs_max", ["grid"], [R, W], 16);
 
-/// All of them.
+// Of benchmarks only.
+kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
+
+/// All that models run.
 #[cfg(test)]
 pub(super) static ALL: &[&Kernel] = &[
     &EMBED,

@@ -193,3 +193,13 @@ params! {
         padding_1: u32,
     }
 }
+
+params! {
+    /// Of `bench/multiply_add`.
+    MultiplyAdd {
+        rounds: u32,
+        factor: f32,
+        summand: f32,
+        padding: u32,
+    }
+}

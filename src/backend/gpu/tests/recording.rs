@@ -94,3 +94,23 @@ fn what_goes_wrong_on_a_device_has_its_code_and_stays() {
         assert!(error.to_string().contains(part), "{error}");
     }
 }
+
+#[test]
+fn copies_and_synthetic_arithmetic_do_what_they_say() {
+    let Some(mut gpu) = gpu() else { return };
+    let from = buffer(&mut gpu, &[1.0, 2.0, 3.0]);
+    let mut to = zeros(&mut gpu, 3);
+    gpu.copy(&from, &mut to).unwrap();
+    assert_eq!(read(&mut gpu, &to, 3), [1.0, 2.0, 3.0]);
+    let mut longer = zeros(&mut gpu, 4);
+    assert_eq!(gpu.copy(&from, &mut longer).unwrap_err().code(), ErrorCode::InvalidArgument);
+
+    let mut out = zeros(&mut gpu, 128);
+    assert_eq!(gpu.multiply_add(&mut out, 8).unwrap(), 2 * 16 * 8 * 128);
+    for (i, found) in read(&mut gpu, &out, 128).into_iter().enumerate() {
+        // Every step is exact in `f32`.
+        let start = (i % 64) as f32 / 64.0;
+        assert_eq!(found, 16.0 * (2.0 - (2.0 - start) / 256.0), "{i}");
+    }
+    assert_eq!(gpu.multiply_add(&mut out, 3).unwrap_err().code(), ErrorCode::InvalidArgument);
+}

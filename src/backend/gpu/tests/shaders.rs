@@ -1,6 +1,6 @@
 //! The shaders' texts, without a device: they are valid, and declare what the host binds. Floor 4.
 
-use super::super::kernels::{ALL, Access, Kernel};
+use super::super::kernels::{ALL, Access, Kernel, MULTIPLY_ADD};
 use super::super::params;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
@@ -32,13 +32,14 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
         "top_k" => params::TopK::FIELDS,
         "gram" => params::Gram::FIELDS,
         "abs_max" => params::AbsMax::FIELDS,
+        "bench/multiply_add" => params::MultiplyAdd::FIELDS,
         other => panic!("which parameters has {other}?"),
     }
 }
 
 #[test]
 fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
-    for kernel in ALL {
+    for kernel in ALL.iter().copied().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
         // No capability beyond the core of WebGPU, to which unpacking f16 belongs.
         let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
@@ -64,7 +65,7 @@ fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
 
 #[test]
 fn bindings_and_parameters_are_those_that_the_host_assumes() {
-    for kernel in ALL {
+    for kernel in ALL.iter().copied().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
         let mut storage = Vec::new();
         for (_, variable) in module.global_variables.iter() {

@@ -1,0 +1,47 @@
+//! What a device can do at most, for benchmarks: copies, and arithmetic without memory. No step of a model. Floor 4.
+
+use super::{GpuBackend, GpuBuffer, elements, kernels, params, select};
+use crate::error::{Context, Error, Result};
+
+/// Multiply-adds of one invocation of the kernel in one round.
+const MULTIPLY_ADDS: u64 = 16;
+
+impl GpuBackend {
+    /// Records a copy of the whole of an `F32` buffer to another one.
+    ///
+    /// # Errors
+    /// `invalid_argument` where `to` is no `F32` buffer of the same length.
+    pub fn copy(&mut self, from: &GpuBuffer, to: &mut GpuBuffer) -> Result<()> {
+        let source = from.f32("from", from.len()).context_with(|| "copy")?;
+        let target = to.f32("to", from.len()).context_with(|| "copy")?;
+        if from.len() != to.len() {
+            return Err(Error::invalid_argument(format!(
+                "copy: expected a buffer of {} elements but found {}",
+                from.len(),
+                to.len()
+            )));
+        }
+        self.recording.copy(source, 0, target.buffer(), from.len() as u64 * 4);
+        Ok(())
+    }
+
+    /// Records `rounds` rounds, a multiple of 4, of `x = 0.5 x + 1` on 16 numbers for each element of `out`, whose length is a
+    /// multiple of 64: the sum of the 16 goes there, all of which begin as the element's index modulo 64, over 64. Returns
+    /// how many multiplications and additions that is.
+    ///
+    /// # Errors
+    /// `invalid_argument` for other numbers of rounds or elements.
+    pub fn multiply_add(&mut self, out: &mut GpuBuffer, rounds: u32) -> Result<u64> {
+        let op = "multiply_add";
+        let len = elements(op, &[out.len()])?;
+        if !len.is_multiple_of(64) || !rounds.is_multiple_of(4) {
+            return Err(Error::invalid_argument(format!(
+                "{op}: expected elements in 64s and rounds in fours but found {len} and {rounds}"
+            )));
+        }
+        let memory = out.f32("out", len).context_with(|| op)?;
+        let params = params::MultiplyAdd { rounds, factor: 0.5, summand: 1.0, padding: 0 };
+        self.record(select::each(&kernels::MULTIPLY_ADD, len / 64)?, &[memory], &params)?;
+        Ok(2 * MULTIPLY_ADDS * u64::from(rounds) * len as u64)
+    }
+}

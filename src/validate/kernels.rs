@@ -1,0 +1,338 @@
+//! Times single steps of a model on a device, by the bytes that they move and the operations that they do.
+//!
+//! Weights are random codes, several of a kind where a cache could hold one, as a model has many. What a device can do at
+//! most is measured in the same run. Floor 7.
+
+use super::speed::Clock;
+#[cfg(feature = "gpu")]
+use crate::backend::gpu::GpuBackend;
+use crate::backend::{
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, WeightDesc, WeightFormat, WeightView,
+};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::task::{self, Control, Progress};
+use half::f16;
+
+/// A step runs for at least so long, in one go.
+const LEAST_SECONDS: f64 = 0.1;
+/// And at most so often.
+const MOST_RUNS: usize = 1 << 14;
+/// Goes; the fastest counts, because others on the machine only ever make it slower.
+const GOES: usize = 3;
+/// Runs of a step before what is recorded is submitted, so that the device works while the next ones are recorded.
+const RUNS_IN_FLIGHT: usize = 32;
+
+/// How large the operands are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Columns of the residual stream.
+    pub hidden: usize,
+    /// Columns between the projections of an MLP.
+    pub intermediate: usize,
+    /// Tokens of a prompt.
+    pub prompt: usize,
+    /// Positions that are attended to.
+    pub context: usize,
+    /// Bytes of weights of one kind that take turns.
+    pub weight_bytes: u64,
+}
+
+impl Sizes {
+    /// Of a model of 8 billion parameters, and more weights than caches hold.
+    pub const LARGE: Self =
+        Self { hidden: 4096, intermediate: 14_336, prompt: 512, context: 2048, weight_bytes: 256 << 20 };
+    /// For processors, and software that plays a GPU.
+    pub const SMALL: Self =
+        Self { hidden: 1024, intermediate: 2816, prompt: 64, context: 512, weight_bytes: 0 };
+}
+
+/// One step and how long it took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timed {
+    /// `matvec int4-g32`, `attention`, ...
+    pub step: String,
+    /// `14336 x 4096, 1 token`
+    pub shape: String,
+    /// Read and written: weights as they are stored, activations, caches.
+    pub bytes: u64,
+    /// Multiplications and additions.
+    pub operations: u64,
+    /// Of one run.
+    pub seconds: f64,
+}
+
+/// The most that a device was seen to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Read and written by a copy.
+    pub bytes_per_second: f64,
+    /// Multiplications and additions in `f32`, without memory.
+    pub operations_per_second: f64,
+}
+
+/// Seconds of one run of `step`, which works on `device`. `done` is a buffer that can be read.
+async fn time<B: Backend>(
+    device: &mut B,
+    done: &B::Buffer,
+    clock: Clock<'_>,
+    mut step: impl FnMut(&mut B, usize) -> Result<()>,
+) -> Result<f64> {
+    // The first run compiles kernels.
+    step(device, 0)?;
+    device.read(done, 0, &mut [0.0]).await?;
+    let (mut runs, mut goes, mut fastest) = (1, 0, f64::INFINITY);
+    while goes < GOES {
+        let start = clock();
+        for run in 0..runs {
+            step(device, run)?;
+            if run % RUNS_IN_FLIGHT == RUNS_IN_FLIGHT - 1 {
+                device.flush()?;
+            }
+        }
+        device.read(done, 0, &mut [0.0]).await?;
+        let seconds = clock() - start;
+        if seconds < LEAST_SECONDS && runs < MOST_RUNS {
+            runs *= 2;
+            continue;
+        }
+        fastest = fastest.min(seconds / runs as f64);
+        goes += 1;
+    }
+    // A clock may be coarser than one run is long.
+    Ok(fastest.max(1e-9))
+}
+
+/// Measures what a GPU can do at most.
+///
+/// # Errors
+/// What goes wrong on the device.
+#[cfg(feature = "gpu")]
+pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Result<Limits> {
+    let most = gpu.adapter().max_binding_bytes / 4;
+    let len = (sizes.weight_bytes / 8).clamp(1 << 22, most) as usize;
+    let (from, mut to) = (gpu.buffer(Element::F32, len)?, gpu.buffer(Element::F32, len)?);
+    let done = gpu.buffer(Element::F32, 1)?;
+    let copy = time(gpu, &done, clock, |gpu, _| gpu.copy(&from, &mut to)).await?;
+    let mut out = gpu.buffer(Element::F32, 1 << 18)?;
+    // Short on software, which would be at it for minutes.
+    let rounds = if sizes.weight_bytes == 0 { 64 } else { 4096 };
+    let mut operations = 0;
+    let arithmetic = time(gpu, &done, clock, |gpu, _| {
+        operations = gpu.multiply_add(&mut out, rounds)?;
+        Ok(())
+    })
+    .await?;
+    Ok(Limits {
+        bytes_per_second: 8.0 * len as f64 / copy,
+        operations_per_second: operations as f64 / arithmetic,
+    })
+}
+
+/// The weight formats that are timed, and the activations that they meet.
+fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
+    let integer =
+        |bits, granularity| WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true });
+    let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+    vec![
+        ("f16", WeightFormat::Dense(DType::F16), Activations::F32),
+        ("int8", integer(Bits::Eight, Granularity::Channel), Activations::F32),
+        ("int4-g32", integer(Bits::Four, Granularity::Group(32)), Activations::F32),
+        ("int4-g32 a8", integer(Bits::Four, Granularity::Group(32)), Activations::Int8),
+        ("ternary a8", ternary, Activations::Int8),
+    ]
+}
+
+/// Bytes of a matrix as it is stored: values, and scales of four bytes.
+fn weight_bytes(format: WeightFormat, rows: usize, cols: usize) -> u64 {
+    let bytes = match format {
+        WeightFormat::Dense(dtype) => rows * cols * dtype.size(),
+        WeightFormat::Packed(scheme) => {
+            let scales = match scheme.granularity() {
+                Granularity::Tensor => rows,
+                granularity => granularity.scale_count(rows, cols),
+            };
+            rows * cols * scheme.storage_bits() as usize / 8 + 4 * scales
+        }
+    };
+    bytes as u64
+}
+
+/// Times every step of a block and what stands around the blocks.
+///
+/// # Errors
+/// What goes wrong on the device; `cancelled`.
+pub async fn steps<B: Backend>(
+    device: &mut B,
+    sizes: &Sizes,
+    clock: Clock<'_>,
+    control: &dyn Control,
+) -> Result<Vec<Timed>> {
+    let mut timed = Vec::new();
+    for (name, format, activations) in formats() {
+        for (rows, cols) in [(sizes.intermediate, sizes.hidden), (sizes.hidden, sizes.intermediate)] {
+            control.progress(&Progress { phase: "bench", done: timed.len() as u64, total: 26, item: name });
+            task::checkpoint(control).await?;
+            let bytes = weight_bytes(format, rows, cols);
+            let copies = (sizes.weight_bytes / bytes).max(1) as usize;
+            let mut weights = Vec::new();
+            for _ in 0..copies {
+                weights.push(random_weight(device, format, activations, rows, cols).await?);
+            }
+            for (step, tokens) in [("matvec", 1), ("matmul", sizes.prompt)] {
+                let x = values(device, tokens * cols)?;
+                let mut y = device.buffer(Element::F32, tokens * rows)?;
+                let done = device.buffer(Element::F32, 1)?;
+                let seconds = time(device, &done, clock, |device, run| {
+                    device.linear(&x, tokens, &weights[run % copies], &mut y)
+                })
+                .await?;
+                timed.push(Timed {
+                    step: format!("{step} {name}"),
+                    shape: format!("{rows} x {cols}, {tokens} tokens"),
+                    bytes: bytes + 4 * (tokens * (rows + cols)) as u64,
+                    operations: 2 * (rows * cols * tokens) as u64,
+                    seconds,
+                });
+            }
+        }
+    }
+    for tokens in [1, sizes.prompt] {
+        timed.extend(other_steps(device, sizes, tokens, clock, control).await?);
+    }
+    Ok(timed)
+}
+
+async fn other_steps<B: Backend>(
+    b: &mut B,
+    sizes: &Sizes,
+    tokens: usize,
+    clock: Clock<'_>,
+    control: &dyn Control,
+) -> Result<Vec<Timed>> {
+    task::checkpoint(control).await?;
+    let Sizes { hidden, intermediate, context, .. } = *sizes;
+    let mut timed = Vec::new();
+    let done = b.buffer(Element::F32, 1)?;
+    let mut push = |step: &str, shape: String, bytes: usize, operations: usize, seconds: f64| {
+        let (bytes, operations) = (bytes as u64, operations as u64);
+        timed.push(Timed { step: step.to_owned(), shape, bytes, operations, seconds });
+    };
+
+    let norm = Norm { weight: values(b, hidden)?, width: hidden, epsilon: 1e-5 };
+    let (mut residual, delta) = (values(b, tokens * hidden)?, b.buffer(Element::F32, tokens * hidden)?);
+    let mut out = b.buffer(Element::F32, tokens * hidden)?;
+    let seconds =
+        time(b, &done, clock, |b, _| b.add_rms_norm(&mut residual, Some(&delta), tokens, &norm, &mut out))
+            .await?;
+    let len = tokens * hidden;
+    push("add_rms_norm", format!("{hidden}, {tokens} tokens"), 4 * (4 * len + hidden), 4 * len, seconds);
+
+    let gate_up = values(b, tokens * 2 * intermediate)?;
+    let mut gated = b.buffer(Element::F32, tokens * intermediate)?;
+    let seconds = time(b, &done, clock, |b, _| {
+        b.gate(&gate_up, tokens, intermediate, GateActivation::Silu, &mut gated)
+    })
+    .await?;
+    let len = tokens * intermediate;
+    push("gate", format!("{intermediate}, {tokens} tokens"), 12 * len, 4 * len, seconds);
+
+    // Groups of four query heads, as models of that size have.
+    let shape =
+        AttentionShape { heads: hidden / 128, kv_heads: hidden / 512, head_dim: 128, capacity: context };
+    let mut cache = KvLayer { keys: values(b, shape.cache_len())?, values: values(b, shape.cache_len())? };
+    let mut qkv = values(b, tokens * shape.qkv_width())?;
+    let rope = values(b, context * shape.head_dim)?;
+    let past = context - tokens;
+    let seconds = time(b, &done, clock, |b, _| {
+        b.rope_and_append_kv(&mut qkv, tokens, past, &shape, &rope, None, &mut cache)
+    })
+    .await?;
+    let len = tokens * shape.qkv_width();
+    push("rope_and_append_kv", format!("{} heads, {tokens} tokens", shape.heads), 8 * len, 6 * len, seconds);
+    let mut attended = b.buffer(Element::F32, tokens * hidden)?;
+    let seconds =
+        time(b, &done, clock, |b, _| b.attention(&qkv, tokens, past, &shape, &cache, &mut attended)).await?;
+    let moved = 4 * (2 * shape.cache_len() + 2 * tokens * hidden);
+    // Each query meets what is before it: scores, and sums of values.
+    let operations = 4 * hidden * tokens * (past + tokens.div_ceil(2));
+    push("attention", format!("{context} positions, {tokens} tokens"), moved, operations, seconds);
+    Ok(timed)
+}
+
+/// A buffer of numbers in `[-1, 1)` that are always the same.
+fn values<B: Backend>(b: &mut B, len: usize) -> Result<B::Buffer> {
+    let mut buffer = b.buffer(Element::F32, len)?;
+    let numbers: Vec<f32> = (0..len).map(|i| (i * 7919 % 2048) as f32 / 1024.0 - 1.0).collect();
+    b.write_f32(&mut buffer, &numbers)?;
+    Ok(buffer)
+}
+
+async fn random_weight<B: Backend>(
+    b: &mut B,
+    format: WeightFormat,
+    activations: Activations,
+    rows: usize,
+    cols: usize,
+) -> Result<B::Weight> {
+    let grid = ActivationGrid::Absmax127;
+    let mut builder = b.begin_weight(&[WeightDesc { rows, cols, format, activations, grid, bias: false }])?;
+    match format {
+        WeightFormat::Dense(_) => {
+            let row: Vec<u8> = (0..cols)
+                .flat_map(|i| f16::from_f32((i * 31 % 64) as f32 / 64.0 - 0.5).to_le_bytes())
+                .collect();
+            for at in 0..rows {
+                b.put_rows(&mut builder, 0, at..at + 1, WeightView::Dense(&row))?;
+            }
+        }
+        WeightFormat::Packed(scheme) => {
+            let codes = vec![some_codes(scheme); rows * scheme.words_per_row(cols)];
+            let count = scheme.granularity().scale_count(rows, cols);
+            let scales = Scales::F16(vec![f16::from_f32(0.01); count]);
+            let tensor = PackedTensor::new(scheme, rows, cols, codes, scales, None)?;
+            b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
+        }
+    }
+    b.finish_weight(builder).await
+}
+
+/// A word of codes that the scheme allows: ternary ones end at 2.
+fn some_codes(scheme: Scheme) -> u32 {
+    match scheme {
+        Scheme::Ternary { .. } => 0x8128_0212,
+        _ => 0x9a73_4c5b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::task::{Silent, block_on};
+    use std::cell::Cell;
+
+    #[test]
+    fn every_step_is_timed_and_counted() {
+        let sizes = Sizes { hidden: 512, intermediate: 96, prompt: 9, context: 20, weight_bytes: 100_000 };
+        // A clock that jumps a second each time somebody looks: each go is one run of one second.
+        let now = Cell::new(0.0);
+        let clock = || {
+            now.set(now.get() + 1.0);
+            now.get()
+        };
+        let timed = block_on(steps(&mut CpuBackend::new(), &sizes, &clock, &Silent)).unwrap();
+        assert_eq!(timed.len(), 5 * 2 * 2 + 2 * 4);
+        assert!(timed.iter().all(|step| step.seconds == 1.0 && step.bytes > 0 && step.operations > 0));
+        let find = |step: &str, shape: &str| {
+            let found = timed.iter().find(|timed| timed.step == step && timed.shape == shape);
+            found.map(|timed| (timed.bytes, timed.operations)).unwrap()
+        };
+        // Codes, scales of four bytes, activations in and out.
+        let bytes = 512 * 96 / 2 + 4 * 96 * 16 + 4 * (512 + 96);
+        assert_eq!(find("matvec int4-g32", "96 x 512, 1 tokens"), (bytes, 2 * 512 * 96));
+        let bytes = 512 * 96 / 4 + 4 * 96 + 4 * 9 * (512 + 96);
+        assert_eq!(find("matmul ternary a8", "96 x 512, 9 tokens"), (bytes, 2 * 9 * 512 * 96));
+    }
+}
