@@ -12,6 +12,7 @@ mod package;
 mod process;
 mod serve;
 mod setup;
+mod tables;
 mod test;
 
 use clap::Parser;
@@ -25,6 +26,8 @@ enum Task {
     Demo,
     /// Install what the tests need, then check formatting, lints and documentation, and run every test
     Test,
+    /// Measure the table of README.md that is about few bits of the shipped checkpoint, and write it there
+    Tables,
     /// Compare with Hugging Face transformers, in a Python environment under target/
     Interop,
     /// Build the npm package, in target/package
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::Tables => tables::run(),
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
         Task::Serve(options) => serve::run(options),
