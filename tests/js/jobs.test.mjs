@@ -27,11 +27,11 @@ function stopper() {
   return { signal: controller.signal, now: () => controller.abort(new Error("the user had enough")) };
 }
 
-/** The model's files, whose reads call `onRead`; work on them can be stopped in the middle. */
+/** The model's files, whose reads call `onRead` and wait for what it gives; work on them can be stopped in the middle. */
 function readable(onRead) {
   return Object.fromEntries(
     Object.entries(modelFiles()).map(([name, bytes]) => [
-      name, { size: bytes.length, read: async (at, n) => (onRead(name), await new Promise(setImmediate), bytes.slice(at, at + n)) },
+      name, { size: bytes.length, read: async (at, n) => (await onRead(name), await new Promise(setImmediate), bytes.slice(at, at + n)) },
     ]),
   );
 }
@@ -144,7 +144,8 @@ for (const worker of [true, false]) {
     });
 
     test("progress says what is done, and a timer ticks between any two reports", async () => {
-      const checkpoint = await engine.openCheckpoint(MODEL);
+      // Slow reads, so that on any machine there is time enough to tell how long the rest will take.
+      const checkpoint = await engine.openCheckpoint(readable((name) => name.endsWith(".safetensors") && new Promise((done) => setTimeout(done, 50))));
       const reports = [];
       let ticks = 0;
       const timer = setInterval(() => ticks++, 0);
