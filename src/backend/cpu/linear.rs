@@ -307,7 +307,9 @@ mod tests {
                 }
                 Some(ActivationGrid::FullRange) => {
                     let step = absmax / 127.5;
-                    f64::from((x / step).clamp(-128.0, 127.0).round_ties_even()) * f64::from(step)
+                    let code =
+                        if x == -absmax { -128.0 } else { (x / step).clamp(-128.0, 127.0).round_ties_even() };
+                    f64::from(code) * f64::from(step)
                 }
             };
             for row in 0..rows {
