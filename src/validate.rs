@@ -1,8 +1,9 @@
 //! Judges a quantized model by measurements: what is measured, what counts as a failure, and the verdict.
 //!
 //! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
-//! one thing each, `kernels` times single steps of a device, and `agreement` what the way back from a quantized model keeps. The rest are pure functions of logits, texts and figures, so that the verdict can be tested with
-//! injected measurements. Floor 7.
+//! one thing each, `kernels` times single steps of a device, `agreement` measures what the way back from a quantized model
+//! keeps, and `influence` how much each layer matters. The rest are pure functions of logits, texts and figures, so that the
+//! verdict can be tested with injected measurements. Floor 7.
 
 pub mod agreement;
 pub mod benchmark;
@@ -10,6 +11,7 @@ pub mod choices;
 pub mod continuations;
 pub mod failures;
 pub mod holding;
+pub mod influence;
 pub mod kernels;
 pub mod layers;
 pub mod measurements;

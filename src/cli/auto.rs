@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::calibration::{CalibrationTexts, Tokens};
+use super::device::{Device, DeviceArgs, note_cpu};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;
@@ -27,7 +28,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 /// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed
-/// precision, INT8, the next checkpoint. Runs on the CPU
+/// precision, INT8, the next checkpoint
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoints to try, the preferred one first
@@ -58,6 +59,9 @@ pub struct Args {
 
     #[command(flatten)]
     measure: MeasureArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Take the tokenizer from another folder
     #[arg(long, value_name = "DIR")]
@@ -156,8 +160,24 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             control: terminal,
             tell: &|event| tell(&event, terminal),
         };
-        let new = || Ok(CpuBackend::new());
-        auto(&candidates, &options, new, new, &around).await
+        let on_cpu = || async {
+            let new = || Ok(CpuBackend::new());
+            auto(&candidates, &options, new, new, &around).await
+        };
+        match args.device.pick(terminal).await?.device {
+            Device::Cpu(_) => on_cpu().await,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => {
+                match auto(&candidates, &options, || gpu.another(), || gpu.another(), &around).await {
+                    // From the first attempt on: what one device measured is not compared with what another one did.
+                    Err(error) if args.device.may_fall_back(&error) => {
+                        note_cpu(terminal, &error);
+                        on_cpu().await
+                    }
+                    outcome => outcome,
+                }
+            }
+        }
     })?;
     let accepted = outcome.accepted().map(|name| args.output.join(name));
     let recommendation = outcome.summary.outcome.as_ref().map(|outcome| outcome.recommendation.as_str());

@@ -10,7 +10,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
-use crate::pipeline::dequantize::dequantize_checkpoint;
+use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::task::block_on;
 use crate::validate::agreement::{self, Agreement, Forms};
 use clap::ValueEnum;
@@ -27,9 +27,10 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Type of the weights
-    #[arg(long, value_enum, default_value_t = DtypeArg::F16)]
-    dtype: DtypeArg,
+    /// Type of the weights [default: f16; f32 where the quantized model rounds activations so that f16 would change its
+    /// predictions]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
 
     #[command(flatten)]
     agreement: AgreementArgs,
@@ -87,8 +88,11 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     agreement::check_share(args.agreement.min_retention)?;
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
-        let (record, agreement) =
-            write(&quantized, &args.output, args.dtype.into(), &args.agreement, terminal).await?;
+        let dtype = match args.dtype {
+            Some(dtype) => dtype.into(),
+            None => default_dtype(&quantized)?,
+        };
+        let (record, agreement) = write(&quantized, &args.output, dtype, &args.agreement, terminal).await?;
         Ok::<_, Error>(Document {
             output: args.output.clone(),
             dtype: record.dtype,

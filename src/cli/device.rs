@@ -69,6 +69,11 @@ impl DeviceArgs {
         }
     }
 
+    /// Whether anything but the usual was asked for.
+    pub fn is_given(&self) -> bool {
+        self.device != DeviceArg::Auto || self.adapter.is_some()
+    }
+
     /// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
     pub fn may_fall_back(&self, error: &Error) -> bool {
         self.device == DeviceArg::Auto && self.adapter.is_none() && error.code().is_of_device()

@@ -6,14 +6,14 @@ mod gguf;
 use super::Outcome;
 use super::calibration::CalibrationArgs;
 use super::convert::OutputFormatArg;
+use super::device::DeviceArgs;
 use super::open::{self, ActivationsArg};
 use super::recipe;
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
-use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::layout::{GptqZeros, TargetLayout};
-use crate::pipeline::dequantize::dequantize_checkpoint;
+use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
 use crate::plan::parse_bytes;
@@ -95,6 +95,9 @@ pub struct Args {
 
     #[command(flatten)]
     calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Take the tokenizer, for calibration texts, from another folder
     #[arg(long, value_name = "DIR")]
@@ -272,10 +275,12 @@ impl Args {
                 ActOrderArg::GroupIndex => ColumnOrder::GroupIndex,
             },
         };
-        if let (None, Some(option)) = (
-            calibrated,
-            self.memory.as_ref().map(|_| "--memory").or(self.resume.as_ref().map(|_| "--resume")),
-        ) {
+        let of_calibration = [
+            ("--memory", self.memory.is_some()),
+            ("--resume", self.resume.is_some()),
+            ("--device", self.device.is_given()),
+        ];
+        if let (None, Some((option, _))) = (calibrated, of_calibration.iter().find(|(_, given)| *given)) {
             return Err(Error::invalid_argument(format!("{option} belongs to methods that calibrate")));
         }
         options.resume = self.resume.is_some();
@@ -347,7 +352,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             // By another name it may be the folder that was just written.
             open::output(path, &folder)?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;
-            dequantize_checkpoint(&quantized, DType::F16, &sinks, Some(&existing), terminal).await
+            let dtype = default_dtype(&quantized)?;
+            dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await
         })?;
     }
     if let Some(path) = &args.metrics {

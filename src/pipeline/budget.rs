@@ -1,9 +1,11 @@
 //! Which module gets how many bits, so that all of them together fit a budget: by what each loses in each scheme.
 //!
 //! The samples are walked through the model as it is. At each site every module is rounded to nearest in every candidate
-//! scheme, and the squared error of its output is measured as a share of the output. [`solve`] then takes, within the
-//! budget, the schemes of the least sum of those shares: each module counts alike, because nothing is known of what comes
-//! of its error further on. The result is a recipe. Floor 8.
+//! scheme, and the squared error of its output is measured as a share of the output. What comes of that error further on is
+//! measured once for each module: with 3 bits in it alone, how far do the model's predictions diverge? A divergence grows
+//! with the square of a small error, so the one measured is scaled by the shares to those of the other schemes; and those of
+//! several modules about add up. [`solve`] then takes, within the budget, the schemes of the least sum. The result is a
+//! recipe. Floor 8.
 
 pub mod solve;
 
@@ -17,11 +19,13 @@ use crate::error::{Error, Result};
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::block::Site;
+use crate::model::names::Linear;
 use crate::plan::memory::packed_bytes;
 use crate::quant::awq::{Measure, Moments};
 use crate::quant::{Bits, Granularity, ScaleType, Scheme};
 use crate::recipe::{ModulePattern, Recipe, Rule};
 use crate::task::{Control, checkpoint as stop};
+use crate::validate::influence::{Influence, influence};
 use serde::Serialize;
 use solve::Choice;
 use std::collections::BTreeMap;
@@ -45,6 +49,8 @@ pub struct Sensitivity {
     pub bytes: u64,
     /// Squared error of its output on the samples, as a share of the squared output, rounded to nearest.
     pub error: f64,
+    /// About how far the model's predictions diverge by that, in nats a token.
+    pub divergence: f64,
 }
 
 /// Why a module got its scheme.
@@ -67,8 +73,8 @@ pub struct Allocation {
     pub budget_bytes: u64,
     /// Bytes that they take.
     pub bytes: u64,
-    /// The sum of the shares of output that they lose, rounded to nearest.
-    pub error: f64,
+    /// The sum of their divergences, in nats a token, rounded to nearest.
+    pub divergence: f64,
     /// Every module.
     pub modules: Vec<ModuleChoice>,
     /// The same as rules.
@@ -87,16 +93,17 @@ fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
 }
 
-/// Chooses a scheme for each module of the blocks in `plans`, which were made for `options` without a recipe.
+/// Chooses a scheme for each module of the blocks in `plans`, which were made for `options` without a recipe. `calibration`
+/// is asked for twice.
 ///
 /// # Errors
 /// `invalid_argument` for a recipe, for a target that nothing reaches, and for a layout that holds one scheme alone;
 /// whatever running the model meets.
-pub async fn choose<B: Backend>(
+pub async fn choose<'c, B: Backend>(
     checkpoint: &Checkpoint,
     plans: &[ModulePlan],
     options: &QuantizeOptions,
-    calibration: Calibration<'_, B>,
+    calibration: impl Fn() -> Result<Calibration<'c, B>>,
     target: Budget,
     control: &dyn Control,
 ) -> Result<Allocation> {
@@ -131,10 +138,11 @@ pub async fn choose<B: Backend>(
         }
     };
     let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
-    let measured = measure(checkpoint, &in_blocks, options, calibration, in_file, control).await?;
+    let mut measured = measure(checkpoint, &in_blocks, options, calibration()?, in_file, control).await?;
+    weigh(checkpoint, &mut measured, calibration()?, control).await?;
     let choices: Vec<Vec<Choice>> = measured
         .iter()
-        .map(|(_, found)| found.iter().map(|(_, s)| Choice { bytes: s.bytes, error: s.error }).collect())
+        .map(|(_, found)| found.iter().map(|(_, s)| Choice { bytes: s.bytes, error: s.divergence }).collect())
         .collect();
     let chosen = solve::solve(&choices, budget).map_err(|least| {
         Error::invalid_argument(match target {
@@ -149,8 +157,8 @@ pub async fn choose<B: Backend>(
         })
     })?;
     let picked = choices.iter().zip(&chosen).map(|(choices, &choice)| choices[choice]);
-    let (bytes, error) =
-        picked.fold((0, 0.0), |(bytes, error), choice| (bytes + choice.bytes, error + choice.error));
+    let (bytes, divergence) =
+        picked.fold((0, 0.0), |(bytes, sum), choice| (bytes + choice.bytes, sum + choice.error));
     let mut rules: BTreeMap<String, (Scheme, Vec<ModulePattern>)> = BTreeMap::new();
     let mut modules = Vec::new();
     for ((module, found), &choice) in measured.into_iter().zip(&chosen) {
@@ -162,7 +170,7 @@ pub async fn choose<B: Backend>(
     }
     let recipe =
         Recipe { rules: rules.into_values().map(|(scheme, modules)| rule(scheme, modules)).collect() };
-    Ok(Allocation { target, budget_bytes: budget, bytes, error, modules, recipe })
+    Ok(Allocation { target, budget_bytes: budget, bytes, divergence, modules, recipe })
 }
 
 fn rule(scheme: Scheme, modules: Vec<ModulePattern>) -> Rule {
@@ -178,6 +186,10 @@ fn rule(scheme: Scheme, modules: Vec<ModulePattern>) -> Rule {
         ..Rule::default()
     }
 }
+
+/// Bits with which the divergence of each module is measured: few, so that it stands out of what rounding of `f32` does, and
+/// not so few that it ruins the model.
+const PROBE: u32 = 3;
 
 type Measured = (String, Vec<(Scheme, Sensitivity)>);
 
@@ -225,7 +237,10 @@ async fn measure<B: Backend>(
                         quantize(shared, &layer, &ones, None, Measure::ErrorAndSignal(&moments)).await?;
                     let error = if outcome.signal > 0.0 { outcome.error / outcome.signal } else { 0.0 };
                     let bytes = bytes_of(plan, scheme, scale_type, in_file)?;
-                    found.push((scheme, Sensitivity { scheme: scheme.to_string(), bytes, error }));
+                    found.push((
+                        scheme,
+                        Sensitivity { scheme: scheme.to_string(), bytes, error, divergence: 0.0 },
+                    ));
                     stop(control).await?;
                 }
                 if !found.is_empty() {
@@ -236,6 +251,46 @@ async fn measure<B: Backend>(
         walk.leave_block(control).await?;
     }
     Ok(measured)
+}
+
+/// Follows the error of each module, with [`PROBE`] in it alone, to the end of the model, and fills in what comes of the
+/// others'.
+async fn weigh<B: Backend>(
+    checkpoint: &Checkpoint,
+    measured: &mut [Measured],
+    calibration: Calibration<'_, B>,
+    control: &dyn Control,
+) -> Result<()> {
+    let Calibration { samples, backend, scratch } = calibration;
+    let shared = Shared { checkpoint, scale_type: ScaleType::F16, control };
+    // The scheme that is nearest to the probe's bits, and what the module loses in it.
+    let probes: BTreeMap<String, (Scheme, f64)> = measured
+        .iter()
+        .map(|(module, found)| {
+            let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
+            let (scheme, sensitivity) = nearest.expect("a module has a candidate");
+            (module.clone(), (*scheme, sensitivity.error))
+        })
+        .collect();
+    let change = async |layer: usize, linear: Linear| {
+        let module = linear.module(layer);
+        let Some(&(scheme, _)) = probes.get(&module) else { return Ok(None) };
+        let (rows, cols) = linear.shape(checkpoint.config());
+        let target = Layer { linear, module: &module, shape: (rows, cols), scheme };
+        let outcome = quantize(shared, &target, &vec![1.0; cols], None, Measure::Nothing).await?;
+        Ok(Some(outcome.tensor))
+    };
+    let influences = influence(checkpoint, &samples.windows, change, backend, scratch, control).await?;
+    for Influence { layer, linear, divergence } in influences {
+        let module = linear.module(layer);
+        let Some((_, found)) = measured.iter_mut().find(|(name, _)| *name == module) else { continue };
+        let (_, error) = probes[&module];
+        let of_error = if error > 0.0 { divergence / error } else { 0.0 };
+        for (_, sensitivity) in found {
+            sensitivity.divergence = of_error * sensitivity.error;
+        }
+    }
+    Ok(())
 }
 
 /// What a module takes: in the file where there is a layout, otherwise as it is packed.

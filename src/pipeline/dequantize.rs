@@ -17,14 +17,32 @@ use crate::format::source::SourceDir;
 use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
-use crate::quant::{PackedTensor, Scales, dequantize};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, dequantize};
 use crate::task::{self, Control, Progress};
 use std::collections::BTreeMap;
 
 /// Elements that are dequantized at a time.
 const CHUNK_ELEMENTS: usize = 1 << 20;
 
-/// Writes `checkpoint` as an ordinary one with weights in `dtype`, `F16` or `F32`.
+/// The type that dequantized weights take where nobody names one: `F16`, but `F32` where a token's activations are rounded to
+/// [`ActivationGrid::FullRange`]. A token's largest value lies half a step from two codes there, so the smallest change of a
+/// weight moves it by a whole step: with F16 weights the models' predictions part more often than the agreement allows
+/// (97.4% agreed where F32 gave 99.6%).
+///
+/// # Errors
+/// A module that cannot be opened.
+pub fn default_dtype(checkpoint: &Checkpoint) -> Result<DType> {
+    if checkpoint.layout().activation_grid() == ActivationGrid::FullRange {
+        for module in packed_modules(checkpoint)? {
+            if checkpoint.module(&module)?.activations() == Activations::Int8 {
+                return Ok(DType::F32);
+            }
+        }
+    }
+    Ok(DType::F16)
+}
+
+/// Writes `checkpoint` as an ordinary one with weights in `dtype`, `F16` or `F32`; see [`default_dtype`].
 ///
 /// # Errors
 /// `invalid_argument` for a checkpoint that is not quantized; whatever reading and writing meet, with the module named.

@@ -14,7 +14,7 @@ use crate::format::check_plain_name;
 use crate::format::gguf::TensorType;
 use crate::model::Checkpoint;
 use crate::pipeline::convert::{convert, plan_conversion};
-use crate::pipeline::dequantize::dequantize_checkpoint;
+use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::pipeline::gguf::{self, GgufOptions};
 use crate::task::Control;
 use serde::Serialize;
@@ -38,21 +38,22 @@ struct Loss {
     loss: String,
 }
 
-/// Writes floating-point weights of a type, `f16` or `f32`; gives the record of it.
+/// Writes floating-point weights of a type, `f16` or `f32`, or that of [`default_dtype`]; gives the record of it.
 #[wasm_bindgen]
 pub async fn dequantize(
     checkpoint: &CheckpointHandle,
-    dtype: String,
+    dtype: Option<String>,
     target: JsTarget,
     existing: JsFolder,
     control: JsControl,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
     let run = async {
-        let dtype = match dtype.as_str() {
-            "f16" => DType::F16,
-            "f32" => DType::F32,
-            other => {
+        let dtype = match dtype.as_deref() {
+            None => default_dtype(&checkpoint)?,
+            Some("f16") => DType::F16,
+            Some("f32") => DType::F32,
+            Some(other) => {
                 let message = format!("expected `dtype` to be f16 or f32 but found `{other}`");
                 return Err(Error::invalid_argument(message));
             }

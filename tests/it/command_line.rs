@@ -289,6 +289,29 @@ fn a_dequantized_folder_is_an_ordinary_checkpoint() {
 }
 
 #[test]
+fn a_dequantized_folder_keeps_the_predictions_by_default() {
+    let scratch = tempfile::tempdir().unwrap();
+    // 2,746 tokens: of few hundred, one or two that are rounded the other way would be more than the limit.
+    let text = arg(scratch.path().join("text.txt"));
+    let held_out = std::fs::read_to_string(tale().join("heldout.txt")).unwrap();
+    std::fs::write(&text, &held_out[..12_000]).unwrap();
+    let cases: [(&str, &[&str], &str); 4] = [
+        ("int4", &["--bits", "4", "--group-size", "32"], "F16"),
+        ("w8a8", &["--bits", "8", "--activations", "int8"], "F32"),
+        ("w4a8", &["--bits", "4", "--group-size", "32", "--activations", "int8"], "F32"),
+        ("ternary", &["--method", "ternary"], "F16"),
+    ];
+    for (name, options, dtype) in cases {
+        let (output, back) = (scratch.path().join(name), arg(scratch.path().join(format!("{name}-back"))));
+        quantize(&output, options);
+        let args = ["dequantize", &arg(&output), "-o", &back, "--text", &text, "--context", "128", "--json"];
+        let json = lowbit(args).done().json();
+        assert_eq!(json["dtype"], dtype, "{name}: {json:#}");
+        assert!(json["agreement"]["quantized_dequantized"].as_f64().unwrap() >= 0.995, "{name}: {json:#}");
+    }
+}
+
+#[test]
 fn an_earlier_output_is_replaced_without_a_trace() {
     let (scratch, output, text) = quantized();
     let fresh = scratch.path().join("fresh");

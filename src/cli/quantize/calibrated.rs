@@ -2,7 +2,10 @@
 //! scheme for each module first. Floor 9.
 
 use super::Args;
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::calibrate::Samples;
+use crate::cli::device::{Device, note_cpu};
 use crate::cli::terminal::Terminal;
 use crate::cli::{open, recipe};
 use crate::error::{Error, Result};
@@ -21,44 +24,79 @@ use std::path::Path;
 pub(super) async fn run(
     args: &Args,
     checkpoint: &Checkpoint,
-    mut options: QuantizeOptions,
+    options: QuantizeOptions,
     folder: &Path,
     terminal: &Terminal,
 ) -> Result<(QuantizeOutcome, CalibrationMemory)> {
     let samples = args.calibration.samples(checkpoint, args.tokenizer.as_deref(), terminal).await?;
-    let (sinks, existing) = open::output(folder, &args.checkpoint)?;
+    open::output(folder, &args.checkpoint)?;
     let scratch = scratch(args).await?;
     let scratch = scratch.as_ref();
     if let Some(blocks) = blocks_done(scratch).await?.filter(|_| options.resume) {
         let all = checkpoint.config().num_hidden_layers;
         terminal.note(format_args!("going on: {blocks} of {all} blocks are done"));
     }
-    let calibration = || Calibration { samples: &samples, backend: CpuBackend::new(), scratch };
-    if let Some(target) = args.target()? {
-        let plans = plan_modules(checkpoint, &options)?;
-        plan_memory(checkpoint, &plans, &options, &samples)?.check_within(options.memory)?;
-        let allocation = choose(checkpoint, &plans, &options, calibration(), target, terminal).await?;
-        terminal.note(describe(&allocation));
-        options.recipe = Some(allocation.recipe.clone());
-        options.allocation = Some(allocation);
-    }
-    let plans = plan_modules(checkpoint, &options)?;
-    for note in recipe::notes(&plans) {
-        terminal.note(note);
-    }
-    let needed = plan_memory(checkpoint, &plans, &options, &samples)?;
-    terminal.note(format_args!(
-        "needs about {} of memory and {} of scratch space",
-        DecimalBytes(needed.peak_bytes),
-        DecimalBytes(needed.scratch_bytes)
-    ));
-    let outcome =
-        quantize_calibrated(checkpoint, &options, calibration(), &sinks, Some(&existing), terminal).await?;
+    let job = Job { args, checkpoint, samples: &samples, scratch, folder, terminal };
+    let done = match args.device.pick(terminal).await?.device {
+        Device::Cpu(_) => job.run(options, || Ok(CpuBackend::new())).await?,
+        #[cfg(feature = "gpu")]
+        Device::Gpu(gpu) => match job.run(options.clone(), || gpu.another()).await {
+            Err(error) if args.device.may_fall_back(&error) => {
+                note_cpu(terminal, &error);
+                job.run(options, || Ok(CpuBackend::new())).await?
+            }
+            done => done?,
+        },
+    };
     if let Some(path) = &args.resume {
         // Whatever else somebody put there stays, and so does the folder then.
         let _ = std::fs::remove_dir(path);
     }
-    Ok((outcome, needed))
+    Ok(done)
+}
+
+/// A calibrated run, whatever device it is on.
+struct Job<'a> {
+    args: &'a Args,
+    checkpoint: &'a Checkpoint,
+    samples: &'a Samples,
+    scratch: &'a dyn Scratch,
+    folder: &'a Path,
+    terminal: &'a Terminal,
+}
+
+impl Job<'_> {
+    async fn run<B: Backend>(
+        &self,
+        mut options: QuantizeOptions,
+        new: impl Fn() -> Result<B>,
+    ) -> Result<(QuantizeOutcome, CalibrationMemory)> {
+        let &Self { args, checkpoint, samples, scratch, folder, terminal } = self;
+        let calibration = || Ok::<_, Error>(Calibration { samples, backend: new()?, scratch });
+        if let Some(target) = args.target()? {
+            let plans = plan_modules(checkpoint, &options)?;
+            plan_memory(checkpoint, &plans, &options, samples)?.check_within(options.memory)?;
+            let allocation = choose(checkpoint, &plans, &options, calibration, target, terminal).await?;
+            terminal.note(describe(&allocation));
+            options.recipe = Some(allocation.recipe.clone());
+            options.allocation = Some(allocation);
+        }
+        let plans = plan_modules(checkpoint, &options)?;
+        for note in recipe::notes(&plans) {
+            terminal.note(note);
+        }
+        let needed = plan_memory(checkpoint, &plans, &options, samples)?;
+        terminal.note(format_args!(
+            "needs about {} of memory and {} of scratch space",
+            DecimalBytes(needed.peak_bytes),
+            DecimalBytes(needed.scratch_bytes)
+        ));
+        let (sinks, existing) = open::output(folder, &args.checkpoint)?;
+        let outcome =
+            quantize_calibrated(checkpoint, &options, calibration()?, &sinks, Some(&existing), terminal)
+                .await?;
+        Ok((outcome, needed))
+    }
 }
 
 /// Where hidden states and finished matrices wait.
@@ -98,9 +136,7 @@ impl Args {
 
 fn describe(allocation: &Allocation) -> String {
     format!(
-        "{} of {} bytes for the modules, which lose {:.3}% of their output in the mean, rounded to nearest",
-        allocation.bytes,
-        allocation.budget_bytes,
-        100.0 * allocation.error / allocation.modules.len().max(1) as f64
+        "{} of {} bytes for the modules; rounded to nearest the predictions diverge by about {:.4} nats a token",
+        allocation.bytes, allocation.budget_bytes, allocation.divergence
     )
 }
