@@ -21,6 +21,8 @@ pub mod control;
 pub mod convert;
 #[cfg(feature = "engine")]
 pub mod judge;
+#[cfg(feature = "kernel-tests")]
+pub mod kernel_tests;
 #[cfg(feature = "engine")]
 pub mod model;
 #[cfg(feature = "engine")]

@@ -26,8 +26,8 @@ mod recording;
 mod select;
 mod self_check;
 mod signal;
-#[cfg(all(test, not(target_arch = "wasm32")))]
-mod tests;
+#[cfg(any(test, feature = "kernel-tests"))]
+pub(crate) mod tests;
 mod trust;
 mod units;
 mod variants;

@@ -12,6 +12,9 @@ const PACKAGE: &str = "LOWBIT_PACKAGE";
 /// And its tarball.
 const TARBALL: &str = "LOWBIT_TARBALL";
 
+/// And the modules alone.
+const MODULES: &str = "LOWBIT_MODULES";
+
 /// Where they find Deno's command.
 const DENO: &str = "LOWBIT_DENO";
 const DENO_PACKAGE: &str = "deno@2.9.6";
@@ -50,6 +53,7 @@ pub fn run(folder: &str) -> Result<Tally, String> {
     node.args(test_files(&place)?);
     node.env(PACKAGE, target_dir().join("package/lowbit"));
     node.env(TARBALL, package::tarball());
+    node.env(MODULES, package::modules());
     node.env(DENO, deno);
     node.current_dir(&place);
     let status = status(&mut node)?;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// How the package is built.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Options {
-    /// Build quickly, for tests: larger modules, and no look at the sizes
+    /// Build quickly, for tests: larger modules with the kernels' own tests in them, and no look at the sizes
     #[arg(long)]
     pub fast: bool,
 }
@@ -23,6 +23,11 @@ pub struct Options {
 /// The folder of the package's own files.
 pub fn templates() -> PathBuf {
     root().join("pkg-templates")
+}
+
+/// The folder of the WebAssembly modules that were built, with the JavaScript that binds them.
+pub fn modules() -> PathBuf {
+    target_dir().join("package/modules")
 }
 
 /// Entry points of the package: a page or a program, its worker, and the engine in the caller's own thread.
@@ -48,7 +53,7 @@ pub fn run(options: Options) -> Outcome {
 /// # Errors
 /// The first step that failed.
 pub fn build(options: Options) -> Result<PathBuf, String> {
-    let modules = target_dir().join("package/modules");
+    let modules = modules();
     let folder = target_dir().join("package/lowbit");
     for module in wasm::MODULES {
         step(&format!("module {}", module.name), || wasm::build(&module, options.fast, &modules))?;

@@ -12,14 +12,15 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Lints without the command line, as the npm package's modules are built.
-const WASM_FEATURES: [&[&str]; 3] = [
+const WASM_FEATURES: [&[&str]; 4] = [
     &["--no-default-features"],
     &["--no-default-features", "--features", "engine"],
+    &["--no-default-features", "--features", "kernel-tests"],
     &["--no-default-features", "--features", "tokenizer-module"],
 ];
 
 /// Tests of the npm package, by Node's own runner.
-const NODE_TESTS: [&str; 3] = ["tests/js", "tests/packaging", "tests/browser"];
+const NODE_TESTS: [&str; 4] = ["tests/kernels", "tests/js", "tests/packaging", "tests/browser"];
 
 /// Runs all steps.
 ///

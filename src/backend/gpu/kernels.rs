@@ -108,7 +108,7 @@ kernel!(ABS_MAX, "abs_max", ["grid"], [R, W], 16);
 kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
 
 /// All that models run.
-#[cfg(test)]
+#[cfg(any(test, feature = "kernel-tests"))]
 pub(super) static ALL: &[&Kernel] = &[
     &EMBED,
     &FLOAT_MATVEC,

@@ -11,15 +11,27 @@ pub struct Module {
     /// Its files are `NAME.js`, `NAME.d.ts` and `NAME_bg.wasm`.
     pub name: &'static str,
     features: &'static str,
+    /// The same with the kernels' own tests in it.
+    features_for_tests: &'static str,
     /// What the processor has to have beside simd128.
     target_features: Option<&'static str>,
 }
 
 /// The modules of the package.
 pub const MODULES: [Module; 3] = [
-    Module { name: "engine", features: "engine", target_features: None },
-    Module { name: "engine_relaxed", features: "engine", target_features: Some("+relaxed-simd") },
-    Module { name: "tokenizer", features: "tokenizer-module", target_features: None },
+    Module { name: "engine", features: "engine", features_for_tests: "kernel-tests", target_features: None },
+    Module {
+        name: "engine_relaxed",
+        features: "engine",
+        features_for_tests: "kernel-tests",
+        target_features: Some("+relaxed-simd"),
+    },
+    Module {
+        name: "tokenizer",
+        features: "tokenizer-module",
+        features_for_tests: "tokenizer-module",
+        target_features: None,
+    },
 ];
 
 /// What the modules may use, one by one: an optimizer that is told of everything uses what browsers do not have.
@@ -34,7 +46,7 @@ const OPTIMIZER_FEATURES: [&str; 8] = [
     "--enable-simd",
 ];
 
-/// Builds one module into `folder`.
+/// Builds one module into `folder`; `fast` for tests: less optimized, with the kernels' own tests in it.
 ///
 /// # Errors
 /// The program that failed.
@@ -49,7 +61,7 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
         profile,
         "--no-default-features",
         "--features",
-        module.features,
+        if fast { module.features_for_tests } else { module.features },
     ]);
     let mut target = target_dir();
     if let Some(features) = module.target_features {

@@ -4,7 +4,6 @@ use super::gpu;
 use super::operands::{Random, buffer, read, worst, zeros};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK};
-use crate::task::block_on;
 
 /// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
 /// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less exactly, as far as WGSL allows.
@@ -28,17 +27,16 @@ fn between(twin: &[f32]) -> Vec<(f64, f64)> {
     twin.iter().map(|&value| (f64::from(value), f64::from(value).abs().max(1.0))).collect()
 }
 
-#[test]
-fn add_rms_norm_agrees_and_updates_the_residual() {
-    fn run<B: Backend>(b: &mut B, x: &[f32], delta: Option<&[f32]>, w: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
+    async fn run<B: Backend>(b: &mut B, x: &[f32], delta: Option<&[f32]>, w: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let norm = Norm { weight: buffer(b, w), width: w.len(), epsilon: 1e-5 };
         let mut residual = buffer(b, x);
         let delta = delta.map(|delta| buffer(b, delta));
         let mut out = zeros(b, x.len());
         b.add_rms_norm(&mut residual, delta.as_ref(), x.len() / w.len(), &norm, &mut out).unwrap();
-        (read(b, &residual, x.len()), read(b, &out, x.len()))
+        (read(b, &residual, x.len()).await, read(b, &out, x.len()).await)
     }
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(1), 0.0f64);
     // More rows than one dimension has workgroups in the last.
     for (count, width) in [(1, 1), (1, 7), (3, 16), (2, 172), (5, 331), (300, 768), (70_000, 3)] {
@@ -46,7 +44,7 @@ fn add_rms_norm_agrees_and_updates_the_residual() {
             let (x, delta, w) =
                 (random.floats(count * width), random.floats(count * width), random.floats(width));
             let delta = with_delta.then_some(&delta[..]);
-            let (residual, out) = run(&mut gpu, &x, delta, &w);
+            let (residual, out) = run(&mut gpu, &x, delta, &w).await;
             let sums: Vec<f32> = match delta {
                 Some(delta) => x.iter().zip(delta).map(|(x, d)| x + d).collect(),
                 None => x.clone(),
@@ -57,7 +55,7 @@ fn add_rms_norm_agrees_and_updates_the_residual() {
             let error = worst(&out, &one(expected));
             most = most.max(error);
             assert!(error < NORM_TOLERANCE, "{count} x {width}: {error:.2e}");
-            assert!(worst(&out, &between(&run(&mut cpu, &x, delta, &w).1)) < NORM_TOLERANCE);
+            assert!(worst(&out, &between(&run(&mut cpu, &x, delta, &w).await.1)) < NORM_TOLERANCE);
         }
     }
     println!("add_rms_norm: largest error {most:.2e}");
@@ -79,10 +77,9 @@ fn attention_cases() -> Vec<(AttentionShape, usize, usize)> {
     ]
 }
 
-#[test]
-fn rope_and_append_kv_agrees() {
+pub(super) async fn rope_and_append_kv_agrees() {
     type Out = (Vec<f32>, Vec<f32>, Vec<f32>);
-    fn run<B: Backend>(
+    async fn run<B: Backend>(
         b: &mut B,
         (shape, past, count): (AttentionShape, usize, usize),
         qkv: &[f32],
@@ -97,10 +94,10 @@ fn rope_and_append_kv_agrees() {
         b.rope_and_append_kv(&mut buffer_qkv, count, past, &shape, &rope, norms.as_ref(), &mut cache)
             .unwrap();
         let (keys, values) =
-            (read(b, &cache.keys, shape.cache_len()), read(b, &cache.values, shape.cache_len()));
-        (read(b, &buffer_qkv, qkv.len()), keys, values)
+            (read(b, &cache.keys, shape.cache_len()).await, read(b, &cache.values, shape.cache_len()).await);
+        (read(b, &buffer_qkv, qkv.len()).await, keys, values)
     }
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(2), 0.0f64);
     for case in attention_cases() {
         let (shape, past, count) = case;
@@ -114,7 +111,7 @@ fn rope_and_append_kv_agrees() {
                 .collect();
             let (q, k) = (random.floats(head_dim), random.floats(head_dim));
             let norms = with_norms.then_some((&q[..], &k[..]));
-            let (found, keys, values) = run(&mut gpu, case, &qkv, &rope, norms);
+            let (found, keys, values) = run(&mut gpu, case, &qkv, &rope, norms).await;
             let mut expected = Vec::new();
             for (index, head) in qkv.chunks_exact(head_dim).enumerate() {
                 let (t, h) = (index / (heads + 2 * kv_heads), index % (heads + 2 * kv_heads));
@@ -149,7 +146,7 @@ fn rope_and_append_kv_agrees() {
                     assert_eq!(cached, source.unwrap_or(0.0), "{name} {case:?} at {position}");
                 }
             }
-            let twin = run(&mut cpu, case, &qkv, &rope, norms);
+            let twin = run(&mut cpu, case, &qkv, &rope, norms).await;
             for (found, twin) in [(found, twin.0), (keys, twin.1), (values, twin.2)] {
                 assert!(worst(&found, &between(&twin)) < ROPE_TOLERANCE, "{case:?}: the CPU differs");
             }
@@ -158,9 +155,8 @@ fn rope_and_append_kv_agrees() {
     println!("rope_and_append_kv: largest error {most:.2e}");
 }
 
-#[test]
-fn attention_agrees_in_decode_and_prefill() {
-    fn run<B: Backend>(
+pub(super) async fn attention_agrees_in_decode_and_prefill() {
+    async fn run<B: Backend>(
         b: &mut B,
         (shape, past, count): (AttentionShape, usize, usize),
         qkv: &[f32],
@@ -172,9 +168,9 @@ fn attention_agrees_in_decode_and_prefill() {
         let len = count * shape.heads * shape.head_dim;
         let mut out = zeros(b, len);
         b.attention(&qkv, count, past, &shape, &cache, &mut out).unwrap();
-        read(b, &out, len)
+        read(b, &out, len).await
     }
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(3), 0.0f64);
     for case in attention_cases() {
         let (shape, past, count) = case;
@@ -210,27 +206,31 @@ fn attention_agrees_in_decode_and_prefill() {
                     expected.extend(out);
                 }
             }
-            let found = run(&mut gpu, case, &qkv, &keys, &values);
+            let found = run(&mut gpu, case, &qkv, &keys, &values).await;
             let error = worst(&found, &one(expected));
             most = most.max(error);
             assert!(error < ATTENTION_TOLERANCE, "{case:?}: {error:.2e}");
-            let twin = run(&mut cpu, case, &qkv, &keys, &values);
+            let twin = run(&mut cpu, case, &qkv, &keys, &values).await;
             assert!(worst(&found, &between(&twin)) < ATTENTION_TOLERANCE, "{case:?}: the CPU differs");
         }
     }
     println!("attention: largest error {most:.2e}");
 }
 
-#[test]
-fn gate_agrees_over_the_whole_range() {
-    fn run<B: Backend>(b: &mut B, gate_up: &[f32], width: usize, activation: GateActivation) -> Vec<f32> {
+pub(super) async fn gate_agrees_over_the_whole_range() {
+    async fn run<B: Backend>(
+        b: &mut B,
+        gate_up: &[f32],
+        width: usize,
+        activation: GateActivation,
+    ) -> Vec<f32> {
         let count = gate_up.len() / (2 * width);
         let input = buffer(b, gate_up);
         let mut out = zeros(b, count * width);
         b.gate(&input, count, width, activation, &mut out).unwrap();
-        read(b, &out, count * width)
+        read(b, &out, count * width).await
     }
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(4), 0.0f64);
     for (count, width) in [(1, 1), (2, 7), (3, 172), (200, 333), (4_200_000, 1)] {
         let mut gate_up = random.floats(count * 2 * width);
@@ -238,7 +238,7 @@ fn gate_agrees_over_the_whole_range() {
             *value *= [1.0, 10.0, 120.0][i % 3];
         }
         for activation in [GateActivation::Silu, GateActivation::SquaredRelu] {
-            let found = run(&mut gpu, &gate_up, width, activation);
+            let found = run(&mut gpu, &gate_up, width, activation).await;
             let expected: Vec<(f64, f64)> = (0..count * width)
                 .map(|i| {
                     let at = i / width * 2 * width + i % width;
@@ -253,7 +253,7 @@ fn gate_agrees_over_the_whole_range() {
             let error = worst(&found, &expected);
             most = most.max(error);
             assert!(error < GATE_TOLERANCE, "{count} x {width} {activation:?}: {error:.2e}");
-            let twin = run(&mut cpu, &gate_up, width, activation);
+            let twin = run(&mut cpu, &gate_up, width, activation).await;
             assert!(worst(&found, &between(&twin)) < GATE_TOLERANCE, "{activation:?}: the CPU differs");
         }
     }
@@ -263,15 +263,14 @@ fn gate_agrees_over_the_whole_range() {
 /// How many of a row are at least the k-th largest, and which, with their bits.
 type Largest = (u32, Vec<(u32, u32)>);
 
-#[test]
-fn argmax_and_top_k_are_those_of_the_cpu() {
-    fn run<B: Backend>(b: &mut B, x: &[f32], width: usize, k: usize) -> (Vec<u32>, Vec<Largest>) {
+pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
+    async fn run<B: Backend>(b: &mut B, x: &[f32], width: usize, k: usize) -> (Vec<u32>, Vec<Largest>) {
         let (count, capacity) = (x.len() / width, k + 3);
         let x = buffer(b, x);
         let mut largest = b.buffer(Element::U32, count).unwrap();
         b.argmax(&x, count, width, &mut largest).unwrap();
         let mut indices = vec![0; count];
-        block_on(b.read_u32(&largest, 0, &mut indices)).unwrap();
+        b.read_u32(&largest, 0, &mut indices).await.unwrap();
         let mut out = TopK {
             ids: b.buffer(Element::U32, count * capacity).unwrap(),
             values: b.buffer(Element::F32, count * capacity).unwrap(),
@@ -280,9 +279,9 @@ fn argmax_and_top_k_are_those_of_the_cpu() {
         };
         b.top_k(&x, count, width, k, &mut out).unwrap();
         let (mut ids, mut found) = (vec![0; count * capacity], vec![0; count]);
-        block_on(b.read_u32(&out.ids, 0, &mut ids)).unwrap();
-        block_on(b.read_u32(&out.found, 0, &mut found)).unwrap();
-        let values = read(b, &out.values, count * capacity);
+        b.read_u32(&out.ids, 0, &mut ids).await.unwrap();
+        b.read_u32(&out.found, 0, &mut found).await.unwrap();
+        let values = read(b, &out.values, count * capacity).await;
         let rows = found.iter().enumerate().map(|(row, &found)| {
             // Where there is no room for all, nobody looks at what came.
             let len = if found as usize <= capacity { found as usize } else { 0 };
@@ -294,7 +293,7 @@ fn argmax_and_top_k_are_those_of_the_cpu() {
         });
         (indices, rows.collect())
     }
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random) = (CpuBackend::new(), Random::new(5));
     for (count, width) in [(1, 1), (3, 7), (2, 255), (2, 257), (5, 2048), (1, 151_936), (70_000, 2)] {
         for k in [1, 2, 40, 1024].map(|k| k.min(width)) {
@@ -315,21 +314,24 @@ fn argmax_and_top_k_are_those_of_the_cpu() {
                     }
                 }
             }
-            assert_eq!(run(&mut gpu, &x, width, k), run(&mut cpu, &x, width, k), "{count} x {width}, {k}");
+            assert_eq!(
+                run(&mut gpu, &x, width, k).await,
+                run(&mut cpu, &x, width, k).await,
+                "{count} x {width}, {k}"
+            );
         }
     }
 }
 
-#[test]
-fn gram_and_abs_max_agree() {
+pub(super) async fn gram_and_abs_max_agree() {
     /// As a share of the sum of magnitudes. Measured 2e-7.
     const TOLERANCE: f64 = 1e-6;
-    let Some(mut gpu) = gpu() else { return };
+    let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random) = (CpuBackend::new(), Random::new(6));
     for (count, cols, columns) in [(1, 1, 0..1), (7, 33, 5..33), (40, 129, 64..129), (100, 64, 0..64)] {
         // Two runs of tokens add up.
         let runs = [random.floats(count * cols), random.floats(count * cols)];
-        fn run<B: Backend>(
+        async fn run<B: Backend>(
             b: &mut B,
             runs: &[Vec<f32>],
             cols: usize,
@@ -343,9 +345,9 @@ fn gram_and_abs_max_agree() {
                 b.gram(&x, count, cols, columns.clone(), &mut gram).unwrap();
                 b.abs_max(&x, count, cols, &mut most).unwrap();
             }
-            (read(b, &gram, len), read(b, &most, cols))
+            (read(b, &gram, len).await, read(b, &most, cols).await)
         }
-        let (gram, most) = run(&mut gpu, &runs, cols, columns.clone());
+        let (gram, most) = run(&mut gpu, &runs, cols, columns.clone()).await;
         let tokens = || runs.iter().flat_map(|run| run.chunks_exact(cols));
         let expected: Vec<(f64, f64)> = columns
             .clone()
@@ -356,7 +358,7 @@ fn gram_and_abs_max_agree() {
             })
             .collect();
         assert!(worst(&gram, &expected) < TOLERANCE, "{count} x {cols}");
-        let (twin, twin_most) = run(&mut cpu, &runs, cols, columns.clone());
+        let (twin, twin_most) = run(&mut cpu, &runs, cols, columns.clone()).await;
         // Below the diagonal the CPU has nothing.
         for (index, (&found, &twin)) in gram.iter().zip(&twin).enumerate() {
             if index % cols >= columns.start + index / cols {
@@ -369,13 +371,12 @@ fn gram_and_abs_max_agree() {
     let x = buffer(&mut gpu, &[1.0, f32::NAN, f32::NEG_INFINITY, -4.0]);
     let mut most = zeros(&mut gpu, 4);
     gpu.abs_max(&x, 1, 4, &mut most).unwrap();
-    let most = read(&mut gpu, &most, 4);
+    let most = read(&mut gpu, &most, 4).await;
     assert!(most[0] == 1.0 && most[1].is_nan() && most[2] == f32::INFINITY && most[3] == 4.0, "{most:?}");
 }
 
-#[test]
-fn what_does_not_fit_is_an_error() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn what_does_not_fit_is_an_error() {
+    let Some(mut gpu) = gpu().await else { return };
     let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, capacity: 3 };
     let mut qkv = zeros(&mut gpu, 4 * shape.qkv_width());
     let rope = zeros(&mut gpu, 8);

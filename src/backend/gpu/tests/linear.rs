@@ -41,11 +41,11 @@ fn reference(parts: &[Matrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
     expected
 }
 
-fn run<B: Backend>(backend: &mut B, parts: &[Matrix], x: &[f32], activations: Activations) -> Vec<f32> {
-    run_on_grid(backend, parts, x, activations, GRID)
+async fn run<B: Backend>(backend: &mut B, parts: &[Matrix], x: &[f32], activations: Activations) -> Vec<f32> {
+    run_on_grid(backend, parts, x, activations, GRID).await
 }
 
-fn run_on_grid<B: Backend>(
+async fn run_on_grid<B: Backend>(
     backend: &mut B,
     parts: &[Matrix],
     x: &[f32],
@@ -54,17 +54,16 @@ fn run_on_grid<B: Backend>(
 ) -> Vec<f32> {
     let count = x.len() / parts[0].cols;
     let rows: usize = parts.iter().map(|part| part.rows).sum();
-    let weight = load(backend, parts, activations, grid);
+    let weight = load(backend, parts, activations, grid).await;
     let x = buffer(backend, x);
     let mut y = zeros(backend, count * rows);
     backend.linear(&x, count, &weight, &mut y).unwrap();
-    read(backend, &y, count * rows)
+    read(backend, &y, count * rows).await
 }
 
-#[test]
-fn every_format_agrees_with_the_reference_and_the_cpu() {
+pub(super) async fn every_format_agrees_with_the_reference_and_the_cpu() {
     let base = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
-    let (Some(mut gpu), Some(mut base)) = (gpu(), gpu_with(&base)) else { return };
+    let (Some(mut gpu), Some(mut base)) = (gpu().await, gpu_with(&base).await) else { return };
     let mut cpu = CpuBackend::new();
     let mut random = Random::new(1);
     let mut most = [0.0f64; 2];
@@ -78,16 +77,16 @@ fn every_format_agrees_with_the_reference_and_the_cpu() {
                 let x = random.floats(count * cols);
                 let int8 = activations == Activations::Int8;
                 let expected = reference(&parts, &x, int8);
-                let found = run(&mut gpu, &parts, &x, activations);
+                let found = run(&mut gpu, &parts, &x, activations).await;
                 if int8 {
-                    let plain = run(&mut base, &parts, &x, activations);
+                    let plain = run(&mut base, &parts, &x, activations).await;
                     assert_eq!(found, plain, "{format:?} {rows} x {cols}: integers have no rounding");
                 }
                 let error = worst(&found, &expected);
                 let limit = if int8 { INT8_TOLERANCE } else { F32_TOLERANCE };
                 let case = format!("{format:?} {rows} x {cols}, {count} tokens, {activations:?}");
                 assert!(error < limit, "{case}: {error:.2e}");
-                let twin = run(&mut cpu, &parts, &x, activations);
+                let twin = run(&mut cpu, &parts, &x, activations).await;
                 let between: Vec<(f64, f64)> =
                     twin.iter().zip(&expected).map(|(&twin, &(_, size))| (f64::from(twin), size)).collect();
                 assert!(worst(&found, &between) < limit, "{case}: the CPU differs");
@@ -98,9 +97,8 @@ fn every_format_agrees_with_the_reference_and_the_cpu() {
     println!("linear: largest errors {:.2e} with f32, {:.2e} with INT8", most[0], most[1]);
 }
 
-#[test]
-fn parts_of_one_or_several_formats_stand_side_by_side() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn parts_of_one_or_several_formats_stand_side_by_side() {
+    let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(2);
     let int4 = |group| {
         let granularity = Granularity::Group(group);
@@ -116,9 +114,9 @@ fn parts_of_one_or_several_formats_stand_side_by_side() {
             for activations in [Activations::F32, Activations::Int8] {
                 let expected = reference(&parts, &x, activations == Activations::Int8);
                 // The formats are checked when they are first loaded.
-                load(&mut gpu, &parts, activations, GRID);
+                load(&mut gpu, &parts, activations, GRID).await;
                 let before = gpu.dispatches().unwrap();
-                let found = run(&mut gpu, &parts, &x, activations);
+                let found = run(&mut gpu, &parts, &x, activations).await;
                 assert!(worst(&found, &expected) < F32_TOLERANCE, "{formats:?} {activations:?}");
                 if activations == Activations::F32 && formats.windows(2).all(|pair| pair[0] == pair[1]) {
                     assert_eq!(gpu.dispatches().unwrap() - before, 1, "parts alike are one dispatch");
@@ -128,9 +126,8 @@ fn parts_of_one_or_several_formats_stand_side_by_side() {
     }
 }
 
-#[test]
-fn the_other_grid_of_activations_is_that_of_the_cpu() {
-    let (Some(mut gpu), mut cpu) = (gpu(), CpuBackend::new()) else { return };
+pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
+    let (Some(mut gpu), mut cpu) = (gpu().await, CpuBackend::new()) else { return };
     let mut random = Random::new(7);
     let int8 = Scheme::Integer { bits: Bits::Eight, granularity: Granularity::Channel, symmetric: true };
     for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int8)] {
@@ -143,8 +140,8 @@ fn the_other_grid_of_activations_is_that_of_the_cpu() {
                 x[131..262].fill(0.0);
             }
             let grid = ActivationGrid::FullRange;
-            let found = run_on_grid(&mut gpu, &parts, &x, Activations::Int8, grid);
-            let twin = run_on_grid(&mut cpu, &parts, &x, Activations::Int8, grid);
+            let found = run_on_grid(&mut gpu, &parts, &x, Activations::Int8, grid).await;
+            let twin = run_on_grid(&mut cpu, &parts, &x, Activations::Int8, grid).await;
             let sizes = reference(&parts, &x, false);
             let expected: Vec<(f64, f64)> =
                 twin.iter().zip(&sizes).map(|(&twin, &(_, size))| (f64::from(twin), size)).collect();
@@ -153,13 +150,12 @@ fn the_other_grid_of_activations_is_that_of_the_cpu() {
     }
 }
 
-#[test]
-fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
+pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
     /// Deviation of a product, as a share of `sum |w x|`: sums of squares are added in another order, and an activation may
     /// be rounded the other way. Measured 1.4e-7 on lavapipe, where none was.
     const TOLERANCE: f64 = 0.01;
     let base = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
-    let (Some(mut gpu), Some(mut base)) = (gpu(), gpu_with(&base)) else { return };
+    let (Some(mut gpu), Some(mut base)) = (gpu().await, gpu_with(&base).await) else { return };
     let mut random = Random::new(8);
     let mut most = 0.0f64;
     for format in formats() {
@@ -169,19 +165,19 @@ fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
             let parts = [Matrix::random(&mut random, 9, cols, format)];
             let (x, delta) = (random.floats(count * cols), random.floats(count * cols));
             let w = random.floats(cols);
-            let run = |b: &mut crate::backend::gpu::GpuBackend| {
-                let weight = load(b, &parts, Activations::Int8, grid);
+            let run = async |b: &mut crate::backend::gpu::GpuBackend| {
+                let weight = load(b, &parts, Activations::Int8, grid).await;
                 let norm = crate::backend::Norm { weight: buffer(b, &w), width: cols, epsilon: 1e-5 };
                 let (mut residual, delta) = (buffer(b, &x), buffer(b, &delta));
                 let (mut normed, mut y) = (zeros(b, count * cols), zeros(b, count * 9));
                 let before = b.dispatches().unwrap();
                 b.add_rms_norm(&mut residual, Some(&delta), count, &norm, &mut normed).unwrap();
                 b.linear(&normed, count, &weight, &mut y).unwrap();
-                let y = read(b, &y, count * 9);
+                let y = read(b, &y, count * 9).await;
                 let dispatches = b.dispatches().unwrap() - before;
-                (read(b, &residual, count * cols), read(b, &normed, count * cols), y, dispatches)
+                (read(b, &residual, count * cols).await, read(b, &normed, count * cols).await, y, dispatches)
             };
-            let (fast, plain) = (run(&mut gpu), run(&mut base));
+            let (fast, plain) = (run(&mut gpu).await, run(&mut base).await);
             let case = format!("{format:?} {cols} columns, {count} tokens");
             assert_eq!(fast.0, plain.0, "{case}");
             let pairs: Vec<(f64, f64)> =
@@ -200,9 +196,8 @@ fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
     println!("a norm that rounds: largest deviation of a product {most:.2e}");
 }
 
-#[test]
-fn columns_in_another_order_are_refused() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn columns_in_another_order_are_refused() {
+    let Some(mut gpu) = gpu().await else { return };
     let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(2), symmetric: true };
     let scales = crate::quant::Scales::F32(vec![1.0; 2]);
     let tensor = crate::quant::PackedTensor::new(scheme, 1, 4, vec![0x4321], scales, None).unwrap();
@@ -221,10 +216,9 @@ fn columns_in_another_order_are_refused() {
     assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedFormat);
 }
 
-#[test]
-fn weights_over_one_binding_are_split() {
+pub(super) async fn weights_over_one_binding_are_split() {
     let options = GpuOptions { software: true, max_binding_bytes: Some(64 << 10), ..GpuOptions::default() };
-    let Some(mut gpu) = gpu_with(&options) else { return };
+    let Some(mut gpu) = gpu_with(&options).await else { return };
     let mut random = Random::new(3);
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(20), symmetric: false };
     for format in [WeightFormat::Dense(DType::F32), WeightFormat::Packed(int4)] {
@@ -233,13 +227,13 @@ fn weights_over_one_binding_are_split() {
         let mut parts = [matrix];
         let x = random.floats(3 * 100);
         let expected = reference(&parts, &x, false);
-        assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32), &expected) < F32_TOLERANCE);
+        assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32).await, &expected) < F32_TOLERANCE);
         parts[0].bias = None;
-        let weight = load(&mut gpu, &parts, Activations::F32, ActivationGrid::Absmax127);
+        let weight = load(&mut gpu, &parts, Activations::F32, ActivationGrid::Absmax127).await;
         let ids = ids(&mut gpu, &tokens);
         let mut out = zeros(&mut gpu, tokens.len() * 100);
         gpu.embed(&ids, tokens.len(), &weight, &mut out).unwrap();
-        for (i, found) in read(&mut gpu, &out, tokens.len() * 100).into_iter().enumerate() {
+        for (i, found) in read(&mut gpu, &out, tokens.len() * 100).await.into_iter().enumerate() {
             assert_eq!(found, parts[0].values[tokens[i / 100] as usize * 100 + i % 100] as f32);
         }
     }
@@ -257,40 +251,37 @@ fn weights_over_one_binding_are_split() {
     assert_eq!(error.code(), crate::error::ErrorCode::OutOfMemory);
 }
 
-#[test]
-fn more_rows_than_one_dimension_has_workgroups() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn more_rows_than_one_dimension_has_workgroups() {
+    let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(4);
     // With rows this short a workgroup has 64 of them: 65,536 workgroups and some.
     let rows = 65_536 * 64 + 129;
     let parts = [Matrix::random(&mut random, rows, 4, WeightFormat::Dense(DType::F16))];
     let x = random.floats(4);
     let expected = reference(&parts, &x, false);
-    assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32), &expected) < F32_TOLERANCE);
+    assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32).await, &expected) < F32_TOLERANCE);
 }
 
-#[test]
-fn embeddings_of_every_format_are_exact() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn embeddings_of_every_format_are_exact() {
+    let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(5);
     let (rows, cols, tokens) = (11, 172, [3, 0, 10, 3]);
     for format in formats() {
         let matrix = Matrix::random(&mut random, rows, cols, format).without_bias();
         let table =
-            load(&mut gpu, std::slice::from_ref(&matrix), Activations::F32, ActivationGrid::Absmax127);
+            load(&mut gpu, std::slice::from_ref(&matrix), Activations::F32, ActivationGrid::Absmax127).await;
         let ids = ids(&mut gpu, &tokens);
         let mut out = zeros(&mut gpu, tokens.len() * cols);
         gpu.embed(&ids, tokens.len(), &table, &mut out).unwrap();
-        for (i, found) in read(&mut gpu, &out, tokens.len() * cols).into_iter().enumerate() {
+        for (i, found) in read(&mut gpu, &out, tokens.len() * cols).await.into_iter().enumerate() {
             let expected = matrix.values[tokens[i / cols] as usize * cols + i % cols];
             assert_eq!(found, expected as f32, "{format:?} element {i}");
         }
     }
 }
 
-#[test]
-fn broken_numbers_stay_visible() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn broken_numbers_stay_visible() {
+    let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(6);
     for format in formats() {
         for activations in [Activations::F32, Activations::Int8] {
@@ -298,7 +289,7 @@ fn broken_numbers_stay_visible() {
                 let parts = [Matrix::random(&mut random, 6, 40, format)];
                 let mut x = random.floats(count * 40);
                 x[(count - 1) * 40 + 17] = broken;
-                let y = run(&mut gpu, &parts, &x, activations);
+                let y = run(&mut gpu, &parts, &x, activations).await;
                 // Infinity times a weight of zero is no number either, but another weight may keep the sum infinite.
                 let visible = y[(count - 1) * 6..].iter().any(|v| !v.is_finite());
                 assert!(visible, "{format:?} {activations:?} {broken} {count}: {y:?}");
@@ -306,10 +297,10 @@ fn broken_numbers_stay_visible() {
         }
     }
     let table = Matrix::random(&mut random, 4, 8, WeightFormat::Dense(DType::F32)).without_bias();
-    let table = load(&mut gpu, &[table], Activations::F32, ActivationGrid::Absmax127);
+    let table = load(&mut gpu, &[table], Activations::F32, ActivationGrid::Absmax127).await;
     let ids = ids(&mut gpu, &[3, 4]);
     let mut out = zeros(&mut gpu, 16);
     gpu.embed(&ids, 2, &table, &mut out).unwrap();
-    let out = read(&mut gpu, &out, 16);
+    let out = read(&mut gpu, &out, 16).await;
     assert!(out[..8].iter().all(|v| v.is_finite()) && out[8..].iter().all(|v| v.is_nan()), "{out:?}");
 }

@@ -3,7 +3,6 @@
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
-use crate::task::block_on;
 use half::f16;
 
 /// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
@@ -119,7 +118,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
 }
 
 /// Loads matrices as one weight, in two runs of rows each, the second first.
-pub(super) fn load<B: Backend>(
+pub(super) async fn load<B: Backend>(
     backend: &mut B,
     parts: &[Matrix],
     activations: Activations,
@@ -153,7 +152,7 @@ pub(super) fn load<B: Backend>(
             backend.put_bias(&mut builder, index, bias).unwrap();
         }
     }
-    block_on(backend.finish_weight(builder)).unwrap()
+    backend.finish_weight(builder).await.unwrap()
 }
 
 pub(super) fn buffer<B: Backend>(backend: &mut B, data: &[f32]) -> B::Buffer {
@@ -172,9 +171,9 @@ pub(super) fn zeros<B: Backend>(backend: &mut B, len: usize) -> B::Buffer {
     backend.buffer(Element::F32, len).unwrap()
 }
 
-pub(super) fn read<B: Backend>(backend: &mut B, buffer: &B::Buffer, len: usize) -> Vec<f32> {
+pub(super) async fn read<B: Backend>(backend: &mut B, buffer: &B::Buffer, len: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; len];
-    block_on(backend.read(buffer, 0, &mut out)).unwrap();
+    backend.read(buffer, 0, &mut out).await.unwrap();
     out
 }
 

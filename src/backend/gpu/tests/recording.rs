@@ -5,11 +5,9 @@ use super::operands::{buffer, ids, read, zeros};
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage, adapters};
 use crate::backend::{Backend, Element, GateActivation};
 use crate::error::ErrorCode;
-use crate::task::block_on;
 
-#[test]
-fn steps_are_submitted_together_and_each_keeps_its_parameters() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn steps_are_submitted_together_and_each_keeps_its_parameters() {
+    let Some(mut gpu) = gpu().await else { return };
     let input = buffer(&mut gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     let (mut a, mut b) = (zeros(&mut gpu, 4), zeros(&mut gpu, 4));
     let before = (gpu.submissions(), gpu.dispatches().unwrap());
@@ -17,38 +15,35 @@ fn steps_are_submitted_together_and_each_keeps_its_parameters() {
     gpu.gate(&input, 1, 4, GateActivation::SquaredRelu, &mut a).unwrap();
     gpu.gate(&input, 2, 2, GateActivation::SquaredRelu, &mut b).unwrap();
     assert_eq!(gpu.submissions(), before.0, "nothing is submitted yet");
-    assert_eq!(read(&mut gpu, &a, 4), [5.0, 24.0, 63.0, 128.0]);
+    assert_eq!(read(&mut gpu, &a, 4).await, [5.0, 24.0, 63.0, 128.0]);
     assert_eq!((gpu.submissions(), gpu.dispatches().unwrap()), (before.0 + 1, before.1 + 2));
-    assert_eq!(read(&mut gpu, &b, 4), [3.0, 16.0, 175.0, 288.0]);
+    assert_eq!(read(&mut gpu, &b, 4).await, [3.0, 16.0, 175.0, 288.0]);
 }
 
-#[test]
-fn writing_waits_for_what_was_recorded_before() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn writing_waits_for_what_was_recorded_before() {
+    let Some(mut gpu) = gpu().await else { return };
     let mut input = buffer(&mut gpu, &[2.0, 10.0]);
     let (mut a, mut b) = (zeros(&mut gpu, 1), zeros(&mut gpu, 1));
     gpu.gate(&input, 1, 1, GateActivation::SquaredRelu, &mut a).unwrap();
     gpu.write_f32(&mut input, &[3.0]).unwrap();
     gpu.gate(&input, 1, 1, GateActivation::SquaredRelu, &mut b).unwrap();
-    assert_eq!((read(&mut gpu, &a, 1), read(&mut gpu, &b, 1)), (vec![40.0], vec![90.0]));
+    assert_eq!((read(&mut gpu, &a, 1).await, read(&mut gpu, &b, 1).await), (vec![40.0], vec![90.0]));
 }
 
-#[test]
-fn buffers_that_are_used_again_are_zero() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn buffers_that_are_used_again_are_zero() {
+    let Some(mut gpu) = gpu().await else { return };
     for round in 0..3 {
         let mut first = zeros(&mut gpu, 1000);
-        assert_eq!(read(&mut gpu, &first, 1000), vec![0.0; 1000], "round {round}");
+        assert_eq!(read(&mut gpu, &first, 1000).await, vec![0.0; 1000], "round {round}");
         gpu.write_f32(&mut first, &[1.0; 1000]).unwrap();
         let mut part = [0.0; 3];
-        block_on(gpu.read(&first, 997, &mut part)).unwrap();
+        gpu.read(&first, 997, &mut part).await.unwrap();
         assert_eq!(part, [1.0; 3]);
     }
 }
 
-#[test]
-fn wrong_operands_and_impossible_sizes_are_errors() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn wrong_operands_and_impossible_sizes_are_errors() {
+    let Some(mut gpu) = gpu().await else { return };
     let tokens = ids(&mut gpu, &[1]);
     let mut out = zeros(&mut gpu, 4);
     let error = gpu.gate(&tokens, 1, 1, GateActivation::Silu, &mut out).unwrap_err();
@@ -61,53 +56,50 @@ fn wrong_operands_and_impossible_sizes_are_errors() {
         assert_eq!(error.code(), ErrorCode::OutOfMemory);
     }
     // None of that harms what comes after.
-    assert_eq!(read(&mut gpu, &out, 4), [0.0; 4]);
+    assert_eq!(read(&mut gpu, &out, 4).await, [0.0; 4]);
 }
 
-#[test]
-fn an_adapter_that_is_not_there_is_named() {
+pub(super) async fn an_adapter_that_is_not_there_is_named() {
     let options = GpuOptions { adapter: Some("Voodoo 2".to_owned()), ..GpuOptions::default() };
-    let error = block_on(GpuBackend::new(&options)).err().expect("there is no such adapter");
+    let error = GpuBackend::new(&options).await.err().expect("there is no such adapter");
     assert_eq!(error.code(), ErrorCode::NoDevice);
     assert!(error.to_string().starts_with("expected a GPU adapter named `Voodoo 2` but found "), "{error}");
-    for adapter in block_on(adapters()) {
+    for adapter in adapters().await {
         println!("{adapter}: {}, bindings of {} bytes", adapter.driver, adapter.max_binding_bytes);
         assert!(!adapter.name.is_empty() && adapter.max_binding_bytes >= 128 << 20);
     }
 }
 
-#[test]
-fn what_goes_wrong_on_a_device_has_its_code_and_stays() {
-    let Some(mut lost) = gpu() else { return };
+pub(super) async fn what_goes_wrong_on_a_device_has_its_code_and_stays() {
+    let Some(mut lost) = gpu().await else { return };
     let mut x = buffer(&mut lost, &[1.0]);
     lost.lose_device();
     let mut out = [0.0];
-    let error = block_on(lost.read(&x, 0, &mut out)).unwrap_err();
+    let error = lost.read(&x, 0, &mut out).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::DeviceLost, "{error}");
     assert_eq!(lost.write_f32(&mut x, &[2.0]).unwrap_err().code(), ErrorCode::DeviceLost);
 
     let sabotage = Some(Sabotage::Invalid("gate"));
     let options = GpuOptions { software: true, sabotage, ..GpuOptions::default() };
-    let error = block_on(GpuBackend::new(&options)).err().expect("a text that is no kernel");
+    let error = GpuBackend::new(&options).await.err().expect("a text that is no kernel");
     assert_eq!(error.code(), ErrorCode::ShaderError, "{error}");
     for part in ["kernel gate was refused", "nothing_of_this_name"] {
         assert!(error.to_string().contains(part), "{error}");
     }
 }
 
-#[test]
-fn copies_and_synthetic_arithmetic_do_what_they_say() {
-    let Some(mut gpu) = gpu() else { return };
+pub(super) async fn copies_and_synthetic_arithmetic_do_what_they_say() {
+    let Some(mut gpu) = gpu().await else { return };
     let from = buffer(&mut gpu, &[1.0, 2.0, 3.0]);
     let mut to = zeros(&mut gpu, 3);
     gpu.copy(&from, &mut to).unwrap();
-    assert_eq!(read(&mut gpu, &to, 3), [1.0, 2.0, 3.0]);
+    assert_eq!(read(&mut gpu, &to, 3).await, [1.0, 2.0, 3.0]);
     let mut longer = zeros(&mut gpu, 4);
     assert_eq!(gpu.copy(&from, &mut longer).unwrap_err().code(), ErrorCode::InvalidArgument);
 
     let mut out = zeros(&mut gpu, 128);
     assert_eq!(gpu.multiply_add(&mut out, 8).unwrap(), 2 * 16 * 8 * 128);
-    for (i, found) in read(&mut gpu, &out, 128).into_iter().enumerate() {
+    for (i, found) in read(&mut gpu, &out, 128).await.into_iter().enumerate() {
         // Every step is exact in `f32`.
         let start = (i % 64) as f32 / 64.0;
         assert_eq!(found, 16.0 * (2.0 - (2.0 - start) / 256.0), "{i}");

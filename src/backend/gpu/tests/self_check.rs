@@ -8,7 +8,12 @@ use crate::backend::{Backend, Norm, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
-use crate::task::block_on;
+
+/// Largest deviation of a product from the base kernels': a norm adds up in another order than its base, and a code may then
+/// be rounded the other way, which moves a product by the weight's scale, at most 0.03, times the activations' step, about
+/// 0.014 where values are below 2. Measured on lavapipe, where none was:
+/// 6e-8.
+const ROUNDING_TOLERANCE: f32 = 0.05;
 
 const VARIANTS: [&str; 3] =
     ["linear_int8.matvec.packed", "linear_int8.matmul.packed", "add_rms_norm.quantize"];
@@ -17,7 +22,7 @@ fn with(sabotage: Sabotage) -> GpuOptions {
     GpuOptions { software: true, sabotage: Some(sabotage), ..GpuOptions::default() }
 }
 
-fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
+async fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: false };
     for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4)] {
         for (activations, grid) in [
@@ -26,22 +31,24 @@ fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
             (Activations::Int8, ActivationGrid::FullRange),
         ] {
             let desc = WeightDesc { rows: 1, cols: 100, format, activations, grid, bias: false };
-            block_on(crate::backend::gpu::self_check::weight(gpu, &desc))?;
+            crate::backend::gpu::self_check::weight(gpu, &desc).await?;
         }
     }
     Ok(())
 }
 
-#[test]
-fn a_kernel_that_does_nothing_is_found_out() {
-    let Some(_) = gpu() else { return };
+pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
+    let Some(_) = gpu().await else { return };
     for kernel in ALL {
         let options = GpuOptions {
             // Otherwise a variant may run in its place.
             base_kernels: !VARIANTS.contains(&kernel.name),
             ..with(Sabotage::Idle(kernel.name))
         };
-        let result = block_on(GpuBackend::new(&options)).and_then(|mut gpu| load_everything(&mut gpu));
+        let result = match GpuBackend::new(&options).await {
+            Ok(mut gpu) => load_everything(&mut gpu).await,
+            Err(error) => Err(error),
+        };
         let error = result.err().unwrap_or_else(|| panic!("{} was trusted", kernel.name));
         assert_eq!(error.code(), ErrorCode::WrongResult, "{}: {error}", kernel.name);
         let step =
@@ -51,11 +58,11 @@ fn a_kernel_that_does_nothing_is_found_out() {
 }
 
 /// A norm and a linear step with INT8 activations, for one token and for many.
-fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
+async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
     let mut random = Random::new(2);
     let matrix = [Matrix::random(&mut random, 70, 96, ternary)];
-    let weight = load(gpu, &matrix, Activations::Int8, ActivationGrid::Absmax127);
+    let weight = load(gpu, &matrix, Activations::Int8, ActivationGrid::Absmax127).await;
     let norm = Norm { weight: buffer(gpu, &random.floats(96)), width: 96, epsilon: 1e-5 };
     let mut results = Vec::new();
     for count in [1, 12] {
@@ -63,56 +70,56 @@ fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
         let (mut normed, mut y) = (zeros(gpu, count * 96), zeros(gpu, count * 70));
         gpu.add_rms_norm(&mut residual, None, count, &norm, &mut normed).unwrap();
         gpu.linear(&normed, count, &weight, &mut y).unwrap();
-        results.extend(read(gpu, &y, count * 70));
+        results.extend(read(gpu, &y, count * 70).await);
     }
     results
 }
 
-#[test]
-fn a_variant_that_fails_is_replaced_and_the_answer_stays_right() {
+pub(super) async fn a_variant_that_fails_is_replaced_and_the_answer_stays_right() {
     let base = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
-    let Some(mut base) = gpu_with(&base) else { return };
-    let right = normed_linear(&mut base);
+    let Some(mut base) = gpu_with(&base).await else { return };
+    let right = normed_linear(&mut base).await;
     assert!(base.capabilities().replaced.is_empty());
-    let mut untouched = gpu().unwrap();
-    let dispatches = |gpu: &mut GpuBackend| {
+    let mut untouched = gpu().await.unwrap();
+    let dispatches = async |gpu: &mut GpuBackend| {
         let before = gpu.dispatches().unwrap();
-        normed_linear(gpu);
+        normed_linear(gpu).await;
         gpu.dispatches().unwrap() - before
     };
-    normed_linear(&mut untouched);
+    normed_linear(&mut untouched).await;
     assert!(untouched.capabilities().replaced.is_empty(), "{:?}", untouched.capabilities().replaced);
-    let fewest = dispatches(&mut untouched);
+    let fewest = dispatches(&mut untouched).await;
     assert_eq!(fewest, 4, "two norms that round, two products");
     for kernel in VARIANTS {
         for (sabotage, why) in
             [(Sabotage::Idle(kernel), "the GPU computes"), (Sabotage::Invalid(kernel), "was refused")]
         {
-            let mut gpu = gpu_with(&with(sabotage)).unwrap();
-            let found = normed_linear(&mut gpu);
+            let mut gpu = gpu_with(&with(sabotage)).await.unwrap();
+            let found = normed_linear(&mut gpu).await;
             let difference = found.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            // A norm adds up in another order than its base; a code may then be rounded the other way.
-            assert!(difference < 0.05, "{sabotage:?}: {difference}");
+            println!("{sabotage:?}: largest deviation {difference:.2e}");
+            assert!(difference < ROUNDING_TOLERANCE, "{sabotage:?}: {difference}");
             let replaced = gpu.capabilities().replaced.clone();
             let [told] = &replaced[..] else { panic!("{sabotage:?}: {replaced:?}") };
             assert!(told.contains("are replaced by their base") && told.contains(why), "{told}");
             // What is known of one backend, another one on the same device knows.
             let mut other = gpu.another().unwrap();
             let expected = if kernel == "add_rms_norm.quantize" { fewest + 2 } else { fewest };
-            assert_eq!(dispatches(&mut other), expected, "{sabotage:?}");
+            assert_eq!(dispatches(&mut other).await, expected, "{sabotage:?}");
             assert_eq!(other.capabilities().replaced, replaced);
         }
     }
 }
 
-#[test]
-fn each_format_is_checked_once() {
-    let Some(mut gpu) = gpu_with(&GpuOptions { software: true, ..GpuOptions::default() }) else { return };
+pub(super) async fn each_format_is_checked_once() {
+    let Some(mut gpu) = gpu_with(&GpuOptions { software: true, ..GpuOptions::default() }).await else {
+        return;
+    };
     let matrix = || [Matrix::random(&mut Random::new(1), 10, 40, WeightFormat::Dense(DType::F32))];
     let before = gpu.dispatches();
-    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127);
+    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127).await;
     let checked = gpu.dispatches();
     assert!(checked > before);
-    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127);
+    load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127).await;
     assert_eq!(gpu.dispatches(), checked);
 }

@@ -1,0 +1,108 @@
+// The kernels' own tests where the package runs: the GPU's in Chromium, Firefox, Deno and Node, the processor's in both builds of
+// the engine. They are compiled into the modules that `cargo xtask package --fast` makes.
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { extname, join, resolve } from "node:path";
+import { test } from "node:test";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { promisify } from "node:util";
+import { serve } from "../js/http.mjs";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const firstOf = (paths) => paths.find((path) => path !== undefined && existsSync(path));
+const MODULES = resolve(process.env.LOWBIT_MODULES ?? join(here, "../../target/package/modules"));
+const CHROMIUM = firstOf([process.env.LOWBIT_CHROMIUM, "/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"]);
+const FIREFOX = firstOf([process.env.LOWBIT_FIREFOX, "/usr/bin/firefox-esr", "/usr/bin/firefox"]);
+const DENO = process.env.LOWBIT_DENO;
+
+/** As many as there are in `src/backend/gpu/tests.rs`: a list that lost some would pass. */
+const GPU_TESTS = 24;
+
+const engine = await import(pathToFileURL(join(MODULES, "engine.js")));
+const untested = engine.gpuTests === undefined && "these modules were built without the kernels' tests (`cargo xtask package --fast` has them)";
+
+/** Skips where there is no adapter; otherwise every test must have passed. */
+function judge(context, { none, error, adapter, passed }) {
+  if (none !== undefined) return context.skip(`no adapter: ${none}`);
+  assert.equal(error, undefined);
+  assert.equal(passed.length, GPU_TESTS);
+  console.log(`${context.name}: ${passed.length} tests on ${adapter}`);
+}
+
+async function site() {
+  const types = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
+  return await serve((request, response) => {
+    const { pathname } = new URL(request.url, "http://localhost");
+    const path = pathname.startsWith("/modules/") ? join(MODULES, pathname.slice(8)) : join(here, pathname);
+    if (!existsSync(path)) return response.writeHead(404).end();
+    response.writeHead(200, { "content-type": types[extname(path)] ?? "application/octet-stream" }).end(readFileSync(path));
+  });
+}
+
+const READY = "globalThis.found !== undefined";
+const PATIENCE = { timeout: 540_000, polling: 500 };
+
+test("Chromium", { skip: untested || (CHROMIUM === undefined && "it is not installed") }, async (context) => {
+  const { chromium } = await import("playwright-core");
+  const args = ["--enable-unsafe-webgpu", "--no-first-run", "--disable-background-networking", "--disable-renderer-backgrounding"];
+  const browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, chromiumSandbox: false, args });
+  try {
+    const page = await browser.newPage();
+    await page.goto(`${await site()}/page.html`);
+    await page.waitForFunction(READY, undefined, PATIENCE);
+    judge(context, await page.evaluate("globalThis.found"));
+  } finally {
+    await browser.close();
+  }
+});
+
+test("Firefox", { skip: untested || (FIREFOX === undefined && "it is not installed") }, async (context) => {
+  const { default: puppeteer } = await import("puppeteer-core");
+  const extraPrefsFirefox = { "dom.webgpu.enabled": true, "gfx.webgpu.ignore-blocklist": true };
+  const browser = await puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true, extraPrefsFirefox });
+  try {
+    const page = await browser.newPage();
+    await page.goto(`${await site()}/page.html`);
+    await page.waitForFunction(READY, PATIENCE);
+    judge(context, JSON.parse(await page.evaluate("JSON.stringify(globalThis.found)")));
+  } finally {
+    await browser.close();
+  }
+});
+
+async function program(command, args) {
+  const options = { timeout: PATIENCE.timeout, maxBuffer: 1 << 24 };
+  const { stdout } = await promisify(execFile)(command, args, options);
+  return JSON.parse(stdout.trim().split("\n").at(-1));
+}
+
+test("Deno", { skip: untested || (DENO === undefined && "it is not installed") }, async (context) => {
+  judge(context, await program("node", [DENO, "run", "--allow-all", join(here, "program.mjs"), MODULES, "own"]));
+});
+
+test("Node with the package `webgpu`", { skip: untested }, async (context) => {
+  const webgpu = fileURLToPath(import.meta.resolve("webgpu"));
+  judge(context, await program("node", [join(here, "program.mjs"), MODULES, webgpu]));
+});
+
+for (const name of ["engine", "engine_relaxed"]) {
+  test(`the processor's kernels in ${name}`, { skip: untested }, async (context) => {
+    const module = await import(pathToFileURL(join(MODULES, `${name}.js`)));
+    await module.default({ module_or_path: readFileSync(join(MODULES, `${name}_bg.wasm`)) });
+    let worst = 0;
+    for (const seed of [1, 2]) {
+      let comparisons, difference;
+      try {
+        [comparisons, difference] = module.checkCpuKernels(seed);
+      } catch (error) {
+        // What the package itself finds out when it is loaded, before it takes the other build.
+        if (name === "engine_relaxed" && error.code === "wrong_result") return context.skip(`this Node's relaxed SIMD: ${error.message}`);
+        throw error;
+      }
+      assert.ok(comparisons > 1000, `${comparisons} comparisons`);
+      worst = Math.max(worst, difference);
+    }
+    console.log(`${name}: largest difference from portable code ${worst.toExponential(1)}`);
+  });
+}
