@@ -78,7 +78,7 @@ impl CpuBackend {
 
     /// A backend that runs as `options` say.
     pub fn with_options(options: CpuOptions) -> Self {
-        Self::on(if options.simd { Isa::detect() } else { Isa::Portable }, options.threads)
+        Self::on(if options.simd { Isa::detect() } else { Isa::plainest() }, options.threads)
     }
 
     fn on(isa: Isa, threads: Option<usize>) -> Self {

@@ -110,7 +110,7 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
             copy(&path, &bindings.join(&name))?;
         }
     }
-    bundle(&dist, &BROWSER, &["--external:./host.browser.js"])?;
+    bundle(&dist, &BROWSER, &["--minify", "--external:./host.browser.js"])?;
     bundle(&dist, &NODE, &["--platform=node", "--external:./host.node.js"])?;
     let mut tsc = tool("tsc", &["--project", ".", "--emitDeclarationOnly", "--outDir"]);
     tsc.arg(&dist);

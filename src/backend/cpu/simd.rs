@@ -126,9 +126,11 @@ pub(super) trait Kernel {
     fn run<S: Simd>(self, s: S);
 }
 
-/// The instruction set in use.
+/// The instruction set in use. A build for WebAssembly with vector instructions has no other kernels: a module with them does
+/// not load where they are missing.
 #[derive(Clone, Copy)]
 pub(super) enum Isa {
+    #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -141,23 +143,29 @@ pub(super) enum Isa {
 impl Isa {
     /// The best one that this processor has.
     pub(super) fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable)
+        Self::available().pop().expect("there is always one")
     }
 
-    /// Those that this processor has, the best one last.
+    /// The one that needs least of a processor.
+    pub(super) fn plainest() -> Self {
+        Self::available()[0]
+    }
+
+    /// Those that this processor has, the best one last; at least one.
     pub(super) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
-        let more = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
+        let all = [Some(Self::Portable), Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        let more = [Some(Self::Wasm128(Wasm128))];
+        let all = [Some(Self::Wasm128(Wasm128))];
         #[cfg(not(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"))))]
-        let more: [Option<Self>; 0] = [];
-        [Self::Portable].into_iter().chain(more.into_iter().flatten()).collect()
+        let all = [Some(Self::Portable)];
+        all.into_iter().flatten().collect()
     }
 
     /// Its name in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             Self::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
@@ -171,6 +179,7 @@ impl Isa {
     /// Runs a kernel with it.
     pub(super) fn run(self, kernel: impl Kernel) {
         match self {
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             Self::Portable => kernel.run(Portable),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(s) => s.run(kernel),

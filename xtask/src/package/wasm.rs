@@ -70,6 +70,10 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
         build.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", format!("-Ctarget-feature={features}"));
     }
     build.arg("--target-dir").arg(&target);
+    if !fast {
+        // Most calls are not worth a copy of what they call. Kernels say themselves what has to be inlined.
+        build.args(["--", "-Cllvm-args=-inline-threshold=20"]);
+    }
     run(build)?;
     let built = target.join(WASM).join(profile).join("lowbit.wasm");
     let mut bindgen = cargo(&["run", "--package", "xtask-bindgen", "--quiet", "--"]);
