@@ -5,6 +5,7 @@ import { closeAll, missing } from "./support.mjs";
 if (missing) console.log(`skipped: ${missing}`);
 
 await import("./visit.mjs");
+await import("./ways.mjs");
 await import("./unhappy.mjs");
 await import("./accessible.mjs");
 after(closeAll);

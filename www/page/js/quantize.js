@@ -47,7 +47,7 @@ export function setUpQuantizing(store) {
       id: nextId++, name: nameOf(choices), method: choices.method, output, summary: output.summary,
       seconds: (performance.now() - began) / 1000,
     };
-    store.set({ runs: [...store.get().runs, run], run });
+    keep([run], run);
   });
 
   /** Every attempt becomes a run with its report; the one that is good, or else the last, is chosen. */
@@ -64,7 +64,12 @@ export function setUpQuantizing(store) {
     }));
     const chosen = made.find(({ output }) => output === found.accepted) ?? made.at(-1);
     chosen.summary.notes.push(found.recommendation);
-    store.set({ runs: [...store.get().runs, ...made], run: chosen });
+    keep(made, chosen);
+  }
+
+  function keep(made, chosen) {
+    const { runs, unsaved } = store.get();
+    store.set({ runs: [...runs, ...made], run: chosen, unsaved: unsaved + made.length });
   }
 
   store.on(["model", "busy"], ({ model, busy }) => {
