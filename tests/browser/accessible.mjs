@@ -97,6 +97,15 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
+  test("nor without a model", async () => {
+    const { page, close } = await visit(place, {}, undefined, (context) => context.route("**/model/**", (route) => route.abort()));
+    await page.waitForSelector("#model-job [role=alert]");
+    await page.waitForSelector("#device-choice");
+    assert.match(await page.textContent("#shrink-says"), /Open a model first/);
+    await looks(page, "no model");
+    await close();
+  });
+
   test("a keyboard is enough for the whole visit", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);

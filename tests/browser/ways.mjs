@@ -221,6 +221,7 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
   test("without the shipped model there are still ways to one", async () => {
     const { page, close } = await visit(place, {}, undefined, (context) => context.route("**/model/**", (route) => route.abort()));
     await page.waitForSelector("#model-job [role=alert]");
+    assert.match(await page.textContent("#model-job"), /model\/\S+: it did not arrive/);
     assert.match(await page.textContent("#card"), /No model is open yet/);
     await page.waitForSelector("#address", { state: "visible" });
     await page.setInputFiles("#pick-folder", copy("instead"));

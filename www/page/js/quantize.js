@@ -76,7 +76,8 @@ export function setUpQuantizing(store) {
     const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
     form.querySelector("[type=submit]").disabled = busy || model === undefined || quantized;
     const says = quantized ? "This checkpoint is quantized already. Generate from it below, or open a floating-point one." : "";
-    byId("shrink-says").textContent = model === undefined ? "The model is on its way." : says;
+    const without = busy ? "The model is on its way." : "Open a model first.";
+    byId("shrink-says").textContent = model === undefined ? without : says;
   });
   store.on(["run"], ({ run }) => show(byId("shrink-result"), run && shrunk(run)));
 }

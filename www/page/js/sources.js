@@ -18,7 +18,11 @@ export async function shippedText(name, signal) {
 }
 
 async function fetched(name, signal) {
-  const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal });
+  const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal }).catch((error) => {
+    signal?.throwIfAborted();
+    // A browser's own words name no file.
+    throw new Error(`model/${name}: it did not arrive (${error.message})`);
+  });
   if (!response.ok) throw new Error(`model/${name}: the server answered ${response.status}`);
   return response.blob();
 }
