@@ -403,7 +403,8 @@ export interface ValidationReport {
   } | null;
   generation: {
     prompts: number;
-    failures: { prompt: string; kind: string; detail: string; original_also: boolean }[];
+    /** `text` is what the quantized model wrote after the prompt; of a very long one only its end, after an ellipsis. */
+    failures: { prompt: string; kind: string; detail: string; original_also: boolean; text: string }[];
   };
   criteria: { name: string; limit: number; value: number | null; status: "passed" | "failed" | "inconclusive" }[];
   accepted: boolean;

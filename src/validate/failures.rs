@@ -54,17 +54,34 @@ pub struct PromptFailure {
     pub detail: String,
     /// Whether the original shows a failure of the same kind on this prompt: then it is not the quantization's.
     pub original_also: bool,
+    /// What the quantized model wrote, without the prompt. Of a very long text only its end, after an ellipsis. Empty in
+    /// reports of versions that did not keep it.
+    #[serde(default)]
+    pub text: String,
 }
 
-/// The failures of the quantized model on `prompt`, beside those of the original on the same prompt.
-pub fn compare(prompt: &str, original: &[Failure], quantized: &[Failure]) -> Vec<PromptFailure> {
+/// Characters of a text that a report keeps: many times what the usual 64 tokens come to, and a page at most where
+/// someone lets models write on and on.
+const MAX_TEXT_CHARS: usize = 2000;
+
+/// The failures of the quantized model, which wrote `text` after `prompt`, beside those of the original there.
+pub fn compare(prompt: &str, text: &str, original: &[Failure], quantized: &[Failure]) -> Vec<PromptFailure> {
     let with_prompt = |failure: &Failure| PromptFailure {
         prompt: prompt.to_owned(),
         kind: failure.kind,
         detail: failure.detail.clone(),
         original_also: original.iter().any(|other| other.kind == failure.kind),
+        text: bounded(text),
     };
     quantized.iter().map(with_prompt).collect()
+}
+
+/// The text, or its last [`MAX_TEXT_CHARS`] characters after an ellipsis: loops and broken logits are found at its end.
+fn bounded(text: &str) -> String {
+    match text.char_indices().rev().nth(MAX_TEXT_CHARS - 1) {
+        Some((start, _)) if start > 0 => format!("…{}", &text[start..]),
+        _ => text.to_owned(),
+    }
 }
 
 /// A generated text, without its prompt.
@@ -409,10 +426,37 @@ mod tests {
     #[test]
     fn only_the_same_kind_on_the_same_prompt_excuses() {
         let failure = |kind| Failure { kind, detail: "d".into() };
-        let found =
-            compare("p", &[failure(RepetitionLoop)], &[failure(RepetitionLoop), failure(DegenerateText)]);
-        let excused: Vec<_> = found.iter().map(|f| (f.prompt.as_str(), f.kind, f.original_also)).collect();
-        assert_eq!(excused, [("p", RepetitionLoop, true), ("p", DegenerateText, false)]);
+        let both = [failure(RepetitionLoop), failure(DegenerateText)];
+        let found = compare("p", "t", &[failure(RepetitionLoop)], &both);
+        let excused: Vec<_> =
+            found.iter().map(|f| (f.prompt.as_str(), f.text.as_str(), f.kind, f.original_also)).collect();
+        assert_eq!(excused, [("p", "t", RepetitionLoop, true), ("p", "t", DegenerateText, false)]);
+    }
+
+    #[test]
+    fn a_report_keeps_the_end_of_a_long_text() {
+        let kept = |text: &str| {
+            let failure = Failure { kind: DegenerateText, detail: "d".into() };
+            compare("p", text, &[], &[failure]).remove(0).text
+        };
+        let long = "é".repeat(MAX_TEXT_CHARS);
+        let cases = [
+            (String::new(), String::new()),
+            ("the the".into(), "the the".into()),
+            (long.clone(), long.clone()),
+            (format!("ab{long}"), format!("…{long}")),
+            (format!("{long}ab"), format!("…{}ab", "é".repeat(MAX_TEXT_CHARS - 2))),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(kept(&text), expected);
+        }
+    }
+
+    #[test]
+    fn reports_without_the_text_are_read() {
+        let json = r#"{"prompt":"p","kind":"empty_output","detail":"d","original_also":false}"#;
+        let failure: PromptFailure = serde_json::from_str(json).unwrap();
+        assert_eq!((failure.kind, failure.text.as_str()), (EmptyOutput, ""));
     }
 
     #[test]

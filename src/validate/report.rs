@@ -274,6 +274,7 @@ mod tests {
             kind: FailureKind::RepetitionLoop,
             detail: "d".into(),
             original_also: true,
+            text: "the the the".into(),
         }];
         let report = ValidationReport::new(subject(), &measurements, &Limits::default());
         let expected = concat!(
@@ -289,7 +290,7 @@ mod tests {
             r#"{"name":"b","scheme":"int4-g32-sym","snr_db":10.0,"max_abs_error":0.25}],"#,
             r#""memory":{"original_bytes":3500,"quantized_bytes":1000,"ratio":3.5},"#,
             r#""speed":{"device":"cpu","original_tokens_per_second":10.0,"quantized_tokens_per_second":20.0,"ratio":2.0,"spread":0.0},"#,
-            r#""generation":{"prompts":10,"failures":[{"prompt":"Once","kind":"repetition_loop","detail":"d","original_also":true}]},"#,
+            r#""generation":{"prompts":10,"failures":[{"prompt":"Once","kind":"repetition_loop","detail":"d","original_also":true,"text":"the the the"}]},"#,
             r#""criteria":[{"name":"perplexity_increase","limit":0.02,"value":0.015625,"status":"passed"},"#,
             r#"{"name":"new_generation_failures","limit":0.0,"value":0.0,"status":"passed"},"#,
             r#"{"name":"memory_ratio","limit":3.4,"value":3.5,"status":"passed"},"#,

@@ -215,7 +215,7 @@ fn put_together(
         .prompts
         .iter()
         .zip(measured.original.continuations.iter().zip(&measured.quantized.continuations))
-        .flat_map(|(prompt, (a, b))| failures::compare(&prompt.text, &a.failures, &b.failures))
+        .flat_map(|(prompt, (a, b))| failures::compare(&prompt.text, &b.text, &a.failures, &b.failures))
         .collect();
     let measurements = Measurements {
         scheme,

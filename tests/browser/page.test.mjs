@@ -1,10 +1,13 @@
-// The demo page in a browser. One process with one browser at a time, because each of these pages keeps a processor busy.
+// The demo page in browsers. One process with one browser of a kind, because each of these pages keeps a processor busy.
 import { after } from "node:test";
-import { closeAll, missing } from "./support.mjs";
+import { closeAll, missing, missingFirefox } from "./support.mjs";
 
 if (missing) console.log(`skipped: ${missing}`);
+if (missingFirefox) console.log(`skipped: ${missingFirefox}`);
 
 await import("./visit.mjs");
+await import("./ways.mjs");
 await import("./unhappy.mjs");
 await import("./accessible.mjs");
+await import("./firefox.mjs");
 after(closeAll);

@@ -2,9 +2,11 @@
 //
 //   LOWBIT_PACKAGE    the built package; default: target/package/lowbit
 //   LOWBIT_CHROMIUM   the browser; default: where Debian and others put it
+//   LOWBIT_FIREFOX    and the other one
 //   LOWBIT_PORT       the port that the page is served at; default: a free one
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -17,15 +19,31 @@ export const MODEL = path("../fixtures/tale-llama");
 
 const BROWSERS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const executablePath = process.env.LOWBIT_CHROMIUM ?? BROWSERS.find((place) => existsSync(place));
+const firefoxPath = process.env.LOWBIT_FIREFOX ?? ["/usr/bin/firefox-esr", "/usr/bin/firefox"].find((place) => existsSync(place));
+
+const unbuilt = !existsSync(join(LOWBIT, "package.json")) && `${LOWBIT} is not there; cargo xtask package makes it`;
 
 /** Why there is nothing to test with; false where there is. */
-export const missing =
-  executablePath === undefined ? "chromium is not installed (or name it by LOWBIT_CHROMIUM)"
-  : !existsSync(join(LOWBIT, "package.json")) ? `${LOWBIT} is not there; cargo xtask package makes it`
-  : false;
+export const missing = executablePath === undefined ? "chromium is not installed (or name it by LOWBIT_CHROMIUM)" : unbuilt;
+export const missingFirefox = firefoxPath === undefined ? "firefox is not installed (or name it by LOWBIT_FIREFOX)" : unbuilt;
+
+const golden = JSON.parse(readFileSync(path("../js/golden.json"), "utf8"));
+
+/** What the native command makes of the shipped model by rounding it to INT4, which is also what the page begins with. */
+export const GOLDEN = golden.quantized["int4 group 32"];
+export const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
+
+/** What a result is taken away as. */
+export const TAKEN = [
+  "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
+  "tokenizer_config.json", "validation_report.json",
+];
 
 /** Nothing that the page does may take longer; the machine may be busy with other tests. */
 export const PATIENCE = 300_000;
+
+/** So many pages at a time: each keeps one processor busy, now and then two. */
+export const TOGETHER = 2;
 
 const open = new Map();
 
@@ -77,9 +95,32 @@ function launch(gpu) {
   });
 }
 
-/** A page that was just opened, and everything that it complained of. */
-export async function visit({ browser, url }, options = {}) {
+/** Firefox without WebGPU, and the folder that it downloads to. */
+export async function startFirefox() {
+  const { folder, url } = await once("site false", () => startSite(false));
+  return once("firefox", async () => {
+    const { default: puppeteer } = await import("puppeteer-core");
+    const downloads = join(folder, "downloads");
+    mkdirSync(downloads);
+    const browser = await puppeteer.launch({
+      browser: "firefox", executablePath: firefoxPath, headless: true,
+      extraPrefsFirefox: {
+        "browser.download.folderList": 2, "browser.download.dir": downloads, "browser.download.useDownloadDir": true,
+        "browser.download.alwaysOpenPanel": false, "dom.webgpu.enabled": false,
+      },
+    });
+    return { browser, downloads, folder, url, close: () => browser.close() };
+  });
+}
+
+/**
+ * A page that was just opened, and everything that it complained of. `first` runs in it before its own scripts; `prepare` is given
+ * the browser's context before the page is asked for.
+ */
+export async function visit({ browser, url }, options = {}, first = undefined, prepare = async () => {}) {
   const context = await browser.newContext({ acceptDownloads: true, viewport: { width: 1280, height: 900 }, ...options });
+  if (first !== undefined) await context.addInitScript(first);
+  await prepare(context);
   const page = await context.newPage();
   page.setDefaultTimeout(PATIENCE);
   const complaints = [];

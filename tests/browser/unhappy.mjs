@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
-import { idle, missing, MODEL, quantize, start, visit } from "./support.mjs";
+import { generate, idle, judge, missing, MODEL, quantize, start, TOGETHER, visit } from "./support.mjs";
 
-describe("unhappy visits", { skip: missing }, () => {
+describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
   let place;
   before(async () => (place = await start()));
 
@@ -86,6 +86,83 @@ describe("unhappy visits", { skip: missing }, () => {
     await close();
   });
 
+  test("a result that was not taken away is asked for before it is lost", async () => {
+    const { page, complaints, close } = await visit(place);
+    await idle(page);
+    const questions = [];
+    page.on("dialog", (dialog) => {
+      questions.push(dialog.type());
+      dialog.dismiss();
+    });
+    await page.reload();
+    await idle(page);
+    assert.deepEqual(questions, [], "there is nothing to lose yet");
+    await quantize(page);
+    const asked = page.waitForEvent("dialog");
+    await page.evaluate(() => setTimeout(() => location.reload()));
+    await asked;
+    assert.deepEqual(questions, ["beforeunload"]);
+    assert.match(await page.textContent("#shrink-result"), /became/);
+
+    const other = changed("other", () => {});
+    for (const answer of ["Escape", "Stay here", "Open, and forget it"]) {
+      await page.setInputFiles("#pick-folder", other);
+      await page.waitForSelector("dialog");
+      assert.match(await page.textContent("dialog"), /One result was not taken away/);
+      if (answer === "Escape") await page.keyboard.press("Escape");
+      else await page.click(`dialog button:text-is("${answer}")`);
+      await page.waitForSelector("dialog", { state: "detached" });
+      if (answer.startsWith("Open")) break;
+      assert.equal(await page.textContent("#card h3"), "tale-llama");
+      assert.match(await page.textContent("#shrink-result"), /became/);
+    }
+    await page.waitForFunction(() => document.querySelector("#card h3").textContent === "other");
+    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+
+    await idle(page);
+    await quantize(page);
+    await Promise.all([page.waitForEvent("download"), page.click("#save-zip")]);
+    await idle(page);
+    await page.reload();
+    await idle(page);
+    assert.deepEqual(questions, ["beforeunload"], "what was taken away is not lost");
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
+  test("what a model is called and what it writes is text, whatever it looks like", async () => {
+    const markup = "<img src=x onerror=alert(1)>";
+    const folder = changed(markup, (at) => {
+      const tokenizer = JSON.parse(readFileSync(join(at, "tokenizer.json"), "utf8"));
+      const replace = (from, content) => ({ type: "Replace", pattern: { String: from }, content });
+      tokenizer.decoder = { type: "Sequence", decoders: [tokenizer.decoder, replace(".", markup), replace("ed", "<b>")] };
+      writeFileSync(join(at, "tokenizer.json"), JSON.stringify(tokenizer));
+    });
+    const { page, complaints, close } = await visit(place);
+    const questions = [];
+    page.on("dialog", (dialog) => {
+      questions.push(dialog.message());
+      dialog.dismiss();
+    });
+    await idle(page);
+    await page.setInputFiles("#pick-folder", folder);
+    await page.waitForFunction((name) => document.querySelector("#card h3").textContent === name, markup);
+    await idle(page);
+    await quantize(page, async () => page.check("[name=method][value=ternary]", { force: true }));
+    await page.fill("[name=prompt]", `${markup} said Tom.`);
+    await generate(page, 60);
+    const [original] = await page.$$eval(".voice .text", (texts) => texts.map((text) => text.textContent));
+    assert.ok(original.slice(markup.length + 10).includes(markup), original);
+    const heldOut = readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 4000);
+    await judge(page, heldOut);
+    const wrote = await page.$$eval("#report blockquote", (found) => found.map((each) => each.textContent));
+    assert.ok(wrote.length > 0 && wrote.some((text) => text.includes("<b>")), wrote.join("\n"));
+    assert.equal(await page.locator("img, iframe, body script, [onerror], blockquote b, .text b").count(), 0);
+    assert.deepEqual(questions, []);
+    assert.deepEqual(complaints, []);
+    await close();
+  });
+
   test("nothing that is not this page's may run in it", async () => {
     const { page, close } = await visit(place);
     await idle(page);
@@ -142,6 +219,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
     await page.waitForSelector("#device-choice");
     const line = await page.textContent("#device");
     assert.match(line, /GPU: .*\(webgpu, \w+\), (its kernels were checked against the CPU and agree|not used: )/);
+    assert.match(line, /Features: (shader-f16|subgroups|without ).*; buffers up to [\d.]+ [kMG]B\./);
     // A software adapter runs only when it is asked for.
     if (/agree/.test(line)) {
       await page.selectOption("#device-choice", "gpu");

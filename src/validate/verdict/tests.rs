@@ -46,7 +46,13 @@ pub(in crate::validate) fn passing() -> Measurements {
 }
 
 fn failure(original_also: bool) -> PromptFailure {
-    PromptFailure { prompt: "p".into(), kind: FailureKind::RepetitionLoop, detail: "d".into(), original_also }
+    PromptFailure {
+        prompt: "p".into(),
+        kind: FailureKind::RepetitionLoop,
+        detail: "d".into(),
+        original_also,
+        text: "t".into(),
+    }
 }
 
 /// Judges `passing()` after a change.

@@ -43,7 +43,7 @@ function memory(plan) {
       el("span", { class: "name" }, NAMES[entry.precision] ?? entry.precision),
       el("span", { class: "track", "aria-hidden": "true" },
         el("i", share(entry.linear_bytes)), el("i", share(entry.weight_bytes - entry.linear_bytes))),
-      el("span", { class: "figures" }, el("b", {}, bytes(entry.weight_bytes)), ` of weights, ${bytes(entry.total_bytes)} to run`));
+      el("span", { class: "figures" }, el("b", {}, bytes(entry.weight_bytes)), el("span", { class: "wordy" }, " of weights"), `, ${bytes(entry.total_bytes)} to run`));
   });
   return el("div", {},
     el("h3", {}, "Memory at each precision"),

@@ -1,27 +1,41 @@
 // The device line: what models run on here, whether it was checked, and why not on a GPU.
 import { capabilities } from "../lowbit.js";
 import { byId, el, show } from "./dom.js";
+import { bytes } from "./format.js";
+
+/** What a browser may say of an adapter that matters to a model's kernels. */
+const FEATURES = ["shader-f16", "subgroups"];
 
 export async function showDevice(store) {
   const line = byId("device");
   try {
-    const found = await capabilities();
+    const [found, features] = await Promise.all([capabilities(), featuresOf()]);
     store.set({ capabilities: found });
-    const select = el("select", { id: "device-choice", "aria-label": "Device", onchange: () => store.set({ device: select.value }) },
+    const select = el("select", { id: "device-choice", onchange: () => store.set({ device: select.value }) },
       el("option", { value: "auto" }, "automatic"), el("option", { value: "cpu" }, "CPU"),
       found.adapters.some((adapter) => adapter.error === null) && el("option", { value: "gpu" }, "GPU"));
-    show(line, "Runs on ", el("b", {}, processor(found)), ". ", ...found.adapters.flatMap((adapter) => [adapterLine(adapter), " "]),
-      found.adapters.length === 0 && "GPU: this browser offers none (WebGPU), so models run on the CPU. ",
-      el("label", {}, "Run models on: ", select));
+    show(line,
+      el("p", {}, "Runs on ", el("b", {}, processor(found)), ". "),
+      found.adapters.map((adapter) => adapterLine(adapter, features)),
+      found.adapters.length === 0 && el("p", {}, "GPU: this browser offers none (WebGPU), so models run on the CPU."),
+      el("label", {}, "Run models on ", select));
   } catch (error) {
-    show(line, el("span", { class: "notice bad", role: "alert" }, `The engine does not start: ${error.message}`));
+    show(line, el("p", { class: "notice bad", role: "alert" }, `The engine does not start: ${error.message}`));
   }
 }
 
-const processor = ({ engine, cpu }) => `${cpu.replace(/^cpu/, "CPU")}, WebAssembly ${engine}`;
+/** `cpu (relaxed-simd, 1 thread)`: the engine's build is the processor's instructions, said twice. */
+const processor = ({ engine, cpu }) => `${cpu.replace(/^cpu/, "CPU").replace(engine, `WebAssembly, ${engine}`)}`;
 
-function adapterLine({ name, api, kind, error }) {
+/** The package names the adapter and tries its kernels; what else it can do is the browser's to say. */
+async function featuresOf() {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  return FEATURES.filter((name) => adapter?.features.has(name));
+}
+
+function adapterLine({ name, api, kind, max_binding_bytes: binding, error }, features) {
   const checked = error === null ? "its kernels were checked against the CPU and agree" : `not used: ${error}`;
   const software = kind === "software" && error === null ? "; a software adapter, so only taken when it is asked for" : "";
-  return el("span", {}, "GPU: ", el("b", {}, name || "unnamed"), ` (${api}, ${kind}), ${checked}${software}.`);
+  const can = `${features.length > 0 ? features.join(", ") : `without ${FEATURES.join(" and ")}`}; buffers up to ${bytes(binding)}`;
+  return el("p", {}, "GPU: ", el("b", {}, name || "unnamed"), ` (${api}, ${kind}), ${checked}${software}. Features: ${can}.`);
 }

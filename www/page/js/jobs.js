@@ -8,14 +8,17 @@ const PHASES = {
   generate: "Continuing passages", speed: "Timing both", convert: "Writing", dequantize: "Restoring the weights",
 };
 
+/** Opening a model: other than all other work, it gives way when another model is opened. */
+export const OPENING = "Opening";
+
 /**
  * Does `work({signal, onProgress})` and shows it in `host`. Gives what it gave; undefined where it was cancelled or failed,
- * which is shown.
+ * which is shown, with what `hints` say of the error's code. `stop` is what cancels it.
  */
-export async function job(store, host, name, work) {
+export async function job(store, host, name, work, { stop = new AbortController(), hints = {} } = {}) {
   if (store.get().busy) return undefined;
-  store.set({ busy: true });
-  const stop = new AbortController();
+  const focused = document.activeElement;
+  store.set({ busy: name });
   const view = jobView(name, () => stop.abort());
   show(host, view.element);
   try {
@@ -23,11 +26,14 @@ export async function job(store, host, name, work) {
     show(host);
     return result;
   } catch (error) {
-    if (error?.code === "cancelled") show(host, el("p", { class: "notice", role: "status" }, `${name}: cancelled. Nothing was kept of it.`));
-    else show(host, failure(name, error));
+    // Where it was cancelled, what came of that is no failure.
+    if (stop.signal.aborted || error?.code === "cancelled") show(host, el("p", { class: "notice", role: "status" }, `${name}: cancelled. Nothing was kept of it.`));
+    else show(host, failure(name, error, hints));
     return undefined;
   } finally {
-    store.set({ busy: false });
+    store.set({ busy: undefined });
+    // The button that was pressed could not be used meanwhile, and "Cancel" is gone: the keyboard goes on where it was.
+    if (document.activeElement === null || document.activeElement === document.body) focused?.focus({ preventScroll: true });
   }
 }
 
@@ -64,18 +70,21 @@ const HINTS = {
 };
 
 /** A failure in the library's own words. */
-export function failure(name, error) {
+export function failure(name, error, hints = {}) {
   const message = error?.message ?? String(error);
-  const hint = HINTS[error?.code];
+  const hint = hints[error?.code] ?? HINTS[error?.code];
   return el("div", { class: "notice bad", role: "alert" },
     el("p", {}, el("strong", {}, `${name}: `), message),
     hint && el("p", {}, hint),
-    error?.code && el("p", {}, "Code ", el("code", {}, error.code)));
+    typeof error?.code === "string" && el("p", {}, "Code ", el("code", {}, error.code)));
 }
 
-/** Asks before a reload throws work away. */
+/** Asks before a reload throws away work, or a result that was not taken away. */
 export function guardReloads(store) {
-  addEventListener("beforeunload", (event) => {
-    if (store.get().busy) event.preventDefault();
+  const ask = (event) => event.preventDefault();
+  store.on(["busy", "unsaved"], ({ busy, unsaved }) => {
+    // Only while there is something to lose: browsers do not keep a page that listens for the way back to it.
+    if (unsaved > 0 || (busy !== undefined && busy !== OPENING)) addEventListener("beforeunload", ask);
+    else removeEventListener("beforeunload", ask);
   });
 }

@@ -17,5 +17,6 @@ setUpTalking(store);
 setUpJudging(store);
 setUpRuns(store);
 setUpTaking(store);
-await setUpOpening(store);
+// Both at once: what runs here can be said before the model has arrived.
 showDevice(store);
+setUpOpening(store);

@@ -47,7 +47,7 @@ export function setUpQuantizing(store) {
       id: nextId++, name: nameOf(choices), method: choices.method, output, summary: output.summary,
       seconds: (performance.now() - began) / 1000,
     };
-    store.set({ runs: [...store.get().runs, run], run });
+    keep([run], run);
   });
 
   /** Every attempt becomes a run with its report; the one that is good, or else the last, is chosen. */
@@ -64,14 +64,20 @@ export function setUpQuantizing(store) {
     }));
     const chosen = made.find(({ output }) => output === found.accepted) ?? made.at(-1);
     chosen.summary.notes.push(found.recommendation);
-    store.set({ runs: [...store.get().runs, ...made], run: chosen });
+    keep(made, chosen);
+  }
+
+  function keep(made, chosen) {
+    const { runs, unsaved } = store.get();
+    store.set({ runs: [...runs, ...made], run: chosen, unsaved: unsaved + made.length });
   }
 
   store.on(["model", "busy"], ({ model, busy }) => {
     const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
     form.querySelector("[type=submit]").disabled = busy || model === undefined || quantized;
     const says = quantized ? "This checkpoint is quantized already. Generate from it below, or open a floating-point one." : "";
-    byId("shrink-says").textContent = model === undefined ? "The model is on its way." : says;
+    const without = busy ? "The model is on its way." : "Open a model first.";
+    byId("shrink-says").textContent = model === undefined ? without : says;
   });
   store.on(["run"], ({ run }) => show(byId("shrink-result"), run && shrunk(run)));
 }

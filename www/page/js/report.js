@@ -1,4 +1,5 @@
 // A validation report as people read it: verdict, criteria, figures, plots, failures.
+import { breaksAt, seen } from "./broken.js";
 import { el, show } from "./dom.js";
 import { bytes, change, count, percent, perplexity, scheme, short } from "./format.js";
 import { histogram } from "./plots/histogram.js";
@@ -15,17 +16,18 @@ export function reportView(store, model, run) {
   chooser.follow(bySnr.mark);
   return el("div", { class: "report" },
     el("div", { class: `verdict ${status}`, role: "status" },
-      el("p", { class: "word" }, text), el("p", {}, sentence(report.recommendation)), el("p", { class: "hint" }, run.name)),
+      el("p", { class: "word" }, text), el("p", {}, sentence(report.recommendation.replace(/^(?:accepted|rejected): /, ""))), el("p", { class: "hint" }, run.name)),
     figures(report),
     criteria(report),
-    el("div", { class: "plots" }, figure("Noise that rounding adds, matrix by matrix: higher is cleaner", bySnr.element, layerTable(report)), chooser.element),
+    el("div", { class: "plots" }, figure("Signal over noise of each matrix", bySnr.element), chooser.element),
+    layerTable(report),
     failures(report.generation));
 }
 
 const sentence = (text) => (text === "" ? "" : `${text[0].toUpperCase()}${text.slice(1).replace(/\.?$/, ".")}`);
 
 function figure(caption, ...children) {
-  return el("figure", {}, el("h3", {}, caption), ...children);
+  return el("figure", {}, el("div", { class: "head" }, el("h3", {}, caption)), ...children);
 }
 
 function figures({ perplexity: texts, divergence, memory, speed, dataset, execution }) {
@@ -34,7 +36,7 @@ function figures({ perplexity: texts, divergence, memory, speed, dataset, execut
     ["KL divergence", short(divergence.kl_mean), `nats a token; the worst hundredth beyond ${short(divergence.kl_p99)}`],
     ["Same first choice", percent(divergence.top1_agreement, 1), "of the next tokens"],
     ["Linear layers", `${short(memory.ratio)}× smaller`, `${bytes(memory.original_bytes)} became ${bytes(memory.quantized_bytes)}`],
-    speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantized_tokens_per_second)} tokens/s, was ${short(speed.original_tokens_per_second)}, on ${speed.device}`],
+    speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantized_tokens_per_second)} tokens/s, was ${short(speed.original_tokens_per_second)}, on ${speed.device.replace(/^cpu\b.*/, "the CPU")}`],
     ["Read", `${count(dataset.tokens)} tokens`, `${dataset.name}; ${execution === "side-by-side" ? "both models at once" : "layer by layer"}`],
   ].filter(Boolean);
   return el("dl", { class: "big" }, pairs.map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more)))));
@@ -42,19 +44,19 @@ function figures({ perplexity: texts, divergence, memory, speed, dataset, execut
 
 function criteria(report) {
   const rows = report.criteria.map(criterion).map(({ asks, limit, value, status }) =>
-    el("tr", {}, el("th", { scope: "row" }, asks), el("td", { class: "n" }, limit), el("td", { class: "n" }, value),
+    el("tr", {}, el("th", { scope: "row" }, `${asks} `, el("span", { class: "limit" }, limit)), el("td", { class: "n" }, value),
       el("td", {}, el("span", { class: `badge ${status}` }, word(status)))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Criteria" }, el("table", {},
     el("caption", {}, "The limits, set before the work began"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Criterion"), el("th", { scope: "col", class: "n" }, "Limit"), el("th", { scope: "col", class: "n" }, "Found"), el("th", { scope: "col" }, ""))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "What is asked"), el("th", { scope: "col", class: "n" }, "Found"), el("th", { scope: "col" }, "Result"))),
     el("tbody", {}, rows)));
 }
 
 function layerTable({ layers }) {
-  const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer.name), el("td", {}, scheme(layer.scheme)),
+  const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer.name), el("td", { class: "scheme" }, scheme(layer.scheme)),
     el("td", { class: "n" }, layer.snr_db === null ? "exact" : `${layer.snr_db.toFixed(1)} dB`), el("td", { class: "n" }, short(layer.max_abs_error))));
   const heads = [["Matrix"], ["Scheme"], ["SNR", "n"], ["Largest error", "n"]];
-  return el("details", { class: "more" }, el("summary", {}, "The same as a table"),
+  return el("details", { class: "more" }, el("summary", {}, "Each matrix as a table"),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Noise of each matrix" }, el("table", {},
       el("thead", {}, el("tr", {}, heads.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))), el("tbody", {}, rows))));
 }
@@ -79,7 +81,8 @@ function weightView(store, model, run) {
   select.addEventListener("change", draw);
   const least = run.report.layers.reduce((a, b) => ((b.snr_db ?? Infinity) < (a.snr_db ?? Infinity) ? b : a), run.report.layers[0]);
   if (least) select.value = least.name;
-  const element = figure("Weights before and after", el("label", { class: "field" }, "Matrix", select), plot);
+  const element = el("figure", {},
+    el("div", { class: "head" }, el("h3", {}, "Weights before and after"), el("label", {}, el("span", { class: "offscreen" }, "Matrix"), select)), plot);
   return {
     element,
     choose: (name) => {
@@ -98,7 +101,16 @@ function failures({ prompts, failures: found }) {
   if (found.length === 0) return el("section", {}, heading, el("p", {}, `No failures in ${count(prompts)} continuations: no endless repetition, no collapse, nothing empty.`));
   return el("section", {}, heading,
     el("p", {}, `${found.length} ${found.length === 1 ? "failure" : "failures"} in ${count(prompts)} continuations.`),
-    found.map(({ prompt, kind, detail, original_also: also }) => el("div", { class: also ? "failure old" : "failure" },
-      el("p", {}, el("strong", {}, failureName(kind)), also && ", and so does the original"),
-      el("blockquote", {}, prompt), el("p", { class: "hint" }, detail))));
+    found.map((failed) => el("div", { class: failed.original_also ? "failure old" : "failure" },
+      el("p", {}, el("strong", {}, sentence(failureName(failed.kind))), failed.original_also && " So does the original on this prompt."),
+      wrote(failed), el("p", { class: "hint" }, sentence(failed.detail)))));
+}
+
+/** The prompt and what the quantized model made of it, marked from where it fails. */
+function wrote(failed) {
+  const { prompt, text } = failed;
+  const at = breaksAt(failed);
+  return el("blockquote", {}, el("span", { class: "given" }, seen(prompt.trimStart())), seen(text.slice(0, at)),
+    at !== undefined && el("mark", {}, seen(text.slice(at)) || "…"),
+    text.trim() === "" && el("em", {}, " (nothing that can be seen)"));
 }

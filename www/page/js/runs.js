@@ -14,22 +14,23 @@ export function setUpRuns(store) {
   });
 }
 
-const HEADS = [["Run"], ["Bits a weight", "n"], ["Size", "n"], ["Perplexity", "n"], ["Tokens/s", "n"], ["Verdict"]];
+const HEADS = [["Run"], ["Bits", "n"], ["Size", "n"], ["Perplexity", "n"], ["Tokens/s", "n"], ["Verdict"]];
 
 function table(store, { runs, run: chosen, model, busy, originalTokensPerSecond }) {
   const judged = runs.findLast((run) => run.report);
   const original = el("tr", {},
-    el("th", { scope: "row" }, "Original"),
+    el("th", { scope: "row", class: "unchosen" }, "Original"),
     cells("16.00", model.checkpoint.info.bytes, perplexityCell(judged?.report.perplexity.original), judged?.report.speed?.original_tokens_per_second ?? originalTokensPerSecond),
     el("td", {}));
   if (model.checkpoint.info.layout !== "dense" || model.checkpoint.info.linear_formats?.F32) original.children[1].textContent = "–";
   const rows = runs.map((run) => el("tr", run === chosen ? { class: "chosen" } : {},
     el("th", { scope: "row" }, el("label", { class: "check" },
-      el("input", { type: "radio", name: "run", id: `run-${run.id}`, checked: run === chosen, disabled: busy, onchange: () => store.set({ run: store.get().runs.find(({ id }) => id === run.id) }) }),
+      el("input", { type: "radio", name: "run", id: `run-${run.id}`, checked: run === chosen, disabled: busy !== undefined, onchange: () => store.set({ run: store.get().runs.find(({ id }) => id === run.id) }) }),
       el("span", {}, `${run.id}. ${run.name}`))),
     cells(run.summary.record.bits_per_weight.toFixed(2), run.summary.bytes, perplexityCell(run.report?.perplexity.quantized, run.report?.perplexity.increase), run.report?.speed?.quantized_tokens_per_second ?? run.tokensPerSecond),
     el("td", {}, verdict(run.report))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", {},
+    el("caption", {}, "Bits for each quantized weight, and the size of all. ", el("span", { class: "narrow" }, "The table goes on to the right →")),
     el("thead", {}, el("tr", {}, HEADS.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
     el("tbody", {}, original, rows)));
 }
@@ -57,6 +58,6 @@ function plot({ runs, run: chosen, model }) {
   }));
   points.push({ label: "Original", short: "original", size: model.checkpoint.info.bytes, perplexity: last.perplexity.original, kind: "first" });
   const apart = judged.length - alike.length;
-  return el("figure", {}, el("h3", {}, "Size against perplexity"), tradeoff(points),
+  return el("figure", {}, el("div", { class: "head" }, el("h3", {}, "Size against perplexity")), tradeoff(points),
     apart > 0 && el("figcaption", {}, `${apart} ${apart === 1 ? "run was" : "runs were"} judged by another text, and cannot be compared.`));
 }

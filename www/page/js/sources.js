@@ -1,5 +1,6 @@
 // Where checkpoints come from: this site, an address, the hub, a picker, a drop, a zip. What is opened is what the package takes as
 // a source; beside it stands how single files of it are read, for the histogram.
+import { placeOf } from "./places.js";
 import { bytesOfZip } from "./zip.js";
 
 const SHIPPED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
@@ -17,23 +18,24 @@ export async function shippedText(name, signal) {
 }
 
 async function fetched(name, signal) {
-  const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal });
+  const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal }).catch((error) => {
+    signal?.throwIfAborted();
+    // A browser's own words name no file.
+    throw new Error(`model/${name}: it did not arrive (${error.message})`);
+  });
   if (!response.ok) throw new Error(`model/${name}: the server answered ${response.status}`);
   return response.blob();
 }
 
 /** An address or the name of a hub repository. */
 export function address(text) {
-  const given = text.trim();
-  const hub = /^[\w.-]+\/[\w.-]+$/.test(given);
-  const base = hub ? `https://huggingface.co/${given}/resolve/main/` : given.replace(/\/?$/, given.endsWith(".gguf") ? "" : "/");
+  const { source, revision, base, label, from } = placeOf(text, document.baseURI);
   const read = async (name, start, end) => {
     const response = await fetch(new URL(encodeURIComponent(name), base), { headers: { range: `bytes=${start}-${end - 1}` } });
     if (response.status !== 206) throw new Error(`${name}: expected a part of the file but the server answered ${response.status}`);
     return new Uint8Array(await response.arrayBuffer());
   };
-  const label = given.replace(/\/+$/, "").split("/").pop();
-  return { source: given, label, from: hub ? "the Hugging Face hub" : given, read };
+  return { source, options: { revision }, label, from, read };
 }
 
 /** Files of a picker or a drop. */
@@ -49,7 +51,8 @@ export async function files(list) {
   // Of a folder in a folder only the upper files belong to the checkpoint.
   const upper = chosen.filter((file) => (file.webkitRelativePath ?? "").split("/").length <= 2);
   const source = Object.fromEntries(upper.map((file) => [file.name, file]));
-  return { source, label: folder || chosen[0].name, from: folder ? "a folder of yours" : "files of yours", read: fromFiles(source) };
+  const label = folder || (upper.length === 1 ? upper[0].name : "Your files");
+  return { source, label, from: folder ? "a folder of yours" : `${upper.length} of your files`, read: fromFiles(source) };
 }
 
 /** What was dropped: files, or folders through their entries. */

@@ -3,11 +3,12 @@
 //   model     {checkpoint, label, files, shipped, plan}: what is open
 //   runs      every quantization of it: {id, name, output, summary, seconds, report, ...}
 //   run       the chosen one of them
-//   busy      whether long work is under way; there is one at a time
+//   unsaved   how many of them were made since one was last taken away
+//   busy      the name of the long work that is under way, or undefined; there is one at a time
 //   device    what models run on: "auto", "cpu" or "gpu"
 
 export class Store {
-  #state = { model: undefined, runs: [], run: undefined, busy: false, device: "auto" };
+  #state = { model: undefined, runs: [], run: undefined, unsaved: 0, busy: undefined, device: "auto" };
   #listeners = [];
 
   get() {

@@ -2,7 +2,7 @@
 import { convert } from "../lowbit.js";
 import { byId, el, show } from "./dom.js";
 import { bytes, short } from "./format.js";
-import { job } from "./jobs.js";
+import { failure, job } from "./jobs.js";
 import { download, zipped } from "./zip.js";
 
 const FORMATS = {
@@ -23,11 +23,17 @@ export function setUpTaking(store) {
   const folders = byId("save-folder");
   folders.hidden = globalThis.showDirectoryPicker === undefined;
   folders.addEventListener("click", async () => {
-    // The picker wants to be asked for in the click itself.
-    const handle = await showDirectoryPicker({ mode: "readwrite", id: "lowbit" }).catch((error) => {
-      if (error.name !== "AbortError") throw error;
-    });
-    if (handle !== undefined) save(folderDestination(handle));
+    show(result);
+    let handle;
+    try {
+      // The picker wants to be asked for in the click itself.
+      handle = await showDirectoryPicker({ mode: "readwrite", id: "lowbit" });
+    } catch (error) {
+      // That is how it says that it was closed.
+      if (error.name !== "AbortError") show(host, failure("Saving", error));
+      return;
+    }
+    save(folderDestination(handle));
   });
 
   const save = async (destination) => {
@@ -41,16 +47,19 @@ export function setUpTaking(store) {
         if (run.report !== undefined && format !== "gguf") {
           files["validation_report.json"] = new TextEncoder().encode(`${JSON.stringify(run.report, null, 2)}\n`);
         }
-        return { summary, ...(await destination(folderName(model, run, format), files)) };
+        return { summary, ...(await destination(folderName(model, run, format), files, control.signal)) };
       } finally {
         if (output !== run.output) output.dispose();
       }
     });
-    if (saved !== undefined) show(result, savedView(saved));
+    if (saved === undefined) return;
+    store.set({ unsaved: 0 });
+    show(result, savedView(saved));
   };
 
   store.on(["busy", "run"], ({ busy, run }) => {
     for (const button of form.querySelectorAll("button")) button.disabled = busy || run === undefined;
+    byId("take-knobs").hidden = run === undefined;
     byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Takes ${run.name}.`;
   });
   let listed;
@@ -84,19 +93,22 @@ async function zipDestination(name, files) {
   return { where: file, size: blob.size };
 }
 
-function folderDestination(handle) {
-  return async (_name, files) => {
+/** A folder of the result's own in the one that was chosen, so that nothing of anybody else is mixed with it. */
+function folderDestination(chosen) {
+  return async (name, files, signal) => {
+    const handle = await chosen.getDirectoryHandle(name, { create: true });
     let size = 0;
     // The record comes last: a folder without it says that it is not whole.
     const last = "quantization_config.json";
     const names = Object.keys(files).sort((a, b) => (a === last) - (b === last));
     for (const name of names) {
+      signal.throwIfAborted();
       const stream = await (await handle.getFileHandle(name, { create: true })).createWritable();
       await stream.write(files[name]);
       await stream.close();
       size += files[name].length;
     }
-    return { where: `the folder ${handle.name}`, size };
+    return { where: `${name} in the folder ${chosen.name}`, size };
   };
 }
 

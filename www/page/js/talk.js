@@ -2,7 +2,7 @@
 import { loadModel } from "../lowbit.js";
 import { commonStart, firstDifference } from "./difference.js";
 import { byId, el, show } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, count } from "./format.js";
 import { job } from "./jobs.js";
 import { shippedText } from "./sources.js";
 
@@ -123,7 +123,7 @@ async function speak(column, model, prompt, options, before) {
   column.rest();
   const why = model.info.why_cpu;
   column.figures.append(...[
-    result.tokens_per_second !== null && el("span", {}, el("b", {}, result.tokens_per_second.toFixed(0)), " tokens/s"),
+    result.tokens_per_second !== null && el("span", {}, el("b", {}, count(result.tokens_per_second)), " tokens/s"),
     el("span", {}, `${result.token_ids.length} tokens`),
     el("span", {}, model.info.device.replace(/^cpu/, "CPU"), why && `; no GPU: ${why}`),
   ].filter(Boolean));
@@ -136,7 +136,6 @@ function tellDifference(voices, [a, b]) {
   voices[0].say(a.text, shared);
   voices[1].say(b.text, shared);
   const total = Math.min(a.token_ids.length, b.token_ids.length);
-  show(byId("first-difference"), at === null
-    ? `Both say the same, all ${total} tokens of it.`
-    : `They say the same for ${at} ${at === 1 ? "token" : "tokens"}, and part at token ${at + 1}; from there on each goes its own way.`);
+  const together = at === 0 ? "They part at the first token" : `They say the same for ${at} ${at === 1 ? "token" : "tokens"}, and part at token ${at + 1}`;
+  show(byId("first-difference"), at === null ? `Both say the same, all ${total} tokens of it.` : `${together}; from there on each goes its own way.`);
 }

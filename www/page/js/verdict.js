@@ -3,12 +3,13 @@ import { change, count, short } from "./format.js";
 
 const QUALITY = ["perplexity_increase", "benchmark_drop_points", "new_generation_failures"];
 
+const share = (value) => `${short(value * 100)} %`;
 const points = (value) => `${short(value)} points`;
 const times = (value) => `${short(value)}×`;
 
-/** Of each criterion: what it asks, and how its values are written. */
+/** Of each criterion: what it asks, how its values are written, and its limit where that is written in another way. */
 const CRITERIA = {
-  perplexity_increase: ["Perplexity rises by at most", change],
+  perplexity_increase: ["Perplexity rises by at most", change, share],
   benchmark_drop_points: ["The benchmark drops by at most", points],
   new_generation_failures: ["New failures in what it writes, at most", count],
   memory_ratio: ["Linear layers shrink by at least", times],
@@ -16,10 +17,11 @@ const CRITERIA = {
 };
 
 export function criterion({ name, limit, value, status }) {
-  const [asks, write] = CRITERIA[name] ?? [name.replaceAll("_", " "), short];
-  // What was left out has no value, and is not clear; what came out as no number has failed.
-  const none = status === "inconclusive" ? "not measured" : "not a number";
-  return { asks, limit: write(limit).replace(/^\+/, ""), value: value === null ? none : write(value), status };
+  const [asks, write, writeLimit = write] = CRITERIA[name] ?? [name.replaceAll("_", " "), short];
+  const limited = { asks, limit: writeLimit(limit) };
+  // What was left out has no value; what came out as no number has failed.
+  if (value === null && status === "inconclusive") return { ...limited, value: "not measured", status: "none" };
+  return { ...limited, value: value === null ? "not a number" : write(value), status };
 }
 
 /** One line that a reader can take away, and its colour. */
@@ -33,7 +35,7 @@ export function headline({ accepted, criteria }) {
   return { text: `The quality is kept, but it is ${lacks.join(" and ")}.`, status: "inconclusive" };
 }
 
-const WORDS = { passed: "✓ kept", failed: "✗ missed", inconclusive: "? not clear" };
+const WORDS = { passed: "✓ kept", failed: "✗ missed", inconclusive: "? not clear", none: "left out" };
 export const word = (status) => WORDS[status] ?? status;
 
 const FAILURES = {

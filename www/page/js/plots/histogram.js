@@ -3,8 +3,8 @@ import { el, svg } from "../dom.js";
 import { percent, short } from "../format.js";
 import { canvas, frame, linear, rows, ticks } from "./axes.js";
 
-const HEIGHT = 240;
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 12, 12, 30];
+const HEIGHT = 250;
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 12, 22, 34];
 
 export function histogram({ largest, width: bin, original, quantized }) {
   const top = Math.max(...original, ...quantized) || 1;
@@ -17,12 +17,13 @@ export function histogram({ largest, width: bin, original, quantized }) {
     }).join(" ");
     const area = (shares) => `${x(-largest)},${y(0)} ${steps(shares)} ${x(largest)},${y(0)}`;
     const marks = ticks(-largest, largest, width < 420 ? 4 : 6).map((value) =>
-      svg("text", { x: x(value), y: HEIGHT - 10, "text-anchor": "middle" }, short(value)));
+      svg("text", { x: x(value), y: HEIGHT - 12, "text-anchor": "middle" }, short(value).replace("-", "−")));
     return canvas(width, HEIGHT, "Shares of the weights by value: the original as a smooth hill, the quantized weights on their steps.",
       rows(ticks(0, top, 4), y, LEFT, width - RIGHT, (share) => percent(share, top < 0.05 ? 1 : 0)),
       svg("polygon", { class: "area second", points: area(quantized) }),
       svg("polyline", { class: "line second", points: steps(quantized) }),
-      svg("polyline", { class: "line first", points: steps(original) }), marks);
+      svg("polyline", { class: "line first", points: steps(original) }),
+      svg("text", { x: LEFT, y: 8 }, "share of the weights, by value"), marks);
   });
   return el("div", {}, element, el("p", { class: "key" }, el("span", {}, "original"), el("span", { class: "second" }, "quantized")));
 }

@@ -2,8 +2,11 @@
 import { el, svg } from "../dom.js";
 import { canvas, frame, linear, rows, ticks } from "./axes.js";
 
-const HEIGHT = 260;
-const [LEFT, RIGHT, TOP, BOTTOM] = [44, 8, 12, 34];
+const HEIGHT = 250;
+const [LEFT, RIGHT, TOP, BOTTOM] = [48, 8, 22, 34];
+
+/** Matrices that were rounded alike lie within a decibel or two; on less than this, what is chance would look like much. */
+const LEAST_SPAN = 6;
 
 const isAttention = (name) => name.includes("self_attn");
 const block = (name) => /layers\.(\d+)\./.exec(name)?.[1];
@@ -14,7 +17,9 @@ export function snrPlot(layers, choose) {
   const known = layers.filter(({ snr_db: snr }) => snr !== null);
   if (known.length === 0) return { element: el("p", { class: "hint" }, "Nothing was rounded."), mark: () => {} };
   const values = known.map(({ snr_db: snr }) => snr);
-  const [low, high] = [Math.min(0, ...values), Math.max(...values) * 1.08 || 1];
+  const middle = (Math.min(...values) + Math.max(...values)) / 2;
+  const half = Math.max(Math.max(...values) - Math.min(...values), LEAST_SPAN) * 0.6;
+  const [low, high] = [middle - half, middle + half];
   const worst = known.reduce((a, b) => (b.snr_db < a.snr_db ? b : a));
   const label = `From ${Math.min(...values).toFixed(1)} to ${Math.max(...values).toFixed(1)} dB over ${known.length} matrices; the least in ${worst.name}.`;
 
@@ -26,9 +31,10 @@ export function snrPlot(layers, choose) {
       const kind = isAttention(layer.name) ? "first" : "second";
       const dot = svg("circle", { class: `dot ${kind}${layer.name === chosen ? " chosen" : ""}`, cx: x(at), cy: y(layer.snr_db), r: radius, onclick: () => choose(layer.name) },
         svg("title", {}, `${layer.name}: ${layer.snr_db.toFixed(1)} dB`));
-      return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: y(Math.max(low, 0)), y2: y(layer.snr_db) }), dot);
+      return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: HEIGHT - BOTTOM, y2: y(layer.snr_db) }), dot);
     });
-    return canvas(width, HEIGHT, label, rows(ticks(low, high, 4), y, LEFT, width - RIGHT, (value) => `${value} dB`), dots, blocks(x, width));
+    return canvas(width, HEIGHT, label, rows(ticks(low, high, 4), y, LEFT, width - RIGHT, (value) => `${String(value).replace("-", "−")} dB`),
+      svg("text", { x: LEFT, y: 8 }, "higher is cleaner"), dots, blocks(x, width));
   });
 
   /** Names of the blocks below the first of their matrices, as many as there is room for. */
