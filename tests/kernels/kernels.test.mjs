@@ -26,8 +26,8 @@ const untested = engine.gpuTests === undefined && "these modules were built with
 function judge(context, { none, error, adapter, passed }) {
   if (none !== undefined) return context.skip(`no adapter: ${none}`);
   assert.equal(error, undefined);
-  assert.equal(passed.length, GPU_TESTS);
-  console.log(`${context.name}: ${passed.length} tests on ${adapter}`);
+  assert.equal(Object.keys(passed).length, GPU_TESTS);
+  console.log(`${context.name}: ${GPU_TESTS} tests on ${adapter}`);
 }
 
 async function site() {

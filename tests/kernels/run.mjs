@@ -1,8 +1,8 @@
 // Runs the tests that are compiled into a module of the engine, wherever there is WebAssembly.
 
 /**
- * The GPU's tests, one after the other, on a software adapter or a real one: `{ adapter, passed }`, or `{ none }` with the reason
- * where there is no adapter.
+ * The GPU's tests, one after the other, on a software adapter or a real one: `{ adapter, passed }` with the milliseconds of each,
+ * or `{ none }` with the reason where there is no adapter.
  *
  * @param engine The JavaScript of a module that was built with the tests in it
  * @param wasm The module itself, or where it is
@@ -24,10 +24,11 @@ export async function runGpuTests(engine, wasm, uncaught) {
       if (error?.code === "no_device") return { none: error.message };
       throw error;
     }
-    const passed = [];
+    const passed = {};
     for (name of engine.gpuTests()) {
+      const start = performance.now();
       await Promise.race([engine.runGpuTest(name), failed]);
-      passed.push(name);
+      passed[name] = Math.round(performance.now() - start);
     }
     return { adapter, passed };
   } finally {

@@ -51,8 +51,9 @@ pub(super) async fn wrong_operands_and_impossible_sizes_are_errors() {
     let mut three = zeros(&mut gpu, 3);
     let error = gpu.gate(&out, 1, 3, GateActivation::Silu, &mut three).unwrap_err();
     assert_eq!(error.to_string(), "gate: gate_up needs 6 elements but the buffer holds 4");
-    for len in [usize::MAX, usize::MAX / 4, 1 << 40] {
-        let error = gpu.buffer(Element::F32, len).expect_err("no device has that much");
+    // In WebAssembly the second is just below 4 GiB.
+    for len in [usize::MAX, usize::MAX / 4] {
+        let error = gpu.buffer(Element::F32, len).err().expect("no device has that much");
         assert_eq!(error.code(), ErrorCode::OutOfMemory);
     }
     // None of that harms what comes after.
