@@ -6,6 +6,8 @@ import { pathToFileURL } from "node:url";
 import { runGpuTests } from "./run.mjs";
 
 const [modules, webgpu] = process.argv.slice(2);
+// As the package has it: wgpu looks for a browser before it looks for its GPU.
+globalThis.Window ??= class Window {};
 if (webgpu !== "own") {
   const { create, globals } = await import(pathToFileURL(webgpu));
   Object.assign(globalThis, globals);

@@ -95,6 +95,7 @@ pub(super) struct Candidate {
 }
 
 /// The variants that every adapter of an instance has: of WGSL itself, no feature of a device.
+#[cfg(not(target_arch = "wasm32"))]
 fn variants(instance: &wgpu::Instance) -> Variants {
     let language = instance.wgsl_language_features();
     let packed_dot = language.contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
@@ -153,7 +154,9 @@ async fn all() -> Result<Vec<Candidate>> {
         ));
     }
     let instance = instance();
-    let variants = if web::has_language_features() { variants(&instance) } else { Variants::default() };
+    let packed_dot = web::has_language_feature("packed_4x8_integer_dot_product");
+    let variants =
+        packed_dot.map_or_else(Variants::default, |packed_dot| Variants { packed_dot, rounding_norm: true });
     let mut candidates: Vec<Candidate> = Vec::new();
     for (spelled, preference) in [
         ("high-performance", wgpu::PowerPreference::HighPerformance),

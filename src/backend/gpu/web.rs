@@ -32,7 +32,13 @@ extern "C" {
     #[wasm_bindgen(method, js_name = requestAdapter)]
     fn request_adapter(this: &Gpu, options: &AdapterOptions) -> Promise<JsNullable<Adapter>>;
     #[wasm_bindgen(method, getter, js_name = wgslLanguageFeatures)]
-    fn language_features(this: &Gpu) -> Option<Object>;
+    fn language_features(this: &Gpu) -> Option<LanguageFeatures>;
+
+    /// Like a set. Its keys come as an iterator in browsers, as an array in Node's `webgpu`, where wgpu's own reading of them
+    /// panics; so each is asked for.
+    type LanguageFeatures;
+    #[wasm_bindgen(method)]
+    fn has(this: &LanguageFeatures, name: &str) -> bool;
 
     #[wasm_bindgen(extends = Object)]
     type AdapterOptions;
@@ -78,9 +84,9 @@ pub(super) fn has_webgpu() -> bool {
     gpu().is_some()
 }
 
-/// Whether this environment tells what its WGSL can do; wgpu takes that for granted.
-pub(super) fn has_language_features() -> bool {
-    gpu().is_some_and(|gpu| gpu.language_features().is_some())
+/// Whether the WGSL of this environment has a feature, by its name there; `None` where the environment does not tell.
+pub(super) fn has_language_feature(name: &str) -> Option<bool> {
+    Some(gpu()?.language_features()?.has(name))
 }
 
 /// What the environment says of an adapter.

@@ -2,6 +2,7 @@
 
 use super::gpu;
 use super::operands::{buffer, ids, read, zeros};
+#[cfg(test)]
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage, adapters};
 use crate::backend::{Backend, Element, GateActivation};
 use crate::error::ErrorCode;
@@ -53,13 +54,14 @@ pub(super) async fn wrong_operands_and_impossible_sizes_are_errors() {
     assert_eq!(error.to_string(), "gate: gate_up needs 6 elements but the buffer holds 4");
     // In WebAssembly the second is just below 4 GiB.
     for len in [usize::MAX, usize::MAX / 4] {
-        let error = gpu.buffer(Element::F32, len).err().expect("no device has that much");
+        let error = gpu.buffer(Element::F32, len).expect_err("no device has that much");
         assert_eq!(error.code(), ErrorCode::OutOfMemory);
     }
     // None of that harms what comes after.
     assert_eq!(read(&mut gpu, &out, 4).await, [0.0; 4]);
 }
 
+#[cfg(test)]
 pub(super) async fn an_adapter_that_is_not_there_is_named() {
     let options = GpuOptions { adapter: Some("Voodoo 2".to_owned()), ..GpuOptions::default() };
     let error = GpuBackend::new(&options).await.err().expect("there is no such adapter");
@@ -71,6 +73,7 @@ pub(super) async fn an_adapter_that_is_not_there_is_named() {
     }
 }
 
+#[cfg(test)]
 pub(super) async fn what_goes_wrong_on_a_device_has_its_code_and_stays() {
     let Some(mut lost) = gpu().await else { return };
     let mut x = buffer(&mut lost, &[1.0]);
