@@ -1,5 +1,7 @@
 /** The package's functions, on an engine that is made when it is first needed. */
-import { Checkpoint, Engine, type Model } from "./client.js";
+import { Checkpoint, type Output } from "./client/checkpoint.js";
+import { Engine, type AutoResult, type DownloadCache } from "./client/engine.js";
+import type { Model } from "./client/model.js";
 import { LowbitError } from "./errors.js";
 import type { ClientPlatform } from "./platform.js";
 import type {
@@ -7,7 +9,6 @@ import type {
   LoadOptions, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
   ValidateOptions, ValidationReport,
 } from "./types.js";
-import type { AutoResult, DownloadCache, Output } from "./client.js";
 
 /** What every entry point exports. */
 export interface Api {

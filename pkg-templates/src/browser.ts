@@ -1,7 +1,6 @@
 /** The caller's side in browsers. */
-import type { ClientPlatform, Thread } from "./platform.js";
+import type { ClientPlatform, Port, Thread } from "./platform.js";
 import { pair } from "./wire.js";
-import type { Port } from "./platform.js";
 
 function startWorker(): Thread {
   const worker = newWorker();

@@ -1,4 +1,5 @@
 /** What an entry point brings: how modules, files and threads are found where the package runs. */
+
 /** One end of a connection. */
 export interface Port {
   post(message: unknown): void;

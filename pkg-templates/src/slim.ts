@@ -1,5 +1,5 @@
 /** The package without any loading of its own: for pages that bring the worker and the modules themselves. */
-import { Engine } from "./client.js";
+import { Engine } from "./client/engine.js";
 import type { Thread } from "./platform.js";
 
 export * from "./exports.js";

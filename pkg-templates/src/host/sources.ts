@@ -1,0 +1,82 @@
+/** Opens the places that callers name, for the engine to read. What is there to read from is in `folders.ts`. */
+import { LowbitError } from "../errors.js";
+import { directoryFolder, fetchWith, filesFolder, openUrlFile, specFile, urlFolder, type Fetch } from "../folders.js";
+import type { Folder, HostPlatform, OpenFile, Store } from "../platform.js";
+import { opfsDirectory } from "../targets.js";
+import type { ClientFunctions, SourceSpec } from "../wire.js";
+import { stopIfAborted, type Meter } from "./jobs.js";
+
+/** A checkpoint is a folder, or one file. */
+export type Opened = { folder: Folder } | { file: OpenFile };
+
+/** What a caller named, with every byte of it counted. */
+export async function openSource(
+  source: SourceSpec, platform: HostPlatform, caller: ClientFunctions, meter: Meter,
+): Promise<Opened> {
+  const opened = await openUnmetered(source, platform, caller);
+  if ("file" in opened) return { file: metered(opened.file, meter) };
+  const { folder } = opened;
+  const open = async (file: string) => {
+    stopIfAborted(meter.opening);
+    const found = await folder.open(file);
+    return found && metered(found, meter);
+  };
+  return { folder: { name: folder.name, open } };
+}
+
+async function openUnmetered(source: SourceSpec, platform: HostPlatform, caller: ClientFunctions): Promise<Opened> {
+  const store = async (wanted: boolean) => (wanted ? platform.store() : undefined);
+  switch (source.kind) {
+    case "files": {
+      const names = Object.keys(source.files);
+      const only = names.length === 1 ? names[0]! : undefined;
+      if (only !== undefined && only.toLowerCase().endsWith(".gguf")) {
+        return { file: specFile(only, source.files[only]!, caller) };
+      }
+      return { folder: filesFolder(source.name, source.files, caller) };
+    }
+    case "url":
+      return fromUrl(source.url, fetchWith(source.headers ?? {}), await store(source.cache));
+    case "remoteUrl":
+      return fromUrl(source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange), await store(source.cache));
+    case "path":
+      if (platform.openPath === undefined) {
+        throw new LowbitError("invalid_argument", `${source.path}: there are no paths here; give a URL, files or a handle`);
+      }
+      return platform.openPath(source.path);
+    case "opfs":
+      return { folder: directoryFolder(await opfsDirectory(source.path)) };
+    case "directory":
+      return { folder: directoryFolder(source.handle) };
+  }
+}
+
+async function fromUrl(url: string, get: Fetch, store?: Store): Promise<Opened> {
+  const isFile = new URL(url).pathname.toLowerCase().endsWith(".gguf");
+  return isFile ? { file: await openUrlFile(url, get, store) } : { folder: urlFolder(url, get, store) };
+}
+
+function metered(file: OpenFile, meter: Meter): OpenFile {
+  return {
+    name: file.name,
+    size: file.size,
+    read: async (offset, length) => {
+      stopIfAborted(meter.opening);
+      const bytes = await file.read(offset, length);
+      meter.bytes += bytes.length;
+      return bytes;
+    },
+  };
+}
+
+/** The folder that was opened, where it has to be one. */
+export function folderOf(opened: Opened): Folder {
+  if ("folder" in opened) return opened.folder;
+  throw new LowbitError("invalid_argument", `${opened.file.name}: expected a folder with a tokenizer.json but found a file`);
+}
+
+export async function readJson(folder: Folder, name: string): Promise<unknown> {
+  const file = await folder.open(name);
+  if (file === undefined) throw new LowbitError("not_found", `${folder.name}: expected ${name} but found none`);
+  return JSON.parse(new TextDecoder().decode(await file.read(0, file.size)));
+}
