@@ -9,6 +9,7 @@ export type PlatformSignal = Instance<
 export type PlatformBlob = Instance<"Blob", { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformFile = Instance<"File", { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformUrl = Instance<"URL", { readonly href: string }>;
+export type PlatformModule = typeof globalThis extends { WebAssembly: { Module: { prototype: infer T } } } ? T : object;
 export type PlatformFetch = typeof globalThis extends { fetch: infer T }
   ? T
   : (url: string, init?: { headers?: Record<string, string> }) => Promise<unknown>;

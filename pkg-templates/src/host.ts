@@ -22,13 +22,13 @@ import { connect, type ClientFunctions, type HostFunctions } from "./wire.js";
 export function serve(port: Port, platform: HostPlatform): void {
   const modules = new Modules(platform);
   const jobs = new Jobs(platform, () => caller);
-  const checkpoints = new Checkpoints(modules);
-  const functions = hostFunctions({ platform, caller: () => caller, modules, jobs, checkpoints, models: new Models() });
+  const [checkpoints, models] = [new Checkpoints(modules), new Models()];
+  const functions = hostFunctions({ platform, caller: () => caller, modules, jobs, checkpoints, models });
   const caller: ClientFunctions = connect<ClientFunctions, HostFunctions>(port, guarded(functions));
 }
 
 function hostFunctions(context: Context): HostFunctions {
-  const { platform, modules, jobs } = context;
+  const { platform, modules, jobs, checkpoints, models } = context;
   return {
     use: async (given) => modules.use(given),
     ...opening(context),
@@ -36,10 +36,10 @@ function hostFunctions(context: Context): HostFunctions {
     ...running(context),
     ...judging(context),
     capabilities: async () => {
-      const memory = await modules.ready();
+      const { engine, build, memory } = await modules.ready();
       await modules.prepareGpu().catch(() => {});
-      const devices = await modules.engine.devices();
-      return { ...devices, engine: modules.build, memory: memory.buffer.byteLength };
+      const devices = await engine.devices();
+      return { ...devices, engine: build, memory: memory.buffer.byteLength };
     },
     listCache: async () => {
       const store = await platform.store();
@@ -52,12 +52,19 @@ function hostFunctions(context: Context): HostFunctions {
       await Promise.all((await store.keys()).map((key) => store.delete(key)));
     },
     abort: async (job) => jobs.abort(job),
+    end: async () => {
+      await jobs.end();
+      models.end();
+      checkpoints.end();
+    },
   };
 }
 
-/** Each failure as a `LowbitError`; an engine that broke down does nothing more. */
+/** Why the modules of this thread are of no use any more. */
+let broken: LowbitError | undefined;
+
+/** Each failure as a `LowbitError`; modules that broke down do nothing more. */
 function guarded(functions: HostFunctions): HostFunctions {
-  let broken: LowbitError | undefined;
   const each = Object.entries(functions).map(([name, run]) => [
     name,
     async (...args: unknown[]) => {

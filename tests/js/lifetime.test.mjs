@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { test } from "node:test";
+import { after, before, describe, test } from "node:test";
 import { PROMPTS } from "./cases.mjs";
 import { ENTRY, fails, lowbit, MODEL, PACKAGE } from "./support.mjs";
 
@@ -47,6 +47,9 @@ test("what was disposed of says so; models outlive their checkpoint", async () =
   checkpoint.dispose();
   await fails(() => engine.quantize(checkpoint), "invalid_argument", /disposed/);
   assert.equal((await model.logits([0])).length, 1);
+  assert.match(await model.generate(PROMPTS[0], { maxTokens: 4 }).text(), /\w/);
+  assert.equal(await model.detokenize(await model.tokenize("A cat")), "A cat");
+  assert.ok((await model.perplexity("A cat and a dog")).perplexity > 1);
   model.dispose();
   await fails(() => model.logits([0]), "invalid_argument", /disposed/);
   await engine.dispose();
@@ -64,6 +67,70 @@ test("memory after 50 times loading, generating and disposing is that after 5", 
   }
   assert.equal(bytes[0], bytes[1]);
   await engine.dispose();
+});
+
+describe("in the caller's own thread", () => {
+  /**
+   * What the tokenizers' memory may grow by: the library keeps the words that a tokenizer has met, 0.8 KB here, when it is
+   * gone. A tokenizer that is not freed takes 1.5 MB.
+   */
+  const WORDS = 512 << 10;
+  // Those of the modules that this thread loads, in which all of its engines live: those of the engine, then the tokenizer.
+  const memories = [];
+  const { instantiate } = WebAssembly;
+  before(() => {
+    WebAssembly.instantiate = async (...args) => {
+      const made = await instantiate(...args);
+      memories.push((made.instance ?? made).exports.memory);
+      return made;
+    };
+  });
+  after(() => (WebAssembly.instantiate = instantiate));
+
+  /** Each uses an engine, and leaves it as it is. */
+  const uses = {
+    "a model that has spoken": async (engine) => {
+      const small = await engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 });
+      await (await engine.loadModel(small, { device: "cpu" })).generate(PROMPTS[0], { maxTokens: 2 }).text();
+    },
+    "a model that speaks, and a checkpoint that is being read": async (engine) => {
+      const checkpoint = await engine.openCheckpoint(MODEL);
+      const model = await engine.loadModel(checkpoint, { device: "cpu" });
+      await model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true })[Symbol.asyncIterator]().next();
+      for (const work of [model.logits([0]), engine.loadModel(checkpoint), checkpoint.tokenize("a")]) work.catch(() => {});
+    },
+    "a model whose checkpoint was disposed of": async (engine) => {
+      const checkpoint = await engine.openCheckpoint(MODEL);
+      const model = await engine.loadModel(checkpoint, { device: "cpu" });
+      checkpoint[Symbol.dispose]();
+      await model.generate(PROMPTS[0], { maxTokens: 1 }).text();
+    },
+  };
+  for (const [name, use] of Object.entries(uses)) {
+    test(`memory after 50 engines is that after 5, each left with ${name}`, async () => {
+      const bytes = [];
+      for (let cycle = 1; cycle <= 50; cycle++) {
+        const engine = lowbit.createEngine({ worker: false });
+        await use(engine);
+        await engine.dispose();
+        if (cycle === 5 || cycle === 50) bytes.push(memories.map(({ buffer }) => buffer.byteLength).reverse());
+      }
+      const [[tokenizer, ...engines], [later, ...laterEngines]] = bytes;
+      assert.ok(engines.some((size) => size > 1e6), String(engines));
+      assert.deepEqual(laterEngines, engines);
+      assert.ok(later - tokenizer <= WORDS, `${later - tokenizer} bytes more`);
+    });
+  }
+
+  test("two engines that begin at once share one of each module", async () => {
+    const engines = [lowbit.createEngine({ worker: false }), lowbit.createEngine({ worker: false })];
+    const [one, two] = await Promise.all(engines.map((engine) => engine.openCheckpoint(MODEL)));
+    await engines[0].dispose();
+    await fails(one.tokenize("a"), "invalid_argument", /disposed/);
+    assert.ok((await two.tokenize("a")).length > 0);
+    assert.ok(memories.length <= 3, `${memories.length} modules`);
+    await engines[1].dispose();
+  });
 });
 
 test("the engine has nothing of the command line in it", () => {

@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /** Checkpoints that the engine's side holds, and what jobs wrote. */
 import { LowbitError } from "../errors.js";
-import { tokenIds } from "../requests.js";
+import { stringOf, tokenIds } from "../requests.js";
 import type { CheckpointInfo } from "../types.js";
 import type { CheckpointRef, Written } from "../wire.js";
 import type { Engine } from "./engine.js";
@@ -54,13 +54,15 @@ export class Checkpoint {
   }
 
   /** The ids of a prompt, with the tokens that the model expects in front. */
-  tokenize(text: string): Promise<Uint32Array> {
-    return this.engine.connection.ask((remote) => remote.encode(idOf(this), text));
+  async tokenize(text: string): Promise<Uint32Array> {
+    const given = stringOf("tokenize", text);
+    return this.engine.connection.ask((remote) => remote.encode({ checkpoint: idOf(this) }, given));
   }
 
   /** The text of ids, without special tokens. */
-  detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
-    return this.engine.connection.ask((remote) => remote.decode(idOf(this), tokenIds(ids)));
+  async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
+    const given = tokenIds(ids);
+    return this.engine.connection.ask((remote) => remote.decode({ checkpoint: idOf(this) }, given));
   }
 
   /** Gives back what the engine holds for it. Models that were loaded from it go on. */

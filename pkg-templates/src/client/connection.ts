@@ -12,6 +12,9 @@ import type { AutoEvent, JobOptions } from "../types.js";
 import { connect, type ClientFunctions, type GivenModules, type HostFunctions } from "../wire.js";
 import { Lent } from "./lent.js";
 
+/** How long an engine may take to end its work and to tidy up before its thread is ended. */
+const GRACE_MS = 2000;
+
 /** The functions of the engine's side. */
 export type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
 
@@ -32,7 +35,9 @@ export class Connection {
   /** Whether the engine runs in a thread of its own. */
   readonly inWorker: boolean;
   #started: Promise<{ thread: Thread; remote: Remote }> | undefined;
+  /** Why nothing can be asked for any more. */
   #failure: LowbitError | undefined;
+  #ending: Promise<void> | undefined;
   readonly #jobs = new Map<number, Job>();
   readonly #lent = new Lent();
   #pending = 0;
@@ -46,9 +51,14 @@ export class Connection {
     this.#modules = modules;
   }
 
+  /** Whether nothing can be asked for any more. */
+  get failed(): boolean {
+    return this.#failure !== undefined;
+  }
+
   /** Keeps things of the caller's that the engine's side reaches by number. */
   lend(): Remotes {
-    return this.#lent.keep();
+    return this.#lent.keep(this.inWorker);
   }
 
   /** Calls `forget` when `holder` is gone, or when what it gives is called; once. */
@@ -99,17 +109,32 @@ export class Connection {
       this.#started = undefined;
       throw asLowbitError(error);
     }
+    if (this.#failure !== undefined) {
+      await this.#ending;
+      throw this.#failure;
+    }
     const { thread, remote } = started;
-    this.#pending += 1;
-    if (this.#pending === 1) thread.hold(true);
+    this.#hold(thread, true);
     try {
       return await work(remote);
     } catch (error) {
-      throw asLowbitError(error);
+      const known = asLowbitError(error);
+      if (known.code === "internal" && this.#failure === undefined) {
+        this.#failure = known;
+        void this.dispose();
+      }
+      // Work that was stopped because the engine ends says so, and when it has.
+      await this.#ending;
+      throw this.#failure ?? known;
     } finally {
-      this.#pending -= 1;
-      if (this.#pending === 0) thread.hold(false);
+      this.#hold(thread, false);
     }
+  }
+
+  /** While anything is asked for, the thread keeps the program alive. */
+  #hold(thread: Thread, more: boolean): void {
+    this.#pending += more ? 1 : -1;
+    if (this.#pending === (more ? 1 : 0)) thread.hold(more);
   }
 
   /** Tells the engine's side, if it still runs, and hears of no failure. */
@@ -119,20 +144,30 @@ export class Connection {
   }
 
   /** Ends the thread. Whatever is asked or waited for fails. */
-  async dispose(): Promise<void> {
+  dispose(): Promise<void> {
     this.#failure ??= new LowbitError("invalid_argument", "the engine was disposed of");
+    this.#ending ??= this.#end(this.#failure);
+    return this.#ending;
+  }
+
+  async #end(failure: LowbitError): Promise<void> {
     const started = this.#started;
     this.#started = undefined;
     const { thread, remote } = (await started?.catch(() => undefined)) ?? {};
-    remote?.$close(this.#failure);
-    thread?.terminate();
+    if (thread === undefined || remote === undefined) return;
+    this.#hold(thread, true);
+    await within(GRACE_MS, remote.end());
+    this.#hold(thread, false);
+    remote.$close(failure);
+    this.#lent.abandon(failure);
+    await thread.terminate();
   }
 
   async #start(): Promise<{ thread: Thread; remote: Remote }> {
     const thread = this.inWorker ? this.#platform.startWorker() : await this.#platform.startHere();
     const remote = connect<HostFunctions, ClientFunctions>(thread.port, {
       progress: (job, progress) => this.#jobs.get(job)?.reporter?.take(progress),
-      told: (job, event) => this.#jobs.get(job)?.told?.(event),
+      told: (job, event) => reported(() => this.#jobs.get(job)?.told?.(event)),
       piece: async (job, text, tokenId) => this.#jobs.get(job)?.piece?.(text, tokenId),
       ...this.#lent.functions,
     });
@@ -140,8 +175,39 @@ export class Connection {
       const text = (error as { message?: string } | undefined)?.message ?? "its worker ended";
       this.#failure ??= new LowbitError("internal", `the engine broke down: ${text}`, { cause: error });
       remote.$close(this.#failure);
+      this.#lent.abandon(this.#failure);
     });
-    if (this.#modules !== undefined) await remote.use(this.#modules);
+    if (this.#modules !== undefined) {
+      this.#hold(thread, true);
+      try {
+        await remote.use(this.#modules);
+      } catch (error) {
+        this.#failure ??= asLowbitError(error);
+        await thread.terminate();
+        throw this.#failure;
+      } finally {
+        this.#hold(thread, false);
+      }
+    }
     return { thread, remote };
+  }
+}
+
+/** Waits for `work`, but no longer than so many milliseconds, and hears of no failure. */
+async function within(milliseconds: number, work: Promise<unknown>): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, milliseconds)));
+  await Promise.race([work.catch(() => {}), late]);
+  clearTimeout(timer);
+}
+
+/** Calls a listener. What it throws is for the program to see, as with any listener, and not for who called. */
+function reported(listener: () => void): void {
+  try {
+    listener();
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
   }
 }

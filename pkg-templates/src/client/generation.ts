@@ -1,5 +1,5 @@
 /** Text as it comes. Not here: who makes it (`model.ts`). */
-import { plain } from "../requests.js";
+import { jobOptions, plain } from "../requests.js";
 import type { GenerateOptions, GenerateResult, JobOptions } from "../types.js";
 
 /** Starts a generation; pieces go to `piece`, which may make the model wait. */
@@ -11,40 +11,30 @@ type Start = (
 
 /**
  * Text as it comes. `for await` gives pieces, and leaving the loop ends the generation; `text()` and `result()` wait for all
- * of it. It begins when it is first asked for anything.
+ * of it, and all of this as often as one likes. It begins when it is first asked for anything.
  */
 export class Generation implements AsyncIterable<string> {
   readonly #start: Start;
   readonly #what: string;
-  readonly #request: object;
-  readonly #job: JobOptions;
+  readonly #options: GenerateOptions;
   readonly #stop = new AbortController();
   readonly #pieces: string[] = [];
+  /** Called when there is a piece, or none will come. */
+  #waiting: (() => void)[] = [];
   #result: Promise<GenerateResult> | undefined;
   #ended = false;
-  /** Called when there is a piece, or none will come. */
-  #wake: () => void = () => {};
 
   /** @internal */
   constructor(what: string, options: GenerateOptions, start: Start) {
-    const { onProgress, signal, ...request } = options;
-    this.#start = start;
     this.#what = what;
-    this.#request = request;
-    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
-    this.#job = { signal: either, ...(onProgress && { onProgress }) };
+    this.#options = options;
+    this.#start = start;
   }
 
   /** All that is known of it, once it has ended. */
   result(): Promise<GenerateResult> {
     if (this.#result === undefined) {
-      const piece = async (text: string) => {
-        if (text === "") return;
-        this.#pieces.push(text);
-        this.#wake();
-      };
-      const begin = async () => this.#start(plain(this.#what, this.#request), this.#job, piece);
-      this.#result = begin().finally(() => {
+      this.#result = this.#begin().finally(() => {
         this.#ended = true;
         this.#wake();
       });
@@ -62,11 +52,10 @@ export class Generation implements AsyncIterable<string> {
   async *[Symbol.asyncIterator](): AsyncGenerator<string, GenerateResult, undefined> {
     const result = this.result();
     try {
-      for (;;) {
-        const piece = this.#pieces.shift();
-        if (piece !== undefined) yield piece;
+      for (let at = 0; ; ) {
+        if (at < this.#pieces.length) yield this.#pieces[at++]!;
         else if (this.#ended) return await result;
-        else await new Promise<void>((resolve) => (this.#wake = resolve));
+        else await new Promise<void>((resolve) => this.#waiting.push(resolve));
       }
     } finally {
       if (!this.#ended) {
@@ -74,5 +63,20 @@ export class Generation implements AsyncIterable<string> {
         await result.catch(() => {});
       }
     }
+  }
+
+  async #begin(): Promise<GenerateResult> {
+    const [rest, { onProgress, signal }] = jobOptions(this.#what, this.#options);
+    const request = plain(this.#what, rest);
+    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
+    return this.#start(request, { signal: either, onProgress }, async (text) => {
+      if (text === "") return;
+      this.#pieces.push(text);
+      this.#wake();
+    });
+  }
+
+  #wake(): void {
+    for (const wake of this.#waiting.splice(0)) wake();
   }
 }

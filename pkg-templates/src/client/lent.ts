@@ -1,10 +1,12 @@
 /** Files, requests and targets of the caller's, which the engine's side reaches by number. */
 import type { ByteStream } from "../ambient.js";
-import { cancelled, LowbitError } from "../errors.js";
+import { asLowbitError, cancelled, LowbitError } from "../errors.js";
 import { fetchWith, type Fetch } from "../folders.js";
 import { unshared, type Remotes } from "../specs.js";
 import type { FileWriter, RandomAccessFile } from "../types.js";
 import type { ClientFunctions } from "../wire.js";
+
+type LentFunctions = Omit<ClientFunctions, "progress" | "told" | "piece">;
 
 export class Lent {
   readonly #files = new Map<number, RandomAccessFile>();
@@ -13,8 +15,8 @@ export class Lent {
   readonly #writers = new Map<number, FileWriter>();
   #nextId = 1;
 
-  /** Keeps what it is given until `forget`. */
-  keep(): Remotes {
+  /** Keeps what it is given until `forget`. `apart`: the engine's side is another thread. */
+  keep(apart: boolean): Remotes {
     const ids: number[] = [];
     const keep = <T>(map: Map<number, T>, value: T): number => {
       const id = this.#nextId++;
@@ -23,6 +25,7 @@ export class Lent {
       return id;
     };
     return {
+      apart,
       file: (file) => keep(this.#files, file),
       fetch: (fetcher, headers) => keep(this.#fetches, fetchWith(headers, fetcher)),
       target: (create) => keep(this.#targets, create),
@@ -30,8 +33,18 @@ export class Lent {
     };
   }
 
-  /** How the engine's side reaches them. */
-  readonly functions: Omit<ClientFunctions, "progress" | "told" | "piece"> = {
+  /** Gives up every file that is being written. */
+  abandon(reason: unknown): void {
+    const writers = [...this.#writers.values()];
+    this.#writers.clear();
+    for (const writer of writers) {
+      // Whatever fails while giving up is of no interest.
+      void (async () => writer.abort?.(reason))().catch(() => {});
+    }
+  }
+
+  /** How the engine's side reaches them. Whatever the caller's code throws, were it nothing at all, arrives as an error. */
+  readonly functions: LentFunctions = guarded({
     readFile: async (id, offset, length) => {
       const file = this.#files.get(id);
       if (file === undefined) throw new LowbitError("io", "the file is not open any more");
@@ -66,13 +79,27 @@ export class Lent {
       this.#writers.delete(id);
       await aborting.abort?.(cancelled());
     },
-  };
+  });
 
   #writer(id: number): FileWriter {
     const found = this.#writers.get(id);
     if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
     return found;
   }
+}
+
+function guarded(functions: LentFunctions): LentFunctions {
+  const each = Object.entries(functions).map(([name, run]) => [
+    name,
+    async (...args: unknown[]) => {
+      try {
+        return await (run as (...args: unknown[]) => Promise<unknown>)(...args);
+      } catch (error) {
+        throw asLowbitError(error);
+      }
+    },
+  ]);
+  return Object.fromEntries(each) as LentFunctions;
 }
 
 function isStream(made: unknown): made is ByteStream {

@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /** Models that the engine's side holds: text, chats, logits, perplexity. */
 import { LowbitError } from "../errors.js";
-import { onlyKnown, plain, tokenIds } from "../requests.js";
+import { expect, jobOptions, onlyKnown, plain, stringOf, tokenIds } from "../requests.js";
 import type { ChatMessage, GenerateOptions, JobOptions, ModelInfo, PerplexityOptions, PerplexityResult } from "../types.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { Connection } from "./connection.js";
@@ -46,6 +46,7 @@ export class Model {
   /** Answers the last message of a chat, by the checkpoint's template. */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
     return new Generation("chat", options, async (request, job, piece) => {
+      expect(Array.isArray(messages), "chat", "an array of messages", messages);
       const given = plain("chat", messages) as ChatMessage[];
       return this.#connection.run(job, (remote, id) => remote.chat(id, this.#held, given, request), { piece });
     });
@@ -53,9 +54,10 @@ export class Model {
 
   /** The logits after each token: one array of `vocab_size` for each id. */
   async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
-    onlyKnown("logits", options, ["onProgress", "signal"]);
+    const [rest, job] = jobOptions("logits", options);
+    onlyKnown("logits", rest, []);
     const given = tokenIds(ids);
-    const all = await this.#connection.run(options, (remote, job) => remote.logits(job, this.#held, given));
+    const all = await this.#connection.run(job, (remote, id) => remote.logits(id, this.#held, given));
     const width = this.info.vocab_size;
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
   }
@@ -72,19 +74,21 @@ export class Model {
 
   /** How well the model predicts a text. */
   async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
-    const { onProgress, signal, ...rest } = options;
-    const request = plain("perplexity", { ...rest, text });
-    return this.#connection.run({ onProgress, signal }, (remote, job) => remote.perplexity(job, this.#held, request));
+    const [rest, job] = jobOptions("perplexity", options);
+    const request = plain("perplexity", { ...rest, text: stringOf("perplexity", text) });
+    return this.#connection.run(job, (remote, id) => remote.perplexity(id, this.#held, request));
   }
 
   /** The ids of a prompt, with the tokens that the model expects in front. */
-  tokenize(text: string): Promise<Uint32Array> {
-    return this.checkpoint.tokenize(text);
+  async tokenize(text: string): Promise<Uint32Array> {
+    const given = stringOf("tokenize", text);
+    return this.#connection.ask((remote) => remote.encode({ model: this.#held }, given));
   }
 
   /** The text of ids, without special tokens. */
-  detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
-    return this.checkpoint.detokenize(ids);
+  async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
+    const given = tokenIds(ids);
+    return this.#connection.ask((remote) => remote.decode({ model: this.#held }, given));
   }
 
   /** Gives the model's memory back, on the GPU too, once what it is doing has ended. */

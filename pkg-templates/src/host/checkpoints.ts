@@ -4,9 +4,12 @@ import type { MemoryFolder } from "../folders.js";
 import type { Folder } from "../platform.js";
 import type { CheckpointInfo } from "../types.js";
 import type { CheckpointRef, Written } from "../wire.js";
-import type { Meter } from "./jobs.js";
+import type { Job } from "./jobs.js";
 import type { EngineCheckpoint, Modules, Tokenizer } from "./modules.js";
 import type { Place } from "./places.js";
+import { Readers } from "./readers.js";
+import { Shared } from "./shared.js";
+import { meteredFolder } from "./sources.js";
 
 /** A checkpoint, and its tokenizer once it was needed. */
 export interface HeldCheckpoint {
@@ -14,7 +17,8 @@ export interface HeldCheckpoint {
   tokenizer?: Promise<Tokenizer>;
   /** Where the tokenizer comes from, where that is another folder. */
   tokenizerFolder?: Folder;
-  meter: Meter;
+  readers: Readers;
+  shared: Shared;
 }
 
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
@@ -30,25 +34,47 @@ export class Checkpoints {
     this.#modules = modules;
   }
 
+  /** Where it is not used for longer than a moment. */
   get(id: number): HeldCheckpoint {
     const held = this.#held.get(id);
     if (held === undefined) throw new LowbitError("invalid_argument", "the checkpoint was disposed of");
     return held;
   }
 
-  keep(handle: EngineCheckpoint, meter: Meter, tokenizerFolder?: Folder): CheckpointRef {
+  /** Does work that reads checkpoints; they stay until it has ended, whoever disposes of them. */
+  use<T>(job: Job, ids: readonly number[], work: (...held: HeldCheckpoint[]) => Promise<T>): Promise<T> {
+    const held = ids.map((id) => this.get(id));
+    let run = () => work(...held);
+    for (const each of held) {
+      const inner = run;
+      run = () => useHeld(job, each, inner);
+    }
+    return run();
+  }
+
+  keep(handle: EngineCheckpoint, readers: Readers, tokenizerFolder?: Folder): CheckpointRef {
+    const info = handle.inspect() as CheckpointInfo;
     const id = this.#nextId++;
-    this.#held.set(id, { handle, meter, ...(tokenizerFolder && { tokenizerFolder }) });
-    return { id, info: handle.inspect() as CheckpointInfo };
+    const shared = new Shared(() => {
+      handle.free();
+      // Whoever opened it held the checkpoint, so it is open by now, or never will be.
+      void held.tokenizer?.then((tokenizer) => tokenizer.free(), () => {});
+    });
+    const held: HeldCheckpoint = { handle, readers, shared, ...(tokenizerFolder && { tokenizerFolder }) };
+    this.#held.set(id, held);
+    return { id, info };
   }
 
   /** Opens what was written, where that is possible. `gguf` is the name of the file, where it is one. */
   async written<T>(summary: T, place: Place, gguf?: string): Promise<Written<T>> {
     if (!place.readable) return { summary };
     const { Checkpoint } = this.#modules.engine;
+    const readers = new Readers();
     const file = gguf === undefined ? undefined : await place.existing.open(gguf);
-    const handle = file ? await Checkpoint.openGguf(file as never) : await Checkpoint.open(place.existing as never, {});
-    const checkpoint = this.keep(handle, { bytes: 0 });
+    const handle = file
+      ? await Checkpoint.openGguf(readers.metered(file) as never)
+      : await Checkpoint.open(meteredFolder(place.existing, readers) as never, {});
+    const checkpoint = this.keep(handle, readers);
     if (place.memory === undefined) return { summary, checkpoint };
     this.#folders.set(checkpoint.id, place.memory);
     return { summary, checkpoint, folder: checkpoint.id };
@@ -61,27 +87,45 @@ export class Checkpoints {
     return folder.copies();
   }
 
-  /** The tokenizer of a checkpoint, opened when it is first needed. */
+  /** The tokenizer of a checkpoint that is in use, opened when it is first needed. */
   tokenizer(held: HeldCheckpoint): Promise<Tokenizer> {
-    held.tokenizer ??= this.#openTokenizer(held);
+    if (held.tokenizer === undefined) {
+      const opening = this.#openTokenizer(held);
+      held.tokenizer = opening;
+      // What failed may do the next time: the network was away, or the work was stopped.
+      opening.catch(() => delete held.tokenizer);
+    }
     return held.tokenizer;
   }
 
-  async dispose(id: number): Promise<void> {
+  dispose(id: number): void {
     const held = this.#held.get(id);
     this.#held.delete(id);
     this.#folders.delete(id);
-    held?.handle.free();
-    (await held?.tokenizer?.catch(() => undefined))?.free();
+    held?.shared.release();
+  }
+
+  end(): void {
+    for (const id of [...this.#held.keys()]) this.dispose(id);
   }
 
   async #openTokenizer({ handle, tokenizerFolder: folder }: HeldCheckpoint): Promise<Tokenizer> {
     const files = folder ? await readTokenizerFiles(folder) : await handle.tokenizerFiles();
     const name = folder?.name ?? (handle.inspect() as CheckpointInfo).path;
     const tokenizer = await this.#modules.tokenizer(name, files as Record<string, Uint8Array>, handle.bosTokenId);
-    handle.checkTokenizer(tokenizer as never);
+    try {
+      handle.checkTokenizer(tokenizer as never);
+    } catch (error) {
+      tokenizer.free();
+      throw error;
+    }
     return tokenizer;
   }
+}
+
+/** Does work that reads a checkpoint, which stays meanwhile. */
+export function useHeld<T>(job: Job, { shared, readers }: HeldCheckpoint, work: () => Promise<T>): Promise<T> {
+  return shared.during(() => readers.during(job, work));
 }
 
 async function readTokenizerFiles(folder: Folder): Promise<Record<string, Uint8Array>> {

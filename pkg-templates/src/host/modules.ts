@@ -14,13 +14,21 @@ export type EngineCheckpoint = simd128.Checkpoint;
 export type EngineModel = simd128.Model;
 export type Tokenizer = text.Tokenizer;
 
+/** An engine that is ready. */
+interface Loaded {
+  engine: EngineModule;
+  build: "simd128" | "relaxed-simd";
+  memory: WebAssembly.Memory;
+}
+
+// The bindings hold one instance of each module, so these belong to the thread, however many engines run there.
+let loading: Promise<Loaded> | undefined;
+let loaded: Loaded | undefined;
+let loadingText: Promise<unknown> | undefined;
+
 export class Modules {
   readonly #platform: HostPlatform;
   #given: GivenModules = {};
-  #loading: Promise<simd128.InitOutput> | undefined;
-  #engine: EngineModule = simd128;
-  #build = "simd128";
-  #text: Promise<text.InitOutput> | undefined;
   #gpu: Promise<void> | undefined;
 
   constructor(platform: HostPlatform) {
@@ -32,31 +40,32 @@ export class Modules {
     this.#given = given;
   }
 
-  /** The build of the engine that this thread runs, once `ready` has chosen it. */
+  /** The build of the engine that this thread runs. Whoever has a checkpoint has made it ready. */
   get engine(): EngineModule {
-    return this.#engine;
+    if (loaded === undefined) throw new LowbitError("internal", "the engine is not loaded");
+    return loaded.engine;
   }
 
-  /** Its name. */
-  get build(): string {
-    return this.#build;
-  }
-
-  /** Loads the engine, once. Gives its memory. */
-  async ready(): Promise<WebAssembly.Memory> {
-    this.#loading ??= this.#load();
+  /** Loads the engine, once. */
+  async ready(): Promise<Loaded> {
+    loading ??= this.#load();
     try {
-      return (await this.#loading).memory;
+      return (loaded = await loading);
     } catch (error) {
-      this.#loading = undefined;
+      loading = undefined;
       throw new LowbitError("io", `the engine cannot be loaded: ${(error as Error).message}`, { cause: error });
     }
   }
 
   /** A tokenizer of a checkpoint's files. */
   async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined): Promise<Tokenizer> {
-    this.#text ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
-    await this.#text;
+    loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
+    try {
+      await loadingText;
+    } catch (error) {
+      loadingText = undefined;
+      throw new LowbitError("io", `the tokenizer cannot be loaded: ${(error as Error).message}`, { cause: error });
+    }
     return text.Tokenizer.open(name, files, bosTokenId);
   }
 
@@ -71,7 +80,10 @@ export class Modules {
   }
 
   prepareGpu(): Promise<void> {
-    this.#gpu ??= this.#platform.prepareGpu();
+    if (this.#gpu === undefined) {
+      this.#gpu = this.#platform.prepareGpu();
+      this.#gpu.catch(() => (this.#gpu = undefined));
+    }
     return this.#gpu;
   }
 
@@ -79,22 +91,20 @@ export class Modules {
    * The build with relaxed SIMD where the runtime has that and does it right: one does not (V8 11.3, of Node 20, drops the
    * accumulator of a dot product), so the kernels are checked before they are trusted.
    */
-  async #load(): Promise<simd128.InitOutput> {
+  async #load(): Promise<Loaded> {
     const mayRelax = this.#given["engine"] === undefined || this.#given["engine_relaxed"] !== undefined;
     if (mayRelax && (await relaxedSimd())) {
       try {
-        const loaded = await relaxed.default({ module_or_path: (await this.#module("engine_relaxed")) as never });
+        const { memory } = await relaxed.default({ module_or_path: (await this.#module("engine_relaxed")) as never });
         relaxed.selfCheck();
-        this.#engine = relaxed as unknown as EngineModule;
-        this.#build = "relaxed-simd";
-        return loaded;
+        return { engine: relaxed as unknown as EngineModule, build: "relaxed-simd", memory };
       } catch {
         // The other build is right everywhere.
       }
     }
-    const loaded = await simd128.default({ module_or_path: (await this.#module("engine")) as never });
+    const { memory } = await simd128.default({ module_or_path: (await this.#module("engine")) as never });
     simd128.selfCheck();
-    return loaded;
+    return { engine: simd128, build: "simd128", memory };
   }
 
   async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<unknown> {

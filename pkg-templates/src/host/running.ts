@@ -10,53 +10,59 @@ type Running = Pick<HostFunctions, "load" | "generate" | "chat" | "logits" | "pe
 
 export function running({ caller, modules, jobs, checkpoints, models }: Context): Running {
   const generate = (
-    job: Job, model: HeldModel, codec: Tokenizer, ids: Uint32Array, chat: boolean, request: object,
+    id: number, job: Job, model: HeldModel, codec: Tokenizer, ids: Uint32Array, chat: boolean, request: object,
   ): Promise<GenerateResult> => {
-    const control = jobs.control(job, model.checkpoint.meter);
-    const say = (piece: { token_id: number; text: string }) => caller().piece(job.id, piece.text, piece.token_id);
+    const control = jobs.control(id, job, model.checkpoint.readers);
+    const say = (piece: { token_id: number; text: string }) => caller().piece(id, piece.text, piece.token_id);
     return models.queued(model, job, () =>
       model.handle.generate(ids, chat, request, codec as never, say, control as never),
     );
   };
   return {
-    load: (job, id, request) =>
-      jobs.run(job, async (state) => {
-        const checkpoint = checkpoints.get(id);
-        await modules.forDevice(request as { device?: Device });
-        const control = jobs.control(state, checkpoint.meter);
-        const handle = await modules.engine.Model.load(checkpoint.handle, request, control as never);
-        const model = models.keep(handle, checkpoint);
-        const chat = await checkpoints.tokenizer(checkpoint).then((codec) => codec.hasChatTemplate, () => false);
-        return { id: model, info: handle.about() as ModelInfo, chat };
-      }),
-    generate: (job, id, prompt, request) =>
-      jobs.run(job, async (state) => {
-        const model = models.get(id);
-        const codec = await checkpoints.tokenizer(model.checkpoint);
-        const ids = typeof prompt === "string" ? codec.encodePrompt(prompt) : prompt;
-        return generate(state, model, codec, ids, false, request);
-      }),
-    chat: (job, id, messages, request) =>
-      jobs.run(job, async (state) => {
-        const model = models.get(id);
-        const codec = await checkpoints.tokenizer(model.checkpoint);
-        // The template spells out every special token.
-        const ids = codec.encode(codec.applyChatTemplate(messages as ChatMessage[]));
-        return generate(state, model, codec, ids, true, request);
-      }),
-    logits: (job, id, ids) =>
-      jobs.run(job, async (state) => {
-        const model = models.get(id);
-        const control = jobs.control(state, model.checkpoint.meter);
-        return models.queued(model, state, () => model.handle.logits(ids, control as never));
-      }),
-    perplexity: (job, id, request) =>
-      jobs.run(job, async (state) => {
-        const model = models.get(id);
-        const codec = await checkpoints.tokenizer(model.checkpoint);
-        const control = jobs.control(state, model.checkpoint.meter);
-        return models.queued(model, state, () => model.handle.perplexity(request, codec as never, control as never));
-      }),
-    disposeModel: (id) => models.dispose(id),
+    load: (id, checkpoint, request) =>
+      jobs.run(id, (job) =>
+        checkpoints.use(job, [checkpoint], async (source) => {
+          await modules.forDevice(request as { device?: Device });
+          const control = jobs.control(id, job, source.readers);
+          const handle = await modules.engine.Model.load(source.handle, request, control as never);
+          const info = handle.about() as ModelInfo;
+          const model = models.keep(handle, source);
+          const chat = await checkpoints.tokenizer(source).then((codec) => codec.hasChatTemplate, () => false);
+          return { id: model, info, chat };
+        }),
+      ),
+    generate: (id, model, prompt, request) =>
+      jobs.run(id, (job) =>
+        models.use(job, model, async (held) => {
+          const codec = await checkpoints.tokenizer(held.checkpoint);
+          const ids = typeof prompt === "string" ? codec.encodePrompt(prompt) : prompt;
+          return generate(id, job, held, codec, ids, false, request);
+        }),
+      ),
+    chat: (id, model, messages, request) =>
+      jobs.run(id, (job) =>
+        models.use(job, model, async (held) => {
+          const codec = await checkpoints.tokenizer(held.checkpoint);
+          // The template spells out every special token.
+          const ids = codec.encode(codec.applyChatTemplate(messages as ChatMessage[]));
+          return generate(id, job, held, codec, ids, true, request);
+        }),
+      ),
+    logits: (id, model, ids) =>
+      jobs.run(id, (job) =>
+        models.use(job, model, (held) => {
+          const control = jobs.control(id, job, held.checkpoint.readers);
+          return models.queued(held, job, () => held.handle.logits(ids, control as never));
+        }),
+      ),
+    perplexity: (id, model, request) =>
+      jobs.run(id, (job) =>
+        models.use(job, model, async (held) => {
+          const codec = await checkpoints.tokenizer(held.checkpoint);
+          const control = jobs.control(id, job, held.checkpoint.readers);
+          return models.queued(held, job, () => held.handle.perplexity(request, codec as never, control as never));
+        }),
+      ),
+    disposeModel: async (id) => models.dispose(id),
   };
 }

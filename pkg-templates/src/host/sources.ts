@@ -4,27 +4,33 @@ import { directoryFolder, fetchWith, filesFolder, openUrlFile, specFile, urlFold
 import type { Folder, HostPlatform, OpenFile, Store } from "../platform.js";
 import { opfsDirectory } from "../targets.js";
 import type { ClientFunctions, SourceSpec } from "../wire.js";
-import { stopIfAborted, type Meter } from "./jobs.js";
+import type { Readers } from "./readers.js";
 
 /** A checkpoint is a folder, or one file. */
 export type Opened = { folder: Folder } | { file: OpenFile };
 
 /** What a caller named, with every byte of it counted. */
 export async function openSource(
-  source: SourceSpec, platform: HostPlatform, caller: ClientFunctions, meter: Meter,
+  source: SourceSpec, platform: HostPlatform, caller: ClientFunctions, readers: Readers,
 ): Promise<Opened> {
-  const opened = await openUnmetered(source, platform, caller);
-  if ("file" in opened) return { file: metered(opened.file, meter) };
-  const { folder } = opened;
-  const open = async (file: string) => {
-    stopIfAborted(meter.opening);
-    const found = await folder.open(file);
-    return found && metered(found, meter);
-  };
-  return { folder: { name: folder.name, open } };
+  const opened = await readers.read((signal) => openUnmetered(source, platform, caller, signal));
+  return "file" in opened ? { file: readers.metered(opened.file) } : { folder: meteredFolder(opened.folder, readers) };
 }
 
-async function openUnmetered(source: SourceSpec, platform: HostPlatform, caller: ClientFunctions): Promise<Opened> {
+/** A folder whose bytes are counted. */
+export function meteredFolder(folder: Folder, readers: Readers): Folder {
+  return {
+    name: folder.name,
+    open: async (file) => {
+      const found = await readers.read((signal) => folder.open(file, signal));
+      return found && readers.metered(found);
+    },
+  };
+}
+
+async function openUnmetered(
+  source: SourceSpec, platform: HostPlatform, caller: ClientFunctions, signal: AbortSignal,
+): Promise<Opened> {
   const store = async (wanted: boolean) => (wanted ? platform.store() : undefined);
   switch (source.kind) {
     case "files": {
@@ -36,9 +42,12 @@ async function openUnmetered(source: SourceSpec, platform: HostPlatform, caller:
       return { folder: filesFolder(source.name, source.files, caller) };
     }
     case "url":
-      return fromUrl(source.url, fetchWith(source.headers ?? {}), await store(source.cache));
+      return fromUrl(source.url, fetchWith(source.headers ?? {}), signal, await store(source.cache));
     case "remoteUrl":
-      return fromUrl(source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange), await store(source.cache));
+      // The caller's own `fetch` hears of no signal: what it still does is no matter of the engine's.
+      return fromUrl(
+        source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange), signal, await store(source.cache),
+      );
     case "path":
       if (platform.openPath === undefined) {
         throw new LowbitError("invalid_argument", `${source.path}: there are no paths here; give a URL, files or a handle`);
@@ -51,22 +60,9 @@ async function openUnmetered(source: SourceSpec, platform: HostPlatform, caller:
   }
 }
 
-async function fromUrl(url: string, get: Fetch, store?: Store): Promise<Opened> {
+async function fromUrl(url: string, get: Fetch, signal: AbortSignal, store?: Store): Promise<Opened> {
   const isFile = new URL(url).pathname.toLowerCase().endsWith(".gguf");
-  return isFile ? { file: await openUrlFile(url, get, store) } : { folder: urlFolder(url, get, store) };
-}
-
-function metered(file: OpenFile, meter: Meter): OpenFile {
-  return {
-    name: file.name,
-    size: file.size,
-    read: async (offset, length) => {
-      stopIfAborted(meter.opening);
-      const bytes = await file.read(offset, length);
-      meter.bytes += bytes.length;
-      return bytes;
-    },
-  };
+  return isFile ? { file: await openUrlFile(url, get, signal, store) } : { folder: urlFolder(url, get, store) };
 }
 
 /** The folder that was opened, where it has to be one. */
