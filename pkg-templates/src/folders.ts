@@ -88,7 +88,7 @@ export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch
       throw new LowbitError("invalid_argument", `${url}: expected \`fetch\` to give a Response but found something else`);
     }
     const picked: Record<string, string> = {};
-    for (const name of ["content-range", "content-length", "etag", "accept-ranges", "last-modified"]) {
+    for (const name of ["content-range", "content-length", "etag", "last-modified", "x-error-message"]) {
       const value = response.headers.get(name);
       if (value !== null) picked[name] = value;
     }
@@ -156,8 +156,15 @@ async function urlFile(
   name: string, url: string, get: Fetch, opening?: AbortSignal,
 ): Promise<(OpenFile & { etag?: string }) | undefined> {
   const first = await get(url, `bytes=0-${BLOCK - 1}`, undefined, opening);
-  if (first.status === 404 || first.status === 403) return undefined;
-  const refused = (status: number) => new LowbitError("io", `${url}: the server answered ${status}`);
+  const refused = ({ status, headers }: RangeAnswer) => {
+    const hint = status === 401 ? "a token goes into `headers`" : undefined;
+    // The Hugging Face hub says there why.
+    const why = headers["x-error-message"] ?? hint;
+    return new LowbitError("io", `${url}: the server answered ${status}${why === undefined ? "" : `: ${why}`}`);
+  };
+  // Buckets that may not be listed answer 403 where nothing is; the hub says why where something is.
+  const hidden = first.status === 403 && first.headers["x-error-message"] === undefined;
+  if (first.status === 404 || hidden) return undefined;
   if (first.status === 416) return bytesFile(name, new Uint8Array());
   if (first.status === 200) {
     const length = Number(first.headers["content-length"] ?? Number.NaN);
@@ -168,10 +175,10 @@ async function urlFile(
       );
     }
     const whole = await get(url, undefined, undefined, opening);
-    if (whole.status !== 200) throw refused(whole.status);
+    if (whole.status !== 200) throw refused(whole);
     return bytesFile(name, whole.body);
   }
-  if (first.status !== 206) throw refused(first.status);
+  if (first.status !== 206) throw refused(first);
   const size = Number(/\/(\d+)$/.exec(first.headers["content-range"] ?? "")?.[1] ?? Number.NaN);
   if (!Number.isSafeInteger(size)) throw new LowbitError("io", `${url}: the server does not say how long the file is`);
   const { etag, "last-modified": modified } = first.headers;
@@ -186,7 +193,7 @@ async function urlFile(
     if (answer.status === 200 || (answer.status === 206 && (other(tag, etag) || other(date, modified) || other(total, String(size))))) {
       throw new LowbitError("changed", `${url}: the file changed while it was read`);
     }
-    if (answer.status !== 206) throw refused(answer.status);
+    if (answer.status !== 206) throw refused(answer);
     if (other(from, String(start))) {
       throw new LowbitError("io", `${url}: expected bytes from offset ${start} but got some from ${from}`);
     }

@@ -179,7 +179,12 @@ describe("from a server", () => {
   const failures = [
     ["nothing there", (_, response) => response.writeHead(404).end(), "not_found", /config\.json/],
     ["a server that is ill", (_, response) => response.writeHead(500).end(), "io", /config\.json.*500/],
-    ["a locked repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401/],
+    ["a locked repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401.*headers/],
+    [
+      "a repository that one has to ask for", (_, response) => response.writeHead(403, { "x-error-message": "Access is restricted." }).end(),
+      "io", /config\.json.*403.*Access is restricted/,
+    ],
+    ["a bucket that may not be listed", (_, response) => response.writeHead(403).end(), "not_found", /config\.json/],
     ["weights that are missing", only((_, response) => response.writeHead(404).end()), "not_found", /model\.safetensors/],
     [
       "a download that breaks off",
