@@ -4,7 +4,7 @@ type Instance<Name extends string, Otherwise> = typeof globalThis extends Record
 
 export type PlatformSignal = Instance<
   "AbortSignal",
-  { readonly aborted: boolean; readonly reason: unknown; addEventListener(type: "abort", listener: () => void): void }
+  { readonly aborted: boolean; readonly reason: unknown; addEventListener(type: "abort", listener: () => void): void; removeEventListener(type: "abort", listener: () => void): void }
 >;
 export type PlatformBlob = Instance<"Blob", { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformFile = Instance<"File", { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;

@@ -27,8 +27,8 @@ export function jobOptions<T extends JobOptions>(what: string, options: T | unde
   const { onProgress, signal, ...rest } = optionsOf(what, options);
   const hears = onProgress === undefined || onProgress === null || typeof onProgress === "function";
   expect(hears, what, "`onProgress` to be a function", onProgress);
-  const { aborted, addEventListener } = (signal ?? { aborted: false, addEventListener() {} }) as Partial<AbortSignal>;
-  const stops = typeof aborted === "boolean" && typeof addEventListener === "function";
+  const { aborted, addEventListener: add, removeEventListener: remove } = (signal ?? new AbortController().signal) as Partial<AbortSignal>;
+  const stops = typeof aborted === "boolean" && typeof add === "function" && typeof remove === "function";
   expect(stops, what, "`signal` to be an AbortSignal", signal);
   return [rest, { onProgress: onProgress ?? undefined, signal: signal ?? undefined }];
 }

@@ -68,12 +68,19 @@ export class Generation implements AsyncIterable<string> {
   async #begin(): Promise<GenerateResult> {
     const [rest, { onProgress, signal }] = jobOptions(this.#what, this.#options);
     const request = plain(this.#what, rest);
-    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
-    return this.#start(request, { signal: either, onProgress }, async (text) => {
-      if (text === "") return;
-      this.#pieces.push(text);
-      this.#wake();
-    });
+    // Not by `AbortSignal.any`, which is younger than some of the runtimes.
+    const stop = () => this.#stop.abort(signal?.reason);
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop);
+    try {
+      return await this.#start(request, { signal: this.#stop.signal, onProgress }, async (text) => {
+        if (text === "") return;
+        this.#pieces.push(text);
+        this.#wake();
+      });
+    } finally {
+      signal?.removeEventListener("abort", stop);
+    }
   }
 
   #wake(): void {

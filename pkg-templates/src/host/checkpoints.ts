@@ -4,7 +4,7 @@ import type { MemoryFolder } from "../folders.js";
 import type { Folder } from "../platform.js";
 import type { CheckpointInfo } from "../types.js";
 import type { CheckpointRef, Written } from "../wire.js";
-import type { Job } from "./jobs.js";
+import { unlessAborted, type Job } from "./jobs.js";
 import type { EngineCheckpoint, Modules, Tokenizer } from "./modules.js";
 import type { Place } from "./places.js";
 import { Readers } from "./readers.js";
@@ -57,7 +57,7 @@ export class Checkpoints {
     const id = this.#nextId++;
     const shared = new Shared(() => {
       handle.free();
-      // Whoever opened it held the checkpoint, so it is open by now, or never will be.
+      // Opening it holds the checkpoint, so it is open by now, or never will be.
       void held.tokenizer?.then((tokenizer) => tokenizer.free(), () => {});
     });
     const held: HeldCheckpoint = { handle, readers, shared, ...(tokenizerFolder && { tokenizerFolder }) };
@@ -87,15 +87,16 @@ export class Checkpoints {
     return folder.copies();
   }
 
-  /** The tokenizer of a checkpoint that is in use, opened when it is first needed. */
-  tokenizer(held: HeldCheckpoint): Promise<Tokenizer> {
+  /** The tokenizer of a checkpoint that a job uses, opened when it is first needed. */
+  tokenizer(job: Job, held: HeldCheckpoint): Promise<Tokenizer> {
     if (held.tokenizer === undefined) {
-      const opening = this.#openTokenizer(held);
+      const opening = held.shared.during(() => this.#openTokenizer(held));
       held.tokenizer = opening;
       // What failed may do the next time: the network was away, or the work was stopped.
       opening.catch(() => delete held.tokenizer);
     }
-    return held.tokenizer;
+    const { tokenizer } = held;
+    return unlessAborted(job.signal, () => tokenizer);
   }
 
   dispose(id: number): void {

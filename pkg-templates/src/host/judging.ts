@@ -10,7 +10,7 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
     validate: (id, a, b, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (original, quantized) => {
-          const codec = await checkpoints.tokenizer(original);
+          const codec = await checkpoints.tokenizer(job, original);
           await modules.forDevice(request as { device?: Device });
           const scratch = await platform.scratch();
           try {
@@ -26,7 +26,7 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
     compare: (id, a, b, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (first, second) => {
-          const codecs = [await checkpoints.tokenizer(first), await checkpoints.tokenizer(second)];
+          const codecs = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
           await modules.forDevice(request as { device?: Device });
           const control = jobs.control(id, job, first.readers);
           return modules.engine.compare(

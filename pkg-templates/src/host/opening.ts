@@ -2,7 +2,7 @@
 import type { HostFunctions, TextOf } from "../wire.js";
 import type { HeldCheckpoint } from "./checkpoints.js";
 import type { Context } from "./context.js";
-import { stopIfAborted, type Job } from "./jobs.js";
+import { stopIfAborted, unlessAborted } from "./jobs.js";
 import type { Tokenizer } from "./modules.js";
 import { Readers } from "./readers.js";
 import { folderOf, openSource } from "./sources.js";
@@ -14,8 +14,8 @@ type Opening = Pick<
 export function opening({ platform, caller, modules, jobs, checkpoints, models }: Context): Opening {
   /** Does work with the tokenizer of a checkpoint, or of the one that a model was loaded from. */
   const withTokenizer = <T>(of: TextOf, work: (tokenizer: Tokenizer) => T): Promise<T> =>
-    jobs.run(undefined, (job: Job) => {
-      const run = async (held: HeldCheckpoint) => work(await checkpoints.tokenizer(held));
+    jobs.run(undefined, (job) => {
+      const run = async (held: HeldCheckpoint) => work(await checkpoints.tokenizer(job, held));
       return "model" in of
         ? models.use(job, of.model, ({ checkpoint }) => run(checkpoint))
         : checkpoints.use(job, [of.checkpoint], run);
@@ -23,7 +23,7 @@ export function opening({ platform, caller, modules, jobs, checkpoints, models }
   return {
     open: (id, source, tokenizer, options) =>
       jobs.run(id, async (job) => {
-        await modules.ready();
+        await unlessAborted(job.signal, () => modules.ready());
         const readers = new Readers();
         return readers.during(job, async () => {
           const other = tokenizer && (await openSource(tokenizer, platform, caller(), readers));

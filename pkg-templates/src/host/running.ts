@@ -27,14 +27,14 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
           const handle = await modules.engine.Model.load(source.handle, request, control as never);
           const info = handle.about() as ModelInfo;
           const model = models.keep(handle, source);
-          const chat = await checkpoints.tokenizer(source).then((codec) => codec.hasChatTemplate, () => false);
+          const chat = await checkpoints.tokenizer(job, source).then((codec) => codec.hasChatTemplate, () => false);
           return { id: model, info, chat };
         }),
       ),
     generate: (id, model, prompt, request) =>
       jobs.run(id, (job) =>
         models.use(job, model, async (held) => {
-          const codec = await checkpoints.tokenizer(held.checkpoint);
+          const codec = await checkpoints.tokenizer(job, held.checkpoint);
           const ids = typeof prompt === "string" ? codec.encodePrompt(prompt) : prompt;
           return generate(id, job, held, codec, ids, false, request);
         }),
@@ -42,7 +42,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
     chat: (id, model, messages, request) =>
       jobs.run(id, (job) =>
         models.use(job, model, async (held) => {
-          const codec = await checkpoints.tokenizer(held.checkpoint);
+          const codec = await checkpoints.tokenizer(job, held.checkpoint);
           // The template spells out every special token.
           const ids = codec.encode(codec.applyChatTemplate(messages as ChatMessage[]));
           return generate(id, job, held, codec, ids, true, request);
@@ -58,7 +58,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
     perplexity: (id, model, request) =>
       jobs.run(id, (job) =>
         models.use(job, model, async (held) => {
-          const codec = await checkpoints.tokenizer(held.checkpoint);
+          const codec = await checkpoints.tokenizer(job, held.checkpoint);
           const control = jobs.control(id, job, held.checkpoint.readers);
           return models.queued(held, job, () => held.handle.perplexity(request, codec as never, control as never));
         }),

@@ -14,7 +14,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
           const wanted = request as { calibration?: { texts?: unknown[] } };
-          const codec = wanted.calibration?.texts?.length ? await checkpoints.tokenizer(source) : undefined;
+          const codec = wanted.calibration?.texts?.length ? await checkpoints.tokenizer(job, source) : undefined;
           const place = await openPlace(target, platform, caller(), job);
           const scratch = await platform.scratch();
           try {
@@ -73,7 +73,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const scratch = await platform.scratch();
           const search = new modules.engine.AutoJob();
           try {
-            for (const source of sources) search.add(source.handle, (await checkpoints.tokenizer(source)) as never);
+            for (const source of sources) search.add(source.handle, (await checkpoints.tokenizer(job, source)) as never);
             const control = jobs.control(id, job, sources[0]?.readers);
             const tell = (event: AutoEvent) => caller().told(id, event);
             const outcome: Searched["outcome"] = await search.run(
