@@ -164,9 +164,18 @@ function blobName(blob: Blob): string {
   return typeof File !== "undefined" && blob instanceof File ? blob.name : "blob";
 }
 
-/** The same bytes in a buffer of their own: a view would take along all of its buffer when it goes to another thread. */
+/**
+ * The same bytes in a buffer of their own, since a view would take along all of its buffer when it goes to another thread; and
+ * as plain as the engine expects them, whatever class a program made of them.
+ */
 export function unshared(bytes: Uint8Array): Uint8Array {
-  return bytes.byteLength === bytes.buffer.byteLength ? bytes : bytes.slice();
+  const plain = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return plain.byteLength === plain.buffer.byteLength ? plain : plain.slice();
+}
+
+/** Whether a value is a `Uint8Array`, of this realm or of another one, as tests and frames have. */
+export function isBytes(value: unknown): value is Uint8Array {
+  return ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === "[object Uint8Array]";
 }
 
 export function targetSpec(target: Target | undefined, platform: ClientPlatform, remotes: Remotes): TargetSpec {

@@ -4,6 +4,7 @@ import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
+import { Worker } from "node:worker_threads";
 import { PROMPTS } from "./cases.mjs";
 import { ENTRY, fails, lowbit, MODEL, PACKAGE } from "./support.mjs";
 
@@ -67,6 +68,24 @@ test("memory after 50 times loading, generating and disposing is that after 5", 
   }
   assert.equal(bytes[0], bytes[1]);
   await engine.dispose();
+});
+
+test("an engine that broke down says so, and who has none of his own gets another one", async (t) => {
+  const workers = new Set();
+  const { ref } = Worker.prototype;
+  Worker.prototype.ref = function () {
+    workers.add(this);
+    return ref.call(this);
+  };
+  t.after(() => (Worker.prototype.ref = ref));
+  const checkpoint = await lowbit.openCheckpoint(MODEL);
+  const model = await lowbit.loadModel(checkpoint, { device: "cpu" });
+  const [worker] = workers;
+  const speaking = model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true });
+  await speaking[Symbol.asyncIterator]().next();
+  await Promise.all([worker.terminate(), fails(speaking.text(), "internal", /broke down/)]);
+  await fails(lowbit.quantize(checkpoint), "internal", /broke down/);
+  assert.equal((await lowbit.openCheckpoint(MODEL)).info.layout, "dense");
 });
 
 describe("in the caller's own thread", () => {

@@ -2,7 +2,7 @@
 import type { ByteStream } from "../ambient.js";
 import { asLowbitError, cancelled, LowbitError } from "../errors.js";
 import { fetchWith, type Fetch } from "../folders.js";
-import { unshared, type Remotes } from "../specs.js";
+import { isBytes, unshared, type Remotes } from "../specs.js";
 import type { FileWriter, RandomAccessFile } from "../types.js";
 import type { ClientFunctions } from "../wire.js";
 
@@ -49,7 +49,7 @@ export class Lent {
       const file = this.#files.get(id);
       if (file === undefined) throw new LowbitError("io", "the file is not open any more");
       const bytes: unknown = await file.read(offset, length);
-      if (bytes instanceof Uint8Array) return unshared(bytes);
+      if (isBytes(bytes)) return unshared(bytes);
       throw new LowbitError("invalid_argument", "expected `read` to give a Uint8Array but found something else");
     },
     fetchRange: async (id, url, range, ifRange) => {
