@@ -202,7 +202,8 @@ export interface QuantizeOptions extends JobOptions {
 }
 
 /**
- * Takes one file front to back. `abort` is called instead of `close` where the file will not be whole. A failure whose `code` is
+ * Takes one file front to back. `abort` is called instead of `close` where the file will not be whole, and where a `write` that
+ * takes too long is not waited for any more. A failure whose `code` is
  * `ENOSPC`, or whose `name` is `QuotaExceededError`, becomes the code `storage_full`.
  */
 export interface FileWriter {

@@ -646,6 +646,27 @@ describe("an engine that ends in the middle", () => {
   }
 });
 
+for (const [name, end, reason] of [
+  ["its work was stopped", (controller) => controller.abort(), "cancelled"],
+  ["its engine has ended", (_, of) => of.dispose(), "invalid_argument"],
+]) {
+  test(`a stream that comes when ${name} is given up`, async () => {
+    const of = lowbit.createEngine();
+    const from = await of.openCheckpoint(MODEL);
+    const controller = new AbortController();
+    let give;
+    const asked = new Promise((resolve) => {
+      const target = () => new Promise((made) => resolve((give = made)));
+      of.quantize(from, { bits: 8, target, signal: controller.signal }).catch(() => {});
+    });
+    await asked;
+    await end(controller, of);
+    const { code } = await new Promise((abort) => give({ write: () => assert.fail("written"), close() {}, abort }));
+    assert.equal(code, reason);
+    await of.dispose();
+  });
+}
+
 test("listeners that throw do not stop the work, and are heard of", async () => {
   const thrown = [];
   const hear = (error) => thrown.push(error.message);

@@ -14,6 +14,8 @@ export class Lent {
   readonly #targets = new Map<number, (file: string) => unknown>();
   readonly #writers = new Map<number, FileWriter>();
   #nextId = 1;
+  /** Why nothing is written any more. */
+  #over: LowbitError | undefined;
 
   /** Keeps what it is given until `forget`. `apart`: the engine's side is another thread. */
   keep(apart: boolean): Remotes {
@@ -34,13 +36,10 @@ export class Lent {
   }
 
   /** Gives up every file that is being written. */
-  abandon(reason: unknown): void {
-    const writers = [...this.#writers.values()];
+  abandon(reason: LowbitError): void {
+    this.#over = reason;
+    for (const writer of this.#writers.values()) giveUp(writer, reason);
     this.#writers.clear();
-    for (const writer of writers) {
-      // Whatever fails while giving up is of no interest.
-      void (async () => writer.abort?.(reason))().catch(() => {});
-    }
   }
 
   /** How the engine's side reaches them. Whatever the caller's code throws, were it nothing at all, arrives as an error. */
@@ -64,8 +63,13 @@ export class Lent {
       if (!isStream(made) && !isWriter(made)) {
         throw new LowbitError("invalid_argument", `${file}: expected a stream or a writer but found something else`);
       }
+      const writer = isStream(made) ? made.getWriter() : made;
+      if (this.#over !== undefined) {
+        giveUp(writer, this.#over);
+        throw this.#over;
+      }
       const id = this.#nextId++;
-      this.#writers.set(id, isStream(made) ? made.getWriter() : made);
+      this.#writers.set(id, writer);
       return id;
     },
     writeFile: async (id, bytes) => void (await this.#writer(id).write(bytes)),
@@ -86,6 +90,11 @@ export class Lent {
     if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
     return found;
   }
+}
+
+/** Whatever fails while giving up is of no interest. */
+function giveUp(writer: FileWriter, reason: LowbitError): void {
+  void (async () => writer.abort?.(reason))().catch(() => {});
 }
 
 function guarded(functions: LentFunctions): LentFunctions {
