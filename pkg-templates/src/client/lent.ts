@@ -1,9 +1,9 @@
 /** Files, requests and targets of the caller's, which the engine's side reaches by number. */
 import type { ByteStream } from "../ambient.js";
 import { asLowbitError, cancelled, LowbitError } from "../errors.js";
-import { fetchWith, type Fetch } from "../folders.js";
 import { isBytes, unshared, type Remotes } from "../specs.js";
 import type { FileWriter, RandomAccessFile } from "../types.js";
+import { fetchWith, type Fetch } from "../urls.js";
 import type { ClientFunctions } from "../wire.js";
 
 type LentFunctions = Omit<ClientFunctions, "progress" | "told" | "piece">;

@@ -1,8 +1,9 @@
-/** Opens the places that callers name, for the engine to read. What is there to read from is in `folders.ts`. */
+/** Opens the places that callers name, for the engine to read. What is there to read from is in `folders.ts` and `urls.ts`. */
 import { LowbitError } from "../errors.js";
-import { directoryFolder, fetchWith, filesFolder, openUrlFile, specFile, urlFolder, type Fetch } from "../folders.js";
+import { directoryFolder, filesFolder, specFile } from "../folders.js";
 import type { Folder, HostPlatform, OpenFile, Store } from "../platform.js";
 import { opfsDirectory } from "../targets.js";
+import { fetchWith, openUrlFile, urlFolder, type Fetch } from "../urls.js";
 import type { ClientFunctions, SourceSpec } from "../wire.js";
 import type { Readers } from "./readers.js";
 
