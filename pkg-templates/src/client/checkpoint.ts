@@ -56,13 +56,13 @@ export class Checkpoint {
   /** The ids of a prompt, with the tokens that the model expects in front. */
   async tokenize(text: string): Promise<Uint32Array> {
     const given = stringOf("tokenize", text);
-    return this.engine.connection.ask((remote) => remote.encode({ checkpoint: idOf(this) }, given));
+    return this.engine.connection.ask([this], (remote) => remote.encode({ checkpoint: idOf(this) }, given));
   }
 
   /** The text of ids, without special tokens. */
   async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
     const given = tokenIds(ids);
-    return this.engine.connection.ask((remote) => remote.decode({ checkpoint: idOf(this) }, given));
+    return this.engine.connection.ask([this], (remote) => remote.decode({ checkpoint: idOf(this) }, given));
   }
 
   /** Gives back what the engine holds for it. Models that were loaded from it go on. */
@@ -96,7 +96,7 @@ export class Output<T> extends Checkpoint {
       throw new LowbitError("invalid_argument", "the files are at the target; only results in memory are handed out");
     }
     idOf(this);
-    return this.engine.connection.ask((remote) => remote.files(folder));
+    return this.engine.connection.ask([this], (remote) => remote.files(folder));
   }
 }
 

@@ -39,6 +39,8 @@ export class Connection {
   #failure: LowbitError | undefined;
   #ending: Promise<void> | undefined;
   readonly #jobs = new Map<number, Job>();
+  /** What is used right now: it must not be collected, and so forgotten, because its program has let go of it. */
+  readonly #used = new Set<readonly object[]>();
   readonly #lent = new Lent();
   #pending = 0;
   #nextJob = 1;
@@ -74,9 +76,10 @@ export class Connection {
     return run;
   }
 
-  /** Work that can be stopped, and tells how far it is. */
+  /** Work that can be stopped, tells how far it is, and uses some objects. */
   async run<T>(
     { onProgress, signal }: JobOptions,
+    uses: readonly object[],
     work: (remote: Remote, job: number) => Promise<T>,
     hears: Hears = {},
   ): Promise<T> {
@@ -87,7 +90,7 @@ export class Connection {
     const abort = () => this.tell((remote) => remote.abort(id));
     signal?.addEventListener("abort", abort, { once: true });
     try {
-      return await this.ask((remote) => work(remote, id));
+      return await this.ask(uses, (remote) => work(remote, id));
     } catch (error) {
       const known = asLowbitError(error);
       throw known.code === "cancelled" && signal?.aborted ? cancelled(signal.reason) : known;
@@ -99,7 +102,18 @@ export class Connection {
   }
 
   /** Asks the engine's side without a job. */
-  async ask<T>(work: (remote: Remote) => Promise<T>): Promise<T> {
+  async ask<T>(objects: readonly object[], work: (remote: Remote) => Promise<T>): Promise<T> {
+    // A list of its own, for each use.
+    const uses = [...objects];
+    this.#used.add(uses);
+    try {
+      return await this.#ask(work);
+    } finally {
+      this.#used.delete(uses);
+    }
+  }
+
+  async #ask<T>(work: (remote: Remote) => Promise<T>): Promise<T> {
     if (this.#failure !== undefined) throw this.#failure;
     this.#started ??= this.#start();
     let started;
@@ -140,7 +154,7 @@ export class Connection {
   /** Tells the engine's side, if it still runs, and hears of no failure. */
   tell(work: (remote: Remote) => Promise<unknown>): void {
     if (this.#started === undefined || this.#failure !== undefined) return;
-    void this.ask(work).catch(() => {});
+    void this.#ask(work).catch(() => {});
   }
 
   /** Ends the thread. Whatever is asked or waited for fails. */

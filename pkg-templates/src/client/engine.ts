@@ -69,7 +69,7 @@ export class Engine {
     try {
       const spec = sourceSpec(source, given, this.#platform, remotes);
       const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, given, this.#platform, remotes);
-      const opened = await this.connection.run(job, (remote, id) => remote.open(id, spec, codec, request));
+      const opened = await this.connection.run(job, [], (remote, id) => remote.open(id, spec, codec, request));
       return new Checkpoint(this, opened, remotes.forget);
     } catch (error) {
       remotes.forget();
@@ -83,7 +83,7 @@ export class Engine {
     const learns = calibration !== undefined && { calibration: calibrationRequest("quantize", calibration) };
     const request = plain("quantize", { ...rest, ...learns });
     const source = this.#id(checkpoint);
-    return this.#write(target, job, (remote, id, place) => remote.quantize(id, source, request, place));
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.quantize(id, source, request, place));
   }
 
   /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
@@ -93,7 +93,7 @@ export class Engine {
     const { target, dtype = "f16" } = given;
     expect(typeof dtype === "string", "dequantize", "`dtype` to be f16 or f32", dtype);
     const source = this.#id(checkpoint);
-    return this.#write(target, job, (remote, id, place) => remote.dequantize(id, source, dtype, place));
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.dequantize(id, source, dtype, place));
   }
 
   /** Spells a checkpoint as other tools do. */
@@ -101,7 +101,7 @@ export class Engine {
     const [{ target, ...rest }, job] = jobOptions("convert", options);
     const request = plain("convert", rest);
     const source = this.#id(checkpoint);
-    return this.#write(target, job, (remote, id, place) => remote.convert(id, source, request, place));
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.convert(id, source, request, place));
   }
 
   /** Loads a model onto a device. */
@@ -109,7 +109,7 @@ export class Engine {
     const [rest, job] = jobOptions("loadModel", options);
     const request = plain("loadModel", rest);
     const source = this.#id(checkpoint);
-    const loaded = await this.connection.run(job, (remote, id) => remote.load(id, source, request));
+    const loaded = await this.connection.run(job, [checkpoint], (remote, id) => remote.load(id, source, request));
     return new Model(this.connection, checkpoint, loaded);
   }
 
@@ -118,7 +118,7 @@ export class Engine {
     const [{ texts, ...rest }, job] = jobOptions("validate", options);
     const request = plain("validate", { ...rest, text: textOf("validate", texts) });
     const [a, b] = [this.#id(original), this.#id(quantized)];
-    return this.connection.run(job, (remote, id) => remote.validate(id, a, b, request));
+    return this.connection.run(job, [original, quantized], (remote, id) => remote.validate(id, a, b, request));
   }
 
   /** Quantizes and validates, and tries the next thing until the quality is good enough. */
@@ -138,7 +138,7 @@ export class Engine {
     let searched: Searched;
     try {
       const place = targetSpec(target, this.#platform, remotes);
-      searched = await this.connection.run(job, (remote, id) => remote.auto(id, sources, request, place), { told: onEvent });
+      searched = await this.connection.run(job, list, (remote, id) => remote.auto(id, sources, request, place), { told: onEvent });
     } finally {
       remotes.forget();
     }
@@ -159,7 +159,7 @@ export class Engine {
     const [rest, job] = jobOptions("compare", options);
     const request = plain("compare", rest);
     const [first, second] = [this.#id(a), this.#id(b)];
-    return this.connection.run(job, (remote, id) => remote.compare(id, first, second, request));
+    return this.connection.run(job, [a, b], (remote, id) => remote.compare(id, first, second, request));
   }
 
   /** What a checkpoint, or a model of so many parameters, needs at each precision. */
@@ -167,24 +167,24 @@ export class Engine {
     const request = plain("plan", optionsOf("plan", options)) as PlanOptions;
     if (typeof subject === "number") {
       expect(Number.isSafeInteger(subject) && subject > 0, "plan", "a number of parameters", subject);
-      return this.connection.ask((remote) => remote.planParameters(subject, request));
+      return this.connection.ask([], (remote) => remote.planParameters(subject, request));
     }
     const checkpoint = this.#id(subject);
-    return this.connection.ask((remote) => remote.plan(checkpoint, request));
+    return this.connection.ask([subject], (remote) => remote.plan(checkpoint, request));
   }
 
   /** What models can run on here. Every GPU adapter is checked against the CPU, which takes a moment. */
   async capabilities(): Promise<Capabilities> {
-    const found = await this.connection.ask((remote) => remote.capabilities());
+    const found = await this.connection.ask([], (remote) => remote.capabilities());
     return { ...found, worker: this.connection.inWorker };
   }
 
   /** What is kept of downloads. */
   readonly cache: DownloadCache = {
-    list: () => this.connection.ask((remote) => remote.listCache()),
+    list: () => this.connection.ask([], (remote) => remote.listCache()),
     delete: async (url) => {
       expect(url === undefined || typeof url === "string", "cache.delete", "the text of a URL", url);
-      return this.connection.ask((remote) => remote.deleteCache(url));
+      return this.connection.ask([], (remote) => remote.deleteCache(url));
     },
   };
 
@@ -205,6 +205,7 @@ export class Engine {
   }
 
   async #write<T>(
+    source: Checkpoint,
     target: QuantizeOptions["target"],
     options: JobOptions,
     work: (remote: Remote, job: number, place: ReturnType<typeof targetSpec>) => Promise<Written<T>>,
@@ -212,7 +213,7 @@ export class Engine {
     const remotes = this.connection.lend();
     try {
       const place = targetSpec(target, this.#platform, remotes);
-      const written = await this.connection.run(options, (remote, job) => work(remote, job, place));
+      const written = await this.connection.run(options, [source], (remote, job) => work(remote, job, place));
       return new Output(this, written);
     } finally {
       remotes.forget();

@@ -39,7 +39,7 @@ export class Model {
   generate(prompt: string | Uint32Array | readonly number[], options: GenerateOptions = {}): Generation {
     return new Generation("generate", options, async (request, job, piece) => {
       const given = typeof prompt === "string" ? prompt : tokenIds(prompt);
-      return this.#connection.run(job, (remote, id) => remote.generate(id, this.#held, given, request), { piece });
+      return this.#connection.run(job, [this], (remote, id) => remote.generate(id, this.#held, given, request), { piece });
     });
   }
 
@@ -48,7 +48,7 @@ export class Model {
     return new Generation("chat", options, async (request, job, piece) => {
       expect(Array.isArray(messages), "chat", "an array of messages", messages);
       const given = plain("chat", messages) as ChatMessage[];
-      return this.#connection.run(job, (remote, id) => remote.chat(id, this.#held, given, request), { piece });
+      return this.#connection.run(job, [this], (remote, id) => remote.chat(id, this.#held, given, request), { piece });
     });
   }
 
@@ -57,7 +57,7 @@ export class Model {
     const [rest, job] = jobOptions("logits", options);
     onlyKnown("logits", rest, []);
     const given = tokenIds(ids);
-    const all = await this.#connection.run(job, (remote, id) => remote.logits(id, this.#held, given));
+    const all = await this.#connection.run(job, [this], (remote, id) => remote.logits(id, this.#held, given));
     const width = this.info.vocab_size;
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
   }
@@ -76,19 +76,19 @@ export class Model {
   async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const [rest, job] = jobOptions("perplexity", options);
     const request = plain("perplexity", { ...rest, text: stringOf("perplexity", text) });
-    return this.#connection.run(job, (remote, id) => remote.perplexity(id, this.#held, request));
+    return this.#connection.run(job, [this], (remote, id) => remote.perplexity(id, this.#held, request));
   }
 
   /** The ids of a prompt, with the tokens that the model expects in front. */
   async tokenize(text: string): Promise<Uint32Array> {
     const given = stringOf("tokenize", text);
-    return this.#connection.ask((remote) => remote.encode({ model: this.#held }, given));
+    return this.#connection.ask([this], (remote) => remote.encode({ model: this.#held }, given));
   }
 
   /** The text of ids, without special tokens. */
   async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
     const given = tokenIds(ids);
-    return this.#connection.ask((remote) => remote.decode({ model: this.#held }, given));
+    return this.#connection.ask([this], (remote) => remote.decode({ model: this.#held }, given));
   }
 
   /** Gives the model's memory back, on the GPU too, once what it is doing has ended. */
