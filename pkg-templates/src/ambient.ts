@@ -4,11 +4,12 @@ type Instance<Name extends string, Otherwise> = typeof globalThis extends Record
 
 export type PlatformSignal = Instance<
   "AbortSignal",
-  { readonly aborted: boolean; readonly reason: unknown; addEventListener(type: "abort", listener: () => void): void }
+  { readonly aborted: boolean; readonly reason: unknown; addEventListener(type: "abort", listener: () => void): void; removeEventListener(type: "abort", listener: () => void): void }
 >;
 export type PlatformBlob = Instance<"Blob", { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformFile = Instance<"File", { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformUrl = Instance<"URL", { readonly href: string }>;
+export type PlatformModule = typeof globalThis extends { WebAssembly: { Module: { prototype: infer T } } } ? T : object;
 export type PlatformFetch = typeof globalThis extends { fetch: infer T }
   ? T
   : (url: string, init?: { headers?: Record<string, string> }) => Promise<unknown>;

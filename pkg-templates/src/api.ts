@@ -1,5 +1,7 @@
 /** The package's functions, on an engine that is made when it is first needed. */
-import { Checkpoint, Engine, type Model } from "./client.js";
+import { Checkpoint, type Output } from "./client/checkpoint.js";
+import { Engine, type AutoResult, type DownloadCache } from "./client/engine.js";
+import { Model } from "./client/model.js";
 import { LowbitError } from "./errors.js";
 import type { ClientPlatform } from "./platform.js";
 import type {
@@ -7,7 +9,6 @@ import type {
   LoadOptions, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
   ValidateOptions, ValidationReport,
 } from "./types.js";
-import type { AutoResult, DownloadCache, Output } from "./client.js";
 
 /** What every entry point exports. */
 export interface Api {
@@ -56,7 +57,11 @@ function of(...checkpoints: Checkpoint[]): Engine {
 /** The functions for a place that the package runs in. */
 export function api(platform: ClientPlatform): Api {
   let shared: Engine | undefined;
-  const engine = () => (shared ??= new Engine(platform));
+  const engine = () => {
+    // One that broke down is of no use to anybody who begins anew.
+    if (shared === undefined || shared.connection.failed) shared = new Engine(platform);
+    return shared;
+  };
   return {
     createEngine: (options) => new Engine(platform, options),
     openCheckpoint: (source, options) => engine().openCheckpoint(source, options),
@@ -67,8 +72,11 @@ export function api(platform: ClientPlatform): Api {
     loadModel: async (checkpoint, options) => of(checkpoint).loadModel(checkpoint, options),
     validate: async (original, quantized, options) => of(original, quantized).validate(original, quantized, options),
     auto: async (checkpoints, options) =>
-      (checkpoints instanceof Checkpoint ? of(checkpoints) : of(...checkpoints)).auto(checkpoints, options),
-    perplexity: async (model, text, options) => model.perplexity(text, options),
+      of(...(Array.isArray(checkpoints) ? checkpoints : [checkpoints])).auto(checkpoints, options),
+    perplexity: async (model, text, options) => {
+      if (model instanceof Model) return model.perplexity(text, options);
+      throw new LowbitError("invalid_argument", "expected a model, as loadModel gives it");
+    },
     compare: async (a, b, options) => of(a, b).compare(a, b, options),
     plan: async (subject, options) =>
       (typeof subject === "number" ? engine() : of(subject)).plan(subject, options),

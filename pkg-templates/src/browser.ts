@@ -1,25 +1,7 @@
 /** The caller's side in browsers. */
-import type { ClientPlatform, Thread } from "./platform.js";
+import type { ClientPlatform } from "./platform.js";
 import { pair } from "./wire.js";
-import type { Port } from "./platform.js";
-
-function startWorker(): Thread {
-  const worker = newWorker();
-  const port: Port = {
-    post: (message) => worker.postMessage(message),
-    listen: (listener) => worker.addEventListener("message", (event) => listener(event.data)),
-  };
-  return {
-    port,
-    // A page is not kept alive by its workers.
-    hold: () => {},
-    onFailure: (listener) => {
-      worker.addEventListener("error", (event) => listener(event.error ?? { message: event.message }));
-      worker.addEventListener("messageerror", () => listener({ message: "a message could not be read" }));
-    },
-    terminate: () => worker.terminate(),
-  };
-}
+import { webThread } from "./workers.js";
 
 function newWorker(): Worker {
   try {
@@ -36,11 +18,11 @@ function newWorker(): Worker {
 
 export const platform: ClientPlatform = {
   isPath: () => false,
-  startWorker,
+  startWorker: () => webThread(newWorker()),
   startHere: async () => {
     const [here, there] = pair();
     const { start } = await import("./host.browser.js");
     start(there);
-    return { port: here, hold: () => {}, onFailure: () => {}, terminate: () => {} };
+    return { port: here, hold: () => {}, onFailure: () => {}, terminate: async () => {} };
   },
 };

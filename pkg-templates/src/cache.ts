@@ -65,7 +65,7 @@ function blocks(file: OpenFile, url: string, etag: string, store: Store): OpenFi
   return {
     name,
     size,
-    read: async (offset, length) => {
+    read: async (offset, length, signal) => {
       const out = new Uint8Array(length);
       const end = offset + length;
       const put = (start: number, bytes: Uint8Array) => {
@@ -84,7 +84,7 @@ function blocks(file: OpenFile, url: string, etag: string, store: Store): OpenFi
         let count = 1;
         while (count < AT_ONCE && index + count < last && (await block(index + count)) === undefined) count += 1;
         const start = index * BLOCK;
-        const fetched = await file.read(start, Math.min(count * BLOCK, size - start));
+        const fetched = await file.read(start, Math.min(count * BLOCK, size - start), signal);
         put(start, fetched);
         for (let part = 0; part < count; part += 1) {
           await keep(index + part, fetched.slice(part * BLOCK, (part + 1) * BLOCK));

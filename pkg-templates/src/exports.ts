@@ -1,5 +1,8 @@
 /** What every entry point exports beside its functions. */
-export { Checkpoint, Engine, Generation, Model, Output, type AutoResult, type DownloadCache } from "./client.js";
+export { Checkpoint, Output } from "./client/checkpoint.js";
+export { Engine, type AutoResult, type DownloadCache } from "./client/engine.js";
+export { Generation } from "./client/generation.js";
+export { Model } from "./client/model.js";
 export { LowbitError, type ErrorCode } from "./errors.js";
 export type * from "./types.js";
 export type { ObjectSchema, Tool } from "./tools.js";

@@ -1,8 +1,7 @@
-/** Folders that can be read anywhere: in memory, behind a URL, behind a directory handle, with the caller. */
+/** Folders that can be read anywhere: in memory, behind a directory handle, with the caller. Those behind a URL are in `urls.ts`. */
 import { asLowbitError, LowbitError } from "./errors.js";
-import { openCached } from "./cache.js";
-import type { Folder, OpenFile, Sink, Store, TargetFolder } from "./platform.js";
-import type { ClientFunctions, FileSpec, RangeAnswer } from "./wire.js";
+import type { Folder, OpenFile, Sink, TargetFolder } from "./platform.js";
+import type { ClientFunctions, FileSpec } from "./wire.js";
 
 /** Bytes in one piece. */
 export function bytesFile(name: string, bytes: Uint8Array): OpenFile {
@@ -68,129 +67,6 @@ export function directoryFolder(handle: FileSystemDirectoryHandle): Folder {
   };
 }
 
-/** Makes one request. `range` and `ifRange` are the values of the headers of those names. */
-export type Fetch = (url: string, range?: string, ifRange?: string) => Promise<RangeAnswer>;
-
-/** Requests by the thread's own `fetch`. */
-export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch = fetch): Fetch {
-  return async (url, range, ifRange) => {
-    const asked: Record<string, string> = { ...headers };
-    if (range !== undefined) asked["range"] = range;
-    if (ifRange !== undefined) asked["if-range"] = ifRange;
-    let response: Response;
-    try {
-      // Ranges of a compressed body would be ranges of something else; browsers ask for `identity` themselves then.
-      response = await fetcher(url, { headers: asked });
-    } catch (error) {
-      throw new LowbitError("io", `${url}: ${(error as Error).message}`, { cause: error });
-    }
-    const picked: Record<string, string> = {};
-    for (const name of ["content-range", "content-length", "etag", "accept-ranges", "last-modified"]) {
-      const value = response.headers.get(name);
-      if (value !== null) picked[name] = value;
-    }
-    const whole = range !== undefined && response.status === 200;
-    if (whole) {
-      // The server sends everything: more than was asked for, and perhaps more than fits.
-      await response.body?.cancel();
-      return { status: 200, headers: picked, body: new Uint8Array() };
-    }
-    try {
-      return { status: response.status, headers: picked, body: new Uint8Array(await response.arrayBuffer()) };
-    } catch (error) {
-      throw new LowbitError("io", `${url}: the download broke off: ${(error as Error).message}`, { cause: error });
-    }
-  };
-}
-
-/** Small reads are gathered: a request costs more than its bytes. */
-const BLOCK = 1 << 18;
-
-/** Files no larger than this are fetched whole where a server knows no ranges. */
-const WHOLE = 64 << 20;
-
-/** A file behind a URL, read by ranges. */
-async function urlFile(name: string, url: string, get: Fetch): Promise<(OpenFile & { etag?: string }) | undefined> {
-  const first = await get(url, `bytes=0-${BLOCK - 1}`);
-  if (first.status === 404 || first.status === 403) return undefined;
-  const refused = (status: number) => new LowbitError("io", `${url}: the server answered ${status}`);
-  if (first.status === 416) return bytesFile(name, new Uint8Array());
-  if (first.status === 200) {
-    const length = Number(first.headers["content-length"] ?? Number.NaN);
-    if (length > WHOLE) {
-      throw new LowbitError(
-        "io",
-        `${url}: the server does not answer range requests, and the file has ${length} bytes, too many to hold`,
-      );
-    }
-    const whole = await get(url);
-    if (whole.status !== 200) throw refused(whole.status);
-    return bytesFile(name, whole.body);
-  }
-  if (first.status !== 206) throw refused(first.status);
-  const size = Number(/\/(\d+)$/.exec(first.headers["content-range"] ?? "")?.[1] ?? Number.NaN);
-  if (!Number.isSafeInteger(size)) throw new LowbitError("io", `${url}: the server does not say how long the file is`);
-  const etag = first.headers["etag"];
-  // A weak tag may stay when bytes change, and servers ignore it in If-Range.
-  const strong = etag !== undefined && !etag.startsWith("W/") ? etag : undefined;
-  let block = { start: 0, bytes: first.body };
-  const range = async (start: number, length: number): Promise<Uint8Array> => {
-    const answer = await get(url, `bytes=${start}-${start + length - 1}`, strong);
-    if (answer.status === 200) throw new LowbitError("changed", `${url}: the file changed while it was read`);
-    if (answer.status !== 206) throw refused(answer.status);
-    if (etag !== undefined && answer.headers["etag"] !== undefined && answer.headers["etag"] !== etag) {
-      throw new LowbitError("changed", `${url}: the file changed while it was read`);
-    }
-    if (answer.body.length !== length) {
-      throw new LowbitError(
-        "io",
-        `${url}: expected ${length} bytes at offset ${start} but got ${answer.body.length}`,
-      );
-    }
-    return answer.body;
-  };
-  return {
-    name,
-    size,
-    ...(strong !== undefined && { etag: strong }),
-    read: async (offset, length) => {
-      const held = () => offset >= block.start && offset + length <= block.start + block.bytes.length;
-      if (!held()) {
-        if (length >= BLOCK) return range(offset, length);
-        block = { start: offset, bytes: await range(offset, Math.min(BLOCK, size - offset)) };
-      }
-      return block.bytes.subarray(offset - block.start, offset - block.start + length);
-    },
-  };
-}
-
-/** A folder behind a URL: a file is whatever is found at its name. */
-export function urlFolder(url: string, get: Fetch, store?: Store): Folder {
-  const base = new URL(url);
-  if (!base.pathname.endsWith("/")) base.pathname += "/";
-  return {
-    name: url,
-    open: (file) => {
-      const place = new URL(base);
-      place.pathname += encodeURIComponent(file);
-      return find(file, place.href, get, store);
-    },
-  };
-}
-
-/** A file behind a URL, from the store as far as it is there. */
-function find(name: string, url: string, get: Fetch, store?: Store): Promise<OpenFile | undefined> {
-  const fresh = () => urlFile(name, url, get);
-  return store === undefined ? fresh() : openCached(name, url, store, fresh);
-}
-
-/** A single file behind a URL. */
-export async function openUrlFile(url: string, get: Fetch, store?: Store): Promise<OpenFile> {
-  const file = await find(url, url, get, store);
-  if (file === undefined) throw new LowbitError("not_found", `${url}: there is no such file`);
-  return file;
-}
-
 /** A folder in the thread's own memory, outside the engine's. */
 export class MemoryFolder implements Folder, TargetFolder {
   readonly #files = new Map<string, Uint8Array>();
@@ -228,7 +104,8 @@ export class MemoryFolder implements Folder, TargetFolder {
   }
 }
 
-function joined(pieces: readonly Uint8Array[]): Uint8Array {
+/** Pieces in one. */
+export function joined(pieces: readonly Uint8Array[]): Uint8Array {
   if (pieces.length === 1) return pieces[0]!;
   try {
     const whole = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));

@@ -91,7 +91,7 @@ function target(path: string): TargetFolder {
             throw place(error, file);
           }
         },
-        abort: () => void clear(),
+        abort: clear,
       };
     },
     remove: async (file) => {

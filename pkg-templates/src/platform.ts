@@ -1,4 +1,6 @@
 /** What an entry point brings: how modules, files and threads are found where the package runs. */
+import type { PlatformSignal } from "./ambient.js";
+
 /** One end of a connection. */
 export interface Port {
   post(message: unknown): void;
@@ -8,7 +10,8 @@ export interface Port {
 /** A folder that is read, as the engine's bindings see it. */
 export interface Folder {
   readonly name: string;
-  open(file: string): Promise<OpenFile | undefined>;
+  /** The bindings give no signal; this side does, where a request need not go on. */
+  open(file: string, signal?: PlatformSignal): Promise<OpenFile | undefined>;
 }
 
 /** A file that is read, as the engine's bindings see it. */
@@ -16,7 +19,7 @@ export interface OpenFile {
   readonly name: string;
   readonly size: number;
   /** Gives exactly `length` bytes; the array is copied from at once. */
-  read(offset: number, length: number): Promise<Uint8Array>;
+  read(offset: number, length: number, signal?: PlatformSignal): Promise<Uint8Array>;
 }
 
 /** A folder that is written, as the engine's bindings see it. */
@@ -31,7 +34,8 @@ export interface TargetFolder {
 export interface Sink {
   write(bytes: Uint8Array): Promise<void>;
   finish(): Promise<void>;
-  abort(): void;
+  /** Nobody but this side waits for what it gives. */
+  abort(): Promise<void> | void;
 }
 
 /** Blobs that are written and read again, as the engine's bindings see them. */
@@ -75,7 +79,8 @@ export interface Thread {
   hold(alive: boolean): void;
   /** Called when the thread itself fails. */
   onFailure(listener: (error: unknown) => void): void;
-  terminate(): void;
+  /** Ends it; resolves when it has, as far as that can be known. */
+  terminate(): Promise<void>;
 }
 
 /** What the caller's thread needs. */

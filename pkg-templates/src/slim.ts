@@ -1,31 +1,46 @@
-/** The package without any loading of its own: for pages that bring the worker and the modules themselves. */
-import { Engine } from "./client.js";
-import type { Thread } from "./platform.js";
+/** The package without any loading of its own: for programs that bring the worker and the modules themselves. */
+import type { PlatformModule, PlatformUrl } from "./ambient.js";
+import { Engine } from "./client/engine.js";
+import { expect, onlyKnown, optionsOf } from "./requests.js";
+import { isPath } from "./specs.js";
+import type { GivenModules } from "./wire.js";
+import { nodeThread, webThread, type NodeWorker, type WebWorker } from "./workers.js";
 
 export * from "./exports.js";
 
-/** What a page brings. */
+/** A module: compiled, as bytes, or its URL. Responses cannot go to a worker. */
+export type GivenModule = PlatformModule | ArrayBuffer | Uint8Array | PlatformUrl;
+
+/** What a program brings. */
 export interface SlimOptions {
-  /** A worker that runs `lowbit/worker`. */
-  worker: Worker;
-  /** The modules: compiled, as bytes, or their URLs. Responses cannot go to a worker. */
-  modules: { engine: WebAssembly.Module | ArrayBuffer | Uint8Array | URL; tokenizer: WebAssembly.Module | ArrayBuffer | Uint8Array | URL };
+  /** A worker that runs `lowbit/worker`, of a page or of Node, for this engine alone: it ends with the engine. */
+  worker: WebWorker | NodeWorker;
+  /** `engine_relaxed` is taken where the runtime has relaxed SIMD and does it right. */
+  modules: { engine: GivenModule; engine_relaxed?: GivenModule; tokenizer: GivenModule };
 }
 
 /** An engine on a worker that is there already. */
-export function createEngine({ worker, modules }: SlimOptions): Engine {
-  const startWorker = (): Thread => ({
-    port: {
-      post: (message) => worker.postMessage(message),
-      listen: (listener) => worker.addEventListener("message", (event) => listener(event.data)),
-    },
-    hold: () => {},
-    onFailure: (listener) => worker.addEventListener("error", (event) => listener(event.error ?? { message: event.message })),
-    terminate: () => worker.terminate(),
-  });
-  const sent = Object.entries(modules).map(([name, module]) => [name, module instanceof URL ? module.href : module]);
-  return new Engine(
-    { isPath: () => false, startWorker, startHere: async () => startWorker() },
-    { modules: Object.fromEntries(sent) },
-  );
+export function createEngine(options: SlimOptions): Engine {
+  const given = optionsOf("createEngine", options);
+  onlyKnown("createEngine", given, ["worker", "modules"]);
+  const { worker, modules } = given;
+  expect(typeof worker?.postMessage === "function", "createEngine", "`worker` to be a Worker", worker);
+  expect(typeof modules === "object" && modules !== null, "createEngine", "`modules` to be an object", modules);
+  onlyKnown("createEngine: modules", modules, ["engine", "engine_relaxed", "tokenizer"]);
+  const onNode = !("addEventListener" in worker);
+  const startWorker = () => ("addEventListener" in worker ? webThread(worker) : nodeThread(worker));
+  const sent: GivenModules = {
+    engine: sendable("engine", modules.engine),
+    tokenizer: sendable("tokenizer", modules.tokenizer),
+    ...(modules.engine_relaxed !== undefined && { engine_relaxed: sendable("engine_relaxed", modules.engine_relaxed) }),
+  };
+  const platform = { isPath: (text: string) => onNode && isPath(text), startWorker, startHere: async () => startWorker() };
+  return new Engine(platform, { modules: sent });
+}
+
+function sendable(name: string, module: GivenModule): WebAssembly.Module | ArrayBuffer | Uint8Array | string {
+  if (module instanceof URL) return module.href;
+  const known = module instanceof WebAssembly.Module || module instanceof ArrayBuffer || ArrayBuffer.isView(module);
+  expect(known, "createEngine", `the module ${name}, compiled, as bytes or as a URL,`, module);
+  return module;
 }

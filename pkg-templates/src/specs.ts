@@ -1,12 +1,15 @@
 /** Reads what callers give as sources and targets. */
 import { LowbitError } from "./errors.js";
 import { blobFile } from "./folders.js";
+import { expect } from "./requests.js";
 import type { ClientPlatform } from "./platform.js";
 import type { CheckpointSource, FileLike, OpenOptions, RandomAccessFile, Target } from "./types.js";
 import type { FileSpec, SourceSpec, TargetSpec } from "./wire.js";
 
 /** Keeps things of the caller's that the engine's side reaches by number. */
 export interface Remotes {
+  /** Whether the engine's side is another thread, so that what is not kept here has to go there. */
+  readonly apart: boolean;
   file(file: RandomAccessFile): number;
   fetch(fetcher: typeof fetch, headers: Record<string, string>): number;
   target(create: (file: string) => unknown): number;
@@ -18,15 +21,22 @@ const HUB = "https://huggingface.co";
 /** `org/model`: two names, and no more. */
 const REPOSITORY = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
+/** Whether a text names a path, where there are paths. */
+export function isPath(text: string): boolean {
+  return /^(\/|\.\.?(\/|\\|$)|~(\/|$)|[A-Za-z]:[\\/])/.test(text);
+}
+
 export function sourceSpec(
   source: CheckpointSource, options: OpenOptions, platform: ClientPlatform, remotes: Remotes,
 ): SourceSpec {
   if (source instanceof URL) return urlSpec(source.href, options, platform, remotes);
   if (typeof source === "string") {
-    if (/^[a-z][a-z0-9+.-]+:/i.test(source)) return urlSpec(source, options, platform, remotes);
+    if (isUrl(source)) return urlSpec(source, options, platform, remotes);
     if (platform.isPath(source)) return { kind: "path", path: source };
     if (REPOSITORY.test(source)) {
-      const revision = encodeURIComponent(options.revision ?? "main");
+      const { revision: named = "main" } = options;
+      expect(typeof named === "string" && named !== "", "openCheckpoint", "`revision` to be the name of one", named);
+      const revision = encodeURIComponent(named);
       const url = `${HUB}/${source}/resolve/${revision}/`;
       return urlSpec(url, { ...options, cache: options.cache ?? true }, platform, remotes);
     }
@@ -39,14 +49,12 @@ export function sourceSpec(
   if (source === null || typeof source !== "object") {
     throw new LowbitError("invalid_argument", `expected a checkpoint's place but found ${String(source)}`);
   }
-  if (isDirectory(source)) return { kind: "directory", handle: source };
+  if (isDirectory(source)) return { kind: "directory", handle: handleThat(source, remotes) };
   if (isFileLike(source)) {
     const name = typeof File !== "undefined" && source instanceof File ? source.name : "model.gguf";
     return { kind: "files", name, files: { [name]: fileSpec(source, remotes) } };
   }
-  const listed = fileList(source);
-  const entries: [string, FileLike][] = listed ? listed.map((file) => [file.name, file]) : Object.entries(source);
-  const files = entries.map(([name, file]) => {
+  const files = named(source).map(([name, file]) => {
     if (!isFileLike(file)) {
       throw new LowbitError("invalid_argument", `${name}: expected bytes, a Blob, or an object with size and read`);
     }
@@ -56,12 +64,37 @@ export function sourceSpec(
 }
 
 function urlSpec(href: string, options: OpenOptions, platform: ClientPlatform, remotes: Remotes): SourceSpec {
-  const url = new URL(href);
+  const url = parsed(href);
   if (url.protocol === "file:") return { kind: "path", path: platform.isPath("/") ? fromFileUrl(url) : href };
   if (url.protocol === "opfs:") return { kind: "opfs", path: decodeURIComponent(url.pathname) };
-  const { headers = {}, cache = false } = options;
+  const { cache = false } = options;
+  expect(typeof cache === "boolean", "openCheckpoint", "`cache` to be true or false", cache);
+  const headers = headersOf(options.headers);
+  expect(options.fetch === undefined || typeof options.fetch === "function", "openCheckpoint", "`fetch` to be a function", options.fetch);
   if (options.fetch !== undefined) return { kind: "remoteUrl", url: href, id: remotes.fetch(options.fetch, headers), cache };
   return { kind: "url", url: href, headers, cache };
+}
+
+function isUrl(text: string): boolean {
+  // A letter alone is a drive of Windows.
+  return /^[a-z][a-z0-9+.-]+:/i.test(text);
+}
+
+function parsed(href: string): URL {
+  try {
+    return new URL(href);
+  } catch (error) {
+    throw new LowbitError("invalid_argument", `${href}: expected a URL`, { cause: error });
+  }
+}
+
+/** Headers as plain data, however they were given. */
+function headersOf(headers: OpenOptions["headers"]): Record<string, string> {
+  try {
+    return Object.fromEntries(new Headers(headers));
+  } catch (error) {
+    throw new LowbitError("invalid_argument", `openCheckpoint: expected \`headers\` by name: ${(error as Error).message}`, { cause: error });
+  }
 }
 
 function fromFileUrl(url: URL): string {
@@ -80,10 +113,30 @@ function isFileLike(value: unknown): value is FileLike {
   return typeof size === "number" && typeof read === "function";
 }
 
-/** The files of an array or of an `<input>`. */
-function fileList(source: object): File[] | undefined {
-  const { length } = source as Partial<ArrayLike<File>>;
-  return typeof length === "number" ? Array.from(source as ArrayLike<File>) : undefined;
+/** A handle that the engine's side can use. */
+function handleThat(handle: FileSystemDirectoryHandle, { apart }: Remotes): FileSystemDirectoryHandle {
+  let works = !apart;
+  try {
+    // One that a program made itself either cannot be cloned or loses its methods.
+    works ||= "getFileHandle" in structuredClone(handle);
+  } catch {
+    works = false;
+  }
+  if (works) return handle;
+  throw new LowbitError(
+    "invalid_argument",
+    `${handle.name}: the directory handle cannot go to a worker; use createEngine({ worker: false }), or give files`,
+  );
+}
+
+/** Files by their names: those of an object, of an array, of an `<input>`. */
+function named(source: object): [string, unknown][] {
+  const { length } = source as Partial<ArrayLike<unknown>>;
+  if (typeof length !== "number") return Object.entries(source);
+  const files = Array.from(source as ArrayLike<Partial<File> | null | undefined>);
+  // Of a folder that was chosen with what is inside it, the files of the folder itself are meant.
+  const depth = (file: (typeof files)[number]) => file?.webkitRelativePath?.split("/").length ?? 0;
+  return files.sort((a, b) => depth(b) - depth(a)).map((file, index) => [file?.name ?? String(index), file]);
 }
 
 function fileSpec(file: FileLike, remotes: Remotes): FileSpec {
@@ -111,9 +164,18 @@ function blobName(blob: Blob): string {
   return typeof File !== "undefined" && blob instanceof File ? blob.name : "blob";
 }
 
-/** The same bytes in a buffer of their own: a view would take along all of its buffer when it goes to another thread. */
+/**
+ * The same bytes in a buffer of their own, since a view would take along all of its buffer when it goes to another thread; and
+ * as plain as the engine expects them, whatever class a program made of them.
+ */
 export function unshared(bytes: Uint8Array): Uint8Array {
-  return bytes.byteLength === bytes.buffer.byteLength ? bytes : bytes.slice();
+  const plain = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return plain.byteLength === plain.buffer.byteLength ? plain : plain.slice();
+}
+
+/** Whether a value is a `Uint8Array`, of this realm or of another one, as tests and frames have. */
+export function isBytes(value: unknown): value is Uint8Array {
+  return ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === "[object Uint8Array]";
 }
 
 export function targetSpec(target: Target | undefined, platform: ClientPlatform, remotes: Remotes): TargetSpec {
@@ -121,8 +183,12 @@ export function targetSpec(target: Target | undefined, platform: ClientPlatform,
   if (typeof target === "function") return { kind: "remote", id: remotes.target(target) };
   if (target instanceof URL || typeof target === "string") {
     const text = String(target);
-    if (text.startsWith("file:")) return { kind: "path", path: fromFileUrl(new URL(text)) };
-    if (text.startsWith("opfs:")) return { kind: "opfs", path: decodeURIComponent(new URL(text).pathname) };
+    const url = isUrl(text) ? parsed(text) : undefined;
+    if (url?.protocol === "file:") return { kind: "path", path: fromFileUrl(url) };
+    if (url?.protocol === "opfs:") return { kind: "opfs", path: decodeURIComponent(url.pathname) };
+    if (url !== undefined || text === "") {
+      throw new LowbitError("invalid_argument", `expected a target that can be written but found ${JSON.stringify(text)}`);
+    }
     if (platform.isPath("/")) return { kind: "path", path: text };
     throw new LowbitError(
       "invalid_argument",
@@ -130,7 +196,7 @@ export function targetSpec(target: Target | undefined, platform: ClientPlatform,
     );
   }
   if (typeof target === "object" && target !== null) {
-    if (isDirectory(target)) return { kind: "directory", handle: target };
+    if (isDirectory(target)) return { kind: "directory", handle: handleThat(target, remotes) };
     if ("opfs" in target && typeof target.opfs === "string") return { kind: "opfs", path: target.opfs };
   }
   throw new LowbitError("invalid_argument", "expected a target: memory, a path, a directory handle, {opfs}, or a function");

@@ -50,14 +50,13 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
             throw place(file, error);
           }
         },
-        abort: () => {
-          // The empty entry that was made for the stream must not look like a file.
-          void stream
+        // The empty entry that was made for the stream must not look like a file.
+        abort: () =>
+          stream
             .abort()
             .catch(() => {})
             .then(() => (existed ? undefined : remove(file)))
-            .catch(() => {});
-        },
+            .catch(() => {}),
       };
     },
     remove,

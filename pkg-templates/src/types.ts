@@ -9,7 +9,10 @@ import type { ByteStream, PlatformBlob, PlatformFetch, PlatformFile, PlatformSig
 export interface RandomAccessFile {
   /** Length in bytes. */
   readonly size: number;
-  /** Gives exactly `length` bytes from `offset` on. The array is not kept, and may be a view of something larger. */
+  /**
+   * Gives exactly `length` bytes from `offset` on. The array is not kept, and may be a view of something larger. Calls may
+   * overlap.
+   */
   read(offset: number, length: number): Promise<Uint8Array> | Uint8Array;
 }
 
@@ -30,7 +33,7 @@ export type FileLike = Uint8Array | ArrayBuffer | PlatformBlob | RandomAccessFil
  * - a URL (`https:`, `http:`, `file:`) of a folder or of a `.gguf` file, read by range requests;
  * - `"org/model"`, a repository of the Hugging Face hub;
  * - a path that begins with `/`, `./`, `../`, `~/` or a drive letter (Node, Deno, Bun);
- * - files by name, or the `File`s of an `<input>` or a drop;
+ * - files by name, or the `File`s of an `<input>` or a drop; of a folder with folders in it, its own files count;
  * - a directory handle;
  * - one file: a `.gguf` as a `Blob`, as bytes, or as anything that has `size` and `read`.
  */
@@ -50,15 +53,16 @@ export interface OpenOptions {
   tokenizer?: CheckpointSource;
   /** A branch, tag or commit of a hub repository. Default: `main`. */
   revision?: string;
-  /** Headers of the requests, such as `{authorization: "Bearer ..."}`. */
+  /** Headers of the requests, such as `{authorization: "Bearer hf_..."}` for a gated repository of the hub. */
   headers?: Record<string, string>;
   /**
    * Keep what is downloaded, so that a second visit needs no network: in the browser's cache storage, or in `~/.cache/lowbit`.
    * Default: true for the hub, false for other URLs.
    */
   cache?: boolean;
-  /** Makes the requests instead of the global `fetch`. */
+  /** Makes the requests instead of the global `fetch`, in the calling thread. */
   fetch?: PlatformFetch;
+  /** Stops opening; it then fails with the code `cancelled`. Later reads are stopped by the signal of the work that reads. */
   signal?: PlatformSignal;
 }
 
@@ -104,16 +108,19 @@ export interface Progress {
 
 /** What all long work takes. */
 export interface JobOptions {
-  /** Hears how far the work is, at most every 50 milliseconds. */
+  /**
+   * Hears how far the work is, at most every 50 milliseconds; work that is over sooner may tell nothing. What it throws does
+   * not stop the work, and is reported as what any listener throws.
+   */
   onProgress?: (progress: Progress) => void;
-  /** Stops the work at its next step; it then fails with the code `cancelled`. */
+  /** Stops the work at its next step; it then fails with the code `cancelled`, and `cause` is the signal's reason. */
   signal?: PlatformSignal;
 }
 
-/** Numbers, `-1` for a whole row. */
+/** How many weights of a row share a scale; `-1` for the whole row. */
 export type GroupSize = number;
 
-/** How some modules are quantized; see the README of the project. */
+/** How some modules are quantized. Names are those of recipe files, which the command line reads too. */
 export interface RecipeRule {
   /** Patterns of module names: `*`, `?`, `[0-3]`, `[!qk]`. */
   modules: string | string[];
@@ -130,10 +137,13 @@ export interface Recipe {
   rules: RecipeRule[];
 }
 
-/** How codes are found. */
+/**
+ * How codes are found: `rtn` rounds to nearest; `gptq` learns from texts which way to round, `awq` which columns to round more
+ * finely; `ternary` makes -1, 0 and 1, for models that were trained for it.
+ */
 export type Method = "rtn" | "gptq" | "awq" | "ternary";
 
-/** How a folder spells quantized weights. */
+/** How a folder spells quantized weights: as the tools of these names do. */
 export type Format = "compressed-tensors" | "gptq" | "gptq-v2" | "awq" | "bitnet";
 
 /** Texts that a method learns from. */
@@ -161,7 +171,9 @@ export interface QuantizeOptions extends JobOptions {
   symmetric?: boolean;
   /** Rules that give some modules another scheme. */
   recipe?: Recipe;
+  /** Quantize the head too. Default: false. */
   quantizeHead?: boolean;
+  /** Quantize the embedding too, to so many bits. Default: it stays as it is. */
   quantizeEmbedding?: 2 | 3 | 4 | 8;
   /** For `ternary`. Default: one scale a tensor. */
   ternaryScale?: "tensor" | "channel";
@@ -174,17 +186,26 @@ export interface QuantizeOptions extends JobOptions {
   /** Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme. */
   strict?: boolean;
   gptq?: {
+    /** Share of the Hessian's mean diagonal that is added to its diagonal. Default: 0.05. */
     damping?: number;
+    /** The order in which columns are rounded. Default: `group-aware`, groups with the largest inputs first. */
     actOrder?: "none" | "group-aware" | "static" | "group-index";
+    /** Where the scale of a group comes from. Default: `least-error`. */
     scales?: "range" | "least-error";
+    /** How often codes and scales are gone over again for less output error. Default: 2. */
     sweeps?: number;
   };
+  /** For `gptq` and `awq`: what they learn from, best of the kind that the model will read. */
   calibration?: Calibration | readonly string[];
   /** Where the result goes. Default: memory. */
   target?: Target;
 }
 
-/** Takes one file front to back. `abort` is called instead of `close` where the file will not be whole. */
+/**
+ * Takes one file front to back. `abort` is called instead of `close` where the file will not be whole, and where a `write` that
+ * takes too long is not waited for any more. A failure whose `code` is
+ * `ENOSPC`, or whose `name` is `QuotaExceededError`, becomes the code `storage_full`.
+ */
 export interface FileWriter {
   write(bytes: Uint8Array): Promise<unknown> | unknown;
   close(): Promise<unknown> | unknown;
@@ -300,14 +321,19 @@ export interface GenerateOptions extends JobOptions {
   maxTokens?: number;
   /** 0, the default, takes the likeliest token each time. */
   temperature?: number;
-  /** Choose among the likeliest `topK` tokens; 0: all. */
+  /** Choose among the likeliest `topK` tokens; 0, the default: all. */
   topK?: number;
+  /** Choose among the likeliest tokens whose probabilities reach `topP` together. Default: 1, all. */
   topP?: number;
+  /** Leave out tokens below this share of the likeliest one's probability. Default: 0. */
   minP?: number;
+  /** Above 1, discourages tokens that were there already. Default: 1. */
   repetitionPenalty?: number;
+  /** Where the random numbers start: the same seed gives the same text. Default: 0. */
   seed?: number;
   /** Stop before any of these. */
   stop?: readonly string[];
+  /** Go on where the model says that it has ended. Default: false. */
   ignoreEos?: boolean;
 }
 
@@ -316,7 +342,7 @@ export interface GenerateResult {
   text: string;
   token_ids: number[];
   prompt_ids: number[];
-  /** `eos_token`, `length` or `stop_sequence`. */
+  /** `eos_token`: the model ended; `length`: after `maxTokens`; `stop_sequence`: before one of `stop`. */
   finish_reason: string;
   /** Tokens of a chat's prompt that an earlier turn had run already. */
   reused_tokens: number;
@@ -349,9 +375,13 @@ export interface PerplexityResult {
 export interface Limits {
   /** Share by which perplexity may increase. Default: 0.02. */
   maxPerplexityIncrease?: number;
+  /** Points by which the benchmark's accuracy may drop. Default: 2. */
   maxBenchmarkDropPoints?: number;
+  /** Generation failures that the original does not show. Default: 0. */
   maxNewFailures?: number;
+  /** How many times smaller the quantized layers must be than in f16. Default: by scheme, 3.4 for INT4. */
   minMemoryRatio?: number;
+  /** How many times faster decoding must be. Default: 1.5. */
   minSpeedRatio?: number;
 }
 

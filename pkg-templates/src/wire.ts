@@ -54,8 +54,11 @@ export interface Searched {
   attempts: { name: string; written: Written<AttemptSummary> }[];
 }
 
+/** Whose tokenizer: a checkpoint's, or that of the one that a model was loaded from, whatever became of it. */
+export type TextOf = { checkpoint: number } | { model: number };
+
 /** Modules that the caller brings: what structured clone can carry, or the text of a URL. */
-export type GivenModules = Readonly<Record<string, BufferSource | WebAssembly.Module | string>>;
+export type GivenModules = Readonly<Record<string, ArrayBuffer | Uint8Array | WebAssembly.Module | string>>;
 
 /** What the engine's thread does. `job` names the work for `abort` and for progress. */
 export interface HostFunctions {
@@ -76,8 +79,8 @@ export interface HostFunctions {
   validate(job: number, original: number, quantized: number, request: object): Promise<ValidationReport>;
   auto(job: number, checkpoints: readonly number[], request: object, target: TargetSpec): Promise<Searched>;
   compare(job: number, a: number, b: number, request: object): Promise<Comparison[]>;
-  encode(checkpoint: number, text: string): Promise<Uint32Array>;
-  decode(checkpoint: number, ids: Uint32Array): Promise<string>;
+  encode(of: TextOf, text: string): Promise<Uint32Array>;
+  decode(of: TextOf, ids: Uint32Array): Promise<string>;
   capabilities(): Promise<Omit<Capabilities, "worker">>;
   listCache(): Promise<CachedFile[]>;
   /** Of one URL, or all. */
@@ -85,6 +88,8 @@ export interface HostFunctions {
   abort(job: number): Promise<void>;
   disposeCheckpoint(id: number): Promise<void>;
   disposeModel(id: number): Promise<void>;
+  /** Stops all work and frees everything; nothing can be asked for afterwards. */
+  end(): Promise<void>;
 }
 
 /** What the caller's thread does for the engine. */
@@ -134,6 +139,9 @@ export interface Connection {
   $close(error?: Error): void;
 }
 
+/** What nobody answers: who tells of progress does not wait, and a listener's failure is no failure of the work. */
+const EVENTS: readonly (keyof ClientFunctions)[] = ["progress", "told"];
+
 /** Ties `functions` to one end of a connection; gives the functions of the other end. */
 export function connect<Remote extends object, Local extends object>(
   port: Port,
@@ -147,6 +155,7 @@ export function connect<Remote extends object, Local extends object>(
     bind: "functions",
     // Long work is not late; whoever has enough of it aborts it.
     timeout: -1,
+    eventNames: EVENTS as never,
   });
   return remote as unknown as Remote & Connection;
 }

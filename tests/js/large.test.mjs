@@ -1,7 +1,7 @@
 // A checkpoint of 2 GB goes through the engine in a few tensors of memory.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { lowbit, modelFiles } from "./support.mjs";
+import { fails, lowbit, modelFiles } from "./support.mjs";
 
 /** What the engine's memory may grow to; 33 MB were measured for tensors of 23 MB. WebAssembly's memory never shrinks, so its size at the end is its peak. */
 const PEAK = 600e6;
@@ -13,10 +13,10 @@ const config = {
 };
 
 /** A safetensors file that is nowhere: its weights are one megabyte of small numbers, over and over. */
-function synthetic() {
+function synthetic(layers = config.num_hidden_layers) {
   const { hidden_size: hidden, intermediate_size: inner } = config;
   const shapes = { "model.embed_tokens.weight": [config.vocab_size, hidden], "model.norm.weight": [hidden] };
-  for (let layer = 0; layer < config.num_hidden_layers; layer += 1) {
+  for (let layer = 0; layer < layers; layer += 1) {
     const place = `model.layers.${layer}`;
     for (const name of ["q", "k", "v", "o"]) shapes[`${place}.self_attn.${name}_proj.weight`] = [hidden, hidden];
     for (const name of ["gate", "up"]) shapes[`${place}.mlp.${name}_proj.weight`] = [inner, hidden];
@@ -70,5 +70,21 @@ test("2 GB are quantized in a small part of that", { timeout: 600_000 }, async (
   const { memory } = await engine.capabilities();
   t.diagnostic(`note: quantizing ${weights.size} bytes took ${memory} bytes of the engine's memory`);
   assert.ok(memory < PEAK, `${memory}`);
+  await engine.dispose();
+});
+
+test("a model that its memory cannot hold is refused on the CPU before it is read", async () => {
+  const engine = lowbit.createEngine();
+  const layers = 44;
+  const weights = synthetic(layers);
+  assert.ok(weights.size > 2 ** 32);
+  let bytes = 0;
+  const { "tokenizer.json": tokenizer } = modelFiles();
+  const checkpoint = await engine.openCheckpoint({
+    "config.json": new TextEncoder().encode(JSON.stringify({ ...config, num_hidden_layers: layers })), "tokenizer.json": tokenizer,
+    "model.safetensors": { size: weights.size, read: (at, n) => ((bytes += n), weights.read(at, n)) },
+  });
+  await fails(engine.loadModel(checkpoint, { device: "cpu" }), "out_of_memory", new RegExp(`needs \\d+ bytes.*GPU.*quantize`));
+  assert.ok(bytes < 1e6, `${bytes} bytes were read`);
   await engine.dispose();
 });

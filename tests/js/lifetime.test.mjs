@@ -3,9 +3,21 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { test } from "node:test";
+import { describe, test } from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { Worker } from "node:worker_threads";
 import { PROMPTS } from "./cases.mjs";
-import { ENTRY, fails, lowbit, MODEL, PACKAGE } from "./support.mjs";
+import { ENTRY, fails, lowbit, MODEL, modelFiles, PACKAGE } from "./support.mjs";
+
+// Those of the modules that this thread loads, in which all of its engines live: those of the engine, then the tokenizer.
+const memories = [];
+const { instantiate } = WebAssembly;
+WebAssembly.instantiate = async (...args) => {
+  const made = await instantiate(...args);
+  memories.push((made.instance ?? made).exports.memory);
+  return made;
+};
 
 const endings = {
   "after opening": "await openCheckpoint(MODEL);",
@@ -47,9 +59,43 @@ test("what was disposed of says so; models outlive their checkpoint", async () =
   checkpoint.dispose();
   await fails(() => engine.quantize(checkpoint), "invalid_argument", /disposed/);
   assert.equal((await model.logits([0])).length, 1);
+  assert.match(await model.generate(PROMPTS[0], { maxTokens: 4 }).text(), /\w/);
+  assert.equal(await model.detokenize(await model.tokenize("A cat")), "A cat");
+  assert.ok((await model.perplexity("A cat and a dog")).perplexity > 1);
   model.dispose();
   await fails(() => model.logits([0]), "invalid_argument", /disposed/);
   await engine.dispose();
+});
+
+test("what work needs is not collected, though nobody else holds it", async () => {
+  setFlagsFromString("--expose-gc");
+  const gc = runInNewContext("gc");
+  const turn = () => new Promise((done) => setTimeout(done, 1));
+  const files = Object.fromEntries(
+    Object.entries(modelFiles()).map(([name, bytes]) => [
+      name, { size: bytes.length, read: async (at, n) => (await turn(), bytes.slice(at, at + n)) },
+    ]),
+  );
+  const collected = async (working) => {
+    await turn();
+    gc();
+    await turn();
+    return working;
+  };
+  for (const worker of [true, false]) {
+    const engine = lowbit.createEngine({ worker });
+    const open = () => engine.openCheckpoint(files);
+    const small = await collected(engine.quantize(await open(), { bits: 8 }));
+    await collected(engine.convert(await open(), { format: "gguf" }));
+    await collected(engine.compare(await open(), small, { prompts: [PROMPTS[0]], maxTokens: 2, device: "cpu" }));
+    assert.ok((await collected((await open()).tokenize("A cat"))).length > 0);
+    assert.ok("config.json" in (await small.files()));
+    const model = await collected(engine.loadModel(await open(), { device: "cpu" }));
+    // Of the model nobody needs to hold more than what it says.
+    const generation = ((of) => of.generate(PROMPTS[0], { maxTokens: 2 }))(model);
+    assert.match(await collected(generation.text()), /\w/);
+    await engine.dispose();
+  }
 });
 
 test("memory after 50 times loading, generating and disposing is that after 5", async () => {
@@ -64,6 +110,86 @@ test("memory after 50 times loading, generating and disposing is that after 5", 
   }
   assert.equal(bytes[0], bytes[1]);
   await engine.dispose();
+});
+
+test("an engine that broke down says so, and who has none of his own gets another one", async (t) => {
+  const workers = new Set();
+  const { ref } = Worker.prototype;
+  Worker.prototype.ref = function () {
+    workers.add(this);
+    return ref.call(this);
+  };
+  t.after(() => (Worker.prototype.ref = ref));
+  const checkpoint = await lowbit.openCheckpoint(MODEL);
+  const model = await lowbit.loadModel(checkpoint, { device: "cpu" });
+  const [worker] = workers;
+  const speaking = model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true });
+  await speaking[Symbol.asyncIterator]().next();
+  await Promise.all([worker.terminate(), fails(speaking.text(), "internal", /broke down/)]);
+  await fails(lowbit.quantize(checkpoint), "internal", /broke down/);
+  assert.equal((await lowbit.openCheckpoint(MODEL)).info.layout, "dense");
+});
+
+describe("in the caller's own thread", () => {
+  /**
+   * What the tokenizers' memory may grow by: the library keeps the words that a tokenizer has met, 0.8 KB here, when it is
+   * gone. A tokenizer that is not freed takes 1.5 MB.
+   */
+  const WORDS = 512 << 10;
+  /** Each uses an engine, and leaves it as it is. */
+  const uses = {
+    "a model that has spoken": async (engine) => {
+      const small = await engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 });
+      await (await engine.loadModel(small, { device: "cpu" })).generate(PROMPTS[0], { maxTokens: 2 }).text();
+    },
+    "a model that speaks, and a checkpoint that is being read": async (engine) => {
+      const checkpoint = await engine.openCheckpoint(MODEL);
+      const model = await engine.loadModel(checkpoint, { device: "cpu" });
+      await model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true })[Symbol.asyncIterator]().next();
+      for (const work of [model.logits([0]), engine.loadModel(checkpoint), checkpoint.tokenize("a")]) work.catch(() => {});
+    },
+    "a model whose checkpoint was disposed of": async (engine) => {
+      const checkpoint = await engine.openCheckpoint(MODEL);
+      const model = await engine.loadModel(checkpoint, { device: "cpu" });
+      checkpoint[Symbol.dispose]();
+      await model.generate(PROMPTS[0], { maxTokens: 1 }).text();
+    },
+  };
+  for (const [name, use] of Object.entries(uses)) {
+    test(`memory after 50 engines is that after 5, each left with ${name}`, async () => {
+      const bytes = [];
+      for (let cycle = 1; cycle <= 50; cycle++) {
+        const engine = lowbit.createEngine({ worker: false });
+        await use(engine);
+        await engine.dispose();
+        if (cycle === 5 || cycle === 50) bytes.push(memories.map(({ buffer }) => buffer.byteLength).reverse());
+      }
+      const [[tokenizer, ...engines], [later, ...laterEngines]] = bytes;
+      assert.ok(engines.some((size) => size > 1e6), String(engines));
+      assert.deepEqual(laterEngines, engines);
+      assert.ok(later - tokenizer <= WORDS, `${later - tokenizer} bytes more`);
+    });
+  }
+
+  test("two engines that begin at once share one of each module", () => {
+    // A thread that has loaded none yet.
+    const code = `
+      import { createEngine } from ${JSON.stringify(ENTRY)};
+      const { instantiate } = WebAssembly;
+      let count = 0;
+      WebAssembly.instantiate = (...args) => (count++, instantiate(...args));
+      const engines = [createEngine({ worker: false }), createEngine({ worker: false })];
+      const [one, two] = await Promise.all(engines.map((engine) => engine.openCheckpoint(${JSON.stringify(MODEL)})));
+      await Promise.all([one.tokenize("a"), two.tokenize("a")]);
+      await engines[0].dispose();
+      const ended = await one.tokenize("a").catch(({ code }) => code);
+      console.log(JSON.stringify([count, (await two.tokenize("a")).length > 0, ended]));`;
+    const { stdout, stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8", timeout: 120_000 });
+    const [count, works, ended] = JSON.parse(stdout || stderr);
+    // The build with relaxed SIMD may be loaded and refused.
+    assert.ok(count === 2 || count === 3, `${count} modules`);
+    assert.deepEqual([works, ended], [true, "invalid_argument"]);
+  });
 });
 
 test("the engine has nothing of the command line in it", () => {

@@ -120,6 +120,25 @@ describe("downloads that are kept", () => {
     online = true;
   });
 
+  test("are those of the hub, without being asked for", async () => {
+    const local = await site;
+    const options = { fetch: (url, init) => fetch(String(url).replace("https://huggingface.co/some/tale/resolve/main", `${local}/model`), init) };
+    const visit = async (more) => {
+      const checkpoint = await engine.openCheckpoint("some/tale", { ...options, ...more });
+      const model = await engine.loadModel(checkpoint, { device: "cpu" });
+      return model.generate("Once upon a time", { maxTokens: 4 }).text();
+    };
+    const text = await visit({ cache: false });
+    assert.deepEqual(await engine.cache.list(), []);
+    assert.equal(await visit(), text);
+    const urls = (await engine.cache.list()).map(({ url }) => url);
+    assert.ok(urls.length > 2 && urls.every((url) => url.startsWith("https://huggingface.co/some/tale/resolve/main/")), String(urls));
+    online = false;
+    assert.equal(await visit(), text);
+    online = true;
+    await engine.cache.delete();
+  });
+
   test("are not kept without being asked for", async () => {
     await engine.openCheckpoint(`${await site}/model/`);
     assert.deepEqual(await engine.cache.list(), []);

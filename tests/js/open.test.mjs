@@ -5,6 +5,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { pathToFileURL } from "node:url";
+import { runInNewContext } from "node:vm";
 import { fails, golden, lowbit, MODEL, modelFiles, temporary } from "./support.mjs";
 import { sendRange, serve } from "./http.mjs";
 
@@ -57,6 +58,20 @@ describe("a checkpoint opens from", () => {
     "blobs on disk": async () => ({ ...files, "model.safetensors": await openAsBlob(join(MODEL, "model.safetensors")) }),
     "files with size and read": () =>
       Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, counted(bytes, (at, n) => bytes.subarray(at, at + n))])),
+    "files whose bytes are of a class or a realm of their own": () => {
+      class Mine extends Uint8Array {
+        get length() {
+          return 0;
+        }
+      }
+      const foreign = runInNewContext("Uint8Array");
+      return Object.fromEntries(
+        Object.entries(files).map(([name, bytes], index) => {
+          const of = index % 2 === 0 ? Mine : foreign;
+          return [name, counted(bytes, (at, n) => new of(bytes.slice(at, at + n).buffer))];
+        }),
+      );
+    },
     "files whose read takes its time": () =>
       Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, counted(bytes, async (at, n) => bytes.slice(at, at + n))])),
   };
@@ -179,7 +194,12 @@ describe("from a server", () => {
   const failures = [
     ["nothing there", (_, response) => response.writeHead(404).end(), "not_found", /config\.json/],
     ["a server that is ill", (_, response) => response.writeHead(500).end(), "io", /config\.json.*500/],
-    ["a locked repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401/],
+    ["a locked repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401.*headers/],
+    [
+      "a repository that one has to ask for", (_, response) => response.writeHead(403, { "x-error-message": "Access is restricted." }).end(),
+      "io", /config\.json.*403.*Access is restricted/,
+    ],
+    ["a bucket that may not be listed", (_, response) => response.writeHead(403).end(), "not_found", /config\.json/],
     ["weights that are missing", only((_, response) => response.writeHead(404).end()), "not_found", /model\.safetensors/],
     [
       "a download that breaks off",

@@ -73,3 +73,12 @@ export async function fails(work, code, pattern = /./) {
   assert.doesNotMatch(thrown.message, /\n/, "one sentence");
   return thrown;
 }
+
+/** What fails in `check` says at which of many cases. */
+export async function at(place, check) {
+  try {
+    await check();
+  } catch (error) {
+    throw new Error(`${place}: ${error.message}`, { cause: error });
+  }
+}

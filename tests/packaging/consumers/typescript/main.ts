@@ -9,6 +9,7 @@ import type {
   GenerateOptions, GenerateResult, LoadOptions, ModelInfo, OpenOptions, PerplexityResult, Plan, Progress, QuantizationRecord,
   QuantizeOptions, QuantizeSummary, RandomAccessFile, Recipe, Target, ValidateOptions, ValidationReport,
 } from "lowbit";
+import type { GivenModule, SlimOptions } from "lowbit/slim";
 
 declare const process: { argv: string[] };
 declare const console: { log(text: string): void };
@@ -72,6 +73,9 @@ const here: Capabilities = await capabilities();
 const engine: Engine = createEngine({ worker: false });
 await engine.dispose();
 
+const module: GivenModule = new Uint8Array();
+const modules: SlimOptions["modules"] = { engine: module, tokenizer: module };
+
 // @ts-expect-error A misspelled option is an error here already.
 const misspelled: QuantizeOptions = { bit: 4 };
 // @ts-expect-error There are no five bits.
@@ -82,6 +86,6 @@ console.log(
     parameters: info.parameters, layout: small.info.layout, method: record.method, files: Object.keys(files), written: pieces.length > 0,
     code, device: about.device, text, tokens: result.token_ids.length, chat, perplexity: score.perplexity, logprobs: logprobs.length,
     rows: rows.length, schema: report.schema, compared: compared.length, converted: converted.info.layout, wide: wide.info.layout,
-    precisions: needs.precisions.length, engine: here.engine, phases: seen.length > 0, unused: [misspelled, five].length,
+    precisions: needs.precisions.length, engine: here.engine, phases: seen.length > 0, unused: [misspelled, five, modules].length,
   }),
 );

@@ -1,0 +1,222 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+/**
+ * The engine: what users of the package ask for work.
+ *
+ * Every object of this side stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the
+ * Rust crate).
+ */
+import { LowbitError } from "../errors.js";
+import type { ClientPlatform } from "../platform.js";
+import { calibrationRequest, expect, jobOptions, onlyKnown, optionsOf, plain, textOf } from "../requests.js";
+import { sourceSpec, targetSpec } from "../specs.js";
+import type { GivenModules, Searched, Written } from "../wire.js";
+import type {
+  AttemptSummary, AutoOptions, CachedFile, Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary,
+  DequantizeOptions, EngineOptions, JobOptions, LoadOptions, OpenOptions, Plan, PlanOptions, QuantizeOptions, QuantizeSummary, Summary,
+  ValidateOptions, ValidationReport,
+} from "../types.js";
+import { Checkpoint, idOf, Output } from "./checkpoint.js";
+import { Connection, type Remote } from "./connection.js";
+import { Model } from "./model.js";
+
+/** Downloads that are kept from one visit to the next. */
+export interface DownloadCache {
+  /** Every file of which anything is kept. */
+  list(): Promise<CachedFile[]>;
+  /** Forgets the file of a URL, or everything. */
+  delete(url?: string): Promise<void>;
+}
+
+/** How a search ended. */
+export interface AutoResult {
+  /** The result that is good enough; `undefined` where none is. */
+  accepted: Output<AttemptSummary> | undefined;
+  /** What to do now. */
+  recommendation: string;
+  /** Everything that was tried, in that order. Dispose of what is not needed. */
+  attempts: { name: string; output: Output<AttemptSummary>; report: ValidationReport }[];
+  /** As `quantization_summary.json` has it. */
+  summary: Summary;
+}
+
+const OPEN_OPTIONS = ["gptqZeros", "tokenizer", "revision", "headers", "fetch", "cache", "signal"];
+
+/**
+ * The engine: WebAssembly modules, in a worker of their own unless told otherwise. One is made when it is first needed; make
+ * others with `createEngine` to run several jobs at once, or to give memory back with `dispose`.
+ */
+export class Engine {
+  readonly #platform: ClientPlatform;
+  /** @internal */
+  readonly connection: Connection;
+
+  /** @internal Engines are made by `createEngine`. */
+  constructor(platform: ClientPlatform, options: EngineOptions & { modules?: GivenModules } = {}) {
+    const { worker = true, modules } = optionsOf("createEngine", options);
+    onlyKnown("createEngine", options, ["worker", "modules"]);
+    expect(typeof worker === "boolean", "createEngine", "`worker` to be true or false", worker);
+    this.#platform = platform;
+    this.connection = new Connection(platform, worker, modules);
+  }
+
+  /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
+  async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
+    onlyKnown("openCheckpoint", optionsOf("openCheckpoint", options), OPEN_OPTIONS);
+    const [given, job] = jobOptions("openCheckpoint", options as OpenOptions & JobOptions);
+    const { tokenizer, gptqZeros } = given;
+    const request = plain("openCheckpoint", { gptqZeros });
+    const remotes = this.connection.lend();
+    try {
+      const spec = sourceSpec(source, given, this.#platform, remotes);
+      const codec = tokenizer === undefined ? undefined : sourceSpec(tokenizer, given, this.#platform, remotes);
+      const opened = await this.connection.run(job, [], (remote, id) => remote.open(id, spec, codec, request));
+      return new Checkpoint(this, opened, remotes.forget);
+    } catch (error) {
+      remotes.forget();
+      throw error;
+    }
+  }
+
+  /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
+  async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
+    const [{ target, calibration, ...rest }, job] = jobOptions("quantize", options);
+    const learns = calibration !== undefined && { calibration: calibrationRequest("quantize", calibration) };
+    const request = plain("quantize", { ...rest, ...learns });
+    const source = this.#id(checkpoint);
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.quantize(id, source, request, place));
+  }
+
+  /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
+  async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
+    const [given, job] = jobOptions("dequantize", options);
+    onlyKnown("dequantize", given, ["dtype", "target"]);
+    const { target, dtype = "f16" } = given;
+    expect(typeof dtype === "string", "dequantize", "`dtype` to be f16 or f32", dtype);
+    const source = this.#id(checkpoint);
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.dequantize(id, source, dtype, place));
+  }
+
+  /** Spells a checkpoint as other tools do. */
+  async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
+    const [{ target, ...rest }, job] = jobOptions("convert", options);
+    const request = plain("convert", rest);
+    const source = this.#id(checkpoint);
+    return this.#write(checkpoint, target, job, (remote, id, place) => remote.convert(id, source, request, place));
+  }
+
+  /** Loads a model onto a device. */
+  async loadModel(checkpoint: Checkpoint, options: LoadOptions = {}): Promise<Model> {
+    const [rest, job] = jobOptions("loadModel", options);
+    const request = plain("loadModel", rest);
+    const source = this.#id(checkpoint);
+    const loaded = await this.connection.run(job, [checkpoint], (remote, id) => remote.load(id, source, request));
+    return new Model(this.connection, checkpoint, loaded);
+  }
+
+  /** Judges a quantized model against its original. */
+  async validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
+    const [{ texts, ...rest }, job] = jobOptions("validate", options);
+    const request = plain("validate", { ...rest, text: textOf("validate", texts) });
+    const [a, b] = [this.#id(original), this.#id(quantized)];
+    return this.connection.run(job, [original, quantized], (remote, id) => remote.validate(id, a, b, request));
+  }
+
+  /** Quantizes and validates, and tries the next thing until the quality is good enough. */
+  async auto(checkpoints: Checkpoint | readonly Checkpoint[], options: AutoOptions): Promise<AutoResult> {
+    const [given, job] = jobOptions("auto", options);
+    const { texts, name, calibration, target, validate, onEvent, ...rest } = given;
+    expect(onEvent === undefined || typeof onEvent === "function", "auto", "`onEvent` to be a function", onEvent);
+    const request = plain("auto", {
+      ...rest,
+      calibration: calibration === undefined ? {} : calibrationRequest("auto", calibration),
+      validate: { ...optionsOf("auto: validate", validate), text: textOf("auto", texts), ...(name !== undefined && { name }) },
+    });
+    const list: unknown = checkpoints instanceof Checkpoint ? [checkpoints] : checkpoints;
+    expect(Array.isArray(list), "auto", "a checkpoint or some of them", list);
+    const sources = list.map((each: Checkpoint) => this.#id(each));
+    const remotes = this.connection.lend();
+    let searched: Searched;
+    try {
+      const place = targetSpec(target, this.#platform, remotes);
+      searched = await this.connection.run(job, list, (remote, id) => remote.auto(id, sources, request, place), { told: onEvent });
+    } finally {
+      remotes.forget();
+    }
+    const { outcome } = searched;
+    const attempts = searched.attempts.map(({ name, written }, index) => ({
+      name, output: new Output(this, written), report: outcome.reports[index]!,
+    }));
+    return {
+      attempts,
+      accepted: attempts.find(({ name }) => name === outcome.summary.outcome?.accepted)?.output,
+      recommendation: outcome.summary.outcome?.recommendation ?? "",
+      summary: outcome.summary,
+    };
+  }
+
+  /** Lets two models continue the same prompts. */
+  async compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
+    const [rest, job] = jobOptions("compare", options);
+    const request = plain("compare", rest);
+    const [first, second] = [this.#id(a), this.#id(b)];
+    return this.connection.run(job, [a, b], (remote, id) => remote.compare(id, first, second, request));
+  }
+
+  /** What a checkpoint, or a model of so many parameters, needs at each precision. */
+  async plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
+    const request = plain("plan", optionsOf("plan", options)) as PlanOptions;
+    if (typeof subject === "number") {
+      expect(Number.isSafeInteger(subject) && subject > 0, "plan", "a number of parameters", subject);
+      return this.connection.ask([], (remote) => remote.planParameters(subject, request));
+    }
+    const checkpoint = this.#id(subject);
+    return this.connection.ask([subject], (remote) => remote.plan(checkpoint, request));
+  }
+
+  /** What models can run on here. Every GPU adapter is checked against the CPU, which takes a moment. */
+  async capabilities(): Promise<Capabilities> {
+    const found = await this.connection.ask([], (remote) => remote.capabilities());
+    return { ...found, worker: this.connection.inWorker };
+  }
+
+  /** What is kept of downloads. */
+  readonly cache: DownloadCache = {
+    list: () => this.connection.ask([], (remote) => remote.listCache()),
+    delete: async (url) => {
+      expect(url === undefined || typeof url === "string", "cache.delete", "the text of a URL", url);
+      return this.connection.ask([], (remote) => remote.deleteCache(url));
+    },
+  };
+
+  /** Ends the engine and its thread, and gives all memory back. What it held cannot be used any more. */
+  dispose(): Promise<void> {
+    return this.connection.dispose();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  /** The number of a checkpoint of this engine. */
+  #id(checkpoint: Checkpoint): number {
+    const id = idOf(checkpoint);
+    if (checkpoint.engine === this) return id;
+    throw new LowbitError("invalid_argument", "the checkpoint belongs to another engine");
+  }
+
+  async #write<T>(
+    source: Checkpoint,
+    target: QuantizeOptions["target"],
+    options: JobOptions,
+    work: (remote: Remote, job: number, place: ReturnType<typeof targetSpec>) => Promise<Written<T>>,
+  ): Promise<Output<T>> {
+    const remotes = this.connection.lend();
+    try {
+      const place = targetSpec(target, this.#platform, remotes);
+      const written = await this.connection.run(options, [source], (remote, job) => work(remote, job, place));
+      return new Output(this, written);
+    } finally {
+      remotes.forget();
+    }
+  }
+}

@@ -1,0 +1,38 @@
+/** What says how good models are: validation, and two of them side by side. */
+import type { Device } from "../types.js";
+import type { HostFunctions } from "../wire.js";
+import type { Context } from "./context.js";
+
+type Judging = Pick<HostFunctions, "validate" | "compare">;
+
+export function judging({ platform, modules, jobs, checkpoints }: Context): Judging {
+  return {
+    validate: (id, a, b, request) =>
+      jobs.run(id, (job) =>
+        checkpoints.use(job, [a, b], async (original, quantized) => {
+          const codec = await checkpoints.tokenizer(job, original);
+          await modules.forDevice(request as { device?: Device });
+          const scratch = await platform.scratch();
+          try {
+            const control = jobs.control(id, job, original.readers);
+            return await modules.engine.validate(
+              original.handle, quantized.handle, request, codec as never, scratch as never, control as never,
+            );
+          } finally {
+            await scratch.dispose();
+          }
+        }),
+      ),
+    compare: (id, a, b, request) =>
+      jobs.run(id, (job) =>
+        checkpoints.use(job, [a, b], async (first, second) => {
+          const codecs = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
+          await modules.forDevice(request as { device?: Device });
+          const control = jobs.control(id, job, first.readers);
+          return modules.engine.compare(
+            first.handle, second.handle, request, codecs[0] as never, codecs[1] as never, control as never,
+          );
+        }),
+      ),
+  };
+}
