@@ -57,6 +57,9 @@ fn walk(path: &Path) -> io::Result<PathBuf> {
         match part {
             Component::RootDir => real = PathBuf::from("/"),
             Component::ParentDir => {
+                if !std::fs::symlink_metadata(&real)?.is_dir() {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
                 real.pop();
             }
             Component::Normal(name) => {
@@ -118,6 +121,7 @@ mod tests {
             "absent",
             "absent/../hub",
             "hub/blobs/1/x",
+            "hub/blobs/1/..",
         ] {
             let (walked, expected) = (walk(&at(path)), at(path).canonicalize());
             assert_eq!(walked.is_ok(), expected.is_ok(), "{path}: {walked:?}");
