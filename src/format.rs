@@ -3,6 +3,8 @@
 //! Not here: what the tensors mean (`layout`, `model`). Floor 1.
 
 pub mod gguf;
+#[cfg(not(target_os = "unknown"))]
+pub mod links;
 pub mod row_order;
 pub mod safetensors;
 pub mod scratch;

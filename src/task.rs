@@ -66,7 +66,7 @@ impl Control for Silent {
 }
 
 /// Runs a future to its end on this thread: for the native edges, where nothing waits for an event loop.
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     pollster::block_on(future)
 }

@@ -269,7 +269,7 @@ export interface QuantizeSummary {
 }
 
 export interface DequantizeOptions extends JobOptions {
-  /** Default: `f16`. */
+  /** Type of the weights. Default: `f16`, but `f32` where the quantized model rounds activations so that f16 would change its predictions. */
   dtype?: "f16" | "f32";
   target?: Target;
 }

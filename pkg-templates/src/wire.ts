@@ -68,7 +68,7 @@ export interface HostFunctions {
   plan(checkpoint: number, options: PlanOptions): Promise<Plan>;
   planParameters(parameters: number, options: PlanOptions): Promise<Plan>;
   quantize(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<QuantizeSummary>>;
-  dequantize(job: number, checkpoint: number, dtype: string, target: TargetSpec): Promise<Written<object>>;
+  dequantize(job: number, checkpoint: number, dtype: string | undefined, target: TargetSpec): Promise<Written<object>>;
   convert(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<ConvertSummary>>;
   files(folder: number): Promise<Record<string, Uint8Array>>;
   load(job: number, checkpoint: number, request: object): Promise<{ id: number; info: ModelInfo; chat: boolean }>;

@@ -2,7 +2,9 @@
 
 use super::Outcome;
 use super::calibration::{CalibrationTexts, Tokens};
-use super::device::{Device, DeviceArgs, note_cpu};
+#[cfg(feature = "gpu")]
+use super::device::note_cpu;
+use super::device::{Device, DeviceArgs};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;

@@ -148,7 +148,7 @@ impl CalibrationTexts {
     }
 
     fn documents(&self, path: &Path) -> Result<Vec<Document>> {
-        let ids = |size| Ok(vec![Document::Ids(binary_ids(&std::fs::read(path)?, size)?)]);
+        let ids = |size| Ok(vec![Document::Ids(binary_ids(&open::bytes(path)?, size)?)]);
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("u16") => ids(2),
             Some("u32") => ids(4),

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::terminal::Terminal;
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -62,6 +62,7 @@ pub fn run(_: &Args, terminal: &Terminal) -> Result<Outcome> {
 #[cfg(feature = "gpu")]
 fn adapters() -> Vec<Adapter> {
     use crate::backend::gpu::{AdapterDescription, GpuBackend, GpuOptions};
+    use crate::error::Error;
     use crate::task::block_on;
 
     let checked = async |adapter: &AdapterDescription| {

@@ -10,6 +10,7 @@ use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::GpuBackend;
 use crate::error::{Context, Error, Result};
+use crate::format::links::{canonical, followed};
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FileSource, FsDir, SourceDir};
 use crate::layout::{GptqZeros, OpenOptions};
@@ -89,9 +90,9 @@ pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
 /// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
 /// checkpoint of someone else.
 pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
-    if output.exists() {
+    if followed(output).exists() {
         let folder = FsDir::open(output)?;
-        let real = |path: &Path| path.canonicalize().context_with(|| path.display().to_string());
+        let real = |path: &Path| canonical(path).context_with(|| path.display().to_string());
         if real(folder.path())? == real(source)? {
             return Err(Error::invalid_argument("the output folder is the source; choose another folder")
                 .context(output.display().to_string()));
@@ -119,7 +120,7 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
 
 /// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
-    let checkpoint = if path.is_file() {
+    let checkpoint = if followed(path).is_file() {
         Checkpoint::open_gguf(Rc::new(FileSource::open(path)?)).await?
     } else {
         Checkpoint::open_with(folder(path)?, terminal.open_options()).await?
@@ -194,10 +195,14 @@ async fn load<B: Backend>(
     CausalLm::load(backend, checkpoint, options, terminal).await
 }
 
+/// Reads a file that is small beside a checkpoint.
+pub fn bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(followed(path)).context_with(|| path.display().to_string())
+}
+
 /// Reads a text file.
 pub fn text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).context_with(|| path.display().to_string())?;
-    String::from_utf8(bytes)
+    String::from_utf8(bytes(path)?)
         .map_err(|_| Error::invalid_argument(format!("{}: expected UTF-8 text", path.display())))
 }
 

@@ -1,6 +1,7 @@
 //! `--recipe`: reads the file, and says which modules it changes. Floor 9.
 
 use crate::error::{Context, Error, Result};
+use crate::format::links::followed;
 use crate::pipeline::ModulePlan;
 use crate::recipe::{MAX_BYTES, Recipe};
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ pub fn read(path: &Path) -> Result<Recipe> {
     let in_file = || path.display().to_string();
     let mut bytes = Vec::new();
     // One byte more than fits shows that it does not.
-    let file = File::open(path).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
+    let file =
+        File::open(followed(path)).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
     file.context_with(in_file)?;
     if bytes.len() > MAX_BYTES {
         let message = format!("expected a recipe of at most {MAX_BYTES} bytes but found more");

@@ -15,6 +15,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From here on an interrupt ends the work at its next step, with everything unfinished cleared away. A second one ends the
 /// process at once, with `code`.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn listen_for_interrupts(code: i32) {
     let interrupted = move || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -24,6 +25,10 @@ pub fn listen_for_interrupts(code: i32) {
     // Without a handler an interrupt ends the process at once, and the next run clears away what it leaves.
     let _ = ctrlc::set_handler(interrupted);
 }
+
+/// No signal reaches a module: an interrupt ends the process around it.
+#[cfg(target_arch = "wasm32")]
+pub fn listen_for_interrupts(_: i32) {}
 
 /// Standard output and standard error of one command.
 pub struct Terminal {

@@ -169,10 +169,7 @@ impl MeasureArgs {
         text: &TextArgs,
     ) -> Result<ValidateOptions> {
         let benchmark = match &self.benchmark {
-            Some(path) => {
-                let bytes = std::fs::read(path).context_with(|| path.display().to_string())?;
-                parse_jsonl(&bytes).context_with(|| path.display().to_string())?
-            }
+            Some(path) => parse_jsonl(&open::bytes(path)?).context_with(|| path.display().to_string())?,
             None => Vec::new(),
         };
         Ok(ValidateOptions {

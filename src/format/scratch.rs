@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::ready;
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 pub use native::{KeptScratch, TempScratch};
 
 /// A place for named blobs of bytes: memory, a temporary folder, a browser's private file system.
@@ -116,7 +116,7 @@ impl Scratch for MemoryScratch {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 mod native {
     use super::{Scratch, absent, hole, named};
     use crate::error::{Context, Result};
@@ -157,12 +157,21 @@ mod native {
         /// # Errors
         /// As [`new_in`](Self::new_in).
         pub fn new() -> Result<Self> {
-            Self::new_in(std::env::temp_dir())
+            Self::new_in(temporary_folder())
         }
 
         /// Where it is.
         pub fn path(&self) -> &Path {
             self.folder.path()
+        }
+    }
+
+    /// The system's temporary folder. WASI has none, and std panics there; whoever starts the module may name one.
+    fn temporary_folder() -> PathBuf {
+        if cfg!(target_os = "wasi") {
+            std::env::var_os("TMPDIR").map_or_else(|| "/tmp".into(), PathBuf::from)
+        } else {
+            std::env::temp_dir()
         }
     }
 

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::future::ready;
 use std::rc::Rc;
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 pub use native::FsSinkDir;
 
 /// A file being written. Dropping it unfinished leaves nothing under its name.
@@ -127,7 +127,7 @@ impl ByteSink for MemorySink {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 mod native {
     use super::{ByteSink, SinkDir};
     use crate::error::{Context, Result};

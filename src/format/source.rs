@@ -9,7 +9,7 @@ use crate::task::BoxFuture;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 pub use native::{FileSource, FsDir};
 
 /// A file that can be read by range.
@@ -160,11 +160,12 @@ impl SourceDir for MemoryDir {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 mod native {
     use super::{ByteSource, SourceDir, ends_early};
     use crate::error::{Context, Error, ErrorCode, Result};
     use crate::format::check_plain_name;
+    use crate::format::links::followed;
     use crate::task::BoxFuture;
     use std::fs::{self, File};
     use std::io;
@@ -185,10 +186,10 @@ mod native {
         /// # Errors
         /// `not_found` when there is none; `invalid_argument` for a folder or a device; `io` for the rest.
         pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-            let path = path.as_ref();
-            let name = path.display().to_string();
+            let name = path.as_ref().display().to_string();
+            let path = followed(path.as_ref());
             // Asked before opening: opening a named pipe would wait for someone to write to it.
-            if !fs::metadata(path).context_with(|| &name)?.is_file() {
+            if !fs::metadata(&path).context_with(|| &name)?.is_file() {
                 return Err(Error::invalid_argument("expected a file but found something else").context(name));
             }
             let file = File::open(path).context_with(|| &name)?;
@@ -242,6 +243,14 @@ mod native {
         std::os::windows::fs::FileExt::seek_read(file, out, offset)
     }
 
+    /// Moves the handle's cursor too: std reads at a position in WASI with an unstable compiler alone.
+    #[cfg(target_os = "wasi")]
+    fn read_some_at(mut file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        use io::{Read, Seek};
+        file.seek(io::SeekFrom::Start(offset))?;
+        file.read(out)
+    }
+
     /// A folder on disk.
     #[derive(Clone, Debug)]
     pub struct FsDir {
@@ -255,12 +264,11 @@ mod native {
         /// # Errors
         /// `not_found` when there is nothing there; `invalid_argument` when it is not a folder.
         pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
-            let path = path.into();
-            let name = path.display().to_string();
-            if !fs::metadata(&path).context_with(|| &name)?.is_dir() {
-                return Err(Error::invalid_argument("expected a folder but found a file").context(name));
+            let dir = Self::at(path);
+            if !fs::metadata(followed(&dir.path)).context_with(|| &dir.name)?.is_dir() {
+                return Err(Error::invalid_argument("expected a folder but found a file").context(dir.name));
             }
-            Ok(Self { name, path })
+            Ok(dir)
         }
 
         /// The folder at `path`, where there may be none yet.
@@ -293,7 +301,7 @@ mod native {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(target_os = "unknown"))]
 pub(crate) use native::read_exact_at;
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

@@ -106,8 +106,8 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
         ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
         ("awq-int4-g32-sym", in_layout(int4.clone(), TargetLayout::Awq)),
+        // Not in the compressed-tensors layout: version 0.20 of that package no longer knows groups in act-order.
         ("gptq-act-order", in_layout(act_order(), gptq)),
-        ("compressed-tensors-act-order", act_order()),
         ("recipe-int8-int4", with_recipe(r#"{"modules": "*.self_attn.*", "bits": 8}"#)),
         ("recipe-keep", with_recipe(r#"{"modules": ["*.0.*", "*.down_proj"], "keep": true}"#)),
     ];

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,9 +28,14 @@ impl Ran {
     }
 }
 
+/// The command under test, or the one that `LOWBIT_COMMAND` names: the npm package's has to answer alike.
+fn command() -> OsString {
+    std::env::var_os("LOWBIT_COMMAND").unwrap_or_else(|| env!("CARGO_BIN_EXE_lowbit").into())
+}
+
 /// Runs `lowbit` with these arguments.
 pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_lowbit"))
+    let output = Command::new(command())
         .args(args)
         // Without it, Mesa's drivers complain on standard error when adapters are listed.
         .env("XDG_RUNTIME_DIR", std::env::temp_dir())

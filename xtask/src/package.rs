@@ -1,7 +1,8 @@
 //! `cargo xtask package`: the npm package, in `target/package/lowbit` and as a tarball beside it.
 //!
-//! Rust becomes WebAssembly modules ([`wasm`]); the package's own TypeScript, in `pkg-templates/src`, becomes one file for
-//! each entry point and declarations. Tests take `--fast`, which leaves out what only makes modules smaller.
+//! Rust becomes WebAssembly modules ([`wasm`]): those that JavaScript calls, and the command line. The package's own
+//! TypeScript, in `pkg-templates/src`, becomes one file for each entry point and declarations. Tests take `--fast`, which
+//! leaves out what only makes modules smaller.
 
 mod wasm;
 
@@ -30,9 +31,9 @@ pub fn modules() -> PathBuf {
     target_dir().join("package/modules")
 }
 
-/// Entry points of the package: a page or a program, its worker, and the engine in the caller's own thread.
+/// Entry points of the package: a page or a program, its worker, and the engine in the caller's own thread; the command.
 const BROWSER: [&str; 4] = ["index.browser", "worker.browser", "host.browser", "slim"];
-const NODE: [&str; 3] = ["index.node", "worker.node", "host.node"];
+const NODE: [&str; 4] = ["index.node", "worker.node", "host.node", "cli"];
 
 /// Builds the package.
 ///
@@ -58,6 +59,7 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     for module in wasm::MODULES {
         step(&format!("module {}", module.name), || wasm::build(&module, options.fast, &modules))?;
     }
+    step("command line", || wasm::build_command(options.fast, &modules))?;
     step("npm packages", || install(&templates()))?;
     step("package", || assemble(&modules, &folder, options.fast))?;
     step("tarball", || {

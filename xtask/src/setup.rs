@@ -138,7 +138,7 @@ fn is_root() -> bool {
     id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
-/// Makes sure that rustfmt, clippy and the wasm32 standard library are there.
+/// Makes sure that rustfmt, clippy and the standard libraries for WebAssembly are there.
 ///
 /// # Errors
 /// rustup's failure, or what to install where there is no rustup.
@@ -148,14 +148,19 @@ pub fn rust() -> Result<(), String> {
             rustup(&["component", "add", component])?;
         }
     }
-    if !has_target(WASM) {
-        rustup(&["target", "add", WASM])?;
+    for target in [WASM, WASI] {
+        if !has_target(target) {
+            rustup(&["target", "add", target])?;
+        }
     }
     Ok(())
 }
 
-/// The target that browsers and Node run.
+/// The target of the package's modules, which JavaScript calls.
 pub const WASM: &str = "wasm32-unknown-unknown";
+
+/// The target of the package's command, which has files, arguments and clocks by WASI's interface.
+pub const WASI: &str = "wasm32-wasip1";
 
 /// Asks the compiler and not rustup, so that a Rust from elsewhere serves as well.
 fn has_target(target: &str) -> bool {

@@ -11,12 +11,13 @@ use crate::setup;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-/// Lints without the command line, as the npm package's modules are built.
-const WASM_FEATURES: [&[&str]; 4] = [
-    &["--no-default-features"],
-    &["--no-default-features", "--features", "engine"],
-    &["--no-default-features", "--features", "kernel-tests"],
-    &["--no-default-features", "--features", "tokenizer-module"],
+/// Lints as the npm package's modules and its command are built: what, for which target, with which features.
+const WASM_LINTS: [(&[&str], &str, &str); 5] = [
+    (&["--lib"], setup::WASM, ""),
+    (&["--lib"], setup::WASM, "engine"),
+    (&["--lib"], setup::WASM, "kernel-tests"),
+    (&["--lib"], setup::WASM, "tokenizer-module"),
+    (&["--lib", "--bins"], setup::WASI, "cli"),
 ];
 
 /// Tests of the npm package, by Node's own runner.
@@ -41,10 +42,11 @@ pub fn run() -> Outcome {
     step("clippy, native", || {
         execute(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
-    for features in WASM_FEATURES {
-        step(&format!("clippy, wasm32 {}", features.join(" ")), || {
-            let library: &[&str] = &["clippy", "--package", "lowbit", "--lib", "--target", setup::WASM];
-            execute(cargo(&[library, features, &["--", "-D", "warnings"]].concat()))
+    for (parts, target, features) in WASM_LINTS {
+        step(&format!("clippy, {target} {features}"), || {
+            let mut clippy = cargo(&["clippy", "--package", "lowbit", "--no-default-features"]);
+            clippy.args(parts).args(["--features", features, "--target", target, "--", "-D", "warnings"]);
+            execute(clippy)
         })?;
     }
     step("documentation", || {

@@ -90,8 +90,8 @@ export class Engine {
   async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
     const [given, job] = jobOptions("dequantize", options);
     onlyKnown("dequantize", given, ["dtype", "target"]);
-    const { target, dtype = "f16" } = given;
-    expect(typeof dtype === "string", "dequantize", "`dtype` to be f16 or f32", dtype);
+    const { target, dtype } = given;
+    expect(dtype === undefined || typeof dtype === "string", "dequantize", "`dtype` to be f16 or f32", dtype);
     const source = this.#id(checkpoint);
     return this.#write(checkpoint, target, job, (remote, id, place) => remote.dequantize(id, source, dtype, place));
   }

@@ -5,7 +5,9 @@ use super::Args;
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::calibrate::Samples;
-use crate::cli::device::{Device, note_cpu};
+use crate::cli::device::Device;
+#[cfg(feature = "gpu")]
+use crate::cli::device::note_cpu;
 use crate::cli::terminal::Terminal;
 use crate::cli::{open, recipe};
 use crate::error::{Error, Result};

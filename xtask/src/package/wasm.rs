@@ -1,8 +1,8 @@
-//! The library as WebAssembly modules, with the JavaScript that binds them.
+//! The library as WebAssembly modules, with the JavaScript that binds them, and the command as a module of WASI.
 
-use super::{create, tool};
+use super::{copy, create, tool};
 use crate::process::{cargo, run, target_dir};
-use crate::setup::WASM;
+use crate::setup::{WASI, WASM};
 use std::fs;
 use std::path::Path;
 
@@ -52,7 +52,7 @@ const OPTIMIZER_FEATURES: [&str; 8] = [
 /// The program that failed.
 pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     create(folder)?;
-    let profile = if fast { "wasm-test" } else { "wasm" };
+    let profile = profile(fast);
     let mut build = cargo(&["rustc", "--package", "lowbit", "--lib", "--crate-type", "cdylib", "--quiet"]);
     build.args([
         "--target",
@@ -80,17 +80,37 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     bindgen.arg(&built).arg(folder).arg(module.name);
     run(bindgen)?;
     if !fast {
-        optimize(module, &folder.join(format!("{}_bg.wasm", module.name)))?;
+        optimize(&folder.join(format!("{}_bg.wasm", module.name)), module.target_features.is_some())?;
     }
     Ok(())
 }
 
-fn optimize(module: &Module, path: &Path) -> Result<(), String> {
+/// Builds the command, as `cli.wasm` in `folder`: the sources of the native one, without GPUs.
+///
+/// # Errors
+/// The program that failed.
+pub fn build_command(fast: bool, folder: &Path) -> Result<(), String> {
+    create(folder)?;
+    let profile = profile(fast);
+    let mut build = cargo(&["build", "--package", "lowbit", "--bin", "lowbit", "--quiet"]);
+    build.args(["--target", WASI, "--profile", profile, "--no-default-features", "--features", "cli"]);
+    build.arg("--target-dir").arg(target_dir());
+    run(build)?;
+    let to = folder.join("cli.wasm");
+    copy(&target_dir().join(WASI).join(profile).join("lowbit.wasm"), &to)?;
+    if fast { Ok(()) } else { optimize(&to, false) }
+}
+
+fn profile(fast: bool) -> &'static str {
+    if fast { "wasm-test" } else { "wasm" }
+}
+
+fn optimize(path: &Path, relaxed: bool) -> Result<(), String> {
     super::install(&super::templates())?;
     let optimized = path.with_extension("opt");
     let mut wasm_opt = tool("wasm-opt", &["-O3", "--strip-debug", "--strip-producers"]);
     wasm_opt.args(OPTIMIZER_FEATURES);
-    if module.target_features.is_some() {
+    if relaxed {
         wasm_opt.arg("--enable-relaxed-simd");
     }
     wasm_opt.arg(path).arg("-o").arg(&optimized);

@@ -1,6 +1,6 @@
 //! Linear steps and embeddings of every format. Floor 4.
 
-use super::operands::{Matrix, Random, buffer, formats, ids, load, read, worst, zeros};
+use super::operands::{Matrix, Random, buffer, formats, ids, load, read, some, worst, zeros};
 use super::{gpu, gpu_with};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::GpuOptions;
@@ -70,8 +70,8 @@ pub(super) async fn every_format_agrees_with_the_reference_and_the_cpu() {
     // Rows, columns, tokens: one of each, primes, tails, whole tiles, and sizes beside them.
     let shapes =
         [(1, 1, 1), (5, 7, 1), (31, 172, 3), (64, 128, 8), (33, 129, 33), (97, 331, 13), (130, 256, 40)];
-    for format in formats() {
-        for (rows, cols, count) in shapes {
+    for (index, format) in formats().into_iter().enumerate() {
+        for &(rows, cols, count) in some(&shapes, index) {
             for activations in [Activations::F32, Activations::Int8] {
                 let parts = [Matrix::random(&mut random, rows, cols, format)];
                 let x = random.floats(count * cols);
@@ -158,10 +158,9 @@ pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
     let (Some(mut gpu), Some(mut base)) = (gpu().await, gpu_with(&base).await) else { return };
     let mut random = Random::new(8);
     let mut most = 0.0f64;
-    for format in formats() {
-        for (cols, count, grid) in
-            [(172, 1, GRID), (43, 9, ActivationGrid::FullRange), (1030, 3, GRID), (1, 2, GRID)]
-        {
+    let cases = [(172, 1, GRID), (43, 9, ActivationGrid::FullRange), (1030, 3, GRID), (1, 2, GRID)];
+    for (index, format) in formats().into_iter().enumerate() {
+        for &(cols, count, grid) in some(&cases, index) {
             let parts = [Matrix::random(&mut random, 9, cols, format)];
             let (x, delta) = (random.floats(count * cols), random.floats(count * cols));
             let w = random.floats(cols);
@@ -283,9 +282,10 @@ pub(super) async fn embeddings_of_every_format_are_exact() {
 pub(super) async fn broken_numbers_stay_visible() {
     let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(6);
-    for format in formats() {
+    let cases = [(f32::NAN, 1), (f32::INFINITY, 1), (f32::NAN, 9), (f32::INFINITY, 9)];
+    for (index, format) in formats().into_iter().enumerate() {
         for activations in [Activations::F32, Activations::Int8] {
-            for (broken, count) in [(f32::NAN, 1), (f32::INFINITY, 1), (f32::NAN, 9), (f32::INFINITY, 9)] {
+            for &(broken, count) in some(&cases, index) {
                 let parts = [Matrix::random(&mut random, 6, 40, format)];
                 let mut x = random.floats(count * 40);
                 x[(count - 1) * 40 + 17] = broken;

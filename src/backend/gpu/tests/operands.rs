@@ -99,6 +99,12 @@ fn packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) -> Pack
     PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros).unwrap()
 }
 
+/// All cases of a table for format number `index`; one in turn in WebAssembly, where everything takes longer: then each format
+/// meets some case, and each case some formats.
+pub(super) fn some<T>(cases: &[T], index: usize) -> &[T] {
+    if cfg!(target_arch = "wasm32") { std::slice::from_ref(&cases[index % cases.len()]) } else { cases }
+}
+
 /// Every weight format, with groups that divide the columns and groups that do not.
 pub(super) fn formats() -> Vec<WeightFormat> {
     let mut formats: Vec<_> =
