@@ -1,6 +1,5 @@
 // Rounding a token's activations to INT8, halves to even, on the CPU's two grids: q = round(x * 127 / max(absmax(x), 1e-5)),
-// or with p.full_range q = round(x / step) with step = absmax(x) / 127.5, where -absmax(x) is the lowest code: the CPU's
-// LOWEST says why.
+// or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
 
 const QUANTIZE_LANES: u32 = 256u;
 
@@ -54,8 +53,7 @@ fn agree(seen: Seen, lane: u32) -> Token {
 
 fn rounded(value: f32, token: Token) -> f32 {
     if p.full_range != 0u {
-        let quotient = value / token.step;
-        return select(round(clamp(quotient, -128.0, 127.0)), -128.0, quotient < -127.4999);
+        return round(clamp(value / token.step, -128.0, 127.0));
     }
     return round(clamp(value * token.factor, -128.0, 127.0));
 }

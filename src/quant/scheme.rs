@@ -259,9 +259,8 @@ pub enum ActivationGrid {
     #[default]
     Absmax127,
     /// `q = round(clamp(x / s, -128, 127))` with `s = absmax(x) / 127.5` (`f32::EPSILON` for a token of zeros), halves to
-    /// even: what compressed-tensors does for `dynamic` symmetric 8-bit activations. The highest value is cut off by half a
-    /// step; a lowest of `-absmax` lies on a tie and is -128 here for every token, where programs that divide take -127 for
-    /// some, by the noise of the division.
+    /// even: what compressed-tensors does for `dynamic` symmetric 8-bit activations. The lowest value is reached, the
+    /// highest is cut off by half a step.
     FullRange,
 }
 

@@ -307,9 +307,7 @@ mod tests {
                 }
                 Some(ActivationGrid::FullRange) => {
                     let step = absmax / 127.5;
-                    let code =
-                        if x == -absmax { -128.0 } else { (x / step).clamp(-128.0, 127.0).round_ties_even() };
-                    f64::from(code) * f64::from(step)
+                    f64::from((x / step).clamp(-128.0, 127.0).round_ties_even()) * f64::from(step)
                 }
             };
             for row in 0..rows {
