@@ -27,7 +27,7 @@ const CHUNK_ELEMENTS: usize = 1 << 20;
 /// The type that dequantized weights take where nobody names one: `F16`, but `F32` where a token's activations are rounded to
 /// [`ActivationGrid::FullRange`]. A token's largest value lies half a step from two codes there, so the smallest change of a
 /// weight moves it by a whole step: with F16 weights the models' predictions part more often than the agreement allows
-/// (97.4% agreed where F32 gave 99.6%).
+/// (97.7% agreed on two models, where F32 gave 99.8% to 99.98%).
 ///
 /// # Errors
 /// A module that cannot be opened.

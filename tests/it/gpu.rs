@@ -271,3 +271,34 @@ fn the_command_line_picks_the_device() {
     // Three layers.
     assert!(gpu["dispatches_per_token"].as_f64().unwrap() <= 31.0, "{gpu}");
 }
+
+#[test]
+fn calibrating_on_the_gpu_gives_what_it_gives_on_the_cpu() {
+    if gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let calibration = arg(tale().join("calibration.txt"));
+    for (method, more) in [("gptq", &[][..]), ("awq", &["--asym"]), ("gptq", &["--target-bpw", "3.6"])] {
+        let found = ["cpu", "gpu"].map(|device| {
+            let output = folder.path().join(format!("{method}{}-{device}", more.len()));
+            let place = [arg(tale()), arg(&output)];
+            let fixed = ["quantize", &place[0], "-o", &place[1], "--method", method, "--group-size", "32"];
+            let samples = ["--calibration", &calibration, "--samples", "8", "--sequence-length", "128"];
+            lowbit(fixed.iter().chain(&samples).chain(more).chain(&["--device", device])).done();
+            let opened = block_on(Checkpoint::open(on_disk(&output))).unwrap();
+            let data = held_out();
+            let windows = WindowOptions { context: 512, stride: None };
+            block_on(score(&mut load(CpuBackend::new(), &opened), &data, &windows, &Silent))
+                .unwrap()
+                .perplexity()
+        });
+        println!("{method} {more:?}: perplexity {} on the CPU, {} on the GPU", found[0], found[1]);
+        assert!((found[1] / found[0] - 1.0).abs() < PERPLEXITY_TOLERANCE, "{method} {more:?}: {found:?}");
+    }
+    // What does not calibrate runs no model.
+    let place = arg(folder.path().join("rtn"));
+    let ran = lowbit(["quantize", &arg(tale()), "-o", &place, "--device", "gpu"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("--device belongs to methods that calibrate"), "{}", ran.stderr);
+}

@@ -66,7 +66,8 @@ impl QuantizedTokens {
 #[derive(Clone, Copy)]
 enum Rounding {
     Times(f32),
-    /// Not the reciprocal: `-absmax / step` lies on a tie, which must round as compressed-tensors' own division does.
+    /// Not the reciprocal: `-absmax / step` lies on a tie, which must round as compressed-tensors' own division does. (Tried:
+    /// the lowest code for every `-absmax`, which no noise would move. Of logits 28% were transformers' then, instead of 73%.)
     Over(f32),
 }
 
