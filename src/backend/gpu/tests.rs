@@ -67,7 +67,6 @@ tests! {
     linear::{
         every_format_agrees_with_the_reference_and_the_cpu,
         parts_of_one_or_several_formats_stand_side_by_side,
-        the_other_grid_of_activations_is_that_of_the_cpu,
         a_norm_that_rounds_makes_what_norm_and_rounding_make,
         columns_in_another_order_are_refused,
         weights_over_one_binding_are_split,
@@ -89,6 +88,8 @@ tests! {
     }
     }
     native: {
+    // Its ties lie where a quotient must be rounded correctly; WGSL allows an error of 2.5 units, and SwiftShader makes one.
+    linear::{the_other_grid_of_activations_is_that_of_the_cpu}
     recording::{
         an_adapter_that_is_not_there_is_named,
         what_goes_wrong_on_a_device_has_its_code_and_stays,

@@ -126,6 +126,7 @@ pub(super) async fn parts_of_one_or_several_formats_stand_side_by_side() {
     }
 }
 
+#[cfg(test)]
 pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
     let (Some(mut gpu), mut cpu) = (gpu().await, CpuBackend::new()) else { return };
     let mut random = Random::new(7);
