@@ -133,7 +133,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "scratch")]
     resume: Option<PathBuf>,
 
-    /// Methods that calibrate: do not start where more memory than this would be needed, as 8GB
+    /// Methods that calibrate: do not start where more memory than this would be needed, as 8GB. Runs on the CPU then, for
+    /// which it is planned, unless --device says otherwise
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
 

@@ -39,7 +39,13 @@ pub(super) async fn run(
         terminal.note(format_args!("going on: {blocks} of {all} blocks are done"));
     }
     let job = Job { args, checkpoint, samples: &samples, scratch, folder, terminal };
-    let done = match args.device.pick(terminal).await?.device {
+    // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
+    let bound_to_plan = options.memory.is_some() && !args.device.is_given();
+    let device = match bound_to_plan {
+        true => Device::Cpu(CpuBackend::new()),
+        false => args.device.pick(terminal).await?.device,
+    };
+    let done = match device {
         Device::Cpu(_) => job.run(options, || Ok(CpuBackend::new())).await?,
         #[cfg(feature = "gpu")]
         Device::Gpu(gpu) => match job.run(options.clone(), || gpu.another()).await {
