@@ -4,10 +4,13 @@
 //! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only the reading steps and
 //! [`Backend::finish_weight`] wait. Floor 4.
 
+pub mod any;
+pub mod choice;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod sample;
+pub mod survey;
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
@@ -102,7 +105,7 @@ impl AttentionShape {
 }
 
 /// RMS normalization weights, `[width]`, and the epsilon under the root.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Norm<B> {
     /// `[width]`, `F32`.
     pub weight: B,
@@ -112,8 +115,15 @@ pub struct Norm<B> {
     pub epsilon: f32,
 }
 
+impl<B> Norm<B> {
+    /// As steps take it.
+    pub fn as_ref(&self) -> Norm<&B> {
+        Norm { weight: &self.weight, width: self.width, epsilon: self.epsilon }
+    }
+}
+
 /// Norms of the heads of q and k, of width `head_dim`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct QkNorm<B> {
     /// Of each query head.
     pub q: Norm<B>,
@@ -121,13 +131,32 @@ pub struct QkNorm<B> {
     pub k: Norm<B>,
 }
 
+impl<B> QkNorm<B> {
+    /// As steps take them.
+    pub fn as_ref(&self) -> QkNorm<&B> {
+        QkNorm { q: self.q.as_ref(), k: self.k.as_ref() }
+    }
+}
+
 /// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct KvLayer<B> {
     /// Keys, after RoPE.
     pub keys: B,
     /// Values.
     pub values: B,
+}
+
+impl<B> KvLayer<B> {
+    /// As steps read it.
+    pub fn as_ref(&self) -> KvLayer<&B> {
+        KvLayer { keys: &self.keys, values: &self.values }
+    }
+
+    /// As steps write it.
+    pub fn as_mut(&mut self) -> KvLayer<&mut B> {
+        KvLayer { keys: &mut self.keys, values: &mut self.values }
+    }
 }
 
 /// Where [`Backend::top_k`] puts what it finds in some rows.
@@ -141,6 +170,14 @@ pub struct TopK<B> {
     pub found: B,
     /// Most elements of a row that there is room for.
     pub capacity: usize,
+}
+
+impl<B> TopK<B> {
+    /// As steps write it.
+    pub fn as_mut(&mut self) -> TopK<&mut B> {
+        let Self { ids, values, found, capacity } = self;
+        TopK { ids, values, found, capacity: *capacity }
+    }
 }
 
 /// What [`Backend::argmax`] gives for a row without a largest element, and [`Backend::top_k`] for one with a NaN.
@@ -213,7 +250,7 @@ pub trait Backend {
         residual: &mut Self::Buffer,
         delta: Option<&Self::Buffer>,
         count: usize,
-        norm: &Norm<Self::Buffer>,
+        norm: Norm<&Self::Buffer>,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
@@ -229,8 +266,8 @@ pub trait Backend {
         past: usize,
         shape: &AttentionShape,
         rope: &Self::Buffer,
-        qk_norm: Option<&QkNorm<Self::Buffer>>,
-        cache: &mut KvLayer<Self::Buffer>,
+        qk_norm: Option<QkNorm<&Self::Buffer>>,
+        cache: KvLayer<&mut Self::Buffer>,
     ) -> Result<()>;
 
     /// Causal attention of `count` queries (in the fused `qkv` buffer, at positions `past..past + count`) over the
@@ -241,7 +278,7 @@ pub trait Backend {
         count: usize,
         past: usize,
         shape: &AttentionShape,
-        cache: &KvLayer<Self::Buffer>,
+        cache: KvLayer<&Self::Buffer>,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
@@ -285,7 +322,7 @@ pub trait Backend {
         count: usize,
         width: usize,
         k: usize,
-        out: &mut TopK<Self::Buffer>,
+        out: TopK<&mut Self::Buffer>,
     ) -> Result<()>;
 
     /// Submits what has been recorded; devices that run at once have nothing to do.

@@ -77,6 +77,7 @@ const QUANTIZE = schema(
       },
       ["texts"],
     ),
+    device,
   },
   ["checkpoint"],
 );

@@ -197,6 +197,8 @@ export interface QuantizeOptions extends JobOptions {
   };
   /** For `gptq` and `awq`: what they learn from, best of the kind that the model will read. */
   calibration?: Calibration | readonly string[];
+  /** For `gptq` and `awq`: where the model runs that learns. Default: `auto`. */
+  device?: Device;
   /** Where the result goes. Default: memory. */
   target?: Target;
 }
@@ -457,6 +459,8 @@ export interface AutoOptions extends JobOptions {
   memory?: number;
   /** Numbers of calibration samples to try, growing. Default: 512, 2048. */
   samples?: readonly number[];
+  /** Where the models run that learn and are judged. Default: `auto`. */
+  device?: Device;
   /** How results are judged; see `ValidateOptions`. */
   validate?: Pick<
     ValidateOptions,
@@ -562,7 +566,13 @@ export interface Capabilities {
     name: string;
     api: string;
     kind: "discrete" | "integrated" | "virtual" | "software" | "other";
+    /** The driver in words; browsers do not tell. */
+    driver: string;
     max_binding_bytes: number;
+    /** Kernels that run because this adapter has more than WebGPU's core. */
+    fast_kernels: string[];
+    /** Fast kernels that failed the check and gave way to simpler ones: a sentence each. */
+    replaced: string[];
     /** Why no model can run on it; null where its kernels compute what the CPU computes. */
     error: string | null;
   }[];

@@ -103,7 +103,7 @@ fn elements(op: &str, factors: &[usize]) -> Result<usize> {
 }
 
 /// The first `width` weights of a norm.
-fn norm_weight<'a>(op: &str, norm: &'a Norm<CpuBuffer>, width: usize) -> Result<&'a [f32]> {
+fn norm_weight<'a>(op: &str, norm: Norm<&'a CpuBuffer>, width: usize) -> Result<&'a [f32]> {
     if norm.width == 0 || norm.width != width {
         return Err(Error::invalid_argument(format!(
             "{op}: expected a norm of width {width} but found {}",
@@ -183,7 +183,7 @@ impl Backend for CpuBackend {
         residual: &mut CpuBuffer,
         delta: Option<&CpuBuffer>,
         count: usize,
-        norm: &Norm<CpuBuffer>,
+        norm: Norm<&CpuBuffer>,
         out: &mut CpuBuffer,
     ) -> Result<()> {
         let op = "add_rms_norm";
@@ -203,8 +203,8 @@ impl Backend for CpuBackend {
         past: usize,
         shape: &AttentionShape,
         rope: &CpuBuffer,
-        qk_norm: Option<&QkNorm<CpuBuffer>>,
-        cache: &mut KvLayer<CpuBuffer>,
+        qk_norm: Option<QkNorm<&CpuBuffer>>,
+        cache: KvLayer<&mut CpuBuffer>,
     ) -> Result<()> {
         let op = "rope_and_append_kv";
         super::check_attention(op, shape, count, past)?;
@@ -230,7 +230,7 @@ impl Backend for CpuBackend {
         count: usize,
         past: usize,
         shape: &AttentionShape,
-        cache: &KvLayer<CpuBuffer>,
+        cache: KvLayer<&CpuBuffer>,
         out: &mut CpuBuffer,
     ) -> Result<()> {
         let op = "attention";
@@ -301,7 +301,7 @@ impl Backend for CpuBackend {
         count: usize,
         width: usize,
         k: usize,
-        out: &mut TopK<CpuBuffer>,
+        out: TopK<&mut CpuBuffer>,
     ) -> Result<()> {
         let op = "top_k";
         super::check_top_k(op, width, k, out.capacity)?;

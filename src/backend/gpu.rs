@@ -156,7 +156,7 @@ fn end_of(offset: usize, len: usize) -> Result<usize> {
 }
 
 /// The weights of a norm of width `width`.
-fn norm_weight<'a>(op: &str, norm: &'a Norm<GpuBuffer>, width: usize) -> Result<&'a Memory> {
+fn norm_weight<'a>(op: &str, norm: Norm<&'a GpuBuffer>, width: usize) -> Result<&'a Memory> {
     if norm.width == 0 || norm.width != width {
         return Err(Error::invalid_argument(format!(
             "{op}: expected a norm of width {width} but found {}",
@@ -260,7 +260,7 @@ impl Backend for GpuBackend {
         residual: &mut GpuBuffer,
         delta: Option<&GpuBuffer>,
         count: usize,
-        norm: &Norm<GpuBuffer>,
+        norm: Norm<&GpuBuffer>,
         out: &mut GpuBuffer,
     ) -> Result<()> {
         let op = "add_rms_norm";
@@ -292,8 +292,8 @@ impl Backend for GpuBackend {
         past: usize,
         shape: &AttentionShape,
         rope: &GpuBuffer,
-        qk_norm: Option<&QkNorm<GpuBuffer>>,
-        cache: &mut KvLayer<GpuBuffer>,
+        qk_norm: Option<QkNorm<&GpuBuffer>>,
+        cache: KvLayer<&mut GpuBuffer>,
     ) -> Result<()> {
         let op = "rope_and_append_kv";
         super::check_attention(op, shape, count, past)?;
@@ -303,7 +303,7 @@ impl Backend for GpuBackend {
         let rope = rope.f32("rope", elements(op, &[past + count, head_dim])?).context_with(|| op)?;
         let unused = self.unused.clone();
         let (q_norm, k_norm) = match qk_norm {
-            Some(norms) => (norm_weight(op, &norms.q, head_dim)?, norm_weight(op, &norms.k, head_dim)?),
+            Some(norms) => (norm_weight(op, norms.q, head_dim)?, norm_weight(op, norms.k, head_dim)?),
             None => (&unused, &unused),
         };
         let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
@@ -331,7 +331,7 @@ impl Backend for GpuBackend {
         count: usize,
         past: usize,
         shape: &AttentionShape,
-        cache: &KvLayer<GpuBuffer>,
+        cache: KvLayer<&GpuBuffer>,
         out: &mut GpuBuffer,
     ) -> Result<()> {
         let op = "attention";
@@ -388,7 +388,7 @@ impl Backend for GpuBackend {
         count: usize,
         width: usize,
         k: usize,
-        out: &mut TopK<GpuBuffer>,
+        out: TopK<&mut GpuBuffer>,
     ) -> Result<()> {
         let op = "top_k";
         super::check_top_k(op, width, k, out.capacity)?;

@@ -2,15 +2,13 @@
 
 use super::Outcome;
 use super::calibration::{CalibrationTexts, Tokens};
-#[cfg(feature = "gpu")]
-use super::device::note_cpu;
-use super::device::{Device, DeviceArgs};
+use super::device::{DeviceArgs, note_cpu};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;
 use super::validate::{MeasureArgs, describe_measurements};
 use crate::artifact::output::refuse_foreign;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
 use crate::error::{Error, Result};
 use crate::format::sink::{FsSinkDir, SinkDir};
 use crate::format::source::{FsDir, SourceDir};
@@ -162,24 +160,10 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             control: terminal,
             tell: &|event| tell(&event, terminal),
         };
-        let on_cpu = || async {
-            let new = || Ok(CpuBackend::new());
-            auto(&candidates, &options, new, new, &around).await
-        };
-        match args.device.pick(terminal).await?.device {
-            Device::Cpu(_) => on_cpu().await,
-            #[cfg(feature = "gpu")]
-            Device::Gpu(gpu) => {
-                match auto(&candidates, &options, || gpu.another(), || gpu.another(), &around).await {
-                    // From the first attempt on: what one device measured is not compared with what another one did.
-                    Err(error) if args.device.may_fall_back(&error) => {
-                        note_cpu(terminal, &error);
-                        on_cpu().await
-                    }
-                    outcome => outcome,
-                }
-            }
-        }
+        let search =
+            async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
+        let ran = args.device.request().run(|error| note_cpu(terminal, error), search).await?;
+        Ok::<_, Error>(ran.result)
     })?;
     let accepted = outcome.accepted().map(|name| args.output.join(name));
     let recommendation = outcome.summary.outcome.as_ref().map(|outcome| outcome.recommendation.as_str());

@@ -1,11 +1,11 @@
 //! `lowbit bench`: how fast a device does the steps of a model, beside what it can do at most. Floor 9.
 
 use super::Outcome;
-use super::device::{Device, DeviceArgs, Picked};
+use super::device::{DeviceArgs, note_cpu};
 use super::open;
 use super::terminal::Terminal;
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
 use crate::error::Result;
 use crate::model::{CausalLm, LoadOptions};
 use crate::task::block_on;
@@ -81,14 +81,14 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64();
     let document = block_on(async {
-        let Picked { device, .. } = args.device.pick(terminal).await?;
-        match device {
-            Device::Cpu(cpu) => {
-                let new = || Ok(CpuBackend::new());
-                measure(cpu, new, args, SizeArg::Small, (None, None), &clock, terminal).await
+        let (backend, why_cpu) = args.device.request().open().await?;
+        why_cpu.iter().for_each(|error| note_cpu(terminal, error));
+        match backend {
+            AnyBackend::Cpu(_) => {
+                measure(backend, args, SizeArg::Small, (None, None), &clock, terminal).await
             }
             #[cfg(feature = "gpu")]
-            Device::Gpu(mut gpu) => {
+            AnyBackend::Gpu(mut gpu) => {
                 let software = gpu.adapter().kind == crate::backend::gpu::AdapterKind::Software;
                 let label = software.then_some(
                     "a correctness run: this adapter is software, so no figure says how fast a GPU is",
@@ -96,9 +96,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
                 let usual = if software { SizeArg::Small } else { SizeArg::Large };
                 let sizes = args.size.unwrap_or(usual).sizes();
                 let limits = kernels::limits(&mut gpu, &sizes, &clock).await?;
-                let measured = gpu.another()?;
-                let new = || gpu.another();
-                measure(measured, new, args, usual, (label, Some(limits)), &clock, terminal).await
+                let gpu = AnyBackend::Gpu(gpu);
+                measure(gpu, args, usual, (label, Some(limits)), &clock, terminal).await
             }
         }
     })?;
@@ -115,9 +114,8 @@ impl SizeArg {
     }
 }
 
-async fn measure<B: Backend>(
-    mut device: B,
-    new: impl Fn() -> Result<B>,
+async fn measure(
+    mut device: AnyBackend,
     args: &Args,
     usual: SizeArg,
     (label, limits): (Option<&'static str>, Option<Limits>),
@@ -133,7 +131,8 @@ async fn measure<B: Backend>(
     let mut models = Vec::new();
     for path in &args.checkpoints {
         let checkpoint = open::checkpoint(path, terminal).await?;
-        let mut model = CausalLm::load(new()?, &checkpoint, LoadOptions::default(), terminal).await?;
+        let mut model =
+            CausalLm::load(device.another()?, &checkpoint, LoadOptions::default(), terminal).await?;
         models.push(Decoding {
             checkpoint: checkpoint.name().to_owned(),
             tokens_per_second: speed::greedy(&mut model, TOKENS, clock, terminal).await?,

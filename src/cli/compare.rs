@@ -1,7 +1,7 @@
 //! `lowbit compare`: two models continue the same prompts. Floor 9.
 
 use super::Outcome;
-use super::open::{self, Model, ModelArgs};
+use super::open::{self, ModelArgs};
 use super::terminal::Terminal;
 use crate::error::Result;
 use crate::task::block_on;
@@ -51,15 +51,8 @@ pub async fn pairs(
         let checkpoint = open::checkpoint(path, terminal).await?;
         let codec = open::tokenizer(&checkpoint, args).await?;
         let prompts = from_texts(prompts.iter().copied(), &codec)?;
-        continued.push(match open::model(&checkpoint, args, terminal).await?.model {
-            Model::Cpu(mut model) => {
-                continue_all(&mut *model, &codec, &prompts, max_tokens, terminal).await?
-            }
-            #[cfg(feature = "gpu")]
-            Model::Gpu(mut model) => {
-                continue_all(&mut *model, &codec, &prompts, max_tokens, terminal).await?
-            }
-        });
+        let mut model = open::model(&checkpoint, args, terminal).await?.model;
+        continued.push(continue_all(&mut model, &codec, &prompts, max_tokens, terminal).await?);
     }
     let second = continued.pop().unwrap_or_default();
     let first = continued.pop().unwrap_or_default();

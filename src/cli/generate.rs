@@ -1,9 +1,9 @@
 //! `lowbit generate`: continues a prompt. Floor 9.
 
 use super::Outcome;
-use super::open::{self, Model, ModelArgs};
+use super::open::{self, ModelArgs};
 use super::terminal::Terminal;
-use crate::backend::Backend;
+use crate::backend::any::AnyBackend;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generation, SamplerOptions};
 use crate::model::CausalLm;
@@ -135,17 +135,13 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
         codec.encode_prompt(&args.prompt)?
     };
     let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
-    let document = match model {
-        Model::Cpu(model) => continue_prompt(*model, &codec, prompt_ids, args, terminal).await?,
-        #[cfg(feature = "gpu")]
-        Model::Gpu(model) => continue_prompt(*model, &codec, prompt_ids, args, terminal).await?,
-    };
+    let document = continue_prompt(model, &codec, prompt_ids, args, terminal).await?;
     Ok(Document { checkpoint: checkpoint.name().to_owned(), why_cpu, ..document })
 }
 
 /// All of the document but what only the caller knows.
-async fn continue_prompt<B: Backend>(
-    mut model: CausalLm<B>,
+async fn continue_prompt(
+    mut model: CausalLm<AnyBackend>,
     codec: &HuggingFaceTokenizer,
     prompt_ids: Vec<u32>,
     args: &Args,

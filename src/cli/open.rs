@@ -1,14 +1,10 @@
 //! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
 
-#[cfg(feature = "gpu")]
-use super::device::note_cpu;
-use super::device::{Device, DeviceArgs, Picked};
+use super::device::{DeviceArgs, note_cpu};
 use super::terminal::Terminal;
 use crate::artifact::output::refuse_foreign;
-use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
-#[cfg(feature = "gpu")]
-use crate::backend::gpu::GpuBackend;
+use crate::backend::any::AnyBackend;
+use crate::backend::choice::Ran;
 use crate::error::{Context, Error, Result};
 use crate::format::links::{canonical, followed};
 use crate::format::sink::FsSinkDir;
@@ -144,16 +140,9 @@ pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Hugg
     Ok(codec)
 }
 
-/// A model on the device that the options ask for. Each command matches once, and what it calls is compiled for either.
-pub enum Model {
-    Cpu(Box<CausalLm<CpuBackend>>),
-    #[cfg(feature = "gpu")]
-    Gpu(Box<CausalLm<GpuBackend>>),
-}
-
 /// A loaded model.
 pub struct Loaded {
-    pub model: Model,
+    pub model: CausalLm<AnyBackend>,
     /// Why it is on the CPU although no device was asked for.
     pub why_cpu: Option<String>,
 }
@@ -161,38 +150,14 @@ pub struct Loaded {
 /// Loads a model onto the device that the options ask for. Where none is asked for and the GPU cannot run the model, the
 /// CPU does, and standard error says why.
 pub async fn model(checkpoint: &Checkpoint, args: &ModelArgs, terminal: &Terminal) -> Result<Loaded> {
-    let Picked { device, why_cpu } = args.device.pick(terminal).await?;
-    let on_cpu = |model, why_cpu: Option<Error>| Loaded {
-        model: Model::Cpu(Box::new(model)),
-        why_cpu: why_cpu.map(|error| error.to_string()),
-    };
-    match device {
-        Device::Cpu(cpu) => Ok(on_cpu(load(cpu, checkpoint, args, terminal).await?, why_cpu)),
-        #[cfg(feature = "gpu")]
-        Device::Gpu(gpu) => match load(*gpu, checkpoint, args, terminal).await {
-            Ok(model) => {
-                for replaced in &model.capabilities().replaced {
-                    terminal.note(format!("note: {replaced}"));
-                }
-                Ok(Loaded { model: Model::Gpu(Box::new(model)), why_cpu: None })
-            }
-            Err(error) if args.device.may_fall_back(&error) => {
-                note_cpu(terminal, &error);
-                Ok(on_cpu(load(CpuBackend::new(), checkpoint, args, terminal).await?, Some(error)))
-            }
-            Err(error) => Err(error),
-        },
-    }
-}
-
-async fn load<B: Backend>(
-    backend: B,
-    checkpoint: &Checkpoint,
-    args: &ModelArgs,
-    terminal: &Terminal,
-) -> Result<CausalLm<B>> {
     let options = LoadOptions { activations: args.activations.map(Into::into), ..LoadOptions::default() };
-    CausalLm::load(backend, checkpoint, options, terminal).await
+    let load = async |backend| CausalLm::load(backend, checkpoint, options, terminal).await;
+    let Ran { result: model, why_cpu } =
+        args.device.request().run(|error| note_cpu(terminal, error), load).await?;
+    for replaced in &model.capabilities().replaced {
+        terminal.note(format!("note: {replaced}"));
+    }
+    Ok(Loaded { model, why_cpu: why_cpu.map(|error| error.to_string()) })
 }
 
 /// Reads a file that is small beside a checkpoint.

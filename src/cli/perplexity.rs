@@ -1,15 +1,12 @@
 //! `lowbit perplexity`: how well a model predicts a text. Floor 9.
 
 use super::Outcome;
-use super::open::{self, Model, ModelArgs};
+use super::open::{self, ModelArgs};
 use super::terminal::Terminal;
-use crate::backend::Backend;
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::CausalLm;
 use crate::task::block_on;
-use crate::validate::metrics::PerplexitySum;
 use crate::validate::walk::score;
-use crate::validate::windows::{Dataset, WindowOptions};
+use crate::validate::windows::WindowOptions;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -82,16 +79,6 @@ struct Document {
 }
 
 /// The sum, the precision of the activations, and the device.
-async fn measure<B: Backend>(
-    mut model: CausalLm<B>,
-    data: &Dataset,
-    windows: &WindowOptions,
-    terminal: &Terminal,
-) -> Result<(PerplexitySum, &'static str, String)> {
-    let sum = score(&mut model, data, windows, terminal).await?;
-    Ok((sum, model.activations().name(), model.capabilities().device.clone()))
-}
-
 fn finite(perplexity: f64) -> Result<f64> {
     if perplexity.is_finite() {
         return Ok(perplexity);
@@ -104,13 +91,9 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         let codec = open::tokenizer(&checkpoint, &args.model).await?;
         let data = open::dataset(&args.text.text, &codec)?;
-        let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
+        let open::Loaded { mut model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
         let windows = args.text.window.windows(checkpoint.config().max_position_embeddings);
-        let (sum, activations, device) = match model {
-            Model::Cpu(model) => measure(*model, &data, &windows, terminal).await?,
-            #[cfg(feature = "gpu")]
-            Model::Gpu(model) => measure(*model, &data, &windows, terminal).await?,
-        };
+        let sum = score(&mut model, &data, &windows, terminal).await?;
         Ok::<_, Error>(Document {
             perplexity: finite(sum.perplexity())?,
             tokens: sum.tokens(),
@@ -119,8 +102,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             text: data.name,
             text_sha256: data.sha256,
             checkpoint: checkpoint.name().to_owned(),
-            activations,
-            device,
+            activations: model.activations().name(),
+            device: model.capabilities().device.clone(),
             why_cpu,
         })
     })?;

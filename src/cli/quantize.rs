@@ -279,7 +279,7 @@ impl Args {
         let of_calibration = [
             ("--memory", self.memory.is_some()),
             ("--resume", self.resume.is_some()),
-            ("--device", self.device.is_given()),
+            ("--device", self.device.request().is_given()),
         ];
         if let (None, Some((option, _))) = (calibrated, of_calibration.iter().find(|(_, given)| *given)) {
             return Err(Error::invalid_argument(format!("{option} belongs to methods that calibrate")));

@@ -1,9 +1,7 @@
 //! `lowbit validate`: is the quantized model good? Floor 9.
 
 use super::Outcome;
-#[cfg(feature = "gpu")]
 use super::device::note_cpu;
-use super::device::{Device, Picked};
 use super::open::{self, ModelArgs};
 use super::perplexity::TextArgs;
 use super::quantize::append;
@@ -11,7 +9,7 @@ use super::system;
 use super::terminal::Terminal;
 use crate::artifact::metrics::Metric;
 use crate::artifact::records::read_quantization_record;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
@@ -251,24 +249,11 @@ pub async fn measure(
         scratch: &scratch,
         control: terminal,
     };
-    let Picked { device, .. } = model.device.pick(terminal).await?;
-    match device {
-        Device::Cpu(_) => {
-            validate(original, quantized, &data, &options, || Ok(CpuBackend::new()), &around).await
-        }
-        #[cfg(feature = "gpu")]
-        Device::Gpu(gpu) => {
-            let on_gpu = validate(original, quantized, &data, &options, || gpu.another(), &around).await;
-            match on_gpu {
-                Err(error) if model.device.may_fall_back(&error) => {
-                    note_cpu(terminal, &error);
-                    let new = || Ok(CpuBackend::new());
-                    validate(original, quantized, &data, &options, new, &around).await
-                }
-                result => result,
-            }
-        }
-    }
+    let judge = async |backend: AnyBackend| {
+        validate(original, quantized, &data, &options, || backend.another(), &around).await
+    };
+    let ran = model.device.request().run(|error| note_cpu(terminal, error), judge).await?;
+    Ok(ran.result)
 }
 
 /// Writes a report as it is shown by `--json`.

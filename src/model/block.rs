@@ -151,7 +151,13 @@ impl<B: Backend> Block<B> {
         work: &mut Workspace<B>,
     ) -> Result<()> {
         let delta = hidden.has_delta.then_some(&hidden.delta);
-        backend.add_rms_norm(&mut hidden.residual, delta, hidden.count, &self.input_norm, &mut work.normed)
+        backend.add_rms_norm(
+            &mut hidden.residual,
+            delta,
+            hidden.count,
+            self.input_norm.as_ref(),
+            &mut work.normed,
+        )
     }
 
     /// From there to the input of the output projection: [`Site::Output`].
@@ -166,8 +172,9 @@ impl<B: Backend> Block<B> {
         let Position { past, capacity, rope, cache } = position;
         let shape = config.attention_shape(capacity);
         backend.linear(&work.normed, count, &self.qkv, &mut work.qkv)?;
-        backend.rope_and_append_kv(&mut work.qkv, count, past, &shape, rope, self.qk_norm.as_ref(), cache)?;
-        backend.attention(&work.qkv, count, past, &shape, cache, &mut work.attended)?;
+        let qk_norm = self.qk_norm.as_ref().map(QkNorm::as_ref);
+        backend.rope_and_append_kv(&mut work.qkv, count, past, &shape, rope, qk_norm, cache.as_mut())?;
+        backend.attention(&work.qkv, count, past, &shape, cache.as_ref(), &mut work.attended)?;
         sub_norm(backend, &self.attention_sub_norm, count, &mut work.attended, &mut work.attended_normed)
     }
 
@@ -181,8 +188,8 @@ impl<B: Backend> Block<B> {
     pub fn to_mlp(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
         let count = hidden.count;
         self.attention_out(backend, count, work)?;
-        let delta = Some(&work.attention_out);
-        backend.add_rms_norm(&mut hidden.residual, delta, count, &self.post_attention_norm, &mut work.normed)
+        let (delta, norm) = (Some(&work.attention_out), self.post_attention_norm.as_ref());
+        backend.add_rms_norm(&mut hidden.residual, delta, count, norm, &mut work.normed)
     }
 
     /// From there to the input of the down projection: [`Site::Down`].
@@ -304,7 +311,7 @@ fn sub_norm<B: Backend>(
     output: &mut Option<B::Buffer>,
 ) -> Result<()> {
     match (norm, output) {
-        (Some(norm), Some(output)) => backend.add_rms_norm(input, None, count, norm, output),
+        (Some(norm), Some(output)) => backend.add_rms_norm(input, None, count, norm.as_ref(), output),
         _ => Ok(()),
     }
 }

@@ -122,7 +122,13 @@ impl<B: Backend> Ends<B> {
     ) -> Result<()> {
         let delta = hidden.has_delta.then_some(&hidden.delta);
         let count = hidden.count;
-        backend.add_rms_norm(&mut hidden.residual, delta, count, &self.final_norm, &mut work.normed)?;
+        backend.add_rms_norm(
+            &mut hidden.residual,
+            delta,
+            count,
+            self.final_norm.as_ref(),
+            &mut work.normed,
+        )?;
         backend.linear(&work.normed, count, self.head.as_ref().unwrap_or(&self.embedding), logits)
     }
 }
@@ -358,7 +364,7 @@ impl<B: Backend> CausalLm<B> {
             });
         }
         let Some(top_k) = &mut self.top_k else { return Ok(None) };
-        self.backend.top_k(&self.logits, 1, self.config.vocab_size, k, top_k)?;
+        self.backend.top_k(&self.logits, 1, self.config.vocab_size, k, top_k.as_mut())?;
         let mut found = [0];
         self.backend.read_u32(&top_k.found, 0, &mut found).await?;
         let found = found[0] as usize;

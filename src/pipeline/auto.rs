@@ -152,11 +152,10 @@ impl AutoOutcome {
 /// # Errors
 /// `invalid_argument` for options that make no sense and checkpoints that are quantized already, before any work;
 /// whatever quantizing and validating meet. A bad result is no error but a rejection.
-pub async fn auto<C: Backend, V: Backend>(
+pub async fn auto<B: Backend>(
     candidates: &[Candidate<'_>],
     options: &AutoOptions,
-    mut calibrate_on: impl FnMut() -> Result<C>,
-    mut validate_on: impl FnMut() -> Result<V>,
+    mut new_backend: impl FnMut() -> Result<B>,
     around: &AutoSurroundings<'_>,
 ) -> Result<AutoOutcome> {
     let starts =
@@ -178,7 +177,7 @@ pub async fn auto<C: Backend, V: Backend>(
         }
         let trial =
             Trial { candidate, rung: start.rungs[rung], options, before: before.map(|(_, outcome)| outcome) };
-        let (judgement, outcome) = run.attempt(&trial, calibrate_on()?, &mut validate_on).await?;
+        let (judgement, outcome) = run.attempt(&trial, &mut new_backend).await?;
         last = Some((Tried { checkpoint, rung, judgement }, outcome));
     }
 }
@@ -291,11 +290,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn attempt<C: Backend, V: Backend>(
+    async fn attempt<B: Backend>(
         &mut self,
         trial: &Trial<'_>,
-        calibrate_on: C,
-        validate_on: &mut impl FnMut() -> Result<V>,
+        new_backend: &mut impl FnMut() -> Result<B>,
     ) -> Result<(Judgement, QuantizeOutcome)> {
         let AutoSurroundings { outputs, scratch, clock, control, tell } = *self.around;
         let Trial { candidate, rung, .. } = *trial;
@@ -305,7 +303,7 @@ impl Run<'_> {
         let samples = trial.samples()?;
         let options = trial.quantize_options(&raised)?;
         let (sinks, existing) = (outputs.create(&name).await?, outputs.open(&name).await?);
-        let calibration = Calibration { samples: &samples, backend: calibrate_on, scratch };
+        let calibration = Calibration { samples: &samples, backend: new_backend()?, scratch };
         let outcome = quantize_calibrated(
             candidate.checkpoint,
             &options,
@@ -319,7 +317,7 @@ impl Run<'_> {
         let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
         let needs = Surroundings { codec: candidate.codec, clock, scratch, control };
         let report =
-            validate(candidate.checkpoint, &quantized, candidate.data, &judged, validate_on, &needs).await?;
+            validate(candidate.checkpoint, &quantized, candidate.data, &judged, new_backend, &needs).await?;
         write_json(sinks.as_ref(), REPORT_FILE, &report).await?;
         let judgement = ladder::judge(&report);
         tell(Event::Judged { name: &name, report: &report, judgement });

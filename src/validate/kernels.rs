@@ -223,9 +223,10 @@ async fn other_steps<B: Backend>(
     let norm = Norm { weight: values(b, hidden)?, width: hidden, epsilon: 1e-5 };
     let (mut residual, delta) = (values(b, tokens * hidden)?, b.buffer(Element::F32, tokens * hidden)?);
     let mut out = b.buffer(Element::F32, tokens * hidden)?;
-    let seconds =
-        time(b, &done, clock, |b, _| b.add_rms_norm(&mut residual, Some(&delta), tokens, &norm, &mut out))
-            .await?;
+    let seconds = time(b, &done, clock, |b, _| {
+        b.add_rms_norm(&mut residual, Some(&delta), tokens, norm.as_ref(), &mut out)
+    })
+    .await?;
     let len = tokens * hidden;
     push("add_rms_norm", format!("{hidden}, {tokens} tokens"), 4 * (4 * len + hidden), 4 * len, seconds);
 
@@ -246,14 +247,15 @@ async fn other_steps<B: Backend>(
     let rope = values(b, context * shape.head_dim)?;
     let past = context - tokens;
     let seconds = time(b, &done, clock, |b, _| {
-        b.rope_and_append_kv(&mut qkv, tokens, past, &shape, &rope, None, &mut cache)
+        b.rope_and_append_kv(&mut qkv, tokens, past, &shape, &rope, None, cache.as_mut())
     })
     .await?;
     let len = tokens * shape.qkv_width();
     push("rope_and_append_kv", format!("{} heads, {tokens} tokens", shape.heads), 8 * len, 6 * len, seconds);
     let mut attended = b.buffer(Element::F32, tokens * hidden)?;
     let seconds =
-        time(b, &done, clock, |b, _| b.attention(&qkv, tokens, past, &shape, &cache, &mut attended)).await?;
+        time(b, &done, clock, |b, _| b.attention(&qkv, tokens, past, &shape, cache.as_ref(), &mut attended))
+            .await?;
     let moved = 4 * (2 * shape.cache_len() + 2 * tokens * hidden);
     // Each query meets what is before it: scores, and sums of values.
     let operations = 4 * hidden * tokens * (past + tokens.div_ceil(2));

@@ -10,7 +10,7 @@ use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, settled, to_value};
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
 use crate::calibrate::SampleOptions;
 use crate::error::{Error, Result};
 use crate::format::sink::SinkDir;
@@ -176,8 +176,10 @@ impl AutoJob {
                     }
                 },
             };
-            let new = || Ok(CpuBackend::new());
-            auto(&candidates, &request.options()?, new, new, &around).await
+            let options = request.options()?;
+            let search =
+                async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
+            Ok(request.device()?.run(|_| (), search).await?.result)
         };
         let outcome: AutoOutcome = run.await.map_err(to_js)?;
         to_value(&outcome)

@@ -4,22 +4,20 @@ use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
-use super::model::{AnyModel, load, may_fall_back, on_model, open_gpu};
-use super::requests::{CompareRequest, DeviceChoice, ValidateRequest};
+use super::model::load;
+use super::requests::{CompareRequest, ValidateRequest};
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::read_quantization_record;
-use crate::backend::Backend;
-use crate::backend::cpu::{self, CpuBackend};
-use crate::backend::gpu::{self, GpuBackend, GpuOptions};
+use crate::backend::any::AnyBackend;
+use crate::backend::{cpu, survey};
 use crate::error::{Context, Result};
-use crate::model::Checkpoint;
+use crate::model::{Checkpoint, LoadOptions};
 use crate::validate::benchmark::parse_jsonl;
 use crate::validate::continuations::{self, Continuation};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
 use crate::validate::windows::Dataset;
-use serde::Serialize;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -77,19 +75,10 @@ async fn judge(
     let (data, options) = prepared(original, method, request, codec)?;
     let clock = || control.seconds();
     let around = Surroundings { codec, clock: &clock, scratch, control };
-    let load = request.load();
-    let device = load.device()?;
-    if device != DeviceChoice::Cpu {
-        let on_gpu = async {
-            let gpu = open_gpu(&load, device).await?;
-            validate(original, quantized, &data, &options, || gpu.another(), &around).await
-        };
-        match on_gpu.await {
-            Err(error) if may_fall_back(device, &error) => {}
-            result => return result,
-        }
-    }
-    validate(original, quantized, &data, &options, || Ok(CpuBackend::new()), &around).await
+    let validate = async |backend: AnyBackend| {
+        validate(original, quantized, &data, &options, || backend.another(), &around).await
+    };
+    Ok(request.device()?.run(|_| (), validate).await?.result)
 }
 
 /// Lets two models continue the same prompts, one model after the other.
@@ -121,9 +110,8 @@ async fn continued(
     control: &ControlOfJs,
 ) -> Result<Vec<Continuation>> {
     let prompts = continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?;
-    let (mut model, _) = load(checkpoint, &request.load(), control).await?;
-    let tokens = request.max_tokens();
-    on_model!(&mut model, of => continuations::continue_all(&mut of.model, codec, &prompts, tokens, control).await)
+    let mut model = load(checkpoint, &request.device()?, LoadOptions::default(), control).await?.result;
+    continuations::continue_all(&mut model, codec, &prompts, request.max_tokens(), control).await
 }
 
 /// Fails where the kernels of this module do not compute what they should: some runtimes translate instructions wrongly.
@@ -132,37 +120,8 @@ pub fn self_check() -> JsResult<()> {
     cpu::self_check().map_err(to_js)
 }
 
-#[derive(Serialize)]
-struct Devices {
-    cpu: String,
-    adapters: Vec<Adapter>,
-}
-
-#[derive(Serialize)]
-struct Adapter {
-    name: String,
-    api: String,
-    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
-    kind: &'static str,
-    /// Larger weights are split.
-    max_binding_bytes: u64,
-    /// Why no model can run on it; null where its kernels compute what the CPU computes.
-    error: Option<String>,
-}
-
 /// The devices that models can run on, each adapter checked against the CPU.
 #[wasm_bindgen]
 pub async fn devices() -> JsResult<JsValue> {
-    let mut adapters = Vec::new();
-    for adapter in gpu::adapters().await {
-        let options = GpuOptions { adapter: Some(adapter.to_string()), ..GpuOptions::default() };
-        adapters.push(Adapter {
-            error: GpuBackend::new(&options).await.err().map(|error| error.to_string()),
-            name: adapter.name,
-            api: adapter.api,
-            kind: adapter.kind.name(),
-            max_binding_bytes: adapter.max_binding_bytes,
-        });
-    }
-    to_value(&Devices { cpu: CpuBackend::new().capabilities().device.clone(), adapters })
+    to_value(&survey::devices().await)
 }

@@ -4,11 +4,10 @@ use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl, busy};
 use super::error::{from_js, to_js};
-use super::requests::{DeviceChoice, GenerateRequest, LoadRequest, PerplexityRequest};
+use super::requests::{GenerateRequest, LoadRequest, PerplexityRequest};
 use super::values::{JsResult, from_value, settled, to_value};
-use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
-use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::any::AnyBackend;
+use crate::backend::choice::{DeviceRequest, Ran};
 use crate::error::{Error, ErrorCode, Result};
 use crate::generate::{Generation, Session};
 use crate::model::decoder::{Logits, working_bytes};
@@ -23,41 +22,17 @@ use std::rc::Rc;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 
-/// A model on either device.
-pub(super) enum AnyModel {
-    Cpu(Box<Loaded<CpuBackend>>),
-    Gpu(Box<Loaded<GpuBackend>>),
-}
-
 /// A model, and what it has seen of a chat.
-pub(super) struct Loaded<B: Backend> {
-    pub(super) model: CausalLm<B>,
-    session: Option<Session<B>>,
+struct Loaded {
+    model: CausalLm<AnyBackend>,
+    session: Option<Session<AnyBackend>>,
 }
-
-impl<B: Backend> Loaded<B> {
-    fn new(model: CausalLm<B>) -> Box<Self> {
-        Box::new(Self { model, session: None })
-    }
-}
-
-/// Runs the same expression on either model.
-macro_rules! on_model {
-    ($model:expr, $name:ident => $body:expr) => {
-        match $model {
-            AnyModel::Cpu($name) => $body,
-            AnyModel::Gpu($name) => $body,
-        }
-    };
-}
-
-pub(super) use on_model;
 
 /// A loaded model. It does one thing at a time: while it does, another call is an error.
 #[wasm_bindgen(js_name = Model)]
 pub struct ModelHandle {
     /// Empty while the model is in use.
-    model: Rc<RefCell<Option<AnyModel>>>,
+    model: Rc<RefCell<Option<Loaded>>>,
     about: About,
 }
 
@@ -73,17 +48,17 @@ struct About {
 
 /// Holds a model while it works, and puts it back whatever becomes of the work.
 struct Held {
-    place: Rc<RefCell<Option<AnyModel>>>,
-    model: Option<AnyModel>,
+    place: Rc<RefCell<Option<Loaded>>>,
+    model: Option<Loaded>,
 }
 
 impl Held {
-    fn take(place: &Rc<RefCell<Option<AnyModel>>>) -> Result<Self> {
+    fn take(place: &Rc<RefCell<Option<Loaded>>>) -> Result<Self> {
         let model = place.borrow_mut().take().ok_or_else(|| busy("model"))?;
         Ok(Self { place: place.clone(), model: Some(model) })
     }
 
-    fn get(&mut self) -> &mut AnyModel {
+    fn get(&mut self) -> &mut Loaded {
         self.model.as_mut().expect("held until it is dropped")
     }
 }
@@ -123,43 +98,21 @@ struct Perplexity {
     stride: Option<usize>,
 }
 
-/// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
-pub(super) fn may_fall_back(device: DeviceChoice, error: &Error) -> bool {
-    device == DeviceChoice::Auto && error.code().is_of_device()
-}
-
-/// The GPU that is asked for.
-pub(super) async fn open_gpu(request: &LoadRequest, device: DeviceChoice) -> Result<GpuBackend> {
-    let options = GpuOptions {
-        adapter: request.adapter.clone(),
-        software: device == DeviceChoice::Gpu,
-        ..GpuOptions::default()
-    };
-    GpuBackend::new(&options).await
-}
-
+/// Loads a model onto the device that is asked for.
 pub(super) async fn load(
     checkpoint: &Checkpoint,
-    request: &LoadRequest,
+    device: &DeviceRequest,
+    options: LoadOptions,
     control: &dyn Control,
-) -> Result<(AnyModel, Option<Error>)> {
-    let device = request.device()?;
-    let options = LoadOptions { activations: request.activations()?, ..LoadOptions::default() };
-    let mut why_cpu = None;
-    if device != DeviceChoice::Cpu {
-        let on_gpu = async {
-            let gpu = open_gpu(request, device).await?;
-            CausalLm::load(gpu, checkpoint, options, control).await
-        };
-        match on_gpu.await {
-            Ok(model) => return Ok((AnyModel::Gpu(Loaded::new(model)), None)),
-            Err(error) if may_fall_back(device, &error) => why_cpu = Some(error),
-            Err(error) => return Err(error),
+) -> Result<Ran<CausalLm<AnyBackend>>> {
+    let load = async |backend| {
+        if let AnyBackend::Cpu(_) = backend {
+            refuse_what_does_not_fit(checkpoint)?;
         }
-    }
-    refuse_what_does_not_fit(checkpoint)?;
-    let model = CausalLm::load(CpuBackend::new(), checkpoint, options, control).await?;
-    Ok((AnyModel::Cpu(Loaded::new(model)), why_cpu))
+        CausalLm::load(backend, checkpoint, options, control).await
+    };
+    // The model tells where it is, and why, when it is asked.
+    device.run(|_| (), load).await
 }
 
 /// What this module's memory can hold beside the engine itself: addresses have 32 bits.
@@ -191,18 +144,20 @@ impl ModelHandle {
         let checkpoint = checkpoint.get();
         let run = async {
             let request: LoadRequest = from_value(request, "loadModel")?;
-            load(&checkpoint, &request, &ControlOfJs::new(control)).await
+            let options = LoadOptions { activations: request.activations()?, ..LoadOptions::default() };
+            load(&checkpoint, &request.device()?, options, &ControlOfJs::new(control)).await
         };
-        let (model, why_cpu) = run.await.map_err(to_js)?;
+        let Ran { result: model, why_cpu } = run.await.map_err(to_js)?;
         let config = checkpoint.config();
-        let about = on_model!(&model, of => About {
-            device: of.model.capabilities().device.clone(),
-            activations: of.model.activations().name(),
+        let about = About {
+            device: model.capabilities().device.clone(),
+            activations: model.activations().name(),
             why_cpu: why_cpu.map(|error| error.to_string()),
             max_position_embeddings: config.max_position_embeddings,
             vocab_size: config.vocab_size,
-        });
-        Ok(Self { model: Rc::new(RefCell::new(Some(model))), about })
+        };
+        let loaded = Loaded { model, session: None };
+        Ok(Self { model: Rc::new(RefCell::new(Some(loaded))), about })
     }
 
     /// Where and how it runs.
@@ -227,7 +182,7 @@ impl ModelHandle {
             let request: GenerateRequest = from_value(request, "generate")?;
             let (codec, control) = (CodecOfJs(codec), ControlOfJs::new(control));
             let prompt = Prompt { ids: prompt_ids, chat, request, on_piece };
-            on_model!(held.get(), of => prompt.run(of, &codec, &control).await)
+            prompt.run(held.get(), &codec, &control).await
         };
         to_value(&run.await.map_err(to_js)?)
     }
@@ -237,7 +192,7 @@ impl ModelHandle {
         let held = Held::take(&self.model);
         let run = async {
             let mut held = held?;
-            on_model!(held.get(), of => logits(&mut of.model, &ids, &ControlOfJs::new(control)).await)
+            logits(&mut held.get().model, &ids, &ControlOfJs::new(control)).await
         };
         run.await.map_err(to_js)
     }
@@ -254,7 +209,7 @@ impl ModelHandle {
             let mut held = held?;
             let request: PerplexityRequest = from_value(request, "perplexity")?;
             let control = ControlOfJs::new(control);
-            on_model!(held.get(), of => perplexity(&mut of.model, &request, &CodecOfJs(codec), &control).await)
+            perplexity(&mut held.get().model, &request, &CodecOfJs(codec), &control).await
         };
         to_value(&run.await.map_err(to_js)?)
     }
@@ -268,12 +223,7 @@ struct Prompt {
 }
 
 impl Prompt {
-    async fn run<B: Backend>(
-        self,
-        loaded: &mut Loaded<B>,
-        codec: &CodecOfJs,
-        control: &ControlOfJs,
-    ) -> Result<Generated> {
+    async fn run(self, loaded: &mut Loaded, codec: &CodecOfJs, control: &ControlOfJs) -> Result<Generated> {
         let Loaded { model, session } = loaded;
         let options = self.request.options();
         let start = control.seconds();
@@ -325,8 +275,8 @@ impl Prompt {
     }
 }
 
-async fn logits<B: Backend>(
-    model: &mut CausalLm<B>,
+async fn logits(
+    model: &mut CausalLm<AnyBackend>,
     ids: &[u32],
     control: &dyn Control,
 ) -> Result<Float32Array> {
@@ -347,8 +297,8 @@ async fn logits<B: Backend>(
     Ok(rows)
 }
 
-async fn perplexity<B: Backend>(
-    model: &mut CausalLm<B>,
+async fn perplexity(
+    model: &mut CausalLm<AnyBackend>,
     request: &PerplexityRequest,
     codec: &CodecOfJs,
     control: &dyn Control,

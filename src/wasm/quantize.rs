@@ -10,7 +10,7 @@ use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::output::refuse_foreign;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
 use crate::calibrate::samples::FEW_TOKENS;
 use crate::error::Result;
 use crate::format::source::SourceDir;
@@ -98,9 +98,12 @@ impl Work<'_> {
                         samples.tokens()
                     ));
                 }
-                let calibration = Calibration { samples: &samples, backend: CpuBackend::new(), scratch };
-                quantize_calibrated(checkpoint, &options, calibration, target, Some(existing), control)
-                    .await?
+                let quantize = async |backend: AnyBackend| {
+                    let calibration = Calibration { samples: &samples, backend, scratch };
+                    quantize_calibrated(checkpoint, &options, calibration, target, Some(existing), control)
+                        .await
+                };
+                request.device()?.run(|_| (), quantize).await?.result
             }
         };
         let QuantizeOutcome { record, modules, bytes } = outcome;

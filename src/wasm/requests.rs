@@ -1,6 +1,7 @@
 //! What callers ask for, as plain objects with JavaScript's spelling of names, and what that means to the floors below.
 //! Floor 9.
 
+use crate::backend::choice::{DeviceChoice, DeviceRequest};
 use crate::calibrate::{SampleOptions, Samples};
 use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
@@ -31,6 +32,13 @@ fn choice<T: Copy>(option: &str, name: &str, choices: &[(&str, T)]) -> Result<T>
 
 fn activations(name: &str) -> Result<Activations> {
     choice("activations", name, &[("f32", Activations::F32), ("int8", Activations::Int8)])
+}
+
+/// Where something runs.
+fn device(device: &Option<String>, adapter: &Option<String>) -> Result<DeviceRequest> {
+    let devices = [("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu), ("gpu", DeviceChoice::Gpu)];
+    let device = device.as_deref().map(|name| choice("device", name, &devices)).transpose()?;
+    Ok(DeviceRequest { device: device.unwrap_or_default(), adapter: adapter.clone() })
 }
 
 /// Options of opening a checkpoint.
@@ -66,6 +74,8 @@ pub(super) struct QuantizeRequest {
     strict: bool,
     gptq: GptqRequest,
     pub(super) calibration: Option<CalibrationRequest>,
+    device: Option<String>,
+    adapter: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -114,6 +124,11 @@ pub(super) fn layout(name: &str) -> Result<TargetLayout> {
 }
 
 impl QuantizeRequest {
+    /// Where calibration runs the model.
+    pub(super) fn device(&self) -> Result<DeviceRequest> {
+        device(&self.device, &self.adapter)
+    }
+
     pub(super) fn options(&self) -> Result<QuantizeOptions> {
         let method = self.method.unwrap_or(Method::Rtn);
         let mut options = if method == Method::Ternary {
@@ -154,6 +169,12 @@ impl QuantizeRequest {
         }
         options.check()?;
         let calibrated = options.calibrated_method();
+        if calibrated.is_none() && self.device()?.is_given() {
+            return Err(Error::invalid_argument(format!(
+                "method {} runs no model, so there is no `device` to choose",
+                options.method.name()
+            )));
+        }
         if self.calibration.is_some() != calibrated.is_some() {
             let method = calibrated.unwrap_or(options.method).name();
             let what = if calibrated.is_some() { "needs" } else { "takes no" };
@@ -234,9 +255,15 @@ pub(super) struct AutoRequest {
     samples: Option<Vec<usize>>,
     pub(super) calibration: CalibrationRequest,
     pub(super) validate: ValidateRequest,
+    device: Option<String>,
+    adapter: Option<String>,
 }
 
 impl AutoRequest {
+    pub(super) fn device(&self) -> Result<DeviceRequest> {
+        device(&self.device, &self.adapter)
+    }
+
     pub(super) fn options(&self) -> Result<AutoOptions> {
         let usual = AutoOptions::default();
         Ok(AutoOptions {
@@ -290,22 +317,12 @@ impl ConvertRequest {
 pub(super) struct LoadRequest {
     device: Option<String>,
     activations: Option<String>,
-    pub(super) adapter: Option<String>,
-}
-
-/// Where a model runs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum DeviceChoice {
-    /// On a GPU where there is one that can, otherwise on the CPU.
-    Auto,
-    Cpu,
-    Gpu,
+    adapter: Option<String>,
 }
 
 impl LoadRequest {
-    pub(super) fn device(&self) -> Result<DeviceChoice> {
-        let devices = [("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu), ("gpu", DeviceChoice::Gpu)];
-        choice("device", self.device.as_deref().unwrap_or("auto"), &devices)
+    pub(super) fn device(&self) -> Result<DeviceRequest> {
+        device(&self.device, &self.adapter)
     }
 
     pub(super) fn activations(&self) -> Result<Option<Activations>> {
@@ -432,8 +449,8 @@ impl ValidateRequest {
         })
     }
 
-    pub(super) fn load(&self) -> LoadRequest {
-        LoadRequest { device: self.device.clone(), activations: None, adapter: self.adapter.clone() }
+    pub(super) fn device(&self) -> Result<DeviceRequest> {
+        device(&self.device, &self.adapter)
     }
 }
 
@@ -452,8 +469,8 @@ impl CompareRequest {
         self.max_tokens.unwrap_or(ValidateOptions::MAX_TOKENS)
     }
 
-    pub(super) fn load(&self) -> LoadRequest {
-        LoadRequest { device: self.device.clone(), activations: None, adapter: self.adapter.clone() }
+    pub(super) fn device(&self) -> Result<DeviceRequest> {
+        device(&self.device, &self.adapter)
     }
 }
 

@@ -99,7 +99,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     };
     let options = AutoOptions { bits: Some(Bits::Four), samples: vec![2, 4], ..AutoOptions::default() };
     let new = || Ok(CpuBackend::new());
-    let outcome = block_on(auto(&[candidate], &options, new, new, &around)).unwrap();
+    let outcome = block_on(auto(&[candidate], &options, new, &around)).unwrap();
 
     for variant in &outcome.summary.variants {
         let attempt = variant.attempt.as_ref().unwrap();

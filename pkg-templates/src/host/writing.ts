@@ -1,6 +1,6 @@
 /** Work that writes checkpoints: quantizing, converting, the way back, and searches. */
 import { LowbitError } from "../errors.js";
-import type { AttemptSummary, AutoEvent, QuantizationRecord } from "../types.js";
+import type { AttemptSummary, AutoEvent, Device, QuantizationRecord } from "../types.js";
 import type { HostFunctions, Searched } from "../wire.js";
 import type { Context } from "./context.js";
 import { openPlace, type Place } from "./places.js";
@@ -13,8 +13,9 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
     quantize: (id, checkpoint, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
-          const wanted = request as { calibration?: { texts?: unknown[] } };
+          const wanted = request as { calibration?: { texts?: unknown[] }; device?: Device };
           const codec = wanted.calibration?.texts?.length ? await checkpoints.tokenizer(job, source) : undefined;
+          if (wanted.calibration !== undefined) await modules.forDevice(wanted);
           const place = await openPlace(target, platform, caller(), job);
           const scratch = await platform.scratch();
           try {
@@ -55,6 +56,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
     auto: (id, list, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, list, async (...sources) => {
+          await modules.forDevice(request as { device?: Device });
           const root = await openPlace(target, platform, caller(), job);
           if (!root.readable) {
             throw new LowbitError("invalid_argument", "a search reads what it wrote, so its target cannot be streams");

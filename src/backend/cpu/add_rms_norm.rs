@@ -89,7 +89,7 @@ mod tests {
                     let delta_buffer = f32_buffer(&mut backend, &delta);
                     let mut out = backend.buffer(Element::F32, count * width).unwrap();
                     let given = with_delta.then_some(&delta_buffer);
-                    backend.add_rms_norm(&mut residual, given, count, &norm, &mut out).unwrap();
+                    backend.add_rms_norm(&mut residual, given, count, norm.as_ref(), &mut out).unwrap();
                     results.push((read(&mut backend, &residual), read(&mut backend, &out)));
                 }
                 assert_eq!(results[0], results[1], "threads must not change bits");
@@ -119,7 +119,7 @@ mod tests {
         let norm = Norm { weight: f32_buffer(&mut backend, &[1.0; 8]), width: 8, epsilon: 1e-5 };
         let mut residual = backend.buffer(Element::F32, 16).unwrap();
         let mut out = backend.buffer(Element::F32, 15).unwrap();
-        let error = backend.add_rms_norm(&mut residual, None, 2, &norm, &mut out).unwrap_err();
+        let error = backend.add_rms_norm(&mut residual, None, 2, norm.as_ref(), &mut out).unwrap_err();
         assert_eq!(error.to_string(), "add_rms_norm: out needs 16 elements but the buffer holds 15");
     }
 }

@@ -278,7 +278,7 @@ mod tests {
                         values: f32_buffer(&mut backend, &values),
                     };
                     let mut out = backend.buffer(Element::F32, rest * heads * head_dim).unwrap();
-                    backend.attention(&input, rest, past + first, &shape, &cache, &mut out).unwrap();
+                    backend.attention(&input, rest, past + first, &shape, cache.as_ref(), &mut out).unwrap();
                     let found = read(&mut backend, &out);
                     for (found, expected) in found.iter().zip(&expected[first * heads * head_dim..]) {
                         let error = (f64::from(*found) - expected).abs() / f64::from(scale);
@@ -302,7 +302,7 @@ mod tests {
         let shape = AttentionShape { heads: 3, kv_heads: 2, head_dim: 4, capacity: 3 };
         let mut make = || backend.buffer(Element::F32, 64).unwrap();
         let (qkv, mut out, cache) = (make(), make(), KvLayer { keys: make(), values: make() });
-        let error = backend.attention(&qkv, 1, 0, &shape, &cache, &mut out).unwrap_err();
+        let error = backend.attention(&qkv, 1, 0, &shape, cache.as_ref(), &mut out).unwrap_err();
         assert_eq!(error.to_string(), "attention: 3 query heads cannot share 2 key and value heads");
     }
 }

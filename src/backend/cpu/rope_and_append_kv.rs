@@ -90,8 +90,10 @@ mod tests {
                 epsilon: 1e-6,
             };
             let both = QkNorm { q: norm(&q_norm), k: norm(&k_norm) };
-            let given = norms.then_some(&both);
-            backend.rope_and_append_kv(&mut buffer, count, past, &shape, &table, given, &mut cache).unwrap();
+            let given = norms.then_some(both.as_ref());
+            backend
+                .rope_and_append_kv(&mut buffer, count, past, &shape, &table, given, cache.as_mut())
+                .unwrap();
             let (found, keys, values) = (
                 read(&mut backend, &buffer),
                 read(&mut backend, &cache.keys),
@@ -155,7 +157,8 @@ mod tests {
             values: backend.buffer(Element::F32, shape.cache_len()).unwrap(),
         };
         let mut append = |count, past| {
-            let result = backend.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, &mut cache);
+            let result =
+                backend.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, cache.as_mut());
             result.unwrap_err().to_string()
         };
         assert_eq!(append(2, 2), "rope_and_append_kv: 2 tokens after 2 do not fit a cache of 3 positions");

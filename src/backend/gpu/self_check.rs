@@ -66,7 +66,7 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let mut residual = buffer(b, &numbers.floats(count * width))?;
     let delta = buffer(b, &numbers.floats(count * width))?;
     let mut out = b.buffer(Element::F32, count * width)?;
-    b.add_rms_norm(&mut residual, Some(&delta), count, &wide, &mut out)?;
+    b.add_rms_norm(&mut residual, Some(&delta), count, wide.as_ref(), &mut out)?;
     results.push(("add_rms_norm", read(b, &out, count * width).await?));
 
     let gate_up = buffer(b, &numbers.floats(count * 2 * width))?;
@@ -80,12 +80,12 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let rope = buffer(b, &numbers.floats(80 * 20))?;
     let cached = numbers.floats(shape.cache_len());
     let mut cache = KvLayer { keys: buffer(b, &cached)?, values: buffer(b, &cached)? };
-    for (past, count, norms) in [(70, 1, None), (66, 9, Some(&norms))] {
+    for (past, count, norms) in [(70, 1, None), (66, 9, Some(norms.as_ref()))] {
         let mut qkv = buffer(b, &numbers.floats(count * shape.qkv_width()))?;
-        b.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, norms, &mut cache)?;
+        b.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, norms, cache.as_mut())?;
         let len = count * shape.heads * shape.head_dim;
         let mut attended = b.buffer(Element::F32, len)?;
-        b.attention(&qkv, count, past, &shape, &cache, &mut attended)?;
+        b.attention(&qkv, count, past, &shape, cache.as_ref(), &mut attended)?;
         results.push(("rope_and_append_kv", read(b, &qkv, count * shape.qkv_width()).await?));
         results.push(("rope_and_append_kv", read(b, &cache.keys, shape.cache_len()).await?));
         results.push(("attention", read(b, &attended, len).await?));
@@ -103,7 +103,7 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
         found: b.buffer(Element::U32, 1)?,
         capacity: 60,
     };
-    b.top_k(&logits, 1, 1000, 50, &mut top)?;
+    b.top_k(&logits, 1, 1000, 50, top.as_mut())?;
     b.read_u32(&top.found, 0, &mut index).await?;
     let mut ids = [0; 60];
     b.read_u32(&top.ids, 0, &mut ids).await?;
@@ -162,7 +162,7 @@ async fn weight_steps<B: Backend>(
         let mut residual = buffer(b, &numbers.floats(3 * desc.cols))?;
         let delta = buffer(b, &numbers.floats(3 * desc.cols))?;
         let (mut normed, mut y) = (b.buffer(Element::F32, 3 * desc.cols)?, b.buffer(Element::F32, 3 * ROWS)?);
-        b.add_rms_norm(&mut residual, Some(&delta), 3, &norm, &mut normed)?;
+        b.add_rms_norm(&mut residual, Some(&delta), 3, norm.as_ref(), &mut normed)?;
         b.linear(&normed, 3, weight, &mut y)?;
         results.push(("add_rms_norm before linear", read(b, &residual, 3 * desc.cols).await?));
         results.push(("add_rms_norm before linear", read(b, &normed, 3 * desc.cols).await?));

@@ -2,11 +2,9 @@
 //! scheme for each module first. Floor 9.
 
 use super::Args;
-use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::any::AnyBackend;
+use crate::backend::choice::DeviceRequest;
 use crate::calibrate::Samples;
-use crate::cli::device::Device;
-#[cfg(feature = "gpu")]
 use crate::cli::device::note_cpu;
 use crate::cli::terminal::Terminal;
 use crate::cli::{open, recipe};
@@ -40,22 +38,11 @@ pub(super) async fn run(
     }
     let job = Job { args, checkpoint, samples: &samples, scratch, folder, terminal };
     // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
-    let bound_to_plan = options.memory.is_some() && !args.device.is_given();
-    let device = match bound_to_plan {
-        true => Device::Cpu(CpuBackend::new()),
-        false => args.device.pick(terminal).await?.device,
-    };
-    let done = match device {
-        Device::Cpu(_) => job.run(options, || Ok(CpuBackend::new())).await?,
-        #[cfg(feature = "gpu")]
-        Device::Gpu(gpu) => match job.run(options.clone(), || gpu.another()).await {
-            Err(error) if args.device.may_fall_back(&error) => {
-                note_cpu(terminal, &error);
-                job.run(options, || Ok(CpuBackend::new())).await?
-            }
-            done => done?,
-        },
-    };
+    let device = args.device.request();
+    let bound_to_plan = options.memory.is_some() && !device.is_given();
+    let device = if bound_to_plan { DeviceRequest::cpu() } else { device };
+    let work = async |backend| job.run(options.clone(), backend).await;
+    let done = device.run(|error| note_cpu(terminal, error), work).await?.result;
     if let Some(path) = &args.resume {
         // Whatever else somebody put there stays, and so does the folder then.
         let _ = std::fs::remove_dir(path);
@@ -74,13 +61,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn run<B: Backend>(
+    async fn run(
         &self,
         mut options: QuantizeOptions,
-        new: impl Fn() -> Result<B>,
+        backend: AnyBackend,
     ) -> Result<(QuantizeOutcome, CalibrationMemory)> {
         let &Self { args, checkpoint, samples, scratch, folder, terminal } = self;
-        let calibration = || Ok::<_, Error>(Calibration { samples, backend: new()?, scratch });
+        let calibration = || Ok::<_, Error>(Calibration { samples, backend: backend.another()?, scratch });
         if let Some(target) = args.target()? {
             let plans = plan_modules(checkpoint, &options)?;
             plan_memory(checkpoint, &plans, &options, samples)?.check_within(options.memory)?;

@@ -40,7 +40,9 @@ export function setUpQuantizing(store) {
     const began = performance.now();
     const output = await job(store, host, "Quantizing", async (control) => {
       const text = learns(choices.method) ? await calibrationText(fields, control.signal) : undefined;
-      return quantize(model.checkpoint, { ...optionsOf(choices, text), ...control });
+      // Only what learns runs the model.
+      const device = text !== undefined && { device: store.get().device };
+      return quantize(model.checkpoint, { ...optionsOf(choices, text), ...device, ...control });
     });
     if (output === undefined) return;
     const run = {
@@ -55,7 +57,8 @@ export function setUpQuantizing(store) {
     const found = await job(store, host, "Searching", async (control) => {
       const text = await calibrationText(fields, control.signal);
       const heldOut = await shippedText("heldout.txt", control.signal);
-      return auto(model.checkpoint, { ...searchOptionsOf(choices, text, heldOut.slice(0, PART)), ...control });
+      const { device } = store.get();
+      return auto(model.checkpoint, { ...searchOptionsOf(choices, text, heldOut.slice(0, PART)), device, ...control });
     });
     if (found === undefined) return;
     const made = found.attempts.map(({ name, output, report }) => ({

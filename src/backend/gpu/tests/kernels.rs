@@ -33,7 +33,7 @@ pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
         let mut residual = buffer(b, x);
         let delta = delta.map(|delta| buffer(b, delta));
         let mut out = zeros(b, x.len());
-        b.add_rms_norm(&mut residual, delta.as_ref(), x.len() / w.len(), &norm, &mut out).unwrap();
+        b.add_rms_norm(&mut residual, delta.as_ref(), x.len() / w.len(), norm.as_ref(), &mut out).unwrap();
         (read(b, &residual, x.len()).await, read(b, &out, x.len()).await)
     }
     let Some(mut gpu) = gpu().await else { return };
@@ -91,8 +91,16 @@ pub(super) async fn rope_and_append_kv_agrees() {
         let mut buffer_qkv = buffer(b, qkv);
         let rope = buffer(b, rope);
         let mut cache = KvLayer { keys: zeros(b, shape.cache_len()), values: zeros(b, shape.cache_len()) };
-        b.rope_and_append_kv(&mut buffer_qkv, count, past, &shape, &rope, norms.as_ref(), &mut cache)
-            .unwrap();
+        b.rope_and_append_kv(
+            &mut buffer_qkv,
+            count,
+            past,
+            &shape,
+            &rope,
+            norms.as_ref().map(QkNorm::as_ref),
+            cache.as_mut(),
+        )
+        .unwrap();
         let (keys, values) =
             (read(b, &cache.keys, shape.cache_len()).await, read(b, &cache.values, shape.cache_len()).await);
         (read(b, &buffer_qkv, qkv.len()).await, keys, values)
@@ -167,7 +175,7 @@ pub(super) async fn attention_agrees_in_decode_and_prefill() {
         let qkv = buffer(b, qkv);
         let len = count * shape.heads * shape.head_dim;
         let mut out = zeros(b, len);
-        b.attention(&qkv, count, past, &shape, &cache, &mut out).unwrap();
+        b.attention(&qkv, count, past, &shape, cache.as_ref(), &mut out).unwrap();
         read(b, &out, len).await
     }
     let Some(mut gpu) = gpu().await else { return };
@@ -277,7 +285,7 @@ pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
             found: b.buffer(Element::U32, count).unwrap(),
             capacity,
         };
-        b.top_k(&x, count, width, k, &mut out).unwrap();
+        b.top_k(&x, count, width, k, out.as_mut()).unwrap();
         let (mut ids, mut found) = (vec![0; count * capacity], vec![0; count]);
         b.read_u32(&out.ids, 0, &mut ids).await.unwrap();
         b.read_u32(&out.found, 0, &mut found).await.unwrap();
@@ -382,7 +390,7 @@ pub(super) async fn what_does_not_fit_is_an_error() {
     let rope = zeros(&mut gpu, 8);
     let mut cache = KvLayer { keys: zeros(&mut gpu, 12), values: zeros(&mut gpu, 12) };
     let mut append = |count, past| {
-        let result = gpu.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, &mut cache);
+        let result = gpu.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, cache.as_mut());
         result.unwrap_err().to_string()
     };
     assert_eq!(append(2, 2), "rope_and_append_kv: 2 tokens after 2 do not fit a cache of 3 positions");
@@ -391,6 +399,6 @@ pub(super) async fn what_does_not_fit_is_an_error() {
     let qkv = zeros(&mut gpu, wide.qkv_width());
     let cache = KvLayer { keys: zeros(&mut gpu, 258), values: zeros(&mut gpu, 258) };
     let mut out = zeros(&mut gpu, 258);
-    let error = gpu.attention(&qkv, 1, 0, &wide, &cache, &mut out).unwrap_err();
+    let error = gpu.attention(&qkv, 1, 0, &wide, cache.as_ref(), &mut out).unwrap_err();
     assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedModel);
 }

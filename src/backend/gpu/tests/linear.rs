@@ -171,7 +171,7 @@ pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
                 let (mut residual, delta) = (buffer(b, &x), buffer(b, &delta));
                 let (mut normed, mut y) = (zeros(b, count * cols), zeros(b, count * 9));
                 let before = b.dispatches().unwrap();
-                b.add_rms_norm(&mut residual, Some(&delta), count, &norm, &mut normed).unwrap();
+                b.add_rms_norm(&mut residual, Some(&delta), count, norm.as_ref(), &mut normed).unwrap();
                 b.linear(&normed, count, &weight, &mut y).unwrap();
                 let y = read(b, &y, count * 9).await;
                 let dispatches = b.dispatches().unwrap() - before;

@@ -68,7 +68,7 @@ async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     for count in [1, 12] {
         let mut residual = buffer(gpu, &random.floats(count * 96));
         let (mut normed, mut y) = (zeros(gpu, count * 96), zeros(gpu, count * 70));
-        gpu.add_rms_norm(&mut residual, None, count, &norm, &mut normed).unwrap();
+        gpu.add_rms_norm(&mut residual, None, count, norm.as_ref(), &mut normed).unwrap();
         gpu.linear(&normed, count, &weight, &mut y).unwrap();
         results.extend(read(gpu, &y, count * 70).await);
     }

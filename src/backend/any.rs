@@ -1,0 +1,340 @@
+//! Either device behind one type, for callers that learn only at run time which one it is.
+//!
+//! Whatever is generic over [`Backend`] is then compiled once, not once for each device: in a WebAssembly module that halves
+//! the decoder. Choosing costs a comparison a step, of which a token has a few dozen. It computes nothing itself. Floor 4.
+
+use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
+#[cfg(feature = "gpu")]
+use super::gpu::{GpuBackend, GpuBuffer, GpuWeight, GpuWeightBuilder};
+use super::{
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
+    WeightView,
+};
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// A backend of either device.
+pub enum AnyBackend {
+    /// The processor.
+    Cpu(CpuBackend),
+    /// A GPU.
+    #[cfg(feature = "gpu")]
+    Gpu(Box<GpuBackend>),
+}
+
+impl AnyBackend {
+    /// Another backend on the same device, for a second model.
+    ///
+    /// # Errors
+    /// `device_lost`, `out_of_memory`.
+    pub fn another(&self) -> Result<Self> {
+        match self {
+            Self::Cpu(_) => Ok(CpuBackend::new().into()),
+            #[cfg(feature = "gpu")]
+            Self::Gpu(gpu) => Ok(gpu.another()?.into()),
+        }
+    }
+}
+
+impl From<CpuBackend> for AnyBackend {
+    fn from(cpu: CpuBackend) -> Self {
+        Self::Cpu(cpu)
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl From<GpuBackend> for AnyBackend {
+    fn from(gpu: GpuBackend) -> Self {
+        Self::Gpu(Box::new(gpu))
+    }
+}
+
+/// What belongs to a backend of either device: a buffer, a weight.
+pub enum On<C, G> {
+    /// Of the processor.
+    Cpu(C),
+    /// Of a GPU.
+    Gpu(G),
+}
+
+#[cfg(not(feature = "gpu"))]
+use std::convert::Infallible as GpuBuffer;
+#[cfg(not(feature = "gpu"))]
+use std::convert::Infallible as GpuWeight;
+#[cfg(not(feature = "gpu"))]
+use std::convert::Infallible as GpuWeightBuilder;
+
+/// An operand of a step, which has to be on the device that the step runs on.
+trait Operand {
+    type OnCpu;
+    type OnGpu;
+
+    fn on_cpu(self) -> Result<Self::OnCpu>;
+
+    #[cfg(feature = "gpu")]
+    fn on_gpu(self) -> Result<Self::OnGpu>;
+}
+
+#[cold]
+fn elsewhere() -> Error {
+    Error::invalid_argument("expected operands of one device but found one of another")
+}
+
+macro_rules! operand {
+    ($([$($lifetime:lifetime)?] $of:ty => $on_cpu:ty, $on_gpu:ty;)*) => {$(
+        impl<$($lifetime,)? C, G> Operand for $of {
+            type OnCpu = $on_cpu;
+            type OnGpu = $on_gpu;
+
+            fn on_cpu(self) -> Result<Self::OnCpu> {
+                match self {
+                    On::Cpu(operand) => Ok(operand),
+                    On::Gpu(_) => Err(elsewhere()),
+                }
+            }
+
+            #[cfg(feature = "gpu")]
+            fn on_gpu(self) -> Result<Self::OnGpu> {
+                match self {
+                    On::Gpu(operand) => Ok(operand),
+                    On::Cpu(_) => Err(elsewhere()),
+                }
+            }
+        }
+    )*};
+}
+
+operand! {
+    [] On<C, G> => C, G;
+    ['a] &'a On<C, G> => &'a C, &'a G;
+    ['a] &'a mut On<C, G> => &'a mut C, &'a mut G;
+}
+
+/// The same for what holds several operands, each of which is asked.
+macro_rules! operands {
+    ($($of:ident { $($operand:ident),* } { $($value:ident),* })*) => {$(
+        impl<T: Operand> Operand for $of<T> {
+            type OnCpu = $of<T::OnCpu>;
+            type OnGpu = $of<T::OnGpu>;
+
+            fn on_cpu(self) -> Result<Self::OnCpu> {
+                Ok($of { $($operand: self.$operand.on_cpu()?,)* $($value: self.$value,)* })
+            }
+
+            #[cfg(feature = "gpu")]
+            fn on_gpu(self) -> Result<Self::OnGpu> {
+                Ok($of { $($operand: self.$operand.on_gpu()?,)* $($value: self.$value,)* })
+            }
+        }
+    )*};
+}
+
+operands! {
+    Norm { weight } { width, epsilon }
+    QkNorm { q, k } {}
+    KvLayer { keys, values } {}
+    TopK { ids, values, found } { capacity }
+}
+
+impl<T: Operand> Operand for Option<T> {
+    type OnCpu = Option<T::OnCpu>;
+    type OnGpu = Option<T::OnGpu>;
+
+    fn on_cpu(self) -> Result<Self::OnCpu> {
+        self.map(T::on_cpu).transpose()
+    }
+
+    #[cfg(feature = "gpu")]
+    fn on_gpu(self) -> Result<Self::OnGpu> {
+        self.map(T::on_gpu).transpose()
+    }
+}
+
+/// Runs a step on the device that `$any` is, with the operands as that device knows them.
+macro_rules! step {
+    ($any:expr, $($operand:ident)* => |$backend:ident| $step:expr) => {
+        match $any {
+            AnyBackend::Cpu($backend) => {
+                $(let $operand = $operand.on_cpu()?;)*
+                $step
+            }
+            #[cfg(feature = "gpu")]
+            AnyBackend::Gpu($backend) => {
+                $(let $operand = $operand.on_gpu()?;)*
+                $step
+            }
+        }
+    };
+}
+
+/// Makes something on the device that `$any` is.
+macro_rules! make {
+    ($any:expr, |$backend:ident| $made:expr) => {
+        Ok(match $any {
+            AnyBackend::Cpu($backend) => On::Cpu($made?),
+            #[cfg(feature = "gpu")]
+            AnyBackend::Gpu($backend) => On::Gpu($made?),
+        })
+    };
+}
+
+impl Backend for AnyBackend {
+    type Buffer = On<CpuBuffer, GpuBuffer>;
+    type Weight = On<CpuWeight, GpuWeight>;
+    type WeightBuilder = On<CpuWeightBuilder, GpuWeightBuilder>;
+
+    fn capabilities(&self) -> &Capabilities {
+        step!(self, => |b| b.capabilities())
+    }
+
+    fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<Self::WeightBuilder> {
+        make!(self, |b| b.begin_weight(parts))
+    }
+
+    fn put_rows(
+        &mut self,
+        builder: &mut Self::WeightBuilder,
+        part: usize,
+        rows: Range<usize>,
+        data: WeightView<'_>,
+    ) -> Result<()> {
+        step!(self, builder => |b| b.put_rows(builder, part, rows, data))
+    }
+
+    fn put_bias(&mut self, builder: &mut Self::WeightBuilder, part: usize, bias: &[f32]) -> Result<()> {
+        step!(self, builder => |b| b.put_bias(builder, part, bias))
+    }
+
+    async fn finish_weight(&mut self, builder: Self::WeightBuilder) -> Result<Self::Weight> {
+        Ok(match self {
+            Self::Cpu(cpu) => On::Cpu(cpu.finish_weight(builder.on_cpu()?).await?),
+            #[cfg(feature = "gpu")]
+            Self::Gpu(gpu) => On::Gpu(gpu.finish_weight(builder.on_gpu()?).await?),
+        })
+    }
+
+    fn buffer(&mut self, element: Element, len: usize) -> Result<Self::Buffer> {
+        make!(self, |b| b.buffer(element, len))
+    }
+
+    fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()> {
+        step!(self, out => |b| b.write_f32(out, data))
+    }
+
+    fn write_u32(&mut self, out: &mut Self::Buffer, data: &[u32]) -> Result<()> {
+        step!(self, out => |b| b.write_u32(out, data))
+    }
+
+    fn embed(
+        &mut self,
+        tokens: &Self::Buffer,
+        count: usize,
+        table: &Self::Weight,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, tokens table out => |b| b.embed(tokens, count, table, out))
+    }
+
+    fn linear(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        w: &Self::Weight,
+        y: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, x w y => |b| b.linear(x, count, w, y))
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Buffer,
+        delta: Option<&Self::Buffer>,
+        count: usize,
+        norm: Norm<&Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, residual delta norm out => |b| b.add_rms_norm(residual, delta, count, norm, out))
+    }
+
+    fn rope_and_append_kv(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        rope: &Self::Buffer,
+        qk_norm: Option<QkNorm<&Self::Buffer>>,
+        cache: KvLayer<&mut Self::Buffer>,
+    ) -> Result<()> {
+        step!(self, qkv rope qk_norm cache => |b| b.rope_and_append_kv(qkv, count, past, shape, rope, qk_norm, cache))
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Self::Buffer,
+        count: usize,
+        past: usize,
+        shape: &AttentionShape,
+        cache: KvLayer<&Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, qkv cache out => |b| b.attention(qkv, count, past, shape, cache, out))
+    }
+
+    fn gate(
+        &mut self,
+        gate_up: &Self::Buffer,
+        count: usize,
+        width: usize,
+        activation: GateActivation,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, gate_up out => |b| b.gate(gate_up, count, width, activation, out))
+    }
+
+    fn gram(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        width: usize,
+        columns: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        step!(self, x out => |b| b.gram(x, count, width, columns, out))
+    }
+
+    fn abs_max(&mut self, x: &Self::Buffer, count: usize, cols: usize, out: &mut Self::Buffer) -> Result<()> {
+        step!(self, x out => |b| b.abs_max(x, count, cols, out))
+    }
+
+    fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()> {
+        step!(self, x out => |b| b.argmax(x, count, width, out))
+    }
+
+    fn top_k(
+        &mut self,
+        x: &Self::Buffer,
+        count: usize,
+        width: usize,
+        k: usize,
+        out: TopK<&mut Self::Buffer>,
+    ) -> Result<()> {
+        step!(self, x out => |b| b.top_k(x, count, width, k, out))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        step!(self, => |b| b.flush())
+    }
+
+    fn dispatches(&self) -> Option<u64> {
+        step!(self, => |b| b.dispatches())
+    }
+
+    async fn read_u32(&mut self, source: &Self::Buffer, offset: usize, out: &mut [u32]) -> Result<()> {
+        step!(self, source => |b| b.read_u32(source, offset, out).await)
+    }
+
+    async fn read(&mut self, source: &Self::Buffer, offset: usize, out: &mut [f32]) -> Result<()> {
+        step!(self, source => |b| b.read(source, offset, out).await)
+    }
+}

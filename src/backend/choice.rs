@@ -1,0 +1,138 @@
+//! Which device a run asks for, and what becomes of the run where that device fails. Floor 4.
+
+use super::any::AnyBackend;
+use super::cpu::CpuBackend;
+#[cfg(feature = "gpu")]
+use super::gpu::{GpuBackend, GpuOptions};
+#[cfg(any(test, not(feature = "gpu")))]
+use crate::error::ErrorCode;
+use crate::error::{Error, Result};
+
+/// Where a model is to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// On a GPU where there is one that can, otherwise on the CPU. A software adapter has to be asked for, because it is
+    /// slower than the CPU backend.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On a GPU.
+    Gpu,
+}
+
+/// A device, as callers ask for it.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceRequest {
+    /// Which kind.
+    pub device: DeviceChoice,
+    /// A part of the GPU adapter's name.
+    pub adapter: Option<String>,
+}
+
+/// What a run gave.
+#[derive(Debug)]
+pub struct Ran<T> {
+    /// Its result.
+    pub result: T,
+    /// Why it was on the CPU although no device was asked for.
+    pub why_cpu: Option<Error>,
+}
+
+impl DeviceRequest {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { device: DeviceChoice::Cpu, adapter: None }
+    }
+
+    /// Whether anything but the usual is asked for.
+    pub fn is_given(&self) -> bool {
+        self.device != DeviceChoice::Auto || self.adapter.is_some()
+    }
+
+    /// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
+    fn may_fall_back(&self, error: &Error) -> bool {
+        !self.is_given() && error.code().is_of_device()
+    }
+
+    /// Opens the device. Where none is asked for and no GPU can be used, it is the CPU, with the reason.
+    ///
+    /// # Errors
+    /// `no_device` when a GPU is asked for and there is none that fits; `invalid_argument` for an adapter of the CPU.
+    pub async fn open(&self) -> Result<(AnyBackend, Option<Error>)> {
+        if self.device == DeviceChoice::Cpu {
+            if let Some(name) = &self.adapter {
+                return Err(Error::invalid_argument(format!("the CPU has no adapter `{name}`")));
+            }
+            return Ok((CpuBackend::new().into(), None));
+        }
+        match self.open_gpu().await {
+            Ok(gpu) => Ok((gpu, None)),
+            Err(error) if self.may_fall_back(&error) => Ok((CpuBackend::new().into(), Some(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does `work` on the device. Where none is asked for and a GPU fails at it, the CPU does it from the beginning: what one
+    /// device measured is not mixed with what another one did. `tell` hears why the CPU takes over.
+    ///
+    /// # Errors
+    /// As [`DeviceRequest::open`], and those of `work`.
+    pub async fn run<T>(
+        &self,
+        tell: impl Fn(&Error),
+        work: impl AsyncFn(AnyBackend) -> Result<T>,
+    ) -> Result<Ran<T>> {
+        let (backend, why_cpu) = self.open().await?;
+        why_cpu.iter().for_each(&tell);
+        let on_cpu = matches!(backend, AnyBackend::Cpu(_));
+        match work(backend).await {
+            Err(error) if !on_cpu && self.may_fall_back(&error) => {
+                tell(&error);
+                Ok(Ran { result: work(CpuBackend::new().into()).await?, why_cpu: Some(error) })
+            }
+            result => Ok(Ran { result: result?, why_cpu }),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    async fn open_gpu(&self) -> Result<AnyBackend> {
+        let options = GpuOptions {
+            adapter: self.adapter.clone(),
+            software: self.device == DeviceChoice::Gpu,
+            ..GpuOptions::default()
+        };
+        Ok(GpuBackend::new(&options).await?.into())
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    async fn open_gpu(&self) -> Result<AnyBackend> {
+        Err(Error::new(ErrorCode::NoDevice, "this lowbit was built without GPU support"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_asked_for_falls_back() {
+        let request =
+            |device, adapter: Option<&str>| DeviceRequest { device, adapter: adapter.map(str::to_owned) };
+        let auto = request(DeviceChoice::Auto, None);
+        for code in
+            [ErrorCode::NoDevice, ErrorCode::WrongResult, ErrorCode::OutOfMemory, ErrorCode::DeviceLost]
+        {
+            let error = Error::new(code, "no");
+            assert!(auto.may_fall_back(&error), "{code:?}");
+            assert!(!request(DeviceChoice::Gpu, None).may_fall_back(&error));
+            assert!(!request(DeviceChoice::Auto, Some("x")).may_fall_back(&error));
+        }
+        // The CPU would fail too.
+        for code in
+            [ErrorCode::NonFinite, ErrorCode::Cancelled, ErrorCode::InvalidCheckpoint, ErrorCode::NotFound]
+        {
+            assert!(!auto.may_fall_back(&Error::new(code, "no")), "{code:?}");
+        }
+    }
+}
