@@ -69,6 +69,8 @@ const WRONG_ARGUMENTS = {
     [[original, { method: "ternary", bits: 4 }], /ternary/],
     [[original, { method: "gptq" }], /gptq.*calibration/],
     [[original, { calibration: ["x"] }], /rtn.*calibration/],
+    [[original, { device: "cpu" }], /rtn.*device/],
+    [[original, { ...GPTQ, device: "tpu" }], /device.*tpu/],
     [[original, { ...GPTQ, calibration: 5 }], /calibration.*5/],
     [[original, { ...GPTQ, calibration: "a text" }], /calibration.*string/],
     [[original, { ...GPTQ, calibration: [] }], /calibration/],

@@ -126,10 +126,18 @@ test("a signal that came already stops everything before it begins", async () =>
   for (const work of works) assert.equal((await fails(work, "cancelled")).cause.message, "too late", String(work));
 });
 
+const TEXT = readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 600);
+
 test("without a GPU, asking for one says how to have it, and `auto` runs on the CPU and says why", async (t) => {
   const { adapters } = await engine.capabilities();
   if (adapters.length > 0) return t.skip("skipped: there is a GPU here");
-  await fails(engine.loadModel(checkpoint, { device: "gpu" }), "no_device", /npm install webgpu/);
+  const learning = { method: "gptq", calibration: { texts: [TEXT], samples: 1, sequenceLength: 32 }, device: "gpu" };
+  for (const work of [
+    () => engine.loadModel(checkpoint, { device: "gpu" }),
+    () => engine.quantize(checkpoint, learning),
+    () => engine.auto(checkpoint, { texts: TEXT, ...learning }),
+    () => engine.validate(checkpoint, checkpoint, { texts: TEXT, device: "gpu" }),
+  ]) await fails(work(), "no_device", /npm install webgpu/);
   const model = await engine.loadModel(checkpoint, { device: "auto" });
   assert.match(model.info.device, /^cpu/);
   assert.ok(model.info.why_cpu.length > 10);
