@@ -1,11 +1,12 @@
 /** The worker in browsers. */
 import { serve } from "./host.js";
 import { platform } from "./browser-host.js";
+import { envelope } from "./workers.js";
 
 serve(
   {
-    post: (message) => postMessage(message),
-    listen: (listener) => addEventListener("message", (event) => listener((event as MessageEvent).data)),
+    post: (message) => postMessage(envelope.seal(message)),
+    listen: (listener) => addEventListener("message", (event) => listener(envelope.open((event as MessageEvent).data))),
   },
   platform,
 );

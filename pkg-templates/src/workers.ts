@@ -24,11 +24,20 @@ export interface NodeWorker {
   terminate(): Promise<number>;
 }
 
+/**
+ * How messages travel. In `node:worker_threads` Deno looks at every element of an array of bytes, as if it were a property that
+ * may hold a port: 0.4 s for 4 MB, each way. It does not look into maps, and then takes 10 ms.
+ */
+export const envelope = {
+  seal: (message: unknown): unknown => new Map([["message", message]]),
+  open: (sealed: unknown): unknown => (sealed as Map<string, unknown>).get("message"),
+};
+
 export function webThread(worker: WebWorker): Thread {
   return {
     port: {
-      post: (message) => worker.postMessage(message),
-      listen: (listener) => worker.addEventListener("message", ({ data }) => listener(data)),
+      post: (message) => worker.postMessage(envelope.seal(message)),
+      listen: (listener) => worker.addEventListener("message", ({ data }) => listener(envelope.open(data))),
     },
     // A page is not kept alive by its workers.
     hold: () => {},
@@ -46,9 +55,9 @@ export function nodeThread(worker: NodeWorker): Thread {
   let ended = false;
   return {
     port: {
-      post: (message) => worker.postMessage(message),
+      post: (message) => worker.postMessage(envelope.seal(message)),
       listen: (listener) => {
-        worker.on("message", listener);
+        worker.on("message", (sealed) => listener(envelope.open(sealed)));
         // Listening holds the program; `hold` alone decides that.
         worker.unref();
       },
