@@ -1,8 +1,8 @@
 //! The seam between the model and the devices that run it.
 //!
 //! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
-//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only the reading steps and
-//! [`Backend::finish_weight`] wait. Floor 4.
+//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`Backend::finish_read`], its shorthands
+//! and [`Backend::finish_weight`] wait. Floor 4.
 
 pub mod any;
 pub mod choice;
@@ -22,6 +22,9 @@ use std::ops::Range;
 pub struct Capabilities {
     /// The device in words: `cpu (avx2, 2 threads)`.
     pub device: String,
+    /// Whether steps run while their caller goes on, so that it pays to start the next step before a result of the last one is
+    /// read.
+    pub runs_ahead: bool,
     /// Fast kernels that the device refused or computed wrong, and that simpler ones took the place of: a sentence each.
     pub replaced: Vec<String>,
 }
@@ -191,6 +194,8 @@ pub trait Backend {
     type Weight;
     /// A weight on its way to the device.
     type WeightBuilder;
+    /// Elements on their way to the host.
+    type Reading;
 
     /// What the device can do.
     fn capabilities(&self) -> &Capabilities;
@@ -333,6 +338,14 @@ pub trait Backend {
         None
     }
 
+    /// Submits what has been recorded, and begins to read some ranges of buffers, as they are then. Steps that come later may
+    /// change the buffers; dropping the reading gives it up.
+    fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading>;
+
+    /// Waits for the elements of all ranges, one range after the other; those of `F32` buffers come as their bits. What was
+    /// submitted after [`Backend::begin_read`] is not waited for.
+    fn finish_read(&mut self, reading: Self::Reading) -> impl Future<Output = Result<Vec<u32>>>;
+
     /// As [`Backend::read`], of a `U32` buffer.
     fn read_u32(
         &mut self,
@@ -341,7 +354,7 @@ pub trait Backend {
         out: &mut [u32],
     ) -> impl Future<Output = Result<()>>;
 
-    /// Copies the elements of an `F32` buffer from `offset` on into `out`. Only this and [`Backend::read_u32`] wait.
+    /// Copies the elements of an `F32` buffer from `offset` on into `out`.
     fn read(
         &mut self,
         source: &Self::Buffer,

@@ -5,7 +5,7 @@
 
 use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]
-use super::gpu::{GpuBackend, GpuBuffer, GpuWeight, GpuWeightBuilder};
+use super::gpu::{GpuBackend, GpuBuffer, GpuReading, GpuWeight, GpuWeightBuilder};
 use super::{
     AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
     WeightView,
@@ -59,6 +59,8 @@ pub enum On<C, G> {
 
 #[cfg(not(feature = "gpu"))]
 use std::convert::Infallible as GpuBuffer;
+#[cfg(not(feature = "gpu"))]
+use std::convert::Infallible as GpuReading;
 #[cfg(not(feature = "gpu"))]
 use std::convert::Infallible as GpuWeight;
 #[cfg(not(feature = "gpu"))]
@@ -182,6 +184,7 @@ impl Backend for AnyBackend {
     type Buffer = On<CpuBuffer, GpuBuffer>;
     type Weight = On<CpuWeight, GpuWeight>;
     type WeightBuilder = On<CpuWeightBuilder, GpuWeightBuilder>;
+    type Reading = On<Vec<u32>, GpuReading>;
 
     fn capabilities(&self) -> &Capabilities {
         step!(self, => |b| b.capabilities())
@@ -328,6 +331,27 @@ impl Backend for AnyBackend {
 
     fn dispatches(&self) -> Option<u64> {
         step!(self, => |b| b.dispatches())
+    }
+
+    fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading> {
+        let ranges = ranges.iter().map(|(source, range)| (*source, range.clone()));
+        Ok(match self {
+            Self::Cpu(cpu) => {
+                let here: Result<Vec<_>> =
+                    ranges.map(|(source, range)| Ok((source.on_cpu()?, range))).collect();
+                On::Cpu(cpu.begin_read(&here?)?)
+            }
+            #[cfg(feature = "gpu")]
+            Self::Gpu(gpu) => {
+                let here: Result<Vec<_>> =
+                    ranges.map(|(source, range)| Ok((source.on_gpu()?, range))).collect();
+                On::Gpu(gpu.begin_read(&here?)?)
+            }
+        })
+    }
+
+    async fn finish_read(&mut self, reading: Self::Reading) -> Result<Vec<u32>> {
+        step!(self, reading => |b| b.finish_read(reading).await)
     }
 
     async fn read_u32(&mut self, source: &Self::Buffer, offset: usize, out: &mut [u32]) -> Result<()> {

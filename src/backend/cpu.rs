@@ -85,7 +85,7 @@ impl CpuBackend {
         let workers = Workers::new(threads);
         let threads = workers.threads();
         let device = format!("cpu ({}, {threads} thread{})", isa.name(), if threads == 1 { "" } else { "s" });
-        Self { capabilities: Capabilities { device, replaced: Vec::new() }, isa, workers }
+        Self { capabilities: Capabilities { device, runs_ahead: false, replaced: Vec::new() }, isa, workers }
     }
 }
 
@@ -117,6 +117,7 @@ impl Backend for CpuBackend {
     type Buffer = CpuBuffer;
     type Weight = CpuWeight;
     type WeightBuilder = CpuWeightBuilder;
+    type Reading = Vec<u32>;
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
@@ -316,6 +317,20 @@ impl Backend for CpuBackend {
 
     fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn begin_read(&mut self, ranges: &[(&CpuBuffer, Range<usize>)]) -> Result<Vec<u32>> {
+        let mut words = Vec::new();
+        for (source, range) in ranges {
+            words.extend_from_slice(
+                &source.bits("the source", range.end).context_with(|| "read")?[range.clone()],
+            );
+        }
+        Ok(words)
+    }
+
+    async fn finish_read(&mut self, reading: Vec<u32>) -> Result<Vec<u32>> {
+        Ok(reading)
     }
 
     async fn read_u32(&mut self, source: &CpuBuffer, offset: usize, out: &mut [u32]) -> Result<()> {

@@ -39,6 +39,7 @@ mod weight;
 pub use adapter::Sabotage;
 pub use adapter::{AdapterDescription, AdapterKind, GpuOptions, adapters};
 pub use buffers::GpuBuffer;
+pub use readback::GpuReading;
 pub use weight::{GpuWeight, GpuWeightBuilder};
 
 use super::{
@@ -133,11 +134,22 @@ impl GpuBackend {
         self.device.check()
     }
 
-    async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
-        let staging = self.staging.buffer(&self.device, out.len() as u64);
-        self.recording.copy(memory, offset as u64 * 4, &staging, out.len() as u64);
+    /// Copies ranges of 32-bit elements to memory that the host can read, and asks for it.
+    fn begin_reading(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
+        let bytes = |range: &Range<usize>| range.len() as u64 * 4;
+        let staging = self.staging.take(&self.device, ranges.iter().map(|(_, range)| bytes(range)).sum());
+        let mut at = 0;
+        for (memory, range) in ranges {
+            self.recording.copy((memory, range.start as u64 * 4), (&staging, at), bytes(range));
+            at += bytes(range);
+        }
         self.flush()?;
-        readback::read(&self.device, &staging, out).await
+        Ok(GpuReading::begin(staging, at, self.submitter.last()))
+    }
+
+    async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
+        let reading = self.begin_reading(&[(memory, offset..offset + out.len() / 4)])?;
+        reading.finish(&self.device, &mut self.staging, out).await
     }
 }
 
@@ -170,6 +182,7 @@ impl Backend for GpuBackend {
     type Buffer = GpuBuffer;
     type Weight = GpuWeight;
     type WeightBuilder = GpuWeightBuilder;
+    type Reading = GpuReading;
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
@@ -438,6 +451,21 @@ impl Backend for GpuBackend {
 
     fn dispatches(&self) -> Option<u64> {
         Some(self.submitter.dispatches())
+    }
+
+    fn begin_read(&mut self, ranges: &[(&GpuBuffer, Range<usize>)]) -> Result<GpuReading> {
+        let check = |(source, range): &(&GpuBuffer, Range<usize>)| {
+            Ok((source.any("the source", range.end).context_with(|| "read")?.clone(), range.clone()))
+        };
+        let ranges = ranges.iter().map(check).collect::<Result<Vec<_>>>()?;
+        let ranges: Vec<_> = ranges.iter().map(|(memory, range)| (memory, range.clone())).collect();
+        self.begin_reading(&ranges)
+    }
+
+    async fn finish_read(&mut self, reading: GpuReading) -> Result<Vec<u32>> {
+        let mut words = vec![0; reading.bytes() / 4];
+        reading.finish(&self.device, &mut self.staging, bytemuck::cast_slice_mut(&mut words)).await?;
+        Ok(words)
     }
 
     async fn read_u32(&mut self, source: &GpuBuffer, offset: usize, out: &mut [u32]) -> Result<()> {

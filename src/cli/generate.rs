@@ -156,7 +156,6 @@ async fn continue_prompt(
     let start = Instant::now();
     let mut generation = Generation::start(&mut model, codec, &prompt_ids, &options, terminal).await?;
     let prefill_seconds = start.elapsed().as_secs_f64();
-    let dispatches_before = generation.dispatches();
     let start = Instant::now();
     let (mut text, mut finish_reason) = (String::new(), "");
     let mut prompt_is_due = streams && !args.chat;
@@ -172,7 +171,7 @@ async fn continue_prompt(
         finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
     }
     let token_ids = generation.token_ids().to_vec();
-    let dispatches = generation.dispatches().zip(dispatches_before).map(|(after, before)| after - before);
+    let dispatches_per_token = generation.dispatches_per_token();
     // The first token comes from the prompt's pass.
     let decoded = token_ids.len().saturating_sub(1);
     Ok(Document {
@@ -182,9 +181,7 @@ async fn continue_prompt(
         prompt_ids,
         finish_reason,
         prefill_seconds,
-        dispatches_per_token: dispatches
-            .filter(|_| decoded > 0)
-            .map(|dispatches| dispatches as f64 / decoded as f64),
+        dispatches_per_token,
         checkpoint: String::new(),
         activations,
         device,

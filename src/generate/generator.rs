@@ -7,7 +7,7 @@ use super::stop::{FinishReason, StopOptions, StopRules};
 use super::text_stream::{Detokenize, TextStream};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::decoder::{Next, Wanted};
+use crate::model::decoder::{Next, Pending, Wanted};
 use crate::model::{CausalLm, KvCache};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
@@ -97,9 +97,25 @@ pub struct Generation<'m, B: Backend> {
     tokens: Vec<u32>,
     prompt_len: usize,
     reused: usize,
-    next: Next,
+    upcoming: Upcoming<B>,
     wanted: Wanted,
-    finished: bool,
+    decoding: Decoding,
+}
+
+/// What the next token is chosen from.
+enum Upcoming<B: Backend> {
+    Known(Next),
+    Runs(Pending<B>),
+    /// The generation is over, or a step failed.
+    Nothing,
+}
+
+/// What a device has done since the prompt's last token.
+#[derive(Default)]
+struct Decoding {
+    /// Kernels before.
+    dispatches_before: Option<u64>,
+    steps: u64,
 }
 
 struct Codec<'a>(&'a dyn TextCodec);
@@ -190,6 +206,7 @@ impl<'m, B: Backend> Generation<'m, B> {
         let wanted = sampler.wanted(model.config().vocab_size);
         let next = model.forward_next(&prompt_ids[reused..], &mut cache, wanted, control).await?;
         Ok(Self {
+            decoding: Decoding { dispatches_before: model.dispatches(), steps: 0 },
             model,
             cache,
             sampler,
@@ -198,21 +215,28 @@ impl<'m, B: Backend> Generation<'m, B> {
             prompt_len: prompt_ids.len(),
             reused,
             tokens: prompt_ids.to_vec(),
-            next,
+            upcoming: Upcoming::Known(next),
             wanted,
-            finished: false,
         })
     }
 
-    /// The next token and what can be said of its text; `None` after the last piece.
+    /// The next token and what can be said of its text; `None` after the last piece. On a device that runs ahead of its caller
+    /// the step after it has begun by then, where the next token can be chosen there.
     ///
     /// # Errors
-    /// `non_finite` when the model's logits are NaN or infinite; `cancelled`.
+    /// `non_finite` when the model's logits are NaN or infinite; `cancelled`. Nothing comes after an error.
     pub async fn next(&mut self, control: &dyn Control) -> Result<Option<Piece>> {
-        if self.finished {
-            return Ok(None);
-        }
-        let token_id = self.sampler.choose(&mut self.next, &self.tokens)?;
+        let (mut next, ahead) = match std::mem::replace(&mut self.upcoming, Upcoming::Nothing) {
+            Upcoming::Known(next) => (next, None),
+            Upcoming::Runs(pending) => {
+                // The last token that is allowed is not put into the model.
+                let follows = self.stop.tokens_left() > 1;
+                self.model.finish_next(pending, &mut self.cache, follows, control).await?
+            }
+            Upcoming::Nothing => return Ok(None),
+        };
+        self.decoding.steps += u64::from(ahead.is_some());
+        let token_id = self.sampler.choose(&mut next, &self.tokens)?;
         self.tokens.push(token_id);
         let step = if self.stop.is_end_of_sequence(token_id) {
             let rest = self.stream.finish()?;
@@ -230,17 +254,25 @@ impl<'m, B: Backend> Generation<'m, B> {
                 _ => step,
             }
         };
-        self.finished = step.finished.is_some();
-        if !self.finished {
+        if step.finished.is_none() {
             let Self { model, cache, wanted, .. } = self;
-            self.next = model.forward_next(&[token_id], cache, *wanted, control).await?;
+            let pending = match ahead {
+                Some(ahead) => ahead,
+                None => {
+                    self.decoding.steps += 1;
+                    model.start_next(&[token_id], cache, *wanted, control).await?
+                }
+            };
+            self.upcoming = Upcoming::Runs(pending);
         }
         Ok(Some(Piece { token_id, text: step.text, finished: step.finished }))
     }
 
-    /// Kernels that the device has run so far; `None` where it has none.
-    pub fn dispatches(&self) -> Option<u64> {
-        self.model.dispatches()
+    /// Kernels that the device runs for one token; `None` where it has none, and before there was a token after the first.
+    pub fn dispatches_per_token(&self) -> Option<f64> {
+        let Decoding { dispatches_before, steps } = self.decoding;
+        let dispatches = self.model.dispatches()? - dispatches_before?;
+        (steps > 0).then(|| dispatches as f64 / steps as f64)
     }
 
     /// Tokens of the prompt that were not run again.
@@ -250,7 +282,9 @@ impl<'m, B: Backend> Generation<'m, B> {
 
     /// What [`resume`](Self::resume) takes.
     pub fn into_session(self) -> Session<B> {
-        let Self { cache, mut tokens, .. } = self;
+        let Self { mut cache, mut tokens, .. } = self;
+        // Where a step failed the cache may be ahead; otherwise it has all tokens, or all but the last, which nothing needed.
+        cache.truncate(tokens.len());
         tokens.truncate(cache.len());
         Session { cache, tokens }
     }

@@ -89,6 +89,11 @@ impl StopRules {
         self.tokens
     }
 
+    /// Tokens that may still come.
+    pub fn tokens_left(&self) -> usize {
+        self.options.max_tokens.saturating_sub(self.tokens)
+    }
+
     /// Counts a token and takes the text it added (empty while a character is incomplete).
     pub fn accept(&mut self, piece: &str) -> StopStep {
         self.tokens += 1;

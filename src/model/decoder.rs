@@ -1,7 +1,11 @@
 //! The decoder: embedding, blocks, head.
 //!
-//! There is exactly one, for every architecture, number format and device. Not here: choosing the next token
-//! (`generate`). Floor 5.
+//! There is exactly one, for every architecture, number format and device. Not here: what of the logits comes back to the
+//! host (`next`), choosing the next token (`generate`). Floor 5.
+
+mod next;
+
+pub use next::{Next, Pending, Wanted};
 
 use super::block::{Block, Hidden, Position, Workspace, elements_per_token};
 use super::checkpoint::Checkpoint;
@@ -9,7 +13,7 @@ use super::config::ModelConfig;
 use super::kv_cache::KvCache;
 use super::names;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
-use crate::backend::{Backend, Capabilities, Element, NO_INDEX, Norm, TopK};
+use crate::backend::{Backend, Capabilities, Element, Norm, TopK};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::Activations;
 use crate::task::{self, Control, Progress};
@@ -28,31 +32,6 @@ pub enum Logits {
     Last,
 }
 
-/// What the sampler needs to know of the logits after the last token. The less, the less comes back from a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// The largest.
-    Largest,
-    /// This many of the largest, and whatever equals the last of them; at least one, at most the vocabulary's size.
-    TopK(usize),
-    /// All of them.
-    Logits,
-}
-
-/// What is known of the logits after the last token.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Next {
-    /// The id of the largest, the lowest among equals. All of them are finite, or minus infinity.
-    Token(u32),
-    /// Ids and values of the largest, in the order of their ids; as for `Token`.
-    Candidates(Vec<(u32, f32)>),
-    /// All of them, also where a NaN or an infinity is among them.
-    Logits(Vec<f32>),
-}
-
-/// Room beyond `k` for logits that equal the k-th largest; where there are more, all logits are read.
-const ROOM_FOR_TIES: usize = 64;
-
 /// A causal language model on a device.
 pub struct CausalLm<B: Backend> {
     config: ModelConfig,
@@ -65,6 +44,8 @@ pub struct CausalLm<B: Backend> {
     hidden: Hidden<B>,
     /// `[work.tokens, vocab_size]`
     logits: B::Buffer,
+    /// `[vocab_size]`: of every second step where steps begin before the last one's logits are known.
+    logits_ahead: Option<B::Buffer>,
     /// `[1]`
     largest: B::Buffer,
     /// Made for the last `k` that was asked for.
@@ -106,9 +87,20 @@ impl<B: Backend> Ends<B> {
         work: &mut Workspace<B>,
     ) -> Result<()> {
         backend.write_u32(&mut work.token_ids, tokens)?;
-        backend.embed(&work.token_ids, tokens.len(), &self.embedding, &mut hidden.residual)?;
+        self.embed_ids(backend, &work.token_ids, tokens.len(), hidden)
+    }
+
+    /// As [`Ends::embed`], of `count` tokens whose ids are on the device.
+    fn embed_ids(
+        &self,
+        backend: &mut B,
+        ids: &B::Buffer,
+        count: usize,
+        hidden: &mut Hidden<B>,
+    ) -> Result<()> {
+        backend.embed(ids, count, &self.embedding, &mut hidden.residual)?;
         hidden.has_delta = false;
-        hidden.count = tokens.len();
+        hidden.count = count;
         Ok(())
     }
 
@@ -243,6 +235,7 @@ impl<B: Backend> CausalLm<B> {
             work: Workspace::new(&mut backend, &config, tokens)?,
             hidden: new_hidden(&mut backend, &config, tokens)?,
             logits: backend.buffer(Element::F32, tokens * config.vocab_size)?,
+            logits_ahead: None,
             largest: backend.buffer(Element::U32, 1)?,
             top_k: None,
             config,
@@ -313,72 +306,6 @@ impl<B: Backend> CausalLm<B> {
         Ok(())
     }
 
-    /// Runs `tokens`, at least one, which follow what the cache has seen, and tells what is `wanted` of the logits after
-    /// the last of them: more than that where they are not finite or too many are equal.
-    ///
-    /// # Errors
-    /// As [`CausalLm::forward`].
-    pub async fn forward_next(
-        &mut self,
-        tokens: &[u32],
-        cache: &mut KvCache<B>,
-        wanted: Wanted,
-        control: &dyn Control,
-    ) -> Result<Next> {
-        self.check_tokens(tokens, cache)?;
-        let Some((last, without)) = tokens.split_last() else {
-            return Err(Error::invalid_argument("expected at least one token"));
-        };
-        self.run_without_head(without, cache, control).await?;
-        task::checkpoint(control).await?;
-        self.run_blocks(&[*last], cache)?;
-        self.ends.head(&mut self.backend, &mut self.hidden, &mut self.work, &mut self.logits)?;
-        let next = match wanted {
-            Wanted::Largest => self.read_largest().await?,
-            Wanted::TopK(k) => self.read_top_k(k).await?,
-            Wanted::Logits => None,
-        };
-        if let Some(next) = next {
-            return Ok(next);
-        }
-        let mut logits = vec![0.0; self.config.vocab_size];
-        self.backend.read(&self.logits, 0, &mut logits).await?;
-        Ok(Next::Logits(logits))
-    }
-
-    async fn read_largest(&mut self) -> Result<Option<Next>> {
-        self.backend.argmax(&self.logits, 1, self.config.vocab_size, &mut self.largest)?;
-        let mut token = [0];
-        self.backend.read_u32(&self.largest, 0, &mut token).await?;
-        Ok((token[0] != NO_INDEX).then_some(Next::Token(token[0])))
-    }
-
-    async fn read_top_k(&mut self, k: usize) -> Result<Option<Next>> {
-        let capacity = k + ROOM_FOR_TIES;
-        if self.top_k.as_ref().is_none_or(|top_k| top_k.capacity != capacity) {
-            self.top_k = Some(TopK {
-                ids: self.backend.buffer(Element::U32, capacity)?,
-                values: self.backend.buffer(Element::F32, capacity)?,
-                found: self.backend.buffer(Element::U32, 1)?,
-                capacity,
-            });
-        }
-        let Some(top_k) = &mut self.top_k else { return Ok(None) };
-        self.backend.top_k(&self.logits, 1, self.config.vocab_size, k, top_k.as_mut())?;
-        let mut found = [0];
-        self.backend.read_u32(&top_k.found, 0, &mut found).await?;
-        let found = found[0] as usize;
-        if found > capacity {
-            return Ok(None);
-        }
-        let (mut ids, mut values) = (vec![0; found], vec![0.0; found]);
-        self.backend.read_u32(&top_k.ids, 0, &mut ids).await?;
-        self.backend.read(&top_k.values, 0, &mut values).await?;
-        let mut candidates: Vec<(u32, f32)> = ids.into_iter().zip(values).collect();
-        candidates.sort_unstable_by_key(|&(id, _)| id);
-        Ok(Some(Next::Candidates(candidates)))
-    }
-
     /// Kernels that the device has run so far; `None` where it has none.
     pub fn dispatches(&self) -> Option<u64> {
         self.backend.dispatches()
@@ -398,8 +325,8 @@ impl<B: Backend> CausalLm<B> {
         Ok(())
     }
 
-    fn check_tokens(&self, tokens: &[u32], cache: &KvCache<B>) -> Result<()> {
-        let needed = cache.len() + tokens.len();
+    fn check_room(&self, tokens: usize, cache: &KvCache<B>) -> Result<()> {
+        let needed = cache.len() + tokens;
         if needed > cache.capacity() {
             return Err(Error::new(
                 ErrorCode::ContextOverflow,
@@ -409,6 +336,11 @@ impl<B: Backend> CausalLm<B> {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32], cache: &KvCache<B>) -> Result<()> {
+        self.check_room(tokens.len(), cache)?;
         match tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
             None => Ok(()),
             Some(token) => Err(Error::invalid_argument(format!(
@@ -419,14 +351,19 @@ impl<B: Backend> CausalLm<B> {
     }
 
     fn run_blocks(&mut self, tokens: &[u32], cache: &mut KvCache<B>) -> Result<()> {
-        let Self { config, backend, ends, blocks, rope, work, hidden, .. } = self;
+        self.ends.embed(&mut self.backend, tokens, &mut self.hidden, &mut self.work)?;
+        self.run_embedded(cache)
+    }
+
+    /// Runs what is embedded through the blocks.
+    fn run_embedded(&mut self, cache: &mut KvCache<B>) -> Result<()> {
+        let Self { config, backend, blocks, rope, work, hidden, .. } = self;
         let (past, capacity) = (cache.len, cache.capacity());
         let rope = rope.reserve(backend, config, capacity)?;
-        ends.embed(backend, tokens, hidden, work)?;
         for (block, cache) in blocks.iter().zip(&mut cache.layers) {
             block.forward(backend, config, hidden, work, Position { past, capacity, rope, cache })?;
         }
-        cache.len += tokens.len();
+        cache.len += hidden.count;
         Ok(())
     }
 }

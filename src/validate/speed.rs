@@ -73,18 +73,25 @@ pub async fn greedy<B: Backend>(
 ) -> Result<f64> {
     let tokens = tokens.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
     let mut cache = model.new_cache(tokens + 1)?;
-    let mut last = 0;
+    let mut pending = model.start_next(&[0], &mut cache, Wanted::Largest, control).await?;
     let mut start = clock();
-    for token in 0..=tokens {
-        match model.forward_next(&[last], &mut cache, Wanted::Largest, control).await? {
-            Next::Token(next) => last = next,
-            // Broken logits: the speed is the same.
-            Next::Candidates(_) | Next::Logits(_) => last = 0,
-        }
-        if token == 0 {
+    for left in (0..=tokens).rev() {
+        let (next, ahead) = model.finish_next(pending, &mut cache, left > 0, control).await?;
+        if left == tokens {
             // Kernels are compiled now.
             start = clock();
         }
+        if left == 0 {
+            break;
+        }
+        pending = match (ahead, next) {
+            (Some(ahead), _) => ahead,
+            (None, Next::Token(last)) => {
+                model.start_next(&[last], &mut cache, Wanted::Largest, control).await?
+            }
+            // Broken logits: the speed is the same.
+            (None, _) => model.start_next(&[0], &mut cache, Wanted::Largest, control).await?,
+        };
     }
     Ok(tokens as f64 / (clock() - start).max(1e-6))
 }

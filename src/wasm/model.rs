@@ -233,7 +233,6 @@ impl Prompt {
             Generation::start(model, codec, &self.ids, &options, control).await?
         };
         let prefill_seconds = control.seconds() - start;
-        let dispatches_before = generation.dispatches();
         let start = control.seconds();
         let (mut text, mut finish_reason) = (String::new(), "");
         while let Some(piece) = generation.next(control).await? {
@@ -243,7 +242,7 @@ impl Prompt {
         }
         let seconds = control.seconds() - start;
         let token_ids = generation.token_ids().to_vec();
-        let dispatches = generation.dispatches().zip(dispatches_before).map(|(after, before)| after - before);
+        let dispatches_per_token = generation.dispatches_per_token();
         let reused_tokens = generation.reused();
         if self.chat {
             *session = Some(generation.into_session());
@@ -259,9 +258,7 @@ impl Prompt {
             reused_tokens,
             tokens_per_second: timed.then(|| decoded as f64 / seconds),
             prefill_seconds,
-            dispatches_per_token: dispatches
-                .filter(|_| decoded > 0)
-                .map(|dispatches| dispatches as f64 / decoded as f64),
+            dispatches_per_token,
         })
     }
 

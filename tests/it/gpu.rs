@@ -9,7 +9,8 @@ use lowbit::backend::cpu::CpuBackend;
 use lowbit::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
 use lowbit::error::ErrorCode;
 use lowbit::format::sink::MemorySinkDir;
-use lowbit::format::source::SourceDir;
+use lowbit::format::source::{MemoryDir, SourceDir};
+use lowbit::generate::{FinishReason, GenerateOptions, Generation, SamplerOptions};
 use lowbit::model::decoder::{Logits, Next, Wanted};
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::pipeline::{QuantizeOptions, quantize};
@@ -120,6 +121,106 @@ fn greedy_text_is_that_of_the_cpu() {
             assert!(model.dispatches().unwrap() - before <= most, "{name}: more than {most} kernels a token");
         }
     }
+}
+
+/// The shipped model, which takes `token` for the end of a text.
+fn ending_with(token: u32) -> Rc<dyn SourceDir> {
+    let file = |name: &str| std::fs::read(fixture("tale-llama").join(name)).unwrap();
+    let config = String::from_utf8(file("config.json")).unwrap();
+    let config = config.replace("\"eos_token_id\": 1,", &format!("\"eos_token_id\": {token},"));
+    let dir = MemoryDir::new("tale-llama").with("config.json", config.into_bytes());
+    Rc::new(
+        ["tokenizer.json", "model.safetensors"].into_iter().fold(dir, |dir, name| dir.with(name, file(name))),
+    )
+}
+
+/// A text, its tokens and why it ended.
+type Turn = (String, Vec<u32>, Option<FinishReason>);
+
+/// Two turns, and how many tokens of the second one's prompt were there already.
+fn two_turns<B: Backend>(backend: B, end: u32, options: &GenerateOptions) -> ([Turn; 2], usize) {
+    let dir = ending_with(end);
+    let codec = tokenizer(dir.as_ref());
+    let mut model = load(backend, &checkpoint(dir, None));
+    let mut session = None;
+    let mut prompt = codec.encode_prompt("Once upon a time").unwrap();
+    let mut reused = 0;
+    let turns = [(); 2].map(|()| {
+        let mut turn =
+            block_on(Generation::resume(&mut model, &codec, &prompt, options, &Silent, session.take()))
+                .unwrap();
+        let (mut text, mut reason) = (String::new(), None);
+        while let Some(piece) = block_on(turn.next(&Silent)).unwrap() {
+            text.push_str(&piece.text);
+            reason = piece.finished;
+        }
+        assert!(block_on(turn.next(&Silent)).unwrap().is_none(), "nothing comes after the end");
+        let said = turn.token_ids().to_vec();
+        reused = turn.reused();
+        session = Some(turn.into_session());
+        prompt.extend(&said);
+        prompt.extend(codec.encode(" The cat was glad.").unwrap());
+        (text, said, reason)
+    });
+    (turns, reused)
+}
+
+#[test]
+fn what_ends_a_text_ends_it_on_the_gpu_too_and_the_next_turn_goes_on_from_there() {
+    let first = GenerateOptions { max_tokens: 30, ..GenerateOptions::default() };
+    let ([(text, tokens, _), _], _) = two_turns(CpuBackend::new(), 1, &first);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let stopping = |at: usize| GenerateOptions { stop_strings: vec![words[at].to_owned()], ..first.clone() };
+    let sampled = SamplerOptions { temperature: 0.9, top_k: 40, seed: 7, ..SamplerOptions::default() };
+    let penalized = SamplerOptions { repetition_penalty: 1.3, ..SamplerOptions::default() };
+    let cases = [
+        ("as many tokens as were asked for", first.clone(), FinishReason::MaxTokens),
+        ("one token", GenerateOptions { max_tokens: 1, ..first.clone() }, FinishReason::MaxTokens),
+        ("two tokens", GenerateOptions { max_tokens: 2, ..first.clone() }, FinishReason::MaxTokens),
+        ("a stop string at once", stopping(0), FinishReason::StopString),
+        ("a stop string later", stopping(words.len() / 2), FinishReason::StopString),
+        ("the end that the model chose", first.clone(), FinishReason::EndOfSequence),
+        ("candidates", GenerateOptions { sampler: sampled, ..first.clone() }, FinishReason::MaxTokens),
+        ("all logits", GenerateOptions { sampler: penalized, ..first.clone() }, FinishReason::MaxTokens),
+    ];
+    for (name, options, reason) in cases {
+        let Some(gpu) = gpu() else { return };
+        let end = if reason == FinishReason::EndOfSequence { tokens[tokens.len() / 2] } else { 1 };
+        let (expected, on_cpu) = two_turns(CpuBackend::new(), end, &options);
+        let (found, on_gpu) = two_turns(gpu, end, &options);
+        assert_eq!(expected[0].2, Some(reason), "{name}");
+        assert_eq!(found, expected, "{name}");
+        // The step that had begun before it was known that nothing shall follow.
+        let more = usize::from(matches!(reason, FinishReason::StopString | FinishReason::EndOfSequence));
+        assert!(on_gpu == on_cpu || on_gpu == on_cpu + more, "{name}: {on_gpu} and {on_cpu} positions");
+    }
+}
+
+#[test]
+fn the_next_step_begins_before_the_last_one_is_read() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = checkpoint(on_disk(fixture("tale-llama")), None);
+    let mut model = load(gpu, &checkpoint);
+    let prompt = [1, 5, 9];
+    let expected = greedy(&mut model, &prompt, 20);
+    let mut cache = model.new_cache(prompt.len() + 20).unwrap();
+    let mut found = Vec::new();
+    let mut pending =
+        Some(block_on(model.start_next(&prompt, &mut cache, Wanted::Largest, &Silent)).unwrap());
+    while let Some(step) = pending {
+        let before = model.dispatches().unwrap();
+        let follows = found.len() + 1 < 20;
+        let (next, ahead) = block_on(model.finish_next(step, &mut cache, follows, &Silent)).unwrap();
+        let Next::Token(token) = next else { panic!("expected a token but found {next:?}") };
+        found.push(token);
+        assert_eq!(ahead.is_some(), follows);
+        let layers = checkpoint.config().num_hidden_layers as u64;
+        let step = layers * DISPATCHES_OF_A_BLOCK + DISPATCHES_OF_THE_ENDS;
+        assert_eq!(model.dispatches().unwrap() - before, if follows { step } else { 0 });
+        assert_eq!(cache.len(), prompt.len() + found.len() - usize::from(!follows));
+        pending = ahead;
+    }
+    assert_eq!(found, expected);
 }
 
 #[test]

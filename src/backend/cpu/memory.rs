@@ -110,6 +110,15 @@ impl CpuBuffer {
         }
     }
 
+    /// The bits of the first `len` elements, whatever they are.
+    pub(super) fn bits(&self, what: &str, len: usize) -> Result<&[u32]> {
+        let words = match &self.0 {
+            Content::F32(values) => bytemuck::cast_slice(values),
+            Content::U32(values) => values,
+        };
+        words.get(..len).ok_or_else(|| too_short(what, len, words.len()))
+    }
+
     /// As [`CpuBuffer::u32`], to be written.
     pub(super) fn u32_mut(&mut self, what: &str, len: usize) -> Result<&mut [u32]> {
         match &mut self.0 {

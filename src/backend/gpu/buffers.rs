@@ -35,7 +35,7 @@ impl GpuBuffer {
     }
 
     /// Its memory, if it has at least `len` elements of the right type; `what` names the operand in the error.
-    pub(super) fn check(&self, what: &str, element: Element, len: usize) -> Result<&Memory> {
+    fn check(&self, what: &str, element: Element, len: usize) -> Result<&Memory> {
         if self.element != element {
             let name = |element| if element == Element::F32 { "F32" } else { "U32" };
             return Err(Error::invalid_argument(format!(
@@ -44,6 +44,11 @@ impl GpuBuffer {
                 name(self.element)
             )));
         }
+        self.any(what, len)
+    }
+
+    /// As [`GpuBuffer::check`] for elements of either type.
+    pub(super) fn any(&self, what: &str, len: usize) -> Result<&Memory> {
         if self.len < len {
             return Err(Error::invalid_argument(format!(
                 "{what} needs {len} elements but the buffer holds {}",

@@ -108,7 +108,12 @@ impl Device {
     /// # Errors
     /// The first thing that went wrong.
     pub(super) async fn settle(&self) -> Result<()> {
-        let settled = self.watch.settle().await;
+        self.settle_until(None).await
+    }
+
+    /// As [`Device::settle`], but of what was submitted only up to one submission, where one is given.
+    pub(super) async fn settle_until(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let settled = self.watch.settle(submission).await;
         // A failure on the way is the cause of what came after it.
         self.check()?;
         settled

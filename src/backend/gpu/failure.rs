@@ -94,12 +94,16 @@ impl Watch {
         *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
-    /// Waits until the device has done everything that was submitted, and the callbacks for that have run.
+    /// Waits until the device has done everything up to a submission, or all that was submitted, and the callbacks for that
+    /// have run.
     ///
     /// # Errors
     /// `device_lost` where it does not answer.
-    pub(super) async fn settle(&self) -> Result<()> {
-        match self.device.poll(wgpu::PollType::wait_indefinitely()) {
+    pub(super) async fn settle(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let wait =
+            |submission_index| self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
+        // A submission that a lost device refused never ends: waiting for the others tells why.
+        match wait(submission_index).or_else(|_| wait(None)) {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not answer: {error}"))),
         }

@@ -21,7 +21,7 @@ impl GpuBackend {
                 to.len()
             )));
         }
-        self.recording.copy(source, 0, target.buffer(), from.len() as u64 * 4);
+        self.recording.copy((source, 0), (target.buffer(), 0), from.len() as u64 * 4);
         Ok(())
     }
 

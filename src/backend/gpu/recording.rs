@@ -34,6 +34,7 @@ enum Command {
         from: Memory,
         offset: u64,
         to: wgpu::Buffer,
+        to_offset: u64,
         bytes: u64,
     },
 }
@@ -105,10 +106,16 @@ impl Recording {
         self.commands.push(Command::Clear(memory.clone()));
     }
 
-    /// Copies bytes to a buffer that can be read.
-    pub(super) fn copy(&mut self, from: &Memory, offset: u64, to: &wgpu::Buffer, bytes: u64) {
+    /// Copies bytes, from an offset to an offset.
+    pub(super) fn copy(
+        &mut self,
+        (from, offset): (&Memory, u64),
+        (to, to_offset): (&wgpu::Buffer, u64),
+        bytes: u64,
+    ) {
         self.norm = None;
-        self.commands.push(Command::Copy { from: from.clone(), offset, to: to.clone(), bytes });
+        let (from, to) = (from.clone(), to.clone());
+        self.commands.push(Command::Copy { from, offset, to, to_offset, bytes });
     }
 
     /// Whether a command uses `memory`.
@@ -127,6 +134,7 @@ pub(super) struct Submitter {
     /// By layout and buffers, with the submission that used it last.
     bind_groups: HashMap<Vec<u64>, (wgpu::BindGroup, u64)>,
     submissions: u64,
+    last: Option<wgpu::SubmissionIndex>,
     dispatches: u64,
 }
 
@@ -134,6 +142,11 @@ impl Submitter {
     /// Submissions so far.
     pub(super) fn submissions(&self) -> u64 {
         self.submissions
+    }
+
+    /// The last of them.
+    pub(super) fn last(&self) -> Option<wgpu::SubmissionIndex> {
+        self.last.clone()
     }
 
     /// Dispatches so far.
@@ -171,13 +184,13 @@ impl Submitter {
                     encoder.clear_buffer(memory.buffer(), 0, None);
                     commands.next();
                 }
-                Command::Copy { from, offset, to, bytes } => {
-                    encoder.copy_buffer_to_buffer(from.buffer(), *offset, to, 0, *bytes);
+                Command::Copy { from, offset, to, to_offset, bytes } => {
+                    encoder.copy_buffer_to_buffer(from.buffer(), *offset, to, *to_offset, *bytes);
                     commands.next();
                 }
             }
         }
-        device.queue.submit([encoder.finish()]);
+        self.last = Some(device.queue.submit([encoder.finish()]));
         self.submissions += 1;
         let submissions = self.submissions;
         if submissions.is_multiple_of(KEEP_BIND_GROUPS) {

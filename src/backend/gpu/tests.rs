@@ -78,6 +78,7 @@ tests! {
         steps_are_submitted_together_and_each_keeps_its_parameters,
         writing_waits_for_what_was_recorded_before,
         buffers_that_are_used_again_are_zero,
+        a_reading_has_what_was_there_when_it_began,
         wrong_operands_and_impossible_sizes_are_errors,
         copies_and_synthetic_arithmetic_do_what_they_say,
     }

@@ -47,6 +47,7 @@ impl GpuBackend {
         Ok(Self {
             capabilities: Capabilities {
                 device: format!("gpu: {}", device.description),
+                runs_ahead: true,
                 replaced: Vec::new(),
             },
             variants: device.variants,
@@ -140,7 +141,6 @@ impl GpuBackend {
     /// After a check that failed: drops what it left behind. Whether the device can go on.
     fn forget_check(&mut self) -> bool {
         self.recording = Recording::default();
-        self.staging = Staging::default();
         self.device.forget_refused()
     }
 }

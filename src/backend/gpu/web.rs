@@ -145,11 +145,11 @@ impl Watch {
         self.work.set(work);
     }
 
-    /// Waits until every error of the calls so far is known.
+    /// Waits until every error of the calls so far is known. No submission is waited for: what comes of one is known by itself.
     ///
     /// # Errors
     /// None; natively a device may not answer.
-    pub(super) async fn settle(&self) -> Result<()> {
+    pub(super) async fn settle(&self, _: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.set_work(self.work.get());
         let pending = self.pending.take();
         for known in pending {

@@ -43,6 +43,23 @@ pub(super) async fn buffers_that_are_used_again_are_zero() {
     }
 }
 
+pub(super) async fn a_reading_has_what_was_there_when_it_began() {
+    let Some(mut gpu) = gpu().await else { return };
+    let mut values = buffer(&mut gpu, &[1.0, 2.0, 3.0]);
+    let numbers = ids(&mut gpu, &[7, 8]);
+    let before = gpu.submissions();
+    let reading = gpu.begin_read(&[(&numbers, 1..2), (&values, 0..2), (&numbers, 0..0)]).unwrap();
+    assert_eq!(gpu.submissions(), before + 1, "one submission for all ranges");
+    gpu.write_f32(&mut values, &[4.0; 3]).unwrap();
+    let given_up = gpu.begin_read(&[(&values, 0..3)]).unwrap();
+    let later = gpu.begin_read(&[(&values, 2..3)]).unwrap();
+    drop(given_up);
+    assert_eq!(gpu.finish_read(later).await.unwrap(), [4.0f32.to_bits()]);
+    assert_eq!(gpu.finish_read(reading).await.unwrap(), [8, 1.0f32.to_bits(), 2.0f32.to_bits()]);
+    let error = gpu.begin_read(&[(&numbers, 1..2), (&values, 2..4)]).err().expect("beyond its end");
+    assert_eq!(error.to_string(), "read: the source needs 4 elements but the buffer holds 3");
+}
+
 pub(super) async fn wrong_operands_and_impossible_sizes_are_errors() {
     let Some(mut gpu) = gpu().await else { return };
     let tokens = ids(&mut gpu, &[1]);
