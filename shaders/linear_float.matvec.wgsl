@@ -1,7 +1,7 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens.
 //
 // LANES invocations share four rows: each adds up every LANES-th unit, so neighbours read neighbouring words, and uses
-// what it loads of x four times. Then the sums are added in a tree.
+// what it loads of x four times. Then the sums are added: shared/lanes_*.
 
 // [rows, units, UNIT_WORDS]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -21,8 +21,6 @@ const ROWS: u32 = 4u;
 // A power of two, at most 64.
 override LANES: u32 = 64u;
 
-var<workgroup> sums: array<vec4<f32>, 64>;
-
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -38,16 +36,10 @@ fn main(
             sum += unit_products(row, unit, token);
         }
     }
-    sums[index] = sum;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if lane < step {
-            sums[index] += sums[index + step];
-        }
-    }
+    sum = add_floats(sum, index);
     if lane == 0u {
         for (var r = 0u; r < ROWS && row + r < p.rows; r++) {
-            var value = sums[index][r];
+            var value = sum[r];
             if p.has_bias != 0u {
                 value += bias[row + r];
             }

@@ -1,7 +1,8 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens whose activations are
 // rounded to INT8. How four products are added is the variant's: shared/dot_*.
 //
-// LANES invocations share four rows, as in linear_float.matvec. Products are added as integers within a group.
+// LANES invocations share four rows, and their sums are added, as in linear_float.matvec. Products are added as integers within
+// a group.
 
 // [rows, units]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -22,9 +23,6 @@
 const ROWS: u32 = 4u;
 // A power of two, at most 64.
 override LANES: u32 = 64u;
-
-var<workgroup> float_sums: array<vec4<f32>, 64>;
-var<workgroup> integer_sums: array<vec4<i32>, 64>;
 
 @compute @workgroup_size(64)
 fn main(
@@ -53,18 +51,14 @@ fn main(
             }
         }
     }
-    integer_sums[index] = integers;
-    float_sums[index] = floats;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if lane < step {
-            integer_sums[index] += integer_sums[index + step];
-            float_sums[index] += float_sums[index + step];
-        }
+    if ONE_GROUP {
+        integers = add_integers(integers, index);
+    } else {
+        floats = add_floats(floats, index);
     }
     if lane == 0u {
         for (var r = 0u; r < ROWS && row + r < p.rows; r++) {
-            let value = scaled(row + r, integer_sums[index][r], float_sums[index][r], factors[token]);
+            let value = scaled(row + r, integers[r], floats[r], factors[token]);
             y[token * p.y_stride + p.y_start + row + r] = value;
         }
     }

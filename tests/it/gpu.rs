@@ -301,11 +301,13 @@ fn a_broken_variant_is_replaced_and_the_text_stays_that_of_base_kernels() {
         let mut model = load(gpu, &checkpoint);
         (greedy(&mut model, &[1, 5, 9], 32), model.capabilities().clone())
     };
-    if gpu().is_none() {
-        return;
-    }
+    let Some(gpu) = gpu() else { return };
+    let by_subgroups = gpu.fast_kernels().contains(&"sums by subgroups");
+    drop(gpu);
+    let matvec =
+        if by_subgroups { "linear_int8.matvec.packed.subgroups" } else { "linear_int8.matvec.packed" };
     let (expected, _) = text(GpuOptions { base_kernels: true, ..GpuOptions::default() });
-    for kernel in ["linear_int8.matvec.packed", "linear_int8.matmul.packed"] {
+    for kernel in [matvec, "linear_int8.matmul.packed"] {
         for sabotage in [Sabotage::Idle(kernel), Sabotage::Invalid(kernel)] {
             let (found, told) = text(GpuOptions { sabotage: Some(sabotage), ..GpuOptions::default() });
             assert_eq!(found, expected, "{sabotage:?}");

@@ -94,12 +94,24 @@ pub(super) struct Candidate {
     pub(super) variants: Variants,
 }
 
-/// The variants that every adapter of an instance has: of WGSL itself, no feature of a device.
+/// The variants that an adapter has: some need a feature of WGSL itself, some one of the device.
 #[cfg(not(target_arch = "wasm32"))]
-fn variants(instance: &wgpu::Instance) -> Variants {
+fn variants(instance: &wgpu::Instance, adapter: &wgpu::Adapter) -> Variants {
     let language = instance.wgsl_language_features();
     let packed_dot = language.contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
-    Variants { packed_dot, rounding_norm: true }
+    let info = adapter.get_info();
+    let subgroups = adapter
+        .features()
+        .contains(wgpu::Features::SUBGROUP)
+        .then(|| least_subgroup(info.subgroup_min_size, info.backend, &info.name));
+    Variants { packed_dot, rounding_norm: true, subgroups }
+}
+
+/// Invocations that lie in one subgroup whatever its size is. Of Metal wgpu knows no sizes, and says 4; Apple's own GPUs have 32
+/// always.
+#[cfg(not(target_arch = "wasm32"))]
+fn least_subgroup(told: u32, api: wgpu::Backend, name: &str) -> u32 {
+    if api == wgpu::Backend::Metal && name.starts_with("Apple ") { 32 } else { told }
 }
 
 fn instance() -> wgpu::Instance {
@@ -113,9 +125,9 @@ fn instance() -> wgpu::Instance {
 #[cfg(not(target_arch = "wasm32"))]
 async fn all() -> Result<Vec<Candidate>> {
     let instance = instance();
-    let variants = variants(&instance);
     let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
     let describe = |adapter: wgpu::Adapter| {
+        let variants = variants(&instance, &adapter);
         let info = adapter.get_info();
         let description = AdapterDescription {
             name: info.name,
@@ -155,8 +167,11 @@ async fn all() -> Result<Vec<Candidate>> {
     }
     let instance = instance();
     let packed_dot = web::has_language_feature("packed_4x8_integer_dot_product");
-    let variants =
-        packed_dot.map_or_else(Variants::default, |packed_dot| Variants { packed_dot, rounding_norm: true });
+    let variants = packed_dot.map_or_else(Variants::default, |packed_dot| Variants {
+        packed_dot,
+        rounding_norm: true,
+        subgroups: None,
+    });
     let mut candidates: Vec<Candidate> = Vec::new();
     for (spelled, preference) in [
         ("high-performance", wgpu::PowerPreference::HighPerformance),
@@ -218,6 +233,20 @@ fn fits(description: &AdapterDescription, options: &GpuOptions) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subgroups_are_taken_to_be_no_larger_than_they_surely_are() {
+        use wgpu::Backend::{Dx12, Metal, Vulkan};
+        for (told, api, name, expected) in [
+            (32, Vulkan, "NVIDIA H200", 32),
+            (8, Vulkan, "Intel(R) Iris(R) Xe Graphics", 8),
+            (4, Dx12, "Microsoft Basic Render Driver", 4),
+            (4, Metal, "Apple M3", 32),
+            (4, Metal, "AMD Radeon Pro 5500M", 4),
+        ] {
+            assert_eq!(least_subgroup(told, api, name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn software_adapters_are_known_by_name_and_have_to_be_asked_for() {

@@ -32,9 +32,14 @@ impl Device {
     /// `no_device` when there is none, or it cannot be opened.
     pub(super) async fn open(options: &GpuOptions) -> Result<Self> {
         let Candidate { adapter, description, variants } = adapter::choose(options).await?;
+        let variants = if options.base_kernels { Variants::default() } else { variants };
         let offered = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lowbit"),
+            required_features: match variants.subgroups {
+                Some(_) => wgpu::Features::SUBGROUP,
+                None => wgpu::Features::empty(),
+            },
             // Kernels keep to WebGPU's defaults; only buffers may be larger.
             required_limits: wgpu::Limits {
                 max_buffer_size: offered.max_buffer_size,
@@ -61,7 +66,7 @@ impl Device {
             queue,
             description,
             max_binding_bytes,
-            variants: if options.base_kernels { Variants::default() } else { variants },
+            variants,
             failure,
             watch,
             sabotage: options.sabotage,

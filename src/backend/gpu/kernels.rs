@@ -19,33 +19,63 @@ pub(super) struct Kernel {
     pub(super) bindings: &'static [Access],
     /// Bytes of the parameters.
     pub(super) params: usize,
+    /// The same, adding up by subgroups: for devices that have them.
+    pub(super) subgroups: Option<&'static Self>,
 }
 
 use Access::{Read as R, Write as W};
 
-/// One kernel: `shaders/<stem>.wgsl` and the shared pieces that it uses. Its name is the stem; a variant of it, linked
-/// with another piece, has a suffix.
-macro_rules! kernel {
-    ($constant:ident, $stem:literal, $($rest:tt)*) => {
-        kernel!($constant, $stem + "", $($rest)*);
-    };
-    ($constant:ident, $stem:literal + $suffix:literal, [$($piece:literal),*], [$($access:ident),*], $params:literal) => {
-        pub(super) static $constant: Kernel = Kernel {
-            name: concat!($stem, $suffix),
+/// `shaders/<stem>.wgsl` with the shared pieces that it uses. Its name is the stem; a variant of it, linked with another piece,
+/// has a suffix.
+macro_rules! linked {
+    ($stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
+        Kernel {
+            name: concat!($stem, $($suffix),+),
             source: concat!(
                 include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
                 $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
             ),
             bindings: &[$($access),*],
             params: $params,
-        };
+            subgroups: $subgroups,
+        }
+    };
+}
+
+/// One kernel.
+macro_rules! kernel {
+    ($constant:ident, $stem:literal, $($rest:tt)*) => {
+        kernel!($constant, $stem + "", $($rest)*);
+    };
+    ($constant:ident, $stem:literal + $suffix:literal, $pieces:tt, $accesses:tt, $params:literal) => {
+        pub(super) static $constant: Kernel = linked!($stem + $suffix, $pieces, $accesses, $params, None);
+    };
+}
+
+/// One kernel whose invocations add up what they have, and its variant with subgroups.
+///
+/// In a browser there is no such variant: wgpu does not ask there for the feature, and the text could not be the same, because
+/// browsers insist on `enable subgroups;`, which naga refuses.
+macro_rules! summing_kernel {
+    ($constant:ident, $stem:literal + $suffix:literal, [$($piece:literal),*], $accesses:tt, $params:literal) => {
+        pub(super) static $constant: Kernel =
+            linked!($stem + $suffix, ["lanes_barriers", $($piece),*], $accesses, $params, {
+                #[cfg(not(target_arch = "wasm32"))]
+                {
+                    static WITH_SUBGROUPS: Kernel =
+                        linked!($stem + $suffix ".subgroups", ["lanes_subgroups", $($piece),*], $accesses, $params, None);
+                    Some(&WITH_SUBGROUPS)
+                }
+                #[cfg(target_arch = "wasm32")]
+                None
+            });
     };
 }
 
 kernel!(EMBED, "embed", ["weights", "grid"], [R, R, R, R, W], 48);
-kernel!(
+summing_kernel!(
     FLOAT_MATVEC,
-    "linear_float.matvec",
+    "linear_float.matvec" + "",
     ["linear_params", "weights", "activations", "grid"],
     [R, R, R, R, R, W],
     48
@@ -59,14 +89,14 @@ kernel!(
 );
 kernel!(INT8_QUANTIZE, "linear_int8.quantize", ["quantize", "rounded_quads", "grid"], [R, W, W], 32);
 kernel!(INT8_ROUND_TRIP, "linear_int8.round_trip", ["quantize", "grid"], [R, W], 16);
-kernel!(
+summing_kernel!(
     INT8_MATVEC,
-    "linear_int8.matvec",
+    "linear_int8.matvec" + "",
     ["linear_params", "weights", "int8", "dot_plain", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
-kernel!(
+summing_kernel!(
     INT8_MATVEC_PACKED,
     "linear_int8.matvec" + ".packed",
     ["linear_params", "weights", "int8", "dot_packed", "grid"],
@@ -107,9 +137,9 @@ kernel!(ABS_MAX, "abs_max", ["grid"], [R, W], 16);
 // Of benchmarks only.
 kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
 
-/// All that models run.
+/// All that models run, without variants with subgroups.
 #[cfg(any(test, feature = "kernel-tests"))]
-pub(super) static ALL: &[&Kernel] = &[
+static ALL: &[&Kernel] = &[
     &EMBED,
     &FLOAT_MATVEC,
     &FLOAT_MATMUL,
@@ -130,3 +160,9 @@ pub(super) static ALL: &[&Kernel] = &[
     &GRAM,
     &ABS_MAX,
 ];
+
+/// All that models run on some device.
+#[cfg(any(test, feature = "kernel-tests"))]
+pub(super) fn all() -> impl Iterator<Item = &'static Kernel> {
+    ALL.iter().flat_map(|&kernel| [Some(kernel), kernel.subgroups]).flatten()
+}

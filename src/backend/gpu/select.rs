@@ -36,6 +36,17 @@ impl Choice {
         Self { kernel, constants: Vec::new() }
     }
 
+    /// `kernel`, or its variant with subgroups where it has one and it runs.
+    fn of(kernel: &'static Kernel, mut constants: Vec<(&'static str, u32)>, variants: Variants) -> Self {
+        match (kernel.subgroups, variants.subgroups) {
+            (Some(kernel), Some(size)) => {
+                constants.push(("SUBGROUP", size));
+                Self { kernel, constants }
+            }
+            _ => Self { kernel, constants },
+        }
+    }
+
     pub(super) fn kernel(&self) -> &'static Kernel {
         self.kernel
     }
@@ -116,7 +127,7 @@ pub(super) fn linear(
         let [x, y, _] = grid(rows.div_ceil(MATVEC_INVOCATIONS / lanes * MATVEC_ROWS))?;
         [x, y, tokens as u32]
     };
-    Ok(Plan { choice: Choice { kernel, constants }, workgroups })
+    Ok(Plan { choice: Choice::of(kernel, constants, variants), workgroups })
 }
 
 /// Whether products with these weights are products of integers.
@@ -242,7 +253,7 @@ mod tests {
         };
         let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
         use Activations::{F32, Int8};
-        // Format, activations, tokens: the kernel where the device multiplies four bytes at once.
+        // Format, activations, tokens: the kernel where the device multiplies four bytes at once, without subgroups.
         let cases = [
             (ternary, Int8, 1, "linear_int8.matvec.packed"),
             (ternary, Int8, 9, "linear_int8.matmul.packed"),
@@ -257,9 +268,14 @@ mod tests {
         for (format, activations, tokens, kernel) in cases {
             let units = Units::new(64, format).unwrap();
             let has_zeros = matches!(format, WeightFormat::Packed(Scheme::Integer { symmetric: false, .. }));
-            let all = Variants { packed_dot: true, rounding_norm: true };
-            let plan = linear(&units, has_zeros, activations, 10, tokens, all).unwrap();
-            assert_eq!(plan.choice.kernel().name, kernel, "{format:?}");
+            for subgroups in [None, Some(32)] {
+                let variants = Variants { packed_dot: true, rounding_norm: true, subgroups };
+                let plan = linear(&units, has_zeros, activations, 10, tokens, variants).unwrap();
+                let sums = subgroups.is_some() && kernel.contains(".matvec");
+                let expected = if sums { format!("{kernel}.subgroups") } else { kernel.to_owned() };
+                assert_eq!(plan.choice.kernel().name, expected, "{format:?}");
+                assert_eq!(plan.choice.constants().contains(&("SUBGROUP", 32)), sums, "{expected}");
+            }
         }
     }
 

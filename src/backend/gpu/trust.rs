@@ -23,7 +23,16 @@ impl GpuBackend {
     /// `no_device` when there is none that fits, or it cannot be opened; `wrong_result` and `shader_error` when it is not
     /// to be trusted.
     pub async fn new(options: &GpuOptions) -> Result<Self> {
+        Self::with_variants(options, |offered| offered).await
+    }
+
+    /// As [`GpuBackend::new`], with some of the variants that are offered.
+    pub(super) async fn with_variants(
+        options: &GpuOptions,
+        choose: impl FnOnce(Variants) -> Variants,
+    ) -> Result<Self> {
         let mut gpu = Self::on(Arc::new(Device::open(options).await?))?;
+        gpu.variants = choose(gpu.variants);
         self_check::steps(&mut gpu).await?;
         Ok(gpu)
     }

@@ -8,16 +8,19 @@ pub(super) enum Variant {
     PackedDot,
     /// A norm that also rounds to INT8, where a linear step with INT8 activations comes next.
     RoundingNorm,
+    /// Sums of what invocations have, by shuffles within subgroups.
+    Subgroups,
 }
 
 impl Variant {
-    pub(super) const ALL: [Self; 2] = [Self::PackedDot, Self::RoundingNorm];
+    pub(super) const ALL: [Self; 3] = [Self::PackedDot, Self::RoundingNorm, Self::Subgroups];
 
     /// The name in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::PackedDot => "packed dot products",
             Self::RoundingNorm => "norms that round",
+            Self::Subgroups => "sums by subgroups",
         }
     }
 }
@@ -27,6 +30,8 @@ impl Variant {
 pub(super) struct Variants {
     pub(super) packed_dot: bool,
     pub(super) rounding_norm: bool,
+    /// The least that subgroups have of invocations, a power of two; `None` where they are not used.
+    pub(super) subgroups: Option<u32>,
 }
 
 impl Variants {
@@ -34,6 +39,7 @@ impl Variants {
         match variant {
             Variant::PackedDot => self.packed_dot,
             Variant::RoundingNorm => self.rounding_norm,
+            Variant::Subgroups => self.subgroups.is_some(),
         }
     }
 
@@ -41,6 +47,7 @@ impl Variants {
         match variant {
             Variant::PackedDot => self.packed_dot = false,
             Variant::RoundingNorm => self.rounding_norm = false,
+            Variant::Subgroups => self.subgroups = None,
         }
         self
     }
@@ -67,18 +74,30 @@ mod tests {
 
     #[test]
     fn one_variant_is_given_up_before_all() {
-        let variants = |packed_dot, rounding_norm| Variants { packed_dot, rounding_norm };
+        let variants =
+            |packed_dot, rounding_norm, subgroups| Variants { packed_dot, rounding_norm, subgroups };
+        let none = variants(false, false, None);
         for (running, fallbacks) in [
-            (variants(false, false), vec![]),
-            (variants(true, false), vec![variants(false, false)]),
+            (none, vec![]),
+            (variants(true, false, None), vec![none]),
             (
-                variants(true, true),
-                vec![variants(false, true), variants(true, false), variants(false, false)],
+                variants(true, true, None),
+                vec![variants(false, true, None), variants(true, false, None), none],
+            ),
+            (
+                variants(true, true, Some(32)),
+                vec![
+                    variants(false, true, Some(32)),
+                    variants(true, false, Some(32)),
+                    variants(true, true, None),
+                    none,
+                ],
             ),
         ] {
             assert_eq!(running.fallbacks(), fallbacks);
         }
-        let given_up: Vec<Variant> = variants(true, true).and_not(variants(false, true)).collect();
-        assert_eq!(given_up, [Variant::PackedDot]);
+        let (running, fewer) = (variants(true, true, Some(8)), variants(false, true, None));
+        let given_up: Vec<Variant> = running.and_not(fewer).collect();
+        assert_eq!(given_up, [Variant::PackedDot, Variant::Subgroups]);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::operands::{Matrix, Random, buffer, load, read, zeros};
 use super::{gpu, gpu_with};
-use crate::backend::gpu::kernels::ALL;
+use crate::backend::gpu::kernels::{Kernel, all};
+use crate::backend::gpu::variants::{Variant, Variants};
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
 use crate::backend::{Backend, Norm, WeightDesc, WeightFormat};
 use crate::dtype::DType;
@@ -15,8 +16,27 @@ use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 /// 6e-8.
 const ROUNDING_TOLERANCE: f32 = 0.05;
 
-const VARIANTS: [&str; 3] =
-    ["linear_int8.matvec.packed", "linear_int8.matmul.packed", "add_rms_norm.quantize"];
+/// What a kernel is a variant by; empty for a base.
+fn needs(kernel: &Kernel) -> impl Iterator<Item = Variant> {
+    Variant::ALL.into_iter().filter(|variant| match variant {
+        Variant::PackedDot => kernel.name.contains(".packed"),
+        Variant::RoundingNorm => kernel.name.starts_with("add_rms_norm.quantize"),
+        Variant::Subgroups => kernel.name.ends_with(".subgroups"),
+    })
+}
+
+/// As many as can be of the variants that are `offered`, so that `kernel` itself still runs; `None` where it does not.
+fn variants_of(kernel: &Kernel, offered: Variants) -> Option<Variants> {
+    let needed: Vec<Variant> = needs(kernel).collect();
+    let replaces = |variant: &Variant| match variant {
+        Variant::PackedDot => kernel.name.starts_with("linear_int8.mat"),
+        Variant::RoundingNorm => ["add_rms_norm", "linear_int8.quantize"].contains(&kernel.name),
+        Variant::Subgroups => kernel.subgroups.is_some(),
+    };
+    let others = Variant::ALL.into_iter().filter(|variant| !needed.contains(variant));
+    let variants = others.filter(replaces).fold(offered, Variants::without);
+    needed.iter().all(|&variant| offered.has(variant)).then_some(variants)
+}
 
 fn with(sabotage: Sabotage) -> GpuOptions {
     GpuOptions { software: true, sabotage: Some(sabotage), ..GpuOptions::default() }
@@ -38,14 +58,11 @@ async fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
 }
 
 pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
-    let Some(_) = gpu().await else { return };
-    for kernel in ALL {
-        let options = GpuOptions {
-            // Otherwise a variant may run in its place.
-            base_kernels: !VARIANTS.contains(&kernel.name),
-            ..with(Sabotage::Idle(kernel.name))
-        };
-        let result = match GpuBackend::new(&options).await {
+    let Some(gpu) = gpu().await else { return };
+    let offered = gpu.variants;
+    for kernel in all() {
+        let Some(variants) = variants_of(kernel, offered) else { continue };
+        let result = match GpuBackend::with_variants(&with(Sabotage::Idle(kernel.name)), |_| variants).await {
             Ok(mut gpu) => load_everything(&mut gpu).await,
             Err(error) => Err(error),
         };
@@ -57,20 +74,25 @@ pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
     }
 }
 
-/// A norm and a linear step with INT8 activations, for one token and for many.
+/// A norm and two linear steps, one with INT8 activations, for one token and for many.
 async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
     let mut random = Random::new(2);
+    let grid = ActivationGrid::Absmax127;
     let matrix = [Matrix::random(&mut random, 70, 96, ternary)];
-    let weight = load(gpu, &matrix, Activations::Int8, ActivationGrid::Absmax127).await;
+    let weight = load(gpu, &matrix, Activations::Int8, grid).await;
+    let matrix = [Matrix::random(&mut random, 70, 96, WeightFormat::Dense(DType::F16))];
+    let exact = load(gpu, &matrix, Activations::F32, grid).await;
     let norm = Norm { weight: buffer(gpu, &random.floats(96)), width: 96, epsilon: 1e-5 };
     let mut results = Vec::new();
     for count in [1, 12] {
         let mut residual = buffer(gpu, &random.floats(count * 96));
         let (mut normed, mut y) = (zeros(gpu, count * 96), zeros(gpu, count * 70));
         gpu.add_rms_norm(&mut residual, None, count, norm.as_ref(), &mut normed).unwrap();
-        gpu.linear(&normed, count, &weight, &mut y).unwrap();
-        results.extend(read(gpu, &y, count * 70).await);
+        for weight in [&weight, &exact] {
+            gpu.linear(&normed, count, weight, &mut y).unwrap();
+            results.extend(read(gpu, &y, count * 70).await);
+        }
     }
     results
 }
@@ -89,12 +111,17 @@ pub(super) async fn a_variant_that_fails_is_replaced_and_the_answer_stays_right(
     normed_linear(&mut untouched).await;
     assert!(untouched.capabilities().replaced.is_empty(), "{:?}", untouched.capabilities().replaced);
     let fewest = dispatches(&mut untouched).await;
-    assert_eq!(fewest, 4, "two norms that round, two products");
-    for kernel in VARIANTS {
+    assert_eq!(fewest, 6, "two norms that round, four products");
+    for kernel in all() {
+        let Some(variants) = variants_of(kernel, untouched.variants) else { continue };
+        if needs(kernel).next().is_none() {
+            continue;
+        }
+        let kernel = kernel.name;
         for (sabotage, why) in
             [(Sabotage::Idle(kernel), "the GPU computes"), (Sabotage::Invalid(kernel), "was refused")]
         {
-            let mut gpu = gpu_with(&with(sabotage)).await.unwrap();
+            let mut gpu = GpuBackend::with_variants(&with(sabotage), |_| variants).await.unwrap();
             let found = normed_linear(&mut gpu).await;
             let difference = found.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{sabotage:?}: largest deviation {difference:.2e}");

@@ -1,8 +1,8 @@
 //! The shaders' texts, without a device: they are valid, and declare what the host binds. Floor 4.
 
-use super::super::kernels::{ALL, Access, Kernel, MULTIPLY_ADD};
+use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all};
 use super::super::params;
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
 
@@ -16,9 +16,14 @@ fn parse(kernel: &Kernel) -> Module {
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.source, kernel.name)))
 }
 
+/// The name of its file, without what tells variants apart.
+fn stem(kernel: &Kernel) -> &'static str {
+    kernel.name.trim_end_matches(".subgroups").trim_end_matches(".packed")
+}
+
 /// Name and offset of each field of the parameters, as the host has them.
 fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
-    match kernel.name.trim_end_matches(".packed") {
+    match stem(kernel) {
         name if name.ends_with(".matvec") || name.ends_with(".matmul") => params::Linear::FIELDS,
         name if name.starts_with("attention.") => params::Attention::FIELDS,
         "linear_int8.quantize" => params::Quantize::FIELDS,
@@ -39,11 +44,16 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
 
 #[test]
 fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
-    for kernel in ALL.iter().copied().chain([&MULTIPLY_ADD]) {
+    for kernel in all().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
-        // No capability beyond the core of WebGPU, to which unpacking f16 belongs.
+        // No capability beyond the core of WebGPU, to which unpacking f16 belongs; subgroups where a variant is named by them.
         let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        let mut validator = Validator::new(ValidationFlags::all(), core);
+        let mut validator = if kernel.name.ends_with(".subgroups") {
+            Validator::new(ValidationFlags::all(), core | Capabilities::SUBGROUP)
+        } else {
+            Validator::new(ValidationFlags::all(), core)
+        };
+        validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
         if let Err(error) = validator.validate(&module) {
             panic!("{}: {}", kernel.name, error.emit_to_string(kernel.source));
         }
@@ -65,7 +75,7 @@ fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
 
 #[test]
 fn bindings_and_parameters_are_those_that_the_host_assumes() {
-    for kernel in ALL.iter().copied().chain([&MULTIPLY_ADD]) {
+    for kernel in all().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
         let mut storage = Vec::new();
         for (_, variable) in module.global_variables.iter() {
@@ -107,11 +117,10 @@ fn every_shader_is_a_kernel_or_a_piece_of_one() {
         let shaders = entries.filter(|path| path.extension().is_some_and(|e| e == "wgsl"));
         shaders.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     };
-    let stem = |kernel: &&Kernel| kernel.name.trim_end_matches(".packed").to_owned();
-    let kernels: BTreeSet<String> = ALL.iter().map(stem).collect();
+    let kernels: BTreeSet<String> = all().map(|kernel| stem(kernel).to_owned()).collect();
     assert_eq!(stems(root.clone()), kernels);
     for piece in stems(root.join("shared")) {
         let text = std::fs::read_to_string(root.join("shared").join(format!("{piece}.wgsl"))).unwrap();
-        assert!(ALL.iter().any(|kernel| kernel.source.contains(&text)), "no kernel uses {piece}");
+        assert!(all().any(|kernel| kernel.source.contains(&text)), "no kernel uses {piece}");
     }
 }
