@@ -48,6 +48,8 @@ enum SizeArg {
 #[derive(Serialize)]
 struct Document {
     device: String,
+    /// Variants that run in the place of base kernels, in words.
+    fast_kernels: Vec<&'static str>,
     /// Set where the figures say nothing about hardware.
     label: Option<&'static str>,
     /// Read and written by a copy in this run; null on the CPU.
@@ -85,7 +87,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         why_cpu.iter().for_each(|error| note_cpu(terminal, error));
         match backend {
             AnyBackend::Cpu(_) => {
-                measure(backend, args, SizeArg::Small, (None, None), &clock, terminal).await
+                measure(backend, args, SizeArg::Small, Known::default(), &clock, terminal).await
             }
             #[cfg(feature = "gpu")]
             AnyBackend::Gpu(mut gpu) => {
@@ -95,9 +97,11 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
                 );
                 let usual = if software { SizeArg::Small } else { SizeArg::Large };
                 let sizes = args.size.unwrap_or(usual).sizes();
+                // So that it is known which variants run.
+                gpu.check_formats().await?;
                 let limits = kernels::limits(&mut gpu, &sizes, &clock).await?;
-                let gpu = AnyBackend::Gpu(gpu);
-                measure(gpu, args, usual, (label, Some(limits)), &clock, terminal).await
+                let known = Known { label, limits: Some(limits), fast_kernels: gpu.fast_kernels() };
+                measure(AnyBackend::Gpu(gpu), args, usual, known, &clock, terminal).await
             }
         }
     })?;
@@ -114,11 +118,19 @@ impl SizeArg {
     }
 }
 
+/// What is known of a device before the steps run.
+#[derive(Default)]
+struct Known {
+    label: Option<&'static str>,
+    limits: Option<Limits>,
+    fast_kernels: Vec<&'static str>,
+}
+
 async fn measure(
     mut device: AnyBackend,
     args: &Args,
     usual: SizeArg,
-    (label, limits): (Option<&'static str>, Option<Limits>),
+    Known { label, limits, fast_kernels }: Known,
     clock: speed::Clock<'_>,
     terminal: &Terminal,
 ) -> Result<Document> {
@@ -140,6 +152,7 @@ async fn measure(
     }
     Ok(Document {
         device: device.capabilities().device.clone(),
+        fast_kernels,
         label,
         copy_bytes_per_second: limits.map(|limits| limits.bytes_per_second),
         peak_operations_per_second: limits.map(|limits| limits.operations_per_second),
@@ -167,29 +180,119 @@ impl Step {
 fn text(document: &Document) -> String {
     let mut text = format!("{}\n", document.device);
     // Writing to a string cannot fail.
+    if !document.fast_kernels.is_empty() {
+        let _ = writeln!(text, "with {}", document.fast_kernels.join(", "));
+    }
     if let Some(label) = document.label {
         let _ = writeln!(text, "{label}");
     }
     if let (Some(copy), Some(peak)) = (document.copy_bytes_per_second, document.peak_operations_per_second) {
-        let _ = writeln!(text, "copy {:.1} GB/s, arithmetic {:.1} GFLOP/s", copy / 1e9, peak / 1e9);
+        let (copy, peak) = (copy / 1e9, peak / 1e9);
+        let _ = writeln!(text, "a copy moves {copy:.1} GB/s; multiply-adds alone do {peak:.1} GFLOP/s");
     }
-    for step in &document.steps {
-        let share =
-            |share: Option<f64>| share.map_or_else(String::new, |share| format!(" ({:.0}%)", 100.0 * share));
+    if !document.steps.is_empty() {
+        let (copy, peak) = document.copy_bytes_per_second.map_or(("", ""), |_| ("of copy", "of peak"));
         let _ = writeln!(
             text,
-            "{:<20} {:<28} {:>10.1} us {:>8.1} GB/s{} {:>8.1} GFLOP/s{}",
-            step.step,
-            step.shape,
-            1e6 * step.seconds,
-            step.bytes_per_second / 1e9,
-            share(step.share_of_copy),
-            step.operations_per_second / 1e9,
-            share(step.share_of_peak)
+            "\n{:<19} {:<26} {:>9} {:>8} {copy:>7} {:>9} {peak:>7}",
+            "step", "shape", "time", "GB/s", "GFLOP/s"
         );
     }
-    for model in &document.models {
-        let _ = writeln!(text, "{}: {:.1} tokens/s", model.checkpoint, model.tokens_per_second);
+    for step in &document.steps {
+        let operations =
+            figure((step.operations_per_second > 0.0).then_some(step.operations_per_second / 1e9));
+        let line = format!(
+            "{:<19} {:<26} {:>9} {:>8} {:>7} {:>9} {:>7}",
+            step.step,
+            step.shape,
+            time(step.seconds),
+            figure(Some(step.bytes_per_second / 1e9)),
+            share(step.share_of_copy),
+            operations,
+            share(step.share_of_peak.filter(|_| step.operations_per_second > 0.0))
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    for (at, model) in document.models.iter().enumerate() {
+        let space = if at == 0 { "\n" } else { "" };
+        let _ = writeln!(
+            text,
+            "{space}{}: {:.1} tokens/s, {TOKENS} tokens greedily",
+            model.checkpoint, model.tokens_per_second
+        );
     }
     text
+}
+
+/// With one decimal place, or two where there would be nothing else.
+fn figure(value: Option<f64>) -> String {
+    match value {
+        None => String::new(),
+        Some(value) if value < 1.0 => format!("{value:.2}"),
+        Some(value) => format!("{value:.1}"),
+    }
+}
+
+fn share(value: Option<f64>) -> String {
+    match value.map(|value| 100.0 * value) {
+        None => String::new(),
+        Some(value) if value < 10.0 => format!("{value:.1}%"),
+        Some(value) => format!("{value:.0}%"),
+    }
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        ..1e-3 => format!("{:.1} us", 1e6 * seconds),
+        1e-3..1.0 => format!("{:.1} ms", 1e3 * seconds),
+        _ => format!("{seconds:.1} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_stand_below_each_other_and_say_what_they_are_shares_of() {
+        let timed = |step: &str, shape: &str, seconds| Timed {
+            step: step.to_owned(),
+            shape: shape.to_owned(),
+            bytes: 3_000_000,
+            operations: 10_000_000,
+            seconds,
+        };
+        let steps = [
+            timed("matvec int4-g32 a8", "14336 x 4096, 1 token", 2e-5),
+            timed("gate", "14336, 512 tokens", 0.012),
+        ];
+        let document = |limits: Option<Limits>, label| Document {
+            device: "gpu: some GPU (vulkan, discrete)".to_owned(),
+            fast_kernels: limits.map_or_else(Vec::new, |_| vec!["packed dot products", "norms that round"]),
+            label,
+            copy_bytes_per_second: limits.map(|limits| limits.bytes_per_second),
+            peak_operations_per_second: limits.map(|limits| limits.operations_per_second),
+            steps: steps.iter().map(|step| Step::new(step.clone(), limits)).collect(),
+            models: vec![Decoding { checkpoint: "tale".to_owned(), tokens_per_second: 1234.56 }],
+        };
+        let limits = Limits { bytes_per_second: 2e11, operations_per_second: 1e13 };
+        let expected = "\
+gpu: some GPU (vulkan, discrete)
+with packed dot products, norms that round
+software
+a copy moves 200.0 GB/s; multiply-adds alone do 10000.0 GFLOP/s
+
+step                shape                           time     GB/s of copy   GFLOP/s of peak
+matvec int4-g32 a8  14336 x 4096, 1 token        20.0 us    150.0     75%     500.0    5.0%
+gate                14336, 512 tokens            12.0 ms     0.25    0.1%      0.83    0.0%
+
+tale: 1234.6 tokens/s, 64 tokens greedily
+";
+        let found = text(&document(Some(limits), Some("software")));
+        assert_eq!(found, expected);
+        // The processor has no shares.
+        let found = text(&document(None, None));
+        assert!(found.contains("1 token        20.0 us    150.0             500.0\n"), "{found}");
+        assert!(!found.contains('%') && !found.contains("copy"), "{found}");
+    }
 }

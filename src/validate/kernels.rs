@@ -7,7 +7,8 @@ use super::speed::Clock;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::GpuBackend;
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, WeightDesc, WeightFormat, WeightView,
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, TopK, WeightDesc, WeightFormat,
+    WeightView,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,6 +22,9 @@ const LEAST_SECONDS: f64 = 0.1;
 const MOST_RUNS: usize = 1 << 14;
 /// Goes; the fastest counts, because others on the machine only ever make it slower.
 const GOES: usize = 3;
+/// Steps that are timed: five formats of a weight, two shapes of each, and the others; each for one token and for many, but for
+/// the five around the blocks.
+const STEPS: usize = 2 * (5 * 2 + 4) + 5;
 /// Runs of a step before what is recorded is submitted, so that the device works while the next ones are recorded.
 const RUNS_IN_FLIGHT: usize = 32;
 
@@ -35,17 +39,31 @@ pub struct Sizes {
     pub prompt: usize,
     /// Positions that are attended to.
     pub context: usize,
+    /// Logits of a token.
+    pub vocabulary: usize,
     /// Bytes of weights of one kind that take turns.
     pub weight_bytes: u64,
 }
 
 impl Sizes {
     /// Of a model of 8 billion parameters, and more weights than caches hold.
-    pub const LARGE: Self =
-        Self { hidden: 4096, intermediate: 14_336, prompt: 512, context: 2048, weight_bytes: 256 << 20 };
+    pub const LARGE: Self = Self {
+        hidden: 4096,
+        intermediate: 14_336,
+        prompt: 512,
+        context: 2048,
+        vocabulary: 128_256,
+        weight_bytes: 256 << 20,
+    };
     /// For processors, and software that plays a GPU.
-    pub const SMALL: Self =
-        Self { hidden: 1024, intermediate: 2816, prompt: 64, context: 512, weight_bytes: 0 };
+    pub const SMALL: Self = Self {
+        hidden: 1024,
+        intermediate: 2816,
+        prompt: 64,
+        context: 512,
+        vocabulary: 32_000,
+        weight_bytes: 0,
+    };
 }
 
 /// One step and how long it took.
@@ -159,7 +177,11 @@ fn weight_bytes(format: WeightFormat, rows: usize, cols: usize) -> u64 {
     bytes as u64
 }
 
-/// Times every step of a block and what stands around the blocks.
+fn in_words(tokens: usize) -> String {
+    if tokens == 1 { "1 token".to_owned() } else { format!("{tokens} tokens") }
+}
+
+/// Times every step of a block, what stands around the blocks, and what calibration adds.
 ///
 /// # Errors
 /// What goes wrong on the device; `cancelled`.
@@ -172,8 +194,7 @@ pub async fn steps<B: Backend>(
     let mut timed = Vec::new();
     for (name, format, activations) in formats() {
         for (rows, cols) in [(sizes.intermediate, sizes.hidden), (sizes.hidden, sizes.intermediate)] {
-            control.progress(&Progress { phase: "bench", done: timed.len() as u64, total: 26, item: name });
-            task::checkpoint(control).await?;
+            report(control, timed.len(), name).await?;
             let bytes = weight_bytes(format, rows, cols);
             let copies = (sizes.weight_bytes / bytes).max(1) as usize;
             let mut weights = Vec::new();
@@ -190,7 +211,7 @@ pub async fn steps<B: Backend>(
                 .await?;
                 timed.push(Timed {
                     step: format!("{step} {name}"),
-                    shape: format!("{rows} x {cols}, {tokens} tokens"),
+                    shape: format!("{rows} x {cols}, {}", in_words(tokens)),
                     bytes: bytes + 4 * (tokens * (rows + cols)) as u64,
                     operations: 2 * (rows * cols * tokens) as u64,
                     seconds,
@@ -199,20 +220,28 @@ pub async fn steps<B: Backend>(
         }
     }
     for tokens in [1, sizes.prompt] {
-        timed.extend(other_steps(device, sizes, tokens, clock, control).await?);
+        report(control, timed.len(), "blocks").await?;
+        timed.extend(other_steps(device, sizes, tokens, clock).await?);
     }
+    report(control, timed.len(), "ends").await?;
+    timed.extend(steps_around(device, sizes, clock).await?);
     Ok(timed)
 }
 
+async fn report(control: &dyn Control, done: usize, item: &str) -> Result<()> {
+    control.progress(&Progress { phase: "bench", done: done as u64, total: STEPS as u64, item });
+    task::checkpoint(control).await
+}
+
+/// The steps of a block that no weight takes part in.
 async fn other_steps<B: Backend>(
     b: &mut B,
     sizes: &Sizes,
     tokens: usize,
     clock: Clock<'_>,
-    control: &dyn Control,
 ) -> Result<Vec<Timed>> {
-    task::checkpoint(control).await?;
     let Sizes { hidden, intermediate, context, .. } = *sizes;
+    let these = in_words(tokens);
     let mut timed = Vec::new();
     let done = b.buffer(Element::F32, 1)?;
     let mut push = |step: &str, shape: String, bytes: usize, operations: usize, seconds: f64| {
@@ -228,7 +257,7 @@ async fn other_steps<B: Backend>(
     })
     .await?;
     let len = tokens * hidden;
-    push("add_rms_norm", format!("{hidden}, {tokens} tokens"), 4 * (4 * len + hidden), 4 * len, seconds);
+    push("add_rms_norm", format!("{hidden}, {these}"), 4 * (4 * len + hidden), 4 * len, seconds);
 
     let gate_up = values(b, tokens * 2 * intermediate)?;
     let mut gated = b.buffer(Element::F32, tokens * intermediate)?;
@@ -237,7 +266,7 @@ async fn other_steps<B: Backend>(
     })
     .await?;
     let len = tokens * intermediate;
-    push("gate", format!("{intermediate}, {tokens} tokens"), 12 * len, 4 * len, seconds);
+    push("gate", format!("{intermediate}, {these}"), 12 * len, 4 * len, seconds);
 
     // Groups of four query heads, as models of that size have.
     let shape =
@@ -251,7 +280,7 @@ async fn other_steps<B: Backend>(
     })
     .await?;
     let len = tokens * shape.qkv_width();
-    push("rope_and_append_kv", format!("{} heads, {tokens} tokens", shape.heads), 8 * len, 6 * len, seconds);
+    push("rope_and_append_kv", format!("{} heads, {these}", shape.heads), 8 * len, 6 * len, seconds);
     let mut attended = b.buffer(Element::F32, tokens * hidden)?;
     let seconds =
         time(b, &done, clock, |b, _| b.attention(&qkv, tokens, past, &shape, cache.as_ref(), &mut attended))
@@ -259,7 +288,54 @@ async fn other_steps<B: Backend>(
     let moved = 4 * (2 * shape.cache_len() + 2 * tokens * hidden);
     // Each query meets what is before it: scores, and sums of values.
     let operations = 4 * hidden * tokens * (past + tokens.div_ceil(2));
-    push("attention", format!("{context} positions, {tokens} tokens"), moved, operations, seconds);
+    push("attention", format!("{context} positions, {these}"), moved, operations, seconds);
+    Ok(timed)
+}
+
+/// What stands before and after the blocks, and what calibration adds.
+async fn steps_around<B: Backend>(b: &mut B, sizes: &Sizes, clock: Clock<'_>) -> Result<Vec<Timed>> {
+    let Sizes { hidden, intermediate, prompt, vocabulary, .. } = *sizes;
+    let mut timed = Vec::new();
+    let done = b.buffer(Element::F32, 1)?;
+    let mut push = |step: &str, shape: String, bytes: usize, operations: usize, seconds: f64| {
+        let (bytes, operations) = (bytes as u64, operations as u64);
+        timed.push(Timed { step: step.to_owned(), shape, bytes, operations, seconds });
+    };
+
+    let table = random_weight(b, WeightFormat::Dense(DType::F16), Activations::F32, intermediate, hidden);
+    let table = table.await?;
+    let ids: Vec<u32> = (0..prompt).map(|i| (i * 7919 % intermediate) as u32).collect();
+    let mut tokens = b.buffer(Element::U32, prompt)?;
+    b.write_u32(&mut tokens, &ids)?;
+    let mut x = b.buffer(Element::F32, prompt * hidden)?;
+    let seconds = time(b, &done, clock, |b, _| b.embed(&tokens, prompt, &table, &mut x)).await?;
+    let shape = format!("{intermediate} x {hidden}, {}", in_words(prompt));
+    push("embed f16", shape, prompt * hidden * (2 + 4), 0, seconds);
+
+    let logits = values(b, vocabulary)?;
+    let mut largest = b.buffer(Element::U32, 1)?;
+    let seconds = time(b, &done, clock, |b, _| b.argmax(&logits, 1, vocabulary, &mut largest)).await?;
+    push("argmax", format!("{vocabulary}, 1 token"), 4 * vocabulary, vocabulary, seconds);
+    let mut top = TopK {
+        ids: b.buffer(Element::U32, vocabulary)?,
+        values: b.buffer(Element::F32, vocabulary)?,
+        found: b.buffer(Element::U32, 1)?,
+        capacity: vocabulary,
+    };
+    let k = 40.min(vocabulary);
+    let seconds = time(b, &done, clock, |b, _| b.top_k(&logits, 1, vocabulary, k, top.as_mut())).await?;
+    push("top_k", format!("{k} of {vocabulary}, 1 token"), 4 * vocabulary, vocabulary, seconds);
+
+    let x = values(b, prompt * hidden)?;
+    let mut sums = b.buffer(Element::F32, hidden * hidden)?;
+    let seconds = time(b, &done, clock, |b, _| b.gram(&x, prompt, hidden, 0..hidden, &mut sums)).await?;
+    let shape = format!("{hidden} columns, {}", in_words(prompt));
+    // The half of the products that is wanted.
+    let pairs = hidden * (hidden + 1) / 2;
+    push("gram", shape.clone(), 4 * (prompt * hidden + 2 * pairs), 2 * prompt * pairs, seconds);
+    let mut most = b.buffer(Element::F32, hidden)?;
+    let seconds = time(b, &done, clock, |b, _| b.abs_max(&x, prompt, hidden, &mut most)).await?;
+    push("abs_max", shape, 4 * (prompt + 2) * hidden, prompt * hidden, seconds);
     Ok(timed)
 }
 
@@ -317,7 +393,14 @@ mod tests {
 
     #[test]
     fn every_step_is_timed_and_counted() {
-        let sizes = Sizes { hidden: 512, intermediate: 96, prompt: 9, context: 20, weight_bytes: 100_000 };
+        let sizes = Sizes {
+            hidden: 512,
+            intermediate: 96,
+            prompt: 9,
+            context: 20,
+            vocabulary: 30,
+            weight_bytes: 100_000,
+        };
         // A clock that jumps a second each time somebody looks: each go is one run of one second.
         let now = Cell::new(0.0);
         let clock = || {
@@ -325,15 +408,18 @@ mod tests {
             now.get()
         };
         let timed = block_on(steps(&mut CpuBackend::new(), &sizes, &clock, &Silent)).unwrap();
-        assert_eq!(timed.len(), 5 * 2 * 2 + 2 * 4);
-        assert!(timed.iter().all(|step| step.seconds == 1.0 && step.bytes > 0 && step.operations > 0));
+        assert_eq!(timed.len(), STEPS);
+        for step in &timed {
+            assert!(step.seconds == 1.0 && step.bytes > 0, "{step:?}");
+            assert_eq!(step.operations > 0, step.step != "embed f16", "{step:?}");
+        }
         let find = |step: &str, shape: &str| {
             let found = timed.iter().find(|timed| timed.step == step && timed.shape == shape);
             found.map(|timed| (timed.bytes, timed.operations)).unwrap()
         };
         // Codes, scales of four bytes, activations in and out.
         let bytes = 512 * 96 / 2 + 4 * 96 * 16 + 4 * (512 + 96);
-        assert_eq!(find("matvec int4-g32", "96 x 512, 1 tokens"), (bytes, 2 * 512 * 96));
+        assert_eq!(find("matvec int4-g32", "96 x 512, 1 token"), (bytes, 2 * 512 * 96));
         let bytes = 512 * 96 / 4 + 4 * 96 + 4 * 9 * (512 + 96);
         assert_eq!(find("matmul ternary a8", "96 x 512, 9 tokens"), (bytes, 2 * 9 * 512 * 96));
     }
