@@ -29,7 +29,10 @@ const GPU_TESTS = 24;
 const engine = await import(pathToFileURL(join(MODULES, "engine.js")));
 const untested = engine.gpuTests === undefined && "these modules were built without the kernels' tests (`cargo xtask package --fast` has them)";
 
-/** Browsers take minutes for them. Deno, which has the same native WebGPU as Firefox, always runs them. */
+/**
+ * Browsers take up to ten minutes each for them. Chromium brings SwiftShader; Firefox takes what Vulkan has, and finds no adapter
+ * where that is nothing. Deno, which has the same native WebGPU as Firefox, always runs them.
+ */
 const rarely = process.env.LOWBIT_KERNELS !== "all" && "takes minutes: LOWBIT_KERNELS=all runs it";
 
 /** Skips where there is no adapter; otherwise every test must have passed. */
@@ -51,7 +54,15 @@ async function site() {
 }
 
 const READY = "globalThis.found !== undefined";
-const PATIENCE = { timeout: 540_000, polling: 500 };
+const PATIENCE = { timeout: 900_000, polling: 500 };
+
+/** Judges what a page found, which `ready` waits for; where that takes too long, says which test was running. */
+async function judgePage(context, page, ready) {
+  await ready.catch(async (error) => {
+    throw new Error(`${await page.evaluate("globalThis.running")}: ${error.message}`);
+  });
+  judge(context, JSON.parse(await page.evaluate("JSON.stringify(globalThis.found)")));
+}
 
 test("Chromium", { skip: untested || rarely || (CHROMIUM === undefined && "it is not installed") }, async (context) => {
   const { chromium } = await import("playwright-core");
@@ -60,8 +71,7 @@ test("Chromium", { skip: untested || rarely || (CHROMIUM === undefined && "it is
   try {
     const page = await browser.newPage();
     await page.goto(`${await site()}/page.html`);
-    await page.waitForFunction(READY, undefined, PATIENCE);
-    judge(context, await page.evaluate("globalThis.found"));
+    await judgePage(context, page, page.waitForFunction(READY, undefined, PATIENCE));
   } finally {
     await browser.close();
   }
@@ -74,8 +84,7 @@ test("Firefox", { skip: untested || rarely || (FIREFOX === undefined && "it is n
   try {
     const page = await browser.newPage();
     await page.goto(`${await site()}/page.html`);
-    await page.waitForFunction(READY, PATIENCE);
-    judge(context, JSON.parse(await page.evaluate("JSON.stringify(globalThis.found)")));
+    await judgePage(context, page, page.waitForFunction(READY, PATIENCE));
   } finally {
     await browser.close();
   }

@@ -8,8 +8,9 @@
  * @param wasm The module itself, or where it is
  * @param uncaught Rejects when the program meets an error that nobody catches. A test that fails ends the module, and nothing
  *   that waits for it is ever told.
+ * @param begins Hears the name of each test that begins
  */
-export async function runGpuTests(engine, wasm, uncaught) {
+export async function runGpuTests(engine, wasm, uncaught, begins = () => {}) {
   const said = [];
   const { error } = console;
   console.error = (...words) => said.push(words.join(" "));
@@ -26,6 +27,7 @@ export async function runGpuTests(engine, wasm, uncaught) {
     }
     const passed = {};
     for (name of engine.gpuTests()) {
+      begins(name);
       const start = performance.now();
       await Promise.race([engine.runGpuTest(name), failed]);
       passed[name] = Math.round(performance.now() - start);
