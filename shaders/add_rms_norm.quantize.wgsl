@@ -36,8 +36,6 @@ struct Params {
 
 const LANES: u32 = QUANTIZE_LANES;
 
-var<workgroup> sums: array<f32, 256>;
-
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -62,15 +60,7 @@ fn main(
             sum += value * value;
         }
     }
-    sums[lane] = sum;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if lane < step {
-            sums[lane] += sums[lane + step];
-        }
-    }
-    workgroupBarrier();
-    let factor = 1.0 / sqrt(sums[0] / f32(p.cols) + p.epsilon);
+    let factor = 1.0 / sqrt(total_of(sum, lane) / f32(p.cols) + p.epsilon);
     var seen = Seen(0.0, 0u);
     for (var quad = lane; quad < quads; quad += LANES) {
         let at = quad_span(quad);

@@ -20,8 +20,6 @@ struct Params {
 
 const LANES: u32 = 256u;
 
-var<workgroup> sums: array<f32, 256>;
-
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -42,15 +40,7 @@ fn main(
         }
         sum += value * value;
     }
-    sums[lane] = sum;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if lane < step {
-            sums[lane] += sums[lane + step];
-        }
-    }
-    workgroupBarrier();
-    let factor = 1.0 / sqrt(sums[0] / f32(p.width) + p.epsilon);
+    let factor = 1.0 / sqrt(total_of(sum, lane) / f32(p.width) + p.epsilon);
     for (var i = lane; i < p.width; i += LANES) {
         out[first + i] = residual[first + i] * factor * weight[i];
     }

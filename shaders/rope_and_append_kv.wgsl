@@ -32,8 +32,6 @@ struct Params {
 
 const LANES: u32 = 64u;
 
-var<workgroup> sums: array<f32, 64>;
-
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -95,13 +93,5 @@ fn inverse_rms(first: u32, epsilon: f32, lane: u32) -> f32 {
         let value = qkv[first + i];
         sum += value * value;
     }
-    sums[lane] = sum;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        workgroupBarrier();
-        if lane < step {
-            sums[lane] += sums[lane + step];
-        }
-    }
-    workgroupBarrier();
-    return 1.0 / sqrt(sums[0] / f32(p.head_dim) + epsilon);
+    return 1.0 / sqrt(total_of(sum, lane) / f32(p.head_dim) + epsilon);
 }

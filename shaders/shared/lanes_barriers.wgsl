@@ -1,9 +1,11 @@
-// Adding up what LANES neighbouring invocations have, in a tree, through shared memory: for every device. All 64 invocations of a
-// workgroup call these together; the first of the neighbours gets the sum.
+// Adding up what LANES neighbouring invocations have, in a tree, through shared memory: for every device. All invocations of a
+// workgroup call these together: 64 of them, and up to 256 the last.
 
 var<workgroup> lane_floats: array<vec4<f32>, 64>;
 var<workgroup> lane_integers: array<vec4<i32>, 64>;
+var<workgroup> lane_numbers: array<f32, 256>;
 
+// The sum for the first of the neighbours.
 fn add_floats(own: vec4<f32>, index: u32) -> vec4<f32> {
     let lane = index % LANES;
     lane_floats[index] = own;
@@ -16,6 +18,7 @@ fn add_floats(own: vec4<f32>, index: u32) -> vec4<f32> {
     return lane_floats[index];
 }
 
+// As add_floats.
 fn add_integers(own: vec4<i32>, index: u32) -> vec4<i32> {
     let lane = index % LANES;
     lane_integers[index] = own;
@@ -26,4 +29,18 @@ fn add_integers(own: vec4<i32>, index: u32) -> vec4<i32> {
         }
     }
     return lane_integers[index];
+}
+
+// The sum for each of the neighbours.
+fn total_of(own: f32, index: u32) -> f32 {
+    let lane = index % LANES;
+    lane_numbers[index] = own;
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if lane < step {
+            lane_numbers[index] += lane_numbers[index + step];
+        }
+    }
+    workgroupBarrier();
+    return lane_numbers[index - lane];
 }

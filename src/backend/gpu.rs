@@ -133,24 +133,6 @@ impl GpuBackend {
         self.device.queue.write_buffer(memory.buffer(), 0, data);
         self.device.check()
     }
-
-    /// Copies ranges of 32-bit elements to memory that the host can read, and asks for it.
-    fn begin_reading(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
-        let bytes = |range: &Range<usize>| range.len() as u64 * 4;
-        let staging = self.staging.take(&self.device, ranges.iter().map(|(_, range)| bytes(range)).sum());
-        let mut at = 0;
-        for (memory, range) in ranges {
-            self.recording.copy((memory, range.start as u64 * 4), (&staging, at), bytes(range));
-            at += bytes(range);
-        }
-        self.flush()?;
-        Ok(GpuReading::begin(staging, at, self.submitter.last()))
-    }
-
-    async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
-        let reading = self.begin_reading(&[(memory, offset..offset + out.len() / 4)])?;
-        reading.finish(&self.device, &mut self.staging, out).await
-    }
 }
 
 /// `a * b * ...`, or the error of an operation whose operands cannot exist.
@@ -290,7 +272,8 @@ impl Backend for GpuBackend {
         };
         let unused = self.unused.clone();
         let delta = delta.unwrap_or(&unused);
-        self.record(select::each(&kernels::ADD_RMS_NORM, count)?, &[residual, delta, weight, out], &params)?;
+        let plan = select::each_sum(&kernels::ADD_RMS_NORM, count, self.variants)?;
+        self.record(plan, &[residual, delta, weight, out], &params)?;
         if count > 0 {
             let [residual, delta, weight, out] = [residual, delta, weight, out].map(Memory::clone);
             self.recording.was_norm(NormCommand { residual, delta, weight, out, params });
@@ -334,7 +317,7 @@ impl Backend for GpuBackend {
             ..Default::default()
         };
         let items = elements(op, &[count, shape.heads + 2 * shape.kv_heads])?;
-        let plan = select::each(&kernels::ROPE_AND_APPEND_KV, items)?;
+        let plan = select::each_sum(&kernels::ROPE_AND_APPEND_KV, items, self.variants)?;
         self.record(plan, &[qkv, rope, q_norm, k_norm, keys, values], &params)
     }
 

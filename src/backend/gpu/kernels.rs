@@ -117,15 +117,15 @@ kernel!(
     [R, R, R, R, R, R, W],
     48
 );
-kernel!(ADD_RMS_NORM, "add_rms_norm", ["grid"], [W, R, R, W], 16);
-kernel!(
+summing_kernel!(ADD_RMS_NORM, "add_rms_norm" + "", ["grid"], [W, R, R, W], 16);
+summing_kernel!(
     ADD_RMS_NORM_QUANTIZE,
-    "add_rms_norm.quantize",
+    "add_rms_norm.quantize" + "",
     ["quantize", "rounded_quads", "grid"],
     [W, R, R, W, W, W],
     48
 );
-kernel!(ROPE_AND_APPEND_KV, "rope_and_append_kv", ["grid"], [W, R, R, R, W, W], 48);
+summing_kernel!(ROPE_AND_APPEND_KV, "rope_and_append_kv" + "", ["grid"], [W, R, R, R, W, W], 48);
 kernel!(ATTENTION_DECODE, "attention.decode", ["attention_params", "grid"], [R, R, R, W], 32);
 kernel!(ATTENTION_PREFILL, "attention.prefill", ["attention_params", "grid"], [R, R, R, W], 32);
 kernel!(GATE, "gate", ["grid"], [R, W], 16);

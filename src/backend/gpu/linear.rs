@@ -94,7 +94,8 @@ impl GpuBackend {
                 ..Default::default()
             };
             let bindings = [&norm.residual, &norm.delta, &norm.weight, &norm.out, &rounded, &factors];
-            return self.record(select::each(&kernels::ADD_RMS_NORM_QUANTIZE, count)?, &bindings, &params);
+            let plan = select::each_sum(&kernels::ADD_RMS_NORM_QUANTIZE, count, self.variants)?;
+            return self.record(plan, &bindings, &params);
         }
         let params = params::Quantize {
             tokens: count as u32,

@@ -1,8 +1,12 @@
 //! From the device to the host: the only place that waits. Floor 4.
 
+use super::GpuBackend;
+use super::buffers::Memory;
 use super::device::Device;
 use super::signal::Signal;
+use crate::backend::Backend;
 use crate::error::{Error, ErrorCode, Result};
+use std::ops::Range;
 
 /// Buffers that are kept: one for the step that is awaited, one for the step that runs meanwhile.
 const MOST_KEPT: usize = 2;
@@ -99,6 +103,27 @@ impl Drop for GpuReading {
         if let Some(buffer) = &self.buffer {
             buffer.destroy();
         }
+    }
+}
+
+impl GpuBackend {
+    /// Copies ranges of 32-bit elements to memory that the host can read, and asks for it.
+    pub(super) fn begin_reading(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
+        let bytes = |range: &Range<usize>| range.len() as u64 * 4;
+        let staging = self.staging.take(&self.device, ranges.iter().map(|(_, range)| bytes(range)).sum());
+        let mut at = 0;
+        for (memory, range) in ranges {
+            self.recording.copy((memory, range.start as u64 * 4), (&staging, at), bytes(range));
+            at += bytes(range);
+        }
+        self.flush()?;
+        Ok(GpuReading::begin(staging, at, self.submitter.last()))
+    }
+
+    /// Reads 32-bit elements from `offset` on.
+    pub(super) async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
+        let reading = self.begin_reading(&[(memory, offset..offset + out.len() / 4)])?;
+        reading.finish(&self.device, &mut self.staging, out).await
     }
 }
 

@@ -192,6 +192,11 @@ pub(super) fn gram(rows: usize, cols: usize) -> Result<Plan> {
     Ok(Plan { choice: Choice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
 }
 
+/// A kernel with one workgroup for each item, whose invocations add up what they have.
+pub(super) fn each_sum(kernel: &'static Kernel, items: usize, variants: Variants) -> Result<Plan> {
+    Ok(Plan { choice: Choice::of(kernel, Vec::new(), variants), workgroups: grid(items)? })
+}
+
 /// A kernel with one workgroup for each item.
 pub(super) fn each(kernel: &'static Kernel, items: usize) -> Result<Plan> {
     Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(items)? })
@@ -276,6 +281,23 @@ mod tests {
                 assert_eq!(plan.choice.kernel().name, expected, "{format:?}");
                 assert_eq!(plan.choice.constants().contains(&("SUBGROUP", 32)), sums, "{expected}");
             }
+        }
+    }
+
+    #[test]
+    fn sums_are_made_by_subgroups_where_device_and_kernel_have_them() {
+        type Case = (&'static Kernel, Option<u32>, &'static str, &'static [(&'static str, u32)]);
+        let cases: [Case; 4] = [
+            (&kernels::ADD_RMS_NORM, None, "add_rms_norm", &[]),
+            (&kernels::ADD_RMS_NORM, Some(8), "add_rms_norm.subgroups", &[("SUBGROUP", 8)]),
+            (&kernels::ROPE_AND_APPEND_KV, Some(64), "rope_and_append_kv.subgroups", &[("SUBGROUP", 64)]),
+            (&kernels::ABS_MAX, Some(32), "abs_max", &[]),
+        ];
+        for (kernel, subgroups, name, constants) in cases {
+            let variants = Variants { subgroups, ..Variants::default() };
+            let Plan { choice, workgroups } = each_sum(kernel, 70_000, variants).unwrap();
+            assert_eq!((choice.kernel().name, choice.constants()), (name, constants));
+            assert_eq!(workgroups, [35_000, 2, 1]);
         }
     }
 

@@ -33,7 +33,7 @@ impl GpuBackend {
     ) -> Result<Self> {
         let mut gpu = Self::on(Arc::new(Device::open(options).await?))?;
         gpu.variants = choose(gpu.variants);
-        self_check::steps(&mut gpu).await?;
+        gpu.check_variants(self_check::steps).await?;
         Ok(gpu)
     }
 
@@ -116,27 +116,32 @@ impl GpuBackend {
         if self.checked.contains(&key) {
             return Ok(());
         }
+        self.check_variants(async |gpu| self_check::weight(gpu, desc).await).await?;
+        self.checked.push(key);
+        Ok(())
+    }
+
+    /// Runs a check; where it fails, again with fewer variants.
+    ///
+    /// # Errors
+    /// Those of the first try, where none is right.
+    async fn check_variants(&mut self, check: impl AsyncFn(&mut Self) -> Result<()>) -> Result<()> {
         // What goes wrong from here on is the check's.
         self.flush()?;
         self.device.settle().await?;
-        if let Err(error) = self_check::weight(self, desc).await {
-            let before = self.variants;
-            let mut right = None;
-            for fewer in before.fallbacks() {
-                if !self.forget_check() {
-                    break;
-                }
-                self.variants = fewer;
-                if self_check::weight(self, desc).await.is_ok() {
-                    right = Some(fewer);
-                    break;
-                }
+        let Err(error) = check(self).await else { return Ok(()) };
+        let before = self.variants;
+        for fewer in before.fallbacks() {
+            if !self.forget_check() {
+                break;
             }
-            let Some(fewer) = right else { return Err(error) };
-            self.report_replaced(before, fewer, &error.to_string());
+            self.variants = fewer;
+            if check(self).await.is_ok() {
+                self.report_replaced(before, fewer, &error.to_string());
+                return Ok(());
+            }
         }
-        self.checked.push(key);
-        Ok(())
+        Err(error)
     }
 
     fn report_replaced(&mut self, before: Variants, now: Variants, why: &str) {

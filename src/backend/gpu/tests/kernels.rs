@@ -1,8 +1,10 @@
 //! Norms, rotation, attention and gates. Floor 4.
 
-use super::gpu;
 use super::operands::{Random, buffer, read, some, worst, zeros};
+use super::{gpu, gpu_with};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::gpu::variants::Variant;
+use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK};
 
 /// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
@@ -19,6 +21,12 @@ const MANY_ROWS: usize = 70_000;
 /// All cases; of so many rows one in WebAssembly, where SwiftShader takes half a minute for a case.
 fn some_of_many<T>(rows: usize, cases: &[T]) -> &[T] {
     if rows == MANY_ROWS { some(cases, 0) } else { cases }
+}
+
+/// A backend that runs base kernels only, where `gpu` adds up by subgroups.
+async fn base_of(gpu: &GpuBackend) -> Option<GpuBackend> {
+    let options = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
+    if gpu.variants.has(Variant::Subgroups) { gpu_with(&options).await } else { None }
 }
 
 fn norm_of(x: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
@@ -45,6 +53,7 @@ pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
         (read(b, &residual, x.len()).await, read(b, &out, x.len()).await)
     }
     let Some(mut gpu) = gpu().await else { return };
+    let mut base = base_of(&gpu).await;
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(1), 0.0f64);
     for (count, width) in [(1, 1), (1, 7), (3, 16), (2, 172), (5, 331), (300, 768), (MANY_ROWS, 3)] {
         for &with_delta in some_of_many(count, &[true, false]) {
@@ -52,6 +61,10 @@ pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
                 (random.floats(count * width), random.floats(count * width), random.floats(width));
             let delta = with_delta.then_some(&delta[..]);
             let (residual, out) = run(&mut gpu, &x, delta, &w).await;
+            if let Some(base) = &mut base {
+                let plain = run(base, &x, delta, &w).await;
+                assert_eq!((&residual, &out), (&plain.0, &plain.1), "{count} x {width}: sums have one order");
+            }
             let sums: Vec<f32> = match delta {
                 Some(delta) => x.iter().zip(delta).map(|(x, d)| x + d).collect(),
                 None => x.clone(),
@@ -113,6 +126,7 @@ pub(super) async fn rope_and_append_kv_agrees() {
         (read(b, &buffer_qkv, qkv.len()).await, keys, values)
     }
     let Some(mut gpu) = gpu().await else { return };
+    let mut base = base_of(&gpu).await;
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(2), 0.0f64);
     for case in attention_cases() {
         let (shape, past, count) = case;
@@ -127,6 +141,10 @@ pub(super) async fn rope_and_append_kv_agrees() {
             let (q, k) = (random.floats(head_dim), random.floats(head_dim));
             let norms = with_norms.then_some((&q[..], &k[..]));
             let (found, keys, values) = run(&mut gpu, case, &qkv, &rope, norms).await;
+            if let Some(base) = &mut base {
+                let plain = run(base, case, &qkv, &rope, norms).await;
+                assert_eq!((&found, &keys), (&plain.0, &plain.1), "{case:?}: sums have one order");
+            }
             let mut expected = Vec::new();
             for (index, head) in qkv.chunks_exact(head_dim).enumerate() {
                 let (t, h) = (index / (heads + 2 * kv_heads), index % (heads + 2 * kv_heads));
