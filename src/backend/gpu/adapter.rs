@@ -107,11 +107,11 @@ fn variants(instance: &wgpu::Instance, adapter: &wgpu::Adapter) -> Variants {
     Variants { packed_dot, rounding_norm: true, subgroups }
 }
 
-/// Invocations that lie in one subgroup whatever its size is. Of Metal wgpu knows no sizes, and says 4; Apple's own GPUs have 32
-/// always.
+/// Invocations, a power of two, that lie in one subgroup whatever its size is. Of Metal wgpu knows no sizes, and says 4; Apple's own
+/// GPUs have 32 always.
 #[cfg(not(target_arch = "wasm32"))]
 fn least_subgroup(told: u32, api: wgpu::Backend, name: &str) -> u32 {
-    if api == wgpu::Backend::Metal && name.starts_with("Apple ") { 32 } else { told }
+    if api == wgpu::Backend::Metal && name.starts_with("Apple ") { 32 } else { 1 << told.max(1).ilog2() }
 }
 
 fn instance() -> wgpu::Instance {
@@ -243,6 +243,9 @@ mod tests {
             (4, Dx12, "Microsoft Basic Render Driver", 4),
             (4, Metal, "Apple M3", 32),
             (4, Metal, "AMD Radeon Pro 5500M", 4),
+            // What no driver should say.
+            (0, Vulkan, "a driver that does not know", 1),
+            (24, Vulkan, "no power of two", 16),
         ] {
             assert_eq!(least_subgroup(told, api, name), expected, "{name}");
         }
