@@ -137,12 +137,12 @@ mod native {
     use std::future::ready;
     use std::io::{self, BufWriter, Write};
     use std::path::{Path, PathBuf};
-    use tempfile::NamedTempFile;
+    use tempfile::{NamedTempFile, TempDir};
 
     /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
     const BUFFER_BYTES: usize = 1 << 18;
 
-    /// How the names of temporary files end; nobody else's do.
+    /// How the names of temporary files and folders end; nobody else's do.
     const UNFINISHED: &str = ".lowbit.tmp";
 
     /// A folder on disk that can be written. Each file is a temporary one beside its final place until it is whole.
@@ -172,6 +172,51 @@ mod native {
         /// Where it is.
         pub fn path(&self) -> &Path {
             &self.path
+        }
+
+        /// A folder in this one for steps on the way to `file`. It goes when it is dropped; what a killed process left of
+        /// it goes by [`remove_unfinished_of`](Self::remove_unfinished_of).
+        ///
+        /// # Errors
+        /// `io` or `storage_full` when it cannot be made.
+        pub fn unfinished_folder(&self, file: &str) -> Result<TempDir> {
+            check_plain_name(file).context_with(|| &self.name)?;
+            let prefix = format!(".{file}.");
+            let make = || {
+                fs::create_dir_all(&self.path)?;
+                tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempdir_in(&self.path)
+            };
+            make().context_with(|| &self.name)
+        }
+
+        /// As [`SinkDir::remove_unfinished`], of one file alone: others may be written at the moment.
+        ///
+        /// # Errors
+        /// `io` when something cannot be removed.
+        pub fn remove_unfinished_of(&self, file: &str) -> Result<()> {
+            self.remove_temporary(&format!(".{file}.")).context_with(|| &self.name)
+        }
+
+        /// Removes temporary files and folders whose names begin so.
+        fn remove_temporary(&self, prefix: &str) -> io::Result<()> {
+            let entries = match fs::read_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                let name = entry.file_name();
+                let name = name.as_encoded_bytes();
+                if !(name.starts_with(prefix.as_bytes()) && name.ends_with(UNFINISHED.as_bytes())) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
         }
 
         fn place(&self, file: &str) -> Result<PathBuf> {
@@ -214,22 +259,7 @@ mod native {
         }
 
         fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
-            let remove = || -> io::Result<()> {
-                let entries = match fs::read_dir(&self.path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    entries => entries?,
-                };
-                for entry in entries {
-                    let entry = entry?;
-                    let name = entry.file_name();
-                    let name = name.as_encoded_bytes();
-                    if name.starts_with(b".") && name.ends_with(UNFINISHED.as_bytes()) {
-                        fs::remove_file(entry.path())?;
-                    }
-                }
-                Ok(())
-            };
-            Box::pin(ready(remove().context_with(|| &self.name)))
+            Box::pin(ready(self.remove_temporary(".").context_with(|| &self.name)))
         }
     }
 

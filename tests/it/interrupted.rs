@@ -56,6 +56,42 @@ fn an_interrupted_run_clears_away_and_a_killed_one_is_cleared_away() {
     }
 }
 
+/// What lies in a folder, folders among it.
+fn entries(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn what_a_killed_run_left_on_the_way_to_a_gguf_file_goes_with_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, output) = (folder.path().join("source"), folder.path().join("output"));
+    block_on(write_checkpoint(&source, LAYERS));
+    // Whoever writes another file there at the moment is left alone.
+    std::fs::create_dir_all(output.join(".other.gguf.1.lowbit.tmp")).unwrap();
+    let args = |source: &Path| {
+        let file = output.join("small.gguf");
+        ["quantize", &arg(source), "-o", &arg(file), "--format", "gguf"].map(str::to_owned)
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
+    let mut child = command.args(args(&source)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let step = Duration::from_millis(1);
+    let mut waited = Duration::ZERO;
+    while entries(&output).len() < 2 {
+        assert!(waited < PATIENCE && child.try_wait().unwrap().is_none(), "nothing was begun");
+        std::thread::sleep(step);
+        waited += step;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(entries(&output).len(), 2, "{:?}", entries(&output));
+
+    lowbit(args(&tale())).done();
+    let mut left = entries(&output);
+    left.sort();
+    assert_eq!(left, [".other.gguf.1.lowbit.tmp", "small.gguf"]);
+}
+
 /// Starts calibrating with a state that outlives the process, and kills it when block `block` is in work.
 fn kill_in_block(args: &[String], state: &Path, block: usize) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));

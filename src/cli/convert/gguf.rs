@@ -52,7 +52,8 @@ impl From<TypeArg> for TensorType {
     }
 }
 
-/// Where the file goes: the folder and its name. `-o X.gguf` names it, `-o X` the folder.
+/// Where the file goes: the folder and its name. `-o X.gguf` names it, `-o X` the folder. What a killed run left on the way
+/// to it goes.
 ///
 /// # Errors
 /// `invalid_argument` where there is a file of that name already.
@@ -63,6 +64,7 @@ pub fn new_file(output: &Path) -> Result<(PathBuf, String)> {
         return Err(Error::invalid_argument("the file is there already; choose another name")
             .context(path.display().to_string()));
     }
+    FsSinkDir::at(&folder).remove_unfinished_of(&file)?;
     Ok((folder, file))
 }
 

@@ -5,8 +5,9 @@
 use crate::cli::convert::gguf::{convert, new_file};
 use crate::cli::open;
 use crate::cli::terminal::Terminal;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::format::gguf::TensorType;
+use crate::format::sink::FsSinkDir;
 use crate::pipeline::gguf::{GgufOptions, GgufReport};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -22,11 +23,7 @@ impl OnTheWay {
     /// Makes the folder, beside the file.
     pub(super) fn begin(output: &Path) -> Result<Self> {
         let (folder, file) = new_file(output)?;
-        let make = || {
-            std::fs::create_dir_all(&folder)?;
-            tempfile::Builder::new().prefix(".lowbit-gguf.").tempdir_in(&folder)
-        };
-        let temporary = make().context_with(|| folder.display().to_string())?;
+        let temporary = FsSinkDir::at(&folder).unfinished_folder(&file)?;
         Ok(Self { folder, file, temporary })
     }
 
