@@ -13,7 +13,7 @@
 //!    and the tensor in memory never disagree.
 //! 2. An all-zero group has scale 1. A scale that would round to zero is the smallest positive number that the type keeps:
 //!    2^-24 for `F16` (a subnormal: kernels must decode those exactly), the smallest normal number for `BF16` and `F32`.
-//!    Scales are therefore always positive and finite.
+//!    Scales are therefore always finite and never 0; those that come from a range are positive.
 //!
 //! Not here: which weights form a group (`rtn`, later `gptq`). Floor 2.
 
@@ -53,7 +53,7 @@ impl ScaleType {
         }
     }
 
-    /// The smallest positive scale that this crate's quantizers write.
+    /// The smallest scale, by its absolute value, that this crate's quantizers write.
     fn smallest(self) -> f32 {
         match self {
             Self::F16 => f16::from_bits(1).to_f32(),
@@ -61,7 +61,7 @@ impl ScaleType {
         }
     }
 
-    /// `scale` (zero or positive) as it will be stored: nearest, ties to even, never zero; 0 becomes 1.
+    /// `scale` as it will be stored: nearest, ties to even, of the same sign, never zero; 0 becomes 1.
     ///
     /// # Errors
     /// `non_finite` when the type cannot hold a number as large.
@@ -80,7 +80,7 @@ impl ScaleType {
                 format!("the weights need a scale of {scale:e}, which {} cannot hold", self.dtype()),
             ));
         }
-        Ok(rounded.max(self.smallest()))
+        Ok(rounded.abs().max(self.smallest()).copysign(rounded))
     }
 }
 
@@ -250,14 +250,16 @@ mod tests {
     }
 
     #[test]
-    fn stored_scales_are_positive_and_finite_or_an_error() {
+    fn stored_scales_are_finite_and_not_zero_or_an_error() {
         for scale_type in [ScaleType::F16, ScaleType::BF16, ScaleType::F32] {
             assert_eq!(scale_type.round(0.0).unwrap(), 1.0);
             assert!(scale_type.round(1e-45).unwrap() > 0.0, "{scale_type:?}");
             assert!(scale_type.round(f32::INFINITY).is_err());
         }
         assert_eq!(ScaleType::F16.round(1e-10).unwrap(), 2f32.powi(-24));
+        assert_eq!(ScaleType::F16.round(-1e-10).unwrap(), -2f32.powi(-24));
         assert_eq!(ScaleType::F16.round(65504.0).unwrap(), 65504.0);
+        assert_eq!(ScaleType::F16.round(-0.1).unwrap(), -ScaleType::F16.round(0.1).unwrap());
         assert_eq!(ScaleType::F16.round(70000.0).unwrap_err().code(), ErrorCode::NonFinite);
         assert_eq!(ScaleType::BF16.round(70000.0).unwrap(), 70144.0);
     }

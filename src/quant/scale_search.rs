@@ -4,10 +4,12 @@
 //! The steps:
 //!
 //! 1. the range's own scale, then ranges shrunk and (where symmetric: the codes reach one step further below zero than
-//!    above) a little stretched, in equal steps;
+//!    above) a little stretched, in equal steps; where symmetric, also with negative scales, so that the longer side of the
+//!    group may be the one with a code more;
 //! 2. around the best of them, the scale that fits its codes best by least squares, as long as that helps.
 //!
 //! Step 1 is the "mse" option of GPTQ's own code with weights; step 2 is how llama.cpp's K-quants refine their scales.
+//! Negative scales are those of llama.cpp's `Q4_0` and of auto-round's GPTQ files, in which half of the scales are.
 //! Floor 2.
 
 use super::qparams::{QParams, ScaleType, encode_group};
@@ -44,9 +46,12 @@ pub(super) fn search(
     for step in 0..STEPS {
         let part = SMALLEST + (LARGEST - SMALLEST) * step as f32 / (STEPS - 1) as f32;
         let params = QParams::from_range(min * part, max * part, bits, symmetric, scale_type)?;
-        let error = trial.error(params);
-        if error < least {
-            (best, least) = (params, error);
+        let turned = symmetric.then_some(QParams { scale: -params.scale, ..params });
+        for params in [Some(params), turned].into_iter().flatten() {
+            let error = trial.error(params);
+            if error < least {
+                (best, least) = (params, error);
+            }
         }
     }
     for _ in 0..FITS {
@@ -85,7 +90,7 @@ impl Trial<'_> {
             .sum()
     }
 
-    /// The scale that fits the codes that `params` gives best; `None` where all are the zero point.
+    /// The scale that fits the codes that `params` gives best; `None` where all are the zero point, or its sign is another.
     fn fitted_scale(&mut self, params: QParams) -> Option<f32> {
         self.encode(params);
         let (mut top, mut bottom) = (0.0, 0.0);
@@ -94,7 +99,7 @@ impl Trial<'_> {
             top += importance * w * steps;
             bottom += importance * steps * steps;
         }
-        (bottom > 0.0 && top > 0.0).then_some(top / bottom)
+        (bottom > 0.0 && top * params.scale > 0.0).then_some(top / bottom)
     }
 }
 
@@ -124,6 +129,20 @@ mod tests {
         assert!(found.scale < 0.6 * spanning.scale, "{} of {}", found.scale, spanning.scale);
     }
 
+    #[test]
+    fn the_longer_side_gets_the_code_more() {
+        for sign in [1.0, -1.0] {
+            // Eight steps to the one side and seven to the other.
+            let weights: Vec<f32> = (-8..8).map(|i| sign * i as f32 / 16.0).collect();
+            let range = range(&weights).unwrap();
+            let found = search(&weights, &[1.0; 16], range, Bits::Four, true, ScaleType::F16).unwrap();
+            assert_eq!(found.scale, sign / 16.0);
+            assert_eq!(error(&weights, &[1.0; 16], found, Bits::Four), 0.0);
+            let found = search(&weights, &[1.0; 16], range, Bits::Four, false, ScaleType::F16).unwrap();
+            assert!(found.scale > 0.0);
+        }
+    }
+
     proptest! {
         #[test]
         fn never_worse_than_the_range_itself(
@@ -136,7 +155,7 @@ mod tests {
             let range = range(&weights).unwrap();
             let found = search(&weights, importance, range, bits, symmetric, ScaleType::F16).unwrap();
             let spanning = QParams::from_range(range.0, range.1, bits, symmetric, ScaleType::F16).unwrap();
-            prop_assert!(found.scale > 0.0 && found.scale.is_finite());
+            prop_assert!(found.scale.is_finite() && (found.scale > 0.0 || symmetric && found.scale < 0.0));
             // Sums in f32 and in f64 may differ in their last digits.
             let (found, spanning) = (error(&weights, importance, found, bits), error(&weights, importance, spanning, bits));
             prop_assert!(found <= spanning * 1.00001 + 1e-9, "{found} above {spanning}");

@@ -158,7 +158,8 @@ impl Group<'_> {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let (slope, curvature) = (dot(&steps, &self.pull), dot(&steps, &product));
         let wanted = self.params.scale + slope / curvature;
-        if !(wanted > 0.0 && wanted.is_finite()) {
+        // A scale keeps its sign: beyond zero every code would be far from the nearest.
+        if !(wanted * self.params.scale > 0.0 && wanted.is_finite()) {
             return false;
         }
         let Ok(scale) = self.grid.scale_type.round(wanted) else { return false };
