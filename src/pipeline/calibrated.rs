@@ -144,7 +144,7 @@ pub(super) async fn find<'a, B: Backend>(
         for _ in Site::ALL {
             let (site, hessian) = walk.next_site(control).await?;
             let is_last = layer + 1 == layers && site == Site::Down;
-            if options.calibrated_method() == Some(Method::Awq) {
+            if site_method(plans, layer, site) == Some(Method::Awq) {
                 let shared = Shared { checkpoint, scale_type, control };
                 awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
                     .await?;
@@ -207,6 +207,13 @@ pub(super) async fn find<'a, B: Backend>(
         }
     }
     Ok(found)
+}
+
+/// The method by which layers that read a site are calibrated: none, or one.
+fn site_method(plans: &[ModulePlan], layer: usize, site: Site) -> Option<Method> {
+    let modules = site.linears().iter().map(|linear| linear.module(layer));
+    let mut methods = modules.filter_map(|module| plans.iter().find(|plan| plan.module == module)?.method);
+    methods.find(|method| method.is_calibrated())
 }
 
 /// Rounds one module by GPTQ and to nearest, and takes what leaves the smaller error in its output.

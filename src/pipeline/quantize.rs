@@ -95,12 +95,13 @@ pub async fn quantize_calibrated<B: Backend>(
     parameters.insert("sequence_length".into(), json!(samples.windows.iter().map(Vec::len).max()));
     parameters.insert("calibration_tokens".into(), json!(samples.tokens()));
     parameters.insert("calibration_sha256".into(), json!(samples.sha256));
-    if options.calibrated_method() == Some(Method::Gptq) {
+    if options.asks_for(Method::Gptq) {
         parameters.insert("damping".into(), json!(options.gptq.damping));
         parameters.insert("scales".into(), json!(options.gptq.scales.name()));
         parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
         parameters.insert("act_order".into(), json!(options.gptq.order.name()));
-    } else {
+    }
+    if options.asks_for(Method::Awq) {
         parameters.insert("ratios".into(), json!(RATIOS));
     }
     let key = if options.resume { Some(run_key(checkpoint, options, &parameters).await?) } else { None };

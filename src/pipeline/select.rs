@@ -6,6 +6,7 @@ use super::budget::Allocation;
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
 use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
+use crate::model::block::Site;
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
 pub use crate::quant::Method;
@@ -109,10 +110,16 @@ impl QuantizeOptions {
 
     /// The first method, of the options and then of the recipe, that needs calibration samples.
     pub fn calibrated_method(&self) -> Option<Method> {
-        self.choices()
-            .filter_map(Result::ok)
-            .map(|choice| choice.method)
-            .find(|method| method.is_calibrated())
+        self.methods().find(|method| method.is_calibrated())
+    }
+
+    /// Whether the options or the recipe ask for a method.
+    pub fn asks_for(&self, method: Method) -> bool {
+        self.methods().any(|asked| asked == method)
+    }
+
+    fn methods(&self) -> impl Iterator<Item = Method> {
+        self.choices().filter_map(Result::ok).map(|choice| choice.method)
     }
 
     fn choice(&self) -> Choice {
@@ -153,19 +160,6 @@ impl QuantizeOptions {
                     "expected a positive sparsity threshold but found {threshold}"
                 )));
             }
-        }
-        // AWQ scales the inputs of all layers at a site, so their codes cannot be found in another way.
-        let mut methods = Vec::new();
-        for choice in self.choices() {
-            methods.push(choice?.method);
-        }
-        if methods.contains(&Method::Awq)
-            && let Some(other) = methods.iter().find(|&&method| method != Method::Awq)
-        {
-            return Err(Error::invalid_argument(format!(
-                "a recipe cannot mix the method awq with {}: it scales what several modules share",
-                other.name()
-            )));
         }
         let damping = self.gptq.damping;
         if !(damping.is_finite() && (0.0..1.0).contains(&damping)) {
@@ -252,6 +246,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     }
     if let Some(recipe) = &options.recipe {
         check_recipe(recipe, options.target_layout(), &asked)?;
+        check_shared_inputs(&asked, config.num_hidden_layers)?;
     }
     for choice in asked.iter().filter_map(|asked| asked.choice) {
         refuse_wide_groups(config, choice.scheme.granularity())?;
@@ -325,6 +320,27 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Resul
                 Error::invalid_argument(format!("the {} layout: {reason}", layout.name()))
                     .context(recipe.name(rule))
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses AWQ beside another method where layers share an input: it divides that input by numbers that are good for its
+/// own rounding, which the others would have to undo.
+fn check_shared_inputs(asked: &[Asked], layers: usize) -> Result<()> {
+    for (layer, site) in (0..layers).flat_map(|layer| Site::ALL.map(|site| (layer, site))) {
+        let methods = site.linears().iter().filter_map(|linear| {
+            let module = linear.module(layer);
+            let asked = asked.iter().find(|asked| asked.module == module)?;
+            Some((module, asked.choice?.method))
+        });
+        let (awq, others): (Vec<_>, Vec<_>) = methods.partition(|(_, method)| *method == Method::Awq);
+        if let (Some((module, _)), Some((other, method))) = (awq.first(), others.first()) {
+            return Err(Error::invalid_argument(format!(
+                "the recipe makes `{module}` by awq and `{other}` by {}, but both read the same input, which awq scales; \
+                 give both one method, or keep one in floating point",
+                method.name()
+            )));
         }
     }
     Ok(())

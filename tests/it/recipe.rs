@@ -171,6 +171,68 @@ fn methods_are_mixed_too() {
     assert!(perplexity(&output, &text) > 1.0);
 }
 
+/// How far INT8 weights may move the perplexity of the shipped checkpoint, relatively. Scales that were folded into the
+/// wrong place move it by more than all of it.
+const INT8_MOVES: f64 = 2e-3;
+
+#[test]
+fn awq_is_mixed_with_other_methods_where_no_input_is_shared() {
+    let scratch = tempfile::tempdir().unwrap();
+    let text = short_text(scratch.path());
+    let original = perplexity(&tale(), &text);
+    let calibrated = |name: &str, rules: &str, more: &[&str]| {
+        let path = recipe(scratch.path(), &format!("{name}.json"), &format!(r#"{{"rules": [{rules}]}}"#));
+        let mut options = vec!["--calibration", &text, "--samples", "4", "--sequence-length", "64"];
+        options.extend(more);
+        quantize(&scratch.path().join(name), &path, &options)
+    };
+    for (name, rules, options) in [
+        ("awq-for-mlp", r#"{"modules": "*.mlp.*", "method": "awq"}"#, &["--method", "gptq"][..]),
+        // What comes before a scaled input, and takes in its scales, is made by another method.
+        (
+            "awq-after-others",
+            r#"{"modules": ["*.o_proj", "*.down_proj"], "method": "awq"},
+               {"modules": "*.[qkv]_proj", "method": "gptq"}"#,
+            &["--method", "rtn"],
+        ),
+        (
+            "awq-after-act-order",
+            r#"{"modules": ["*.o_proj", "*.down_proj"], "method": "awq"}"#,
+            &["--method", "gptq", "--act-order", "group-index", "--format", "gptq", "--group-size", "32"],
+        ),
+        (
+            "awq-after-ternary",
+            r#"{"modules": "*.down_proj", "method": "awq"}, {"modules": "*.0.mlp.up_proj", "method": "ternary"}"#,
+            &["--method", "rtn"],
+        ),
+    ] {
+        let document = calibrated(name, rules, &[options, &["--bits", "8"]].concat()).done().json();
+        assert_eq!(document["method"], "mixed", "{name}");
+        let modules = document["modules"].as_array().unwrap();
+        let scaled =
+            modules.iter().filter(|module| module["calibration"]["ratio"].as_f64().is_some()).count();
+        assert!(scaled > 0, "{name}: nothing was scaled");
+        for module in modules.iter().filter(|module| module["scheme"] != "ternary-tensor") {
+            let snr = module["snr_db"].as_f64().unwrap();
+            assert!(
+                snr > 30.0,
+                "{name}: {} has {snr} dB: errors are of weights without scales",
+                module["name"]
+            );
+        }
+        if name != "awq-after-ternary" {
+            let found = perplexity(&scratch.path().join(name), &text);
+            println!("{name}: {found:.4}, original {original:.4}");
+            assert!((found / original - 1.0).abs() < INT8_MOVES, "{name}: {found}, original {original}");
+        }
+    }
+    let ran = calibrated("refused", r#"{"modules": "*.[kv]_proj", "method": "awq"}"#, &["--method", "gptq"]);
+    let says = "the recipe makes `model.layers.0.self_attn.k_proj` by awq and `model.layers.0.self_attn.q_proj` by gptq, but \
+                both read the same input, which awq scales";
+    assert!(ran.code == 2 && ran.stderr.contains(says), "{}", ran.stderr);
+    assert!(!scratch.path().join("refused").join("model.safetensors").exists());
+}
+
 #[test]
 fn what_cannot_be_is_refused_before_any_work() {
     let scratch = tempfile::tempdir().unwrap();

@@ -11,15 +11,15 @@ use crate::calibrate::awq::{SHARES, Shared, Target, quantize, search};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::PackedFormat;
-use crate::model::ModelConfig;
 use crate::model::block::Site;
 use crate::model::names::{BlockNorm, Linear};
-use crate::model::weights::{Replacement, read_vector};
+use crate::model::weights::{DenseRows, Replacement, read_vector};
+use crate::model::{Checkpoint, ModelConfig};
 use crate::pipeline::kept;
 use crate::pipeline::select::{Method, ModulePlan};
 use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
 use crate::quant::awq::{AwqOutcome, Clipping, Measure, Moments};
-use crate::quant::{Hessian, PackedTensor};
+use crate::quant::{Granularity, Hessian, PackedTensor, WeightError};
 
 /// What makes the input of a site, feature by feature.
 enum Before {
@@ -118,12 +118,19 @@ async fn fold<B: Backend>(
             if let Some(sharing) = sharing {
                 sharing.average(&mut mean);
             }
+            if tensor.scheme().granularity() == Granularity::Tensor {
+                return without("the layer before has one scale for all its rows");
+            }
             let best = search(walk, shared, site, targets, mean, moments, |_| Ok(())).await?;
             let rows = sharing.map_or_else(|| best.scales.clone(), |sharing| sharing.of_rows(&best.scales));
             let Ok(divided) = divide_rows(&tensor, &rows) else {
                 return without("the layer before cannot hold the scales");
             };
             let module = linear.module(layer);
+            if !found.weight_errors.contains_key(&module) {
+                let error = weight_error(checkpoint, &module, &tensor).await?;
+                found.weight_errors.insert(module.clone(), error);
+            }
             kept::save(found.scratch, &module, &divided).await?;
             if linear.has_bias(checkpoint.config()) {
                 let bias = format!("{module}.bias");
@@ -136,6 +143,16 @@ async fn fold<B: Backend>(
             Ok(Folded { scales: best.scales, ratio: Some(best.ratio), reason: None })
         }
     }
+}
+
+/// The error of a layer that another method made, before its rows are divided.
+async fn weight_error(checkpoint: &Checkpoint, module: &str, tensor: &PackedTensor) -> Result<WeightError> {
+    let mut error = WeightError::default();
+    let mut rows = DenseRows::new(checkpoint, module)?;
+    while let Some((range, values)) = rows.next().await? {
+        error.add_rows(values, tensor, range);
+    }
+    Ok(error)
 }
 
 /// What makes the input of a site; `None` where that is a layer that is not quantized.

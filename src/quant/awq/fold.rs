@@ -66,14 +66,18 @@ pub fn divide_rows(tensor: &PackedTensor, scales: &[f32]) -> Result<PackedTensor
         }
         divided.push(rounded);
     }
-    PackedTensor::new(
+    let divided = PackedTensor::new(
         tensor.scheme(),
         tensor.rows(),
         tensor.cols(),
         tensor.codes().to_vec(),
         divided,
         tensor.zero_points().map(<[u8]>::to_vec),
-    )
+    )?;
+    match tensor.column_order() {
+        Some(order) => divided.with_column_order(order.to_vec()),
+        None => Ok(divided),
+    }
 }
 
 /// How heads of attention share the rows of v.
