@@ -6,8 +6,9 @@
 //! modules are quantized how (`pipeline`). Floor 7.
 
 pub mod awq;
+pub mod moments;
 pub mod samples;
 pub mod walk;
 
 pub use samples::{SampleOptions, Samples};
-pub use walk::{Start, Walk};
+pub use walk::{Inputs, Start, Walk};

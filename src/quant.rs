@@ -22,8 +22,8 @@ pub mod stats;
 pub mod ternary;
 
 pub use builder::PackedBuilder;
-pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer, ScaleRule};
-pub use hessian::Hessian;
+pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer, ReferenceInputs, ScaleRule};
+pub use hessian::{Drift, Hessian};
 pub use method::Method;
 pub use packed_tensor::{PackedRows, PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};

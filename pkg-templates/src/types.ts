@@ -194,6 +194,11 @@ export interface QuantizeOptions extends JobOptions {
     scales?: "range" | "least-error";
     /** How often codes and scales are gone over again for less output error. Default: 2. */
     sweeps?: number;
+    /**
+     * On whose inputs a layer's original outputs are computed, to which the rounded layer shall come near. Default: `original`,
+     * so that a layer makes up for what the layers before it lost.
+     */
+    referenceInputs?: "original" | "quantized";
   };
   /** For `gptq` and `awq`: what they learn from, best of the kind that the model will read. */
   calibration?: Calibration | readonly string[];

@@ -3,10 +3,16 @@
 //! At each stop the caller learns what the layers there are given, and may replace their weights; the samples then go on
 //! through the replaced ones. So every layer is calibrated with inputs that the layers before it, already quantized, really
 //! make ("true-sequential"), and every step runs once. In memory: one block, one run of tokens, one statistic; all else is
-//! in scratch. Floor 7.
+//! in scratch. A walk that [follows the original](Walk::begin) takes the samples through the original blocks as well, and
+//! says how far the inputs have drifted from those that the original model makes. Floor 7.
 
+mod blobs;
+
+pub use blobs::BLOBS;
+
+use super::moments::MomentSums;
 use super::samples::Samples;
-use crate::backend::{Backend, Element};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Site, Workspace};
@@ -15,9 +21,9 @@ use crate::model::names::Linear;
 use crate::model::spill::{self, Place};
 use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
-use crate::quant::{Activations, Hessian};
-use crate::task::steps::STEP_WORK;
+use crate::quant::{Activations, Drift, Hessian};
 use crate::task::{self, Control, Progress};
+use blobs::{PARENT, Stream, activations};
 
 /// Samples on their way through a model.
 pub struct Walk<'a, B: Backend> {
@@ -34,6 +40,10 @@ pub struct Walk<'a, B: Backend> {
     context: usize,
     chunk: usize,
     block: Option<Block<B>>,
+    /// Whether the samples also go through the original blocks.
+    follows_original: bool,
+    /// The same block as it is in the checkpoint.
+    original: Option<Block<B>>,
     layer: usize,
     /// Where in the block the samples are; `None` before it.
     site: Option<Site>,
@@ -56,12 +66,23 @@ struct Run {
     row: usize,
 }
 
+/// What is known of the inputs of the layers at a site.
+pub struct Inputs {
+    /// Which site.
+    pub site: Site,
+    /// Second moments of the inputs.
+    pub hessian: Hessian,
+    /// How far they are from the original model's, where the walk follows it.
+    pub drift: Option<Drift>,
+}
+
 /// Calibration sees activations as they are.
 const LOAD: LoadOptions =
     LoadOptions { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there.
+    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there. With `follows_original`
+    /// the samples go through the original blocks too, for [`Inputs::drift`].
     ///
     /// # Errors
     /// `context_overflow` for samples longer than the model was made for, `invalid_argument` for unknown tokens, and
@@ -72,6 +93,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         mut backend: B,
         scratch: &'a dyn Scratch,
         start: Start,
+        follows_original: bool,
         control: &dyn Control,
     ) -> Result<Self> {
         let config = checkpoint.config();
@@ -92,6 +114,8 @@ impl<'a, B: Backend> Walk<'a, B> {
             context,
             chunk,
             block: None,
+            follows_original,
+            original: None,
             layer: 0,
             site: None,
             kept: false,
@@ -108,13 +132,16 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     async fn embed(&mut self, control: &dyn Control) -> Result<()> {
         let ends = Ends::load(&mut self.backend, self.checkpoint, LOAD).await?;
-        let blob = self.residual_before(0);
-        self.scratch.delete(blob).await?;
+        for &stream in self.streams() {
+            self.scratch.delete(self.residual_before(0, stream)).await?;
+        }
         for run in self.runs() {
             task::checkpoint(control).await?;
             let tokens = &self.samples.windows[run.sample][run.past..run.past + run.count];
             ends.embed(&mut self.backend, tokens, &mut self.hidden, &mut self.work)?;
-            self.save_hidden(run, blob).await?;
+            for &stream in self.streams() {
+                self.save_hidden(run, self.residual_before(0, stream)).await?;
+            }
         }
         Ok(())
     }
@@ -128,6 +155,9 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Loads the next block; the samples stand in front of it.
     pub async fn enter_block(&mut self, layer: usize) -> Result<()> {
         self.block = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
+        if self.follows_original {
+            self.original = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
+        }
         self.layer = layer;
         self.site = None;
         Ok(())
@@ -137,49 +167,70 @@ impl<'a, B: Backend> Walk<'a, B> {
     ///
     /// # Errors
     /// `non_finite` where the activations are no numbers: the model, or what was made of it, is broken.
-    pub async fn next_site(&mut self, control: &dyn Control) -> Result<(Site, Hessian)> {
+    pub async fn next_site(&mut self, control: &dyn Control) -> Result<Inputs> {
         let site = match self.site {
             None => Site::Attention,
             Some(site) => Site::ALL[Site::ALL.iter().position(|&other| other == site).unwrap_or(0) + 1],
         };
         let width = site.width(self.config);
-        let tile = gram_columns(self.chunk, width);
-        let mut grams = Vec::new();
-        for start in (0..width).step_by(tile) {
-            grams.push(self.backend.buffer(Element::F32, tile.min(width - start) * width)?);
+        if self.follows_original {
+            self.move_original(site, control).await?;
         }
-        self.scratch.delete(activations(site)).await?;
+        let mut moments = MomentSums::new(&mut self.backend, self.chunk, width, self.follows_original)?;
+        self.scratch.delete(activations(site, Stream::Quantized)).await?;
         self.absolute = vec![0.0; width];
         for run in self.runs() {
-            let samples = self.samples.windows.len() as u64;
-            let steps = STEPS_OF_SITE / 2 * run.sample as u64 / samples;
-            self.report(site, steps, &self.module(site), control);
+            self.report_moving(site, run, Stream::Quantized, control);
             task::checkpoint(control).await?;
-            self.bring_back(run).await?;
-            self.step(site, run.past)?;
-            for (index, gram) in grams.iter_mut().enumerate() {
+            self.bring_back(run, Stream::Quantized).await?;
+            self.step(site, run.past, Stream::Quantized)?;
+            self.backend.flush()?;
+            let rows = self.keep(site, run, Stream::Quantized).await?;
+            for row in rows.chunks_exact(width) {
+                for (sum, value) in self.absolute.iter_mut().zip(row) {
+                    *sum += f64::from(value.abs());
+                }
+            }
+            if self.follows_original {
+                let mut original = vec![0.0f32; rows.len()];
+                let offset = (run.row * width * size_of::<f32>()) as u64;
+                let blob = activations(site, Stream::Original);
+                self.scratch.read_at(blob, offset, bytemuck::cast_slice_mut(&mut original)).await?;
+                moments.join(&mut self.backend, &rows, &original)?;
+            }
+            for tile in 0..moments.tiles() {
                 task::checkpoint(control).await?;
-                let columns = index * tile..width.min((index + 1) * tile);
-                self.backend.gram(self.work.at(site), run.count, width, columns, gram)?;
+                moments.add(&mut self.backend, tile, run.count, self.work.at(site))?;
             }
             self.backend.flush()?;
-            self.keep(site, run).await?;
         }
         if let Some(before) = self.site.replace(site) {
-            self.scratch.delete(activations(before)).await?;
+            for &stream in self.streams() {
+                self.scratch.delete(activations(before, stream)).await?;
+            }
         }
-        let mut sum = vec![0.0; width * width];
-        for (gram, sum) in grams.into_iter().zip(sum.chunks_mut(tile * width)) {
-            self.backend.read(&gram, 0, sum).await?;
-        }
-        let hessian = Hessian::new(width, sum, self.samples.tokens());
+        let (hessian, drift) = moments.read(&mut self.backend, self.samples.tokens()).await?;
         if !hessian.is_finite() {
             return Err(Error::new(
                 crate::error::ErrorCode::NonFinite,
                 format!("the inputs of {} are not finite on the calibration samples", self.module(site)),
             ));
         }
-        Ok((site, hessian))
+        Ok(Inputs { site, hessian, drift })
+    }
+
+    /// Takes all samples to the site in the original model.
+    async fn move_original(&mut self, site: Site, control: &dyn Control) -> Result<()> {
+        self.scratch.delete(activations(site, Stream::Original)).await?;
+        for run in self.runs() {
+            self.report_moving(site, run, Stream::Original, control);
+            task::checkpoint(control).await?;
+            self.bring_back(run, Stream::Original).await?;
+            self.step(site, run.past, Stream::Original)?;
+            self.backend.flush()?;
+            self.keep(site, run, Stream::Original).await?;
+        }
+        Ok(())
     }
 
     /// The mean of the absolute value of each feature at the site where the samples stand.
@@ -235,9 +286,9 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     async fn parent_output(&mut self, run: Run) -> Result<Vec<f32>> {
-        self.bring_back(run).await?;
+        self.bring_back(run, Stream::Quantized).await?;
         let mlp = self.site == Some(Site::Mlp);
-        self.step(if mlp { Site::Down } else { Site::Output }, run.past)?;
+        self.step(if mlp { Site::Down } else { Site::Output }, run.past, Stream::Quantized)?;
         let Self { backend, work, hidden, .. } = self;
         let Some(block) = &self.block else {
             return Err(Error::invalid_argument("expected a block that was entered"));
@@ -263,19 +314,28 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     /// Takes all samples through the rest of the block.
     pub async fn leave_block(&mut self, control: &dyn Control) -> Result<()> {
-        for run in self.runs() {
-            task::checkpoint(control).await?;
-            self.bring_back(run).await?;
-            if let Some(block) = &self.block {
-                block.finish(&mut self.backend, &mut self.hidden, &mut self.work)?;
+        for &stream in self.streams() {
+            for run in self.runs() {
+                task::checkpoint(control).await?;
+                self.bring_back(run, stream).await?;
+                let block = if stream == Stream::Original { &self.original } else { &self.block };
+                if let Some(block) = block {
+                    block.finish(&mut self.backend, &mut self.hidden, &mut self.work)?;
+                }
+                self.save_hidden(run, self.residual_before(self.layer + 1, stream)).await?;
             }
-            self.save_hidden(run, self.residual_before(self.layer + 1)).await?;
         }
-        self.block = None;
-        match self.site.take() {
-            Some(before) => self.scratch.delete(activations(before)).await,
-            None => Ok(()),
+        (self.block, self.original) = (None, None);
+        if let Some(before) = self.site.take() {
+            for &stream in self.streams() {
+                self.scratch.delete(activations(before, stream)).await?;
+            }
         }
+        Ok(())
+    }
+
+    fn streams(&self) -> &'static [Stream] {
+        if self.follows_original { &[Stream::Original, Stream::Quantized] } else { &[Stream::Quantized] }
     }
 
     /// Every run of tokens, sample by sample.
@@ -305,6 +365,14 @@ impl<'a, B: Backend> Walk<'a, B> {
         });
     }
 
+    /// Tells that a run of tokens is on its way to `site`: where the walk follows the original, that way is gone first.
+    fn report_moving(&self, site: Site, run: Run, stream: Stream, control: &dyn Control) {
+        let (samples, ways) = (self.samples.windows.len(), self.streams().len());
+        let gone = run.sample + if stream == Stream::Quantized { (ways - 1) * samples } else { 0 };
+        let steps = STEPS_OF_SITE / 2 * gone as u64 / (ways * samples) as u64;
+        self.report(site, steps, &self.module(site), control);
+    }
+
     /// Tells that `done` of `total` parts of the work on the layers at `site` are done, now on `item`.
     pub fn report_quantizing(&self, site: Site, done: u64, total: u64, item: &str, control: &dyn Control) {
         let half = STEPS_OF_SITE / 2;
@@ -317,9 +385,10 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// From the site before to `site`.
-    fn step(&mut self, site: Site, past: usize) -> Result<()> {
+    fn step(&mut self, site: Site, past: usize, stream: Stream) -> Result<()> {
         let Self { config, backend, work, hidden, rope, cache, context, .. } = self;
-        let Some(block) = &self.block else {
+        let block = if stream == Stream::Original { &self.original } else { &self.block };
+        let Some(block) = block else {
             return Err(Error::invalid_argument("expected a block that was entered"));
         };
         match site {
@@ -335,49 +404,44 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
-    async fn bring_back(&mut self, run: Run) -> Result<()> {
+    async fn bring_back(&mut self, run: Run, stream: Stream) -> Result<()> {
         let (scratch, width) = (self.scratch, self.config.hidden_size);
-        let place = Place { scratch, blob: self.residual(), first: run.row };
+        let place = Place { scratch, blob: self.residual(stream), first: run.row };
         spill::load_hidden(&mut self.backend, &mut self.hidden, run.count, width, place).await?;
         let Some(site) = self.site else { return Ok(()) };
-        let place = Place { scratch, blob: activations(site), first: run.row };
+        let place = Place { scratch, blob: activations(site, stream), first: run.row };
         let width = site.width(self.config);
         spill::load(&mut self.backend, self.work.at_mut(site), run.count, width, place).await
     }
 
-    /// Keeps a run at `site`.
-    async fn keep(&mut self, site: Site, run: Run) -> Result<()> {
+    /// Keeps a run at `site`, and returns its rows.
+    async fn keep(&mut self, site: Site, run: Run, stream: Stream) -> Result<Vec<f32>> {
         if site == Site::Mlp {
             // Elsewhere the residual stream is as it was.
-            self.save_hidden(run, self.residual_inside()).await?;
+            self.save_hidden(run, self.residual_inside(stream)).await?;
         }
-        let place = Place { scratch: self.scratch, blob: activations(site), first: run.row };
-        let width = site.width(self.config);
-        let rows = spill::save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
-        for row in rows.chunks_exact(width) {
-            for (sum, value) in self.absolute.iter_mut().zip(row) {
-                *sum += f64::from(value.abs());
-            }
-        }
-        Ok(())
+        let place = Place { scratch: self.scratch, blob: activations(site, stream), first: run.row };
+        spill::save(&mut self.backend, self.work.at(site), run.count, site.width(self.config), place).await
     }
 
     /// The blob of the residual streams where the samples stand.
-    fn residual(&self) -> &'static str {
+    fn residual(&self, stream: Stream) -> &'static str {
         match self.site {
-            None | Some(Site::Attention | Site::Output) => self.residual_before(self.layer),
-            Some(Site::Mlp | Site::Down) => self.residual_inside(),
+            None | Some(Site::Attention | Site::Output) => self.residual_before(self.layer, stream),
+            Some(Site::Mlp | Site::Down) => self.residual_inside(stream),
         }
     }
 
     /// The blob of the residual streams before block `layer`.
-    fn residual_before(&self, layer: usize) -> &'static str {
-        if self.kept { RESIDUAL_BETWEEN[layer % 2] } else { RESIDUAL }
+    fn residual_before(&self, layer: usize, stream: Stream) -> &'static str {
+        let blobs = stream.blobs();
+        if self.kept { blobs.residual_between[layer % 2] } else { blobs.residual }
     }
 
     /// The blob of the residual streams after a block's attention.
-    fn residual_inside(&self) -> &'static str {
-        if self.kept { RESIDUAL_INSIDE } else { RESIDUAL }
+    fn residual_inside(&self, stream: Stream) -> &'static str {
+        let blobs = stream.blobs();
+        if self.kept { blobs.residual_inside } else { blobs.residual }
     }
 
     async fn save_hidden(&mut self, run: Run, blob: &str) -> Result<()> {
@@ -389,24 +453,8 @@ impl<'a, B: Backend> Walk<'a, B> {
 /// Steps of the work at one site, in reports of progress.
 const STEPS_OF_SITE: u64 = 1000;
 
-/// Columns of the input whose products one call of the backend adds up, for runs of `tokens` tokens: as many as one step
-/// allows in WebAssembly, where nobody else can get a word in, and elsewhere as many as `GRAM_BYTES` hold.
-pub fn gram_columns(tokens: usize, width: usize) -> usize {
-    const BAND: usize = 64;
-    let by_bytes = GRAM_BYTES / (width * size_of::<f32>()).max(1);
-    let by_work = (STEP_WORK / (tokens * width).max(1) as u64) as usize;
-    let columns = if cfg!(target_arch = "wasm32") { by_bytes.min(by_work) } else { by_bytes };
-    (columns / BAND * BAND).max(BAND)
-}
-
-/// The most that is in one buffer of second moments: half of what the least of GPUs bind at once.
-const GRAM_BYTES: usize = 64 << 20;
-
 /// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
 const PARENT_TOKENS: usize = 4096;
-
-/// The outputs that candidates are measured by.
-const PARENT: &str = "parent";
 
 /// Where a walk begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,30 +466,4 @@ pub enum Start {
     EmbedKept,
     /// In front of this block, with what a walk that began with [`EmbedKept`](Self::EmbedKept) has left in scratch.
     GoOn(usize),
-}
-
-/// Blobs that a walk leaves in scratch.
-pub const BLOBS: [&str; 7] = [
-    RESIDUAL,
-    RESIDUAL_BETWEEN[0],
-    RESIDUAL_BETWEEN[1],
-    RESIDUAL_INSIDE,
-    PARENT,
-    "activations-0",
-    "activations-1",
-];
-
-/// The residual streams of all samples, end to end.
-const RESIDUAL: &str = "residual";
-/// The same before a block with an even and with an odd number, where they are kept.
-const RESIDUAL_BETWEEN: [&str; 2] = ["residual-0", "residual-1"];
-/// The same after a block's attention, where the others are kept.
-const RESIDUAL_INSIDE: &str = "residual-inside";
-
-/// The activations of all samples at a site. Two blobs that alternate: one is written while the other is read.
-fn activations(site: Site) -> &'static str {
-    match site {
-        Site::Attention | Site::Mlp => "activations-0",
-        Site::Output | Site::Down => "activations-1",
-    }
 }

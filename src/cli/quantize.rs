@@ -17,7 +17,7 @@ use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
 use crate::plan::parse_bytes;
-use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ScaleRule};
+use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ReferenceInputs, ScaleRule};
 use crate::task::block_on;
 use clap::ValueEnum;
 use gguf::OnTheWay;
@@ -119,6 +119,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = GptqOptions::default().sweeps)]
     sweeps: usize,
 
+    /// gptq: on whose inputs a layer's original outputs are computed, to which the rounded layer shall come near
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t = ReferenceInputsArg::Original)]
+    reference_inputs: ReferenceInputsArg,
+
     /// gptq: the same as --act-order group-index, by the name of other tools
     #[arg(long, conflicts_with = "act_order")]
     desc_act: bool,
@@ -186,6 +190,15 @@ enum ScalesArg {
     Range,
     /// A search for the least error
     LeastError,
+}
+
+/// `--reference-inputs`
+#[derive(Clone, Copy, ValueEnum)]
+enum ReferenceInputsArg {
+    /// The original model's: a layer makes up for what the layers before it lost
+    Original,
+    /// Those that the quantized layers before it make
+    Quantized,
 }
 
 /// `--act-order`
@@ -264,6 +277,10 @@ impl Args {
         options.gptq = GptqOptions {
             damping: self.damping,
             sweeps: self.sweeps,
+            reference: match self.reference_inputs {
+                ReferenceInputsArg::Original => ReferenceInputs::Original,
+                ReferenceInputsArg::Quantized => ReferenceInputs::Quantized,
+            },
             scales: match self.scales {
                 ScalesArg::Range => ScaleRule::Range,
                 ScalesArg::LeastError => ScaleRule::LeastError,

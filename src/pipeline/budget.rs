@@ -14,7 +14,7 @@ use super::quantize::{copied_bytes, is_in_block};
 use super::select::{ModulePlan, QuantizeOptions};
 use crate::backend::Backend;
 use crate::calibrate::awq::{Shared, Target as Layer, quantize};
-use crate::calibrate::{Start, Walk};
+use crate::calibrate::{Inputs, Start, Walk};
 use crate::error::{Error, Result};
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
@@ -206,14 +206,14 @@ async fn measure<B: Backend>(
     let scale_type = ScaleType::F16;
     let shared = Shared { checkpoint, scale_type, control };
     let schemes = candidates(options);
-    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, control)
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, false, control)
         .await?
         .in_phase("sensitivity");
     let mut measured = Vec::new();
     for layer in 0..checkpoint.config().num_hidden_layers {
         walk.enter_block(layer).await?;
         for _ in Site::ALL {
-            let (site, hessian) = walk.next_site(control).await?;
+            let Inputs { site, hessian, .. } = walk.next_site(control).await?;
             let moments = Moments::in_steps(&hessian).run(control).await?;
             drop(hessian);
             let parts = (site.linears().len() * schemes.len()) as u64;

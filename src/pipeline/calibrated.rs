@@ -13,7 +13,7 @@ use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
 use crate::calibrate::awq::Shared;
-use crate::calibrate::{Samples, Start, Walk, walk};
+use crate::calibrate::{Inputs, Samples, Start, Walk, walk};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
@@ -21,7 +21,7 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
-use crate::quant::gptq::Prepared;
+use crate::quant::gptq::{Prepared, ReferenceInputs};
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
 use resume::Journal;
@@ -135,16 +135,19 @@ pub(super) async fn find<'a, B: Backend>(
     if first == layers {
         return Ok(found);
     }
-    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, start, control).await?;
+    let follows = follows_original(options);
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, start, follows, control).await?;
     if let (Some(journal), Start::EmbedKept) = (&mut journal, start) {
         journal.write(Some(0), &found).await?;
     }
     for layer in first..layers {
         walk.enter_block(layer).await?;
         for _ in Site::ALL {
-            let (site, hessian) = walk.next_site(control).await?;
+            let Inputs { site, hessian, drift } = walk.next_site(control).await?;
             let is_last = layer + 1 == layers && site == Site::Down;
             if site_method(plans, layer, site) == Some(Method::Awq) {
+                // AWQ compares with what the block makes of the same inputs.
+                drop(drift);
                 let shared = Shared { checkpoint, scale_type, control };
                 awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
                     .await?;
@@ -157,7 +160,7 @@ pub(super) async fn find<'a, B: Backend>(
             };
             let (mut done, total) = (0, site.linears().iter().map(weights).sum::<u64>());
             // Modules that share an input share its factors, unless their groups differ.
-            let mut prepared: BTreeMap<usize, Option<Prepared>> = BTreeMap::new();
+            let mut prepared: BTreeMap<usize, Option<Prepared<'_>>> = BTreeMap::new();
             for &linear in site.linears() {
                 let module = linear.module(layer);
                 let before = done;
@@ -175,7 +178,8 @@ pub(super) async fn find<'a, B: Backend>(
                     let prepared = match prepared.entry(group_size) {
                         Entry::Occupied(entry) => entry.into_mut(),
                         Entry::Vacant(entry) => {
-                            let steps = Prepared::in_steps(&hessian, group_size, options.gptq);
+                            let steps =
+                                Prepared::in_steps(&hessian, drift.as_ref(), group_size, options.gptq);
                             entry.insert(steps.run(control).await?)
                         }
                     };
@@ -193,6 +197,7 @@ pub(super) async fn find<'a, B: Backend>(
             }
             // The next weights come while the old ones are there: statistics make room for them.
             drop((prepared, hessian));
+            drop(drift);
             if !replaced.is_empty() && !is_last {
                 let replaced: Vec<_> =
                     replaced.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
@@ -209,6 +214,11 @@ pub(super) async fn find<'a, B: Backend>(
     Ok(found)
 }
 
+/// Whether the samples have to go through the original model beside the quantized one.
+fn follows_original(options: &QuantizeOptions) -> bool {
+    options.asks_for(Method::Gptq) && options.gptq.reference == ReferenceInputs::Original
+}
+
 /// The method by which layers that read a site are calibrated: none, or one.
 fn site_method(plans: &[ModulePlan], layer: usize, site: Site) -> Option<Method> {
     let modules = site.linears().iter().map(|linear| linear.module(layer));
@@ -220,7 +230,7 @@ fn site_method(plans: &[ModulePlan], layer: usize, site: Site) -> Option<Method>
 async fn gptq(
     checkpoint: &Checkpoint,
     plan: &ModulePlan,
-    prepared: Option<&Prepared>,
+    prepared: Option<&Prepared<'_>>,
     scale_type: ScaleType,
     control: &dyn Control,
     report: impl Fn(usize),

@@ -100,6 +100,7 @@ pub async fn quantize_calibrated<B: Backend>(
         parameters.insert("scales".into(), json!(options.gptq.scales.name()));
         parameters.insert("sweeps".into(), json!(options.gptq.sweeps));
         parameters.insert("act_order".into(), json!(options.gptq.order.name()));
+        parameters.insert("reference_inputs".into(), json!(options.gptq.reference.name()));
     }
     if options.asks_for(Method::Awq) {
         parameters.insert("ratios".into(), json!(RATIOS));

@@ -120,6 +120,62 @@ impl Factor {
         Some(Self { size, upper: h, diagonal })
     }
 
+    /// Solves `x H = b` for each row of `rows`, `[n, size]`, in place.
+    ///
+    /// # Panics
+    /// When `rows` is not whole rows.
+    pub async fn solve(&self, rows: &mut [f32], pace: &mut Pace) {
+        let Self { size, upper, diagonal } = self;
+        let size = *size;
+        assert_eq!(rows.len() % size.max(1), 0, "whole rows");
+        let count = rows.len() / size.max(1);
+        let panel_of = |rows: &[f32], start: usize, end: usize| -> Vec<f32> {
+            rows.chunks_exact(size).flat_map(|row| &row[start..end]).copied().collect()
+        };
+        // z U^T = b, from the last columns to the first.
+        let mut end = size;
+        while end > 0 {
+            let start = end.saturating_sub(PANEL);
+            for row in rows.chunks_exact_mut(size) {
+                for k in (start..end).rev() {
+                    let sum: f32 =
+                        row[k + 1..end].iter().zip(&upper[k * size + k + 1..]).map(|(z, u)| z * u).sum();
+                    row[k] -= sum;
+                }
+            }
+            let panel = panel_of(rows, start, end);
+            let done = Matrix::new(&panel, count, end - start, end - start);
+            let handed_on = Matrix::new(&upper[start..], start, end - start, size).transposed();
+            add_product(-1.0, done, handed_on, rows, size);
+            pace.spend((count * (end - start) * end) as u64).await;
+            end = start;
+        }
+        for row in rows.chunks_exact_mut(size) {
+            for (value, d) in row.iter_mut().zip(diagonal) {
+                *value /= d;
+            }
+        }
+        // x U = z, from the first columns to the last.
+        for start in (0..size).step_by(PANEL) {
+            let end = size.min(start + PANEL);
+            for row in rows.chunks_exact_mut(size) {
+                for k in start..end {
+                    let x = row[k];
+                    for (value, u) in row[k + 1..end].iter_mut().zip(&upper[k * size + k + 1..]) {
+                        *value -= x * u;
+                    }
+                }
+            }
+            if end < size {
+                let panel = panel_of(rows, start, end);
+                let done = Matrix::new(&panel, count, end - start, end - start);
+                let later = Matrix::new(&upper[start * size + end..], end - start, size - end, size);
+                add_product(-1.0, done, later, &mut rows[end..], size);
+            }
+            pace.spend((count * (end - start) * (size - start)) as u64).await;
+        }
+    }
+
     /// Row `k` of `U` from column `k + 1` on.
     pub fn row_after(&self, k: usize) -> &[f32] {
         &self.upper[k * self.size + k + 1..(k + 1) * self.size]
@@ -234,6 +290,30 @@ mod tests {
                     assert!(error < FACTOR_ERROR, "size {size}, element {i}, {j}: {error:e}");
                 }
             }
+        }
+    }
+
+    /// Largest distance of `x H` from `b`, over `b`'s largest element. Not set by a measurement.
+    const SOLUTION_ERROR: f64 = 1e-4;
+
+    #[test]
+    fn solutions_multiply_back_to_the_rows() {
+        for (size, samples) in [(1, 3), (2, 5), (64, 100), (65, 100), (130, 400), (200, 600)] {
+            let h = gram(&random(size * samples, size as u64), size, 0.01);
+            let factor = Factor::new(h.iter().map(|&v| v as f32).collect(), size).unwrap();
+            let b = random(3 * size, 7);
+            let mut x = b.clone();
+            Steps::new(|mut pace| async move {
+                factor.solve(&mut x, &mut pace).await;
+                for (x, b) in x.chunks(size).zip(b.chunks(size)) {
+                    for j in 0..size {
+                        let product: f64 = (0..size).map(|k| f64::from(x[k]) * h[k * size + j]).sum();
+                        let error = (product - f64::from(b[j])).abs() / 0.5;
+                        assert!(error < SOLUTION_ERROR, "size {size}, column {j}: {error:e}");
+                    }
+                }
+            })
+            .finish();
         }
     }
 

@@ -10,7 +10,9 @@ use crate::layout::{GptqZeros, OpenOptions, TargetLayout};
 use crate::model::ModelConfig;
 use crate::pipeline::QuantizeOptions;
 use crate::pipeline::auto::AutoOptions;
-use crate::quant::{Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ScaleRule};
+use crate::quant::{
+    Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, ScaleRule,
+};
 use crate::recipe::Recipe;
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use crate::validate::holding::Holding;
@@ -85,6 +87,7 @@ struct GptqRequest {
     act_order: Option<String>,
     scales: Option<String>,
     sweeps: Option<usize>,
+    reference_inputs: Option<String>,
 }
 
 impl GptqRequest {
@@ -97,9 +100,13 @@ impl GptqRequest {
             ("group-index", ColumnOrder::GroupIndex),
         ];
         let rules = [("range", ScaleRule::Range), ("least-error", ScaleRule::LeastError)];
+        let references = [("original", ReferenceInputs::Original), ("quantized", ReferenceInputs::Quantized)];
         let order = self.act_order.as_deref().map(|name| choice("gptq.actOrder", name, &orders));
         let scales = self.scales.as_deref().map(|name| choice("gptq.scales", name, &rules));
+        let reference =
+            self.reference_inputs.as_deref().map(|name| choice("gptq.referenceInputs", name, &references));
         Ok(GptqOptions {
+            reference: reference.transpose()?.unwrap_or(usual.reference),
             damping: self.damping.unwrap_or(usual.damping),
             order: order.transpose()?.unwrap_or(usual.order),
             scales: scales.transpose()?.unwrap_or(usual.scales),

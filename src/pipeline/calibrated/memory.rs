@@ -2,17 +2,19 @@
 //!
 //! For each site of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
 //!
-//! - the block: as it is stored, and after a site its replaced layers as the backend holds them;
+//! - the block: as it is stored, and after a site its replaced layers as the backend holds them; a second time as it is
+//!   stored where the samples go through the original too;
 //! - statistics: the second moments of the site's input, and what is made of them (GPTQ: for each group size a factor and
-//!   the damped matrix; AWQ: a triangle, and blocks for clipping);
+//!   the damped matrix, and the drift from the original's inputs; AWQ: a triangle, and blocks for clipping);
 //! - rows on their way through a quantizer, and the packed matrices of the site;
 //! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
 //!
 //! Everything else, the process itself among it, is one small constant. All other hidden states and finished matrices are
 //! in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
+use super::follows_original;
 use crate::calibrate::Samples;
-use crate::calibrate::walk::gram_columns;
+use crate::calibrate::moments::gram_columns;
 use crate::error::{Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
 use crate::model::block::{Site, elements_per_token};
@@ -85,7 +87,8 @@ pub fn plan_memory(
     options: &QuantizeOptions,
     samples: &Samples,
 ) -> Result<CalibrationMemory> {
-    let job = Job { checkpoint, config: checkpoint.config(), plans, awq: is_awq(options) };
+    let follows = follows_original(options);
+    let job = Job { checkpoint, config: checkpoint.config(), plans, follows };
     let working_bytes = job.working_bytes(samples);
     let moment = |block_bytes: u64, statistics_bytes: u64, rows_bytes: u64| CalibrationMemory {
         block_bytes,
@@ -100,30 +103,39 @@ pub fn plan_memory(
     let mut moments = vec![moment(job.table_bytes()?, 0, chunk)];
     for site in Site::ALL {
         let block = job.block_bytes(site)?;
-        let (square, tile) = job.square_bytes(site, samples);
-        moments.push(moment(block, square + tile.max(square.min(chunk)), chunk));
-        moments.push(moment(
-            block + job.replacement_bytes(site)?,
-            job.statistics_bytes(site),
-            job.rows_bytes(site)?,
-        ));
+        moments.push(moment(block, job.sums_bytes(site, samples), chunk));
+        let statistics = job.statistics_bytes(site);
+        let (grown, replacement) = job.awq_bytes(site)?;
+        moments.push(moment(block + grown, statistics, job.rows_bytes(site)?));
+        if replacement > 0 {
+            moments.push(moment(block + replacement, statistics, job.packed_bytes(site)? + 2 * chunk));
+        }
     }
     let peak = moments.into_iter().max_by_key(|moment| moment.peak_bytes).unwrap_or_default();
     Ok(CalibrationMemory { scratch_bytes: job.scratch_bytes(samples)?, ..peak })
-}
-
-fn is_awq(options: &QuantizeOptions) -> bool {
-    options.calibrated_method() == Some(Method::Awq)
 }
 
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
     plans: &'a [ModulePlan],
-    awq: bool,
+    /// Whether the samples go through the original blocks too.
+    follows: bool,
 }
 
 impl Job<'_> {
+    /// Whether a layer is made by `method` in some block.
+    fn is_made_by(&self, linear: Linear, method: Method) -> bool {
+        let mut blocks = (0..self.config.num_hidden_layers).map(|layer| linear.module(layer));
+        blocks
+            .any(|module| self.plans.iter().any(|plan| plan.module == module && plan.method == Some(method)))
+    }
+
+    /// Whether a layer that reads the site is.
+    fn has(&self, site: Site, method: Method) -> bool {
+        site.linears().iter().any(|&linear| self.is_made_by(linear, method))
+    }
+
     /// What becomes of a layer in the block where it takes most.
     fn scheme(&self, linear: Linear) -> Option<Scheme> {
         let blocks = (0..self.config.num_hidden_layers).map(|layer| linear.module(layer));
@@ -150,7 +162,7 @@ impl Job<'_> {
     /// Bytes of a layer in the place of the stored one.
     fn replaced_bytes(&self, linear: Linear) -> Result<u64> {
         let Some(scheme) = self.scheme(linear) else { return self.stored_bytes(linear) };
-        if self.awq {
+        if self.is_made_by(linear, Method::Awq) {
             return Ok(self.weights(linear) * F32);
         }
         let (rows, cols) = linear.shape(self.config);
@@ -159,11 +171,14 @@ impl Job<'_> {
         Ok(self.weights(linear) * bits / 8 + scheme.granularity().scale_count(rows, cols) as u64 * 5)
     }
 
-    /// Bytes of the block while the samples stand at `site`.
+    /// Bytes of the block while the samples stand at `site`, and of the original beside it.
     fn block_bytes(&self, site: Site) -> Result<u64> {
         let mut bytes = 0;
         for other in Site::ALL {
             for &linear in other.linears() {
+                if self.follows {
+                    bytes += self.stored_bytes(linear)?;
+                }
                 let replaced = (other as usize) < site as usize;
                 bytes += if replaced { self.replaced_bytes(linear)? } else { self.stored_bytes(linear)? };
             }
@@ -171,26 +186,36 @@ impl Job<'_> {
         Ok(bytes)
     }
 
-    /// Bytes of what comes beside the layers of `site` before they go: where they are quantized for AWQ, all candidates
-    /// are run.
-    fn replacement_bytes(&self, site: Site) -> Result<u64> {
-        if !self.awq {
-            return Ok(0);
+    /// Bytes by which the layers of `site` grow while AWQ looks for their scales, and what comes beside the block when it puts
+    /// others in their place. Only where attention or the MLP is run, candidates are.
+    fn awq_bytes(&self, site: Site) -> Result<(u64, u64)> {
+        if !self.has(site, Method::Awq) {
+            return Ok((0, 0));
         }
-        let mut bytes = 0;
+        let (mut stored, mut replaced) = (0, 0);
         for &linear in site.linears() {
-            // From the second candidate on the old ones are in single precision too.
-            bytes += 2 * self.replaced_bytes(linear)?
-                - self.stored_bytes(linear)?.min(self.replaced_bytes(linear)?);
+            stored += self.stored_bytes(linear)?;
+            replaced += self.replaced_bytes(linear)?;
         }
-        Ok(bytes)
+        Ok(match site {
+            Site::Attention | Site::Mlp => {
+                (replaced.saturating_sub(stored), (2 * replaced).saturating_sub(stored))
+            }
+            // After the last layer nothing is run.
+            Site::Down if self.config.num_hidden_layers == 1 => (0, 0),
+            Site::Output | Site::Down => (0, replaced),
+        })
     }
 
-    /// Bytes of the second moments at `site`, and of the largest piece that they come in.
-    fn square_bytes(&self, site: Site, samples: &Samples) -> (u64, u64) {
-        let width = site.width(self.config);
-        let columns = gram_columns(chunk(self.config, samples), width).min(width);
-        ((width * width) as u64 * F32, (width * columns) as u64 * F32)
+    /// Bytes of the second moments at `site` when they are read from the backend, tile by tile.
+    fn sums_bytes(&self, site: Site, samples: &Samples) -> u64 {
+        let (width, tokens) = (site.width(self.config), chunk(self.config, samples));
+        let stride = if self.follows { 2 * width } else { width };
+        let tile = gram_columns(tokens, stride).min(width) * stride;
+        // Rows beside the original ones, joined, on the host and on the device.
+        let joined = if self.follows { tokens * 3 * stride } else { 0 };
+        ((width * stride + tile.max(joined)) as u64 * F32)
+            .max((width * stride) as u64 * F32 + CHUNK_BYTES as u64)
     }
 
     /// Bytes of statistics while the layers of `site` are quantized.
@@ -202,31 +227,44 @@ impl Job<'_> {
             .iter()
             .filter_map(|&linear| Some(self.scheme(linear)?.granularity().group_size(width as usize) as u64))
             .collect();
-        if self.awq {
-            let clipping = groups.iter().max().map_or(0, |group| width * group * F32);
-            return 2 * square + clipping;
+        let (mut gptq, mut awq) = (0, 0);
+        if self.has(site, Method::Gptq) {
+            gptq = square * (2 * groups.len() as u64 + u64::from(self.follows));
         }
-        square * (1 + 2 * groups.len() as u64)
+        if self.has(site, Method::Awq) {
+            awq = square + groups.iter().max().map_or(0, |group| width * group * F32);
+        }
+        square + gptq.max(awq)
     }
 
     /// Bytes of rows on their way at `site`, and of its packed matrices.
     fn rows_bytes(&self, site: Site) -> Result<u64> {
-        let (mut largest, mut packed) = (0, 0);
+        let mut largest = 0;
         for &linear in site.linears() {
             let Some(scheme) = self.scheme(linear) else { continue };
             let (rows, cols) = linear.shape(self.config);
             let stored = (self.stored_bytes(linear)? / self.weights(linear).max(1)).max(1);
             let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64).min(self.weights(linear));
             let going = (rows_at_once(parallel::lanes()) * cols) as u64;
-            let each = if self.awq { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
+            let each = if self.has(site, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
             // Read, as numbers, and once more in the tasks that wait or are done.
             let on_the_way = chunk * (stored + 2 * F32) + going.min(chunk) * each;
             let whole = packed_bytes(scheme, rows as u64, cols as u64)?;
             // GPTQ rounds to nearest too; what is done is spelled out once to be kept.
             largest = largest.max(on_the_way + 2 * whole);
-            packed += whole;
         }
-        Ok(largest + packed)
+        Ok(largest + self.packed_bytes(site)?)
+    }
+
+    /// Bytes of the packed matrices of `site`.
+    fn packed_bytes(&self, site: Site) -> Result<u64> {
+        let mut packed = 0;
+        for &linear in site.linears() {
+            let Some(scheme) = self.scheme(linear) else { continue };
+            let (rows, cols) = linear.shape(self.config);
+            packed += packed_bytes(scheme, rows as u64, cols as u64)?;
+        }
+        Ok(packed)
     }
 
     /// Bytes of the embedding table, and of the head where it has its own.
@@ -261,7 +299,8 @@ impl Job<'_> {
                 packed += packed_bytes(scheme, plan.rows as u64, plan.cols as u64)?;
             }
         }
-        Ok(tokens * (self.config.hidden_size as u64 + neighbours) * F32 + packed)
+        let streams = if self.follows { 2 } else { 1 };
+        Ok(streams * tokens * (self.config.hidden_size as u64 + neighbours) * F32 + packed)
     }
 }
 

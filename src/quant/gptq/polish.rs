@@ -25,7 +25,7 @@ const LOCAL_SWEEPS: usize = 2;
 /// Improves `rows`, whose original weights are `weights`, `[n, cols]`, in the order of the input. Returns what is left of
 /// the output error, with the Hessian as it was before damping.
 pub(super) async fn polish(
-    prepared: &Prepared,
+    prepared: &Prepared<'_>,
     grid: Grid,
     weights: &[f32],
     rows: &mut [RoundedRow],

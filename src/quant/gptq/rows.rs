@@ -3,6 +3,7 @@
 use super::polish::polish;
 use super::{BLOCK, Grid, Prepared};
 use crate::error::{Context, Result};
+use crate::quant::column_order;
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::{QParams, encode_group, non_finite_weight, range};
 use crate::task::Pace;
@@ -43,7 +44,7 @@ pub(super) struct Sums {
 impl Task {
     /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
     pub(super) async fn run(
-        prepared: &Prepared,
+        prepared: &Prepared<'_>,
         grid: Grid,
         weights: &[f32],
         first_row: usize,
@@ -58,8 +59,11 @@ impl Task {
             .collect::<Result<Vec<_>>>()?;
         pace.spend(ROUND_WORK * weights.len() as u64).await;
         let mut ordered = prepared.gather(weights);
+        prepared.make_up_for_drift(weights, &mut ordered, pace).await;
+        // What the rounded weights shall come near to.
+        let mut wanted = prepared.scatter(&ordered);
         sums.signal = prepared.output_square(&ordered, pace).await;
-        let errors: Vec<f32> = weights
+        let errors: Vec<f32> = wanted
             .chunks_exact(cols)
             .zip(&rtn)
             .flat_map(|(row, rounded)| row.iter().enumerate().map(|(col, w)| w - rounded.value(grid, col)))
@@ -77,11 +81,10 @@ impl Task {
         sums.gptq = rounding.error;
         sums.failed = rounding.failed;
         if prepared.sweeps > 0 && !rounding.failed {
-            let mut weights = weights.to_vec();
             for (place, _) in prepared.dead.iter().enumerate().filter(|(_, dead)| **dead) {
-                weights.iter_mut().skip(prepared.column(place)).step_by(cols).for_each(|w| *w = 0.0);
+                wanted.iter_mut().skip(prepared.column(place)).step_by(cols).for_each(|w| *w = 0.0);
             }
-            sums.gptq = polish(prepared, grid, &weights, &mut rounding.rows, prepared.sweeps, pace).await;
+            sums.gptq = polish(prepared, grid, &wanted, &mut rounding.rows, prepared.sweeps, pace).await;
         }
         Ok(Self { gptq: rounding.rows, rtn, sums })
     }
@@ -111,7 +114,7 @@ fn nearest(grid: Grid, row: &[f32], row_index: usize) -> Result<RoundedRow> {
     Ok(RoundedRow { codes, params })
 }
 
-impl Prepared {
+impl Prepared<'_> {
     /// Rows with their columns in the order of the factor.
     fn gather(&self, rows: &[f32]) -> Vec<f32> {
         let cols = self.factor.size;
@@ -121,6 +124,37 @@ impl Prepared {
                 .chunks_exact(cols)
                 .flat_map(|row| columns.iter().map(move |&column| row[column as usize]))
                 .collect(),
+        }
+    }
+
+    /// The inverse of [`gather`](Self::gather).
+    fn scatter(&self, ordered: &[f32]) -> Vec<f32> {
+        let cols = self.factor.size;
+        let Some(columns) = &self.columns else { return ordered.to_vec() };
+        let mut rows = vec![0.0; ordered.len()];
+        for (row, ordered) in rows.chunks_exact_mut(cols).zip(ordered.chunks_exact(cols)) {
+            column_order::scatter(ordered, columns, row);
+        }
+        rows
+    }
+
+    /// Adds to `ordered`, the `weights` in the order of the factor, what brings the outputs nearest to those of the weights
+    /// on the original inputs: `w D^T H^-1`, with `D` the mean of `x (x_o - x)^T`.
+    async fn make_up_for_drift(&self, weights: &[f32], ordered: &mut [f32], pace: &mut Pace) {
+        let Some(drift) = self.drift else { return };
+        let cols = self.factor.size;
+        let count = weights.len() / cols;
+        let mut lost = vec![0.0; weights.len()];
+        for start in (0..cols).step_by(BLOCK) {
+            let width = BLOCK.min(cols - start);
+            let part = Matrix::new(&drift.mean()[start * cols..], width, cols, cols).transposed();
+            add_product(1.0, Matrix::new(weights, count, cols, cols), part, &mut lost[start..], cols);
+            pace.spend((count * cols * width) as u64).await;
+        }
+        let mut lost = self.gather(&lost);
+        self.factor.solve(&mut lost, pace).await;
+        for (w, change) in ordered.iter_mut().zip(&lost) {
+            *w += change;
         }
     }
 
@@ -149,7 +183,7 @@ impl Prepared {
 
 /// Rows on their way through the columns.
 struct Rounding<'a> {
-    prepared: &'a Prepared,
+    prepared: &'a Prepared<'a>,
     grid: Grid,
     /// `[n, cols]`: weights, in the order of the factor.
     weights: Vec<f32>,
@@ -163,7 +197,7 @@ struct Rounding<'a> {
 }
 
 impl<'a> Rounding<'a> {
-    async fn new(prepared: &'a Prepared, grid: Grid, weights: Vec<f32>, pace: &mut Pace) -> Result<Self> {
+    async fn new(prepared: &'a Prepared<'a>, grid: Grid, weights: Vec<f32>, pace: &mut Pace) -> Result<Self> {
         let cols = grid.cols;
         let fixed = grid.group_size >= cols || prepared.has_static_groups();
         let mut importance = vec![0.0; cols];
@@ -273,7 +307,7 @@ impl<'a> Rounding<'a> {
 }
 
 /// What the weights of a group from `place` on would best be, were they not rounded, given the errors before the group.
-fn best_values(prepared: &Prepared, place: usize, weights: &[f32], targets: &[f32]) -> Vec<f32> {
+fn best_values(prepared: &Prepared<'_>, place: usize, weights: &[f32], targets: &[f32]) -> Vec<f32> {
     let cols = prepared.factor.size;
     let mut shift: Vec<f32> = targets.iter().zip(weights).map(|(t, w)| t - w).collect();
     for m in 0..shift.len() {
