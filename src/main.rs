@@ -2,6 +2,8 @@
 
 fn main() -> std::process::ExitCode {
     quieten_drivers();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    give_back_what_is_freed();
     #[cfg(target_os = "wasi")]
     wasi::prepare();
     lowbit::cli::main(std::env::args_os())
@@ -15,6 +17,25 @@ fn quieten_drivers() {
         // SAFETY: this is the first thing that the process does, so no other thread can be reading the environment.
         unsafe { std::env::set_var(FOLDER, std::env::temp_dir()) };
     }
+}
+
+/// Lets glibc give large pieces of memory back to the system as soon as they are freed. By itself it does so only until the
+/// first of a size was freed, and then keeps the next ones, up to 32 MiB each, for later: a run takes more than it was planned
+/// to, by 40 % where matrices come and go, as in AWQ's search.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn give_back_what_is_freed() {
+    use std::ffi::c_int;
+
+    /// From this size on memory comes from the system and goes back to it: what tasks hold of a few rows is smaller.
+    const LARGE: c_int = 1 << 20;
+    /// Of `malloc.h`.
+    const M_MMAP_THRESHOLD: c_int = -3;
+    unsafe extern "C" {
+        fn mallopt(parameter: c_int, value: c_int) -> c_int;
+    }
+    // SAFETY: as glibc declares it. It changes nothing of what is allocated already, and no other thread runs yet. Where it
+    // refuses, nothing changes.
+    unsafe { mallopt(M_MMAP_THRESHOLD, LARGE) };
 }
 
 /// The command as a WebAssembly module, which the npm package starts: what a process has and a module has not.

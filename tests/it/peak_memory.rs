@@ -11,7 +11,7 @@ use lowbit::model::Checkpoint;
 use lowbit::pipeline::QuantizeOptions;
 use lowbit::pipeline::calibrated::memory::plan_memory;
 use lowbit::pipeline::select::plan_modules;
-use lowbit::quant::{Bits, Granularity};
+use lowbit::quant::{Bits, Granularity, ReferenceInputs};
 use lowbit::task::block_on;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -34,66 +34,84 @@ fn two_gigabytes_are_quantized_in_a_few_tensors_of_memory() {
     assert!(peak <= LIMIT, "{peak} bytes resident, above the limit of {LIMIT}");
 }
 
-/// How far the plan of a run by GPTQ may be from what the run took. Measured on five models from 140 to 340 MB: it takes
-/// 0.5 % less to 10 % more, the more the allocator keeps of what was freed.
-const PLAN_ERROR: f64 = 0.12;
+/// How far the plan of a run may be from what the run took. Measured on one block: by GPTQ it takes 0.2 % less, 0.7 % less
+/// with one model alone.
+const PLAN_ERROR: f64 = 0.10;
 
 #[test]
 fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much() {
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("source"), folder.path().join("output"));
-    block_on(write_checkpoint(&source, 1));
+    block_on(write_checkpoint(&source, 2));
     let tokens: Vec<u32> = (0..600).map(|i| i * 7 % 4000).collect();
     let ids = folder.path().join("ids.u32");
     std::fs::write(&ids, tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    let mut wrong = Vec::new();
+    for (method, more) in [
+        ("gptq", &["--scales", "range", "--sweeps", "0"][..]),
+        ("gptq", &["--scales", "range", "--sweeps", "0", "--reference-inputs", "quantized"]),
+        ("awq", &[]),
+    ] {
+        let args = |memory: &str| -> Vec<String> {
+            let (from, to, ids) = (arg(&source), arg(&output), arg(&ids));
+            let args = [
+                "quantize",
+                &from,
+                "-o",
+                &to,
+                "--method",
+                method,
+                "--bits",
+                "4",
+                "--group-size",
+                "64",
+                "--calibration",
+                &ids,
+                "--samples",
+                "4",
+                "--sequence-length",
+                "128",
+                "--memory",
+                memory,
+            ];
+            args.iter().chain(more).map(|&arg| arg.to_owned()).collect()
+        };
+        let checkpoint = block_on(Checkpoint::open(on_disk(&source))).unwrap();
+        let (bits, granularity) = (Bits::Four, Granularity::Group(64));
+        let mut options = match method {
+            "awq" => QuantizeOptions::awq(bits, granularity, true),
+            _ => QuantizeOptions::gptq(bits, granularity, true),
+        };
+        if more.contains(&"quantized") {
+            options.gptq.reference = ReferenceInputs::Quantized;
+        }
+        let plans = plan_modules(&checkpoint, &options).unwrap();
+        let cut = SampleOptions { samples: 4, sequence_length: 128, shuffle: None };
+        let samples = Samples::new(&tokens, None, &cut).unwrap();
+        let planned = plan_memory(&checkpoint, &plans, &options, &samples).unwrap();
 
-    let checkpoint = block_on(Checkpoint::open(on_disk(&source))).unwrap();
-    let options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(64), true);
-    let plans = plan_modules(&checkpoint, &options).unwrap();
-    let cut = SampleOptions { samples: 4, sequence_length: 128, shuffle: None };
-    let samples = Samples::new(&tokens, None, &cut).unwrap();
-    let planned = plan_memory(&checkpoint, &plans, &options, &samples).unwrap();
+        let ran =
+            lowbit(args(&(planned.peak_bytes - 1).to_string()).into_iter().chain(["--json".to_owned()]));
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        assert_eq!(ran.json()["error"]["code"], "out_of_memory");
+        assert!(ran.stderr.contains(&planned.peak_bytes.to_string()), "{}", ran.stderr);
+        assert!(!output.exists(), "nothing was begun");
 
-    let (from, to, ids) = (arg(&source), arg(&output), arg(&ids));
-    let args = |memory: &str| {
-        let args = [
-            "quantize",
-            &from,
-            "-o",
-            &to,
-            "--method",
-            "gptq",
-            "--bits",
-            "4",
-            "--group-size",
-            "64",
-            "--scales",
-            "range",
-            "--sweeps",
-            "0",
-            "--calibration",
-            &ids,
-            "--samples",
-            "4",
-            "--sequence-length",
-            "128",
-            "--memory",
-            memory,
-        ];
-        args.map(str::to_owned)
-    };
-    let ran = lowbit(args(&(planned.peak_bytes - 1).to_string()).into_iter().chain(["--json".to_owned()]));
-    assert_eq!(ran.code, 2, "{}", ran.stderr);
-    assert_eq!(ran.json()["error"]["code"], "out_of_memory");
-    assert!(ran.stderr.contains(&planned.peak_bytes.to_string()), "{}", ran.stderr);
-    assert!(!output.exists(), "nothing was begun");
-
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
-    command.args(args(&planned.peak_bytes.to_string()));
-    let peak = peak_of(command);
-    println!("note: calibrating took {peak} bytes, planned {}", planned.peak_bytes);
-    let error = peak as f64 / planned.peak_bytes as f64 - 1.0;
-    assert!(error.abs() < PLAN_ERROR, "{peak} bytes, {:+.1} % of the plan {planned:?}", 100.0 * error);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
+        command.args(args(&planned.peak_bytes.to_string()));
+        let peak = peak_of(command);
+        let error = peak as f64 / planned.peak_bytes as f64 - 1.0;
+        println!(
+            "note: {method} {more:?}: {peak} bytes, planned {}, {:+.1} %",
+            planned.peak_bytes,
+            100.0 * error
+        );
+        if error.abs() >= PLAN_ERROR {
+            wrong.push(format!("{method} {more:?}: {peak} bytes, {:+.1} % of {planned:?}", 100.0 * error));
+        }
+        std::fs::remove_dir_all(&output).unwrap();
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// The resident high-water mark of a command, in bytes: what the kernel says of the running process, again and again.
