@@ -273,6 +273,16 @@ export interface QuantizeSummary {
   modules: { name: string; scheme: string; snr_db: number | null; max_abs_error: number }[];
   /** Each module that is not as the options say for all, and why: a rule, a shape. Then what makes the result doubtful. */
   notes: string[];
+  /** Bytes that calibrating was to take at its peak, and what they were for; null where nothing was calibrated. */
+  planned_memory: {
+    block_bytes: number;
+    statistics_bytes: number;
+    rows_bytes: number;
+    working_bytes: number;
+    /** All of them, with what the engine takes otherwise. */
+    peak_bytes: number;
+    scratch_bytes: number;
+  } | null;
 }
 
 export interface DequantizeOptions extends JobOptions {

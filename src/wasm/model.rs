@@ -116,7 +116,7 @@ pub(super) async fn load(
 }
 
 /// What this module's memory can hold beside the engine itself: addresses have 32 bits.
-const HEAP_BYTES: u64 = (4 << 30) - (256 << 20);
+pub(super) const HEAP_BYTES: u64 = (4 << 30) - (256 << 20);
 
 /// A module whose memory is full ends in a trap, without a word; so the sizes are looked at first.
 fn refuse_what_does_not_fit(checkpoint: &Checkpoint) -> Result<()> {

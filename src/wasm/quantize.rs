@@ -4,6 +4,7 @@ use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
+use super::model::HEAP_BYTES;
 use super::requests::QuantizeRequest;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
@@ -12,9 +13,10 @@ use super::values::{JsResult, from_value, to_value};
 use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
 use crate::calibrate::samples::FEW_TOKENS;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
+use crate::pipeline::calibrated::memory::{CalibrationMemory, plan_memory};
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{Calibration, QuantizeOutcome, quantize, quantize_calibrated};
 use crate::tokenizer::TextCodec;
@@ -31,6 +33,8 @@ struct Quantized {
     source_bytes: u64,
     modules: Vec<Module>,
     notes: Vec<String>,
+    /// What calibrating was to take at its peak; null where nothing was calibrated.
+    planned_memory: Option<CalibrationMemory>,
 }
 
 #[derive(Serialize)]
@@ -87,6 +91,7 @@ impl Work<'_> {
             plan.reason.as_ref().map(|reason| format!("{}: {became} ({reason})", plan.module))
         });
         let mut notes: Vec<String> = noted.collect();
+        let mut planned_memory = None;
         let outcome = match &request.calibration {
             None => quantize(checkpoint, &options, target, Some(existing), control).await?,
             Some(calibration) => {
@@ -98,6 +103,9 @@ impl Work<'_> {
                         samples.tokens()
                     ));
                 }
+                let needed = plan_memory(checkpoint, &plans, &options, &samples)?;
+                needed.check_within(Some(HEAP_BYTES)).context_with(|| "the memory of a WebAssembly module")?;
+                planned_memory = Some(needed);
                 let quantize = async |backend: AnyBackend| {
                     let calibration = Calibration { samples: &samples, backend, scratch };
                     quantize_calibrated(checkpoint, &options, calibration, target, Some(existing), control)
@@ -114,6 +122,6 @@ impl Work<'_> {
             max_abs_error: error.max_abs_error().into(),
         });
         let modules = modules.collect();
-        Ok(Quantized { record, bytes, source_bytes: checkpoint.bytes(), modules, notes })
+        Ok(Quantized { record, bytes, source_bytes: checkpoint.bytes(), modules, notes, planned_memory })
     }
 }
