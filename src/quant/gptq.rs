@@ -25,14 +25,14 @@
 //! instead of spanning its range, and on symmetric grids among negative scales too; (5) the result is gone over again
 //! (`gptq/polish.rs`).
 //!
-//! What each is worth, and what was tried beside them, as the loss in nats a token that INT4 in symmetric groups of 32 adds to
-//! a model of 656,000 parameters, mean over five choices of 64 calibration windows, on two texts (standard errors 0.001 to
-//! 0.002 and 0.001): positive scales and own inputs 0.0304 and 0.0166, negative scales too 0.0251 and 0.0147, original inputs
+//! What each is worth, and what was tried beside them, in a prototype of these steps: the loss in nats a token that INT4 in
+//! symmetric groups of 32 adds to a model of 656,000 parameters, mean over five choices of 64 calibration windows, on two
+//! texts (standard errors 0.001 to 0.002 and 0.001): positive scales and own inputs 0.0304 and 0.0166, negative scales too 0.0251 and 0.0147, original inputs
 //! too 0.0194 and 0.0091. With three quarters of the change for the original inputs 0.0232 and 0.0112; with what the residual
 //! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five sweeps instead of two
 //! 0.0218 and 0.0099; with a damping of 0.02 0.0212 and 0.0107; with all scales of a row fitted at once by least squares and
 //! two sweeps after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
-//! gate lets through, did not help either.
+//! gate lets through, did not help either, in one run each.
 //!
 //! Not here: how `H` is captured (`calibrate`). Floor 2.
 

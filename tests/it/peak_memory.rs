@@ -35,14 +35,14 @@ fn two_gigabytes_are_quantized_in_a_few_tensors_of_memory() {
 }
 
 /// How far the plan of a run may be from what the run took. Measured on one block: by GPTQ it takes 0.2 % less, 0.7 % less
-/// with one model alone.
+/// without the original beside it, by AWQ 2.6 % less.
 const PLAN_ERROR: f64 = 0.10;
 
 #[test]
 fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much() {
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("source"), folder.path().join("output"));
-    block_on(write_checkpoint(&source, 2));
+    block_on(write_checkpoint(&source, 1));
     let tokens: Vec<u32> = (0..600).map(|i| i * 7 % 4000).collect();
     let ids = folder.path().join("ids.u32");
     std::fs::write(&ids, tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).unwrap();
