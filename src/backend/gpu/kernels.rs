@@ -25,16 +25,49 @@ pub(super) struct Kernel {
 
 use Access::{Read as R, Write as W};
 
+/// Writes `text` without its comments into `code`, as far as there is room, and returns the length of all of it. Comments
+/// are a fifth of the text, and every page would load them. Line breaks stay, so that compilers' messages name the right line.
+pub(super) const fn without_comments(text: &str, code: &mut [u8]) -> usize {
+    let text = text.as_bytes();
+    let (mut at, mut len) = (0, 0);
+    while at < text.len() {
+        if text[at] == b'/' && at + 1 < text.len() && text[at + 1] == b'/' {
+            while at < text.len() && text[at] != b'\n' {
+                at += 1;
+            }
+        } else {
+            if len < code.len() {
+                code[len] = text[at];
+            }
+            len += 1;
+            at += 1;
+        }
+    }
+    len
+}
+
 /// `shaders/<stem>.wgsl` with the shared pieces that it uses. Its name is the stem; a variant of it, linked with another piece,
 /// has a suffix.
 macro_rules! linked {
     ($stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
         Kernel {
             name: concat!($stem, $($suffix),+),
-            source: concat!(
-                include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
-                $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
-            ),
+            source: {
+                const TEXT: &str = concat!(
+                    include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
+                    $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
+                );
+                const LEN: usize = without_comments(TEXT, &mut []);
+                const CODE: [u8; LEN] = {
+                    let mut code = [0; LEN];
+                    without_comments(TEXT, &mut code);
+                    code
+                };
+                match std::str::from_utf8(&CODE) {
+                    Ok(code) => code,
+                    Err(_) => panic!("a comment ends inside a character"),
+                }
+            },
             bindings: &[$($access),*],
             params: $params,
             subgroups: $subgroups,

@@ -1,6 +1,6 @@
 //! The shaders' texts, without a device: they are valid, and declare what the host binds. Floor 4.
 
-use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all};
+use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all, without_comments};
 use super::super::params;
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
@@ -121,6 +121,19 @@ fn every_shader_is_a_kernel_or_a_piece_of_one() {
     assert_eq!(stems(root.clone()), kernels);
     for piece in stems(root.join("shared")) {
         let text = std::fs::read_to_string(root.join("shared").join(format!("{piece}.wgsl"))).unwrap();
-        assert!(all().any(|kernel| kernel.source.contains(&text)), "no kernel uses {piece}");
+        let mut code = vec![0; text.len()];
+        let len = without_comments(&text, &mut code);
+        code.truncate(len);
+        let code = String::from_utf8(code).unwrap();
+        assert!(all().any(|kernel| kernel.source.contains(&code)), "no kernel uses {piece}");
     }
+}
+
+#[test]
+fn comments_go_and_lines_stay() {
+    let text = "// What it is: a / b.\nlet a = b / c; // of all\n\n    // [rows]\nreturn a;//";
+    let expected = "\nlet a = b / c; \n\n    \nreturn a;";
+    let mut code = vec![0; expected.len()];
+    assert_eq!(without_comments(text, &mut code), expected.len());
+    assert_eq!(std::str::from_utf8(&code), Ok(expected));
 }
