@@ -3,6 +3,7 @@
 //! Not here: what the tensors mean (`layout`, `model`). Floor 1.
 
 pub mod gguf;
+pub mod json;
 #[cfg(not(target_os = "unknown"))]
 pub mod links;
 pub mod row_order;

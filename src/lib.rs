@@ -21,7 +21,7 @@
 //!
 //! A file imports only from lower floors or from its own module; a test keeps it so.
 //!
-//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`parallel`], [`task`]
+//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`order`], [`parallel`], [`task`]
 //! 1. bytes: [`format`](mod@format)
 //! 2. maths: [`quant`]
 //! 3. spellings: [`layout`]
@@ -44,6 +44,7 @@ pub mod format;
 pub mod generate;
 pub mod layout;
 pub mod model;
+pub mod order;
 pub mod parallel;
 pub mod pipeline;
 pub mod plan;

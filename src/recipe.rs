@@ -77,7 +77,7 @@ impl Recipe {
     /// `invalid_argument` saying where: no JSON, an unknown field, a broken pattern, a rule that makes no sense.
     pub fn from_json(text: &str) -> Result<Self> {
         check_size(text)?;
-        let recipe: Self = serde_json::from_str(text)
+        let recipe: Self = serde_json::from_slice(text.as_bytes())
             .map_err(|error| Error::invalid_argument(clipped(&error.to_string(), 300)))?;
         recipe.check()?;
         Ok(recipe)

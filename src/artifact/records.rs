@@ -4,6 +4,7 @@
 
 use crate::digest;
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::json;
 use crate::format::small_file::read_json;
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
@@ -183,7 +184,7 @@ async fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
 /// # Errors
 /// `not_found` where there is none.
 pub async fn read_dequantization_record(dir: &dyn SourceDir) -> Result<DequantizationRecord> {
-    let json = read_json(dir, DEQUANTIZATION_RECORD).await?.ok_or_else(|| {
+    let record = read_json(dir, DEQUANTIZATION_RECORD).await?.ok_or_else(|| {
         Error::new(
             ErrorCode::NotFound,
             format!(
@@ -192,20 +193,20 @@ pub async fn read_dequantization_record(dir: &dyn SourceDir) -> Result<Dequantiz
             ),
         )
     })?;
-    serde_json::from_value(json)
+    json::read(&record)
         .map_err(|error| Error::invalid_checkpoint(format!("{DEQUANTIZATION_RECORD}: {error}")))
 }
 
 /// Reads the record of a quantized folder; `None` where another tool wrote it.
 pub async fn read_quantization_record(dir: &dyn SourceDir) -> Result<Option<QuantizationRecord>> {
-    let Some(json) = read_json(dir, QUANTIZATION_RECORD).await? else {
+    let Some(record) = read_json(dir, QUANTIZATION_RECORD).await? else {
         return Ok(None);
     };
     // auto-round has a file of the same name, with other things in it.
-    if json.get("schema").is_none() {
+    if record.get("schema").is_none() {
         return Ok(None);
     }
-    serde_json::from_value(json)
+    json::read(&record)
         .map(Some)
         .map_err(|error| Error::invalid_checkpoint(format!("{QUANTIZATION_RECORD}: {error}")))
 }

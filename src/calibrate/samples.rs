@@ -113,7 +113,7 @@ fn shuffle<T>(items: &mut [T], seed: u64) {
 /// `invalid_argument` naming the line that is no JSON object or has no such string.
 pub fn json_lines(text: &str, field: &str) -> Result<Vec<String>> {
     let line = |(index, line): (usize, &str)| {
-        let value: serde_json::Value = serde_json::from_str(line)
+        let value: serde_json::Value = serde_json::from_slice(line.as_bytes())
             .map_err(|error| Error::invalid_argument(format!("line {}: {error}", index + 1)))?;
         match value.get(field).and_then(serde_json::Value::as_str) {
             Some(text) => Ok(text.to_owned()),

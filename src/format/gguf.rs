@@ -17,6 +17,7 @@
 use crate::error::{Error, Result};
 use crate::format::source::ByteSource;
 use crate::format::{quoted, zeroed};
+use crate::order;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -264,7 +265,7 @@ fn check_disjoint(tensors: &BTreeMap<String, Entry>) -> Result<()> {
         .filter(|(_, entry)| !entry.range.is_empty())
         .map(|(name, e)| (&e.range, name))
         .collect();
-    entries.sort_by_key(|(range, name)| (range.start, *name));
+    order::sort_by_key(&mut entries, |&(range, name)| (range.start, name));
     for pair in entries.windows(2) {
         let [(before, first), (after, second)] = pair else { continue };
         if after.start < before.end {

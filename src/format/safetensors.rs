@@ -16,6 +16,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::source::ByteSource;
 use crate::format::{clipped, quoted, zeroed};
+use crate::order;
 use crate::shape::Shape;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
@@ -125,14 +126,14 @@ impl Header {
     pub fn parse(json: &[u8], file_len: u64) -> Result<Self> {
         let data_start = 8 + json.len() as u64;
         let data_len = file_len.checked_sub(data_start).expect("the header lies inside the file");
-        let text = std::str::from_utf8(json).map_err(|error| {
-            Error::invalid_checkpoint(format!(
+        if let Err(error) = std::str::from_utf8(json) {
+            return Err(Error::invalid_checkpoint(format!(
                 "the header is not UTF-8 text: wrong byte at offset {}",
                 8 + error.valid_up_to()
-            ))
-        })?;
+            )));
+        }
         // serde_json stops at 128 nested values, so depth cannot overflow the stack.
-        let raw: RawHeader = serde_json::from_str(text).map_err(|error| {
+        let raw: RawHeader = serde_json::from_slice(json).map_err(|error| {
             let message = clipped(&error.to_string(), 400);
             Error::invalid_checkpoint(format!("the safetensors header is broken: {message}"))
         })?;
@@ -149,7 +150,7 @@ impl Header {
     fn check_cover(&self, data: Range<u64>) -> Result<()> {
         let mut entries: Vec<_> = self.tensors.iter().map(|(name, entry)| (&entry.range, name)).collect();
         // By the end too: an empty tensor comes before the one that starts where it does.
-        entries.sort_by_key(|(range, name)| (range.start, range.end, *name));
+        order::sort_by_key(&mut entries, |&(range, name)| (range.start, range.end, name));
         let mut end = data.start;
         let mut before = None;
         for (range, name) in entries {

@@ -13,6 +13,7 @@ use crate::format::row_order::RowOrder;
 use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
 use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
 use crate::format::{check_plain_name, clipped, quoted, zeroed};
+use crate::order;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -101,7 +102,7 @@ impl TensorStore {
         let weight_map = parse_index(&read_whole(&*index, MAX_INDEX_BYTES).await?)
             .map_err(|error| error.context(index.name()))?;
         let mut names: Vec<_> = weight_map.values().cloned().collect();
-        names.sort();
+        order::sort(&mut names);
         names.dedup();
         let mut shards = Vec::new();
         for name in names {
@@ -255,7 +256,8 @@ impl TensorStore {
                     )));
                 }
             }
-            store.tensors.retain(|tensor, _| weight_map.contains_key(tensor));
+            let listed = |(tensor, _): &(String, Located)| weight_map.contains_key(tensor);
+            store.tensors = order::map(std::mem::take(&mut store.tensors).into_iter().filter(listed));
         }
         // Data ranges are disjoint parts of files, whose lengths are u64: only shards could overflow, and only in sum.
         for located in store.tensors.values() {
@@ -404,7 +406,7 @@ fn find_aliases(
 ) -> BTreeMap<String, String> {
     let is_alias =
         |(name, target): &(&String, &String)| tensors.contains_key(*target) && !tensors.contains_key(*name);
-    metadata.iter().filter(is_alias).map(|(name, target)| (name.clone(), target.clone())).collect()
+    order::map(metadata.iter().filter(is_alias).map(|(name, target)| (name.clone(), target.clone())))
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

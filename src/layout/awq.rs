@@ -22,9 +22,11 @@ use super::stored::{
 use super::{ModuleStorage, PackedFormat, dense};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::json;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
 use crate::format::{clipped, quoted};
+use crate::order;
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -91,7 +93,7 @@ impl Config {
     /// # Errors
     /// `unsupported_format` for other widths and packings; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value) -> Result<Self> {
-        let raw = RawConfig::deserialize(config)
+        let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
         for (key, value) in [
             ("version", &raw.version),
@@ -283,7 +285,7 @@ pub(super) fn quantization_config(entries: &[(String, PackedFormat)], ignore: &[
     let asymmetric = entries.iter().any(|(_, format)| format.scheme.constant_zero_point().is_none());
     // The head is left out without a word.
     let mut left_out: Vec<&String> = ignore.iter().filter(|module| *module != "lm_head").collect();
-    left_out.sort_unstable();
+    order::sort(&mut left_out);
     Ok(json!({
         "bits": 4,
         "group_size": match usual {

@@ -14,6 +14,7 @@ use super::stored::{in_tensor, matrix, require_shape, scale_bytes, scales, zeroe
 use super::{ModuleStorage, dense};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::json;
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
@@ -43,7 +44,7 @@ impl Config {
     /// # Errors
     /// `unsupported_format` for online quantization and for a norm inside the linear layers.
     pub fn parse(config: &Value) -> Result<Self> {
-        let raw = RawConfig::deserialize(config)
+        let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(crate::format::clipped(&error.to_string(), 200)))?;
         if raw.use_rms_norm == Some(true) {
             return Err(Error::unsupported_format("`use_rms_norm` inside linear layers is not supported"));

@@ -5,12 +5,12 @@
 use super::config::{ModelConfig, TokenIds};
 use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::json;
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
 use crate::format::source::{ByteSource, SourceDir};
 use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
-use serde::Deserialize;
 use serde_json::Value;
 use std::rc::Rc;
 
@@ -229,7 +229,7 @@ async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
 /// generation_config.json overrides config.json where it names tokens.
 fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) {
     let ids = |key: &str| {
-        generation.get(key).and_then(|value| TokenIds::deserialize(value).ok()).map(|ids| ids.ids())
+        generation.get(key).and_then(|value| json::read::<TokenIds>(value).ok()).map(|ids| ids.ids())
     };
     if let Some(eos) = ids("eos_token_id").filter(|ids| !ids.is_empty()) {
         config.eos_token_ids = eos;

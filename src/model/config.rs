@@ -6,6 +6,7 @@
 use super::rope::{RopeConfig, RopeScaling};
 use crate::backend::GateActivation;
 use crate::error::{Error, Result};
+use crate::format::json;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -152,11 +153,11 @@ impl ModelConfig {
     ///
     /// # Errors
     /// `unsupported_model` for what the decoder does not do, `invalid_checkpoint` for what makes no sense.
-    pub fn from_json(json: &Value) -> Result<Self> {
-        if !json.is_object() {
+    pub fn from_json(config: &Value) -> Result<Self> {
+        if !config.is_object() {
             return Err(Error::invalid_checkpoint("expected a model configuration but found no JSON object"));
         }
-        let raw = Raw::deserialize(json)
+        let raw: Raw = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(format!("expected a model configuration: {error}")))?;
         let model_type = raw
             .model_type

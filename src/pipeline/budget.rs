@@ -20,6 +20,7 @@ use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
+use crate::order;
 use crate::plan::memory::packed_bytes;
 use crate::quant::awq::{Measure, Moments};
 use crate::quant::{Bits, Granularity, ScaleType, Scheme};
@@ -264,14 +265,11 @@ async fn weigh<B: Backend>(
     let Calibration { samples, backend, scratch } = calibration;
     let shared = Shared { checkpoint, scale_type: ScaleType::F16, control };
     // The scheme that is nearest to the probe's bits, and what the module loses in it.
-    let probes: BTreeMap<String, (Scheme, f64)> = measured
-        .iter()
-        .map(|(module, found)| {
-            let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
-            let (scheme, sensitivity) = nearest.expect("a module has a candidate");
-            (module.clone(), (*scheme, sensitivity.error))
-        })
-        .collect();
+    let probes = order::map(measured.iter().map(|(module, found)| {
+        let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
+        let (scheme, sensitivity) = nearest.expect("a module has a candidate");
+        (module.clone(), (*scheme, sensitivity.error))
+    }));
     let change = async |layer: usize, linear: Linear| {
         let module = linear.module(layer);
         let Some(&(scheme, _)) = probes.get(&module) else { return Ok(None) };

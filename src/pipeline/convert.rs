@@ -21,6 +21,7 @@ use crate::format::source::SourceDir;
 use crate::layout::{ModuleStorage, PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
+use crate::order;
 use crate::quant::{Activations, Granularity, PackedTensor, Scheme, dequantize, regroup};
 use crate::task::{self, Control, Progress};
 use serde_json::{Map, json};
@@ -285,11 +286,11 @@ impl ConversionPlan {
     fn tensors(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, (TensorInfo, Origin)>> {
         let mut tensors = BTreeMap::new();
         let store = checkpoint.store();
-        let is_packed: HashMap<&str, ()> =
-            self.modules.iter().map(|module| (module.module.as_str(), ())).collect();
+        let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
+        order::sort(&mut packed);
         for name in store.names() {
             let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
-            if is_packed.contains_key(module) && what != "bias" {
+            if packed.binary_search(&module).is_ok() && what != "bias" {
                 continue;
             }
             let info = store.require(name)?.clone();
@@ -344,7 +345,7 @@ async fn write(
     control: &dyn Control,
 ) -> Result<Written> {
     let infos = tensors.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
     let sink = folder.create("model.safetensors").await?;
     let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
     let mut written = Written::default();

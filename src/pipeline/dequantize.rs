@@ -17,6 +17,7 @@ use crate::format::source::SourceDir;
 use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
+use crate::order;
 use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, dequantize};
 use crate::task::{self, Control, Progress};
 use std::collections::BTreeMap;
@@ -202,7 +203,7 @@ async fn write_weights(
         tensors.insert(format!("{module}.weight"), (info, None));
     }
     let infos = tensors.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
     let sink = folder.create("model.safetensors").await?;
     let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
     let order = writer.order().to_vec();

@@ -4,6 +4,7 @@
 //! values as `f32`. Floor 8.
 
 use crate::error::{Context, Error, Result};
+use crate::format::json;
 use crate::format::scratch::Scratch;
 use crate::quant::{PackedTensor, ScaleType, Scales};
 use half::{bf16, f16};
@@ -92,7 +93,7 @@ fn parse(bytes: &[u8]) -> Result<PackedTensor> {
     let broken = |what: &str| Error::invalid_checkpoint(format!("expected {what} but the blob is broken"));
     let end = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| broken("a line of JSON"))?;
     let (header, mut rest) = (&bytes[..end], &bytes[end + 1..]);
-    let header: Header = serde_json::from_slice(header).map_err(|_| broken("a line of JSON"))?;
+    let header: Header = json::parse(header).map_err(|_| broken("a line of JSON"))?;
     let scheme: crate::quant::Scheme = header.scheme.parse()?;
     let mut take = |len: Option<usize>| {
         let (part, after) =

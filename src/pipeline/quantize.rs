@@ -24,6 +24,7 @@ use crate::layout::TargetLayout;
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
 use crate::model::weights::DenseRows;
+use crate::order;
 use crate::quant::Method;
 use crate::quant::awq::RATIOS;
 use crate::quant::stats::WeightError;
@@ -220,9 +221,9 @@ fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
 }
 
 /// The one name among `names`, `mixed` where they differ, `None` without any.
-fn one_or_mixed(names: impl Iterator<Item = String>) -> Option<String> {
-    let mut names: BTreeSet<String> = names.collect();
-    if names.len() > 1 { Some("mixed".to_owned()) } else { names.pop_first() }
+fn one_or_mixed(mut names: impl Iterator<Item = String>) -> Option<String> {
+    let first = names.next()?;
+    Some(if names.all(|name| name == first) { first } else { "mixed".to_owned() })
 }
 
 /// Where a tensor of the output comes from.
@@ -243,7 +244,7 @@ struct Job<'a> {
 }
 
 struct Written {
-    errors: HashMap<String, WeightError>,
+    errors: BTreeMap<String, WeightError>,
     packed_bytes: u64,
     packed_weights: u64,
     bytes: u64,
@@ -339,8 +340,7 @@ impl<'a> Job<'a> {
                 .filter(|plan| plan.module == names::EMBEDDING && plan.scheme.is_none())
                 .map(|plan| plan.module.clone()),
         );
-        let is_quantized: BTreeSet<&str> = quantized.iter().map(|(module, _)| module.as_str()).collect();
-        ignore.retain(|module| !is_quantized.contains(module.as_str()));
+        ignore.retain(|ignored| quantized.iter().all(|(module, _)| module != ignored));
         self.about.layout.quantization_config(&quantized, &ignore, self.about.activations)
     }
 
@@ -389,10 +389,10 @@ impl<'a> Job<'a> {
         control: &dyn Control,
     ) -> Result<Written> {
         let infos = tensors.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
         let sink = folder.create("model.safetensors").await?;
         let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
-        let mut written = Written { errors: HashMap::new(), packed_bytes: 0, packed_weights: 0, bytes: 0 };
+        let mut written = Written { errors: BTreeMap::new(), packed_bytes: 0, packed_weights: 0, bytes: 0 };
         let order: Vec<String> = writer.order().to_vec();
         // Pieces of a module whose turn comes later: scales, mostly.
         let mut waiting: HashMap<String, Vec<u8>> = HashMap::new();

@@ -15,6 +15,7 @@
 //! takes the plain sum, `acc_norm` divides it by the choice's bytes. Not here: running the model. Floor 7.
 
 use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::json;
 use serde::Deserialize;
 
 /// The most choices of one item; more is a mistake in the file.
@@ -89,9 +90,11 @@ pub fn parse_jsonl(bytes: &[u8]) -> Result<Vec<Item>> {
 }
 
 fn parse_line(line: &[u8]) -> Result<Item> {
-    let text = std::str::from_utf8(line).map_err(|_| invalid("expected UTF-8 text".to_owned()))?;
+    if std::str::from_utf8(line).is_err() {
+        return Err(invalid("expected UTF-8 text".to_owned()));
+    }
     let item: Item =
-        serde_json::from_str(text).map_err(|error| invalid(format!("expected a benchmark item: {error}")))?;
+        json::parse(line).map_err(|error| invalid(format!("expected a benchmark item: {error}")))?;
     item.check()?;
     Ok(item)
 }

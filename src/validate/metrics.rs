@@ -4,6 +4,8 @@
 //! or plus infinity gives NaN, never a plausible number: the verdict fails on it. Minus infinity is a probability of 0.
 //! A row is `[vocab_size]`. Not here: running the model. Floor 7.
 
+use crate::order;
+
 /// `ln(sum(exp(logits)))`. NaN for a row that is empty or holds NaN, plus infinity or only minus infinity.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let mut max = f32::NEG_INFINITY;
@@ -84,7 +86,7 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
         return f64::NAN;
     }
     let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
+    order::sort_by(&mut sorted, f64::total_cmp);
     let position = percent / 100.0 * (sorted.len() - 1) as f64;
     let below = position as usize;
     let fraction = position - below as f64;

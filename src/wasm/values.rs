@@ -2,6 +2,7 @@
 
 use super::error::{from_js, to_js};
 use crate::error::{Error, ErrorCode, Result};
+use crate::format::json;
 use js_sys::{Promise, Uint8Array};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,8 +14,10 @@ pub(super) type JsResult<T> = Result<T, JsValue>;
 
 /// A value as `JSON.parse` would have made it.
 pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> JsResult<JsValue> {
-    let serializer = serde_wasm_bindgen::Serializer::json_compatible();
-    value.serialize(&serializer).map_err(|error| to_js(Error::new(ErrorCode::Io, error.to_string())))
+    // Indented, as files are: with another spelling, or without the text, every type would be compiled for it once more.
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| to_js(Error::new(ErrorCode::Io, error.to_string())))?;
+    js_sys::JSON::parse(&text)
 }
 
 /// Reads an object; `what` is what messages call it. Undefined is as an empty object, and a field that is not known is an
@@ -27,7 +30,7 @@ pub(super) fn from_value<T: DeserializeOwned + Default>(value: JsValue, what: &s
     // Through text, because a reader of JavaScript's objects would see only the fields that it asks for.
     let text = js_sys::JSON::stringify(&value).ok().and_then(|text| text.as_string());
     let text = text.ok_or_else(|| refuse("expected a plain object of options".to_owned()))?;
-    serde_json::from_str(&text).map_err(|error| {
+    json::parse(text.as_bytes()).map_err(|error| {
         let message = error.to_string();
         // Lines and columns of a text that the caller never saw.
         refuse(message.split(" at line ").next().unwrap_or(&message).to_owned())

@@ -2,6 +2,7 @@
 
 use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};
+use crate::order;
 use std::fmt;
 
 /// Which adapter a [`GpuBackend`](super::GpuBackend) runs on.
@@ -140,7 +141,7 @@ async fn all() -> Result<Vec<Candidate>> {
     };
     let mut candidates: Vec<_> = adapters.into_iter().map(describe).collect();
     // Stable: among equals the driver's order stays.
-    candidates.sort_by_key(|candidate| candidate.description.kind);
+    order::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)
 }
 
@@ -194,14 +195,14 @@ async fn all() -> Result<Vec<Candidate>> {
         };
         candidates.push(Candidate { adapter, description, variants });
     }
-    candidates.sort_by_key(|candidate| candidate.description.kind);
+    order::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)
 }
 
 /// Whether an adapter whose kind nobody tells computes on the processor, by its name.
 #[cfg(any(target_arch = "wasm32", test))]
 fn is_software(name: &str) -> bool {
-    let name = name.to_lowercase();
+    let name = name.to_ascii_lowercase();
     ["swiftshader", "llvmpipe", "lavapipe", "basic render"].iter().any(|known| name.contains(known))
 }
 
@@ -225,7 +226,7 @@ pub(super) async fn choose(options: &GpuOptions) -> Result<Candidate> {
 
 fn fits(description: &AdapterDescription, options: &GpuOptions) -> bool {
     match &options.adapter {
-        Some(name) => description.to_string().to_lowercase().contains(&name.to_lowercase()),
+        Some(name) => description.to_string().to_ascii_lowercase().contains(&name.to_ascii_lowercase()),
         None => options.software || description.kind != AdapterKind::Software,
     }
 }

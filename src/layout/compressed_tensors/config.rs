@@ -2,6 +2,7 @@
 
 use super::targets::Targets;
 use crate::error::{Context, Error, Result};
+use crate::format::json;
 use crate::format::{clipped, quoted};
 use crate::quant::{Activations, Bits, Granularity, Scheme};
 use serde::Deserialize;
@@ -73,7 +74,7 @@ impl Config {
     /// `unsupported_format` for anything that would make the weights or activations mean something that this crate
     /// does not do; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value) -> Result<Self> {
-        let raw = RawConfig::deserialize(config).map_err(broken)?;
+        let raw: RawConfig = json::read(config).map_err(broken)?;
         for (name, value) in [
             ("kv_cache_scheme", &raw.kv_cache_scheme),
             ("sparsity_config", &raw.sparsity_config),
@@ -136,7 +137,7 @@ fn parse_group(value: &Value, global_format: Option<&str>) -> Result<(Group, Vec
     if value.is_array() {
         return Err(Error::unsupported_format("a preset instead of a written-out scheme is not supported"));
     }
-    let raw = RawGroup::deserialize(value).map_err(broken)?;
+    let raw: RawGroup = json::read(value).map_err(broken)?;
     let Some(weights) = raw.weights else {
         return Err(Error::unsupported_format("a group that quantizes activations alone is not supported"));
     };

@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::stored::{scale_bytes, word_bytes};
 use crate::layout::{PackedFormat, is_embedding};
+use crate::order;
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -195,7 +196,7 @@ pub(in crate::layout) fn quantization_config(
         groups.iter().partition(|(key, _)| Some(*key) == default_key.as_ref());
     for (key, (PackedFormat { scheme, reordered, .. }, modules)) in first.into_iter().chain(others) {
         let mut modules = modules.clone();
-        modules.sort_unstable();
+        order::sort(&mut modules);
         let targets = if Some(key) == default_key.as_ref() { json!(["Linear"]) } else { json!(modules) };
         let format = if as_bytes(modules[0], *scheme) { "int-quantized" } else { "pack-quantized" };
         formats.push(format);
@@ -214,7 +215,7 @@ pub(in crate::layout) fn quantization_config(
     }
     formats.dedup();
     let mut ignore = ignore.to_vec();
-    ignore.sort_unstable();
+    order::sort(&mut ignore);
     json!({
         "config_groups": config_groups,
         "format": if formats.len() == 1 { formats[0] } else { "mixed-precision" },

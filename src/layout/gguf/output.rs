@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::gguf::{GgufWriter, TensorType, Value as GgufValue};
 use crate::format::quoted;
 use crate::format::sink::ByteSink;
+use crate::order;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -56,9 +57,8 @@ impl GgufOutput {
     ) -> Result<Self> {
         let mut metadata = config::to_metadata(config_json, file_type(tensors))?;
         // A file without a tokenizer says so, or readers would look for one.
-        let none = || {
-            BTreeMap::from([("tokenizer.ggml.model".to_owned(), GgufValue::String("no_vocab".to_owned()))])
-        };
+        let none =
+            || order::map([("tokenizer.ggml.model".to_owned(), GgufValue::String("no_vocab".to_owned()))]);
         metadata.extend(tokenizer.unwrap_or_else(none));
         let head_dim = config::interleaved_head_dim(config_json)?;
         let factors = config::rope_factors(config_json)?;

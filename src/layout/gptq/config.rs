@@ -3,6 +3,7 @@
 use super::dynamic::Dynamic;
 use super::zeros::{GptqZeros, Storage};
 use crate::error::{Error, Result};
+use crate::format::json;
 use crate::format::{clipped, quoted};
 use crate::quant::{Bits, Granularity};
 use serde::Deserialize;
@@ -46,7 +47,7 @@ impl Config {
     /// # Errors
     /// `unsupported_format` for another packing than GPTQ's own; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value, zeros: Option<GptqZeros>) -> Result<Self> {
-        let raw = RawConfig::deserialize(config)
+        let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
         let label = raw.checkpoint_format.as_deref().or(raw.format.as_deref());
         if raw.is_marlin_format == Some(true) {

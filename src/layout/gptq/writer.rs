@@ -6,9 +6,10 @@ use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::PackedFormat;
 use crate::layout::stored::{scale_bytes, transpose, transpose_scales, word_bytes};
+use crate::order;
 use crate::quant::{Bits, Granularity, PackedTensor, Scheme, packing};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The group sizes that GPTQModel's kernels take.
 const GROUP_SIZES: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
@@ -130,12 +131,12 @@ pub(in crate::layout) fn quantization_config(
     let in_blocks = |module: &&String| module.contains(".layers.");
     let mut dynamic = Map::new();
     let mut left_out: Vec<&String> = ignore.iter().filter(in_blocks).collect();
-    left_out.sort_unstable();
+    order::sort(&mut left_out);
     for module in &left_out {
         dynamic.insert(format!("-:^{}$", escaped(module)), json!({}));
     }
     let mut others: Vec<_> = entries.iter().filter(|(_, format)| format.scheme != usual).collect();
-    others.sort_unstable_by_key(|(module, _)| module);
+    order::sort_by_key(&mut others, |(module, _)| module);
     for (module, format) in others {
         dynamic.insert(format!("+:^{}$", escaped(module)), Value::Object(settings(format.scheme)));
     }
@@ -158,17 +159,20 @@ pub(in crate::layout) fn quantization_config(
     if !dynamic.is_empty() {
         config.insert("dynamic".into(), Value::Object(dynamic));
     }
-    config.sort_keys();
-    Value::Object(config)
+    let mut config: Vec<_> = config.into_iter().collect();
+    order::sort_by(&mut config, |(a, _), (b, _)| a.cmp(b));
+    Value::Object(config.into_iter().collect())
 }
 
 /// The names inside a block (`self_attn.q_proj`) of what is quantized; `None` where blocks differ, which transformers
 /// cannot be told.
 fn names_in_blocks(entries: &[(String, PackedFormat)], left_out: &[&String]) -> Option<Vec<String>> {
     let inside = |module: &str| Some(module.split_once(".layers.")?.1.split_once('.')?.1.to_owned());
-    let names: BTreeSet<String> = entries.iter().filter_map(|(module, _)| inside(module)).collect();
+    let mut names: Vec<String> = entries.iter().filter_map(|(module, _)| inside(module)).collect();
+    order::sort(&mut names);
+    names.dedup();
     let differ = left_out.iter().filter_map(|module| inside(module)).any(|name| names.contains(&name));
-    (!differ).then(|| names.into_iter().collect())
+    (!differ).then_some(names)
 }
 
 /// A module's name as a pattern that matches it alone.

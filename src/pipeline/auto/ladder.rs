@@ -5,6 +5,7 @@
 //! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
 
 use crate::artifact::records::ModuleRecord;
+use crate::order;
 use crate::quant::Bits;
 use crate::validate::report::ValidationReport;
 use crate::validate::verdict::{Status, criterion};
@@ -144,7 +145,7 @@ pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) ->
         .filter_map(|module| Some((module.name.as_str(), module.calibration.as_ref()?.output_error?)))
         .collect();
     let all: u64 = measured.iter().map(|(name, _)| weights(name)).sum();
-    measured.sort_by(|a, b| b.1.total_cmp(&a.1));
+    order::sort_by(&mut measured, |a, b| b.1.total_cmp(&a.1));
     let room = (all as f64 * RAISED_SHARE) as u64;
     let mut taken = 0;
     let mut worst: Vec<String> = Vec::new();

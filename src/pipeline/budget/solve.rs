@@ -5,6 +5,8 @@
 //! Problem*, 1979); what room is left is used by whatever single changes still fit, best first. No more is promised than
 //! this: the budget is kept, and no scheme for all modules that fits it has less error. Floor 8.
 
+use crate::order;
+
 /// A scheme that a module may get.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -46,7 +48,7 @@ pub fn solve(modules: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>, u64> {
         }
     }
     // A hull gets flatter, so sorting keeps the steps of one module in order.
-    steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    order::sort_by(&mut steps, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut stopped = vec![false; modules.len()];
     for (_, module, to) in steps {
         let more = modules[module][to].bytes - modules[module][chosen[module]].bytes;

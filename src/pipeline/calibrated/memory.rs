@@ -28,7 +28,6 @@ use crate::plan::memory::packed_bytes;
 use crate::quant::Scheme;
 use crate::quant::row_queue::rows_at_once;
 use serde::Serialize;
-use std::collections::BTreeSet;
 
 const F32: u64 = 4;
 
@@ -222,11 +221,13 @@ impl Job<'_> {
     fn statistics_bytes(&self, site: Site) -> u64 {
         let width = site.width(self.config) as u64;
         let square = width * width * F32;
-        let groups: BTreeSet<u64> = site
-            .linears()
-            .iter()
-            .filter_map(|&linear| Some(self.scheme(linear)?.granularity().group_size(width as usize) as u64))
-            .collect();
+        let mut groups: Vec<u64> = Vec::new();
+        for scheme in site.linears().iter().filter_map(|&linear| self.scheme(linear)) {
+            let group = scheme.granularity().group_size(width as usize) as u64;
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
         let (mut gptq, mut awq) = (0, 0);
         if self.has(site, Method::Gptq) {
             gptq = square * (2 * groups.len() as u64 + u64::from(self.follows));

@@ -9,7 +9,9 @@ use super::Found;
 use crate::artifact::records::CalibrationRecord;
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
+use crate::format::json;
 use crate::format::scratch::Scratch;
+use crate::order;
 use crate::pipeline::kept;
 use crate::quant::WeightError;
 use serde::{Deserialize, Serialize};
@@ -75,12 +77,14 @@ impl<'a> Journal<'a> {
         let note = Note {
             key: self.key.clone(),
             blocks,
-            modules: found.modules.iter().map(|(name, (_, record))| (name.clone(), record.clone())).collect(),
+            modules: order::map(
+                found.modules.iter().map(|(name, (_, record))| (name.clone(), record.clone())),
+            ),
             weight_errors: found.weight_errors.clone(),
             vectors: found.vectors.clone(),
         };
-        let json =
-            serde_json::to_string(&note).map_err(|error| Error::invalid_argument(error.to_string()))?;
+        let json = serde_json::to_string_pretty(&note)
+            .map_err(|error| Error::invalid_argument(error.to_string()))?;
         let blob = BLOBS[self.next];
         self.next = 1 - self.next;
         self.scratch.delete(blob).await?;
@@ -129,8 +133,11 @@ async fn latest(scratch: &dyn Scratch) -> Result<Option<(usize, Note)>> {
 /// A note; `None` for one that was not written to its end.
 fn parse(bytes: &[u8]) -> Option<Note> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
-    let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
-    (sha256_hex(json).as_bytes() == digest).then(|| serde_json::from_slice(json).ok())?
+    let (digest, text) = (&bytes[..end], &bytes[end + 1..]);
+    if sha256_hex(text).as_bytes() != digest {
+        return None;
+    }
+    json::parse(text).ok()
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

@@ -1,5 +1,6 @@
 //! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with. Floor 2.
 
+use crate::order;
 use crate::quant::hessian::Hessian;
 
 /// The order in which columns are rounded.
@@ -43,13 +44,17 @@ impl ColumnOrder {
                     |group: &[u32]| group.iter().map(|&c| hessian.diagonal(c as usize)).fold(0.0, f32::max);
                 let mut groups: Vec<&[u32]> = columns.chunks(group_size).collect();
                 // A group that is shorter than the others stays last, so that all begin at multiples of the size.
-                groups.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| descending(largest(a), largest(b))));
+                order::sort_by(&mut groups, |a, b| {
+                    b.len().cmp(&a.len()).then_with(|| descending(largest(a), largest(b)))
+                });
                 columns = groups.concat();
             }
         }
         let span = if self == Self::GroupAware { group_size } else { columns.len().max(1) };
         for part in columns.chunks_mut(span) {
-            part.sort_by(|&a, &b| descending(hessian.diagonal(a as usize), hessian.diagonal(b as usize)));
+            order::sort_by(part, |&a, &b| {
+                descending(hessian.diagonal(a as usize), hessian.diagonal(b as usize))
+            });
         }
         Some(columns)
     }

@@ -4,6 +4,7 @@ use super::llama3::Llama3;
 use crate::error::{Error, Result};
 use crate::format::gguf::Value as GgufValue;
 use crate::format::quoted;
+use crate::order;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -38,7 +39,7 @@ pub(in crate::layout::gguf) fn to_metadata(
     }
     let heads = require("num_attention_heads")?;
     let head_dim = u32::try_from(head_dim_of(config)?).unwrap_or(u32::MAX);
-    let mut metadata = BTreeMap::from([
+    let mut metadata = order::map([
         ("general.architecture".to_owned(), GgufValue::String(architecture.to_owned())),
         ("general.type".to_owned(), GgufValue::String("model".to_owned())),
         ("general.file_type".to_owned(), GgufValue::U32(file_type)),

@@ -3,6 +3,7 @@
 use super::{BYTE, BpeModel, ById, CONTROL, TokenizerFile, UNKNOWN, USER_DEFINED, Vocabulary, problem};
 use crate::error::Result;
 use crate::layout::gguf::metadata::Metadata;
+use crate::order;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
@@ -96,7 +97,7 @@ fn merges<'a>(
             ));
         }
     }
-    merges.sort_by(|a, b| {
+    order::sort_by(&mut merges, |a, b| {
         let lengths = |merge: &(f32, &str, &str)| Reverse((merge.1.chars().count(), merge.2.chars().count()));
         b.0.total_cmp(&a.0).then_with(|| lengths(a).cmp(&lengths(b)))
     });

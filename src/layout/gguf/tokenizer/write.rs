@@ -8,6 +8,7 @@
 use super::{BYTE, CONTROL, USER_DEFINED, split};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::{Array, Value as GgufValue};
+use crate::format::json;
 use crate::format::{clipped, quoted};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,7 +35,6 @@ struct File {
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
-    model: Value,
 }
 
 #[derive(Deserialize)]
@@ -88,12 +88,15 @@ pub fn tokenizer_metadata(
     config: &Value,
 ) -> Result<BTreeMap<String, GgufValue>> {
     let broken = |error: serde_json::Error| inexact(clipped(&error.to_string(), 200));
-    let file: File = serde_json::from_slice(tokenizer).map_err(broken)?;
-    let kind = file.model.get("type").and_then(Value::as_str).unwrap_or("BPE");
+    let tokenizer: Value = serde_json::from_slice(tokenizer).map_err(broken)?;
+    let file: File = json::read(&tokenizer).map_err(broken)?;
+    // Not a field of the file: it would be copied, and it is large.
+    let model = tokenizer.get("model").ok_or_else(|| inexact("it has no model"))?;
+    let kind = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
     if kind != "BPE" {
         return Err(inexact(format_args!("its model is {}, not BPE", quoted(kind))));
     }
-    let bpe = Bpe::deserialize(&file.model).map_err(broken)?;
+    let bpe: Bpe = json::read(model).map_err(broken)?;
     for affix in [&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix] {
         if affix.as_ref().is_some_and(|affix| !affix.is_empty()) {
             return Err(inexact("its pieces carry a prefix or a suffix"));

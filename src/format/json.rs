@@ -1,0 +1,293 @@
+//! Structures out of JSON, for everything small: options, configurations, records.
+//!
+//! `serde_json` can read each of them from text, from a value and from a reference to one, and each of these readers is
+//! compiled anew for each structure, with a second way for arrays that stand for structures. That was fifteen kilobytes
+//! of what every page loads. Here is one reader for all, and a structure is an object. Not for headers of weight files:
+//! those are large, and what comes twice in them has to be seen. Floor 1.
+
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, forward_to_deserialize_any};
+use serde_json::{Error, Value, map};
+use std::slice;
+
+/// Reads JSON text.
+///
+/// # Errors
+/// As [`read`], and for what is no JSON, with the line and column.
+pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
+    read(&serde_json::from_slice(text)?)
+}
+
+/// Reads a value.
+///
+/// # Errors
+/// What was expected and what was found; nothing says where, because a value does not know.
+pub fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Error> {
+    T::deserialize(Reader(value))
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'de>(&'de Value);
+
+impl Reader<'_> {
+    fn refuse(self, visitor: &dyn serde::de::Expected) -> Error {
+        let found = match self.0 {
+            Value::Null => Unexpected::Unit,
+            Value::Bool(value) => Unexpected::Bool(*value),
+            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(number), _) => Unexpected::Unsigned(number),
+                (None, Some(number)) => Unexpected::Signed(number),
+                (None, None) => Unexpected::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Value::String(text) => Unexpected::Str(text),
+            Value::Array(_) => Unexpected::Seq,
+            Value::Object(_) => Unexpected::Map,
+        };
+        Error::invalid_type(found, visitor)
+    }
+}
+
+/// A method for each kind of number.
+macro_rules! numbers {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self.0 {
+                Value::Number(number) => number.deserialize_any(visitor),
+                _ => Err(self.refuse(&visitor)),
+            }
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Reader<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Number(number) => number.deserialize_any(visitor),
+            Value::String(text) => visitor.visit_borrowed_str(text),
+            Value::Array(items) => elements(items, visitor),
+            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), value: None }),
+        }
+    }
+
+    numbers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+        deserialize_f32 deserialize_f64
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Bool(value) => visitor.visit_bool(*value),
+            _ => Err(self.refuse(&visitor)),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::String(text) => visitor.visit_borrowed_str(text),
+            _ => Err(self.refuse(&visitor)),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Array(items) => elements(items, visitor),
+            _ => Err(self.refuse(&visitor)),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), value: None }),
+            _ => Err(self.refuse(&visitor)),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    /// The enums of these files are names.
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::String(name) => visitor.visit_enum(StrDeserializer::new(name)),
+            _ => Err(self.refuse(&visitor)),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct identifier
+    }
+}
+
+/// All of an array: a pair is not read from three.
+fn elements<'de, V: Visitor<'de>>(items: &'de [Value], visitor: V) -> Result<V::Value, Error> {
+    let mut rest = Items(items.iter());
+    let read = visitor.visit_seq(&mut rest)?;
+    if rest.0.len() == 0 {
+        Ok(read)
+    } else {
+        Err(Error::invalid_length(items.len(), &"fewer elements in array"))
+    }
+}
+
+struct Items<'de>(slice::Iter<'de, Value>);
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        self.0.next().map(|item| seed.deserialize(Reader(item))).transpose()
+    }
+}
+
+struct Entries<'de> {
+    rest: map::Iter<'de>,
+    /// Of the key that was read last.
+    value: Option<&'de Value>,
+}
+
+impl<'de> MapAccess<'de> for Entries<'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let Some((key, value)) = self.rest.next() else { return Ok(None) };
+        self.value = Some(value);
+        seed.deserialize(StrDeserializer::new(key)).map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
+        let value = self.value.take().ok_or_else(|| Error::custom("a value was read before its key"))?;
+        seed.deserialize(Reader(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        #[default]
+        Plain,
+        Other,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(u32),
+        More(Vec<u32>),
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields, default)]
+    struct Inner {
+        count: usize,
+        factor: Option<f32>,
+        pair: (i64, u8),
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Outer {
+        name: String,
+        #[serde(default)]
+        kind: Kind,
+        #[serde(default)]
+        flag: bool,
+        inner: Option<Inner>,
+        ids: Option<OneOrMore>,
+        map: Option<BTreeMap<String, f64>>,
+        any: Option<Value>,
+    }
+
+    #[test]
+    fn reads_what_serde_json_reads_and_refuses_what_it_refuses() {
+        for value in [
+            json!({"name": "a"}),
+            json!({"name": "a", "more": [1, {"b": null}], "kind": "other", "flag": true}),
+            json!({"name": "a", "inner": {"count": 3, "factor": 0.1, "pair": [-1, 255]}, "ids": 7}),
+            json!({"name": "a", "inner": {}, "ids": [7, 8], "map": {"x": 1, "y": -0.5}, "any": {"z": []}}),
+            json!({"name": "a", "inner": null, "ids": null, "map": null, "any": null}),
+            json!({"name": 1}),
+            json!({"name": null}),
+            json!({}),
+            json!(3),
+            json!("a"),
+            json!({"name": "a", "kind": "third"}),
+            json!({"name": "a", "flag": 0}),
+            json!({"name": "a", "inner": {"wrong": 1}}),
+            json!({"name": "a", "inner": {"count": -1}}),
+            json!({"name": "a", "inner": {"count": 1.5}}),
+            json!({"name": "a", "inner": {"count": "1"}}),
+            json!({"name": "a", "inner": {"factor": []}}),
+            json!({"name": "a", "inner": {"pair": [1, 256]}}),
+            json!({"name": "a", "inner": {"pair": [1]}}),
+            json!({"name": "a", "inner": {"pair": [1, 2, 3]}}),
+            json!({"name": "a", "inner": true}),
+            json!({"name": "a", "ids": "7"}),
+            json!({"name": "a", "map": {"x": "1"}}),
+            json!({"name": "a", "map": [["x", 1]]}),
+        ] {
+            let found = read::<Outer>(&value).map_err(|error| error.to_string());
+            assert_eq!(found, Outer::deserialize(&value).map_err(|error| error.to_string()), "{value}");
+            let found = parse::<Outer>(value.to_string().as_bytes());
+            assert_eq!(found.ok(), serde_json::from_str(&value.to_string()).ok(), "{value}");
+        }
+    }
+
+    #[test]
+    fn structures_are_objects_and_enums_are_names() {
+        for (value, expected) in [
+            (
+                json!({"name": "a", "inner": [1, 0.5, [1, 2]]}),
+                "invalid type: sequence, expected struct Inner",
+            ),
+            (json!({"name": "a", "kind": 3}), "invalid type: integer `3`, expected enum Kind"),
+            (json!({"name": "a", "kind": {"plain": null}}), "invalid type: map, expected enum Kind"),
+        ] {
+            assert_eq!(read::<Outer>(&value).unwrap_err().to_string(), expected);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Sorting, in one place: the standard library's sorts are compiled anew for each type, five kilobytes of a WebAssembly
+//! module each time. Here only moving items is; comparing goes through one sort of indices.
+//!
+//! Not for what is sorted for each token or for millions of numbers: there the standard library's own sorts stand. Floor 0.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// Sorts `items` as [`slice::sort_by`] does: what compares as equal keeps its order.
+pub fn sort_by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
+    let mut order = sorted_indices(items.len(), &|a, b| compare(&items[a], &items[b]));
+    // `order[at]` is where the item that belongs to `at` stood. Each circle of them is walked once, from swap to swap.
+    for start in 0..items.len() {
+        let mut at = start;
+        while order[at] != start {
+            let from = std::mem::replace(&mut order[at], at);
+            items.swap(at, from);
+            at = from;
+        }
+        order[at] = at;
+    }
+}
+
+/// Sorts `items`.
+pub fn sort<T: Ord>(items: &mut [T]) {
+    sort_by(items, T::cmp);
+}
+
+/// Sorts `items` by what `key` gives for each, and leaves equal ones in their order.
+pub fn sort_by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
+    sort_by(items, |a, b| key(a).cmp(&key(b)));
+}
+
+/// The indices `0..len`, sorted.
+fn sorted_indices(len: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..len).collect();
+    indices.sort_by(|&a, &b| compare(a, b));
+    indices
+}
+
+/// A map of `entries`; of equal keys the last one stays. As `collect`, which would sort the entries first.
+pub fn map<K: Ord, V>(entries: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
+    let mut map = BTreeMap::new();
+    for (key, value) in entries {
+        map.insert(key, value);
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn sorts_as_the_standard_library_does(
+            items in prop::collection::vec((0u8..5, any::<u8>()), 0..70),
+        ) {
+            let mut expected = items.clone();
+            expected.sort_by_key(|item| item.0);
+            let mut found = items.clone();
+            sort_by_key(&mut found, |item| item.0);
+            prop_assert_eq!(&found, &expected);
+            prop_assert_eq!(map(items.clone()), items.into_iter().collect());
+        }
+    }
+}
