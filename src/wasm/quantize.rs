@@ -104,7 +104,9 @@ impl Work<'_> {
                     ));
                 }
                 let needed = plan_memory(checkpoint, &plans, &options, &samples)?;
-                needed.check_within(Some(HEAP_BYTES)).context_with(|| "the memory of a WebAssembly module")?;
+                needed
+                    .check_within(Some(HEAP_BYTES))
+                    .context_with(|| "the memory of a WebAssembly module")?;
                 planned_memory = Some(needed);
                 let quantize = async |backend: AnyBackend| {
                     let calibration = Calibration { samples: &samples, backend, scratch };
