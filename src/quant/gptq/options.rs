@@ -112,7 +112,7 @@ pub struct GptqOptions {
     /// How often codes and scales are gone over afterwards, each time for less output error; 0 for GPTQ alone. Not with
     /// [`ColumnOrder::GroupIndex`], whose groups are scattered.
     pub sweeps: usize,
-    /// Whose inputs make the outputs that a layer shall come near to. The caller's affair: a [`Drift`] or none.
+    /// Whose inputs make the outputs that a layer shall come near to. The caller's affair: a [`Drift`](crate::quant::hessian::Drift) or none.
     pub reference: ReferenceInputs,
 }
 
