@@ -205,52 +205,36 @@ impl Job<'_> {
             Data::F16 { values, finite: true } => self.float(&F16Matrix::<true>(values.as_chunks().0, units)),
             Data::F16 { values, .. } => self.float(&F16Matrix::<false>(values.as_chunks().0, units)),
             Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
-            Data::Packed(packed) => match (packed.bits, &packed.zeros) {
-                // No weight has 2-bit codes and minimums.
-                (2, Zeros::PerGroup(_)) => self.codes::<Bits2, ZERO_POINTS>(packed),
-                (2, _) => self.codes::<Bits2, NO_OFFSET>(packed),
-                (4, zeros) => self.codes_of::<Bits4>(packed, zeros),
-                (_, zeros) => self.codes_of::<Bits8>(packed, zeros),
+            Data::Packed(packed) => match packed.bits {
+                2 => self.codes_of::<Bits2>(packed),
+                4 => self.codes_of::<Bits4>(packed),
+                _ => self.codes_of::<Bits8>(packed),
             },
         }
     }
 
-    fn codes_of<W: Width>(&self, packed: &Packed, zeros: &Zeros) {
-        match (zeros, &self.input.values) {
-            (Zeros::PerGroup(_), _) => self.codes::<W, ZERO_POINTS>(packed),
-            // INT8 activations meet minimums at the end of a dot product.
-            (Zeros::Minimums(_), Values::F32 { .. }) => {
-                self.float(&self.matrix::<W, MINIMUMS>(packed));
-            }
-            _ => self.codes::<W, NO_OFFSET>(packed),
+    fn codes_of<W: Width>(&self, packed: &Packed) {
+        match &packed.zeros {
+            Zeros::Constant(_) => self.codes::<W, NO_OFFSET>(packed),
+            Zeros::PerGroup(_) => self.codes::<W, ZERO_POINTS>(packed),
+            Zeros::Minimums(_) => self.codes::<W, MINIMUMS>(packed),
         }
     }
 
     fn codes<W: Width, const OFFSET: u8>(&self, packed: &Packed) {
-        let matrix = self.matrix::<W, OFFSET>(packed);
+        let matrix = CodeMatrix::<W, OFFSET> { packed, columns: self.part.columns, width: PhantomData };
         match &self.input.values {
             Values::F32 { .. } => self.float(&matrix),
-            Values::Int8(x) => self.int8(&matrix, x),
+            Values::Int8(x) => self.isa.run(Int8Task {
+                matrix: &matrix,
+                rows: self.task.rows.clone(),
+                tokens: self.task.tokens.clone(),
+                x,
+                target: self.target,
+            }),
         }
     }
 
-    fn matrix<'a, W: Width, const OFFSET: u8>(&self, packed: &'a Packed) -> CodeMatrix<'a, W, OFFSET> {
-        CodeMatrix { packed, columns: self.part.columns, width: PhantomData }
-    }
-
-    // Not inlined, as `float`: the engines of browsers take long over a function that holds every kernel.
-    #[inline(never)]
-    fn int8<W: Width, const OFFSET: u8>(&self, matrix: &CodeMatrix<'_, W, OFFSET>, x: &QuantizedTokens) {
-        self.isa.run(Int8Task {
-            matrix,
-            rows: self.task.rows.clone(),
-            tokens: self.task.tokens.clone(),
-            x,
-            target: self.target,
-        });
-    }
-
-    #[inline(never)]
     fn float<M: FloatMatrix>(&self, matrix: &M) {
         let columns = self.part.columns;
         let Task { rows, tokens, .. } = self.task;

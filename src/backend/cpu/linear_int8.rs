@@ -14,7 +14,7 @@
 use super::columns::{Columns, UNIT};
 use super::linear_float::{TILE_ROWS, Target};
 use super::memory::Aligned;
-use super::rows::{CodeMatrix, CodeRow, FloatMatrix, Width};
+use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS, Width};
 use super::simd::{Kernel, Simd};
 use crate::error::Result;
 use crate::quant::ActivationGrid;
@@ -135,7 +135,7 @@ fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
     sum
 }
 
-/// Some rows of a matrix times some tokens. Minimums are no matter of `OFFSET` here: they are added at the end.
+/// Some rows of a matrix times some tokens.
 pub(super) struct Int8Task<'a, W: Width, const OFFSET: u8> {
     pub(super) matrix: &'a CodeMatrix<'a, W, OFFSET>,
     pub(super) rows: Range<usize>,
@@ -200,8 +200,8 @@ fn tile<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
         for r in 0..R {
             for t in 0..T {
                 out[r][t] = s.reduce_ints(ints[r][t]) as f32 / x[t].scale * rows[r].scale(0);
-                if let Some(minimum) = rows[r].minimums().first() {
-                    out[r][t] += x[t].sums[0] as f32 / x[t].scale * minimum;
+                if OFFSET == MINIMUMS {
+                    out[r][t] += x[t].sums[0] as f32 / x[t].scale * rows[r].minimum(0);
                 }
             }
         }
@@ -219,14 +219,9 @@ fn tile<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
                 let scale = rows[r].scale(group);
                 for t in 0..T {
                     sums[r][t] = s.add_scaled(sums[r][t], ints[r][t], scale);
-                }
-            }
-        }
-        if !rows[0].minimums().is_empty() {
-            for r in 0..R {
-                for t in 0..T {
-                    let terms = rows[r].minimums().iter().zip(x[t].sums);
-                    out[r][t] = terms.fold(0.0, |total, (minimum, &sum)| total + sum as f32 * minimum);
+                    if OFFSET == MINIMUMS {
+                        out[r][t] += x[t].sums[group] as f32 * rows[r].minimum(group);
+                    }
                 }
             }
         }

@@ -167,7 +167,7 @@ pub(super) struct CodeRow<'a, W: Width, const OFFSET: u8> {
     constant_zero: u8,
 }
 
-impl<'a, W: Width, const OFFSET: u8> CodeRow<'a, W, OFFSET> {
+impl<W: Width, const OFFSET: u8> CodeRow<'_, W, OFFSET> {
     #[inline(always)]
     pub(super) fn scale(self, group: usize) -> f32 {
         self.scales[group]
@@ -179,14 +179,8 @@ impl<'a, W: Width, const OFFSET: u8> CodeRow<'a, W, OFFSET> {
     }
 
     #[inline(always)]
-    fn minimum(self, group: usize) -> f32 {
+    pub(super) fn minimum(self, group: usize) -> f32 {
         if OFFSET == MINIMUMS { self.minimums[group] } else { 0.0 }
-    }
-
-    /// `[groups]`, or empty.
-    #[inline(always)]
-    pub(super) fn minimums(self) -> &'a [f32] {
-        self.minimums
     }
 
     #[inline(always)]

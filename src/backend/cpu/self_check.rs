@@ -41,11 +41,7 @@ pub fn self_check() -> Result<()> {
         WeightFormat::Dense(DType::BF16),
         WeightFormat::Packed(integer(Bits::Eight, Granularity::Channel, true)),
         WeightFormat::Packed(integer(Bits::Four, Granularity::Group(32), false)),
-        WeightFormat::Packed(integer(Bits::Two, Granularity::Group(64), false)),
-        WeightFormat::Packed(Scheme::IntegerMinimum {
-            bits: Bits::Four,
-            granularity: Granularity::Group(64),
-        }),
+        WeightFormat::Packed(Scheme::IntegerMinimum { bits: Bits::Two, granularity: Granularity::Group(64) }),
     ] {
         products(isa, SHAPE, format, &TOKENS, 1)?;
     }

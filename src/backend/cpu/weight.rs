@@ -3,8 +3,7 @@
 //! Dense values keep their type: decoding is bound by memory, and converting in registers is free beside it. Codes stay
 //! packed in units of 32 columns ([`super::columns`]) whose bits are interleaved so that one shift-and-mask per vector
 //! gives them back in order: byte `i` of an INT4 unit holds columns `i` and `i + 16`, byte `i` of a 2-bit unit columns
-//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits, and so are 2-bit codes with minimums, which no file
-//! that is read here has: kernels for them would serve nobody. Floor 4.
+//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits. Floor 4.
 
 use super::columns::{Columns, UNIT};
 use super::linear_int8::MAX_GROUP as MAX_INT8_GROUP;
@@ -153,8 +152,7 @@ impl Part {
                          can be summed in 32 bits"
                     )));
                 }
-                let least = if scheme.has_minimums() { 4 } else { 2 };
-                let bits = scheme.storage_bits().next_power_of_two().max(least) as usize;
+                let bits = scheme.storage_bits().next_power_of_two() as usize;
                 let groups = count(columns.groups)?;
                 let data = Packed {
                     bits,
