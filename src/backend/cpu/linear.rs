@@ -202,8 +202,7 @@ impl Job<'_> {
                     self.multiply(&values[self.task.rows.start * units..self.task.rows.end * units]);
                 }
             }
-            Data::F16 { values, finite: true } => self.float(&F16Matrix::<true>(values.as_chunks().0, units)),
-            Data::F16 { values, .. } => self.float(&F16Matrix::<false>(values.as_chunks().0, units)),
+            Data::F16 { values, .. } => self.float(&F16Matrix(values.as_chunks().0, units)),
             Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
             Data::Packed(packed) => match packed.bits {
                 2 => self.codes_of::<Bits2>(packed),
@@ -281,9 +280,11 @@ mod tests {
         Matrix, Random, backend, backends, f32_buffer, formats, load, load_repeated, parts_of, read,
         reordered,
     };
-    use crate::backend::{Backend, Element, WeightFormat};
+    use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
     use crate::dtype::DType;
     use crate::quant::{ActivationGrid, Activations, Scheme};
+    use crate::task::block_on;
+    use half::f16;
 
     /// Largest deviation from the `f64` oracle, as a share of `sum |w x|`. Measured 1.0e-7 over all cases.
     const RELATIVE_TOLERANCE: f64 = 5e-7;
@@ -475,6 +476,38 @@ mod tests {
             let found = read(&mut backend, &output);
             assert!(found[..4].iter().all(|v| v.is_nan()), "the broken token");
             assert!(found[4..].iter().all(|v| v.is_finite()), "the other token");
+        }
+    }
+
+    #[test]
+    fn broken_weights_break_their_row_and_no_other() {
+        for broken in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+            let mut values = vec![f16::ONE; 3 * 40];
+            values[40 + 17] = broken;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            for mut backend in backends(1) {
+                let desc = WeightDesc {
+                    rows: 3,
+                    cols: 40,
+                    format: WeightFormat::Dense(DType::F16),
+                    activations: Activations::F32,
+                    grid: ActivationGrid::default(),
+                    bias: false,
+                };
+                let mut builder = backend.begin_weight(&[desc]).unwrap();
+                backend.put_rows(&mut builder, 0, 0..3, WeightView::Dense(&bytes)).unwrap();
+                let weight = block_on(backend.finish_weight(builder)).unwrap();
+                for count in [1, 2] {
+                    let input = f32_buffer(&mut backend, &vec![0.5; count * 40]);
+                    let mut output = backend.buffer(Element::F32, count * 3).unwrap();
+                    backend.linear(&input, count, &weight, &mut output).unwrap();
+                    for y in read(&mut backend, &output).chunks(3) {
+                        assert_eq!((y[0], y[2]), (20.0, 20.0));
+                        assert_eq!(y[1].to_bits() & 0xFF80_0000, broken.to_f32().to_bits() & 0xFF80_0000);
+                        assert_eq!(y[1].is_nan(), broken.is_nan());
+                    }
+                }
+            }
         }
     }
 

@@ -28,29 +28,29 @@ pub(super) trait FloatMatrix: Sync {
 
 /// Rows of floats: the values, and the units of a row.
 pub(super) struct F32Matrix<'a>(pub(super) &'a [[f32; UNIT]], pub(super) usize);
-/// As [`F32Matrix`], IEEE half precision; with `FINITE`, without NaN and infinity.
-pub(super) struct F16Matrix<'a, const FINITE: bool>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
+/// As [`F32Matrix`], IEEE half precision, without NaN and infinity.
+pub(super) struct F16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
 /// As [`F32Matrix`], bfloat16.
 pub(super) struct Bf16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
 
 macro_rules! dense_rows {
-    ($matrix:ident, $row:ident, $element:ty, $load:ident $(, $finite:ident)?) => {
+    ($matrix:ident, $row:ident, $element:ty, $load:ident) => {
         #[derive(Clone, Copy)]
-        pub(super) struct $row<'a $(, const $finite: bool)?>(pub(super) &'a [[$element; UNIT]]);
+        pub(super) struct $row<'a>(pub(super) &'a [[$element; UNIT]]);
 
-        impl $(<const $finite: bool>)? FloatMatrix for $matrix<'_ $(, $finite)?> {
+        impl FloatMatrix for $matrix<'_> {
             type Row<'a>
-                = $row<'a $(, $finite)?>
+                = $row<'a>
             where
                 Self: 'a;
 
             #[inline(always)]
-            fn row(&self, row: usize) -> $row<'_ $(, $finite)?> {
+            fn row(&self, row: usize) -> $row<'_> {
                 $row(&self.0[row * self.1..(row + 1) * self.1])
             }
         }
 
-        impl<'a $(, const $finite: bool)?> FloatRow for $row<'a $(, $finite)?> {
+        impl<'a> FloatRow for $row<'a> {
             type Group<S: Simd> = ();
             type Unit<S: Simd> = &'a [$element; UNIT];
 
@@ -64,14 +64,14 @@ macro_rules! dense_rows {
 
             #[inline(always)]
             fn part<S: Simd>(s: S, (): (), unit: &[$element; UNIT], part: usize) -> S::F32 {
-                s.$load$(::<$finite>)?(unit, part)
+                s.$load(unit, part)
             }
         }
     };
 }
 
 dense_rows!(F32Matrix, F32Row, f32, load);
-dense_rows!(F16Matrix, F16Row, u16, load_f16, FINITE);
+dense_rows!(F16Matrix, F16Row, u16, load_f16);
 dense_rows!(Bf16Matrix, Bf16Row, u16, load_bf16);
 
 /// How wide the codes of a packed matrix are kept.

@@ -98,9 +98,9 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     formats
 }
 
-/// All numbers of half precision.
+/// All finite numbers of half precision.
 fn halves() -> impl Iterator<Item = u16> {
-    0..=u16::MAX
+    (0..=u16::MAX).filter(|half| half & 0x7C00 != 0x7C00)
 }
 
 fn wrong(isa: Isa, kernel: &str, detail: &str) -> Error {
@@ -151,12 +151,7 @@ impl Kernel for Instructions<'_> {
         for unit in self.halves.chunks(UNIT) {
             let mut halves = [0; UNIT];
             halves[..unit.len()].copy_from_slice(unit);
-            unit!("load_f16", part: s.load_f16::<false>(&halves, part));
-            for half in &mut halves {
-                // Without infinities and NaN.
-                *half &= if *half & 0x7C00 == 0x7C00 { 0xBFFF } else { 0xFFFF };
-            }
-            unit!("load_f16 of finite numbers", part: s.load_f16::<true>(&halves, part));
+            unit!("load_f16", part: s.load_f16(&halves, part));
             unit!("load_bf16", part: s.load_bf16(&halves, part));
         }
         unit!("mul_add", part: s.mul_add(s.load(&floats, part), s.splat(2.0), s.load(&floats, part)));
@@ -300,9 +295,9 @@ mod tests {
     #[test]
     fn portable_code_gives_the_right_answers() {
         let mut out = Vec::new();
-        Instructions { halves: &[0x3C00, 0xC000, 0x0001, 0x7C00], out: &mut out }.run(Portable);
+        Instructions { halves: &[0x3C00, 0xC000, 0x0001, 0x7BFF], out: &mut out }.run(Portable);
         let find = |name: &str, index: usize| &out.iter().filter(|(n, _)| *n == name).nth(index).unwrap().1;
-        assert_eq!(find("load_f16", 0)[..4], [1.0, -2.0, 2f32.powi(-24), f32::INFINITY]);
+        assert_eq!(find("load_f16", 0)[..4], [1.0, -2.0, 2f32.powi(-24), 65504.0]);
         assert_eq!(find("mul_add", 0)[0], -33.0);
         assert_eq!(find("reduce", 0), &[(0..32).sum::<i32>() as f32 - 11.0 * 32.0]);
         assert_eq!(find("decode8", 0)[..3], [-9.0 / 4.0, 16.0, (146.0 - 9.0) / 4.0]);

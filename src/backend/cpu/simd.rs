@@ -43,8 +43,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn splat(self, value: f32) -> Self::F32;
     /// Elements `part * LANES..` of a unit.
     fn load(self, unit: &[f32; UNIT], part: usize) -> Self::F32;
-    /// As [`Simd::load`] from IEEE half precision. With `FINITE`, none of the elements is NaN or infinite.
-    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
+    /// As [`Simd::load`] from IEEE half precision. None of the elements is NaN or infinite.
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
     /// As [`Simd::load`] from bfloat16.
     fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
     fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize);
@@ -237,7 +237,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> Self::F32 {
         lanes(unit, part, f16_to_f32)
     }
 

@@ -57,7 +57,7 @@ pub(super) enum Data {
     F32(Aligned<f32>),
     F16 {
         values: Aligned<u16>,
-        /// Whether none is NaN or infinite: looking for them costs WebAssembly a sixth of a product's time.
+        /// Whether none is NaN or infinite; always so once the weight is finished, see [`Part::finish`].
         finite: bool,
     },
     BF16(Aligned<u16>),
@@ -277,6 +277,19 @@ impl Part {
                     minimums[row * columns.groups + group] = source.get(index);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps half-precision values as `f32` where one of them is NaN or infinite. Few models have such a value, and looking
+    /// for it in every product would cost WebAssembly a sixth of its time.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        if let Data::F16 { values, finite: false } = &self.data {
+            let mut widened = Aligned::zeroed(values.len())?;
+            for (wide, &value) in widened.iter_mut().zip(values.iter()) {
+                *wide = f16::from_bits(value).to_f32();
+            }
+            self.data = Data::F32(widened);
         }
         Ok(())
     }

@@ -90,7 +90,7 @@ impl CpuWeightBuilder {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<CpuWeight> {
+    pub(super) fn finish(mut self) -> Result<CpuWeight> {
         for (part, (desc, arrived)) in self.descs.iter().zip(&self.arrived).enumerate() {
             if let Some(row) = arrived.iter().position(|&here| !here) {
                 let missing = arrived.iter().filter(|&&here| !here).count();
@@ -103,6 +103,7 @@ impl CpuWeightBuilder {
                 return Err(Error::invalid_argument(format!("the bias of matrix {part} never came")));
             }
         }
+        self.weight.parts.iter_mut().try_for_each(Part::finish)?;
         Ok(self.weight)
     }
 }

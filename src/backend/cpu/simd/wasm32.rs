@@ -151,17 +151,12 @@ impl Simd for Wasm128 {
     }
 
     #[inline(always)]
-    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> v128 {
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> v128 {
         let halves = load(&unit[part / 2 * 8..][..8]);
         let high = interleave(u16x8_splat(0), halves, part);
         let moved = v128_and(i32x4_shr(high, 3), u32x4_splat(0x8FFF_E000));
         // Multiplying by 2^112 moves the exponent's bias, and makes subnormal halves normal.
-        let finite = f32x4_mul(moved, f32x4_splat(f32::from_bits((127 + 112) << 23)));
-        if FINITE {
-            return finite;
-        }
-        let special = f32x4_ge(f32x4_abs(finite), f32x4_splat(65536.0));
-        v128_or(finite, v128_and(special, u32x4_splat(0x7F80_0000)))
+        f32x4_mul(moved, f32x4_splat(f32::from_bits((127 + 112) << 23)))
     }
 
     #[inline(always)]

@@ -30,7 +30,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> __m256 {
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> __m256 {
         // SAFETY: as in `load`.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at(unit, part, 8).cast())) }
     }

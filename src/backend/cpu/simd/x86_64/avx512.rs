@@ -30,7 +30,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_f16<const FINITE: bool>(self, unit: &[u16; UNIT], part: usize) -> __m512 {
+    fn load_f16(self, unit: &[u16; UNIT], part: usize) -> __m512 {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at(unit, part, 16).cast())) }
     }
