@@ -20,6 +20,8 @@ pub(super) struct MomentSums<B: Backend> {
     tiles: Vec<B::Buffer>,
     /// `[tokens, stride]`: a run of rows, with their drift.
     joined: Option<B::Buffer>,
+    /// The same on the host.
+    values: Vec<f32>,
 }
 
 impl<B: Backend> MomentSums<B> {
@@ -42,18 +44,18 @@ impl<B: Backend> MomentSums<B> {
             tiles.push(backend.buffer(Element::F32, columns.min(width - start) * stride)?);
         }
         let joined = if with_drift { Some(backend.buffer(Element::F32, tokens * stride)?) } else { None };
-        Ok(Self { width, stride, columns, tiles, joined })
+        Ok(Self { width, stride, columns, tiles, joined, values: Vec::new() })
     }
 
     /// Takes a run of rows, `[count, width]`, and the original model's, to be added up next.
     pub(super) fn join(&mut self, backend: &mut B, rows: &[f32], original: &[f32]) -> Result<()> {
-        let Some(joined) = &mut self.joined else { return Ok(()) };
-        let mut values = Vec::with_capacity(2 * rows.len());
+        let Self { joined: Some(joined), values, .. } = self else { return Ok(()) };
+        values.clear();
         for (row, original) in rows.chunks_exact(self.width).zip(original.chunks_exact(self.width)) {
             values.extend_from_slice(row);
             values.extend(original.iter().zip(row).map(|(original, x)| original - x));
         }
-        backend.write_f32(joined, &values)
+        backend.write_f32(joined, values)
     }
 
     /// How many tiles there are.
@@ -71,7 +73,7 @@ impl<B: Backend> MomentSums<B> {
 
     /// The sums over `tokens` tokens.
     pub(super) async fn read(self, backend: &mut B, tokens: u64) -> Result<(Hessian, Option<Drift>)> {
-        let Self { width, stride, columns, tiles, joined } = self;
+        let Self { width, stride, columns, tiles, joined, values } = self;
         let mut sum = vec![0.0; width * width];
         if joined.is_none() {
             for (tile, sum) in tiles.into_iter().zip(sum.chunks_mut(columns * width)) {
@@ -79,7 +81,7 @@ impl<B: Backend> MomentSums<B> {
             }
             return Ok((Hessian::new(width, sum, tokens), None));
         }
-        drop(joined);
+        drop((joined, values));
         let mut drift = vec![0.0; width * width];
         let parts = sum.chunks_mut(columns * width).zip(drift.chunks_mut(columns * width));
         let mut rows = Vec::new();

@@ -18,7 +18,7 @@ use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Site, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
 use crate::model::names::Linear;
-use crate::model::spill::{self, Place};
+use crate::model::spill::{Carrier, Place};
 use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
 use crate::quant::{Activations, Drift, Hessian};
@@ -36,6 +36,7 @@ pub struct Walk<'a, B: Backend> {
     hidden: Hidden<B>,
     rope: RopeTable<B>,
     cache: KvCache<B>,
+    carrier: Carrier,
     /// Longest window.
     context: usize,
     chunk: usize,
@@ -110,6 +111,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             hidden: new_hidden(&mut backend, config, chunk)?,
             rope: RopeTable::default(),
             cache: KvCache::new(&mut backend, config, 1, context)?,
+            carrier: Carrier::default(),
             backend,
             context,
             chunk,
@@ -177,26 +179,25 @@ impl<'a, B: Backend> Walk<'a, B> {
             self.move_original(site, control).await?;
         }
         let mut moments = MomentSums::new(&mut self.backend, self.chunk, width, self.follows_original)?;
-        self.scratch.delete(activations(site, Stream::Quantized)).await?;
         self.absolute = vec![0.0; width];
+        let mut original = Carrier::default();
         for run in self.runs() {
             self.report_moving(site, run, Stream::Quantized, control);
             task::checkpoint(control).await?;
             self.bring_back(run, Stream::Quantized).await?;
             self.step(site, run.past, Stream::Quantized)?;
             self.backend.flush()?;
-            let rows = self.keep(site, run, Stream::Quantized).await?;
-            for row in rows.chunks_exact(width) {
+            self.keep(site, run, Stream::Quantized).await?;
+            for row in self.carrier.rows().chunks_exact(width) {
                 for (sum, value) in self.absolute.iter_mut().zip(row) {
                     *sum += f64::from(value.abs());
                 }
             }
             if self.follows_original {
-                let mut original = vec![0.0f32; rows.len()];
-                let offset = (run.row * width * size_of::<f32>()) as u64;
                 let blob = activations(site, Stream::Original);
-                self.scratch.read_at(blob, offset, bytemuck::cast_slice_mut(&mut original)).await?;
-                moments.join(&mut self.backend, &rows, &original)?;
+                let place = Place { scratch: self.scratch, blob, first: run.row };
+                let original = original.fetch(run.count, width, place).await?;
+                moments.join(&mut self.backend, self.carrier.rows(), original)?;
             }
             for tile in 0..moments.tiles() {
                 task::checkpoint(control).await?;
@@ -204,11 +205,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             }
             self.backend.flush()?;
         }
-        if let Some(before) = self.site.replace(site) {
-            for &stream in self.streams() {
-                self.scratch.delete(activations(before, stream)).await?;
-            }
-        }
+        self.site = Some(site);
         let (hessian, drift) = moments.read(&mut self.backend, self.samples.tokens()).await?;
         if !hessian.is_finite() {
             return Err(Error::new(
@@ -221,7 +218,6 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     /// Takes all samples to the site in the original model.
     async fn move_original(&mut self, site: Site, control: &dyn Control) -> Result<()> {
-        self.scratch.delete(activations(site, Stream::Original)).await?;
         for run in self.runs() {
             self.report_moving(site, run, Stream::Original, control);
             task::checkpoint(control).await?;
@@ -326,9 +322,13 @@ impl<'a, B: Backend> Walk<'a, B> {
             }
         }
         (self.block, self.original) = (None, None);
-        if let Some(before) = self.site.take() {
+        self.site = None;
+        // Until then they are written over: the system takes longer over a new file than over an old one.
+        if self.layer + 1 == self.config.num_hidden_layers {
             for &stream in self.streams() {
-                self.scratch.delete(activations(before, stream)).await?;
+                for site in [Site::Mlp, Site::Down] {
+                    self.scratch.delete(activations(site, stream)).await?;
+                }
             }
         }
         Ok(())
@@ -406,22 +406,29 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
     async fn bring_back(&mut self, run: Run, stream: Stream) -> Result<()> {
         let (scratch, width) = (self.scratch, self.config.hidden_size);
-        let place = Place { scratch, blob: self.residual(stream), first: run.row };
-        spill::load_hidden(&mut self.backend, &mut self.hidden, run.count, width, place).await?;
+        let residual = Place { scratch, blob: self.residual(stream), first: run.row };
+        let Self { backend, carrier, hidden, work, .. } = self;
+        match self.site {
+            // The way to the next site leads past the residual stream.
+            Some(Site::Attention | Site::Mlp) => hidden.count = run.count,
+            None | Some(Site::Output | Site::Down) => {
+                carrier.load_hidden(backend, hidden, run.count, width, residual).await?;
+            }
+        }
         let Some(site) = self.site else { return Ok(()) };
         let place = Place { scratch, blob: activations(site, stream), first: run.row };
-        let width = site.width(self.config);
-        spill::load(&mut self.backend, self.work.at_mut(site), run.count, width, place).await
+        carrier.load(backend, work.at_mut(site), run.count, site.width(self.config), place).await
     }
 
-    /// Keeps a run at `site`, and returns its rows.
-    async fn keep(&mut self, site: Site, run: Run, stream: Stream) -> Result<Vec<f32>> {
+    /// Keeps a run at `site`; its rows are then the carrier's.
+    async fn keep(&mut self, site: Site, run: Run, stream: Stream) -> Result<()> {
         if site == Site::Mlp {
             // Elsewhere the residual stream is as it was.
             self.save_hidden(run, self.residual_inside(stream)).await?;
         }
         let place = Place { scratch: self.scratch, blob: activations(site, stream), first: run.row };
-        spill::save(&mut self.backend, self.work.at(site), run.count, site.width(self.config), place).await
+        let width = site.width(self.config);
+        self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await
     }
 
     /// The blob of the residual streams where the samples stand.
@@ -446,7 +453,7 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     async fn save_hidden(&mut self, run: Run, blob: &str) -> Result<()> {
         let place = Place { scratch: self.scratch, blob, first: run.row };
-        spill::save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
+        self.carrier.save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
 }
 

@@ -25,62 +25,87 @@ impl Place<'_> {
     }
 }
 
-/// Keeps `count` rows of `width` elements, and returns them.
-pub async fn save<B: Backend>(
-    backend: &mut B,
-    rows: &B::Buffer,
-    count: usize,
-    width: usize,
-    place: Place<'_>,
-) -> Result<Vec<f32>> {
-    let mut values = vec![0.0f32; count * width];
-    backend.read(rows, 0, &mut values).await?;
-    place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&values)).await?;
-    Ok(values)
+/// Moves rows between the device and scratch, through memory that it keeps: what takes new memory for every run of tokens
+/// spends more time on getting it from the system than on moving rows.
+#[derive(Debug, Default)]
+pub struct Carrier {
+    rows: Vec<f32>,
+    delta: Vec<f32>,
 }
 
-/// Brings them back.
-pub async fn load<B: Backend>(
-    backend: &mut B,
-    rows: &mut B::Buffer,
-    count: usize,
-    width: usize,
-    place: Place<'_>,
-) -> Result<()> {
-    let mut values = vec![0.0f32; count * width];
-    place.scratch.read_at(place.blob, place.offset(width), bytemuck::cast_slice_mut(&mut values)).await?;
-    backend.write_f32(rows, &values)
-}
-
-/// Keeps hidden states: the residual stream and what the last block adds to it, summed as the next norm would.
-pub async fn save_hidden<B: Backend>(
-    backend: &mut B,
-    hidden: &Hidden<B>,
-    width: usize,
-    place: Place<'_>,
-) -> Result<()> {
-    let mut sum = vec![0.0f32; hidden.count * width];
-    backend.read(&hidden.residual, 0, &mut sum).await?;
-    if hidden.has_delta {
-        let mut delta = vec![0.0; sum.len()];
-        backend.read(&hidden.delta, 0, &mut delta).await?;
-        for (value, change) in sum.iter_mut().zip(&delta) {
-            *value += change;
-        }
+impl Carrier {
+    /// The rows that were moved last.
+    pub fn rows(&self) -> &[f32] {
+        &self.rows
     }
-    place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&sum)).await
-}
 
-/// Brings them back.
-pub async fn load_hidden<B: Backend>(
-    backend: &mut B,
-    hidden: &mut Hidden<B>,
-    count: usize,
-    width: usize,
-    place: Place<'_>,
-) -> Result<()> {
-    load(backend, &mut hidden.residual, count, width, place).await?;
-    hidden.has_delta = false;
-    hidden.count = count;
-    Ok(())
+    /// Keeps `count` rows of `width` elements.
+    pub async fn save<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        rows: &B::Buffer,
+        count: usize,
+        width: usize,
+        place: Place<'_>,
+    ) -> Result<()> {
+        self.rows.resize(count * width, 0.0);
+        backend.read(rows, 0, &mut self.rows).await?;
+        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&self.rows)).await
+    }
+
+    /// Brings them back to the host.
+    pub async fn fetch(&mut self, count: usize, width: usize, place: Place<'_>) -> Result<&[f32]> {
+        self.rows.resize(count * width, 0.0);
+        let bytes = bytemuck::cast_slice_mut(&mut self.rows);
+        place.scratch.read_at(place.blob, place.offset(width), bytes).await?;
+        Ok(&self.rows)
+    }
+
+    /// Brings them back to the device.
+    pub async fn load<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        rows: &mut B::Buffer,
+        count: usize,
+        width: usize,
+        place: Place<'_>,
+    ) -> Result<()> {
+        backend.write_f32(rows, self.fetch(count, width, place).await?)
+    }
+
+    /// Keeps hidden states: the residual stream and what the last block adds to it, summed as the next norm would.
+    pub async fn save_hidden<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        hidden: &Hidden<B>,
+        width: usize,
+        place: Place<'_>,
+    ) -> Result<()> {
+        let Self { rows, delta } = self;
+        rows.resize(hidden.count * width, 0.0);
+        backend.read(&hidden.residual, 0, rows).await?;
+        if hidden.has_delta {
+            delta.resize(rows.len(), 0.0);
+            backend.read(&hidden.delta, 0, delta).await?;
+            for (value, change) in rows.iter_mut().zip(delta.iter()) {
+                *value += change;
+            }
+        }
+        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await
+    }
+
+    /// Brings them back.
+    pub async fn load_hidden<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        hidden: &mut Hidden<B>,
+        count: usize,
+        width: usize,
+        place: Place<'_>,
+    ) -> Result<()> {
+        self.load(backend, &mut hidden.residual, count, width, place).await?;
+        hidden.has_delta = false;
+        hidden.count = count;
+        Ok(())
+    }
 }

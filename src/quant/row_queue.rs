@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 const EACH_LANE: usize = 2;
 
 /// Rows that one task is for: enough for products to pay, few enough for small matrices to make several tasks.
-pub(super) const TASK_ROWS: usize = 32;
+pub(super) const TASK_ROWS: usize = 64;
 
 /// Rows that are worked on at once by so many threads.
 pub(crate) fn rows_at_once(lanes: usize) -> usize {

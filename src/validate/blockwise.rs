@@ -5,7 +5,7 @@ use crate::backend::{Backend, Element};
 use crate::error::Result;
 use crate::model::block::{Block, Hidden, Position, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
-use crate::model::spill::{self, Place};
+use crate::model::spill::{Carrier, Place};
 use crate::model::{Checkpoint, KvCache, LoadOptions};
 use crate::task::{self, Control};
 
@@ -22,6 +22,7 @@ pub(super) struct Runner<'a, B: Backend> {
     rope: RopeTable<B>,
     /// Of the block at hand.
     cache: KvCache<B>,
+    carrier: Carrier,
 }
 
 impl<'a, B: Backend> Runner<'a, B> {
@@ -44,6 +45,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             hidden: new_hidden(&mut backend, config, chunk)?,
             rope: RopeTable::default(),
             cache: KvCache::new(&mut backend, config, 1, context)?,
+            carrier: Carrier::default(),
             backend,
         })
     }
@@ -95,11 +97,11 @@ impl<'a, B: Backend> Runner<'a, B> {
 
     async fn store(&mut self, place: Place<'_>) -> Result<()> {
         let width = self.checkpoint.config().hidden_size;
-        spill::save_hidden(&mut self.backend, &self.hidden, width, place).await
+        self.carrier.save_hidden(&mut self.backend, &self.hidden, width, place).await
     }
 
     async fn bring_back(&mut self, count: usize, place: Place<'_>) -> Result<()> {
         let width = self.checkpoint.config().hidden_size;
-        spill::load_hidden(&mut self.backend, &mut self.hidden, count, width, place).await
+        self.carrier.load_hidden(&mut self.backend, &mut self.hidden, count, width, place).await
     }
 }

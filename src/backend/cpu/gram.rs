@@ -5,7 +5,7 @@ use crate::quant::linalg::{Matrix, add_product};
 use std::ops::Range;
 
 /// Columns whose products one task adds up.
-const BAND: usize = 64;
+const BAND: usize = 128;
 
 /// See [`crate::backend::Backend::gram`]. `x` is `[count, width]`, `out` `[columns.len(), width]`.
 pub(super) fn gram(workers: &Workers, x: &[f32], width: usize, columns: Range<usize>, out: &mut [f32]) {
