@@ -8,6 +8,7 @@ if (missingFirefox) console.log(`skipped: ${missingFirefox}`);
 await import("./visit.mjs");
 await import("./ways.mjs");
 await import("./unhappy.mjs");
+await import("./webgpu.mjs");
 await import("./accessible.mjs");
 await import("./firefox.mjs");
 after(closeAll);

@@ -4,13 +4,15 @@
 //   LOWBIT_CHROMIUM   the browser; default: where Debian and others put it
 //   LOWBIT_FIREFOX    and the other one
 //   LOWBIT_PORT       the port that the page is served at; default: a free one
+import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
+import { unzipSync } from "./unzip.mjs";
 
 const path = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 
@@ -34,7 +36,7 @@ export const GOLDEN = golden.quantized["int4 group 32"];
 export const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
 /** What a result is taken away as. */
-export const TAKEN = [
+const TAKEN = [
   "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
   "tokenizer_config.json", "validation_report.json",
 ];
@@ -156,5 +158,32 @@ export async function judge(page, text) {
   await page.fill("[name=ownText]", text);
   await page.uncheck("[name=speed]");
   await page.click("#judge-form button[type=submit]");
+  await idle(page);
+}
+
+/** Takes the result away, in the layout of other tools where `format` names one. */
+export async function download(page, format = "") {
+  await page.selectOption("[name=format]", format);
+  const [file] = await Promise.all([page.waitForEvent("download"), page.click("#save-zip")]);
+  await idle(page);
+  const at = await file.path();
+  assert.ok(statSync(at).size > 100_000);
+  return { name: file.suggestedFilename(), bytes: readFileSync(at) };
+}
+
+/** Unpacks a zip that was taken away into `folder`; its files, by name. */
+export function unpack(zip, folder) {
+  const files = Object.entries(unzipSync(zip)).map(([path, bytes]) => [path.split("/").pop(), bytes]);
+  assert.deepEqual(files.map(([name]) => name).sort(), TAKEN);
+  mkdirSync(folder, { recursive: true });
+  for (const [name, bytes] of files) writeFileSync(join(folder, name), bytes);
+  return Object.fromEntries(files);
+}
+
+/** Opens a folder of quantized weights. */
+export async function openQuantized(page, folder) {
+  await page.click("#open-other summary");
+  await page.setInputFiles("#pick-folder", folder);
+  await page.waitForFunction(() => document.querySelector("#card").textContent.includes("compressed-tensors"));
   await idle(page);
 }

@@ -204,30 +204,3 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     assert.equal((await fetch(new URL("js/none.js", place.url))).status, 404);
   });
 });
-
-describe("a visit with WebGPU", { skip: missing }, () => {
-  let place;
-  before(async () => (place = await start({ gpu: true })));
-
-  test("the adapter is named with what its self-check found", async (t) => {
-    const { page, close } = await visit(place);
-    await idle(page);
-    if (!(await page.evaluate(async () => (await navigator.gpu?.requestAdapter()) !== null))) {
-      await close();
-      return t.skip("this browser gives no WebGPU adapter");
-    }
-    await page.waitForSelector("#device-choice");
-    const line = await page.textContent("#device");
-    assert.match(line, /GPU: .*\(webgpu, \w+\), (its kernels were checked against the CPU and agree|not used: )/);
-    assert.match(line, /Features: (shader-f16|subgroups|without ).*; buffers up to [\d.]+ [kMG]B\./);
-    // A software adapter runs only when it is asked for.
-    if (/agree/.test(line)) {
-      await page.selectOption("#device-choice", "gpu");
-      await page.fill("[name=maxTokens]", "3");
-      await page.click("#talk-form button[type=submit]");
-      await idle(page);
-      assert.match(await page.textContent(".voice"), /tokens\/s.*gpu/is);
-    }
-    await close();
-  });
-});

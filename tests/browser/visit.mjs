@@ -1,10 +1,10 @@
 // The whole visit: open, shrink, talk, judge, take away, open again.
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import { unzipSync } from "./unzip.mjs";
-import { generate, GOLDEN, idle, judge, LOWBIT, missing, MODEL, PATIENCE, quantize, sha256, start, TAKEN, TOGETHER, visit } from "./support.mjs";
+import { download, generate, GOLDEN, idle, judge, LOWBIT, missing, MODEL, openQuantized, PATIENCE, quantize, sha256, start, TOGETHER, unpack, visit } from "./support.mjs";
 
 const HELD_OUT = missing ? "" : readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 4000);
 
@@ -76,17 +76,10 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     await page.check("#run-1");
     const zip = await download(page);
     assert.equal(zip.name, "tale-llama-int4-g32-sym.zip");
-    const files = unzipSync(zip.bytes);
-    const names = Object.keys(files).map((name) => name.split("/").pop()).sort();
-    assert.deepEqual(names, TAKEN);
-    assert.equal(sha256(files["tale-llama-int4-g32-sym/model.safetensors"]), GOLDEN["model.safetensors"], "the same bytes as from the native command");
     const folder = join(place.folder, "taken");
-    mkdirSync(folder, { recursive: true });
-    for (const [name, bytes] of Object.entries(files)) writeFileSync(join(folder, name.split("/").pop()), bytes);
-    await page.click("#open-other summary");
-    await page.setInputFiles("#pick-folder", folder);
-    await page.waitForFunction(() => document.querySelector("#card").textContent.includes("compressed-tensors"));
-    await idle(page);
+    const files = unpack(zip.bytes, folder);
+    assert.equal(sha256(files["model.safetensors"]), GOLDEN["model.safetensors"], "the same bytes as from the native command");
+    await openQuantized(page, folder);
     assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "what is quantized is not quantized again");
     await generate(page);
     const again = await page.textContent(".voice .text");
@@ -191,12 +184,3 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     await context.close();
   });
 });
-
-async function download(page, format = "") {
-  await page.selectOption("[name=format]", format);
-  const [file] = await Promise.all([page.waitForEvent("download"), page.click("#save-zip")]);
-  await idle(page);
-  const at = await file.path();
-  assert.ok(statSync(at).size > 100_000);
-  return { name: file.suggestedFilename(), bytes: readFileSync(at) };
-}
