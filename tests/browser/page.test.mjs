@@ -5,10 +5,11 @@ import { closeAll, missing, missingFirefox } from "./support.mjs";
 if (missing) console.log(`skipped: ${missing}`);
 if (missingFirefox) console.log(`skipped: ${missingFirefox}`);
 
+// First, so that what was started is ended too where one of these cannot be loaded.
+after(closeAll);
 await import("./visit.mjs");
 await import("./ways.mjs");
 await import("./unhappy.mjs");
 await import("./webgpu.mjs");
 await import("./accessible.mjs");
 await import("./firefox.mjs");
-after(closeAll);

@@ -36,7 +36,7 @@ export const GOLDEN = golden.quantized["int4 group 32"];
 export const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
 /** What a result is taken away as. */
-const TAKEN = [
+export const TAKEN = [
   "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
   "tokenizer_config.json", "validation_report.json",
 ];
