@@ -15,22 +15,32 @@ pub struct Module {
     features_for_tests: &'static str,
     /// What the processor has to have beside simd128.
     target_features: Option<&'static str>,
+    /// Where it is built, under the folder of all builds: in a shared one each build would throw away what the other made.
+    target: &'static str,
 }
 
 /// The modules of the package.
 pub const MODULES: [Module; 3] = [
-    Module { name: "engine", features: "engine", features_for_tests: "kernel-tests", target_features: None },
+    Module {
+        name: "engine",
+        features: "engine",
+        features_for_tests: "kernel-tests",
+        target_features: None,
+        target: "",
+    },
     Module {
         name: "engine_relaxed",
         features: "engine",
         features_for_tests: "kernel-tests",
         target_features: Some("+relaxed-simd"),
+        target: "relaxed",
     },
     Module {
         name: "tokenizer",
         features: "tokenizer-module",
         features_for_tests: "tokenizer-module",
         target_features: None,
+        target: "tokenizer",
     },
 ];
 
@@ -74,10 +84,8 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
         "--features",
         if fast { module.features_for_tests } else { module.features },
     ]);
-    let mut target = target_dir();
+    let target = target_dir().join(module.target);
     if let Some(features) = module.target_features {
-        // A folder of its own: in a shared one each build would throw away what the other made.
-        target = target.join("relaxed");
         build.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", format!("-Ctarget-feature={features}"));
     }
     build.arg("--target-dir").arg(&target);
