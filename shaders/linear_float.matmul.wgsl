@@ -1,7 +1,7 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for many tokens.
 //
 // A workgroup makes a tile of 32 rows and 32 tokens, 32 columns at a time: it decodes the weights once into shared
-// memory, and each invocation adds up 4 rows times 4 tokens.
+// memory (as what: shared/tile_*), and each invocation adds up 4 rows times 4 tokens.
 
 // [rows, units, UNIT_WORDS]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -23,7 +23,7 @@ const TILE_QUADS: u32 = 8u;
 const STRIDE: u32 = 9u;
 
 // [TILE, STRIDE]
-var<workgroup> w_tile: array<vec4<f32>, 288>;
+var<workgroup> w_tile: array<TileQuad, 288>;
 // [TILE, STRIDE]
 var<workgroup> x_tile: array<vec4<f32>, 288>;
 
@@ -52,7 +52,7 @@ fn main(
         for (var quad = 0u; quad < TILE_QUADS; quad++) {
             var w_quads = array<vec4<f32>, 4>();
             for (var r = 0u; r < 4u; r++) {
-                w_quads[r] = w_tile[(my_row + 8u * r) * STRIDE + quad];
+                w_quads[r] = vec4<f32>(w_tile[(my_row + 8u * r) * STRIDE + quad]);
             }
             for (var t = 0u; t < 4u; t++) {
                 let x_values = x_tile[(my_token + 8u * t) * STRIDE + quad];
@@ -94,7 +94,7 @@ fn load_unit(first_row: u32, tile_row: u32, first_unit: u32, tile_unit: u32) {
         if inside {
             values = (unit_quad((row * p.units + unit) * UNIT_WORDS, quad) - group.zero) * group.scale;
         }
-        w_tile[tile_row * STRIDE + tile_unit * UNIT_QUADS + quad] = values;
+        w_tile[tile_row * STRIDE + tile_unit * UNIT_QUADS + quad] = TileQuad(values);
     }
 }
 

@@ -105,7 +105,11 @@ fn variants(instance: &wgpu::Instance, adapter: &wgpu::Adapter) -> Variants {
         .features()
         .contains(wgpu::Features::SUBGROUP)
         .then(|| least_subgroup(info.subgroup_min_size, info.backend, &info.name));
-    Variants { packed_dot, rounding_norm: true, subgroups }
+    Variants { packed_dot, rounding_norm: true, subgroups, half_tiles: has_f16(adapter) }
+}
+
+fn has_f16(adapter: &wgpu::Adapter) -> bool {
+    adapter.features().contains(wgpu::Features::SHADER_F16)
 }
 
 /// Invocations, a power of two, that lie in one subgroup whatever its size is. Of Metal wgpu knows no sizes, and says 4; Apple's own
@@ -171,7 +175,7 @@ async fn all() -> Result<Vec<Candidate>> {
     let variants = packed_dot.map_or_else(Variants::default, |packed_dot| Variants {
         packed_dot,
         rounding_norm: true,
-        subgroups: None,
+        ..Variants::default()
     });
     let mut candidates: Vec<Candidate> = Vec::new();
     for (spelled, preference) in [
@@ -193,7 +197,9 @@ async fn all() -> Result<Vec<Candidate>> {
             driver: String::new(),
             max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         };
-        candidates.push(Candidate { adapter, description, variants });
+        // A browser that does not say what its WGSL has gets base kernels only.
+        let half_tiles = packed_dot.is_some() && has_f16(&adapter);
+        candidates.push(Candidate { description, variants: Variants { half_tiles, ..variants }, adapter });
     }
     order::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)

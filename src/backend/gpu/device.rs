@@ -25,6 +25,14 @@ pub(super) struct Device {
     sabotage: Option<Sabotage>,
 }
 
+/// What kernels need of a device beside WebGPU's core.
+fn features(variants: Variants) -> wgpu::Features {
+    let mut features = wgpu::Features::empty();
+    features.set(wgpu::Features::SUBGROUP, variants.subgroups.is_some());
+    features.set(wgpu::Features::SHADER_F16, variants.half_tiles);
+    features
+}
+
 impl Device {
     /// Opens the adapter that `options` ask for.
     ///
@@ -36,10 +44,7 @@ impl Device {
         let offered = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lowbit"),
-            required_features: match variants.subgroups {
-                Some(_) => wgpu::Features::SUBGROUP,
-                None => wgpu::Features::empty(),
-            },
+            required_features: features(variants),
             // Kernels keep to WebGPU's defaults; only buffers may be larger.
             required_limits: wgpu::Limits {
                 max_buffer_size: offered.max_buffer_size,

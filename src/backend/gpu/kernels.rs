@@ -46,14 +46,15 @@ pub(super) const fn without_comments(text: &str, code: &mut [u8]) -> usize {
     len
 }
 
-/// `shaders/<stem>.wgsl` with the shared pieces that it uses. Its name is the stem; a variant of it, linked with another piece,
-/// has a suffix.
+/// `shaders/<stem>.wgsl` with the shared pieces that it uses, and before it what it needs of WGSL's extensions. Its name is the
+/// stem; a variant of it, linked with another piece, has a suffix.
 macro_rules! linked {
-    ($stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
+    ($enable:literal, $stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
         Kernel {
             name: concat!($stem, $($suffix),+),
             source: {
                 const TEXT: &str = concat!(
+                    $enable,
                     include_str!(concat!("../../../shaders/", $stem, ".wgsl")),
                     $(include_str!(concat!("../../../shaders/shared/", $piece, ".wgsl")),)*
                 );
@@ -81,7 +82,11 @@ macro_rules! kernel {
         kernel!($constant, $stem + "", $($rest)*);
     };
     ($constant:ident, $stem:literal + $suffix:literal, $pieces:tt, $accesses:tt, $params:literal) => {
-        pub(super) static $constant: Kernel = linked!($stem + $suffix, $pieces, $accesses, $params, None);
+        kernel!("", $constant, $stem + $suffix, $pieces, $accesses, $params);
+    };
+    ($enable:literal, $constant:ident, $stem:literal + $suffix:literal, $pieces:tt, $accesses:tt, $params:literal) => {
+        pub(super) static $constant: Kernel =
+            linked!($enable, $stem + $suffix, $pieces, $accesses, $params, None);
     };
 }
 
@@ -92,11 +97,11 @@ macro_rules! kernel {
 macro_rules! summing_kernel {
     ($constant:ident, $stem:literal + $suffix:literal, [$($piece:literal),*], $accesses:tt, $params:literal) => {
         pub(super) static $constant: Kernel =
-            linked!($stem + $suffix, ["lanes_barriers", $($piece),*], $accesses, $params, {
+            linked!("", $stem + $suffix, ["lanes_barriers", $($piece),*], $accesses, $params, {
                 #[cfg(not(target_arch = "wasm32"))]
                 {
                     static WITH_SUBGROUPS: Kernel =
-                        linked!($stem + $suffix ".subgroups", ["lanes_subgroups", $($piece),*], $accesses, $params, None);
+                        linked!("", $stem + $suffix ".subgroups", ["lanes_subgroups", $($piece),*], $accesses, $params, None);
                     Some(&WITH_SUBGROUPS)
                 }
                 #[cfg(target_arch = "wasm32")]
@@ -116,7 +121,15 @@ summing_kernel!(
 kernel!(
     FLOAT_MATMUL,
     "linear_float.matmul",
-    ["linear_params", "weights", "activations", "grid"],
+    ["linear_params", "weights", "tile_f32", "activations", "grid"],
+    [R, R, R, R, R, W],
+    48
+);
+kernel!(
+    "enable f16; ",
+    FLOAT_MATMUL_HALF,
+    "linear_float.matmul" + ".half",
+    ["linear_params", "weights", "tile_f16", "activations", "grid"],
     [R, R, R, R, R, W],
     48
 );
@@ -176,6 +189,7 @@ static ALL: &[&Kernel] = &[
     &EMBED,
     &FLOAT_MATVEC,
     &FLOAT_MATMUL,
+    &FLOAT_MATMUL_HALF,
     &INT8_QUANTIZE,
     &INT8_ROUND_TRIP,
     &INT8_MATVEC,

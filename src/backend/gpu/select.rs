@@ -111,6 +111,7 @@ pub(super) fn linear(
     let tiled = tokens >= TILED_TOKENS;
     let kernel = match (int8, tiled, packed) {
         (false, false, _) => &kernels::FLOAT_MATVEC,
+        (false, true, _) if variants.half_tiles && units.values == Values::F16 => &kernels::FLOAT_MATMUL_HALF,
         (false, true, _) => &kernels::FLOAT_MATMUL,
         (true, false, false) => &kernels::INT8_MATVEC,
         (true, true, false) => &kernels::INT8_MATMUL,
@@ -274,13 +275,34 @@ mod tests {
             let units = Units::new(64, format).unwrap();
             let has_zeros = matches!(format, WeightFormat::Packed(Scheme::Integer { symmetric: false, .. }));
             for subgroups in [None, Some(32)] {
-                let variants = Variants { packed_dot: true, rounding_norm: true, subgroups };
+                let variants =
+                    Variants { packed_dot: true, rounding_norm: true, subgroups, ..Variants::default() };
                 let plan = linear(&units, has_zeros, activations, 10, tokens, variants).unwrap();
                 let sums = subgroups.is_some() && kernel.contains(".matvec");
                 let expected = if sums { format!("{kernel}.subgroups") } else { kernel.to_owned() };
                 assert_eq!(plan.choice.kernel().name, expected, "{format:?}");
                 assert_eq!(plan.choice.constants().contains(&("SUBGROUP", 32)), sums, "{expected}");
             }
+        }
+    }
+
+    #[test]
+    fn tiles_have_16_bits_where_weights_and_device_have_them() {
+        let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: true };
+        let cases = [
+            (WeightFormat::Dense(DType::F16), 8, true, "linear_float.matmul.half"),
+            (WeightFormat::Dense(DType::F16), 8, false, "linear_float.matmul"),
+            (WeightFormat::Dense(DType::F16), 7, true, "linear_float.matvec"),
+            // What has other numbers would lose some of them.
+            (WeightFormat::Dense(DType::BF16), 8, true, "linear_float.matmul"),
+            (WeightFormat::Dense(DType::F32), 8, true, "linear_float.matmul"),
+            (WeightFormat::Packed(int4), 8, true, "linear_float.matmul"),
+        ];
+        for (format, tokens, half_tiles, kernel) in cases {
+            let units = Units::new(64, format).unwrap();
+            let variants = Variants { half_tiles, ..Variants::default() };
+            let plan = linear(&units, false, Activations::F32, 10, tokens, variants).unwrap();
+            assert_eq!(plan.choice.kernel().name, kernel, "{format:?}, {tokens} tokens");
         }
     }
 

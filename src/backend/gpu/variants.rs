@@ -10,10 +10,12 @@ pub(super) enum Variant {
     RoundingNorm,
     /// Sums of what invocations have, by shuffles within subgroups.
     Subgroups,
+    /// Tiles of F16 weights as 16-bit floats (`shader-f16`), where a product is of many tokens.
+    HalfTiles,
 }
 
 impl Variant {
-    pub(super) const ALL: [Self; 3] = [Self::PackedDot, Self::RoundingNorm, Self::Subgroups];
+    pub(super) const ALL: [Self; 4] = [Self::PackedDot, Self::RoundingNorm, Self::Subgroups, Self::HalfTiles];
 
     /// The name in reports.
     pub(super) fn name(self) -> &'static str {
@@ -21,6 +23,7 @@ impl Variant {
             Self::PackedDot => "packed dot products",
             Self::RoundingNorm => "norms that round",
             Self::Subgroups => "sums by subgroups",
+            Self::HalfTiles => "tiles of 16 bits",
         }
     }
 }
@@ -32,6 +35,7 @@ pub(super) struct Variants {
     pub(super) rounding_norm: bool,
     /// The least that subgroups have of invocations, a power of two; `None` where they are not used.
     pub(super) subgroups: Option<u32>,
+    pub(super) half_tiles: bool,
 }
 
 impl Variants {
@@ -40,6 +44,7 @@ impl Variants {
             Variant::PackedDot => self.packed_dot,
             Variant::RoundingNorm => self.rounding_norm,
             Variant::Subgroups => self.subgroups.is_some(),
+            Variant::HalfTiles => self.half_tiles,
         }
     }
 
@@ -48,6 +53,7 @@ impl Variants {
             Variant::PackedDot => self.packed_dot = false,
             Variant::RoundingNorm => self.rounding_norm = false,
             Variant::Subgroups => self.subgroups = None,
+            Variant::HalfTiles => self.half_tiles = false,
         }
         self
     }
@@ -74,8 +80,12 @@ mod tests {
 
     #[test]
     fn one_variant_is_given_up_before_all() {
-        let variants =
-            |packed_dot, rounding_norm, subgroups| Variants { packed_dot, rounding_norm, subgroups };
+        let variants = |packed_dot, rounding_norm, subgroups| Variants {
+            packed_dot,
+            rounding_norm,
+            subgroups,
+            half_tiles: false,
+        };
         let none = variants(false, false, None);
         for (running, fallbacks) in [
             (none, vec![]),
@@ -84,6 +94,7 @@ mod tests {
                 variants(true, true, None),
                 vec![variants(false, true, None), variants(true, false, None), none],
             ),
+            (Variants { half_tiles: true, ..none }, vec![none]),
             (
                 variants(true, true, Some(32)),
                 vec![

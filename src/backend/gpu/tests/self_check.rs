@@ -22,6 +22,7 @@ fn needs(kernel: &Kernel) -> impl Iterator<Item = Variant> {
         Variant::PackedDot => kernel.name.contains(".packed"),
         Variant::RoundingNorm => kernel.name.starts_with("add_rms_norm.quantize"),
         Variant::Subgroups => kernel.name.ends_with(".subgroups"),
+        Variant::HalfTiles => kernel.name.ends_with(".half"),
     })
 }
 
@@ -32,6 +33,7 @@ fn variants_of(kernel: &Kernel, offered: Variants) -> Option<Variants> {
         Variant::PackedDot => kernel.name.starts_with("linear_int8.mat"),
         Variant::RoundingNorm => ["add_rms_norm", "linear_int8.quantize"].contains(&kernel.name),
         Variant::Subgroups => kernel.subgroups.is_some(),
+        Variant::HalfTiles => kernel.name == "linear_float.matmul",
     };
     let others = Variant::ALL.into_iter().filter(|variant| !needed.contains(variant));
     let variants = others.filter(replaces).fold(offered, Variants::without);

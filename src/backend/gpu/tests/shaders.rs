@@ -18,7 +18,7 @@ fn parse(kernel: &Kernel) -> Module {
 
 /// The name of its file, without what tells variants apart.
 fn stem(kernel: &Kernel) -> &'static str {
-    kernel.name.trim_end_matches(".subgroups").trim_end_matches(".packed")
+    [".subgroups", ".packed", ".half"].iter().fold(kernel.name, |name, suffix| name.trim_end_matches(suffix))
 }
 
 /// Name and offset of each field of the parameters, as the host has them.
@@ -46,13 +46,11 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
 fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
     for kernel in all().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
-        // No capability beyond the core of WebGPU, to which unpacking f16 belongs; subgroups where a variant is named by them.
-        let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        let mut validator = if kernel.name.ends_with(".subgroups") {
-            Validator::new(ValidationFlags::all(), core | Capabilities::SUBGROUP)
-        } else {
-            Validator::new(ValidationFlags::all(), core)
-        };
+        // No capability beyond the core of WebGPU, to which unpacking f16 belongs, but for what a variant's name says.
+        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        capabilities.set(Capabilities::SUBGROUP, kernel.name.ends_with(".subgroups"));
+        capabilities.set(Capabilities::SHADER_FLOAT16, kernel.name.ends_with(".half"));
+        let mut validator = Validator::new(ValidationFlags::all(), capabilities);
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
         if let Err(error) = validator.validate(&module) {
             panic!("{}: {}", kernel.name, error.emit_to_string(kernel.source));
