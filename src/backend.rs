@@ -200,6 +200,11 @@ pub trait Backend {
     /// What the device can do.
     fn capabilities(&self) -> &Capabilities;
 
+    /// From now on [`Backend::linear`] of many tokens and [`Backend::gram`] may add up in another order than for few, where that is
+    /// faster. They are as exact, but a token's last bits then depend on how many come with it: for statistics over many tokens, as
+    /// calibration takes them. Devices without use for it do nothing.
+    fn allow_reordered_sums(&mut self) {}
+
     /// Starts a weight of one or several matrices with equal `cols`. Their outputs stand side by side in the
     /// result of [`Backend::linear`].
     fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<Self::WeightBuilder>;

@@ -325,6 +325,10 @@ impl Backend for AnyBackend {
         step!(self, x out => |b| b.top_k(x, count, width, k, out))
     }
 
+    fn allow_reordered_sums(&mut self) {
+        step!(self, => |b| b.allow_reordered_sums())
+    }
+
     fn flush(&mut self) -> Result<()> {
         step!(self, => |b| b.flush())
     }

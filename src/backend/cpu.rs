@@ -2,7 +2,8 @@
 //!
 //! Steps run at once, on a pool of threads natively and on the calling thread in WebAssembly. What holds for results:
 //! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
-//! - A token gives the same bits alone and in a batch, in prefill and in decode.
+//! - A token gives the same bits alone and in a batch, in prefill and in decode, unless the caller
+//!   [allows](Backend::allow_reordered_sums) otherwise.
 //! - `linear` adds in the order of the instruction set in use, so its last bits differ between instruction sets; every
 //!   other step gives the same bits on every target.
 //!
@@ -10,6 +11,7 @@
 
 mod abs_max;
 mod add_rms_norm;
+mod amx;
 mod argmax;
 mod attention;
 mod columns;
@@ -44,6 +46,7 @@ use super::{
     WeightView,
 };
 use crate::error::{Context, Error, Result};
+use amx::Split;
 use parallel::Workers;
 use simd::Isa;
 use std::ops::Range;
@@ -68,6 +71,8 @@ pub struct CpuBackend {
     capabilities: Capabilities,
     isa: Isa,
     workers: Workers,
+    /// Where sums may be reordered and the processor has a matrix unit, which wants numbers cut in parts.
+    split: Option<Split>,
 }
 
 impl CpuBackend {
@@ -85,8 +90,23 @@ impl CpuBackend {
         let workers = Workers::new(threads);
         let threads = workers.threads();
         let device = format!("cpu ({}, {threads} thread{})", isa.name(), if threads == 1 { "" } else { "s" });
-        Self { capabilities: Capabilities { device, runs_ahead: false, replaced: Vec::new() }, isa, workers }
+        Self {
+            capabilities: Capabilities { device, runs_ahead: false, replaced: Vec::new() },
+            isa,
+            workers,
+            split: None,
+        }
     }
+}
+
+/// Bytes that a backend keeps where [sums may be reordered](Backend::allow_reordered_sums), for up to `tokens` tokens of up to
+/// `width` elements.
+pub fn split_bytes(tokens: usize, width: usize) -> usize {
+    if Split::detect().is_none() {
+        return 0;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+    linear::split_bytes(tokens, width, threads).max(gram::SPLIT_BYTES)
 }
 
 impl Default for CpuBackend {
@@ -121,6 +141,10 @@ impl Backend for CpuBackend {
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn allow_reordered_sums(&mut self) {
+        self.split = Some(self.isa).filter(|isa| isa.is_best()).and_then(|_| Split::detect());
     }
 
     fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<CpuWeightBuilder> {
@@ -176,7 +200,7 @@ impl Backend for CpuBackend {
         let op = "linear";
         let x = x.f32("x", elements(op, &[count, w.cols])?).context_with(|| op)?;
         let y = y.f32_mut("y", elements(op, &[count, w.rows])?).context_with(|| op)?;
-        linear::linear(self.isa, &self.workers, x, count, w, y).context_with(|| op)
+        linear::linear(self.isa, self.split.as_mut(), &self.workers, x, count, w, y).context_with(|| op)
     }
 
     fn add_rms_norm(
@@ -276,8 +300,7 @@ impl Backend for CpuBackend {
         super::check_columns(op, width, &columns)?;
         let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
         let out = out.f32_mut("out", elements(op, &[columns.len(), width])?).context_with(|| op)?;
-        gram::gram(&self.workers, x, width, columns, out);
-        Ok(())
+        gram::gram(&self.workers, self.split.as_mut(), x, width, columns, out).context_with(|| op)
     }
 
     fn abs_max(&mut self, x: &CpuBuffer, count: usize, cols: usize, out: &mut CpuBuffer) -> Result<()> {

@@ -98,6 +98,8 @@ impl<'a, B: Backend> Walk<'a, B> {
         control: &dyn Control,
     ) -> Result<Self> {
         let config = checkpoint.config();
+        // Nothing here depends on whether a token comes alone.
+        backend.allow_reordered_sums();
         samples.check_vocabulary(config.vocab_size)?;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
         config.check_context(context)?;

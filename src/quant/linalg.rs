@@ -7,6 +7,7 @@
 use crate::parallel;
 use crate::task::steps::STEP_WORK;
 use crate::task::{Pace, Steps};
+use multiversion::multiversion;
 
 /// Rows of the factor's trailing part that one task updates.
 const BAND: usize = 64;
@@ -183,6 +184,7 @@ impl Factor {
 }
 
 /// Factors columns `start..end`, given that later ones have been taken off.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &mut [f32]) -> Option<()> {
     let mut pivot_row = [0.0f32; PANEL];
     for k in (start..end).rev() {

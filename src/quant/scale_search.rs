@@ -80,14 +80,8 @@ impl Trial<'_> {
         encode_group(self.weights, scale, zero_point, midpoint, max_code, &mut self.codes);
     }
 
-    fn error(&mut self, params: QParams) -> f32 {
-        self.encode(params);
-        let errors = self.weights.iter().zip(&self.codes).zip(self.importance);
-        errors
-            .map(|((w, &code), importance)| {
-                (w - params.decode(code)) * (w - params.decode(code)) * importance
-            })
-            .sum()
+    fn error(&self, params: QParams) -> f32 {
+        params.weighted_error(self.weights, self.importance, self.bits)
     }
 
     /// The scale that fits the codes that `params` gives best; `None` where all are the zero point, or its sign is another.

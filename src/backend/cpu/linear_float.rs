@@ -44,6 +44,23 @@ impl Target<'_> {
     }
 }
 
+impl Target<'_> {
+    /// Adds the bias to the sums of some rows and one token, and stores the results.
+    ///
+    /// # Safety
+    /// As for [`Target::put`].
+    pub(super) unsafe fn put_run(&self, rows: Range<usize>, token: usize, sums: &mut [f32]) {
+        let sums = &mut sums[..rows.len()];
+        if let Some(bias) = self.bias {
+            for (sum, bias) in sums.iter_mut().zip(&bias[rows.clone()]) {
+                *sum += bias;
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.y.set_run(token, self.column + rows.start, sums) };
+    }
+}
+
 /// Some rows of a matrix times one token.
 pub(super) struct Dot<'a, M> {
     pub(super) matrix: &'a M,

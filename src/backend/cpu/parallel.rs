@@ -52,12 +52,12 @@ impl Workers {
     }
 
     /// Runs `task(i, chunk i)` for the chunks of `data`, `chunk` elements each.
-    pub(super) fn run_chunks(
+    pub(super) fn run_chunks<T: Send>(
         &self,
-        data: &mut [f32],
+        data: &mut [T],
         chunk: usize,
         work: usize,
-        task: impl Fn(usize, &mut [f32]) + Sync + Send,
+        task: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
         #[cfg(not(target_arch = "wasm32"))]
         if let Some(pool) = &self.pool
@@ -93,6 +93,20 @@ impl<'a> Tiles<'a> {
     pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
         assert!(stride > 0 && data.len().is_multiple_of(stride), "a matrix has whole rows");
         Self { start: data.as_mut_ptr(), rows: data.len() / stride, stride, matrix: PhantomData }
+    }
+
+    /// Writes some elements of a row.
+    ///
+    /// # Safety
+    /// As for [`Tiles::set`].
+    pub(super) unsafe fn set_run(&self, row: usize, column: usize, values: &[f32]) {
+        let fits = column <= self.stride && values.len() <= self.stride - column;
+        assert!(row < self.rows && fits, "a tile ends outside its matrix");
+        // SAFETY: in bounds by the assertion; not shared by the caller's promise.
+        unsafe {
+            let to = self.start.add(row * self.stride + column);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
     }
 
     /// Writes one element.

@@ -151,6 +151,11 @@ impl Isa {
         Self::available()[0]
     }
 
+    /// Whether this processor has no better one.
+    pub(super) fn is_best(self) -> bool {
+        self.name() == Self::detect().name()
+    }
+
     /// Those that this processor has, the best one last; at least one.
     pub(super) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]

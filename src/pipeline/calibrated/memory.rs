@@ -13,6 +13,7 @@
 //! in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
 use super::follows_original;
+use crate::backend::cpu::split_bytes;
 use crate::calibrate::Samples;
 use crate::calibrate::moments::gram_columns;
 use crate::error::{Error, ErrorCode, Result};
@@ -284,9 +285,10 @@ impl Job<'_> {
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
         let widest = Site::ALL.into_iter().map(|site| site.width(config)).max().unwrap_or(0);
         // Hidden states and what becomes of them, and the rows that go to scratch and come back.
-        let run = chunk(config, samples) * (elements_per_token(config) + 2 * widest);
+        let tokens = chunk(config, samples);
+        let run = tokens * (elements_per_token(config) + 2 * widest);
         let cache = 2 * config.attention_shape(context).cache_len() + context * config.head_dim;
-        (run + cache) as u64 * F32 + samples.tokens() * F32
+        (run + cache) as u64 * F32 + split_bytes(tokens, widest) as u64 + samples.tokens() * F32
     }
 
     /// Bytes of everything in scratch where most is there.

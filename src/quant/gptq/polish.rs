@@ -18,6 +18,7 @@ use super::{BLOCK, Grid, Prepared};
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::QParams;
 use crate::task::Pace;
+use multiversion::multiversion;
 
 /// Times that a group is gone over before the next: the second time sees the new scale. More were not tried.
 const LOCAL_SWEEPS: usize = 2;
@@ -52,39 +53,56 @@ pub(super) async fn polish(
     let fits = group_size <= BLOCK;
     let width = if fits { group_size } else { BLOCK };
     let mut change = Vec::new();
+    let mut steps = Vec::new();
+    let mut products = Vec::new();
     for _ in 0..sweeps {
         let mut changed = false;
         for start in (0..cols).step_by(width) {
             let end = (start + width).min(cols);
+            let corner = &hessian[start * cols + start..];
+            let block = Matrix::new(corner, end - start, end - start, cols);
+            let mut groups: Vec<Group<'_>> = Vec::with_capacity(count);
             change.clear();
-            change.resize(count * (end - start), 0.0);
-            for (index, (row, change)) in
-                rows.iter_mut().zip(change.chunks_exact_mut(end - start)).enumerate()
+            for ((row, errors), pull) in
+                rows.iter_mut().zip(errors.chunks_exact_mut(cols)).zip(pull.chunks_exact(cols))
             {
-                let span = index * cols + start..index * cols + end;
-                let errors = &mut errors[span.clone()];
-                change.copy_from_slice(errors);
-                let mut group = Group {
+                let errors = &mut errors[start..end];
+                change.extend_from_slice(errors);
+                groups.push(Group {
                     grid,
-                    hessian,
-                    start,
+                    hessian: corner,
                     codes: &mut row.codes[start..end],
                     params: &mut row.params[start / group_size],
                     errors,
-                    pull: pull[span].to_vec(),
-                };
-                for _ in 0..LOCAL_SWEEPS {
-                    let codes = group.sweep_codes();
-                    let scale = fits && group.refit_scale();
-                    changed |= codes || scale;
-                    if !codes && !scale {
-                        break;
-                    }
+                    pull: pull[start..end].to_vec(),
+                    settled: false,
+                });
+            }
+            for _ in 0..LOCAL_SWEEPS {
+                for group in groups.iter_mut().filter(|group| !group.settled) {
+                    group.settled = !group.sweep_codes();
                 }
+                pace.spend((count * (end - start) * (end - start)) as u64).await;
+                if fits {
+                    // c H of every row, over the group's columns.
+                    steps.clear();
+                    groups.iter().for_each(|group| steps.extend(group.steps()));
+                    products.clear();
+                    products.resize(steps.len(), 0.0);
+                    let left = Matrix::new(&steps, count, end - start, end - start);
+                    add_product(1.0, left, block, &mut products, end - start);
+                    let rows = steps.chunks_exact(end - start).zip(products.chunks_exact(end - start));
+                    for (group, (steps, product)) in groups.iter_mut().zip(rows) {
+                        group.settled &= !group.refit_scale(steps, product);
+                    }
+                    pace.spend((count * (end - start) * (end - start)) as u64).await;
+                }
+                changed |= groups.iter().any(|group| !group.settled);
+            }
+            for (change, group) in change.chunks_exact_mut(end - start).zip(&groups) {
                 for (change, e) in change.iter_mut().zip(group.errors.iter()) {
                     *change = e - *change;
                 }
-                pace.spend((2 * LOCAL_SWEEPS * (end - start) * (end - start)) as u64).await;
             }
             let change = Matrix::new(&change, count, end - start, end - start);
             let h = Matrix::new(&hessian[start * cols..], end - start, cols, cols);
@@ -102,61 +120,35 @@ pub(super) async fn polish(
 /// A group of one row (or a block of a group that is longer), while it is gone over.
 struct Group<'a> {
     grid: Grid,
-    /// `[cols, cols]`, damped
+    /// The group's block of the damped Hessian: rows `cols` elements apart.
     hessian: &'a [f32],
-    /// Its first column.
-    start: usize,
     codes: &'a mut [u8],
     params: &'a mut QParams,
     /// `w - q`
     errors: &'a mut [f32],
     /// `e H`, of this group's columns.
     pull: Vec<f32>,
+    /// Whether the last sweep changed nothing.
+    settled: bool,
 }
 
 impl Group<'_> {
-    /// Row `k` of the group's block of the Hessian.
-    fn hessian_row(&self, k: usize) -> &[f32] {
-        let cols = self.grid.cols;
-        &self.hessian[(self.start + k) * cols + self.start..][..self.codes.len()]
-    }
-
     /// Step 1 for every column. Whether anything changed.
     fn sweep_codes(&mut self) -> bool {
-        let mut changed = false;
-        for k in 0..self.codes.len() {
-            let curvature = self.hessian_row(k)[k];
-            let value = self.params.decode(self.codes[k]);
-            let code = self.params.encode(value + self.pull[k] / curvature, self.grid.bits);
-            let d = self.params.decode(code) - value;
-            let gain = 2.0 * d * self.pull[k] - d * d * curvature;
-            // Not for NaN either, which a curvature of 0 makes.
-            if code != self.codes[k] && gain > 0.0 {
-                self.codes[k] = code;
-                self.errors[k] -= d;
-                let row = &self.hessian[(self.start + k) * self.grid.cols + self.start..][..self.codes.len()];
-                for (r, h) in self.pull.iter_mut().zip(row) {
-                    *r -= d * h;
-                }
-                changed = true;
-            }
-        }
-        changed
+        let Self { grid, hessian, codes, params, errors, pull, .. } = self;
+        sweep_codes(*grid, hessian, **params, codes, errors, pull)
     }
 
-    /// Step 2. Whether the scale changed.
-    fn refit_scale(&mut self) -> bool {
+    /// How many steps each code is from the zero point.
+    fn steps(&self) -> impl Iterator<Item = f32> {
         let zero_point = f32::from(self.params.zero_point);
-        let steps: Vec<f32> = self.codes.iter().map(|&code| f32::from(code) - zero_point).collect();
-        // c H, over the group's columns.
-        let mut product = vec![0.0f32; steps.len()];
-        for (k, &c) in steps.iter().enumerate().filter(|(_, c)| **c != 0.0) {
-            for (value, h) in product.iter_mut().zip(self.hessian_row(k)) {
-                *value += c * h;
-            }
-        }
+        self.codes.iter().map(move |&code| f32::from(code) - zero_point)
+    }
+
+    /// Step 2, given the codes' `steps` and their `product` with the group's block. Whether the scale changed.
+    fn refit_scale(&mut self, steps: &[f32], product: &[f32]) -> bool {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let (slope, curvature) = (dot(&steps, &self.pull), dot(&steps, &product));
+        let (slope, curvature) = (dot(steps, &self.pull), dot(steps, product));
         let wanted = self.params.scale + slope / curvature;
         // A scale keeps its sign: beyond zero every code would be far from the nearest.
         if !(wanted * self.params.scale > 0.0 && wanted.is_finite()) {
@@ -168,10 +160,41 @@ impl Group<'_> {
             return false;
         }
         self.params.scale = scale;
-        for ((e, c), (r, p)) in self.errors.iter_mut().zip(&steps).zip(self.pull.iter_mut().zip(&product)) {
+        for ((e, c), (r, p)) in self.errors.iter_mut().zip(steps).zip(self.pull.iter_mut().zip(product)) {
             *e -= d * c;
             *r -= d * p;
         }
         true
     }
+}
+
+/// See [`Group::sweep_codes`].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn sweep_codes(
+    grid: Grid,
+    hessian: &[f32],
+    params: QParams,
+    codes: &mut [u8],
+    errors: &mut [f32],
+    pull: &mut [f32],
+) -> bool {
+    let mut changed = false;
+    for k in 0..codes.len() {
+        let row = &hessian[k * grid.cols..][..codes.len()];
+        let curvature = row[k];
+        let value = params.decode(codes[k]);
+        let code = params.encode(value + pull[k] / curvature, grid.bits);
+        let d = params.decode(code) - value;
+        let gain = 2.0 * d * pull[k] - d * d * curvature;
+        // Not for NaN either, which a curvature of 0 makes.
+        if code != codes[k] && gain > 0.0 {
+            codes[k] = code;
+            errors[k] -= d;
+            for (r, h) in pull.iter_mut().zip(row) {
+                *r -= d * h;
+            }
+            changed = true;
+        }
+    }
+    changed
 }

@@ -7,6 +7,8 @@ use crate::quant::column_order;
 use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::qparams::{QParams, encode_group, non_finite_weight, range};
 use crate::task::Pace;
+use multiversion::multiversion;
+use std::ops::Range;
 
 /// What looking for the scale of a group costs for each of its weights, in multiply-adds: some 38 scales are tried. A guess.
 const SEARCH_WORK: u64 = 256;
@@ -270,43 +272,76 @@ impl<'a> Rounding<'a> {
         let errors = &mut self.errors[row * cols + start..row * cols + start + targets.len()];
         let rounded = &mut self.rows[row];
         let mut sum = 0.0;
-        for i in 0..targets.len() {
-            let place = start + i;
-            if !fixed && place.is_multiple_of(grid.group_size) {
-                let end = targets.len().min(i + grid.group_size);
-                let wanted = best_values(prepared, place, &weights[i..end], &targets[i..end]);
-                match grid.params(&wanted, &prepared.factor.diagonal[place..place + wanted.len()]) {
-                    Ok(params) => rounded.params[prepared.group(place)] = params,
-                    Err(_) => {
-                        self.failed = true;
-                        return;
+        let mut from = 0;
+        while from < targets.len() {
+            let mut end = targets.len();
+            if !fixed {
+                let place = start + from;
+                end = end.min(from + grid.group_size - place % grid.group_size);
+                if place.is_multiple_of(grid.group_size) {
+                    let wanted = best_values(prepared, place, &weights[from..end], &targets[from..end]);
+                    match grid.params(&wanted, &prepared.factor.diagonal[place..place + wanted.len()]) {
+                        Ok(params) => rounded.params[prepared.group(place)] = params,
+                        Err(_) => {
+                            self.failed = true;
+                            return;
+                        }
                     }
                 }
             }
-            let column = prepared.column(place);
-            let params = rounded.params[prepared.group(place)];
-            let target = targets[i];
-            if !target.is_finite() {
-                self.failed = true;
-                return;
+            match round_columns(prepared, grid, start, from..end, weights, rounded, targets, errors) {
+                Some(error) => sum += error,
+                None => {
+                    self.failed = true;
+                    return;
+                }
             }
-            let code = params.encode(target, grid.bits);
-            let value = params.decode(code);
-            rounded.codes[column] = code;
-            let error = weights[i] - value;
-            errors[i] = error;
-            let rounding = f64::from(target - value);
-            sum += f64::from(prepared.factor.diagonal[place]) * rounding * rounding;
-            let upper = &prepared.factor.upper[place * cols + place + 1..][..targets.len() - i - 1];
-            for (target, u) in targets[i + 1..].iter_mut().zip(upper) {
-                *target += error * u;
-            }
+            from = end;
         }
         self.error += sum;
     }
 }
 
+/// Rounds some columns of a block, whose parameters are known, and hands their errors on to those after them in the block. The
+/// block begins at `start`. Returns the output error, or `None` where a number is not finite.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[allow(clippy::too_many_arguments, reason = "one loop, compiled several times")]
+fn round_columns(
+    prepared: &Prepared<'_>,
+    grid: Grid,
+    start: usize,
+    columns: Range<usize>,
+    weights: &[f32],
+    rounded: &mut RoundedRow,
+    targets: &mut [f32],
+    errors: &mut [f32],
+) -> Option<f64> {
+    let mut sum = 0.0;
+    for i in columns {
+        let place = start + i;
+        let column = prepared.column(place);
+        let params = rounded.params[prepared.group(place)];
+        let target = targets[i];
+        if !target.is_finite() {
+            return None;
+        }
+        let code = params.encode(target, grid.bits);
+        let value = params.decode(code);
+        rounded.codes[column] = code;
+        let error = weights[i] - value;
+        errors[i] = error;
+        let rounding = f64::from(target - value);
+        sum += f64::from(prepared.factor.diagonal[place]) * rounding * rounding;
+        let upper = &prepared.factor.upper[place * grid.cols + place + 1..][..targets.len() - i - 1];
+        for (target, u) in targets[i + 1..].iter_mut().zip(upper) {
+            *target += error * u;
+        }
+    }
+    Some(sum)
+}
+
 /// What the weights of a group from `place` on would best be, were they not rounded, given the errors before the group.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn best_values(prepared: &Prepared<'_>, place: usize, weights: &[f32], targets: &[f32]) -> Vec<f32> {
     let cols = prepared.factor.size;
     let mut shift: Vec<f32> = targets.iter().zip(weights).map(|(t, w)| t - w).collect();

@@ -1,0 +1,45 @@
+//! Stands for the matrix unit where there is none: values of these types cannot be made. Floor 4.
+
+use super::{Block, Step, UNIT};
+use std::convert::Infallible;
+
+/// Proof of something that is not there.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Amx(Infallible);
+
+impl Amx {
+    pub(in super::super) fn detect() -> Option<Self> {
+        None
+    }
+
+    pub(in super::super) fn split_rows(self, _rows: &[[f32; UNIT]], _panel: &mut [Step]) {
+        match self.0 {}
+    }
+
+    pub(in super::super) fn split_columns(
+        self,
+        _x: &[f32],
+        _width: usize,
+        _first: usize,
+        _panel: &mut [Step],
+    ) {
+        match self.0 {}
+    }
+
+    pub(in super::super) fn turn(self, _panel: &mut [Step]) {
+        match self.0 {}
+    }
+
+    pub(in super::super) fn tiles(self) -> Tiles {
+        match self.0 {}
+    }
+}
+
+/// See [`Amx`].
+pub(in super::super) struct Tiles(Infallible);
+
+impl Tiles {
+    pub(in super::super) fn multiply(&self, _left: &[Step], _right: &[Step], _products: &mut Block) {
+        match self.0 {}
+    }
+}

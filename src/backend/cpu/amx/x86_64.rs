@@ -1,0 +1,326 @@
+//! The matrix unit on Linux, which hands it to programs that ask for it. Its instructions are written as assembly, because Rust has
+//! no stable functions for them. Floor 4.
+
+use super::{Block, EDGE, PARTS, Step, TILE, Tile, UNIT};
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ffi::c_long;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// Proof that the processor has AMX for `bfloat16` with the vector instructions that prepare its operands, and that this process may
+/// use it.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Amx(());
+
+impl Amx {
+    pub(in super::super) fn detect() -> Option<Self> {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        let found = *FOUND.get_or_init(|| {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512bf16")
+                && has_tiles()
+                && may_use_tiles()
+        });
+        found.then_some(Self(()))
+    }
+
+    /// Makes a left panel of up to 32 rows, `[rows, steps]`. Rows that are not there are 0.
+    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step]) {
+        let count = rows.len().checked_div(panel.len()).unwrap_or(0);
+        assert!(
+            count <= EDGE && count * panel.len() == rows.len(),
+            "whole rows, at most as many as a panel has"
+        );
+        // SAFETY: a value of this type exists only where `detect` found the features.
+        unsafe { split_rows(rows, panel) }
+    }
+
+    /// Makes a right panel of up to 32 columns of `x`, `[count, width]`, from column `first` on: they are the panel's rows, and the
+    /// rows of `x` its columns. Columns that are not there are 0.
+    pub(in super::super) fn split_columns(self, x: &[f32], width: usize, first: usize, panel: &mut [Step]) {
+        assert!(first < width && x.len().is_multiple_of(width), "whole rows, and a column of them");
+        assert_eq!(panel.len(), (x.len() / width).div_ceil(EDGE), "a step for every 32 rows");
+        // SAFETY: as above.
+        unsafe { split_columns(x, width, first, panel) }
+    }
+
+    /// Turns a left panel into a right one, and a right one into a left one.
+    pub(in super::super) fn turn(self, panel: &mut [Step]) {
+        for step in panel {
+            for tile in step.0.as_flattened_mut() {
+                // SAFETY: as above.
+                unsafe { transpose(tile) };
+            }
+        }
+    }
+
+    /// Sets up the unit of this thread.
+    pub(in super::super) fn tiles(self) -> Tiles {
+        /// What `ldtilecfg` reads: palette 1, and for each of eight registers the bytes of a row and the rows.
+        #[repr(C, align(64))]
+        struct Shapes([u8; 64]);
+        let mut shapes = Shapes([0; 64]);
+        shapes.0[0] = 1;
+        for register in 0..8 {
+            shapes.0[16 + 2 * register] = size_of::<[u32; TILE]>() as u8;
+            shapes.0[48 + register] = TILE as u8;
+        }
+        // SAFETY: the process may use the unit. No register of it is in use: whoever uses one holds a `Tiles`, and all of those want
+        // the same shapes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
+        Tiles(PhantomData)
+    }
+}
+
+/// The unit of one thread, set up. Does not leave the thread.
+pub(in super::super) struct Tiles(PhantomData<*const ()>);
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the process may use the unit. The system need not save an idle one when it changes between threads.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+impl Tiles {
+    /// Sums the products of two panels over their columns.
+    pub(in super::super) fn multiply(&self, left: &[Step], right: &[Step], products: &mut Block) {
+        assert_eq!(left.len(), right.len(), "a product sums over as many columns on both sides");
+        if left.is_empty() {
+            *products = Block::ZERO;
+            return;
+        }
+        let lower = (&raw mut products.0[TILE]).cast::<f32>();
+        // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are in tmm4 (upper)
+        // and tmm5 (lower), of the right side in tmm6 and tmm7. Of two products that follow each other one side stays, and the largest
+        // terms come last.
+        // SAFETY: each step of a panel is 6 KiB: high, middle and low tile of the upper rows, then of the lower ones. The loop reads
+        // `left.len()` of them on both sides, and stores four tiles into the block, whose rows are 128 bytes. `self` is the proof that
+        // the unit is set up.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                // high low
+                "tileloadd tmm4, [{left} + {row}*1]",
+                "tileloadd tmm6, [{right} + {row}*1 + 2048]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 5120]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // high middle
+                "tileloadd tmm6, [{right} + {row}*1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 4096]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // middle middle
+                "tileloadd tmm4, [{left} + {row}*1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 4096]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // middle high
+                "tileloadd tmm6, [{right} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 3072]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // low high
+                "tileloadd tmm4, [{left} + {row}*1 + 2048]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 5120]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // high high
+                "tileloadd tmm4, [{left} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 6144",
+                "add {right}, 6144",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{upper} + {row}*2], tmm0",
+                "tilestored [{upper} + {row}*2 + 64], tmm1",
+                "tilestored [{lower} + {row}*2], tmm2",
+                "tilestored [{lower} + {row}*2 + 64], tmm3",
+                left = inout(reg) left.as_ptr() => _,
+                right = inout(reg) right.as_ptr() => _,
+                steps = inout(reg) left.len() => _,
+                upper = in(reg) products,
+                lower = in(reg) lower,
+                row = in(reg) size_of::<[u32; TILE]>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+}
+
+const _: () =
+    assert!(size_of::<Step>() == 6144 && size_of::<Block>() == EDGE * 128 && size_of::<Tile>() == 1024);
+
+/// Whether processor and system have AMX with `bfloat16`: leaf 7 names the unit, and `xgetbv` what the system keeps of it.
+fn has_tiles() -> bool {
+    const TILES: u32 = 1 << 24;
+    const BF16: u32 = 1 << 22;
+    /// The unit's shapes and registers.
+    const STATE: u64 = 3 << 17;
+    #[target_feature(enable = "xsave")]
+    fn kept() -> u64 {
+        // SAFETY: XCR0 exists where the system uses XSAVE, which the caller found.
+        unsafe { _xgetbv(0) }
+    }
+    // AVX-512 was found before this is called, so there are leaf 7 and XSAVE.
+    let features = __cpuid_count(7, 0).edx;
+    features & (TILES | BF16) == TILES | BF16
+        && is_x86_feature_detected!("xsave")
+        // SAFETY: found just now.
+        && unsafe { kept() } & STATE == STATE
+}
+
+/// Asks the system for the unit, for all threads of this process: its registers are 8 KiB that are kept for those alone who ask.
+fn may_use_tiles() -> bool {
+    const ARCH_PRCTL: c_long = 158;
+    const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
+    const XFEATURE_XTILEDATA: c_long = 18;
+    unsafe extern "C" {
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    // SAFETY: the call takes two numbers and touches no memory.
+    unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// The parts of sixteen numbers, each in the lower half of its place.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn split(values: __m512) -> [__m512i; PARTS] {
+    let mut rest = values;
+    let mut parts = [_mm512_setzero_si512(); PARTS];
+    for part in &mut parts {
+        // SAFETY: both are 32 bytes without a meaning of their own.
+        let rounded = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(rest)) };
+        *part = _mm512_cvtepu16_epi32(rounded);
+        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*part)));
+    }
+    parts
+}
+
+/// See [`Amx::split_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) {
+    let units = panel.len();
+    let count = rows.len() / units.max(1);
+    for row in 0..EDGE {
+        for (unit, step) in panel.iter_mut().enumerate() {
+            let tiles = &mut step.0[row / TILE];
+            if row >= count {
+                tiles.iter_mut().for_each(|tile| tile.0[row % TILE] = [0; TILE]);
+                continue;
+            }
+            let values = &rows[row * units + unit];
+            // SAFETY: 32 elements.
+            let (first, second) =
+                unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))) };
+            for ((tile, first), second) in tiles.iter_mut().zip(split(first)).zip(split(second)) {
+                store(join(first, second), &mut tile.0[row % TILE]);
+            }
+        }
+    }
+}
+
+/// The lower halves of sixteen and sixteen numbers, in their order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn join(first: __m512i, second: __m512i) -> __m512i {
+    let first = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(first));
+    _mm512_inserti64x4::<1>(first, _mm512_cvtepi32_epi16(second))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(values: __m512i, row: &mut [u32; TILE]) {
+    // SAFETY: sixteen elements.
+    unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), values) }
+}
+
+/// See [`Amx::split_columns`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_columns(x: &[f32], width: usize, first: usize, panel: &mut [Step]) {
+    let count = x.len() / width;
+    let there = EDGE.min(width - first);
+    for (index, step) in panel.iter_mut().enumerate() {
+        for pair in 0..TILE {
+            let token = index * EDGE + 2 * pair;
+            for half in 0..2 {
+                let columns = there.saturating_sub(half * TILE).min(TILE);
+                let mask = ((1u32 << columns) - 1) as __mmask16;
+                let row = |token: usize| {
+                    if token >= count || columns == 0 {
+                        return [_mm512_setzero_si512(); PARTS];
+                    }
+                    let values = &x[token * width + first + half * TILE..][..columns];
+                    // SAFETY: the mask has as many elements as the slice.
+                    split(unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) })
+                };
+                for ((tile, even), odd) in step.0[half].iter_mut().zip(row(token)).zip(row(token + 1)) {
+                    store(_mm512_or_si512(even, _mm512_slli_epi32::<16>(odd)), &mut tile.0[pair]);
+                }
+            }
+        }
+    }
+}
+
+/// Exchanges rows and pairs.
+#[target_feature(enable = "avx512f")]
+fn transpose(tile: &mut Tile) {
+    let mut a = [_mm512_setzero_si512(); TILE];
+    let mut b = a;
+    for (value, row) in a.iter_mut().zip(&tile.0) {
+        // SAFETY: sixteen elements.
+        *value = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+    }
+    // Two rows, then four, in each lane of four elements.
+    for i in 0..TILE / 2 {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    for i in (0..TILE).step_by(4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    // Lane `l` of `a[4 q + c]` is now column `4 l + c` of rows `4 q` to `4 q + 3`.
+    for c in 0..4 {
+        let (even_01, odd_01) = halves(a[c], a[4 + c]);
+        let (even_23, odd_23) = halves(a[8 + c], a[12 + c]);
+        (b[c], b[8 + c]) = halves(even_01, even_23);
+        (b[4 + c], b[12 + c]) = halves(odd_01, odd_23);
+    }
+    for (row, value) in tile.0.iter_mut().zip(b) {
+        store(value, row);
+    }
+}
+
+/// The even lanes of both, and the odd ones.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves(a: __m512i, b: __m512i) -> (__m512i, __m512i) {
+    (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xDD>(a, b))
+}
