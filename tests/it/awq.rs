@@ -14,7 +14,8 @@ use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize, 
 use lowbit::quant::{Bits, Granularity};
 use lowbit::task::{Silent, block_on};
 use lowbit::tokenizer::TextCodec;
-use lowbit::validate::windows::Dataset;
+use lowbit::validate::walk;
+use lowbit::validate::windows::{Dataset, WindowOptions};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -106,8 +107,10 @@ fn the_shipped_model_loses_less_than_by_rounding() {
     assert!(figures[1] < figures[0], "{figures:?}");
 }
 
-/// llm-compressor's perplexity (asymmetric, group size; `quantizers.json`), of which 0.3 % is near the noise.
-const TARGETS: [(usize, f64); 2] = [(32, 37.0549), (128, 38.3784)];
+/// llm-compressor's perplexity (asymmetric, group size; `quantizers.json`), of which 0.3 % is near the noise, and a folder of
+/// another tool's AWQ to be compared with token by token.
+const TARGETS: [(usize, f64, &str); 2] =
+    [(32, 37.0549, "gptqmodel-awq-w4-g32"), (128, 38.3784, "llmcompressor-awq-w4-g128-asym")];
 
 #[test]
 fn a_real_model_loses_no_more_than_by_llm_compressor() {
@@ -119,11 +122,18 @@ fn a_real_model_loses_no_more_than_by_llm_compressor() {
     let text = std::fs::read_to_string(shared.join("text/stories.txt")).unwrap();
     let data = Dataset::new("stories.txt", &text, &codec).unwrap();
     println!("original {:.4}", perplexity(&mut model, &data));
-    for (group_size, target) in TARGETS {
+    let windows = WindowOptions { context: 512, stride: None };
+    for (group_size, target, peer) in TARGETS {
         let options = QuantizeOptions::awq(Bits::Four, Granularity::Group(group_size), false);
         let (folder, _) = awq(&checkpoint, &samples, &options);
-        let found = perplexity(&mut load(Rc::new(folder.to_dir())), &data);
-        println!("group {group_size}: {found:.4}, llm-compressor {target}");
+        let mut theirs = load(on_disk(shared.join("peers").join(peer)));
+        let mut ours = load(Rc::new(folder.to_dir()));
+        let compared = block_on(walk::compare(&mut theirs, &mut ours, &data, &windows, &Silent)).unwrap();
+        let found = compared.quantized.perplexity();
+        let (mean, error) = (compared.loss.mean(), compared.loss.standard_error());
+        println!(
+            "group {group_size}: {found:.4}, llm-compressor {target}; to {peer}: {mean:+.4} +- {error:.4} nats"
+        );
         assert!(found <= target * 1.003, "{found} above {target}");
     }
 }
