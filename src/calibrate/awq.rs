@@ -9,9 +9,11 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
+use crate::parallel;
 use crate::quant::awq::{
     AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
 };
+use crate::quant::row_queue::rows_at_once;
 use crate::quant::{PackedTensor, ScaleType, Scheme};
 use crate::task::{self, Control};
 
@@ -54,12 +56,15 @@ pub async fn quantize(
     let run = async {
         let mut quantizer =
             AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
-        let mut rows = DenseRows::new(checkpoint, target.module)?;
+        let mut rows = DenseRows::new(checkpoint, target.module)?.by_few(rows_at_once(parallel::lanes()));
         while let Some((_, values)) = rows.next().await? {
             quantizer.take_rows(values);
-            while quantizer.step()? {
+            while !quantizer.wants_rows() {
+                quantizer.step()?;
                 task::checkpoint(control).await?;
             }
+        }
+        while quantizer.step()? {
             task::checkpoint(control).await?;
         }
         quantizer.finish()

@@ -302,12 +302,16 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(output)
     }
 
-    /// Replaces matrices that read the site where the samples stand. They go on through the new ones.
+    /// Replaces matrices that read the site where the samples stand. They go on through the new ones. After a failure
+    /// there is no block.
     pub async fn replace(&mut self, site: Site, replaced: &[(Linear, Replacement<'_>)]) -> Result<()> {
-        let Some(block) = &mut self.block else {
+        let Some(block) = self.block.take() else {
             return Err(Error::invalid_argument("expected a block that was entered"));
         };
-        block.replace(&mut self.backend, self.checkpoint, self.layer, site, replaced, LOAD).await
+        let block =
+            block.replace(&mut self.backend, self.checkpoint, self.layer, site, replaced, LOAD).await?;
+        self.block = Some(block);
+        Ok(())
     }
 
     /// Takes all samples through the rest of the block.

@@ -214,16 +214,16 @@ impl<B: Backend> Block<B> {
     }
 
     /// Puts other values in the place of the matrices that read `site`: those of `replaced`, and for its other modules
-    /// the checkpoint's.
+    /// the checkpoint's. The old ones are dropped first, so that both never need room at once.
     pub async fn replace(
-        &mut self,
+        mut self,
         backend: &mut B,
         checkpoint: &Checkpoint,
         layer: usize,
         site: Site,
         replaced: &[(Linear, Replacement<'_>)],
         options: LoadOptions,
-    ) -> Result<()> {
+    ) -> Result<Self> {
         let parts: Vec<Part<'_>> = site
             .linears()
             .iter()
@@ -233,14 +233,27 @@ impl<B: Backend> Block<B> {
                 Part { replacement, ..Part::of(checkpoint, layer, linear) }
             })
             .collect();
-        let weight = load_linear(backend, checkpoint, &parts, options).await?;
+        // Nothing is read before the old ones are gone.
+        let weight = load_linear(backend, checkpoint, &parts, options);
         match site {
-            Site::Attention => self.qkv = weight,
-            Site::Output => self.o = weight,
-            Site::Mlp => self.gate_up = weight,
-            Site::Down => self.down = weight,
+            Site::Attention => {
+                drop(self.qkv);
+                self.qkv = weight.await?;
+            }
+            Site::Output => {
+                drop(self.o);
+                self.o = weight.await?;
+            }
+            Site::Mlp => {
+                drop(self.gate_up);
+                self.gate_up = weight.await?;
+            }
+            Site::Down => {
+                drop(self.down);
+                self.down = weight.await?;
+            }
         }
-        Ok(())
+        Ok(self)
     }
 }
 

@@ -13,6 +13,8 @@ use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
 pub const CHUNK_BYTES: usize = 4 << 20;
+/// The same where the rows then stay for some time: reading less at once would be many requests for a file elsewhere.
+pub const FEW_BYTES: usize = 1 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -276,6 +278,8 @@ pub struct DenseRows<'a> {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// Read at once.
+    rows_at_once: usize,
     next: usize,
     bytes: Vec<u8>,
     values: Vec<f32>,
@@ -294,6 +298,7 @@ impl<'a> DenseRows<'a> {
                 dtype,
                 rows,
                 cols,
+                rows_at_once: (CHUNK_BYTES / (cols * dtype.size()).max(1)).max(1),
                 next: 0,
                 bytes: Vec::new(),
                 values: Vec::new(),
@@ -302,6 +307,12 @@ impl<'a> DenseRows<'a> {
                 "module `{module}`: expected floating-point weights but found {scheme}"
             ))),
         }
+    }
+
+    /// Reads about so many rows at once: no less than [`FEW_BYTES`], and no more than [`CHUNK_BYTES`].
+    pub fn by_few(self, rows: usize) -> Self {
+        let few = rows.max(FEW_BYTES / (self.cols * self.dtype.size()).max(1));
+        Self { rows_at_once: self.rows_at_once.min(few).max(1), ..self }
     }
 
     /// Type of the stored values.
@@ -315,7 +326,7 @@ impl<'a> DenseRows<'a> {
             return Ok(None);
         }
         let row_bytes = self.cols * self.dtype.size();
-        let range = self.next..self.rows.min(self.next + (CHUNK_BYTES / row_bytes).max(1));
+        let range = self.next..self.rows.min(self.next + self.rows_at_once);
         self.bytes.resize(range.len() * row_bytes, 0);
         self.values.resize(range.len() * self.cols, 0.0);
         let bytes = (range.start * row_bytes) as u64..(range.end * row_bytes) as u64;

@@ -21,7 +21,9 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
+use crate::parallel;
 use crate::quant::gptq::{Prepared, ReferenceInputs};
+use crate::quant::row_queue::rows_at_once;
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
 use resume::Journal;
@@ -195,7 +197,7 @@ pub(super) async fn find<'a, B: Backend>(
                 found.modules.insert(module, (PackedFormat::from(&tensor), record));
                 replaced.push((linear, tensor));
             }
-            // The next weights come while the old ones are there: statistics make room for them.
+            // Before the next weights come.
             drop((prepared, hessian));
             drop(drift);
             if !replaced.is_empty() && !is_last {
@@ -238,7 +240,7 @@ async fn gptq(
     let Some(scheme) = plan.scheme else {
         return Err(Error::invalid_argument("expected a module that is to be quantized"));
     };
-    let mut rows = DenseRows::new(checkpoint, &plan.source)?;
+    let mut rows = DenseRows::new(checkpoint, &plan.source)?.by_few(rows_at_once(parallel::lanes()));
     let Some(prepared) = prepared else {
         let mut quantizer = RtnQuantizer::new(scheme, plan.rows, plan.cols, scale_type)?;
         while let Some((_, values)) = rows.next().await? {
@@ -261,10 +263,13 @@ async fn gptq(
     let mut quantizer = GptqQuantizer::new(prepared, scheme, plan.rows, plan.cols, scale_type)?;
     while let Some((range, values)) = rows.next().await? {
         quantizer.take_rows(values);
-        while quantizer.step()? {
+        while !quantizer.wants_rows() {
+            quantizer.step()?;
             task::checkpoint(control).await?;
         }
         report(range.end);
+    }
+    while quantizer.step()? {
         task::checkpoint(control).await?;
     }
     let outcome = quantizer.finish()?;

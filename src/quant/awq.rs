@@ -285,6 +285,11 @@ impl<'a> AwqQuantizer<'a> {
         }
     }
 
+    /// Whether more rows could be worked on at once than were taken: time for [`take_rows`](Self::take_rows).
+    pub fn wants_rows(&self) -> bool {
+        self.tasks.wants_more()
+    }
+
     /// Works for some time on the rows that were taken; `false` when all are done.
     ///
     /// # Errors

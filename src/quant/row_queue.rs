@@ -12,7 +12,7 @@ const EACH_LANE: usize = 2;
 /// Rows that one task is for: enough for products to pay, few enough for small matrices to make several tasks.
 pub(super) const TASK_ROWS: usize = 64;
 
-/// Rows that are worked on at once by so many threads.
+/// Rows that are worked on at once by so many threads; as many are read at once.
 pub(crate) fn rows_at_once(lanes: usize) -> usize {
     TASK_ROWS * tasks_at_once(lanes)
 }
@@ -37,6 +37,11 @@ impl<'a, T: Send> RowQueue<'a, T> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether more tasks could be worked on at once than there are.
+    pub(super) fn wants_more(&self) -> bool {
+        self.0.len() < tasks_at_once(parallel::lanes())
     }
 
     /// One step of each of the first tasks. Results of those that are done, as far as all before them are.

@@ -75,11 +75,13 @@ pub async fn influence<B: Backend>(
                 any = true;
                 changes.push((layer, linear));
                 let replaced = [(linear, Replacement::Packed(&tensor))];
-                block.replace(&mut streams.runner.backend, checkpoint, layer, site, &replaced, LOAD).await?;
+                let backend = &mut streams.runner.backend;
+                block = block.replace(backend, checkpoint, layer, site, &replaced, LOAD).await?;
                 streams.through(&block, UNCHANGED, changes.len(), control).await?;
             }
             if any {
-                block.replace(&mut streams.runner.backend, checkpoint, layer, site, &[], LOAD).await?;
+                let backend = &mut streams.runner.backend;
+                block = block.replace(backend, checkpoint, layer, site, &[], LOAD).await?;
             }
         }
         streams.through(&block, UNCHANGED, UNCHANGED, control).await?;

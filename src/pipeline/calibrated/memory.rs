@@ -9,7 +9,8 @@
 //! - rows on their way through a quantizer, and the packed matrices of the site;
 //! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
 //!
-//! Everything else, the process itself among it, is one small constant. All other hidden states and finished matrices are
+//! Everything else, the process itself among it, is one small constant. What was freed is not always in one piece again:
+//! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden states and finished matrices are
 //! in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
 use super::follows_original;
@@ -21,7 +22,7 @@ use crate::layout::ModuleStorage;
 use crate::model::block::{Site, elements_per_token};
 use crate::model::decoder::chunk_tokens;
 use crate::model::names::{self, Linear};
-use crate::model::weights::CHUNK_BYTES;
+use crate::model::weights::{CHUNK_BYTES, FEW_BYTES};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::parallel;
 use crate::pipeline::select::{Method, ModulePlan, QuantizeOptions};
@@ -35,6 +36,10 @@ const F32: u64 = 4;
 /// What a process of this crate takes that does nothing yet, and pieces too small to count one by one. Measured: 10 to
 /// 14 MB for the smallest models. Of a WebAssembly module only its own memory counts.
 const PROCESS_BYTES: u64 = if cfg!(target_arch = "wasm32") { 3 << 20 } else { 12 << 20 };
+
+/// Bytes of a piece of memory up to which allocators keep it when it is freed; larger ones go back to the system, but a
+/// WebAssembly module can give nothing back.
+const LARGEST_KEPT: Option<u64> = if cfg!(target_arch = "wasm32") { None } else { Some(32 << 20) };
 
 /// Bytes that GPTQ holds for each weight that is on its way: its value twice, in the stored order and in that of the
 /// factor, errors of both roundings, what they do to other columns, and two codes.
@@ -53,7 +58,7 @@ pub struct CalibrationMemory {
     pub rows_bytes: u64,
     /// Hidden states of one run of tokens, keys and values, tokens.
     pub working_bytes: u64,
-    /// All of them, with what the process takes otherwise.
+    /// All of them, with what the process takes otherwise and a hole between them.
     pub peak_bytes: u64,
     /// Hidden states of all samples and finished matrices, in scratch.
     pub scratch_bytes: u64,
@@ -90,12 +95,14 @@ pub fn plan_memory(
     let follows = follows_original(options);
     let job = Job { checkpoint, config: checkpoint.config(), plans, follows };
     let working_bytes = job.working_bytes(samples);
+    let hole = job.largest_square();
+    let hole = if LARGEST_KEPT.is_none_or(|kept| hole <= kept) { hole } else { 0 };
     let moment = |block_bytes: u64, statistics_bytes: u64, rows_bytes: u64| CalibrationMemory {
         block_bytes,
         statistics_bytes,
         rows_bytes,
         working_bytes,
-        peak_bytes: PROCESS_BYTES + working_bytes + block_bytes + statistics_bytes + rows_bytes,
+        peak_bytes: PROCESS_BYTES + hole + working_bytes + block_bytes + statistics_bytes + rows_bytes,
         scratch_bytes: 0,
     };
     let chunk = CHUNK_BYTES as u64;
@@ -105,10 +112,10 @@ pub fn plan_memory(
         let block = job.block_bytes(site)?;
         moments.push(moment(block, job.sums_bytes(site, samples), chunk));
         let statistics = job.statistics_bytes(site);
-        let (grown, replacement) = job.awq_bytes(site)?;
-        moments.push(moment(block + grown, statistics, job.rows_bytes(site)?));
-        if replacement > 0 {
-            moments.push(moment(block + replacement, statistics, job.packed_bytes(site)? + 2 * chunk));
+        let (trying, replacing) = job.awq_bytes(site)?;
+        moments.push(moment(block + trying, statistics, job.rows_bytes(site)?));
+        if let Some(grown) = replacing {
+            moments.push(moment(block + grown, statistics, job.packed_bytes(site)? + 2 * chunk));
         }
     }
     let peak = moments.into_iter().max_by_key(|moment| moment.peak_bytes).unwrap_or_default();
@@ -186,25 +193,31 @@ impl Job<'_> {
         Ok(bytes)
     }
 
-    /// Bytes by which the layers of `site` grow while AWQ looks for their scales, and what comes beside the block when it puts
-    /// others in their place. Only where attention or the MLP is run, candidates are.
-    fn awq_bytes(&self, site: Site) -> Result<(u64, u64)> {
+    /// Bytes by which the layers of `site` grow while AWQ looks for their scales, and when it puts others in their place:
+    /// the old ones are gone by then. Only where attention or the MLP is run, candidates are.
+    fn awq_bytes(&self, site: Site) -> Result<(u64, Option<u64>)> {
         if !self.has(site, Method::Awq) {
-            return Ok((0, 0));
+            return Ok((0, None));
         }
         let (mut stored, mut replaced) = (0, 0);
         for &linear in site.linears() {
             stored += self.stored_bytes(linear)?;
             replaced += self.replaced_bytes(linear)?;
         }
+        let grown = replaced.saturating_sub(stored);
         Ok(match site {
-            Site::Attention | Site::Mlp => {
-                (replaced.saturating_sub(stored), (2 * replaced).saturating_sub(stored))
-            }
+            Site::Attention | Site::Mlp => (grown, Some(grown)),
             // After the last layer nothing is run.
-            Site::Down if self.config.num_hidden_layers == 1 => (0, 0),
-            Site::Output | Site::Down => (0, replaced),
+            Site::Down if self.config.num_hidden_layers == 1 => (0, None),
+            Site::Output | Site::Down => (0, Some(grown)),
         })
+    }
+
+    /// Bytes of the largest matrix of statistics.
+    fn largest_square(&self) -> u64 {
+        let calibrated =
+            Site::ALL.into_iter().filter(|&site| self.has(site, Method::Gptq) || self.has(site, Method::Awq));
+        calibrated.map(|site| (site.width(self.config) as u64).pow(2) * F32).max().unwrap_or(0)
     }
 
     /// Bytes of the second moments at `site` when they are read from the backend, tile by tile.
@@ -246,11 +259,12 @@ impl Job<'_> {
             let Some(scheme) = self.scheme(linear) else { continue };
             let (rows, cols) = linear.shape(self.config);
             let stored = (self.stored_bytes(linear)? / self.weights(linear).max(1)).max(1);
-            let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64).min(self.weights(linear));
-            let going = (rows_at_once(parallel::lanes()) * cols) as u64;
+            let going = ((rows_at_once(parallel::lanes()) * cols) as u64).min(self.weights(linear));
+            let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64);
+            let read = going.max(FEW_BYTES as u64 / stored).min(chunk).min(self.weights(linear));
             let each = if self.has(site, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
             // Read, as numbers, and once more in the tasks that wait or are done.
-            let on_the_way = chunk * (stored + 2 * F32) + going.min(chunk) * each;
+            let on_the_way = read * (stored + 2 * F32) + going * each;
             let whole = packed_bytes(scheme, rows as u64, cols as u64)?;
             // GPTQ rounds to nearest too; what is done is spelled out once to be kept.
             largest = largest.max(on_the_way + 2 * whole);
