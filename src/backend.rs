@@ -366,6 +366,17 @@ pub trait Backend {
         offset: usize,
         out: &mut [f32],
     ) -> impl Future<Output = Result<()>>;
+
+    /// The first `len` elements of an `F32` buffer where they are, so that they need not be copied by [`read`](Self::read);
+    /// `None` where that is not in this process's memory.
+    fn in_memory<'b>(&self, _buffer: &'b Self::Buffer, _len: usize) -> Option<&'b [f32]> {
+        None
+    }
+
+    /// The same to be written, so that they need not be copied by [`write_f32`](Self::write_f32).
+    fn in_memory_mut<'b>(&self, _buffer: &'b mut Self::Buffer, _len: usize) -> Option<&'b mut [f32]> {
+        None
+    }
 }
 
 // What every backend checks before it runs a step.

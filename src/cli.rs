@@ -73,6 +73,8 @@ enum Outcome {
 
 /// Runs the command line and says how the process shall end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    #[cfg(not(target_arch = "wasm32"))]
+    crate::parallel::take_part();
     let args: Vec<OsString> = args.into_iter().collect();
     // Asked before parsing, which may fail: programs get their document for wrong usage too.
     let json = args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json");

@@ -1,7 +1,7 @@
 //! Pure maths on several threads: the pieces of a slice, each worked on alone.
 //!
 //! Work is cut by what is computed, never inside a sum, so the number of threads does not change a result. One thread in
-//! WebAssembly. Not here: the threads of a backend, which has a pool of its own. Floor 0.
+//! WebAssembly. Not here: how a backend cuts its work (its threads are these, unless it is asked for others). Floor 0.
 
 /// How many tasks can run at once.
 pub fn lanes() -> usize {
@@ -9,6 +9,14 @@ pub fn lanes() -> usize {
     return rayon::current_num_threads().max(1);
     #[cfg(target_arch = "wasm32")]
     1
+}
+
+/// Makes the calling thread one of those that tasks run on, instead of one more that waits for them. For the first thread of
+/// a process, before there is any task; later it does nothing.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn take_part() {
+    // An error says that there are threads already.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
 /// Calls `task(index, chunk)` for every `chunk` elements of `data`; the last may be shorter.

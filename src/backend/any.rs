@@ -365,4 +365,18 @@ impl Backend for AnyBackend {
     async fn read(&mut self, source: &Self::Buffer, offset: usize, out: &mut [f32]) -> Result<()> {
         step!(self, source => |b| b.read(source, offset, out).await)
     }
+
+    fn in_memory<'b>(&self, buffer: &'b Self::Buffer, len: usize) -> Option<&'b [f32]> {
+        match (self, buffer) {
+            (Self::Cpu(backend), On::Cpu(buffer)) => backend.in_memory(buffer, len),
+            _ => None,
+        }
+    }
+
+    fn in_memory_mut<'b>(&self, buffer: &'b mut Self::Buffer, len: usize) -> Option<&'b mut [f32]> {
+        match (self, buffer) {
+            (Self::Cpu(backend), On::Cpu(buffer)) => backend.in_memory_mut(buffer, len),
+            _ => None,
+        }
+    }
 }

@@ -371,4 +371,12 @@ impl Backend for CpuBackend {
         out.copy_from_slice(&source.f32("the source", end).context_with(|| "read")?[offset..]);
         Ok(())
     }
+
+    fn in_memory<'b>(&self, buffer: &'b CpuBuffer, len: usize) -> Option<&'b [f32]> {
+        buffer.f32("the buffer", len).ok()
+    }
+
+    fn in_memory_mut<'b>(&self, buffer: &'b mut CpuBuffer, len: usize) -> Option<&'b mut [f32]> {
+        buffer.f32_mut("the buffer", len).ok()
+    }
 }

@@ -20,7 +20,7 @@ pub(super) struct MomentSums<B: Backend> {
     tiles: Vec<B::Buffer>,
     /// `[tokens, stride]`: a run of rows, with their drift.
     joined: Option<B::Buffer>,
-    /// The same on the host.
+    /// The same on the way there, where it is not in memory.
     values: Vec<f32>,
 }
 
@@ -49,12 +49,24 @@ impl<B: Backend> MomentSums<B> {
 
     /// Takes a run of rows, `[count, width]`, and the original model's, to be added up next.
     pub(super) fn join(&mut self, backend: &mut B, rows: &[f32], original: &[f32]) -> Result<()> {
-        let Self { joined: Some(joined), values, .. } = self else { return Ok(()) };
-        values.clear();
-        for (row, original) in rows.chunks_exact(self.width).zip(original.chunks_exact(self.width)) {
-            values.extend_from_slice(row);
-            values.extend(original.iter().zip(row).map(|(original, x)| original - x));
+        let Self { joined: Some(joined), values, width, .. } = self else { return Ok(()) };
+        let fill = |values: &mut [f32]| {
+            let rows = rows.chunks_exact(*width).zip(original.chunks_exact(*width));
+            for (values, (row, original)) in values.chunks_exact_mut(2 * *width).zip(rows) {
+                let (inputs, drifts) = values.split_at_mut(*width);
+                inputs.copy_from_slice(row);
+                for ((drift, original), x) in drifts.iter_mut().zip(original).zip(row) {
+                    *drift = original - x;
+                }
+            }
+        };
+        let len = 2 * rows.len();
+        if let Some(values) = backend.in_memory_mut(joined, len) {
+            fill(values);
+            return Ok(());
         }
+        values.resize(len, 0.0);
+        fill(values);
         backend.write_f32(joined, values)
     }
 

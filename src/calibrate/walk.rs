@@ -52,6 +52,8 @@ pub struct Walk<'a, B: Backend> {
     kept: bool,
     /// What reports of progress call the work.
     phase: &'static str,
+    /// Whether `absolute` is added up.
+    measures_means: bool,
     /// Sum of the absolute values of each feature at the site, over all tokens.
     absolute: Vec<f64>,
 }
@@ -124,6 +126,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             site: None,
             kept: false,
             phase: "calibrate",
+            measures_means: false,
             absolute: Vec::new(),
         };
         walk.kept = start != Start::Embed;
@@ -154,6 +157,12 @@ impl<'a, B: Backend> Walk<'a, B> {
     #[must_use]
     pub fn in_phase(self, phase: &'static str) -> Self {
         Self { phase, ..self }
+    }
+
+    /// Whether [`mean_absolute`](Self::mean_absolute) will be asked for.
+    #[must_use]
+    pub fn measuring_means(self, wanted: bool) -> Self {
+        Self { measures_means: wanted, ..self }
     }
 
     /// Loads the next block; the samples stand in front of it.
@@ -189,17 +198,23 @@ impl<'a, B: Backend> Walk<'a, B> {
             self.bring_back(run, Stream::Quantized).await?;
             self.step(site, run.past, Stream::Quantized)?;
             self.backend.flush()?;
-            self.keep(site, run, Stream::Quantized).await?;
-            for row in self.carrier.rows().chunks_exact(width) {
-                for (sum, value) in self.absolute.iter_mut().zip(row) {
-                    *sum += f64::from(value.abs());
+            self.keep_residual(site, run, Stream::Quantized).await?;
+            let blob = activations(site, Stream::Quantized);
+            let place = Place { scratch: self.scratch, blob, first: run.row };
+            let rows =
+                self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
+            if self.measures_means {
+                for row in rows.chunks_exact(width) {
+                    for (sum, value) in self.absolute.iter_mut().zip(row) {
+                        *sum += f64::from(value.abs());
+                    }
                 }
             }
             if self.follows_original {
                 let blob = activations(site, Stream::Original);
                 let place = Place { scratch: self.scratch, blob, first: run.row };
                 let original = original.fetch(run.count, width, place).await?;
-                moments.join(&mut self.backend, self.carrier.rows(), original)?;
+                moments.join(&mut self.backend, rows, original)?;
             }
             for tile in 0..moments.tiles() {
                 task::checkpoint(control).await?;
@@ -226,12 +241,17 @@ impl<'a, B: Backend> Walk<'a, B> {
             self.bring_back(run, Stream::Original).await?;
             self.step(site, run.past, Stream::Original)?;
             self.backend.flush()?;
-            self.keep(site, run, Stream::Original).await?;
+            self.keep_residual(site, run, Stream::Original).await?;
+            let blob = activations(site, Stream::Original);
+            let place = Place { scratch: self.scratch, blob, first: run.row };
+            let width = site.width(self.config);
+            self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
         }
         Ok(())
     }
 
-    /// The mean of the absolute value of each feature at the site where the samples stand.
+    /// The mean of the absolute value of each feature at the site where the samples stand, in a walk that
+    /// [measures](Self::measuring_means) it; else zeros.
     pub fn mean_absolute(&self) -> Vec<f32> {
         let tokens = self.samples.tokens().max(1) as f64;
         self.absolute.iter().map(|sum| (sum / tokens) as f32).collect()
@@ -426,15 +446,12 @@ impl<'a, B: Backend> Walk<'a, B> {
         carrier.load(backend, work.at_mut(site), run.count, site.width(self.config), place).await
     }
 
-    /// Keeps a run at `site`; its rows are then the carrier's.
-    async fn keep(&mut self, site: Site, run: Run, stream: Stream) -> Result<()> {
-        if site == Site::Mlp {
-            // Elsewhere the residual stream is as it was.
-            self.save_hidden(run, self.residual_inside(stream)).await?;
+    /// Keeps the residual stream of a run at `site`, where it is another one than before.
+    async fn keep_residual(&mut self, site: Site, run: Run, stream: Stream) -> Result<()> {
+        if site != Site::Mlp {
+            return Ok(());
         }
-        let place = Place { scratch: self.scratch, blob: activations(site, stream), first: run.row };
-        let width = site.width(self.config);
-        self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await
+        self.save_hidden(run, self.residual_inside(stream)).await
     }
 
     /// The blob of the residual streams where the samples stand.

@@ -34,23 +34,25 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    /// The rows that were moved last.
-    pub fn rows(&self) -> &[f32] {
-        &self.rows
-    }
-
-    /// Keeps `count` rows of `width` elements.
-    pub async fn save<B: Backend>(
-        &mut self,
+    /// Keeps `count` rows of `width` elements, and returns them.
+    pub async fn save<'r, B: Backend>(
+        &'r mut self,
         backend: &mut B,
-        rows: &B::Buffer,
+        rows: &'r B::Buffer,
         count: usize,
         width: usize,
         place: Place<'_>,
-    ) -> Result<()> {
-        self.rows.resize(count * width, 0.0);
-        backend.read(rows, 0, &mut self.rows).await?;
-        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(&self.rows)).await
+    ) -> Result<&'r [f32]> {
+        let rows = match backend.in_memory(rows, count * width) {
+            Some(rows) => rows,
+            None => {
+                self.rows.resize(count * width, 0.0);
+                backend.read(rows, 0, &mut self.rows).await?;
+                &self.rows
+            }
+        };
+        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await?;
+        Ok(rows)
     }
 
     /// Brings them back to the host.
@@ -70,6 +72,10 @@ impl Carrier {
         width: usize,
         place: Place<'_>,
     ) -> Result<()> {
+        if let Some(rows) = backend.in_memory_mut(rows, count * width) {
+            let bytes = bytemuck::cast_slice_mut(rows);
+            return place.scratch.read_at(place.blob, place.offset(width), bytes).await;
+        }
         backend.write_f32(rows, self.fetch(count, width, place).await?)
     }
 
@@ -81,15 +87,23 @@ impl Carrier {
         width: usize,
         place: Place<'_>,
     ) -> Result<()> {
+        if !hidden.has_delta {
+            return self.save(backend, &hidden.residual, hidden.count, width, place).await.map(drop);
+        }
+        let len = hidden.count * width;
         let Self { rows, delta } = self;
-        rows.resize(hidden.count * width, 0.0);
-        backend.read(&hidden.residual, 0, rows).await?;
-        if hidden.has_delta {
-            delta.resize(rows.len(), 0.0);
-            backend.read(&hidden.delta, 0, delta).await?;
-            for (value, change) in rows.iter_mut().zip(delta.iter()) {
-                *value += change;
+        let delta = match backend.in_memory(&hidden.delta, len) {
+            Some(delta) => delta,
+            None => {
+                delta.resize(len, 0.0);
+                backend.read(&hidden.delta, 0, delta).await?;
+                delta
             }
+        };
+        rows.resize(len, 0.0);
+        backend.read(&hidden.residual, 0, rows).await?;
+        for (value, change) in rows.iter_mut().zip(delta) {
+            *value += change;
         }
         place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await
     }

@@ -138,7 +138,8 @@ pub(super) async fn find<'a, B: Backend>(
         return Ok(found);
     }
     let follows = follows_original(options);
-    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, start, follows, control).await?;
+    let walk = Walk::begin(checkpoint, samples, backend, scratch, start, follows, control).await?;
+    let mut walk = walk.measuring_means(plans.iter().any(|plan| plan.method == Some(Method::Awq)));
     if let (Some(journal), Start::EmbedKept) = (&mut journal, start) {
         journal.write(Some(0), &found).await?;
     }

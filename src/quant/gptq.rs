@@ -52,6 +52,7 @@ use super::row_queue::{RowQueue, TASK_ROWS};
 use super::scale_search;
 use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::task::{Pace, Steps};
 use rows::{RoundedRow, Sums, Task};
 
@@ -133,11 +134,14 @@ impl<'a> Prepared<'a> {
         for step in 0..ESCALATIONS {
             let damping = options.damping + DAMPING_STEP * ((1 << step) - 1) as f32;
             let mut h = vec![0.0; size * size];
-            for i in 0..size {
-                for j in i..size {
-                    h[i * size + j] = hessian.get(column(i), column(j));
-                }
-                pace.spend(LOOK_UP * (size - i) as u64).await;
+            for (band, rows) in h.chunks_mut(BAND * size).enumerate() {
+                parallel::for_each_chunk(rows, size, |row, values| {
+                    let i = band * BAND + row;
+                    for (j, value) in values.iter_mut().enumerate().skip(i) {
+                        *value = hessian.get(column(i), column(j));
+                    }
+                });
+                pace.spend(LOOK_UP * rows.len() as u64).await;
             }
             let added: Vec<f32> =
                 dead.iter().map(|&dead| damping * mean + if dead { 1.0 } else { 0.0 }).collect();
@@ -146,10 +150,13 @@ impl<'a> Prepared<'a> {
             }
             if let Some(factor) = Factor::paced(h, size, pace).await {
                 let ridge = damping * mean;
-                let mut damped = Vec::with_capacity(size * size);
-                for row in 0..size {
-                    damped.extend(hessian.damped_row(row, ridge));
-                    pace.spend(LOOK_UP * size as u64).await;
+                let mut damped = vec![0.0; size * size];
+                for (band, rows) in damped.chunks_mut(BAND * size).enumerate() {
+                    parallel::for_each_chunk(rows, size, |row, values| {
+                        let damped = hessian.damped_row(band * BAND + row, ridge);
+                        values.iter_mut().zip(damped).for_each(|(value, damped)| *value = damped);
+                    });
+                    pace.spend(LOOK_UP * rows.len() as u64).await;
                 }
                 return Some(Self {
                     drift: None,
@@ -211,6 +218,8 @@ const ESCALATIONS: u32 = 7;
 
 /// What looking up an entry of a Hessian costs, in multiply-adds: it is seldom in a cache. Not measured.
 const LOOK_UP: u64 = 8;
+/// Rows of it that are looked up between two stops.
+const BAND: usize = 64;
 
 /// Columns between two products. Inside, each error is handed on alone.
 const BLOCK: usize = 128;

@@ -87,7 +87,7 @@ fn split_gram(
                     if row > column {
                         break;
                     }
-                    tiles.multiply(left, right, &mut products);
+                    tiles.multiply(left, right, true, &mut products);
                     for (out, products) in out.chunks_exact_mut(width).zip(&products.0) {
                         for (out, product) in out[span.clone()].iter_mut().zip(products) {
                             *out += product;

@@ -272,7 +272,7 @@ impl Job<'_> {
                 let values = values.as_chunks().0;
                 if let Values::Split { amx, panels, .. } = &self.input.values {
                     self.split_products(*amx, panels, |rows, panel| {
-                        amx.split_rows(&values[rows.start * units..rows.end * units], panel);
+                        amx.split_rows(&values[rows.start * units..rows.end * units], panel)
                     });
                 } else if self.task.tokens.len() == 1 {
                     self.float(&F32Matrix(values, units));
@@ -320,7 +320,7 @@ impl Job<'_> {
             self.split_products(*amx, panels, |rows, panel| {
                 let block = at_least(&mut block, rows.len() * columns.units, [0.0; UNIT]);
                 self.isa.run(Expand { matrix, columns, rows, out: &mut *block });
-                amx.split_rows(block, panel);
+                amx.split_rows(block, panel)
             });
             return BLOCK.set(block);
         }
@@ -337,26 +337,28 @@ impl Job<'_> {
         BLOCK.set(kept);
     }
 
-    /// Multiplies with the tokens' `panels`. `split_rows` makes a left panel of some rows of the matrix.
+    /// Multiplies with the tokens' `panels`. `split_rows` makes a left panel of some rows of the matrix, and says whether a weight
+    /// has a low part: those of 16 bits have none, nor have codes of 4 bits with such a scale.
     fn split_products(
         &self,
         amx: Amx,
         panels: &[Step],
-        mut split_rows: impl FnMut(Range<usize>, &mut [Step]),
+        mut split_rows: impl FnMut(Range<usize>, &mut [Step]) -> bool,
     ) {
         let units = self.part.columns.units;
         let Task { rows, tokens, .. } = self.task;
         let mut kept = PANELS.take();
         let matrix = at_least(&mut kept, rows.len().div_ceil(EDGE) * units, Step::ZERO);
+        let mut has_low = false;
         for (panel, first) in matrix.chunks_exact_mut(units).zip(rows.clone().step_by(EDGE)) {
-            split_rows(first..rows.end.min(first + EDGE), panel);
+            has_low |= split_rows(first..rows.end.min(first + EDGE), panel);
             amx.turn(panel);
         }
         let tiles = amx.tiles();
         let mut products = Block::ZERO;
         for (panel, first) in panels.chunks_exact(units).zip(tokens.clone().step_by(EDGE)) {
             for (matrix, first_row) in matrix.chunks_exact(units).zip(rows.clone().step_by(EDGE)) {
-                tiles.multiply(panel, matrix, &mut products);
+                tiles.multiply(panel, matrix, has_low, &mut products);
                 for (token, products) in (first..tokens.end).zip(&mut products.0) {
                     // SAFETY: tasks differ in rows.
                     unsafe {

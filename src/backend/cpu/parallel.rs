@@ -6,10 +6,12 @@
 use std::marker::PhantomData;
 
 /// Multiply-adds below which waking another thread costs more than it saves (a wake-up takes some ten microseconds).
+#[cfg(not(target_arch = "wasm32"))]
 const WORTH_A_WAKE_UP: usize = 1 << 17;
 
 /// The threads of one backend.
 pub(super) struct Workers {
+    /// Its own ones; else they are those of the process, which the caller may be one of.
     #[cfg(not(target_arch = "wasm32"))]
     pool: Option<rayon::ThreadPool>,
     threads: usize,
@@ -19,8 +21,9 @@ impl Workers {
     /// `threads` threads, or as many as the machine offers. Where threads cannot be started there is one: the caller's.
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn new(threads: Option<usize>) -> Self {
-        let wanted =
-            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get())).max(1);
+        let Some(wanted) = threads else {
+            return Self { pool: None, threads: crate::parallel::lanes() };
+        };
         let pool =
             (wanted > 1).then(|| rayon::ThreadPoolBuilder::new().num_threads(wanted).build().ok()).flatten();
         Self { threads: if pool.is_some() { wanted } else { 1 }, pool }
@@ -39,15 +42,12 @@ impl Workers {
     /// Runs `task(0)`, ..., `task(count - 1)` in any order; `work` is roughly how many multiply-adds they are together.
     pub(super) fn run(&self, count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
         #[cfg(not(target_arch = "wasm32"))]
-        if let Some(pool) = &self.pool
-            && count > 1
-            && work >= WORTH_A_WAKE_UP
-        {
+        if count > 1 && self.pays(work) {
             use rayon::prelude::*;
-            pool.install(|| (0..count).into_par_iter().with_max_len(1).for_each(task));
+            self.install(|| (0..count).into_par_iter().with_max_len(1).for_each(task));
             return;
         }
-        let _ = work >= WORTH_A_WAKE_UP;
+        let _ = work;
         (0..count).for_each(task);
     }
 
@@ -60,16 +60,27 @@ impl Workers {
         task: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
         #[cfg(not(target_arch = "wasm32"))]
-        if let Some(pool) = &self.pool
-            && data.len() > chunk
-            && work >= WORTH_A_WAKE_UP
-        {
+        if data.len() > chunk && self.pays(work) {
             use rayon::prelude::*;
-            pool.install(|| data.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| task(i, part)));
+            self.install(|| data.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| task(i, part)));
             return;
         }
         let _ = work;
         data.chunks_mut(chunk).enumerate().for_each(|(i, part)| task(i, part));
+    }
+
+    /// Whether so much work is worth another thread.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn pays(&self, work: usize) -> bool {
+        self.threads > 1 && work >= WORTH_A_WAKE_UP
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn install(&self, work: impl FnOnce() + Send) {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 }
 

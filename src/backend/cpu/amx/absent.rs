@@ -12,7 +12,7 @@ impl Amx {
         None
     }
 
-    pub(in super::super) fn split_rows(self, _rows: &[[f32; UNIT]], _panel: &mut [Step]) {
+    pub(in super::super) fn split_rows(self, _rows: &[[f32; UNIT]], _panel: &mut [Step]) -> bool {
         match self.0 {}
     }
 
@@ -39,7 +39,13 @@ impl Amx {
 pub(in super::super) struct Tiles(Infallible);
 
 impl Tiles {
-    pub(in super::super) fn multiply(&self, _left: &[Step], _right: &[Step], _products: &mut Block) {
+    pub(in super::super) fn multiply(
+        &self,
+        _left: &[Step],
+        _right: &[Step],
+        _has_low: bool,
+        _products: &mut Block,
+    ) {
         match self.0 {}
     }
 }

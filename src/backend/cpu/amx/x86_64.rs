@@ -26,8 +26,9 @@ impl Amx {
         found.then_some(Self(()))
     }
 
-    /// Makes a left panel of up to 32 rows, `[rows, steps]`. Rows that are not there are 0.
-    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step]) {
+    /// Makes a left panel of up to 32 rows, `[rows, steps]`. Rows that are not there are 0. Returns whether a number has a low part:
+    /// one with at most 16 significant bits has none.
+    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
         let count = rows.len().checked_div(panel.len()).unwrap_or(0);
         assert!(
             count <= EDGE && count * panel.len() == rows.len(),
@@ -85,8 +86,15 @@ impl Drop for Tiles {
 }
 
 impl Tiles {
-    /// Sums the products of two panels over their columns.
-    pub(in super::super) fn multiply(&self, left: &[Step], right: &[Step], products: &mut Block) {
+    /// Sums the products of two panels over their columns. `has_low` says whether a number of the right one has a low part; where none
+    /// has, a sixth of the work is for nothing.
+    pub(in super::super) fn multiply(
+        &self,
+        left: &[Step],
+        right: &[Step],
+        has_low: bool,
+        products: &mut Block,
+    ) {
         assert_eq!(left.len(), right.len(), "a product sums over as many columns on both sides");
         if left.is_empty() {
             *products = Block::ZERO;
@@ -106,15 +114,18 @@ impl Tiles {
                 "tilezero tmm2",
                 "tilezero tmm3",
                 "2:",
-                // high low
                 "tileloadd tmm4, [{left} + {row}*1]",
+                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+                // high low
+                "test {has_low}, {has_low}",
+                "jz 3f",
                 "tileloadd tmm6, [{right} + {row}*1 + 2048]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{right} + {row}*1 + 5120]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                "3:",
                 // high middle
                 "tileloadd tmm6, [{right} + {row}*1 + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -164,6 +175,7 @@ impl Tiles {
                 upper = in(reg) products,
                 lower = in(reg) lower,
                 row = in(reg) size_of::<[u32; TILE]>(),
+                has_low = in(reg) usize::from(has_low),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
@@ -223,9 +235,10 @@ fn split(values: __m512) -> [__m512i; PARTS] {
 
 /// See [`Amx::split_rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) {
+fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
     let units = panel.len();
     let count = rows.len() / units.max(1);
+    let mut low = _mm512_setzero_si512();
     for row in 0..EDGE {
         for (unit, step) in panel.iter_mut().enumerate() {
             let tiles = &mut step.0[row / TILE];
@@ -237,11 +250,15 @@ fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) {
             // SAFETY: 32 elements.
             let (first, second) =
                 unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))) };
-            for ((tile, first), second) in tiles.iter_mut().zip(split(first)).zip(split(second)) {
+            let (first, second) = (split(first), split(second));
+            low = _mm512_or_si512(low, _mm512_or_si512(first[PARTS - 1], second[PARTS - 1]));
+            for ((tile, first), second) in tiles.iter_mut().zip(first).zip(second) {
                 store(join(first, second), &mut tile.0[row % TILE]);
             }
         }
     }
+    // All bits but the sign's: the rest of a negative number may be -0.
+    _mm512_test_epi32_mask(low, _mm512_set1_epi32(0x7FFF)) != 0
 }
 
 /// The lower halves of sixteen and sixteen numbers, in their order.
