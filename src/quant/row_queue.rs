@@ -12,7 +12,7 @@ const EACH_LANE: usize = 2;
 /// Rows that one task is for: enough for products to pay, few enough for small matrices to make several tasks.
 pub(super) const TASK_ROWS: usize = 64;
 
-/// Rows that are worked on at once by so many threads; as many are read at once.
+/// Rows that are worked on at once by so many threads; about as many are read at once.
 pub(crate) fn rows_at_once(lanes: usize) -> usize {
     TASK_ROWS * tasks_at_once(lanes)
 }
