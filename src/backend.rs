@@ -186,6 +186,19 @@ impl<B> TopK<B> {
 /// What [`Backend::argmax`] gives for a row without a largest element, and [`Backend::top_k`] for one with a NaN.
 pub const NO_INDEX: u32 = u32::MAX;
 
+/// How products with many tokens may be added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// A token gives the same bits alone and among others.
+    Repeatable,
+    /// In any order, as exact: a token's last bits then depend on how many come with it. For statistics over many tokens, as
+    /// calibration takes them.
+    Reordered,
+    /// In any order, and linear layers with errors of up to `2e-5` of the sum of magnitudes: to compare outputs that differ by far
+    /// more, as those of two roundings do.
+    Coarse,
+}
+
 /// A device that runs transformer steps.
 pub trait Backend {
     /// Activations, token ids, caches. Owns its memory; dropping it gives the memory back.
@@ -200,10 +213,9 @@ pub trait Backend {
     /// What the device can do.
     fn capabilities(&self) -> &Capabilities;
 
-    /// From now on [`Backend::linear`] of many tokens and [`Backend::gram`] may add up in another order than for few, where that is
-    /// faster. They are as exact, but a token's last bits then depend on how many come with it: for statistics over many tokens, as
-    /// calibration takes them. Devices without use for it do nothing.
-    fn allow_reordered_sums(&mut self) {}
+    /// From now on [`Backend::linear`] of many tokens and [`Backend::gram`] may add up in this way, where that is faster. It begins
+    /// with [`Sums::Repeatable`]; devices without use for others do nothing.
+    fn set_sums(&mut self, _sums: Sums) {}
 
     /// Starts a weight of one or several matrices with equal `cols`. Their outputs stand side by side in the
     /// result of [`Backend::linear`].

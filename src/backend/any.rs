@@ -7,8 +7,8 @@ use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]
 use super::gpu::{GpuBackend, GpuBuffer, GpuReading, GpuWeight, GpuWeightBuilder};
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
-    WeightView,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Sums, TopK,
+    WeightDesc, WeightView,
 };
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -325,8 +325,8 @@ impl Backend for AnyBackend {
         step!(self, x out => |b| b.top_k(x, count, width, k, out))
     }
 
-    fn allow_reordered_sums(&mut self) {
-        step!(self, => |b| b.allow_reordered_sums())
+    fn set_sums(&mut self, sums: Sums) {
+        step!(self, => |b| b.set_sums(sums))
     }
 
     fn flush(&mut self) -> Result<()> {

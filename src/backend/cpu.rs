@@ -3,7 +3,7 @@
 //! Steps run at once, on a pool of threads natively and on the calling thread in WebAssembly. What holds for results:
 //! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
 //! - A token gives the same bits alone and in a batch, in prefill and in decode, unless the caller
-//!   [allows](Backend::allow_reordered_sums) otherwise.
+//!   [allows](Backend::set_sums) otherwise.
 //! - `linear` adds in the order of the instruction set in use, so its last bits differ between instruction sets; every
 //!   other step gives the same bits on every target.
 //!
@@ -42,11 +42,11 @@ pub use weight::CpuWeight;
 pub use weight_builder::CpuWeightBuilder;
 
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
-    WeightView,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Sums, TopK,
+    WeightDesc, WeightView,
 };
 use crate::error::{Context, Error, Result};
-use amx::Split;
+use amx::{Split, Terms};
 use parallel::Workers;
 use simd::Isa;
 use std::ops::Range;
@@ -99,7 +99,7 @@ impl CpuBackend {
     }
 }
 
-/// Bytes that a backend keeps where [sums may be reordered](Backend::allow_reordered_sums), for up to `tokens` tokens of up to
+/// Bytes that a backend keeps where [sums may be reordered](Backend::set_sums), for up to `tokens` tokens of up to
 /// `width` elements.
 pub fn split_bytes(tokens: usize, width: usize) -> usize {
     if Split::detect().is_none() {
@@ -143,8 +143,14 @@ impl Backend for CpuBackend {
         &self.capabilities
     }
 
-    fn allow_reordered_sums(&mut self) {
-        self.split = Some(self.isa).filter(|isa| isa.is_best()).and_then(|_| Split::detect());
+    fn set_sums(&mut self, sums: Sums) {
+        let terms = match sums {
+            Sums::Repeatable => None,
+            Sums::Reordered => Some(Terms::Six),
+            Sums::Coarse => Some(Terms::Three),
+        };
+        let split = self.split.take().or_else(|| if self.isa.is_best() { Split::detect() } else { None });
+        self.split = terms.and_then(|terms| Some(Split { terms, ..split? }));
     }
 
     fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<CpuWeightBuilder> {

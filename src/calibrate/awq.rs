@@ -77,7 +77,7 @@ pub const SHARES: u64 = RATIOS as u64 + 1;
 
 /// The best scales for `targets`, all layers of the site at which `walk` stands. `mean` is the mean of `|x|` there,
 /// `moments` are of `x`, and `fit` makes of wanted scales those that can be folded. The block is left with some
-/// candidate's weights.
+/// candidate's weights, which want their input divided by its scales.
 ///
 /// # Errors
 /// As [`quantize`]'s, and whatever running the block meets.
@@ -109,12 +109,10 @@ pub async fn search<B: Backend>(
             tensors.push((target.linear, outcome.tensor));
         }
         if parent {
-            let replaced: Vec<_> = tensors
-                .iter()
-                .map(|(linear, tensor)| (*linear, Replacement::Scaled(tensor, &candidate.scales)))
-                .collect();
+            let replaced: Vec<_> =
+                tensors.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
             walk.replace(site, &replaced).await?;
-            loss = walk.parent_loss(shared.control).await?;
+            loss = walk.parent_loss(&candidate.scales, search.least(), shared.control).await?;
         }
         search.report(loss);
     }

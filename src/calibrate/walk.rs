@@ -12,7 +12,7 @@ pub use blobs::BLOBS;
 
 use super::moments::MomentSums;
 use super::samples::Samples;
-use crate::backend::Backend;
+use crate::backend::{Backend, Sums};
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Site, Workspace};
@@ -101,7 +101,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     ) -> Result<Self> {
         let config = checkpoint.config();
         // Nothing here depends on whether a token comes alone.
-        backend.allow_reordered_sums();
+        backend.set_sums(Sums::Reordered);
         samples.check_vocabulary(config.vocab_size)?;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
         config.check_context(context)?;
@@ -268,27 +268,34 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.scratch.delete(PARENT).await?;
         for run in self.parent_runs() {
             task::checkpoint(control).await?;
-            let output = self.parent_output(run).await?;
-            let offset = (run.row * self.config.hidden_size * size_of::<f32>()) as u64;
-            self.scratch.write_at(PARENT, offset, bytemuck::cast_slice(&output)).await?;
+            self.run_parent(run, None).await?;
+            let (width, place) = (self.config.hidden_size, self.parent_place(run));
+            let (carrier, backend, output) = self.parent_output();
+            carrier.save(backend, output, run.count, width, place).await?;
         }
         Ok(())
     }
 
-    /// The mean of the squared distance of its outputs to those that were kept.
-    pub async fn parent_loss(&mut self, control: &dyn Control) -> Result<f64> {
-        let (mut sum, mut count) = (0.0, 0);
-        for run in self.parent_runs() {
+    /// The mean of the squared distance of its outputs to those that were kept, with the input divided by `scales`, `[width]`.
+    /// Where it is more than `least`, it may be less than it would be for all samples: nobody wants to know.
+    pub async fn parent_loss(&mut self, scales: &[f32], least: f64, control: &dyn Control) -> Result<f64> {
+        let width = self.config.hidden_size;
+        let runs = self.parent_runs();
+        let count = runs.iter().map(|run| run.count * width).sum::<usize>().max(1) as f64;
+        let mut kept = Carrier::default();
+        let mut loss = 0.0;
+        for run in runs {
             task::checkpoint(control).await?;
-            let output = self.parent_output(run).await?;
-            let mut kept = vec![0.0f32; output.len()];
-            let offset = (run.row * self.config.hidden_size * size_of::<f32>()) as u64;
-            self.scratch.read_at(PARENT, offset, bytemuck::cast_slice_mut(&mut kept)).await?;
-            let square = |(a, b): (&f32, &f32)| f64::from(a - b) * f64::from(a - b);
-            sum += output.iter().zip(&kept).map(square).sum::<f64>();
-            count += output.len();
+            self.run_parent(run, Some(scales)).await?;
+            let kept = kept.fetch(run.count, width, self.parent_place(run)).await?;
+            let (carrier, backend, output) = self.parent_output();
+            let output = carrier.rows(backend, output, run.count, width).await?;
+            loss += squared_distance(output, kept) / count;
+            if loss > least {
+                break;
+            }
         }
-        Ok(sum / count.max(1) as f64)
+        Ok(loss)
     }
 
     /// Runs of whole samples, from the first on, until there are tokens enough.
@@ -303,8 +310,15 @@ impl<'a, B: Backend> Walk<'a, B> {
         runs
     }
 
-    async fn parent_output(&mut self, run: Run) -> Result<Vec<f32>> {
-        self.bring_back(run, Stream::Quantized).await?;
+    fn parent_place(&self, run: Run) -> Place<'a> {
+        Place { scratch: self.scratch, blob: PARENT, first: run.row }
+    }
+
+    /// Runs attention or the MLP on some tokens, with the input divided by `scales`.
+    async fn run_parent(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
+        // What rounding does to the outputs is far more.
+        self.backend.set_sums(Sums::Coarse);
+        self.bring_back_divided(run, Stream::Quantized, scales).await?;
         let mlp = self.site == Some(Site::Mlp);
         self.step(if mlp { Site::Down } else { Site::Output }, run.past, Stream::Quantized)?;
         let Self { backend, work, hidden, .. } = self;
@@ -316,10 +330,15 @@ impl<'a, B: Backend> Walk<'a, B> {
         } else {
             block.attention_out(backend, run.count, work)?;
         }
-        let mut output = vec![0.0; run.count * self.config.hidden_size];
-        let from = if mlp { &self.hidden.delta } else { self.work.attention_out() };
-        self.backend.read(from, 0, &mut output).await?;
-        Ok(output)
+        backend.set_sums(Sums::Reordered);
+        Ok(())
+    }
+
+    /// Where its outputs are, and what brings them to the host.
+    fn parent_output(&mut self) -> (&mut Carrier, &mut B, &B::Buffer) {
+        let output =
+            if self.site == Some(Site::Mlp) { &self.hidden.delta } else { self.work.attention_out() };
+        (&mut self.carrier, &mut self.backend, output)
     }
 
     /// Replaces matrices that read the site where the samples stand. They go on through the new ones. After a failure
@@ -431,6 +450,11 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
     async fn bring_back(&mut self, run: Run, stream: Stream) -> Result<()> {
+        self.bring_back_divided(run, stream, None).await
+    }
+
+    /// The same, with each activation divided by its feature's scale.
+    async fn bring_back_divided(&mut self, run: Run, stream: Stream, scales: Option<&[f32]>) -> Result<()> {
         let (scratch, width) = (self.scratch, self.config.hidden_size);
         let residual = Place { scratch, blob: self.residual(stream), first: run.row };
         let Self { backend, carrier, hidden, work, .. } = self;
@@ -443,7 +467,16 @@ impl<'a, B: Backend> Walk<'a, B> {
         }
         let Some(site) = self.site else { return Ok(()) };
         let place = Place { scratch, blob: activations(site, stream), first: run.row };
-        carrier.load(backend, work.at_mut(site), run.count, site.width(self.config), place).await
+        let width = site.width(self.config);
+        let divide = |rows: &mut [f32]| {
+            let Some(scales) = scales else { return };
+            for row in rows.chunks_exact_mut(width) {
+                for (value, scale) in row.iter_mut().zip(scales) {
+                    *value /= scale;
+                }
+            }
+        };
+        carrier.load_changed(backend, work.at_mut(site), run.count, width, place, divide).await
     }
 
     /// Keeps the residual stream of a run at `site`, where it is another one than before.
@@ -478,6 +511,19 @@ impl<'a, B: Backend> Walk<'a, B> {
         let place = Place { scratch: self.scratch, blob, first: run.row };
         self.carrier.save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
     }
+}
+
+/// Sum of the squares of the differences.
+fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    /// Sums at a time: each waits for its last addition.
+    const SUMS: usize = 16;
+    let mut sums = [0.0; SUMS];
+    for (a, b) in a.chunks(SUMS).zip(b.chunks(SUMS)) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += f64::from(a - b) * f64::from(a - b);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Steps of the work at one site, in reports of progress.

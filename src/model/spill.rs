@@ -34,6 +34,22 @@ pub struct Carrier {
 }
 
 impl Carrier {
+    /// `count` rows of `width` elements, on the host.
+    pub async fn rows<'r, B: Backend>(
+        &'r mut self,
+        backend: &mut B,
+        rows: &'r B::Buffer,
+        count: usize,
+        width: usize,
+    ) -> Result<&'r [f32]> {
+        if let Some(rows) = backend.in_memory(rows, count * width) {
+            return Ok(rows);
+        }
+        self.rows.resize(count * width, 0.0);
+        backend.read(rows, 0, &mut self.rows).await?;
+        Ok(&self.rows)
+    }
+
     /// Keeps `count` rows of `width` elements, and returns them.
     pub async fn save<'r, B: Backend>(
         &'r mut self,
@@ -43,14 +59,7 @@ impl Carrier {
         width: usize,
         place: Place<'_>,
     ) -> Result<&'r [f32]> {
-        let rows = match backend.in_memory(rows, count * width) {
-            Some(rows) => rows,
-            None => {
-                self.rows.resize(count * width, 0.0);
-                backend.read(rows, 0, &mut self.rows).await?;
-                &self.rows
-            }
-        };
+        let rows = self.rows(backend, rows, count, width).await?;
         place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await?;
         Ok(rows)
     }
@@ -72,11 +81,28 @@ impl Carrier {
         width: usize,
         place: Place<'_>,
     ) -> Result<()> {
+        self.load_changed(backend, rows, count, width, place, |_| ()).await
+    }
+
+    /// Brings them back to the device, after `change` has done something to them.
+    pub async fn load_changed<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        rows: &mut B::Buffer,
+        count: usize,
+        width: usize,
+        place: Place<'_>,
+        change: impl FnOnce(&mut [f32]),
+    ) -> Result<()> {
         if let Some(rows) = backend.in_memory_mut(rows, count * width) {
             let bytes = bytemuck::cast_slice_mut(rows);
-            return place.scratch.read_at(place.blob, place.offset(width), bytes).await;
+            place.scratch.read_at(place.blob, place.offset(width), bytes).await?;
+            change(rows);
+            return Ok(());
         }
-        backend.write_f32(rows, self.fetch(count, width, place).await?)
+        self.fetch(count, width, place).await?;
+        change(&mut self.rows);
+        backend.write_f32(rows, &self.rows)
     }
 
     /// Keeps hidden states: the residual stream and what the last block adds to it, summed as the next norm would.

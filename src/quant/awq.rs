@@ -89,6 +89,11 @@ impl ScaleSearch {
         }
     }
 
+    /// The smallest loss so far; infinite before any. A larger one need not be known exactly.
+    pub fn least(&self) -> f64 {
+        self.least
+    }
+
     /// The best of the candidates so far; without any, the one that leaves the weights as they are.
     pub fn best(&self) -> Candidate {
         self.candidate(self.best)
@@ -178,7 +183,7 @@ impl Clipping {
 /// What looking up an entry of a Hessian costs, in multiply-adds. Not measured.
 const LOOK_UP: u64 = 8;
 
-/// What is measured while a matrix is quantized; each costs a product with the Hessian.
+/// What is measured while a matrix is quantized; output and output error each cost a product with the Hessian.
 #[derive(Clone, Copy, Debug)]
 pub enum Measure<'a> {
     /// Nothing.
@@ -187,6 +192,19 @@ pub enum Measure<'a> {
     Error(&'a Moments),
     /// The output error and the output.
     ErrorAndSignal(&'a Moments),
+    /// The output error and that of the weights.
+    ErrorAndWeights(&'a Moments),
+}
+
+impl<'a> Measure<'a> {
+    fn moments(self) -> Option<&'a Moments> {
+        match self {
+            Self::Nothing => None,
+            Self::Error(moments) | Self::ErrorAndSignal(moments) | Self::ErrorAndWeights(moments) => {
+                Some(moments)
+            }
+        }
+    }
 }
 
 /// A matrix that was scaled and rounded.
@@ -198,7 +216,7 @@ pub struct AwqOutcome {
     pub error: f64,
     /// Squared output, mean over tokens, sum over rows; 0 where it was not measured.
     pub signal: f64,
-    /// Of `Q(W s) / s`.
+    /// Of `Q(W s) / s`; of no weights where it was not measured.
     pub weights: WeightError,
 }
 
@@ -242,7 +260,7 @@ impl<'a> AwqQuantizer<'a> {
         let builder = PackedBuilder::new(scheme, rows, cols, scale_type)?;
         let group_size = scheme.granularity().group_size(cols);
         assert_eq!(scales.len(), cols, "scales are of the layer's input");
-        if let Measure::Error(moments) | Measure::ErrorAndSignal(moments) = measure {
+        if let Some(moments) = measure.moments() {
             assert_eq!(moments.size, cols, "moments are of the layer's input");
         }
         assert!(
@@ -310,7 +328,9 @@ impl<'a> AwqQuantizer<'a> {
                     self.builder.push_zero_point(params.zero_point);
                 }
             }
-            self.weights.add(&task.weights, &task.effective);
+            if let Measure::ErrorAndWeights(_) = self.grid.measure {
+                self.weights.add(&task.weights, &task.effective);
+            }
             self.error += task.error;
             self.signal += task.signal;
         }

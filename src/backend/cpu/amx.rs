@@ -2,7 +2,8 @@
 //!
 //! The unit multiplies `bfloat16` numbers and adds in `f32`. A number is therefore cut in three such numbers, `high + middle + low`,
 //! which hold its 24 bits, and a product is the sum of the six products of parts that matter: as exact as `f32`, whose other sums
-//! are only added up in another order. Magnitudes below `2^-102` may count as 0, and infinities become NaN.
+//! are only added up in another order. Magnitudes below `2^-102` may count as 0, and infinities become NaN. Where fewer digits are
+//! enough, [three products](Terms::Three) are.
 //!
 //! The operands are panels: 32 rows (of either side), cut in [`Step`]s of 32 columns, over which a product sums. A left panel
 //! keeps its rows; a right one has them turned, as the unit wants it. Floor 4.
@@ -39,6 +40,17 @@ pub(super) struct Step([[Tile; PARTS]; 2]);
 /// Parts of a number.
 const PARTS: usize = 3;
 
+/// Which products of the parts of two numbers are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Terms {
+    /// All that matter.
+    Six,
+    /// The same sum where no number of the right side has a low part.
+    Five,
+    /// High with high, high with middle, middle with high: half the work, and 16 bits of 24. Low parts are not looked at.
+    Three,
+}
+
 impl Step {
     /// All zero.
     pub(super) const ZERO: Self = Self([[Tile([[0; TILE]; TILE]); PARTS]; 2]);
@@ -57,6 +69,8 @@ impl Block {
 /// The unit, and memory for operands that many tasks read.
 pub(super) struct Split {
     pub(super) amx: Amx,
+    /// What linear layers add up where weights have 24 bits.
+    pub(super) terms: Terms,
     /// Kept between products: new memory costs about as much as the product.
     pub(super) shared: Vec<Step>,
 }
@@ -64,7 +78,7 @@ pub(super) struct Split {
 impl Split {
     /// Where the processor has the unit and the system lets programs use it.
     pub(super) fn detect() -> Option<Self> {
-        Amx::detect().map(|amx| Self { amx, shared: Vec::new() })
+        Amx::detect().map(|amx| Self { amx, terms: Terms::Six, shared: Vec::new() })
     }
 
     /// Takes the memory, for panels of at least `steps` steps together; they hold anything.
@@ -139,11 +153,11 @@ mod tests {
             let (left, right) = (random.floats(left_rows * cols), random.floats(right_rows * cols));
             let row = |values: &[f32], row, col| values.get(row * cols + col).copied().unwrap_or(0.0);
             let (mut a, mut b) = (vec![Step::ZERO; units], vec![Step::ZERO; units]);
-            amx.split_rows(left.as_chunks().0, &mut a);
-            assert!(amx.split_rows(right.as_chunks().0, &mut b));
-            amx.turn(&mut b);
+            amx.split_rows(left.as_chunks().0, &mut a, Terms::Six);
+            assert!(amx.split_rows(right.as_chunks().0, &mut b, Terms::Six));
+            amx.turn(&mut b, Terms::Six);
             let mut found = Block::ZERO;
-            amx.tiles().multiply(&a, &b, true, &mut found);
+            amx.tiles().multiply(&a, &b, Terms::Six, &mut found);
             worst = worst.max(check(|i, k| row(&left, i, k), |j, k| row(&right, j, k), cols, &found));
         }
         for (count, width, first) in [(1, 1, 0), (33, 70, 0), (64, 70, 32), (100, 70, 64), (7, 64, 32)] {
@@ -151,9 +165,9 @@ mod tests {
             let mut panel = vec![Step::ZERO; usize::div_ceil(count, EDGE)];
             amx.split_columns(&x, width, first, &mut panel);
             let mut turned = panel.clone();
-            amx.turn(&mut turned);
+            amx.turn(&mut turned, Terms::Six);
             let mut found = Block::ZERO;
-            amx.tiles().multiply(&turned, &panel, true, &mut found);
+            amx.tiles().multiply(&turned, &panel, Terms::Six, &mut found);
             let at = |col: usize, token: usize| {
                 if first + col < width { x[token * width + first + col] } else { 0.0 }
             };
@@ -174,12 +188,12 @@ mod tests {
             *value = if index % 7 == 0 { -0.0 } else { f32::from_bits(value.to_bits() & !0xFF) };
         }
         let (mut a, mut b) = (vec![Step::ZERO; 5], vec![Step::ZERO; 5]);
-        amx.split_rows(left.as_chunks().0, &mut a);
-        assert!(!amx.split_rows(right.as_chunks().0, &mut b));
-        amx.turn(&mut b);
+        amx.split_rows(left.as_chunks().0, &mut a, Terms::Six);
+        assert!(!amx.split_rows(right.as_chunks().0, &mut b, Terms::Six));
+        amx.turn(&mut b, Terms::Six);
         let (mut whole, mut found) = (Block::ZERO, Block::ZERO);
-        amx.tiles().multiply(&a, &b, true, &mut whole);
-        amx.tiles().multiply(&a, &b, false, &mut found);
+        amx.tiles().multiply(&a, &b, Terms::Six, &mut whole);
+        amx.tiles().multiply(&a, &b, Terms::Five, &mut found);
         assert_eq!(found.0, whole.0);
         check(|i, k| left[i * cols + k], |j, k| right[j * cols + k], cols, &found);
     }
@@ -190,13 +204,13 @@ mod tests {
         for broken in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0xFF80_0001), f32::INFINITY] {
             let mut rows = [[1.0; UNIT]; EDGE];
             let mut left = [Step::ZERO];
-            amx.split_rows(&rows, &mut left);
+            amx.split_rows(&rows, &mut left, Terms::Six);
             rows[3][5] = broken;
             let mut right = [Step::ZERO];
-            assert!(amx.split_rows(&rows, &mut right));
-            amx.turn(&mut right);
+            assert!(amx.split_rows(&rows, &mut right, Terms::Six));
+            amx.turn(&mut right, Terms::Six);
             let mut found = Block::ZERO;
-            amx.tiles().multiply(&left, &right, true, &mut found);
+            amx.tiles().multiply(&left, &right, Terms::Six, &mut found);
             for row in found.0 {
                 for (j, value) in row.into_iter().enumerate() {
                     assert_eq!(value.is_nan(), j == 3, "{broken}: {value}");

@@ -1,21 +1,24 @@
 //! Causal attention over the cache.
 //!
 //! For one key and value head and some tokens:
-//! 1. Copy the keys in blocks of 32 positions, transposed, so that a vector holds 32 scores and no sum runs across it.
-//! 2. For each query of the heads that share them: scores, softmax with the maximum subtracted, weighted sum of values.
+//! 1. Copy the keys in blocks of 32 positions, transposed, so that a vector holds scores and no sum runs across it.
+//! 2. For some queries at a time of the heads that share them, so that keys and values come from memory once for all: scores,
+//!    softmax with the maximum subtracted, weighted sum of values.
 //!
 //! Every sum takes its terms in the order of elements or positions, in `f32` without fused multiply-adds, so all
 //! instruction sets, batch sizes and numbers of threads give the same bits. Floor 4.
 
+use super::columns::UNIT;
 use super::exp::exp;
 use super::parallel::{Tiles, Workers};
-use super::simd::{Isa, Kernel, Simd};
+use super::simd::{Isa, Kernel, Simd, for_each_part};
 use crate::backend::AttentionShape;
+use std::array;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Positions of a block of transposed keys.
-const BLOCK: usize = 32;
+/// Vectors of a unit, where they are shortest.
+const PARTS: usize = 8;
 /// Tokens of a task: enough to pay for transposing the keys.
 const TASK_TOKENS: usize = 64;
 
@@ -71,10 +74,24 @@ struct Task<'a> {
 /// Memory that a thread keeps between tasks.
 #[derive(Default)]
 struct Scratch {
-    /// `[blocks, head_dim, BLOCK]`
-    keys: Vec<[f32; BLOCK]>,
-    /// `[blocks * BLOCK]`
-    scores: Vec<f32>,
+    /// `[blocks, head_dim, UNIT]`
+    keys: Vec<[f32; UNIT]>,
+    /// `[queries, blocks, UNIT]`
+    scores: Vec<[f32; UNIT]>,
+}
+
+/// Runs a block for each of `Q` queries, which are four at most. Written out: LLVM would not unroll so long a loop, and sums
+/// with an index that it does not know are not in registers.
+macro_rules! for_each_query {
+    ($query:ident of $count:ident $body:block) => {
+        for_each_query!(@ $query $count $body 0 1 2 3)
+    };
+    (@ $query:ident $count:ident $body:block $($index:literal)*) => {
+        $(if $index < $count {
+            let $query: usize = $index;
+            $body
+        })*
+    };
 }
 
 thread_local! {
@@ -83,90 +100,179 @@ thread_local! {
 
 impl Kernel for Task<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
         let mut scratch = SCRATCH.take();
-        self.run_with(&mut scratch);
+        match S::TILE_QUERIES {
+            4 => self.run_with::<S, 4>(s, &mut scratch),
+            2 => self.run_with::<S, 2>(s, &mut scratch),
+            _ => self.run_with::<S, 1>(s, &mut scratch),
+        }
         SCRATCH.set(scratch);
     }
 }
 
 impl Task<'_> {
     #[inline(always)]
-    fn run_with(&self, scratch: &mut Scratch) {
+    fn run_with<S: Simd, const Q: usize>(&self, s: S, scratch: &mut Scratch) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
-        let scale = 1.0 / (head_dim as f32).sqrt();
         let end = self.past + self.tokens.end;
-        let blocks = end.div_ceil(BLOCK);
+        let blocks = end.div_ceil(UNIT);
         if scratch.keys.len() < blocks * head_dim {
-            scratch.keys.resize(blocks * head_dim, [0.0; BLOCK]);
+            scratch.keys.resize(blocks * head_dim, [0.0; UNIT]);
         }
-        if scratch.scores.len() < blocks * BLOCK {
-            scratch.scores.resize(blocks * BLOCK, 0.0);
+        if scratch.scores.len() < Q * blocks {
+            scratch.scores.resize(Q * blocks, [0.0; UNIT]);
         }
         for (position, key) in self.keys.chunks_exact(head_dim).take(end).enumerate() {
-            let block = &mut scratch.keys[position / BLOCK * head_dim..][..head_dim];
+            let block = &mut scratch.keys[position / UNIT * head_dim..][..head_dim];
             for (column, &value) in block.iter_mut().zip(key) {
-                column[position % BLOCK] = value;
+                column[position % UNIT] = value;
             }
         }
+        let queries = self.tokens.len() * (heads / kv_heads);
+        let tiled = queries - queries % Q;
+        for first in (0..tiled).step_by(Q) {
+            self.attend::<S, Q>(s, scratch, blocks, first);
+        }
+        for query in tiled..queries {
+            self.attend::<S, 1>(s, scratch, blocks, query);
+        }
+    }
+
+    /// Attention of `Q` queries, the first of which is number `first` among those that share the keys, token by token. Each of
+    /// them has `blocks` blocks of scores.
+    #[inline(always)]
+    fn attend<S: Simd, const Q: usize>(&self, s: S, scratch: &mut Scratch, blocks: usize, first: usize) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
         let group = heads / kv_heads;
-        for t in self.tokens.clone() {
-            // A query sees everything up to itself.
-            let seen = self.past + t + 1;
-            for head in self.kv_head * group..(self.kv_head + 1) * group {
-                let q = &self.qkv[t * self.shape.qkv_width() + head * head_dim..][..head_dim];
-                let keys = scratch.keys.chunks_exact(head_dim);
-                for (keys, out) in keys.zip(scratch.scores[..seen.next_multiple_of(BLOCK)].as_chunks_mut().0)
-                {
-                    *out = scores(q, keys, scale);
-                }
-                let scores = &mut scratch.scores[..seen];
-                let total = softmax_numerators(scores);
-                self.add_values(scores, total, t, head * head_dim);
+        // The token of each, and the column of its head.
+        let places: [(usize, usize); Q] = array::from_fn(|i| {
+            let query = first + i;
+            (self.tokens.start + query / group, (self.kv_head * group + query % group) * head_dim)
+        });
+        let width = self.shape.qkv_width();
+        let q = places.map(|(t, column)| &self.qkv[t * width + column..][..head_dim]);
+        // A query sees everything up to itself, so the last one sees most.
+        let seen = places.map(|(t, _)| self.past + t + 1);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for index in 0..seen[Q - 1].div_ceil(UNIT) {
+            let keys = &scratch.keys[index * head_dim..][..head_dim];
+            let scores = dot_products(s, q, keys);
+            for_each_query!(i of Q {
+                let block = &mut scratch.scores[i * blocks + index];
+                for_each_part!(part of S {
+                    s.store(scores[i][part], block, part);
+                });
+                block.iter_mut().for_each(|score| *score *= scale);
+            });
+        }
+        let mut totals = [0.0; Q];
+        for (total, (scores, seen)) in
+            totals.iter_mut().zip(scratch.scores.chunks_exact_mut(blocks).zip(seen))
+        {
+            *total = softmax_numerators(&mut scores.as_flattened_mut()[..seen]);
+        }
+        let weights: [&[f32]; Q] =
+            array::from_fn(|i| &scratch.scores[i * blocks..].as_flattened()[..seen[i]]);
+        let whole = head_dim - head_dim % UNIT;
+        for column in (0..whole).step_by(UNIT) {
+            let sums = weighted_sums(s, weights, self.values, head_dim, column);
+            for (i, sums) in sums.iter().enumerate() {
+                self.store(places[i], column, sums, totals[i]);
+            }
+        }
+        for i in 0..Q {
+            let eights = head_dim - head_dim % 8;
+            for column in (whole..eights).step_by(8) {
+                let sums: [f32; 8] = weighted_sum(weights[i], self.values, head_dim, column);
+                self.store(places[i], column, &sums, totals[i]);
+            }
+            for column in (eights..head_dim).step_by(2) {
+                let sums: [f32; 2] = weighted_sum(weights[i], self.values, head_dim, column);
+                self.store(places[i], column, &sums, totals[i]);
             }
         }
     }
 
-    /// `out[t, column..] = sum over positions of weight * value, / total`.
+    /// `sums / total` into some columns of a head.
     #[inline(always)]
-    fn add_values(&self, weights: &[f32], total: f32, t: usize, column: usize) {
-        let head_dim = self.shape.head_dim;
-        let mut d = 0;
-        while d < head_dim {
-            let rest = head_dim - d;
-            if rest >= 32 {
-                self.store(t, column + d, total, weighted_sum::<32>(weights, self.values, head_dim, d));
-                d += 32;
-            } else if rest >= 8 {
-                self.store(t, column + d, total, weighted_sum::<8>(weights, self.values, head_dim, d));
-                d += 8;
-            } else {
-                self.store(t, column + d, total, weighted_sum::<2>(weights, self.values, head_dim, d));
-                d += 2;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn store<const N: usize>(&self, t: usize, column: usize, total: f32, sums: [f32; N]) {
-        for (i, sum) in sums.into_iter().enumerate() {
+    fn store(&self, (t, head): (usize, usize), column: usize, sums: &[f32], total: f32) {
+        for (i, sum) in sums.iter().enumerate() {
             // SAFETY: tasks differ in tokens or heads.
-            unsafe { self.out.set(t, column + i, sum / total) };
+            unsafe { self.out.set(t, head + column + i, sum / total) };
         }
     }
 }
 
-/// Scaled dot products of a query with a block of transposed keys, `[head_dim, BLOCK]`.
+/// Dot products of queries with a block of transposed keys, `[head_dim, UNIT]`.
 #[inline(always)]
-fn scores(q: &[f32], keys: &[[f32; BLOCK]], scale: f32) -> [f32; BLOCK] {
-    let mut sums = [0.0; BLOCK];
-    for (q, keys) in q.iter().zip(keys) {
-        for i in 0..BLOCK {
-            sums[i] += q * keys[i];
+fn dot_products<S: Simd, const Q: usize>(s: S, q: [&[f32]; Q], keys: &[[f32; UNIT]]) -> [[S::F32; PARTS]; Q] {
+    let mut sums = [[s.splat(0.0); PARTS]; Q];
+    for (d, keys) in keys.iter().enumerate() {
+        for_each_query!(i of Q {
+            let q = s.splat(q[i][d]);
+            for_each_part!(part of S {
+                sums[i][part] = s.mul_then_add(q, s.load(keys, part), sums[i][part]);
+            });
+        });
+    }
+    sums
+}
+
+/// For each query, `sum over positions of weight * values[position, column..column + UNIT]`. The first query has the fewest weights.
+#[inline(always)]
+fn weighted_sums<S: Simd, const Q: usize>(
+    s: S,
+    weights: [&[f32]; Q],
+    values: &[f32],
+    head_dim: usize,
+    column: usize,
+) -> [[f32; UNIT]; Q] {
+    let mut sums = [[s.splat(0.0); PARTS]; Q];
+    let all_see = weights[0].len();
+    let seen_by_all = weights.map(|weights| &weights[..all_see]);
+    for (position, row) in values.chunks_exact(head_dim).take(all_see).enumerate() {
+        let row = unit_at(row, column);
+        for_each_query!(i of Q {
+            let weight = s.splat(seen_by_all[i][position]);
+            for_each_part!(part of S {
+                sums[i][part] = s.mul_then_add(weight, s.load(row, part), sums[i][part]);
+            });
+        });
+    }
+    let mut stored = [[0.0; UNIT]; Q];
+    for_each_query!(i of Q {
+        for (position, &weight) in weights[i].iter().enumerate().skip(all_see) {
+            let (weight, row) = (s.splat(weight), unit_at(&values[position * head_dim..], column));
+            for_each_part!(part of S {
+                sums[i][part] = s.mul_then_add(weight, s.load(row, part), sums[i][part]);
+            });
+        }
+        for_each_part!(part of S {
+            s.store(sums[i][part], &mut stored[i], part);
+        });
+    });
+    stored
+}
+
+/// A unit of a row.
+#[inline(always)]
+fn unit_at(row: &[f32], column: usize) -> &[f32; UNIT] {
+    row[column..].first_chunk().expect("whole units are asked for")
+}
+
+/// `sum over positions of weight * values[position, column..column + N]`.
+#[inline(always)]
+fn weighted_sum<const N: usize>(weights: &[f32], values: &[f32], head_dim: usize, column: usize) -> [f32; N] {
+    let mut sums = [0.0; N];
+    for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        let value = &value[column..column + N];
+        for i in 0..N {
+            sums[i] += weight * value[i];
         }
     }
-    sums.map(|sum| sum * scale)
+    sums
 }
 
 /// Turns scores into `exp(score - max)` and returns their sum.
@@ -193,19 +299,6 @@ fn softmax_numerators(scores: &mut [f32]) -> f32 {
         *sum += *score;
     }
     sums.into_iter().sum()
-}
-
-/// `sum over positions of weight * values[position, d..d + N]`.
-#[inline(always)]
-fn weighted_sum<const N: usize>(weights: &[f32], values: &[f32], head_dim: usize, d: usize) -> [f32; N] {
-    let mut sums = [0.0; N];
-    for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-        let value = &value[d..d + N];
-        for i in 0..N {
-            sums[i] += weight * value[i];
-        }
-    }
-    sums
 }
 
 #[cfg(test)]
@@ -261,6 +354,7 @@ mod tests {
             (6, 2, 10, 7, 3, 1.0),
             (4, 1, 64, 40, 31, 3.0),
             (2, 2, 128, 1, 300, 1.0),
+            (2, 2, 64, 67, 5, 1.0),
             (3, 1, 48, 70, 1, 60.0),
         ] {
             let shape = AttentionShape { heads, kv_heads, head_dim, capacity: past + count + 3 };

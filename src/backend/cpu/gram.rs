@@ -1,6 +1,6 @@
 //! Products of the columns of activations, for Hessians: `X^T X`, on and above the diagonal. Floor 4.
 
-use super::amx::{Block, EDGE, Split, Step};
+use super::amx::{Block, EDGE, Split, Step, Terms};
 use super::parallel::Workers;
 use crate::error::Result;
 use crate::quant::linalg::{Matrix, add_product};
@@ -76,7 +76,7 @@ fn split_gram(
             let mut left = vec![Step::ZERO; panels * steps];
             for (panel, first) in left.chunks_exact_mut(steps).zip((first..).step_by(EDGE)) {
                 amx.split_columns(x, width, first, panel);
-                amx.turn(panel);
+                amx.turn(panel, Terms::Six);
             }
             let tiles = amx.tiles();
             let mut products = Block::ZERO;
@@ -87,7 +87,7 @@ fn split_gram(
                     if row > column {
                         break;
                     }
-                    tiles.multiply(left, right, true, &mut products);
+                    tiles.multiply(left, right, Terms::Six, &mut products);
                     for (out, products) in out.chunks_exact_mut(width).zip(&products.0) {
                         for (out, product) in out[span.clone()].iter_mut().zip(products) {
                             *out += product;

@@ -23,6 +23,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// Tokens of a register tile that has four rows; at most four.
     const TILE_TOKENS: usize;
+    /// Queries of a register tile that has the scores of a unit of positions; at most four.
+    const TILE_QUERIES: usize;
     /// `LANES` floats.
     type F32: Copy;
     /// Scale and zero point of a group, as `decode` wants them.
@@ -50,6 +52,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize);
     /// `a * b + c`, with one rounding where the processor has it.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// `a * b + c`, with two roundings everywhere.
+    fn mul_then_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// The sum of all elements: halves are added until one is left.
     fn reduce(self, value: Self::F32) -> f32;
 
@@ -221,6 +225,7 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
 impl Simd for Portable {
     const LANES: usize = WIDTH;
     const TILE_TOKENS: usize = 2;
+    const TILE_QUERIES: usize = 1;
     type F32 = [f32; WIDTH];
     /// Scale and zero point.
     type Codebook = (f32, f32, f32);
@@ -259,6 +264,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         // Two roundings: a fused one would be a library call on targets without the instruction.
+        self.mul_then_add(a, b, c)
+    }
+
+    #[inline(always)]
+    fn mul_then_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 

@@ -198,15 +198,15 @@ async fn finish(
 ) -> Result<(AwqOutcome, CalibrationRecord)> {
     let ones = vec![1.0; folded.scales.len()];
     let rounded = quantize(shared, target, &ones, None, Measure::ErrorAndSignal(moments)).await?;
-    let scaled = quantize(shared, target, &folded.scales, None, Measure::Error(moments)).await?;
+    let measure = Measure::ErrorAndWeights(moments);
+    let scaled = quantize(shared, target, &folded.scales, None, measure).await?;
     let mut kept = scaled;
     let mut clipped = false;
     // Clipping q and k moves the attention of every token; the authors leave them alone.
     if !matches!(target.linear, Linear::Q | Linear::K) {
         let group_size = target.scheme.granularity().group_size(target.shape.1);
         let clipping = Clipping::in_steps(hessian, &folded.scales, group_size).run(shared.control).await?;
-        let outcome =
-            quantize(shared, target, &folded.scales, Some(&clipping), Measure::Error(moments)).await?;
+        let outcome = quantize(shared, target, &folded.scales, Some(&clipping), measure).await?;
         if outcome.error < kept.error {
             (kept, clipped) = (outcome, true);
         }

@@ -37,7 +37,7 @@ pub(super) struct Task {
     pub(super) params: Vec<QParams>,
     /// `[rows, cols]`: the weights, as they came.
     pub(super) weights: Vec<f32>,
-    /// `[rows, cols]`: the rounded weights, without the scales.
+    /// `[rows, cols]`: the rounded weights, without the scales; nothing where nothing is measured.
     pub(super) effective: Vec<f32>,
     /// Squared output error, sum over rows.
     pub(super) error: f64,
@@ -55,7 +55,8 @@ impl Task {
     ) -> Result<Self> {
         let Grid { cols, group_size, .. } = grid;
         let mut codes = vec![0; weights.len()];
-        let mut effective = vec![0.0; weights.len()];
+        let moments = grid.measure.moments();
+        let mut effective = vec![0.0; if moments.is_some() { weights.len() } else { 0 }];
         let mut params = Vec::with_capacity(weights.len().div_ceil(group_size));
         let mut scaled = vec![0.0; cols];
         let mut trials = Trials::default();
@@ -75,22 +76,24 @@ impl Task {
                     .await
                     .context_with(|| format!("row {}, columns from {start}", first_row + index))?;
                 grid.encode(group, q, codes);
-                let out = &mut effective[place + start..place + end];
-                for ((value, &code), scale) in out.iter_mut().zip(&*codes).zip(&grid.scales[start..end]) {
-                    *value = q.decode(code) / scale;
+                if moments.is_some() {
+                    let out = &mut effective[place + start..place + end];
+                    for ((value, &code), scale) in out.iter_mut().zip(&*codes).zip(&grid.scales[start..end]) {
+                        *value = q.decode(code) / scale;
+                    }
                 }
                 params.push(q);
             }
             pace.spend(ROUND_WORK * cols as u64).await;
         }
-        let errors: Vec<f32> = weights.iter().zip(&effective).map(|(w, q)| w - q).collect();
-        let (error, signal) = match grid.measure {
-            Measure::Nothing => (0.0, 0.0),
-            Measure::Error(moments) => (moments.output_square(&errors, pace).await, 0.0),
-            Measure::ErrorAndSignal(moments) => {
-                (moments.output_square(&errors, pace).await, moments.output_square(&weights, pace).await)
+        let (mut error, mut signal) = (0.0, 0.0);
+        if let Some(moments) = moments {
+            let errors: Vec<f32> = weights.iter().zip(&effective).map(|(w, q)| w - q).collect();
+            error = moments.output_square(&errors, pace).await;
+            if let Measure::ErrorAndSignal(_) = grid.measure {
+                signal = moments.output_square(&weights, pace).await;
             }
-        };
+        }
         Ok(Self { codes, params, weights, effective, error, signal })
     }
 }

@@ -1,6 +1,6 @@
 //! Stands for the matrix unit where there is none: values of these types cannot be made. Floor 4.
 
-use super::{Block, Step, UNIT};
+use super::{Block, Step, Terms, UNIT};
 use std::convert::Infallible;
 
 /// Proof of something that is not there.
@@ -12,7 +12,12 @@ impl Amx {
         None
     }
 
-    pub(in super::super) fn split_rows(self, _rows: &[[f32; UNIT]], _panel: &mut [Step]) -> bool {
+    pub(in super::super) fn split_rows(
+        self,
+        _rows: &[[f32; UNIT]],
+        _panel: &mut [Step],
+        _terms: Terms,
+    ) -> bool {
         match self.0 {}
     }
 
@@ -26,7 +31,7 @@ impl Amx {
         match self.0 {}
     }
 
-    pub(in super::super) fn turn(self, _panel: &mut [Step]) {
+    pub(in super::super) fn turn(self, _panel: &mut [Step], _terms: Terms) {
         match self.0 {}
     }
 
@@ -43,7 +48,7 @@ impl Tiles {
         &self,
         _left: &[Step],
         _right: &[Step],
-        _has_low: bool,
+        _terms: Terms,
         _products: &mut Block,
     ) {
         match self.0 {}

@@ -1,7 +1,7 @@
 //! The matrix unit on Linux, which hands it to programs that ask for it. Its instructions are written as assembly, because Rust has
 //! no stable functions for them. Floor 4.
 
-use super::{Block, EDGE, PARTS, Step, TILE, Tile, UNIT};
+use super::{Block, EDGE, PARTS, Step, TILE, Terms, Tile, UNIT};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ffi::c_long;
@@ -26,16 +26,22 @@ impl Amx {
         found.then_some(Self(()))
     }
 
-    /// Makes a left panel of up to 32 rows, `[rows, steps]`. Rows that are not there are 0. Returns whether a number has a low part:
-    /// one with at most 16 significant bits has none.
-    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
+    /// Makes a left panel of up to 32 rows, `[rows, steps]`, with the parts that `terms` are of. Rows that are not there are 0.
+    /// Returns whether one of the numbers has more parts than two: those with at most 16 significant bits have not.
+    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step], terms: Terms) -> bool {
         let count = rows.len().checked_div(panel.len()).unwrap_or(0);
         assert!(
             count <= EDGE && count * panel.len() == rows.len(),
             "whole rows, at most as many as a panel has"
         );
         // SAFETY: a value of this type exists only where `detect` found the features.
-        unsafe { split_rows(rows, panel) }
+        unsafe {
+            if terms == Terms::Three {
+                split_rows::<2>(rows, panel)
+            } else {
+                split_rows::<PARTS>(rows, panel)
+            }
+        }
     }
 
     /// Makes a right panel of up to 32 columns of `x`, `[count, width]`, from column `first` on: they are the panel's rows, and the
@@ -47,10 +53,11 @@ impl Amx {
         unsafe { split_columns(x, width, first, panel) }
     }
 
-    /// Turns a left panel into a right one, and a right one into a left one.
-    pub(in super::super) fn turn(self, panel: &mut [Step]) {
-        for step in panel {
-            for tile in step.0.as_flattened_mut() {
+    /// Turns a left panel into a right one, and a right one into a left one: the parts that `terms` are of.
+    pub(in super::super) fn turn(self, panel: &mut [Step], terms: Terms) {
+        let parts = if terms == Terms::Three { 2 } else { PARTS };
+        for half in panel.iter_mut().flat_map(|step| &mut step.0) {
+            for tile in &mut half[..parts] {
                 // SAFETY: as above.
                 unsafe { transpose(tile) };
             }
@@ -86,20 +93,26 @@ impl Drop for Tiles {
 }
 
 impl Tiles {
-    /// Sums the products of two panels over their columns. `has_low` says whether a number of the right one has a low part; where none
-    /// has, a sixth of the work is for nothing.
+    /// Sums the products of two panels over their columns.
     pub(in super::super) fn multiply(
         &self,
         left: &[Step],
         right: &[Step],
-        has_low: bool,
+        terms: Terms,
         products: &mut Block,
     ) {
         assert_eq!(left.len(), right.len(), "a product sums over as many columns on both sides");
         if left.is_empty() {
             *products = Block::ZERO;
-            return;
+        } else if terms == Terms::Three {
+            self.multiply_coarsely(left, right, products);
+        } else {
+            self.multiply_exactly(left, right, terms == Terms::Six, products);
         }
+    }
+
+    /// Six products of parts, or five. There is at least one step.
+    fn multiply_exactly(&self, left: &[Step], right: &[Step], has_low: bool, products: &mut Block) {
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
         // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are in tmm4 (upper)
         // and tmm5 (lower), of the right side in tmm6 and tmm7. Of two products that follow each other one side stays, and the largest
@@ -182,6 +195,61 @@ impl Tiles {
             );
         }
     }
+
+    /// Three products of parts. There is at least one step.
+    fn multiply_coarsely(&self, left: &[Step], right: &[Step], products: &mut Block) {
+        let lower = (&raw mut products.0[TILE]).cast::<f32>();
+        // SAFETY: registers and places are as in `multiply_exactly`.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                // high middle
+                "tileloadd tmm4, [{left} + {row}*1]",
+                "tileloadd tmm6, [{right} + {row}*1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 4096]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // high high
+                "tileloadd tmm6, [{right} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 3072]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // middle high
+                "tileloadd tmm4, [{left} + {row}*1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 4096]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 6144",
+                "add {right}, 6144",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{upper} + {row}*2], tmm0",
+                "tilestored [{upper} + {row}*2 + 64], tmm1",
+                "tilestored [{lower} + {row}*2], tmm2",
+                "tilestored [{lower} + {row}*2 + 64], tmm3",
+                left = inout(reg) left.as_ptr() => _,
+                right = inout(reg) right.as_ptr() => _,
+                steps = inout(reg) left.len() => _,
+                upper = in(reg) products,
+                lower = in(reg) lower,
+                row = in(reg) size_of::<[u32; TILE]>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
 }
 
 const _: () =
@@ -218,12 +286,12 @@ fn may_use_tiles() -> bool {
     unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// The parts of sixteen numbers, each in the lower half of its place.
+/// The first parts of sixteen numbers, each in the lower half of its place.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn split(values: __m512) -> [__m512i; PARTS] {
+fn split<const N: usize>(values: __m512) -> [__m512i; N] {
     let mut rest = values;
-    let mut parts = [_mm512_setzero_si512(); PARTS];
+    let mut parts = [_mm512_setzero_si512(); N];
     for part in &mut parts {
         // SAFETY: both are 32 bytes without a meaning of their own.
         let rounded = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(rest)) };
@@ -235,7 +303,7 @@ fn split(values: __m512) -> [__m512i; PARTS] {
 
 /// See [`Amx::split_rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
+fn split_rows<const N: usize>(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
     let units = panel.len();
     let count = rows.len() / units.max(1);
     let mut low = _mm512_setzero_si512();
@@ -250,8 +318,10 @@ fn split_rows(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
             // SAFETY: 32 elements.
             let (first, second) =
                 unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))) };
-            let (first, second) = (split(first), split(second));
-            low = _mm512_or_si512(low, _mm512_or_si512(first[PARTS - 1], second[PARTS - 1]));
+            let (first, second): ([_; N], [_; N]) = (split(first), split(second));
+            if N == PARTS {
+                low = _mm512_or_si512(low, _mm512_or_si512(first[N - 1], second[N - 1]));
+            }
             for ((tile, first), second) in tiles.iter_mut().zip(first).zip(second) {
                 store(join(first, second), &mut tile.0[row % TILE]);
             }
@@ -293,7 +363,7 @@ fn split_columns(x: &[f32], width: usize, first: usize, panel: &mut [Step]) {
                     }
                     let values = &x[token * width + first + half * TILE..][..columns];
                     // SAFETY: the mask has as many elements as the slice.
-                    split(unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) })
+                    split::<PARTS>(unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) })
                 };
                 for ((tile, even), odd) in step.0[half].iter_mut().zip(row(token)).zip(row(token + 1)) {
                     store(_mm512_or_si512(even, _mm512_slli_epi32::<16>(odd)), &mut tile.0[pair]);

@@ -131,6 +131,7 @@ fn narrow<const MASK: u8>(bytes: v128) -> Codes {
 impl Simd for Wasm128 {
     const LANES: usize = 4;
     const TILE_TOKENS: usize = 2;
+    const TILE_QUERIES: usize = 1;
     type F32 = v128;
     type Codebook = Codebook;
     type Codes8<'a> = [v128; 4];
@@ -174,9 +175,14 @@ impl Simd for Wasm128 {
     #[inline(always)]
     fn mul_add(self, a: v128, b: v128, c: v128) -> v128 {
         #[cfg(not(target_feature = "relaxed-simd"))]
-        return f32x4_add(f32x4_mul(a, b), c);
+        return self.mul_then_add(a, b, c);
         #[cfg(target_feature = "relaxed-simd")]
         f32x4_relaxed_madd(a, b, c)
+    }
+
+    #[inline(always)]
+    fn mul_then_add(self, a: v128, b: v128, c: v128) -> v128 {
+        f32x4_add(f32x4_mul(a, b), c)
     }
 
     #[inline(always)]

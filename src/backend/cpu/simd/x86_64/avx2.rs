@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE_TOKENS: usize = 3;
+    const TILE_QUERIES: usize = 2;
     type F32 = __m256;
     /// Scale, and minus zero point times scale.
     type Codebook = (__m256, __m256);
@@ -55,6 +56,12 @@ impl Simd for Avx2 {
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: features by `self`.
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul_then_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_add_ps(_mm256_mul_ps(a, b), c) }
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_TOKENS: usize = 4;
+    const TILE_QUERIES: usize = 4;
     type F32 = __m512;
     /// The weight of each code; for 8 bits scale, and minus zero point times scale.
     type Codebook = (__m512, __m512);
@@ -55,6 +56,12 @@ impl Simd for Avx512 {
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: features by `self`.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul_then_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: features by `self`.
+        unsafe { _mm512_add_ps(_mm512_mul_ps(a, b), c) }
     }
 
     #[inline(always)]
