@@ -8,7 +8,7 @@ use crate::error::{Context, Result};
 use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
-use crate::model::weights::{DenseRows, Replacement};
+use crate::model::weights::{DenseRows, Replacement, RowMemory};
 use crate::parallel;
 use crate::quant::awq::{
     AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
@@ -16,6 +16,7 @@ use crate::quant::awq::{
 use crate::quant::row_queue::rows_at_once;
 use crate::quant::{PackedTensor, ScaleType, Scheme};
 use crate::task::{self, Control};
+use std::cell::Cell;
 
 /// A linear layer that is to be quantized.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,8 @@ pub struct Shared<'a> {
     pub checkpoint: &'a Checkpoint,
     /// The type of the groups' scales.
     pub scale_type: ScaleType,
+    /// For the rows of one layer after the other.
+    pub row_memory: &'a Cell<RowMemory>,
     /// Hears, and may cancel.
     pub control: &'a dyn Control,
 }
@@ -52,11 +55,12 @@ pub async fn quantize(
     clipping: Option<&Clipping>,
     measure: Measure<'_>,
 ) -> Result<AwqOutcome> {
-    let Shared { checkpoint, scale_type, control } = shared;
+    let Shared { checkpoint, scale_type, row_memory, control } = shared;
     let run = async {
         let mut quantizer =
             AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
-        let mut rows = DenseRows::new(checkpoint, target.module)?.by_few(rows_at_once(parallel::lanes()));
+        let rows = DenseRows::new(checkpoint, target.module)?.by_few(rows_at_once(parallel::lanes()));
+        let mut rows = rows.with_memory(row_memory.take());
         while let Some((_, values)) = rows.next().await? {
             quantizer.take_rows(values);
             while !quantizer.wants_rows() {
@@ -64,6 +68,7 @@ pub async fn quantize(
                 task::checkpoint(control).await?;
             }
         }
+        row_memory.set(rows.into_memory());
         while quantizer.step()? {
             task::checkpoint(control).await?;
         }

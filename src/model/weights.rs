@@ -281,6 +281,13 @@ pub struct DenseRows<'a> {
     /// Read at once.
     rows_at_once: usize,
     next: usize,
+    memory: RowMemory,
+}
+
+/// Room for rows, as they are stored and as values. Kept for the next matrix it need not come from the system again, which takes
+/// about as long as reading what it is for.
+#[derive(Debug, Default)]
+pub struct RowMemory {
     bytes: Vec<u8>,
     values: Vec<f32>,
 }
@@ -300,8 +307,7 @@ impl<'a> DenseRows<'a> {
                 cols,
                 rows_at_once: (CHUNK_BYTES / (cols * dtype.size()).max(1)).max(1),
                 next: 0,
-                bytes: Vec::new(),
-                values: Vec::new(),
+                memory: RowMemory::default(),
             }),
             ModuleStorage::Packed { scheme, .. } => Err(Error::invalid_argument(format!(
                 "module `{module}`: expected floating-point weights but found {scheme}"
@@ -313,6 +319,16 @@ impl<'a> DenseRows<'a> {
     pub fn by_few(self, rows: usize) -> Self {
         let few = rows.max(FEW_BYTES / (self.cols * self.dtype.size()).max(1));
         Self { rows_at_once: self.rows_at_once.min(few).max(1), ..self }
+    }
+
+    /// Reads into this memory.
+    pub fn with_memory(self, memory: RowMemory) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Gives the memory back.
+    pub fn into_memory(self) -> RowMemory {
+        self.memory
     }
 
     /// Type of the stored values.
@@ -327,12 +343,13 @@ impl<'a> DenseRows<'a> {
         }
         let row_bytes = self.cols * self.dtype.size();
         let range = self.next..self.rows.min(self.next + self.rows_at_once);
-        self.bytes.resize(range.len() * row_bytes, 0);
-        self.values.resize(range.len() * self.cols, 0.0);
-        let bytes = (range.start * row_bytes) as u64..(range.end * row_bytes) as u64;
-        self.checkpoint.store().read_range(&self.tensor, bytes, &mut self.bytes).await?;
-        decode_f32(self.dtype, &self.bytes, &mut self.values)?;
+        let RowMemory { bytes, values } = &mut self.memory;
+        bytes.resize(range.len() * row_bytes, 0);
+        values.resize(range.len() * self.cols, 0.0);
+        let stored = (range.start * row_bytes) as u64..(range.end * row_bytes) as u64;
+        self.checkpoint.store().read_range(&self.tensor, stored, bytes).await?;
+        decode_f32(self.dtype, bytes, values)?;
         self.next = range.end;
-        Ok(Some((range, &self.values)))
+        Ok(Some((range, values)))
     }
 }

@@ -29,6 +29,7 @@ use crate::task::{Control, checkpoint as stop};
 use crate::validate::influence::{Influence, influence};
 use serde::Serialize;
 use solve::Choice;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// What the result may take.
@@ -205,7 +206,8 @@ async fn measure<B: Backend>(
 ) -> Result<Vec<Measured>> {
     let Calibration { samples, backend, scratch } = calibration;
     let scale_type = ScaleType::F16;
-    let shared = Shared { checkpoint, scale_type, control };
+    let row_memory = Cell::default();
+    let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
     let schemes = candidates(options);
     let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, false, control)
         .await?
@@ -263,7 +265,8 @@ async fn weigh<B: Backend>(
     control: &dyn Control,
 ) -> Result<()> {
     let Calibration { samples, backend, scratch } = calibration;
-    let shared = Shared { checkpoint, scale_type: ScaleType::F16, control };
+    let row_memory = Cell::default();
+    let shared = Shared { checkpoint, scale_type: ScaleType::F16, row_memory: &row_memory, control };
     // The scheme that is nearest to the probe's bits, and what the module loses in it.
     let probes = order::map(measured.iter().map(|(module, found)| {
         let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));

@@ -27,6 +27,7 @@ use crate::quant::row_queue::rows_at_once;
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
 use resume::Journal;
+use std::cell::Cell;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -151,7 +152,8 @@ pub(super) async fn find<'a, B: Backend>(
             if site_method(plans, layer, site) == Some(Method::Awq) {
                 // AWQ compares with what the block makes of the same inputs.
                 drop(drift);
-                let shared = Shared { checkpoint, scale_type, control };
+                let row_memory = Cell::default();
+                let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
                 awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
                     .await?;
                 continue;

@@ -11,7 +11,8 @@ use super::memory::Aligned;
 use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{ActivationGrid, Activations, PackedRows, PackedTensor, Scheme, column_order};
+use crate::quant::packing::unpack_row;
+use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme, column_order};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -257,10 +258,12 @@ impl Part {
             return Err(Error::invalid_argument("rows of one matrix have their columns in different orders"));
         }
         let unit_bytes = packed.unit_bytes();
+        let words = scheme.words_per_row(columns.cols);
         let mut codes = vec![0u8; columns.cols];
         let mut padded = vec![0u8; columns.padded()];
         for (row, source_row) in rows.zip(source.rows.clone()) {
-            unpack_row(tensor, source_row, &mut codes);
+            let stream = &tensor.codes()[source_row * words..(source_row + 1) * words];
+            unpack_row(stream, scheme.storage_bits(), &mut codes);
             columns.spread(&codes, &mut padded);
             let stride = columns.units * unit_bytes;
             let target = packed.codes[row * stride..(row + 1) * stride].chunks_exact_mut(unit_bytes);
@@ -338,33 +341,20 @@ impl Part {
     }
 }
 
-/// The codes of one row of a packed tensor, a byte each.
-fn unpack_row(tensor: &PackedTensor, row: usize, out: &mut [u8]) {
-    let scheme = tensor.scheme();
-    let words = scheme.words_per_row(tensor.cols());
-    let stream = &tensor.codes()[row * words..(row + 1) * words];
-    let bits = scheme.storage_bits();
-    let mask = (1u64 << bits) - 1;
-    let (mut held, mut held_bits) = (0u64, 0);
-    let mut stream = stream.iter();
-    for code in out {
-        if held_bits < bits {
-            let word = stream.next().copied().unwrap_or_default();
-            held |= u64::from(word) << held_bits;
-            held_bits += 32;
-        }
-        *code = (held & mask) as u8;
-        held >>= bits;
-        held_bits -= bits;
+/// Packs 32 codes into `4 * bits` bytes, as the module's head describes.
+fn pack_unit(codes: &[u8; UNIT], out: &mut [u8]) {
+    match out.len() {
+        8 => pack_unit_of::<2>(codes, out),
+        16 => pack_unit_of::<4>(codes, out),
+        _ => pack_unit_of::<8>(codes, out),
     }
 }
 
-/// Packs 32 codes into `4 * bits` bytes, as the module's head describes.
-fn pack_unit(codes: &[u8; UNIT], out: &mut [u8]) {
-    let stride = out.len();
-    let bits = stride / 4;
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = (0..8 / bits).fold(0, |byte, slot| byte | codes[slot * stride + i] << (slot * bits));
+fn pack_unit_of<const BITS: usize>(codes: &[u8; UNIT], out: &mut [u8]) {
+    for (slot, codes) in codes.chunks_exact(4 * BITS).enumerate() {
+        for (byte, code) in out.iter_mut().zip(codes) {
+            *byte = if slot == 0 { *code } else { *byte | code << (slot * BITS) };
+        }
     }
 }
 

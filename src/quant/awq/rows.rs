@@ -164,15 +164,21 @@ impl Moments {
     pub(super) async fn output_square(&self, rows: &[f32], pace: &mut Pace) -> f64 {
         let cols = self.size;
         let count = rows.len() / cols;
-        let mut product = vec![0.0; rows.len()];
+        let mut products = vec![0.0; count * BLOCK.min(cols)];
+        let mut sum = 0.0;
         for start in (0..cols).step_by(BLOCK) {
             let end = (start + BLOCK).min(cols);
+            let products = &mut products[..count * (end - start)];
+            products.fill(0.0);
             // Below the diagonal there are zeros.
             let upper = Matrix::new(&self.upper[start..], end, end - start, cols);
-            add_product(1.0, Matrix::new(rows, count, end, cols), upper, &mut product[start..], cols);
+            add_product(1.0, Matrix::new(rows, count, end, cols), upper, products, end - start);
+            for (row, products) in rows.chunks_exact(cols).zip(products.chunks_exact(end - start)) {
+                let pairs = row[start..end].iter().zip(products);
+                sum += pairs.map(|(&e, &p)| f64::from(e) * f64::from(p)).sum::<f64>();
+            }
             pace.spend((count * end * (end - start)) as u64).await;
         }
-        let pairs = rows.iter().zip(&product);
-        2.0 * pairs.map(|(&e, &p)| f64::from(e) * f64::from(p)).sum::<f64>()
+        2.0 * sum
     }
 }
