@@ -12,6 +12,7 @@ mod demo;
 mod dequantize;
 mod device;
 mod devices;
+mod format;
 mod generate;
 mod inspect;
 mod open;

@@ -27,6 +27,7 @@ pub use hessian::{Drift, Hessian};
 pub use method::Method;
 pub use packed_tensor::{PackedRows, PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};
+pub use row_queue::RowQuantizer;
 pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};
 pub use scheme::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 pub use stats::WeightError;

@@ -2,6 +2,7 @@
 //!
 //! The maths is in [`quant::awq`](crate::quant::awq); here the weights are read, and the model is run with them. Floor 7.
 
+use super::rows::quantize_rows;
 use super::walk::Walk;
 use crate::backend::Backend;
 use crate::error::{Context, Result};
@@ -9,13 +10,11 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement, RowMemory};
-use crate::parallel;
 use crate::quant::awq::{
     AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
 };
-use crate::quant::row_queue::rows_at_once;
 use crate::quant::{PackedTensor, ScaleType, Scheme};
-use crate::task::{self, Control};
+use crate::task::Control;
 use std::cell::Cell;
 
 /// A linear layer that is to be quantized.
@@ -59,19 +58,9 @@ pub async fn quantize(
     let run = async {
         let mut quantizer =
             AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
-        let rows = DenseRows::new(checkpoint, target.module)?.by_few(rows_at_once(parallel::lanes()));
-        let mut rows = rows.with_memory(row_memory.take());
-        while let Some((_, values)) = rows.next().await? {
-            quantizer.take_rows(values);
-            while !quantizer.wants_rows() {
-                quantizer.step()?;
-                task::checkpoint(control).await?;
-            }
-        }
+        let mut rows = DenseRows::new(checkpoint, target.module)?.with_memory(row_memory.take());
+        quantize_rows(&mut rows, &mut quantizer, control, |_| ()).await?;
         row_memory.set(rows.into_memory());
-        while quantizer.step()? {
-            task::checkpoint(control).await?;
-        }
         quantizer.finish()
     };
     run.await.context_with(|| format!("module `{}`", target.module))

@@ -3,14 +3,12 @@
 pub mod gguf;
 
 use super::Outcome;
+use super::format::OutputFormatArg;
 use super::open;
-use super::quantize::FormatArg;
 use super::terminal::Terminal;
 use crate::error::{Error, Result};
 use crate::pipeline::convert::{convert, largest_difference, plan_conversion};
 use crate::task::block_on;
-use clap::ValueEnum;
-use clap::builder::PossibleValue;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -35,37 +33,6 @@ pub struct Args {
     /// Fail where anything would be lost
     #[arg(long)]
     strict: bool,
-}
-
-/// `--format`, here and in `quantize`
-#[derive(Clone, Copy)]
-pub enum OutputFormatArg {
-    /// Packed weights in a folder.
-    Packed(FormatArg),
-    /// One file.
-    Gguf,
-}
-
-impl ValueEnum for OutputFormatArg {
-    fn value_variants<'a>() -> &'a [Self] {
-        const {
-            &[
-                Self::Packed(FormatArg::CompressedTensors),
-                Self::Packed(FormatArg::Gptq),
-                Self::Packed(FormatArg::GptqV2),
-                Self::Packed(FormatArg::Awq),
-                Self::Packed(FormatArg::Bitnet),
-                Self::Gguf,
-            ]
-        }
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Packed(format) => format.to_possible_value(),
-            Self::Gguf => Some(PossibleValue::new("gguf").help("One file for llama.cpp, of any checkpoint")),
-        }
-    }
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {

@@ -5,14 +5,13 @@ mod gguf;
 
 use super::Outcome;
 use super::calibration::CalibrationArgs;
-use super::convert::OutputFormatArg;
 use super::device::DeviceArgs;
+use super::format::OutputFormatArg;
 use super::open::{self, ActivationsArg};
 use super::recipe;
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
 use crate::error::{Context, Error, Result};
-use crate::layout::{GptqZeros, TargetLayout};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::pipeline::select::plan_modules;
 use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
@@ -149,30 +148,6 @@ pub struct Args {
     /// Append figures to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
-}
-
-/// `--format`
-#[derive(Clone, Copy, ValueEnum)]
-pub enum FormatArg {
-    CompressedTensors,
-    /// As version 1, which every tool reads
-    Gptq,
-    /// Zero points as they are
-    GptqV2,
-    Awq,
-    Bitnet,
-}
-
-impl From<FormatArg> for TargetLayout {
-    fn from(arg: FormatArg) -> Self {
-        match arg {
-            FormatArg::CompressedTensors => Self::CompressedTensors,
-            FormatArg::Gptq => Self::Gptq(GptqZeros::V1),
-            FormatArg::GptqV2 => Self::Gptq(GptqZeros::V2),
-            FormatArg::Awq => Self::Awq,
-            FormatArg::Bitnet => Self::BitNet,
-        }
-    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

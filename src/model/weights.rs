@@ -315,10 +315,10 @@ impl<'a> DenseRows<'a> {
         }
     }
 
-    /// Reads about so many rows at once: no less than [`FEW_BYTES`], and no more than [`CHUNK_BYTES`].
-    pub fn by_few(self, rows: usize) -> Self {
+    /// From now on reads about so many rows at once: no less than [`FEW_BYTES`], and no more than [`CHUNK_BYTES`].
+    pub fn by_few(&mut self, rows: usize) {
         let few = rows.max(FEW_BYTES / (self.cols * self.dtype.size()).max(1));
-        Self { rows_at_once: self.rows_at_once.min(few).max(1), ..self }
+        self.rows_at_once = self.rows_at_once.min(few).max(1);
     }
 
     /// Reads into this memory.

@@ -13,6 +13,7 @@ use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
 use crate::calibrate::awq::Shared;
+use crate::calibrate::rows::quantize_rows;
 use crate::calibrate::{Inputs, Samples, Start, Walk, walk};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
@@ -21,9 +22,7 @@ use crate::model::Checkpoint;
 use crate::model::block::Site;
 use crate::model::names::Linear;
 use crate::model::weights::{DenseRows, Replacement};
-use crate::parallel;
 use crate::quant::gptq::{Prepared, ReferenceInputs};
-use crate::quant::row_queue::rows_at_once;
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
 use resume::Journal;
@@ -243,7 +242,7 @@ async fn gptq(
     let Some(scheme) = plan.scheme else {
         return Err(Error::invalid_argument("expected a module that is to be quantized"));
     };
-    let mut rows = DenseRows::new(checkpoint, &plan.source)?.by_few(rows_at_once(parallel::lanes()));
+    let mut rows = DenseRows::new(checkpoint, &plan.source)?;
     let Some(prepared) = prepared else {
         let mut quantizer = RtnQuantizer::new(scheme, plan.rows, plan.cols, scale_type)?;
         while let Some((_, values)) = rows.next().await? {
@@ -264,17 +263,7 @@ async fn gptq(
         return Ok((quantizer.finish()?, record));
     };
     let mut quantizer = GptqQuantizer::new(prepared, scheme, plan.rows, plan.cols, scale_type)?;
-    while let Some((range, values)) = rows.next().await? {
-        quantizer.take_rows(values);
-        while !quantizer.wants_rows() {
-            quantizer.step()?;
-            task::checkpoint(control).await?;
-        }
-        report(range.end);
-    }
-    while quantizer.step()? {
-        task::checkpoint(control).await?;
-    }
+    quantize_rows(&mut rows, &mut quantizer, control, report).await?;
     let outcome = quantizer.finish()?;
     let share = |error: f64| if outcome.signal > 0.0 { error / outcome.signal } else { 0.0 };
     let (gptq_error, rtn_error) = (share(outcome.gptq_error), share(outcome.rtn_error));

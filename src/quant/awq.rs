@@ -36,7 +36,7 @@ use super::builder::PackedBuilder;
 use super::hessian::Hessian;
 use super::packed_tensor::PackedTensor;
 use super::qparams::ScaleType;
-use super::row_queue::{RowQueue, TASK_ROWS};
+use super::row_queue::{RowQuantizer, RowQueue, TASK_ROWS};
 use super::scheme::{Granularity, Scheme};
 use super::stats::WeightError;
 use crate::error::{Error, Result};
@@ -273,24 +273,23 @@ impl<'a> AwqQuantizer<'a> {
         Ok(Self { grid, builder, error: 0.0, signal: 0.0, weights, tasks, taken: 0 })
     }
 
-    /// Quantizes the next rows: `weights` is `[n, cols]`, not scaled.
+    /// The matrix and its errors.
     ///
     /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
-    ///
-    /// # Panics
-    /// When `weights` is not whole rows or has more rows than the matrix.
-    pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
-        self.take_rows(weights);
-        while self.step()? {}
-        Ok(())
+    /// `invalid_checkpoint` when rows are missing.
+    pub fn finish(self) -> Result<AwqOutcome> {
+        Ok(AwqOutcome {
+            tensor: self.builder.finish()?,
+            // The last digits of a sum in f32 can be below nothing.
+            error: self.error.max(0.0),
+            signal: self.signal.max(0.0),
+            weights: self.weights,
+        })
     }
+}
 
-    /// Takes the next rows, `[n, cols]`, not scaled, which [`step`](Self::step) then quantizes.
-    ///
-    /// # Panics
-    /// When `weights` is not whole rows.
-    pub fn take_rows(&mut self, weights: &[f32]) {
+impl RowQuantizer for AwqQuantizer<'_> {
+    fn take_rows(&mut self, weights: &[f32]) {
         let cols = self.grid.cols;
         assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
         let grid = self.grid;
@@ -303,19 +302,11 @@ impl<'a> AwqQuantizer<'a> {
         }
     }
 
-    /// Whether more rows could be worked on at once than were taken: time for [`take_rows`](Self::take_rows).
-    pub fn wants_rows(&self) -> bool {
+    fn wants_rows(&self) -> bool {
         self.tasks.wants_more()
     }
 
-    /// Works for some time on the rows that were taken; `false` when all are done.
-    ///
-    /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
-    ///
-    /// # Panics
-    /// When more rows were taken than the matrix has.
-    pub fn step(&mut self) -> Result<bool> {
+    fn step(&mut self) -> Result<bool> {
         let cols = self.grid.cols;
         for task in self.tasks.step() {
             let task = task?;
@@ -335,20 +326,6 @@ impl<'a> AwqQuantizer<'a> {
             self.signal += task.signal;
         }
         Ok(!self.tasks.is_empty())
-    }
-
-    /// The matrix and its errors.
-    ///
-    /// # Errors
-    /// `invalid_checkpoint` when rows are missing.
-    pub fn finish(self) -> Result<AwqOutcome> {
-        Ok(AwqOutcome {
-            tensor: self.builder.finish()?,
-            // The last digits of a sum in f32 can be below nothing.
-            error: self.error.max(0.0),
-            signal: self.signal.max(0.0),
-            weights: self.weights,
-        })
     }
 }
 

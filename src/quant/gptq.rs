@@ -48,7 +48,7 @@ use super::hessian::{Drift, Hessian};
 use super::linalg::Factor;
 use super::packed_tensor::PackedTensor;
 use super::qparams::{QParams, ScaleType, non_finite_weight, range};
-use super::row_queue::{RowQueue, TASK_ROWS};
+use super::row_queue::{RowQuantizer, RowQueue, TASK_ROWS};
 use super::scale_search;
 use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
@@ -317,69 +317,6 @@ impl<'a> GptqQuantizer<'a> {
         })
     }
 
-    /// Quantizes the next rows: `weights` is `[n, cols]`.
-    ///
-    /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
-    ///
-    /// # Panics
-    /// When `weights` is not whole rows or has more rows than the matrix.
-    pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
-        self.take_rows(weights);
-        while self.step()? {}
-        Ok(())
-    }
-
-    /// Takes the next rows, `[n, cols]`, which [`step`](Self::step) then quantizes.
-    ///
-    /// # Panics
-    /// When `weights` is not whole rows.
-    pub fn take_rows(&mut self, weights: &[f32]) {
-        let cols = self.grid.cols;
-        assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
-        let (grid, prepared) = (self.grid, self.prepared);
-        for rows in weights.chunks(TASK_ROWS * cols) {
-            let (first_row, rows) = (self.taken, rows.to_vec());
-            self.taken += rows.len() / cols;
-            self.tasks.push(Steps::new(move |mut pace| async move {
-                Task::run(prepared, grid, &rows, first_row, &mut pace).await
-            }));
-        }
-    }
-
-    /// Whether more rows could be worked on at once than were taken: time for [`take_rows`](Self::take_rows).
-    pub fn wants_rows(&self) -> bool {
-        self.tasks.wants_more()
-    }
-
-    /// Works for some time on the rows that were taken; `false` when all are done.
-    ///
-    /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
-    ///
-    /// # Panics
-    /// When more rows were taken than the matrix has.
-    pub fn step(&mut self) -> Result<bool> {
-        let grid = self.grid;
-        for task in self.tasks.step() {
-            let task = task?;
-            for mut row in task.gptq {
-                if let Some(order) = &self.stored_order {
-                    row.codes = order.iter().map(|&column| row.codes[column as usize]).collect();
-                }
-                push(&mut self.gptq, &row, grid.symmetric);
-            }
-            for row in &task.rtn {
-                push(&mut self.rtn, row, grid.symmetric);
-            }
-            self.sums.gptq += task.sums.gptq;
-            self.sums.rtn += task.sums.rtn;
-            self.sums.signal += task.sums.signal;
-            self.sums.failed |= task.sums.failed;
-        }
-        Ok(!self.tasks.is_empty())
-    }
-
     /// The matrix, rounded in both ways.
     ///
     /// # Errors
@@ -399,6 +336,46 @@ impl<'a> GptqQuantizer<'a> {
             rtn_error: self.sums.rtn.max(0.0),
             signal: self.sums.signal.max(0.0),
         })
+    }
+}
+
+impl RowQuantizer for GptqQuantizer<'_> {
+    fn take_rows(&mut self, weights: &[f32]) {
+        let cols = self.grid.cols;
+        assert_eq!(weights.len() % cols, 0, "weights come in whole rows");
+        let (grid, prepared) = (self.grid, self.prepared);
+        for rows in weights.chunks(TASK_ROWS * cols) {
+            let (first_row, rows) = (self.taken, rows.to_vec());
+            self.taken += rows.len() / cols;
+            self.tasks.push(Steps::new(move |mut pace| async move {
+                Task::run(prepared, grid, &rows, first_row, &mut pace).await
+            }));
+        }
+    }
+
+    fn wants_rows(&self) -> bool {
+        self.tasks.wants_more()
+    }
+
+    fn step(&mut self) -> Result<bool> {
+        let grid = self.grid;
+        for task in self.tasks.step() {
+            let task = task?;
+            for mut row in task.gptq {
+                if let Some(order) = &self.stored_order {
+                    row.codes = order.iter().map(|&column| row.codes[column as usize]).collect();
+                }
+                push(&mut self.gptq, &row, grid.symmetric);
+            }
+            for row in &task.rtn {
+                push(&mut self.rtn, row, grid.symmetric);
+            }
+            self.sums.gptq += task.sums.gptq;
+            self.sums.rtn += task.sums.rtn;
+            self.sums.signal += task.sums.signal;
+            self.sums.failed |= task.sums.failed;
+        }
+        Ok(!self.tasks.is_empty())
     }
 }
 

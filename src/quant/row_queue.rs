@@ -2,9 +2,44 @@
 //!
 //! Not here: what is done to the rows (`gptq`, `awq`). Floor 2.
 
+use crate::error::Result;
 use crate::parallel;
 use crate::task::Steps;
 use std::collections::VecDeque;
+
+/// Quantizes a matrix whose rows come in order, in steps.
+pub trait RowQuantizer {
+    /// Takes the next rows, `[n, cols]`, which [`step`](Self::step) then quantizes.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows.
+    fn take_rows(&mut self, weights: &[f32]);
+
+    /// Whether more rows could be worked on at once than were taken: time for [`take_rows`](Self::take_rows).
+    fn wants_rows(&self) -> bool;
+
+    /// Works for some time on the rows that were taken; `false` when all are done.
+    ///
+    /// # Errors
+    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    ///
+    /// # Panics
+    /// When more rows were taken than the matrix has.
+    fn step(&mut self) -> Result<bool>;
+
+    /// Takes the next rows and quantizes them.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step)'s.
+    ///
+    /// # Panics
+    /// When `weights` is not whole rows or has more rows than the matrix.
+    fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
+        self.take_rows(weights);
+        while self.step()? {}
+        Ok(())
+    }
+}
 
 /// Tasks worked on at once for each thread: a second, so that a thread that is done early finds work.
 const EACH_LANE: usize = 2;

@@ -1,0 +1,33 @@
+//! Brings the rows of a matrix from the checkpoint to a quantizer, as it wants them. Floor 7.
+
+use crate::error::Result;
+use crate::model::weights::DenseRows;
+use crate::parallel;
+use crate::quant::RowQuantizer;
+use crate::quant::row_queue::rows_at_once;
+use crate::task::{self, Control};
+
+/// Quantizes all `rows`, reading about as many at once as are worked on at once. `report` hears how many were read.
+///
+/// # Errors
+/// Whatever reading and the quantizer meet.
+pub async fn quantize_rows(
+    rows: &mut DenseRows<'_>,
+    quantizer: &mut impl RowQuantizer,
+    control: &dyn Control,
+    report: impl Fn(usize),
+) -> Result<()> {
+    rows.by_few(rows_at_once(parallel::lanes()));
+    while let Some((range, values)) = rows.next().await? {
+        quantizer.take_rows(values);
+        while !quantizer.wants_rows() {
+            quantizer.step()?;
+            task::checkpoint(control).await?;
+        }
+        report(range.end);
+    }
+    while quantizer.step()? {
+        task::checkpoint(control).await?;
+    }
+    Ok(())
+}
