@@ -7,6 +7,7 @@
 //! says how far the inputs have drifted from those that the original model makes. Floor 7.
 
 mod blobs;
+mod parent;
 
 pub use blobs::BLOBS;
 
@@ -23,7 +24,7 @@ use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
 use crate::quant::{Activations, Drift, Hessian};
 use crate::task::{self, Control, Progress};
-use blobs::{PARENT, Stream, activations};
+use blobs::{Stream, activations};
 
 /// Samples on their way through a model.
 pub struct Walk<'a, B: Backend> {
@@ -257,90 +258,6 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.absolute.iter().map(|sum| (sum / tokens) as f32).collect()
     }
 
-    /// Whether attention or MLP can be run from the site to its end, and is more than the layer that reads the site.
-    pub fn has_parent(site: Site) -> bool {
-        matches!(site, Site::Attention | Site::Mlp)
-    }
-
-    /// Runs attention or the MLP, whichever the site begins, on the first samples, as the block is now, and keeps the
-    /// outputs to measure others by.
-    pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<()> {
-        self.scratch.delete(PARENT).await?;
-        for run in self.parent_runs() {
-            task::checkpoint(control).await?;
-            self.run_parent(run, None).await?;
-            let (width, place) = (self.config.hidden_size, self.parent_place(run));
-            let (carrier, backend, output) = self.parent_output();
-            carrier.save(backend, output, run.count, width, place).await?;
-        }
-        Ok(())
-    }
-
-    /// The mean of the squared distance of its outputs to those that were kept, with the input divided by `scales`, `[width]`.
-    /// Where it is more than `least`, it may be less than it would be for all samples: nobody wants to know.
-    pub async fn parent_loss(&mut self, scales: &[f32], least: f64, control: &dyn Control) -> Result<f64> {
-        let width = self.config.hidden_size;
-        let runs = self.parent_runs();
-        let count = runs.iter().map(|run| run.count * width).sum::<usize>().max(1) as f64;
-        let mut kept = Carrier::default();
-        let mut loss = 0.0;
-        for run in runs {
-            task::checkpoint(control).await?;
-            self.run_parent(run, Some(scales)).await?;
-            let kept = kept.fetch(run.count, width, self.parent_place(run)).await?;
-            let (carrier, backend, output) = self.parent_output();
-            let output = carrier.rows(backend, output, run.count, width).await?;
-            loss += squared_distance(output, kept) / count;
-            if loss > least {
-                break;
-            }
-        }
-        Ok(loss)
-    }
-
-    /// Runs of whole samples, from the first on, until there are tokens enough.
-    fn parent_runs(&self) -> Vec<Run> {
-        let mut runs = self.runs();
-        let mut tokens = 0;
-        let enough = self.samples.windows.iter().position(|window| {
-            tokens += window.len();
-            tokens >= PARENT_TOKENS
-        });
-        runs.retain(|run| enough.is_none_or(|last| run.sample <= last));
-        runs
-    }
-
-    fn parent_place(&self, run: Run) -> Place<'a> {
-        Place { scratch: self.scratch, blob: PARENT, first: run.row }
-    }
-
-    /// Runs attention or the MLP on some tokens, with the input divided by `scales`.
-    async fn run_parent(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
-        // What rounding does to the outputs is far more.
-        self.backend.set_sums(Sums::Coarse);
-        self.bring_back_divided(run, Stream::Quantized, scales).await?;
-        let mlp = self.site == Some(Site::Mlp);
-        self.step(if mlp { Site::Down } else { Site::Output }, run.past, Stream::Quantized)?;
-        let Self { backend, work, hidden, .. } = self;
-        let Some(block) = &self.block else {
-            return Err(Error::invalid_argument("expected a block that was entered"));
-        };
-        if mlp {
-            block.finish(backend, hidden, work)?;
-        } else {
-            block.attention_out(backend, run.count, work)?;
-        }
-        backend.set_sums(Sums::Reordered);
-        Ok(())
-    }
-
-    /// Where its outputs are, and what brings them to the host.
-    fn parent_output(&mut self) -> (&mut Carrier, &mut B, &B::Buffer) {
-        let output =
-            if self.site == Some(Site::Mlp) { &self.hidden.delta } else { self.work.attention_out() };
-        (&mut self.carrier, &mut self.backend, output)
-    }
-
     /// Replaces matrices that read the site where the samples stand. They go on through the new ones. After a failure
     /// there is no block.
     pub async fn replace(&mut self, site: Site, replaced: &[(Linear, Replacement<'_>)]) -> Result<()> {
@@ -513,24 +430,8 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 }
 
-/// Sum of the squares of the differences.
-fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    /// Sums at a time: each waits for its last addition.
-    const SUMS: usize = 16;
-    let mut sums = [0.0; SUMS];
-    for (a, b) in a.chunks(SUMS).zip(b.chunks(SUMS)) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += f64::from(a - b) * f64::from(a - b);
-        }
-    }
-    sums.iter().sum()
-}
-
 /// Steps of the work at one site, in reports of progress.
 const STEPS_OF_SITE: u64 = 1000;
-
-/// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
-const PARENT_TOKENS: usize = 4096;
 
 /// Where a walk begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
