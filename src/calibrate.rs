@@ -2,8 +2,8 @@
 //!
 //! [`samples`] cuts texts into windows; [`walk`] takes them through the model block by block and hands out statistics, which
 //! [`moments`] adds up, at each [`Site`](crate::model::block::Site), while the block's matrices are replaced one after the
-//! other; [`awq`] runs the block with one candidate of scales after the other. [`rows`] brings weights to a quantizer. Not here: what is made of the statistics
-//! (`quant`), and which modules are quantized how (`pipeline`). Floor 7.
+//! other; [`awq`] runs the block with one candidate of scales after the other. [`rows`] brings weights to a quantizer. Not here:
+//! what is made of the statistics (`quant`), and which modules are quantized how (`pipeline`). Floor 7.
 
 pub mod awq;
 pub mod moments;

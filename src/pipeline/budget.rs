@@ -206,8 +206,6 @@ async fn measure<B: Backend>(
 ) -> Result<Vec<Measured>> {
     let Calibration { samples, backend, scratch } = calibration;
     let scale_type = ScaleType::F16;
-    let row_memory = Cell::default();
-    let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
     let schemes = candidates(options);
     let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, false, control)
         .await?
@@ -219,6 +217,8 @@ async fn measure<B: Backend>(
             let Inputs { site, hessian, .. } = walk.next_site(control).await?;
             let moments = Moments::in_steps(&hessian).run(control).await?;
             drop(hessian);
+            let row_memory = Cell::default();
+            let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
             let parts = (site.linears().len() * schemes.len()) as u64;
             let mut done = 0;
             for &linear in site.linears() {
@@ -265,8 +265,6 @@ async fn weigh<B: Backend>(
     control: &dyn Control,
 ) -> Result<()> {
     let Calibration { samples, backend, scratch } = calibration;
-    let row_memory = Cell::default();
-    let shared = Shared { checkpoint, scale_type: ScaleType::F16, row_memory: &row_memory, control };
     // The scheme that is nearest to the probe's bits, and what the module loses in it.
     let probes = order::map(measured.iter().map(|(module, found)| {
         let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
@@ -278,6 +276,8 @@ async fn weigh<B: Backend>(
         let Some(&(scheme, _)) = probes.get(&module) else { return Ok(None) };
         let (rows, cols) = linear.shape(checkpoint.config());
         let target = Layer { linear, module: &module, shape: (rows, cols), scheme };
+        let row_memory = Cell::default();
+        let shared = Shared { checkpoint, scale_type: ScaleType::F16, row_memory: &row_memory, control };
         let outcome = quantize(shared, &target, &vec![1.0; cols], None, Measure::Nothing).await?;
         Ok(Some(outcome.tensor))
     };

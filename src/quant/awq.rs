@@ -6,7 +6,7 @@
 //!
 //! 1. `m[k]` is the mean of `|x[k]|` over calibration tokens;
 //! 2. for 20 ratios `r = i / 20`: `s = max(m^r, 1e-4)`, divided by `sqrt(max s * min s)`; whoever runs the model reports
-//!    the loss that `Q(W s) / s` leaves, and the best is kept ([`ScaleSearch`]). `r = 0` is rounding to nearest;
+//!    the loss that `Q(W s) / s` leaves, or some of it once that is more than the best one's, and the best is kept ([`ScaleSearch`]). `r = 0` is rounding to nearest;
 //! 3. the division by `s` goes into the norm, or the rows of the linear layer, before ([`fold`]);
 //! 4. the ranges of the groups of `W s` are clipped where that leaves less error ([`AwqQuantizer`]); not those of q and k.
 //!

@@ -7,7 +7,8 @@ use crate::parallel;
 use crate::task::Steps;
 use std::collections::VecDeque;
 
-/// Quantizes a matrix whose rows come in order, in steps.
+/// Quantizes a matrix whose rows come in order, in steps: where a row takes so long that others wait beside it. Methods without
+/// calibration take theirs at once.
 pub trait RowQuantizer {
     /// Takes the next rows, `[n, cols]`, which [`step`](Self::step) then quantizes.
     ///

@@ -69,7 +69,7 @@ impl Block {
 /// The unit, and memory for operands that many tasks read.
 pub(super) struct Split {
     pub(super) amx: Amx,
-    /// What linear layers add up where weights have 24 bits.
+    /// What linear layers add up, `Six` or `Three`; `Five` of six are enough where no weight of a task has a low part.
     pub(super) terms: Terms,
     /// Kept between products: new memory costs about as much as the product.
     pub(super) shared: Vec<Step>,

@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 /// Vectors of a unit, where they are shortest.
-const PARTS: usize = 8;
+const MAX_VECTORS: usize = 8;
 /// Tokens of a task: enough to pay for transposing the keys.
 const TASK_TOKENS: usize = 64;
 
@@ -106,7 +106,8 @@ impl Kernel for Task<'_> {
         match S::TILE_QUERIES {
             4 => self.run_with::<S, 4>(s, &mut scratch),
             2 => self.run_with::<S, 2>(s, &mut scratch),
-            _ => self.run_with::<S, 1>(s, &mut scratch),
+            1 => self.run_with::<S, 1>(s, &mut scratch),
+            _ => unreachable!("tiles have one, two or four queries"),
         }
         SCRATCH.set(scratch);
     }
@@ -207,8 +208,12 @@ impl Task<'_> {
 
 /// Dot products of queries with a block of transposed keys, `[head_dim, UNIT]`.
 #[inline(always)]
-fn dot_products<S: Simd, const Q: usize>(s: S, q: [&[f32]; Q], keys: &[[f32; UNIT]]) -> [[S::F32; PARTS]; Q] {
-    let mut sums = [[s.splat(0.0); PARTS]; Q];
+fn dot_products<S: Simd, const Q: usize>(
+    s: S,
+    q: [&[f32]; Q],
+    keys: &[[f32; UNIT]],
+) -> [[S::F32; MAX_VECTORS]; Q] {
+    let mut sums = [[s.splat(0.0); MAX_VECTORS]; Q];
     for (d, keys) in keys.iter().enumerate() {
         for_each_query!(i of Q {
             let q = s.splat(q[i][d]);
@@ -229,7 +234,7 @@ fn weighted_sums<S: Simd, const Q: usize>(
     head_dim: usize,
     column: usize,
 ) -> [[f32; UNIT]; Q] {
-    let mut sums = [[s.splat(0.0); PARTS]; Q];
+    let mut sums = [[s.splat(0.0); MAX_VECTORS]; Q];
     let all_see = weights[0].len();
     let seen_by_all = weights.map(|weights| &weights[..all_see]);
     for (position, row) in values.chunks_exact(head_dim).take(all_see).enumerate() {

@@ -50,6 +50,7 @@ enum Values<'a> {
     /// Left panels of 32 tokens, each `[units]`, and perhaps some that mean nothing.
     Split {
         amx: Amx,
+        /// The panels hold the parts that these are of.
         terms: Terms,
         columns: Columns,
         panels: Vec<Step>,
@@ -338,8 +339,9 @@ impl Job<'_> {
         BLOCK.set(kept);
     }
 
-    /// Multiplies with the tokens' `panels`, which have the parts that `terms` are of. `split_rows` makes a left panel of some rows of the matrix, and says whether a weight
-    /// has a low part: those of 16 bits have none, nor have codes of 4 bits with such a scale.
+    /// Multiplies with the tokens' `panels`, which have the parts that `terms` are of. `split_rows` makes a left panel of some
+    /// rows of the matrix, and says whether a weight has a low part: those of 16 bits have none, nor have codes of 4 bits with
+    /// such a scale.
     fn split_products(
         &self,
         amx: Amx,
@@ -640,8 +642,8 @@ mod tests {
 
     #[test]
     fn coarse_products_are_exact_enough() {
-        // As `Sums::Coarse` says. Measured 1.2e-5.
-        split_products(Sums::Coarse, 2e-5);
+        // As `Sums::Coarse` says: what is left out of a product is at most 2^-15 of it. Measured 1.2e-5.
+        split_products(Sums::Coarse, 4e-5);
     }
 
     fn split_products(sums: Sums, tolerance: f64) {
@@ -684,23 +686,25 @@ mod tests {
     }
 
     #[test]
-    fn sums_can_be_repeatable_again() {
+    fn every_kind_of_sums_is_the_same_after_the_others() {
         let mut random = Random::new(7);
         let format = WeightFormat::Dense(DType::F32);
         let matrix = Matrix::random(&mut random, 40, 70, format);
         let mut backend = backend(1, true);
         let weight = load(&mut backend, &[(&matrix, 40)], 70, None, &[None]);
         let input = f32_buffer(&mut backend, &random.floats(32 * 70));
-        let outputs: Vec<_> = [Sums::Repeatable, Sums::Coarse, Sums::Reordered, Sums::Repeatable]
-            .into_iter()
-            .map(|sums| {
+        let kinds = [Sums::Repeatable, Sums::Reordered, Sums::Coarse];
+        // The second time memory for split products holds what the kinds before left there.
+        let mut round = || {
+            kinds.map(|sums| {
                 backend.set_sums(sums);
                 let mut output = backend.buffer(Element::F32, 32 * 40).unwrap();
                 backend.linear(&input, 32, &weight, &mut output).unwrap();
                 read(&mut backend, &output)
             })
-            .collect();
-        assert_eq!(outputs[0], outputs[3]);
+        };
+        let first = round();
+        assert_eq!(round(), first);
     }
 
     #[test]

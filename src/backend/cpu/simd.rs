@@ -23,7 +23,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// Tokens of a register tile that has four rows; at most four.
     const TILE_TOKENS: usize;
-    /// Queries of a register tile that has the scores of a unit of positions; at most four.
+    /// Queries of a register tile that has the scores of a unit of positions: one, two or four.
     const TILE_QUERIES: usize;
     /// `LANES` floats.
     type F32: Copy;

@@ -38,12 +38,12 @@ impl<'a, B: Backend> Walk<'a, B> {
         let width = self.config.hidden_size;
         let runs = self.parent_runs();
         let count = runs.iter().map(|run| run.count * width).sum::<usize>().max(1) as f64;
-        let mut kept = Carrier::default();
+        let mut reader = Carrier::default();
         let mut loss = 0.0;
         for run in runs {
             task::checkpoint(control).await?;
             self.run_parent(run, Some(scales)).await?;
-            let kept = kept.fetch(run.count, width, self.parent_place(run)).await?;
+            let kept = reader.fetch(run.count, width, self.parent_place(run)).await?;
             let (carrier, backend, output) = self.parent_output();
             let output = carrier.rows(backend, output, run.count, width).await?;
             loss += squared_distance(output, kept) / count;
@@ -74,6 +74,12 @@ impl<'a, B: Backend> Walk<'a, B> {
     async fn run_parent(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
         // What rounding does to the outputs is far more.
         self.backend.set_sums(Sums::Coarse);
+        let done = self.run_parent_as_set(run, scales).await;
+        self.backend.set_sums(Sums::Reordered);
+        done
+    }
+
+    async fn run_parent_as_set(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
         self.bring_back_divided(run, Stream::Quantized, scales).await?;
         let mlp = self.site == Some(Site::Mlp);
         self.step(if mlp { Site::Down } else { Site::Output }, run.past, Stream::Quantized)?;
@@ -81,13 +87,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         let Some(block) = &self.block else {
             return Err(Error::invalid_argument("expected a block that was entered"));
         };
-        if mlp {
-            block.finish(backend, hidden, work)?;
-        } else {
-            block.attention_out(backend, run.count, work)?;
-        }
-        backend.set_sums(Sums::Reordered);
-        Ok(())
+        if mlp { block.finish(backend, hidden, work) } else { block.attention_out(backend, run.count, work) }
     }
 
     /// Where its outputs are, and what brings them to the host.

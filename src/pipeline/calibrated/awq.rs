@@ -1,7 +1,8 @@
 //! AWQ on the layers that share an input: finds their scales, rounds them, and folds the scales into what comes before.
 //!
 //! While the samples are walked through the model, layers hold `Q(W s) / s` and the input is as it was: the same outputs
-//! as after folding, so nothing that is in scratch needs to change. Floor 8.
+//! as after folding, so nothing that is in scratch needs to change. Candidates are tried as they would be stored, `Q(W s)`, with
+//! their input divided by `s`. Floor 8.
 
 use super::Found;
 use crate::artifact::records::CalibrationRecord;
@@ -75,6 +76,8 @@ pub(super) async fn quantize_site<B: Backend>(
     if is_last {
         return Ok(());
     }
+    // Before the new weights come.
+    drop(shared.row_memory.take());
     let replaced: Vec<_> = tensors
         .iter()
         .map(|(linear, tensor)| (*linear, Replacement::Scaled(tensor, &folded.scales)))

@@ -10,8 +10,8 @@
 //! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
 //!
 //! Everything else, the process itself among it, is one small constant. What was freed is not always in one piece again:
-//! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden states and finished matrices are
-//! in scratch. Not here: what a model needs to run (`plan`). Floor 8.
+//! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden
+//! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
 use super::follows_original;
 use crate::backend::cpu::split_bytes;
@@ -44,8 +44,8 @@ const LARGEST_KEPT: Option<u64> = if cfg!(target_arch = "wasm32") { None } else 
 /// Bytes that GPTQ holds for each weight that is on its way: its value twice, in the stored order and in that of the
 /// factor, errors of both roundings, what they do to other columns, and two codes.
 const GPTQ_WEIGHT_BYTES: u64 = 7 * F32 + 2;
-/// The same for AWQ: its value, its rounded value, the error, the product with the moments, and a code.
-const AWQ_WEIGHT_BYTES: u64 = 4 * F32 + 1;
+/// The same for AWQ: its value, its rounded value, the error, and a code.
+const AWQ_WEIGHT_BYTES: u64 = 3 * F32 + 1;
 
 /// Bytes of a calibrated run. All but the last two are of the moment at which most is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -112,9 +112,8 @@ pub fn plan_memory(
         let block = job.block_bytes(site)?;
         moments.push(moment(block, job.sums_bytes(site, samples), chunk));
         let statistics = job.statistics_bytes(site);
-        let (trying, replacing) = job.awq_bytes(site)?;
-        moments.push(moment(block + trying, statistics, job.rows_bytes(site)?));
-        if let Some(grown) = replacing {
+        moments.push(moment(block, statistics, job.rows_bytes(site)?));
+        if let Some(grown) = job.awq_growth(site)? {
             moments.push(moment(block + grown, statistics, job.packed_bytes(site)? + 2 * chunk));
         }
     }
@@ -193,24 +192,20 @@ impl Job<'_> {
         Ok(bytes)
     }
 
-    /// Bytes by which the layers of `site` grow while AWQ looks for their scales, and when it puts others in their place:
-    /// the old ones are gone by then. Only where attention or the MLP is run, candidates are.
-    fn awq_bytes(&self, site: Site) -> Result<(u64, Option<u64>)> {
-        if !self.has(site, Method::Awq) {
-            return Ok((0, None));
+    /// Bytes by which the layers of `site` grow when AWQ puts others in their place; the old ones are gone by then. Candidates are
+    /// packed, in groups of 32 and more no larger than what they are tried instead of.
+    fn awq_growth(&self, site: Site) -> Result<Option<u64>> {
+        // After the last layer nothing is run.
+        let is_last = site == Site::Down && self.config.num_hidden_layers == 1;
+        if is_last || !self.has(site, Method::Awq) {
+            return Ok(None);
         }
         let (mut stored, mut replaced) = (0, 0);
         for &linear in site.linears() {
             stored += self.stored_bytes(linear)?;
             replaced += self.replaced_bytes(linear)?;
         }
-        let grown = replaced.saturating_sub(stored);
-        Ok(match site {
-            Site::Attention | Site::Mlp => (grown, Some(grown)),
-            // After the last layer nothing is run.
-            Site::Down if self.config.num_hidden_layers == 1 => (0, None),
-            Site::Output | Site::Down => (0, Some(grown)),
-        })
+        Ok(Some(replaced.saturating_sub(stored)))
     }
 
     /// Bytes of the largest matrix of statistics.

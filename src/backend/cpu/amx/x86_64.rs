@@ -27,7 +27,8 @@ impl Amx {
     }
 
     /// Makes a left panel of up to 32 rows, `[rows, steps]`, with the parts that `terms` are of. Rows that are not there are 0.
-    /// Returns whether one of the numbers has more parts than two: those with at most 16 significant bits have not.
+    /// Returns whether one of the numbers has a low part: those with at most 16 significant bits have not. Of two parts it is never
+    /// asked, and `false`.
     pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step], terms: Terms) -> bool {
         let count = rows.len().checked_div(panel.len()).unwrap_or(0);
         assert!(
@@ -196,7 +197,7 @@ impl Tiles {
         }
     }
 
-    /// Three products of parts. There is at least one step.
+    /// Three products of parts; the low ones, which may hold anything, are not read. There is at least one step.
     fn multiply_coarsely(&self, left: &[Step], right: &[Step], products: &mut Block) {
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
         // SAFETY: registers and places are as in `multiply_exactly`.
