@@ -42,12 +42,7 @@ impl Carrier {
         count: usize,
         width: usize,
     ) -> Result<&'r [f32]> {
-        if let Some(rows) = backend.in_memory(rows, count * width) {
-            return Ok(rows);
-        }
-        self.rows.resize(count * width, 0.0);
-        backend.read(rows, 0, &mut self.rows).await?;
-        Ok(&self.rows)
+        on_host(backend, rows, count * width, &mut self.rows).await
     }
 
     /// Keeps `count` rows of `width` elements, and returns them.
@@ -118,14 +113,7 @@ impl Carrier {
         }
         let len = hidden.count * width;
         let Self { rows, delta } = self;
-        let delta = match backend.in_memory(&hidden.delta, len) {
-            Some(delta) => delta,
-            None => {
-                delta.resize(len, 0.0);
-                backend.read(&hidden.delta, 0, delta).await?;
-                delta
-            }
-        };
+        let delta = on_host(backend, &hidden.delta, len, delta).await?;
         rows.resize(len, 0.0);
         backend.read(&hidden.residual, 0, rows).await?;
         for (value, change) in rows.iter_mut().zip(delta) {
@@ -148,4 +136,19 @@ impl Carrier {
         hidden.count = count;
         Ok(())
     }
+}
+
+/// The first `len` elements of a buffer where they are, or else in `room`.
+async fn on_host<'r, B: Backend>(
+    backend: &mut B,
+    buffer: &'r B::Buffer,
+    len: usize,
+    room: &'r mut Vec<f32>,
+) -> Result<&'r [f32]> {
+    if let Some(values) = backend.in_memory(buffer, len) {
+        return Ok(values);
+    }
+    room.resize(len, 0.0);
+    backend.read(buffer, 0, room).await?;
+    Ok(room)
 }

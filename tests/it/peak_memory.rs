@@ -34,7 +34,8 @@ fn two_gigabytes_are_quantized_in_a_few_tensors_of_memory() {
     assert!(peak <= LIMIT, "{peak} bytes resident, above the limit of {LIMIT}");
 }
 
-/// How far the plan of a run may be from what the run took. Measured on one block: it takes 2.3 % to 3.1 % less.
+/// How far the plan of a run may be from what the run took. Measured on one block: by GPTQ it takes 2.7 % less, 4.7 % less
+/// without the original beside it, by AWQ 6.7 % less.
 const PLAN_ERROR: f64 = 0.10;
 
 #[test]

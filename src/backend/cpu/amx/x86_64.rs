@@ -105,15 +105,8 @@ impl Tiles {
         assert_eq!(left.len(), right.len(), "a product sums over as many columns on both sides");
         if left.is_empty() {
             *products = Block::ZERO;
-        } else if terms == Terms::Three {
-            self.multiply_coarsely(left, right, products);
-        } else {
-            self.multiply_exactly(left, right, terms == Terms::Six, products);
+            return;
         }
-    }
-
-    /// Six products of parts, or five. There is at least one step.
-    fn multiply_exactly(&self, left: &[Step], right: &[Step], has_low: bool, products: &mut Block) {
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
         // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are in tmm4 (upper)
         // and tmm5 (lower), of the right side in tmm6 and tmm7. Of two products that follow each other one side stays, and the largest
@@ -131,7 +124,7 @@ impl Tiles {
                 "tileloadd tmm4, [{left} + {row}*1]",
                 "tileloadd tmm5, [{left} + {row}*1 + 3072]",
                 // high low
-                "test {has_low}, {has_low}",
+                "test {six}, {six}",
                 "jz 3f",
                 "tileloadd tmm6, [{right} + {row}*1 + 2048]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -147,13 +140,16 @@ impl Tiles {
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                // middle middle
                 "tileloadd tmm4, [{left} + {row}*1 + 1024]",
+                "tileloadd tmm5, [{left} + {row}*1 + 4096]",
+                // middle middle
+                "test {five}, {five}",
+                "jz 4f",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{left} + {row}*1 + 4096]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                "4:",
                 // middle high
                 "tileloadd tmm6, [{right} + {row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -162,12 +158,15 @@ impl Tiles {
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 // low high
+                "test {five}, {five}",
+                "jz 5f",
                 "tileloadd tmm4, [{left} + {row}*1 + 2048]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{left} + {row}*1 + 5120]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                "5:",
                 // high high
                 "tileloadd tmm4, [{left} + {row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -189,62 +188,8 @@ impl Tiles {
                 upper = in(reg) products,
                 lower = in(reg) lower,
                 row = in(reg) size_of::<[u32; TILE]>(),
-                has_low = in(reg) usize::from(has_low),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack)
-            );
-        }
-    }
-
-    /// Three products of parts; the low ones, which may hold anything, are not read. There is at least one step.
-    fn multiply_coarsely(&self, left: &[Step], right: &[Step], products: &mut Block) {
-        let lower = (&raw mut products.0[TILE]).cast::<f32>();
-        // SAFETY: registers and places are as in `multiply_exactly`.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "2:",
-                // high middle
-                "tileloadd tmm4, [{left} + {row}*1]",
-                "tileloadd tmm6, [{right} + {row}*1 + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{right} + {row}*1 + 4096]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                // high high
-                "tileloadd tmm6, [{right} + {row}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{right} + {row}*1 + 3072]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                // middle high
-                "tileloadd tmm4, [{left} + {row}*1 + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{left} + {row}*1 + 4096]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 6144",
-                "add {right}, 6144",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{upper} + {row}*2], tmm0",
-                "tilestored [{upper} + {row}*2 + 64], tmm1",
-                "tilestored [{lower} + {row}*2], tmm2",
-                "tilestored [{lower} + {row}*2 + 64], tmm3",
-                left = inout(reg) left.as_ptr() => _,
-                right = inout(reg) right.as_ptr() => _,
-                steps = inout(reg) left.len() => _,
-                upper = in(reg) products,
-                lower = in(reg) lower,
-                row = in(reg) size_of::<[u32; TILE]>(),
+                six = in(reg) usize::from(terms == Terms::Six),
+                five = in(reg) usize::from(terms != Terms::Three),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
