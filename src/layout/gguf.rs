@@ -57,6 +57,8 @@ pub struct GgufCheckpoint {
     pub store: TensorStore,
     /// Which of them are blocks.
     pub config: Config,
+    /// What a user should know about how the file was understood.
+    pub warnings: Vec<String>,
 }
 
 /// Which tensors of a file are blocks, and of which type.
@@ -134,7 +136,7 @@ impl GgufCheckpoint {
         }
         let file = source.name().rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
         let store = TensorStore::from_parts(source.name(), &file, source.clone(), tensors)?;
-        Ok(Self { config_json, files, tokenizer_problem, store, config: Config { blocks } })
+        Ok(Self { config_json, files, tokenizer_problem, store, config: Config { blocks }, warnings: Vec::new() })
     }
 }
 

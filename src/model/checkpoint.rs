@@ -26,6 +26,7 @@ pub struct Checkpoint {
     store: TensorStore,
     layout: Layout,
     tokenizer_problem: Option<Error>,
+    warnings: Vec<String>,
 }
 
 impl Checkpoint {
@@ -60,7 +61,8 @@ impl Checkpoint {
         let store = TensorStore::open(dir.as_ref()).await?;
         let (file, quantization) = find_quantization_config(dir.as_ref(), &config_json, &store).await?;
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
-        Self { dir, config_json, config, store, layout, tokenizer_problem: None }.checked()
+        let warnings = layout.warnings().to_vec();
+        Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings }.checked()
     }
 
     /// Opens a GGUF file as if it were a folder: [`dir`](Self::dir) then holds the files that the metadata becomes.
@@ -69,7 +71,7 @@ impl Checkpoint {
     /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for what the decoder does not do.
     pub async fn open_gguf(source: Rc<dyn ByteSource>) -> Result<Self> {
         let place = source.name().to_owned();
-        let GgufCheckpoint { config_json, files, tokenizer_problem, store, config } =
+        let GgufCheckpoint { config_json, files, tokenizer_problem, store, config, warnings } =
             GgufCheckpoint::open(source).await?;
         let config_of_model = ModelConfig::from_json(&config_json).context_with(|| &place)?;
         Self {
@@ -79,6 +81,7 @@ impl Checkpoint {
             store,
             layout: Layout::Gguf(config),
             tokenizer_problem,
+            warnings,
         }
         .checked()
         .context_with(|| place)
@@ -171,7 +174,7 @@ impl Checkpoint {
 
     /// What a user should know about how the checkpoint was understood.
     pub fn warnings(&self) -> &[String] {
-        self.layout.warnings()
+        &self.warnings
     }
 
     /// Whether any linear module of a block is quantized.
