@@ -2,6 +2,7 @@
 //!
 //! Not here: what the tensors mean (`layout`, `model`). Floor 1.
 
+pub mod foreign;
 pub mod gguf;
 pub mod json;
 #[cfg(not(target_os = "unknown"))]
@@ -51,6 +52,21 @@ pub fn check_plain_name(file: &str) -> Result<()> {
     Ok(())
 }
 
+/// Accepts the name of a file inside a folder or its subfolders, divided by `/`, and nothing that leads out of it.
+///
+/// # Errors
+/// `invalid_argument`, as [`check_plain_name`] for each part.
+pub fn check_inner_name(file: &str) -> Result<()> {
+    file.split('/').try_for_each(|part| {
+        check_plain_name(part).map_err(|_| {
+            Error::invalid_argument(format!(
+                "expected the name of a file inside the folder but found {}",
+                quoted(file)
+            ))
+        })
+    })
+}
+
 /// `len` zero bytes, or `out_of_memory` where this machine cannot hold them.
 ///
 /// The caller has checked `len` against the file that it comes from.
@@ -75,6 +91,17 @@ mod tests {
         for name in ["", ".", "..", "a/b", "/etc/passwd", "..\\x", "C:x", "x\0", "a\nb", "\\\\server\\share"]
         {
             let error = check_plain_name(name).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_files_in_subfolders_do_not_lead_out() {
+        for name in ["model.safetensors", "weights/a.safetensors", "a/b/c"] {
+            check_inner_name(name).unwrap();
+        }
+        for name in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", "a\\b", "a/C:x", "a/b\0"] {
+            let error = check_inner_name(name).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument, "{name:?}");
         }
     }

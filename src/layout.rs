@@ -3,6 +3,7 @@
 //! `weight`, `weight_packed`, `weight_scale` and their kind are named here and nowhere else. A [`Layout`] is opened with a
 //! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`). Floor 3.
 
+mod auto_round;
 pub mod awq;
 pub mod bitnet_hf;
 pub mod compressed_tensors;
@@ -10,6 +11,7 @@ mod dense;
 mod fit;
 pub mod gguf;
 pub mod gptq;
+mod keys;
 mod stored;
 
 pub use fit::Fit;
@@ -120,22 +122,33 @@ impl Layout {
             ));
         };
         let in_config = || "quantization_config";
+        let method = method.to_ascii_lowercase();
+        if auto_round::is_method(&method) {
+            let (method, config) = auto_round::translate(config).context_with(in_config)?;
+            return Self::open_method(method, &config, store, options).await.context_with(in_config);
+        }
+        Self::open_method(&method, config, store, options).await.context_with(in_config)
+    }
+
+    async fn open_method(
+        method: &str,
+        config: &Value,
+        store: &TensorStore,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         match method {
             "compressed-tensors" => {
-                let mut config = compressed_tensors::Config::parse(config).context_with(in_config)?;
+                let mut config = compressed_tensors::Config::parse(config)?;
                 config.read_shapes(store).await?;
                 Ok(Self::CompressedTensors(config))
             }
-            "bitnet" => bitnet_hf::Config::parse(config).map(Self::BitnetHf).context_with(in_config),
-            "gptq" => {
-                gptq::Config::parse(config, options.gptq_zeros).map(Self::Gptq).context_with(in_config)
-            }
-            "awq" => awq::Config::parse(config).map(Self::Awq).context_with(in_config),
+            "bitnet" => bitnet_hf::Config::parse(config).map(Self::BitnetHf),
+            "gptq" => gptq::Config::parse(config, options.gptq_zeros).map(Self::Gptq),
+            "awq" => awq::Config::parse(config).map(Self::Awq),
             other => Err(Error::unsupported_format(format!(
-                "expected weights that are dense, compressed-tensors, gptq, awq or bitnet but found the method {}",
+                "expected weights that are dense, compressed-tensors, gptq, awq, auto-round or bitnet but found the method {}",
                 quoted(other)
-            )))
-            .context_with(in_config),
+            ))),
         }
     }
 
@@ -159,6 +172,23 @@ impl Layout {
             Self::Awq(_) => TargetLayout::Awq.name(),
             Self::Gguf(_) => "gguf",
         }
+    }
+
+    /// Whether the model rounds floating-point weights in every pass: they are what it was trained as, and packed ones what
+    /// it computes with.
+    pub fn has_masters(&self) -> bool {
+        matches!(self, Self::BitnetHf(config) if config.is_online())
+    }
+
+    /// How the floating-point weight of `module` is stored that its codes are made of.
+    ///
+    /// # Errors
+    /// As [`Layout::module`].
+    pub fn master(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
+        if self.has_masters() {
+            return dense::module(store, module).context_with(|| format!("module {}", quoted(module)));
+        }
+        self.module(store, module)
     }
 
     /// Whether any weight is packed.

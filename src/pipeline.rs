@@ -12,6 +12,7 @@ pub mod convert;
 mod copy;
 pub mod dequantize;
 mod encode;
+mod float_type;
 pub mod gguf;
 mod kept;
 pub mod quantize;

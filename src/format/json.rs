@@ -8,7 +8,7 @@
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
-use serde_json::{Error, Value, map};
+use serde_json::{Error, Number, Value, map};
 use std::slice;
 
 /// Reads JSON text.
@@ -16,7 +16,50 @@ use std::slice;
 /// # Errors
 /// As [`read`], and for what is no JSON, with the line and column.
 pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
-    read(&serde_json::from_slice(text)?)
+    read(&value(text)?)
+}
+
+/// The value of JSON text, as Python's `json` writes it: it writes `NaN`, `Infinity` and `-Infinity`, which JSON does not
+/// have. They become the texts of these names, so that whoever wants a number there refuses them by name.
+///
+/// # Errors
+/// For what is no JSON, with the line and column.
+pub fn value(text: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(text).or_else(|error| match without_python_numbers(text) {
+        Some(text) => serde_json::from_slice(&text),
+        None => Err(error),
+    })
+}
+
+/// The text with quotes around Python's numbers that are none of JSON's; `None` without any.
+fn without_python_numbers(text: &[u8]) -> Option<Vec<u8>> {
+    let mut changed = Vec::with_capacity(text.len() + 16);
+    let mut rest = text;
+    let (mut in_string, mut found) = (false, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let number = [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|name| rest.starts_with(name));
+        if let Some(name) = number.filter(|_| !in_string) {
+            changed.push(b'"');
+            changed.extend_from_slice(name);
+            changed.push(b'"');
+            rest = &rest[name.len()..];
+            found = true;
+            continue;
+        }
+        changed.push(byte);
+        rest = after;
+        match byte {
+            b'"' => in_string = !in_string,
+            // What is escaped ends no string.
+            b'\\' if in_string => {
+                let escaped = after.first().copied();
+                changed.extend(escaped);
+                rest = after.get(1..).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    found.then_some(changed)
 }
 
 /// Reads a value.
@@ -50,14 +93,22 @@ impl Reader<'_> {
 
 /// A method for each kind of number.
 macro_rules! numbers {
-    ($($method:ident)*) => {
+    ($convert:expr; $($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             match self.0 {
-                Value::Number(number) => number.deserialize_any(visitor),
+                Value::Number(number) => $convert(number).deserialize_any(visitor),
                 _ => Err(self.refuse(&visitor)),
             }
         })*
     };
+}
+
+/// A whole number as such, where a tool has written `4.0`.
+fn whole(number: &Number) -> Number {
+    match number.as_f64().filter(|_| number.is_f64()) {
+        Some(float) if float == libm::trunc(float) && float.abs() < 9.0e15 => Number::from(float as i64),
+        _ => number.clone(),
+    }
 }
 
 impl<'de> Deserializer<'de> for Reader<'de> {
@@ -75,10 +126,12 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 
     numbers! {
+        whole;
         deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
-        deserialize_f32 deserialize_f64
     }
+
+    numbers! { Number::clone; deserialize_f32 deserialize_f64 }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0 {
@@ -275,6 +328,33 @@ mod tests {
             let found = parse::<Outer>(value.to_string().as_bytes());
             assert_eq!(found.ok(), serde_json::from_str(&value.to_string()).ok(), "{value}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_floating_point() {
+        let inner = |count: Value| read::<Inner>(&json!({"count": count})).map(|inner| inner.count).ok();
+        assert_eq!(inner(json!(4.0)), Some(4));
+        for refused in [json!(4.5), json!(-4.0), json!(1e300), json!("4.0")] {
+            assert_eq!(inner(refused.clone()), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn python_s_numbers_that_json_does_not_have_are_read_as_texts() {
+        for (text, expected) in [
+            (r#"{"a": NaN}"#, json!({"a": "NaN"})),
+            (
+                r#"[-Infinity, Infinity, NaN, "NaN", "\\", "\"NaN"]"#,
+                json!(["-Infinity", "Infinity", "NaN", "NaN", "\\", "\"NaN"]),
+            ),
+            (r#"{"NaN": [1, -2.5e3]}"#, json!({"NaN": [1, -2500.0]})),
+        ] {
+            assert_eq!(value(text.as_bytes()).unwrap(), expected, "{text}");
+        }
+        for broken in ["", "{", "NaNa", "[Infinity", "\"NaN", "{\"a\": NaN \"b\"}", "\"\\"] {
+            assert!(value(broken.as_bytes()).is_err(), "{broken}");
+        }
+        assert!(parse::<Inner>(b"{\"factor\": NaN}").unwrap_err().to_string().contains("NaN"));
     }
 
     #[test]

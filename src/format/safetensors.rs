@@ -13,9 +13,9 @@
 //! Not here: several files as one checkpoint (`shard_index`), and what tensors mean (`layout`). Floor 1.
 
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::source::ByteSource;
-use crate::format::{clipped, quoted, zeroed};
+use crate::format::{clipped, foreign, quoted, zeroed};
 use crate::order;
 use crate::shape::Shape;
 use serde::Deserialize;
@@ -80,6 +80,15 @@ pub struct Header {
 /// As [`Header::parse`], and `invalid_checkpoint` for a file that is too short for its header. Every message names
 /// the file.
 pub async fn read_header(source: &dyn ByteSource) -> Result<Header> {
+    match read_and_check(source).await {
+        Err(error) if error.code() == ErrorCode::InvalidCheckpoint => {
+            Err(foreign::explain(source, error).await)
+        }
+        read => read,
+    }
+}
+
+async fn read_and_check(source: &dyn ByteSource) -> Result<Header> {
     let named = |error: Error| error.context(source.name());
     let file_len = source.len();
     if file_len < 8 {
@@ -318,7 +327,6 @@ impl<'de> Deserialize<'de> for UniqueMap {
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
     use crate::format::source::{FileSource, MemorySource};
     use crate::task::block_on;
     use proptest::prelude::*;

@@ -2,9 +2,10 @@
 //!
 //! Where a folder holds something ambiguous, it is read as `transformers` reads it:
 //! - `model.safetensors` comes before `model.safetensors.index.json`; the other one is not looked at.
-//! - The index decides which tensors there are: a tensor of a shard that the index does not list is ignored.
-//!   (`transformers` 4 ignores it too; version 5 takes whatever the shards hold.)
-//! - A name that two shards hold is an error even then: readers disagree about which one counts.
+//! - The index says which files are the shards, and nothing else: a tensor is where a shard holds it, listed or not.
+//!   (So does `transformers` 5; version 4 ignores what the index does not list.)
+//! - A name that two shards hold is read where both hold the same, and is an error where they do not: readers disagree
+//!   about which one counts.
 //!
 //! Not here: what tensors mean (`layout`, `model`). Floor 1.
 
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::row_order::RowOrder;
 use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
 use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
-use crate::format::{check_plain_name, clipped, quoted, zeroed};
+use crate::format::{check_inner_name, clipped, foreign, quoted, zeroed};
 use crate::order;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -85,13 +86,12 @@ impl TensorStore {
     ///
     /// # Errors
     /// `not_found` when the folder has neither file; `invalid_checkpoint` for a broken index, a shard that is not
-    /// there, a tensor that its shard lacks and one that two shards hold; and as [`read_header`].
+    /// there, and a tensor of which two shards hold different values; and as [`read_header`].
     pub async fn open(dir: &dyn SourceDir) -> Result<Self> {
         let within = |error: Error| error.context(dir.name());
         if let Some(source) = dir.open(SINGLE_FILE).await? {
             let header = read_header(&*source).await?;
-            return Self::assemble(dir.name(), vec![(SINGLE_FILE.into(), source, header)], None)
-                .map_err(within);
+            return Self::assemble(dir.name(), vec![(SINGLE_FILE.into(), source, header)]).map_err(within);
         }
         let Some(index) = dir.open(INDEX_FILE).await? else {
             return Err(within(Error::new(
@@ -99,13 +99,8 @@ impl TensorStore {
                 format!("expected {SINGLE_FILE} or {INDEX_FILE} but found neither"),
             )));
         };
-        let weight_map = parse_index(&read_whole(&*index, MAX_INDEX_BYTES).await?)
-            .map_err(|error| error.context(index.name()))?;
-        let mut names: Vec<_> = weight_map.values().cloned().collect();
-        order::sort(&mut names);
-        names.dedup();
         let mut shards = Vec::new();
-        for name in names {
+        for name in listed_shards(&*index).await? {
             let Some(source) = dir.open(&name).await? else {
                 return Err(within(Error::invalid_checkpoint(format!(
                     "the shard {} is missing, which {INDEX_FILE} lists",
@@ -115,7 +110,8 @@ impl TensorStore {
             let header = read_header(&*source).await?;
             shards.push((name, source, header));
         }
-        Self::assemble(dir.name(), shards, Some(&weight_map)).map_err(within)
+        drop_copies(&mut shards).await.map_err(within)?;
+        Self::assemble(dir.name(), shards).map_err(within)
     }
 
     /// The tensors of one file of a folder.
@@ -127,7 +123,7 @@ impl TensorStore {
             return Err(Error::new(ErrorCode::NotFound, format!("expected {file} but found none")));
         };
         let header = read_header(&*source).await?;
-        Self::assemble(dir.name(), vec![(file.into(), source, header)], None)
+        Self::assemble(dir.name(), vec![(file.into(), source, header)])
     }
 
     /// A checkpoint in memory, for tests and for tensors that were just made.
@@ -160,7 +156,7 @@ impl TensorStore {
             }
         }
         let source = Rc::new(MemorySource::new(name, data));
-        Self::assemble(name, vec![(name.into(), source, header)], None)
+        Self::assemble(name, vec![(name.into(), source, header)])
     }
 
     /// The tensors of one file, whatever its container, under the names that the model's modules have.
@@ -198,7 +194,7 @@ impl TensorStore {
                     .context(format!("tensor {}", quoted(&name))));
             }
         }
-        let mut store = Self::assemble(name, vec![(file.to_owned(), source, Header::default())], None)?;
+        let mut store = Self::assemble(name, vec![(file.to_owned(), source, Header::default())])?;
         for located in located.values() {
             let range = &located.entry.range;
             store.total_bytes = store.total_bytes.saturating_add(range.end - range.start);
@@ -207,12 +203,8 @@ impl TensorStore {
         Ok(store)
     }
 
-    /// Joins the shards, which are sorted by name; `weight_map` (tensor to file) selects and checks.
-    fn assemble(
-        name: &str,
-        shards: Vec<(String, Rc<dyn ByteSource>, Header)>,
-        weight_map: Option<&BTreeMap<String, String>>,
-    ) -> Result<Self> {
+    /// Joins the shards, which are sorted by name.
+    fn assemble(name: &str, shards: Vec<Shard>) -> Result<Self> {
         let mut store = Self {
             name: name.to_owned(),
             sources: Vec::new(),
@@ -224,14 +216,8 @@ impl TensorStore {
         };
         for (file, (shard, source, header)) in shards.into_iter().enumerate() {
             for (tensor, entry) in header.tensors {
-                if let Some(first) = store.tensors.get(&tensor) {
-                    return Err(Error::invalid_checkpoint(format!(
-                        "the tensor {} is in both {} and {}",
-                        quoted(&tensor),
-                        quoted(&store.files[first.file].name),
-                        quoted(&shard)
-                    )));
-                }
+                // Data ranges are disjoint parts of files, whose lengths are u64: only their sum over shards could overflow.
+                store.total_bytes = store.total_bytes.saturating_add(entry.range.end - entry.range.start);
                 store.tensors.insert(tensor, Located { file, entry, rows: RowOrder::Plain });
             }
             // Shards of one checkpoint agree about their metadata; where they do not, the first one counts.
@@ -241,31 +227,53 @@ impl TensorStore {
             store.files.push(StoreFile { name: shard, bytes: source.len() });
             store.sources.push(source);
         }
-        if let Some(weight_map) = weight_map {
-            for (tensor, shard) in weight_map {
-                let found = store.tensors.get(tensor).map(|located| &store.files[located.file].name);
-                if found != Some(shard) {
-                    let instead = found.map_or_else(
-                        || "no shard holds it".to_owned(),
-                        |other| format!("it is in {}", quoted(other)),
-                    );
-                    return Err(Error::invalid_checkpoint(format!(
-                        "{INDEX_FILE} puts the tensor {} into {} but {instead}",
-                        quoted(tensor),
-                        quoted(shard)
-                    )));
-                }
-            }
-            let listed = |(tensor, _): &(String, Located)| weight_map.contains_key(tensor);
-            store.tensors = order::map(std::mem::take(&mut store.tensors).into_iter().filter(listed));
-        }
-        // Data ranges are disjoint parts of files, whose lengths are u64: only shards could overflow, and only in sum.
-        for located in store.tensors.values() {
-            let range = &located.entry.range;
-            store.total_bytes = store.total_bytes.saturating_add(range.end - range.start);
-        }
         store.aliases = find_aliases(&store.metadata, &store.tensors);
         Ok(store)
+    }
+
+    /// The same tensors, each under the name that `rename` makes of its own.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when two get the same name.
+    pub fn renamed(mut self, rename: impl Fn(&str) -> String) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (old, located) in std::mem::take(&mut self.tensors) {
+            let new = rename(&old);
+            if tensors.contains_key(&new) {
+                return Err(Error::invalid_checkpoint(format!(
+                    "the tensor {} is there twice, once as {}",
+                    quoted(&new),
+                    quoted(&old)
+                ))
+                .context(&self.name));
+            }
+            tensors.insert(new, located);
+        }
+        self.tensors = tensors;
+        self.aliases = order::map(self.aliases.iter().map(|(name, target)| (rename(name), rename(target))));
+        Ok(self)
+    }
+
+    /// Whether the tensors `a` and `b` are stored as the same bytes, of the same type and shape.
+    ///
+    /// # Errors
+    /// As [`read_range`](Self::read_range).
+    pub async fn same_bytes(&self, a: &str, b: &str) -> Result<bool> {
+        if self.require(a)? != self.require(b)? {
+            return Ok(false);
+        }
+        let len = self.require(a)?.byte_len().unwrap_or(0);
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for range in chunks(len) {
+            first.resize((range.end - range.start) as usize, 0);
+            second.resize(first.len(), 0);
+            self.read_range(a, range.clone(), &mut first).await?;
+            self.read_range(b, range, &mut second).await?;
+            if first != second {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// How messages call the checkpoint: its folder.
@@ -382,22 +390,90 @@ impl fmt::Debug for TensorStore {
     }
 }
 
-/// Tensor name to file name, every file name a plain one.
-fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>> {
-    let index: Index = serde_json::from_slice(json).map_err(|error| {
-        Error::invalid_checkpoint(format!("the index is broken: {}", clipped(&error.to_string(), 400)))
-    })?;
-    let UniqueMap(weight_map) = index.weight_map;
-    for (tensor, file) in &weight_map {
-        if check_plain_name(file).is_err() {
-            return Err(Error::invalid_checkpoint(format!(
-                "the index puts the tensor {} into {}, which is not a plain file name",
-                quoted(tensor),
-                quoted(file)
-            )));
+/// A file of a checkpoint: its name inside the folder, its bytes, and what they hold.
+type Shard = (String, Rc<dyn ByteSource>, Header);
+
+/// The files that an index names, sorted.
+async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
+    let json = read_whole(index, MAX_INDEX_BYTES).await?;
+    let named = |error: Error| error.context(index.name());
+    let read = || {
+        foreign::refuse(&json)?;
+        let Index { weight_map: UniqueMap(weight_map) } = serde_json::from_slice(&json).map_err(|error| {
+            Error::invalid_checkpoint(format!("the index is broken: {}", clipped(&error.to_string(), 400)))
+        })?;
+        for (tensor, file) in &weight_map {
+            if check_inner_name(file).is_err() {
+                return Err(Error::invalid_checkpoint(format!(
+                    "the index puts the tensor {} into {}, which is not the name of a file inside the folder",
+                    quoted(tensor),
+                    quoted(file)
+                )));
+            }
+        }
+        let mut names: Vec<_> = weight_map.into_values().collect();
+        order::sort(&mut names);
+        names.dedup();
+        Ok(names)
+    };
+    read().map_err(named)
+}
+
+/// Takes out of later shards what an earlier one holds as well.
+///
+/// # Errors
+/// `invalid_checkpoint` naming a tensor of which two shards hold different values.
+async fn drop_copies(shards: &mut [Shard]) -> Result<()> {
+    for later in 1..shards.len() {
+        let (before, rest) = shards.split_at_mut(later);
+        let (file, source, header) = &mut rest[0];
+        let mut copies = Vec::new();
+        for (name, entry) in &header.tensors {
+            let first = before.iter().find_map(|shard| Some((shard, shard.2.tensors.get(name)?)));
+            let Some(((first_file, first_source, _), first)) = first else { continue };
+            let same = first.info == entry.info
+                && same_ranges((first_source.as_ref(), first.range.start), (source.as_ref(), &entry.range))
+                    .await?;
+            if !same {
+                return Err(Error::invalid_checkpoint(format!(
+                    "the tensor {} is in both {} and {}, with other values",
+                    quoted(name),
+                    quoted(first_file),
+                    quoted(file)
+                )));
+            }
+            copies.push(name.clone());
+        }
+        for name in copies {
+            header.tensors.remove(&name);
         }
     }
-    Ok(weight_map)
+    Ok(())
+}
+
+/// Whether two files hold the same bytes: one from an offset on, the other in a range.
+async fn same_ranges(a: (&dyn ByteSource, u64), b: (&dyn ByteSource, &Range<u64>)) -> Result<bool> {
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for range in chunks(b.1.end - b.1.start) {
+        first.resize((range.end - range.start) as usize, 0);
+        second.resize(first.len(), 0);
+        a.0.read_at(a.1 + range.start, &mut first).await?;
+        b.0.read_at(b.1.start + range.start, &mut second).await?;
+        if first != second {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Bytes that are compared at a time.
+const COMPARED_BYTES: u64 = 1 << 20;
+
+fn chunks(len: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..len.div_ceil(COMPARED_BYTES)).map(move |chunk| {
+        let start = chunk * COMPARED_BYTES;
+        start..len.min(start + COMPARED_BYTES)
+    })
 }
 
 fn find_aliases(
@@ -482,12 +558,41 @@ mod tests {
         assert_eq!(store.names().collect::<Vec<_>>(), ["only"]);
     }
 
+    /// Indexes are edited by hand, and left behind by tools that move or drop tensors.
     #[test]
-    fn a_tensor_that_the_index_does_not_list_is_ignored() {
-        let store = block_on(TensorStore::open(&sharded(&MAP[1..]))).unwrap();
-        assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(store.total_bytes(), 5);
-        assert!(store.get("shared").is_none());
+    fn a_tensor_is_where_a_shard_holds_it_whatever_the_index_says() {
+        let other = [("b", "1.safetensors"), ("a", "2.safetensors")];
+        let absent = [("a", "1.safetensors"), ("c", "2.safetensors")];
+        for map in [&MAP[1..], &other, &absent] {
+            let store = block_on(TensorStore::open(&sharded(map))).unwrap();
+            assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b", "shared"], "{map:?}");
+            assert_eq!(store.total_bytes(), 6);
+            assert_eq!(block_on(store.read("b")).unwrap(), [4, 5]);
+        }
+    }
+
+    #[test]
+    fn shards_may_be_in_subfolders_and_hold_copies() {
+        let dir = MemoryDir::new("checkpoint")
+            .with("parts/1.safetensors", file(&[("a", &[1, 2]), ("b", &[3])], &[]))
+            .with("parts/2.safetensors", file(&[("a", &[1, 2]), ("c", &[4])], &[]))
+            .with(INDEX_FILE, index(&[("a", "parts/2.safetensors"), ("b", "parts/1.safetensors")]));
+        let store = block_on(TensorStore::open(&dir)).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!((store.total_bytes(), store.file_of("a")), (4, Some("parts/1.safetensors")));
+        assert!(block_on(store.same_bytes("a", "a")).unwrap());
+        assert!(!block_on(store.same_bytes("b", "c")).unwrap());
+        assert!(!block_on(store.same_bytes("a", "c")).unwrap());
+    }
+
+    #[test]
+    fn tensors_can_be_given_other_names() {
+        let store = block_on(TensorStore::open(&sharded(&MAP))).unwrap();
+        let renamed = store.clone().renamed(|name| format!("model.{name}")).unwrap();
+        assert_eq!(renamed.names().collect::<Vec<_>>(), ["model.a", "model.b", "model.shared"]);
+        assert_eq!(renamed.resolve("model.alias"), Some("model.a"));
+        let error = store.renamed(|_| "same".to_owned()).unwrap_err();
+        assert!(error.to_string().contains("`same` is there twice"), "{error}");
     }
 
     #[test]
@@ -532,21 +637,11 @@ mod tests {
             (without_shard, ErrorCode::InvalidCheckpoint, "checkpoint: the shard `2.safetensors` is missing"),
             (twice, ErrorCode::InvalidCheckpoint, "`a` is in both `1.safetensors` and `2.safetensors`"),
             (
-                sharded(&[("b", "1.safetensors"), ("a", "2.safetensors")]),
-                ErrorCode::InvalidCheckpoint,
-                "the tensor `a` into `2.safetensors` but it is in `1.safetensors`",
-            ),
-            (
-                sharded(&[("c", "1.safetensors")]),
-                ErrorCode::InvalidCheckpoint,
-                "the tensor `c` into `1.safetensors` but no shard holds it",
-            ),
-            (
                 sharded(&[("a", "../1.safetensors")]),
                 ErrorCode::InvalidCheckpoint,
-                "the tensor `a` into `../1.safetensors`, which is not a plain file name",
+                "the tensor `a` into `../1.safetensors`, which is not the name of a file",
             ),
-            (sharded(&[("a", "")]), ErrorCode::InvalidCheckpoint, "not a plain file name"),
+            (sharded(&[("a", "")]), ErrorCode::InvalidCheckpoint, "not the name of a file"),
             (sharded(&[("a", "absent")]), ErrorCode::InvalidCheckpoint, "the shard `absent` is missing"),
             (
                 index_text("{"),

@@ -1,7 +1,8 @@
 //! The small files beside the weights: configurations, tokenizers, records. Floor 1.
 
 use super::source::{SourceDir, read_whole};
-use crate::error::{Error, Result};
+use super::{foreign, json};
+use crate::error::{Context, Error, Result};
 use serde_json::Value;
 
 /// No such file is larger than this.
@@ -10,21 +11,21 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Reads a file of the folder whole; `None` when it is not there.
 ///
 /// # Errors
-/// `invalid_checkpoint` above 64 MiB.
+/// `invalid_checkpoint` above 64 MiB, and for a web page or another thing that has the file's name.
 pub async fn read_file(dir: &dyn SourceDir, file: &str) -> Result<Option<Vec<u8>>> {
-    match dir.open(file).await? {
-        Some(source) => read_whole(source.as_ref(), MAX_BYTES).await.map(Some),
-        None => Ok(None),
-    }
+    let Some(source) = dir.open(file).await? else { return Ok(None) };
+    let bytes = read_whole(source.as_ref(), MAX_BYTES).await?;
+    foreign::refuse(&bytes).context_with(|| file)?;
+    Ok(Some(bytes))
 }
 
 /// Reads a JSON file of the folder; `None` when it is not there.
 ///
 /// # Errors
-/// `invalid_checkpoint` for what is no JSON.
+/// As [`read_file`], and `invalid_checkpoint` for what is no JSON.
 pub async fn read_json(dir: &dyn SourceDir, file: &str) -> Result<Option<Value>> {
     let Some(bytes) = read_file(dir, file).await? else { return Ok(None) };
-    let json = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::invalid_checkpoint(format!("{file}: expected JSON: {error}")))?;
-    Ok(Some(json))
+    json::value(&bytes)
+        .map(Some)
+        .map_err(|error| Error::invalid_checkpoint(format!("{file}: expected JSON: {error}")))
 }

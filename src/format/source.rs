@@ -4,7 +4,7 @@
 //! the bytes mean (`safetensors`), and files that are written and read again (`scratch`). Floor 1.
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::check_plain_name;
+use crate::format::check_inner_name;
 use crate::task::BoxFuture;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -36,10 +36,17 @@ pub trait SourceDir {
     /// How messages call it.
     fn name(&self) -> &str;
 
-    /// Opens a file of the folder by its name; `None` when there is none of that name.
+    /// Opens a file of the folder by its name; `None` when there is none of that name. In the names of files in subfolders
+    /// `/` divides, whatever the system.
     ///
     /// Names come from files that anyone may have written, so an implementation never leaves its folder.
     fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
+
+    /// The names of what is in the folder, sorted, where it can be listed. For messages: what a folder holds is found by
+    /// [`open`](Self::open).
+    fn list(&self) -> Option<Vec<String>> {
+        None
+    }
 }
 
 /// The whole of a source, for files that are small by nature (`config.json`, an index).
@@ -152,11 +159,15 @@ impl SourceDir for MemoryDir {
     }
 
     fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
-        let opened = check_plain_name(file).map_err(|error| error.context(&self.name)).map(|()| {
+        let opened = check_inner_name(file).map_err(|error| error.context(&self.name)).map(|()| {
             let bytes = self.files.get(file)?;
             Some(Rc::new(MemorySource::new(file, bytes.clone())) as Rc<dyn ByteSource>)
         });
         Box::pin(std::future::ready(opened))
+    }
+
+    fn list(&self) -> Option<Vec<String>> {
+        Some(self.names().map(str::to_owned).collect())
     }
 }
 
@@ -164,8 +175,9 @@ impl SourceDir for MemoryDir {
 mod native {
     use super::{ByteSource, SourceDir, ends_early};
     use crate::error::{Context, Error, ErrorCode, Result};
-    use crate::format::check_plain_name;
+    use crate::format::check_inner_name;
     use crate::format::links::followed;
+    use crate::order;
     use crate::task::BoxFuture;
     use std::fs::{self, File};
     use std::io;
@@ -289,7 +301,7 @@ mod native {
         }
 
         fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
-            let opened = check_plain_name(file).map_err(|error| error.context(&self.name)).and_then(|()| {
+            let opened = check_inner_name(file).map_err(|error| error.context(&self.name)).and_then(|()| {
                 match FileSource::open(self.path.join(file)) {
                     Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
                     Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
@@ -297,6 +309,14 @@ mod native {
                 }
             });
             Box::pin(std::future::ready(opened))
+        }
+
+        fn list(&self) -> Option<Vec<String>> {
+            let entries = fs::read_dir(followed(&self.path)).ok()?;
+            let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+            let mut names: Vec<_> = entries.filter_map(name).collect();
+            order::sort(&mut names);
+            Some(names)
         }
     }
 }

@@ -6,29 +6,51 @@
 //! - `linear_class: "bitlinear"`, the default, stores `1 / mean |W|`, and the layer *divides* by it;
 //! - `linear_class: "autobitlinear"` with `quantization_mode: "offline"` *multiplies* by it. This crate writes this one.
 //!
-//! `quantization_mode: "online"` keeps floating-point weights that are quantized in every pass: not read.
+//! `linear_class: "autobitlinear"` with `quantization_mode: "online"` keeps floating-point weights, the masters, which are
+//! made ternary in every pass. They are read as what the pass makes of them, and can be packed for good.
+//!
 //! Rows that 4 does not divide are padded by the packer but refused by the loader, so they are neither read nor written.
 //! Activations are always INT8 per token. Floor 3.
 
 use super::stored::{in_tensor, matrix, require_shape, scale_bytes, scales, zeroed_words};
-use super::{ModuleStorage, dense};
-use crate::dtype::DType;
+use super::{ModuleStorage, dense, is_embedding, keys};
+use crate::dtype::{DType, decode_f32};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::json;
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, packing};
+use crate::quant::{
+    Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, TernaryQuantizer, packing,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 const SCHEME: Scheme = Scheme::Ternary { granularity: Granularity::Tensor };
 
+/// Bytes of master weights that are read at a time.
+const CHUNK_BYTES: usize = 4 << 20;
+
+const KNOWN_KEYS: [&str; 5] =
+    ["linear_class", "quantization_mode", "use_rms_norm", "rms_norm_eps", "modules_to_not_convert"];
+
 /// What `quantization_config` says about a BitNet checkpoint.
 #[derive(Debug)]
 pub struct Config {
-    /// The layer divides by the stored scale.
-    divides: bool,
+    weights: Weights,
+    /// Beginnings and endings of the names of linear modules that stay in floating point.
+    kept: Vec<String>,
+}
+
+/// What is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    /// Codes, and a scale that the layer divides by.
+    Divided,
+    /// Codes, and a scale that the layer multiplies by.
+    Multiplied,
+    /// The masters.
+    Online,
 }
 
 #[derive(Deserialize)]
@@ -36,33 +58,64 @@ struct RawConfig {
     linear_class: Option<String>,
     quantization_mode: Option<String>,
     use_rms_norm: Option<bool>,
+    modules_to_not_convert: Option<Vec<String>>,
 }
 
 impl Config {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// `unsupported_format` for online quantization and for a norm inside the linear layers.
+    /// `unsupported_format` for a norm inside the linear layers, an unknown key, and masters of a head that are rounded.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(crate::format::clipped(&error.to_string(), 200)))?;
+        keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
         if raw.use_rms_norm == Some(true) {
             return Err(Error::unsupported_format("`use_rms_norm` inside linear layers is not supported"));
         }
         let mode = raw.quantization_mode.as_deref().unwrap_or("offline");
-        match (raw.linear_class.as_deref().unwrap_or("bitlinear"), mode) {
-            ("bitlinear", _) => Ok(Self { divides: true }),
-            ("autobitlinear", "offline") => Ok(Self { divides: false }),
-            (class, mode) => Err(Error::unsupported_format(format!(
-                "expected `bitlinear`, or `autobitlinear` with the mode `offline`, but found {} with {}",
-                quoted(class),
-                quoted(mode)
-            ))),
+        let weights = match (raw.linear_class.as_deref().unwrap_or("bitlinear"), mode) {
+            ("bitlinear", _) => Weights::Divided,
+            ("autobitlinear", "offline") => Weights::Multiplied,
+            ("autobitlinear", "online") => Weights::Online,
+            (class, mode) => {
+                return Err(Error::unsupported_format(format!(
+                    "expected `bitlinear`, or `autobitlinear` with the mode `offline` or `online`, but found {} with {}",
+                    quoted(class),
+                    quoted(mode)
+                )));
+            }
+        };
+        let kept = raw.modules_to_not_convert.unwrap_or_else(|| vec![HEAD.to_owned()]);
+        let config = Self { weights, kept };
+        if weights == Weights::Online && !config.keeps(HEAD) {
+            return Err(Error::unsupported_format(
+                "a head that is made ternary in every pass is not supported (`modules_to_not_convert` without it)",
+            ));
         }
+        Ok(config)
+    }
+
+    /// Whether the stored weights are the masters.
+    pub(super) fn is_online(&self) -> bool {
+        self.weights == Weights::Online
+    }
+
+    /// Whether a module stays in floating point. transformers takes a name at the beginning or at the end of the module's.
+    fn keeps(&self, module: &str) -> bool {
+        is_embedding(module)
+            || self.kept.iter().any(|name| module.starts_with(name) || module.ends_with(name))
     }
 
     /// The tensors decide: bytes with a scale are packed, floating point without one is a module that was not converted.
+    /// Masters are packed as far as anyone who runs them can see.
     pub(super) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
+        if self.is_online() {
+            let stored = dense::module(store, module)?;
+            let (rows, cols) = stored.shape();
+            let packed = ModuleStorage::Packed { scheme: SCHEME, activations: Activations::Int8, rows, cols };
+            return Ok(if self.keeps(module) { stored } else { packed });
+        }
         let (weight, scale) = names(module);
         let scale_info = store.get(&scale);
         if store.get(&weight).is_some_and(|info| info.dtype != DType::U8) || scale_info.is_none() {
@@ -86,9 +139,12 @@ impl Config {
         let ModuleStorage::Packed { rows, cols, .. } = self.module(store, module)? else {
             return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
         };
+        if self.is_online() {
+            return pack_masters(store, module).await;
+        }
         let (weight, scale) = names(module);
         let mut scales = scales(store, &scale).await?;
-        if self.divides {
+        if self.weights == Weights::Divided {
             let inverse = 1.0 / scales.get(0);
             if !inverse.is_finite() {
                 return Err(in_tensor(
@@ -112,6 +168,35 @@ impl Config {
         }
         PackedTensor::new(SCHEME, rows, cols, codes, scales, None).map_err(|error| in_tensor(&weight, error))
     }
+}
+
+/// The name of the head, which stays in floating point where nothing is said.
+const HEAD: &str = "lm_head";
+
+/// What a pass makes of master weights: their signs, or 0, times the mean of their magnitudes.
+async fn pack_masters(store: &TensorStore, module: &str) -> Result<PackedTensor> {
+    let ModuleStorage::Dense { tensor, dtype, rows, cols } = dense::module(store, module)? else {
+        return Err(Error::invalid_checkpoint("expected floating-point weights but found packed ones"));
+    };
+    let mut quantizer = TernaryQuantizer::new(Granularity::Tensor, rows, cols, ScaleType::F32, None)?;
+    let row_bytes = cols * dtype.size();
+    let rows_at_once = (CHUNK_BYTES / row_bytes).max(1);
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+    for observing in [true, false] {
+        for start in (0..rows).step_by(rows_at_once) {
+            let end = rows.min(start + rows_at_once);
+            bytes.resize((end - start) * row_bytes, 0);
+            values.resize((end - start) * cols, 0.0);
+            store
+                .read_range(&tensor, (start * row_bytes) as u64..(end * row_bytes) as u64, &mut bytes)
+                .await?;
+            decode_f32(dtype, &bytes, &mut values)?;
+            let taken =
+                if observing { quantizer.observe_rows(&values) } else { quantizer.push_rows(&values) };
+            taken.map_err(|error| in_tensor(&tensor, error))?;
+        }
+    }
+    quantizer.finish()
 }
 
 fn names(module: &str) -> (String, String) {
@@ -172,7 +257,7 @@ pub(super) fn quantization_config(ignore: &[String]) -> Value {
 mod tests {
     use super::*;
     use crate::layout::{Layout, OpenOptions, PackedFormat, TargetLayout};
-    use crate::quant::{ActivationGrid, TernaryQuantizer};
+    use crate::quant::ActivationGrid;
     use crate::task::block_on;
     use proptest::prelude::*;
     use std::collections::BTreeMap;

@@ -136,7 +136,14 @@ impl GgufCheckpoint {
         }
         let file = source.name().rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
         let store = TensorStore::from_parts(source.name(), &file, source.clone(), tensors)?;
-        Ok(Self { config_json, files, tokenizer_problem, store, config: Config { blocks }, warnings: Vec::new() })
+        Ok(Self {
+            config_json,
+            files,
+            tokenizer_problem,
+            store,
+            config: Config { blocks },
+            warnings: Vec::new(),
+        })
     }
 }
 

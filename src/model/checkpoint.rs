@@ -1,14 +1,17 @@
 //! An open checkpoint, a folder or a GGUF file: its configuration, its tensors, and the layout that spells its weights.
 //!
-//! Opening reads `config.json` and the headers of the weight files, never the weights. Floor 5.
+//! Opening reads `config.json` and the headers of the weight files, and of the weights only what may be there twice.
+//! Floor 5.
+
+mod folder_kind;
 
 use super::config::{ModelConfig, TokenIds};
 use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
-use crate::format::json;
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
 use crate::format::source::{ByteSource, SourceDir};
+use crate::format::{json, quoted};
 use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde_json::Value;
@@ -50,19 +53,24 @@ impl Checkpoint {
     }
 
     async fn open_folder(dir: Rc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
-        let config_json = read_json(dir.as_ref(), "config.json").await?.ok_or_else(|| {
-            Error::new(ErrorCode::NotFound, "expected a checkpoint folder but found no config.json in it")
-        })?;
+        let Some(config_json) = read_json(dir.as_ref(), "config.json").await? else {
+            return Err(folder_kind::without_config(dir.as_ref()).await);
+        };
         refuse_unfinished(dir.as_ref(), &config_json).await?;
         let mut config = ModelConfig::from_json(&config_json).context_with(|| "config.json")?;
-        if let Some(generation) = read_json(dir.as_ref(), "generation_config.json").await? {
+        folder_kind::refuse_adapter(dir.as_ref()).await?;
+        if let Some(generation) = folder_kind::generation_config(dir.as_ref()).await? {
             read_generation_tokens(&generation, &mut config);
         }
-        let store = TensorStore::open(dir.as_ref()).await?;
+        let store = match TensorStore::open(dir.as_ref()).await {
+            Ok(store) => with_prefix(store)?,
+            Err(error) => return Err(folder_kind::without_weights(dir.as_ref(), error).await),
+        };
         let (file, quantization) = find_quantization_config(dir.as_ref(), &config_json, &store).await?;
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
         let warnings = layout.warnings().to_vec();
-        Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings }.checked()
+        let opened = Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings };
+        opened.checked().await
     }
 
     /// Opens a GGUF file as if it were a folder: [`dir`](Self::dir) then holds the files that the metadata becomes.
@@ -84,30 +92,75 @@ impl Checkpoint {
             warnings,
         }
         .checked()
+        .await
         .context_with(|| place)
     }
 
-    fn checked(mut self) -> Result<Self> {
-        self.resolve_tied_table()?;
+    async fn checked(mut self) -> Result<Self> {
+        self.resolve_tables().await?;
         self.check_shapes()?;
         Ok(self)
     }
 
-    /// Whichever of the embedding and the head is stored serves both.
-    fn resolve_tied_table(&mut self) -> Result<()> {
+    /// Which tables there are. Where config.json ties them, whichever is stored serves both, and a head that is stored
+    /// beside the embedding and differs from it is the model's own: so transformers 5 reads it.
+    async fn resolve_tables(&mut self) -> Result<()> {
         let stored = |module: &str| self.layout.is_stored(&self.store, module);
-        match (stored(names::EMBEDDING), stored(names::HEAD)) {
-            (true, true) => {}
-            (false, false) => {
-                return Err(Error::invalid_checkpoint(format!(
-                    "expected `{}.weight` but found neither it nor `{}.weight`",
-                    names::EMBEDDING,
-                    names::HEAD
-                )));
+        match (self.config.tie_word_embeddings, stored(names::EMBEDDING), stored(names::HEAD)) {
+            (false, true, true) | (true, true, false) | (true, false, true) => {}
+            (true, true, true) => {
+                if !self.tables_are_equal().await? {
+                    self.config.tie_word_embeddings = false;
+                    self.config_json["tie_word_embeddings"] = Value::Bool(false);
+                    self.warnings.push(format!(
+                        "config.json ties the head to the embedding, but the stored `{}.weight` is another matrix; it is used",
+                        names::HEAD
+                    ));
+                }
             }
-            _ => self.config.tie_word_embeddings = true,
+            (_, false, false) | (false, false, true) => return Err(self.no_embedding()),
+            (false, true, false) => return Err(self.no_head()),
         }
         Ok(())
+    }
+
+    /// Opening reads both tables for this, up to the first difference: few checkpoints store a tied table twice.
+    async fn tables_are_equal(&self) -> Result<bool> {
+        let dense = |module: &str| match self.layout.module(&self.store, module) {
+            Ok(ModuleStorage::Dense { tensor, .. }) => Some(tensor),
+            _ => None,
+        };
+        match (dense(names::EMBEDDING), dense(names::HEAD)) {
+            (Some(embedding), Some(head)) => self.store.same_bytes(&embedding, &head).await,
+            _ => Ok(false),
+        }
+    }
+
+    fn no_embedding(&self) -> Error {
+        let expected = format!("{}.weight", names::EMBEDDING);
+        let other = self.store.names().find(|name| name.ends_with("embed_tokens.weight"));
+        let found = other.map_or_else(
+            || {
+                self.store
+                    .names()
+                    .next()
+                    .map_or("no tensors".to_owned(), |name| format!("tensors as {}", quoted(name)))
+            },
+            |other| format!("{}, a model inside another one", quoted(other)),
+        );
+        Error::invalid_checkpoint(format!("expected `{expected}` but found {found}"))
+    }
+
+    /// transformers would make up a head of random numbers.
+    fn no_head(&self) -> Error {
+        let heads = ["score.", "classifier.", "qa_outputs.", "reward_head.", "v_head."];
+        let other = self.store.names().find(|name| heads.iter().any(|head| name.starts_with(head)));
+        let instead = other.map_or_else(String::new, |other| format!(" (it has {})", quoted(other)));
+        Error::unsupported_model(format!(
+            "the model has no head that predicts tokens: there is no `{}.weight`{instead}, and config.json does not say that \
+             the embedding serves as one (tie_word_embeddings)",
+            names::HEAD
+        ))
     }
 
     /// Every linear module is there in the shape that the configuration says, before anything is allocated for it.
@@ -157,7 +210,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// `config.json` as it is in the folder.
+    /// `config.json` as it is in the folder, but for a head that it denies: whoever writes it again writes what was read.
     pub fn config_json(&self) -> &Value {
         &self.config_json
     }
@@ -192,10 +245,26 @@ impl Checkpoint {
         self.layout.module(&self.store, name)
     }
 
+    /// How the floating-point weight of module `name` is stored that its codes, if it has any, are made of.
+    pub fn master(&self, name: &str) -> Result<ModuleStorage> {
+        self.layout.master(&self.store, name)
+    }
+
     /// Bytes of all stored tensors.
     pub fn bytes(&self) -> u64 {
         self.store.total_bytes()
     }
+}
+
+/// Tensors that a decoder without a head has saved, as embedding models do, lack the prefix that the whole model's have.
+fn with_prefix(store: TensorStore) -> Result<TensorStore> {
+    const PREFIX: &str = "model.";
+    let of_decoder =
+        |name: &str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| name.starts_with(part));
+    if store.names().any(|name| name.starts_with(PREFIX)) || !store.names().any(of_decoder) {
+        return Ok(store);
+    }
+    store.renamed(|name| if of_decoder(name) { format!("{PREFIX}{name}") } else { name.to_owned() })
 }
 
 /// The quantization of a checkpoint, and the file that says it.

@@ -3,11 +3,16 @@
 //! Whatever the decoder does not do is an error that names it: a run that is silently wrong is the worst outcome.
 //! Floor 5.
 
-use super::rope::{RopeConfig, RopeScaling};
+mod family;
+mod raw;
+
+pub(crate) use raw::TokenIds;
+
+use super::rope::RopeConfig;
 use crate::backend::GateActivation;
 use crate::error::{Error, Result};
-use crate::format::json;
-use serde::Deserialize;
+use crate::format::quoted;
+use raw::Raw;
 use serde_json::Value;
 
 /// The families of decoders that share this crate's one implementation.
@@ -90,64 +95,6 @@ const LARGEST_DIMENSION: u64 = 1 << 24;
 /// Keeps the parameter count inside `u64`, with every size the largest.
 const MOST_LAYERS: u64 = 1_000;
 
-#[derive(Deserialize)]
-struct Raw {
-    model_type: Option<String>,
-    hidden_size: Option<u64>,
-    intermediate_size: Option<u64>,
-    num_hidden_layers: Option<u64>,
-    num_attention_heads: Option<u64>,
-    num_key_value_heads: Option<u64>,
-    head_dim: Option<u64>,
-    vocab_size: Option<u64>,
-    max_position_embeddings: Option<u64>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    partial_rotary_factor: Option<f64>,
-    tie_word_embeddings: Option<bool>,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    sliding_window: Option<u64>,
-    use_sliding_window: Option<bool>,
-    layer_types: Option<Vec<String>>,
-    bos_token_id: Option<TokenIds>,
-    eos_token_id: Option<TokenIds>,
-}
-
-#[derive(Deserialize, Clone)]
-struct RawRope {
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-}
-
-/// `2`, `[2, 3]`, or `-1` where a tool means "none".
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(crate) enum TokenIds {
-    One(i64),
-    Many(Vec<i64>),
-}
-
-impl TokenIds {
-    pub(crate) fn ids(&self) -> Vec<u32> {
-        let all = match self {
-            Self::One(id) => std::slice::from_ref(id),
-            Self::Many(ids) => ids,
-        };
-        all.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
-    }
-}
-
 impl ModelConfig {
     /// Reads the JSON of a `config.json`.
     ///
@@ -157,8 +104,7 @@ impl ModelConfig {
         if !config.is_object() {
             return Err(Error::invalid_checkpoint("expected a model configuration but found no JSON object"));
         }
-        let raw: Raw = json::read(config)
-            .map_err(|error| Error::invalid_checkpoint(format!("expected a model configuration: {error}")))?;
+        let raw = Raw::read(config)?;
         let model_type = raw
             .model_type
             .as_deref()
@@ -166,19 +112,24 @@ impl ModelConfig {
         let Some(&(architecture, _)) = Architecture::ALL.iter().find(|(_, name)| *name == model_type) else {
             let known: Vec<_> = Architecture::ALL.iter().map(|(_, name)| *name).collect();
             return Err(Error::unsupported_model(format!(
-                "model_type `{model_type}` is not supported; expected one of {}",
+                "model_type {} is not supported; expected one of {}",
+                quoted(model_type),
                 known.join(", ")
             )));
         };
-        raw.refuse_what_the_decoder_does_not_do(architecture)?;
+        raw.refuse_what_the_decoder_does_not_do(config, architecture)?;
+        let defaults = architecture.defaults();
+        // A key that is not there has the default of its class; null is what the class makes of `None`.
+        let absent = |key: &str| config.get(key).is_none();
 
         let hidden_size = size("hidden_size", raw.hidden_size)?;
         let num_attention_heads = size("num_attention_heads", raw.num_attention_heads)?;
-        let num_key_value_heads = match raw.num_key_value_heads {
+        let of_class = defaults.num_key_value_heads.filter(|_| absent("num_key_value_heads"));
+        let num_key_value_heads = match raw.num_key_value_heads.or(of_class) {
             None => num_attention_heads,
             heads => size("num_key_value_heads", heads)?,
         };
-        let head_dim = match raw.head_dim {
+        let head_dim = match raw.head_dim.or(defaults.head_dim.filter(|_| absent("head_dim"))) {
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
                 return Err(Error::invalid_checkpoint(format!(
@@ -212,14 +163,16 @@ impl ModelConfig {
                 "num_hidden_layers = {num_hidden_layers} is implausibly large"
             )));
         }
-        let default_eps = if architecture == Architecture::BitNet { 1e-5 } else { 1e-6 };
-        let rms_norm_eps = raw.rms_norm_eps.unwrap_or(default_eps) as f32;
+        let rms_norm_eps = raw.rms_norm_eps.unwrap_or(defaults.rms_norm_eps) as f32;
         if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
             return Err(Error::invalid_checkpoint(format!(
                 "expected a positive rms_norm_eps but found {rms_norm_eps}"
             )));
         }
+        let vocab_size = size("vocab_size", raw.vocab_size)?;
         let bias = raw.attention_bias.unwrap_or(false);
+        let of_class = |key, id: Option<u32>| id.filter(|&id| absent(key) && (id as usize) < vocab_size);
+        let bos_token_ids = token_ids(&raw.bos_token_id, of_class("bos_token_id", defaults.bos_token_id));
         Ok(Self {
             architecture,
             hidden_size,
@@ -228,15 +181,15 @@ impl ModelConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: size("vocab_size", raw.vocab_size)?,
+            vocab_size,
             max_position_embeddings: size(
                 "max_position_embeddings",
-                raw.max_position_embeddings.or(Some(2048)),
+                raw.max_position_embeddings.or(Some(defaults.max_position_embeddings)),
             )?,
             rms_norm_eps,
-            rope: raw.rope(architecture)?,
+            rope: raw.rope(defaults)?,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
-            activation: raw.activation(architecture)?,
+            activation: raw.activation(defaults)?,
             // Qwen 2 and Mistral have theirs fixed, whatever the configuration says.
             qkv_bias: match architecture {
                 Architecture::Qwen2 => true,
@@ -247,8 +200,8 @@ impl ModelConfig {
             mlp_bias: raw.mlp_bias.unwrap_or(false) && architecture == Architecture::Llama,
             qk_norm: architecture == Architecture::Qwen3,
             sub_norms: architecture == Architecture::BitNet,
-            bos_token_id: raw.bos_token_id.and_then(|ids| ids.ids().first().copied()),
-            eos_token_ids: raw.eos_token_id.map(|ids| ids.ids()).unwrap_or_default(),
+            bos_token_id: bos_token_ids.first().copied(),
+            eos_token_ids: token_ids(&raw.eos_token_id, of_class("eos_token_id", defaults.eos_token_id)),
         })
     }
 
@@ -271,92 +224,9 @@ impl ModelConfig {
     }
 }
 
-impl Raw {
-    fn refuse_what_the_decoder_does_not_do(&self, architecture: Architecture) -> Result<()> {
-        if let Some(window) = self.sliding_window {
-            // Qwen's configurations carry a window that a flag of its own switches on.
-            let switched_on = match architecture {
-                Architecture::Qwen2 | Architecture::Qwen3 => self.use_sliding_window.unwrap_or(false),
-                _ => self.use_sliding_window.unwrap_or(true),
-            };
-            let longest = self.max_position_embeddings.unwrap_or(u64::MAX);
-            if switched_on && window < longest {
-                return Err(Error::unsupported_model(format!(
-                    "sliding window attention (sliding_window = {window}) is not supported"
-                )));
-            }
-        }
-        if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
-            return Err(Error::unsupported_model(format!("layer type `{other}` is not supported")));
-        }
-        for factor in
-            [self.partial_rotary_factor, self.rope_parameters.as_ref().and_then(|r| r.partial_rotary_factor)]
-                .into_iter()
-                .flatten()
-        {
-            if factor != 1.0 {
-                return Err(Error::unsupported_model(format!(
-                    "partial_rotary_factor = {factor} is not supported"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn activation(&self, architecture: Architecture) -> Result<GateActivation> {
-        let default = if architecture == Architecture::BitNet { "relu2" } else { "silu" };
-        match self.hidden_act.as_deref().unwrap_or(default) {
-            "silu" | "swish" => Ok(GateActivation::Silu),
-            "relu2" => Ok(GateActivation::SquaredRelu),
-            other => Err(Error::unsupported_model(format!(
-                "activation `{other}` (hidden_act) is not supported; expected silu or relu2"
-            ))),
-        }
-    }
-
-    fn rope(&self, architecture: Architecture) -> Result<RopeConfig> {
-        let default = if architecture == Architecture::BitNet { 500_000.0 } else { 10_000.0 };
-        let scaling = self.rope_parameters.clone().or_else(|| self.rope_scaling.clone());
-        let theta = scaling.as_ref().and_then(|r| r.rope_theta).or(self.rope_theta).unwrap_or(default);
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(Error::invalid_checkpoint(format!(
-                "expected a positive rope_theta but found {theta}"
-            )));
-        }
-        let Some(raw) = scaling else { return Ok(RopeConfig { theta, scaling: RopeScaling::None }) };
-        let positive = |name: &str, value: Option<f64>| match value {
-            Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            found => {
-                let found = found.map_or_else(|| "none".to_owned(), |value| value.to_string());
-                Err(Error::invalid_checkpoint(format!("expected a positive rope {name} but found {found}")))
-            }
-        };
-        let kind = raw.rope_type.as_deref().or(raw.old_type.as_deref()).unwrap_or("default");
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: positive("factor", raw.factor)? },
-            "llama3" => {
-                let low_freq_factor = positive("low_freq_factor", raw.low_freq_factor)?;
-                let high_freq_factor = positive("high_freq_factor", raw.high_freq_factor)?;
-                if high_freq_factor <= low_freq_factor {
-                    return Err(Error::invalid_checkpoint(format!(
-                        "expected rope high_freq_factor above low_freq_factor but found {high_freq_factor} and {low_freq_factor}"
-                    )));
-                }
-                RopeScaling::Llama3 {
-                    factor: positive("factor", raw.factor)?,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_max_position_embeddings: positive(
-                        "original_max_position_embeddings",
-                        raw.original_max_position_embeddings,
-                    )?,
-                }
-            }
-            other => return Err(Error::unsupported_model(format!("rope type `{other}` is not supported"))),
-        };
-        Ok(RopeConfig { theta, scaling })
-    }
+/// The ids that are written, or the one of the class.
+fn token_ids(written: &Option<TokenIds>, of_class: Option<u32>) -> Vec<u32> {
+    written.as_ref().map_or_else(|| of_class.into_iter().collect(), TokenIds::ids)
 }
 
 fn size(name: &str, value: Option<u64>) -> Result<usize> {
@@ -374,6 +244,7 @@ fn size(name: &str, value: Option<u64>) -> Result<usize> {
 mod tests {
     use super::*;
     use crate::error::ErrorCode;
+    use crate::model::rope::RopeScaling;
     use serde_json::json;
 
     fn base() -> Value {
@@ -419,6 +290,43 @@ mod tests {
         assert!(mistral.is_ok());
     }
 
+    /// The configuration of a family without the keys that its class has defaults for.
+    fn without_defaults(model_type: &str) -> ModelConfig {
+        ModelConfig::from_json(&json!({
+            "model_type": model_type, "hidden_size": 256, "intermediate_size": 172, "num_hidden_layers": 5,
+            "num_attention_heads": 64, "vocab_size": 512, "sliding_window": null,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn keys_that_are_missing_have_the_defaults_of_their_class() {
+        for (model_type, kv, head_dim, positions, bos, eos) in [
+            ("llama", 64, 4, 2048, Some(1), vec![2]),
+            ("mistral", 8, 4, 131_072, Some(1), vec![2]),
+            ("qwen2", 32, 4, 32_768, None, vec![]),
+            ("qwen3", 32, 128, 32_768, None, vec![]),
+        ] {
+            let config = without_defaults(model_type);
+            assert_eq!((config.num_key_value_heads, config.head_dim), (kv, head_dim), "{model_type}");
+            assert_eq!(config.max_position_embeddings, positions, "{model_type}");
+            assert_eq!((config.bos_token_id, config.eos_token_ids), (bos, eos), "{model_type}");
+        }
+        // Null is not a missing key: as many heads as for queries, and no token.
+        let null = [
+            ("model_type", json!("qwen2")),
+            ("num_key_value_heads", json!(null)),
+            ("eos_token_id", json!(null)),
+        ];
+        let config = with(&null).unwrap();
+        assert_eq!((config.num_key_value_heads, config.eos_token_ids), (8, vec![]));
+    }
+
+    #[test]
+    fn numbers_may_be_written_as_floating_point() {
+        assert_eq!(with(&[("hidden_size", json!(64.0))]).unwrap(), with(&[]).unwrap());
+    }
+
     #[test]
     fn the_parameter_count_is_that_of_the_stored_numbers() {
         // stories260K: counted from its file, the tied head once.
@@ -440,6 +348,7 @@ mod tests {
                     ("model_type", json!("qwen2")),
                     ("sliding_window", json!(8)),
                     ("use_sliding_window", json!(true)),
+                    ("max_window_layers", json!(0)),
                 ],
                 ErrorCode::UnsupportedModel,
                 "sliding_window",
@@ -450,6 +359,43 @@ mod tests {
                 "sliding_attention",
             ),
             (&[("hidden_act", json!("gelu"))], ErrorCode::UnsupportedModel, "gelu"),
+            // A window that the class has by default.
+            (
+                &[("model_type", json!("mistral")), ("max_position_embeddings", json!(8192))],
+                ErrorCode::UnsupportedModel,
+                "sliding_window = 4096, which is what the family takes",
+            ),
+            (
+                &[
+                    ("model_type", json!("qwen3")),
+                    ("sliding_window", json!(8)),
+                    ("use_sliding_window", json!(true)),
+                    ("max_window_layers", json!(4)),
+                ],
+                ErrorCode::UnsupportedModel,
+                "sliding_window",
+            ),
+            (&[("is_causal", json!(false))], ErrorCode::UnsupportedModel, "is_causal"),
+            (
+                &[("architectures", json!(["LlamaForSequenceClassification"]))],
+                ErrorCode::UnsupportedModel,
+                "LlamaForSequenceClassification",
+            ),
+            (
+                &[("rope_parameters", json!({"full_attention": {"rope_theta": 5.0}}))],
+                ErrorCode::UnsupportedModel,
+                "full_attention",
+            ),
+            (
+                &[(
+                    "rope_parameters",
+                    json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}),
+                )],
+                ErrorCode::UnsupportedModel,
+                "partial_rotary_factor",
+            ),
+            (&[("rope_scaling", json!([1, 2]))], ErrorCode::InvalidCheckpoint, "rope_scaling"),
+            (&[("rms_norm_eps", json!("NaN"))], ErrorCode::InvalidCheckpoint, "NaN"),
             (
                 &[("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}))],
                 ErrorCode::UnsupportedModel,

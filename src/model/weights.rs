@@ -298,7 +298,7 @@ impl<'a> DenseRows<'a> {
     /// # Errors
     /// `invalid_argument` when the module is quantized.
     pub fn new(checkpoint: &'a Checkpoint, module: &str) -> Result<Self> {
-        match checkpoint.module(module)? {
+        match checkpoint.master(module)? {
             ModuleStorage::Dense { tensor, dtype, rows, cols, .. } => Ok(Self {
                 checkpoint,
                 tensor,

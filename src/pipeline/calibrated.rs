@@ -192,7 +192,8 @@ pub(super) async fn find<'a, B: Backend>(
                     (tensor, Some(record))
                 } else {
                     let threshold = options.sparsity_threshold;
-                    let found = encode_directly(checkpoint, plan, scheme, threshold, control).await;
+                    let found =
+                        encode_directly(checkpoint, plan, scheme, threshold, scale_type, control).await;
                     (found.context_with(in_module)?, None)
                 };
                 kept::save(scratch, &module, &tensor).await?;

@@ -9,6 +9,7 @@ mod difference;
 pub use difference::largest_difference;
 
 use super::copy::Copy;
+use super::float_type::{config_changes, one_exact_type, scale_type};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
     ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_quantization_record,
@@ -22,7 +23,7 @@ use crate::layout::{ModuleStorage, PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
 use crate::order;
-use crate::quant::{Activations, Granularity, PackedTensor, Scheme, dequantize, regroup};
+use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scheme, dequantize, regroup};
 use crate::task::{self, Control, Progress};
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, HashMap};
@@ -54,6 +55,8 @@ pub struct ConversionPlan {
     activations: Activations,
     /// All zero points are in the middle, so that the weights are symmetric.
     symmetric: bool,
+    /// The type of all that is not packed, where the layout has one.
+    one_type: Option<DType>,
 }
 
 /// Decides for every packed module, and reads all of them for that.
@@ -80,6 +83,7 @@ pub async fn plan_conversion(
         notes: Vec::new(),
         activations: Activations::F32,
         symmetric: true,
+        one_type: None,
     };
     // Some layouts keep zero points for symmetric weights too. Weights are called symmetric when all modules are.
     for module in &packed {
@@ -114,6 +118,7 @@ pub async fn plan_conversion(
             first.loss.as_deref().unwrap_or_default()
         )));
     }
+    plan.take_one_type(checkpoint)?;
     let keeps_activations = matches!(layout, TargetLayout::CompressedTensors | TargetLayout::BitNet);
     if plan.activations == Activations::Int8 && !keeps_activations {
         plan.notes.push(format!(
@@ -126,6 +131,31 @@ pub async fn plan_conversion(
 }
 
 impl ConversionPlan {
+    /// Where everything in floating point is of one type, the scales are too.
+    fn take_one_type(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let copied = self.copied_tensors(checkpoint);
+        let scales: Vec<ScaleType> =
+            self.modules.iter().filter_map(|module| Some(module.to?.scale_type)).collect();
+        self.one_type = one_exact_type(self.layout, checkpoint.store(), &copied, &scales)?;
+        if let Some(dtype) = self.one_type {
+            for format in self.modules.iter_mut().filter_map(|module| module.to.as_mut()) {
+                format.scale_type = scale_type(dtype);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything but the weights of quantized modules.
+    fn copied_tensors<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<&'a str> {
+        let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
+        order::sort(&mut packed);
+        let is_copied = |name: &&str| {
+            let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
+            packed.binary_search(&module).is_err() || what == "bias"
+        };
+        checkpoint.store().names().filter(is_copied).collect()
+    }
+
     /// The matrix as the layout can hold it, and what that loses; or why it cannot.
     fn adapt(&self, module: &str, tensor: &PackedTensor) -> Result<(PackedTensor, Option<String>), String> {
         self.layout.can_hold_module(module)?;
@@ -187,7 +217,9 @@ pub async fn convert(
     let config = plan.quantization_config(checkpoint)?;
     let tensors = plan.tensors(checkpoint)?;
     let folder = OutputFolder::begin(target, existing, QUANTIZATION_RECORD).await?;
-    folder.write_config(checkpoint.config_json(), &[], Some(config)).await?;
+    let changes =
+        plan.one_type.map_or_else(Vec::new, |dtype| config_changes(checkpoint.config_json(), dtype));
+    folder.write_config(checkpoint.config_json(), &changes, Some(config)).await?;
     folder.copy_side_files(checkpoint.dir().as_ref()).await?;
     let packed = write(checkpoint, plan, &tensors, &folder, control).await?;
     let before = read_quantization_record(checkpoint.dir().as_ref()).await?;
@@ -286,14 +318,9 @@ impl ConversionPlan {
     fn tensors(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, (TensorInfo, Origin)>> {
         let mut tensors = BTreeMap::new();
         let store = checkpoint.store();
-        let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
-        order::sort(&mut packed);
-        for name in store.names() {
-            let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
-            if packed.binary_search(&module).is_ok() && what != "bias" {
-                continue;
-            }
-            let info = store.require(name)?.clone();
+        for name in self.copied_tensors(checkpoint) {
+            let mut info = store.require(name)?.clone();
+            info.dtype = self.one_type.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
             let copy = Copy { tensor: name.to_owned(), dtype: info.dtype };
             tensors.insert(name.to_owned(), (info, Origin::Copy(copy)));
         }
@@ -306,7 +333,8 @@ impl ConversionPlan {
                     );
                 }
                 None => {
-                    let info = TensorInfo::new(DType::F16, [*rows as u64, *cols as u64]);
+                    let dtype = self.one_type.unwrap_or(DType::F16);
+                    let info = TensorInfo::new(dtype, [*rows as u64, *cols as u64]);
                     tensors.insert(format!("{module}.weight"), (info, Origin::Module(index)));
                 }
             }
@@ -323,14 +351,18 @@ impl ConversionPlan {
     ) -> Result<Vec<(String, Vec<u8>)>> {
         let Some(format) = module.to else {
             let mut values = vec![0.0; tensor.cols()];
-            let mut bytes = Vec::with_capacity(tensor.rows() * tensor.cols() * 2);
+            let dtype = self.one_type.unwrap_or(DType::F16);
+            let mut bytes = Vec::with_capacity(tensor.rows() * tensor.cols() * dtype.size());
             for row in 0..tensor.rows() {
                 dequantize::rows(tensor, row..row + 1, &mut values);
-                encode_f32(DType::F16, &values, &mut bytes)?;
+                encode_f32(dtype, &values, &mut bytes)?;
             }
             return Ok(vec![(format!("{}.weight", module.module), bytes)]);
         };
-        let (converted, _) = self.adapt(&module.module, tensor).map_err(Error::unsupported_format)?;
+        let (mut converted, _) = self.adapt(&module.module, tensor).map_err(Error::unsupported_format)?;
+        if converted.scales().scale_type() != format.scale_type {
+            converted = regroup::round_scales(&converted, format.scale_type)?;
+        }
         written.bytes += converted.packed_bytes();
         written.weights += module.rows as u64 * module.cols as u64;
         self.layout.encode(&module.module, converted, format)

@@ -4,6 +4,7 @@
 //! long as the weights were not changed, and a quantized model on the same grid where they were. Floor 8.
 
 use super::copy::Copy;
+use super::float_type::config_changes;
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
     DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, PARAMETERS_FILE, SourceRecord,
@@ -62,13 +63,7 @@ pub async fn dequantize_checkpoint(
         )));
     }
     let folder = OutputFolder::begin(target, existing, DEQUANTIZATION_RECORD).await?;
-    let dtype_name = if dtype == DType::F16 { "float16" } else { "float32" };
-    let mut changes = Vec::new();
-    for key in ["torch_dtype", "dtype"] {
-        if checkpoint.config_json().get(key).is_some() {
-            changes.push((key, dtype_name.into()));
-        }
-    }
+    let changes = config_changes(checkpoint.config_json(), dtype);
     folder.write_config(checkpoint.config_json(), &changes, None).await?;
     folder.copy_side_files(checkpoint.dir().as_ref()).await?;
     let described = write_parameters(checkpoint, &modules, &folder).await?;

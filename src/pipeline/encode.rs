@@ -12,17 +12,18 @@ use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
 use crate::quant::ternary::TernaryQuantizer;
-use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order};
+use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
 use crate::task::{self, Control};
 
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
     /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
-    Direct { sparsity_threshold: Option<f32> },
+    Direct { sparsity_threshold: Option<f32>, scale_type: ScaleType },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(Found<'a>),
-    /// On the grid that the weights were on before they were dequantized.
-    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
+    /// On the grid that the weights were on before they were dequantized. `scale_type` is that of the output where it is not
+    /// that of the parameters.
+    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore, scale_type: Option<ScaleType> },
 }
 
 /// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
@@ -32,21 +33,16 @@ pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 impl Encoder<'_> {
     /// What this module will be.
     pub fn format(&self, module: &str, scheme: Scheme) -> Result<PackedFormat> {
-        let rounded = PackedFormat { scheme, scale_type: SCALE_TYPE, reordered: false };
+        let rounded = |scale_type| PackedFormat { scheme, scale_type, reordered: false };
         match self {
-            Self::Restore { record, parameters } => {
+            Self::Restore { record, parameters, scale_type } => {
                 let described = described(record, module)?;
-                let info = parameters.require(&described.scales.tensor)?;
-                let scale_type = ScaleType::from_dtype(info.dtype).ok_or_else(|| {
-                    Error::unsupported_format(format!(
-                        "expected F16, BF16 or F32 scales but found {}",
-                        info.dtype
-                    ))
-                })?;
-                Ok(PackedFormat { scheme, scale_type, reordered: described.g_idx.is_some() })
+                let stored = stored_scale_type(parameters, &described.scales)?;
+                let reordered = described.g_idx.is_some();
+                Ok(PackedFormat { scheme, scale_type: scale_type.unwrap_or(stored), reordered })
             }
-            Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded)),
-            Self::Direct { .. } => Ok(rounded),
+            Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded(SCALE_TYPE))),
+            Self::Direct { scale_type, .. } => Ok(rounded(*scale_type)),
         }
     }
 
@@ -85,11 +81,11 @@ impl Encoder<'_> {
         let (rows, cols) = (plan.rows, plan.cols);
         match self {
             Self::Calibrated(found) if found.format(&plan.module).is_some() => found.load(&plan.module).await,
-            Self::Calibrated(_) => encode_directly(checkpoint, plan, scheme, None, control).await,
-            Self::Direct { sparsity_threshold } => {
-                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, control).await
+            Self::Calibrated(_) => encode_directly(checkpoint, plan, scheme, None, SCALE_TYPE, control).await,
+            Self::Direct { sparsity_threshold, scale_type } => {
+                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, *scale_type, control).await
             }
-            Self::Restore { record, parameters } => {
+            Self::Restore { record, parameters, scale_type } => {
                 let described = described(record, &plan.module)?;
                 let scales = read_scales(parameters, &described.scales).await?;
                 let zero_points = match &described.zero_points {
@@ -105,7 +101,13 @@ impl Encoder<'_> {
                     encoder = encoder.with_column_order(order)?;
                 }
                 for_each_chunk(checkpoint, plan, control, |values| encoder.push_rows(values)).await?;
-                encoder.finish()
+                let restored = encoder.finish()?;
+                match *scale_type {
+                    Some(other) if other != restored.scales().scale_type() => {
+                        regroup::round_scales(&restored, other)
+                    }
+                    _ => Ok(restored),
+                }
             }
         }
     }
@@ -117,16 +119,22 @@ pub(super) async fn encode_directly(
     plan: &ModulePlan,
     scheme: Scheme,
     sparsity_threshold: Option<f32>,
+    scale_type: ScaleType,
     control: &dyn Control,
 ) -> Result<PackedTensor> {
     let (rows, cols) = (plan.rows, plan.cols);
+    if checkpoint.layout().has_masters() {
+        // The model's own codes, not those of a scale that is rounded first.
+        let packed = checkpoint.layout().read_packed(checkpoint.store(), &plan.source).await?;
+        return regroup::round_scales(&packed, scale_type);
+    }
     if let Scheme::Ternary { granularity } = scheme {
-        let mut quantizer = TernaryQuantizer::new(granularity, rows, cols, SCALE_TYPE, sparsity_threshold)?;
+        let mut quantizer = TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
         for_each_chunk(checkpoint, plan, control, |values| quantizer.observe_rows(values)).await?;
         for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
         return quantizer.finish();
     }
-    let mut quantizer = RtnQuantizer::new(scheme, rows, cols, SCALE_TYPE)?;
+    let mut quantizer = RtnQuantizer::new(scheme, rows, cols, scale_type)?;
     for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
     quantizer.finish()
 }
@@ -156,15 +164,21 @@ async fn read_g_idx(parameters: &TensorStore, reference: &TensorReference) -> Re
     Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }
 
+/// The type of the scales that a dequantized folder keeps.
+pub(super) fn stored_scale_type(parameters: &TensorStore, reference: &TensorReference) -> Result<ScaleType> {
+    let dtype = parameters.require(&reference.tensor)?.dtype;
+    ScaleType::from_dtype(dtype).ok_or_else(|| {
+        Error::unsupported_format(format!(
+            "tensor `{}`: expected F16, BF16 or F32 scales but found {dtype}",
+            reference.tensor
+        ))
+    })
+}
+
 async fn read_scales(parameters: &TensorStore, reference: &TensorReference) -> Result<Scales> {
     let name = &reference.tensor;
     let info = parameters.require(name)?;
-    let Some(scale_type) = ScaleType::from_dtype(info.dtype) else {
-        return Err(Error::unsupported_format(format!(
-            "tensor `{name}`: expected F16, BF16 or F32 scales but found {}",
-            info.dtype
-        )));
-    };
+    let scale_type = stored_scale_type(parameters, reference)?;
     let bytes = parameters.read(name).await?;
     let mut values = vec![0.0; bytes.len() / info.dtype.size()];
     decode_f32(info.dtype, &bytes, &mut values)?;

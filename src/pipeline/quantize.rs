@@ -6,7 +6,8 @@
 use super::calibrated::memory::plan_memory;
 use super::calibrated::{self, Calibration, Found};
 use super::copy::{Copy, f16_holds};
-use super::encode::{Encoder, SCALE_TYPE, open_parameters};
+use super::encode::{Encoder, SCALE_TYPE, open_parameters, stored_scale_type};
+use super::float_type::{config_changes, one_type, scale_type};
 use super::select::{ModulePlan, QuantizeOptions, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
@@ -61,9 +62,8 @@ pub async fn quantize(
     if let Some(method) = options.calibrated_method() {
         return Err(Error::invalid_argument(format!("method {} needs calibration samples", method.name())));
     }
-    let encoder = Encoder::Direct { sparsity_threshold: options.sparsity_threshold };
-    let job = Job::new(checkpoint, plans, encoder, options, parameters(options));
-    job.run(target, existing, control).await
+    let parameters = parameters(options);
+    Job::direct(checkpoint, plans, options, parameters).await?.run(target, existing, control).await
 }
 
 /// As [`quantize`], with a method that learns from calibration samples. The samples are run through the model before the
@@ -160,8 +160,15 @@ pub async fn restore(
         layout: if all_ternary { TargetLayout::BitNet } else { TargetLayout::CompressedTensors },
         parameters: Map::from_iter([("from_metadata".to_owned(), Value::Bool(true))]),
     };
-    let encoder = Encoder::Restore { record: &record, parameters: &parameters };
-    Job { checkpoint, plans, encoder, unties: false, about }.run(target, existing, control).await
+    let mut scales = Vec::new();
+    for module in &record.modules {
+        scales.push(stored_scale_type(&parameters, &module.scales)?);
+    }
+    let copied = copied_tensors(checkpoint, &plans, false);
+    let one_type = one_type(about.layout, checkpoint.store(), &copied, &scales).await?;
+    let encoder =
+        Encoder::Restore { record: &record, parameters: &parameters, scale_type: one_type.map(scale_type) };
+    Job { checkpoint, plans, encoder, unties: false, one_type, about }.run(target, existing, control).await
 }
 
 /// Bytes of the tensors that come into the output beside those of the modules that `plans` quantize.
@@ -170,8 +177,8 @@ pub(super) async fn copied_bytes(
     plans: &[ModulePlan],
     options: &QuantizeOptions,
 ) -> Result<u64> {
-    let encoder = Encoder::Direct { sparsity_threshold: options.sparsity_threshold };
-    let tensors = Job::new(checkpoint, plans.to_vec(), encoder, options, Map::new()).plan_tensors().await?;
+    let job = Job::direct(checkpoint, plans.to_vec(), options, Map::new()).await?;
+    let tensors = job.plan_tensors().await?;
     let is_other = |origin: &Origin| match origin {
         Origin::Copy(_) => true,
         Origin::Module(index) => !is_in_block(&plans[*index].module),
@@ -226,6 +233,21 @@ fn one_or_mixed(mut names: impl Iterator<Item = String>) -> Option<String> {
     Some(if names.all(|name| name == first) { first } else { "mixed".to_owned() })
 }
 
+/// The tensors that come into the output as they are, or in another type: all but the weights of quantized modules. An
+/// untied head leaves the table that it was to the embedding.
+fn copied_tensors<'a>(checkpoint: &'a Checkpoint, plans: &[ModulePlan], unties: bool) -> Vec<&'a str> {
+    let quantized = plans.iter().filter(|plan| plan.scheme.is_some());
+    let consumed: BTreeSet<String> = quantized
+        .filter(|plan| !(unties && plan.module == names::HEAD))
+        .map(|plan| format!("{}.weight", plan.source))
+        .collect();
+    let table = format!("{}.weight", checkpoint.embedding_module());
+    let head = format!("{}.weight", names::HEAD);
+    let tied = checkpoint.config().tie_word_embeddings;
+    let is_copied = |name: &&str| !consumed.contains(*name) && !(tied && *name == head && *name != table);
+    checkpoint.store().names().filter(is_copied).collect()
+}
+
 /// Where a tensor of the output comes from.
 enum Origin {
     /// One of the tensors of quantized module `plans[index]`.
@@ -240,6 +262,8 @@ struct Job<'a> {
     encoder: Encoder<'a>,
     /// The head gets a table of its own, which the source does not have.
     unties: bool,
+    /// The type of all that is not packed, where the layout has one.
+    one_type: Option<DType>,
     about: About,
 }
 
@@ -251,6 +275,22 @@ struct Written {
 }
 
 impl<'a> Job<'a> {
+    /// Codes from the weights alone.
+    async fn direct(
+        checkpoint: &'a Checkpoint,
+        plans: Vec<ModulePlan>,
+        options: &QuantizeOptions,
+        parameters: Map<String, Value>,
+    ) -> Result<Self> {
+        let copied = copied_tensors(checkpoint, &plans, false);
+        let one_type = one_type(options.target_layout(), checkpoint.store(), &copied, &[]).await?;
+        let encoder = Encoder::Direct {
+            sparsity_threshold: options.sparsity_threshold,
+            scale_type: one_type.map_or(SCALE_TYPE, scale_type),
+        };
+        Ok(Self { one_type, ..Self::new(checkpoint, plans, encoder, options, parameters) })
+    }
+
     fn new(
         checkpoint: &'a Checkpoint,
         plans: Vec<ModulePlan>,
@@ -275,7 +315,7 @@ impl<'a> Job<'a> {
             parameters,
         };
         let unties = options.quantize_head && checkpoint.config().tie_word_embeddings;
-        Self { checkpoint, plans, encoder, unties, about }
+        Self { checkpoint, plans, encoder, unties, one_type: None, about }
     }
 
     fn module_record(&self, plan: &ModulePlan) -> ModuleRecord {
@@ -296,7 +336,11 @@ impl<'a> Job<'a> {
     ) -> Result<QuantizeOutcome> {
         let config = self.quantization_config()?;
         let tensors = self.plan_tensors().await?;
-        let changes = if self.unties { vec![("tie_word_embeddings", Value::Bool(false))] } else { vec![] };
+        let mut changes =
+            if self.unties { vec![("tie_word_embeddings", Value::Bool(false))] } else { vec![] };
+        changes.extend(
+            self.one_type.into_iter().flat_map(|dtype| config_changes(self.checkpoint.config_json(), dtype)),
+        );
 
         let folder = OutputFolder::begin(target, existing, QUANTIZATION_RECORD).await?;
         folder.write_config(self.checkpoint.config_json(), &changes, Some(config)).await?;
@@ -347,32 +391,22 @@ impl<'a> Job<'a> {
     /// Names and shapes of everything that will be written.
     async fn plan_tensors(&self) -> Result<BTreeMap<String, (TensorInfo, Origin)>> {
         let mut tensors = BTreeMap::new();
-        let mut consumed = BTreeSet::new();
         for (index, plan) in self.plans.iter().enumerate() {
             let Some(scheme) = plan.scheme else { continue };
             let format = self.encoder.format(&plan.module, scheme)?;
             let planned = self.about.layout.planned_tensors(&plan.module, plan.rows, plan.cols, format);
             tensors.extend(planned.into_iter().map(|(name, info)| (name, (info, Origin::Module(index)))));
-            // A head that is untied leaves the table to the embedding.
-            let shared = self.unties && plan.module == names::HEAD;
-            if !shared {
-                consumed.insert(format!("{}.weight", plan.source));
-            }
         }
         let table = format!("{}.weight", self.checkpoint.embedding_module());
         let head = format!("{}.weight", names::HEAD);
-        let tied = self.checkpoint.config().tie_word_embeddings;
         let store = self.checkpoint.store();
-        for name in store.names() {
-            if consumed.contains(name) || (tied && name == head && name != table) {
-                continue;
-            }
+        for name in copied_tensors(self.checkpoint, &self.plans, self.unties) {
             let info = store.require(name)?;
             let is_table = name == table || name == head;
-            let dtype = if is_table && info.dtype == DType::F32 && f16_holds(store, name).await? {
-                DType::F16
-            } else {
-                info.dtype
+            let dtype = match self.one_type {
+                Some(one_type) if info.dtype.is_float() => one_type,
+                None if is_table && info.dtype == DType::F32 && f16_holds(store, name).await? => DType::F16,
+                _ => info.dtype,
             };
             // The table of a tied model goes under the name that every tool looks for.
             let output = if name == table { format!("{}.weight", names::EMBEDDING) } else { name.to_owned() };

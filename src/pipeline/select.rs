@@ -220,12 +220,7 @@ pub struct ModulePlan {
 /// the one asked for.
 pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<Vec<ModulePlan>> {
     options.check()?;
-    if checkpoint.is_quantized() {
-        return Err(Error::invalid_argument(format!(
-            "{}: the checkpoint is quantized already; dequantize it first",
-            checkpoint.name()
-        )));
-    }
+    refuse_quantized(checkpoint, options)?;
     let config = checkpoint.config();
     let mut asked = Vec::new();
     for layer in 0..config.num_hidden_layers {
@@ -260,6 +255,24 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         asked.insert(asked.len() - usize::from(options.quantize_head), embedding);
     }
     asked.into_iter().map(|asked| plan_one(options, asked)).collect()
+}
+
+/// Refuses a checkpoint that is quantized already, unless it keeps the weights that its codes are made of and these are just
+/// the codes that are asked for.
+fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
+    let of_masters = options.scheme == Scheme::Ternary { granularity: Granularity::Tensor }
+        && options.recipe.is_none()
+        && options.sparsity_threshold.is_none();
+    let reason = match (checkpoint.is_quantized(), checkpoint.layout().has_masters()) {
+        (true, true) if of_masters => return Ok(()),
+        (false, _) => return Ok(()),
+        (true, true) => {
+            "the model makes its weights ternary in every pass; only the method ternary, with one scale a matrix, keeps what \
+             it computes"
+        }
+        (true, false) => "the checkpoint is quantized already; dequantize it first",
+    };
+    Err(Error::invalid_argument(format!("{}: {reason}", checkpoint.name())))
 }
 
 /// What is wanted of one module, before its layout has a say.

@@ -3,7 +3,7 @@
 use super::error::from_js;
 use super::values::{number, settled};
 use crate::error::{Context, Error, ErrorCode, Result};
-use crate::format::check_plain_name;
+use crate::format::check_inner_name;
 use crate::format::source::{ByteSource, SourceDir};
 use crate::task::BoxFuture;
 use js_sys::{Promise, Uint8Array};
@@ -111,7 +111,7 @@ impl FolderOfJs {
     }
 
     async fn open_file(&self, file: &str) -> Result<Option<Rc<dyn ByteSource>>> {
-        check_plain_name(file)?;
+        check_inner_name(file)?;
         let opened = settled(self.folder.open(file).map_err(|error| from_js(&error))?).await?;
         if opened.is_undefined() || opened.is_null() {
             return Ok(None);

@@ -89,10 +89,21 @@ V4_QWEN2 = {
     "vocab_size": 112,
 }
 
+# `spellings`: what other config.json say of the same model: changes to the one that transformers writes; DROP takes a key out.
+DROP = object()
+
 CASES = {
     "llama": dict(
         config=dict(model_type="llama", num_key_value_heads=4, rope_parameters=ROPE),
         config_v4={**V4_LLAMA, "num_key_value_heads": 4},
+        spellings={
+            "tied_but_own_head": {"tie_word_embeddings": True},
+            "defaults": {
+                "num_key_value_heads": DROP, "head_dim": DROP, "rms_norm_eps": DROP, "hidden_act": DROP,
+                "rope_parameters": DROP, "tie_word_embeddings": DROP, "max_position_embeddings": DROP,
+            },
+            "window_of_another_family": {"sliding_window": 4, "use_sliding_window": True},
+        },
     ),
     "llama-gqa-tied-bias": dict(
         config=dict(
@@ -108,11 +119,28 @@ CASES = {
         config=dict(model_type="llama", rope_parameters=LINEAR),
         without=NO_ROPE_SCALING,
         config_v4={**V4_LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        spellings={
+            "scaling_beside_parameters": {
+                "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            },
+            "empty_scaling_beside_parameters": {"rope_scaling": {}},
+        },
     ),
     "llama-rope-llama3": dict(
         config=dict(model_type="llama", rope_parameters=LLAMA3),
         without=NO_ROPE_SCALING,
         config_v4={**V4_LLAMA, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
+        spellings={
+            "original_length_outside": {
+                "original_max_position_embeddings": 32,
+                "rope_parameters": {**LLAMA3, "original_max_position_embeddings": 200},
+            },
+            "original_length_by_default": {
+                "max_position_embeddings": 32,
+                "rope_parameters": {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"},
+            },
+        },
     ),
     "mistral": dict(
         config=dict(model_type="mistral", rms_norm_eps=1e-5, rope_parameters=ROPE, sliding_window=None, head_dim=16),
@@ -122,6 +150,9 @@ CASES = {
         without={"rope theta": {"rope_parameters": ROPE}},
         dtype=torch.bfloat16,
         config_v4=V4_QWEN2,
+        spellings={"window_of_no_layer": {
+            "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "layer_types": DROP,
+        }},
     ),
     "qwen2-tied": dict(
         config=dict(model_type="qwen2", rope_parameters=ROPE, tie_word_embeddings=True),

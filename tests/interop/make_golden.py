@@ -7,6 +7,7 @@ checkpoint, open that checkpoint as any user would, and record the f32 logits of
 
   DIR/<case>/config.json      as transformers writes it
   DIR/<case>/config_v4.json   some cases: the same model as transformers 4 spelled it, by hand; checked to mean the same
+  DIR/<case>/config_*.json    some cases: the same model in other words, from `spellings`; checked to mean the same
   DIR/<case>/golden.json      tokens, logits, and the list of tensors that the checkpoint is made of
 
 --checkpoints also keeps the checkpoints, with golden.json beside them. --check compares with DIR instead of writing.
@@ -30,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import bitnet
 
 import synthetic
-from cases import CASES, SHAPE
+from cases import CASES, DROP, SHAPE
 
 A = 0.3125  # weights are u * A: at width 64 that gives logits and attention scores of order one
 TOKENS = 24
@@ -152,10 +153,15 @@ def run(name: str, case: dict, checkpoints: Path | None) -> dict[str, str]:
             (folder / "config.json").write_text(json.dumps({**json.loads(files["config.json"]), **change}))
             effect = float((logits_of(open_model(folder, strict=False), tokens) - logits).abs().max())
             assert effect > 0.1, f"{name}: {feature} changes the logits by only {effect}"
-        if "config_v4" in case:
-            files["config_v4.json"] = json.dumps(case["config_v4"], indent=2) + "\n"
-            (folder / "config.json").write_text(files["config_v4.json"])
-            assert torch.equal(logits_of(open_model(folder), tokens), logits), f"{name}: config_v4 means another model"
+        spellings = {"v4": case["config_v4"]} if "config_v4" in case else {}
+        for spelling, changes in case.get("spellings", {}).items():
+            spelled = {**json.loads(files["config.json"]), **changes}
+            spellings[spelling] = {key: value for key, value in spelled.items() if value is not DROP}
+        for spelling, spelled in spellings.items():
+            files[f"config_{spelling}.json"] = json.dumps(spelled, indent=2) + "\n"
+            (folder / "config.json").write_text(files[f"config_{spelling}.json"])
+            same = torch.equal(logits_of(open_model(folder), tokens), logits)
+            assert same, f"{name}: {spelling} means another model"
         (folder / "config.json").write_text(files["config.json"])
         positions = sorted({0, 1, len(tokens) // 2, len(tokens) - 1})
         golden = {

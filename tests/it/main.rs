@@ -16,6 +16,7 @@ mod gptq;
 mod gpu;
 mod interop;
 mod interrupted;
+mod never_silent;
 mod peak_memory;
 mod peers;
 mod real_models;

@@ -4,6 +4,7 @@ use super::targets::Targets;
 use crate::error::{Context, Error, Result};
 use crate::format::json;
 use crate::format::{clipped, quoted};
+use crate::layout::keys;
 use crate::quant::{Activations, Bits, Granularity, Scheme};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -35,6 +36,33 @@ pub(super) enum Spelling {
     /// `int-quantized`, `naive-quantized`
     Bytes,
 }
+
+/// Keys of the config that are read here, or say nothing about weights.
+const KNOWN_KEYS: [&str; 9] = [
+    "config_groups",
+    "format",
+    "ignore",
+    "kv_cache_scheme",
+    "sparsity_config",
+    "transform_config",
+    "quantization_status",
+    "global_compression_ratio",
+    "run_compressed",
+];
+/// Keys of a group.
+const GROUP_KEYS: [&str; 5] = ["targets", "weights", "input_activations", "output_activations", "format"];
+/// Keys of weights and activations; an observer found the scales.
+const ARGS_KEYS: [&str; 9] = [
+    "num_bits",
+    "type",
+    "symmetric",
+    "strategy",
+    "group_size",
+    "actorder",
+    "dynamic",
+    "observer",
+    "observer_kwargs",
+];
 
 #[derive(Deserialize)]
 struct RawConfig {
@@ -75,6 +103,7 @@ impl Config {
     /// does not do; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config).map_err(broken)?;
+        keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
         for (name, value) in [
             ("kv_cache_scheme", &raw.kv_cache_scheme),
             ("sparsity_config", &raw.sparsity_config),
@@ -138,6 +167,12 @@ fn parse_group(value: &Value, global_format: Option<&str>) -> Result<(Group, Vec
         return Err(Error::unsupported_format("a preset instead of a written-out scheme is not supported"));
     }
     let raw: RawGroup = json::read(value).map_err(broken)?;
+    keys::refuse_unknown(value, &[&GROUP_KEYS])?;
+    for key in ["weights", "input_activations"] {
+        if let Some(args) = value.get(key) {
+            keys::refuse_unknown(args, &[&ARGS_KEYS]).context_with(|| key)?;
+        }
+    }
     let Some(weights) = raw.weights else {
         return Err(Error::unsupported_format("a group that quantizes activations alone is not supported"));
     };

@@ -5,6 +5,7 @@ use super::zeros::{GptqZeros, Storage};
 use crate::error::{Error, Result};
 use crate::format::json;
 use crate::format::{clipped, quoted};
+use crate::layout::keys;
 use crate::quant::{Bits, Granularity};
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,6 +27,45 @@ pub(super) struct Settings {
     pub(super) granularity: Granularity,
     pub(super) symmetric: bool,
 }
+
+/// Keys that are read here, or say how the codes were found.
+const KNOWN_KEYS: [&str; 34] = [
+    "bits",
+    "group_size",
+    "sym",
+    "checkpoint_format",
+    "format",
+    "pack_dtype",
+    "dynamic",
+    "is_marlin_format",
+    // Tensors show these: a `g_idx`, a packed head.
+    "desc_act",
+    "lm_head",
+    "static_groups",
+    "act_group_aware",
+    "damp_percent",
+    "damp_auto_increment",
+    "true_sequential",
+    "mse",
+    "gptaq",
+    "foem",
+    "hessian",
+    "fallback",
+    "mock_quantization",
+    "model_seqlen",
+    "block_name_to_quantize",
+    "module_name_preceding_first_block",
+    "modules_in_block_to_quantize",
+    "pad_token_id",
+    "max_input_length",
+    "cache_block_outputs",
+    "use_cuda_fp16",
+    "use_exllama",
+    "disable_exllama",
+    "exllama_config",
+    "quantizer",
+    "use_safetensors",
+];
 
 #[derive(Deserialize)]
 struct RawConfig {
@@ -49,6 +89,8 @@ impl Config {
     pub fn parse(config: &Value, zeros: Option<GptqZeros>) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
+        keys::refuse_unknown(config, &[&KNOWN_KEYS, &keys::AUTO_ROUND])?;
+        keys::refuse_other_than_integer_weights(config)?;
         let label = raw.checkpoint_format.as_deref().or(raw.format.as_deref());
         if raw.is_marlin_format == Some(true) {
             return Err(Error::unsupported_format("the packing `marlin` is not supported"));

@@ -1,0 +1,124 @@
+//! What a folder is that is no checkpoint of this crate: people have many that look like one. Floor 5.
+
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::small_file::{read_file, read_json};
+use crate::format::source::SourceDir;
+use crate::format::{clipped, quoted};
+use serde_json::Value;
+
+/// The file that makes a folder an adapter, or a model with one.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Files that other formats are known by, and what to say of them.
+const OTHERS: [(&[&str], &str); 9] = [
+    (
+        &["pytorch_model.bin", "pytorch_model.bin.index.json"],
+        "its weights are PyTorch's pickles ({}): convert them to safetensors, as transformers' `save_pretrained` writes",
+    ),
+    (
+        &[
+            "onnx/model.onnx",
+            "onnx/model_q4.onnx",
+            "onnx/model_q4f16.onnx",
+            "onnx/model_quantized.onnx",
+            "onnx/model_fp16.onnx",
+            "onnx/model_int8.onnx",
+            "model.onnx",
+            "genai_config.json",
+        ],
+        "it is an ONNX export ({}), which is not read: take the model that it was made from",
+    ),
+    (
+        &["consolidated.safetensors", "consolidated.00.pth", "params.json"],
+        "its weights are spelled as the model's authors do ({}): take the folder in the layout of Hugging Face",
+    ),
+    (&["model_index.json"], "it is a pipeline of diffusers ({}), no language model"),
+    (
+        &["mlc-chat-config.json", "tensor-cache.json"],
+        "it is a model compiled for MLC ({}), which is not read",
+    ),
+    (&["weights.npz"], "its weights are MLX's ({}), which are not read"),
+    (&["tf_model.h5"], "its weights are TensorFlow's ({}): convert them to safetensors"),
+    (&["flax_model.msgpack"], "its weights are Flax's ({}): convert them to safetensors"),
+    (&["modules.json"], "it is a model of sentence-transformers ({}): take the folder of its transformer"),
+];
+
+/// Refuses a folder with an adapter beside the model: whoever put it there means the two together.
+///
+/// # Errors
+/// `unsupported_model`.
+pub(super) async fn refuse_adapter(dir: &dyn SourceDir) -> Result<()> {
+    match dir.open(ADAPTER_CONFIG).await? {
+        Some(_) => Err(Error::unsupported_model(format!(
+            "there is a LoRA adapter beside the model ({ADAPTER_CONFIG}), which is not applied: merge it into the model, or \
+             take a folder without it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The error for a folder without config.json.
+pub(super) async fn without_config(dir: &dyn SourceDir) -> Error {
+    let missing = "expected a checkpoint folder but found no config.json in it";
+    if let Ok(Some(adapter)) = read_json(dir, ADAPTER_CONFIG).await {
+        let base = adapter.get("base_model_name_or_path").and_then(Value::as_str);
+        let base = base.map_or_else(|| "its base model".to_owned(), quoted);
+        return not_found(format!(
+            "{missing}: it is a LoRA adapter; merge it into {base} and take the result"
+        ));
+    }
+    // The root of a model in the cache of Hugging Face's hub, whose files are elsewhere.
+    if let Ok(Some(commit)) = read_file(dir, "refs/main").await {
+        let commit = clipped(String::from_utf8_lossy(&commit).trim(), 64);
+        return not_found(format!(
+            "{missing}: it is a model's folder in the hub's cache; take `snapshots/{commit}` inside it"
+        ));
+    }
+    explained(dir, missing).await
+}
+
+/// An error of [`TensorStore::open`](crate::format::shard_index::TensorStore::open), with what the folder is.
+pub(super) async fn without_weights(dir: &dyn SourceDir, error: Error) -> Error {
+    if error.code() != ErrorCode::NotFound {
+        return error;
+    }
+    explained(dir, "expected model.safetensors or model.safetensors.index.json but found neither").await
+}
+
+async fn explained(dir: &dyn SourceDir, missing: &str) -> Error {
+    for (files, what) in OTHERS {
+        for file in files {
+            if let Ok(Some(_)) = dir.open(file).await {
+                return not_found(format!("{missing}: {}", what.replace("{}", file)));
+            }
+        }
+    }
+    let names = dir.list().unwrap_or_default();
+    if let Some(file) = names.iter().find(|name| name.ends_with(".gguf")) {
+        return not_found(format!("{missing}: give the GGUF file {} itself", quoted(file)));
+    }
+    if let Some(file) = names.iter().find(|name| name.ends_with(".safetensors")) {
+        return not_found(format!("{missing}; {} has another name", quoted(file)));
+    }
+    not_found(missing.to_owned())
+}
+
+fn not_found(message: String) -> Error {
+    Error::new(ErrorCode::NotFound, message)
+}
+
+/// Reads generation_config.json. An empty one, which broken uploads leave, is as good as none, as transformers takes it.
+///
+/// # Errors
+/// As [`read_json`].
+pub(super) async fn generation_config(dir: &dyn SourceDir) -> Result<Option<Value>> {
+    const FILE: &str = "generation_config.json";
+    let Some(bytes) = read_file(dir, FILE).await? else { return Ok(None) };
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    crate::format::json::value(&bytes)
+        .map(Some)
+        .map_err(|error| Error::invalid_checkpoint(format!("expected JSON: {error}")))
+        .context_with(|| FILE)
+}

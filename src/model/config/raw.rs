@@ -1,0 +1,231 @@
+//! config.json as it is spelled, and what the decoder does not do of it. Floor 5.
+
+use super::Architecture;
+use super::family::Defaults;
+use crate::backend::GateActivation;
+use crate::error::{Error, Result};
+use crate::format::{json, quoted};
+use crate::model::rope::{RopeConfig, RopeScaling};
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    pub(super) model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+    pub(super) hidden_size: Option<u64>,
+    pub(super) intermediate_size: Option<u64>,
+    pub(super) num_hidden_layers: Option<u64>,
+    pub(super) num_attention_heads: Option<u64>,
+    pub(super) num_key_value_heads: Option<u64>,
+    pub(super) head_dim: Option<u64>,
+    pub(super) vocab_size: Option<u64>,
+    pub(super) max_position_embeddings: Option<u64>,
+    original_max_position_embeddings: Option<f64>,
+    pub(super) rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<Value>,
+    partial_rotary_factor: Option<f64>,
+    pub(super) tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    pub(super) attention_bias: Option<bool>,
+    pub(super) mlp_bias: Option<bool>,
+    is_causal: Option<bool>,
+    sliding_window: Option<u64>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<u64>,
+    layer_types: Option<Vec<String>>,
+    pub(super) bos_token_id: Option<TokenIds>,
+    pub(super) eos_token_id: Option<TokenIds>,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    rope_type: Option<String>,
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+}
+
+/// `2`, `[2, 3]`, or `-1` where a tool means "none".
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum TokenIds {
+    One(i64),
+    Many(Vec<i64>),
+}
+
+impl TokenIds {
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let all = match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Many(ids) => ids,
+        };
+        all.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
+    }
+}
+
+impl Raw {
+    /// Reads what the decoder knows of config.json; null is as good as none.
+    pub(super) fn read(config: &Value) -> Result<Self> {
+        json::read(config)
+            .map_err(|error| Error::invalid_checkpoint(format!("expected a model configuration: {error}")))
+    }
+
+    /// # Errors
+    /// `unsupported_model` naming the key.
+    pub(super) fn refuse_what_the_decoder_does_not_do(
+        &self,
+        config: &Value,
+        architecture: Architecture,
+    ) -> Result<()> {
+        self.refuse_other_heads()?;
+        if self.is_causal == Some(false) {
+            return Err(Error::unsupported_model(
+                "attention in both directions (is_causal = false) is not supported: such models make embeddings, not text",
+            ));
+        }
+        self.refuse_window(config, architecture)?;
+        if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
+            return Err(Error::unsupported_model(format!("layer type {} is not supported", quoted(other))));
+        }
+        Ok(())
+    }
+
+    /// A class of transformers that is neither a language model nor the decoder of one has another head.
+    fn refuse_other_heads(&self) -> Result<()> {
+        let runs = |class: &str| class.ends_with("ForCausalLM") || !class.contains("For");
+        match self.architectures.iter().flatten().find(|class| !runs(class)) {
+            Some(other) => Err(Error::unsupported_model(format!(
+                "{} (architectures) is no language model: its head says something else than the next token",
+                quoted(other)
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_window(&self, config: &Value, architecture: Architecture) -> Result<()> {
+        let defaults = architecture.defaults();
+        // Families without a window in their class ignore the key.
+        let Some(of_class) = defaults.sliding_window else { return Ok(()) };
+        // Null says that there is none.
+        let written = config.get("sliding_window").is_some();
+        let window = if written { self.sliding_window } else { Some(of_class) };
+        let Some(window) = window else { return Ok(()) };
+        if let Some(first) = defaults.max_window_layers {
+            // Qwen's windows are switched on by a flag, and for the last layers alone.
+            let first = self.max_window_layers.unwrap_or(first);
+            let any =
+                self.layer_types.is_some() || self.num_hidden_layers.is_none_or(|layers| first < layers);
+            if !(self.use_sliding_window.unwrap_or(false) && any) {
+                return Ok(());
+            }
+        }
+        let longest = self.max_position_embeddings.unwrap_or(defaults.max_position_embeddings);
+        if window >= longest {
+            return Ok(());
+        }
+        let from =
+            if written { "" } else { ", which is what the family takes where config.json has no such key" };
+        Err(Error::unsupported_model(format!(
+            "sliding window attention (sliding_window = {window}{from}) is not supported"
+        )))
+    }
+
+    pub(super) fn activation(&self, defaults: &Defaults) -> Result<GateActivation> {
+        match self.hidden_act.as_deref().unwrap_or(defaults.hidden_act) {
+            "silu" | "swish" => Ok(GateActivation::Silu),
+            "relu2" => Ok(GateActivation::SquaredRelu),
+            other => Err(Error::unsupported_model(format!(
+                "activation {} (hidden_act) is not supported; expected silu or relu2",
+                quoted(other)
+            ))),
+        }
+    }
+
+    /// `rope_scaling`, where it says anything, replaces the whole of `rope_parameters`: so transformers 5 reads a
+    /// configuration that has both.
+    fn raw_rope(&self) -> Result<Option<RawRope>> {
+        let says_something = |value: &&Value| value.as_object().is_none_or(|object| !object.is_empty());
+        let of_key =
+            |key, value: &'_ Option<Value>| value.clone().filter(|v| says_something(&v)).map(|v| (key, v));
+        let found = of_key("rope_scaling", &self.rope_scaling)
+            .or_else(|| of_key("rope_parameters", &self.rope_parameters));
+        let Some((key, value)) = found else { return Ok(None) };
+        let Some(object) = value.as_object() else {
+            return Err(Error::invalid_checkpoint(format!("expected `{key}` to be an object")));
+        };
+        if let Some((kind, _)) = object.iter().find(|(_, value)| value.is_object()) {
+            return Err(Error::unsupported_model(format!(
+                "{key} of its own for layers of the kind {} is not supported",
+                quoted(kind)
+            )));
+        }
+        json::read(&value).map(Some).map_err(|error| {
+            Error::invalid_checkpoint(format!("expected rope parameters in `{key}`: {error}"))
+        })
+    }
+
+    pub(super) fn rope(&self, defaults: &Defaults) -> Result<RopeConfig> {
+        let raw = self.raw_rope()?;
+        let rotated = raw.as_ref().and_then(|rope| rope.partial_rotary_factor).or(self.partial_rotary_factor);
+        if let Some(factor) = rotated.filter(|&factor| factor != 1.0) {
+            return Err(Error::unsupported_model(format!(
+                "partial_rotary_factor = {factor} is not supported"
+            )));
+        }
+        let theta = raw.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta);
+        let theta = positive("rope_theta", theta.or(Some(defaults.rope_theta)))?;
+        let Some(raw) = raw else { return Ok(RopeConfig { theta, scaling: RopeScaling::None }) };
+        let scaling = match raw.rope_type.as_deref().or(raw.old_type.as_deref()).unwrap_or("default") {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: positive("rope factor", raw.factor)? },
+            "llama3" => self.llama3(&raw, defaults)?,
+            other => {
+                return Err(Error::unsupported_model(format!(
+                    "rope type {} is not supported",
+                    quoted(other)
+                )));
+            }
+        };
+        Ok(RopeConfig { theta, scaling })
+    }
+
+    fn llama3(&self, raw: &RawRope, defaults: &Defaults) -> Result<RopeScaling> {
+        let low_freq_factor = positive("rope low_freq_factor", raw.low_freq_factor)?;
+        let high_freq_factor = positive("rope high_freq_factor", raw.high_freq_factor)?;
+        if high_freq_factor <= low_freq_factor {
+            return Err(Error::invalid_checkpoint(format!(
+                "expected rope high_freq_factor above low_freq_factor but found {high_freq_factor} and {low_freq_factor}"
+            )));
+        }
+        // The model's own key comes before that of the rope, and the longest sequence stands in for both.
+        let longest = self.max_position_embeddings.unwrap_or(defaults.max_position_embeddings) as f64;
+        let original = self.original_max_position_embeddings.or(raw.original_max_position_embeddings);
+        Ok(RopeScaling::Llama3 {
+            factor: positive("rope factor", raw.factor)?,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: positive(
+                "rope original_max_position_embeddings",
+                original.or(Some(longest)),
+            )?,
+        })
+    }
+}
+
+fn positive(name: &str, value: Option<f64>) -> Result<f64> {
+    match value {
+        Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+        found => {
+            let found = found.map_or_else(|| "none".to_owned(), |value| value.to_string());
+            Err(Error::invalid_checkpoint(format!("expected a positive {name} but found {found}")))
+        }
+    }
+}
