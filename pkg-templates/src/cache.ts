@@ -5,7 +5,8 @@
  * platform's (`Store`). A store that is full or broken keeps nothing, and the work goes on without it.
  */
 import { LowbitError } from "./errors.js";
-import type { OpenFile, Store } from "./platform.js";
+import { pageIn } from "./pages.js";
+import type { Missing, OpenFile, Store } from "./platform.js";
 import type { CachedFile } from "./types.js";
 
 /** Bytes of a block. */
@@ -15,20 +16,21 @@ const BLOCK = 1 << 20;
 const AT_ONCE = 16;
 
 /** What is known of a file without asking for it. */
-interface Known {
+interface Known extends Omit<Missing, "missing"> {
   /** Absent where the server has no such file. */
   size?: number;
+  /** Where there is no such file any more, that of the blocks that may still be kept. */
   etag?: string;
 }
 
 const metaKey = (url: string) => `file ${url}`;
 const blockKey = (url: string, etag: string, index: number) => `block ${index} ${etag} ${url}`;
 
-/** A file as the network gives it: `undefined` where there is none. */
-export type OpenFresh = () => Promise<(OpenFile & { etag?: string }) | undefined>;
+/** A file as the network gives it. */
+export type OpenFresh = () => Promise<(OpenFile & { etag?: string }) | Missing>;
 
 /** The file at `url`, from the store as far as it is there. */
-export async function openCached(name: string, url: string, store: Store, fresh: OpenFresh): Promise<OpenFile | undefined> {
+export async function openCached(name: string, url: string, store: Store, fresh: OpenFresh): Promise<OpenFile | Missing> {
   const known = await recall(store, url);
   let file: Awaited<ReturnType<OpenFresh>>;
   try {
@@ -36,15 +38,22 @@ export async function openCached(name: string, url: string, store: Store, fresh:
   } catch (error) {
     // Nobody answers; what is kept may do. An answer that is an error stays one.
     if (known === undefined || !(error instanceof LowbitError && error.code === "io")) throw error;
-    if (known.size === undefined) return undefined;
+    const { size, etag, ...absence } = known;
+    if (size === undefined) return { missing: true, ...absence };
+    // A page that was once taken for the file. Its type is not kept.
+    const start = await store.get(blockKey(url, etag!, 0)).catch(() => undefined);
+    const page = start && pageIn(name, undefined, start);
+    if (page !== undefined) return { missing: true, why: `the server once answered ${page}` };
     const gone = async () => {
       throw new LowbitError("io", `${url}: the network is away, and this part of the file is not kept`, { cause: error });
     };
-    return blocks({ name, size: known.size, read: gone }, url, known.etag!, store);
+    return blocks({ name, size, read: gone }, url, etag!, store);
   }
-  if (file === undefined) {
-    await remember(store, url, {});
-    return undefined;
+  if ("missing" in file) {
+    // A network that wants a log-in hides files for a while: their blocks stay, for when they are there again.
+    const { missing, ...absence } = file;
+    await remember(store, url, { ...absence, ...(known?.etag !== undefined && { etag: known.etag }) });
+    return file;
   }
   if (file.etag === undefined) return file;
   if (known?.etag !== undefined && known.etag !== file.etag) await forget(store, url);

@@ -3,6 +3,17 @@ import { asLowbitError, LowbitError } from "./errors.js";
 import type { Folder, OpenFile, Sink, TargetFolder } from "./platform.js";
 import type { ClientFunctions, FileSpec } from "./wire.js";
 
+/**
+ * The parts of a file's name inside a folder, which may be in folders of that one. Names come from files that anyone may have
+ * written: nothing passes that leads out of the folder on any platform. Windows leaves out dots and spaces at a part's end, so there
+ * is none of nothing else.
+ */
+export function partsOf(file: string): string[] {
+  const parts = file.split("/");
+  if (!parts.some((part) => /^[. ]*$|[\\:\p{Cc}]/u.test(part))) return parts;
+  throw new LowbitError("invalid_argument", `expected the name of a file inside the folder but found ${JSON.stringify(file.slice(0, 120))}`);
+}
+
 /** Bytes in one piece. */
 export function bytesFile(name: string, bytes: Uint8Array): OpenFile {
   return { name, size: bytes.length, read: async (offset, length) => bytes.subarray(offset, offset + length) };
@@ -56,8 +67,12 @@ export function directoryFolder(handle: FileSystemDirectoryHandle): Folder {
   return {
     name: handle.name || "folder",
     open: async (file) => {
+      const parts = partsOf(file);
+      const last = parts.pop()!;
       try {
-        return blobFile(file, await (await handle.getFileHandle(file)).getFile());
+        let folder = handle;
+        for (const part of parts) folder = await folder.getDirectoryHandle(part);
+        return blobFile(file, await (await folder.getFileHandle(last)).getFile());
       } catch (error) {
         const name = (error as { name?: string }).name;
         if (name === "NotFoundError" || name === "TypeMismatchError") return undefined;

@@ -5,6 +5,7 @@ import { homedir, tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { asLowbitError, LowbitError } from "./errors.js";
+import { partsOf } from "./folders.js";
 import type { Folder, HostPlatform, OpenFile, Scratch, Sink, Store, TargetFolder } from "./platform.js";
 
 /** How the names of unfinished files end, as the command line's do. */
@@ -30,7 +31,9 @@ async function openFile(path: string, name: string): Promise<OpenFile | undefine
     size = found.size;
     handle = await open(path);
   } catch (error) {
-    if ((error as { code?: string }).code === "ENOENT") return undefined;
+    const { code } = error as { code?: string };
+    // The second where a file is where a folder would have to be.
+    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
     throw asLowbitError(error, path);
   }
   const file: OpenFile = {
@@ -51,7 +54,13 @@ async function openFile(path: string, name: string): Promise<OpenFile | undefine
 }
 
 function folder(path: string): Folder {
-  return { name: path, open: (file) => openFile(join(path, file), join(path, file)) };
+  return {
+    name: path,
+    open: async (file) => {
+      const place = join(path, ...partsOf(file));
+      return openFile(place, place);
+    },
+  };
 }
 
 function expanded(path: string): string {

@@ -1,5 +1,6 @@
 /** What an entry point brings: how modules, files and threads are found where the package runs. */
 import type { PlatformSignal } from "./ambient.js";
+import type { ErrorCode } from "./errors.js";
 
 /** One end of a connection. */
 export interface Port {
@@ -12,6 +13,17 @@ export interface Folder {
   readonly name: string;
   /** The bindings give no signal; this side does, where a request need not go on. */
   open(file: string, signal?: PlatformSignal): Promise<OpenFile | undefined>;
+  /** What was not there when it was last looked for, where its server said more than that. */
+  readonly missing?: ReadonlyMap<string, Missing>;
+}
+
+/** That a file is not there. */
+export interface Missing {
+  missing: true;
+  /** What the server answered, where that is of use to somebody who needs the file. */
+  why?: string;
+  /** The code of an error about it, where that is not the one of missing files. */
+  code?: ErrorCode;
 }
 
 /** A file that is read, as the engine's bindings see it. */

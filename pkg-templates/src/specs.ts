@@ -134,9 +134,24 @@ function named(source: object): [string, unknown][] {
   const { length } = source as Partial<ArrayLike<unknown>>;
   if (typeof length !== "number") return Object.entries(source);
   const files = Array.from(source as ArrayLike<Partial<File> | null | undefined>);
-  // Of a folder that was chosen with what is inside it, the files of the folder itself are meant.
-  const depth = (file: (typeof files)[number]) => file?.webkitRelativePath?.split("/").length ?? 0;
-  return files.sort((a, b) => depth(b) - depth(a)).map((file, index) => [file?.name ?? String(index), file]);
+  const named = files.map((file, index): [string, unknown] => [file?.webkitRelativePath || (file?.name ?? String(index)), file]);
+  const folder = checkpointFolder(named.map(([path]) => path));
+  return named.flatMap(([path, file]) => (path.startsWith(folder) ? [[path.slice(folder.length), file]] : []));
+}
+
+/**
+ * Which of the folders of some files is the checkpoint: the uppermost one with a config.json, or with anything, as its path with a
+ * `/` behind it. A model may have shards in folders of its folder, and other models there too, whose files are not its own.
+ */
+function checkpointFolder(paths: readonly string[]): string {
+  const configs = paths.filter((path) => /(^|\/)config\.json$/.test(path));
+  const depth = (path: string) => path.split("/").length;
+  const among = configs.length > 0 ? configs : paths;
+  const least = Math.min(...among.map(depth));
+  const folders = new Set(among.filter((path) => depth(path) === least).map((path) => path.slice(0, path.lastIndexOf("/") + 1)));
+  const [folder = "", other] = folders;
+  if (other === undefined || configs.length === 0) return folder;
+  throw new LowbitError("invalid_argument", `expected one checkpoint but found several: ${[...folders].slice(0, 4).join(", ")}`);
 }
 
 function fileSpec(file: FileLike, remotes: Remotes): FileSpec {

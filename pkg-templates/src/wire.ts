@@ -112,7 +112,10 @@ export interface ClientFunctions {
 export interface RangeAnswer {
   status: number;
   headers: Record<string, string>;
+  /** What was asked for; the start of a page, where one came instead; otherwise nothing. */
   body: Uint8Array;
+  /** Whether the request had an `authorization` of the caller's. */
+  authorized: boolean;
 }
 
 interface Answer {

@@ -5,7 +5,7 @@ import { breaksAt, seen } from "../../www/page/js/broken.js";
 import { nameOf, optionsOf } from "../../www/page/js/choices.js";
 import { commonStart, firstDifference } from "../../www/page/js/difference.js";
 import { bytes, change, scheme, short } from "../../www/page/js/format.js";
-import { placeOf } from "../../www/page/js/places.js";
+import { filesByName, placeOf } from "../../www/page/js/places.js";
 import { criterion, headline } from "../../www/page/js/verdict.js";
 
 test("a text is marked from where it fails", () => {
@@ -34,6 +34,20 @@ test("a text is marked from where it fails", () => {
 test("what would leave a hole in a text is seen", () => {
   const cases = [["two\n\nlines", "two\n\nlines"], [`so${"\n".repeat(57)} after`, "so↵×57  after"], ["a\tb\r\n", "a\tb\r\n"], ["\0\x1b", "\u2400\u241b"], ["", ""]];
   for (const [text, wanted] of cases) assert.equal(seen(text), wanted);
+});
+
+test("of files that are given, those of the model count", () => {
+  const cases = [
+    [["config.json", "model.safetensors"], { "config.json": "config.json", "model.safetensors": "model.safetensors" }],
+    [["m/config.json", "m/w/a.safetensors", "m/w/notes.txt"], { "config.json": "m/config.json", "w/a.safetensors": "m/w/a.safetensors" }],
+    [["m/config.json", "m/onnx/config.json"], { "config.json": "m/config.json" }],
+    [["top/readme", "top/m/config.json"], { "config.json": "top/m/config.json" }],
+    [["m/tale.gguf", "m/more/other"], { "tale.gguf": "m/tale.gguf" }],
+    [["__MACOSX/m/._config.json", "m/config.json"], { "config.json": "m/config.json" }],
+    [[], {}],
+  ];
+  for (const [paths, wanted] of cases) assert.deepEqual(filesByName(paths.map((path) => [path, path])), wanted, paths.join());
+  assert.throws(() => filesByName([["a/config.json", 1], ["b/config.json", 2]]), /several: a\/, b\//);
 });
 
 test("addresses, hub names and pages of the hub lead to files", () => {

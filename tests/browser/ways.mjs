@@ -5,6 +5,7 @@ import { createServer } from "node:http";
 import { basename, join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { sendRange } from "../js/http.mjs";
+import { inShards } from "../js/shards.mjs";
 import { generate, GOLDEN, idle, missing, MODEL, quantize, sha256, start, TAKEN, TOGETHER, visit } from "./support.mjs";
 
 const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
@@ -42,6 +43,13 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     const folder = copy("dropped-folder");
     await drop(page, [folder]);
     await opened(page, "dropped-folder");
+    assert.match(await page.textContent("#card"), /a folder of yours.*705,408/);
+    const whole = Object.fromEntries(FILES.map((file) => [file, readFileSync(join(MODEL, file))]));
+    const parts = join(place.folder, "dropped-in-parts");
+    mkdirSync(join(parts, "weights"), { recursive: true });
+    for (const [name, bytes] of Object.entries(inShards(whole, "weights/"))) writeFileSync(join(parts, name), bytes);
+    await drop(page, [parts]);
+    await opened(page, "dropped-in-parts");
     assert.match(await page.textContent("#card"), /a folder of yours.*705,408/);
     await drop(page, FILES.map((file) => join(folder, file)));
     await opened(page, "Your files");

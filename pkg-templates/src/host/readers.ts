@@ -1,11 +1,13 @@
 /** Who reads a checkpoint, and how much was read of it. */
-import { cancelled } from "../errors.js";
-import type { OpenFile } from "../platform.js";
+import { asLowbitError, cancelled, LowbitError } from "../errors.js";
+import type { Folder, OpenFile } from "../platform.js";
 import { unlessAborted, type Job } from "./jobs.js";
 
 export class Readers {
   /** Bytes read so far. */
   bytes = 0;
+  /** What is read. */
+  readonly folders: Folder[] = [];
   readonly #jobs = new Set<Job>();
   #given = new AbortController();
 
@@ -16,6 +18,8 @@ export class Readers {
     job.signal.addEventListener("abort", look);
     try {
       return await work();
+    } catch (error) {
+      throw explained(error, this.folders);
     } finally {
       job.signal.removeEventListener("abort", look);
       this.#jobs.delete(job);
@@ -55,4 +59,21 @@ export class Readers {
     this.#given.abort();
     this.#given = new AbortController();
   }
+}
+
+/**
+ * The error, with what the server said of the file that is missing. The engine cannot know that: to it a file is there or not, and
+ * only it knows which ones are needed.
+ */
+function explained(error: unknown, folders: readonly Folder[]): unknown {
+  const { code, message } = asLowbitError(error);
+  const words = message.match(/[^\s`"',:()]+/g) ?? [];
+  for (const { name, missing } of folders) {
+    // Several checkpoints may be at work; the engine calls each by its place without a `/` behind it.
+    const file = message.includes(name.replace(/\/+$/, "")) ? words.find((word) => missing?.has(word)) : undefined;
+    if (file === undefined) continue;
+    const { why, code: other = code } = missing!.get(file)!;
+    return new LowbitError(other, `${message}: for ${file} ${why}`, { cause: error });
+  }
+  return error;
 }

@@ -20,6 +20,7 @@ export async function openSource(
 
 /** A folder whose bytes are counted. */
 export function meteredFolder(folder: Folder, readers: Readers): Folder {
+  readers.folders.push(folder);
   return {
     name: folder.name,
     open: async (file) => {

@@ -1,4 +1,4 @@
-// What visitors write as a model's address. Nothing here touches the page.
+// What visitors write as a model's address, and what of their files is a model. Nothing here touches the page.
 
 const HUB = "https://huggingface.co";
 
@@ -41,4 +41,23 @@ function addressOf(given, here) {
   // The hub shows a file as a page under `blob`, and gives it under `resolve`.
   if (url.origin === HUB) url.pathname = url.pathname.replace(/^(\/[^/]+\/[^/]+)\/blob\//, "$1/resolve/");
   return url;
+}
+
+/** Whether a file can hold weights for an index that names it. */
+export const isShard = (path) => /\.safetensors$/i.test(path);
+
+/**
+ * The files of a checkpoint by their names, of `[path, file]` for whatever was given. Its folder is the uppermost one with a
+ * config.json, or with anything; of what is in folders of that one only shards can belong to it.
+ */
+export function filesByName(entries) {
+  const configs = entries.filter(([path]) => /(^|\/)config\.json$/.test(path));
+  const among = (configs.length > 0 ? configs : entries).map(([path]) => path);
+  const depth = (path) => path.split("/").length;
+  const least = Math.min(...among.map(depth));
+  const folders = new Set(among.filter((path) => depth(path) === least).map((path) => path.slice(0, path.lastIndexOf("/") + 1)));
+  const [folder = ""] = folders;
+  if (folders.size > 1) throw new Error(`expected one model but found several: ${[...folders].slice(0, 4).join(", ")}`);
+  const inside = entries.filter(([path]) => path.startsWith(folder)).map(([path, file]) => [path.slice(folder.length), file]);
+  return Object.fromEntries(inside.filter(([name]) => !name.includes("/") || isShard(name)));
 }

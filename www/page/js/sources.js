@@ -1,6 +1,6 @@
 // Where checkpoints come from: this site, an address, the hub, a picker, a drop, a zip. What is opened is what the package takes as
 // a source; beside it stands how single files of it are read, for the histogram.
-import { placeOf } from "./places.js";
+import { filesByName, isShard, placeOf } from "./places.js";
 import { bytesOfZip } from "./zip.js";
 
 const SHIPPED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
@@ -31,7 +31,9 @@ async function fetched(name, signal) {
 export function address(text) {
   const { source, revision, base, label, from } = placeOf(text, document.baseURI);
   const read = async (name, start, end) => {
-    const response = await fetch(new URL(encodeURIComponent(name), base), { headers: { range: `bytes=${start}-${end - 1}` } });
+    // A shard may be in a folder.
+    const path = name.split("/").map(encodeURIComponent).join("/");
+    const response = await fetch(new URL(path, base), { headers: { range: `bytes=${start}-${end - 1}` } });
     if (response.status !== 206) throw new Error(`${name}: expected a part of the file but the server answered ${response.status}`);
     return new Uint8Array(await response.arrayBuffer());
   };
@@ -48,11 +50,14 @@ export async function files(list) {
     return { source, label: zip.name.replace(/\.zip$/i, ""), from: zip.name, read: fromFiles(source) };
   }
   const folder = chosen[0].webkitRelativePath?.split("/")[0];
-  // Of a folder in a folder only the upper files belong to the checkpoint.
-  const upper = chosen.filter((file) => (file.webkitRelativePath ?? "").split("/").length <= 2);
-  const source = Object.fromEntries(upper.map((file) => [file.name, file]));
-  const label = folder || (upper.length === 1 ? upper[0].name : "Your files");
-  return { source, label, from: folder ? "a folder of yours" : `${upper.length} of your files`, read: fromFiles(source) };
+  const label = folder || (chosen.length === 1 ? chosen[0].name : "Your files");
+  const from = folder ? "a folder of yours" : `${chosen.length} of your files`;
+  return { ...named(chosen.map((file) => [file.webkitRelativePath || file.name, file])), label, from };
+}
+
+function named(entries) {
+  const source = filesByName(entries);
+  return { source, read: fromFiles(source) };
 }
 
 /** What was dropped: files, or folders through their entries. */
@@ -61,19 +66,26 @@ export async function dropped(transfer) {
   const folder = entries.find((entry) => entry.isDirectory);
   if (folder === undefined) return files(transfer.files);
   const found = await filesOf(folder);
-  return { ...(await files(found)), label: folder.name, from: "a folder of yours" };
+  if (found.length === 0) throw new Error("there are no files in it");
+  return { ...named(found), label: folder.name, from: "a folder of yours" };
 }
 
-async function filesOf(folder) {
+/** The files of a folder that was dropped, by their paths in it; of the folders in it, the shards. */
+async function filesOf(folder, path = "") {
   const reader = folder.createReader();
   const found = [];
   for (;;) {
     // A reader gives its entries in portions, and an empty one at the end.
     const portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (portion.length === 0) break;
-    found.push(...portion.filter((entry) => entry.isFile));
+    found.push(...portion.filter(({ name }) => !name.startsWith(".")));
   }
-  return Promise.all(found.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+  const lists = found.map(async (entry) => {
+    if (entry.isDirectory) return filesOf(entry, `${path}${entry.name}/`);
+    if (path !== "" && !isShard(entry.name)) return [];
+    return [[path + entry.name, await new Promise((resolve, reject) => entry.file(resolve, reject))]];
+  });
+  return (await Promise.all(lists)).flat();
 }
 
 function fromFiles(source) {

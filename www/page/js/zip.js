@@ -1,5 +1,6 @@
 // Zip files, by fflate: what is taken away in one piece, and opened again. Weights do not shrink, so nothing is compressed.
 import { unzipSync, zip } from "../vendor/fflate.js";
+import { filesByName } from "./places.js";
 
 /** A zip with the files in a folder. */
 export function zipped(folder, files) {
@@ -9,7 +10,7 @@ export function zipped(folder, files) {
   });
 }
 
-/** The files of a zip, by name; folders in it are left out of the names. */
+/** The files of a zip, by the names that they have in the checkpoint's folder. */
 export async function bytesOfZip(blob) {
   const given = new Uint8Array(await blob.arrayBuffer());
   let files;
@@ -19,8 +20,7 @@ export async function bytesOfZip(blob) {
   } catch (error) {
     throw new Error(`${blob.name}: not a zip file that can be read (${error.message})`);
   }
-  const named = Object.entries(files).filter(([path]) => !path.endsWith("/"));
-  return Object.fromEntries(named.map(([path, bytes]) => [path.split("/").pop(), bytes]));
+  return filesByName(Object.entries(files).filter(([path]) => !path.endsWith("/")));
 }
 
 /** Hands a file to the browser's downloads. */
