@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn contradictions_are_errors() {
         type Spoil = fn(&mut Value, &mut Tensors);
-        let cases: [(&str, ErrorCode, Spoil); 9] = [
+        let cases: [(&str, ErrorCode, Spoil); 12] = [
             ("row 0 holds a code above 2", ErrorCode::InvalidCheckpoint, |_, t| t[0].2[0] = 3),
             ("expected finite scales but found NaN", ErrorCode::NonFinite, |_, t| {
                 t[1].2 = f32::NAN.to_le_bytes().to_vec();
@@ -363,9 +363,22 @@ mod tests {
             ("expected a matrix with elements but found shape [4]", ErrorCode::InvalidCheckpoint, |_, t| {
                 t[0].1 = TensorInfo::new(DType::U8, [4]);
             }),
-            ("but found `autobitlinear` with `online`", ErrorCode::UnsupportedFormat, |c, _| {
+            // Codes are no masters.
+            ("expected weights of type F32, F16 or BF16", ErrorCode::UnsupportedFormat, |c, _| {
                 c["linear_class"] = json!("autobitlinear");
                 c["quantization_mode"] = json!("online");
+            }),
+            ("but found `autobitlinear` with `later`", ErrorCode::UnsupportedFormat, |c, _| {
+                c["linear_class"] = json!("autobitlinear");
+                c["quantization_mode"] = json!("later");
+            }),
+            ("a head that is made ternary in every pass", ErrorCode::UnsupportedFormat, |c, _| {
+                c["linear_class"] = json!("autobitlinear");
+                c["quantization_mode"] = json!("online");
+                c["modules_to_not_convert"] = json!(["model.layers.0"]);
+            }),
+            ("the key `rotation` with the value \"hadamard\"", ErrorCode::UnsupportedFormat, |c, _| {
+                c["rotation"] = json!("hadamard");
             }),
             ("`use_rms_norm` inside linear layers", ErrorCode::UnsupportedFormat, |c, _| {
                 c["use_rms_norm"] = json!(true);

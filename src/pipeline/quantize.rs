@@ -8,7 +8,7 @@ use super::calibrated::{self, Calibration, Found};
 use super::copy::{Copy, f16_holds};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters, stored_scale_type};
 use super::float_type::{config_changes, one_type, scale_type};
-use super::select::{ModulePlan, QuantizeOptions, plan_modules, plan_restore};
+use super::select::{ModulePlan, QuantizeOptions, copied_tensors, plan_modules, plan_restore};
 use crate::artifact::output::OutputFolder;
 use crate::artifact::records::{
     ModuleRecord, PARAMETERS_FILE, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord,
@@ -32,7 +32,7 @@ use crate::quant::stats::WeightError;
 use crate::quant::{Activations, Granularity, PackedTensor, Scheme};
 use crate::task::{self, Control, Progress};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 /// What quantizing gave.
 #[derive(Clone, Debug)]
@@ -231,21 +231,6 @@ fn parameters(options: &QuantizeOptions) -> Map<String, Value> {
 fn one_or_mixed(mut names: impl Iterator<Item = String>) -> Option<String> {
     let first = names.next()?;
     Some(if names.all(|name| name == first) { first } else { "mixed".to_owned() })
-}
-
-/// The tensors that come into the output as they are, or in another type: all but the weights of quantized modules. An
-/// untied head leaves the table that it was to the embedding.
-fn copied_tensors<'a>(checkpoint: &'a Checkpoint, plans: &[ModulePlan], unties: bool) -> Vec<&'a str> {
-    let quantized = plans.iter().filter(|plan| plan.scheme.is_some());
-    let consumed: BTreeSet<String> = quantized
-        .filter(|plan| !(unties && plan.module == names::HEAD))
-        .map(|plan| format!("{}.weight", plan.source))
-        .collect();
-    let table = format!("{}.weight", checkpoint.embedding_module());
-    let head = format!("{}.weight", names::HEAD);
-    let tied = checkpoint.config().tie_word_embeddings;
-    let is_copied = |name: &&str| !consumed.contains(*name) && !(tied && *name == head && *name != table);
-    checkpoint.store().names().filter(is_copied).collect()
 }
 
 /// Where a tensor of the output comes from.

@@ -12,6 +12,7 @@ use crate::model::{Checkpoint, ModelConfig};
 pub use crate::quant::Method;
 use crate::quant::{Activations, Bits, GptqOptions, Granularity, Scheme};
 use crate::recipe::{Choice, Recipe};
+use std::collections::BTreeSet;
 
 /// What to make of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -393,6 +394,25 @@ pub(super) fn plan_restore(
         })
     };
     record.modules.iter().map(plan).collect()
+}
+
+/// The tensors that come into the output as they are, or in another type: all but the weights of quantized modules. An
+/// untied head leaves the table that it was to the embedding.
+pub(super) fn copied_tensors<'a>(
+    checkpoint: &'a Checkpoint,
+    plans: &[ModulePlan],
+    unties: bool,
+) -> Vec<&'a str> {
+    let quantized = plans.iter().filter(|plan| plan.scheme.is_some());
+    let consumed: BTreeSet<String> = quantized
+        .filter(|plan| !(unties && plan.module == names::HEAD))
+        .map(|plan| format!("{}.weight", plan.source))
+        .collect();
+    let table = format!("{}.weight", checkpoint.embedding_module());
+    let head = format!("{}.weight", names::HEAD);
+    let tied = checkpoint.config().tie_word_embeddings;
+    let is_copied = |name: &&str| !consumed.contains(*name) && !(tied && *name == head && *name != table);
+    checkpoint.store().names().filter(is_copied).collect()
 }
 
 fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod guard;
 mod interop;
 mod libtest;
 mod nodetest;
@@ -34,6 +35,8 @@ enum Task {
     Package(package::Options),
     /// Build the npm package and serve the demo page on this machine
     Serve(serve::Options),
+    /// Record what every command writes, or check that it writes the same as before
+    Guard(guard::Options),
     /// Time the steps of a model on the processor, or with `--gpu` on the GPU
     Bench {
         /// On the GPU, also where it is software
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
         Task::Serve(options) => serve::run(options),
+        Task::Guard(options) => guard::run(options),
         Task::Bench { gpu, arguments } => bench::run(gpu, &arguments),
     };
     match outcome {

@@ -319,7 +319,10 @@ fn what_is_not_read_is_named() {
         (json!({"group_size": -2}), "found -2"),
         (json!({"dynamic": {"a": {"bits": 6}}}), "found 6"),
         (json!({"dynamic": {"a": {"quant_method": "awq"}}}), "`quant_method`"),
-        (json!({"quant_method": "auto-round"}), "`auto-round`"),
+        (json!({"quant_method": "auto-round", "packing_format": "auto_round:fp8"}), "`auto_round:fp8`"),
+        (json!({"quant_method": "auto-round", "act_bits": 8}), "act_bits"),
+        (json!({"rotation": "hadamard"}), "`rotation`"),
+        (json!({"quant_method": "bitsandbytes"}), "`bitsandbytes`"),
     ] {
         let config = config(4, 32, true, more);
         let error = read(&config, Documented::new(4, 64, 32, 32, 7).tensors(1)).unwrap_err();
