@@ -169,7 +169,7 @@ fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<
         },
         other => {
             return Err(Error::unsupported_format(format!(
-                "the type {other} is not supported; expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, TQ1_0 or TQ2_0"
+                "the type {other} is not supported; expected F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K, Q6_K, TQ1_0 or TQ2_0"
             )));
         }
     };

@@ -20,10 +20,12 @@ fn unhex(text: &serde_json::Value) -> Vec<u8> {
     (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-const TYPES: [TensorType; 7] = [
+const TYPES: [TensorType; 9] = [
     TensorType::Q8_0,
     TensorType::Q4_0,
     TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
     TensorType::Q4_K,
     TensorType::Q6_K,
     TensorType::TQ1_0,
