@@ -169,9 +169,11 @@ fn exact(
     let mut metadata = BTreeMap::new();
     let mut set = |key: &str, value: GgufValue| _ = metadata.insert(format!("tokenizer.ggml.{key}"), value);
     let rows = config.get("vocab_size").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
+    let ids = special::check_ids(&file.added_tokens, &bpe.vocab);
     let left_out = special::leave_out(&mut file.added_tokens, rows, notes);
     special::check_matching(&file)?;
     let (tokens, kinds) = token_list(&file, &bpe, rows, &left_out)?;
+    ids?;
     if bpe.byte_fallback {
         set("model", GgufValue::String("llama".to_owned()));
         set("pre", GgufValue::String("default".to_owned()));
@@ -201,6 +203,10 @@ fn exact(
     let around = around::of_prompt(file.post_processor.as_ref(), tokenizer_config, named.bos)?;
     let front = around::only("in front of", &around.front, named.bos, &tokens)?;
     let behind = around::only("behind", &around.behind, named.eos, &tokens)?;
+    if let Some(bos) = front.filter(|_| around.unless_there) {
+        let text = quoted(&tokens[bos as usize]);
+        notes.push(format!("a text that begins with {text} itself gets a second one in llama.cpp"));
+    }
     set("add_bos_token", GgufValue::Bool(front.is_some()));
     set("add_eos_token", GgufValue::Bool(behind.is_some()));
     let (bos, eos) = (named.bos.or(front), named.eos.or(behind));

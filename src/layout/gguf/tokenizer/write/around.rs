@@ -10,6 +10,8 @@ use serde_json::Value;
 pub(super) struct Around {
     pub(super) front: Vec<u32>,
     pub(super) behind: Vec<u32>,
+    /// Whether the first is there only where a text does not begin with it already.
+    pub(super) unless_there: bool,
 }
 
 /// What becomes of a prompt: what tokenizer.json's post-processor says, whatever flags say, as in transformers 5; then the
@@ -25,6 +27,7 @@ pub(super) fn of_prompt(
         && around.front.first() != Some(&bos)
     {
         around.front.insert(0, bos);
+        around.unless_there = true;
     }
     Ok(around)
 }
@@ -73,7 +76,7 @@ fn of(post_processor: &Value) -> Result<Around> {
         "BertProcessing" | "RobertaProcessing" => {
             let id = |key: &str| u32::try_from(post_processor.get(key)?.get(1)?.as_u64()?).ok();
             let (Some(front), Some(behind)) = (id("cls"), id("sep")) else { return Err(unknown()) };
-            Ok(Around { front: vec![front], behind: vec![behind] })
+            Ok(Around { front: vec![front], behind: vec![behind], unless_there: false })
         }
         "Sequence" => {
             let steps = post_processor.get("processors").and_then(Value::as_array).ok_or_else(unknown)?;
@@ -83,11 +86,15 @@ fn of(post_processor: &Value) -> Result<Around> {
                 if step.get("type").is_some_and(|kind| kind == "Sequence") {
                     return Err(unknown());
                 }
-                // A later step puts its tokens around those of the earlier ones.
-                let Around { mut front, behind } = of(step)?;
-                front.append(&mut all.front);
-                all.front = front;
-                all.behind.extend(behind);
+                let around = of(step)?;
+                if around == Around::default() {
+                    continue;
+                }
+                // A second step takes the first one's tokens for a text of a pair.
+                if all != Around::default() {
+                    return Err(unknown());
+                }
+                all = around;
             }
             Ok(all)
         }

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::format::quoted;
 use crate::layout::gguf::tokenizer::ends;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Tokens that a list in a message shows.
 const SHOWN: usize = 5;
@@ -46,6 +46,29 @@ fn list<'a>(texts: impl ExactSizeIterator<Item = &'a str>) -> String {
     let more = texts.len().saturating_sub(SHOWN);
     let shown: Vec<String> = texts.take(SHOWN).map(quoted).collect();
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}
+
+/// Refuses a list of added tokens whose ids are not those that the `tokenizers` library gives them: the model's where it knows
+/// the text, and else the next one.
+pub(super) fn check_ids(added: &[Added], vocab: &BTreeMap<String, u32>) -> Result<()> {
+    let mut next = vocab.len() as u32;
+    for token in added {
+        let id = match vocab.get(&token.content) {
+            Some(&id) => id,
+            None => {
+                next += 1;
+                next - 1
+            }
+        };
+        if id != token.id {
+            return Err(inexact(format_args!(
+                "its token {} is listed as {} but becomes {id}",
+                quoted(&token.content),
+                token.id
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Takes away the added tokens that have no row in the embedding: llama.cpp has one row for each token. Their ids.
