@@ -315,20 +315,18 @@ fn tokenizer_config(metadata: &Metadata<'_>, model: &str, tokenizer: &[u8]) -> R
         Some(_) => Vec::new(),
         None => serde_json::from_slice::<AddedTokens>(tokenizer).map_or(Vec::new(), |file| file.added_tokens),
     };
-    {
-        for (key, name, default) in [
-            ("bos_token_id", "bos_token", ends::BOS),
-            ("eos_token_id", "eos_token", ends::EOS),
-            ("unknown_token_id", "unk_token", ends::UNKNOWN),
-        ] {
-            let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
-            let id = id.or_else(|| ends::default_special(metadata, tokens, default));
-            let text = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get(id));
-            let text =
-                text.or_else(|| added.iter().find(|token| Some(token.id) == id).map(|token| &token.content));
-            if let Some(text) = text {
-                config.insert(name.to_owned(), json!(text));
-            }
+    for (key, name, default) in [
+        ("bos_token_id", "bos_token", ends::BOS),
+        ("eos_token_id", "eos_token", ends::EOS),
+        ("unknown_token_id", "unk_token", ends::UNKNOWN),
+    ] {
+        let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
+        let id = id.or_else(|| ends::default_special(metadata, tokens, default));
+        let text = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get(id));
+        let text =
+            text.or_else(|| added.iter().find(|token| Some(token.id) == id).map(|token| &token.content));
+        if let Some(text) = text {
+            config.insert(name.to_owned(), json!(text));
         }
     }
     let pre = pre_tokenizer(metadata)?.unwrap_or("default");

@@ -37,6 +37,9 @@ fn wavelength(theta: f64, head_dim: u64, i: u64) -> f64 {
 /// The most that a factor of a file, computed in `f32`, differs from ours, computed in `f64`, as a share of it.
 const FACTOR_TOLERANCE: f64 = 1e-5;
 
+/// Bands of the ramp that are asked for the context.
+const MOST_TRIED: usize = 8;
+
 /// Contexts that models were first trained on, as powers of two, the likeliest first: several can say the same.
 const EXPONENTS: [u32; 17] = [13, 12, 14, 11, 15, 16, 17, 10, 9, 8, 18, 19, 20, 21, 22, 23, 24];
 
@@ -100,8 +103,8 @@ fn candidates(bands: &[Band]) -> Vec<Llama3> {
     let near = |a: f64, b: f64| (a - b).abs() <= FACTOR_TOLERANCE * b;
     let ramp: Vec<&Band> =
         bands.iter().filter(|band| !near(band.divisor, 1.0) && !near(band.divisor, largest)).collect();
-    // The usual steepness, from another context.
-    for band in &ramp {
+    // The usual steepness, from another context. Any band of the ramp tells it; some are nearer to their numbers' rounding.
+    for band in ramp.iter().step_by(ramp.len().div_ceil(MOST_TRIED).max(1)) {
         let original = band.wavelength * (1.0 + 3.0 * kept(band));
         found.extend([usual(largest, libm::round(original)), usual(largest, original)]);
     }

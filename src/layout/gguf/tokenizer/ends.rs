@@ -109,7 +109,7 @@ pub(super) fn by_text_alone(tokens: &[String]) -> Vec<u32> {
 }
 
 /// Of the ends of a vocabulary, those that do not count: two families use the texts for something else.
-fn exceptions<'a>(tokens: &'a [String], ends: impl Iterator<Item = u32>) -> BTreeMap<&'a str, i32> {
+fn exceptions(tokens: &[String], ends: impl Iterator<Item = u32>) -> BTreeMap<&str, i32> {
     let texts: BTreeSet<&str> = ends.filter_map(|id| tokens.get(id as usize)).map(String::as_str).collect();
     let has = |text: &str| texts.contains(text);
     let calls = has("<|call|>") || has("<|calls|>");
