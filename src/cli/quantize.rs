@@ -315,6 +315,9 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let start = Instant::now();
     let (mut outcome, source_bytes) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
+        if args.is_gguf() {
+            crate::pipeline::gguf::check(&checkpoint)?;
+        }
         if args.from_metadata {
             let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
             let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;

@@ -22,9 +22,10 @@ mod tokenizer;
 
 pub use blocks::decode_rows;
 pub use encode::{block_type, block_type_of, encode, is_exact};
+pub use output::check_config;
 pub use output::{GgufOutput, GgufTensor};
 pub use quantize::{can_quantize, rows as quantize_rows};
-pub use tokenizer::tokenizer_metadata;
+pub use tokenizer::{GgufTokenizer, tokenizer_metadata};
 
 use super::stored::{in_tensor, matrix};
 use super::{ModuleStorage, dense};
@@ -105,6 +106,7 @@ impl GgufCheckpoint {
             }
             tensors.push(stored);
         }
+        refuse_unused(&metadata, architecture, &header.tensors)?;
         let rope_factors = match header.tensors.get(names::ROPE_FREQS) {
             Some(entry) => Some(read_factors(source.as_ref(), entry).await?),
             None => None,
@@ -134,16 +136,10 @@ impl GgufCheckpoint {
             }
             Err(problem) => tokenizer_problem = Some(problem.context(source.name())),
         }
+        let warnings = tokenizer::warnings(&metadata);
         let file = source.name().rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
         let store = TensorStore::from_parts(source.name(), &file, source.clone(), tensors)?;
-        Ok(Self {
-            config_json,
-            files,
-            tokenizer_problem,
-            store,
-            config: Config { blocks },
-            warnings: Vec::new(),
-        })
+        Ok(Self { config_json, files, tokenizer_problem, store, config: Config { blocks }, warnings })
     }
 }
 
@@ -154,6 +150,33 @@ fn refuse_split(metadata: &Metadata<'_>) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whatever the decoder would leave aside makes the model another one: a bias of an output projection without the others, a
+/// norm's bias, a layer beyond the last.
+fn refuse_unused(
+    metadata: &Metadata<'_>,
+    architecture: &str,
+    tensors: &BTreeMap<String, Entry>,
+) -> Result<()> {
+    let layers = metadata.require_number(&format!("{architecture}.block_count"))?;
+    let has = |tensor: &str| tensors.contains_key(tensor);
+    let (q_bias, mlp_bias) = (has("blk.0.attn_q.bias"), has("blk.0.ffn_up.bias"));
+    for name in tensors.keys() {
+        let Some((layer, module)) = names::layer(name) else { continue };
+        let used = match module {
+            "attn_q.bias" | "attn_k.bias" | "attn_v.bias" => q_bias,
+            "attn_output.bias" => q_bias && architecture != "qwen2",
+            "ffn_gate.bias" | "ffn_up.bias" | "ffn_down.bias" => mlp_bias && architecture == "llama",
+            "attn_q_norm.weight" | "attn_k_norm.weight" => architecture == "qwen3",
+            other => other.ends_with(".weight"),
+        };
+        if !used || layer.is_some_and(|layer| u64::from(layer) >= layers) {
+            let found = format!("no {architecture} model of {layers} blocks has a place for it here");
+            return Err(in_tensor(name, Error::unsupported_model(found)));
+        }
+    }
+    Ok(())
 }
 
 /// What the store knows about a tensor; blocks are rows of bytes to it.
@@ -176,7 +199,7 @@ fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<
         },
         other => {
             return Err(Error::unsupported_format(format!(
-                "the type {other} is not supported; expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, TQ1_0 or TQ2_0"
+                "the type {other} is not supported; expected F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K, Q6_K, TQ1_0 or TQ2_0"
             )));
         }
     };

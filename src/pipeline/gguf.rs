@@ -4,15 +4,17 @@
 //! the type that was asked for, or to `F16` where its width is no whole blocks. [`plan`] says so before anything is
 //! written, [`write()`] measures what became of the weights. Floor 8.
 
+mod model;
+
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
-use crate::format::gguf::{TensorType, Value as GgufValue};
+use crate::format::gguf::TensorType;
 use crate::format::sink::SinkDir;
 use crate::format::small_file::{read_file, read_json};
 use crate::layout::ModuleStorage;
 use crate::layout::gguf::{
-    GgufOutput, GgufTensor, block_type_of, can_quantize, decode_rows, encode, is_exact, quantize_rows,
-    tokenizer_metadata,
+    GgufOutput, GgufTensor, GgufTokenizer, block_type_of, can_quantize, check_config, decode_rows, encode,
+    is_exact, quantize_rows, tokenizer_metadata,
 };
 use crate::model::Checkpoint;
 use crate::model::names::{self, BlockNorm, Linear};
@@ -20,7 +22,6 @@ use crate::model::weights::{DenseRows, read_vector};
 use crate::quant::{PackedTensor, dequantize};
 use crate::task::{self, Control, Progress};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// What the floating-point matrices become.
 #[derive(Clone, Copy, Debug)]
@@ -65,14 +66,40 @@ pub struct GgufReport {
     pub bytes: u64,
     /// Mean bits of a weight in the matrices that keep their codes; 0 without any.
     pub bits_per_weight: f64,
-    /// Why the file has no tokenizer, where it has none.
+    /// Why the file has no tokenizer for llama.cpp, where it has none.
     pub tokenizer_problem: Option<Error>,
+    /// Whether it carries tokenizer.json instead, for readers that look for it, as this crate does.
+    pub carries_tokenizer_json: bool,
+    /// Where readers of the file do something else than the checkpoint's tokenizer.
+    pub notes: Vec<String>,
+}
+
+impl GgufReport {
+    /// What a user should know about the file's tokenizer, a sentence each.
+    pub fn remarks(&self) -> Vec<String> {
+        let problem = self.tokenizer_problem.as_ref().map(|problem| {
+            let carried = "; it carries the tokenizer.json, which lowbit reads and llama.cpp does not";
+            format!(
+                "the file has no tokenizer: {problem}{}",
+                if self.carries_tokenizer_json { carried } else { "" }
+            )
+        });
+        problem.into_iter().chain(self.notes.iter().cloned()).collect()
+    }
+}
+
+/// Whether a GGUF file can hold the model, whatever becomes of its weights.
+///
+/// # Errors
+/// `unsupported_model` for what llama.cpp's decoder of the family does not do, naming it.
+pub fn check(checkpoint: &Checkpoint) -> Result<()> {
+    check_config(&model::config_json(checkpoint.config())).context_with(|| checkpoint.name().to_owned())
 }
 
 /// The type of each matrix of the checkpoint. Packed ones are read for that.
 ///
 /// # Errors
-/// `invalid_argument` for a type that is not made; whatever reading meets.
+/// `invalid_argument` for a type that is not made; [`check`]'s; whatever reading meets.
 pub async fn plan(
     checkpoint: &Checkpoint,
     options: GgufOptions,
@@ -83,6 +110,7 @@ pub async fn plan(
             return Err(Error::invalid_argument(format!("weights cannot be rounded to {tensor_type}")));
         }
     }
+    check(checkpoint)?;
     let config = checkpoint.config();
     let mut wanted =
         vec![(names::EMBEDDING.to_owned(), checkpoint.embedding_module().to_owned(), options.tables)];
@@ -169,10 +197,13 @@ pub async fn write(
         tensor_type: TensorType::F32,
         dims: vec![*len as u64],
     }));
-    let (tokenizer, tokenizer_problem) = match tokenizer(checkpoint).await {
-        Ok(metadata) => (Some(metadata), None),
-        Err(problem) => (None, Some(problem)),
+    let config_json = model::config_json(checkpoint.config());
+    let (tokenizer, tokenizer_problem, notes) = match tokenizer(checkpoint, &config_json).await {
+        Ok(GgufTokenizer { metadata, problem, notes }) => (Some(metadata), problem, notes),
+        Err(problem) => (None, Some(problem), Vec::new()),
     };
+    let carries_tokenizer_json =
+        tokenizer.as_ref().is_some_and(|metadata| metadata.contains_key("tokenizer.huggingface.json"));
     let bytes = tensors
         .iter()
         .map(|tensor| {
@@ -188,7 +219,7 @@ pub async fn write(
     }
     let bits_per_weight = packed as f64 * 8.0 / weights.max(1) as f64;
     let sink = target.create(file).await?;
-    let mut output = GgufOutput::begin(sink, checkpoint.config_json(), tokenizer, &tensors)
+    let mut output = GgufOutput::begin(sink, &config_json, tokenizer, &tensors)
         .await
         .context_with(|| checkpoint.name().to_owned())?;
     let total = modules.len() as u64;
@@ -206,7 +237,14 @@ pub async fn write(
         output.write(&name, &bytes).await?;
     }
     output.finish().await?;
-    Ok(GgufReport { modules: written, bytes, bits_per_weight, tokenizer_problem })
+    Ok(GgufReport {
+        modules: written,
+        bytes,
+        bits_per_weight,
+        tokenizer_problem,
+        carries_tokenizer_json,
+        notes,
+    })
 }
 
 /// Norms and biases, and how long they are.
@@ -228,7 +266,7 @@ fn vectors(checkpoint: &Checkpoint) -> Vec<(String, usize)> {
     vectors
 }
 
-async fn tokenizer(checkpoint: &Checkpoint) -> Result<BTreeMap<String, GgufValue>> {
+async fn tokenizer(checkpoint: &Checkpoint, config_json: &Value) -> Result<GgufTokenizer> {
     if let Some(problem) = checkpoint.tokenizer_problem() {
         return Err(problem.clone());
     }
@@ -239,14 +277,15 @@ async fn tokenizer(checkpoint: &Checkpoint) -> Result<BTreeMap<String, GgufValue
             format!("{}: expected a tokenizer.json but found none", dir.name()),
         ));
     };
-    let mut config = read_json(dir, "tokenizer_config.json").await?.unwrap_or(Value::Null);
+    let empty = || Value::Object(serde_json::Map::new());
+    let mut config = read_json(dir, "tokenizer_config.json").await?.unwrap_or_else(empty);
     if let (Some(bytes), Some(config)) =
         (read_file(dir, "chat_template.jinja").await?, config.as_object_mut())
     {
         config
             .insert("chat_template".to_owned(), Value::String(String::from_utf8_lossy(&bytes).into_owned()));
     }
-    tokenizer_metadata(&bytes, &config, checkpoint.config_json())
+    Ok(tokenizer_metadata(&bytes, &config, config_json))
 }
 
 /// Writes one matrix; the largest difference that it makes.

@@ -122,10 +122,9 @@ async fn to_gguf(
     }
     let report = gguf::write(checkpoint, modules, target, file, control).await?;
     let largest = report.modules.iter().map(|module| module.max_abs_difference).fold(0.0, f32::max);
-    let problem = report.tokenizer_problem.map(|problem| format!("the file has no tokenizer: {problem}"));
     Ok(Converted {
         format: "gguf".to_owned(),
-        notes: problem.into_iter().collect(),
+        notes: report.remarks(),
         losses,
         largest_weight_difference: Some(largest),
     })

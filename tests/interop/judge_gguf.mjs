@@ -3,8 +3,9 @@
 // usage: node judge_gguf.mjs FOLDER < jobs.json       FOLDER/node_modules holds node-llama-cpp
 //
 // A job is {"file", "greedy": token ids, "count"}, answered by the likeliest next tokens; or {"file", "texts"}, answered by
-// the ids of each text, without tokens around it, special tokens in it recognised. The last line of the output is the list
-// of answers.
+// the ids of each text, without tokens around it, special tokens in it recognised; or {"file", "texts", "around": number of
+// tokens}, answered by {"ids": the same, "front", "behind": the token that a prompt gets there or null, "ends": every token
+// at which a text ends}, or by null where llama.cpp does not open the file. The last line of the output is the list of answers.
 
 import {createRequire} from "node:module";
 import {readFileSync} from "node:fs";
@@ -17,9 +18,23 @@ const {getLlama, LlamaLogLevel} = await import(pathToFileURL(require.resolve("no
 const llama = await getLlama({gpu: false, build: "never", skipDownload: true, logLevel: LlamaLogLevel.error});
 const answers = [];
 for (const job of JSON.parse(readFileSync(0, "utf8"))) {
-    const model = await llama.loadModel({modelPath: job.file, vocabOnly: job.texts != null, gpuLayers: 0});
+    const options = {modelPath: job.file, vocabOnly: job.texts != null, gpuLayers: 0};
+    const model = await llama.loadModel(options).catch((error) => {
+        if (job.around == null) throw error;
+    });
+    if (model == null) {
+        answers.push(null);
+        continue;
+    }
     if (job.texts != null) {
-        answers.push(job.texts.map((text) => [...model.tokenize(text, true)]));
+        const ids = job.texts.map((text) => [...model.tokenize(text, true)]);
+        const {bos, eos, shouldPrependBosToken, shouldAppendEosToken} = model.tokens;
+        answers.push(job.around == null ? ids : {
+            ids,
+            front: shouldPrependBosToken ? bos : null,
+            behind: shouldAppendEosToken ? eos : null,
+            ends: Array.from({length: job.around}, (_, id) => id).filter((id) => model.isEogToken(id))
+        });
     } else {
         const context = await model.createContext({contextSize: job.greedy.length + job.count + 8, threads: 1});
         const sequence = context.getSequence();

@@ -19,10 +19,13 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 FILE = Path(__file__).resolve().parent.parent / "fixtures" / "golden" / "gguf_blocks.json"
+# New types come last: the random numbers of the others stay what they were.
 DECODED = {"Q8_0": 3, "Q4_0": 3, "Q4_1": 3, "Q4_K": 2, "Q6_K": 2, "TQ1_0": 2, "TQ2_0": 2}
+DECODED_LATER = {"Q5_0": 3, "Q5_1": 3}
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "TQ2_0", "TQ1_0"]
 # Where each type keeps its half-precision numbers: random bits there would be NaN now and then.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64]}
+HALVES |= {"Q5_0": [0], "Q5_1": [0, 2]}
 
 
 def hexed(array: np.ndarray) -> str:
@@ -55,14 +58,19 @@ def rows(rng: np.random.Generator, name: str) -> np.ndarray:
 def main() -> None:
     rng = np.random.default_rng(20)
     golden = {"decoded": {}, "quantized": {}}
-    for name, count in DECODED.items():
-        raw = blocks(rng, name, count)
-        values = quants.dequantize(raw, Type[name]).astype("<f4")
-        assert np.isfinite(values).all()
-        golden["decoded"][name] = {"blocks": hexed(raw), "values": hexed(values)}
+
+    def decode(types: dict) -> None:
+        for name, count in types.items():
+            raw = blocks(rng, name, count)
+            values = quants.dequantize(raw, Type[name]).astype("<f4")
+            assert np.isfinite(values).all()
+            golden["decoded"][name] = {"blocks": hexed(raw), "values": hexed(values)}
+
+    decode(DECODED)
     for name in QUANTIZED:
         values = rows(rng, name).astype("<f4")
         golden["quantized"][name] = {"values": hexed(values), "blocks": hexed(quants.quantize(values, Type[name]))}
+    decode(DECODED_LATER)
     text = json.dumps(golden, indent=1) + "\n"
     if "--check" in sys.argv[1:]:
         if FILE.read_text() != text:

@@ -39,8 +39,8 @@ TYPES = {
     "output": ["Q6_K"],
     "attn_q": ["Q4_K", "Q4_0"],
     "attn_k": ["Q6_K", "Q4_1"],
-    "attn_v": ["TQ1_0", "F16"],
-    "attn_output": ["TQ2_0", "BF16"],
+    "attn_v": ["Q5_1", "F16"],
+    "attn_output": ["Q5_0", "BF16"],
     "ffn_gate": ["Q4_1", "TQ1_0"],
     "ffn_up": ["Q4_K", "TQ2_0"],
     "ffn_down": ["Q6_K", "Q8_0"],
@@ -49,11 +49,13 @@ NEW_TOKENS = 24
 POSITIONS = [0, 3, 7]
 
 # For each type: where the halves of a block are, and the power of two that the first and the others are multiplied with;
-# sizes are such that weights are about a tenth. The minimum of Q4_1 is negative, that of Q4_K is subtracted.
+# sizes are such that weights are about a tenth. The minimums of Q4_1 and Q5_1 are negative, that of Q4_K is subtracted.
 HALVES = {
     "Q8_0": [(0, 2.0**-13)],
     "Q4_0": [(0, -(2.0**-9))],
     "Q4_1": [(0, 2.0**-9), (2, -7.5 * 2.0**-9)],
+    "Q5_0": [(0, 2.0**-10)],
+    "Q5_1": [(0, 2.0**-10), (2, -15.5 * 2.0**-10)],
     "Q4_K": [(0, 2.0**-14), (2, 7.5 * 2.0**-14)],
     "Q6_K": [(208, 2.0**-17)],
     "TQ1_0": [(52, 2.0**-7)],

@@ -1,6 +1,6 @@
 //! GGUF files that lowbit writes: they say what the checkpoint said, to lowbit and (`cargo xtask interop`) to llama.cpp.
 
-use crate::gguf::every_type;
+use crate::gguf::{every_type, llama_cpp};
 use crate::support::{fixture, load_checkpoint, logits, max_distance, on_disk, synthetic};
 use lowbit::format::gguf::TensorType;
 use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
@@ -13,9 +13,7 @@ use lowbit::task::{Silent, block_on};
 use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use lowbit::validate::metrics::argmax;
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 const FILE: &str = "model.gguf";
@@ -158,10 +156,6 @@ fn write_on_disk(checkpoint: &Checkpoint, options: GgufOptions, folder: &Path) -
 #[test]
 #[ignore = "needs Node: cargo xtask interop"]
 fn interop_llama_cpp_continues_what_lowbit_writes() {
-    let Some(node_llama) = std::env::var_os("LOWBIT_NODE_LLAMA") else {
-        println!("skipped: LOWBIT_NODE_LLAMA names no folder; `cargo xtask interop` prepares one");
-        return;
-    };
     let place = tempfile::tempdir().unwrap();
     let (tale, wide) = (tale(), block_on(Checkpoint::open_gguf(every_type())).unwrap());
     let mut files = Vec::new();
@@ -191,17 +185,7 @@ fn interop_llama_cpp_continues_what_lowbit_writes() {
             jobs.push(json!({"file": path, "greedy": prompt, "count": COUNT}));
         }
     }
-    let mut node = Command::new("node")
-        .arg(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop/judge_gguf.mjs"))
-        .arg(node_llama)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("node runs");
-    node.stdin.take().unwrap().write_all(json!(jobs).to_string().as_bytes()).unwrap();
-    let output = node.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let answers: Vec<Vec<u32>> = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let Some(answers) = llama_cpp::<Vec<u32>>(&jobs) else { return };
     let mut compared = 0;
     for ((name, ours), theirs) in expected.iter().zip(&answers) {
         println!("{name}: {} clear tokens", ours.len());

@@ -10,6 +10,7 @@ mod convert;
 mod floors;
 mod gguf;
 mod gguf_output;
+mod gguf_prompts;
 mod golden;
 mod gptq;
 #[cfg(feature = "gpu")]

@@ -107,8 +107,8 @@ pub async fn convert(
         terminal.note(format_args!("{}: {} ({reason})", module.module, module.tensor_type));
     }
     let report = write(source, modules, &FsSinkDir::at(folder), file, terminal).await?;
-    if let Some(problem) = &report.tokenizer_problem {
-        terminal.note(format_args!("the file has no tokenizer: {problem}"));
+    for remark in report.remarks() {
+        terminal.note(remark);
     }
     Ok(report)
 }
@@ -122,6 +122,7 @@ fn show(report: &GgufReport, path: &Path, terminal: &Terminal) -> Result<Outcome
         "largest_weight_difference": largest.map_or(0.0, |module| module.max_abs_difference),
         "largest_weight_difference_in": largest.map(|module| &module.plan.module),
         "tokenizer_problem": report.tokenizer_problem.as_ref().map(ToString::to_string),
+        "notes": report.notes,
         "modules": report.modules.iter().map(|module| json!({
             "name": module.plan.module,
             "to": module.plan.tensor_type.name(),

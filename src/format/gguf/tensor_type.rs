@@ -48,6 +48,8 @@ impl TensorType {
     pub const F16: Self = Self(1);
     pub const Q4_0: Self = Self(2);
     pub const Q4_1: Self = Self(3);
+    pub const Q5_0: Self = Self(6);
+    pub const Q5_1: Self = Self(7);
     pub const Q8_0: Self = Self(8);
     pub const Q4_K: Self = Self(12);
     pub const Q6_K: Self = Self(14);
@@ -118,6 +120,8 @@ mod tests {
             (TensorType::F16, "F16"),
             (TensorType::Q4_0, "Q4_0"),
             (TensorType::Q4_1, "Q4_1"),
+            (TensorType::Q5_0, "Q5_0"),
+            (TensorType::Q5_1, "Q5_1"),
             (TensorType::Q8_0, "Q8_0"),
             (TensorType::Q4_K, "Q4_K"),
             (TensorType::Q6_K, "Q6_K"),

@@ -6,6 +6,8 @@
 //! | `Q8_0` | `int8-g32-sym` |
 //! | `Q4_0` | `int4-g32-sym` |
 //! | `Q4_1` | `int4-g32-min` |
+//! | `Q5_0` | `int8-g32-sym`, code `q - 16` |
+//! | `Q5_1` | `int8-g32-min`, codes up to 31 |
 //! | `Q4_K` | `int4-g32-min`, scale `d * sc`, minimum `-dmin * m` |
 //! | `Q6_K` | `int8-g16-sym`, scale `d * sc`, code `q - 32` |
 //! | `TQ1_0`, `TQ2_0` | `ternary-g256` |
@@ -22,10 +24,13 @@ pub(super) fn scheme(tensor_type: TensorType) -> Option<Scheme> {
     let symmetric =
         |bits, size| Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric: true };
     match tensor_type {
-        TensorType::Q8_0 => Some(symmetric(Bits::Eight, 32)),
+        TensorType::Q8_0 | TensorType::Q5_0 => Some(symmetric(Bits::Eight, 32)),
         TensorType::Q4_0 => Some(symmetric(Bits::Four, 32)),
         TensorType::Q4_1 | TensorType::Q4_K => {
             Some(Scheme::IntegerMinimum { bits: Bits::Four, granularity: Granularity::Group(32) })
+        }
+        TensorType::Q5_1 => {
+            Some(Scheme::IntegerMinimum { bits: Bits::Eight, granularity: Granularity::Group(32) })
         }
         TensorType::Q6_K => Some(symmetric(Bits::Eight, 16)),
         TensorType::TQ1_0 | TensorType::TQ2_0 => {
@@ -92,6 +97,8 @@ impl Decoder {
                     TensorType::Q8_0 => self.q8_0(block),
                     TensorType::Q4_0 => self.q4_0(block),
                     TensorType::Q4_1 => self.q4_1(block),
+                    TensorType::Q5_0 => self.q5_0(block),
+                    TensorType::Q5_1 => self.q5_1(block),
                     TensorType::Q4_K => self.q4_k(block),
                     TensorType::Q6_K => self.q6_k(block),
                     TensorType::TQ1_0 => self.tq1_0(block),
@@ -137,6 +144,30 @@ impl Decoder {
         self.minimums.push(half_at(block, 2)?);
         self.nibbles(&block[4..]);
         Ok(())
+    }
+
+    fn q5_0(&mut self, block: &[u8]) -> Result<()> {
+        self.scales.push(half_at(block, 0)?);
+        // q - 16, with 8-bit codes' zero point of 128.
+        self.five_bits(&block[2..], 128 - 16);
+        Ok(())
+    }
+
+    fn q5_1(&mut self, block: &[u8]) -> Result<()> {
+        self.scales.push(half_at(block, 0)?);
+        self.minimums.push(half_at(block, 2)?);
+        self.five_bits(&block[4..], 0);
+        Ok(())
+    }
+
+    /// Codes whose fifth bits are the 32 bits in front, the first code's the lowest, and whose others are nibbles behind.
+    fn five_bits(&mut self, bytes: &[u8], shift: u8) {
+        let (high, nibbles) = bytes.split_at(4);
+        let start = self.row.len();
+        self.nibbles(nibbles);
+        for (index, code) in self.row[start..].iter_mut().enumerate() {
+            *code = (*code | (high[index / 8] >> (index % 8) & 1) << 4) + shift;
+        }
     }
 
     /// The low halves of all bytes, then the high ones.

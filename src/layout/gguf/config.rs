@@ -9,16 +9,18 @@ mod write;
 pub(super) use write::{interleaved_head_dim, rope_factors, to_metadata};
 
 use super::metadata::Metadata;
+use super::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::gguf::Value as GgufValue;
-use crate::format::quoted;
+use crate::format::{clipped, quoted};
 use serde_json::{Map, Value, json};
 
 /// Architectures of llama.cpp, and the `model_type` of the decoder that each is. Mistral's files say `llama`.
 const ARCHITECTURES: [(&str, &str); 3] = [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
 
-/// Keys behind `llama.`, or another architecture's name, that are read here or mean nothing to a decoder.
-const KNOWN_KEYS: [&str; 25] = [
+/// Keys behind `llama.`, or another architecture's name, that are read here or mean nothing to a decoder: names of layouts and
+/// experts where there are none, what other scalings of RoPE than those that are done count from, how a model came to be.
+const KNOWN_KEYS: [&str; 21] = [
     "block_count",
     "context_length",
     "embedding_length",
@@ -32,7 +34,6 @@ const KNOWN_KEYS: [&str; 25] = [
     "attention.layer_norm_rms_epsilon",
     "attention.key_length",
     "attention.value_length",
-    "attention.causal",
     "attention.sliding_window",
     "rope.freq_base",
     "rope.dimension_count",
@@ -41,9 +42,15 @@ const KNOWN_KEYS: [&str; 25] = [
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
-    "rope.scaling.attn_factor",
-    "rope.scaling.yarn_log_multiplier",
-    "use_parallel_residual",
+];
+
+/// Keys that change the mathematics unless they have this value, which a decoder without them has too.
+const NEUTRAL_VALUES: [(&str, GgufValue); 4] = [
+    ("attention.causal", GgufValue::Bool(true)),
+    // RoPE's cosines and sines are multiplied by it.
+    ("rope.scaling.attn_factor", GgufValue::F64(1.0)),
+    ("rope.scaling.yarn_log_multiplier", GgufValue::F64(0.0)),
+    ("use_parallel_residual", GgufValue::Bool(false)),
 ];
 
 /// What the tensors say that the metadata does not.
@@ -111,6 +118,7 @@ pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<
         keys.refuse_other(name, same)?;
     }
     keys.refuse_other("expert_count", 0)?;
+    keys.refuse_window()?;
     let heads = keys.require("attention.head_count")?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| _ = config.insert(key.to_owned(), value);
@@ -134,29 +142,28 @@ pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<
     let theta = metadata.float(&keys.key("rope.freq_base"))?.unwrap_or(10_000.0);
     set("rope_theta", json!(theta));
     set("rope_scaling", keys.rope_scaling(theta, head_dim, tensors.rope_factors.as_deref())?);
-    if let Some(window) = keys.number("attention.sliding_window")?.filter(|window| *window > 0) {
-        set("sliding_window", json!(window));
-        set("use_sliding_window", json!(true));
-    }
     set("torch_dtype", json!("float32"));
-    if let Some(id) = metadata.number("tokenizer.ggml.bos_token_id")? {
-        set("bos_token_id", json!(id));
-    }
-    set("eos_token_id", json!(end_tokens(metadata)?));
+    // Null where there is none: a missing key would mean the one of the family.
+    set("bos_token_id", json!(tokenizer::bos_token(metadata)?));
+    set("eos_token_id", json!(tokenizer::end_tokens(metadata)?));
     Ok(Value::Object(config))
 }
 
-/// Tokens at which llama.cpp stops: the end of the text, of a turn, of a message.
-fn end_tokens(metadata: &Metadata<'_>) -> Result<Vec<u64>> {
-    let mut ids = Vec::new();
-    for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
-        if let Some(id) = metadata.number(&format!("tokenizer.ggml.{key}"))?
-            && !ids.contains(&id)
-        {
-            ids.push(id);
-        }
+/// The same truth value, or the same number in whatever type.
+fn is_same(found: &GgufValue, neutral: &GgufValue) -> bool {
+    let number = |value: &GgufValue| value.as_f64().or_else(|| value.as_u64().map(|number| number as f64));
+    match neutral.as_bool() {
+        Some(_) => found.as_bool() == neutral.as_bool(),
+        None => number(found).is_some() && number(found) == number(neutral),
     }
-    Ok(ids)
+}
+
+fn plain(value: &GgufValue) -> String {
+    match (value.as_bool(), value.as_f64()) {
+        (Some(flag), _) => flag.to_string(),
+        (_, Some(number)) => number.to_string(),
+        _ => String::new(),
+    }
 }
 
 fn class_of(model_type: &str) -> &'static str {
@@ -190,18 +197,39 @@ impl Keys<'_> {
         let prefix = format!("{}.", self.architecture);
         for (key, value) in self.metadata.entries() {
             let Some(name) = key.strip_prefix(&prefix) else { continue };
-            let harmless = match name {
-                "attention.causal" => *value == GgufValue::Bool(true),
-                _ => KNOWN_KEYS.contains(&name),
-            };
-            if !harmless {
-                return Err(Error::unsupported_model(format!(
-                    "the key {} says something about the model that is not supported",
-                    quoted(key)
-                )));
+            match NEUTRAL_VALUES.iter().find(|(known, _)| *known == name) {
+                Some((_, neutral)) if is_same(value, neutral) => {}
+                Some((_, neutral)) => {
+                    return Err(Error::unsupported_model(format!(
+                        "key {}: {} is not supported, only {}",
+                        quoted(key),
+                        clipped(&format!("{value:?}"), 60),
+                        plain(neutral)
+                    )));
+                }
+                None if KNOWN_KEYS.contains(&name) => {}
+                None => {
+                    return Err(Error::unsupported_model(format!(
+                        "the key {} says something about the model that is not supported",
+                        quoted(key)
+                    )));
+                }
             }
         }
         Ok(())
+    }
+
+    /// A window as long as the context is none.
+    fn refuse_window(&self) -> Result<()> {
+        let window = self.number("attention.sliding_window")?.filter(|&window| window > 0);
+        let context = self.require("context_length")?;
+        match window {
+            Some(window) if window < context => Err(Error::unsupported_model(format!(
+                "key `{}`: a window of {window} in a context of {context} is not supported",
+                self.key("attention.sliding_window")
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn refuse_other(&self, name: &str, expected: u64) -> Result<()> {
@@ -215,12 +243,20 @@ impl Keys<'_> {
     }
 
     /// `rope_scaling` of config.json.
+    ///
+    /// A factor beside the type `none` means nothing, and the oldest key, `rope.scale_linear`, stood alone.
     fn rope_scaling(&self, theta: f64, head_dim: u64, factors: Option<&[f32]>) -> Result<Value> {
         let kind = self.metadata.text(&self.key("rope.scaling.type"))?;
         let factor = match self.metadata.float(&self.key("rope.scaling.factor"))? {
             None => self.metadata.float(&self.key("rope.scale_linear"))?,
             factor => factor,
         };
+        if factors.is_some() && self.architecture != "llama" {
+            return Err(Error::unsupported_model(format!(
+                "the tensor `rope_freqs.weight` is not supported in a {} model, whose decoders do not read it",
+                self.architecture
+            )));
+        }
         if let Some(factors) = factors.filter(|factors| factors.iter().any(|&factor| factor != 1.0)) {
             if kind.is_some_and(|kind| kind != "none") {
                 return Err(Error::unsupported_model(format!(
@@ -232,7 +268,6 @@ impl Keys<'_> {
         }
         match (kind, factor) {
             (None | Some("none"), None) => Ok(Value::Null),
-            // The old key, `rope.scale_linear`, stood alone.
             (Some("none"), Some(_)) => Ok(Value::Null),
             (None | Some("linear"), Some(factor)) if factor == 1.0 || factor == 0.0 => Ok(Value::Null),
             (None | Some("linear"), Some(factor)) => Ok(json!({"rope_type": "linear", "factor": factor})),

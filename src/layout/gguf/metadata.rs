@@ -25,6 +25,11 @@ impl<'a> Metadata<'a> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
+    /// Whether there is such a key, whatever it holds.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// A number, or an array of equal ones: some keys can differ from block to block.
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.0.get(key) else { return Ok(None) };

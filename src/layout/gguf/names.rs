@@ -41,6 +41,14 @@ pub(super) fn to_hugging_face(tensor: &str) -> Option<String> {
     Some(format!("{renamed}.{part}"))
 }
 
+/// `(12, "ffn_up.weight")` of `blk.12.ffn_up.weight`, and no number for what stands outside the blocks; `None` for RoPE's factors.
+pub(super) fn layer(tensor: &str) -> Option<(Option<u32>, &str)> {
+    match tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, module)) => Some((canonical(layer), module)),
+        None => (tensor != ROPE_FREQS).then_some((None, tensor)),
+    }
+}
+
 /// The inverse of [`to_hugging_face`].
 pub(super) fn to_gguf(tensor: &str) -> Option<String> {
     let (module, part) = split(tensor)?;

@@ -41,6 +41,16 @@ struct Planned {
     interleaved: Option<(usize, usize)>,
 }
 
+/// Whether GGUF's decoders do what a config.json says, without anything being written.
+///
+/// # Errors
+/// `unsupported_model` for what they do not do, naming it; `invalid_checkpoint` for a missing or misshapen key.
+pub fn check_config(config_json: &Value) -> Result<()> {
+    config::to_metadata(config_json, 0)?;
+    config::rope_factors(config_json)?;
+    Ok(())
+}
+
 impl GgufOutput {
     /// Writes the header. `config_json` is the checkpoint's config.json; `tokenizer` is what
     /// [`tokenizer_metadata`](super::tokenizer_metadata) makes of its tokenizer, or `None` for a file without one; a tied
@@ -159,6 +169,8 @@ fn file_type(tensors: &[GgufTensor]) -> u32 {
         TensorType::F16 => 1,
         TensorType::Q4_0 => 2,
         TensorType::Q4_1 => 3,
+        TensorType::Q5_0 => 8,
+        TensorType::Q5_1 => 9,
         TensorType::Q8_0 => 7,
         TensorType::Q4_K => 14,
         TensorType::Q6_K => 18,

@@ -20,10 +20,12 @@ fn unhex(text: &serde_json::Value) -> Vec<u8> {
     (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-const TYPES: [TensorType; 7] = [
+const TYPES: [TensorType; 9] = [
     TensorType::Q8_0,
     TensorType::Q4_0,
     TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
     TensorType::Q4_K,
     TensorType::Q6_K,
     TensorType::TQ1_0,
@@ -193,8 +195,93 @@ fn metadata_decides_what_the_model_is() {
     ];
     let config = with(&ends, &[]);
     assert_eq!((&config["eos_token_id"], &config["bos_token_id"]), (&serde_json::json!([2, 3]), &1.into()));
+    let neutral = [
+        ("llama.rope.scaling.attn_factor", Meta::F32(1.0)),
+        ("llama.rope.scaling.yarn_log_multiplier", Meta::U8(0)),
+        ("llama.attention.causal", Meta::Bool(true)),
+        ("llama.attention.sliding_window", Meta::U32(64)),
+    ];
+    assert_eq!(with(&neutral, &[]), with(&[], &[]));
     let blocks = ("llama.feed_forward_length", Meta::Array(Array::I32(vec![64])));
     assert_eq!(with(&[blocks], &[])["intermediate_size"], 64);
+}
+
+/// What llama.cpp knows by its text, whether the metadata names it or not.
+#[test]
+fn tokens_that_end_a_text_are_known_by_their_text() {
+    let words = ["a", "b", "<|end_of_text|>", "<|eot_id|>", "c", "<|fim_pad|>"];
+    let with = |model: &str, tokens: &[&str], more: &[(&str, Meta)]| {
+        let (mut metadata, tensors) = tiny();
+        let mut set = |key: &str, value| _ = metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        set("model", Meta::String(model.into()));
+        set("tokens", Meta::Array(Array::String(tokens.iter().map(|token| (*token).into()).collect())));
+        more.iter().for_each(|(key, value)| set(key, value.clone()));
+        open(&metadata, &tensors).unwrap()
+    };
+    let ends = |opened: &GgufCheckpoint| opened.config_json["eos_token_id"].clone();
+    let eos = ("eos_token_id", Meta::U32(2));
+    assert_eq!(ends(&with("gpt2", &words, std::slice::from_ref(&eos))), serde_json::json!([2, 3, 5]));
+    // A key decides instead of a text, and one beyond the vocabulary is none.
+    let more = [
+        eos,
+        ("eot_token_id", Meta::U32(0)),
+        ("eom_token_id", Meta::U32(77)),
+        ("fim_pad_token_id", Meta::U32(4)),
+    ];
+    assert_eq!(ends(&with("gpt2", &words, &more)), serde_json::json!([2, 0, 4, 3]));
+    assert_eq!(ends(&with("gpt2", &["a", "b", "c"], &[])), serde_json::json!([]));
+    // Llama 1's ids, where its vocabulary names none.
+    let opened = with("llama", &["<unk>", "<s>", "e", "</s>"], &[]);
+    assert_eq!((ends(&opened), &opened.config_json["bos_token_id"]), (serde_json::json!([2, 3]), &1.into()));
+    // Families that use a text for something else.
+    for (tokens, expected) in [
+        (&["<|end|>", "<|return|>", "<|call|>"][..], vec![1, 2]),
+        (&["<|end|>", "<|return|>"], vec![0, 1]),
+        (&["<|end|>", "<|flush|>", "<|calls|>"], vec![1, 2]),
+        (&["</s>", "<|tool_response>"], vec![1]),
+    ] {
+        assert_eq!(ends(&with("gpt2", tokens, &[])), serde_json::json!(expected), "{tokens:?}");
+    }
+    // They are cut out of texts, whatever kind the file calls them.
+    let merges = ("merges", Meta::Array(Array::String(vec!["a b".into()])));
+    let added = |more: &[(&str, Meta)]| -> Vec<(u64, bool, bool)> {
+        let opened = with("gpt2", &["a", "b", "ab", "<|im_end|>", "<|x|>", "<s>"], more);
+        let file: serde_json::Value =
+            serde_json::from_slice(opened.files.get("tokenizer.json").unwrap()).unwrap();
+        let tokens = file["added_tokens"].as_array().unwrap().iter();
+        tokens.map(|t| (t["id"].as_u64().unwrap(), t["special"] == true, t["rstrip"] == true)).collect()
+    };
+    let kinds = ("token_type", Meta::Array(Array::I32(vec![1, 1, 1, 1, 4, 3])));
+    assert_eq!(
+        added(&[merges.clone(), kinds.clone()]),
+        [(3, true, false), (4, false, false), (5, true, false)]
+    );
+}
+
+#[test]
+fn what_was_assumed_of_a_tokenizer_is_a_warning() {
+    let warnings = |model: &str, pre: Option<&str>| {
+        let (mut metadata, tensors) = tiny();
+        let mut set = |key: &str, value: &str| {
+            _ = metadata.insert(format!("tokenizer.ggml.{key}"), Meta::String(value.into()))
+        };
+        set("model", model);
+        pre.iter().for_each(|pre| set("pre", pre));
+        open(&metadata, &tensors).unwrap().warnings
+    };
+    for missing in [None, Some("")] {
+        let warnings = warnings("gpt2", missing);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("the key `tokenizer.ggml.pre` is missing"),
+            "{warnings:?}"
+        );
+        assert!(
+            warnings[0].contains("default rule") && warnings[0].contains("--tokenizer DIR"),
+            "{warnings:?}"
+        );
+    }
+    assert!(warnings("gpt2", Some("default")).is_empty());
+    assert!(warnings("llama", None).is_empty());
 }
 
 /// Llama 3.1's scaling has no keys: it is a tensor of factors.
@@ -221,12 +308,23 @@ fn the_factors_of_llama_3_1_are_recognised() {
         "original_max_position_embeddings": 8192,
     });
     assert_eq!(config["rope_scaling"], expected);
+    // Of another theta, they are what another scaling gives: a step from the third frequency to the fourth.
+    let config = open(factors(8.0, 8, 10_000.0)).unwrap().config_json;
+    assert_eq!(config["rope_scaling"]["rope_type"], "llama3");
+    let (mut metadata, mut tensors) = tiny();
+    metadata = metadata.into_iter().map(|(key, value)| (key.replace("llama.", "qwen2."), value)).collect();
+    metadata.insert("general.architecture".into(), Meta::String("qwen2".into()));
+    tensors.push((names::ROPE_FREQS.into(), TensorType::F32, vec![4]));
+    let error =
+        open_with(&metadata, &tensors, &[(names::ROPE_FREQS, factors(8.0, 8, 500_000.0))]).err().unwrap();
+    assert!(error.to_string().contains("`rope_freqs.weight` is not supported in a qwen2 model"), "{error}");
     let ones = [1f32; 4].map(f32::to_le_bytes).concat();
     assert_eq!(open(ones).unwrap().config_json["rope_scaling"], serde_json::Value::Null);
     for other in [
-        factors(8.0, 8, 10_000.0),
         factors(8.0, 6, 500_000.0),
         [2f32, 1.0, 3.0, 8.0].map(f32::to_le_bytes).concat(),
+        [1f32, 1.0, f32::NAN, 8.0].map(f32::to_le_bytes).concat(),
+        [1f32, 0.5, 0.5, 0.5].map(f32::to_le_bytes).concat(),
     ] {
         let error = open(other).err().unwrap();
         assert!(error.to_string().contains("rope_freqs.weight"), "{error}");
@@ -238,7 +336,7 @@ fn the_factors_of_llama_3_1_are_recognised() {
 fn what_the_decoder_does_not_do_is_named() {
     use ErrorCode::{InvalidCheckpoint, UnsupportedFormat, UnsupportedModel};
     type Spoil = fn(&mut Entries, &mut Tensors);
-    let cases: [(&str, ErrorCode, Spoil); 17] = [
+    let cases: [(&str, ErrorCode, Spoil); 26] = [
         (
             "key `general.architecture`: expected one of llama, qwen2, qwen3 but found `gemma2`",
             UnsupportedModel,
@@ -260,8 +358,47 @@ fn what_the_decoder_does_not_do_is_named() {
         ("the key `llama.attention.logit_softcapping`", UnsupportedModel, |m, _| {
             m.insert("llama.attention.logit_softcapping".into(), Meta::F32(30.0));
         }),
-        ("the key `llama.attention.causal`", UnsupportedModel, |m, _| {
-            m.insert("llama.attention.causal".into(), Meta::Bool(false));
+        (
+            "key `llama.attention.causal`: Bool(false) is not supported, only true",
+            UnsupportedModel,
+            |m, _| {
+                m.insert("llama.attention.causal".into(), Meta::Bool(false));
+            },
+        ),
+        (
+            "key `llama.rope.scaling.attn_factor`: F32(2.0) is not supported, only 1",
+            UnsupportedModel,
+            |m, _| {
+                m.insert("llama.rope.scaling.attn_factor".into(), Meta::F32(2.0));
+            },
+        ),
+        ("key `llama.rope.scaling.yarn_log_multiplier`: F32(0.1)", UnsupportedModel, |m, _| {
+            m.insert("llama.rope.scaling.yarn_log_multiplier".into(), Meta::F32(0.1));
+        }),
+        ("key `llama.use_parallel_residual`: Bool(true)", UnsupportedModel, |m, _| {
+            m.insert("llama.use_parallel_residual".into(), Meta::Bool(true));
+        }),
+        (
+            "key `llama.attention.sliding_window`: a window of 32 in a context of 64",
+            UnsupportedModel,
+            |m, _| {
+                m.insert("llama.attention.sliding_window".into(), Meta::U32(32));
+            },
+        ),
+        ("tensor `blk.0.attn_output.bias`: no llama model of 1 blocks", UnsupportedModel, |_, t| {
+            t.push(("blk.0.attn_output.bias".into(), TensorType::F32, vec![32]));
+        }),
+        ("tensor `blk.0.attn_norm.bias`: no llama model", UnsupportedModel, |_, t| {
+            t.push(("blk.0.attn_norm.bias".into(), TensorType::F32, vec![32]));
+        }),
+        ("tensor `output.bias`: no llama model", UnsupportedModel, |_, t| {
+            t.push(("output.bias".into(), TensorType::F32, vec![5]));
+        }),
+        ("tensor `blk.0.attn_q_norm.weight`: no llama model", UnsupportedModel, |_, t| {
+            t.push(("blk.0.attn_q_norm.weight".into(), TensorType::F32, vec![8]));
+        }),
+        ("tensor `blk.1.attn_norm.weight`: no llama model of 1 blocks", UnsupportedModel, |_, t| {
+            t.push(("blk.1.attn_norm.weight".into(), TensorType::F32, vec![32]));
         }),
         ("key `llama.rope.dimension_count`: 4 is not supported, only 8", UnsupportedModel, |m, _| {
             m.insert("llama.rope.dimension_count".into(), Meta::U32(4));

@@ -7,17 +7,19 @@
 //!
 //! Anything else is an error that says what to do. Floor 3.
 
+mod ends;
 mod split;
 mod spm;
 mod write;
 
-pub use write::tokenizer_metadata;
+pub(super) use ends::{bos_token, end_tokens};
+pub use write::{GgufTokenizer, tokenizer_metadata};
 
 use super::metadata::Metadata;
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::{clipped, quoted};
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -28,6 +30,7 @@ const REMEDY: &str = "give the model's own tokenizer with `--tokenizer DIR`";
 const MAX_TOKEN_BYTES: usize = 1024;
 
 /// Kinds of tokens, from llama.cpp's `llama_token_type`.
+const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
@@ -70,7 +73,7 @@ pub(super) fn to_files(metadata: &Metadata<'_>) -> Result<Vec<(String, Vec<u8>)>
             }
         }
     };
-    let config = tokenizer_config(metadata, model)?;
+    let config = tokenizer_config(metadata, model, &tokenizer)?;
     Ok(vec![
         ("tokenizer.json".to_owned(), tokenizer),
         ("tokenizer_config.json".to_owned(), config.to_string().into_bytes()),
@@ -83,7 +86,8 @@ impl<'a> Vocabulary<'a> {
         if tokens.is_empty() {
             return Err(problem("the file has no vocabulary (no `tokenizer.ggml.tokens`)"));
         }
-        let kinds = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
+        let kinds = metadata.integers("tokenizer.ggml.token_type")?;
+        let mut kinds = kinds.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
         if kinds.len() != tokens.len() {
             return Err(problem(format!(
                 "expected a `tokenizer.ggml.token_type` for each of {} tokens but found {}",
@@ -91,6 +95,7 @@ impl<'a> Vocabulary<'a> {
                 kinds.len()
             )));
         }
+        ends::correct_kinds(metadata, tokens, &mut kinds);
         let mut ids = BTreeMap::new();
         for (id, token) in tokens.iter().enumerate() {
             if token.len() > MAX_TOKEN_BYTES {
@@ -100,17 +105,18 @@ impl<'a> Vocabulary<'a> {
                 return Err(problem(format!("the tokens {first} and {id} are the same, {}", quoted(token))));
             }
         }
-        let special = |key: &str| -> Result<Option<u32>> {
+        let special = |key: &str, default: u64| -> Result<Option<u32>> {
             let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
+            let id = id.or_else(|| ends::default_special(metadata, tokens, default));
             Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < tokens.len()))
         };
         Ok(Self {
             tokens,
             kinds,
             ids,
-            bos: special("bos_token_id")?,
-            eos: special("eos_token_id")?,
-            unknown: special("unknown_token_id")?,
+            bos: special("bos_token_id", ends::BOS)?,
+            eos: special("eos_token_id", ends::EOS)?,
+            unknown: special("unknown_token_id", ends::UNKNOWN)?,
         })
     }
 
@@ -119,13 +125,14 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Tokens that are cut out of a text before anything else.
-    fn added_tokens(&self) -> Vec<Value> {
+    fn added_tokens(&self, metadata: &Metadata<'_>) -> Vec<Value> {
         let mut added = Vec::new();
         for (id, (token, &kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
             let special = matches!(kind, CONTROL | UNKNOWN);
             if (special || kind == USER_DEFINED) && !token.is_empty() {
+                let rstrip = ends::drops_space_behind(metadata, token);
                 added.push(json!({
-                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": rstrip,
                     "normalized": false, "special": special,
                 }));
             }
@@ -210,8 +217,36 @@ impl TokenizerFile<'_> {
     }
 }
 
+/// The name of the way to cut a text into words. An empty one is as good as none, to llama.cpp too.
+fn pre_tokenizer<'a>(metadata: &Metadata<'a>) -> Result<Option<&'a str>> {
+    Ok(metadata.text("tokenizer.ggml.pre")?.filter(|pre| !pre.is_empty()))
+}
+
+/// What a user should know about a tokenizer that is used all the same.
+pub(super) fn warnings(metadata: &Metadata<'_>) -> Vec<String> {
+    let text = |key: &str| metadata.text(key).ok().flatten();
+    let mut warnings = Vec::new();
+    if text("tokenizer.ggml.model") == Some("gpt2")
+        && text("tokenizer.huggingface.json").is_none()
+        && matches!(pre_tokenizer(metadata), Ok(None))
+    {
+        warnings.push(format!(
+            "the key `tokenizer.ggml.pre` is missing, so texts are cut into words by llama.cpp's default rule, which may not be \
+             the model's own and then makes its texts worse; take a newer conversion of the model, or {REMEDY}"
+        ));
+    }
+    let held_back = metadata.integers("tokenizer.ggml.suppress_tokens").ok().flatten().unwrap_or_default();
+    if !held_back.is_empty() {
+        warnings.push(format!(
+            "the key `tokenizer.ggml.suppress_tokens` names {} tokens that the model should never choose; they are not held back",
+            held_back.len()
+        ));
+    }
+    warnings
+}
+
 fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
-    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
+    let pre = pre_tokenizer(metadata)?.unwrap_or("default");
     let split = split::by_name(pre).ok_or_else(|| {
         problem(format!("the pre-tokenizer {} (`tokenizer.ggml.pre`) is not supported", quoted(pre)))
     })?;
@@ -236,7 +271,7 @@ fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Ve
         version: "1.0",
         truncation: Value::Null,
         padding: Value::Null,
-        added_tokens: vocabulary.added_tokens(),
+        added_tokens: vocabulary.added_tokens(metadata),
         normalizer: split.normalizer,
         pre_tokenizer: split.pre_tokenizer,
         post_processor: vocabulary.post_processor(metadata, split.add_bos)?,
@@ -257,26 +292,65 @@ fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Ve
     .to_bytes()
 }
 
-fn tokenizer_config(metadata: &Metadata<'_>, model: &str) -> Result<Value> {
+/// The parts of a tokenizer.json that name tokens with a role.
+#[derive(Deserialize)]
+struct AddedTokens {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u64,
+    content: String,
+}
+
+/// `tokenizer` is the tokenizer.json, whose tokens count where the metadata lists none.
+fn tokenizer_config(metadata: &Metadata<'_>, model: &str, tokenizer: &[u8]) -> Result<Value> {
     let mut config = serde_json::Map::new();
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
-    if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
-        for (key, name) in
-            [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token"), ("unknown_token_id", "unk_token")]
-        {
-            let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
-            let text = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get(id));
-            if let Some(text) = text {
-                config.insert(name.to_owned(), json!(text));
-            }
+    let listed = metadata.strings("tokenizer.ggml.tokens")?;
+    let tokens = listed.unwrap_or_default();
+    let added = match listed {
+        Some(_) => Vec::new(),
+        None => serde_json::from_slice::<AddedTokens>(tokenizer).map_or(Vec::new(), |file| file.added_tokens),
+    };
+    for (key, name, default) in [
+        ("bos_token_id", "bos_token", ends::BOS),
+        ("eos_token_id", "eos_token", ends::EOS),
+        ("unknown_token_id", "unk_token", ends::UNKNOWN),
+    ] {
+        let id = metadata.number(&format!("tokenizer.ggml.{key}"))?;
+        let id = id.or_else(|| ends::default_special(metadata, tokens, default));
+        let text = id.and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get(id));
+        let text =
+            text.or_else(|| added.iter().find(|token| Some(token.id) == id).map(|token| &token.content));
+        if let Some(text) = text {
+            config.insert(name.to_owned(), json!(text));
         }
     }
-    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
+    let pre = pre_tokenizer(metadata)?.unwrap_or("default");
     let default = model == "llama" || split::by_name(pre).is_some_and(|split| split.add_bos);
     let add_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(default);
     config.insert("add_bos_token".to_owned(), json!(add_bos));
-    if let Some(template) = metadata.text("tokenizer.chat_template")? {
-        config.insert("chat_template".to_owned(), json!(template));
+    if let Some(templates) = chat_templates(metadata)? {
+        config.insert("chat_template".to_owned(), templates);
     }
     Ok(Value::Object(config))
+}
+
+/// The template without a name, or a list of it and those with names.
+fn chat_templates(metadata: &Metadata<'_>) -> Result<Option<Value>> {
+    let unnamed = metadata.text("tokenizer.chat_template")?;
+    let mut templates = Vec::new();
+    for (key, value) in metadata.entries() {
+        if let (Some(name), Some(template)) = (key.strip_prefix("tokenizer.chat_template."), value.as_str()) {
+            templates.push(json!({"name": name, "template": template}));
+        }
+    }
+    if templates.is_empty() {
+        return Ok(unnamed.map(|template| json!(template)));
+    }
+    templates.extend(unnamed.map(|template| json!({"name": "default", "template": template})));
+    Ok(Some(Value::Array(templates)))
 }

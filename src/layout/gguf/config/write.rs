@@ -37,6 +37,7 @@ pub(in crate::layout::gguf) fn to_metadata(
     {
         return Err(Error::unsupported_model(format!("`sliding_window` = {window} is not supported")));
     }
+    refuse_what_decoders_do_not_do(config, architecture)?;
     let heads = require("num_attention_heads")?;
     let head_dim = u32::try_from(head_dim_of(config)?).unwrap_or(u32::MAX);
     let mut metadata = order::map([
@@ -62,7 +63,12 @@ pub(in crate::layout::gguf) fn to_metadata(
     if let Some((kind, scaling)) = scaling_of(config) {
         match kind {
             // Its factors are a tensor.
-            "llama3" => {}
+            "llama3" if architecture == "llama" => {}
+            "llama3" => {
+                return Err(Error::unsupported_model(format!(
+                    "rope type `llama3` is not supported: llama.cpp's {architecture} models read no factors"
+                )));
+            }
             "linear" => {
                 let factor = scaling.get("factor").and_then(Value::as_f64).unwrap_or(1.0);
                 set("rope.scaling.type", GgufValue::String("linear".to_owned()));
@@ -77,6 +83,33 @@ pub(in crate::layout::gguf) fn to_metadata(
         }
     }
     Ok(metadata)
+}
+
+/// llama.cpp has one gate, and biases only where each family has them.
+fn refuse_what_decoders_do_not_do(config: &Value, architecture: &str) -> Result<()> {
+    match config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu") {
+        "silu" | "swish" => {}
+        other => {
+            return Err(Error::unsupported_model(format!(
+                "`hidden_act` = {} is not supported: llama.cpp's {architecture} models are always SiLU",
+                quoted(other)
+            )));
+        }
+    }
+    let biases: &[&str] = match architecture {
+        "llama" => &[],
+        // Its biases on q, k and v are not this key's.
+        "qwen2" => &["mlp_bias"],
+        _ => &["attention_bias", "mlp_bias"],
+    };
+    for key in biases {
+        if config.get(*key).is_some_and(|value| *value == true) {
+            return Err(Error::unsupported_model(format!(
+                "`{key}` is not supported: llama.cpp's {architecture} models have no such biases"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// llama.cpp's name of the family.

@@ -17,7 +17,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The split that `tokenizer.ggml.pre` names.
+/// The split that `tokenizer.ggml.pre` names. Names on one line are one case to llama.cpp. Not among them: names for which it
+/// does something more, as taking white space from around a token (`jina-v2-es`).
 pub(super) fn by_name(name: &str) -> Option<Split> {
     let plain = |patterns: &[&str]| Split {
         normalizer: Value::Null,
@@ -26,15 +27,20 @@ pub(super) fn by_name(name: &str) -> Option<Split> {
         add_bos: false,
     };
     Some(match name {
-        "gpt-2" | "phi-2" => plain(&[GPT2]),
+        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "a.x-4.0" | "mellum" | "modern-bert"
+        | "exaone4" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" => plain(&[GPT2]),
         // What llama.cpp takes where it knows nothing better: four cuts, one after another.
         "default" => plain(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-        "smollm" | "starcoder" => plain(&[r"\p{N}", GPT2]),
-        "llama3" | "llama-v3" | "llama-bpe" => {
-            Split { ignore_merges: true, add_bos: true, ..plain(&[LLAMA3]) }
-        }
+        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
+        | "mellum2" => plain(&[r"\p{N}", GPT2]),
+        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
+        | "jina-v5-nano" => Split { ignore_merges: true, add_bos: true, ..plain(&[LLAMA3]) },
+        // The same cut, but merges decide, and no first token unless the file says so.
+        "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => plain(&[LLAMA3]),
         // Qwen's own tokenizer composes characters first; llama.cpp does not.
         "qwen2" | "deepseek-r1-qwen" => Split { normalizer: json!({"type": "NFC"}), ..plain(&[QWEN2]) },
+        // Qwen's cut, of models whose texts are taken as they are.
+        "megrez" | "kormo" | "f2llmv2" | "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => plain(&[QWEN2]),
         _ => return None,
     })
 }

@@ -51,7 +51,7 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) ->
         version: "1.0",
         truncation: Value::Null,
         padding: Value::Null,
-        added_tokens: vocabulary.added_tokens(),
+        added_tokens: vocabulary.added_tokens(metadata),
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         pre_tokenizer: Value::Null,
         post_processor: vocabulary.post_processor(metadata, true)?,

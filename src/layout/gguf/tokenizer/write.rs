@@ -3,9 +3,15 @@
 //! - BPE over bytes becomes `gpt2` where llama.cpp has a name for its pre-tokenizer.
 //! - BPE with byte fallback becomes `llama` where scores can stand for its merges: a score belongs to a token, a rank to a
 //!   pair. So every pair that makes a token must be a merge, and the merges of a token must follow each other. The
-//!   vocabularies that were SentencePiece's once are like this. Floor 3.
+//!   vocabularies that were SentencePiece's once are like this.
+//!
+//! A tokenizer that differs at rare places only is written with a note that names them. Floor 3.
 
-use super::{BYTE, CONTROL, USER_DEFINED, split};
+mod around;
+mod special;
+mod templates;
+
+use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, split};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::{Array, Value as GgufValue};
 use crate::format::json;
@@ -14,9 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-const NORMAL: i32 = 1;
 const UNUSED: i32 = 5;
-const UNKNOWN: i32 = 2;
 
 /// The character that stands for a space in SentencePiece's vocabularies.
 const SPACE: &str = "\u{2581}";
@@ -26,6 +30,16 @@ fn inexact(why: impl std::fmt::Display) -> Error {
         ErrorCode::Tokenizer,
         format!("the tokenizer cannot be written into a GGUF file exactly: {why}"),
     )
+}
+
+/// A tokenizer as the entries of a file.
+pub struct GgufTokenizer {
+    /// The entries, which begin with `tokenizer.`.
+    pub metadata: BTreeMap<String, GgufValue>,
+    /// Why no reader but those of `tokenizer.huggingface.json`, as this crate, finds the tokenizer in them.
+    pub problem: Option<Error>,
+    /// Where a reader of the file does something else than the tokenizer.
+    pub notes: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +57,14 @@ struct Added {
     content: String,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
 }
 
 #[derive(Deserialize)]
@@ -78,18 +100,60 @@ impl Merge {
 /// The metadata of a tokenizer.
 ///
 /// `tokenizer` is tokenizer.json, `tokenizer_config` tokenizer_config.json or null, `config` config.json, which says how
-/// many rows the embedding has: a vocabulary is filled up to them.
-///
-/// # Errors
-/// `tokenizer` where GGUF cannot say the same, naming what.
-pub fn tokenizer_metadata(
+/// many rows the embedding has, as a vocabulary is filled up to them, and which tokens end a text. Where GGUF cannot say the
+/// same, tokenizer.json itself is carried along.
+pub fn tokenizer_metadata(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> GgufTokenizer {
+    let mut notes = Vec::new();
+    let (mut metadata, problem) = match exact(tokenizer, tokenizer_config, config, &mut notes) {
+        Ok(metadata) => (metadata, None),
+        Err(problem) => {
+            notes.clear();
+            (carried(tokenizer, tokenizer_config, config), Some(problem))
+        }
+    };
+    templates::add(tokenizer_config, &mut metadata, &mut notes);
+    GgufTokenizer { metadata, problem, notes }
+}
+
+/// What a reader of `tokenizer.huggingface.json` needs, and others make no tokenizer of.
+fn carried(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> BTreeMap<String, GgufValue> {
+    let mut metadata = BTreeMap::new();
+    let mut set = |key: &str, value: GgufValue| _ = metadata.insert(format!("tokenizer.{key}"), value);
+    set("ggml.model", GgufValue::String("no_vocab".to_owned()));
+    let Ok(text) = std::str::from_utf8(tokenizer) else { return metadata };
+    let Ok(file) = serde_json::from_slice::<OnlyAdded>(tokenizer) else { return metadata };
+    set("huggingface.json", GgufValue::String(text.to_owned()));
+    let id_of =
+        |text: &str| file.added_tokens.iter().find(|added| added.content == text).map(|added| added.id);
+    let named = special::named(tokenizer_config, config, id_of);
+    let keys = ["eos_token_id", "eot_token_id", "eom_token_id"];
+    let others = special::ends_of(config).into_iter().filter(|&end| Some(end) != named.eos);
+    for (key, id) in keys.into_iter().zip(named.eos.into_iter().chain(others)) {
+        set(&format!("ggml.{key}"), GgufValue::U32(id));
+    }
+    if let Some(bos) = named.bos {
+        set("ggml.bos_token_id", GgufValue::U32(bos));
+    }
+    set("ggml.add_bos_token", GgufValue::Bool(around::asks_for_bos(tokenizer_config)));
+    metadata
+}
+
+/// A tokenizer.json of which nothing but this is of interest.
+#[derive(Deserialize)]
+struct OnlyAdded {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+}
+
+fn exact(
     tokenizer: &[u8],
     tokenizer_config: &Value,
     config: &Value,
+    notes: &mut Vec<String>,
 ) -> Result<BTreeMap<String, GgufValue>> {
     let broken = |error: serde_json::Error| inexact(clipped(&error.to_string(), 200));
     let tokenizer: Value = serde_json::from_slice(tokenizer).map_err(broken)?;
-    let file: File = json::read(&tokenizer).map_err(broken)?;
+    let mut file: File = json::read(&tokenizer).map_err(broken)?;
     // Not a field of the file: it would be copied, and it is large.
     let model = tokenizer.get("model").ok_or_else(|| inexact("it has no model"))?;
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
@@ -105,11 +169,15 @@ pub fn tokenizer_metadata(
     let mut metadata = BTreeMap::new();
     let mut set = |key: &str, value: GgufValue| _ = metadata.insert(format!("tokenizer.ggml.{key}"), value);
     let rows = config.get("vocab_size").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
-    let (tokens, kinds) = token_list(&file, &bpe, rows)?;
+    let ids = special::check_ids(&file.added_tokens, &bpe.vocab);
+    let left_out = special::leave_out(&mut file.added_tokens, rows, notes);
+    special::check_matching(&file)?;
+    let (tokens, kinds) = token_list(&file, &bpe, rows, &left_out)?;
+    ids?;
     if bpe.byte_fallback {
         set("model", GgufValue::String("llama".to_owned()));
         set("pre", GgufValue::String("default".to_owned()));
-        set("add_space_prefix", GgufValue::Bool(space_prefix(&file)?));
+        set("add_space_prefix", GgufValue::Bool(space_prefix(&file, notes)?));
         set("scores", GgufValue::Array(Array::F32(scores(&bpe, &tokens, &kinds)?)));
     } else {
         let pre = split::name_of(file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), bpe.ignore_merges)
@@ -126,39 +194,44 @@ pub fn tokenizer_metadata(
     }
     let id_of = |text: &str| {
         let added = file.added_tokens.iter().find(|added| added.content == text).map(|added| added.id);
-        added.or_else(|| bpe.vocab.get(text).copied())
+        added.or_else(|| bpe.vocab.get(text).copied()).filter(|&id| (id as usize) < tokens.len())
     };
-    for (key, name) in
-        [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token"), ("padding_token_id", "pad_token")]
-    {
-        let named = tokenizer_config.get(name).filter(|token| !token.is_null());
-        let text = named.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-        let of_model =
-            config.get(name.to_owned() + "_id").map(|ids| ids.as_array().map_or(ids, |ids| &ids[0]));
-        let id = text.and_then(id_of).or_else(|| u32::try_from(of_model?.as_u64()?).ok());
-        if let Some(id) = id.filter(|id| (*id as usize) < tokens.len()) {
+    let within = |id: Option<u32>| id.filter(|&id| (id as usize) < tokens.len());
+    let mut named = special::named(tokenizer_config, config, id_of);
+    named.bos = within(named.bos);
+    named.eos = within(named.eos);
+    let around = around::of_prompt(file.post_processor.as_ref(), tokenizer_config, named.bos)?;
+    let front = around::only("in front of", &around.front, named.bos, &tokens)?;
+    let behind = around::only("behind", &around.behind, named.eos, &tokens)?;
+    if let Some(bos) = front.filter(|_| around.unless_there) {
+        let text = quoted(&tokens[bos as usize]);
+        notes.push(format!("a text that begins with {text} itself gets a second one in llama.cpp"));
+    }
+    set("add_bos_token", GgufValue::Bool(front.is_some()));
+    set("add_eos_token", GgufValue::Bool(behind.is_some()));
+    let (bos, eos) = (named.bos.or(front), named.eos.or(behind));
+    let ends = special::end_keys(&tokens, bpe.byte_fallback, eos, &special::ends_of(config), notes);
+    let ids = [("bos_token_id", bos), ("padding_token_id", within(named.pad))];
+    let unknown = bpe.unk_token.as_deref().and_then(id_of);
+    for (key, id) in ids.into_iter().chain(ends).chain([("unknown_token_id", unknown)]) {
+        if let Some(id) = id {
             set(key, GgufValue::U32(id));
         }
     }
-    if let Some(id) = bpe.unk_token.as_deref().and_then(id_of) {
-        set("unknown_token_id", GgufValue::U32(id));
-    }
-    set("add_bos_token", GgufValue::Bool(adds_bos(&file, tokenizer_config)));
-    set(
-        "add_eos_token",
-        GgufValue::Bool(tokenizer_config.get("add_eos_token").is_some_and(|adds| adds == true)),
-    );
     set("tokens", GgufValue::Array(Array::String(tokens)));
     set("token_type", GgufValue::Array(Array::I32(kinds)));
-    if let Some(template) = tokenizer_config.get("chat_template").and_then(Value::as_str) {
-        metadata.insert("tokenizer.chat_template".to_owned(), GgufValue::String(template.to_owned()));
-    }
     Ok(metadata)
 }
 
 /// Tokens by id, and what kind each is.
-fn token_list(file: &File, bpe: &Bpe, rows: Option<usize>) -> Result<(Vec<String>, Vec<i32>)> {
-    let ids = bpe.vocab.values().copied().chain(file.added_tokens.iter().map(|added| added.id));
+fn token_list(
+    file: &File,
+    bpe: &Bpe,
+    rows: Option<usize>,
+    left_out: &BTreeSet<u32>,
+) -> Result<(Vec<String>, Vec<i32>)> {
+    let vocab = || bpe.vocab.iter().filter(|(_, id)| !left_out.contains(id));
+    let ids = vocab().map(|(_, &id)| id).chain(file.added_tokens.iter().map(|added| added.id));
     let used = ids.max().map_or(0, |largest| largest as usize + 1);
     let count = rows.unwrap_or(used);
     // An id is named by at least a byte of text, but a single large one must not make a list of billions.
@@ -168,9 +241,9 @@ fn token_list(file: &File, bpe: &Bpe, rows: Option<usize>) -> Result<(Vec<String
             "it has ids up to {used} for {most} tokens and {count} embeddings"
         )));
     }
-    let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
+    let mut tokens = vec![String::new(); count];
     let mut kinds = vec![UNUSED; count];
-    for (text, &id) in &bpe.vocab {
+    for (text, &id) in vocab() {
         let is_byte = bpe.byte_fallback && byte_of(text).is_some();
         kinds[id as usize] = if is_byte { BYTE } else { NORMAL };
         tokens[id as usize].clone_from(text);
@@ -179,10 +252,29 @@ fn token_list(file: &File, bpe: &Bpe, rows: Option<usize>) -> Result<(Vec<String
         kinds[added.id as usize] = if added.special { CONTROL } else { USER_DEFINED };
         tokens[added.id as usize].clone_from(&added.content);
     }
-    if let Some(&id) = bpe.unk_token.as_ref().and_then(|text| bpe.vocab.get(text)) {
+    let unknown = bpe.unk_token.as_ref().and_then(|text| bpe.vocab.get(text));
+    if let Some(&id) = unknown.filter(|&&id| (id as usize) < count) {
         kinds[id as usize] = UNKNOWN;
     }
+    name_the_rest(&mut tokens, &kinds)?;
     Ok((tokens, kinds))
+}
+
+/// Rows of the embedding that no token has get a name, as llama.cpp wants one of every row, and each once.
+fn name_the_rest(tokens: &mut [String], kinds: &[i32]) -> Result<()> {
+    let mut taken = BTreeSet::new();
+    for (id, token) in tokens.iter().enumerate().filter(|(id, _)| kinds[*id] != UNUSED) {
+        if !taken.insert(token.clone()) {
+            return Err(inexact(format_args!("two of its tokens are {}, {id} is the second", quoted(token))));
+        }
+    }
+    for (id, token) in tokens.iter_mut().enumerate().filter(|(id, _)| kinds[*id] == UNUSED) {
+        *token = format!("[PAD{id}]");
+        while !taken.insert(token.clone()) {
+            token.push('_');
+        }
+    }
+    Ok(())
 }
 
 /// The byte that `<0x0A>` stands for.
@@ -192,7 +284,7 @@ fn byte_of(token: &str) -> Option<u8> {
 }
 
 /// Whether texts begin with a space that they do not have.
-fn space_prefix(file: &File) -> Result<bool> {
+fn space_prefix(file: &File, notes: &mut Vec<String>) -> Result<bool> {
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let prepend = json!({"type": "Prepend", "prepend": SPACE});
     let sequence = |steps: &[&Value]| json!({"type": "Sequence", "normalizers": steps});
@@ -202,8 +294,19 @@ fn space_prefix(file: &File) -> Result<bool> {
     match (normalizer, pre_tokenizer) {
         (Some(found), None) if *found == sequence(&[&prepend, &replace]) => Ok(true),
         (Some(found), None) if *found == sequence(&[&replace]) || *found == replace => Ok(false),
-        // They differ from llama.cpp only behind a special token inside a text.
-        (None, Some(found)) if *found == metaspace("first") || *found == metaspace("always") => Ok(true),
+        (None, Some(found)) if *found == metaspace("first") || *found == metaspace("always") => {
+            notes.push(
+                "a text that begins with a space gets a second one in llama.cpp; the model's own tokenizer adds none".to_owned(),
+            );
+            if *found == metaspace("first") {
+                notes.push(
+                    "text behind a special token gets a space in front of it in llama.cpp; the model's own tokenizer adds one \
+                     only in front of the whole text (`prepend_scheme`)"
+                        .to_owned(),
+                );
+            }
+            Ok(true)
+        }
         (None, Some(found)) if *found == metaspace("never") => Ok(false),
         _ => Err(inexact("its normalizer or pre-tokenizer is not SentencePiece's")),
     }
@@ -250,14 +353,4 @@ fn scores(bpe: &Bpe, tokens: &[String], kinds: &[i32]) -> Result<Vec<f32>> {
         .zip(kinds)
         .map(|(token, &kind)| if kind == NORMAL { score(token) } else { 0.0 })
         .collect())
-}
-
-/// Whether a prompt begins with the beginning-of-sequence token.
-fn adds_bos(file: &File, tokenizer_config: &Value) -> bool {
-    if let Some(adds) = tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
-        return adds;
-    }
-    let class = tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
-    let first = file.post_processor.as_ref().and_then(|post| post.get("single")?.get(0));
-    class.starts_with("LlamaTokenizer") || first.is_some_and(|first| first.get("SpecialToken").is_some())
 }

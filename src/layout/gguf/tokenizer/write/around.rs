@@ -1,0 +1,123 @@
+//! What a folder's tokenizer puts around a prompt, which GGUF says by two flags. Floor 3.
+
+use super::inexact;
+use crate::error::Result;
+use crate::format::{clipped, quoted};
+use serde_json::Value;
+
+/// The ids in front of a text and behind it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Around {
+    pub(super) front: Vec<u32>,
+    pub(super) behind: Vec<u32>,
+    /// Whether the first is there only where a text does not begin with it already.
+    pub(super) unless_there: bool,
+}
+
+/// What becomes of a prompt: what tokenizer.json's post-processor says, whatever flags say, as in transformers 5; then the
+/// beginning token where tokenizer_config.json asks for it and it is not there yet. The reader of folders,
+/// `crate::tokenizer`, does the same, and a test compares them.
+pub(super) fn of_prompt(
+    post_processor: Option<&Value>,
+    tokenizer_config: &Value,
+    bos: Option<u32>,
+) -> Result<Around> {
+    let mut around = of(post_processor.unwrap_or(&Value::Null))?;
+    if let Some(bos) = bos.filter(|_| asks_for_bos(tokenizer_config))
+        && around.front.first() != Some(&bos)
+    {
+        around.front.insert(0, bos);
+        around.unless_there = true;
+    }
+    Ok(around)
+}
+
+/// Whether tokenizer_config.json wants the beginning token, which its Llama classes do unless it says otherwise.
+pub(super) fn asks_for_bos(tokenizer_config: &Value) -> bool {
+    let class = tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
+    let asks = tokenizer_config.get("add_bos_token").and_then(Value::as_bool);
+    asks.unwrap_or(matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast"))
+}
+
+/// The token that one of the two flags stands for: `named` is the one that the file names for that place.
+///
+/// # Errors
+/// `tokenizer` where something else stands there.
+pub(super) fn only(place: &str, ids: &[u32], named: Option<u32>, tokens: &[String]) -> Result<Option<u32>> {
+    let text = |id: u32| match tokens.get(id as usize) {
+        Some(text) => quoted(text),
+        None => format!("token {id}, which has no row in the embedding"),
+    };
+    match *ids {
+        [] => Ok(None),
+        [id] if (id as usize) < tokens.len() && named.is_none_or(|named| named == id) => Ok(Some(id)),
+        _ => {
+            let found: Vec<String> = ids.iter().take(4).map(|&id| text(id)).collect();
+            let expected = named.map_or_else(|| "one token".to_owned(), text);
+            Err(inexact(format_args!(
+                "it puts {} {place} a text, where GGUF has only a flag for {expected}",
+                found.join(", ")
+            )))
+        }
+    }
+}
+
+fn of(post_processor: &Value) -> Result<Around> {
+    let unknown =
+        || inexact(format_args!("its post-processor is {}", clipped(&post_processor.to_string(), 80)));
+    let kind = match post_processor {
+        Value::Null => return Ok(Around::default()),
+        other => other.get("type").and_then(Value::as_str).ok_or_else(unknown)?,
+    };
+    match kind {
+        // It is about places in the text and changes no id.
+        "ByteLevel" => Ok(Around::default()),
+        "TemplateProcessing" => of_template(post_processor).ok_or_else(unknown),
+        "BertProcessing" | "RobertaProcessing" => {
+            let id = |key: &str| u32::try_from(post_processor.get(key)?.get(1)?.as_u64()?).ok();
+            let (Some(front), Some(behind)) = (id("cls"), id("sep")) else { return Err(unknown()) };
+            Ok(Around { front: vec![front], behind: vec![behind], unless_there: false })
+        }
+        "Sequence" => {
+            let steps = post_processor.get("processors").and_then(Value::as_array).ok_or_else(unknown)?;
+            let mut all = Around::default();
+            for step in steps {
+                // Sequences inside sequences are nobody's, and could be nested without end.
+                if step.get("type").is_some_and(|kind| kind == "Sequence") {
+                    return Err(unknown());
+                }
+                let around = of(step)?;
+                if around == Around::default() {
+                    continue;
+                }
+                // A second step takes the first one's tokens for a text of a pair.
+                if all != Around::default() {
+                    return Err(unknown());
+                }
+                all = around;
+            }
+            Ok(all)
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn of_template(template: &Value) -> Option<Around> {
+    let mut around = Around::default();
+    let mut texts = 0;
+    for piece in template.get("single")?.as_array()? {
+        if let Some(special) = piece.get("SpecialToken") {
+            let ids =
+                template.get("special_tokens")?.get(special.get("id")?.as_str()?)?.get("ids")?.as_array()?;
+            let side = if texts == 0 { &mut around.front } else { &mut around.behind };
+            for id in ids {
+                side.push(u32::try_from(id.as_u64()?).ok()?);
+            }
+        } else if piece.get("Sequence")?.get("id")? == "A" {
+            texts += 1;
+        } else {
+            return None;
+        }
+    }
+    (texts == 1).then_some(around)
+}
