@@ -9,8 +9,11 @@ use crate::error::{Error, Result};
 /// As many bytes as decide.
 const HEAD_BYTES: usize = 512;
 
+/// Whether first bytes are of a kind, and what to say of it.
+type Kind = (fn(&[u8]) -> bool, &'static str);
+
 /// What a file turns out to be, and what to do about it.
-const KINDS: [(fn(&[u8]) -> bool, &str); 8] = [
+const KINDS: [Kind; 8] = [
     (
         is_git_lfs_pointer,
         "found a Git LFS pointer instead of the file that it stands for; fetch that with `git lfs pull`",

@@ -411,8 +411,8 @@ pub(super) fn copied_tensors<'a>(
     let table = format!("{}.weight", checkpoint.embedding_module());
     let head = format!("{}.weight", names::HEAD);
     let tied = checkpoint.config().tie_word_embeddings;
-    let is_copied = |name: &&str| !consumed.contains(*name) && !(tied && *name == head && *name != table);
-    checkpoint.store().names().filter(is_copied).collect()
+    let is_second_table = |name: &str| tied && name == head && name != table;
+    checkpoint.store().names().filter(|name| !consumed.contains(*name) && !is_second_table(name)).collect()
 }
 
 fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {

@@ -4,7 +4,7 @@
 //! thread: with more, sums are added in another order. Figures are of one machine: record before a change and check after
 //! it on the same one. Reports are compared without what a clock measured.
 
-use crate::process::{Outcome, cargo, line_of, program, root, run as execute, step, target_dir};
+use crate::process::{Outcome, cargo, line_of, root, run as execute, step, target_dir};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
