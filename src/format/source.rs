@@ -42,9 +42,10 @@ pub trait SourceDir {
     /// Names come from files that anyone may have written, so an implementation never leaves its folder.
     fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
 
-    /// The names of what is in the folder, sorted, where it can be listed. For messages: what a folder holds is found by
-    /// [`open`](Self::open).
-    fn list(&self) -> Option<Vec<String>> {
+    /// The names of what is in the folder, or in `subfolder`, sorted, where it can be listed. For messages: what a folder
+    /// holds is found by [`open`](Self::open).
+    fn list(&self, subfolder: Option<&str>) -> Option<Vec<String>> {
+        _ = subfolder;
         None
     }
 }
@@ -166,8 +167,12 @@ impl SourceDir for MemoryDir {
         Box::pin(std::future::ready(opened))
     }
 
-    fn list(&self) -> Option<Vec<String>> {
-        Some(self.names().map(str::to_owned).collect())
+    fn list(&self, subfolder: Option<&str>) -> Option<Vec<String>> {
+        let inside = |name: &str| match subfolder {
+            None => Some(name.to_owned()),
+            Some(folder) => name.strip_prefix(folder)?.strip_prefix('/').map(str::to_owned),
+        };
+        Some(self.names().filter_map(inside).collect())
     }
 }
 
@@ -311,8 +316,9 @@ mod native {
             Box::pin(std::future::ready(opened))
         }
 
-        fn list(&self) -> Option<Vec<String>> {
-            let entries = fs::read_dir(followed(&self.path)).ok()?;
+        fn list(&self, subfolder: Option<&str>) -> Option<Vec<String>> {
+            let folder = subfolder.map_or_else(|| self.path.clone(), |folder| self.path.join(folder));
+            let entries = fs::read_dir(followed(&folder)).ok()?;
             let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
             let mut names: Vec<_> = entries.filter_map(name).collect();
             order::sort(&mut names);

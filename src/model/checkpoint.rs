@@ -68,7 +68,8 @@ impl Checkpoint {
         };
         let (file, quantization) = find_quantization_config(dir.as_ref(), &config_json, &store).await?;
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
-        let warnings = layout.warnings().to_vec();
+        let mut warnings = layout.warnings().to_vec();
+        warnings.extend(folder_kind::unread_templates(dir.as_ref()));
         let opened = Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings };
         opened.checked().await
     }

@@ -213,6 +213,9 @@ fn a_folder_of_another_kind_is_called_by_its_name() {
     for (dir, code, words) in cases {
         refused(dir, code, words);
     }
+    let more = model.clone().with("additional_chat_templates/tool_use.jinja", text("{{ messages }}"));
+    let opened = block_on(Checkpoint::open(Rc::new(more))).unwrap();
+    assert!(opened.warnings()[0].contains("`tool_use.jinja`"), "{:?}", opened.warnings());
     // An upload that broke off leaves an empty file, which transformers takes for none.
     block_on(Checkpoint::open(Rc::new(model.with("generation_config.json", text("\n"))))).unwrap();
 }

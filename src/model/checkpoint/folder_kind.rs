@@ -93,7 +93,7 @@ async fn explained(dir: &dyn SourceDir, missing: &str) -> Error {
             }
         }
     }
-    let names = dir.list().unwrap_or_default();
+    let names = dir.list(None).unwrap_or_default();
     if let Some(file) = names.iter().find(|name| name.ends_with(".gguf")) {
         return not_found(format!("{missing}: give the GGUF file {} itself", quoted(file)));
     }
@@ -105,6 +105,16 @@ async fn explained(dir: &dyn SourceDir, missing: &str) -> Error {
 
 fn not_found(message: String) -> Error {
     Error::new(ErrorCode::NotFound, message)
+}
+
+/// What to say of a folder's chat templates beyond the first: nobody reads them here, and what is written does not have them.
+pub(super) fn unread_templates(dir: &dyn SourceDir) -> Option<String> {
+    const FOLDER: &str = "additional_chat_templates";
+    let names = dir.list(Some(FOLDER)).unwrap_or_default();
+    let names: Vec<String> =
+        names.iter().filter(|name| name.ends_with(".jinja")).map(|name| quoted(name)).collect();
+    let few = clipped(&names.join(", "), 200);
+    (!names.is_empty()).then(|| format!("the chat templates in {FOLDER} are neither used nor copied: {few}"))
 }
 
 /// Reads generation_config.json. An empty one, which broken uploads leave, is as good as none, as transformers takes it.
