@@ -12,6 +12,7 @@
 //! 3. Groups are kept only for patterns that refer back to them.
 
 mod class;
+mod escape;
 mod parser;
 
 use parser::Parser;
@@ -62,7 +63,7 @@ pub(super) fn translate(pattern: &str) -> Result<String, String> {
     };
     let mut parser = Parser::new(pattern, false);
     let translated = parser.pattern().map_err(named)?;
-    if !parser.refers_back() {
+    if !parser.refers_back {
         return Ok(translated);
     }
     Parser::new(pattern, true).pattern().map_err(named)

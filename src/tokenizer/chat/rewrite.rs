@@ -265,7 +265,8 @@ impl Tag<'_> {
                 _ => self.is_operand(before),
             };
             // A sign at the very start of an output tag.
-            if !is_part && !(before == 0 && matches!(self.text(0), "-" | "+")) {
+            let is_first_sign = before == 0 && matches!(self.text(0), "-" | "+");
+            if !(is_part || is_first_sign) {
                 break;
             }
             start = before;

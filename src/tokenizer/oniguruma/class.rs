@@ -1,6 +1,7 @@
 //! Classes of characters: brackets, and the sets that have names. Floor 5.
 
-use super::parser::{Escaped, Options, Parsed, Parser, WORD, WORD_ALONE, escaped, folds_alone};
+use super::escape::{Escaped, WORD, WORD_ALONE};
+use super::parser::{Options, Parsed, Parser, escaped, folds_alone};
 
 /// What a letter needs a backslash for, in brackets of the engine here.
 const SPECIAL: &str = r"\[]^-&~";
