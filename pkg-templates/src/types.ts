@@ -369,10 +369,13 @@ export interface GenerateResult {
   dispatches_per_token: number | null;
 }
 
-/** One turn of a chat. */
+/** One turn of a chat. The checkpoint's template gets all of it but what is null, as in transformers. */
 export interface ChatMessage {
-  role: "system" | "user" | "assistant" | (string & {});
-  content: string;
+  role: "system" | "user" | "assistant" | "tool" | (string & {});
+  /** What was said: text or parts, as the template takes them; null or left out where the turn only calls tools. */
+  content?: string | null | readonly object[];
+  /** What else the template reads: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`. Plain data. */
+  [key: string]: unknown;
 }
 
 export interface PerplexityOptions extends JobOptions {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Files of a checkpoint folder that go with the weights unchanged.
-const SIDE_FILES: [&str; 10] = [
+const SIDE_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -23,6 +23,7 @@ const SIDE_FILES: [&str; 10] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "LICENSE",
 ];

@@ -8,8 +8,9 @@ use crate::error::Result;
 use crate::generate::{GenerateOptions, Generation, SamplerOptions};
 use crate::model::CausalLm;
 use crate::task::block_on;
-use crate::tokenizer::{ChatMessage, HuggingFaceTokenizer, TextCodec};
+use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde::Serialize;
+use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -128,7 +129,7 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
     let codec = open::tokenizer(&checkpoint, &args.model).await?;
     let prompt_ids = if args.chat {
-        let message = ChatMessage { role: "user".to_owned(), content: args.prompt.clone() };
+        let message = json!({ "role": "user", "content": args.prompt });
         // The template spells out every special token.
         codec.encode(&codec.apply_chat_template(&[message])?)?
     } else {

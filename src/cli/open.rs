@@ -13,7 +13,7 @@ use crate::layout::{GptqZeros, OpenOptions};
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
 use crate::quant::Activations;
 use crate::task::block_on;
-use crate::tokenizer::{HuggingFaceTokenizer, check_vocabulary};
+use crate::tokenizer::HuggingFaceTokenizer;
 use crate::validate::windows::Dataset;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -135,8 +135,8 @@ pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Hugg
         (None, Some(problem)) => return Err(problem.clone()),
         (None, None) => checkpoint.dir().clone(),
     };
-    let codec = HuggingFaceTokenizer::open(dir.as_ref(), config.bos_token_id).await?;
-    check_vocabulary(&codec, config.vocab_size).context_with(|| dir.name().to_owned())?;
+    let mut codec = HuggingFaceTokenizer::open(dir.as_ref(), config.bos_token_id).await?;
+    codec.fit(config.vocab_size).context_with(|| dir.name().to_owned())?;
     Ok(codec)
 }
 

@@ -1,15 +1,13 @@
 //! Open checkpoints, and what is known of them before any weight is read. Floor 9.
 
-use super::codec::{CodecOfJs, JsCodec};
 use super::error::to_js;
 use super::requests::{OpenRequest, PlanRequest};
 use super::source::{FileOfJs, FolderOfJs, JsFile, JsFolder};
 use super::values::{JsResult, from_value, to_value};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::format::small_file::read_file;
 use crate::model::{Checkpoint, Inspection};
 use crate::plan::{ModelDims, Plan, PlanOptions};
-use crate::tokenizer::check_vocabulary;
 use js_sys::{Object, Reflect, Uint8Array};
 use std::rc::Rc;
 use wasm_bindgen::JsValue;
@@ -20,7 +18,13 @@ use wasm_bindgen::prelude::wasm_bindgen;
 pub struct CheckpointHandle(Rc<Checkpoint>);
 
 /// The files that a tokenizer is made of.
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 #[wasm_bindgen(js_class = Checkpoint)]
 impl CheckpointHandle {
@@ -64,11 +68,10 @@ impl CheckpointHandle {
         self.0.config().bos_token_id
     }
 
-    /// Refuses a tokenizer that makes ids which the embedding does not have.
-    #[wasm_bindgen(js_name = checkTokenizer)]
-    pub fn check_tokenizer(&self, codec: JsCodec) -> JsResult<()> {
-        let checked = check_vocabulary(&CodecOfJs(codec), self.0.config().vocab_size);
-        checked.context_with(|| self.0.name().to_owned()).map_err(to_js)
+    /// How many token ids the embedding has a row for.
+    #[wasm_bindgen(getter, js_name = embeddingRows)]
+    pub fn embedding_rows(&self) -> usize {
+        self.0.config().vocab_size
     }
 
     /// The files that the module `tokenizer` reads, by name.

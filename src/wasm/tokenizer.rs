@@ -3,10 +3,11 @@
 use super::error::to_js;
 use crate::error::{Error, Result};
 use crate::format::source::MemoryDir;
-use crate::tokenizer::{ChatMessage, HuggingFaceTokenizer, TextCodec};
-use js_sys::{Array, Object, Reflect, Uint8Array};
+use crate::tokenizer::chat::Moment;
+use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use js_sys::{Array, Date, JSON, Object, Uint8Array};
+use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
-use wasm_bindgen::{JsCast, JsValue};
 
 /// The tokenizer of a checkpoint.
 #[wasm_bindgen]
@@ -14,16 +15,24 @@ pub struct Tokenizer(HuggingFaceTokenizer);
 
 #[wasm_bindgen]
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` from `files`, an object of `Uint8Array`s.
-    /// Messages call the place `name`.
-    pub async fn open(name: String, files: Object, bos_token_id: Option<u32>) -> Result<Tokenizer, JsValue> {
-        let mut dir = MemoryDir::new(name);
+    /// Reads `tokenizer.json` and the files beside it from `files`, an object of `Uint8Array`s. Messages call the place
+    /// `name`. The model's embedding has `rows`: a text with a token beyond them is an error.
+    pub async fn open(
+        name: String,
+        files: Object,
+        bos_token_id: Option<u32>,
+        rows: usize,
+    ) -> Result<Tokenizer, JsValue> {
+        let mut dir = MemoryDir::new(name.clone());
         for entry in Object::entries(&files).iter() {
             let entry = Array::from(&entry);
             let (name, bytes) = (entry.get(0).as_string().unwrap_or_default(), entry.get(1));
             dir.insert(name, Uint8Array::new(&bytes).to_vec());
         }
-        HuggingFaceTokenizer::open(&dir, bos_token_id).await.map(Self).map_err(to_js)
+        let mut codec = HuggingFaceTokenizer::open(&dir, bos_token_id).await.map_err(to_js)?;
+        codec.set_clock(now);
+        codec.fit(rows).map_err(|error| to_js(error.within(&name)))?;
+        Ok(Self(codec))
     }
 
     /// The ids of `text`, without special tokens around it.
@@ -60,21 +69,30 @@ impl Tokenizer {
         self.0.has_chat_template()
     }
 
-    /// The prompt that the template makes of `messages`, an array of `{role, content}`.
+    /// The prompt that the template makes of `messages`, an array of objects with a `role` and whatever else the template
+    /// reads.
     #[wasm_bindgen(js_name = applyChatTemplate)]
     pub fn apply_chat_template(&self, messages: Array) -> Result<String, JsValue> {
-        let messages = messages.iter().enumerate().map(|(index, message)| chat_message(index, &message));
-        let messages = messages.collect::<Result<Vec<_>>>().map_err(to_js)?;
-        self.0.apply_chat_template(&messages).map_err(to_js)
+        read_messages(&messages).and_then(|messages| self.0.apply_chat_template(&messages)).map_err(to_js)
     }
 }
 
-fn chat_message(index: usize, message: &JsValue) -> Result<ChatMessage> {
-    let text = |key: &str| {
-        let value = message.dyn_ref::<Object>().and_then(|object| Reflect::get(object, &key.into()).ok());
-        value.and_then(|value| value.as_string()).ok_or_else(|| {
-            Error::invalid_argument(format!("messages[{index}]: expected `{key}` to be a string"))
-        })
-    };
-    Ok(ChatMessage { role: text("role")?, content: text("content")? })
+fn read_messages(messages: &Array) -> Result<Vec<serde_json::Value>> {
+    let wrong = || Error::invalid_argument("expected messages that JSON can hold");
+    let text = JSON::stringify(messages).ok().and_then(|text| text.as_string()).ok_or_else(wrong)?;
+    serde_json::from_str(&text).map_err(|_| wrong())
+}
+
+/// JavaScript's local time.
+fn now() -> Moment {
+    let now = Date::new_0();
+    Moment {
+        year: now.get_full_year().clamp(1, 9999) as u16,
+        month: now.get_month() as u8 + 1,
+        day: now.get_date() as u8,
+        hour: now.get_hours() as u8,
+        minute: now.get_minutes() as u8,
+        second: now.get_seconds() as u8,
+        microsecond: now.get_milliseconds() * 1000,
+    }
 }

@@ -170,6 +170,22 @@ describe("a model", () => {
     await fails(model.chat([{ role: "user", content: "Hello" }]).text(), "not_found", /template/);
   });
 
+  test("hands a template every key of a message", async () => {
+    const files = modelFiles();
+    files["chat_template.jinja"] = new TextEncoder().encode(
+      "{% for m in messages %}{{ m.name }}:{{ m.content }}{{ m.reasoning_content }}" +
+        "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}\n{% endfor %}",
+    );
+    using chatty = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
+    const calls = [{ type: "function", function: { name: "weather", arguments: { town: "Ulm", days: 2 } } }];
+    const messages = [
+      { role: "assistant", content: null, tool_calls: calls, reasoning_content: "hm" },
+      { role: "tool", name: "weather", content: "5 < 6" },
+    ];
+    const { prompt_ids } = await chatty.chat(messages, { maxTokens: 1, ignoreEos: true }).result();
+    assert.equal(await chatty.detokenize(prompt_ids), ':hmweather{"town": "Ulm", "days": 2}\nweather:5 < 6\n');
+  });
+
   test("chats by its template", async () => {
     const files = modelFiles();
     files["chat_template.jinja"] = new TextEncoder().encode(
@@ -181,8 +197,10 @@ describe("a model", () => {
     const { prompt_ids, token_ids } = await chatty.chat(messages, { maxTokens: 5, ignoreEos: true }).result();
     assert.equal(await chatty.detokenize(prompt_ids), "system: Be kind.\nuser: Once upon\nassistant:");
     assert.equal(token_ids.length, 5);
-    await fails(chatty.chat([{ role: "user" }]).text(), "invalid_argument", /content/);
-    await fails(chatty.chat([null]).text(), "invalid_argument", /message/);
+    await fails(chatty.chat([{ content: "Hello" }]).text(), "invalid_argument", /messages\[0\].*role/);
+    await fails(chatty.chat([messages[0], { role: 5 }]).text(), "invalid_argument", /messages\[1\].*role/);
+    await fails(chatty.chat([null]).text(), "invalid_argument", /messages\[0\]/);
+    await fails(chatty.chat([]).text(), "invalid_argument", /message/);
   });
 
   test("runs with the activations that are asked for", async () => {

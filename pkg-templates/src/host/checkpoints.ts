@@ -21,7 +21,7 @@ export interface HeldCheckpoint {
   shared: Shared;
 }
 
-const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"];
 
 export class Checkpoints {
   readonly #modules: Modules;
@@ -113,14 +113,7 @@ export class Checkpoints {
   async #openTokenizer({ handle, tokenizerFolder: folder }: HeldCheckpoint): Promise<Tokenizer> {
     const files = folder ? await readTokenizerFiles(folder) : await handle.tokenizerFiles();
     const name = folder?.name ?? (handle.inspect() as CheckpointInfo).path;
-    const tokenizer = await this.#modules.tokenizer(name, files as Record<string, Uint8Array>, handle.bosTokenId);
-    try {
-      handle.checkTokenizer(tokenizer as never);
-    } catch (error) {
-      tokenizer.free();
-      throw error;
-    }
-    return tokenizer;
+    return this.#modules.tokenizer(name, files as Record<string, Uint8Array>, handle.bosTokenId, handle.embeddingRows);
   }
 }
 

@@ -57,8 +57,8 @@ export class Modules {
     }
   }
 
-  /** A tokenizer of a checkpoint's files. */
-  async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined): Promise<Tokenizer> {
+  /** A tokenizer of a checkpoint's files, for a model whose embedding has so many rows. */
+  async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined, rows: number): Promise<Tokenizer> {
     loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
     try {
       await loadingText;
@@ -66,7 +66,7 @@ export class Modules {
       loadingText = undefined;
       throw new LowbitError("io", `the tokenizer cannot be loaded: ${(error as Error).message}`, { cause: error });
     }
-    return text.Tokenizer.open(name, files, bosTokenId);
+    return text.Tokenizer.open(name, files, bosTokenId, rows);
   }
 
   /** Makes a GPU be there where the device asks for one. */

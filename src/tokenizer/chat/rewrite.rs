@@ -1,0 +1,337 @@
+//! Rewrites what `minijinja`'s language has no place for into what it has.
+//!
+//! - `{% generation %}` and `{% endgeneration %}`, by which transformers finds the assistant's words in training, are
+//!   blocks whose variables are their own. So are `with` and `endwith`, which stand in for them, whatever white space the
+//!   tags cut.
+//! - `a % b` formats text in Python. `minijinja` has that as a filter alone, so every `%` becomes one of ours: `(a)|f(b)`,
+//!   where `a` is all of the product so far, and `b` the next operand with what belongs to it.
+//!
+//! It reads a template as Jinja2's lexer does: comments, raw blocks and strings stay as they are. What it cannot follow it
+//! leaves, and the parser refuses it. Floor 5.
+
+use std::ops::Range;
+
+/// The filter that is Python's `%`.
+pub(super) const PERCENT: &str = "_lowbit_percent";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Name,
+    /// A number or a string.
+    Constant,
+    Operator,
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    kind: Kind,
+    at: Range<usize>,
+}
+
+/// The template in `minijinja`'s language.
+pub(super) fn rewrite(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut at = 0;
+    while let Some(found) = source[at..].find('{') {
+        let start = at + found;
+        let rest = &source[start..];
+        let end = match rest.as_bytes().get(1) {
+            Some(b'#') => rest.find("#}").map_or(rest.len(), |end| end + 2),
+            Some(b'%') => match raw_block(rest) {
+                Some(end) => end,
+                None => {
+                    out.push_str(&source[at..start]);
+                    at = start + tag(rest, "%}", &mut out);
+                    continue;
+                }
+            },
+            Some(b'{') => {
+                out.push_str(&source[at..start]);
+                at = start + tag(rest, "}}", &mut out);
+                continue;
+            }
+            _ => 1,
+        };
+        out.push_str(&source[at..start + end]);
+        at = start + end;
+    }
+    out.push_str(&source[at..]);
+    out
+}
+
+/// The tag `name` at the start of `rest`, alone in it; where it ends.
+fn plain_tag(rest: &str, name: &str) -> Option<usize> {
+    let inside = rest.strip_prefix("{%")?;
+    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
+    let after = inside.trim_start().strip_prefix(name)?.trim_start();
+    let after = after.strip_prefix(['-', '+']).unwrap_or(after).strip_prefix("%}")?;
+    Some(rest.len() - after.len())
+}
+
+/// Where a raw block at the start of `rest` ends.
+fn raw_block(rest: &str) -> Option<usize> {
+    let mut at = plain_tag(rest, "raw")?;
+    while let Some(found) = rest[at..].find("{%") {
+        at += found;
+        match plain_tag(&rest[at..], "endraw") {
+            Some(end) => return Some(at + end),
+            None => at += 2,
+        }
+    }
+    Some(rest.len())
+}
+
+/// Writes the tag at the start of `rest` and gives its length. One without an end is left to the parser.
+fn tag(rest: &str, close: &str, out: &mut String) -> usize {
+    let Some((tokens, end)) = tokens(rest, close) else {
+        out.push_str(rest);
+        return rest.len();
+    };
+    let text = |token: &Token| &rest[token.at.clone()];
+    if let ("%}", [only]) = (close, tokens.as_slice()) {
+        let replaced = match text(only) {
+            "generation" => Some("with"),
+            "endgeneration" => Some("endwith"),
+            _ => None,
+        };
+        if let Some(replaced) = replaced {
+            out.push_str(&rest[..only.at.start]);
+            out.push_str(replaced);
+            out.push_str(&rest[only.at.end..end]);
+            return end;
+        }
+    }
+    let mut copied = 0;
+    for (range, inserted) in edits(rest, &tokens) {
+        out.push_str(&rest[copied..range.start]);
+        out.push_str(&inserted);
+        copied = range.end;
+    }
+    out.push_str(&rest[copied..end]);
+    end
+}
+
+/// The tokens of a tag, and where it ends. Brackets that are open hide what would end it.
+fn tokens(rest: &str, close: &str) -> Option<(Vec<Token>, usize)> {
+    let bytes = rest.as_bytes();
+    let mut tokens = Vec::new();
+    let mut open = 0usize;
+    let mut at = if matches!(bytes.get(2), Some(b'-' | b'+')) { 3 } else { 2 };
+    loop {
+        let first = *bytes.get(at)?;
+        let start = at;
+        if open == 0 && rest[at..].starts_with(close) {
+            return Some((tokens, at + close.len()));
+        }
+        // A sign before the end belongs to it.
+        if open == 0 && matches!(first, b'-' | b'+') && rest[at + 1..].starts_with(close) {
+            return Some((tokens, at + 1 + close.len()));
+        }
+        let kind = match first {
+            b' ' | b'\t' | b'\r' | b'\n' => {
+                at += 1;
+                continue;
+            }
+            b'"' | b'\'' => {
+                at += 1;
+                while *bytes.get(at)? != first {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+                Kind::Constant
+            }
+            b'0'..=b'9' => {
+                let part = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+                while bytes.get(at).is_some_and(part)
+                    || (bytes.get(at) == Some(&b'.') && bytes.get(at + 1).is_some_and(u8::is_ascii_digit))
+                {
+                    at += 1;
+                }
+                Kind::Constant
+            }
+            b'_' | b'a'..=b'z' | b'A'..=b'Z' | 0x80.. => {
+                while bytes
+                    .get(at)
+                    .is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80)
+                {
+                    at += 1;
+                }
+                Kind::Name
+            }
+            _ => {
+                match first {
+                    b'(' | b'[' | b'{' => open += 1,
+                    b')' | b']' | b'}' => open = open.checked_sub(1)?,
+                    _ => {}
+                }
+                let two = rest
+                    .get(at..at + 2)
+                    .is_some_and(|two| ["**", "//", "==", "!=", "<=", ">="].contains(&two));
+                at += if two { 2 } else { 1 };
+                Kind::Operator
+            }
+        };
+        tokens.push(Token { kind, at: start..at });
+    }
+}
+
+/// What is to be put in place of which bytes, in order, so that each `%` becomes a filter.
+fn edits(rest: &str, tokens: &[Token]) -> Vec<(Range<usize>, String)> {
+    let text = |index: usize| tokens.get(index).map_or("", |token: &Token| &rest[token.at.clone()]);
+    if !(0..tokens.len()).any(|index| text(index) == "%") {
+        return Vec::new();
+    }
+    let tag = Tag { rest, tokens, partner: partners(rest, tokens) };
+    let mut edits = Vec::new();
+    // Where the product that a `%` belongs to begins: found once for all of a long one.
+    let mut starts = vec![None; tokens.len()];
+    for index in (0..tokens.len()).filter(|index| text(*index) == "%") {
+        let start = tag.product_start(index, &starts);
+        let end = tag.operand_end(index + 1);
+        starts[index] = Some(start);
+        if start == index || end == index + 1 {
+            // No operand: nothing that a parser would take.
+            continue;
+        }
+        let at = |byte: usize| byte..byte;
+        edits.push((at(tokens[start].at.start), "(".to_owned()));
+        edits.push((tokens[index].at.clone(), format!(")|{PERCENT}(")));
+        edits.push((at(tokens[end - 1].at.end), ")".to_owned()));
+    }
+    // At one place what ends comes before what begins; a `%` inside an operand ends before what is around it.
+    crate::order::sort_by_key(&mut edits, |(range, text)| (range.start, text != ")"));
+    edits
+}
+
+/// For each bracket the index of the one that it belongs to.
+fn partners(rest: &str, tokens: &[Token]) -> Vec<usize> {
+    let mut partner: Vec<usize> = (0..tokens.len()).collect();
+    let mut open = Vec::new();
+    for (index, token) in tokens.iter().enumerate() {
+        match (token.kind, &rest[token.at.clone()]) {
+            (Kind::Operator, "(" | "[" | "{") => open.push(index),
+            (Kind::Operator, ")" | "]" | "}") => {
+                if let Some(first) = open.pop() {
+                    (partner[first], partner[index]) = (index, first);
+                }
+            }
+            _ => {}
+        }
+    }
+    partner
+}
+
+/// Words that are no operands: a product ends at them.
+const WORDS: [&str; 9] = ["and", "or", "not", "in", "is", "if", "else", "elif", "for"];
+
+struct Tag<'a> {
+    rest: &'a str,
+    tokens: &'a [Token],
+    partner: Vec<usize>,
+}
+
+impl Tag<'_> {
+    fn text(&self, index: usize) -> &str {
+        self.tokens.get(index).map_or("", |token| &self.rest[token.at.clone()])
+    }
+
+    fn is_operand(&self, index: usize) -> bool {
+        match self.tokens.get(index) {
+            Some(Token { kind: Kind::Constant, .. }) => true,
+            Some(Token { kind: Kind::Name, .. }) => !WORDS.contains(&self.text(index)),
+            _ => false,
+        }
+    }
+
+    /// The first token of the product that ends before the token `index`.
+    fn product_start(&self, index: usize, known: &[Option<usize>]) -> usize {
+        let mut start = index;
+        while start > 0 {
+            let before = start - 1;
+            let is_part = match (self.tokens[before].kind, self.text(before)) {
+                (Kind::Operator, ")" | "]" | "}") => {
+                    start = self.partner[before];
+                    continue;
+                }
+                (Kind::Operator, "%") => return known[before].unwrap_or(before),
+                (Kind::Operator, "." | "|" | "*" | "/" | "//" | "**") => true,
+                // A sign is part of the operand; between two it adds and ends a product.
+                (Kind::Operator, "-" | "+") => {
+                    before > 0
+                        && !self.is_operand(before - 1)
+                        && !(self.tokens[before - 1].kind == Kind::Operator
+                            && matches!(self.text(before - 1), ")" | "]" | "}"))
+                }
+                _ => self.is_operand(before),
+            };
+            // A sign at the very start of an output tag.
+            let is_first_sign = before == 0 && matches!(self.text(0), "-" | "+");
+            if !(is_part || is_first_sign) {
+                break;
+            }
+            start = before;
+        }
+        start
+    }
+
+    /// The token after the operand that begins at `index`, with its calls, attributes, filters and tests.
+    fn operand_end(&self, index: usize) -> usize {
+        let mut at = index;
+        loop {
+            while matches!(self.text(at), "-" | "+") {
+                at += 1;
+            }
+            at = self.postfix_end(self.primary_end(at));
+            loop {
+                match self.text(at) {
+                    "|" => {
+                        at = self.postfix_end(self.primary_end(at + 1));
+                    }
+                    "is" => {
+                        at += 1;
+                        if self.text(at) == "not" {
+                            at += 1;
+                        }
+                        at = self.postfix_end(self.primary_end(at));
+                        // A test's argument may stand without brackets.
+                        let takes = self.is_operand(at) || matches!(self.text(at), "[" | "{");
+                        if takes {
+                            at = self.postfix_end(self.primary_end(at));
+                        }
+                    }
+                    _ => break,
+                }
+            }
+            if self.text(at) != "**" {
+                return at;
+            }
+            at += 1;
+        }
+    }
+
+    fn primary_end(&self, index: usize) -> usize {
+        match self.text(index) {
+            "(" | "[" | "{" => self.partner[index] + 1,
+            _ if self.is_operand(index) || matches!(self.text(index), "in") => {
+                let mut at = index + 1;
+                let is_string = |at: usize| self.text(at).starts_with(['"', '\'']);
+                while is_string(index) && is_string(at) {
+                    at += 1;
+                }
+                at
+            }
+            _ => index,
+        }
+    }
+
+    fn postfix_end(&self, index: usize) -> usize {
+        let mut at = index;
+        loop {
+            match self.text(at) {
+                "." => at += 2,
+                "(" | "[" => at = self.partner[at] + 1,
+                _ => return at.min(self.tokens.len()),
+            }
+        }
+    }
+}

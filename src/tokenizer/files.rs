@@ -1,0 +1,161 @@
+//! The small files beside tokenizer.json: settings, special tokens, chat templates, as transformers reads them. Floor 5.
+
+use super::hugging_face::broken;
+use crate::error::{Error, ErrorCode, Result};
+use crate::format::small_file::read_file;
+use crate::format::source::SourceDir;
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// The tokens that every tokenizer of transformers has a name for.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// tokenizer_config.json; an empty object where there is none.
+pub(super) async fn config(dir: &dyn SourceDir) -> Result<Map<String, Value>> {
+    object(dir, "tokenizer_config.json").await
+}
+
+async fn object(dir: &dyn SourceDir, file: &str) -> Result<Map<String, Value>> {
+    let Some(bytes) = read_file(dir, file).await? else { return Ok(Map::new()) };
+    let expected = |what| Error::invalid_checkpoint(format!("{file}: expected {what}"));
+    match serde_json::from_slice(&without_nan(&bytes)) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(expected("an object".to_owned())),
+        Err(error) => Err(expected(format!("JSON: {error}"))),
+    }
+}
+
+/// JSON as Python writes and reads it: `NaN` and `Infinity` are numbers there. No setting that counts here is one.
+fn without_nan(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut found: Option<Vec<u8>> = None;
+    let (mut at, mut in_string, mut copied) = (0, false, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => at += 1,
+            b'-' | b'I' | b'N' if !in_string => {
+                if let Some(word) = WORDS.iter().find(|word| bytes[at..].starts_with(word)) {
+                    let out = found.get_or_insert_default();
+                    out.extend_from_slice(&bytes[copied..at]);
+                    out.extend_from_slice(b"null");
+                    at += word.len();
+                    copied = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    match found {
+        Some(mut out) => {
+            out.extend_from_slice(&bytes[copied..]);
+            out.into()
+        }
+        None => bytes.into(),
+    }
+}
+
+/// A token is written as its text, or as an object that holds the text.
+fn token_text(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// The special tokens that have a name and are there, which templates can print.
+pub(super) async fn special_tokens(
+    dir: &dyn SourceDir,
+    config: &Map<String, Value>,
+) -> Result<BTreeMap<String, String>> {
+    // Older folders have a file of their own, which newer ones repeat.
+    let older = match config.get("added_tokens_decoder") {
+        None => object(dir, "special_tokens_map.json").await?,
+        Some(_) => Map::new(),
+    };
+    let extra = config.get("extra_special_tokens").and_then(Value::as_object);
+    let mut tokens = BTreeMap::new();
+    for (key, value) in config.iter().chain(extra.into_iter().flatten()).chain(&older) {
+        // A token that a model has for itself is written as text; the extra ones have names of any kind.
+        let has_name = NAMED.contains(&key.as_str())
+            || (key.ends_with("_token") && value.is_string())
+            || extra.is_some_and(|extra| extra.contains_key(key));
+        match token_text(value) {
+            Some(text) if has_name => tokens.insert(key.clone(), text.to_owned()),
+            // The older file's null takes a token away.
+            _ => tokens.remove(key),
+        };
+    }
+    Ok(tokens)
+}
+
+/// The chat templates of a folder, by their names; one alone is called `default`.
+pub(super) struct Templates(BTreeMap<String, String>);
+
+/// Reads the chat templates: a file of its own comes before the settings, and those before what older processors had.
+/// More templates in the folder `additional_chat_templates` are out of reach: a [`SourceDir`] has no folders.
+pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) -> Result<Templates> {
+    let mut found = BTreeMap::new();
+    if let Some(bytes) = read_file(dir, "chat_template.jinja").await? {
+        let text = String::from_utf8(bytes).map_err(|error| broken("chat_template.jinja", error))?;
+        found.insert("default".to_owned(), text);
+    }
+    if found.is_empty() {
+        found = named("tokenizer_config.json", config)?;
+    }
+    if found.is_empty() {
+        found = named("chat_template.json", &object(dir, "chat_template.json").await?)?;
+    }
+    Ok(Templates(found))
+}
+
+/// A template is written as its text, as a list of named ones, or as an object of them.
+fn named(file: &str, config: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
+    let expected = |what: &str| Err(broken(file, format!("expected {what}")));
+    let mut found = BTreeMap::new();
+    match config.get("chat_template") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => {
+            found.insert("default".to_owned(), text.clone());
+        }
+        Some(Value::Array(entries)) => {
+            for entry in entries {
+                let text = |key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+                let (Some(name), Some(template)) = (text("name"), text("template")) else {
+                    return expected("each `chat_template` to have a `name` and a `template`");
+                };
+                found.insert(name, template);
+            }
+        }
+        Some(Value::Object(entries)) => {
+            for (name, template) in entries {
+                let Some(template) = template.as_str() else {
+                    return expected("each `chat_template` to be text");
+                };
+                found.insert(name.clone(), template.to_owned());
+            }
+        }
+        Some(_) => return expected("`chat_template` to be text or a list"),
+    }
+    Ok(found)
+}
+
+impl Templates {
+    pub(super) fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// The template that transformers takes where nobody names one.
+    pub(super) fn pick(&self, with_tools: bool) -> Result<&str> {
+        let of_tools = with_tools.then(|| self.0.get("tool_use")).flatten();
+        of_tools.or_else(|| self.0.get("default")).map(String::as_str).ok_or_else(|| {
+            let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+            let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            Error::new(
+                ErrorCode::NotFound,
+                format!("expected a chat template named `default` but the checkpoint has {found}"),
+            )
+        })
+    }
+}
