@@ -33,7 +33,7 @@ export type FileLike = Uint8Array | ArrayBuffer | PlatformBlob | RandomAccessFil
  * - a URL (`https:`, `http:`, `file:`) of a folder or of a `.gguf` file, read by range requests;
  * - `"org/model"`, a repository of the Hugging Face hub;
  * - a path that begins with `/`, `./`, `../`, `~/` or a drive letter (Node, Deno, Bun);
- * - files by name, or the `File`s of an `<input>` or a drop; of a folder with folders in it, its own files count;
+ * - files by name, or the `File`s of an `<input>` or a drop; of a folder with folders in it, the files of the uppermost one with a config.json count;
  * - a directory handle;
  * - one file: a `.gguf` as a `Blob`, as bytes, or as anything that has `size` and `read`.
  */

@@ -2,10 +2,9 @@
 
 use super::hugging_face::broken;
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::small_file::read_file;
+use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The tokens that every tokenizer of transformers has a name for.
@@ -18,44 +17,10 @@ pub(super) async fn config(dir: &dyn SourceDir) -> Result<Map<String, Value>> {
 }
 
 async fn object(dir: &dyn SourceDir, file: &str) -> Result<Map<String, Value>> {
-    let Some(bytes) = read_file(dir, file).await? else { return Ok(Map::new()) };
-    let expected = |what| Error::invalid_checkpoint(format!("{file}: expected {what}"));
-    match serde_json::from_slice(&without_nan(&bytes)) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(expected("an object".to_owned())),
-        Err(error) => Err(expected(format!("JSON: {error}"))),
-    }
-}
-
-/// JSON as Python writes and reads it: `NaN` and `Infinity` are numbers there. No setting that counts here is one.
-fn without_nan(bytes: &[u8]) -> Cow<'_, [u8]> {
-    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-    let mut found: Option<Vec<u8>> = None;
-    let (mut at, mut in_string, mut copied) = (0, false, 0);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => at += 1,
-            b'-' | b'I' | b'N' if !in_string => {
-                if let Some(word) = WORDS.iter().find(|word| bytes[at..].starts_with(word)) {
-                    let out = found.get_or_insert_default();
-                    out.extend_from_slice(&bytes[copied..at]);
-                    out.extend_from_slice(b"null");
-                    at += word.len();
-                    copied = at;
-                    continue;
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    match found {
-        Some(mut out) => {
-            out.extend_from_slice(&bytes[copied..]);
-            out.into()
-        }
-        None => bytes.into(),
+    match read_json(dir, file).await? {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(_) => Err(Error::invalid_checkpoint(format!("{file}: expected an object"))),
     }
 }
 
@@ -94,7 +59,7 @@ pub(super) async fn special_tokens(
 pub(super) struct Templates(BTreeMap<String, String>);
 
 /// Reads the chat templates: a file of its own comes before the settings, and those before what older processors had.
-/// More templates in the folder `additional_chat_templates` are out of reach: a [`SourceDir`] has no folders.
+/// Those in the folder `additional_chat_templates` are not read, which opening the checkpoint says.
 pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) -> Result<Templates> {
     let mut found = BTreeMap::new();
     if let Some(bytes) = read_file(dir, "chat_template.jinja").await? {
