@@ -60,6 +60,11 @@ impl ModuleStorage {
         }
     }
 
+    /// Whether there are codes.
+    pub fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed { .. })
+    }
+
     /// The precision of activations that the checkpoint asks for; dense weights ask for none less than `F32`.
     pub fn activations(&self) -> Activations {
         match *self {

@@ -25,7 +25,7 @@ const KINDS: [Kind; 8] = [
     ),
     (|bytes| bytes.starts_with(b"GGUF"), "found a GGUF file; open that file itself, not a folder with it"),
     (
-        |bytes| bytes.starts_with(b"\x80\x02") || bytes.starts_with(b"\x80\x04"),
+        |bytes| matches!(bytes, [0x80, 2..=5, ..]),
         "found a pickle of Python; convert it to safetensors with the tool that wrote it",
     ),
     (

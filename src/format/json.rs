@@ -5,6 +5,7 @@
 //! of what every page loads. Here is one reader for all, and a structure is an object. Not for headers of weight files:
 //! those are large, and what comes twice in them has to be seen. Floor 1.
 
+use super::quoted;
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
@@ -65,7 +66,7 @@ fn without_python_numbers(text: &[u8]) -> Option<Vec<u8>> {
 /// Reads a value.
 ///
 /// # Errors
-/// What was expected and what was found; nothing says where, because a value does not know.
+/// What was expected and what was found, behind the keys that lead there.
 pub fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Error> {
     T::deserialize(Reader(value))
 }
@@ -121,7 +122,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
             Value::Number(number) => number.deserialize_any(visitor),
             Value::String(text) => visitor.visit_borrowed_str(text),
             Value::Array(items) => elements(items, visitor),
-            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), value: None }),
+            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), entry: None }),
         }
     }
 
@@ -167,7 +168,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0 {
-            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), value: None }),
+            Value::Object(map) => visitor.visit_map(Entries { rest: map.iter(), entry: None }),
             _ => Err(self.refuse(&visitor)),
         }
     }
@@ -234,8 +235,8 @@ impl<'de> SeqAccess<'de> for Items<'de> {
 
 struct Entries<'de> {
     rest: map::Iter<'de>,
-    /// Of the key that was read last.
-    value: Option<&'de Value>,
+    /// The entry whose key was read last.
+    entry: Option<(&'de str, &'de Value)>,
 }
 
 impl<'de> MapAccess<'de> for Entries<'de> {
@@ -243,13 +244,13 @@ impl<'de> MapAccess<'de> for Entries<'de> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         let Some((key, value)) = self.rest.next() else { return Ok(None) };
-        self.value = Some(value);
+        self.entry = Some((key, value));
         seed.deserialize(StrDeserializer::new(key)).map(Some)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
-        let value = self.value.take().ok_or_else(|| Error::custom("a value was read before its key"))?;
-        seed.deserialize(Reader(value))
+        let (key, value) = self.entry.take().ok_or_else(|| Error::custom("a value was read before its key"))?;
+        seed.deserialize(Reader(value)).map_err(|error| Error::custom(format_args!("{}: {error}", quoted(key))))
     }
 }
 
@@ -323,8 +324,14 @@ mod tests {
             json!({"name": "a", "map": {"x": "1"}}),
             json!({"name": "a", "map": [["x", 1]]}),
         ] {
-            let found = read::<Outer>(&value).map_err(|error| error.to_string());
-            assert_eq!(found, Outer::deserialize(&value).map_err(|error| error.to_string()), "{value}");
+            match (read::<Outer>(&value), Outer::deserialize(&value)) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{value}"),
+                // Ours say the keys in front.
+                (Err(found), Err(expected)) => {
+                    assert!(found.to_string().ends_with(&expected.to_string()), "{value}: {found}");
+                }
+                (found, expected) => panic!("{value}: {found:?} and {expected:?}"),
+            }
             let found = parse::<Outer>(value.to_string().as_bytes());
             assert_eq!(found.ok(), serde_json::from_str(&value.to_string()).ok(), "{value}");
         }
@@ -362,10 +369,14 @@ mod tests {
         for (value, expected) in [
             (
                 json!({"name": "a", "inner": [1, 0.5, [1, 2]]}),
-                "invalid type: sequence, expected struct Inner",
+                "`inner`: invalid type: sequence, expected struct Inner",
             ),
-            (json!({"name": "a", "kind": 3}), "invalid type: integer `3`, expected enum Kind"),
-            (json!({"name": "a", "kind": {"plain": null}}), "invalid type: map, expected enum Kind"),
+            (json!({"name": "a", "kind": 3}), "`kind`: invalid type: integer `3`, expected enum Kind"),
+            (json!({"name": "a", "kind": {"plain": null}}), "`kind`: invalid type: map, expected enum Kind"),
+            (
+                json!({"name": "a", "inner": {"count": "1"}}),
+                "`inner`: `count`: invalid type: string \"1\", expected usize",
+            ),
         ] {
             assert_eq!(read::<Outer>(&value).unwrap_err().to_string(), expected);
         }

@@ -403,7 +403,7 @@ async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
             Error::invalid_checkpoint(format!("the index is broken: {}", clipped(&error.to_string(), 400)))
         })?;
         for (tensor, file) in &weight_map {
-            if check_inner_name(file).is_err() {
+            if check_inner_name(&in_folder(file.clone())).is_err() {
                 return Err(Error::invalid_checkpoint(format!(
                     "the index puts the tensor {} into {}, which is not the name of a file inside the folder",
                     quoted(tensor),
@@ -411,12 +411,17 @@ async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
                 )));
             }
         }
-        let mut names: Vec<_> = weight_map.into_values().collect();
+        let mut names: Vec<_> = weight_map.into_values().map(in_folder).collect();
         order::sort(&mut names);
         names.dedup();
         Ok(names)
     };
     read().map_err(named)
+}
+
+/// `./a` is `a`.
+fn in_folder(file: String) -> String {
+    file.strip_prefix("./").map(str::to_owned).unwrap_or(file)
 }
 
 /// Takes out of later shards what an earlier one holds as well.
@@ -576,7 +581,7 @@ mod tests {
         let dir = MemoryDir::new("checkpoint")
             .with("parts/1.safetensors", file(&[("a", &[1, 2]), ("b", &[3])], &[]))
             .with("parts/2.safetensors", file(&[("a", &[1, 2]), ("c", &[4])], &[]))
-            .with(INDEX_FILE, index(&[("a", "parts/2.safetensors"), ("b", "parts/1.safetensors")]));
+            .with(INDEX_FILE, index(&[("a", "./parts/2.safetensors"), ("b", "parts/1.safetensors")]));
         let store = block_on(TensorStore::open(&dir)).unwrap();
         assert_eq!(store.names().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!((store.total_bytes(), store.file_of("a")), (4, Some("parts/1.safetensors")));

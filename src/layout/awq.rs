@@ -19,7 +19,7 @@ use super::stored::{
     for_each_words, in_tensor, matrix, require_float, require_shape, require_type, scale_bytes, scales,
     transpose_scales, word_bytes, zeroed_words,
 };
-use super::{ModuleStorage, PackedFormat, dense, keys};
+use super::{ModuleStorage, PackedFormat, dense, gptq, keys};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::json;
@@ -41,33 +41,18 @@ pub struct Config {
     dynamic: Dynamic,
 }
 
-/// Keys that are read here, or say how the codes were found or are to be run.
-const KNOWN_KEYS: [&str; 24] = [
-    "bits",
+/// Keys beside those of GPTQ that are read here, or say how the codes were found or are to be run.
+const KNOWN_KEYS: [&str; 9] = [
     "w_bit",
-    "group_size",
     "q_group_size",
-    "checkpoint_format",
-    "format",
-    "pack_dtype",
-    "dynamic",
     // Tensors show these.
     "zero_point",
-    "sym",
-    "desc_act",
-    "lm_head",
     "modules_to_not_convert",
-    "damp_percent",
-    "true_sequential",
     "do_fuse",
     "fuse_max_seq_len",
     "modules_to_fuse",
-    "exllama_config",
     "duo_scaling",
     "apply_clip",
-    "pad_token_id",
-    "model_seqlen",
-    "act_group_aware",
 ];
 
 #[derive(Deserialize)]
@@ -124,7 +109,7 @@ impl Config {
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
-        keys::refuse_unknown(config, &[&KNOWN_KEYS, &keys::AUTO_ROUND])?;
+        keys::refuse_unknown(config, &[&KNOWN_KEYS, &gptq::KNOWN_KEYS, &keys::AUTO_ROUND])?;
         keys::refuse_other_than_integer_weights(config)?;
         for (key, value) in [
             ("version", &raw.version),

@@ -17,12 +17,13 @@ use super::{ModuleStorage, dense, is_embedding, keys};
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::json;
-use crate::format::quoted;
+use crate::format::{clipped, quoted};
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
 use crate::quant::{
     Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, TernaryQuantizer, packing,
 };
+use regex_lite::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -31,6 +32,10 @@ const SCHEME: Scheme = Scheme::Ternary { granularity: Granularity::Tensor };
 /// Bytes of master weights that are read at a time.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// Files are anyone's.
+const MAX_PATTERN_BYTES: usize = 32 * 1024;
+const MAX_PATTERNS: usize = 4096;
+
 const KNOWN_KEYS: [&str; 5] =
     ["linear_class", "quantization_mode", "use_rms_norm", "rms_norm_eps", "modules_to_not_convert"];
 
@@ -38,8 +43,8 @@ const KNOWN_KEYS: [&str; 5] =
 #[derive(Debug)]
 pub struct Config {
     weights: Weights,
-    /// Beginnings and endings of the names of linear modules that stay in floating point.
-    kept: Vec<String>,
+    /// The linear modules that stay in floating point.
+    kept: Vec<Kept>,
 }
 
 /// What is stored.
@@ -51,6 +56,40 @@ enum Weights {
     Multiplied,
     /// The masters.
     Online,
+}
+
+/// A name of `modules_to_not_convert`, which transformers takes for a pattern of what a module's name begins with, and for what
+/// it ends with.
+#[derive(Debug)]
+struct Kept {
+    ending: String,
+    /// Matches a beginning as a whole.
+    beginning: Regex,
+}
+
+impl Kept {
+    fn new(name: String) -> Result<Self> {
+        let pattern = RegexBuilder::new(&format!("^(?:{name})$")).size_limit(MAX_PATTERN_BYTES).build();
+        let beginning = pattern.map_err(|error| {
+            Error::unsupported_format(format!(
+                "the pattern {} of `modules_to_not_convert` is not supported: {}",
+                quoted(&name),
+                clipped(&error.to_string(), 200)
+            ))
+        })?;
+        Ok(Self { ending: name, beginning })
+    }
+
+    /// A beginning ends where a part of the name does: `layers.1` is none of `layers.10`.
+    fn matches(&self, module: &str) -> bool {
+        let bytes = module.as_bytes();
+        let ends_part = |end: &usize| *end == bytes.len() || bytes[*end] == b'.' || bytes[*end - 1] == b'.';
+        module.ends_with(&self.ending)
+            || (1..=bytes.len())
+                .filter(|end| module.is_char_boundary(*end))
+                .filter(ends_part)
+                .any(|end| self.beginning.is_match(&module[..end]))
+    }
 }
 
 #[derive(Deserialize)]
@@ -68,7 +107,7 @@ impl Config {
     /// `unsupported_format` for a norm inside the linear layers, an unknown key, and masters of a head that are rounded.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config)
-            .map_err(|error| Error::invalid_checkpoint(crate::format::clipped(&error.to_string(), 200)))?;
+            .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
         keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
         if raw.use_rms_norm == Some(true) {
             return Err(Error::unsupported_format("`use_rms_norm` inside linear layers is not supported"));
@@ -87,7 +126,15 @@ impl Config {
             }
         };
         let kept = raw.modules_to_not_convert.unwrap_or_else(|| vec![HEAD.to_owned()]);
-        let config = Self { weights, kept };
+        if kept.len() > MAX_PATTERNS {
+            return Err(Error::unsupported_format(format!(
+                "expected at most {MAX_PATTERNS} names in `modules_to_not_convert` but found {}",
+                kept.len()
+            )));
+        }
+        // Packed weights show themselves which of them are packed.
+        let kept = if weights == Weights::Online { kept } else { Vec::new() };
+        let config = Self { weights, kept: kept.into_iter().map(Kept::new).collect::<Result<_>>()? };
         if weights == Weights::Online && !config.keeps(HEAD) {
             return Err(Error::unsupported_format(
                 "a head that is made ternary in every pass is not supported (`modules_to_not_convert` without it)",
@@ -101,10 +148,9 @@ impl Config {
         self.weights == Weights::Online
     }
 
-    /// Whether a module stays in floating point. transformers takes a name at the beginning or at the end of the module's.
+    /// Whether a module stays in floating point.
     fn keeps(&self, module: &str) -> bool {
-        is_embedding(module)
-            || self.kept.iter().any(|name| module.starts_with(name) || module.ends_with(name))
+        is_embedding(module) || self.kept.iter().any(|kept| kept.matches(module))
     }
 
     /// The tensors decide: bytes with a scale are packed, floating point without one is a module that was not converted.
@@ -336,6 +382,32 @@ mod tests {
         let f32 =
             TargetLayout::BitNet.quantization_config(&[(MODULE.to_owned(), FORMAT)], &[], Activations::F32);
         assert!(f32.is_err());
+    }
+
+    /// The names and what transformers' `should_convert_module` makes of them.
+    #[test]
+    fn masters_that_stay_are_those_that_transformers_keeps() {
+        let cases: [(&str, &[&str], &[&str]); 6] = [
+            ("model.layers.1", &["model.layers.1.mlp.up_proj"], &["model.layers.10.mlp.up_proj", "model.layers.0.mlp.up_proj"]),
+            ("model.layers.1.", &["model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"], &["model.layers.2.mlp.up_proj"]),
+            ("model.layers.0.mlp.gate", &[], &["model.layers.0.mlp.gate_proj"]),
+            (".*mlp.*", &["model.layers.3.mlp.up_proj"], &["model.layers.3.self_attn.q_proj"]),
+            ("down_proj", &["model.layers.3.mlp.down_proj"], &["model.layers.3.mlp.up_proj"]),
+            ("a|model.layers.0", &["model.layers.0.mlp.up_proj"], &["model.layers.4.mlp.up_proj"]),
+        ];
+        let online = |kept: Value| {
+            Config::parse(&json!({"linear_class": "autobitlinear", "quantization_mode": "online",
+                "modules_to_not_convert": kept}))
+        };
+        for (name, kept, converted) in cases {
+            let config = online(json!(["lm_head", name])).unwrap();
+            assert!(kept.iter().all(|module| config.keeps(module)), "{name}");
+            assert!(!converted.iter().any(|module| config.keeps(module)), "{name}");
+        }
+        for (kept, word) in [(json!(["lm_"]), "head"), (json!(["lm_head", "(?=x)"]), "`(?=x)`")] {
+            let error = online(kept).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod writer;
 mod zeros;
 
 pub use config::Config;
-pub(super) use config::granularity;
+pub(super) use config::{KNOWN_KEYS, granularity};
 pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
 pub use zeros::GptqZeros;
 

@@ -48,7 +48,7 @@ pub(super) fn refuse_unknown(config: &Value, known: &[&[&str]]) -> Result<()> {
 }
 
 /// How auto-round, whatever layout it writes, was set up to find its codes.
-pub(super) const AUTO_ROUND: [&str; 34] = [
+pub(super) const AUTO_ROUND: [&str; 37] = [
     "autoround_version",
     "packing_format",
     "extra_config",
@@ -80,6 +80,9 @@ pub(super) const AUTO_ROUND: [&str; 34] = [
     "seqlen",
     "seed",
     "static_kv_dtype",
+    "model_free",
+    "supported_types",
+    "regex_config",
     "not_use_best_mse",
     "dynamic_max_gap",
     "sampler",

@@ -5,13 +5,13 @@
 
 mod folder_kind;
 
-use super::config::{ModelConfig, TokenIds};
+use super::config::{ModelConfig, token_ids};
 use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
 use crate::format::source::{ByteSource, SourceDir};
-use crate::format::{json, quoted};
+use crate::format::quoted;
 use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde_json::Value;
@@ -59,8 +59,10 @@ impl Checkpoint {
         refuse_unfinished(dir.as_ref(), &config_json).await?;
         let mut config = ModelConfig::from_json(&config_json).context_with(|| "config.json")?;
         folder_kind::refuse_adapter(dir.as_ref()).await?;
+        let mut unapplied = None;
         if let Some(generation) = folder_kind::generation_config(dir.as_ref()).await? {
-            read_generation_tokens(&generation, &mut config);
+            read_generation_tokens(&generation, &mut config).context_with(|| "generation_config.json")?;
+            unapplied = folder_kind::unapplied_settings(&generation);
         }
         let store = match TensorStore::open(dir.as_ref()).await {
             Ok(store) => with_prefix(store)?,
@@ -70,6 +72,7 @@ impl Checkpoint {
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
         let mut warnings = layout.warnings().to_vec();
         warnings.extend(folder_kind::unread_templates(dir.as_ref()));
+        warnings.extend(unapplied);
         let opened = Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings };
         opened.checked().await
     }
@@ -114,7 +117,7 @@ impl Checkpoint {
                     self.config.tie_word_embeddings = false;
                     self.config_json["tie_word_embeddings"] = Value::Bool(false);
                     self.warnings.push(format!(
-                        "config.json ties the head to the embedding, but the stored `{}.weight` is another matrix; it is used",
+                        "config.json ties the head to the embedding, but the stored `{}.weight` differs from it; it is used",
                         names::HEAD
                     ));
                 }
@@ -262,7 +265,7 @@ fn with_prefix(store: TensorStore) -> Result<TensorStore> {
     const PREFIX: &str = "model.";
     let of_decoder =
         |name: &str| ["embed_tokens.", "layers.", "norm."].iter().any(|part| name.starts_with(part));
-    if store.names().any(|name| name.starts_with(PREFIX)) || !store.names().any(of_decoder) {
+    if !store.names().any(of_decoder) {
         return Ok(store);
     }
     store.renamed(|name| if of_decoder(name) { format!("{PREFIX}{name}") } else { name.to_owned() })
@@ -274,6 +277,11 @@ async fn find_quantization_config(
     config: &Value,
     store: &TensorStore,
 ) -> Result<(&'static str, Option<Value>)> {
+    if config.get("quantization").is_some_and(Value::is_object) {
+        return Err(Error::unsupported_format(
+            "the weights are quantized by MLX (`quantization` in config.json), whose layout is not read",
+        ));
+    }
     let inside = config.get("quantization_config").filter(|value| !value.is_null());
     if inside.is_none() && wants_side_config(store) {
         for file in SIDE_CONFIGS {
@@ -293,21 +301,20 @@ async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
     if dir.open(last).await?.is_none() {
         return Err(Error::new(
             ErrorCode::UnfinishedOutput,
-            format!("expected `{last}`, which is written last, but found none: the writer did not finish"),
+            format!("expected `{last}`, which is written last, but found none: the writer did not finish, or another tool has saved \
+                 the folder again; then take the key `{PRODUCER_KEY}` out of config.json"),
         ));
     }
     Ok(())
 }
 
 /// generation_config.json overrides config.json where it names tokens.
-fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) {
-    let ids = |key: &str| {
-        generation.get(key).and_then(|value| json::read::<TokenIds>(value).ok()).map(|ids| ids.ids())
-    };
-    if let Some(eos) = ids("eos_token_id").filter(|ids| !ids.is_empty()) {
+fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) -> Result<()> {
+    if let Some(eos) = token_ids(generation, "eos_token_id")?.filter(|ids| !ids.is_empty()) {
         config.eos_token_ids = eos;
     }
-    if let Some(bos) = ids("bos_token_id").and_then(|ids| ids.first().copied()) {
+    if let Some(bos) = token_ids(generation, "bos_token_id")?.and_then(|ids| ids.first().copied()) {
         config.bos_token_id = Some(bos);
     }
+    Ok(())
 }

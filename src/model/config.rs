@@ -6,7 +6,7 @@
 mod family;
 mod raw;
 
-pub(crate) use raw::TokenIds;
+pub(crate) use raw::token_ids;
 
 use super::rope::RopeConfig;
 use crate::backend::GateActivation;
@@ -171,8 +171,12 @@ impl ModelConfig {
         }
         let vocab_size = size("vocab_size", raw.vocab_size)?;
         let bias = raw.attention_bias.unwrap_or(false);
-        let of_class = |key, id: Option<u32>| id.filter(|&id| absent(key) && (id as usize) < vocab_size);
-        let bos_token_ids = token_ids(&raw.bos_token_id, of_class("bos_token_id", defaults.bos_token_id));
+        // What is written, or the one of the class.
+        let tokens = |key: &str, of_class: Option<u32>| -> Result<Vec<u32>> {
+            let of_class = of_class.filter(|&id| absent(key) && (id as usize) < vocab_size);
+            Ok(token_ids(config, key)?.unwrap_or_else(|| of_class.into_iter().collect()))
+        };
+        let bos_token_ids = tokens("bos_token_id", defaults.bos_token_id)?;
         Ok(Self {
             architecture,
             hidden_size,
@@ -201,7 +205,7 @@ impl ModelConfig {
             qk_norm: architecture == Architecture::Qwen3,
             sub_norms: architecture == Architecture::BitNet,
             bos_token_id: bos_token_ids.first().copied(),
-            eos_token_ids: token_ids(&raw.eos_token_id, of_class("eos_token_id", defaults.eos_token_id)),
+            eos_token_ids: tokens("eos_token_id", defaults.eos_token_id)?,
         })
     }
 
@@ -222,11 +226,6 @@ impl ModelConfig {
             + tables * self.vocab_size as u64 * hidden
             + hidden
     }
-}
-
-/// The ids that are written, or the one of the class.
-fn token_ids(written: &Option<TokenIds>, of_class: Option<u32>) -> Vec<u32> {
-    written.as_ref().map_or_else(|| of_class.into_iter().collect(), TokenIds::ids)
 }
 
 fn size(name: &str, value: Option<u64>) -> Result<usize> {
@@ -376,6 +375,10 @@ mod tests {
                 "sliding_window",
             ),
             (&[("is_causal", json!(false))], ErrorCode::UnsupportedModel, "is_causal"),
+            (&[("per_layer_config", json!({"1": {"hidden_act": "gelu"}}))], ErrorCode::UnsupportedModel, "per_layer_config"),
+            (&[("model_type", json!("mistral")), ("sliding_window", json!(-1))], ErrorCode::UnsupportedModel, "sliding_window = -1"),
+            (&[("hidden_size", json!("64"))], ErrorCode::InvalidCheckpoint, "`hidden_size`"),
+            (&[("eos_token_id", json!(["a"]))], ErrorCode::InvalidCheckpoint, "`eos_token_id`"),
             (
                 &[("architectures", json!(["LlamaForSequenceClassification"]))],
                 ErrorCode::UnsupportedModel,

@@ -227,7 +227,11 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     for layer in 0..config.num_hidden_layers {
         for linear in Linear::ALL {
             let module = linear.module(layer);
-            asked.push(Asked::new(options, module.clone(), module, linear.shape(config))?);
+            let mut one = Asked::new(options, module.clone(), module, linear.shape(config))?;
+            if checkpoint.layout().has_masters() && !checkpoint.module(&one.module)?.is_packed() {
+                one.choice = None;
+            }
+            asked.push(one);
         }
     }
     let table = (config.vocab_size, config.hidden_size);
@@ -423,7 +427,8 @@ fn plan_one(options: &QuantizeOptions, asked: Asked) -> Result<ModulePlan> {
     let Asked { module, source, shape: (rows, cols), rule, choice } = asked;
     let rule_name = options.recipe.as_ref().zip(rule).map(|(recipe, rule)| recipe.name(rule));
     let Some(Choice { method, scheme: wanted }) = choice else {
-        let reason = rule_name.map(|name| format!("{name} keeps it"));
+        let keeper = rule_name.unwrap_or_else(|| "the model".to_owned());
+        let reason = Some(format!("{keeper} keeps it"));
         return Ok(ModulePlan { module, source, rows, cols, scheme: None, method: None, rule, reason });
     };
     let Fit { scheme, reason } = options.target_layout().fit_module(&module, rows, cols, wanted);

@@ -51,8 +51,8 @@ const KNOWN_KEYS: [&str; 9] = [
 ];
 /// Keys of a group.
 const GROUP_KEYS: [&str; 5] = ["targets", "weights", "input_activations", "output_activations", "format"];
-/// Keys of weights and activations; an observer found the scales.
-const ARGS_KEYS: [&str; 9] = [
+/// Keys of weights and activations; an observer found the scales, and tensors show their types.
+const ARGS_KEYS: [&str; 12] = [
     "num_bits",
     "type",
     "symmetric",
@@ -62,6 +62,9 @@ const ARGS_KEYS: [&str; 9] = [
     "dynamic",
     "observer",
     "observer_kwargs",
+    "scale_dtype",
+    "zp_dtype",
+    "block_structure",
 ];
 
 #[derive(Deserialize)]

@@ -28,8 +28,8 @@ pub(super) struct Settings {
     pub(super) symmetric: bool,
 }
 
-/// Keys that are read here, or say how the codes were found.
-const KNOWN_KEYS: [&str; 34] = [
+/// Keys that are read here, or say how the codes were found. AWQ's config in transformers is a kind of this one.
+pub(in crate::layout) const KNOWN_KEYS: [&str; 34] = [
     "bits",
     "group_size",
     "sym",

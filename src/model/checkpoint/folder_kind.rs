@@ -10,7 +10,8 @@ use serde_json::Value;
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Files that other formats are known by, and what to say of them.
-const OTHERS: [(&[&str], &str); 9] = [
+const OTHERS: [(&[&str], &str); 10] = [
+    (&["adapter_model.safetensors"], "it has the weights of a LoRA adapter ({}): merge it into its base model"),
     (
         &["pytorch_model.bin", "pytorch_model.bin.index.json"],
         "its weights are PyTorch's pickles ({}): convert them to safetensors, as transformers' `save_pretrained` writes",
@@ -68,8 +69,11 @@ pub(super) async fn without_config(dir: &dyn SourceDir) -> Error {
         ));
     }
     // The root of a model in the cache of Hugging Face's hub, whose files are elsewhere.
-    if let Ok(Some(commit)) = read_file(dir, "refs/main").await {
-        let commit = clipped(String::from_utf8_lossy(&commit).trim(), 64);
+    let snapshot = match read_file(dir, "refs/main").await {
+        Ok(Some(commit)) => Some(clipped(String::from_utf8_lossy(&commit).trim(), 64)),
+        _ => dir.list(Some("snapshots")).and_then(|snapshots| snapshots.into_iter().next()),
+    };
+    if let Some(commit) = snapshot {
         return not_found(format!(
             "{missing}: it is a model's folder in the hub's cache; take `snapshots/{commit}` inside it"
         ));
@@ -105,6 +109,35 @@ async fn explained(dir: &dyn SourceDir, missing: &str) -> Error {
 
 fn not_found(message: String) -> Error {
     Error::new(ErrorCode::NotFound, message)
+}
+
+/// Settings of generation_config.json that change even the likeliest text, with the values that change nothing.
+const SETTINGS: [(&str, f64); 9] = [
+    ("repetition_penalty", 1.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+    ("num_beams", 1.0),
+    ("suppress_tokens", 0.0),
+    ("begin_suppress_tokens", 0.0),
+    ("bad_words_ids", 0.0),
+];
+
+/// What to say of settings that are not applied: generating takes its options from the caller alone.
+pub(super) fn unapplied_settings(generation: &Value) -> Option<String> {
+    let applies = |key: &str, neutral: f64| match generation.get(key) {
+        Some(Value::Number(number)) => number.as_f64() != Some(neutral),
+        Some(Value::Array(items)) => !items.is_empty(),
+        _ => false,
+    };
+    let unapplied: Vec<String> = SETTINGS
+        .iter()
+        .filter(|(key, neutral)| applies(key, *neutral))
+        .map(|(key, _)| format!("`{key}` = {}", clipped(&generation[*key].to_string(), 40)))
+        .collect();
+    (!unapplied.is_empty())
+        .then(|| format!("generation_config.json sets {}, which is not applied", unapplied.join(", ")))
 }
 
 /// What to say of a folder's chat templates beyond the first: nobody reads them here, and what is written does not have them.

@@ -4,7 +4,7 @@ use super::Architecture;
 use super::family::Defaults;
 use crate::backend::GateActivation;
 use crate::error::{Error, Result};
-use crate::format::{json, quoted};
+use crate::format::{clipped, json, quoted};
 use crate::model::rope::{RopeConfig, RopeScaling};
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,12 +32,11 @@ pub(super) struct Raw {
     pub(super) attention_bias: Option<bool>,
     pub(super) mlp_bias: Option<bool>,
     is_causal: Option<bool>,
-    sliding_window: Option<u64>,
+    sliding_window: Option<i64>,
     use_sliding_window: Option<bool>,
-    max_window_layers: Option<u64>,
+    max_window_layers: Option<i64>,
+    per_layer_config: Option<Value>,
     layer_types: Option<Vec<String>>,
-    pub(super) bos_token_id: Option<TokenIds>,
-    pub(super) eos_token_id: Option<TokenIds>,
 }
 
 #[derive(Deserialize)]
@@ -53,22 +52,23 @@ struct RawRope {
     partial_rotary_factor: Option<f64>,
 }
 
-/// `2`, `[2, 3]`, or `-1` where a tool means "none".
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(crate) enum TokenIds {
-    One(i64),
-    Many(Vec<i64>),
-}
-
-impl TokenIds {
-    pub(crate) fn ids(&self) -> Vec<u32> {
-        let all = match self {
-            Self::One(id) => std::slice::from_ref(id),
-            Self::Many(ids) => ids,
-        };
-        all.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
-    }
+/// The token ids under a key: `2`, `[2, 3]`, or `-1` where a tool means "none". `None` where nothing is said.
+///
+/// # Errors
+/// `invalid_checkpoint` naming the key.
+pub(crate) fn token_ids(config: &Value, key: &str) -> Result<Option<Vec<u32>>> {
+    let one = |value: &Value| {
+        json::read::<i64>(value).map_err(|_| {
+            let found = clipped(&value.to_string(), 60);
+            Error::invalid_checkpoint(format!("expected `{key}` to be a token id, or a list of them, but found {found}"))
+        })
+    };
+    let ids: Vec<i64> = match config.get(key) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(items)) => items.iter().map(one).collect::<Result<_>>()?,
+        Some(value) => vec![one(value)?],
+    };
+    Ok(Some(ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()))
 }
 
 impl Raw {
@@ -90,6 +90,9 @@ impl Raw {
             return Err(Error::unsupported_model(
                 "attention in both directions (is_causal = false) is not supported: such models make embeddings, not text",
             ));
+        }
+        if self.per_layer_config.is_some() {
+            return Err(Error::unsupported_model("layers that differ from each other (per_layer_config) are not supported"));
         }
         self.refuse_window(config, architecture)?;
         if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
@@ -116,19 +119,19 @@ impl Raw {
         let Some(of_class) = defaults.sliding_window else { return Ok(()) };
         // Null says that there is none.
         let written = config.get("sliding_window").is_some();
-        let window = if written { self.sliding_window } else { Some(of_class) };
+        let window = if written { self.sliding_window } else { Some(of_class as i64) };
         let Some(window) = window else { return Ok(()) };
         if let Some(first) = defaults.max_window_layers {
-            // Qwen's windows are switched on by a flag, and for the last layers alone.
-            let first = self.max_window_layers.unwrap_or(first);
-            let any =
-                self.layer_types.is_some() || self.num_hidden_layers.is_none_or(|layers| first < layers);
+            // Qwen's windows are switched on by a flag, and for the last layers alone, unless the kinds of layers are listed.
+            let first = self.max_window_layers.unwrap_or(first as i64);
+            let any = self.layer_types.is_none()
+                && self.num_hidden_layers.is_none_or(|layers| first < layers as i64);
             if !(self.use_sliding_window.unwrap_or(false) && any) {
                 return Ok(());
             }
         }
         let longest = self.max_position_embeddings.unwrap_or(defaults.max_position_embeddings);
-        if window >= longest {
+        if u64::try_from(window).is_ok_and(|window| window >= longest) {
             return Ok(());
         }
         let from =
