@@ -174,16 +174,16 @@ describe("a model", () => {
     const files = modelFiles();
     files["chat_template.jinja"] = new TextEncoder().encode(
       "{% for m in messages %}{{ m.name }}:{{ m.content }}{{ m.reasoning_content }}" +
-        "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}\n{% endfor %}",
+        "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}",
     );
-    using chatty = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
+    const chatty = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
     const calls = [{ type: "function", function: { name: "weather", arguments: { town: "Ulm", days: 2 } } }];
     const messages = [
       { role: "assistant", content: null, tool_calls: calls, reasoning_content: "hm" },
       { role: "tool", name: "weather", content: "5 < 6" },
     ];
     const { prompt_ids } = await chatty.chat(messages, { maxTokens: 1, ignoreEos: true }).result();
-    assert.equal(await chatty.detokenize(prompt_ids), ':hmweather{"town": "Ulm", "days": 2}\nweather:5 < 6\n');
+    assert.equal(await chatty.detokenize(prompt_ids), ':hmweather{"town": "Ulm", "days": 2};weather:5 < 6;');
   });
 
   test("chats by its template", async () => {

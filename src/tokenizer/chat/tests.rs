@@ -191,7 +191,7 @@ fn what_is_not_done_is_refused_by_name() {
         ("{% for i in range(10000000) %}{% endfor %}", "template"),
     ] {
         let error = render(template, &messages(), None).expect_err(template);
-        assert_eq!(error.code(), crate::ErrorCode::Tokenizer, "{template}");
+        assert_eq!(error.code(), crate::error::ErrorCode::Tokenizer, "{template}");
         let text = error.to_string();
         assert!(text.contains(named) && !text.contains('\n'), "{template}: {text}");
     }
@@ -207,7 +207,7 @@ fn messages_are_objects_with_a_role() {
         (vec![json!({"role": 5})], "messages[0]: expected `role`"),
     ] {
         let error = render("{{ messages }}", &messages, None).unwrap_err();
-        assert_eq!(error.code(), crate::ErrorCode::InvalidArgument);
+        assert_eq!(error.code(), crate::error::ErrorCode::InvalidArgument);
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
