@@ -48,40 +48,42 @@ pub(super) fn translate(config: &Value) -> Result<(&'static str, Value)> {
         translated.insert("checkpoint_format".to_owned(), json!(label));
     }
     if let Some(extra) = extra.filter(|extra| !extra.is_null()) {
-        translated.insert("dynamic".to_owned(), rules(&extra)?);
+        let (names, patterns) = rules(&extra)?;
+        translated.insert("extra_config".to_owned(), Value::Object(names));
+        translated.insert("dynamic".to_owned(), Value::Object(patterns));
     }
     Ok((method, Value::Object(translated)))
 }
 
-/// `extra_config` as rules of `dynamic`: names first, which count before patterns.
-fn rules(extra: &Value) -> Result<Value> {
+/// `extra_config` as settings by names, which are null for floating point, and as rules of `dynamic`.
+fn rules(extra: &Value) -> Result<(Map<String, Value>, Map<String, Value>)> {
     let Some(extra) = extra.as_object() else {
         return Err(Error::invalid_checkpoint("expected `extra_config` to be a map"));
     };
     let is_name =
         |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
-    let (names, patterns): (Vec<_>, Vec<_>) = extra.iter().partition(|(name, _)| is_name(name));
-    let mut rules = Map::new();
-    for (name, settings) in names {
-        let (sign, settings) = rule(name, settings)?;
-        rules.insert(format!("{sign}{}$", name.replace('.', r"\.")), settings);
+    let (mut names, mut patterns) = (Map::new(), Map::new());
+    for (name, settings) in extra {
+        let kept = settings_of(name, settings)?;
+        if is_name(name) {
+            names.insert(name.clone(), kept.map_or(Value::Null, Value::Object));
+        } else {
+            // A pattern may match anywhere in a name; rules of `dynamic` match from its start.
+            let sign = if kept.is_some() { "+:" } else { "-:" };
+            patterns.insert(format!("{sign}(?:.*)(?:{name})"), Value::Object(kept.unwrap_or_default()));
+        }
     }
-    for (pattern, settings) in patterns {
-        let (sign, settings) = rule(pattern, settings)?;
-        // A pattern may match anywhere in a name; rules of `dynamic` match from its start.
-        rules.insert(format!("{sign}(?:.*)(?:{pattern})"), settings);
-    }
-    Ok(Value::Object(rules))
+    Ok((names, patterns))
 }
 
-/// The rule's sign, and what is left of the settings of a module for `dynamic`.
-fn rule(name: &str, settings: &Value) -> Result<(&'static str, Value)> {
+/// What is left of a module's settings for a rule; `None` where it stays in floating point.
+fn settings_of(name: &str, settings: &Value) -> Result<Option<Map<String, Value>>> {
     let in_module = |error: Error| error.context(format!("extra_config {}", quoted(name)));
     let Some(settings) = settings.as_object() else {
         return Err(in_module(Error::invalid_checkpoint("expected a map")));
     };
     if settings.get("bits").and_then(Value::as_f64).is_some_and(|bits| bits >= FLOAT_BITS as f64) {
-        return Ok(("-:", json!({})));
+        return Ok(None);
     }
     let object = Value::Object(settings.clone());
     keys::refuse_other_than_integer_weights(&object).map_err(in_module)?;
@@ -99,7 +101,7 @@ fn rule(name: &str, settings: &Value) -> Result<(&'static str, Value)> {
             }
         }
     }
-    Ok(("+:", Value::Object(kept)))
+    Ok(Some(kept))
 }
 
 #[cfg(test)]
@@ -132,13 +134,11 @@ mod tests {
             "lm_head": {"bits": 16},
         }});
         let (_, translated) = translate(&config).unwrap();
-        let expected = json!({
-            r"+:model\.layers\.0\.self_attn\.q_proj$": {"bits": 8, "sym": false},
-            "-:lm_head$": {},
-            "+:(?:.*)(?:.*mlp.*)": {"bits": 2, "group_size": 32},
-        });
-        assert_eq!(translated["dynamic"], expected);
-        assert_eq!(translated.get("extra_config"), None);
+        assert_eq!(translated["dynamic"], json!({"+:(?:.*)(?:.*mlp.*)": {"bits": 2, "group_size": 32}}));
+        assert_eq!(
+            translated["extra_config"],
+            json!({"model.layers.0.self_attn.q_proj": {"bits": 8, "sym": false}, "lm_head": null})
+        );
         for (settings, word) in [
             (json!({"bits": 4, "act_bits": 8}), "act_bits"),
             (json!({"data_type": "nv_fp"}), "data_type"),

@@ -66,6 +66,8 @@ struct RawConfig {
     format: Option<String>,
     pack_dtype: Option<String>,
     dynamic: Option<Value>,
+    /// As [`auto_round`](crate::layout::auto_round) leaves it: settings by names.
+    extra_config: Option<Value>,
 }
 
 /// The names under which a module's tensors are stored.
@@ -132,7 +134,7 @@ impl Config {
                 quoted(other)
             )));
         }
-        let dynamic = Dynamic::parse(raw.dynamic.as_ref())?;
+        let dynamic = Dynamic::parse(raw.dynamic.as_ref(), raw.extra_config.as_ref())?;
         for rule in dynamic.rules() {
             rule.group_size.map_or(Ok(Granularity::Channel), granularity)?;
             if let Some(other) = rule.bits.filter(|&bits| bits != 4) {

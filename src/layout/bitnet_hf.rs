@@ -17,9 +17,9 @@ use super::{ModuleStorage, dense, is_embedding, keys};
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::json;
-use crate::format::{clipped, quoted};
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
+use crate::format::{clipped, quoted};
 use crate::quant::{
     Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, TernaryQuantizer, packing,
 };
@@ -388,8 +388,16 @@ mod tests {
     #[test]
     fn masters_that_stay_are_those_that_transformers_keeps() {
         let cases: [(&str, &[&str], &[&str]); 6] = [
-            ("model.layers.1", &["model.layers.1.mlp.up_proj"], &["model.layers.10.mlp.up_proj", "model.layers.0.mlp.up_proj"]),
-            ("model.layers.1.", &["model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"], &["model.layers.2.mlp.up_proj"]),
+            (
+                "model.layers.1",
+                &["model.layers.1.mlp.up_proj"],
+                &["model.layers.10.mlp.up_proj", "model.layers.0.mlp.up_proj"],
+            ),
+            (
+                "model.layers.1.",
+                &["model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"],
+                &["model.layers.2.mlp.up_proj"],
+            ),
             ("model.layers.0.mlp.gate", &[], &["model.layers.0.mlp.gate_proj"]),
             (".*mlp.*", &["model.layers.3.mlp.up_proj"], &["model.layers.3.self_attn.q_proj"]),
             ("down_proj", &["model.layers.3.mlp.down_proj"], &["model.layers.3.mlp.up_proj"]),

@@ -8,10 +8,10 @@ mod folder_kind;
 use super::config::{ModelConfig, token_ids};
 use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
+use crate::format::quoted;
 use crate::format::shard_index::TensorStore;
 use crate::format::small_file::read_json;
 use crate::format::source::{ByteSource, SourceDir};
-use crate::format::quoted;
 use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde_json::Value;
@@ -301,8 +301,10 @@ async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
     if dir.open(last).await?.is_none() {
         return Err(Error::new(
             ErrorCode::UnfinishedOutput,
-            format!("expected `{last}`, which is written last, but found none: the writer did not finish, or another tool has saved \
-                 the folder again; then take the key `{PRODUCER_KEY}` out of config.json"),
+            format!(
+                "expected `{last}`, which is written last, but found none: the writer did not finish, or another tool has saved \
+                 the folder again; then take the key `{PRODUCER_KEY}` out of config.json"
+            ),
         ));
     }
     Ok(())

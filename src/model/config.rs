@@ -311,6 +311,19 @@ mod tests {
             assert_eq!(config.max_position_embeddings, positions, "{model_type}");
             assert_eq!((config.bos_token_id, config.eos_token_ids), (bos, eos), "{model_type}");
         }
+        let full = [
+            ("model_type", json!("qwen2")),
+            ("use_sliding_window", json!(true)),
+            ("sliding_window", json!(4)),
+            ("max_window_layers", json!(0)),
+            ("layer_types", json!(["full_attention", "full_attention"])),
+        ];
+        assert!(
+            with(&full).is_ok(),
+            "listed kinds of layers come before the number of those without a window"
+        );
+        let others = [("sliding_window", json!(-1)), ("max_window_layers", json!(-1))];
+        assert!(with(&others).is_ok(), "a llama has no such keys");
         // Null is not a missing key: as many heads as for queries, and no token.
         let null = [
             ("model_type", json!("qwen2")),
@@ -375,8 +388,16 @@ mod tests {
                 "sliding_window",
             ),
             (&[("is_causal", json!(false))], ErrorCode::UnsupportedModel, "is_causal"),
-            (&[("per_layer_config", json!({"1": {"hidden_act": "gelu"}}))], ErrorCode::UnsupportedModel, "per_layer_config"),
-            (&[("model_type", json!("mistral")), ("sliding_window", json!(-1))], ErrorCode::UnsupportedModel, "sliding_window = -1"),
+            (
+                &[("per_layer_config", json!({"1": {"hidden_act": "gelu"}}))],
+                ErrorCode::UnsupportedModel,
+                "per_layer_config",
+            ),
+            (
+                &[("model_type", json!("mistral")), ("sliding_window", json!(-1))],
+                ErrorCode::UnsupportedModel,
+                "sliding_window = -1",
+            ),
             (&[("hidden_size", json!("64"))], ErrorCode::InvalidCheckpoint, "`hidden_size`"),
             (&[("eos_token_id", json!(["a"]))], ErrorCode::InvalidCheckpoint, "`eos_token_id`"),
             (

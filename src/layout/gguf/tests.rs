@@ -152,7 +152,7 @@ fn a_file_is_the_folder_that_transformers_would_have_written() {
         "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 5,
         "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true,
         "attention_bias": false, "mlp_bias": false, "rope_theta": 10000.0, "rope_scaling": null,
-        "torch_dtype": "float32", "eos_token_id": [],
+        "torch_dtype": "float32", "bos_token_id": null, "eos_token_id": [],
     });
     assert_eq!(opened.config_json, expected);
     assert!(opened.files.get("tokenizer.json").is_none());

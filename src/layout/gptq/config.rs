@@ -76,6 +76,8 @@ struct RawConfig {
     format: Option<String>,
     pack_dtype: Option<String>,
     dynamic: Option<Value>,
+    /// As [`auto_round`](crate::layout::auto_round) leaves it: settings by names.
+    extra_config: Option<Value>,
     meta: Option<Value>,
     provider: Option<String>,
     is_marlin_format: Option<bool>,
@@ -113,7 +115,7 @@ impl Config {
             // Without a word the zero points are read as they are.
             symmetric: raw.sym.unwrap_or(false),
         };
-        let dynamic = Dynamic::parse(raw.dynamic.as_ref())?;
+        let dynamic = Dynamic::parse(raw.dynamic.as_ref(), raw.extra_config.as_ref())?;
         for rule in dynamic.rules() {
             settings.with(rule.bits, rule.group_size, rule.sym)?;
         }

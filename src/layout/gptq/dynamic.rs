@@ -1,12 +1,13 @@
-//! `dynamic` of GPTQModel: what single modules have otherwise than the rest. Floor 3.
+//! What single modules have otherwise than the rest: `dynamic` of GPTQModel, and names as auto-round lists them. Floor 3.
 //!
-//! A map from regular expressions, which match from the start of a module's name, to settings: `+:pattern` or `pattern`
+//! `dynamic` is a map from regular expressions, which match from the start of a module's name, to settings: `+:pattern` or `pattern`
 //! changes some, `-:pattern` leaves the module in floating point. The first that matches counts.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
 use regex_lite::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// As for the patterns of compressed-tensors: files are anyone's.
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
@@ -29,9 +30,14 @@ const HARMLESS: [&str; 13] = [
     "hessian",
 ];
 
-/// The rules, in their order.
+/// The rules.
 #[derive(Debug, Default)]
-pub(in crate::layout) struct Dynamic(Vec<(Regex, Rule)>);
+pub(in crate::layout) struct Dynamic {
+    /// For modules by their whole names; they come before the patterns.
+    names: BTreeMap<String, Rule>,
+    /// In their order.
+    patterns: Vec<(Regex, Rule)>,
+}
 
 /// What a rule does to a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,32 +50,51 @@ pub(in crate::layout) struct Rule {
 }
 
 impl Dynamic {
+    /// Reads `dynamic`, and the settings of modules by their names, which are null where one stays in floating point.
+    ///
     /// # Errors
     /// `unsupported_format` for a setting or a pattern that is not understood; `invalid_checkpoint` for what is no map.
-    pub(in crate::layout) fn parse(value: Option<&Value>) -> Result<Self> {
-        let map = match value {
-            None | Some(Value::Null) | Some(Value::Bool(false)) => return Ok(Self::default()),
-            Some(Value::Object(map)) => map,
-            Some(_) => return Err(Error::invalid_checkpoint("expected `dynamic` to be a map")),
+    pub(in crate::layout) fn parse(dynamic: Option<&Value>, names: Option<&Value>) -> Result<Self> {
+        let empty = Map::new();
+        let map = |what: &str, value: Option<&'_ Value>| match value {
+            None | Some(Value::Null) | Some(Value::Bool(false)) => Ok(empty.clone()),
+            Some(Value::Object(map)) => Ok(map.clone()),
+            Some(_) => Err(Error::invalid_checkpoint(format!("expected `{what}` to be a map"))),
         };
-        if map.len() > MAX_PATTERNS {
+        let dynamic = map("dynamic", dynamic)?;
+        if dynamic.len() > MAX_PATTERNS {
             return Err(Error::unsupported_format(format!(
                 "expected at most {MAX_PATTERNS} patterns in `dynamic` but found {}",
-                map.len()
+                dynamic.len()
             )));
         }
-        map.iter().map(|(pattern, settings)| parse_rule(pattern, settings)).collect::<Result<_>>().map(Self)
+        let mut found = Self::default();
+        for (name, settings) in map("extra_config", names)? {
+            let rule = if settings.is_null() {
+                Rule { skip: true, ..Rule::default() }
+            } else {
+                parse_settings(&name, &settings)?
+            };
+            found.names.insert(name, rule);
+        }
+        for (pattern, settings) in &dynamic {
+            found.patterns.push(parse_rule(pattern, settings)?);
+        }
+        Ok(found)
     }
 
     /// The rule for a module; without one, nothing is changed.
     pub(in crate::layout) fn rule(&self, module: &str) -> Rule {
+        if let Some(rule) = self.names.get(module) {
+            return *rule;
+        }
         // The leftmost match starts at 0 exactly when there is a match that starts at 0.
         let matches = |regex: &Regex| regex.find(module).is_some_and(|found| found.start() == 0);
-        self.0.iter().find(|(regex, _)| matches(regex)).map(|(_, rule)| *rule).unwrap_or_default()
+        self.patterns.iter().find(|(regex, _)| matches(regex)).map(|(_, rule)| *rule).unwrap_or_default()
     }
 
     pub(in crate::layout) fn rules(&self) -> impl Iterator<Item = Rule> {
-        self.0.iter().map(|(_, rule)| *rule)
+        self.names.values().copied().chain(self.patterns.iter().map(|(_, rule)| *rule))
     }
 }
 
@@ -88,6 +113,11 @@ fn parse_rule(text: &str, settings: &Value) -> Result<(Regex, Rule)> {
     if skip {
         return Ok((regex, Rule { skip, ..Rule::default() }));
     }
+    parse_settings(text, settings).map(|rule| (regex, rule))
+}
+
+/// What the rule `text` changes.
+fn parse_settings(text: &str, settings: &Value) -> Result<Rule> {
     let empty = Map::new();
     let map = match settings {
         Value::Null => &empty,
@@ -116,7 +146,7 @@ fn parse_rule(text: &str, settings: &Value) -> Result<(Regex, Rule)> {
             )));
         }
     }
-    Ok((regex, rule))
+    Ok(rule)
 }
 
 /// Whether there was a value to set.
@@ -133,12 +163,15 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_matches_counts() {
-        let dynamic = Dynamic::parse(Some(&json!({
-            r"-:.*\.k_proj$": {},
-            r"+:.*\.mlp\..*": {"bits": 8, "group_size": -1, "desc_act": true},
-            r".*\.up_proj": {"bits": 2},
-            r"self_attn": {"bits": 3},
-        })))
+        let dynamic = Dynamic::parse(
+            Some(&json!({
+                r"-:.*\.k_proj$": {},
+                r"+:.*\.mlp\..*": {"bits": 8, "group_size": -1, "desc_act": true},
+                r".*\.up_proj": {"bits": 2},
+                r"self_attn": {"bits": 3},
+            })),
+            None,
+        )
         .unwrap();
         assert!(dynamic.rule("model.layers.0.self_attn.k_proj").skip);
         let mlp = Rule { bits: Some(8), group_size: Some(-1), ..Rule::default() };
@@ -146,7 +179,7 @@ mod tests {
         assert_eq!(dynamic.rule("model.layers.0.self_attn.q_proj"), Rule::default(), "not from the start");
         assert_eq!(dynamic.rules().count(), 4);
         for nothing in [json!(null), json!({}), json!(false)] {
-            assert_eq!(Dynamic::parse(Some(&nothing)).unwrap().rules().count(), 0);
+            assert_eq!(Dynamic::parse(Some(&nothing), None).unwrap().rules().count(), 0);
         }
     }
 
@@ -160,10 +193,10 @@ mod tests {
             (json!({"(": {}}), "`(`"),
             (json!({"a{1000}{1000}": {}}), "pattern"),
         ] {
-            let error = Dynamic::parse(Some(&value)).unwrap_err();
+            let error = Dynamic::parse(Some(&value), None).unwrap_err();
             assert!(error.to_string().contains(word), "{value}: {error}");
         }
         let many: Map<String, Value> = (0..300).map(|i| (format!("a{i}"), json!({}))).collect();
-        assert!(Dynamic::parse(Some(&Value::Object(many))).is_err());
+        assert!(Dynamic::parse(Some(&Value::Object(many)), None).is_err());
     }
 }

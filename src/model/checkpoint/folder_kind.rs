@@ -11,7 +11,10 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Files that other formats are known by, and what to say of them.
 const OTHERS: [(&[&str], &str); 10] = [
-    (&["adapter_model.safetensors"], "it has the weights of a LoRA adapter ({}): merge it into its base model"),
+    (
+        &["adapter_model.safetensors"],
+        "it has the weights of a LoRA adapter ({}): merge it into its base model",
+    ),
     (
         &["pytorch_model.bin", "pytorch_model.bin.index.json"],
         "its weights are PyTorch's pickles ({}): convert them to safetensors, as transformers' `save_pretrained` writes",

@@ -60,7 +60,9 @@ pub(crate) fn token_ids(config: &Value, key: &str) -> Result<Option<Vec<u32>>> {
     let one = |value: &Value| {
         json::read::<i64>(value).map_err(|_| {
             let found = clipped(&value.to_string(), 60);
-            Error::invalid_checkpoint(format!("expected `{key}` to be a token id, or a list of them, but found {found}"))
+            Error::invalid_checkpoint(format!(
+                "expected `{key}` to be a token id, or a list of them, but found {found}"
+            ))
         })
     };
     let ids: Vec<i64> = match config.get(key) {
@@ -92,7 +94,9 @@ impl Raw {
             ));
         }
         if self.per_layer_config.is_some() {
-            return Err(Error::unsupported_model("layers that differ from each other (per_layer_config) are not supported"));
+            return Err(Error::unsupported_model(
+                "layers that differ from each other (per_layer_config) are not supported",
+            ));
         }
         self.refuse_window(config, architecture)?;
         if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
