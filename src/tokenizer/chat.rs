@@ -19,7 +19,6 @@ pub(super) use date::now;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
-use std::collections::BTreeMap;
 
 /// Where JavaScript is the host there is no clock but its own, which the bindings give.
 #[cfg(target_os = "unknown")]
@@ -39,7 +38,7 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// A template with what it may print besides the chat.
 pub(super) struct ChatTemplate<'a> {
     pub(super) text: &'a str,
-    pub(super) special_tokens: &'a BTreeMap<String, String>,
+    pub(super) special_tokens: &'a Map<String, Json>,
     pub(super) clock: fn() -> Moment,
 }
 
@@ -62,16 +61,14 @@ impl ChatTemplate<'_> {
             }
         }
 
-        let mut context: BTreeMap<&str, Value> = self
-            .special_tokens
-            .iter()
-            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
-            .collect();
+        let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), value(token)));
         // Given or not, these are defined: templates ask whether they are none.
-        context.insert("tools", list(tools));
-        context.insert("documents", list(documents));
-        context.insert("messages", list(Some(&turns)));
-        context.insert("add_generation_prompt", Value::from(true));
+        let context = Value::from_pairs(tokens.chain([
+            ("tools", list(tools)),
+            ("documents", list(documents)),
+            ("messages", list(Some(&turns))),
+            ("add_generation_prompt", Value::from(true)),
+        ]));
 
         let source = rewrite::rewrite(self.text);
         let environment = environment(self.clock).map_err(|error| broken("chat template", error))?;

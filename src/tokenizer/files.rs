@@ -5,7 +5,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 
 /// The tokens that every tokenizer of transformers has a name for.
 const NAMED: [&str; 7] =
@@ -33,38 +32,38 @@ fn token_text(token: &Value) -> Option<&str> {
 pub(super) async fn special_tokens(
     dir: &dyn SourceDir,
     config: &Map<String, Value>,
-) -> Result<BTreeMap<String, String>> {
+) -> Result<Map<String, Value>> {
     // Older folders have a file of their own, which newer ones repeat.
     let older = match config.get("added_tokens_decoder") {
         None => object(dir, "special_tokens_map.json").await?,
         Some(_) => Map::new(),
     };
     let extra = config.get("extra_special_tokens").and_then(Value::as_object);
-    let mut tokens = BTreeMap::new();
+    let mut tokens = Map::new();
     for (key, value) in config.iter().chain(extra.into_iter().flatten()).chain(&older) {
         // A token that a model has for itself is written as text; the extra ones have names of any kind.
         let has_name = NAMED.contains(&key.as_str())
             || (key.ends_with("_token") && value.is_string())
             || extra.is_some_and(|extra| extra.contains_key(key));
         match token_text(value) {
-            Some(text) if has_name => tokens.insert(key.clone(), text.to_owned()),
+            Some(text) if has_name => tokens.insert(key.clone(), Value::from(text)),
             // The older file's null takes a token away.
-            _ => tokens.remove(key),
+            _ => tokens.shift_remove(key),
         };
     }
     Ok(tokens)
 }
 
 /// The chat templates of a folder, by their names; one alone is called `default`.
-pub(super) struct Templates(BTreeMap<String, String>);
+pub(super) struct Templates(Map<String, Value>);
 
 /// Reads the chat templates: a file of its own comes before the settings, and those before what older processors had.
 /// Those in the folder `additional_chat_templates` are not read, which opening the checkpoint says.
 pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) -> Result<Templates> {
-    let mut found = BTreeMap::new();
+    let mut found = Map::new();
     if let Some(bytes) = read_file(dir, "chat_template.jinja").await? {
         let text = String::from_utf8(bytes).map_err(|error| broken("chat_template.jinja", error))?;
-        found.insert("default".to_owned(), text);
+        found.insert("default".to_owned(), Value::from(text));
     }
     if found.is_empty() {
         found = named("tokenizer_config.json", config)?;
@@ -76,21 +75,21 @@ pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) 
 }
 
 /// A template is written as its text, as a list of named ones, or as an object of them.
-fn named(file: &str, config: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
+fn named(file: &str, config: &Map<String, Value>) -> Result<Map<String, Value>> {
     let expected = |what: &str| Err(broken(file, format!("expected {what}")));
-    let mut found = BTreeMap::new();
+    let mut found = Map::new();
     match config.get("chat_template") {
         None | Some(Value::Null) => {}
         Some(Value::String(text)) => {
-            found.insert("default".to_owned(), text.clone());
+            found.insert("default".to_owned(), Value::from(text.as_str()));
         }
         Some(Value::Array(entries)) => {
             for entry in entries {
-                let text = |key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+                let text = |key| entry.get(key).and_then(Value::as_str);
                 let (Some(name), Some(template)) = (text("name"), text("template")) else {
                     return expected("each `chat_template` to have a `name` and a `template`");
                 };
-                found.insert(name, template);
+                found.insert(name.to_owned(), Value::from(template));
             }
         }
         Some(Value::Object(entries)) => {
@@ -98,7 +97,7 @@ fn named(file: &str, config: &Map<String, Value>) -> Result<BTreeMap<String, Str
                 let Some(template) = template.as_str() else {
                     return expected("each `chat_template` to be text");
                 };
-                found.insert(name.clone(), template.to_owned());
+                found.insert(name.clone(), Value::from(template));
             }
         }
         Some(_) => return expected("`chat_template` to be text or a list"),
@@ -114,7 +113,7 @@ impl Templates {
     /// The template that transformers takes where nobody names one.
     pub(super) fn pick(&self, with_tools: bool) -> Result<&str> {
         let of_tools = with_tools.then(|| self.0.get("tool_use")).flatten();
-        of_tools.or_else(|| self.0.get("default")).map(String::as_str).ok_or_else(|| {
+        of_tools.or_else(|| self.0.get("default")).and_then(Value::as_str).ok_or_else(|| {
             let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
             let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             Error::new(

@@ -6,8 +6,7 @@ use super::{TextCodec, check_vocabulary, oniguruma};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::small_file::read_file;
 use crate::format::source::SourceDir;
-use serde_json::Value;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 /// The tokenizer of a Hugging Face folder.
@@ -24,7 +23,7 @@ pub struct HuggingFaceTokenizer {
     rows: usize,
     templates: Templates,
     /// What templates call by their names: `bos_token`, `eos_token` and so on.
-    special_tokens: BTreeMap<String, String>,
+    special_tokens: Map<String, Value>,
     clock: fn() -> Moment,
 }
 
@@ -82,12 +81,16 @@ impl HuggingFaceTokenizer {
         if is_llama {
             // The class has tokens of its own where the files are silent; a null is not silence.
             for (key, token) in [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")] {
-                if config.get(key).is_none() && tokenizer.token_to_id(token).is_some() {
-                    special_tokens.entry(key.to_owned()).or_insert_with(|| token.to_owned());
+                let is_silent = config.get(key).is_none() && !special_tokens.contains_key(key);
+                if is_silent && tokenizer.token_to_id(token).is_some() {
+                    special_tokens.insert(key.to_owned(), Value::from(token));
                 }
             }
         }
-        let named_bos = special_tokens.get("bos_token").and_then(|text| tokenizer.token_to_id(text));
+        let named_bos = special_tokens
+            .get("bos_token")
+            .and_then(Value::as_str)
+            .and_then(|text| tokenizer.token_to_id(text));
         let bos = named_bos.or_else(|| bos_token_id.filter(|id| tokenizer.id_to_token(*id).is_some()));
         // transformers' Llama tokenizers put the token in front unless told otherwise, whatever tokenizer.json says.
         let add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(is_llama);

@@ -37,9 +37,20 @@ pub(super) fn translate_file(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
         if !value.starts_with('"') {
             continue;
         }
-        let mut strings = serde_json::Deserializer::from_str(value).into_iter::<String>();
-        let Some(Ok(pattern)) = strings.next() else { continue };
-        let (start, length) = (text.len() - value.len(), strings.byte_offset());
+        let mut letters = value.bytes().enumerate().skip(1);
+        let mut length = value.len();
+        while let Some((index, letter)) = letters.next() {
+            match letter {
+                b'\\' => _ = letters.next(),
+                b'"' => {
+                    length = index + 1;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let start = text.len() - value.len();
+        let Ok(serde_json::Value::String(pattern)) = serde_json::from_str(&value[..length]) else { continue };
         let translated = translate(&pattern)?;
         let out = out.get_or_insert_default();
         out.push_str(&text[copied..start]);

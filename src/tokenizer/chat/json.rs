@@ -190,11 +190,24 @@ pub(super) fn float(value: f64) -> String {
     }
 }
 
-fn sort(entries: &mut [(Option<Value>, Value)]) -> Result<(), Error> {
+fn sort(entries: &mut Vec<(Option<Value>, Value)>) -> Result<(), Error> {
     let kind = |entry: &(Option<Value>, Value)| entry.0.as_ref().map(|key| key.kind());
     if entries.windows(2).any(|pair| kind(&pair[0]) != kind(&pair[1])) {
         return Err(failure("tojson: keys of different kinds cannot be sorted"));
     }
-    crate::order::sort_by(entries, |a, b| a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal));
+    // By halves: the standard library's sort is large (`order.rs`), and no other text of this module sorts.
+    let half = entries.len() / 2;
+    if half > 0 {
+        let mut right = entries.split_off(half);
+        sort(entries)?;
+        sort(&mut right)?;
+        let (mut left, mut right) =
+            (std::mem::take(entries).into_iter().peekable(), right.into_iter().peekable());
+        while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+            let is_right = a.0.partial_cmp(&b.0) == Some(Ordering::Greater);
+            entries.extend(if is_right { right.next() } else { left.next() });
+        }
+        entries.extend(left.chain(right));
+    }
     Ok(())
 }

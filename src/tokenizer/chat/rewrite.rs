@@ -101,11 +101,17 @@ fn tag(rest: &str, close: &str, out: &mut String) -> usize {
             return end;
         }
     }
+    let percents = Percents::new(rest, &tokens);
     let mut copied = 0;
-    for (range, inserted) in edits(rest, &tokens) {
-        out.push_str(&rest[copied..range.start]);
-        out.push_str(&inserted);
-        copied = range.end;
+    for (index, token) in tokens.iter().enumerate() {
+        out.push_str(&rest[copied..token.at.start]);
+        (0..percents.opens[index]).for_each(|_| out.push('('));
+        match percents.is_filter[index] {
+            true => out.extend([")|", PERCENT, "("]),
+            false => out.push_str(text(token)),
+        }
+        (0..percents.closes[index]).for_each(|_| out.push(')'));
+        copied = token.at.end;
     }
     out.push_str(&rest[copied..end]);
     end
@@ -175,32 +181,37 @@ fn tokens(rest: &str, close: &str) -> Option<(Vec<Token>, usize)> {
     }
 }
 
-/// What is to be put in place of which bytes, in order, so that each `%` becomes a filter.
-fn edits(rest: &str, tokens: &[Token]) -> Vec<(Range<usize>, String)> {
-    let text = |index: usize| tokens.get(index).map_or("", |token: &Token| &rest[token.at.clone()]);
-    if !(0..tokens.len()).any(|index| text(index) == "%") {
-        return Vec::new();
-    }
-    let tag = Tag { rest, tokens, partner: partners(rest, tokens) };
-    let mut edits = Vec::new();
-    // Where the product that a `%` belongs to begins: found once for all of a long one.
-    let mut starts = vec![None; tokens.len()];
-    for index in (0..tokens.len()).filter(|index| text(*index) == "%") {
-        let start = tag.product_start(index, &starts);
-        let end = tag.operand_end(index + 1);
-        starts[index] = Some(start);
-        if start == index || end == index + 1 {
-            // No operand: nothing that a parser would take.
-            continue;
+/// What makes a filter of each `%`: for each token the brackets before and behind it, and whether it is one to replace.
+struct Percents {
+    opens: Vec<usize>,
+    closes: Vec<usize>,
+    is_filter: Vec<bool>,
+}
+
+impl Percents {
+    fn new(rest: &str, tokens: &[Token]) -> Self {
+        let count = tokens.len();
+        let mut found = Self { opens: vec![0; count], closes: vec![0; count], is_filter: vec![false; count] };
+        let is_percent = |index: &usize| &rest[tokens[*index].at.clone()] == "%";
+        if !(0..count).any(|index| is_percent(&index)) {
+            return found;
         }
-        let at = |byte: usize| byte..byte;
-        edits.push((at(tokens[start].at.start), "(".to_owned()));
-        edits.push((tokens[index].at.clone(), format!(")|{PERCENT}(")));
-        edits.push((at(tokens[end - 1].at.end), ")".to_owned()));
+        let tag = Tag { rest, tokens, partner: partners(rest, tokens) };
+        // Where the product that a `%` belongs to begins: found once for all of a long one.
+        let mut starts = vec![None; count];
+        for index in (0..count).filter(is_percent) {
+            let start = tag.product_start(index, &starts);
+            let end = tag.operand_end(index + 1);
+            starts[index] = Some(start);
+            // Without an operand it is nothing that a parser would take.
+            if start < index && end > index + 1 {
+                found.opens[start] += 1;
+                found.is_filter[index] = true;
+                found.closes[end - 1] += 1;
+            }
+        }
+        found
     }
-    // At one place what ends comes before what begins; a `%` inside an operand ends before what is around it.
-    crate::order::sort_by_key(&mut edits, |(range, text)| (range.start, text != ")"));
-    edits
 }
 
 /// For each bracket the index of the one that it belongs to.

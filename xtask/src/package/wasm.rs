@@ -92,6 +92,10 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     if !fast {
         // Most calls are not worth a copy of what they call. Kernels say themselves what has to be inlined.
         build.args(["--", "-Cllvm-args=-inline-threshold=20"]);
+        // What of the tokenizer is ours runs once for a file or a chat.
+        if module.name == "tokenizer" {
+            build.arg("-Copt-level=s");
+        }
     }
     run(build)?;
     let built = target.join(WASM).join(profile).join("lowbit.wasm");
