@@ -256,6 +256,12 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 }
 
+/// An error with the key that leads to it. Compiled once, not for each type of value.
+#[cold]
+fn under(key: &str, error: &Error) -> Error {
+    Error::custom(format_args!("{}: {error}", quoted(key)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

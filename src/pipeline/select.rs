@@ -9,10 +9,10 @@ use crate::layout::{Fit, TargetLayout};
 use crate::model::block::Site;
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
+use crate::order;
 pub use crate::quant::Method;
 use crate::quant::{Activations, Bits, GptqOptions, Granularity, Scheme};
 use crate::recipe::{Choice, Recipe};
-use std::collections::BTreeSet;
 
 /// What to make of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -408,15 +408,17 @@ pub(super) fn copied_tensors<'a>(
     unties: bool,
 ) -> Vec<&'a str> {
     let quantized = plans.iter().filter(|plan| plan.scheme.is_some());
-    let consumed: BTreeSet<String> = quantized
+    let mut consumed: Vec<String> = quantized
         .filter(|plan| !(unties && plan.module == names::HEAD))
         .map(|plan| format!("{}.weight", plan.source))
         .collect();
+    order::sort(&mut consumed);
+    let is_consumed = |name: &str| consumed.binary_search_by(|known| known.as_str().cmp(name)).is_ok();
     let table = format!("{}.weight", checkpoint.embedding_module());
     let head = format!("{}.weight", names::HEAD);
     let tied = checkpoint.config().tie_word_embeddings;
     let is_second_table = |name: &str| tied && name == head && name != table;
-    checkpoint.store().names().filter(|name| !consumed.contains(*name) && !is_second_table(name)).collect()
+    checkpoint.store().names().filter(|name| !is_consumed(name) && !is_second_table(name)).collect()
 }
 
 fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {

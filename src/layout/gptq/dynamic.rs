@@ -5,9 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
+use crate::order;
 use regex_lite::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 
 /// As for the patterns of compressed-tensors: files are anyone's.
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
@@ -33,8 +33,8 @@ const HARMLESS: [&str; 13] = [
 /// The rules.
 #[derive(Debug, Default)]
 pub(in crate::layout) struct Dynamic {
-    /// For modules by their whole names; they come before the patterns.
-    names: BTreeMap<String, Rule>,
+    /// For modules by their whole names, sorted; they come before the patterns.
+    names: Vec<(String, Rule)>,
     /// In their order.
     patterns: Vec<(Regex, Rule)>,
 }
@@ -75,8 +75,9 @@ impl Dynamic {
             } else {
                 parse_settings(&name, &settings)?
             };
-            found.names.insert(name, rule);
+            found.names.push((name, rule));
         }
+        order::sort_by(&mut found.names, |a, b| a.0.cmp(&b.0));
         for (pattern, settings) in &dynamic {
             found.patterns.push(parse_rule(pattern, settings)?);
         }
@@ -85,8 +86,8 @@ impl Dynamic {
 
     /// The rule for a module; without one, nothing is changed.
     pub(in crate::layout) fn rule(&self, module: &str) -> Rule {
-        if let Some(rule) = self.names.get(module) {
-            return *rule;
+        if let Ok(at) = self.names.binary_search_by(|(name, _)| name.as_str().cmp(module)) {
+            return self.names[at].1;
         }
         // The leftmost match starts at 0 exactly when there is a match that starts at 0.
         let matches = |regex: &Regex| regex.find(module).is_some_and(|found| found.start() == 0);
@@ -94,7 +95,8 @@ impl Dynamic {
     }
 
     pub(in crate::layout) fn rules(&self) -> impl Iterator<Item = Rule> {
-        self.names.values().copied().chain(self.patterns.iter().map(|(_, rule)| *rule))
+        let of_names = self.names.iter().map(|(_, rule)| *rule);
+        of_names.chain(self.patterns.iter().map(|(_, rule)| *rule))
     }
 }
 

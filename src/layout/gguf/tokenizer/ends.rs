@@ -4,7 +4,6 @@
 use super::{CONTROL, NORMAL, USER_DEFINED};
 use crate::error::Result;
 use crate::layout::gguf::metadata::Metadata;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// They end a text, a turn or a message, whatever the metadata names.
 const ENDS: [&str; 22] = [
@@ -88,37 +87,44 @@ const SHOWN: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrai
 /// The ids of the tokens of `tokens` that llama.cpp takes for ends by their text alone, smallest first. `named` says whether the
 /// metadata has a key, which then decides instead of a text.
 pub(super) fn by_text(tokens: &[String], named: impl Fn(&str) -> bool) -> Vec<u32> {
-    // The first of equal ones: a file that repeats a text has no usable vocabulary anyway.
-    let mut found: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut found: Vec<u32> = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
         let filling = || FILLING_ENDS.iter().find(|(_, texts)| texts.contains(&token.as_str()));
-        if ENDS.contains(&token.as_str()) || filling().is_some_and(|(key, _)| !named(key)) {
-            found.entry(token).or_insert(id as u32);
+        let ends = ENDS.contains(&token.as_str()) || filling().is_some_and(|(key, _)| !named(key));
+        // The first of equal ones: a file that repeats a text has no usable vocabulary anyway.
+        if ends && !found.iter().any(|&first| tokens[first as usize] == *token) {
+            found.push(id as u32);
         }
     }
-    let ids: BTreeSet<u32> = found.into_values().collect();
-    ids.into_iter().collect()
+    found
 }
 
 /// The ids of the tokens that end a text in a file that names none.
 pub(super) fn by_text_alone(tokens: &[String]) -> Vec<u32> {
     let mut ids = by_text(tokens, |_| false);
-    let exceptions = exceptions(tokens, ids.iter().copied());
-    ids.retain(|&id| !exceptions.contains_key(tokens[id as usize].as_str()));
+    let exceptions = exceptions(tokens, &ids);
+    ids.retain(|&id| exception(&exceptions, &tokens[id as usize]).is_none());
     ids
 }
 
+/// Texts, and the kinds that their tokens have.
+type Exceptions = Vec<(&'static str, i32)>;
+
+fn exception(exceptions: &Exceptions, text: &str) -> Option<i32> {
+    exceptions.iter().find(|(known, _)| *known == text).map(|(_, kind)| *kind)
+}
+
 /// Of the ends of a vocabulary, those that do not count: two families use the texts for something else.
-fn exceptions(tokens: &[String], ends: impl Iterator<Item = u32>) -> BTreeMap<&str, i32> {
-    let texts: BTreeSet<&str> = ends.filter_map(|id| tokens.get(id as usize)).map(String::as_str).collect();
-    let has = |text: &str| texts.contains(text);
+fn exceptions(tokens: &[String], ends: &[u32]) -> Exceptions {
+    let text = |id: &u32| tokens.get(*id as usize).map(String::as_str);
+    let has = |text_of_end: &str| ends.iter().any(|id| text(id) == Some(text_of_end));
     let calls = has("<|call|>") || has("<|calls|>");
-    let mut exceptions = BTreeMap::new();
+    let mut exceptions = Exceptions::new();
     if calls && (has("<|return|>") || has("<|flush|>")) && has("<|end|>") {
-        exceptions.insert("<|end|>", USER_DEFINED);
+        exceptions.push(("<|end|>", USER_DEFINED));
     }
     if has("<|tool_response>") && has("</s>") {
-        exceptions.insert("</s>", NORMAL);
+        exceptions.push(("</s>", NORMAL));
     }
     exceptions
 }
@@ -142,14 +148,19 @@ pub(in crate::layout::gguf) fn end_tokens(metadata: &Metadata<'_>) -> Result<Vec
         ids.extend(named(name)?);
     }
     ids.extend(by_text(tokens, |name| metadata.has(&key(name))).into_iter().map(u64::from));
-    let exceptions = exceptions(tokens, ids.iter().filter_map(|&id| u32::try_from(id).ok()));
+    let ends: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+    let exceptions = exceptions(tokens, &ends);
     let counts = |id: u64| {
         let text = usize::try_from(id).ok().and_then(|id| tokens.get(id));
-        text.is_none_or(|text| !exceptions.contains_key(text.as_str()))
+        text.is_none_or(|text| exception(&exceptions, text).is_none())
     };
-    let mut seen = BTreeSet::new();
-    ids.retain(|&id| counts(id) && seen.insert(id));
-    Ok(ids)
+    let mut unique = Vec::new();
+    for id in ids {
+        if counts(id) && !unique.contains(&id) {
+            unique.push(id);
+        }
+    }
+    Ok(unique)
 }
 
 /// The ids that llama.cpp takes where a SentencePiece vocabulary names none: those of Llama 1. For byte-level vocabularies it
@@ -182,11 +193,11 @@ pub(super) fn correct_kinds(metadata: &Metadata<'_>, tokens: &[String], kinds: &
             || FILLING_ENDS.iter().chain(&FILLING).any(|(name, texts)| texts.contains(&token) && !named(name))
     };
     let ends = by_text(tokens, named);
-    let exceptions = exceptions(tokens, ends.into_iter());
+    let exceptions = exceptions(tokens, &ends);
     for (token, kind) in tokens.iter().zip(kinds) {
         let token = token.as_str();
-        if let Some(other) = exceptions.get(token) {
-            *kind = *other;
+        if let Some(other) = exception(&exceptions, token) {
+            *kind = other;
         } else if SHOWN.contains(&token) {
             *kind = USER_DEFINED;
         } else if control(token) {

@@ -228,9 +228,9 @@ fn token_list(
     file: &File,
     bpe: &Bpe,
     rows: Option<usize>,
-    left_out: &BTreeSet<u32>,
+    left_out: &[u32],
 ) -> Result<(Vec<String>, Vec<i32>)> {
-    let vocab = || bpe.vocab.iter().filter(|(_, id)| !left_out.contains(id));
+    let vocab = || bpe.vocab.iter().filter(|(_, id)| left_out.binary_search(id).is_err());
     let ids = vocab().map(|(_, &id)| id).chain(file.added_tokens.iter().map(|added| added.id));
     let used = ids.max().map_or(0, |largest| largest as usize + 1);
     let count = rows.unwrap_or(used);

@@ -4,8 +4,9 @@ use super::{Added, File, inexact};
 use crate::error::Result;
 use crate::format::quoted;
 use crate::layout::gguf::tokenizer::ends;
+use crate::order;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Tokens that a list in a message shows.
 const SHOWN: usize = 5;
@@ -71,13 +72,9 @@ pub(super) fn check_ids(added: &[Added], vocab: &BTreeMap<String, u32>) -> Resul
     Ok(())
 }
 
-/// Takes away the added tokens that have no row in the embedding: llama.cpp has one row for each token. Their ids.
-pub(super) fn leave_out(
-    added: &mut Vec<Added>,
-    rows: Option<usize>,
-    notes: &mut Vec<String>,
-) -> BTreeSet<u32> {
-    let Some(rows) = rows else { return BTreeSet::new() };
+/// Takes away the added tokens that have no row in the embedding: llama.cpp has one row for each token. Their ids, sorted.
+pub(super) fn leave_out(added: &mut Vec<Added>, rows: Option<usize>, notes: &mut Vec<String>) -> Vec<u32> {
+    let Some(rows) = rows else { return Vec::new() };
     let (kept, beyond): (Vec<_>, Vec<_>) =
         std::mem::take(added).into_iter().partition(|token| (token.id as usize) < rows);
     *added = kept;
@@ -85,7 +82,9 @@ pub(super) fn leave_out(
         let texts = list(beyond.iter().map(|token| token.content.as_str()));
         notes.push(format!("the tokens beyond the {rows} rows of the embedding are left out: {texts}"));
     }
-    beyond.into_iter().map(|token| token.id).collect()
+    let mut ids: Vec<u32> = beyond.into_iter().map(|token| token.id).collect();
+    order::sort(&mut ids);
+    ids
 }
 
 /// Refuses added tokens that are found in texts by other rules than llama.cpp's, which looks for exactly their text.
@@ -138,7 +137,7 @@ pub(super) fn end_keys(
     wanted: &[u32],
     notes: &mut Vec<String>,
 ) -> [(&'static str, Option<u32>); 3] {
-    let known: BTreeSet<u32> = ends::by_text_alone(tokens).into_iter().collect();
+    let known = ends::by_text_alone(tokens);
     let mut unnamed: Vec<u32> = Vec::new();
     for &end in wanted {
         if (end as usize) < tokens.len()
@@ -157,13 +156,9 @@ pub(super) fn end_keys(
         let more = texts(&unnamed[2..]);
         notes.push(format!("GGUF has no key for so many tokens that end a text: {more} no longer do"));
     }
-    let not_wanted: Vec<u32> = known
-        .into_iter()
-        .chain(eos)
-        .filter(|id| !wanted.contains(id))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
+    let mut not_wanted: Vec<u32> = known.into_iter().chain(eos).filter(|id| !wanted.contains(id)).collect();
+    order::sort(&mut not_wanted);
+    not_wanted.dedup();
     if !not_wanted.is_empty() {
         notes.push(format!(
             "llama.cpp ends a text at {} too, where the model's configuration does not",
