@@ -251,8 +251,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
         let (key, value) =
             self.entry.take().ok_or_else(|| Error::custom("a value was read before its key"))?;
-        seed.deserialize(Reader(value))
-            .map_err(|error| Error::custom(format_args!("{}: {error}", quoted(key))))
+        seed.deserialize(Reader(value)).map_err(|error| under(key, &error))
     }
 }
 
