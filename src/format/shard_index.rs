@@ -254,26 +254,18 @@ impl TensorStore {
         Ok(self)
     }
 
-    /// Whether the tensors `a` and `b` are stored as the same bytes, of the same type and shape.
+    /// Whether the tensors `a` and `b` are stored as the same bytes, of the same type, shape and order of rows.
     ///
     /// # Errors
-    /// As [`read_range`](Self::read_range).
+    /// `invalid_checkpoint` when there is no such tensor; `io` when a file fails or has become shorter.
     pub async fn same_bytes(&self, a: &str, b: &str) -> Result<bool> {
-        if self.require(a)? != self.require(b)? {
+        let first = self.locate(a).ok_or_else(|| self.missing(a))?;
+        let second = self.locate(b).ok_or_else(|| self.missing(b))?;
+        if first.entry.info != second.entry.info || first.rows != second.rows {
             return Ok(false);
         }
-        let len = self.require(a)?.byte_len().unwrap_or(0);
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        for range in chunks(len) {
-            first.resize((range.end - range.start) as usize, 0);
-            second.resize(first.len(), 0);
-            self.read_range(a, range.clone(), &mut first).await?;
-            self.read_range(b, range, &mut second).await?;
-            if first != second {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let source = |located: &Located| self.sources[located.file].as_ref();
+        same_ranges((source(first), first.entry.range.start), (source(second), &second.entry.range)).await
     }
 
     /// How messages call the checkpoint: its folder.
