@@ -22,7 +22,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{ActivationGrid, Activations, Granularity, PackedTensor, ScaleType, Scheme};
+use crate::quant::{ActivationGrid, Activations, Granularity, PackedTensor, ScaleType, Scheme, regroup};
 use serde_json::Value;
 
 /// How the weight matrix of one module is stored.
@@ -175,7 +175,7 @@ impl Layout {
             Self::BitnetHf(_) => TargetLayout::BitNet.name(),
             Self::Gptq(config) => config.name(),
             Self::Awq(_) => TargetLayout::Awq.name(),
-            Self::Gguf(_) => "gguf",
+            Self::Gguf(_) => TargetLayout::Gguf.name(),
         }
     }
 
@@ -290,6 +290,8 @@ pub enum TargetLayout {
     Gptq(GptqZeros),
     /// AWQ's `gemm`.
     Awq,
+    /// Blocks of a GGUF file.
+    Gguf,
 }
 
 impl TargetLayout {
@@ -301,6 +303,7 @@ impl TargetLayout {
             Self::Gptq(GptqZeros::V1) => "gptq",
             Self::Gptq(GptqZeros::V2) => "gptq_v2",
             Self::Awq => "awq",
+            Self::Gguf => "gguf",
         }
     }
 
@@ -308,8 +311,38 @@ impl TargetLayout {
     pub fn scale_type(self, wanted: ScaleType) -> ScaleType {
         match self {
             Self::CompressedTensors | Self::BitNet => wanted,
-            Self::Gptq(_) | Self::Awq => ScaleType::F16,
+            Self::Gptq(_) | Self::Awq | Self::Gguf => ScaleType::F16,
         }
+    }
+
+    /// How the layout keeps a matrix of `format`: with scales of its own type, and in GGUF's blocks with minimums instead of
+    /// zero points.
+    pub fn own_format(self, format: PackedFormat) -> PackedFormat {
+        let scheme = if self == Self::Gguf { format.scheme.with_minimums() } else { format.scheme };
+        PackedFormat { scheme, scale_type: self.scale_type(format.scale_type), ..format }
+    }
+
+    /// The matrix as [`own_format`](Self::own_format) says, and what that loses; `None` where it is so already.
+    ///
+    /// # Errors
+    /// `non_finite` for a scale that the layout's type cannot hold.
+    pub fn own_scales(self, tensor: &PackedTensor) -> Result<Option<(PackedTensor, Option<String>)>> {
+        let found = PackedFormat::from(tensor);
+        let wanted = self.own_format(found);
+        if wanted == found {
+            return Ok(None);
+        }
+        let minimal;
+        let tensor = if wanted.scheme == found.scheme {
+            tensor
+        } else {
+            minimal = regroup::zeros_to_minimums(tensor)?;
+            &minimal
+        };
+        let what = if tensor.minimums().is_some() { "scales or minimums" } else { "scales" };
+        let exact = regroup::scales_fit(tensor, wanted.scale_type);
+        let loss = (!exact).then(|| format!("{what} are rounded to {}", wanted.scale_type.dtype()));
+        Ok(Some((regroup::round_scales(tensor, wanted.scale_type)?, loss)))
     }
 
     /// Whether a `[rows, cols]` matrix of `scheme` can be written.
@@ -325,6 +358,7 @@ impl TargetLayout {
             Self::BitNet => bitnet_hf::can_hold(rows, scheme),
             Self::Gptq(_) => gptq::can_hold(rows, cols, scheme),
             Self::Awq => awq::can_hold(rows, cols, scheme),
+            Self::Gguf => gguf::can_hold(cols, scheme),
         }
     }
 
@@ -333,7 +367,7 @@ impl TargetLayout {
     /// # Errors
     /// Why not, as one clause for reports.
     pub fn can_hold_module(self, module: &str) -> Result<(), String> {
-        let holds_embedding = self == Self::CompressedTensors;
+        let holds_embedding = matches!(self, Self::CompressedTensors | Self::Gguf);
         if is_embedding(module) && !holds_embedding {
             return Err("it holds linear layers, not the embedding".to_owned());
         }
@@ -349,14 +383,26 @@ impl TargetLayout {
     /// Why not, as one clause for reports.
     pub fn can_hold_as(self, rows: usize, cols: usize, format: PackedFormat) -> Result<(), String> {
         self.can_hold(rows, cols, format.scheme)?;
-        let grouped = matches!(format.scheme.granularity(), Granularity::Group(_));
-        if grouped && format.reordered && matches!(self, Self::Awq | Self::BitNet) {
-            return Err("it has no room for the order of columns of act-order".to_owned());
+        if format.reordered && matches!(format.scheme.granularity(), Granularity::Group(_)) {
+            self.can_hold_order()?;
         }
         if self.scale_type(format.scale_type) != format.scale_type {
             return Err(format!("its scales are F16, not {}", format.scale_type.dtype()));
         }
         Ok(())
+    }
+
+    /// Whether groups of columns that lie apart from each other can be written (act-order with `g_idx`).
+    ///
+    /// # Errors
+    /// Why not, as one clause for reports.
+    pub fn can_hold_order(self) -> Result<(), String> {
+        match self {
+            Self::CompressedTensors | Self::Gptq(_) => Ok(()),
+            Self::Awq | Self::BitNet | Self::Gguf => {
+                Err("it has no room for the order of columns of act-order".to_owned())
+            }
+        }
     }
 
     /// The tensors that [`encode`](Self::encode) makes of a `[rows, cols]` matrix, in its order.
@@ -378,6 +424,19 @@ impl TargetLayout {
             Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, format.scale_type),
             Self::Gptq(_) => gptq::planned_tensors(module, rows, cols, format),
             Self::Awq => awq::planned_tensors(module, rows, cols, format),
+            Self::Gguf => gguf::planned_tensors(module, rows, cols, format.scheme),
+        }
+    }
+
+    /// What a matrix takes: bits of codes, scales and zero points, as far as the layout leaves them what they are.
+    pub fn bytes_of(self, tensor: &PackedTensor) -> u64 {
+        match self {
+            // Scales and minimums are repeated in every block.
+            Self::Gguf => gguf::planned_tensors("", tensor.rows(), tensor.cols(), tensor.scheme())
+                .iter()
+                .map(|(_, info)| info.byte_len().unwrap_or(0))
+                .sum(),
+            _ => tensor.packed_bytes(),
         }
     }
 
@@ -411,6 +470,7 @@ impl TargetLayout {
             Self::BitNet => bitnet_hf::encode(module, &tensor),
             Self::Gptq(zeros) => gptq::encode(module, &tensor, zeros),
             Self::Awq => awq::encode(module, &tensor),
+            Self::Gguf => vec![(format!("{module}.weight"), gguf::encode(&tensor)?)],
         })
     }
 
@@ -430,6 +490,8 @@ impl TargetLayout {
     ) -> Result<Value> {
         match self {
             _ if entries.is_empty() => Ok(Value::Null),
+            // Every tensor says itself what it is.
+            Self::Gguf => Ok(Value::Null),
             Self::CompressedTensors => {
                 Ok(compressed_tensors::quantization_config(entries, ignore, activations))
             }

@@ -137,7 +137,7 @@ mod native {
     use std::future::ready;
     use std::io::{self, BufWriter, Write};
     use std::path::{Path, PathBuf};
-    use tempfile::{NamedTempFile, TempDir};
+    use tempfile::NamedTempFile;
 
     /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
     const BUFFER_BYTES: usize = 1 << 18;
@@ -172,21 +172,6 @@ mod native {
         /// Where it is.
         pub fn path(&self) -> &Path {
             &self.path
-        }
-
-        /// A folder in this one for steps on the way to `file`. It goes when it is dropped; what a killed process left of
-        /// it goes by [`remove_unfinished_of`](Self::remove_unfinished_of).
-        ///
-        /// # Errors
-        /// `io` or `storage_full` when it cannot be made.
-        pub fn unfinished_folder(&self, file: &str) -> Result<TempDir> {
-            check_plain_name(file).context_with(|| &self.name)?;
-            let prefix = format!(".{file}.");
-            let make = || {
-                fs::create_dir_all(&self.path)?;
-                tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempdir_in(&self.path)
-            };
-            make().context_with(|| &self.name)
         }
 
         /// As [`SinkDir::remove_unfinished`], of one file alone: others may be written at the moment.

@@ -9,6 +9,7 @@ pub mod resume;
 
 use super::encode::encode_directly;
 use super::kept;
+use super::quantize::QuantizationPlan;
 use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
@@ -34,8 +35,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Calibration<'a, B> {
     /// What the model is run on.
     pub samples: &'a Samples,
-    /// What runs it.
-    pub backend: B,
+    /// Makes what runs it. A target asks for three, one after the other.
+    pub new_backend: &'a dyn Fn() -> Result<B>,
     /// Where hidden states and finished matrices wait.
     pub scratch: &'a dyn Scratch,
 }
@@ -111,14 +112,14 @@ impl<'a> Found<'a> {
 /// comes after them is calibrated for what they become.
 pub(super) async fn find<'a, B: Backend>(
     checkpoint: &Checkpoint,
-    plans: &[ModulePlan],
-    options: &QuantizeOptions,
+    plan: &QuantizationPlan,
     scale_type: ScaleType,
     calibration: Calibration<'a, B>,
     key: Option<String>,
     control: &dyn Control,
 ) -> Result<Found<'a>> {
-    let Calibration { samples, backend, scratch } = calibration;
+    let Calibration { samples, new_backend, scratch } = calibration;
+    let (backend, plans, options) = (new_backend()?, plan.modules(), plan.options());
     let layers = checkpoint.config().num_hidden_layers;
     let mut found = Found::new(scratch);
     let mut start = Start::Embed;

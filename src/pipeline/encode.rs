@@ -18,12 +18,11 @@ use crate::task::{self, Control};
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
     /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
-    Direct { sparsity_threshold: Option<f32>, scale_type: ScaleType },
+    Direct { sparsity_threshold: Option<f32> },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(Found<'a>),
-    /// On the grid that the weights were on before they were dequantized. `scale_type` is that of the output where it is not
-    /// that of the parameters.
-    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore, scale_type: Option<ScaleType> },
+    /// On the grid that the weights were on before they were dequantized.
+    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
 
 /// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
@@ -31,18 +30,18 @@ pub(super) enum Encoder<'a> {
 pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 
 impl Encoder<'_> {
-    /// What this module will be.
-    pub fn format(&self, module: &str, scheme: Scheme) -> Result<PackedFormat> {
+    /// What this module will be. `one_type` is that of all scales, where the layout has one.
+    pub fn format(&self, module: &str, scheme: Scheme, one_type: Option<ScaleType>) -> Result<PackedFormat> {
         let rounded = |scale_type| PackedFormat { scheme, scale_type, reordered: false };
         match self {
-            Self::Restore { record, parameters, scale_type } => {
+            Self::Restore { record, parameters } => {
                 let described = described(record, module)?;
                 let stored = stored_scale_type(parameters, &described.scales)?;
                 let reordered = described.g_idx.is_some();
-                Ok(PackedFormat { scheme, scale_type: scale_type.unwrap_or(stored), reordered })
+                Ok(PackedFormat { scheme, scale_type: one_type.unwrap_or(stored), reordered })
             }
             Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded(SCALE_TYPE))),
-            Self::Direct { scale_type, .. } => Ok(rounded(*scale_type)),
+            Self::Direct { .. } => Ok(rounded(one_type.unwrap_or(SCALE_TYPE))),
         }
     }
 
@@ -75,17 +74,18 @@ impl Encoder<'_> {
         &self,
         checkpoint: &Checkpoint,
         plan: &ModulePlan,
-        scheme: Scheme,
+        (scheme, one_type): (Scheme, Option<ScaleType>),
         control: &dyn Control,
     ) -> Result<PackedTensor> {
         let (rows, cols) = (plan.rows, plan.cols);
+        let scale_type = one_type.unwrap_or(SCALE_TYPE);
         match self {
             Self::Calibrated(found) if found.format(&plan.module).is_some() => found.load(&plan.module).await,
             Self::Calibrated(_) => encode_directly(checkpoint, plan, scheme, None, SCALE_TYPE, control).await,
-            Self::Direct { sparsity_threshold, scale_type } => {
-                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, *scale_type, control).await
+            Self::Direct { sparsity_threshold } => {
+                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, scale_type, control).await
             }
-            Self::Restore { record, parameters, scale_type } => {
+            Self::Restore { record, parameters } => {
                 let described = described(record, &plan.module)?;
                 let scales = read_scales(parameters, &described.scales).await?;
                 let zero_points = match &described.zero_points {
@@ -102,7 +102,7 @@ impl Encoder<'_> {
                 }
                 for_each_chunk(checkpoint, plan, control, |values| encoder.push_rows(values)).await?;
                 let restored = encoder.finish()?;
-                match *scale_type {
+                match one_type {
                     Some(other) if other != restored.scales().scale_type() => {
                         regroup::round_scales(&restored, other)
                     }
