@@ -8,8 +8,8 @@ use crate::format::gguf::TensorType;
 use crate::generate::{GenerateOptions, SamplerOptions};
 use crate::layout::{GptqZeros, OpenOptions, TargetLayout};
 use crate::model::ModelConfig;
-use crate::pipeline::{ConvertOptions, QuantizeOptions};
 use crate::pipeline::auto::AutoOptions;
+use crate::pipeline::{ConvertOptions, QuantizeOptions};
 use crate::quant::{
     Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, ScaleRule,
 };
