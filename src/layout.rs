@@ -242,6 +242,18 @@ impl Layout {
         .context_with(|| format!("module {}", quoted(module)))
     }
 
+    /// The tensors of `module` that hold codes and nothing else.
+    pub fn code_tensors(&self, store: &TensorStore, module: &str) -> Vec<String> {
+        let names: &[&str] = match self {
+            Self::CompressedTensors(_) => &["weight_packed", "weight"],
+            Self::Gptq(_) | Self::Awq(_) => &["qweight"],
+            Self::BitnetHf(_) => &["weight"],
+            Self::Dense | Self::Gguf(_) => &[],
+        };
+        let is_codes = |name: &String| store.get(name).is_some_and(|info| !info.dtype.is_float());
+        names.iter().map(|name| format!("{module}.{name}")).filter(is_codes).collect()
+    }
+
     /// Reads the packed weight of `module`.
     ///
     /// # Errors

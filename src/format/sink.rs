@@ -33,6 +33,12 @@ pub trait SinkDir {
     /// Removes a file of the folder; one that is not there is no error.
     fn remove<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<()>>;
 
+    /// Comes back when the names of all finished files would be there after a power failure too. What the files hold is safe
+    /// from when they appear.
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+
     /// Removes what killed writers left of files that were never whole. Files of the folder are not touched; files that
     /// someone is writing at the moment are lost.
     fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
@@ -204,6 +210,11 @@ mod native {
             Ok(())
         }
 
+        /// Flushes the folder's list of files. Windows has no such call: there the rename itself is in a journal.
+        fn sync(&self) -> io::Result<()> {
+            if cfg!(unix) { fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
+        }
+
         fn place(&self, file: &str) -> Result<PathBuf> {
             check_plain_name(file).context_with(|| &self.name)?;
             Ok(self.path.join(file))
@@ -243,6 +254,10 @@ mod native {
             Box::pin(ready(removed))
         }
 
+        fn flush(&self) -> BoxFuture<'_, Result<()>> {
+            Box::pin(ready(self.sync().context_with(|| &self.name)))
+        }
+
         fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
             Box::pin(ready(self.remove_temporary(".").context_with(|| &self.name)))
         }
@@ -272,6 +287,8 @@ mod native {
             let shown = || path.display().to_string();
             temp.flush().context_with(shown)?;
             let (Unnamed(temp), _) = temp.into_parts();
+            // Once, and before it has its name: a file that is there holds what was written.
+            temp.as_file().sync_all().context_with(shown)?;
             temp.persist(&path).map_err(|failed| failed.error).context_with(shown)?;
             Ok(())
         }

@@ -139,7 +139,7 @@ pub(super) async fn choose<B: Backend>(
         }
     };
     let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
-    let mut measured = measure(checkpoint, &in_blocks, options, calibration, in_file, control).await?;
+    let mut measured = measure(checkpoint, (plan, &in_blocks), calibration, in_file, control).await?;
     weigh(checkpoint, &mut measured, calibration, control).await?;
     let choices: Vec<Vec<Choice>> = measured
         .iter()
@@ -197,18 +197,18 @@ type Measured = (String, Vec<(Scheme, Sensitivity)>);
 /// What each module loses in each scheme that the layout holds for it.
 async fn measure<B: Backend>(
     checkpoint: &Checkpoint,
-    plans: &[&ModulePlan],
-    options: &QuantizeOptions,
+    (plan, plans): (&QuantizationPlan, &[&ModulePlan]),
     calibration: &Calibration<'_, B>,
     in_file: Option<TargetLayout>,
     control: &dyn Control,
 ) -> Result<Vec<Measured>> {
     let Calibration { samples, new_backend, scratch } = *calibration;
-    let scale_type = ScaleType::F16;
+    let (scale_type, options) = (ScaleType::F16, plan.options());
     let schemes = candidates(options);
     let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, Start::Embed, false, control)
         .await?
-        .in_phase("sensitivity");
+        .in_phase("sensitivity")
+        .holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
     let mut measured = Vec::new();
     for layer in 0..checkpoint.config().num_hidden_layers {
         walk.enter_block(layer).await?;

@@ -16,6 +16,7 @@ use crate::artifact::records::{
 };
 use crate::error::{Context, Error, Result};
 use crate::format::gguf::TensorType;
+use crate::format::shard_index::TensorStore;
 use crate::format::sink::SinkDir;
 use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
@@ -150,8 +151,8 @@ fn usual_scheme(modules: &[Conversion]) -> Option<Scheme> {
     counts.into_values().max_by_key(|(count, _)| *count).map(|(_, scheme)| scheme)
 }
 
-async fn read(checkpoint: &Checkpoint, module: &str) -> Result<PackedTensor> {
-    let packed = checkpoint.layout().read_packed(checkpoint.store(), module).await;
+async fn read(checkpoint: &Checkpoint, store: &TensorStore, module: &str) -> Result<PackedTensor> {
+    let packed = checkpoint.layout().read_packed(store, module).await;
     packed.context_with(|| format!("{}: module `{module}`", checkpoint.name()))
 }
 
@@ -226,7 +227,7 @@ impl output::Job for Job<'_> {
 
     async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<Made> {
         let conversion = &self.plan.modules[index];
-        let tensor = read(self.checkpoint, &conversion.source).await?;
+        let tensor = read(self.checkpoint, self.checkpoint.store(), &conversion.source).await?;
         let Some(format) = conversion.to else { return Ok(Made { tensor, loss: None, difference: 0.0 }) };
         let converted = || {
             let symmetric = if self.plan.symmetric { regroup::as_symmetric(&tensor)? } else { None };

@@ -161,6 +161,8 @@ pub(super) async fn write<'a>(
     place: &Place<'a>,
     control: &dyn Control,
 ) -> Result<(Output<'a>, Written)> {
+    // For the record.
+    checkpoint.store().hash_as_read();
     let mut wide = BTreeSet::new();
     loop {
         let plan = job.plan(&wide)?;

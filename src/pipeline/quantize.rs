@@ -115,6 +115,7 @@ pub async fn quantize_checkpoint<B: Backend>(
         }
         (Some(_), Some(calibration)) => calibration,
     };
+    checkpoint.store().hash_as_read();
     let scratch = calibration.scratch;
     if let Some(blocks) = blocks_done(scratch).await?.filter(|_| options.resume) {
         tell(Told::Resuming { blocks, of: checkpoint.config().num_hidden_layers });

@@ -61,7 +61,7 @@ pub struct ConversionPlan {
 /// A matrix as a layout can hold it, and what that loses; or why it cannot.
 type Adapted<T> = Result<(T, Option<String>), String>;
 
-/// Decides for every matrix, and reads the packed ones for that.
+/// Decides for every matrix, and reads the scales of the packed ones for that.
 ///
 /// # Errors
 /// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and for a
@@ -88,6 +88,11 @@ pub async fn plan_conversion(
             checkpoint.name()
         )));
     }
+    checkpoint.store().hash_as_read();
+    // What fits depends on scales, zero points and orders of columns alone.
+    let (layout_of_source, store) = (checkpoint.layout(), checkpoint.store());
+    let codes = matrices.iter().flat_map(|(_, source)| layout_of_source.code_tensors(store, source));
+    let scales = store.with_blank(codes);
     let mut plan = ConversionPlan {
         options: options.clone(),
         modules: Vec::new(),
@@ -112,7 +117,7 @@ pub async fn plan_conversion(
             plan.modules.push(Conversion { module, source, from: None, to: None, loss, form, rows, cols });
             continue;
         };
-        let tensor = read(checkpoint, &source).await?;
+        let tensor = read(checkpoint, &scales, &source).await?;
         let format = |(tensor, loss): (PackedTensor, _)| (PackedFormat::from(&tensor), loss);
         match regroup::as_symmetric(&tensor)? {
             Some(middle) => symmetric.push(Some(plan.adapt(&module, middle).map(format))),

@@ -44,6 +44,7 @@ impl Place<'_> {
 
 /// An output that is being written.
 pub(in crate::pipeline) struct Output<'a> {
+    target: &'a dyn SinkDir,
     /// `None` for a file.
     folder: Option<OutputFolder<'a>>,
     /// `None` when all tensors are written.
@@ -64,7 +65,8 @@ impl<'a> Output<'a> {
             let file = place.file.unwrap_or(gguf::FILE);
             let sink = place.target.create(file).await?;
             let (output, tokenizer) = gguf::begin(plan, checkpoint, sink).await?;
-            return Ok(Self { folder: None, writer: Some(Writer::Gguf(output)), tokenizer });
+            let (target, writer) = (place.target, Some(Writer::Gguf(output)));
+            return Ok(Self { target, folder: None, writer, tokenizer });
         }
         let folder = OutputFolder::begin(place.target, place.existing, plan.written_last).await?;
         let config = plan.quantization_config.clone();
@@ -74,7 +76,8 @@ impl<'a> Output<'a> {
         let infos = plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.clone())).collect();
         let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
         let writer = Writer::Safetensors(SafetensorsWriter::begin(sink, infos, metadata).await?);
-        Ok(Self { folder: Some(folder), writer: Some(writer), tokenizer: FileTokenizer::default() })
+        let (target, tokenizer) = (place.target, FileTokenizer::default());
+        Ok(Self { target, folder: Some(folder), writer: Some(writer), tokenizer })
     }
 
     /// The names of the tensors as they are to come.
@@ -98,7 +101,10 @@ impl<'a> Output<'a> {
     pub(super) async fn end_tensors(&mut self) -> Result<()> {
         match self.writer.take() {
             Some(Writer::Safetensors(writer)) => writer.finish().await,
-            Some(Writer::Gguf(output)) => output.finish().await,
+            Some(Writer::Gguf(output)) => {
+                output.finish().await?;
+                self.target.flush().await
+            }
             None => Ok(()),
         }
     }

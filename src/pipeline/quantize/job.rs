@@ -9,14 +9,13 @@ use crate::format::safetensors::TensorInfo;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
-use crate::model::weights::DenseRows;
 use crate::pipeline::encode::{Encoder, stored_scale_type};
 use crate::pipeline::float_type::{config_changes, one_type, scale_type};
 use crate::pipeline::output::{self, Form, Made, Origin, OutputPlan, Place, Tensor, f16_holds, gguf};
 use crate::pipeline::select::{ModulePlan, copied_tensors};
 use crate::quant::stats::WeightError;
-use crate::quant::{Activations, PackedTensor, ScaleType};
-use crate::task::{self, Control};
+use crate::quant::{Activations, ScaleType};
+use crate::task::Control;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -208,24 +207,6 @@ impl<'a> Job<'a> {
         tensors.extend(gguf::vectors(self.checkpoint)?);
         Ok(tensors)
     }
-
-    async fn weight_error(
-        &self,
-        plan: &ModulePlan,
-        packed: &PackedTensor,
-        control: &dyn Control,
-    ) -> Result<WeightError> {
-        if let Some(error) = self.encoder.weight_error(&plan.module) {
-            return Ok(error.clone());
-        }
-        let mut error = WeightError::default();
-        let mut rows = DenseRows::new(self.checkpoint, &plan.source)?;
-        while let Some((range, values)) = rows.next().await? {
-            error.add_rows(values, packed, range);
-            task::checkpoint(control).await?;
-        }
-        Ok(error)
-    }
 }
 
 impl output::Job for Job<'_> {
@@ -263,8 +244,8 @@ impl output::Job for Job<'_> {
         let made = async {
             let scheme = plan.scheme.expect("only quantized modules are made");
             let scale_type = self.one_type.map(scale_type);
-            let packed = self.encoder.encode(self.checkpoint, plan, (scheme, scale_type), control).await?;
-            let error = self.weight_error(plan, &packed, control).await?;
+            let (packed, error) =
+                self.encoder.encode(self.checkpoint, plan, (scheme, scale_type), control).await?;
             Ok::<_, Error>((self.about.layout.own_scales(&packed)?, packed, error))
         };
         let place = || format!("{}: tensor `{}.weight`", self.checkpoint.name(), plan.source);
