@@ -7,6 +7,7 @@ pub mod gguf;
 pub mod json;
 #[cfg(not(target_os = "unknown"))]
 pub mod links;
+pub mod passing;
 pub mod row_order;
 pub mod safetensors;
 pub mod scratch;

@@ -13,16 +13,17 @@ pub mod gguf;
 pub mod gptq;
 mod keys;
 mod stored;
+mod target;
 
 pub use fit::Fit;
 pub use gptq::GptqZeros;
+use target::is_embedding;
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::quoted;
-use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{ActivationGrid, Activations, Granularity, PackedTensor, ScaleType, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, ScaleType, Scheme};
 use serde_json::Value;
 
 /// How the weight matrix of one module is stored.
@@ -175,7 +176,7 @@ impl Layout {
             Self::BitnetHf(_) => TargetLayout::BitNet.name(),
             Self::Gptq(config) => config.name(),
             Self::Awq(_) => TargetLayout::Awq.name(),
-            Self::Gguf(_) => "gguf",
+            Self::Gguf(_) => TargetLayout::Gguf.name(),
         }
     }
 
@@ -241,6 +242,18 @@ impl Layout {
         .context_with(|| format!("module {}", quoted(module)))
     }
 
+    /// The tensors of `module` that hold codes and nothing else.
+    pub fn code_tensors(&self, store: &TensorStore, module: &str) -> Vec<String> {
+        let names: &[&str] = match self {
+            Self::CompressedTensors(_) => &["weight_packed", "weight"],
+            Self::Gptq(_) | Self::Awq(_) => &["qweight"],
+            Self::BitnetHf(_) => &["weight"],
+            Self::Dense | Self::Gguf(_) => &[],
+        };
+        let is_codes = |name: &String| store.get(name).is_some_and(|info| !info.dtype.is_float());
+        names.iter().map(|name| format!("{module}.{name}")).filter(is_codes).collect()
+    }
+
     /// Reads the packed weight of `module`.
     ///
     /// # Errors
@@ -290,6 +303,8 @@ pub enum TargetLayout {
     Gptq(GptqZeros),
     /// AWQ's `gemm`.
     Awq,
+    /// Blocks of a GGUF file.
+    Gguf,
 }
 
 impl TargetLayout {
@@ -301,144 +316,7 @@ impl TargetLayout {
             Self::Gptq(GptqZeros::V1) => "gptq",
             Self::Gptq(GptqZeros::V2) => "gptq_v2",
             Self::Awq => "awq",
-        }
-    }
-
-    /// The type in which the layout keeps scales that were found as `wanted`: GPTQ's and AWQ's tools expect `F16`.
-    pub fn scale_type(self, wanted: ScaleType) -> ScaleType {
-        match self {
-            Self::CompressedTensors | Self::BitNet => wanted,
-            Self::Gptq(_) | Self::Awq => ScaleType::F16,
-        }
-    }
-
-    /// Whether a `[rows, cols]` matrix of `scheme` can be written.
-    ///
-    /// # Errors
-    /// Why not, as one clause for reports.
-    pub fn can_hold(self, rows: usize, cols: usize, scheme: Scheme) -> Result<(), String> {
-        if rows == 0 || cols == 0 {
-            return Err(format!("a matrix of {rows} x {cols} has no weights"));
-        }
-        match self {
-            Self::CompressedTensors => compressed_tensors::can_hold(cols, scheme),
-            Self::BitNet => bitnet_hf::can_hold(rows, scheme),
-            Self::Gptq(_) => gptq::can_hold(rows, cols, scheme),
-            Self::Awq => awq::can_hold(rows, cols, scheme),
-        }
-    }
-
-    /// Whether a module of that name can be packed: loaders look for packed weights only in some places.
-    ///
-    /// # Errors
-    /// Why not, as one clause for reports.
-    pub fn can_hold_module(self, module: &str) -> Result<(), String> {
-        let holds_embedding = self == Self::CompressedTensors;
-        if is_embedding(module) && !holds_embedding {
-            return Err("it holds linear layers, not the embedding".to_owned());
-        }
-        if is_head(module) && matches!(self, Self::Awq | Self::BitNet) {
-            return Err("its loaders leave the head in floating point".to_owned());
-        }
-        Ok(())
-    }
-
-    /// As [`can_hold`](Self::can_hold), of a matrix that is there already: with its scales and its order of columns.
-    ///
-    /// # Errors
-    /// Why not, as one clause for reports.
-    pub fn can_hold_as(self, rows: usize, cols: usize, format: PackedFormat) -> Result<(), String> {
-        self.can_hold(rows, cols, format.scheme)?;
-        let grouped = matches!(format.scheme.granularity(), Granularity::Group(_));
-        if grouped && format.reordered && matches!(self, Self::Awq | Self::BitNet) {
-            return Err("it has no room for the order of columns of act-order".to_owned());
-        }
-        if self.scale_type(format.scale_type) != format.scale_type {
-            return Err(format!("its scales are F16, not {}", format.scale_type.dtype()));
-        }
-        Ok(())
-    }
-
-    /// The tensors that [`encode`](Self::encode) makes of a `[rows, cols]` matrix, in its order.
-    ///
-    /// # Panics
-    /// When the layout [cannot hold](Self::can_hold) it.
-    pub fn planned_tensors(
-        self,
-        module: &str,
-        rows: usize,
-        cols: usize,
-        format: PackedFormat,
-    ) -> Vec<(String, TensorInfo)> {
-        if let Err(reason) = self.can_hold(rows, cols, format.scheme) {
-            panic!("the {} layout cannot hold {module}: {reason}", self.name());
-        }
-        match self {
-            Self::CompressedTensors => compressed_tensors::planned_tensors(module, rows, cols, format),
-            Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, format.scale_type),
-            Self::Gptq(_) => gptq::planned_tensors(module, rows, cols, format),
-            Self::Awq => awq::planned_tensors(module, rows, cols, format),
-        }
-    }
-
-    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors), and for the `format` that was
-    /// given there.
-    ///
-    /// # Errors
-    /// `unsupported_format` naming the module when the layout cannot hold the matrix.
-    ///
-    /// # Panics
-    /// When the matrix is not of the planned format.
-    pub fn encode(
-        self,
-        module: &str,
-        tensor: PackedTensor,
-        format: PackedFormat,
-    ) -> Result<Vec<(String, Vec<u8>)>> {
-        // An order that was planned may turn out to be the columns' own.
-        let found = PackedFormat { reordered: format.reordered, ..PackedFormat::from(&tensor) };
-        assert_eq!(found, format, "{module} is not as it was planned");
-        assert!(
-            format.reordered || tensor.column_order().is_none(),
-            "{module} has an order that was not planned"
-        );
-        self.can_hold_as(tensor.rows(), tensor.cols(), PackedFormat::from(&tensor)).map_err(|reason| {
-            Error::unsupported_format(format!("the {} layout cannot hold it: {reason}", self.name()))
-                .context(format!("module {}", quoted(module)))
-        })?;
-        Ok(match self {
-            Self::CompressedTensors => compressed_tensors::encode(module, &tensor, format),
-            Self::BitNet => bitnet_hf::encode(module, &tensor),
-            Self::Gptq(zeros) => gptq::encode(module, &tensor, zeros),
-            Self::Awq => awq::encode(module, &tensor),
-        })
-    }
-
-    /// The `quantization_config` of config.json for these packed modules; null when there are none.
-    ///
-    /// `ignore` lists every linear module that stays in floating point: loaders take all others for packed. A head that
-    /// is tied to a floating-point embedding belongs to it too.
-    ///
-    /// # Errors
-    /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted;
-    /// `unsupported_format` when it has no room for modules of different schemes.
-    pub fn quantization_config(
-        self,
-        entries: &[(String, PackedFormat)],
-        ignore: &[String],
-        activations: Activations,
-    ) -> Result<Value> {
-        match self {
-            _ if entries.is_empty() => Ok(Value::Null),
-            Self::CompressedTensors => {
-                Ok(compressed_tensors::quantization_config(entries, ignore, activations))
-            }
-            Self::BitNet if activations == Activations::Int8 => Ok(bitnet_hf::quantization_config(ignore)),
-            Self::Gptq(zeros) => Ok(gptq::quantization_config(entries, ignore, zeros)),
-            Self::Awq => awq::quantization_config(entries, ignore),
-            Self::BitNet => {
-                Err(Error::invalid_argument("the bitnet layout always runs with int8 activations"))
-            }
+            Self::Gguf => "gguf",
         }
     }
 }
@@ -455,14 +333,4 @@ fn method_of(config: &Value) -> Option<&str> {
         }
     };
     named.or_else(by_keys)
-}
-
-/// Whether the module is the head.
-fn is_head(module: &str) -> bool {
-    module == "lm_head" || module.ends_with(".lm_head")
-}
-
-/// Whether the module is the embedding table, which loaders treat as another class than linear layers.
-fn is_embedding(module: &str) -> bool {
-    module == "embed_tokens" || module.ends_with(".embed_tokens")
 }

@@ -1,23 +1,26 @@
 //! Whole jobs: checkpoint in, folder out.
 //!
 //! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor, `calibrated` finds
-//! codes with the help of samples first, `budget` chooses schemes that fit one, `auto` goes on until a result is good, and `convert` spells what is quantized
-//! already in another way. Not here: options
-//! as people type them (`cli`, `wasm`). Floor 8.
+//! codes with the help of samples first, `budget` chooses schemes that fit one, `auto` goes on until a result is good, and
+//! `convert` spells what is quantized already in another way. All of them write by the plan and the loop of `output`. Not
+//! here: options as people type them (`cli`, `wasm`). Floor 8.
 
 pub mod auto;
 pub mod budget;
 pub mod calibrated;
 pub mod convert;
-mod copy;
 pub mod dequantize;
 mod encode;
 mod float_type;
-pub mod gguf;
 mod kept;
+mod output;
 pub mod quantize;
 pub mod select;
 
 pub use calibrated::Calibration;
-pub use quantize::{QuantizeOutcome, quantize, quantize_calibrated, restore};
+pub use convert::{ConvertOptions, ConvertOutcome, convert, plan_conversion};
+pub use quantize::{
+    QuantizationPlan, QuantizeOutcome, QuantizeSurroundings, Told, quantize, quantize_calibrated,
+    quantize_checkpoint, restore,
+};
 pub use select::{Method, ModulePlan, QuantizeOptions};

@@ -130,9 +130,11 @@ impl<'a> OutputFolder<'a> {
         self.write(file, &bytes).await
     }
 
-    /// Writes the last file. The folder is whole from here on.
+    /// Writes the last file. The folder is whole from here on, whatever fails: where the last file is, the others are.
     pub async fn finish(self, record: &impl Serialize) -> Result<()> {
-        self.write_json(self.written_last, record).await
+        self.sinks.flush().await?;
+        self.write_json(self.written_last, record).await?;
+        self.sinks.flush().await
     }
 }
 

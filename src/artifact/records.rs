@@ -28,12 +28,13 @@ pub struct SourceRecord {
     pub parameters: u64,
     /// Bytes of all stored tensors.
     pub bytes: u64,
-    /// SHA-256 over config.json and the bytes of every tensor, in the order of their names.
+    /// SHA-256 over config.json and, in the order of their names, each tensor's name, type, shape and SHA-256: so tensors can be
+    /// hashed in whatever order they are read.
     pub sha256: String,
 }
 
 impl SourceRecord {
-    /// Reads every tensor once.
+    /// Reads what has not passed since the store [hashes](crate::format::shard_index::TensorStore::hash_as_read).
     pub async fn of(checkpoint: &Checkpoint) -> Result<Self> {
         Ok(Self {
             path: checkpoint.name().to_owned(),
@@ -158,23 +159,15 @@ pub struct DequantizationRecord {
 }
 
 async fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
-    const CHUNK: u64 = 4 << 20;
     let mut hash = Sha256::new();
     hash.update(checkpoint.config_json().to_string().as_bytes());
     let store = checkpoint.store();
-    let mut bytes = Vec::new();
     for name in store.names() {
         let info = store.require(name)?;
-        let len = info.shape.element_count().unwrap_or(0) * info.dtype.size() as u64;
         hash.update(name.as_bytes());
         hash.update(info.dtype.name().as_bytes());
         hash.update(info.shape.to_string().as_bytes());
-        for start in (0..len).step_by(CHUNK as usize) {
-            let end = (start + CHUNK).min(len);
-            bytes.resize((end - start) as usize, 0);
-            store.read_range(name, start..end, &mut bytes).await?;
-            hash.update(&bytes);
-        }
+        hash.update(store.digest(name).await?);
     }
     Ok(digest::hex(&hash.finalize()))
 }

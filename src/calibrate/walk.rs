@@ -15,10 +15,11 @@ use super::moments::MomentSums;
 use super::samples::Samples;
 use crate::backend::{Backend, Sums};
 use crate::error::{Error, Result};
+use crate::format::passing::Held;
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Site, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
-use crate::model::names::Linear;
+use crate::model::names::{self, Linear};
 use crate::model::spill::{Carrier, Place};
 use crate::model::weights::Replacement;
 use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
@@ -46,6 +47,9 @@ pub struct Walk<'a, B: Backend> {
     follows_original: bool,
     /// The same block as it is in the checkpoint.
     original: Option<Block<B>>,
+    holds_blocks: bool,
+    /// The block's tensors.
+    held: Option<Held>,
     layer: usize,
     /// Where in the block the samples are; `None` before it.
     site: Option<Site>,
@@ -123,6 +127,8 @@ impl<'a, B: Backend> Walk<'a, B> {
             block: None,
             follows_original,
             original: None,
+            holds_blocks: false,
+            held: None,
             layer: 0,
             site: None,
             kept: false,
@@ -166,8 +172,21 @@ impl<'a, B: Backend> Walk<'a, B> {
         Self { measures_means: wanted, ..self }
     }
 
+    /// Whether the stored bytes of each block stay in memory while the samples are in it, for who reads its weights again.
+    #[must_use]
+    pub fn holding_blocks(self, wanted: bool) -> Self {
+        Self { holds_blocks: wanted, ..self }
+    }
+
     /// Loads the next block; the samples stand in front of it.
     pub async fn enter_block(&mut self, layer: usize) -> Result<()> {
+        self.held = None;
+        if self.holds_blocks {
+            let store = self.checkpoint.store();
+            let of_block = names::block(layer);
+            let tensors = store.names().filter(|name| name.starts_with(&of_block)).map(str::to_owned);
+            self.held = Some(store.hold(tensors));
+        }
         self.block = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
         if self.follows_original {
             self.original = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
@@ -283,7 +302,7 @@ impl<'a, B: Backend> Walk<'a, B> {
                 self.save_hidden(run, self.residual_before(self.layer + 1, stream)).await?;
             }
         }
-        (self.block, self.original) = (None, None);
+        (self.block, self.original, self.held) = (None, None, None);
         self.site = None;
         // Until then they are written over: the system takes longer over a new file than over an old one.
         if self.layer + 1 == self.config.num_hidden_layers {

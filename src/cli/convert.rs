@@ -1,4 +1,4 @@
-//! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
+//! `lowbit convert`: a checkpoint in another layout. Floor 9.
 
 pub mod gguf;
 
@@ -7,8 +7,10 @@ use super::format::OutputFormatArg;
 use super::open;
 use super::terminal::Terminal;
 use crate::error::{Error, Result};
-use crate::pipeline::convert::{convert, largest_difference, plan_conversion};
+use crate::layout::TargetLayout;
+use crate::pipeline::{ConvertOptions, convert, plan_conversion};
 use crate::task::block_on;
+use gguf::destination;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -36,58 +38,57 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let format = match args.format {
-        OutputFormatArg::Gguf => return gguf::run(args, terminal),
-        OutputFormatArg::Packed(_) if args.gguf_type.is_some() => {
-            return Err(Error::invalid_argument("--gguf-type belongs to --format gguf"));
-        }
-        OutputFormatArg::Packed(format) => format,
-    };
-    let (record, plan, difference) = block_on(async {
+    let layout: TargetLayout = args.format.into();
+    let is_file = layout == TargetLayout::Gguf;
+    if args.gguf_type.is_some() && !is_file {
+        return Err(Error::invalid_argument("--gguf-type belongs to --format gguf"));
+    }
+    let to = destination(&args.output, &args.checkpoint, is_file)?;
+    let gguf_type = args.gguf_type.map(Into::into);
+    let options = ConvertOptions { layout, strict: args.strict, gguf_type, file: to.file.clone() };
+    let (plan, outcome) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;
-        let plan = plan_conversion(&source, format.into(), args.strict, terminal).await?;
-        for note in &plan.notes {
+        let plan = plan_conversion(&source, &options, terminal).await?;
+        for note in plan.notes() {
             terminal.note(note);
         }
-        for module in &plan.modules {
-            if let Some(loss) = &module.loss {
-                terminal.note(format_args!("{}: {loss}", module.module));
-            }
+        let outcome = convert(&source, &plan, &to.sinks, Some(&to.existing), terminal).await?;
+        for note in &outcome.notes {
+            terminal.note(note);
         }
-        let (sinks, existing) = open::output(&args.output, &args.checkpoint)?;
-        let record = convert(&source, &plan, &sinks, Some(&existing), terminal).await?;
-        let converted = open::checkpoint(&args.output, terminal).await?;
-        let difference = largest_difference(&source, &converted, terminal).await?;
-        Ok::<_, Error>((record, plan, difference))
+        Ok::<_, Error>((plan, outcome))
     })?;
-    let lossy = plan.modules.iter().filter(|module| module.loss.is_some()).count();
-    let (largest, module) = difference;
+    let notes = [plan.remarks(), &outcome.notes].concat();
+    let largest = outcome.largest_difference();
+    let largest = largest.map(|(difference, index)| (difference, plan.modules[index].module.as_str()));
     let document = json!({
-        "output": args.output,
-        "format": record.format,
-        "scheme": record.scheme,
-        "bits_per_weight": record.bits_per_weight,
-        "largest_weight_difference": largest,
-        "largest_weight_difference_in": if module.is_empty() { None } else { Some(&module) },
-        "notes": plan.notes,
-        "modules": plan.modules.iter().map(|module| json!({
+        "output": to.path,
+        "format": outcome.record.format,
+        "scheme": outcome.record.scheme,
+        "bits_per_weight": outcome.record.bits_per_weight,
+        "largest_weight_difference": largest.map_or(0.0, |(difference, _)| difference),
+        "largest_weight_difference_in": largest.map(|(_, module)| module),
+        "tokenizer_problem": outcome.tokenizer_problem.as_ref().map(ToString::to_string),
+        "notes": notes,
+        "modules": plan.modules.iter().zip(&outcome.differences).map(|(module, difference)| json!({
             "name": module.module,
-            "from": module.from.to_string(),
-            "to": module.to.map_or_else(|| "f16".to_owned(), |format| format.scheme.to_string()),
+            "from": module.from.map(|scheme| scheme.to_string()),
+            "to": module.becomes(),
             "loss": module.loss,
+            "max_abs_difference": difference,
         })).collect::<Vec<_>>(),
     });
-    let exactness = if module.is_empty() {
-        "every weight is what it was".to_owned()
-    } else {
-        format!("the largest weight difference is {largest:.3e}, in {module}; {lossy} modules lost something")
+    let exactness = match largest {
+        None => "every weight is what it was".to_owned(),
+        Some((difference, module)) => {
+            let lossy = plan.losses().count();
+            format!(
+                "the largest weight difference is {difference:.3e}, in {module}; {lossy} modules lost something"
+            )
+        }
     };
-    let text = format!(
-        "{} modules to {}; {exactness}\n{}\n",
-        plan.modules.len(),
-        record.format,
-        args.output.display()
-    );
+    let (count, format) = (plan.modules.len(), &outcome.record.format);
+    let text = format!("{count} modules to {format}; {exactness}\n{}\n", to.path.display());
     terminal.result(&document, text)?;
     Ok(Outcome::Done)
 }

@@ -1,25 +1,24 @@
 //! `lowbit quantize`: a checkpoint in, a smaller one out. Floor 9.
 
 mod calibrated;
-mod gguf;
 
 use super::Outcome;
 use super::calibration::CalibrationArgs;
+use super::convert::gguf::destination;
 use super::device::DeviceArgs;
 use super::format::OutputFormatArg;
 use super::open::{self, ActivationsArg};
 use super::recipe;
 use super::terminal::Terminal;
 use crate::artifact::metrics::{Metric, to_json_lines};
+use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::select::plan_modules;
-use crate::pipeline::{QuantizeOptions, QuantizeOutcome, quantize, restore};
+use crate::pipeline::{QuantizeOptions, QuantizeOutcome, QuantizeSurroundings, quantize_checkpoint, restore};
 use crate::plan::parse_bytes;
 use crate::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ReferenceInputs, ScaleRule};
 use crate::task::block_on;
 use clap::ValueEnum;
-use gguf::OnTheWay;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -197,7 +196,7 @@ enum TernaryScaleArg {
 
 impl Args {
     fn is_gguf(&self) -> bool {
-        matches!(self.format, Some(OutputFormatArg::Gguf))
+        self.format == Some(OutputFormatArg::Gguf)
     }
 
     fn options(&self) -> Result<QuantizeOptions> {
@@ -280,10 +279,8 @@ impl Args {
         options.memory = self.memory.as_deref().map(parse_bytes).transpose()?;
         options.quantize_head = self.quantize_head;
         options.quantize_embedding = self.quantize_embedding.map(Bits::try_from).transpose()?;
-        options.layout = match self.format {
-            Some(OutputFormatArg::Packed(format)) => Some(format.into()),
-            Some(OutputFormatArg::Gguf) | None => None,
-        };
+        options.layout = self.format.map(Into::into);
+        options.target = self.target()?;
         options.strict = self.strict;
         options.sparsity_threshold = self.sparsity_threshold;
         if let Some(activations) = self.activations {
@@ -295,10 +292,7 @@ impl Args {
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let options = args.options()?;
-    let on_the_way = if args.is_gguf() { Some(OnTheWay::begin(&args.output)?) } else { None };
-    let folder = on_the_way.as_ref().map_or_else(|| args.output.clone(), OnTheWay::quantized);
-    let output = on_the_way.as_ref().map_or_else(|| args.output.clone(), OnTheWay::path);
+    let mut options = args.options()?;
     let folders: Vec<&Path> = [Some(&args.output), args.also_dequantized.as_ref()]
         .into_iter()
         .flatten()
@@ -311,42 +305,37 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         }
         open::output(path, &args.checkpoint)?;
     }
-    let mut planned_memory = None;
     let start = Instant::now();
-    let (mut outcome, source_bytes) = block_on(async {
+    let (outcome, source_bytes, output) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
-        if args.is_gguf() {
-            crate::pipeline::gguf::check(&checkpoint)?;
-        }
-        if args.from_metadata {
-            let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
-            let outcome = restore(&checkpoint, &sinks, Some(&existing), terminal).await?;
-            return Ok((outcome, checkpoint.bytes()));
-        }
-        if options.calibrated_method().is_some() {
-            let (outcome, needed) = calibrated::run(args, &checkpoint, options, &folder, terminal).await?;
-            planned_memory = Some(needed);
-            return Ok((outcome, checkpoint.bytes()));
-        }
-        for note in recipe::notes(&plan_modules(&checkpoint, &options)?) {
-            terminal.note(note);
-        }
-        let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
-        let outcome = quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
-        Ok::<_, Error>((outcome, checkpoint.bytes()))
+        let to = destination(&args.output, &args.checkpoint, args.is_gguf())?;
+        options.file = to.file.clone();
+        let outcome = if args.from_metadata {
+            restore(&checkpoint, &to.sinks, Some(&to.existing), terminal).await?
+        } else {
+            let around = QuantizeSurroundings {
+                target: &to.sinks,
+                existing: Some(&to.existing),
+                tell: &|told| calibrated::show(told, terminal),
+                control: terminal,
+            };
+            if options.calibrated_method().is_some() {
+                calibrated::run(args, &checkpoint, &options, &around, terminal).await?
+            } else {
+                quantize_checkpoint::<CpuBackend>(&checkpoint, &options, None, &around).await?
+            }
+        };
+        Ok::<_, Error>((outcome, checkpoint.bytes(), to.path))
     })?;
-    if let Some(on_the_way) = &on_the_way {
-        let report = block_on(on_the_way.finish(args.strict, terminal))?;
-        outcome.bytes = report.bytes;
-        outcome.record.bits_per_weight = report.bits_per_weight;
-        outcome.record.format = "gguf".to_owned();
+    for note in &outcome.notes {
+        terminal.note(note);
     }
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &args.also_dequantized {
         block_on(async {
-            let quantized = open::checkpoint(&folder, terminal).await?;
+            let quantized = open::checkpoint(&output, terminal).await?;
             // By another name it may be the folder that was just written.
-            open::output(path, &folder)?;
+            open::output(path, &output)?;
             let (sinks, existing) = open::output(path, &args.checkpoint)?;
             let dtype = default_dtype(&quantized)?;
             dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await
@@ -364,7 +353,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         "original_bytes": source_bytes,
         "quantized_bytes": outcome.bytes,
         "seconds": seconds,
-        "planned_memory": planned_memory,
+        "planned_memory": outcome.planned_memory,
         "modules": outcome.modules.iter().map(|(name, scheme, error)| json!({
             "name": name,
             "scheme": scheme.to_string(),

@@ -1,10 +1,8 @@
-//! `--recipe`: reads the file, and says which modules it changes. Floor 9.
+//! `--recipe`: reads the file. Floor 9.
 
 use crate::error::{Context, Error, Result};
 use crate::format::links::followed;
-use crate::pipeline::ModulePlan;
 use crate::recipe::{MAX_BYTES, Recipe};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -41,29 +39,4 @@ fn recipe_of_record(text: &str) -> Option<String> {
         .get("schema")
         .filter(|schema| schema.as_str().is_some_and(|s| s.starts_with("lowbit.quantization/")))?;
     Some(record.get("parameters")?.get("recipe")?.to_string())
-}
-
-/// What is not as the options alone say: a line for each rule and what it makes of its modules, and one for each module
-/// that the layout cannot hold as asked for.
-pub fn notes(plans: &[ModulePlan]) -> Vec<String> {
-    let mut by_rule: BTreeMap<(usize, String), Vec<&ModulePlan>> = BTreeMap::new();
-    let mut others = Vec::new();
-    for plan in plans {
-        let Some(reason) = &plan.reason else { continue };
-        let becomes = match (plan.scheme, plan.method) {
-            (Some(scheme), Some(method)) if plan.rule.is_some() => format!("{scheme} by {}", method.name()),
-            (Some(scheme), _) => scheme.to_string(),
-            (None, _) => "f16".to_owned(),
-        };
-        let becomes = format!("{becomes} ({reason})");
-        match plan.rule {
-            Some(rule) => by_rule.entry((rule, becomes)).or_default().push(plan),
-            None => others.push(format!("{}: {becomes}", plan.module)),
-        }
-    }
-    let of_rule = |((_, becomes), modules): ((usize, String), Vec<&ModulePlan>)| match modules[..] {
-        [only] => format!("{}: {becomes}", only.module),
-        _ => format!("{} modules: {becomes}", modules.len()),
-    };
-    by_rule.into_iter().map(of_rule).chain(others).collect()
 }

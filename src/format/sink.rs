@@ -33,6 +33,12 @@ pub trait SinkDir {
     /// Removes a file of the folder; one that is not there is no error.
     fn remove<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<()>>;
 
+    /// Comes back when the names of all finished files would be there after a power failure too. What the files hold is safe
+    /// from when they appear.
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+
     /// Removes what killed writers left of files that were never whole. Files of the folder are not touched; files that
     /// someone is writing at the moment are lost.
     fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
@@ -137,7 +143,7 @@ mod native {
     use std::future::ready;
     use std::io::{self, BufWriter, Write};
     use std::path::{Path, PathBuf};
-    use tempfile::{NamedTempFile, TempDir};
+    use tempfile::NamedTempFile;
 
     /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
     const BUFFER_BYTES: usize = 1 << 18;
@@ -174,21 +180,6 @@ mod native {
             &self.path
         }
 
-        /// A folder in this one for steps on the way to `file`. It goes when it is dropped; what a killed process left of
-        /// it goes by [`remove_unfinished_of`](Self::remove_unfinished_of).
-        ///
-        /// # Errors
-        /// `io` or `storage_full` when it cannot be made.
-        pub fn unfinished_folder(&self, file: &str) -> Result<TempDir> {
-            check_plain_name(file).context_with(|| &self.name)?;
-            let prefix = format!(".{file}.");
-            let make = || {
-                fs::create_dir_all(&self.path)?;
-                tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempdir_in(&self.path)
-            };
-            make().context_with(|| &self.name)
-        }
-
         /// As [`SinkDir::remove_unfinished`], of one file alone: others may be written at the moment.
         ///
         /// # Errors
@@ -217,6 +208,11 @@ mod native {
                 }
             }
             Ok(())
+        }
+
+        /// Flushes the folder's list of files. Windows has no such call: there the rename itself is in a journal.
+        fn sync(&self) -> io::Result<()> {
+            if cfg!(unix) { fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
         }
 
         fn place(&self, file: &str) -> Result<PathBuf> {
@@ -258,6 +254,10 @@ mod native {
             Box::pin(ready(removed))
         }
 
+        fn flush(&self) -> BoxFuture<'_, Result<()>> {
+            Box::pin(ready(self.sync().context_with(|| &self.name)))
+        }
+
         fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
             Box::pin(ready(self.remove_temporary(".").context_with(|| &self.name)))
         }
@@ -287,6 +287,8 @@ mod native {
             let shown = || path.display().to_string();
             temp.flush().context_with(shown)?;
             let (Unnamed(temp), _) = temp.into_parts();
+            // Once, and before it has its name: a file that is there holds what was written.
+            temp.as_file().sync_all().context_with(shown)?;
             temp.persist(&path).map_err(|failed| failed.error).context_with(shown)?;
             Ok(())
         }

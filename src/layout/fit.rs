@@ -1,7 +1,8 @@
 //! What a layout does with a matrix that it cannot hold as wanted. Floor 3.
 
-use super::TargetLayout;
+use super::{TargetLayout, gguf};
 use crate::quant::{Granularity, Scheme};
+
 /// How a matrix will be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
@@ -16,7 +17,7 @@ const MIN_GROUP: usize = 16;
 
 impl TargetLayout {
     /// The scheme for a `[rows, cols]` matrix: the wanted one where the layout can hold it; else the largest group of at
-    /// least 16 and at most the wanted one that divides `cols`; else one scale per channel; else floating point.
+    /// least 16 and at most the wanted one, or the layout's smallest, that divides `cols`; else one scale per channel; else floating point.
     pub fn fit(self, rows: usize, cols: usize, wanted: Scheme) -> Fit {
         let Err(reason) = self.can_hold(rows, cols, wanted) else {
             return Fit { scheme: Some(wanted), reason: None };
@@ -26,7 +27,7 @@ impl TargetLayout {
             _ if self == TargetLayout::Awq => None,
             Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric } => {
                 let with = |granularity| Scheme::Integer { bits, granularity, symmetric };
-                (MIN_GROUP..=size.min(cols))
+                (MIN_GROUP..=size.max(self.least_group()).min(cols))
                     .rev()
                     .filter(|group| cols.is_multiple_of(*group))
                     .map(|group| with(Granularity::Group(group)))
@@ -36,6 +37,11 @@ impl TargetLayout {
             _ => None,
         };
         Fit { scheme, reason: Some(reason) }
+    }
+
+    /// The smallest group that has a scale of its own.
+    fn least_group(self) -> usize {
+        if self == TargetLayout::Gguf { gguf::SMALL_BLOCK } else { 1 }
     }
 
     /// As [`fit`](Self::fit), for a module that the layout may not hold at all.
@@ -52,7 +58,7 @@ impl TargetLayout {
     /// Why not, as one clause for reports.
     pub fn can_hold_mixed(self) -> Result<(), String> {
         match self {
-            Self::CompressedTensors | Self::Gptq(_) => Ok(()),
+            Self::CompressedTensors | Self::Gptq(_) | Self::Gguf => Ok(()),
             Self::Awq | Self::BitNet => Err("it has one scheme for all modules".to_owned()),
         }
     }
@@ -99,7 +105,7 @@ mod tests {
             Scheme::Integer { bits: Bits::Four, granularity: Granularity::Channel, symmetric: true };
         let ternary = Scheme::Ternary { granularity: Granularity::Tensor };
         let ternary_channel = Scheme::Ternary { granularity: Granularity::Channel };
-        use TargetLayout::{BitNet, CompressedTensors};
+        use TargetLayout::{BitNet, CompressedTensors, Gguf};
         // (layout, rows, cols, wanted, what it becomes)
         let cases = [
             (CompressedTensors, 64, 128, group(32), Some(group(32))),
@@ -117,6 +123,12 @@ mod tests {
             (BitNet, 64, 5, ternary_channel, None),
             (BitNet, 64, 32, group(32), None),
             (CompressedTensors, 0, 32, group(32), None),
+            (Gguf, 64, 160, group(64), Some(group(64))),
+            (Gguf, 64, 160, group(48), Some(group(32))),
+            (Gguf, 64, 160, group(16), Some(group(32))),
+            (Gguf, 64, 160, channel, Some(channel)),
+            (Gguf, 64, 172, group(32), None),
+            (Gguf, 64, 96, ternary_channel, Some(ternary_channel)),
         ];
         for (layout, rows, cols, wanted, expected) in cases {
             let fit = layout.fit(rows, cols, wanted);

@@ -21,7 +21,8 @@ mod quantize;
 mod tokenizer;
 
 pub use blocks::decode_rows;
-pub use encode::{block_type, block_type_of, encode, is_exact};
+pub(super) use encode::{SMALL_BLOCK, can_hold, planned_tensors};
+pub use encode::{block_type, encode};
 pub use output::check_config;
 pub use output::{GgufOutput, GgufTensor};
 pub use quantize::{can_quantize, rows as quantize_rows};

@@ -11,6 +11,11 @@ pub const HEAD: &str = "lm_head";
 /// Module of the last norm.
 pub const FINAL_NORM: &str = "model.norm";
 
+/// What the names of everything in block `layer` begin with.
+pub fn block(layer: usize) -> String {
+    format!("model.layers.{layer}.")
+}
+
 /// The linear modules of a block in the order in which data flows through them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the documentation")]
@@ -40,7 +45,7 @@ impl Linear {
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
         };
-        format!("model.layers.{layer}.{tail}")
+        block(layer) + tail
     }
 
     /// `(out_features, in_features)`.
@@ -89,7 +94,7 @@ impl BlockNorm {
             Self::AttentionSub => "self_attn.attn_sub_norm",
             Self::MlpSub => "mlp.ffn_sub_norm",
         };
-        format!("model.layers.{layer}.{tail}")
+        block(layer) + tail
     }
 
     /// Elements of its weight.

@@ -228,11 +228,11 @@ pub async fn load_norm<B: Backend>(
     Ok(Norm { weight, width, epsilon: checkpoint.config().rms_norm_eps })
 }
 
-/// Reads a floating-point vector whole.
+/// The type of a floating-point vector.
 ///
 /// # Errors
-/// `invalid_checkpoint` for another shape, `unsupported_format` for another type, `non_finite` for NaN and infinity.
-pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<Vec<f32>> {
+/// `invalid_checkpoint` for another shape, `unsupported_format` for another type.
+pub fn vector_type(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<DType> {
     let info = checkpoint.store().require(tensor)?;
     if info.shape.dims() != [len as u64] {
         return Err(Error::invalid_checkpoint(format!(
@@ -246,6 +246,15 @@ pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> R
             "tensor `{tensor}`: expected F32, F16 or BF16 values but found {dtype}"
         )));
     }
+    Ok(dtype)
+}
+
+/// Reads a floating-point vector whole.
+///
+/// # Errors
+/// As [`vector_type`]'s; `non_finite` for NaN and infinity.
+pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<Vec<f32>> {
+    let dtype = vector_type(checkpoint, tensor, len)?;
     let bytes = checkpoint.store().read(tensor).await?;
     let mut values = vec![0.0; len];
     decode_f32(dtype, &bytes, &mut values).context_with(|| format!("tensor `{tensor}`"))?;

@@ -155,7 +155,7 @@ impl AutoOutcome {
 pub async fn auto<B: Backend>(
     candidates: &[Candidate<'_>],
     options: &AutoOptions,
-    mut new_backend: impl FnMut() -> Result<B>,
+    new_backend: impl Fn() -> Result<B>,
     around: &AutoSurroundings<'_>,
 ) -> Result<AutoOutcome> {
     let starts =
@@ -177,7 +177,7 @@ pub async fn auto<B: Backend>(
         }
         let trial =
             Trial { candidate, rung: start.rungs[rung], options, before: before.map(|(_, outcome)| outcome) };
-        let (judgement, outcome) = run.attempt(&trial, &mut new_backend).await?;
+        let (judgement, outcome) = run.attempt(&trial, &new_backend).await?;
         last = Some((Tried { checkpoint, rung, judgement }, outcome));
     }
 }
@@ -293,7 +293,7 @@ impl Run<'_> {
     async fn attempt<B: Backend>(
         &mut self,
         trial: &Trial<'_>,
-        new_backend: &mut impl FnMut() -> Result<B>,
+        new_backend: &impl Fn() -> Result<B>,
     ) -> Result<(Judgement, QuantizeOutcome)> {
         let AutoSurroundings { outputs, scratch, clock, control, tell } = *self.around;
         let Trial { candidate, rung, .. } = *trial;
@@ -303,7 +303,7 @@ impl Run<'_> {
         let samples = trial.samples()?;
         let options = trial.quantize_options(&raised)?;
         let (sinks, existing) = (outputs.create(&name).await?, outputs.open(&name).await?);
-        let calibration = Calibration { samples: &samples, backend: new_backend()?, scratch };
+        let calibration = Calibration { samples: &samples, new_backend, scratch };
         let outcome = quantize_calibrated(
             candidate.checkpoint,
             &options,

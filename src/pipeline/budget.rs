@@ -10,7 +10,7 @@
 pub mod solve;
 
 use super::calibrated::Calibration;
-use super::quantize::{copied_bytes, is_in_block};
+use super::quantize::{QuantizationPlan, copied_bytes, is_in_block};
 use super::select::{ModulePlan, QuantizeOptions};
 use crate::backend::Backend;
 use crate::calibrate::awq::{Shared, Target as Layer, quantize};
@@ -95,20 +95,19 @@ fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
 }
 
-/// Chooses a scheme for each module of the blocks in `plans`, which were made for `options` without a recipe. `calibration`
-/// is asked for twice.
+/// Chooses a scheme for each module of the blocks in `plan`, which was made without a recipe.
 ///
 /// # Errors
 /// `invalid_argument` for a recipe, for a target that nothing reaches, and for a layout that holds one scheme alone;
 /// whatever running the model meets.
-pub async fn choose<'c, B: Backend>(
+pub(super) async fn choose<B: Backend>(
     checkpoint: &Checkpoint,
-    plans: &[ModulePlan],
-    options: &QuantizeOptions,
-    calibration: impl Fn() -> Result<Calibration<'c, B>>,
+    plan: &QuantizationPlan,
+    calibration: &Calibration<'_, B>,
     target: Budget,
     control: &dyn Control,
 ) -> Result<Allocation> {
+    let (plans, options) = (plan.modules(), plan.options());
     if options.recipe.is_some() {
         return Err(Error::invalid_argument(
             "a target chooses the precision of each module; expected no recipe",
@@ -125,7 +124,7 @@ pub async fn choose<'c, B: Backend>(
     let weights: u64 = in_blocks.iter().map(|plan| plan.rows as u64 * plan.cols as u64).sum();
     let budget = match target {
         Budget::Bytes(bytes) => {
-            let others = copied_bytes(checkpoint, plans, options).await?;
+            let others = copied_bytes(checkpoint, plan).await?;
             bytes.checked_sub(others).ok_or_else(|| {
                 Error::invalid_argument(format!(
                     "expected a target above {others} bytes, which embedding, norms and other tensors take, but found {bytes}"
@@ -140,8 +139,8 @@ pub async fn choose<'c, B: Backend>(
         }
     };
     let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
-    let mut measured = measure(checkpoint, &in_blocks, options, calibration()?, in_file, control).await?;
-    weigh(checkpoint, &mut measured, calibration()?, control).await?;
+    let mut measured = measure(checkpoint, (plan, &in_blocks), calibration, in_file, control).await?;
+    weigh(checkpoint, &mut measured, calibration, control).await?;
     let choices: Vec<Vec<Choice>> = measured
         .iter()
         .map(|(_, found)| found.iter().map(|(_, s)| Choice { bytes: s.bytes, error: s.divergence }).collect())
@@ -198,18 +197,18 @@ type Measured = (String, Vec<(Scheme, Sensitivity)>);
 /// What each module loses in each scheme that the layout holds for it.
 async fn measure<B: Backend>(
     checkpoint: &Checkpoint,
-    plans: &[&ModulePlan],
-    options: &QuantizeOptions,
-    calibration: Calibration<'_, B>,
+    (plan, plans): (&QuantizationPlan, &[&ModulePlan]),
+    calibration: &Calibration<'_, B>,
     in_file: Option<TargetLayout>,
     control: &dyn Control,
 ) -> Result<Vec<Measured>> {
-    let Calibration { samples, backend, scratch } = calibration;
-    let scale_type = ScaleType::F16;
+    let Calibration { samples, new_backend, scratch } = *calibration;
+    let (scale_type, options) = (ScaleType::F16, plan.options());
     let schemes = candidates(options);
-    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, Start::Embed, false, control)
+    let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, Start::Embed, false, control)
         .await?
-        .in_phase("sensitivity");
+        .in_phase("sensitivity")
+        .holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
     let mut measured = Vec::new();
     for layer in 0..checkpoint.config().num_hidden_layers {
         walk.enter_block(layer).await?;
@@ -261,10 +260,10 @@ async fn measure<B: Backend>(
 async fn weigh<B: Backend>(
     checkpoint: &Checkpoint,
     measured: &mut [Measured],
-    calibration: Calibration<'_, B>,
+    calibration: &Calibration<'_, B>,
     control: &dyn Control,
 ) -> Result<()> {
-    let Calibration { samples, backend, scratch } = calibration;
+    let Calibration { samples, new_backend, scratch } = *calibration;
     // The scheme that is nearest to the probe's bits, and what the module loses in it.
     let probes = order::map(measured.iter().map(|(module, found)| {
         let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
@@ -281,7 +280,8 @@ async fn weigh<B: Backend>(
         let outcome = quantize(shared, &target, &vec![1.0; cols], None, Measure::Nothing).await?;
         Ok(Some(outcome.tensor))
     };
-    let influences = influence(checkpoint, &samples.windows, change, backend, scratch, control).await?;
+    let influences =
+        influence(checkpoint, &samples.windows, change, new_backend()?, scratch, control).await?;
     for Influence { layer, linear, divergence } in influences {
         let module = linear.module(layer);
         let Some((_, found)) = measured.iter_mut().find(|(name, _)| *name == module) else { continue };

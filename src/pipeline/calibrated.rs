@@ -7,8 +7,9 @@ mod awq;
 pub mod memory;
 pub mod resume;
 
-use super::encode::encode_directly;
+use super::encode::{encode_directly, weight_error};
 use super::kept;
+use super::quantize::QuantizationPlan;
 use super::select::{Method, ModulePlan, QuantizeOptions};
 use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
@@ -34,8 +35,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Calibration<'a, B> {
     /// What the model is run on.
     pub samples: &'a Samples,
-    /// What runs it.
-    pub backend: B,
+    /// Makes what runs it. A target asks for three, one after the other.
+    pub new_backend: &'a dyn Fn() -> Result<B>,
     /// Where hidden states and finished matrices wait.
     pub scratch: &'a dyn Scratch,
 }
@@ -43,16 +44,37 @@ pub struct Calibration<'a, B> {
 /// The matrices that wait in scratch.
 pub(super) struct Found<'a> {
     scratch: &'a dyn Scratch,
-    modules: BTreeMap<String, (PackedFormat, Option<CalibrationRecord>)>,
-    /// Errors of the weights that were scaled before they were packed, without the scales.
-    weight_errors: BTreeMap<String, WeightError>,
+    modules: BTreeMap<String, FoundModule>,
     /// Norms and biases that changed.
     vectors: BTreeSet<String>,
 }
 
+/// What is known of a matrix that waits.
+struct FoundModule {
+    format: PackedFormat,
+    /// How its codes were found, where it was calibrated.
+    record: Option<CalibrationRecord>,
+    /// The error of its weights, without scales that they were multiplied by before they were packed.
+    error: WeightError,
+}
+
 impl<'a> Found<'a> {
     fn new(scratch: &'a dyn Scratch) -> Self {
-        Self { scratch, modules: BTreeMap::new(), weight_errors: BTreeMap::new(), vectors: BTreeSet::new() }
+        Self { scratch, modules: BTreeMap::new(), vectors: BTreeSet::new() }
+    }
+
+    /// Keeps a matrix.
+    async fn keep(
+        &mut self,
+        module: &str,
+        tensor: &PackedTensor,
+        record: Option<CalibrationRecord>,
+        error: WeightError,
+    ) -> Result<()> {
+        kept::save(self.scratch, module, tensor).await?;
+        let format = PackedFormat::from(tensor);
+        self.modules.insert(module.to_owned(), FoundModule { format, record, error });
+        Ok(())
     }
 
     /// Deletes everything of the run from its scratch.
@@ -78,17 +100,17 @@ impl<'a> Found<'a> {
 
     /// What the module will be, where it is in a block.
     pub(super) fn format(&self, module: &str) -> Option<PackedFormat> {
-        self.modules.get(module).map(|(format, _)| *format)
+        self.modules.get(module).map(|found| found.format)
     }
 
     /// How its codes were found, where it was calibrated.
     pub(super) fn record(&self, module: &str) -> Option<&CalibrationRecord> {
-        self.modules.get(module).and_then(|(_, record)| record.as_ref())
+        self.modules.get(module)?.record.as_ref()
     }
 
-    /// The error of its weights, where the packed matrix is not of the source's own weights.
+    /// The error of its weights, where it is in a block.
     pub(super) fn weight_error(&self, module: &str) -> Option<&WeightError> {
-        self.weight_errors.get(module)
+        self.modules.get(module).map(|found| &found.error)
     }
 
     /// Whether a norm or a bias is not as it was.
@@ -111,14 +133,14 @@ impl<'a> Found<'a> {
 /// comes after them is calibrated for what they become.
 pub(super) async fn find<'a, B: Backend>(
     checkpoint: &Checkpoint,
-    plans: &[ModulePlan],
-    options: &QuantizeOptions,
+    plan: &QuantizationPlan,
     scale_type: ScaleType,
     calibration: Calibration<'a, B>,
     key: Option<String>,
     control: &dyn Control,
 ) -> Result<Found<'a>> {
-    let Calibration { samples, backend, scratch } = calibration;
+    let Calibration { samples, new_backend, scratch } = calibration;
+    let (backend, plans, options) = (new_backend()?, plan.modules(), plan.options());
     let layers = checkpoint.config().num_hidden_layers;
     let mut found = Found::new(scratch);
     let mut start = Start::Embed;
@@ -139,7 +161,8 @@ pub(super) async fn find<'a, B: Backend>(
     }
     let follows = follows_original(options);
     let walk = Walk::begin(checkpoint, samples, backend, scratch, start, follows, control).await?;
-    let mut walk = walk.measuring_means(plans.iter().any(|plan| plan.method == Some(Method::Awq)));
+    let walk = walk.measuring_means(plans.iter().any(|plan| plan.method == Some(Method::Awq)));
+    let mut walk = walk.holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
     if let (Some(journal), Start::EmbedKept) = (&mut journal, start) {
         journal.write(Some(0), &found).await?;
     }
@@ -177,7 +200,7 @@ pub(super) async fn find<'a, B: Backend>(
                 let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
                 let Some(scheme) = plan.scheme else { continue };
                 let in_module = || format!("{}: module `{module}`", checkpoint.name());
-                let (tensor, record) = if plan.method.is_some_and(Method::is_calibrated) {
+                let (tensor, record, error) = if plan.method.is_some_and(Method::is_calibrated) {
                     let group_size = scheme.granularity().group_size(plan.cols);
                     let prepared = match prepared.entry(group_size) {
                         Entry::Occupied(entry) => entry.into_mut(),
@@ -189,15 +212,16 @@ pub(super) async fn find<'a, B: Backend>(
                     };
                     let found = gptq(checkpoint, plan, prepared.as_ref(), scale_type, control, report).await;
                     let (tensor, record) = found.context_with(in_module)?;
-                    (tensor, Some(record))
+                    let error = weight_error(checkpoint, plan, &tensor, control).await;
+                    (tensor, Some(record), error.context_with(in_module)?)
                 } else {
                     let threshold = options.sparsity_threshold;
                     let found =
                         encode_directly(checkpoint, plan, scheme, threshold, scale_type, control).await;
-                    (found.context_with(in_module)?, None)
+                    let (tensor, error) = found.context_with(in_module)?;
+                    (tensor, None, error)
                 };
-                kept::save(scratch, &module, &tensor).await?;
-                found.modules.insert(module, (PackedFormat::from(&tensor), record));
+                found.keep(&module, &tensor, record, error).await?;
                 replaced.push((linear, tensor));
             }
             // Before the next weights come.

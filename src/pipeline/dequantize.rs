@@ -3,14 +3,13 @@
 //! The scales and zero points go with it, in a file of their own, so that [`restore`](super::quantize::restore) finds the very same codes again as
 //! long as the weights were not changed, and a quantized model on the same grid where they were. Floor 8.
 
-use super::copy::Copy;
 use super::float_type::config_changes;
-use crate::artifact::output::OutputFolder;
+use super::output::{self, Form, Made, Output, OutputPlan, Place, Tensor};
 use crate::artifact::records::{
     DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, PARAMETERS_FILE, SourceRecord,
     TensorReference, read_quantization_record,
 };
-use crate::dtype::{DType, encode_f32};
+use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
@@ -18,13 +17,9 @@ use crate::format::source::SourceDir;
 use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
-use crate::order;
 use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, dequantize};
-use crate::task::{self, Control, Progress};
-use std::collections::BTreeMap;
-
-/// Elements that are dequantized at a time.
-const CHUNK_ELEMENTS: usize = 1 << 20;
+use crate::task::Control;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The type that dequantized weights take where nobody names one: `F16`, but `F32` where a token's activations are rounded to
 /// [`ActivationGrid::FullRange`]. A token's largest value lies half a step from two codes there, so the smallest change of a
@@ -62,12 +57,11 @@ pub async fn dequantize_checkpoint(
             checkpoint.name()
         )));
     }
-    let folder = OutputFolder::begin(target, existing, DEQUANTIZATION_RECORD).await?;
-    let changes = config_changes(checkpoint.config_json(), dtype);
-    folder.write_config(checkpoint.config_json(), &changes, None).await?;
-    folder.copy_side_files(checkpoint.dir().as_ref()).await?;
-    let described = write_parameters(checkpoint, &modules, &folder).await?;
-    write_weights(checkpoint, &modules, dtype, &folder, control).await?;
+    let place = Place { target, existing, file: None };
+    let mut job = Job { checkpoint, modules, dtype, parameters: Parameters::default() };
+    let (output, _) = output::write(&mut job, checkpoint, &place, control).await?;
+    let Job { modules, parameters, .. } = job;
+    let described = parameters.write(&modules, &output).await?;
     let quantization = read_quantization_record(checkpoint.dir().as_ref()).await?;
     let record = DequantizationRecord {
         schema: "lowbit.dequantization/1".to_owned(),
@@ -79,7 +73,7 @@ pub async fn dequantize_checkpoint(
         source: SourceRecord::of(checkpoint).await?,
         modules: described,
     };
-    folder.finish(&record).await?;
+    output.finish(&record).await?;
     Ok(record)
 }
 
@@ -101,57 +95,101 @@ fn packed_modules(checkpoint: &Checkpoint) -> Result<Vec<String>> {
     Ok(packed)
 }
 
-async fn read(checkpoint: &Checkpoint, module: &str) -> Result<PackedTensor> {
-    let packed = checkpoint.layout().read_packed(checkpoint.store(), module).await;
-    packed.context_with(|| format!("module `{module}`"))
+struct Job<'a> {
+    checkpoint: &'a Checkpoint,
+    modules: Vec<String>,
+    dtype: DType,
+    parameters: Parameters,
 }
 
-/// Writes scales and zero points, and says what each module was.
-async fn write_parameters(
-    checkpoint: &Checkpoint,
-    modules: &[String],
-    folder: &OutputFolder<'_>,
-) -> Result<Vec<DequantizedModule>> {
-    let mut described = Vec::new();
-    let mut infos = Vec::new();
-    let mut values: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for module in modules {
-        let packed = read(checkpoint, module).await?;
+impl output::Job for Job<'_> {
+    fn plan(&mut self, _wide: &BTreeSet<String>) -> Result<OutputPlan> {
+        let (checkpoint, dtype) = (self.checkpoint, self.dtype);
+        let mut tensors = Vec::new();
+        for name in checkpoint.store().names() {
+            let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
+            if what != "bias" && self.modules.iter().any(|packed| packed == module) {
+                continue;
+            }
+            let mut info = checkpoint.store().require(name)?.clone();
+            info.dtype = kept_dtype(&info, dtype);
+            let form = Form::Plain(info.dtype);
+            tensors.push(Tensor::copied(name, info, form, name, false));
+        }
+        for (index, module) in self.modules.iter().enumerate() {
+            let shape = checkpoint.module(module)?.shape();
+            tensors.push(Tensor::rows(module, shape, Form::Plain(dtype), index));
+        }
+        Ok(OutputPlan {
+            layout: None,
+            phase: "dequantize",
+            written_last: DEQUANTIZATION_RECORD,
+            changes: config_changes(checkpoint.config_json(), dtype),
+            quantization_config: None,
+            tensors,
+        })
+    }
+
+    fn module(&self, index: usize) -> &str {
+        &self.modules[index]
+    }
+
+    async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<Made> {
+        let (checkpoint, module) = (self.checkpoint, &self.modules[index]);
+        let packed = checkpoint.layout().read_packed(checkpoint.store(), module).await;
+        let tensor = packed.context_with(|| format!("module `{module}`"))?;
+        self.parameters.take(module, &tensor);
+        Ok(Made { tensor, loss: None, difference: 0.0 })
+    }
+}
+
+/// Scales and zero points on their way into a file of their own, and what each module was.
+#[derive(Default)]
+struct Parameters {
+    infos: Vec<(String, TensorInfo)>,
+    values: BTreeMap<String, Vec<u8>>,
+    described: BTreeMap<String, DequantizedModule>,
+}
+
+impl Parameters {
+    fn take(&mut self, module: &str, packed: &PackedTensor) {
         let count = packed.scales().len() as u64;
-        let reference = |tensor: String| TensorReference { file: PARAMETERS_FILE.to_owned(), tensor };
+        let mut add = |what: &str, dtype: DType, count: u64, bytes: Vec<u8>| {
+            let tensor = format!("{module}.{what}");
+            self.infos.push((tensor.clone(), TensorInfo::new(dtype, [count])));
+            self.values.insert(tensor.clone(), bytes);
+            TensorReference { file: PARAMETERS_FILE.to_owned(), tensor }
+        };
         let (dtype, bytes) = scale_bytes(packed.scales());
-        let scales = format!("{module}.scales");
-        infos.push((scales.clone(), TensorInfo::new(dtype, [count])));
-        values.insert(scales.clone(), bytes);
-        let zero_points = packed.zero_points().map(|zeros| {
-            let name = format!("{module}.zero_points");
-            infos.push((name.clone(), TensorInfo::new(DType::U8, [count])));
-            values.insert(name.clone(), zeros.to_vec());
-            reference(name)
-        });
+        let scales = add("scales", dtype, count, bytes);
+        let zero_points =
+            packed.zero_points().map(|zeros| add("zero_points", DType::U8, count, zeros.to_vec()));
         let g_idx = packed.column_order().map(|_| {
-            let name = format!("{module}.g_idx");
-            infos.push((name.clone(), TensorInfo::new(DType::I32, [packed.cols() as u64])));
             let bytes = packed.g_idx().iter().flat_map(|group| group.to_le_bytes()).collect();
-            values.insert(name.clone(), bytes);
-            reference(name)
+            add("g_idx", DType::I32, packed.cols() as u64, bytes)
         });
-        described.push(DequantizedModule {
-            name: module.clone(),
+        let described = DequantizedModule {
+            name: module.to_owned(),
             scheme: packed.scheme().to_string(),
-            scales: reference(scales),
+            scales,
             zero_points,
             g_idx,
-            sparsity: zeros(&packed) as f64 / (packed.rows() as f64 * packed.cols() as f64),
-        });
+            sparsity: zeros(packed) as f64 / (packed.rows() as f64 * packed.cols() as f64),
+        };
+        self.described.insert(module.to_owned(), described);
     }
-    let sink = folder.create(PARAMETERS_FILE).await?;
-    let mut writer = SafetensorsWriter::begin(sink, infos, BTreeMap::new()).await?;
-    for name in writer.order().to_vec() {
-        writer.write(&name, &values[&name]).await?;
+
+    /// Writes the file, and describes the modules in this order.
+    async fn write(mut self, modules: &[String], output: &Output<'_>) -> Result<Vec<DequantizedModule>> {
+        if let Some(sink) = output.create(PARAMETERS_FILE).await? {
+            let mut writer = SafetensorsWriter::begin(sink, self.infos, BTreeMap::new()).await?;
+            for name in writer.order().to_vec() {
+                writer.write(&name, &self.values[&name]).await?;
+            }
+            writer.finish().await?;
+        }
+        Ok(modules.iter().filter_map(|module| self.described.remove(module)).collect())
     }
-    writer.finish().await?;
-    Ok(described)
 }
 
 fn scale_bytes(scales: &Scales) -> (DType, Vec<u8>) {
@@ -173,54 +211,6 @@ fn zeros(packed: &PackedTensor) -> usize {
         .sum()
 }
 
-async fn write_weights(
-    checkpoint: &Checkpoint,
-    modules: &[String],
-    dtype: DType,
-    folder: &OutputFolder<'_>,
-    control: &dyn Control,
-) -> Result<()> {
-    let mut tensors: BTreeMap<String, (TensorInfo, Option<Copy>)> = BTreeMap::new();
-    for name in checkpoint.store().names() {
-        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-        let is_bias = name.ends_with(".bias");
-        if modules.iter().any(|packed| packed == module) && !is_bias {
-            continue;
-        }
-        let info = checkpoint.store().require(name)?;
-        let dtype = kept_dtype(info, dtype);
-        let copy = Copy { tensor: name.to_owned(), dtype };
-        tensors.insert(name.to_owned(), (TensorInfo { dtype, shape: info.shape.clone() }, Some(copy)));
-    }
-    for module in modules {
-        let (rows, cols) = checkpoint.module(module)?.shape();
-        let info = TensorInfo::new(dtype, [rows as u64, cols as u64]);
-        tensors.insert(format!("{module}.weight"), (info, None));
-    }
-    let infos = tensors.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
-    let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
-    let sink = folder.create("model.safetensors").await?;
-    let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
-    let order = writer.order().to_vec();
-    for (done, name) in order.iter().enumerate() {
-        control.progress(&Progress {
-            phase: "dequantize",
-            done: done as u64,
-            total: order.len() as u64,
-            item: name,
-        });
-        match &tensors[name].1 {
-            Some(copy) => copy.write(checkpoint.store(), &mut writer, name, control).await?,
-            None => {
-                let module = name.trim_end_matches(".weight");
-                let packed = read(checkpoint, module).await?;
-                write_rows(&packed, dtype, &mut writer, name, control).await?;
-            }
-        }
-    }
-    writer.finish().await
-}
-
 /// The type of a tensor that was not quantized. What is small, or already in 16 bits, is not rounded once more.
 fn kept_dtype(info: &TensorInfo, wanted: DType) -> DType {
     let is_matrix = info.shape.dims().len() > 1;
@@ -229,25 +219,4 @@ fn kept_dtype(info: &TensorInfo, wanted: DType) -> DType {
         (DType::F32, DType::F16) if is_matrix => DType::F16,
         (stored, _) => stored,
     }
-}
-
-async fn write_rows(
-    packed: &PackedTensor,
-    dtype: DType,
-    writer: &mut SafetensorsWriter,
-    name: &str,
-    control: &dyn Control,
-) -> Result<()> {
-    let rows_at_once = (CHUNK_ELEMENTS / packed.cols()).max(1);
-    let (mut values, mut bytes) = (Vec::new(), Vec::new());
-    for start in (0..packed.rows()).step_by(rows_at_once) {
-        let rows = start..packed.rows().min(start + rows_at_once);
-        values.resize(rows.len() * packed.cols(), 0.0);
-        dequantize::rows(packed, rows, &mut values);
-        bytes.clear();
-        encode_f32(dtype, &values, &mut bytes).context_with(|| format!("tensor `{name}`"))?;
-        writer.write(name, &bytes).await?;
-        task::checkpoint(control).await?;
-    }
-    Ok(())
 }

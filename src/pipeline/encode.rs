@@ -5,25 +5,26 @@ use super::select::ModulePlan;
 use crate::artifact::records::{CalibrationRecord, DequantizationRecord, DequantizedModule, TensorReference};
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
+use crate::format::passing::Held;
 use crate::format::shard_index::TensorStore;
 use crate::format::source::SourceDir;
-use crate::layout::PackedFormat;
+use crate::layout::{ModuleStorage, PackedFormat};
 use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
 use crate::quant::ternary::TernaryQuantizer;
 use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
 use crate::task::{self, Control};
+use std::ops::Range;
 
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
     /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
-    Direct { sparsity_threshold: Option<f32>, scale_type: ScaleType },
+    Direct { sparsity_threshold: Option<f32> },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(Found<'a>),
-    /// On the grid that the weights were on before they were dequantized. `scale_type` is that of the output where it is not
-    /// that of the parameters.
-    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore, scale_type: Option<ScaleType> },
+    /// On the grid that the weights were on before they were dequantized.
+    Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
 
 /// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
@@ -31,18 +32,18 @@ pub(super) enum Encoder<'a> {
 pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 
 impl Encoder<'_> {
-    /// What this module will be.
-    pub fn format(&self, module: &str, scheme: Scheme) -> Result<PackedFormat> {
+    /// What this module will be. `one_type` is that of all scales, where the layout has one.
+    pub fn format(&self, module: &str, scheme: Scheme, one_type: Option<ScaleType>) -> Result<PackedFormat> {
         let rounded = |scale_type| PackedFormat { scheme, scale_type, reordered: false };
         match self {
-            Self::Restore { record, parameters, scale_type } => {
+            Self::Restore { record, parameters } => {
                 let described = described(record, module)?;
                 let stored = stored_scale_type(parameters, &described.scales)?;
                 let reordered = described.g_idx.is_some();
-                Ok(PackedFormat { scheme, scale_type: scale_type.unwrap_or(stored), reordered })
+                Ok(PackedFormat { scheme, scale_type: one_type.unwrap_or(stored), reordered })
             }
             Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded(SCALE_TYPE))),
-            Self::Direct { scale_type, .. } => Ok(rounded(*scale_type)),
+            Self::Direct { .. } => Ok(rounded(one_type.unwrap_or(SCALE_TYPE))),
         }
     }
 
@@ -50,14 +51,6 @@ impl Encoder<'_> {
     pub fn calibration(&self, module: &str) -> Option<&CalibrationRecord> {
         match self {
             Self::Calibrated(found) => found.record(module),
-            _ => None,
-        }
-    }
-
-    /// The error of a module's weights, where its packed matrix cannot tell.
-    pub fn weight_error(&self, module: &str) -> Option<&WeightError> {
-        match self {
-            Self::Calibrated(found) => found.weight_error(module),
             _ => None,
         }
     }
@@ -70,22 +63,25 @@ impl Encoder<'_> {
         }
     }
 
-    /// Quantizes one module.
+    /// Quantizes one module, and tells how far its weights are from the original ones.
     pub async fn encode(
         &self,
         checkpoint: &Checkpoint,
         plan: &ModulePlan,
-        scheme: Scheme,
+        (scheme, one_type): (Scheme, Option<ScaleType>),
         control: &dyn Control,
-    ) -> Result<PackedTensor> {
+    ) -> Result<(PackedTensor, WeightError)> {
         let (rows, cols) = (plan.rows, plan.cols);
+        let scale_type = one_type.unwrap_or(SCALE_TYPE);
         match self {
-            Self::Calibrated(found) if found.format(&plan.module).is_some() => found.load(&plan.module).await,
-            Self::Calibrated(_) => encode_directly(checkpoint, plan, scheme, None, SCALE_TYPE, control).await,
-            Self::Direct { sparsity_threshold, scale_type } => {
-                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, *scale_type, control).await
+            Self::Calibrated(found) => match found.weight_error(&plan.module) {
+                Some(error) => Ok((found.load(&plan.module).await?, error.clone())),
+                None => encode_directly(checkpoint, plan, scheme, None, SCALE_TYPE, control).await,
+            },
+            Self::Direct { sparsity_threshold } => {
+                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, scale_type, control).await
             }
-            Self::Restore { record, parameters, scale_type } => {
+            Self::Restore { record, parameters } => {
                 let described = described(record, &plan.module)?;
                 let scales = read_scales(parameters, &described.scales).await?;
                 let zero_points = match &described.zero_points {
@@ -100,20 +96,20 @@ impl Encoder<'_> {
                         .context_with(|| format!("tensor `{}`", reference.tensor))?;
                     encoder = encoder.with_column_order(order)?;
                 }
-                for_each_chunk(checkpoint, plan, control, |values| encoder.push_rows(values)).await?;
-                let restored = encoder.finish()?;
-                match *scale_type {
-                    Some(other) if other != restored.scales().scale_type() => {
-                        regroup::round_scales(&restored, other)
-                    }
-                    _ => Ok(restored),
+                let _held = hold(checkpoint, plan)?;
+                for_each_chunk(checkpoint, plan, control, |_, values| encoder.push_rows(values)).await?;
+                let mut restored = encoder.finish()?;
+                if let Some(other) = one_type.filter(|other| *other != restored.scales().scale_type()) {
+                    restored = regroup::round_scales(&restored, other)?;
                 }
+                let error = weight_error(checkpoint, plan, &restored, control).await?;
+                Ok((restored, error))
             }
         }
     }
 }
 
-/// Quantizes one module from its weights alone.
+/// Quantizes one module from its weights alone, and tells how far they are from the original ones.
 pub(super) async fn encode_directly(
     checkpoint: &Checkpoint,
     plan: &ModulePlan,
@@ -121,33 +117,72 @@ pub(super) async fn encode_directly(
     sparsity_threshold: Option<f32>,
     scale_type: ScaleType,
     control: &dyn Control,
-) -> Result<PackedTensor> {
+) -> Result<(PackedTensor, WeightError)> {
     let (rows, cols) = (plan.rows, plan.cols);
-    if checkpoint.layout().has_masters() {
+    let has_masters = checkpoint.layout().has_masters();
+    if let (Scheme::Integer { .. }, false) = (scheme, has_masters) {
+        let mut quantizer = RtnQuantizer::new(scheme, rows, cols, scale_type)?;
+        let mut error = WeightError::default();
+        for_each_chunk(checkpoint, plan, control, |rows, values| {
+            quantizer.push_rows(values)?;
+            error.add_rows(values, &quantizer.last_rows(rows.len())?, 0..rows.len());
+            Ok(())
+        })
+        .await?;
+        return Ok((quantizer.finish()?, error));
+    }
+    let _held = hold(checkpoint, plan)?;
+    let packed = match scheme {
         // The model's own codes, not those of a scale that is rounded first.
-        let packed = checkpoint.layout().read_packed(checkpoint.store(), &plan.source).await?;
-        return regroup::round_scales(&packed, scale_type);
-    }
-    if let Scheme::Ternary { granularity } = scheme {
-        let mut quantizer = TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
-        for_each_chunk(checkpoint, plan, control, |values| quantizer.observe_rows(values)).await?;
-        for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
-        return quantizer.finish();
-    }
-    let mut quantizer = RtnQuantizer::new(scheme, rows, cols, scale_type)?;
-    for_each_chunk(checkpoint, plan, control, |values| quantizer.push_rows(values)).await?;
-    quantizer.finish()
+        _ if has_masters => {
+            let packed = checkpoint.layout().read_packed(checkpoint.store(), &plan.source).await?;
+            regroup::round_scales(&packed, scale_type)?
+        }
+        Scheme::Ternary { granularity } => {
+            let mut quantizer =
+                TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
+            for_each_chunk(checkpoint, plan, control, |_, values| quantizer.observe_rows(values)).await?;
+            for_each_chunk(checkpoint, plan, control, |_, values| quantizer.push_rows(values)).await?;
+            quantizer.finish()?
+        }
+        _ => return Err(Error::invalid_argument(format!("no method makes {scheme} codes"))),
+    };
+    let error = weight_error(checkpoint, plan, &packed, control).await?;
+    Ok((packed, error))
+}
+
+/// Keeps the bytes of one matrix, for who goes through it more than once.
+fn hold(checkpoint: &Checkpoint, plan: &ModulePlan) -> Result<Option<Held>> {
+    let stored = checkpoint.master(&plan.source)?;
+    let ModuleStorage::Dense { tensor, .. } = stored else { return Ok(None) };
+    Ok(Some(checkpoint.store().hold([tensor])))
+}
+
+/// How far packed weights are from the original ones.
+pub(super) async fn weight_error(
+    checkpoint: &Checkpoint,
+    plan: &ModulePlan,
+    packed: &PackedTensor,
+    control: &dyn Control,
+) -> Result<WeightError> {
+    let mut error = WeightError::default();
+    for_each_chunk(checkpoint, plan, control, |rows, values| {
+        error.add_rows(values, packed, rows);
+        Ok(())
+    })
+    .await?;
+    Ok(error)
 }
 
 async fn for_each_chunk(
     checkpoint: &Checkpoint,
     plan: &ModulePlan,
     control: &dyn Control,
-    mut each: impl FnMut(&[f32]) -> Result<()>,
+    mut each: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
 ) -> Result<()> {
     let mut rows = DenseRows::new(checkpoint, &plan.source)?;
-    while let Some((_, values)) = rows.next().await? {
-        each(values)?;
+    while let Some((range, values)) = rows.next().await? {
+        each(range, values)?;
         task::checkpoint(control).await?;
     }
     Ok(())

@@ -3,34 +3,31 @@
 //! transformers runs BitNet's layers in the type of their scale, and everything around them in that of the other tensors:
 //! where these differ it loads the folder and then fails. Floor 8.
 
-use super::copy::f16_holds;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::shard_index::TensorStore;
 use crate::layout::TargetLayout;
 use crate::quant::ScaleType;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// The type for all of the `copied` tensors and the scales of a folder in `layout`; `None` where the layout's loaders take
 /// each tensor as it is. `scales` are the types of scales that are there already, which are never rounded.
 ///
-/// 16 bits as far as all numbers are in their range: those of the model where it has one type.
-pub(super) async fn one_type(
+/// 16 bits unless a tensor is among the `wide` ones, whose numbers are beyond half precision: those of the model where it has
+/// one type.
+pub(super) fn one_type(
     layout: TargetLayout,
     store: &TensorStore,
     copied: &[&str],
     scales: &[ScaleType],
+    wide: &BTreeSet<String>,
 ) -> Result<Option<DType>> {
     let Some(exact) = one_exact_type(layout, store, copied, scales)? else { return Ok(None) };
-    if exact != DType::F32 || scales.iter().any(|scale_type| *scale_type != ScaleType::F16) {
-        return Ok(Some(exact));
-    }
-    for name in copied {
-        if store.require(name)?.dtype.is_float() && !f16_holds(store, name).await? {
-            return Ok(Some(DType::F32));
-        }
-    }
-    Ok(Some(DType::F16))
+    let narrows = exact == DType::F32
+        && scales.iter().all(|scale_type| *scale_type == ScaleType::F16)
+        && !copied.iter().any(|name| wide.contains(*name));
+    Ok(Some(if narrows { DType::F16 } else { exact }))
 }
 
 /// As [`one_type`], of which every number is a value: the one that all have, or `F32`.

@@ -2,7 +2,7 @@
 //!
 //! Floor 8.
 
-use super::budget::Allocation;
+use super::budget::{Allocation, Budget};
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
 use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
@@ -11,7 +11,7 @@ use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::order;
 pub use crate::quant::Method;
-use crate::quant::{Activations, Bits, GptqOptions, Granularity, Scheme};
+use crate::quant::{Activations, Bits, ColumnOrder, GptqOptions, Granularity, Scheme};
 use crate::recipe::{Choice, Recipe};
 
 /// What to make of a checkpoint.
@@ -27,6 +27,8 @@ pub struct QuantizeOptions {
     pub quantize_embedding: Option<Bits>,
     /// The layout to write; `None`: the one that holds such a result best.
     pub layout: Option<TargetLayout>,
+    /// GGUF only: the name of the file; `None`: `model.gguf`.
+    pub file: Option<String>,
     /// Where the layout cannot hold a module as asked for: an error instead of the nearest scheme that it can hold.
     pub strict: bool,
     /// Ternary only: weights below this share of the scale become 0, instead of those below one half.
@@ -37,7 +39,10 @@ pub struct QuantizeOptions {
     pub gptq: GptqOptions,
     /// Which linear layers become something else than `method` and `scheme` say, or stay floating point.
     pub recipe: Option<Recipe>,
-    /// Why the recipe is what it is, where a budget made it: for the record.
+    /// What the result may take: the precision of each module is chosen so that it does. It takes the place of a recipe, and
+    /// needs samples, so a method that calibrates.
+    pub target: Option<Budget>,
+    /// Why the recipe is what it is, where a target made it: for the record.
     pub allocation: Option<Allocation>,
     /// Bytes that a method that calibrates may take at its peak: a run that would take more does not start.
     pub memory: Option<u64>,
@@ -55,11 +60,13 @@ impl QuantizeOptions {
             quantize_head: false,
             quantize_embedding: None,
             layout: None,
+            file: None,
             strict: false,
             sparsity_threshold: None,
             activations: Activations::F32,
             gptq: GptqOptions::default(),
             recipe: None,
+            target: None,
             allocation: None,
             memory: None,
             resume: false,
@@ -78,21 +85,9 @@ impl QuantizeOptions {
 
     /// BitNet ternary with one scale a matrix, or a row.
     pub fn ternary(granularity: Granularity) -> Self {
-        Self {
-            method: Method::Ternary,
-            scheme: Scheme::Ternary { granularity },
-            quantize_head: false,
-            quantize_embedding: None,
-            layout: None,
-            strict: false,
-            sparsity_threshold: None,
-            activations: Activations::Int8,
-            gptq: GptqOptions::default(),
-            recipe: None,
-            allocation: None,
-            memory: None,
-            resume: false,
-        }
+        let scheme = Scheme::Ternary { granularity };
+        let usual = Self::rtn(Bits::Two, granularity, true);
+        Self { method: Method::Ternary, scheme, activations: Activations::Int8, ..usual }
     }
 
     /// The layout that holds such a result.
@@ -168,6 +163,14 @@ impl QuantizeOptions {
                 "expected a damping from 0 up to 1 but found {damping}"
             )));
         }
+        if self.target.is_some() && self.calibrated_method().is_none() {
+            return Err(Error::invalid_argument(
+                "a target is met by what each module loses on calibration texts; expected the method gptq or awq",
+            ));
+        }
+        if self.file.is_some() && self.layout != Some(TargetLayout::Gguf) {
+            return Err(Error::invalid_argument("the name of a file belongs to the layout gguf"));
+        }
         if let Some(layout) = self.layout {
             let refuse = |reason| Error::invalid_argument(format!("the {} layout: {reason}", layout.name()));
             layout.holds_kind(self.scheme).map_err(refuse)?;
@@ -176,6 +179,10 @@ impl QuantizeOptions {
             }
             if self.quantize_embedding.is_some() {
                 layout.can_hold_module(names::EMBEDDING).map_err(refuse)?;
+            }
+            let reorders = self.asks_for(Method::Gptq) && self.gptq.order == ColumnOrder::GroupIndex;
+            if reorders && matches!(self.scheme.granularity(), Granularity::Group(_)) {
+                layout.can_hold_order().map_err(refuse)?;
             }
         }
         if let Some(recipe) = &self.recipe {

@@ -91,6 +91,26 @@ impl PackedBuilder {
         self.zero_points.push(zero_point);
     }
 
+    /// The last `rows` rows that were pushed, as a matrix of their own.
+    ///
+    /// # Errors
+    /// `invalid_checkpoint` when scales or zero points are missing.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn last_rows(&self, rows: usize) -> Result<PackedTensor> {
+        let start = self.rows_done() - rows;
+        let scales_at = |row: usize| match self.scheme.granularity() {
+            Granularity::Tensor => 0,
+            granularity => row * granularity.groups_per_row(self.cols),
+        };
+        let codes = self.codes[start * self.scheme.words_per_row(self.cols)..].to_vec();
+        let scales = self.scales.starting_at(scales_at(start));
+        let zero_points =
+            (!self.zero_points.is_empty()).then(|| self.zero_points[scales_at(start)..].to_vec());
+        PackedTensor::new(self.scheme, rows, self.cols, codes, scales, zero_points)
+    }
+
     /// The finished tensor.
     ///
     /// # Errors

@@ -34,6 +34,19 @@ impl Scales {
         self.len() == 0
     }
 
+    /// The scales from `index` on.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn starting_at(&self, index: usize) -> Self {
+        match self {
+            Self::F16(v) => Self::F16(v[index..].to_vec()),
+            Self::BF16(v) => Self::BF16(v[index..].to_vec()),
+            Self::F32(v) => Self::F32(v[index..].to_vec()),
+        }
+    }
+
     /// Scale `index` as `f32`, exactly.
     pub fn get(&self, index: usize) -> f32 {
         match self {

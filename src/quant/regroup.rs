@@ -78,42 +78,58 @@ pub fn as_symmetric(tensor: &PackedTensor) -> Result<Option<PackedTensor>> {
     rebuilt(tensor, scheme, tensor.codes().to_vec(), tensor.scales().clone(), None).map(Some)
 }
 
-/// The same codes with scales of another type, each the nearest.
-///
-/// # Errors
-/// `non_finite` for a scale that the type cannot hold.
-pub fn round_scales(tensor: &PackedTensor, scale_type: ScaleType) -> Result<PackedTensor> {
-    let mut scales = Scales::with_capacity(scale_type, tensor.scales().len());
-    for index in 0..tensor.scales().len() {
-        let scale = tensor.scales().get(index);
-        scales.push(scale);
-        if !scales.get(index).is_finite() {
-            return Err(Error::new(
-                ErrorCode::NonFinite,
-                format!("the scale {scale:e} is beyond what {} holds", scale_type.dtype()),
-            ));
-        }
-    }
-    rebuilt(
-        tensor,
-        tensor.scheme(),
-        tensor.codes().to_vec(),
-        scales,
-        tensor.zero_points().map(<[u8]>::to_vec),
-    )
+/// Zero points as minimums, in single precision, which holds them exactly where scales have 16 bits.
+pub fn zeros_to_minimums(tensor: &PackedTensor) -> Result<PackedTensor> {
+    let zeros = tensor.zero_points().unwrap_or_default().iter().enumerate();
+    let minimums = zeros.map(|(index, &zero)| -f32::from(zero) * tensor.scales().get(index)).collect();
+    let (scheme, codes) = (tensor.scheme().with_minimums(), tensor.codes().to_vec());
+    let (scales, minimums) = (tensor.scales().clone(), Scales::F32(minimums));
+    let minimal = PackedTensor::with_minimums(scheme, tensor.rows(), tensor.cols(), codes, scales, minimums)?;
+    in_order_of(tensor, minimal)
 }
 
-/// Whether every scale has the same value in another type.
+/// The same codes with scales and minimums of another type, each the nearest.
+///
+/// # Errors
+/// `non_finite` for a number that the type cannot hold.
+pub fn round_scales(tensor: &PackedTensor, scale_type: ScaleType) -> Result<PackedTensor> {
+    let rounded = |from: &Scales, what: &str| {
+        let mut scales = Scales::with_capacity(scale_type, from.len());
+        for index in 0..from.len() {
+            let scale = from.get(index);
+            scales.push(scale);
+            if !scales.get(index).is_finite() {
+                return Err(Error::new(
+                    ErrorCode::NonFinite,
+                    format!("the {what} {scale:e} is beyond what {} holds", scale_type.dtype()),
+                ));
+            }
+        }
+        Ok(scales)
+    };
+    let scales = rounded(tensor.scales(), "scale")?;
+    let (scheme, rows, cols) = (tensor.scheme(), tensor.rows(), tensor.cols());
+    let Some(minimums) = tensor.minimums() else {
+        let zeros = tensor.zero_points().map(<[u8]>::to_vec);
+        return rebuilt(tensor, scheme, tensor.codes().to_vec(), scales, zeros);
+    };
+    let minimums = rounded(minimums, "minimum")?;
+    let codes = tensor.codes().to_vec();
+    in_order_of(tensor, PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?)
+}
+
+/// Whether every scale and every minimum has the same value in another type.
 pub fn scales_fit(tensor: &PackedTensor, scale_type: ScaleType) -> bool {
-    (0..tensor.scales().len()).all(|index| {
-        let scale = tensor.scales().get(index);
+    let fits = |value: f32| {
         let rounded = match scale_type {
-            ScaleType::F16 => f16::from_f32(scale).to_f32(),
-            ScaleType::BF16 => bf16::from_f32(scale).to_f32(),
-            ScaleType::F32 => scale,
+            ScaleType::F16 => f16::from_f32(value).to_f32(),
+            ScaleType::BF16 => bf16::from_f32(value).to_f32(),
+            ScaleType::F32 => value,
         };
-        rounded == scale
-    })
+        rounded == value
+    };
+    let all = |scales: &Scales| (0..scales.len()).all(|index| fits(scales.get(index)));
+    all(tensor.scales()) && tensor.minimums().is_none_or(all)
 }
 
 fn rebuilt(
@@ -124,6 +140,11 @@ fn rebuilt(
     zero_points: Option<Vec<u8>>,
 ) -> Result<PackedTensor> {
     let rebuilt = PackedTensor::new(scheme, tensor.rows(), tensor.cols(), codes, scales, zero_points)?;
+    in_order_of(tensor, rebuilt)
+}
+
+/// Gives `rebuilt` the order of columns that `tensor` has.
+fn in_order_of(tensor: &PackedTensor, rebuilt: PackedTensor) -> Result<PackedTensor> {
     match tensor.column_order() {
         None => Ok(rebuilt),
         Some(order) => rebuilt.with_column_order(order.to_vec()),

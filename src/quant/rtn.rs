@@ -91,6 +91,17 @@ impl RtnQuantizer {
         self.builder.rows_done()
     }
 
+    /// The last `rows` rows that were pushed, as a matrix of their own.
+    ///
+    /// # Errors
+    /// As [`PackedTensor::new`]'s, which cannot happen.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn last_rows(&self, rows: usize) -> Result<PackedTensor> {
+        self.builder.last_rows(rows)
+    }
+
     /// The quantized matrix.
     ///
     /// # Errors

@@ -164,6 +164,16 @@ impl Scheme {
         matches!(self, Self::IntegerMinimum { .. })
     }
 
+    /// The same codes, counted from a minimum where each group stores a zero point.
+    pub fn with_minimums(self) -> Self {
+        match self {
+            Self::Integer { bits, granularity, symmetric: false } => {
+                Self::IntegerMinimum { bits, granularity }
+            }
+            other => other,
+        }
+    }
+
     /// The largest code that may occur.
     pub fn max_code(self) -> u32 {
         match self {

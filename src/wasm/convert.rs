@@ -7,16 +7,10 @@ use super::requests::ConvertRequest;
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
-use crate::artifact::output::refuse_foreign;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::check_plain_name;
-use crate::format::gguf::TensorType;
-use crate::model::Checkpoint;
-use crate::pipeline::convert::{convert, plan_conversion};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::gguf::{self, GgufOptions};
-use crate::task::Control;
+use crate::pipeline::{convert, plan_conversion};
 use serde::Serialize;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -28,8 +22,8 @@ struct Converted {
     notes: Vec<String>,
     /// What becomes of each matrix that cannot be kept as it is.
     losses: Vec<Loss>,
-    /// Of a GGUF file: the largest distance of a weight from the checkpoint's.
-    largest_weight_difference: Option<f32>,
+    /// The largest distance of a weight from the checkpoint's.
+    largest_weight_difference: f32,
 }
 
 #[derive(Serialize)]
@@ -77,55 +71,18 @@ pub async fn convert_checkpoint(
     let checkpoint = checkpoint.get();
     let run = async {
         let request: ConvertRequest = from_value(request, "convert")?;
+        let options = request.options()?;
         let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
         let control = ControlOfJs::new(control);
-        if request.format == "gguf" {
-            return to_gguf(&checkpoint, &request, &target, &control).await;
-        }
-        let layout = request.layout()?;
-        refuse_foreign(&existing).await?;
-        let plan = plan_conversion(&checkpoint, layout, request.strict, &control).await?;
-        let record = convert(&checkpoint, &plan, &target, Some(&existing), &control).await?;
-        let lossy = plan
-            .modules
-            .iter()
-            .filter_map(|module| Some(Loss { name: module.module.clone(), loss: module.loss.clone()? }));
-        let losses = lossy.collect();
+        let plan = plan_conversion(&checkpoint, &options, &control).await?;
+        let outcome = convert(&checkpoint, &plan, &target, Some(&existing), &control).await?;
+        let lossy = plan.losses().map(|(name, loss)| Loss { name: name.to_owned(), loss: loss.to_owned() });
         Result::Ok(Converted {
-            format: record.format,
-            notes: plan.notes,
-            losses,
-            largest_weight_difference: None,
+            notes: [plan.remarks(), &outcome.notes].concat(),
+            losses: lossy.collect(),
+            largest_weight_difference: outcome.largest_difference().map_or(0.0, |(difference, _)| difference),
+            format: outcome.record.format,
         })
     };
     to_value(&run.await.map_err(to_js)?)
-}
-
-async fn to_gguf(
-    checkpoint: &Checkpoint,
-    request: &ConvertRequest,
-    target: &TargetOfJs,
-    control: &dyn Control,
-) -> Result<Converted> {
-    let file = request.file.as_deref().unwrap_or("model.gguf");
-    check_plain_name(file)?;
-    let linear = request.gguf_type()?;
-    let tables = if linear == TensorType::F32 { linear } else { TensorType::F16 };
-    let modules = gguf::plan(checkpoint, GgufOptions { linear, tables }, control).await?;
-    let mut losses = Vec::new();
-    for module in &modules {
-        let Some(reason) = &module.reason else { continue };
-        if request.strict {
-            return Err(Error::unsupported_format(format!("module `{}`: {reason}", module.module)));
-        }
-        losses.push(Loss { name: module.module.clone(), loss: format!("{} ({reason})", module.tensor_type) });
-    }
-    let report = gguf::write(checkpoint, modules, target, file, control).await?;
-    let largest = report.modules.iter().map(|module| module.max_abs_difference).fold(0.0, f32::max);
-    Ok(Converted {
-        format: "gguf".to_owned(),
-        notes: report.remarks(),
-        losses,
-        largest_weight_difference: Some(largest),
-    })
 }

@@ -10,17 +10,16 @@ use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
-use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
 use crate::calibrate::samples::FEW_TOKENS;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
-use crate::pipeline::calibrated::memory::{CalibrationMemory, plan_memory};
-use crate::pipeline::select::plan_modules;
-use crate::pipeline::{Calibration, QuantizeOutcome, quantize, quantize_calibrated};
+use crate::pipeline::calibrated::memory::CalibrationMemory;
+use crate::pipeline::{Calibration, QuantizeOutcome, QuantizeSurroundings, Told, quantize_checkpoint};
 use crate::tokenizer::TextCodec;
 use serde::Serialize;
+use std::cell::RefCell;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -83,40 +82,42 @@ impl Work<'_> {
         scratch: &ScratchOfJs,
     ) -> Result<Quantized> {
         let &Self { checkpoint, target, existing, control } = self;
-        let options = request.options()?;
-        refuse_foreign(existing).await?;
-        let plans = plan_modules(checkpoint, &options)?;
-        let noted = plans.iter().filter_map(|plan| {
-            let became = plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string());
-            plan.reason.as_ref().map(|reason| format!("{}: {became} ({reason})", plan.module))
-        });
-        let mut notes: Vec<String> = noted.collect();
-        let mut planned_memory = None;
+        let mut options = request.options()?;
+        // What the engine's own memory can hold at most.
+        options.memory = Some(HEAP_BYTES);
+        let planned = RefCell::new(Vec::new());
+        let tell = |told: Told<'_>| {
+            let Told::Plan(plan) = told else { return };
+            let noted = plan.modules().iter().filter_map(|plan| {
+                let became = plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string());
+                plan.reason.as_ref().map(|reason| format!("{}: {became} ({reason})", plan.module))
+            });
+            // A second time where another device takes over.
+            planned.replace(noted.collect());
+        };
+        let around = QuantizeSurroundings { target, existing: Some(existing), tell: &tell, control };
+        let mut few = None;
         let outcome = match &request.calibration {
-            None => quantize(checkpoint, &options, target, Some(existing), control).await?,
+            None => quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, &around).await?,
             Some(calibration) => {
                 let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
                 let samples = calibration.samples(checkpoint.config(), codec)?;
                 if samples.tokens() < FEW_TOKENS {
-                    notes.push(format!(
+                    few = Some(format!(
                         "calibrated with {} tokens; below {FEW_TOKENS} a wide layer's statistics are noisy",
                         samples.tokens()
                     ));
                 }
-                let needed = plan_memory(checkpoint, &plans, &options, &samples)?;
-                needed
-                    .check_within(Some(HEAP_BYTES))
-                    .context_with(|| "the memory of a WebAssembly module")?;
-                planned_memory = Some(needed);
                 let quantize = async |backend: AnyBackend| {
-                    let calibration = Calibration { samples: &samples, backend, scratch };
-                    quantize_calibrated(checkpoint, &options, calibration, target, Some(existing), control)
-                        .await
+                    let new_backend = || backend.another();
+                    let calibration = Calibration { samples: &samples, new_backend: &new_backend, scratch };
+                    quantize_checkpoint(checkpoint, &options, Some(calibration), &around).await
                 };
                 request.device()?.run(|_| (), quantize).await?.result
             }
         };
-        let QuantizeOutcome { record, modules, bytes } = outcome;
+        let QuantizeOutcome { record, modules, bytes, notes, planned_memory, .. } = outcome;
+        let notes = planned.take().into_iter().chain(few).chain(notes).collect();
         let modules = modules.into_iter().map(|(name, scheme, error)| Module {
             name,
             scheme: scheme.to_string(),

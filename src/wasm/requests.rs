@@ -8,8 +8,8 @@ use crate::format::gguf::TensorType;
 use crate::generate::{GenerateOptions, SamplerOptions};
 use crate::layout::{GptqZeros, OpenOptions, TargetLayout};
 use crate::model::ModelConfig;
-use crate::pipeline::QuantizeOptions;
 use crate::pipeline::auto::AutoOptions;
+use crate::pipeline::{ConvertOptions, QuantizeOptions};
 use crate::quant::{
     Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, ScaleRule,
 };
@@ -286,15 +286,15 @@ impl AutoRequest {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ConvertRequest {
-    pub(super) format: String,
-    pub(super) strict: bool,
+    format: String,
+    strict: bool,
     gguf_type: Option<String>,
-    pub(super) file: Option<String>,
+    file: Option<String>,
 }
 
 impl ConvertRequest {
     /// The type of floating-point matrices in a GGUF file.
-    pub(super) fn gguf_type(&self) -> Result<TensorType> {
+    fn gguf_type(&self) -> Result<TensorType> {
         let types = [
             ("f32", TensorType::F32),
             ("f16", TensorType::F16),
@@ -310,11 +310,17 @@ impl ConvertRequest {
 
     /// # Errors
     /// `invalid_argument` for a type without a GGUF file.
-    pub(super) fn layout(&self) -> Result<TargetLayout> {
-        if self.gguf_type.is_some() || self.file.is_some() {
+    pub(super) fn options(&self) -> Result<ConvertOptions> {
+        let is_file = self.format == TargetLayout::Gguf.name();
+        if !is_file && (self.gguf_type.is_some() || self.file.is_some()) {
             return Err(Error::invalid_argument("`ggufType` and `file` belong to the format gguf"));
         }
-        layout(&self.format)
+        Ok(ConvertOptions {
+            layout: if is_file { TargetLayout::Gguf } else { layout(&self.format)? },
+            strict: self.strict,
+            gguf_type: if is_file { Some(self.gguf_type()?) } else { None },
+            file: self.file.clone(),
+        })
     }
 }
 

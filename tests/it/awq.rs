@@ -26,7 +26,7 @@ fn awq(
 ) -> (MemorySinkDir, QuantizeOutcome) {
     let folder = MemorySinkDir::new("awq");
     let scratch = MemoryScratch::new();
-    let calibration = Calibration { samples, backend: CpuBackend::new(), scratch: &scratch };
+    let calibration = Calibration { samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
     let outcome =
         block_on(quantize_calibrated(checkpoint, options, calibration, &folder, None, &Silent)).unwrap();
     (folder, outcome)

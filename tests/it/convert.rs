@@ -1,12 +1,13 @@
 //! From layout to layout: what moves exactly does, and what does not is said.
 
+use crate::support::difference::largest_difference;
 use crate::support::{fixture, on_disk};
 use lowbit::format::sink::FsSinkDir;
 use lowbit::layout::{GptqZeros, ModuleStorage, TargetLayout};
 use lowbit::model::Checkpoint;
 use lowbit::model::names::Linear;
-use lowbit::pipeline::convert::{convert, largest_difference, plan_conversion};
-use lowbit::pipeline::{QuantizeOptions, quantize};
+use lowbit::pipeline::convert::ConversionPlan;
+use lowbit::pipeline::{ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize};
 use lowbit::quant::{Bits, Granularity};
 use lowbit::task::{Silent, block_on};
 use std::path::Path;
@@ -20,15 +21,25 @@ fn open(path: &Path) -> Checkpoint {
     block_on(Checkpoint::open(on_disk(path))).unwrap()
 }
 
+fn planned(source: &Checkpoint, layout: TargetLayout, strict: bool) -> lowbit::Result<ConversionPlan> {
+    let options = ConvertOptions { strict, ..ConvertOptions::new(layout) };
+    block_on(plan_conversion(source, &options, &Silent))
+}
+
 /// The largest weight difference of a conversion, and whether any loss was announced.
 fn converted(source: &Path, output: &Path, layout: TargetLayout) -> (f32, bool) {
     let source = open(source);
-    let plan = block_on(plan_conversion(&source, layout, false, &Silent)).unwrap();
+    let plan = planned(&source, layout, false).unwrap();
     let sinks = FsSinkDir::create(output).unwrap();
-    block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
+    let outcome = block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
     let result = open(output);
     assert_eq!(result.layout().name(), layout.name());
-    let (difference, _) = block_on(largest_difference(&source, &result, &Silent)).unwrap();
+    let difference = largest_difference(&source, &result);
+    assert_eq!(
+        outcome.largest_difference().map_or(0.0, |(largest, _)| largest),
+        difference,
+        "it was measured"
+    );
     (difference, plan.modules.iter().any(|module| module.loss.is_some()))
 }
 
@@ -88,19 +99,19 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     let place = tempfile::tempdir().unwrap();
     let eight = place.path().join("eight");
     quantized(&eight, QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true));
-    let error = block_on(plan_conversion(&open(&eight), AWQ, false, &Silent)).unwrap_err();
+    let error = planned(&open(&eight), AWQ, false).unwrap_err();
     assert!(error.to_string().contains("the awq layout can hold none of the modules"), "{error}");
-    let error = block_on(plan_conversion(&open(&eight), AWQ, true, &Silent)).unwrap_err();
+    let error = planned(&open(&eight), AWQ, true).unwrap_err();
     assert!(error.to_string().contains("it holds integer codes of 4 bits, not int8-channel-sym"), "{error}");
     let dense = open(&fixture("tale-llama"));
-    let error = block_on(plan_conversion(&dense, GPTQ, false, &Silent)).unwrap_err();
+    let error = planned(&dense, GPTQ, false).unwrap_err();
     assert!(error.to_string().contains("expected a quantized checkpoint"), "{error}");
 
     // A quantized head has no place in AWQ: it becomes F16, and the plan says so.
     let head = place.path().join("head");
     let four = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
     quantized(&head, QuantizeOptions { quantize_head: true, ..four });
-    let plan = block_on(plan_conversion(&open(&head), AWQ, false, &Silent)).unwrap();
+    let plan = planned(&open(&head), AWQ, false).unwrap();
     let lost: Vec<_> = plan.modules.iter().filter_map(|module| module.loss.as_deref()).collect();
     assert_eq!(lost, ["floating point, F16: its loaders leave the head in floating point"]);
     let (difference, announced) = converted(&head, &place.path().join("head-awq"), AWQ);
@@ -108,8 +119,8 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     // Ternary weights run with INT8 activations, which GPTQ cannot say.
     let ternary = place.path().join("ternary");
     quantized(&ternary, QuantizeOptions::ternary(Granularity::Tensor));
-    let plan = block_on(plan_conversion(&open(&ternary), GPTQ, false, &Silent)).unwrap();
-    assert!(plan.notes[0].contains("activations are INT8"), "{:?}", plan.notes);
+    let plan = planned(&open(&ternary), GPTQ, false).unwrap();
+    assert!(plan.notes()[0].contains("activations are INT8"), "{:?}", plan.notes());
 }
 
 #[test]

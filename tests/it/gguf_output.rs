@@ -5,8 +5,9 @@ use crate::support::{fixture, load_checkpoint, logits, max_distance, on_disk, sy
 use lowbit::format::gguf::TensorType;
 use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
 use lowbit::format::source::{FileSource, MemorySource};
+use lowbit::layout::TargetLayout;
 use lowbit::model::Checkpoint;
-use lowbit::pipeline::gguf::{GgufOptions, GgufReport, plan, write};
+use lowbit::pipeline::convert::{ConversionPlan, ConvertOptions, ConvertOutcome, convert, plan_conversion};
 use lowbit::pipeline::{QuantizeOptions, quantize};
 use lowbit::quant::{Bits, Granularity};
 use lowbit::task::{Silent, block_on};
@@ -24,14 +25,19 @@ const NEAR_TIE: f32 = 0.1;
 /// The same for random weights, whose larger logits that rounding moves further: at 0.1 one prompt parted, at 0.3 none.
 const NEAR_TIE_RANDOM: f32 = 0.3;
 
-fn options(linear: TensorType) -> GgufOptions {
-    GgufOptions { linear, tables: TensorType::F16 }
+fn options(linear: TensorType) -> ConvertOptions {
+    ConvertOptions { gguf_type: Some(linear), ..ConvertOptions::new(TargetLayout::Gguf) }
 }
 
-fn written(checkpoint: &Checkpoint, options: GgufOptions, target: &dyn SinkDir) -> GgufReport {
+fn written(
+    checkpoint: &Checkpoint,
+    options: &ConvertOptions,
+    target: &dyn SinkDir,
+) -> (ConversionPlan, ConvertOutcome) {
     block_on(async {
-        let modules = plan(checkpoint, options, &Silent).await?;
-        write(checkpoint, modules, target, FILE, &Silent).await
+        let plan = plan_conversion(checkpoint, options, &Silent).await?;
+        let outcome = convert(checkpoint, &plan, target, None, &Silent).await?;
+        Ok::<_, lowbit::Error>((plan, outcome))
     })
     .unwrap()
 }
@@ -49,11 +55,9 @@ fn tale() -> Checkpoint {
 fn a_file_with_the_weights_as_they_are_says_the_same() {
     let original = tale();
     let target = MemorySinkDir::new("out");
-    let report = written(&original, options(TensorType::F16), &target);
-    assert!(report.tokenizer_problem.is_none(), "{:?}", report.tokenizer_problem);
-    assert!(
-        report.modules.iter().all(|module| module.plan.reason.is_none() && module.max_abs_difference == 0.0)
-    );
+    let (plan, outcome) = written(&original, &options(TensorType::F16), &target);
+    assert!(outcome.tokenizer_problem.is_none(), "{:?}", outcome.tokenizer_problem);
+    assert!(plan.losses().next().is_none() && outcome.largest_difference().is_none());
     let file = reopened(&target);
     let ids = synthetic::tokens("gguf", 20, 2048);
     let expected = logits(&mut load_checkpoint(&original), &ids, 20);
@@ -69,7 +73,7 @@ fn a_file_with_the_weights_as_they_are_says_the_same() {
     assert_eq!(ours.encode_prompt("A fox").unwrap(), theirs.encode_prompt("A fox").unwrap());
 
     let again = MemorySinkDir::new("again");
-    written(&original, options(TensorType::F16), &again);
+    written(&original, &options(TensorType::F16), &again);
     assert_eq!(again.to_dir().get(FILE), target.to_dir().get(FILE), "identical inputs make identical files");
 }
 
@@ -89,10 +93,9 @@ fn packed_modules_keep_their_codes() {
         block_on(quantize(&original, &options_in, &folder, None, &Silent)).unwrap();
         let packed = block_on(Checkpoint::open(Rc::new(folder.to_dir()))).unwrap();
         let target = MemorySinkDir::new("out");
-        let report = written(&packed, options(TensorType::Q8_0), &target);
+        let (_, outcome) = written(&packed, &options(TensorType::Q8_0), &target);
         let scheme = options_in.scheme;
-        let largest =
-            report.modules.iter().fold(0.0, |largest: f32, module| largest.max(module.max_abs_difference));
+        let largest = outcome.largest_difference().map_or(0.0, |(largest, _)| largest);
         assert_eq!(largest == 0.0, exact, "{scheme}: {largest}");
         assert!(largest < 1e-3, "{scheme}: {largest}");
         let ids = synthetic::tokens("gguf", 20, 2048);
@@ -109,25 +112,25 @@ fn what_cannot_be_exact_is_said_before_and_measured_after() {
     let original = tale();
     let target = MemorySinkDir::new("out");
     // 128 columns are no blocks of 256.
-    let report = written(&original, options(TensorType::Q4_K), &target);
+    let (plan, outcome) = written(&original, &options(TensorType::Q4_K), &target);
     let (mut narrow, mut wide) = (0, 0);
-    for module in &report.modules[1..] {
-        match module.plan.tensor_type {
-            TensorType::F16 => {
-                assert_eq!(module.plan.reason.as_deref(), Some("128 columns are no whole Q4_K blocks"));
-                assert_eq!(module.max_abs_difference, 0.0);
+    for (module, difference) in plan.modules.iter().zip(&outcome.differences).skip(1) {
+        match module.becomes().as_str() {
+            "F16" => {
+                assert_eq!(module.loss.as_deref(), Some("F16 (128 columns are no whole Q4_K blocks)"));
+                assert_eq!(*difference, 0.0);
                 narrow += 1;
             }
-            TensorType::Q4_K => {
-                assert_eq!(module.plan.reason.as_deref(), Some("F16 weights are rounded"));
-                assert!(module.max_abs_difference > 0.0);
+            "Q4_K" => {
+                assert_eq!(module.loss.as_deref(), Some("Q4_K (F16 weights are rounded)"));
+                assert!(*difference > 0.0);
                 wide += 1;
             }
             other => panic!("{other}"),
         }
     }
     assert_eq!((narrow, wide), (18, 3));
-    assert!(block_on(plan(&original, options(TensorType::TQ1_0), &Silent)).is_err());
+    assert!(block_on(plan_conversion(&original, &options(TensorType::TQ1_0), &Silent)).is_err());
 }
 
 /// The tokens that lowbit takes greedily, as far as the winner is clear.
@@ -148,7 +151,7 @@ fn clear_tokens(checkpoint: &Checkpoint, prompt: &[u32], count: usize, near_tie:
     ids[prompt.len()..].to_vec()
 }
 
-fn write_on_disk(checkpoint: &Checkpoint, options: GgufOptions, folder: &Path) -> PathBuf {
+fn write_on_disk(checkpoint: &Checkpoint, options: &ConvertOptions, folder: &Path) -> PathBuf {
     written(checkpoint, options, &FsSinkDir::create(folder).unwrap());
     folder.join(FILE)
 }
@@ -161,11 +164,11 @@ fn interop_llama_cpp_continues_what_lowbit_writes() {
     let mut files = Vec::new();
     for linear in [TensorType::F16, TensorType::Q8_0, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q4_K] {
         let name = format!("tale-{linear}");
-        files.push((write_on_disk(&tale, options(linear), &place.path().join(&name)), name, 2048));
+        files.push((write_on_disk(&tale, &options(linear), &place.path().join(&name)), name, 2048));
     }
     for linear in [TensorType::Q4_K, TensorType::TQ2_0] {
         let name = format!("wide-{linear}");
-        files.push((write_on_disk(&wide, options(linear), &place.path().join(&name)), name, 320));
+        files.push((write_on_disk(&wide, &options(linear), &place.path().join(&name)), name, 320));
     }
     const COUNT: usize = 24;
     let codec = block_on(HuggingFaceTokenizer::open(tale.dir().as_ref(), None)).unwrap();

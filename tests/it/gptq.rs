@@ -204,7 +204,8 @@ fn a_run_tells_how_far_it_is_and_can_be_cancelled_anywhere() {
     let listen = |method: fn(Bits, Granularity, bool) -> QuantizeOptions, stops_allowed| {
         let listener = Listener { stops: Cell::new(0), stops_allowed, heard: RefCell::default() };
         let (folder, scratch) = (MemorySinkDir::new("out"), MemoryScratch::new());
-        let calibration = Calibration { samples: &samples, backend: CpuBackend::new(), scratch: &scratch };
+        let calibration =
+            Calibration { samples: &samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
         let options = method(Bits::Four, Granularity::Group(32), true);
         let run = quantize_calibrated(&checkpoint, &options, calibration, &folder, None, &listener);
         let result = block_on(run);

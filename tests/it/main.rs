@@ -20,6 +20,7 @@ mod interrupted;
 mod never_silent;
 mod peak_memory;
 mod peers;
+mod reads;
 mod real_models;
 mod recipe;
 mod round_trip;

@@ -1,11 +1,12 @@
 //! Checkpoints that other tools quantized: their perplexity, as an independent implementation has it.
 
 use crate::real_models::{open, shared};
+use crate::support::difference::largest_difference;
 use crate::support::on_disk;
 use lowbit::format::sink::FsSinkDir;
 use lowbit::layout::{GptqZeros, TargetLayout};
 use lowbit::model::Checkpoint;
-use lowbit::pipeline::convert::{convert, largest_difference, plan_conversion};
+use lowbit::pipeline::{ConvertOptions, convert, plan_conversion};
 use lowbit::task::{Silent, block_on};
 use lowbit::validate::walk::score;
 use lowbit::validate::windows::{Dataset, WindowOptions};
@@ -34,7 +35,7 @@ fn their_codes_move_to_every_other_layout() {
             TargetLayout::Awq,
         ] {
             let name = format!("{} to {}", folder.file_name().unwrap().display(), layout.name());
-            let Ok(plan) = block_on(plan_conversion(&source, layout, false, &Silent)) else {
+            let Ok(plan) = block_on(plan_conversion(&source, &ConvertOptions::new(layout), &Silent)) else {
                 // The one folder of INT8 weights has no place in AWQ.
                 assert_eq!(name, "llmcompressor-rtn-w8-channel to awq");
                 continue;
@@ -43,7 +44,7 @@ fn their_codes_move_to_every_other_layout() {
             let sinks = FsSinkDir::create(&output).unwrap();
             block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
             let result = block_on(Checkpoint::open(on_disk(output))).unwrap();
-            let (difference, _) = block_on(largest_difference(&source, &result, &Silent)).unwrap();
+            let difference = largest_difference(&source, &result);
             let loses = plan.modules.iter().any(|module| module.loss.is_some());
             let f32_scales = name.starts_with("llmcompressor") && layout != TargetLayout::CompressedTensors;
             assert_eq!(loses, f32_scales, "{name}");

@@ -1,5 +1,6 @@
 //! What several tests need: folders, models, logits.
 
+pub mod difference;
 pub mod large;
 pub mod synthetic;
 
@@ -98,6 +99,6 @@ pub fn calibrated(
     folder: &dyn SinkDir,
 ) -> lowbit::Result<QuantizeOutcome> {
     let scratch = MemoryScratch::new();
-    let calibration = Calibration { samples, backend: CpuBackend::new(), scratch: &scratch };
+    let calibration = Calibration { samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
     block_on(quantize_calibrated(checkpoint, options, calibration, folder, None, &Silent))
 }

@@ -20,6 +20,9 @@ pub struct Options {
     /// Another build of the command than the release build that is made
     #[arg(long, global = true, value_name = "FILE")]
     lowbit: Option<PathBuf>,
+    /// Leave a key out of JSON documents, as source.sha256, whose value a change is meant to change; for both runs
+    #[arg(long, global = true, value_name = "KEY")]
+    without: Vec<String>,
 }
 
 #[derive(Subcommand)]
@@ -135,7 +138,7 @@ pub fn run(options: Options) -> Outcome {
     let mut found = Map::new();
     for model in models() {
         let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let digests = step(&name, || of_model(&lowbit, &model, &place.join(&name)))?;
+        let digests = step(&name, || of_model(&lowbit, &model, &place.join(&name), &options.without))?;
         found.insert(name, digests);
     }
     let found = Value::Object(found);
@@ -174,7 +177,7 @@ fn models() -> Vec<PathBuf> {
 }
 
 /// The digests of every run, by name.
-fn of_model(lowbit: &Path, model: &Path, out: &Path) -> Result<Value, String> {
+fn of_model(lowbit: &Path, model: &Path, out: &Path, without: &[String]) -> Result<Value, String> {
     let texts = out.join("texts");
     let write = |name: &str, text: &str| {
         let path = texts.join(name);
@@ -214,10 +217,11 @@ fn of_model(lowbit: &Path, model: &Path, out: &Path) -> Result<Value, String> {
         let output =
             command.output().map_err(|error| format!("cannot run `{}`: {error}", line_of(&command)))?;
         // A refusal is a result too, and has to stay one.
+        let told = || digest(&told(&output.stdout, out, model, without));
         let digest = match output.status.code() {
-            Some(0 | 1) if *writes => of_folder(&target)?,
-            Some(0 | 1) => json!(digest(&told(&output.stdout, out, model))),
-            Some(2) => json!(format!("refused: {}", digest(&told(&output.stdout, out, model)))),
+            Some(0 | 1) if *writes => of_folder(&target, without)?,
+            Some(0 | 1) => json!(told()),
+            Some(2) => json!(format!("refused: {}", told())),
             _ => {
                 return Err(format!(
                     "`{}` failed: {}",
@@ -232,7 +236,7 @@ fn of_model(lowbit: &Path, model: &Path, out: &Path) -> Result<Value, String> {
 }
 
 /// The digest of each file of a folder.
-fn of_folder(folder: &Path) -> Result<Value, String> {
+fn of_folder(folder: &Path, without: &[String]) -> Result<Value, String> {
     let broke = |error: std::io::Error| format!("{}: {error}", folder.display());
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(broke)? {
@@ -241,19 +245,43 @@ fn of_folder(folder: &Path) -> Result<Value, String> {
     names.sort();
     let mut digests = Map::new();
     for name in names {
-        digests.insert(name.clone(), json!(digest(&fs::read(folder.join(name)).map_err(broke)?)));
+        let mut bytes = fs::read(folder.join(&name)).map_err(broke)?;
+        if let (true, false, Ok(mut document)) =
+            (name.ends_with(".json"), without.is_empty(), serde_json::from_slice::<Value>(&bytes))
+        {
+            without.iter().for_each(|key| leave_out(&mut document, key));
+            bytes = document.to_string().into_bytes();
+        }
+        digests.insert(name, json!(digest(&bytes)));
     }
     Ok(Value::Object(digests))
 }
 
 /// A document without what was measured, and without the places of this run.
-fn told(document: &[u8], out: &Path, model: &Path) -> Vec<u8> {
+fn told(document: &[u8], out: &Path, model: &Path, without: &[String]) -> Vec<u8> {
     let mut document: Value = serde_json::from_slice(document).unwrap_or(Value::Null);
     forget_measured(&mut document);
+    without.iter().for_each(|key| leave_out(&mut document, key));
     let text = document.to_string();
     text.replace(&out.display().to_string(), "OUT")
         .replace(&model.display().to_string(), "MODEL")
         .into_bytes()
+}
+
+/// Takes a value out, by the keys that lead to it with dots between them.
+fn leave_out(document: &mut Value, key: &str) {
+    match key.split_once('.') {
+        Some((first, rest)) => {
+            if let Some(inner) = document.get_mut(first) {
+                leave_out(inner, rest);
+            }
+        }
+        None => {
+            if let Some(entries) = document.as_object_mut() {
+                entries.remove(key);
+            }
+        }
+    }
 }
 
 fn forget_measured(value: &mut Value) {
@@ -313,5 +341,9 @@ mod tests {
         let mut report = json!({"seconds": 1, "loss": 2, "inner": [{"load_seconds": 3, "kept": 4}]});
         forget_measured(&mut report);
         assert_eq!(report, json!({"loss": 2, "inner": [{"kept": 4}]}));
+        let mut record = json!({"source": {"sha256": "a", "path": "b"}});
+        leave_out(&mut record, "source.sha256");
+        leave_out(&mut record, "source.nothing.inside");
+        assert_eq!(record, json!({"source": {"path": "b"}}));
     }
 }

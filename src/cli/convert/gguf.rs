@@ -1,16 +1,11 @@
-//! `lowbit convert --format gguf`: any checkpoint as one GGUF file. Floor 9.
+//! `--format gguf`: the file that is written, and its types. Floor 9.
 
-use super::Args;
-use crate::cli::terminal::Terminal;
-use crate::cli::{Outcome, open};
-use crate::error::{Error, Result};
+use crate::cli::open;
+use crate::error::Result;
 use crate::format::gguf::TensorType;
 use crate::format::sink::FsSinkDir;
-use crate::model::Checkpoint;
-use crate::pipeline::gguf::{GgufOptions, GgufReport, plan, write};
-use crate::task::block_on;
+use crate::format::source::FsDir;
 use clap::ValueEnum;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// `--gguf-type`
@@ -52,20 +47,33 @@ impl From<TypeArg> for TensorType {
     }
 }
 
-/// Where the file goes: the folder and its name. `-o X.gguf` names it, `-o X` the folder. What a killed run left on the way
-/// to it goes.
+/// Where an output goes.
+pub struct Destination {
+    /// The folder to write.
+    pub sinks: FsSinkDir,
+    /// The same folder to read from.
+    pub existing: FsDir,
+    /// The name of the file in it, where it is one.
+    pub file: Option<String>,
+    /// What is written, folder or file.
+    pub path: PathBuf,
+}
+
+/// The folder of an output, or the file: `-o X.gguf` names it, `-o X` its folder. What a killed run left on the way to the
+/// file goes.
 ///
 /// # Errors
-/// `invalid_argument` where there is a file of that name already.
-pub fn new_file(output: &Path) -> Result<(PathBuf, String)> {
-    let (folder, file) = place(output);
-    let path = folder.join(&file);
-    if path.exists() {
-        return Err(Error::invalid_argument("the file is there already; choose another name")
-            .context(path.display().to_string()));
+/// As [`open::output`]'s, for a folder; `io`.
+pub fn destination(output: &Path, source: &Path, is_file: bool) -> Result<Destination> {
+    if !is_file {
+        let (sinks, existing) = open::output(output, source)?;
+        return Ok(Destination { sinks, existing, file: None, path: output.to_owned() });
     }
-    FsSinkDir::at(&folder).remove_unfinished_of(&file)?;
-    Ok((folder, file))
+    let (folder, file) = place(output);
+    let sinks = FsSinkDir::at(&folder);
+    sinks.remove_unfinished_of(&file)?;
+    let (path, existing) = (folder.join(&file), FsDir::at(&folder));
+    Ok(Destination { sinks, existing, file: Some(file), path })
 }
 
 fn place(output: &Path) -> (PathBuf, String) {
@@ -77,71 +85,6 @@ fn place(output: &Path) -> (PathBuf, String) {
         }
         _ => (output.to_owned(), "model.gguf".to_owned()),
     }
-}
-
-pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let (folder, file) = new_file(&args.output)?;
-    let linear = args.gguf_type.unwrap_or(TypeArg::F16).into();
-    let tables = if linear == TensorType::F32 { linear } else { TensorType::F16 };
-    let report = block_on(async {
-        let source = open::checkpoint(&args.checkpoint, terminal).await?;
-        convert(&source, GgufOptions { linear, tables }, (&folder, &file), args.strict, terminal).await
-    })?;
-    show(&report, &folder.join(&file), terminal)
-}
-
-/// Writes the file, and says before what it cannot hold.
-pub async fn convert(
-    source: &Checkpoint,
-    options: GgufOptions,
-    (folder, file): (&Path, &str),
-    strict: bool,
-    terminal: &Terminal,
-) -> Result<GgufReport> {
-    let modules = plan(source, options, terminal).await?;
-    for module in &modules {
-        let Some(reason) = &module.reason else { continue };
-        if strict {
-            return Err(Error::unsupported_format(format!("module `{}`: {reason}", module.module)));
-        }
-        terminal.note(format_args!("{}: {} ({reason})", module.module, module.tensor_type));
-    }
-    let report = write(source, modules, &FsSinkDir::at(folder), file, terminal).await?;
-    for remark in report.remarks() {
-        terminal.note(remark);
-    }
-    Ok(report)
-}
-
-fn show(report: &GgufReport, path: &Path, terminal: &Terminal) -> Result<Outcome> {
-    let largest = report.modules.iter().max_by(|a, b| a.max_abs_difference.total_cmp(&b.max_abs_difference));
-    let largest = largest.filter(|module| module.max_abs_difference > 0.0);
-    let document = json!({
-        "output": path,
-        "format": "gguf",
-        "largest_weight_difference": largest.map_or(0.0, |module| module.max_abs_difference),
-        "largest_weight_difference_in": largest.map(|module| &module.plan.module),
-        "tokenizer_problem": report.tokenizer_problem.as_ref().map(ToString::to_string),
-        "notes": report.notes,
-        "modules": report.modules.iter().map(|module| json!({
-            "name": module.plan.module,
-            "to": module.plan.tensor_type.name(),
-            "loss": module.plan.reason,
-            "max_abs_difference": module.max_abs_difference,
-        })).collect::<Vec<_>>(),
-    });
-    let exactness = match largest {
-        None => "every weight is what it was".to_owned(),
-        Some(module) => {
-            format!(
-                "the largest weight difference is {:.3e}, in {}",
-                module.max_abs_difference, module.plan.module
-            )
-        }
-    };
-    let text = format!("{} matrices to gguf; {exactness}\n{}\n", report.modules.len(), path.display());
-    terminal.result(&document, text)?;
-    Ok(Outcome::Done)
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
 //! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says. Floor 3.
 
 use super::quantize::{push_half, push_nibbles, push_ternary};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
+use crate::format::safetensors::TensorInfo;
 use crate::quant::{Bits, Granularity, PackedTensor, Scheme, column_order, packing};
-use half::f16;
 
 /// Columns that share a scale in the small blocks.
-const SMALL_BLOCK: usize = 32;
+pub(in crate::layout) const SMALL_BLOCK: usize = 32;
 /// And in those of ternary codes.
 const TERNARY_BLOCK: usize = 256;
 
 /// The type whose blocks hold the codes of a `cols` wide matrix of `scheme`; `None` where none does. A group of several
-/// blocks repeats its scale. Scales become halves, and zero points minimums: see [`is_exact`].
+/// blocks repeats its scale. Scales become halves, and zero points minimums: see [`own_scales`](crate::layout::TargetLayout::own_scales).
 pub fn block_type(scheme: Scheme, cols: usize) -> Option<TensorType> {
     let fits = |block: usize| {
         let group = scheme.granularity().group_size(cols);
@@ -40,14 +41,24 @@ pub fn block_type_of(tensor: &PackedTensor) -> Option<TensorType> {
     block_type(tensor.scheme(), tensor.cols())
 }
 
-/// Whether [`encode`] loses nothing: every scale and every minimum is a half.
-pub fn is_exact(tensor: &PackedTensor) -> bool {
-    let is_half = |value: f32| f16::from_f32(value).to_f32() == value;
-    let scales = tensor.scales();
-    (0..scales.len()).all(|index| {
-        let minimum = minimum(tensor, index);
-        is_half(scales.get(index)) && minimum.is_none_or(is_half)
-    })
+/// Whether [`encode`] has a type for rows of `cols` columns.
+pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), String> {
+    match block_type(scheme, cols) {
+        Some(_) => Ok(()),
+        None => Err(format!("no type holds {scheme} rows of {cols} columns")),
+    }
+}
+
+/// The one tensor that a matrix becomes: blocks are rows of bytes.
+pub(in crate::layout) fn planned_tensors(
+    module: &str,
+    rows: usize,
+    cols: usize,
+    scheme: Scheme,
+) -> Vec<(String, TensorInfo)> {
+    let row_bytes = block_type(scheme, cols).and_then(|tensor_type| tensor_type.row_bytes(cols as u64));
+    let dims = [rows as u64, row_bytes.expect("it can be held")];
+    vec![(format!("{module}.weight"), TensorInfo::new(DType::U8, dims))]
 }
 
 /// What stands in a `Q4_1` block's place for a minimum.

@@ -11,16 +11,15 @@ use crate::calibrate::Walk;
 use crate::calibrate::awq::{SHARES, Shared, Target, quantize, search};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::layout::PackedFormat;
+use crate::model::ModelConfig;
 use crate::model::block::Site;
 use crate::model::names::{BlockNorm, Linear};
-use crate::model::weights::{DenseRows, Replacement, read_vector};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::weights::{Replacement, read_vector};
 use crate::pipeline::kept;
 use crate::pipeline::select::{Method, ModulePlan};
 use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
 use crate::quant::awq::{AwqOutcome, Clipping, Measure, Moments};
-use crate::quant::{Granularity, Hessian, PackedTensor, WeightError};
+use crate::quant::{Granularity, Hessian, PackedTensor};
 
 /// What makes the input of a site, feature by feature.
 enum Before {
@@ -67,10 +66,7 @@ pub(super) async fn quantize_site<B: Backend>(
     for target in &targets {
         walk.report_quantizing(site, SHARES - 1, SHARES, target.module, shared.control);
         let (outcome, record) = finish(shared, target, &folded, hessian, &moments).await?;
-        kept::save(found.scratch, target.module, &outcome.tensor).await?;
-        let module = target.module.to_owned();
-        found.weight_errors.insert(module.clone(), outcome.weights);
-        found.modules.insert(module, (PackedFormat::from(&outcome.tensor), Some(record)));
+        found.keep(target.module, &outcome.tensor, Some(record), outcome.weights).await?;
         tensors.push((target.linear, outcome.tensor));
     }
     if is_last {
@@ -130,10 +126,6 @@ async fn fold<B: Backend>(
                 return without("the layer before cannot hold the scales");
             };
             let module = linear.module(layer);
-            if !found.weight_errors.contains_key(&module) {
-                let error = weight_error(checkpoint, &module, &tensor).await?;
-                found.weight_errors.insert(module.clone(), error);
-            }
             kept::save(found.scratch, &module, &divided).await?;
             if linear.has_bias(checkpoint.config()) {
                 let bias = format!("{module}.bias");
@@ -146,16 +138,6 @@ async fn fold<B: Backend>(
             Ok(Folded { scales: best.scales, ratio: Some(best.ratio), reason: None })
         }
     }
-}
-
-/// The error of a layer that another method made, before its rows are divided.
-async fn weight_error(checkpoint: &Checkpoint, module: &str, tensor: &PackedTensor) -> Result<WeightError> {
-    let mut error = WeightError::default();
-    let mut rows = DenseRows::new(checkpoint, module)?;
-    while let Some((range, values)) = rows.next().await? {
-        error.add_rows(values, tensor, range);
-    }
-    Ok(error)
 }
 
 /// What makes the input of a site; `None` where that is a layer that is not quantized.

@@ -3,7 +3,8 @@
 //! For each site of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
 //!
 //! - the block: as it is stored, and after a site its replaced layers as the backend holds them; a second time as it is
-//!   stored where the samples go through the original too;
+//!   stored where the samples go through the original too; and once more as its stored bytes, so that the source is read
+//!   once, unless the run fits its limit only without;
 //! - statistics: the second moments of the site's input, and what is made of them (GPTQ: for each group size a factor and
 //!   the damped matrix, and the drift from the original's inputs; AWQ: a triangle, and blocks for clipping);
 //! - rows on their way through a quantizer, and the packed matrices of the site;
@@ -62,6 +63,9 @@ pub struct CalibrationMemory {
     pub peak_bytes: u64,
     /// Hidden states of all samples and finished matrices, in scratch.
     pub scratch_bytes: u64,
+    /// Whether the stored bytes of a block are held, and part of `block_bytes`, while it is worked on.
+    #[serde(skip)]
+    pub holds_block: bool,
 }
 
 impl CalibrationMemory {
@@ -82,7 +86,7 @@ impl CalibrationMemory {
     }
 }
 
-/// Plans a run.
+/// Plans a run. It holds the stored bytes of a block, unless it would take more than the options allow by that.
 ///
 /// # Errors
 /// As [`Checkpoint::module`], and for sizes that do not fit 64 bits.
@@ -92,8 +96,24 @@ pub fn plan_memory(
     options: &QuantizeOptions,
     samples: &Samples,
 ) -> Result<CalibrationMemory> {
+    let holding = plan_holding(checkpoint, plans, options, samples, true)?;
+    match options.memory {
+        Some(memory) if memory < holding.peak_bytes => {
+            plan_holding(checkpoint, plans, options, samples, false)
+        }
+        _ => Ok(holding),
+    }
+}
+
+fn plan_holding(
+    checkpoint: &Checkpoint,
+    plans: &[ModulePlan],
+    options: &QuantizeOptions,
+    samples: &Samples,
+    holds_block: bool,
+) -> Result<CalibrationMemory> {
     let follows = follows_original(options);
-    let job = Job { checkpoint, config: checkpoint.config(), plans, follows };
+    let job = Job { checkpoint, config: checkpoint.config(), plans, follows, holds_block };
     let working_bytes = job.working_bytes(samples);
     let hole = job.largest_square();
     let hole = if LARGEST_KEPT.is_none_or(|kept| hole <= kept) { hole } else { 0 };
@@ -104,6 +124,7 @@ pub fn plan_memory(
         working_bytes,
         peak_bytes: PROCESS_BYTES + hole + working_bytes + block_bytes + statistics_bytes + rows_bytes,
         scratch_bytes: 0,
+        holds_block,
     };
     let chunk = CHUNK_BYTES as u64;
     // The samples are embedded before any block is loaded.
@@ -127,6 +148,8 @@ struct Job<'a> {
     plans: &'a [ModulePlan],
     /// Whether the samples go through the original blocks too.
     follows: bool,
+    /// Whether the stored bytes of a block stay.
+    holds_block: bool,
 }
 
 impl Job<'_> {
@@ -177,14 +200,13 @@ impl Job<'_> {
         Ok(self.weights(linear) * bits / 8 + scheme.granularity().scale_count(rows, cols) as u64 * 5)
     }
 
-    /// Bytes of the block while the samples stand at `site`, and of the original beside it.
+    /// Bytes of the block while the samples stand at `site`, of the original beside it, and of what is held.
     fn block_bytes(&self, site: Site) -> Result<u64> {
         let mut bytes = 0;
         for other in Site::ALL {
             for &linear in other.linears() {
-                if self.follows {
-                    bytes += self.stored_bytes(linear)?;
-                }
+                let copies = u64::from(self.follows) + u64::from(self.holds_block);
+                bytes += copies * self.stored_bytes(linear)?;
                 let replaced = (other as usize) < site as usize;
                 bytes += if replaced { self.replaced_bytes(linear)? } else { self.stored_bytes(linear)? };
             }

@@ -5,7 +5,7 @@
 //! whole whenever a process ends. It carries a key of everything that the result depends on: source, options, samples,
 //! version and device. Floor 8.
 
-use super::Found;
+use super::{Found, FoundModule};
 use crate::artifact::records::CalibrationRecord;
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
@@ -26,9 +26,8 @@ struct Note {
     key: String,
     /// Blocks that are done; `None` before the samples are embedded.
     blocks: Option<usize>,
-    /// Modules that are done.
-    modules: BTreeMap<String, Option<CalibrationRecord>>,
-    weight_errors: BTreeMap<String, WeightError>,
+    /// Modules that are done: how, and the error of their weights.
+    modules: BTreeMap<String, (Option<CalibrationRecord>, WeightError)>,
     vectors: BTreeSet<String>,
 }
 
@@ -63,11 +62,10 @@ impl<'a> Journal<'a> {
         journal.next = 1 - index;
         let Some(blocks) = note.blocks else { return Ok((journal, None)) };
         let mut found = Found::new(scratch);
-        for (module, record) in note.modules {
+        for (module, (record, error)) in note.modules {
             let format = (&kept::load(scratch, &module).await?).into();
-            found.modules.insert(module, (format, record));
+            found.modules.insert(module, FoundModule { format, record, error });
         }
-        found.weight_errors = note.weight_errors;
         found.vectors = note.vectors;
         Ok((journal, Some((blocks, found))))
     }
@@ -78,9 +76,8 @@ impl<'a> Journal<'a> {
             key: self.key.clone(),
             blocks,
             modules: order::map(
-                found.modules.iter().map(|(name, (_, record))| (name.clone(), record.clone())),
+                found.modules.iter().map(|(name, of)| (name.clone(), (of.record.clone(), of.error.clone()))),
             ),
-            weight_errors: found.weight_errors.clone(),
             vectors: found.vectors.clone(),
         };
         let json = serde_json::to_string_pretty(&note)

@@ -1,0 +1,217 @@
+//! What is kept of tensors while they pass: their digests, and bytes that will be wanted again, so that a file behind a slow
+//! line is read once. Floor 1.
+
+use crate::error::Result;
+use crate::format::shard_index::TensorStore;
+use crate::order;
+use sha2::{Digest, Sha256};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Bytes that are read at a time for a digest alone.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// What all clones of a store share, by the names of stored tensors.
+#[derive(Default)]
+pub(super) struct Passing {
+    /// Whether tensors are hashed as they pass.
+    hashes: bool,
+    digests: BTreeMap<String, Hashed>,
+    /// The first bytes of tensors that somebody holds, as far as they were read.
+    held: BTreeMap<String, Vec<u8>>,
+}
+
+/// A tensor's digest on the way.
+enum Hashed {
+    /// Of so many bytes.
+    Part(u64, Sha256),
+    Whole([u8; 32]),
+}
+
+impl Passing {
+    /// Fills `out` from what is held; whether it could.
+    pub(super) fn fill(&self, tensor: &str, bytes: &Range<u64>, out: &mut [u8]) -> bool {
+        let held = self.held.get(tensor).filter(|held| bytes.end <= held.len() as u64);
+        held.is_some_and(|held| {
+            out.copy_from_slice(&held[bytes.start as usize..bytes.end as usize]);
+            true
+        })
+    }
+
+    /// Takes in `out`, the bytes `bytes` of a tensor that has `len`. What does not go on where the last ended is left.
+    pub(super) fn take(&mut self, tensor: &str, len: u64, bytes: &Range<u64>, out: &[u8]) {
+        let new = |known: u64| {
+            let goes_on = (bytes.start..bytes.end).contains(&known);
+            goes_on.then(|| &out[(known - bytes.start) as usize..])
+        };
+        if let Some(held) = self.held.get_mut(tensor)
+            && let Some(new) = new(held.len() as u64)
+        {
+            held.reserve_exact((len - held.len() as u64) as usize);
+            held.extend_from_slice(new);
+        }
+        if !self.hashes {
+            return;
+        }
+        if !self.digests.contains_key(tensor) {
+            self.digests.insert(tensor.to_owned(), Hashed::Part(0, Sha256::new()));
+        }
+        let Some(hashed) = self.digests.get_mut(tensor) else { return };
+        if let Hashed::Part(known, hash) = hashed {
+            if let Some(new) = new(*known) {
+                hash.update(new);
+                *known = bytes.end;
+            }
+            if *known == len {
+                *hashed = Hashed::Whole(std::mem::take(hash).finalize().into());
+            }
+        }
+    }
+}
+
+/// Tensors whose bytes stay in memory once they were read, until this is dropped.
+pub struct Held {
+    passing: Rc<RefCell<Passing>>,
+    tensors: Vec<String>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let held = &mut self.passing.borrow_mut().held;
+        for tensor in &self.tensors {
+            held.remove(tensor);
+        }
+    }
+}
+
+impl TensorStore {
+    /// From now on tensors are hashed as they are read from their first byte to their last, for [`digest`](Self::digest).
+    pub fn hash_as_read(&self) {
+        self.passing.borrow_mut().hashes = true;
+    }
+
+    /// SHA-256 of a tensor's bytes. What has not passed is read.
+    ///
+    /// # Errors
+    /// As [`read_range`](Self::read_range)'s.
+    pub async fn digest(&self, tensor: &str) -> Result<[u8; 32]> {
+        self.hash_as_read();
+        let len = self.require(tensor)?.byte_len().unwrap_or(0);
+        let stored = self.resolve(tensor).unwrap_or(tensor);
+        let mut bytes = Vec::new();
+        loop {
+            let known = match self.passing.borrow().digests.get(stored) {
+                Some(Hashed::Whole(digest)) => return Ok(*digest),
+                Some(Hashed::Part(known, _)) => *known,
+                None => 0,
+            };
+            let end = (known + CHUNK_BYTES).min(len);
+            bytes.resize((end - known) as usize, 0);
+            self.read_range(tensor, known..end, &mut bytes).await?;
+        }
+    }
+
+    /// The same store, in which some tensors are nothing but zeros: for who wants to know all but their values.
+    #[must_use]
+    pub fn with_blank(&self, tensors: impl IntoIterator<Item = String>) -> Self {
+        let mut blank: Vec<String> = tensors.into_iter().collect();
+        order::sort(&mut blank);
+        let mut store = self.clone();
+        store.blank = blank;
+        store
+    }
+
+    /// Holds tensors, for readers that will want them more than once. Others than those that are stored are no error.
+    #[must_use]
+    pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> Held {
+        let tensors: Vec<String> = tensors.into_iter().collect();
+        let held = &mut self.passing.borrow_mut().held;
+        for tensor in &tensors {
+            held.insert(tensor.clone(), Vec::new());
+        }
+        Held { passing: self.passing.clone(), tensors }
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::format::safetensors::TensorInfo;
+    use crate::format::source::{ByteSource, MemoryDir, SourceDir};
+    use crate::task::{BoxFuture, block_on};
+    use proptest::prelude::*;
+    use std::cell::Cell;
+
+    /// Counts the bytes that are read.
+    struct Counting(Rc<dyn ByteSource>, Rc<Cell<u64>>);
+
+    impl ByteSource for Counting {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+
+        fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
+            self.1.set(self.1.get() + out.len() as u64);
+            self.0.read_at(offset, out)
+        }
+    }
+
+    fn store(tensor: &[u8]) -> (TensorStore, Rc<Cell<u64>>) {
+        let count = Rc::new(Cell::new(0));
+        let dir = MemoryDir::new("m").with("t", tensor.to_vec());
+        let source = block_on(dir.open("t")).unwrap().unwrap();
+        let stored = crate::format::shard_index::StoredTensor {
+            name: "t".to_owned(),
+            info: TensorInfo::new(DType::U8, [tensor.len() as u64]),
+            range: 0..tensor.len() as u64,
+            rows: crate::format::row_order::RowOrder::Plain,
+        };
+        let source = Rc::new(Counting(source, count.clone()));
+        (TensorStore::from_parts("m", "t", source, [stored]).unwrap(), count)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_before_digest_and_bytes_are_those_of_the_tensor(
+            tensor in prop::collection::vec(any::<u8>(), 0..40),
+            reads in prop::collection::vec((0usize..41, 0usize..41), 0..6),
+            holds in any::<bool>(),
+        ) {
+            let (store, _) = store(&tensor);
+            store.hash_as_read();
+            let _held = holds.then(|| store.hold(["t".to_owned(), "another".to_owned()]));
+            for (a, b) in reads {
+                let (a, b) = (a.min(tensor.len()), b.min(tensor.len()));
+                let range = a.min(b)..a.max(b);
+                let mut out = vec![0; range.len()];
+                block_on(store.read_range("t", range.start as u64..range.end as u64, &mut out)).unwrap();
+                prop_assert_eq!(&out, &tensor[range]);
+            }
+            prop_assert_eq!(block_on(store.digest("t")).unwrap(), <[u8; 32]>::from(Sha256::digest(&tensor)));
+        }
+    }
+
+    #[test]
+    fn what_passed_or_is_held_is_not_read_again() {
+        let (store, count) = store(&[7; 10]);
+        store.hash_as_read();
+        block_on(store.read("t")).unwrap();
+        block_on(store.digest("t")).unwrap();
+        assert_eq!(count.get(), 10);
+        let held = store.hold(["t".to_owned()]);
+        for _ in 0..3 {
+            assert_eq!(block_on(store.read("t")).unwrap(), [7; 10]);
+        }
+        assert_eq!(count.get(), 20);
+        drop(held);
+        block_on(store.read("t")).unwrap();
+        assert_eq!(count.get(), 30);
+    }
+}

@@ -1,0 +1,308 @@
+//! What becomes of each matrix of a checkpoint in another layout, decided before anything is written. Floor 8.
+
+use super::{ConvertOptions, read};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::gguf::TensorType;
+use crate::layout::{ModuleStorage, PackedFormat, TargetLayout};
+use crate::model::Checkpoint;
+use crate::model::names::{self, Linear};
+use crate::order;
+use crate::pipeline::float_type::{one_exact_type, scale_type};
+use crate::pipeline::output::{Form, gguf};
+use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scheme, regroup};
+use crate::task::{self, Control};
+
+/// What becomes of one matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversion {
+    /// Module name in the output.
+    pub module: String,
+    /// Its scheme in the source; `None`: floating point.
+    pub from: Option<Scheme>,
+    /// Its packed form in the output; `None`: [`becomes`](Self::becomes) says what it is rounded to.
+    pub to: Option<PackedFormat>,
+    /// What is lost; `None` where the weights stay exactly what they are.
+    pub loss: Option<String>,
+    /// Module name in the source.
+    pub(super) source: String,
+    /// What its values are written as where it is not packed, or its packed blocks in a file that has types for them.
+    pub(super) form: Form,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl Conversion {
+    /// Its scheme in a folder, its type in a GGUF file.
+    pub fn becomes(&self) -> String {
+        match (self.form, self.to) {
+            (Form::Plain(_), Some(format)) => format.scheme.to_string(),
+            (form, _) => form.name().to_owned(),
+        }
+    }
+}
+
+/// What will become of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConversionPlan {
+    /// What was asked for.
+    pub options: ConvertOptions,
+    /// Every packed module, in the order of the data flow; of a GGUF file every matrix, in the order of the file.
+    pub modules: Vec<Conversion>,
+    /// What is lost beside weights.
+    remarks: Vec<String>,
+    pub(super) activations: Activations,
+    /// All zero points are in the middle, so that the weights are symmetric.
+    pub(super) symmetric: bool,
+    /// The type of all that is not packed, where the layout has one.
+    pub(super) one_type: Option<DType>,
+}
+
+/// A matrix as a layout can hold it, and what that loses; or why it cannot.
+type Adapted<T> = Result<(T, Option<String>), String>;
+
+/// Decides for every matrix, and reads the scales of the packed ones for that.
+///
+/// # Errors
+/// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and for a
+/// type that is not made; `unsupported_format` when the layout can hold none of the modules, or with `strict` where anything
+/// would be lost; `unsupported_model` for a model that a GGUF file cannot hold; whatever reading meets.
+pub async fn plan_conversion(
+    checkpoint: &Checkpoint,
+    options: &ConvertOptions,
+    control: &dyn Control,
+) -> Result<ConversionPlan> {
+    options.check()?;
+    let layout = options.layout;
+    // It says of each tensor what it is.
+    let holds_any = layout == TargetLayout::Gguf;
+    let matrices = if holds_any {
+        gguf::check(checkpoint)?;
+        gguf::matrices(checkpoint, false)
+    } else {
+        packed_modules(checkpoint)?
+    };
+    if matrices.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "{}: expected a quantized checkpoint but found floating-point weights; see `lowbit quantize`",
+            checkpoint.name()
+        )));
+    }
+    checkpoint.store().hash_as_read();
+    // What fits depends on scales, zero points and orders of columns alone.
+    let (layout_of_source, store) = (checkpoint.layout(), checkpoint.store());
+    let codes = matrices.iter().flat_map(|(_, source)| layout_of_source.code_tensors(store, source));
+    let scales = store.with_blank(codes);
+    let mut plan = ConversionPlan {
+        options: options.clone(),
+        modules: Vec::new(),
+        remarks: Vec::new(),
+        activations: Activations::F32,
+        symmetric: true,
+        one_type: None,
+    };
+    // Some layouts keep zero points for symmetric weights too. Weights are called symmetric when all modules are, which is
+    // known at the end, so that both is found out for each.
+    let mut symmetric = Vec::new();
+    for (module, source) in matrices {
+        let storage = checkpoint.module(&source)?;
+        if storage.activations() == Activations::Int8 {
+            plan.activations = Activations::Int8;
+        }
+        let (rows, cols) = storage.shape();
+        let ModuleStorage::Packed { scheme, .. } = storage else {
+            let (tensor, loss) = gguf::copied(checkpoint, &module, &source, plan.wanted(&module))?;
+            symmetric.push(None);
+            let form = tensor.form;
+            plan.modules.push(Conversion { module, source, from: None, to: None, loss, form, rows, cols });
+            continue;
+        };
+        let tensor = read(checkpoint, &scales, &source).await?;
+        let format = |(tensor, loss): (PackedTensor, _)| (PackedFormat::from(&tensor), loss);
+        match regroup::as_symmetric(&tensor)? {
+            Some(middle) => symmetric.push(Some(plan.adapt(&module, middle).map(format))),
+            None => {
+                plan.symmetric &= tensor.zero_points().is_none();
+                symmetric.push(None);
+            }
+        }
+        let adapted = plan.adapt(&module, tensor).map(format);
+        let conversion = plan.conversion((module, source), scheme, (rows, cols), adapted);
+        plan.modules.push(conversion);
+        task::checkpoint(control).await?;
+    }
+    for (index, adapted) in symmetric.into_iter().enumerate() {
+        if let (true, Some(adapted)) = (plan.symmetric, adapted) {
+            let Conversion { module, source, from, rows, cols, .. } = plan.modules[index].clone();
+            let scheme = from.expect("only packed matrices were looked at");
+            plan.modules[index] = plan.conversion((module, source), scheme, (rows, cols), adapted);
+        }
+    }
+    plan.check(holds_any)?;
+    plan.take_one_type(checkpoint)?;
+    let keeps_activations = matches!(layout, TargetLayout::CompressedTensors | TargetLayout::BitNet);
+    if plan.activations == Activations::Int8 && !keeps_activations {
+        plan.remarks.push(format!(
+            "the {} layout does not say that activations are INT8; the model will run with f32 ones",
+            layout.name()
+        ));
+        plan.activations = Activations::F32;
+    }
+    Ok(plan)
+}
+
+impl ConversionPlan {
+    /// What is lost beside weights, and then each module that loses something.
+    pub fn notes(&self) -> Vec<String> {
+        let losses = self.losses().map(|(module, loss)| format!("{module}: {loss}"));
+        self.remarks.iter().cloned().chain(losses).collect()
+    }
+
+    /// What is lost beside weights.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// The modules that lose something, and what.
+    pub fn losses(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.modules.iter().filter_map(|module| Some((module.module.as_str(), module.loss.as_deref()?)))
+    }
+
+    /// Refuses what loses too much.
+    fn check(&self, holds_any: bool) -> Result<()> {
+        if let (true, Some((module, loss))) = (self.options.strict, self.losses().next()) {
+            return Err(Error::unsupported_format(format!("module `{module}`: {loss}")));
+        }
+        let none = !holds_any && self.modules.iter().all(|module| module.to.is_none());
+        match self.modules.first().filter(|_| none) {
+            None => Ok(()),
+            Some(first) => Err(Error::unsupported_format(format!(
+                "the {} layout can hold none of the modules; `{}`: {}",
+                self.options.layout.name(),
+                first.module,
+                first.loss.as_deref().unwrap_or_default()
+            ))),
+        }
+    }
+
+    /// What floating-point matrices become in a GGUF file.
+    pub(super) fn wanted(&self, module: &str) -> TensorType {
+        let of_blocks = self.options.gguf_type.unwrap_or(TensorType::F16);
+        let is_table = module == names::EMBEDDING || module == names::HEAD;
+        if is_table && of_blocks != TensorType::F32 { TensorType::F16 } else { of_blocks }
+    }
+
+    /// What becomes of a packed matrix.
+    fn conversion(
+        &self,
+        (module, source): (String, String),
+        from: Scheme,
+        (rows, cols): (usize, usize),
+        adapted: Adapted<PackedFormat>,
+    ) -> Conversion {
+        let is_file = self.options.layout == TargetLayout::Gguf;
+        let floating =
+            if is_file { gguf::form(self.wanted(&module), cols).0 } else { Form::Plain(DType::F16) };
+        let (to, form, loss) = match adapted {
+            Ok((format, loss)) => {
+                let form = Form::of_piece(self.options.layout, DType::U8, format.scheme, cols);
+                (
+                    Some(format),
+                    form,
+                    loss.map(|loss| if is_file { format!("{} ({loss})", form.name()) } else { loss }),
+                )
+            }
+            Err(reason) if is_file => (None, floating, Some(format!("{} ({reason})", floating.name()))),
+            Err(reason) => (None, floating, Some(format!("floating point, F16: {reason}"))),
+        };
+        Conversion { module, source, from: Some(from), to, form, loss, rows, cols }
+    }
+
+    /// Where everything in floating point is of one type, the scales are too.
+    fn take_one_type(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let copied = self.copied_tensors(checkpoint);
+        let scales: Vec<ScaleType> =
+            self.modules.iter().filter_map(|module| Some(module.to?.scale_type)).collect();
+        self.one_type = one_exact_type(self.options.layout, checkpoint.store(), &copied, &scales)?;
+        let Some(dtype) = self.one_type else { return Ok(()) };
+        for module in &mut self.modules {
+            match &mut module.to {
+                Some(format) => format.scale_type = scale_type(dtype),
+                None => module.form = Form::Plain(dtype),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything but the weights of quantized modules.
+    pub(super) fn copied_tensors<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<&'a str> {
+        let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
+        order::sort(&mut packed);
+        let is_copied = |name: &&str| {
+            let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
+            packed.binary_search(&module).is_err() || what == "bias"
+        };
+        checkpoint.store().names().filter(is_copied).collect()
+    }
+
+    /// The matrix as the layout can hold it.
+    pub(super) fn adapt(&self, module: &str, mut tensor: PackedTensor) -> Adapted<PackedTensor> {
+        let layout = self.options.layout;
+        layout.can_hold_module(module)?;
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let text = |error: Error| error.to_string();
+        let holds = |tensor: &PackedTensor| layout.can_hold(rows, cols, tensor.scheme());
+        if holds(&tensor).is_err() && layout != TargetLayout::BitNet {
+            let spread = regroup::spread_tensor_scale(&tensor).map_err(text)?;
+            if let Some(finer) = self.finer_groups(&spread) {
+                tensor = regroup::split_groups(&spread, finer).map_err(text)?;
+            } else if holds(&spread).is_ok() {
+                tensor = spread;
+            }
+        }
+        holds(&tensor)?;
+        let mut loss = None;
+        if let Some((own, lost)) = layout.own_scales(&tensor).map_err(text)? {
+            (tensor, loss) = (own, lost);
+        }
+        layout.can_hold_as(rows, cols, PackedFormat::from(&tensor))?;
+        Ok((tensor, loss))
+    }
+
+    /// The largest group size that the layout takes and that cuts no group of the matrix in two unequal parts.
+    fn finer_groups(&self, tensor: &PackedTensor) -> Option<usize> {
+        let Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric } = tensor.scheme()
+        else {
+            return None;
+        };
+        // A group as wide as the matrix has no neighbour to be cut from.
+        let size = if size >= tensor.cols() { tensor.cols() } else { size };
+        (1..=size).rev().filter(|finer| size.is_multiple_of(*finer)).find(|&finer| {
+            let scheme = Scheme::Integer { bits, granularity: Granularity::Group(finer), symmetric };
+            self.options.layout.can_hold(tensor.rows(), tensor.cols(), scheme).is_ok()
+        })
+    }
+}
+
+/// Every linear module, in the order of the data flow.
+pub(super) fn linear_modules(checkpoint: &Checkpoint) -> Vec<String> {
+    let blocks = (0..checkpoint.config().num_hidden_layers)
+        .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
+    let tables = if checkpoint.config().tie_word_embeddings {
+        vec![checkpoint.embedding_module().to_owned()]
+    } else {
+        vec![names::EMBEDDING.to_owned(), names::HEAD.to_owned()]
+    };
+    blocks.chain(tables).collect()
+}
+
+/// Those that are quantized, each under the name that it has in both places.
+fn packed_modules(checkpoint: &Checkpoint) -> Result<Vec<(String, String)>> {
+    let mut packed = Vec::new();
+    for module in linear_modules(checkpoint) {
+        if let ModuleStorage::Packed { .. } = checkpoint.module(&module)? {
+            packed.push((module.clone(), module));
+        }
+    }
+    Ok(packed)
+}

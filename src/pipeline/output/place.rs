@@ -1,0 +1,127 @@
+//! Where an output goes: a folder with config.json, tokenizer and weights, or one GGUF file that says all of that. Floor 8.
+
+use super::gguf::{self, FileTokenizer};
+use super::{OutputPlan, Tensor};
+use crate::artifact::output::{OutputFolder, refuse_foreign};
+use crate::error::{Error, Result};
+use crate::format::safetensors::SafetensorsWriter;
+use crate::format::sink::{ByteSink, SinkDir};
+use crate::format::source::SourceDir;
+use crate::layout::TargetLayout;
+use crate::layout::gguf::GgufOutput;
+use crate::model::Checkpoint;
+use crate::order;
+use serde::Serialize;
+
+/// Where to write.
+pub(in crate::pipeline) struct Place<'a> {
+    /// The folder.
+    pub target: &'a dyn SinkDir,
+    /// The same folder to read from, so that nothing foreign is overwritten.
+    pub existing: Option<&'a dyn SourceDir>,
+    /// The name of a GGUF file.
+    pub file: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// Refuses to overwrite a checkpoint of someone else. A file has no mark that says whose it is, so none is overwritten.
+    ///
+    /// # Errors
+    /// `invalid_argument`.
+    pub async fn refuse_foreign(&self, layout: TargetLayout) -> Result<()> {
+        let Some(existing) = self.existing else { return Ok(()) };
+        if layout != TargetLayout::Gguf {
+            return refuse_foreign(existing).await;
+        }
+        let file = self.file.unwrap_or(gguf::FILE);
+        if existing.open(file).await?.is_none() {
+            return Ok(());
+        }
+        let refused = Error::invalid_argument("the file is there already; choose another name").context(file);
+        Err(refused.context(existing.name()))
+    }
+}
+
+/// An output that is being written.
+pub(in crate::pipeline) struct Output<'a> {
+    target: &'a dyn SinkDir,
+    /// `None` for a file.
+    folder: Option<OutputFolder<'a>>,
+    /// `None` when all tensors are written.
+    writer: Option<Writer>,
+    /// What became of the tokenizer in a GGUF file.
+    pub tokenizer: FileTokenizer,
+}
+
+enum Writer {
+    Safetensors(SafetensorsWriter),
+    Gguf(GgufOutput),
+}
+
+impl<'a> Output<'a> {
+    /// Writes all that comes before the tensors.
+    pub(super) async fn begin(plan: &OutputPlan, checkpoint: &Checkpoint, place: &Place<'a>) -> Result<Self> {
+        if plan.layout == Some(TargetLayout::Gguf) {
+            let file = place.file.unwrap_or(gguf::FILE);
+            let sink = place.target.create(file).await?;
+            let (output, tokenizer) = gguf::begin(plan, checkpoint, sink).await?;
+            let (target, writer) = (place.target, Some(Writer::Gguf(output)));
+            return Ok(Self { target, folder: None, writer, tokenizer });
+        }
+        let folder = OutputFolder::begin(place.target, place.existing, plan.written_last).await?;
+        let config = plan.quantization_config.clone();
+        folder.write_config(checkpoint.config_json(), &plan.changes, config).await?;
+        folder.copy_side_files(checkpoint.dir().as_ref()).await?;
+        let sink = folder.create("model.safetensors").await?;
+        let infos = plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.clone())).collect();
+        let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
+        let writer = Writer::Safetensors(SafetensorsWriter::begin(sink, infos, metadata).await?);
+        let (target, tokenizer) = (place.target, FileTokenizer::default());
+        Ok(Self { target, folder: Some(folder), writer: Some(writer), tokenizer })
+    }
+
+    /// The names of the tensors as they are to come.
+    pub(super) fn order(&self, plan: &OutputPlan) -> Vec<String> {
+        match &self.writer {
+            Some(Writer::Safetensors(writer)) => writer.order().to_vec(),
+            _ => plan.tensors.iter().map(|Tensor { name, .. }| name.clone()).collect(),
+        }
+    }
+
+    /// Appends to the tensor whose turn it is.
+    pub(super) async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        match &mut self.writer {
+            Some(Writer::Safetensors(writer)) => writer.write(name, bytes).await,
+            Some(Writer::Gguf(output)) => output.write(name, bytes).await,
+            None => Err(Error::invalid_argument("all tensors are written").context(name)),
+        }
+    }
+
+    /// Makes the file with the tensors appear.
+    pub(super) async fn end_tensors(&mut self) -> Result<()> {
+        match self.writer.take() {
+            Some(Writer::Safetensors(writer)) => writer.finish().await,
+            Some(Writer::Gguf(output)) => {
+                output.finish().await?;
+                self.target.flush().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Starts another file of the folder.
+    pub(in crate::pipeline) async fn create(&self, file: &str) -> Result<Option<Box<dyn ByteSink>>> {
+        match &self.folder {
+            Some(folder) => folder.create(file).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes the last file of a folder, which is whole from here on.
+    pub(in crate::pipeline) async fn finish(self, record: &impl Serialize) -> Result<()> {
+        match self.folder {
+            Some(folder) => folder.finish(record).await,
+            None => Ok(()),
+        }
+    }
+}
