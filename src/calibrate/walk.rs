@@ -13,7 +13,7 @@ pub use blobs::BLOBS;
 
 use super::moments::MomentSums;
 use super::samples::Samples;
-use crate::backend::{Backend, Sums};
+use crate::backend::{Backend, Segment, Sums};
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, Hidden, Position, Site, Workspace};
@@ -357,7 +357,8 @@ impl<'a, B: Backend> Walk<'a, B> {
             Site::Attention => block.to_attention(backend, hidden, work),
             Site::Output => {
                 let rope = rope.reserve(backend, config, *context)?;
-                let position = Position { past, capacity: *context, rope, cache: cache.layer_mut(0) };
+                let segments = &[Segment::causal(past, hidden.count)];
+                let position = Position { segments, capacity: *context, rope, cache: cache.layer_mut(0) };
                 block.to_output(backend, config, hidden.count, work, position)
             }
             Site::Mlp => block.to_mlp(backend, hidden, work),

@@ -13,7 +13,7 @@ use super::config::ModelConfig;
 use super::kv_cache::KvCache;
 use super::names;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
-use crate::backend::{Backend, Capabilities, Element, Norm, TopK};
+use crate::backend::{Backend, Capabilities, Element, Norm, Segment, TopK};
 use crate::error::{Error, ErrorCode, Result};
 use crate::quant::Activations;
 use crate::task::{self, Control, Progress};
@@ -358,10 +358,11 @@ impl<B: Backend> CausalLm<B> {
     /// Runs what is embedded through the blocks.
     fn run_embedded(&mut self, cache: &mut KvCache<B>) -> Result<()> {
         let Self { config, backend, blocks, rope, work, hidden, .. } = self;
-        let (past, capacity) = (cache.len, cache.capacity());
+        let capacity = cache.capacity();
+        let segments = &[Segment::causal(cache.len, hidden.count)];
         let rope = rope.reserve(backend, config, capacity)?;
         for (block, cache) in blocks.iter().zip(&mut cache.layers) {
-            block.forward(backend, config, hidden, work, Position { past, capacity, rope, cache })?;
+            block.forward(backend, config, hidden, work, Position { segments, capacity, rope, cache })?;
         }
         cache.len += hidden.count;
         Ok(())
