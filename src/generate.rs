@@ -1,9 +1,11 @@
 //! From logits to text: choosing tokens, deciding when to stop, and streaming text that is always whole.
 //!
-//! `generator` runs a model step by step; the other three see slices of logits, token ids and pieces of text. Floor 6.
+//! `generator` runs a model step by step; `sequence` is what one text needs of the other
+//! three, which see slices of logits, token ids and pieces of text. Floor 6.
 
 pub mod generator;
 pub mod sampler;
+mod sequence;
 pub mod stop;
 pub mod text_stream;
 

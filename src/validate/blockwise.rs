@@ -44,7 +44,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             work: Workspace::new(&mut backend, config, chunk)?,
             hidden: new_hidden(&mut backend, config, chunk)?,
             rope: RopeTable::default(),
-            cache: KvCache::new(&mut backend, config, 1, context)?,
+            cache: KvCache::new(&mut backend, config, 1, 1, context)?,
             carrier: Carrier::default(),
             backend,
         })
