@@ -91,6 +91,11 @@ impl<'m> Sequence<'m> {
         self.stop.tokens_left() > 1
     }
 
+    /// Prompt and output.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// The output.
     pub(super) fn new_tokens(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
