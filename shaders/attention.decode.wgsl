@@ -1,4 +1,4 @@
-// Causal attention with an online softmax (Milakov and Gimelshein 2018): one workgroup for each query head of each token.
+// Attention with an online softmax (Milakov and Gimelshein 2018): one workgroup for each query head of each token.
 //
 // Positions come in blocks of 64. Each invocation scores one of them; then each adds up some elements of the values.
 
@@ -10,7 +10,9 @@
 @group(0) @binding(2) var<storage, read> values: array<f32>;
 // [tokens, heads * head_dim]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<uniform> p: Params;
+// [segments]
+@group(0) @binding(4) var<storage, read> segments: array<Segment>;
+@group(0) @binding(5) var<uniform> p: Params;
 
 const BLOCK: u32 = 64u;
 
@@ -33,14 +35,14 @@ fn main(
     }
     let token = item / p.heads;
     let head = item % p.heads;
-    let cached = head / (p.heads / p.kv_heads) * p.capacity * p.head_dim;
+    let segment = segment_of(token);
+    let cached = (head / (p.heads / p.kv_heads) * p.capacity + segment.start) * p.head_dim;
     let q_start = (token * (p.heads + 2u * p.kv_heads) + head) * p.head_dim;
     for (var i = lane; i < p.head_dim; i += BLOCK) {
         query[i] = qkv[q_start + i];
     }
     workgroupBarrier();
-    // A query sees everything up to itself.
-    let seen = p.past + token + 1u;
+    let seen = seen_by(segment, token - segment.row);
     var largest = LOWEST;
     var total = 0.0;
     // Elements lane, lane + 64, lane + 128 and lane + 192.
@@ -80,6 +82,10 @@ fn main(
             out[item * p.head_dim + element] = sum[part] / total;
         }
     }
+}
+
+fn first_of(segment: u32) -> u32 {
+    return segments[segment].row;
 }
 
 fn score_of(key: u32) -> f32 {

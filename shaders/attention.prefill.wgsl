@@ -1,4 +1,4 @@
-// Causal attention with an online softmax over tiles (Dao et al. 2022): one workgroup for 8 tokens of one query head.
+// Attention with an online softmax over tiles (Dao et al. 2022): one workgroup for 8 tokens of a segment and one query head.
 //
 // Positions come in blocks of 16, whose keys, then values, are shared by the 8 queries. 8 invocations serve a query.
 
@@ -10,7 +10,9 @@
 @group(0) @binding(2) var<storage, read> values: array<f32>;
 // [tokens, heads * head_dim]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<uniform> p: Params;
+// [segments]
+@group(0) @binding(4) var<storage, read> segments: array<Segment>;
+@group(0) @binding(5) var<uniform> p: Params;
 
 const QUERIES: u32 = 8u;
 const LANES: u32 = 8u;
@@ -32,29 +34,32 @@ fn main(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let tiles = (p.tokens + QUERIES - 1u) / QUERIES;
     let item = flat(workgroup, workgroups);
-    if item >= tiles * p.heads {
+    if item >= p.tiles * p.heads {
         return;
     }
-    let head = item / tiles;
-    let first_token = item % tiles * QUERIES;
-    let last_token = min(first_token + QUERIES, p.tokens) - 1u;
-    let cached = head / (p.heads / p.kv_heads) * p.capacity * p.head_dim;
+    let head = item / p.tiles;
+    let segment = segment_of(item % p.tiles);
+    // Of the segment's tokens.
+    let first_token = (item % p.tiles - segment.tile) * QUERIES;
+    let last_token = min(first_token + QUERIES, segment.count) - 1u;
+    let cached = (head / (p.heads / p.kv_heads) * p.capacity + segment.start) * p.head_dim;
     for (var i = index; i < QUERIES * p.head_dim; i += 64u) {
         // Beyond the last token it is taken again, and dropped.
         let token = min(first_token + i / p.head_dim, last_token);
-        queries[i] = qkv[(token * (p.heads + 2u * p.kv_heads) + head) * p.head_dim + i % p.head_dim];
+        queries[i] = qkv[((segment.row + token) * (p.heads + 2u * p.kv_heads) + head) * p.head_dim + i % p.head_dim];
     }
     let query = index / LANES;
     let lane = index % LANES;
     let token = first_token + query;
-    let seen = p.past + token + 1u;
+    let seen = seen_by(segment, token);
+    // By the last of them.
+    let most_seen = seen_by(segment, last_token);
     var largest = LOWEST;
     var total = 0.0;
     var sums = array<f32, MOST_PARTS>();
-    for (var start = 0u; start <= p.past + last_token; start += BLOCK) {
-        let length = min(BLOCK, p.past + last_token + 1u - start);
+    for (var start = 0u; start < most_seen; start += BLOCK) {
+        let length = min(BLOCK, most_seen - start);
         workgroupBarrier();
         for (var i = index; i < length * p.head_dim; i += 64u) {
             block[i] = keys[cached + start * p.head_dim + i];
@@ -95,9 +100,13 @@ fn main(
     }
     if token <= last_token {
         for (var part = 0u; lane + part * LANES < p.head_dim; part++) {
-            out[(token * p.heads + head) * p.head_dim + lane + part * LANES] = sums[part] / total;
+            out[((segment.row + token) * p.heads + head) * p.head_dim + lane + part * LANES] = sums[part] / total;
         }
     }
+}
+
+fn first_of(segment: u32) -> u32 {
+    return segments[segment].tile;
 }
 
 fn score_of(query: u32, position: u32) -> f32 {

@@ -13,11 +13,13 @@
 @group(0) @binding(4) var<storage, read_write> keys: array<f32>;
 // [kv_heads, capacity, head_dim]
 @group(0) @binding(5) var<storage, read_write> values: array<f32>;
-@group(0) @binding(6) var<uniform> p: Params;
+// [segments]
+@group(0) @binding(6) var<storage, read> segments: array<Segment>;
+@group(0) @binding(7) var<uniform> p: Params;
 
 struct Params {
     tokens: u32,
-    past: u32,
+    segments: u32,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
@@ -46,9 +48,11 @@ fn main(
     let token = item / all_heads;
     let head = item % all_heads;
     let first = item * p.head_dim;
-    let position = p.past + token;
+    let segment = segment_of(token);
+    let position = segment.past + token - segment.row;
+    let place = segment.start + position;
     if head >= p.heads + p.kv_heads {
-        let cached = ((head - p.heads - p.kv_heads) * p.capacity + position) * p.head_dim;
+        let cached = ((head - p.heads - p.kv_heads) * p.capacity + place) * p.head_dim;
         for (var i = lane; i < p.head_dim; i += LANES) {
             values[cached + i] = qkv[first + i];
         }
@@ -60,7 +64,7 @@ fn main(
         factor = inverse_rms(first, select(p.q_epsilon, p.k_epsilon, is_key), lane);
     }
     let half_dim = p.head_dim / 2u;
-    let cached = ((head - p.heads) * p.capacity + position) * p.head_dim;
+    let cached = ((head - p.heads) * p.capacity + place) * p.head_dim;
     for (var i = lane; i < half_dim; i += LANES) {
         var low = qkv[first + i];
         var high = qkv[first + half_dim + i];
@@ -78,6 +82,10 @@ fn main(
             keys[cached + half_dim + i] = rotated.y;
         }
     }
+}
+
+fn first_of(segment: u32) -> u32 {
+    return segments[segment].row;
 }
 
 fn norm_weight(is_key: bool, i: u32) -> f32 {

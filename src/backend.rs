@@ -10,11 +10,15 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod sample;
+mod segment;
 pub mod survey;
 
+pub use segment::{Mask, Segment};
+
 use crate::dtype::DType;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
+use segment::check_segments;
 use std::ops::Range;
 
 /// What a device can do and how much it may be asked for.
@@ -91,7 +95,7 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements of a head; even.
     pub head_dim: usize,
-    /// Positions that the cache has room for.
+    /// Positions that the cache has room for, those of all its sequences together.
     pub capacity: usize,
 }
 
@@ -276,29 +280,29 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Takes `count` new positions of the fused `qkv` buffer, `[count, (heads + 2 kv_heads) * head_dim]`: normalizes
-    /// each head of q and k (where norms of width `head_dim` are given), rotates q and k by halves (element `i` with `i + head_dim/2`), leaves
-    /// q in place and appends k and v to the cache from position `past` on.
+    /// Takes new positions of the sequences of `segments`, whose rows stand in the fused `qkv` buffer,
+    /// `[rows, (heads + 2 kv_heads) * head_dim]`: normalizes each head of q and k (where norms of width `head_dim` are
+    /// given), rotates q and k by halves (element `i` with `i + head_dim/2`), leaves q in place and puts k and v into the
+    /// cache, from the segment's `past` on. No two segments may write to the same place.
     ///
     /// `rope` is `[positions, head_dim]`: cosines of the `head_dim/2` frequencies, then sines, for each position.
     fn rope_and_append_kv(
         &mut self,
         qkv: &mut Self::Buffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         rope: &Self::Buffer,
         qk_norm: Option<QkNorm<&Self::Buffer>>,
         cache: KvLayer<&mut Self::Buffer>,
     ) -> Result<()>;
 
-    /// Causal attention of `count` queries (in the fused `qkv` buffer, at positions `past..past + count`) over the
-    /// cache: `out` is `[count, heads * head_dim]`, scores are scaled by `1/sqrt(head_dim)`.
+    /// Attention of the queries of `segments`, whose rows stand in the fused `qkv` buffer, each over its own sequence in
+    /// the cache, as far as its mask lets it see: `out` is `[rows, heads * head_dim]`, scores are scaled by
+    /// `1/sqrt(head_dim)`.
     fn attention(
         &mut self,
         qkv: &Self::Buffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         cache: KvLayer<&Self::Buffer>,
         out: &mut Self::Buffer,
@@ -392,27 +396,6 @@ pub trait Backend {
 }
 
 // What every backend checks before it runs a step.
-
-fn check_attention(op: &str, shape: &AttentionShape, count: usize, past: usize) -> Result<()> {
-    let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
-    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(Error::invalid_argument(format!(
-            "{op}: {heads} query heads cannot share {kv_heads} key and value heads"
-        )));
-    }
-    if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected an even head size but found {head_dim}"
-        )));
-    }
-    if past.checked_add(count).is_none_or(|end| end > capacity) {
-        return Err(Error::new(
-            ErrorCode::ContextOverflow,
-            format!("{op}: {count} tokens after {past} do not fit a cache of {capacity} positions"),
-        ));
-    }
-    Ok(())
-}
 
 fn check_rows(op: &str, width: usize) -> Result<()> {
     if width == 0 {

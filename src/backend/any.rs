@@ -7,8 +7,8 @@ use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]
 use super::gpu::{GpuBackend, GpuBuffer, GpuReading, GpuWeight, GpuWeightBuilder};
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Sums, TopK,
-    WeightDesc, WeightView,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, Sums,
+    TopK, WeightDesc, WeightView,
 };
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -262,26 +262,24 @@ impl Backend for AnyBackend {
     fn rope_and_append_kv(
         &mut self,
         qkv: &mut Self::Buffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         rope: &Self::Buffer,
         qk_norm: Option<QkNorm<&Self::Buffer>>,
         cache: KvLayer<&mut Self::Buffer>,
     ) -> Result<()> {
-        step!(self, qkv rope qk_norm cache => |b| b.rope_and_append_kv(qkv, count, past, shape, rope, qk_norm, cache))
+        step!(self, qkv rope qk_norm cache => |b| b.rope_and_append_kv(qkv, segments, shape, rope, qk_norm, cache))
     }
 
     fn attention(
         &mut self,
         qkv: &Self::Buffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         cache: KvLayer<&Self::Buffer>,
         out: &mut Self::Buffer,
     ) -> Result<()> {
-        step!(self, qkv cache out => |b| b.attention(qkv, count, past, shape, cache, out))
+        step!(self, qkv cache out => |b| b.attention(qkv, segments, shape, cache, out))
     }
 
     fn gate(

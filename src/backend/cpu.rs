@@ -41,9 +41,10 @@ pub use self_check::self_check;
 pub use weight::CpuWeight;
 pub use weight_builder::CpuWeightBuilder;
 
+use super::segment::Extent;
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Sums, TopK,
-    WeightDesc, WeightView,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, Sums,
+    TopK, WeightDesc, WeightView,
 };
 use crate::error::{Context, Error, Result};
 use amx::{Split, Terms};
@@ -230,19 +231,18 @@ impl Backend for CpuBackend {
     fn rope_and_append_kv(
         &mut self,
         qkv: &mut CpuBuffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         rope: &CpuBuffer,
         qk_norm: Option<QkNorm<&CpuBuffer>>,
         cache: KvLayer<&mut CpuBuffer>,
     ) -> Result<()> {
         let op = "rope_and_append_kv";
-        super::check_attention(op, shape, count, past)?;
+        let Extent { rows, positions } = super::check_segments(op, shape, segments)?;
         let head_dim = shape.head_dim;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, head_dim])?;
-        let qkv = qkv.f32_mut("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
-        let rope = rope.f32("rope", elements(op, &[past + count, head_dim])?).context_with(|| op)?;
+        let qkv = qkv.f32_mut("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
+        let rope = rope.f32("rope", elements(op, &[positions, head_dim])?).context_with(|| op)?;
         let qk_norm = match qk_norm {
             Some(QkNorm { q, k }) => {
                 Some(((norm_weight(op, q, head_dim)?, q.epsilon), (norm_weight(op, k, head_dim)?, k.epsilon)))
@@ -251,28 +251,27 @@ impl Backend for CpuBackend {
         };
         let keys = cache.keys.f32_mut("keys", cache_len).context_with(|| op)?;
         let values = cache.values.f32_mut("values", cache_len).context_with(|| op)?;
-        rope_and_append_kv::rope_and_append_kv(qkv, past, shape, rope, qk_norm, keys, values);
+        rope_and_append_kv::rope_and_append_kv(qkv, segments, shape, rope, qk_norm, keys, values);
         Ok(())
     }
 
     fn attention(
         &mut self,
         qkv: &CpuBuffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         cache: KvLayer<&CpuBuffer>,
         out: &mut CpuBuffer,
     ) -> Result<()> {
         let op = "attention";
-        super::check_attention(op, shape, count, past)?;
+        let Extent { rows, .. } = super::check_segments(op, shape, segments)?;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, shape.head_dim])?;
-        let qkv = qkv.f32("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
+        let qkv = qkv.f32("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
         let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
         let values = cache.values.f32("values", cache_len).context_with(|| op)?;
         let out =
-            out.f32_mut("out", elements(op, &[count, shape.heads, shape.head_dim])?).context_with(|| op)?;
-        attention::attention(self.isa, &self.workers, qkv, count, past, shape, keys, values, out);
+            out.f32_mut("out", elements(op, &[rows, shape.heads, shape.head_dim])?).context_with(|| op)?;
+        attention::attention(self.isa, &self.workers, qkv, segments, shape, keys, values, out);
         Ok(())
     }
 

@@ -23,6 +23,7 @@ mod params;
 mod pipeline;
 mod readback;
 mod recording;
+mod segments;
 mod select;
 mod self_check;
 mod signal;
@@ -42,9 +43,10 @@ pub use buffers::GpuBuffer;
 pub use readback::GpuReading;
 pub use weight::{GpuWeight, GpuWeightBuilder};
 
+use super::segment::Extent;
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
-    WeightFormat, WeightView,
+    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, TopK,
+    WeightDesc, WeightFormat, WeightView,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::quant::{ActivationGrid, Activations};
@@ -53,6 +55,7 @@ use device::Device;
 use pipeline::Pipelines;
 use readback::Staging;
 use recording::{NormCommand, Recording, Submitter};
+use segments::{Segments, Table};
 use select::Plan;
 use std::ops::Range;
 use std::sync::Arc;
@@ -76,6 +79,8 @@ pub struct GpuBackend {
     /// Rounded activations and their factors, for one linear step at a time.
     rounded: Scratch,
     factors: Scratch,
+    /// The segments of the last batch.
+    segments: Table,
 }
 
 /// Memory that steps share one after the other; grows as needed.
@@ -284,19 +289,18 @@ impl Backend for GpuBackend {
     fn rope_and_append_kv(
         &mut self,
         qkv: &mut GpuBuffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         rope: &GpuBuffer,
         qk_norm: Option<QkNorm<&GpuBuffer>>,
         cache: KvLayer<&mut GpuBuffer>,
     ) -> Result<()> {
         let op = "rope_and_append_kv";
-        super::check_attention(op, shape, count, past)?;
+        let Extent { rows, positions } = super::check_segments(op, shape, segments)?;
         let head_dim = shape.head_dim;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, head_dim])?;
-        let qkv = qkv.f32("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
-        let rope = rope.f32("rope", elements(op, &[past + count, head_dim])?).context_with(|| op)?;
+        let qkv = qkv.f32("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
+        let rope = rope.f32("rope", elements(op, &[positions, head_dim])?).context_with(|| op)?;
         let unused = self.unused.clone();
         let (q_norm, k_norm) = match qk_norm {
             Some(norms) => (norm_weight(op, norms.q, head_dim)?, norm_weight(op, norms.k, head_dim)?),
@@ -304,9 +308,10 @@ impl Backend for GpuBackend {
         };
         let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
         let values = cache.values.f32("values", cache_len).context_with(|| op)?;
+        let Segments { table, count, .. } = self.segments(segments)?;
         let params = params::RopeAndAppendKv {
-            tokens: count as u32,
-            past: past as u32,
+            tokens: rows as u32,
+            segments: count,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             head_dim: head_dim as u32,
@@ -316,38 +321,38 @@ impl Backend for GpuBackend {
             k_epsilon: qk_norm.map_or(0.0, |norms| norms.k.epsilon),
             ..Default::default()
         };
-        let items = elements(op, &[count, shape.heads + 2 * shape.kv_heads])?;
+        let items = elements(op, &[rows, shape.heads + 2 * shape.kv_heads])?;
         let plan = select::each_sum(&kernels::ROPE_AND_APPEND_KV, items, self.variants)?;
-        self.record(plan, &[qkv, rope, q_norm, k_norm, keys, values], &params)
+        self.record(plan, &[qkv, rope, q_norm, k_norm, keys, values, &table], &params)
     }
 
     fn attention(
         &mut self,
         qkv: &GpuBuffer,
-        count: usize,
-        past: usize,
+        segments: &[Segment],
         shape: &AttentionShape,
         cache: KvLayer<&GpuBuffer>,
         out: &mut GpuBuffer,
     ) -> Result<()> {
         let op = "attention";
-        super::check_attention(op, shape, count, past)?;
+        let Extent { rows, .. } = super::check_segments(op, shape, segments)?;
         let cache_len = elements(op, &[shape.kv_heads, shape.capacity, shape.head_dim])?;
-        let qkv = qkv.f32("qkv", elements(op, &[count, shape.qkv_width()])?).context_with(|| op)?;
+        let qkv = qkv.f32("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
         let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
         let values = cache.values.f32("values", cache_len).context_with(|| op)?;
-        let out = out.f32("out", elements(op, &[count, shape.heads, shape.head_dim])?).context_with(|| op)?;
+        let out = out.f32("out", elements(op, &[rows, shape.heads, shape.head_dim])?).context_with(|| op)?;
+        let Segments { table, count, tiling } = self.segments(segments)?;
         let params = params::Attention {
-            tokens: count as u32,
-            past: past as u32,
+            tokens: rows as u32,
+            tiles: tiling.tiles as u32,
+            segments: count,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             head_dim: shape.head_dim as u32,
             capacity: shape.capacity as u32,
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
-            padding: 0,
         };
-        self.record(select::attention(shape, count)?, &[qkv, keys, values, out], &params)
+        self.record(select::attention(shape, tiling)?, &[qkv, keys, values, out, &table], &params)
     }
 
     fn gate(

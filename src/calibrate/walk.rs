@@ -13,7 +13,7 @@ pub use blobs::BLOBS;
 
 use super::moments::MomentSums;
 use super::samples::Samples;
-use crate::backend::{Backend, Sums};
+use crate::backend::{Backend, Segment, Sums};
 use crate::error::{Error, Result};
 use crate::format::passing::Held;
 use crate::format::scratch::Scratch;
@@ -119,7 +119,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             work: Workspace::new(&mut backend, config, chunk)?,
             hidden: new_hidden(&mut backend, config, chunk)?,
             rope: RopeTable::default(),
-            cache: KvCache::new(&mut backend, config, 1, context)?,
+            cache: KvCache::new(&mut backend, config, 1, 1, context)?,
             carrier: Carrier::default(),
             backend,
             context,
@@ -376,7 +376,8 @@ impl<'a, B: Backend> Walk<'a, B> {
             Site::Attention => block.to_attention(backend, hidden, work),
             Site::Output => {
                 let rope = rope.reserve(backend, config, *context)?;
-                let position = Position { past, capacity: *context, rope, cache: cache.layer_mut(0) };
+                let segments = &[Segment::causal(past, hidden.count)];
+                let position = Position { segments, capacity: *context, rope, cache: cache.layer_mut(0) };
                 block.to_output(backend, config, hidden.count, work, position)
             }
             Site::Mlp => block.to_mlp(backend, hidden, work),

@@ -1,13 +1,13 @@
 //! Text from a model: a prompt goes in, pieces of text come out one token at a time.
 //!
-//! Not here: which token is chosen (`sampler`), when to stop (`stop`), how tokens become text (`text_stream`). Floor 6.
+//! Not here: what a token does to its text (`sequence`), several prompts at once (`batch`). Floor 6.
 
-use super::sampler::{Sampler, SamplerOptions};
-use super::stop::{FinishReason, StopOptions, StopRules};
-use super::text_stream::{Detokenize, TextStream};
+use super::sampler::SamplerOptions;
+use super::sequence::Sequence;
+use super::stop::FinishReason;
 use crate::backend::Backend;
-use crate::error::{Error, ErrorCode, Result};
-use crate::model::decoder::{Next, Pending, Wanted};
+use crate::error::Result;
+use crate::model::decoder::{Next, Pending, Run};
 use crate::model::{CausalLm, KvCache};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
@@ -77,7 +77,7 @@ impl<B: Backend> Session<B> {
         {
             let same = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
             let kept = same.min(prompt.len() - 1);
-            cache.truncate(kept);
+            cache.truncate(0, kept);
             return Ok((cache, kept));
         }
         // More than is needed now, so that a chat that grows does not begin anew at every turn.
@@ -90,15 +90,9 @@ impl<B: Backend> Session<B> {
 pub struct Generation<'m, B: Backend> {
     model: &'m mut CausalLm<B>,
     cache: KvCache<B>,
-    sampler: Sampler,
-    stop: StopRules,
-    stream: TextStream<Codec<'m>>,
-    /// Prompt and output.
-    tokens: Vec<u32>,
-    prompt_len: usize,
+    sequence: Sequence<'m>,
     reused: usize,
     upcoming: Upcoming<B>,
-    wanted: Wanted,
     decoding: Decoding,
 }
 
@@ -116,14 +110,6 @@ struct Decoding {
     /// Kernels before.
     dispatches_before: Option<u64>,
     steps: u64,
-}
-
-struct Codec<'a>(&'a dyn TextCodec);
-
-impl Detokenize for Codec<'_> {
-    fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.0.decode(ids)
-    }
 }
 
 impl<'m, B: Backend> Generation<'m, B> {
@@ -173,50 +159,16 @@ impl<'m, B: Backend> Generation<'m, B> {
         control: &dyn Control,
         room: impl FnOnce(&mut CausalLm<B>, usize) -> Result<(KvCache<B>, usize)>,
     ) -> Result<Self> {
-        if prompt_ids.is_empty() {
-            return Err(Error::invalid_argument("expected a prompt of at least one token"));
-        }
-        // The last new token is never fed back, so it needs no room.
-        let needed = prompt_ids.len().saturating_add(options.max_tokens.saturating_sub(1));
-        let longest = model.config().max_position_embeddings;
-        if needed > longest {
-            return Err(Error::new(
-                ErrorCode::ContextOverflow,
-                format!(
-                    "a prompt of {} tokens and {} new ones need {needed} positions but the model has {longest} (max_position_embeddings)",
-                    prompt_ids.len(),
-                    options.max_tokens
-                ),
-            ));
-        }
-        let eos_token_ids =
-            if options.ignore_eos { Vec::new() } else { model.config().eos_token_ids.clone() };
-        let stop = StopRules::new(StopOptions {
-            max_tokens: options.max_tokens,
-            eos_token_ids,
-            stop_strings: options.stop_strings.clone(),
-        })?;
-        let sampler = Sampler::new(options.sampler.clone())?;
-        let stream = if options.continue_prompt {
-            TextStream::after(Codec(codec), prompt_ids)?
-        } else {
-            TextStream::new(Codec(codec))
-        };
-        let (mut cache, reused) = room(model, needed)?;
-        let wanted = sampler.wanted(model.config().vocab_size);
-        let next = model.forward_next(&prompt_ids[reused..], &mut cache, wanted, control).await?;
+        let sequence = Sequence::new(model.config(), codec, prompt_ids, options)?;
+        let (mut cache, reused) = room(model, sequence.positions())?;
+        let next = model.forward_next(&prompt_ids[reused..], &mut cache, sequence.wanted(), control).await?;
         Ok(Self {
             decoding: Decoding { dispatches_before: model.dispatches(), steps: 0 },
             model,
             cache,
-            sampler,
-            stop,
-            stream,
-            prompt_len: prompt_ids.len(),
+            sequence,
             reused,
-            tokens: prompt_ids.to_vec(),
             upcoming: Upcoming::Known(next),
-            wanted,
         })
     }
 
@@ -226,46 +178,32 @@ impl<'m, B: Backend> Generation<'m, B> {
     /// # Errors
     /// `non_finite` when the model's logits are NaN or infinite; `cancelled`. Nothing comes after an error.
     pub async fn next(&mut self, control: &dyn Control) -> Result<Option<Piece>> {
-        let (mut next, ahead) = match std::mem::replace(&mut self.upcoming, Upcoming::Nothing) {
+        let (next, ahead) = match std::mem::replace(&mut self.upcoming, Upcoming::Nothing) {
             Upcoming::Known(next) => (next, None),
             Upcoming::Runs(pending) => {
                 // The last token that is allowed is not put into the model.
-                let follows = self.stop.tokens_left() > 1;
-                self.model.finish_next(pending, &mut self.cache, follows, control).await?
+                let follows = self.sequence.may_go_on();
+                let (mut next, ahead) =
+                    self.model.finish_next(pending, &mut self.cache, follows, control).await?;
+                (next.remove(0), ahead)
             }
             Upcoming::Nothing => return Ok(None),
         };
         self.decoding.steps += u64::from(ahead.is_some());
-        let token_id = self.sampler.choose(&mut next, &self.tokens)?;
-        self.tokens.push(token_id);
-        let step = if self.stop.is_end_of_sequence(token_id) {
-            let rest = self.stream.finish()?;
-            self.stop.finish(&rest, FinishReason::EndOfSequence)
-        } else {
-            let piece = self.stream.push(token_id)?;
-            let step = self.stop.accept(&piece);
-            match step.finished {
-                // The stream may still hold back the start of a character.
-                Some(FinishReason::MaxTokens) => {
-                    let rest = self.stream.finish()?;
-                    let last = self.stop.finish(&rest, FinishReason::MaxTokens);
-                    super::stop::StopStep { text: step.text + &last.text, finished: last.finished }
-                }
-                _ => step,
-            }
-        };
-        if step.finished.is_none() {
-            let Self { model, cache, wanted, .. } = self;
+        let piece = self.sequence.accept(next)?;
+        if piece.finished.is_none() {
+            let Self { model, cache, sequence, .. } = self;
             let pending = match ahead {
                 Some(ahead) => ahead,
                 None => {
                     self.decoding.steps += 1;
-                    model.start_next(&[token_id], cache, *wanted, control).await?
+                    let run = Run::only(std::slice::from_ref(&piece.token_id));
+                    model.start_next(&[run], cache, sequence.wanted(), control).await?
                 }
             };
             self.upcoming = Upcoming::Runs(pending);
         }
-        Ok(Some(Piece { token_id, text: step.text, finished: step.finished }))
+        Ok(Some(piece))
     }
 
     /// Kernels that the device runs for one token; `None` where it has none, and before there was a token after the first.
@@ -282,16 +220,17 @@ impl<'m, B: Backend> Generation<'m, B> {
 
     /// What [`resume`](Self::resume) takes.
     pub fn into_session(self) -> Session<B> {
-        let Self { mut cache, mut tokens, .. } = self;
+        let Self { mut cache, sequence, .. } = self;
+        let mut tokens = sequence.into_tokens();
         // Where a step failed the cache may be ahead; otherwise it has all tokens, or all but the last, which nothing needed.
-        cache.truncate(tokens.len());
-        tokens.truncate(cache.len());
+        cache.truncate(0, tokens.len());
+        tokens.truncate(cache.len(0));
         Session { cache, tokens }
     }
 
     /// The tokens generated so far.
     pub fn token_ids(&self) -> &[u32] {
-        &self.tokens[self.prompt_len..]
+        self.sequence.new_tokens()
     }
 }
 

@@ -6,7 +6,7 @@ use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::names::{BlockNorm, Linear};
 use super::weights::{LoadOptions, Part, Replacement, load_linear, load_norm};
-use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm};
+use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm, Segment};
 use crate::error::Result;
 
 /// The weights of one block on a device.
@@ -81,13 +81,13 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// Where a run of tokens stands in its sequence, and what it attends to.
+/// Where the tokens of a run stand in their sequences, and what they attend to.
 pub struct Position<'a, B: Backend> {
-    /// Position of the run's first token.
-    pub past: usize,
-    /// Positions that the cache has room for.
+    /// Whose tokens they are.
+    pub segments: &'a [Segment],
+    /// Positions that the cache has room for, those of all its sequences together.
     pub capacity: usize,
-    /// Cosines and sines, `[capacity, head_dim]`.
+    /// Cosines and sines of at least as many positions as the longest sequence has, `[positions, head_dim]`.
     pub rope: &'a B::Buffer,
     /// This block's keys and values.
     pub cache: &'a mut KvLayer<B::Buffer>,
@@ -169,12 +169,12 @@ impl<B: Backend> Block<B> {
         work: &mut Workspace<B>,
         position: Position<'_, B>,
     ) -> Result<()> {
-        let Position { past, capacity, rope, cache } = position;
+        let Position { segments, capacity, rope, cache } = position;
         let shape = config.attention_shape(capacity);
         backend.linear(&work.normed, count, &self.qkv, &mut work.qkv)?;
         let qk_norm = self.qk_norm.as_ref().map(QkNorm::as_ref);
-        backend.rope_and_append_kv(&mut work.qkv, count, past, &shape, rope, qk_norm, cache.as_mut())?;
-        backend.attention(&work.qkv, count, past, &shape, cache.as_ref(), &mut work.attended)?;
+        backend.rope_and_append_kv(&mut work.qkv, segments, &shape, rope, qk_norm, cache.as_mut())?;
+        backend.attention(&work.qkv, segments, &shape, cache.as_ref(), &mut work.attended)?;
         sub_norm(backend, &self.attention_sub_norm, count, &mut work.attended, &mut work.attended_normed)
     }
 

@@ -1,11 +1,13 @@
 //! The decoder: embedding, blocks, head.
 //!
 //! There is exactly one, for every architecture, number format and device. Not here: what of the logits comes back to the
-//! host (`next`), choosing the next token (`generate`). Floor 5.
+//! host (`next`), how tokens of many sequences go together (`runs`), choosing the next token (`generate`). Floor 5.
 
 mod next;
+mod runs;
 
 pub use next::{Next, Pending, Wanted};
+pub use runs::Run;
 
 use super::block::{Block, Hidden, Position, Workspace, elements_per_token};
 use super::checkpoint::Checkpoint;
@@ -14,9 +16,11 @@ use super::kv_cache::KvCache;
 use super::names;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
 use crate::backend::{Backend, Capabilities, Element, Norm, TopK};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::Result;
 use crate::quant::Activations;
 use crate::task::{self, Control, Progress};
+use next::Rows;
+use runs::{Piece, chunks};
 
 /// Tokens that run through the blocks together.
 const CHUNK_TOKENS: usize = 256;
@@ -44,12 +48,12 @@ pub struct CausalLm<B: Backend> {
     hidden: Hidden<B>,
     /// `[work.tokens, vocab_size]`
     logits: B::Buffer,
-    /// `[vocab_size]`: of every second step where steps begin before the last one's logits are known.
-    logits_ahead: Option<B::Buffer>,
-    /// `[1]`
+    /// `[rows, vocab_size]`: of every second step where steps begin before the last one's logits are known.
+    logits_ahead: Option<Rows<B::Buffer>>,
+    /// `[work.tokens]`
     largest: B::Buffer,
     /// Made for the last `k` that was asked for.
-    top_k: Option<TopK<B::Buffer>>,
+    top_k: Option<Rows<TopK<B::Buffer>>>,
 }
 
 /// What stands before the first block and after the last.
@@ -236,7 +240,7 @@ impl<B: Backend> CausalLm<B> {
             hidden: new_hidden(&mut backend, &config, tokens)?,
             logits: backend.buffer(Element::F32, tokens * config.vocab_size)?,
             logits_ahead: None,
-            largest: backend.buffer(Element::U32, 1)?,
+            largest: backend.buffer(Element::U32, tokens)?,
             top_k: None,
             config,
             backend,
@@ -258,18 +262,26 @@ impl<B: Backend> CausalLm<B> {
         self.backend.capabilities()
     }
 
-    /// An empty cache with room for `capacity` positions.
+    /// An empty cache of one sequence with room for `capacity` positions.
     ///
     /// # Errors
     /// `context_overflow` when the model was not made for so many.
     pub fn new_cache(&mut self, capacity: usize) -> Result<KvCache<B>> {
-        self.config.check_context(capacity)?;
-        self.rope.reserve(&mut self.backend, &self.config, capacity)?;
-        KvCache::new(&mut self.backend, &self.config, self.blocks.len(), capacity)
+        self.new_batch_cache(1, capacity)
     }
 
-    /// Runs `tokens`, which follow what the cache has seen, and hands out logits: `each(index, row)` is called with
-    /// the index of a token in `tokens` and the `[vocab_size]` logits of what follows it, in order.
+    /// An empty cache of `sequences` sequences with room for `capacity` positions each.
+    ///
+    /// # Errors
+    /// As [`CausalLm::new_cache`].
+    pub fn new_batch_cache(&mut self, sequences: usize, capacity: usize) -> Result<KvCache<B>> {
+        self.config.check_context(capacity)?;
+        self.rope.reserve(&mut self.backend, &self.config, capacity)?;
+        KvCache::new(&mut self.backend, &self.config, self.blocks.len(), sequences, capacity)
+    }
+
+    /// Runs `tokens`, which follow what the cache of one sequence has seen, and hands out logits: `each(index, row)` is
+    /// called with the index of a token in `tokens` and the `[vocab_size]` logits of what follows it, in order.
     ///
     /// # Errors
     /// `context_overflow` when the cache has no room for them, `invalid_argument` for a token outside the vocabulary,
@@ -282,25 +294,43 @@ impl<B: Backend> CausalLm<B> {
         control: &dyn Control,
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        self.check_tokens(tokens, cache)?;
-        // The last token runs alone when only its logits are wanted: the head is a large part of a small model.
+        let each = |_, index, row: &[f32]| each(index, row);
+        self.forward_runs(&[Run::only(tokens)], cache, wanted, control, each).await
+    }
+
+    /// As [`CausalLm::forward`], with tokens of several sequences at once: `each(run, index, row)` is called for each run
+    /// in turn.
+    ///
+    /// # Errors
+    /// As [`CausalLm::forward`]; `invalid_argument` for a sequence that the cache does not have, or that comes twice.
+    pub async fn forward_runs(
+        &mut self,
+        runs: &[Run<'_>],
+        cache: &mut KvCache<B>,
+        wanted: Logits,
+        control: &dyn Control,
+        mut each: impl FnMut(usize, usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check_runs(runs, cache)?;
+        // Last tokens run apart when only their logits are wanted: the head is a large part of a small model.
         let (without, with) = match wanted {
-            Logits::All => tokens.split_at(0),
-            Logits::Last => tokens.split_at(tokens.len().saturating_sub(1)),
+            Logits::All => Piece::split(runs, usize::MAX),
+            Logits::Last => Piece::split(runs, 1),
         };
         self.run_without_head(without, cache, control).await?;
         let vocab = self.config.vocab_size;
-        let mut index = without.len();
         let mut host = Vec::new();
-        for chunk in with.chunks(self.work.tokens) {
+        for chunk in chunks(with, self.work.tokens) {
             task::checkpoint(control).await?;
-            self.run_blocks(chunk, cache)?;
+            self.run_blocks(&chunk, cache)?;
             self.ends.head(&mut self.backend, &mut self.hidden, &mut self.work, &mut self.logits)?;
-            host.resize(chunk.len() * vocab, 0.0);
+            host.resize(self.hidden.count * vocab, 0.0);
             self.backend.read(&self.logits, 0, &mut host).await?;
-            for row in host.chunks_exact(vocab) {
-                each(index, row)?;
-                index += 1;
+            let mut rows = host.chunks_exact(vocab);
+            for Piece { run, first, tokens, .. } in chunk {
+                for (index, row) in (first..first + tokens.len()).zip(&mut rows) {
+                    each(run, index, row)?;
+                }
             }
         }
         Ok(())
@@ -313,57 +343,39 @@ impl<B: Backend> CausalLm<B> {
 
     async fn run_without_head(
         &mut self,
-        tokens: &[u32],
+        pieces: Vec<Piece<'_>>,
         cache: &mut KvCache<B>,
         control: &dyn Control,
     ) -> Result<()> {
-        for chunk in tokens.chunks(self.work.tokens) {
+        for chunk in chunks(pieces, self.work.tokens) {
             task::checkpoint(control).await?;
-            self.run_blocks(chunk, cache)?;
+            self.run_blocks(&chunk, cache)?;
             self.backend.flush()?;
         }
         Ok(())
     }
 
-    fn check_room(&self, tokens: usize, cache: &KvCache<B>) -> Result<()> {
-        let needed = cache.len() + tokens;
-        if needed > cache.capacity() {
-            return Err(Error::new(
-                ErrorCode::ContextOverflow,
-                format!(
-                    "expected at most {} positions in the cache but {needed} are needed",
-                    cache.capacity()
-                ),
-            ));
-        }
-        Ok(())
+    /// Runs pieces, at most a chunk, through the blocks.
+    fn run_blocks(&mut self, pieces: &[Piece<'_>], cache: &mut KvCache<B>) -> Result<()> {
+        let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens).copied().collect();
+        self.ends.embed(&mut self.backend, &tokens, &mut self.hidden, &mut self.work)?;
+        self.run_embedded(pieces.iter().map(|piece| (piece.sequence, piece.tokens.len())), cache)
     }
 
-    fn check_tokens(&self, tokens: &[u32], cache: &KvCache<B>) -> Result<()> {
-        self.check_room(tokens.len(), cache)?;
-        match tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
-            None => Ok(()),
-            Some(token) => Err(Error::invalid_argument(format!(
-                "expected token ids below the vocabulary's {} but found {token}",
-                self.config.vocab_size
-            ))),
-        }
-    }
-
-    fn run_blocks(&mut self, tokens: &[u32], cache: &mut KvCache<B>) -> Result<()> {
-        self.ends.embed(&mut self.backend, tokens, &mut self.hidden, &mut self.work)?;
-        self.run_embedded(cache)
-    }
-
-    /// Runs what is embedded through the blocks.
-    fn run_embedded(&mut self, cache: &mut KvCache<B>) -> Result<()> {
+    /// Runs what is embedded through the blocks: sequences, and the tokens of each.
+    fn run_embedded(
+        &mut self,
+        parts: impl Iterator<Item = (usize, usize)> + Clone,
+        cache: &mut KvCache<B>,
+    ) -> Result<()> {
         let Self { config, backend, blocks, rope, work, hidden, .. } = self;
-        let (past, capacity) = (cache.len, cache.capacity());
-        let rope = rope.reserve(backend, config, capacity)?;
+        let segments: Vec<_> = parts.clone().map(|(sequence, count)| cache.next(sequence, count)).collect();
+        let (segments, capacity) = (&segments, cache.positions());
+        let rope = rope.reserve(backend, config, cache.capacity())?;
         for (block, cache) in blocks.iter().zip(&mut cache.layers) {
-            block.forward(backend, config, hidden, work, Position { past, capacity, rope, cache })?;
+            block.forward(backend, config, hidden, work, Position { segments, capacity, rope, cache })?;
         }
-        cache.len += hidden.count;
+        parts.for_each(|(sequence, count)| cache.advance(sequence, count));
         Ok(())
     }
 }

@@ -3,42 +3,78 @@
 //! Floor 5.
 
 use super::config::ModelConfig;
-use crate::backend::{AttentionShape, Backend, Element, KvLayer};
+use crate::backend::{AttentionShape, Backend, Element, KvLayer, Segment};
 use crate::error::{Error, ErrorCode, Result};
 
-/// The cache of one sequence, one layer of keys and values for each block.
+/// The cache of one sequence or of several, one layer of keys and values for each block.
+///
+/// Sequences are numbered from 0 and have room for equally many positions. They share the buffers of a layer, one run of
+/// positions after the other, because a kernel can only be given so many buffers.
 pub struct KvCache<B: Backend> {
     pub(super) layers: Vec<KvLayer<B::Buffer>>,
-    pub(super) len: usize,
+    /// Positions seen of each sequence.
+    lens: Vec<usize>,
+    /// Positions of a sequence.
     capacity: usize,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache with room for `capacity` positions in each of `layers` layers.
-    pub fn new(backend: &mut B, config: &ModelConfig, layers: usize, capacity: usize) -> Result<Self> {
-        let len = config.attention_shape(capacity).cache_len();
+    /// An empty cache of `sequences` sequences, with room for `capacity` positions each in each of `layers` layers.
+    ///
+    /// # Errors
+    /// `out_of_memory`.
+    pub fn new(
+        backend: &mut B,
+        config: &ModelConfig,
+        layers: usize,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let Some(positions) = sequences.checked_mul(capacity) else {
+            return Err(Error::new(
+                ErrorCode::OutOfMemory,
+                format!("a cache of {sequences} sequences of {capacity} positions is larger than any memory"),
+            ));
+        };
+        let len = config.attention_shape(positions).cache_len();
         let layer = |backend: &mut B| {
             Ok(KvLayer {
                 keys: backend.buffer(Element::F32, len)?,
                 values: backend.buffer(Element::F32, len)?,
             })
         };
-        Ok(Self { layers: (0..layers).map(|_| layer(backend)).collect::<Result<_>>()?, len: 0, capacity })
+        let layers = (0..layers).map(|_| layer(backend)).collect::<Result<_>>()?;
+        Ok(Self { layers, lens: vec![0; sequences], capacity })
     }
 
-    /// Positions seen.
-    pub fn len(&self) -> usize {
-        self.len
+    /// Sequences.
+    pub fn sequences(&self) -> usize {
+        self.lens.len()
     }
 
-    /// Whether nothing was seen yet.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Positions seen of a sequence.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.lens[sequence]
     }
 
-    /// Positions that there is room for.
+    /// Positions that there is room for in each sequence.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Positions that there is room for in all sequences.
+    pub(super) fn positions(&self) -> usize {
+        self.lens.len() * self.capacity
+    }
+
+    /// The next `count` tokens of a sequence, each of which sees what is before it.
+    pub(super) fn next(&self, sequence: usize, count: usize) -> Segment {
+        Segment { start: sequence * self.capacity, ..Segment::causal(self.lens[sequence], count) }
+    }
+
+    /// Says that so many tokens of a sequence have run through all blocks.
+    pub(super) fn advance(&mut self, sequence: usize, count: usize) {
+        self.lens[sequence] += count;
     }
 
     /// Keys and values of one layer, for whoever runs blocks singly.
@@ -46,9 +82,9 @@ impl<B: Backend> KvCache<B> {
         &mut self.layers[layer]
     }
 
-    /// Forgets all positions from `len` on; what stays need not be computed again.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    /// Forgets all positions of a sequence from `len` on; what stays need not be computed again.
+    pub fn truncate(&mut self, sequence: usize, len: usize) {
+        self.lens[sequence] = self.lens[sequence].min(len);
     }
 }
 
@@ -70,7 +106,7 @@ impl ModelConfig {
         ))
     }
 
-    /// Head counts and sizes, for a cache of `capacity` positions.
+    /// Head counts and sizes, for a cache of `capacity` positions in all.
     pub fn attention_shape(&self, capacity: usize) -> AttentionShape {
         AttentionShape {
             heads: self.num_attention_heads,

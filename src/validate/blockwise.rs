@@ -1,7 +1,7 @@
 //! A model of which one block is in memory at a time: texts go through it block by block, hidden states wait in scratch.
 //! Floor 7.
 
-use crate::backend::{Backend, Element};
+use crate::backend::{Backend, Element, Segment};
 use crate::error::Result;
 use crate::model::block::{Block, Hidden, Position, Workspace};
 use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
@@ -44,7 +44,7 @@ impl<'a, B: Backend> Runner<'a, B> {
             work: Workspace::new(&mut backend, config, chunk)?,
             hidden: new_hidden(&mut backend, config, chunk)?,
             rope: RopeTable::default(),
-            cache: KvCache::new(&mut backend, config, 1, context)?,
+            cache: KvCache::new(&mut backend, config, 1, 1, context)?,
             carrier: Carrier::default(),
             backend,
         })
@@ -78,7 +78,8 @@ impl<'a, B: Backend> Runner<'a, B> {
             let config = self.checkpoint.config();
             let Self { backend, work, hidden, rope, cache, context, .. } = self;
             let rope = rope.reserve(backend, config, *context)?;
-            let position = Position { past, capacity: *context, rope, cache: cache.layer_mut(0) };
+            let segments = &[Segment::causal(past, hidden.count)];
+            let position = Position { segments, capacity: *context, rope, cache: cache.layer_mut(0) };
             block.forward(backend, config, hidden, work, position)?;
             self.store(Place { first: to.first + past, ..to }).await?;
         }

@@ -65,7 +65,7 @@ async fn score<B: Backend>(
     let inputs = &whole[cut..whole.len() - 1];
     let first_scored = prompt.saturating_sub(cut + 1);
     let mut log_likelihood = 0.0;
-    cache.truncate(0);
+    cache.truncate(0, 0);
     model
         .forward(inputs, cache, Logits::All, control, |position, logits| {
             if position >= first_scored {

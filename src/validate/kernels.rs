@@ -7,7 +7,7 @@ use super::speed::Clock;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::GpuBackend;
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, TopK, WeightDesc, WeightFormat,
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, Segment, TopK, WeightDesc, WeightFormat,
     WeightView,
 };
 use crate::dtype::DType;
@@ -275,15 +275,16 @@ async fn other_steps<B: Backend>(
     let mut qkv = values(b, tokens * shape.qkv_width())?;
     let rope = values(b, context * shape.head_dim)?;
     let past = context - tokens;
+    let segments = [Segment::causal(past, tokens)];
     let seconds = time(b, &done, clock, |b, _| {
-        b.rope_and_append_kv(&mut qkv, tokens, past, &shape, &rope, None, cache.as_mut())
+        b.rope_and_append_kv(&mut qkv, &segments, &shape, &rope, None, cache.as_mut())
     })
     .await?;
     let len = tokens * shape.qkv_width();
     push("rope_and_append_kv", format!("{} heads, {these}", shape.heads), 8 * len, 6 * len, seconds);
     let mut attended = b.buffer(Element::F32, tokens * hidden)?;
     let seconds =
-        time(b, &done, clock, |b, _| b.attention(&qkv, tokens, past, &shape, cache.as_ref(), &mut attended))
+        time(b, &done, clock, |b, _| b.attention(&qkv, &segments, &shape, cache.as_ref(), &mut attended))
             .await?;
     let moved = 4 * (2 * shape.cache_len() + 2 * tokens * hidden);
     // Each query meets what is before it: scores, and sums of values.

@@ -4,7 +4,7 @@ use super::measurements::SpeedRound;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::CausalLm;
-use crate::model::decoder::{Logits, Next, Wanted};
+use crate::model::decoder::{Logits, Next, Run, Wanted};
 use crate::task::{Control, Progress};
 
 /// Seconds since some fixed moment. Injected, because browsers and native programs read different clocks.
@@ -73,7 +73,7 @@ pub async fn greedy<B: Backend>(
 ) -> Result<f64> {
     let tokens = tokens.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
     let mut cache = model.new_cache(tokens + 1)?;
-    let mut pending = model.start_next(&[0], &mut cache, Wanted::Largest, control).await?;
+    let mut pending = model.start_next(&[Run::only(&[0])], &mut cache, Wanted::Largest, control).await?;
     let mut start = clock();
     for left in (0..=tokens).rev() {
         let (next, ahead) = model.finish_next(pending, &mut cache, left > 0, control).await?;
@@ -84,13 +84,13 @@ pub async fn greedy<B: Backend>(
         if left == 0 {
             break;
         }
-        pending = match (ahead, next) {
+        pending = match (ahead, &next[..]) {
             (Some(ahead), _) => ahead,
-            (None, Next::Token(last)) => {
-                model.start_next(&[last], &mut cache, Wanted::Largest, control).await?
+            (None, &[Next::Token(last)]) => {
+                model.start_next(&[Run::only(&[last])], &mut cache, Wanted::Largest, control).await?
             }
             // Broken logits: the speed is the same.
-            (None, _) => model.start_next(&[0], &mut cache, Wanted::Largest, control).await?,
+            (None, _) => model.start_next(&[Run::only(&[0])], &mut cache, Wanted::Largest, control).await?,
         };
     }
     Ok(tokens as f64 / (clock() - start).max(1e-6))

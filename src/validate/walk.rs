@@ -53,7 +53,7 @@ pub async fn score<B: Backend>(
     let mut sum = PerplexitySum::default();
     for (done, window) in windows.iter().enumerate() {
         report(control, "perplexity", done, windows.len(), data);
-        cache.truncate(0);
+        cache.truncate(0, 0);
         model
             .forward(&data.inputs(window), &mut cache, Logits::All, control, |index, logits| {
                 if let Some(target) = data.target(window, index) {
@@ -84,8 +84,8 @@ pub async fn compare<B: Backend>(
     let mut comparison = Comparison::default();
     for (done, window) in windows.iter().enumerate() {
         report(control, "compare", done, windows.len(), data);
-        caches.0.truncate(0);
-        caches.1.truncate(0);
+        caches.0.truncate(0, 0);
+        caches.1.truncate(0, 0);
         compare_window(original, quantized, &mut caches, data, window, control, &mut comparison).await?;
     }
     Ok(comparison)

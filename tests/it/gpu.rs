@@ -11,7 +11,7 @@ use lowbit::error::ErrorCode;
 use lowbit::format::sink::MemorySinkDir;
 use lowbit::format::source::{MemoryDir, SourceDir};
 use lowbit::generate::{FinishReason, GenerateOptions, Generation, SamplerOptions};
-use lowbit::model::decoder::{Logits, Next, Wanted};
+use lowbit::model::decoder::{Logits, Next, Run, Wanted};
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::pipeline::{QuantizeOptions, quantize};
 use lowbit::quant::{Bits, Granularity};
@@ -205,19 +205,20 @@ fn the_next_step_begins_before_the_last_one_is_read() {
     let expected = greedy(&mut model, &prompt, 20);
     let mut cache = model.new_cache(prompt.len() + 20).unwrap();
     let mut found = Vec::new();
-    let mut pending =
-        Some(block_on(model.start_next(&prompt, &mut cache, Wanted::Largest, &Silent)).unwrap());
+    let mut pending = Some(
+        block_on(model.start_next(&[Run::only(&prompt)], &mut cache, Wanted::Largest, &Silent)).unwrap(),
+    );
     while let Some(step) = pending {
         let before = model.dispatches().unwrap();
         let follows = found.len() + 1 < 20;
         let (next, ahead) = block_on(model.finish_next(step, &mut cache, follows, &Silent)).unwrap();
-        let Next::Token(token) = next else { panic!("expected a token but found {next:?}") };
+        let [Next::Token(token)] = next[..] else { panic!("expected a token but found {next:?}") };
         found.push(token);
         assert_eq!(ahead.is_some(), follows);
         let layers = checkpoint.config().num_hidden_layers as u64;
         let step = layers * DISPATCHES_OF_A_BLOCK + DISPATCHES_OF_THE_ENDS;
         assert_eq!(model.dispatches().unwrap() - before, if follows { step } else { 0 });
-        assert_eq!(cache.len(), prompt.len() + found.len() - usize::from(!follows));
+        assert_eq!(cache.len(0), prompt.len() + found.len() - usize::from(!follows));
         pending = ahead;
     }
     assert_eq!(found, expected);

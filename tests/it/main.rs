@@ -4,6 +4,7 @@
 mod auto;
 mod awq;
 mod bad_input;
+mod batch;
 mod budget;
 mod command_line;
 mod convert;

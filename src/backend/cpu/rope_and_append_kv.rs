@@ -1,19 +1,20 @@
 //! Rotary position embedding of q and k, then k and v into the cache. Floor 4.
 
 use super::add_rms_norm::normalize_in_place;
-use crate::backend::AttentionShape;
+use crate::backend::{AttentionShape, Segment};
 
 /// The weight of a norm, `[head_dim]`, and its epsilon.
 pub(super) type HeadNorm<'a> = (&'a [f32], f32);
 
-/// For each of the rows of `qkv`, `[count, shape.qkv_width()]`: normalizes the heads of q and k (where norms are given),
-/// rotates them, and copies k and v to the cache, `[kv_heads, capacity, head_dim]`, from position `past` on.
+/// For each of the rows of `qkv`, `[rows, shape.qkv_width()]`, which are those of `segments`: normalizes the heads of q and k
+/// (where norms are given), rotates them, and copies k and v to the cache, `[kv_heads, capacity, head_dim]`, to the row's
+/// position in its sequence.
 ///
 /// Su et al. 2021, in the halves form of GPT-NeoX and Llama: element `i` pairs with `i + head_dim / 2`. `rope` is
 /// `[positions, head_dim]`, cosines then sines.
 pub(super) fn rope_and_append_kv(
     qkv: &mut [f32],
-    past: usize,
+    segments: &[Segment],
     shape: &AttentionShape,
     rope: &[f32],
     qk_norm: Option<(HeadNorm<'_>, HeadNorm<'_>)>,
@@ -21,8 +22,10 @@ pub(super) fn rope_and_append_kv(
     values: &mut [f32],
 ) {
     let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
-    for (t, row) in qkv.chunks_exact_mut(shape.qkv_width()).enumerate() {
-        let position = past + t;
+    let places = segments.iter().flat_map(|segment| {
+        (segment.past..segment.end()).map(|position| (position, segment.start + position))
+    });
+    for (row, (position, place)) in qkv.chunks_exact_mut(shape.qkv_width()).zip(places) {
         let angles = &rope[position * head_dim..(position + 1) * head_dim];
         let (q, kv) = row.split_at_mut(heads * head_dim);
         let (k, v) = kv.split_at_mut(kv_heads * head_dim);
@@ -37,11 +40,11 @@ pub(super) fn rope_and_append_kv(
                 normalize_in_place(head, weight, epsilon);
             }
             rotate(head, angles);
-            let at = (h * capacity + position) * head_dim;
+            let at = (h * capacity + place) * head_dim;
             keys[at..at + head_dim].copy_from_slice(head);
         }
         for (h, head) in v.chunks_exact(head_dim).enumerate() {
-            let at = (h * capacity + position) * head_dim;
+            let at = (h * capacity + place) * head_dim;
             values[at..at + head_dim].copy_from_slice(head);
         }
     }
@@ -62,7 +65,7 @@ fn rotate(head: &mut [f32], angles: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, backend, f32_buffer, read};
-    use crate::backend::{AttentionShape, Backend, Element, KvLayer, Norm, QkNorm};
+    use crate::backend::{AttentionShape, Backend, Element, KvLayer, Norm, QkNorm, Segment};
 
     /// Largest deviation from the `f64` oracle where values are about 1. Measured 2.6e-7.
     const TOLERANCE: f64 = 1e-6;
@@ -92,7 +95,14 @@ mod tests {
             let both = QkNorm { q: norm(&q_norm), k: norm(&k_norm) };
             let given = norms.then_some(both.as_ref());
             backend
-                .rope_and_append_kv(&mut buffer, count, past, &shape, &table, given, cache.as_mut())
+                .rope_and_append_kv(
+                    &mut buffer,
+                    &[Segment::causal(past, count)],
+                    &shape,
+                    &table,
+                    given,
+                    cache.as_mut(),
+                )
                 .unwrap();
             let (found, keys, values) = (
                 read(&mut backend, &buffer),
@@ -147,6 +157,47 @@ mod tests {
     }
 
     #[test]
+    fn each_segment_rotates_and_appends_as_it_does_alone() {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, capacity: 30 };
+        // The second sequence of the batch stands before the first one in the cache.
+        let segments = [(2, 3, 12), (4, 0, 1), (0, 7, 20), (1, 6, 21)]
+            .map(|(count, past, start)| Segment { start, ..Segment::causal(past, count) });
+        let mut random = Random::new(3);
+        let (qkv, rope) = (random.floats(7 * shape.qkv_width()), random.floats(7 * shape.head_dim));
+        let run = |qkv: &[f32], segments: &[Segment]| {
+            let mut backend = backend(1, true);
+            let mut buffer = f32_buffer(&mut backend, qkv);
+            let table = f32_buffer(&mut backend, &rope);
+            let mut cache = KvLayer {
+                keys: backend.buffer(Element::F32, shape.cache_len()).unwrap(),
+                values: backend.buffer(Element::F32, shape.cache_len()).unwrap(),
+            };
+            backend.rope_and_append_kv(&mut buffer, segments, &shape, &table, None, cache.as_mut()).unwrap();
+            [&buffer, &cache.keys, &cache.values].map(|buffer| read(&mut backend, buffer))
+        };
+        let [rotated, keys, values] = run(&qkv, &segments);
+        let mut alone = [Vec::new(), vec![0.0; keys.len()], vec![0.0; values.len()]];
+        let mut first = 0;
+        for segment in segments {
+            let rows = first * shape.qkv_width()..(first + segment.count) * shape.qkv_width();
+            // The cache of one sequence, which begins where the cache begins.
+            let [rotated, keys, values] = run(&qkv[rows], &[Segment { start: 0, ..segment }]);
+            alone[0].extend(rotated);
+            for (all, one) in alone[1..].iter_mut().zip([keys, values]) {
+                for head in 0..shape.kv_heads {
+                    for position in segment.past..segment.end() {
+                        let from = (head * shape.capacity + position) * shape.head_dim;
+                        let to = from + segment.start * shape.head_dim;
+                        all[to..to + shape.head_dim].copy_from_slice(&one[from..from + shape.head_dim]);
+                    }
+                }
+            }
+            first += segment.count;
+        }
+        assert_eq!([rotated, keys, values], alone);
+    }
+
+    #[test]
     fn a_full_cache_and_a_short_table_are_errors() {
         let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, capacity: 3 };
         let mut backend = backend(1, true);
@@ -157,8 +208,8 @@ mod tests {
             values: backend.buffer(Element::F32, shape.cache_len()).unwrap(),
         };
         let mut append = |count, past| {
-            let result =
-                backend.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, cache.as_mut());
+            let segments = [Segment { count, past, ..Segment::causal(0, 0) }];
+            let result = backend.rope_and_append_kv(&mut qkv, &segments, &shape, &rope, None, cache.as_mut());
             result.unwrap_err().to_string()
         };
         assert_eq!(append(2, 2), "rope_and_append_kv: 2 tokens after 2 do not fit a cache of 3 positions");

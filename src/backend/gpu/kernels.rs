@@ -171,9 +171,21 @@ summing_kernel!(
     [W, R, R, W, W, W],
     48
 );
-summing_kernel!(ROPE_AND_APPEND_KV, "rope_and_append_kv" + "", ["grid"], [W, R, R, R, W, W], 48);
-kernel!(ATTENTION_DECODE, "attention.decode", ["attention_params", "grid"], [R, R, R, W], 32);
-kernel!(ATTENTION_PREFILL, "attention.prefill", ["attention_params", "grid"], [R, R, R, W], 32);
+summing_kernel!(
+    ROPE_AND_APPEND_KV,
+    "rope_and_append_kv" + "",
+    ["segments", "grid"],
+    [W, R, R, R, W, W, R],
+    48
+);
+kernel!(ATTENTION_DECODE, "attention.decode", ["attention_params", "segments", "grid"], [R, R, R, W, R], 32);
+kernel!(
+    ATTENTION_PREFILL,
+    "attention.prefill",
+    ["attention_params", "segments", "grid"],
+    [R, R, R, W, R],
+    32
+);
 kernel!(GATE, "gate", ["grid"], [R, W], 16);
 kernel!(ARGMAX, "argmax", ["ordered_key", "grid"], [R, W], 16);
 kernel!(TOP_K, "top_k", ["ordered_key", "grid"], [R, W, W, W], 16);

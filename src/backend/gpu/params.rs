@@ -116,7 +116,7 @@ params! {
     /// Of `rope_and_append_kv`.
     RopeAndAppendKv {
         tokens: u32,
-        past: u32,
+        segments: u32,
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
@@ -134,13 +134,13 @@ params! {
     /// Of the attention kernels.
     Attention {
         tokens: u32,
-        past: u32,
+        tiles: u32,
+        segments: u32,
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
         capacity: u32,
         scale: f32,
-        padding: u32,
     }
 }
 

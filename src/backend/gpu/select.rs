@@ -1,6 +1,7 @@
 //! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device. Floor 4.
 
 use super::kernels::{self, Kernel};
+use super::segments::Tiling;
 use super::units::{Units, Values};
 use super::variants::Variants;
 use crate::backend::{AttentionShape, GateActivation};
@@ -18,9 +19,9 @@ const MATVEC_INVOCATIONS: usize = 64;
 const TILE: usize = 32;
 /// Elements of a head up to which a kernel has room for it.
 const MOST_DECODE_HEAD_DIM: usize = 256;
-const MOST_PREFILL_HEAD_DIM: usize = 128;
-/// Tokens that share a workgroup of the prefill kernel.
-const PREFILL_QUERIES: usize = 8;
+pub(super) const MOST_PREFILL_HEAD_DIM: usize = 128;
+/// Tokens of a segment that share a workgroup of the prefill kernel.
+pub(super) const PREFILL_QUERIES: usize = 8;
 /// Most workgroups of one dimension.
 const MOST_WORKGROUPS: usize = 65_535;
 
@@ -150,22 +151,23 @@ pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Pla
     Ok(Plan { choice, workgroups: grid(tokens)? })
 }
 
-/// Attention of `tokens` queries.
+/// Attention of queries that are tiled as `tiling` says. Where a segment fills a tile, all are tiled: the tiles of short
+/// ones are then mostly empty, but a prompt is most of the work.
 ///
 /// # Errors
 /// `unsupported_model` for heads that no kernel has room for.
-pub(super) fn attention(shape: &AttentionShape, tokens: usize) -> Result<Plan> {
+pub(super) fn attention(shape: &AttentionShape, tiling: Tiling) -> Result<Plan> {
     if shape.head_dim > MOST_DECODE_HEAD_DIM {
         return Err(Error::unsupported_model(format!(
             "expected attention heads of at most {MOST_DECODE_HEAD_DIM} elements on a GPU but found {}",
             shape.head_dim
         )));
     }
-    let tiled = tokens >= PREFILL_QUERIES && shape.head_dim <= MOST_PREFILL_HEAD_DIM;
+    let tiled = tiling.longest >= PREFILL_QUERIES && shape.head_dim <= MOST_PREFILL_HEAD_DIM;
     let (kernel, workgroups) = if tiled {
-        (&kernels::ATTENTION_PREFILL, tokens.div_ceil(PREFILL_QUERIES) * shape.heads)
+        (&kernels::ATTENTION_PREFILL, tiling.tiles * shape.heads)
     } else {
-        (&kernels::ATTENTION_DECODE, tokens * shape.heads)
+        (&kernels::ATTENTION_DECODE, tiling.rows * shape.heads)
     };
     Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(workgroups)? })
 }
@@ -326,12 +328,24 @@ mod tests {
     #[test]
     fn attention_is_tiled_for_prompts_and_refuses_large_heads() {
         let shape = |head_dim| AttentionShape { heads: 4, kv_heads: 2, head_dim, capacity: 100 };
-        let name = |head_dim, tokens| attention(&shape(head_dim), tokens).map(|p| p.choice.kernel().name);
-        assert_eq!(name(64, 1).unwrap(), "attention.decode");
-        assert_eq!(name(64, 8).unwrap(), "attention.prefill");
-        assert_eq!(name(128, 100).unwrap(), "attention.prefill");
-        assert_eq!(name(256, 100).unwrap(), "attention.decode");
-        assert!(name(258, 1).unwrap_err().to_string().contains("at most 256"));
+        let plan = |head_dim, counts: &[usize]| {
+            let tiling = Tiling::of(counts.iter().copied());
+            attention(&shape(head_dim), tiling).map(|plan| (plan.choice.kernel().name, plan.workgroups[0]))
+        };
+        let cases: [(usize, &[usize], _); 7] = [
+            (64, &[1], ("attention.decode", 4)),
+            (64, &[8], ("attention.prefill", 4)),
+            (128, &[100], ("attention.prefill", 52)),
+            (256, &[100], ("attention.decode", 400)),
+            // Many sequences, a token each: no tile would be full.
+            (64, &[1; 16], ("attention.decode", 64)),
+            (64, &[1, 20, 7, 9], ("attention.prefill", 28)),
+            (64, &[], ("attention.decode", 0)),
+        ];
+        for (head_dim, counts, expected) in cases {
+            assert_eq!(plan(head_dim, counts).unwrap(), expected, "{head_dim}, {counts:?}");
+        }
+        assert!(plan(258, &[1]).unwrap_err().to_string().contains("at most 256"));
     }
 
     #[test]

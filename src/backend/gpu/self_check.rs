@@ -8,7 +8,7 @@ use super::GpuBackend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::sample::{Numbers, buffer, fill, read};
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK, WeightDesc,
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Norm, QkNorm, Segment, TopK, WeightDesc,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::order;
@@ -81,12 +81,22 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let rope = buffer(b, &numbers.floats(80 * 20))?;
     let cached = numbers.floats(shape.cache_len());
     let mut cache = KvLayer { keys: buffer(b, &cached)?, values: buffer(b, &cached)? };
-    for (past, count, norms) in [(70, 1, None), (66, 9, Some(norms.as_ref()))] {
+    let at = |start, past, count, mask| Segment { count, past, start, mask };
+    // One sequence and several, decoding and reading prompts.
+    let batches: [&[Segment]; 4] = [
+        &[at(0, 70, 1, Mask::Causal)],
+        &[at(0, 66, 9, Mask::Causal)],
+        &[at(40, 5, 1, Mask::Causal), at(0, 17, 2, Mask::Causal), at(60, 0, 3, Mask::Full)],
+        &[at(30, 2, 17, Mask::Full), at(60, 19, 1, Mask::Causal), at(0, 4, 9, Mask::Causal)],
+    ];
+    for (index, segments) in batches.into_iter().enumerate() {
+        let count: usize = segments.iter().map(|segment| segment.count).sum();
+        let norms = (index % 2 == 1).then_some(norms.as_ref());
         let mut qkv = buffer(b, &numbers.floats(count * shape.qkv_width()))?;
-        b.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, norms, cache.as_mut())?;
+        b.rope_and_append_kv(&mut qkv, segments, &shape, &rope, norms, cache.as_mut())?;
         let len = count * shape.heads * shape.head_dim;
         let mut attended = b.buffer(Element::F32, len)?;
-        b.attention(&qkv, count, past, &shape, cache.as_ref(), &mut attended)?;
+        b.attention(&qkv, segments, &shape, cache.as_ref(), &mut attended)?;
         results.push(("rope_and_append_kv", read(b, &qkv, count * shape.qkv_width()).await?));
         results.push(("rope_and_append_kv", read(b, &cache.keys, shape.cache_len()).await?));
         results.push(("attention", read(b, &attended, len).await?));

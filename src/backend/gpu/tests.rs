@@ -58,7 +58,7 @@ tests! {
     kernels::{
         add_rms_norm_agrees_and_updates_the_residual,
         rope_and_append_kv_agrees,
-        attention_agrees_in_decode_and_prefill,
+        attention_agrees_in_decode_and_prefill_over_one_segment_and_several,
         gate_agrees_over_the_whole_range,
         argmax_and_top_k_are_those_of_the_cpu,
         gram_and_abs_max_agree,
@@ -77,6 +77,7 @@ tests! {
     recording::{
         steps_are_submitted_together_and_each_keeps_its_parameters,
         writing_waits_for_what_was_recorded_before,
+        each_step_has_the_segments_that_it_was_recorded_with,
         buffers_that_are_used_again_are_zero,
         a_reading_has_what_was_there_when_it_began,
         wrong_operands_and_impossible_sizes_are_errors,

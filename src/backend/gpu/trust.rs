@@ -4,7 +4,7 @@ use super::device::Device;
 use super::pipeline::Pipelines;
 use super::variants::{Variant, Variants};
 use super::{
-    AdapterDescription, GpuBackend, GpuOptions, Memory, Pool, Recording, Scratch, Staging, Submitter,
+    AdapterDescription, GpuBackend, GpuOptions, Memory, Pool, Recording, Scratch, Staging, Submitter, Table,
     self_check,
 };
 use crate::backend::{Backend, Capabilities, WeightDesc, WeightFormat};
@@ -66,6 +66,7 @@ impl GpuBackend {
             staging: Staging::default(),
             rounded: Scratch::default(),
             factors: Scratch::default(),
+            segments: Table::default(),
             checked: Vec::new(),
             unused,
             pool,

@@ -3,9 +3,12 @@
 use super::operands::{Random, buffer, read, some, worst, zeros};
 use super::{gpu, gpu_with};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::gpu::select::{MOST_PREFILL_HEAD_DIM, PREFILL_QUERIES};
 use crate::backend::gpu::variants::Variant;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
-use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, QkNorm, TopK};
+use crate::backend::{
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Norm, QkNorm, Segment, TopK,
+};
 
 /// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
 /// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less exactly, as far as WGSL allows.
@@ -81,27 +84,64 @@ pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
     println!("add_rms_norm: largest error {most:.2e}");
 }
 
-/// A case of attention: shape, positions before, new tokens.
-fn attention_cases() -> Vec<(AttentionShape, usize, usize)> {
+/// A case of attention.
+type Case = (AttentionShape, Vec<Segment>);
+
+/// One sequence and several, whose order in the cache is not that in the batch.
+fn attention_cases() -> Vec<Case> {
+    use Mask::{Causal, Full};
     let shape = |heads, kv_heads, head_dim, capacity| AttentionShape { heads, kv_heads, head_dim, capacity };
+    let one = |past, count| vec![Segment::causal(past, count)];
+    let at = |start, past, count, mask| Segment { count, past, start, mask };
     vec![
-        (shape(1, 1, 2, 1), 0, 1),
-        (shape(8, 4, 8, 40), 0, 33),
-        (shape(8, 4, 16, 300), 190, 1),
-        (shape(6, 2, 34, 77), 3, 5),
-        (shape(4, 2, 128, 131), 63, 8),
-        (shape(3, 1, 128, 150), 128, 17),
-        (shape(2, 2, 130, 40), 5, 20),
-        (shape(2, 1, 256, 70), 64, 3),
-        (shape(4, 4, 64, 129), 0, 129),
+        (shape(1, 1, 2, 1), one(0, 1)),
+        (shape(8, 4, 8, 40), one(0, 33)),
+        (shape(8, 4, 16, 300), one(190, 1)),
+        (shape(6, 2, 34, 77), one(3, 5)),
+        (shape(4, 2, 128, 131), one(63, 8)),
+        (shape(3, 1, 128, 150), one(128, 17)),
+        (shape(2, 2, 130, 40), one(5, 20)),
+        (shape(2, 1, 256, 70), one(64, 3)),
+        (shape(4, 4, 64, 129), one(0, 129)),
+        (shape(4, 4, 64, 140), vec![at(7, 0, 129, Full)]),
+        (shape(2, 1, 20, 90), vec![at(1, 70, 3, Full)]),
+        // A token of each, as several texts are generated at once.
+        (
+            shape(8, 4, 16, 300),
+            vec![at(100, 90, 1, Causal), at(0, 63, 1, Causal), at(299, 0, 1, Causal), at(210, 64, 1, Causal)],
+        ),
+        (shape(2, 1, 8, 200), (0..40).map(|i| at(195 - 5 * i, i % 4, 1 + i % 2, Causal)).collect()),
+        // Prompts and texts, as when a text joins others, and whole segments.
+        (
+            shape(6, 2, 34, 150),
+            vec![
+                at(80, 3, 20, Causal),
+                at(0, 64, 1, Causal),
+                at(110, 0, 0, Causal),
+                at(120, 0, 9, Full),
+                at(70, 0, 3, Full),
+                at(130, 7, 13, Causal),
+            ],
+        ),
+        (shape(2, 2, 130, 60), vec![at(30, 0, 20, Full), at(0, 5, 12, Causal)]),
     ]
+}
+
+/// Of each row: its position, its place in the cache, where its sequence begins there, and how many positions it sees.
+fn places(segments: &[Segment]) -> Vec<[usize; 4]> {
+    let rows = segments.iter().flat_map(|segment| (0..segment.count).map(move |row| (segment, row)));
+    rows.map(|(&Segment { count, past, start, mask }, row)| {
+        let seen = if mask == Mask::Causal { past + row + 1 } else { past + count };
+        [past + row, start + past + row, start, seen]
+    })
+    .collect()
 }
 
 pub(super) async fn rope_and_append_kv_agrees() {
     type Out = (Vec<f32>, Vec<f32>, Vec<f32>);
     async fn run<B: Backend>(
         b: &mut B,
-        (shape, past, count): (AttentionShape, usize, usize),
+        (shape, segments): &Case,
         qkv: &[f32],
         rope: &[f32],
         norms: Option<(&[f32], &[f32])>,
@@ -113,9 +153,8 @@ pub(super) async fn rope_and_append_kv_agrees() {
         let mut cache = KvLayer { keys: zeros(b, shape.cache_len()), values: zeros(b, shape.cache_len()) };
         b.rope_and_append_kv(
             &mut buffer_qkv,
-            count,
-            past,
-            &shape,
+            segments,
+            shape,
             &rope,
             norms.as_ref().map(QkNorm::as_ref),
             cache.as_mut(),
@@ -129,20 +168,21 @@ pub(super) async fn rope_and_append_kv_agrees() {
     let mut base = base_of(&gpu).await;
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(2), 0.0f64);
     for case in attention_cases() {
-        let (shape, past, count) = case;
+        let (shape, places) = (case.0, places(&case.1));
         let AttentionShape { heads, kv_heads, head_dim, capacity } = shape;
+        let positions = places.iter().map(|&[position, ..]| position + 1).max().unwrap_or(0);
         for with_norms in [false, true] {
-            let qkv = random.floats(count * shape.qkv_width());
-            let angles = random.floats((past + count) * head_dim / 2);
+            let qkv = random.floats(places.len() * shape.qkv_width());
+            let angles = random.floats(positions * head_dim / 2);
             let rope: Vec<f32> = angles
                 .chunks_exact(head_dim / 2)
                 .flat_map(|row| row.iter().map(|a| a.cos()).chain(row.iter().map(|a| a.sin())))
                 .collect();
             let (q, k) = (random.floats(head_dim), random.floats(head_dim));
             let norms = with_norms.then_some((&q[..], &k[..]));
-            let (found, keys, values) = run(&mut gpu, case, &qkv, &rope, norms).await;
+            let (found, keys, values) = run(&mut gpu, &case, &qkv, &rope, norms).await;
             if let Some(base) = &mut base {
-                let plain = run(base, case, &qkv, &rope, norms).await;
+                let plain = run(base, &case, &qkv, &rope, norms).await;
                 assert_eq!((&found, &keys), (&plain.0, &plain.1), "{case:?}: sums have one order");
             }
             let mut expected = Vec::new();
@@ -153,7 +193,7 @@ pub(super) async fn rope_and_append_kv_agrees() {
                     if with_norms {
                         head = if h < heads { norm_of(&head, &q, 1e-5) } else { norm_of(&head, &k, 1e-4) };
                     }
-                    let (cos, sin) = rope[(past + t) * head_dim..][..head_dim].split_at(head_dim / 2);
+                    let (cos, sin) = rope[places[t][0] * head_dim..][..head_dim].split_at(head_dim / 2);
                     let before = head.clone();
                     for i in 0..head_dim / 2 {
                         let (a, b) = (before[i], before[i + head_dim / 2]);
@@ -172,14 +212,13 @@ pub(super) async fn rope_and_append_kv_agrees() {
                 [("keys", keys.clone(), heads), ("values", values.clone(), heads + kv_heads)]
             {
                 for (i, &cached) in cache.iter().enumerate() {
-                    let (h, position, d) = (i / head_dim / capacity, i / head_dim % capacity, i % head_dim);
-                    let source = (past..past + count)
-                        .contains(&position)
-                        .then(|| found[(position - past) * shape.qkv_width() + (first + h) * head_dim + d]);
-                    assert_eq!(cached, source.unwrap_or(0.0), "{name} {case:?} at {position}");
+                    let (h, place, d) = (i / head_dim / capacity, i / head_dim % capacity, i % head_dim);
+                    let row = places.iter().position(|&[_, of_row, ..]| of_row == place);
+                    let source = row.map(|row| found[row * shape.qkv_width() + (first + h) * head_dim + d]);
+                    assert_eq!(cached, source.unwrap_or(0.0), "{name} {case:?} at {place}");
                 }
             }
-            let twin = run(&mut cpu, case, &qkv, &rope, norms).await;
+            let twin = run(&mut cpu, &case, &qkv, &rope, norms).await;
             for (found, twin) in [(found, twin.0), (keys, twin.1), (values, twin.2)] {
                 assert!(worst(&found, &between(&twin)) < ROPE_TOLERANCE, "{case:?}: the CPU differs");
             }
@@ -188,40 +227,42 @@ pub(super) async fn rope_and_append_kv_agrees() {
     println!("rope_and_append_kv: largest error {most:.2e}");
 }
 
-pub(super) async fn attention_agrees_in_decode_and_prefill() {
+pub(super) async fn attention_agrees_in_decode_and_prefill_over_one_segment_and_several() {
     async fn run<B: Backend>(
         b: &mut B,
-        (shape, past, count): (AttentionShape, usize, usize),
+        shape: &AttentionShape,
+        segments: &[Segment],
         qkv: &[f32],
         keys: &[f32],
         values: &[f32],
     ) -> Vec<f32> {
         let cache = KvLayer { keys: buffer(b, keys), values: buffer(b, values) };
+        let len = qkv.len() / shape.qkv_width() * shape.heads * shape.head_dim;
         let qkv = buffer(b, qkv);
-        let len = count * shape.heads * shape.head_dim;
         let mut out = zeros(b, len);
-        b.attention(&qkv, count, past, &shape, cache.as_ref(), &mut out).unwrap();
+        b.attention(&qkv, segments, shape, cache.as_ref(), &mut out).unwrap();
         read(b, &out, len).await
     }
     let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random, mut most) = (CpuBackend::new(), Random::new(3), 0.0f64);
     for case in attention_cases() {
-        let (shape, past, count) = case;
-        let AttentionShape { heads, kv_heads, head_dim, capacity } = shape;
+        let (shape, segments) = &case;
+        let &AttentionShape { heads, kv_heads, head_dim, capacity } = shape;
+        let places = places(segments);
         for size in [1.0, 6.0] {
             let qkv: Vec<f32> =
-                random.floats(count * shape.qkv_width()).into_iter().map(|v| v * size).collect();
+                random.floats(places.len() * shape.qkv_width()).into_iter().map(|v| v * size).collect();
             let (keys, values) = (random.floats(shape.cache_len()), random.floats(shape.cache_len()));
             let mut expected = Vec::new();
-            for t in 0..count {
+            for (t, &[_, _, start, seen]) in places.iter().enumerate() {
                 for head in 0..heads {
                     let q = &qkv[t * shape.qkv_width() + head * head_dim..][..head_dim];
-                    let cached = head / (heads / kv_heads) * capacity * head_dim;
+                    let cached = (head / (heads / kv_heads) * capacity + start) * head_dim;
                     let row = |cache: &[f32], position: usize| -> Vec<f64> {
                         let at = cached + position * head_dim;
                         cache[at..at + head_dim].iter().map(|&v| f64::from(v)).collect()
                     };
-                    let scores: Vec<f64> = (0..=past + t)
+                    let scores: Vec<f64> = (0..seen)
                         .map(|position| {
                             let key = row(&keys, position);
                             let dot: f64 = q.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum();
@@ -239,11 +280,26 @@ pub(super) async fn attention_agrees_in_decode_and_prefill() {
                     expected.extend(out);
                 }
             }
-            let found = run(&mut gpu, case, &qkv, &keys, &values).await;
+            let found = run(&mut gpu, shape, segments, &qkv, &keys, &values).await;
             let error = worst(&found, &one(expected));
             most = most.max(error);
             assert!(error < ATTENTION_TOLERANCE, "{case:?}: {error:.2e}");
-            let twin = run(&mut cpu, case, &qkv, &keys, &values).await;
+            // Where it runs in the same kernel, a segment has the bits that it has alone.
+            let mut row = 0;
+            for segment in segments {
+                let rows = row..row + segment.count;
+                row = rows.end;
+                let tiled = |count| count >= PREFILL_QUERIES && head_dim <= MOST_PREFILL_HEAD_DIM;
+                let longest = segments.iter().map(|segment| segment.count).max().unwrap_or(0);
+                if segments.len() == 1 || tiled(longest) != tiled(segment.count) {
+                    continue;
+                }
+                let qkv = &qkv[rows.start * shape.qkv_width()..rows.end * shape.qkv_width()];
+                let alone = run(&mut gpu, shape, &[*segment], qkv, &keys, &values).await;
+                let width = heads * head_dim;
+                assert_eq!(alone, found[rows.start * width..rows.end * width], "{case:?}: {segment:?} alone");
+            }
+            let twin = run(&mut cpu, shape, segments, &qkv, &keys, &values).await;
             assert!(worst(&found, &between(&twin)) < ATTENTION_TOLERANCE, "{case:?}: the CPU differs");
         }
     }
@@ -415,7 +471,8 @@ pub(super) async fn what_does_not_fit_is_an_error() {
     let rope = zeros(&mut gpu, 8);
     let mut cache = KvLayer { keys: zeros(&mut gpu, 12), values: zeros(&mut gpu, 12) };
     let mut append = |count, past| {
-        let result = gpu.rope_and_append_kv(&mut qkv, count, past, &shape, &rope, None, cache.as_mut());
+        let segments = [Segment { count, past, ..Segment::causal(0, 0) }];
+        let result = gpu.rope_and_append_kv(&mut qkv, &segments, &shape, &rope, None, cache.as_mut());
         result.unwrap_err().to_string()
     };
     assert_eq!(append(2, 2), "rope_and_append_kv: 2 tokens after 2 do not fit a cache of 3 positions");
@@ -424,6 +481,6 @@ pub(super) async fn what_does_not_fit_is_an_error() {
     let qkv = zeros(&mut gpu, wide.qkv_width());
     let cache = KvLayer { keys: zeros(&mut gpu, 258), values: zeros(&mut gpu, 258) };
     let mut out = zeros(&mut gpu, 258);
-    let error = gpu.attention(&qkv, 1, 0, &wide, cache.as_ref(), &mut out).unwrap_err();
+    let error = gpu.attention(&qkv, &[Segment::causal(0, 1)], &wide, cache.as_ref(), &mut out).unwrap_err();
     assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedModel);
 }

@@ -4,7 +4,7 @@ use super::gpu;
 use super::operands::{buffer, ids, read, zeros};
 #[cfg(test)]
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage, adapters};
-use crate::backend::{Backend, Element, GateActivation};
+use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Segment};
 use crate::error::ErrorCode;
 
 pub(super) async fn steps_are_submitted_together_and_each_keeps_its_parameters() {
@@ -29,6 +29,33 @@ pub(super) async fn writing_waits_for_what_was_recorded_before() {
     gpu.write_f32(&mut input, &[3.0]).unwrap();
     gpu.gate(&input, 1, 1, GateActivation::SquaredRelu, &mut b).unwrap();
     assert_eq!((read(&mut gpu, &a, 1).await, read(&mut gpu, &b, 1).await), (vec![40.0], vec![90.0]));
+}
+
+pub(super) async fn each_step_has_the_segments_that_it_was_recorded_with() {
+    let Some(mut gpu) = gpu().await else { return };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, capacity: 4 };
+    let causal = Segment::causal(1, 1);
+    let batches: [&[Segment]; 3] = [
+        &[Segment { mask: Mask::Full, ..Segment::causal(0, 3) }],
+        &[causal, Segment { start: 2, ..causal }, Segment { start: 1, ..causal }],
+        &[Segment::causal(1, 3)],
+    ];
+    let qkv = buffer(&mut gpu, &[0.0; 18]);
+    // Equal scores: a row is the mean of the values that it sees.
+    let mut cache = KvLayer {
+        keys: zeros(&mut gpu, 8),
+        values: buffer(&mut gpu, &[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 8.0, 0.0]),
+    };
+    let mut outs = [(); 3].map(|()| zeros(&mut gpu, 6));
+    for (segments, out) in batches.into_iter().zip(&mut outs) {
+        gpu.attention(&qkv, segments, &shape, cache.as_ref(), out).unwrap();
+    }
+    // What is written next does not come before them either.
+    gpu.write_f32(&mut cache.values, &[9.0; 8]).unwrap();
+    for (out, expected) in outs.iter().zip([[2.0, 2.0, 2.0], [1.5, 5.5, 2.5], [1.5, 2.0, 3.5]]) {
+        let found = read(&mut gpu, out, 6).await;
+        assert_eq!([found[0], found[2], found[4]], expected);
+    }
 }
 
 pub(super) async fn buffers_that_are_used_again_are_zero() {

@@ -2,6 +2,7 @@
 
 use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all, without_comments};
 use super::super::params;
+use super::super::segments::Entry;
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
@@ -84,6 +85,7 @@ fn bindings_and_parameters_are_those_that_the_host_assumes() {
                     let access =
                         if access.contains(StorageAccess::STORE) { Access::Write } else { Access::Read };
                     storage.push((binding.binding as usize, access));
+                    check_table(kernel, &module, variable.ty);
                 }
                 AddressSpace::Uniform => {
                     assert_eq!(binding.binding as usize, kernel.bindings.len(), "{}", kernel.name);
@@ -105,6 +107,18 @@ fn bindings_and_parameters_are_those_that_the_host_assumes() {
         assert_eq!(storage, expected, "{}", kernel.name);
         assert!(storage.len() <= MOST_STORAGE_BUFFERS, "{}", kernel.name);
     }
+}
+
+/// Where a buffer is one of structs, they are the segments of a batch, as the host writes them.
+fn check_table(kernel: &Kernel, module: &Module, buffer: naga::Handle<naga::Type>) {
+    let TypeInner::Array { base, stride, .. } = module.types[buffer].inner else {
+        panic!("{}: a buffer is an array", kernel.name)
+    };
+    let TypeInner::Struct { members, .. } = &module.types[base].inner else { return };
+    let fields: Vec<_> =
+        members.iter().map(|member| (member.name.as_deref().unwrap(), member.offset as usize)).collect();
+    assert_eq!(fields, Entry::FIELDS, "{}", kernel.name);
+    assert_eq!(stride as usize, size_of::<Entry>(), "{}", kernel.name);
 }
 
 #[test]
