@@ -10,12 +10,12 @@ mod compare;
 mod convert;
 mod demo;
 mod dequantize;
-mod device;
+mod destination;
 mod devices;
-mod format;
 mod generate;
 mod inspect;
 mod open;
+mod options;
 mod perplexity;
 mod plan;
 mod quantize;
@@ -25,7 +25,9 @@ mod terminal;
 mod validate;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::layout::OpenOptions;
 use clap::{Parser, Subcommand};
+use options::OptionArgs;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::Terminal;
@@ -42,7 +44,7 @@ struct Cli {
     json: bool,
 
     #[command(flatten)]
-    open: open::OpenArgs,
+    open: OptionArgs<OpenOptions>,
 }
 
 #[derive(Subcommand)]
@@ -60,6 +62,11 @@ enum Command {
     Demo(demo::Args),
     Devices(devices::Args),
     Bench(bench::Args),
+}
+
+/// Every command with its arguments.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// The exit code of an interrupted command, as shells have it: 128 and the number of the signal.
@@ -89,7 +96,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             error.exit()
         }
     };
-    let terminal = Terminal::new(cli.json, (&cli.open).into());
+    let terminal = Terminal::new(cli.json, cli.open.0);
     terminal::listen_for_interrupts(INTERRUPTED.into());
     match run(cli.command, &terminal) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

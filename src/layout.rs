@@ -23,6 +23,7 @@ use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::quoted;
 use crate::format::shard_index::TensorStore;
+use crate::options::options;
 use crate::quant::{ActivationGrid, Activations, PackedTensor, ScaleType, Scheme};
 use serde_json::Value;
 
@@ -92,11 +93,13 @@ pub enum Layout {
     Gguf(gguf::Config),
 }
 
-/// What a caller knows about a checkpoint that its files do not say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenOptions {
-    /// How a GPTQ checkpoint stores its asymmetric zero points; symmetric ones tell it themselves.
-    pub gptq_zeros: Option<GptqZeros>,
+options! {
+    /// What a caller knows about a checkpoint that its files do not say.
+    #[derive(Copy)]
+    pub struct OpenOptions {
+        /// How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 as they are [default: what the files say]
+        pub gptq_zeros: Option<GptqZeros> = None;
+    }
 }
 
 /// The files that say what config.json should where it has no `quantization_config`, in the order of precedence.

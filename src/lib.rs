@@ -21,7 +21,7 @@
 //!
 //! A file imports only from lower floors or from its own module; a test keeps it so.
 //!
-//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`order`], [`parallel`], [`task`]
+//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`options`], [`order`], [`parallel`], [`task`]
 //! 1. bytes: [`format`](mod@format)
 //! 2. maths: [`quant`]
 //! 3. spellings: [`layout`]
@@ -29,7 +29,7 @@
 //! 5. the model: [`model`], [`tokenizer`]
 //! 6. speaking: [`generate`](mod@generate)
 //! 7. judging: [`calibrate`], [`validate`], [`artifact`]
-//! 8. whole jobs: [`recipe`], [`pipeline`], [`plan`]
+//! 8. whole jobs: [`request`], [`recipe`], [`pipeline`], [`plan`]
 //! 9. edges: the command line, and the modules of the npm package
 
 pub mod artifact;
@@ -44,12 +44,14 @@ pub mod format;
 pub mod generate;
 pub mod layout;
 pub mod model;
+pub mod options;
 pub mod order;
 pub mod parallel;
 pub mod pipeline;
 pub mod plan;
 pub mod quant;
 pub mod recipe;
+pub mod request;
 pub mod shape;
 pub mod task;
 pub mod tokenizer;

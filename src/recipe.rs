@@ -83,6 +83,17 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Takes and [checks](Self::check) a recipe that was read already.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn from_value(value: &serde_json::Value) -> Result<Self> {
+        let recipe: Self = crate::format::json::read(value)
+            .map_err(|error| Error::invalid_argument(clipped(&error.to_string(), 300)))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
     /// Reads and [checks](Self::check) a recipe in TOML.
     ///
     /// # Errors

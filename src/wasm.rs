@@ -28,13 +28,13 @@ pub mod model;
 #[cfg(feature = "engine")]
 pub mod quantize;
 #[cfg(feature = "engine")]
-pub mod requests;
-#[cfg(feature = "engine")]
 pub mod scratch;
 #[cfg(feature = "engine")]
 pub mod sink;
 #[cfg(feature = "engine")]
 pub mod source;
+#[cfg(feature = "engine")]
+mod types;
 #[cfg(feature = "engine")]
 mod values;
 

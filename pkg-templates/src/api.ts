@@ -5,7 +5,7 @@ import { Model } from "./client/model.js";
 import { LowbitError } from "./errors.js";
 import type { ClientPlatform } from "./platform.js";
 import type {
-  AutoOptions, Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary, DequantizeOptions, EngineOptions,
+  AutoOptions, Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary, DequantizeOptions, DequantizeSummary, EngineOptions,
   LoadOptions, OpenOptions, PerplexityOptions, PerplexityResult, Plan, PlanOptions, QuantizeOptions, QuantizeSummary,
   ValidateOptions, ValidationReport,
 } from "./types.js";
@@ -19,8 +19,8 @@ export interface Api {
   /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
   quantize(checkpoint: Checkpoint, options?: QuantizeOptions): Promise<Output<QuantizeSummary>>;
   /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
-  dequantize(checkpoint: Checkpoint, options?: DequantizeOptions): Promise<Output<object>>;
-  /** Spells a checkpoint as other tools do. */
+  dequantize(checkpoint: Checkpoint, options?: DequantizeOptions & { original?: Checkpoint }): Promise<Output<DequantizeSummary>>;
+  /** Converts a checkpoint to another tool's format. */
   convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>>;
   /** Loads a model onto a device. */
   loadModel(checkpoint: Checkpoint, options?: LoadOptions): Promise<Model>;

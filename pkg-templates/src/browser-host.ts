@@ -1,7 +1,8 @@
 /** The engine's side in browsers. */
 import { LowbitError } from "./errors.js";
 import type { HostPlatform, Store } from "./platform.js";
-import { memoryScratch } from "./scratch.js";
+import { memoryScratch, opfsScratch } from "./scratch.js";
+import { opfsDirectory } from "./targets.js";
 
 /** A channel to oneself: its messages come in later turns, after timers and events, and sooner than a timer of its own. */
 function turns(): () => Promise<void> {
@@ -47,6 +48,10 @@ export const platform: HostPlatform = {
     }
   },
   scratch: async () => memoryScratch(),
+  keptScratch: async (place) => {
+    if ("opfs" in place) return opfsScratch(await opfsDirectory(place.opfs));
+    throw new LowbitError("invalid_argument", `${place.path}: there are no paths here; give {opfs: "folder"}`);
+  },
   store,
   prepareGpu: async () => {
     if ((navigator as { gpu?: unknown }).gpu === undefined) {

@@ -4,5 +4,8 @@ export { Engine, type AutoResult, type DownloadCache } from "./client/engine.js"
 export { Generation } from "./client/generation.js";
 export { Model } from "./client/model.js";
 export { LowbitError, type ErrorCode } from "./errors.js";
+export type {
+  Activations, CalibrationRequest, ColumnOrder, DeviceChoice as Device, Format, GgufType, Limits, Method, TextsOptions,
+} from "./options.generated.js";
 export type * from "./types.js";
 export type { ObjectSchema, Tool } from "./tools.js";

@@ -1,6 +1,6 @@
 /** The engine's side in Node, Deno and Bun. */
 import { createHash, randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, writeFile, type FileHandle } from "node:fs/promises";
+import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, rmdir, stat, writeFile, type FileHandle } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { setImmediate } from "node:timers/promises";
@@ -117,29 +117,24 @@ function target(path: string): TargetFolder {
   };
 }
 
-/** Scratch space in a folder of its own under the system's temporary one. */
-async function scratch(): Promise<Scratch> {
-  const path = await mkdtemp(join(tmpdir(), "lowbit-"));
-  const blobs = new Map<string, { handle: FileHandle; size: number }>();
+/** Blobs that are the files of a folder. `known` are there already. */
+function folderScratch(path: string, known: [string, FileHandle, number][], end: () => Promise<unknown>): Scratch {
+  const blobs = new Map(known.map(([name, handle, size]) => [name, { handle, size }]));
+  const place = (name: string) => join(path, ...partsOf(name));
   const found = (name: string) => {
     const blob = blobs.get(name);
     if (blob === undefined) throw new LowbitError("not_found", `there is no scratch blob ${name}`);
     return blob;
   };
-  const drop = async (name: string) => {
-    const blob = blobs.get(name);
-    blobs.delete(name);
-    await blob?.handle.close();
-  };
   return {
     writeAt: async (name, offset, bytes) => {
       let blob = blobs.get(name);
       try {
+        if (offset > (blob?.size ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
         if (blob === undefined) {
-          blob = { handle: await open(join(path, `${blobs.size}-${randomBytes(4).toString("hex")}`), "wx+", 0o600), size: 0 };
+          blob = { handle: await open(place(name), "wx+", 0o600), size: 0 };
           blobs.set(name, blob);
         }
-        if (offset > blob.size) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
         for (let done = 0; done < bytes.length; ) {
           done += (await blob.handle.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
         }
@@ -154,12 +149,40 @@ async function scratch(): Promise<Scratch> {
       return out;
     },
     size: async (name) => blobs.get(name)?.size,
-    delete: drop,
+    delete: async (name) => {
+      const blob = blobs.get(name);
+      blobs.delete(name);
+      await blob?.handle.close();
+      await rm(place(name), { force: true });
+    },
+    names: async () => [...blobs.keys()],
     dispose: async () => {
-      for (const name of [...blobs.keys()]) await drop(name).catch(() => {});
-      await rm(path, { recursive: true, force: true }).catch(() => {});
+      for (const { handle } of blobs.values()) await handle.close().catch(() => {});
+      await end().catch(() => {});
     },
   };
+}
+
+/** Scratch space in a folder of its own under the system's temporary one. */
+async function scratch(): Promise<Scratch> {
+  const path = await mkdtemp(join(tmpdir(), "lowbit-"));
+  return folderScratch(path, [], () => rm(path, { recursive: true, force: true }));
+}
+
+/** Scratch space in a folder that stays as long as there is anything in it. */
+async function keptScratch(path: string): Promise<Scratch> {
+  try {
+    await mkdir(path, { recursive: true });
+    const known: [string, FileHandle, number][] = [];
+    for (const entry of await readdir(path, { withFileTypes: true })) {
+      if (!entry.isFile()) continue;
+      const handle = await open(join(path, entry.name), "r+");
+      known.push([entry.name, handle, (await handle.stat()).size]);
+    }
+    return folderScratch(path, known, () => rmdir(path));
+  } catch (error) {
+    throw asLowbitError(error, path);
+  }
 }
 
 /** Files in the user's folder for such things: `NAME.bin` with the bytes, and `NAME.key` with the key. */
@@ -245,6 +268,10 @@ export const platform: HostPlatform = {
     return { target: target(place), existing: folder(place) };
   },
   scratch,
+  keptScratch: async (place) => {
+    if ("path" in place) return keptScratch(resolve(expanded(place.path)));
+    throw new LowbitError("invalid_argument", "there is no private file system (OPFS) here; give a path");
+  },
   store,
   prepareGpu,
   turn: () => setImmediate(),

@@ -50,12 +50,43 @@ export interface Sink {
   abort(): Promise<void> | void;
 }
 
+/** Where the attempts of a search go, as the engine's bindings see it. */
+export interface Outputs {
+  readonly summary: TargetFolder;
+  /** The folder of an attempt, to write and to read. */
+  create(name: string): Promise<TargetFolder>;
+  open(name: string): Promise<Folder>;
+}
+
+/** How the engine's bindings tell how far they are, and hear that they shall stop. */
+export interface Control {
+  progress(phase: string, done: number, total: number, item: string): void;
+  cancelled(): boolean;
+  turn(): Promise<void>;
+  /** Milliseconds. */
+  now(): number;
+}
+
+/** A tokenizer, as the engine's bindings see it. */
+export interface Codec {
+  encode(text: string): Uint32Array;
+  encodePrompt(text: string): Uint32Array;
+  decode(ids: Uint32Array): string;
+  readonly bosTokenId: number | undefined;
+  readonly vocabSize: number;
+}
+
+/** What a module is made from, as its bindings take it. */
+export type ModuleInput = Response | URL | string | ArrayBuffer | Uint8Array<ArrayBuffer> | WebAssembly.Module;
+
 /** Blobs that are written and read again, as the engine's bindings see them. */
 export interface Scratch {
   writeAt(blob: string, offset: number, bytes: Uint8Array): Promise<void>;
   readAt(blob: string, offset: number, length: number): Promise<Uint8Array>;
   size(blob: string): Promise<number | undefined>;
   delete(blob: string): Promise<void>;
+  /** Of all blobs. */
+  names(): Promise<string[]>;
   /** Gives back whatever is left. */
   dispose(): Promise<void>;
 }
@@ -70,12 +101,14 @@ export interface Store {
 
 /** What the engine's thread needs of the place that it runs in. */
 export interface HostPlatform {
-  /** What a module is made from, as its bindings take it: bytes, a response, a URL, a compiled module. */
-  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<unknown>;
+  /** What a module is made from. */
+  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleInput>;
   /** A path's folder or file; absent where there are no paths. */
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
   targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;
   scratch(): Promise<Scratch>;
+  /** Scratch space that outlasts its job, unless the job empties it. */
+  keptScratch(place: { path: string } | { opfs: string }): Promise<Scratch>;
   /** What keeps downloads; `undefined` where nothing does. */
   store(): Promise<Store | undefined>;
   /** Makes `navigator.gpu` be there, where that takes doing. Rejects with `no_device` where there is no way. */

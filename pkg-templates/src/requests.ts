@@ -1,6 +1,6 @@
 /** Reads what callers give, before it crosses to the engine: what is lost on that way must not be lost in silence. */
 import { LowbitError } from "./errors.js";
-import type { Calibration, JobOptions } from "./types.js";
+import type { JobOptions } from "./types.js";
 
 /** What a value is, for messages. */
 export function kind(value: unknown): string {
@@ -33,8 +33,8 @@ export function jobOptions<T extends JobOptions>(what: string, options: T | unde
   return [rest, { onProgress: onProgress ?? undefined, signal: signal ?? undefined }];
 }
 
-/** Options as JSON can hold them. `what` is what messages call them. */
-export function plain(what: string, options: object): object {
+/** Options as JSON can hold them. `what` is what messages call them; what is in them the engine looks at. */
+export function plain<T extends object>(what: string, options: T): T {
   const check = (name: string, value: unknown) => {
     const bad =
       typeof value === "number" ? !Number.isFinite(value) : ["function", "symbol", "bigint"].includes(typeof value);
@@ -42,7 +42,7 @@ export function plain(what: string, options: object): object {
     return value;
   };
   try {
-    return JSON.parse(JSON.stringify(options, check)) as object;
+    return JSON.parse(JSON.stringify(options, check)) as T;
   } catch (error) {
     if (error instanceof LowbitError) throw error;
     // An object that contains itself.
@@ -68,26 +68,22 @@ export function tokenIds(ids: Uint32Array | readonly number[]): Uint32Array {
   return Uint32Array.from(ids);
 }
 
-/** Some texts in one, with a blank line between them. */
-export function textOf(what: string, texts: string | readonly string[]): string {
-  const all: unknown = typeof texts === "string" ? [texts] : texts;
-  expect(Array.isArray(all) && all.every((text) => typeof text === "string"), what, "`texts` to be a string or strings", texts);
-  return all.join("\n\n");
-}
-
 /** Text that is one string. */
 export function stringOf(what: string, text: string): string {
   expect(typeof text === "string", what, "a string", text);
   return text;
 }
 
-export function calibrationRequest(what: string, calibration: Calibration | readonly string[]): object {
+/** What a method learns from, as the engine reads it. */
+export function calibrationRequest<T extends { texts?: readonly string[]; tokens?: Uint32Array | readonly number[] }>(
+  what: string, calibration: T | readonly string[],
+): T | { texts: readonly string[] } {
   expect(typeof calibration === "object" && calibration !== null, what, "`calibration` to be texts or an object", calibration);
   if (isTexts(calibration)) return { texts: [...calibration] };
-  const { tokens, ...rest } = calibration;
-  return tokens === undefined ? rest : { ...rest, tokens: [...tokenIds(tokens)] };
+  const { tokens } = calibration;
+  return tokens === undefined ? calibration : { ...calibration, tokens: [...tokenIds(tokens)] };
 }
 
-function isTexts(calibration: Calibration | readonly string[]): calibration is readonly string[] {
+function isTexts(calibration: object): calibration is readonly string[] {
   return Array.isArray(calibration);
 }

@@ -1,5 +1,5 @@
 /** Scratch space in the thread's memory, outside the engine's: blobs as pieces of equal length. */
-import { LowbitError } from "./errors.js";
+import { asLowbitError, LowbitError } from "./errors.js";
 import type { Scratch } from "./platform.js";
 
 const PIECE = 1 << 22;
@@ -43,6 +43,62 @@ export function memoryScratch(): Scratch {
     },
     size: async (name) => blobs.get(name)?.size,
     delete: async (name) => void blobs.delete(name),
+    names: async () => [...blobs.keys()],
     dispose: async () => blobs.clear(),
+  };
+}
+
+/** The handle by which a worker reads and writes a file of the private file system in place. */
+interface SyncHandle {
+  read(bytes: Uint8Array, options: { at: number }): number;
+  write(bytes: Uint8Array, options: { at: number }): number;
+  getSize(): number;
+  flush(): void;
+  close(): void;
+}
+
+async function syncHandle(file: FileSystemHandle): Promise<SyncHandle> {
+  const { createSyncAccessHandle: open } = file as { createSyncAccessHandle?: () => Promise<SyncHandle> };
+  if (open === undefined) {
+    throw new LowbitError("invalid_argument", "files of the private file system (OPFS) can be kept only where the engine runs in a worker");
+  }
+  return open.call(file);
+}
+
+/** Scratch space in a folder of the browser's private file system, which stays there. */
+export async function opfsScratch(folder: FileSystemDirectoryHandle): Promise<Scratch> {
+  const blobs = new Map<string, SyncHandle>();
+  for await (const [name, entry] of folder.entries()) {
+    if (entry.kind === "file") blobs.set(name, await syncHandle(entry));
+  }
+  const found = (name: string) => {
+    const blob = blobs.get(name);
+    if (blob === undefined) throw new LowbitError("not_found", `there is no scratch blob ${name}`);
+    return blob;
+  };
+  return {
+    writeAt: async (name, offset, bytes) => {
+      if (offset > (blobs.get(name)?.getSize() ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
+      try {
+        if (!blobs.has(name)) blobs.set(name, await syncHandle(await folder.getFileHandle(name, { create: true })));
+        const blob = found(name);
+        if (blob.write(bytes, { at: offset }) !== bytes.length) throw new Error("it was not written in full");
+        blob.flush();
+      } catch (error) {
+        throw asLowbitError(error, `scratch blob ${name}`);
+      }
+    },
+    readAt: async (name, offset, length) => {
+      const out = new Uint8Array(length);
+      if (found(name).read(out, { at: offset }) === length) return out;
+      throw new LowbitError("io", `scratch blob ${name} ends at ${found(name).getSize()}`);
+    },
+    size: async (name) => blobs.get(name)?.getSize(),
+    delete: async (name) => {
+      blobs.get(name)?.close();
+      if (blobs.delete(name)) await folder.removeEntry(name);
+    },
+    names: async () => [...blobs.keys()],
+    dispose: async () => blobs.forEach((blob) => blob.close()),
   };
 }

@@ -3,8 +3,8 @@ import { LowbitError } from "./errors.js";
 import { blobFile } from "./folders.js";
 import { expect } from "./requests.js";
 import type { ClientPlatform } from "./platform.js";
-import type { CheckpointSource, FileLike, OpenOptions, RandomAccessFile, Target } from "./types.js";
-import type { FileSpec, SourceSpec, TargetSpec } from "./wire.js";
+import type { CheckpointSource, FileLike, OpenOptions, RandomAccessFile, Target, KeptPlace } from "./types.js";
+import type { FileSpec, KeptSpec, SourceSpec, TargetSpec } from "./wire.js";
 
 /** Keeps things of the caller's that the engine's side reaches by number. */
 export interface Remotes {
@@ -191,6 +191,14 @@ export function unshared(bytes: Uint8Array): Uint8Array {
 /** Whether a value is a `Uint8Array`, of this realm or of another one, as tests and frames have. */
 export function isBytes(value: unknown): value is Uint8Array {
   return ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === "[object Uint8Array]";
+}
+
+/** Where state is kept from one job to another. */
+export function keptSpec(place: KeptPlace, platform: ClientPlatform, remotes: Remotes): KeptSpec {
+  const spec = place === "memory" ? undefined : targetSpec(place, platform, remotes);
+  if (spec?.kind === "path") return { path: spec.path };
+  if (spec?.kind === "opfs") return { opfs: spec.path };
+  throw new LowbitError("invalid_argument", "expected a place to resume from: a path or {opfs}");
 }
 
 export function targetSpec(target: Target | undefined, platform: ClientPlatform, remotes: Remotes): TargetSpec {

@@ -1,8 +1,10 @@
 /**
- * The public types. Options are camelCase; documents that are also files (`ValidationReport`, `QuantizationRecord`, `Plan`)
+ * The public types. What the engine reads of options is in `options.generated.ts`; here is what only JavaScript has: places, signals,
+ * listeners. Options are camelCase; documents that are also files (`ValidationReport`, `QuantizationRecord`, `Plan`)
  * are exactly as the files and the command line spell them.
  */
 
+import type * as options from "./options.generated.js";
 import type { ByteStream, PlatformBlob, PlatformFetch, PlatformFile, PlatformSignal, PlatformUrl } from "./ambient.js";
 
 /** A file that can be read by range. */
@@ -46,9 +48,7 @@ export type CheckpointSource =
   | { readonly [file: string]: FileLike };
 
 /** How a checkpoint is opened. */
-export interface OpenOptions {
-  /** How a GPTQ checkpoint stores asymmetric zero points, where its files do not say: `v1` minus one, `v2` as they are. */
-  gptqZeros?: "v1" | "v2";
+export interface OpenOptions extends options.OpenOptions {
   /** Take the tokenizer from another folder. */
   tokenizer?: CheckpointSource;
   /** A branch, tag or commit of a hub repository. Default: `main`. */
@@ -117,9 +117,6 @@ export interface JobOptions {
   signal?: PlatformSignal;
 }
 
-/** How many weights of a row share a scale; `-1` for the whole row. */
-export type GroupSize = number;
-
 /** How some modules are quantized. Names are those of recipe files, which the command line reads too. */
 export interface RecipeRule {
   /** Patterns of module names: `*`, `?`, `[0-3]`, `[!qk]`. */
@@ -127,9 +124,10 @@ export interface RecipeRule {
   /** Keep the modules in floating point. */
   keep?: boolean;
   bits?: 2 | 3 | 4 | 8;
-  group_size?: GroupSize;
+  /** Weights of a row that share a scale; -1 for the whole row. */
+  group_size?: number;
   symmetric?: boolean;
-  method?: Method;
+  method?: options.Method;
 }
 
 export interface Recipe {
@@ -137,73 +135,19 @@ export interface Recipe {
   rules: RecipeRule[];
 }
 
+/** What a method learns from: texts, or more to choose. */
+export type Calibration = options.CalibrationRequest | readonly string[];
+
 /**
- * How codes are found: `rtn` rounds to nearest; `gptq` learns from texts which way to round, `awq` which columns to round more
- * finely; `ternary` makes -1, 0 and 1, for models that were trained for it.
+ * Where a job that was stopped can be gone on with later: a path (Node, Deno, Bun), or `{opfs: "folder"}` (the browser's private
+ * file system, where the engine runs in a worker).
  */
-export type Method = "rtn" | "gptq" | "awq" | "ternary";
-
-/** How a folder spells quantized weights: as the tools of these names do. */
-export type Format = "compressed-tensors" | "gptq" | "gptq-v2" | "awq" | "bitnet";
-
-/** Texts that a method learns from. */
-export interface Calibration {
-  texts?: readonly string[];
-  /** Token ids, after those of the texts. */
-  tokens?: Uint32Array | readonly number[];
-  /** Windows that are taken. Default: 128. */
-  samples?: number;
-  /** Tokens of a window, the one in front included. Default: what the model was made for, at most 2048. */
-  sequenceLength?: number;
-  /** Draw windows from everywhere, by this number, instead of from the start. */
-  seed?: number;
-}
+export type KeptPlace = (string & {}) | PlatformUrl | { readonly opfs: string };
 
 /** What to quantize to, and how. */
-export interface QuantizeOptions extends JobOptions {
-  /** Default: `rtn`. `gptq` and `awq` need `calibration`. */
-  method?: Method;
-  /** Default: 4. */
-  bits?: 2 | 3 | 4 | 8;
-  /** Weights that share a scale; -1 for a whole row. Default: 128, and -1 for 8 bits. */
-  groupSize?: GroupSize;
-  /** No zero points. Default: true. */
-  symmetric?: boolean;
-  /** Rules that give some modules another scheme. */
-  recipe?: Recipe;
-  /** Quantize the head too. Default: false. */
-  quantizeHead?: boolean;
-  /** Quantize the embedding too, to so many bits. Default: it stays as it is. */
-  quantizeEmbedding?: 2 | 3 | 4 | 8;
-  /** For `ternary`. Default: one scale a tensor. */
-  ternaryScale?: "tensor" | "channel";
-  /** For `ternary`: weights below this share of the scale become 0. */
-  sparsityThreshold?: number;
-  /** Precision of the activations that the result is meant to run with. */
-  activations?: Activations;
-  /** Default: `compressed-tensors`, and `bitnet` for ternary weights with one scale a tensor. */
-  format?: Format;
-  /** Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme. */
-  strict?: boolean;
-  gptq?: {
-    /** Share of the Hessian's mean diagonal that is added to its diagonal. Default: 0.05. */
-    damping?: number;
-    /** The order in which columns are rounded. Default: `group-aware`, groups with the largest inputs first. */
-    actOrder?: "none" | "group-aware" | "static" | "group-index";
-    /** Where the scale of a group comes from. Default: `least-error`. */
-    scales?: "range" | "least-error";
-    /** How often codes and scales are gone over again for less output error. Default: 2. */
-    sweeps?: number;
-    /**
-     * On whose inputs a layer's original outputs are computed, to which the rounded layer shall come near. Default: `original`,
-     * so that a layer makes up for what the layers before it lost.
-     */
-    referenceInputs?: "original" | "quantized";
-  };
-  /** For `gptq` and `awq`: what they learn from, best of the kind that the model will read. */
-  calibration?: Calibration | readonly string[];
-  /** For `gptq` and `awq`: where the model runs that learns. Default: `auto`. */
-  device?: Device;
+export interface QuantizeOptions extends JobOptions, Omit<options.QuantizeRequest, "calibration"> {
+  /** For `gptq`, `awq` and targets: what they learn from, best of the kind that the model will read. */
+  calibration?: Calibration;
   /** Where the result goes. Default: memory. */
   target?: Target;
 }
@@ -285,20 +229,35 @@ export interface QuantizeSummary {
   } | null;
 }
 
-export interface DequantizeOptions extends JobOptions {
-  /** Type of the weights. Default: `f16`, but `f32` where the quantized model rounds activations so that f16 would change its predictions. */
-  dtype?: "f16" | "f32";
+export interface DequantizeOptions extends JobOptions, options.DequantizeRequest {
   target?: Target;
 }
 
-export interface ConvertOptions extends JobOptions {
-  format: Format | "gguf";
-  /** Fail where anything would be lost. */
-  strict?: boolean;
-  /** For `gguf`: what floating-point matrices become. Default: `f16`. */
-  ggufType?: "f32" | "f16" | "bf16" | "q8_0" | "q4_0" | "q4_1" | "q4_k" | "tq2_0";
-  /** For `gguf`: the name of the file. Default: `model.gguf`. */
-  file?: string;
+/** What the predictions of two models have in common. */
+export interface Agreement {
+  tokens: number;
+  /** Shares of equal predictions. */
+  quantized_dequantized: number;
+  quantized_dequantized_f32: number;
+  /** Of the original's predictions, where it was given. */
+  retention: number | null;
+  min_retention: number;
+}
+
+/** `quantization_metadata.json`: what a dequantized folder was before; and how its predictions agree, where a text was given. */
+export interface DequantizeSummary {
+  schema: "lowbit.dequantization/1";
+  version: string;
+  dtype: string;
+  method: string;
+  scheme: string;
+  activations: string;
+  source: Record<string, unknown>;
+  modules: { name: string; scheme: string; sparsity: number }[];
+  agreement: Agreement | null;
+}
+
+export interface ConvertOptions extends JobOptions, options.ConvertRequest {
   target?: Target;
 }
 
@@ -307,51 +266,27 @@ export interface ConvertSummary {
   format: string;
   notes: string[];
   losses: { name: string; loss: string }[];
-  largest_weight_difference: number | null;
+  largest_weight_difference: number;
 }
 
-/** Where a model runs: `auto` takes a GPU where there is one that can. */
-export type Device = "auto" | "cpu" | "gpu";
-
-/** Precision of the activations that meet the linear layers. */
-export type Activations = "f32" | "int8";
-
-export interface LoadOptions extends JobOptions {
-  /** Default: `auto`. */
-  device?: Device;
-  /** Default: what the checkpoint says, mostly `f32`. */
-  activations?: Activations;
-}
+export interface LoadOptions extends JobOptions, options.LoadRequest {}
 
 /** Where and how a model runs. */
 export interface ModelInfo {
   device: string;
-  activations: Activations;
+  activations: options.Activations;
   /** Why it runs on the CPU although the device was `auto`. */
   why_cpu: string | null;
   max_position_embeddings: number;
   vocab_size: number;
 }
 
-export interface GenerateOptions extends JobOptions {
-  /** Default: 100. */
-  maxTokens?: number;
-  /** 0, the default, takes the likeliest token each time. */
-  temperature?: number;
-  /** Choose among the likeliest `topK` tokens; 0, the default: all. */
-  topK?: number;
-  /** Choose among the likeliest tokens whose probabilities reach `topP` together. Default: 1, all. */
-  topP?: number;
-  /** Leave out tokens below this share of the likeliest one's probability. Default: 0. */
-  minP?: number;
-  /** Above 1, discourages tokens that were there already. Default: 1. */
-  repetitionPenalty?: number;
-  /** Where the random numbers start: the same seed gives the same text. Default: 0. */
-  seed?: number;
-  /** Stop before any of these. */
-  stop?: readonly string[];
-  /** Go on where the model says that it has ended. Default: false. */
-  ignoreEos?: boolean;
+export interface GenerateOptions extends JobOptions, options.GenerateOptions {}
+
+/** A token, and the text that it brought: whole characters, perhaps none. */
+export interface Piece {
+  token_id: number;
+  text: string;
 }
 
 /** A finished generation. */
@@ -378,12 +313,7 @@ export interface ChatMessage {
   [key: string]: unknown;
 }
 
-export interface PerplexityOptions extends JobOptions {
-  /** Tokens that the model sees at once. Default: what it was made for, at most 2048. */
-  context?: number;
-  /** Tokens from the start of one window to the next. Default: windows do not overlap. */
-  stride?: number;
-}
+export interface PerplexityOptions extends JobOptions, Omit<options.PerplexityRequest, "texts"> {}
 
 export interface PerplexityResult {
   perplexity: number;
@@ -392,38 +322,7 @@ export interface PerplexityResult {
   stride: number | null;
 }
 
-export interface Limits {
-  /** Share by which perplexity may increase. Default: 0.02. */
-  maxPerplexityIncrease?: number;
-  /** Points by which the benchmark's accuracy may drop. Default: 2. */
-  maxBenchmarkDropPoints?: number;
-  /** Generation failures that the original does not show. Default: 0. */
-  maxNewFailures?: number;
-  /** How many times smaller the quantized layers must be than in f16. Default: by scheme, 3.4 for INT4. */
-  minMemoryRatio?: number;
-  /** How many times faster decoding must be. Default: 1.5. */
-  minSpeedRatio?: number;
-}
-
-export interface ValidateOptions extends PerplexityOptions {
-  /** Texts that the models have not seen; several are put together with a blank line between them. */
-  texts: string | readonly string[];
-  /** What the report calls the texts. */
-  name?: string;
-  /** Prompts that both models continue. Default: eight passages of the texts. */
-  prompts?: readonly string[];
-  /** New tokens for each prompt. Default: 64. */
-  maxTokens?: number;
-  /** Multiple-choice questions as JSON lines. */
-  benchmark?: string;
-  /** Rounds of timing; 0 leaves speed out. Default: 7. */
-  speedRounds?: number;
-  activations?: Activations;
-  /** Bytes that two models may take; beyond them they run layer by layer. */
-  memory?: number;
-  limits?: Limits;
-  device?: Device;
-}
+export interface ValidateOptions extends JobOptions, options.ValidateRequest {}
 
 /** `validation_report.json`. */
 export interface ValidationReport {
@@ -462,32 +361,19 @@ export interface ValidationReport {
 }
 
 /** What a search for a good enough result tries, and by what it judges. */
-export interface AutoOptions extends JobOptions {
-  /** Texts to judge by, which the models have not seen. */
-  texts: string | readonly string[];
-  /** What the reports call the texts. */
-  name?: string;
-  /** Texts to learn from. `samples` here is of no importance; see `samples` below. */
-  calibration: Calibration | readonly string[];
-  /** Default: `gptq`. */
-  method?: "gptq" | "awq";
-  /** Where to begin. Default: what `plan` recommends for the size. */
-  bits?: 4 | 8;
-  /** Bytes that may be used, for that recommendation. */
-  memory?: number;
-  /** Numbers of calibration samples to try, growing. Default: 512, 2048. */
-  samples?: readonly number[];
-  /** Where the models run that learn and are judged. Default: `auto`. */
-  device?: Device;
-  /** How results are judged; see `ValidateOptions`. */
-  validate?: Pick<
-    ValidateOptions,
-    "context" | "stride" | "prompts" | "maxTokens" | "benchmark" | "speedRounds" | "activations" | "limits"
-  >;
+export interface AutoOptions extends JobOptions, Omit<options.AutoRequest, "calibration"> {
+  /** Texts to learn from. */
+  calibration: options.TextsOptions | readonly string[];
   /** Gets a folder for each attempt, and `quantization_summary.json`. Default: memory. Streams cannot be read again, so not those. */
   target?: Exclude<Target, (file: string) => unknown>;
   /** Hears what is tried and how it was judged. */
   onEvent?: (event: AutoEvent) => void;
+}
+
+/** How a search ended. */
+export interface SearchOutcome {
+  summary: Summary;
+  reports: ValidationReport[];
 }
 
 export type AutoEvent =
@@ -529,12 +415,7 @@ export interface Summary {
   outcome?: { accepted: string | null; recommendation: string };
 }
 
-export interface CompareOptions extends JobOptions {
-  prompts: readonly string[];
-  /** Default: 64. */
-  maxTokens?: number;
-  device?: Device;
-}
+export interface CompareOptions extends JobOptions, options.CompareRequest {}
 
 /** What two models made of one prompt. */
 export interface Comparison {
@@ -545,12 +426,7 @@ export interface Comparison {
   first_difference: number | null;
 }
 
-export interface PlanOptions {
-  /** Bytes that may be used. */
-  memory?: number;
-  /** Tokens that the KV cache has room for. */
-  context?: number;
-}
+export interface PlanOptions extends options.PlanRequest {}
 
 /** What a model needs at each precision. */
 export interface Plan {
@@ -573,12 +449,8 @@ export interface Plan {
   recommendation: { precision: string; reason: string };
 }
 
-/** What models can run on here. */
-export interface Capabilities {
-  /** `simd128`, or `relaxed-simd` where the processor and the runtime do it right. */
-  engine: string;
-  /** Whether the engine runs in a thread of its own. */
-  worker: boolean;
+/** The processor and the GPU adapters. */
+export interface Devices {
   cpu: string;
   adapters: {
     name: string;
@@ -594,6 +466,14 @@ export interface Capabilities {
     /** Why no model can run on it; null where its kernels compute what the CPU computes. */
     error: string | null;
   }[];
+}
+
+/** What models can run on here. */
+export interface Capabilities extends Devices {
+  /** `simd128`, or `relaxed-simd` where the processor and the runtime do it right. */
+  engine: string;
+  /** Whether the engine runs in a thread of its own. */
+  worker: boolean;
   /** Bytes of the engine's memory. */
   memory: number;
 }

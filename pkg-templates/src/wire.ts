@@ -6,9 +6,10 @@
 import { createBirpc } from "birpc";
 import type { Port } from "./platform.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
+import type * as options from "./options.generated.js";
 import type {
-  AttemptSummary, AutoEvent, CachedFile, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, GenerateResult, ModelInfo, PerplexityResult, Plan,
-  PlanOptions, Progress, QuantizeSummary, Summary, ValidationReport,
+  AttemptSummary, AutoEvent, CachedFile, Capabilities, CheckpointInfo, ChatMessage, Comparison, ConvertSummary, DequantizeSummary,
+  GenerateResult, ModelInfo, PerplexityResult, Plan, Progress, QuantizeSummary, SearchOutcome, ValidationReport,
 } from "./types.js";
 
 /** One file: bytes that travel, or a file that stays with the caller and is read from there. */
@@ -34,6 +35,9 @@ export type TargetSpec =
   | { kind: "directory"; handle: FileSystemDirectoryHandle }
   | { kind: "remote"; id: number };
 
+/** Where state is kept from one job to another. */
+export type KeptSpec = { path: string } | { opfs: string };
+
 /** A checkpoint that the engine holds. */
 export interface CheckpointRef {
   id: number;
@@ -50,7 +54,7 @@ export interface Written<T> {
 
 /** How a search ended, and what every attempt left. */
 export interface Searched {
-  outcome: { summary: Summary; reports: ValidationReport[] };
+  outcome: SearchOutcome;
   attempts: { name: string; written: Written<AttemptSummary> }[];
 }
 
@@ -64,21 +68,25 @@ export type GivenModules = Readonly<Record<string, ArrayBuffer | Uint8Array | We
 export interface HostFunctions {
   /** Takes modules that the caller brings, before anything else is asked for. */
   use(modules: GivenModules): Promise<void>;
-  open(job: number, source: SourceSpec, tokenizer: SourceSpec | undefined, options: object): Promise<CheckpointRef>;
-  plan(checkpoint: number, options: PlanOptions): Promise<Plan>;
-  planParameters(parameters: number, options: PlanOptions): Promise<Plan>;
-  quantize(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<QuantizeSummary>>;
-  dequantize(job: number, checkpoint: number, dtype: string | undefined, target: TargetSpec): Promise<Written<object>>;
-  convert(job: number, checkpoint: number, request: object, target: TargetSpec): Promise<Written<ConvertSummary>>;
+  open(job: number, source: SourceSpec, tokenizer: SourceSpec | undefined, request: options.OpenOptions): Promise<CheckpointRef>;
+  plan(checkpoint: number, request: options.PlanRequest): Promise<Plan>;
+  planParameters(parameters: number, request: options.PlanRequest): Promise<Plan>;
+  quantize(
+    job: number, checkpoint: number, request: options.QuantizeRequest, kept: KeptSpec | undefined, target: TargetSpec,
+  ): Promise<Written<QuantizeSummary>>;
+  dequantize(
+    job: number, checkpoint: number, original: number | undefined, request: options.DequantizeRequest, target: TargetSpec,
+  ): Promise<Written<DequantizeSummary>>;
+  convert(job: number, checkpoint: number, request: options.ConvertRequest, target: TargetSpec): Promise<Written<ConvertSummary>>;
   files(folder: number): Promise<Record<string, Uint8Array>>;
-  load(job: number, checkpoint: number, request: object): Promise<{ id: number; info: ModelInfo; chat: boolean }>;
-  generate(job: number, model: number, prompt: string | Uint32Array, request: object): Promise<GenerateResult>;
-  chat(job: number, model: number, messages: readonly ChatMessage[], request: object): Promise<GenerateResult>;
+  load(job: number, checkpoint: number, request: options.LoadRequest): Promise<{ id: number; info: ModelInfo; chat: boolean }>;
+  generate(job: number, model: number, prompt: string | Uint32Array, request: options.GenerateOptions): Promise<GenerateResult>;
+  chat(job: number, model: number, messages: readonly ChatMessage[], request: options.GenerateOptions): Promise<GenerateResult>;
   logits(job: number, model: number, ids: Uint32Array): Promise<Float32Array>;
-  perplexity(job: number, model: number, request: object): Promise<PerplexityResult>;
-  validate(job: number, original: number, quantized: number, request: object): Promise<ValidationReport>;
-  auto(job: number, checkpoints: readonly number[], request: object, target: TargetSpec): Promise<Searched>;
-  compare(job: number, a: number, b: number, request: object): Promise<Comparison[]>;
+  perplexity(job: number, model: number, request: options.PerplexityRequest): Promise<PerplexityResult>;
+  validate(job: number, original: number, quantized: number, request: options.ValidateRequest): Promise<ValidationReport>;
+  auto(job: number, checkpoints: readonly number[], request: options.AutoRequest, target: TargetSpec): Promise<Searched>;
+  compare(job: number, a: number, b: number, request: options.CompareRequest): Promise<Comparison[]>;
   encode(of: TextOf, text: string): Promise<Uint32Array>;
   decode(of: TextOf, ids: Uint32Array): Promise<string>;
   capabilities(): Promise<Omit<Capabilities, "worker">>;

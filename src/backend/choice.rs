@@ -7,27 +7,30 @@ use super::gpu::{GpuBackend, GpuOptions};
 #[cfg(any(test, not(feature = "gpu")))]
 use crate::error::ErrorCode;
 use crate::error::{Error, Result};
+use crate::options::{named, options};
 
-/// Where a model is to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// On a GPU where there is one that can, otherwise on the CPU. A software adapter has to be asked for, because it is
-    /// slower than the CPU backend.
-    #[default]
-    Auto,
-    /// On the CPU.
-    Cpu,
-    /// On a GPU.
-    Gpu,
+named! {
+    /// Where a model is to run.
+    #[derive(Default)]
+    pub enum DeviceChoice {
+        /// On a GPU where there is one that can, otherwise on the CPU; not on a software adapter, which is slower
+        #[default]
+        Auto = "auto",
+        /// On the CPU
+        Cpu = "cpu",
+        /// On a GPU
+        Gpu = "gpu",
+    }
 }
 
-/// A device, as callers ask for it.
-#[derive(Clone, Debug, Default)]
-pub struct DeviceRequest {
-    /// Which kind.
-    pub device: DeviceChoice,
-    /// A part of the GPU adapter's name.
-    pub adapter: Option<String>,
+options! {
+    /// The device that runs a model.
+    pub struct DeviceRequest {
+        /// Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU
+        pub device: DeviceChoice = DeviceChoice::Auto;
+        /// Run on the GPU adapter with this in its name, as the list of devices has it
+        pub adapter: Option<String> = None;
+    }
 }
 
 /// What a run gave.

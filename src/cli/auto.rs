@@ -1,26 +1,24 @@
 //! `lowbit auto`: quantizes and validates until the quality is good enough. Floor 9.
 
 use super::Outcome;
-use super::calibration::{CalibrationTexts, Tokens};
-use super::device::{DeviceArgs, note_cpu};
-use super::open::{self, ModelArgs};
+use super::calibration::CalibrationFiles;
+use super::open::{self, TokenizerArgs};
+use super::options::OptionArgs;
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;
-use super::validate::{MeasureArgs, describe_measurements};
+use super::validate::{MeasureFiles, describe_measurements, machine};
 use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
 use crate::error::{Error, Result};
 use crate::format::sink::{FsSinkDir, SinkDir};
 use crate::format::source::{FsDir, SourceDir};
 use crate::model::Checkpoint;
-use crate::pipeline::Method;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
-use crate::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, SAMPLES, auto};
-use crate::quant::Bits;
+use crate::pipeline::auto::{AutoSurroundings, Candidate, Event, Outputs, auto};
+use crate::request::{AutoRequest, TextsOptions};
 use crate::task::{BoxFuture, block_on};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use crate::validate::windows::Dataset;
-use clap::ValueEnum;
 use serde_json::json;
 use std::future::ready;
 use std::path::{Path, PathBuf};
@@ -43,36 +41,19 @@ pub struct Args {
     text: TextArgs,
 
     #[command(flatten)]
-    calibration: CalibrationTexts,
-
-    /// Numbers of calibration samples to try, growing
-    #[arg(long, value_name = "N", num_args = 1.., default_values_t = SAMPLES)]
-    samples: Vec<usize>,
-
-    /// How codes are found
-    #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
-    method: MethodArg,
-
-    /// Where to begin, 4 or 8 bits [default: what `lowbit plan` recommends]
-    #[arg(long, value_name = "N")]
-    bits: Option<u32>,
+    calibration: CalibrationFiles,
 
     #[command(flatten)]
-    measure: MeasureArgs,
+    cut: OptionArgs<TextsOptions>,
 
     #[command(flatten)]
-    device: DeviceArgs,
+    request: OptionArgs<AutoRequest>,
 
-    /// Take the tokenizer from another folder
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-}
+    #[command(flatten)]
+    files: MeasureFiles,
 
-/// `--method`
-#[derive(Clone, Copy, ValueEnum)]
-enum MethodArg {
-    Gptq,
-    Awq,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
 }
 
 /// A checkpoint with its texts.
@@ -80,7 +61,8 @@ struct Opened {
     checkpoint: Checkpoint,
     codec: HuggingFaceTokenizer,
     data: Dataset,
-    calibration: Tokens,
+    calibration: Vec<u32>,
+    bos_token_id: Option<u32>,
 }
 
 /// Folders inside the output folder.
@@ -103,25 +85,12 @@ impl Outputs for Folders {
 }
 
 impl Args {
-    fn options(&self) -> Result<AutoOptions> {
-        Ok(AutoOptions {
-            method: match self.method {
-                MethodArg::Gptq => Method::Gptq,
-                MethodArg::Awq => Method::Awq,
-            },
-            bits: self.bits.map(Bits::try_from).transpose()?,
-            memory: self.measure.memory()?,
-            samples: self.samples.clone(),
-        })
-    }
-
-    async fn open(&self, path: &Path, terminal: &Terminal) -> Result<Opened> {
+    async fn open(&self, path: &Path, request: &AutoRequest, terminal: &Terminal) -> Result<Opened> {
         let checkpoint = open::checkpoint(path, terminal).await?;
-        let model = ModelArgs { tokenizer: self.tokenizer.clone(), ..ModelArgs::default() };
-        let codec = open::tokenizer(&checkpoint, &model).await?;
-        let data = open::dataset(&self.text.text, &codec)?;
-        let calibration = self.calibration.tokens(&checkpoint, self.tokenizer.as_deref()).await?;
-        Ok(Opened { checkpoint, codec, data, calibration })
+        let codec = open::tokenizer(&checkpoint, &self.tokenizer).await?;
+        let data = request.text.dataset(&codec)?;
+        let (calibration, bos_token_id) = self.calibration.tokens(&checkpoint, &self.tokenizer).await?;
+        Ok(Opened { checkpoint, codec, data, calibration, bos_token_id })
     }
 }
 
@@ -129,7 +98,10 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     if !args.calibration.is_given() {
         return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
     }
-    let options = args.options()?;
+    let mut request = args.request.0.clone();
+    request.text = args.text.read(&request.text)?;
+    request.calibration = args.calibration.cut(&args.cut.0);
+    request.validate = args.files.read(&request.validate)?;
     for path in &args.checkpoints {
         open::output(&args.output, path)?;
     }
@@ -137,18 +109,18 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let outcome = block_on(async {
         let mut opened = Vec::new();
         for path in &args.checkpoints {
-            opened.push(args.open(path, terminal).await?);
+            opened.push(args.open(path, &request, terminal).await?);
         }
         let candidates = opened.iter().map(|opened| {
-            let Opened { checkpoint, codec, data, calibration } = opened;
+            let Opened { checkpoint, codec, data, calibration, bos_token_id } = opened;
             Ok(Candidate {
                 checkpoint,
                 codec: codec as &dyn TextCodec,
                 data,
-                validate: args.measure.options(checkpoint, data, codec, &args.text)?,
-                calibration: &calibration.tokens,
-                bos_token_id: calibration.bos_token_id,
-                cut: calibration.cut,
+                validate: request.validate_options(data, checkpoint.config(), codec, machine())?,
+                calibration,
+                bos_token_id: *bos_token_id,
+                cut: request.calibration.cut(checkpoint.config(), 1),
             })
         });
         let candidates = candidates.collect::<Result<Vec<_>>>()?;
@@ -160,9 +132,10 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             control: terminal,
             tell: &|event| tell(&event, terminal),
         };
+        let options = request.options();
         let search =
             async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
-        let ran = args.device.request().run(|error| note_cpu(terminal, error), search).await?;
+        let ran = request.device.run(|error| terminal.note_cpu(error), search).await?;
         Ok::<_, Error>(ran.result)
     })?;
     let accepted = outcome.accepted().map(|name| args.output.join(name));

@@ -1,11 +1,12 @@
 //! `lowbit bench`: how fast a device does the steps of a model, beside what it can do at most. Floor 9.
 
 use super::Outcome;
-use super::device::{DeviceArgs, note_cpu};
 use super::open;
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::backend::Backend;
 use crate::backend::any::AnyBackend;
+use crate::backend::choice::DeviceRequest;
 use crate::error::Result;
 use crate::model::{CausalLm, LoadOptions};
 use crate::task::block_on;
@@ -35,7 +36,7 @@ pub struct Args {
     models_only: bool,
 
     #[command(flatten)]
-    device: DeviceArgs,
+    device: OptionArgs<DeviceRequest>,
 }
 
 /// `--size`
@@ -83,8 +84,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64();
     let document = block_on(async {
-        let (backend, why_cpu) = args.device.request().open().await?;
-        why_cpu.iter().for_each(|error| note_cpu(terminal, error));
+        let (backend, why_cpu) = args.device.0.open().await?;
+        why_cpu.iter().for_each(|error| terminal.note_cpu(error));
         match backend {
             AnyBackend::Cpu(_) => {
                 measure(backend, args, SizeArg::Small, Known::default(), &clock, terminal).await

@@ -1,9 +1,11 @@
 //! `lowbit compare`: two models continue the same prompts. Floor 9.
 
 use super::Outcome;
-use super::open::{self, ModelArgs};
+use super::open::{self, TokenizerArgs};
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::error::Result;
+use crate::request::CompareRequest;
 use crate::task::block_on;
 use crate::validate::continuations::{Pair, continue_all, from_texts, pair};
 use std::fmt::Write;
@@ -18,21 +20,15 @@ pub struct Args {
     /// Another one of the same vocabulary
     b: PathBuf,
 
-    /// A text to continue; may be given several times
-    #[arg(long, value_name = "TEXT", required = true)]
-    prompt: Vec<String>,
-
-    /// At most this many new tokens
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_tokens: usize,
+    #[command(flatten)]
+    request: OptionArgs<CompareRequest>,
 
     #[command(flatten)]
-    model: ModelArgs,
+    tokenizer: TokenizerArgs,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let prompts: Vec<&str> = args.prompt.iter().map(String::as_str).collect();
-    let pairs = block_on(pairs(&args.a, &args.b, &prompts, args.max_tokens, &args.model, terminal))?;
+    let pairs = block_on(pairs(&args.a, &args.b, &args.request.0, &args.tokenizer, terminal))?;
     terminal.result(&pairs, describe(&pairs))?;
     Ok(Outcome::Done)
 }
@@ -41,22 +37,22 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 pub async fn pairs(
     a: &Path,
     b: &Path,
-    prompts: &[&str],
-    max_tokens: usize,
-    args: &ModelArgs,
+    request: &CompareRequest,
+    tokenizer: &TokenizerArgs,
     terminal: &Terminal,
 ) -> Result<Vec<Pair>> {
+    let prompts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
     let mut continued = Vec::new();
     for path in [a, b] {
         let checkpoint = open::checkpoint(path, terminal).await?;
-        let codec = open::tokenizer(&checkpoint, args).await?;
+        let codec = open::tokenizer(&checkpoint, tokenizer).await?;
         let prompts = from_texts(prompts.iter().copied(), &codec)?;
-        let mut model = open::model(&checkpoint, args, terminal).await?.model;
-        continued.push(continue_all(&mut model, &codec, &prompts, max_tokens, terminal).await?);
+        let mut model = open::model(&checkpoint, &request.load, terminal).await?.model;
+        continued.push(continue_all(&mut model, &codec, &prompts, request.max_tokens, terminal).await?);
     }
     let second = continued.pop().unwrap_or_default();
     let first = continued.pop().unwrap_or_default();
-    Ok(pair(prompts, first, second))
+    Ok(pair(&prompts, first, second))
 }
 
 /// The texts, one above the other.

@@ -1,20 +1,18 @@
-//! `lowbit convert`: a checkpoint in another layout. Floor 9.
-
-pub mod gguf;
+//! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
 
 use super::Outcome;
-use super::format::OutputFormatArg;
+use super::destination::destination;
 use super::open;
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::error::{Error, Result};
-use crate::layout::TargetLayout;
-use crate::pipeline::{ConvertOptions, convert, plan_conversion};
+use crate::pipeline::convert::{convert, plan_conversion};
+use crate::request::{ConvertRequest, Format};
 use crate::task::block_on;
-use gguf::destination;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Spell a checkpoint as other tools do, with the same codes, scales and zero points where it is quantized
+/// Convert a checkpoint to another tool's format, with the same codes, scales and zero points where it is quantized
 #[derive(clap::Args)]
 pub struct Args {
     /// A checkpoint: a folder, quantized except for gguf, or a GGUF file
@@ -24,28 +22,16 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// The layout to write
-    #[arg(long, value_enum, value_name = "LAYOUT")]
-    format: OutputFormatArg,
-
-    /// For gguf: what floating-point matrices of the blocks become [default: f16]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    gguf_type: Option<gguf::TypeArg>,
-
-    /// Fail where anything would be lost
-    #[arg(long)]
-    strict: bool,
+    #[command(flatten)]
+    request: OptionArgs<ConvertRequest>,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let layout: TargetLayout = args.format.into();
-    let is_file = layout == TargetLayout::Gguf;
-    if args.gguf_type.is_some() && !is_file {
-        return Err(Error::invalid_argument("--gguf-type belongs to --format gguf"));
-    }
-    let to = destination(&args.output, &args.checkpoint, is_file)?;
-    let gguf_type = args.gguf_type.map(Into::into);
-    let options = ConvertOptions { layout, strict: args.strict, gguf_type, file: to.file.clone() };
+    let mut request = args.request.0.clone();
+    request.options()?;
+    let to = destination(&args.output, &args.checkpoint, request.format == Some(Format::Gguf))?;
+    request.file = to.file.clone();
+    let options = request.options()?;
     let (plan, outcome) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;
         let plan = plan_conversion(&source, &options, terminal).await?;

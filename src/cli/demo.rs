@@ -2,15 +2,17 @@
 
 use super::Outcome;
 use super::compare;
-use super::open::{self, ModelArgs};
+use super::open::{self, TokenizerArgs};
+use super::perplexity::TextArgs;
 use super::terminal::Terminal;
-use super::validate::{self, MeasureArgs};
+use super::validate;
 use crate::artifact::summary::{SUMMARY_FILE, Summary};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{FsSinkDir, write_whole};
 use crate::pipeline::auto::variant;
 use crate::pipeline::{QuantizeOptions, quantize};
 use crate::quant::{Bits, Granularity};
+use crate::request::{CompareRequest, PerplexityRequest, ValidateRequest};
 use crate::task::block_on;
 use crate::validate::continuations::Pair;
 use crate::validate::report::ValidationReport;
@@ -64,21 +66,16 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
         ("int4", QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true)),
         ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
     ];
+    let text = TextArgs { text }.read(&PerplexityRequest::default())?;
+    let judged = ValidateRequest { text, ..ValidateRequest::default() };
     let mut reports = Vec::new();
     for (name, options) in variants {
         let folder = args.output.join(name);
         let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
         quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
         let quantized = open::checkpoint(&folder, terminal).await?;
-        let report = validate::measure(
-            &checkpoint,
-            &quantized,
-            &text.clone().into(),
-            &MeasureArgs::default(),
-            &ModelArgs::default(),
-            terminal,
-        )
-        .await?;
+        let report =
+            validate::measure(&checkpoint, &quantized, &judged, &TokenizerArgs::default(), terminal).await?;
         validate::write_report(&folder.join("validation_report.json"), &report)?;
         say(format!("{}\n", validate::describe(&report)))?;
         reports.push(report);
@@ -88,11 +85,10 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
         serde_json::to_vec_pretty(&summary).map_err(|error| Error::new(ErrorCode::Io, error.to_string()))?;
     write_whole(&FsSinkDir::create(&args.output)?, SUMMARY_FILE, &json).await?;
 
-    let prompts = prompts(args)?;
-    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let request = CompareRequest { prompts: prompts(args)?, max_tokens: 48, ..CompareRequest::default() };
     let int4 = args.output.join("int4");
     let texts =
-        compare::pairs(&args.checkpoint, &int4, &prompts, 48, &ModelArgs::default(), terminal).await?;
+        compare::pairs(&args.checkpoint, &int4, &request, &TokenizerArgs::default(), terminal).await?;
     say(format!("A: the original, B: INT4\n\n{}", compare::describe(&texts)))?;
     say(format!("The folders, reports and {SUMMARY_FILE} are in {}\n", args.output.display()))?;
     Ok(Document { output: args.output.clone(), variants: reports, texts })

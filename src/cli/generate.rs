@@ -2,10 +2,11 @@
 
 use super::Outcome;
 use super::open::{self, ModelArgs};
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::backend::any::AnyBackend;
 use crate::error::Result;
-use crate::generate::{GenerateOptions, Generation, SamplerOptions};
+use crate::generate::{GenerateOptions, Generation};
 use crate::model::CausalLm;
 use crate::task::block_on;
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
@@ -29,69 +30,10 @@ pub struct Args {
     chat: bool,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
+    request: OptionArgs<GenerateOptions>,
 
     #[command(flatten)]
     model: ModelArgs,
-}
-
-/// How tokens are chosen and when to stop.
-#[derive(clap::Args)]
-pub struct SamplingArgs {
-    /// At most this many new tokens
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    max_tokens: usize,
-
-    /// 0 takes the likeliest token each time
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f32,
-
-    /// Choose among the K likeliest tokens; 0: all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-
-    /// Choose among the likeliest tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
-
-    /// Leave out tokens below this share of the likeliest one's probability
-    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
-    min_p: f32,
-
-    /// Above 1: discourage tokens that were used already
-    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
-    repetition_penalty: f32,
-
-    /// Where the random numbers start
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-
-    /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-
-    /// Go on after an end-of-sequence token
-    #[arg(long)]
-    ignore_eos: bool,
-}
-
-impl SamplingArgs {
-    fn options(&self, continue_prompt: bool) -> GenerateOptions {
-        GenerateOptions {
-            sampler: SamplerOptions {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                repetition_penalty: self.repetition_penalty,
-                seed: self.seed,
-            },
-            max_tokens: self.max_tokens,
-            ignore_eos: self.ignore_eos,
-            stop_strings: self.stop.clone(),
-            continue_prompt,
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -127,7 +69,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 
 async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
-    let codec = open::tokenizer(&checkpoint, &args.model).await?;
+    let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
     let prompt_ids = if args.chat {
         let message = json!({ "role": "user", "content": args.prompt });
         // The template spells out every special token.
@@ -135,7 +77,7 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     } else {
         codec.encode_prompt(&args.prompt)?
     };
-    let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
+    let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model.load.0, terminal).await?;
     let document = continue_prompt(model, &codec, prompt_ids, args, terminal).await?;
     Ok(Document { checkpoint: checkpoint.name().to_owned(), why_cpu, ..document })
 }
@@ -153,7 +95,7 @@ async fn continue_prompt(
 
     // People read the prompt and its continuation as one text; programs want the new text alone.
     let streams = !terminal.is_json();
-    let options = args.sampling.options(streams && !args.chat);
+    let options = GenerateOptions { continue_prompt: streams && !args.chat, ..args.request.0.clone() };
     let start = Instant::now();
     let mut generation = Generation::start(&mut model, codec, &prompt_ids, &options, terminal).await?;
     let prefill_seconds = start.elapsed().as_secs_f64();

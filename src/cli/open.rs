@@ -1,6 +1,6 @@
 //! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
 
-use super::device::{DeviceArgs, note_cpu};
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
@@ -9,70 +9,29 @@ use crate::error::{Context, Error, Result};
 use crate::format::links::{canonical, followed};
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FileSource, FsDir, SourceDir};
-use crate::layout::{GptqZeros, OpenOptions};
-use crate::model::{CausalLm, Checkpoint, LoadOptions};
-use crate::quant::Activations;
+use crate::model::{CausalLm, Checkpoint};
+use crate::request::LoadRequest;
 use crate::task::block_on;
 use crate::tokenizer::HuggingFaceTokenizer;
-use crate::validate::windows::Dataset;
-use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Options of every command that runs a model.
 #[derive(clap::Args, Default)]
 pub struct ModelArgs {
-    /// Take the tokenizer from another folder
-    #[arg(long, value_name = "DIR")]
-    pub tokenizer: Option<PathBuf>,
-
-    /// Precision of the activations that meet the linear layers [default: what the checkpoint says, mostly f32]
-    #[arg(long, value_enum)]
-    pub activations: Option<ActivationsArg>,
+    #[command(flatten)]
+    pub tokenizer: TokenizerArgs,
 
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub load: OptionArgs<LoadRequest>,
 }
 
-/// `--activations`
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ActivationsArg {
-    F32,
-    Int8,
-}
-
-impl From<ActivationsArg> for Activations {
-    fn from(arg: ActivationsArg) -> Self {
-        match arg {
-            ActivationsArg::F32 => Self::F32,
-            ActivationsArg::Int8 => Self::Int8,
-        }
-    }
-}
-
-/// Options of every command, about checkpoints that do not say themselves how they are to be read.
-#[derive(clap::Args, Default)]
-pub struct OpenArgs {
-    /// How GPTQ checkpoints store asymmetric zero points: v1 minus one, v2 as they are [default: what the files say]
-    #[arg(long, global = true, value_enum, value_name = "VERSION")]
-    gptq_zeros: Option<GptqZerosArg>,
-}
-
-/// `--gptq-zeros`
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum GptqZerosArg {
-    V1,
-    V2,
-}
-
-impl From<&OpenArgs> for OpenOptions {
-    fn from(args: &OpenArgs) -> Self {
-        let version = |arg| match arg {
-            GptqZerosArg::V1 => GptqZeros::V1,
-            GptqZerosArg::V2 => GptqZeros::V2,
-        };
-        Self { gptq_zeros: args.gptq_zeros.map(version) }
-    }
+/// Where the tokenizer is, where not with the checkpoint.
+#[derive(clap::Args, Clone, Default)]
+pub struct TokenizerArgs {
+    /// Take the tokenizer from another folder
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
 }
 
 /// Opens a folder to read from.
@@ -128,7 +87,7 @@ pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> 
 }
 
 /// Opens the checkpoint's tokenizer, or the one that the options name.
-pub async fn tokenizer(checkpoint: &Checkpoint, args: &ModelArgs) -> Result<HuggingFaceTokenizer> {
+pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<HuggingFaceTokenizer> {
     let config = checkpoint.config();
     let dir = match (&args.tokenizer, checkpoint.tokenizer_problem()) {
         (Some(path), _) => folder(path)?,
@@ -149,11 +108,10 @@ pub struct Loaded {
 
 /// Loads a model onto the device that the options ask for. Where none is asked for and the GPU cannot run the model, the
 /// CPU does, and standard error says why.
-pub async fn model(checkpoint: &Checkpoint, args: &ModelArgs, terminal: &Terminal) -> Result<Loaded> {
-    let options = LoadOptions { activations: args.activations.map(Into::into), ..LoadOptions::default() };
+pub async fn model(checkpoint: &Checkpoint, request: &LoadRequest, terminal: &Terminal) -> Result<Loaded> {
+    let options = request.options();
     let load = async |backend| CausalLm::load(backend, checkpoint, options, terminal).await;
-    let Ran { result: model, why_cpu } =
-        args.device.request().run(|error| note_cpu(terminal, error), load).await?;
+    let Ran { result: model, why_cpu } = request.device.run(|error| terminal.note_cpu(error), load).await?;
     for replaced in &model.capabilities().replaced {
         terminal.note(format!("note: {replaced}"));
     }
@@ -169,9 +127,4 @@ pub fn bytes(path: &Path) -> Result<Vec<u8>> {
 pub fn text(path: &Path) -> Result<String> {
     String::from_utf8(bytes(path)?)
         .map_err(|_| Error::invalid_argument(format!("{}: expected UTF-8 text", path.display())))
-}
-
-/// Reads and tokenizes a text file.
-pub fn dataset(path: &Path, codec: &HuggingFaceTokenizer) -> Result<Dataset> {
-    Dataset::new(path.display().to_string(), &text(path)?, codec)
 }

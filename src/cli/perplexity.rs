@@ -2,16 +2,15 @@
 
 use super::Outcome;
 use super::open::{self, ModelArgs};
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::error::{Error, ErrorCode, Result};
+use crate::options::Texts;
+use crate::request::PerplexityRequest;
 use crate::task::block_on;
 use crate::validate::walk::score;
-use crate::validate::windows::WindowOptions;
 use serde::Serialize;
 use std::path::PathBuf;
-
-/// The longest context that is taken without being asked for.
-const DEFAULT_CONTEXT: usize = 2048;
 
 /// Measure how well a model predicts a text
 #[derive(clap::Args)]
@@ -23,43 +22,25 @@ pub struct Args {
     text: TextArgs,
 
     #[command(flatten)]
+    request: OptionArgs<PerplexityRequest>,
+
+    #[command(flatten)]
     model: ModelArgs,
 }
 
-/// Which text, and how it is cut into windows.
+/// Which text.
 #[derive(clap::Args)]
 pub struct TextArgs {
     /// The text to predict
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
-
-    #[command(flatten)]
-    pub window: WindowArgs,
 }
 
-/// How a text is cut.
-#[derive(clap::Args, Default)]
-pub struct WindowArgs {
-    /// Tokens that the model sees at once [default: what the model was made for, at most 2048]
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
-
-    /// Tokens from the start of one window to the next [default: windows do not overlap]
-    #[arg(long, value_name = "N")]
-    stride: Option<usize>,
-}
-
-impl From<PathBuf> for TextArgs {
-    fn from(text: PathBuf) -> Self {
-        Self { text, window: WindowArgs::default() }
-    }
-}
-
-impl WindowArgs {
-    /// The windows for a model of so many positions.
-    pub fn windows(&self, max_position_embeddings: usize) -> WindowOptions {
-        let context = self.context.unwrap_or(DEFAULT_CONTEXT.min(max_position_embeddings));
-        WindowOptions { context, stride: self.stride }
+impl TextArgs {
+    /// The request with the text, which is called as its file.
+    pub fn read(&self, request: &PerplexityRequest) -> Result<PerplexityRequest> {
+        let texts = Texts(open::text(&self.text)?);
+        Ok(PerplexityRequest { texts, name: Some(self.text.display().to_string()), ..request.clone() })
     }
 }
 
@@ -89,10 +70,12 @@ fn finite(perplexity: f64) -> Result<f64> {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
-        let codec = open::tokenizer(&checkpoint, &args.model).await?;
-        let data = open::dataset(&args.text.text, &codec)?;
-        let open::Loaded { mut model, why_cpu } = open::model(&checkpoint, &args.model, terminal).await?;
-        let windows = args.text.window.windows(checkpoint.config().max_position_embeddings);
+        let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
+        let request = args.text.read(&args.request.0)?;
+        let data = request.dataset(&codec)?;
+        let open::Loaded { mut model, why_cpu } =
+            open::model(&checkpoint, &args.model.load.0, terminal).await?;
+        let windows = request.windows.windows(checkpoint.config());
         let sum = score(&mut model, &data, &windows, terminal).await?;
         Ok::<_, Error>(Document {
             perplexity: finite(sum.perplexity())?,

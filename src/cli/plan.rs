@@ -1,9 +1,11 @@
 //! `lowbit plan`: what a model needs at each precision, before any of it is loaded. Floor 9.
 
+use super::options::OptionArgs;
 use super::terminal::Terminal;
 use super::{Outcome, open};
 use crate::error::Result;
-use crate::plan::{Plan, PlanOptions, parse_bytes, parse_params};
+use crate::plan::{Plan, parse_params};
+use crate::request::PlanRequest;
 use crate::task::block_on;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -19,29 +21,21 @@ pub struct Args {
     #[arg(long, value_name = "COUNT")]
     params: Option<String>,
 
-    /// Memory that may be used, as 8GB or 512MiB
-    #[arg(long, value_name = "BYTES")]
-    memory: Option<String>,
-
-    /// Tokens that the KV cache has room for [default: what the model was made for, at most 2048]
-    #[arg(long, value_name = "N")]
-    context: Option<u64>,
+    #[command(flatten)]
+    request: OptionArgs<PlanRequest>,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
-    let mut options = PlanOptions::default();
-    options.memory = args.memory.as_deref().map(parse_bytes).transpose()?;
-    options.context = args.context.unwrap_or(options.context);
+    let request = &args.request.0;
     let plan = match (&args.checkpoint, &args.params) {
         (Some(path), _) => {
             let checkpoint = block_on(open::checkpoint(path, terminal))?;
             let config = checkpoint.config();
-            if args.context.is_none() {
-                options.context = options.context.min(config.max_position_embeddings as u64);
-            }
-            Plan::new(config.into(), &options)?
+            Plan::new(config.into(), &request.options(Some(config)))?
         }
-        (None, count) => Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &options)?,
+        (None, count) => {
+            Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &request.options(None))?
+        }
     };
     terminal.result(&plan, table(&plan))?;
     Ok(Outcome::Done)

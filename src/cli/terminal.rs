@@ -86,6 +86,14 @@ impl Terminal {
         let _ = writeln!(std::io::stderr(), "{text}");
     }
 
+    /// Says that the CPU takes over, and why.
+    pub fn note_cpu(&self, error: &Error) {
+        // That a machine has no GPU is no news; that it has one that cannot be used is.
+        if error.code() != ErrorCode::NoDevice {
+            self.note(format_args!("note: running on the CPU, because the GPU cannot be used: {error}"));
+        }
+    }
+
     /// What went wrong; with `--json` as a document.
     pub fn error(&self, error: &Error) {
         self.clear();

@@ -1,8 +1,8 @@
 //! `lowbit validate`: is the quantized model good? Floor 9.
 
 use super::Outcome;
-use super::device::note_cpu;
-use super::open::{self, ModelArgs};
+use super::open::{self, TokenizerArgs};
+use super::options::OptionArgs;
 use super::perplexity::TextArgs;
 use super::quantize::append;
 use super::system;
@@ -13,16 +13,13 @@ use crate::backend::any::AnyBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
-use crate::plan::parse_bytes;
+use crate::options::Options;
+use crate::request::{Machine, MeasureOptions, ValidateRequest};
 use crate::task::block_on;
-use crate::tokenizer::HuggingFaceTokenizer;
-use crate::validate::benchmark::parse_jsonl;
-use crate::validate::continuations::{self, Prompt};
 use crate::validate::holding::{Execution, Holding, side_by_side_bytes};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
-use crate::validate::verdict::{Limits, Status};
-use crate::validate::windows::Dataset;
+use crate::validate::verdict::Status;
 use indicatif::DecimalBytes;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -41,177 +38,69 @@ pub struct Args {
     text: TextArgs,
 
     #[command(flatten)]
-    measure: MeasureArgs,
+    request: OptionArgs<ValidateRequest>,
+
+    #[command(flatten)]
+    files: MeasureFiles,
 
     /// Write the report to a file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
     #[command(flatten)]
-    model: ModelArgs,
+    tokenizer: TokenizerArgs,
 
     /// Append figures to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
 
-/// What to measure and by what to judge it.
-#[derive(clap::Args)]
-pub struct MeasureArgs {
+/// What is measured that comes from files.
+#[derive(clap::Args, Default)]
+pub struct MeasureFiles {
     /// Prompts that both models continue, one a line [default: passages of the text]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 
-    /// New tokens for each prompt
-    #[arg(long, value_name = "N", default_value_t = ValidateOptions::MAX_TOKENS)]
-    max_tokens: usize,
-
     /// Multiple-choice questions as JSON lines
     #[arg(long, value_name = "FILE")]
     benchmark: Option<PathBuf>,
-
-    /// Rounds of the speed measurement; 0 leaves it out
-    #[arg(long, value_name = "N", default_value_t = ValidateOptions::SPEED_ROUNDS)]
-    speed_rounds: usize,
-
-    #[command(flatten)]
-    holding: HoldingArgs,
-
-    /// Perplexity must increase by less than this share
-    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_perplexity_increase,
-        allow_negative_numbers = true)]
-    max_perplexity_increase: f64,
-
-    /// Benchmark accuracy must drop by less than so many points
-    #[arg(long, value_name = "POINTS", default_value_t = Limits::default().max_benchmark_drop_points,
-        allow_negative_numbers = true)]
-    max_benchmark_drop: f64,
-
-    /// At most so many generation failures that the original does not show
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_new_failures)]
-    max_new_failures: usize,
-
-    /// Quantized layers must be so many times smaller than in f16 [default: by scheme, 3.4 for INT4]
-    #[arg(long, value_name = "RATIO", allow_negative_numbers = true)]
-    min_memory_ratio: Option<f64>,
-
-    /// Decoding must be so many times faster
-    #[arg(long, value_name = "RATIO", default_value_t = Limits::default().min_speed_ratio, allow_negative_numbers = true)]
-    min_speed_ratio: f64,
 }
 
-/// How much of the two models is in memory at once.
-#[derive(clap::Args, Default)]
-pub struct HoldingArgs {
-    /// Memory that two models may take, as 8GB; beyond it they run layer by layer [default: what is free]
-    #[arg(long, value_name = "BYTES", conflicts_with_all = ["layer_streamed", "side_by_side"])]
-    memory: Option<String>,
-
-    /// Hold one block at a time instead of two models, however much memory there is
-    #[arg(long, conflicts_with = "side_by_side")]
-    layer_streamed: bool,
-
-    /// Hold both models, however little memory there is
-    #[arg(long)]
-    side_by_side: bool,
-}
-
-impl HoldingArgs {
-    fn holding(&self) -> Result<Holding> {
-        Ok(match &self.memory {
-            Some(memory) => Holding::Within(parse_bytes(memory)?),
-            None if self.layer_streamed => Holding::OneBlock,
-            None if self.side_by_side => Holding::Both,
-            None => system::available_memory().map_or(Holding::Both, Holding::Within),
-        })
-    }
-}
-
-impl Default for MeasureArgs {
-    /// As without any option.
-    fn default() -> Self {
-        let limits = Limits::default();
-        Self {
-            prompts: None,
-            max_tokens: ValidateOptions::MAX_TOKENS,
-            benchmark: None,
-            speed_rounds: ValidateOptions::SPEED_ROUNDS,
-            holding: HoldingArgs::default(),
-            max_perplexity_increase: limits.max_perplexity_increase,
-            max_benchmark_drop: limits.max_benchmark_drop_points,
-            max_new_failures: limits.max_new_failures,
-            min_memory_ratio: limits.min_memory_ratio,
-            min_speed_ratio: limits.min_speed_ratio,
+impl MeasureFiles {
+    /// The request with what is in the files.
+    pub fn read(&self, request: &MeasureOptions) -> Result<MeasureOptions> {
+        let mut request = request.clone();
+        if let Some(path) = &self.prompts {
+            let text = open::text(path)?;
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            request.prompts = lines.map(str::to_owned).collect();
+            if request.prompts.is_empty() {
+                return Err(Error::invalid_argument("expected prompts but found none"))
+                    .context_with(|| path.display().to_string());
+            }
         }
+        request.benchmark = self.benchmark.as_deref().map(open::text).transpose()?;
+        Ok(request)
     }
 }
 
-impl MeasureArgs {
-    fn limits(&self) -> Limits {
-        Limits {
-            max_perplexity_increase: self.max_perplexity_increase,
-            max_benchmark_drop_points: self.max_benchmark_drop,
-            max_new_failures: self.max_new_failures,
-            min_memory_ratio: self.min_memory_ratio,
-            min_speed_ratio: self.min_speed_ratio,
-            ..Limits::default()
-        }
-    }
-
-    /// What to measure with a model of these texts, and by what to judge it.
-    pub fn options(
-        &self,
-        original: &Checkpoint,
-        data: &Dataset,
-        codec: &HuggingFaceTokenizer,
-        text: &TextArgs,
-    ) -> Result<ValidateOptions> {
-        let benchmark = match &self.benchmark {
-            Some(path) => parse_jsonl(&open::bytes(path)?).context_with(|| path.display().to_string())?,
-            None => Vec::new(),
-        };
-        Ok(ValidateOptions {
-            method: "unknown".to_owned(),
-            windows: text.window.windows(original.config().max_position_embeddings),
-            prompts: self.prompts(data, codec)?,
-            max_tokens: self.max_tokens,
-            benchmark,
-            speed_rounds: self.speed_rounds,
-            last_level_cache_bytes: system::last_level_cache(),
-            activations: None,
-            limits: self.limits(),
-            holding: self.holding.holding()?,
-        })
-    }
-
-    /// The memory that was said to be free.
-    pub fn memory(&self) -> Result<Option<u64>> {
-        self.holding.memory.as_deref().map(parse_bytes).transpose()
-    }
-
-    fn prompts(&self, data: &Dataset, codec: &HuggingFaceTokenizer) -> Result<Vec<Prompt>> {
-        let Some(path) = &self.prompts else {
-            return continuations::from_dataset(
-                data,
-                ValidateOptions::PROMPTS,
-                ValidateOptions::PROMPT_TOKENS,
-                codec,
-            );
-        };
-        let text = open::text(path)?;
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        continuations::from_texts(lines, codec).context_with(|| path.display().to_string())
-    }
+/// What is known of this machine.
+pub fn machine() -> Machine {
+    Machine { free_bytes: system::available_memory(), last_level_cache_bytes: system::last_level_cache() }
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.output.as_ref(), &[])?;
     open::check_writable(args.metrics.as_ref(), &[])?;
-    args.measure.limits().validate()?;
+    let mut request = args.request.0.clone();
+    request.measure.limits.check()?;
+    request.text = args.text.read(&request.text)?;
+    request.measure = args.files.read(&request.measure)?;
     let report = block_on(async {
         let original = open::checkpoint(&args.original, terminal).await?;
         let quantized = open::checkpoint(&args.quantized, terminal).await?;
-        measure(&original, &quantized, &args.text, &args.measure, &args.model, terminal).await
+        measure(&original, &quantized, &request, &args.tokenizer, terminal).await
     })?;
     if let Some(path) = &args.output {
         write_report(path, &report)?;
@@ -227,16 +116,14 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 pub async fn measure(
     original: &Checkpoint,
     quantized: &Checkpoint,
-    text: &TextArgs,
-    measure: &MeasureArgs,
-    model: &ModelArgs,
+    request: &ValidateRequest,
+    tokenizer: &TokenizerArgs,
     terminal: &Terminal,
 ) -> Result<ValidationReport> {
-    let codec = open::tokenizer(original, model).await?;
-    let data = open::dataset(&text.text, &codec)?;
+    let codec = open::tokenizer(original, tokenizer).await?;
+    let data = request.text.dataset(&codec)?;
     let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let mut options = measure.options(original, &data, &codec, text)?;
-    options.activations = model.activations.map(Into::into);
+    let mut options = request.options(&data, original.config(), &codec, machine())?;
     if let Some(record) = record {
         options.method = record.method;
     }
@@ -252,7 +139,7 @@ pub async fn measure(
     let judge = async |backend: AnyBackend| {
         validate(original, quantized, &data, &options, || backend.another(), &around).await
     };
-    let ran = model.device.request().run(|error| note_cpu(terminal, error), judge).await?;
+    let ran = request.device.run(|error| terminal.note_cpu(error), judge).await?;
     Ok(ran.result)
 }
 

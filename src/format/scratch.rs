@@ -36,6 +36,9 @@ pub trait Scratch {
     /// Deletes the blob; one that does not exist is no error.
     fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>>;
 
+    /// The names of all blobs, in no particular order.
+    fn names(&self) -> BoxFuture<'_, Result<Vec<String>>>;
+
     /// Writes `bytes` at the end of the blob, which begins empty.
     fn append<'a>(&'a self, blob: &'a str, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
@@ -113,6 +116,10 @@ impl Scratch for MemoryScratch {
     fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>> {
         self.blobs.borrow_mut().remove(blob);
         Box::pin(ready(Ok(())))
+    }
+
+    fn names(&self) -> BoxFuture<'_, Result<Vec<String>>> {
+        Box::pin(ready(Ok(self.blobs.borrow().keys().cloned().collect())))
     }
 }
 
@@ -204,11 +211,6 @@ mod native {
             let blobs = RefCell::new(read().context_with(|| path.display().to_string())?);
             Ok(Self(Files { path, blobs }))
         }
-
-        /// The names of all blobs, sorted.
-        pub fn names(&self) -> Vec<String> {
-            self.0.blobs.borrow().keys().cloned().collect()
-        }
     }
 
     /// Blobs that are the files of a folder.
@@ -290,6 +292,10 @@ mod native {
                 fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>> {
                     Box::pin(ready(self.$files.remove(blob).map_err(named(blob))))
                 }
+
+                fn names(&self) -> BoxFuture<'_, Result<Vec<String>>> {
+                    Box::pin(ready(Ok(self.$files.blobs.borrow().keys().cloned().collect())))
+                }
             }
         };
     }
@@ -314,14 +320,14 @@ mod tests {
         let path = folder.path().join("state");
         let open = || KeptScratch::open(&path).unwrap();
         let first = open();
-        assert!(first.names().is_empty());
+        assert!(block_on(first.names()).unwrap().is_empty());
         for (blob, bytes) in [("a", &b"abc"[..]), ("b", b"x"), ("c", b"y")] {
             block_on(first.append(blob, bytes)).unwrap();
         }
         block_on(first.delete("b")).unwrap();
         drop(first);
         let second = open();
-        assert_eq!(second.names(), ["a", "c"]);
+        assert_eq!(block_on(second.names()).unwrap(), ["a", "c"]);
         block_on(second.append("a", b"def")).unwrap();
         block_on(second.write_at("a", 1, b"B")).unwrap();
         let third = open();
@@ -330,7 +336,7 @@ mod tests {
         assert_eq!(&out, b"aBcdef");
         assert_eq!(block_on(third.len("c")).unwrap(), Some(1));
         block_on(third.delete("c")).unwrap();
-        assert_eq!(open().names(), ["a"]);
+        assert_eq!(block_on(open().names()).unwrap(), ["a"]);
     }
 
     #[test]

@@ -9,35 +9,26 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::decoder::{Next, Pending, Run};
 use crate::model::{CausalLm, KvCache};
+use crate::options::{Bounds, options};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
 
-/// What to generate and when to stop.
-#[derive(Clone, Debug)]
-pub struct GenerateOptions {
-    /// How tokens are chosen.
-    pub sampler: SamplerOptions,
-    /// At most this many new tokens.
-    pub max_tokens: usize,
-    /// Go on after an end-of-sequence token.
-    pub ignore_eos: bool,
-    /// Stop before any of these.
-    pub stop_strings: Vec<String>,
-    /// Let the text begin as it follows the prompt, with the space that stands between them. Otherwise the text is that
-    /// of the new tokens alone, as other tools report it.
-    pub continue_prompt: bool,
-}
-
-impl Default for GenerateOptions {
-    /// 100 tokens, greedily.
-    fn default() -> Self {
-        Self {
-            sampler: SamplerOptions::default(),
-            max_tokens: 100,
-            ignore_eos: false,
-            stop_strings: Vec::new(),
-            continue_prompt: false,
-        }
+options! {
+    /// How text is generated.
+    pub struct GenerateOptions {
+        /// At most this many new tokens
+        pub max_tokens: usize = 100, within Bounds::from(1.0);
+        /// How tokens are chosen.
+        #[form(Group)]
+        pub sampler: SamplerOptions = SamplerOptions::default();
+        /// Stop before any of these texts
+        pub stop: Vec<String> = Vec::new();
+        /// Go on after an end-of-sequence token
+        pub ignore_eos: bool = false;
+        /// Let the text begin as it follows the prompt, with the space that stands between them, and not as other tools
+        /// report it
+        #[form(By("json"))]
+        pub continue_prompt: bool = false;
     }
 }
 

@@ -19,59 +19,26 @@
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::decoder::{Next, Wanted};
+use crate::options::{Bounds, Options, options};
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-/// How tokens are chosen. The default is greedy: every filter off.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplerOptions {
-    /// 0: greedy. Otherwise logits are divided by it.
-    pub temperature: f32,
-    /// How many of the largest logits stay; 0 means all.
-    pub top_k: usize,
-    /// The probability that the tokens that stay must reach together, in (0, 1]; 1 means all.
-    pub top_p: f32,
-    /// The smallest probability that stays, as a share of the largest, in [0, 1]; 0 means all.
-    pub min_p: f32,
-    /// Above 1 discourages tokens that the prompt or the output already has; 1 does nothing.
-    pub repetition_penalty: f32,
-    /// Where the random numbers start. Greedy choice uses none.
-    pub seed: u64,
-}
-
-impl Default for SamplerOptions {
-    fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
-    }
-}
-
-impl SamplerOptions {
-    /// Checks every option.
-    ///
-    /// # Errors
-    /// `invalid_argument` naming the first option that is out of its range.
-    pub fn validate(&self) -> Result<()> {
-        let check = |name: &str, value: f32, expected: &str, ok: bool| {
-            if ok {
-                return Ok(());
-            }
-            Err(Error::invalid_argument(format!("{name} must be {expected} but is {value}")))
-        };
-        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
-        check(
-            "temperature",
-            temperature,
-            "finite and at least 0",
-            temperature.is_finite() && temperature >= 0.0,
-        )?;
-        check("top_p", top_p, "above 0 and at most 1", top_p > 0.0 && top_p <= 1.0)?;
-        check("min_p", min_p, "between 0 and 1", (0.0..=1.0).contains(&min_p))?;
-        check(
-            "repetition_penalty",
-            repetition_penalty,
-            "finite and above 0",
-            repetition_penalty.is_finite() && repetition_penalty > 0.0,
-        )
+options! {
+    /// How tokens are chosen.
+    #[derive(Copy)]
+    pub struct SamplerOptions {
+        /// 0 takes the likeliest token each time; above, logits are divided by it
+        pub temperature: f32 = 0.0, within Bounds::from(0.0);
+        /// Choose among so many of the likeliest tokens; 0: all
+        pub top_k: usize = 0;
+        /// Choose among the likeliest tokens that together reach this probability; 1: all
+        pub top_p: f32 = 1.0, within Bounds::above(0.0).up_to(1.0);
+        /// Leave out tokens below this share of the likeliest one's probability
+        pub min_p: f32 = 0.0, within Bounds::from(0.0).up_to(1.0);
+        /// Above 1: discourage tokens that the prompt or the output already has
+        pub repetition_penalty: f32 = 1.0, within Bounds::above(0.0);
+        /// Where the random numbers start: the same seed gives the same text
+        pub seed: u64 = 0;
     }
 }
 
@@ -97,7 +64,7 @@ impl Sampler {
     /// # Errors
     /// `invalid_argument`, see [`SamplerOptions::validate`].
     pub fn new(options: SamplerOptions) -> Result<Self> {
-        options.validate()?;
+        options.check()?;
         let random = Pcg32::seed_from_u64(options.seed);
         Ok(Self { options, random, candidates: Vec::new(), seen: Vec::new() })
     }

@@ -63,9 +63,9 @@ impl<'m> Sequence<'m> {
         let stop = StopRules::new(StopOptions {
             max_tokens: options.max_tokens,
             eos_token_ids,
-            stop_strings: options.stop_strings.clone(),
+            stop_strings: options.stop.clone(),
         })?;
-        let sampler = Sampler::new(options.sampler.clone())?;
+        let sampler = Sampler::new(options.sampler)?;
         let stream = if options.continue_prompt {
             TextStream::after(Codec(codec), prompt_ids)?
         } else {

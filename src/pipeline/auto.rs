@@ -17,6 +17,7 @@ use crate::format::scratch::Scratch;
 use crate::format::sink::{SinkDir, write_whole};
 use crate::format::source::SourceDir;
 use crate::model::{Checkpoint, ModelConfig};
+use crate::options::Options;
 use crate::plan::{Plan, PlanOptions, Precision};
 use crate::quant::{Bits, Granularity};
 use crate::recipe::{ModulePattern, Recipe, Rule};
@@ -199,7 +200,7 @@ impl Start {
         if options.samples.is_empty() || options.samples.contains(&0) {
             return Err(Error::invalid_argument("expected numbers of calibration samples above 0"));
         }
-        candidate.validate.limits.validate()?;
+        candidate.validate.limits.check()?;
         let config = candidate.checkpoint.config();
         let (bits, reason) = match options.bits {
             Some(bits @ (Bits::Four | Bits::Eight)) => (bits, format!("INT{} was asked for", bits.get())),

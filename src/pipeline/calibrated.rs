@@ -245,7 +245,7 @@ pub(super) async fn find<'a, B: Backend>(
 
 /// Whether the samples have to go through the original model beside the quantized one.
 fn follows_original(options: &QuantizeOptions) -> bool {
-    options.asks_for(Method::Gptq) && options.gptq.reference == ReferenceInputs::Original
+    options.asks_for(Method::Gptq) && options.gptq.reference_inputs == ReferenceInputs::Original
 }
 
 /// The method by which layers that read a site are calibrated: none, or one.

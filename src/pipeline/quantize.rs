@@ -11,7 +11,7 @@ pub use plan::QuantizationPlan;
 
 use super::budget::Allocation;
 use super::calibrated::memory::CalibrationMemory;
-use super::calibrated::resume::blocks_done;
+use super::calibrated::resume::{blocks_done, refuse_other_files};
 use super::calibrated::{self, Calibration, Found};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::output::Place;
@@ -66,6 +66,20 @@ pub enum Told<'a> {
     Plan(&'a QuantizationPlan),
 }
 
+impl Told<'_> {
+    /// The same in words, a sentence each; none where all is as the options say.
+    pub fn notes(&self) -> Vec<String> {
+        match self {
+            Self::Resuming { blocks, of } => vec![format!("going on: {blocks} of {of} blocks are done")],
+            Self::Allocation(Allocation { bytes, budget_bytes, divergence, .. }) => vec![format!(
+                "{bytes} of {budget_bytes} bytes for the modules; rounded to nearest the predictions diverge by about \
+                 {divergence:.4} nats a token"
+            )],
+            Self::Plan(plan) => plan.notes(),
+        }
+    }
+}
+
 /// What the work needs from outside.
 #[derive(Clone, Copy)]
 pub struct QuantizeSurroundings<'a> {
@@ -117,8 +131,11 @@ pub async fn quantize_checkpoint<B: Backend>(
     };
     checkpoint.store().hash_as_read();
     let scratch = calibration.scratch;
-    if let Some(blocks) = blocks_done(scratch).await?.filter(|_| options.resume) {
-        tell(Told::Resuming { blocks, of: checkpoint.config().num_hidden_layers });
+    if options.resume {
+        refuse_other_files(scratch).await?;
+        if let Some(blocks) = blocks_done(scratch).await? {
+            tell(Told::Resuming { blocks, of: checkpoint.config().num_hidden_layers });
+        }
     }
     let plan = plan.for_calibration(checkpoint, &calibration, around).await?;
     tell(Told::Plan(&plan));

@@ -180,7 +180,7 @@ impl QuantizeOptions {
             if self.quantize_embedding.is_some() {
                 layout.can_hold_module(names::EMBEDDING).map_err(refuse)?;
             }
-            let reorders = self.asks_for(Method::Gptq) && self.gptq.order == ColumnOrder::GroupIndex;
+            let reorders = self.asks_for(Method::Gptq) && self.gptq.act_order == ColumnOrder::GroupIndex;
             if reorders && matches!(self.scheme.granularity(), Granularity::Group(_)) {
                 layout.can_hold_order().map_err(refuse)?;
             }

@@ -124,7 +124,7 @@ impl<'a> Prepared<'a> {
         if !hessian.is_finite() {
             return None;
         }
-        let columns = options.order.columns(hessian, group_size);
+        let columns = options.act_order.columns(hessian, group_size);
         let column = |place: usize| columns.as_ref().map_or(place, |columns| columns[place] as usize);
         let dead: Vec<bool> = (0..size).map(|place| hessian.diagonal(column(place)) <= 0.0).collect();
         let sum: f64 = (0..size)
@@ -162,9 +162,9 @@ impl<'a> Prepared<'a> {
                     drift: None,
                     damped,
                     ridge,
-                    sweeps: if options.order == ColumnOrder::GroupIndex { 0 } else { options.sweeps },
+                    sweeps: if options.act_order == ColumnOrder::GroupIndex { 0 } else { options.sweeps },
                     factor,
-                    order: options.order,
+                    order: options.act_order,
                     scales: options.scales,
                     group_size,
                     columns,
@@ -401,10 +401,10 @@ mod tests {
     /// As the paper's code runs when it is told nothing.
     const PAPER: GptqOptions = GptqOptions {
         damping: 0.01,
-        order: ColumnOrder::Stored,
+        act_order: ColumnOrder::Stored,
         scales: ScaleRule::Range,
         sweeps: 0,
-        reference: ReferenceInputs::Quantized,
+        reference_inputs: ReferenceInputs::Quantized,
     };
 
     const ORDERS: [ColumnOrder; 4] =
@@ -583,7 +583,7 @@ mod tests {
                 let x = inputs(cols, 3 * cols, 3);
                 let h = hessian(&x, cols);
                 let w = random(50 * cols, 4);
-                let options = GptqOptions { order, ..GptqOptions::default() };
+                let options = GptqOptions { act_order: order, ..GptqOptions::default() };
                 let outcome = quantize(&w, &h, scheme(bits, granularity, symmetric), options);
                 let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < ERROR_OF_ERROR;
                 let gptq = output_error(&x, &w, &weights(outcome.gptq.as_ref().unwrap()), cols);
@@ -647,7 +647,7 @@ mod tests {
                 }
                 let (h, drift) = (hessian(&x, cols), Drift::new(cols, sum, 3 * cols as u64));
                 let w = random(20 * cols, 4);
-                let options = GptqOptions { order, ..GptqOptions::default() };
+                let options = GptqOptions { act_order: order, ..GptqOptions::default() };
                 let scheme = scheme(bits, granularity, symmetric);
                 let (with, without) =
                     (quantize_with(&w, &h, Some(&drift), scheme, options), quantize(&w, &h, scheme, options));
@@ -685,7 +685,7 @@ mod tests {
         }
         let w = random(20 * cols, 4);
         for order in ORDERS {
-            let options = GptqOptions { order, ..GptqOptions::default() };
+            let options = GptqOptions { act_order: order, ..GptqOptions::default() };
             let h = hessian(&x, cols);
             let outcome = quantize(&w, &h, scheme(Bits::Four, Granularity::Group(8), true), options);
             let q = weights(&outcome.gptq.unwrap());

@@ -1,32 +1,22 @@
-//! The names of the methods that find codes. Floor 2.
+//! The methods that find codes. Floor 2.
 
-use serde::{Deserialize, Serialize};
+use crate::options::named;
 
-/// How codes are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Round to nearest.
-    Rtn,
-    /// Rounded column by column, each making up for the errors before it; needs calibration samples.
-    Gptq,
-    /// Columns that meet large inputs are made larger before rounding; needs calibration samples.
-    Awq,
-    /// BitNet b1.58: -1, 0 and 1.
-    Ternary,
+named! {
+    /// How codes are found.
+    pub enum Method {
+        /// Round to nearest
+        Rtn = "rtn",
+        /// Learn from calibration texts which way to round, column by column
+        Gptq = "gptq",
+        /// Learn from calibration texts which columns to round more finely
+        Awq = "awq",
+        /// -1, 0 and 1 as BitNet b1.58 makes them
+        Ternary = "ternary",
+    }
 }
 
 impl Method {
-    /// The spelling in records and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rtn => "rtn",
-            Self::Gptq => "gptq",
-            Self::Awq => "awq",
-            Self::Ternary => "ternary",
-        }
-    }
-
     /// Whether it needs calibration samples.
     pub fn is_calibrated(self) -> bool {
         matches!(self, Self::Gptq | Self::Awq)

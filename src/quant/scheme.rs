@@ -3,6 +3,7 @@
 //! Not here: how the codes are found (`rtn`, `ternary`, ...) and how a file spells them (`layout`). Floor 2.
 
 use crate::error::{Error, Result};
+use crate::options::named;
 use std::fmt;
 use std::str::FromStr;
 
@@ -240,23 +241,15 @@ impl FromStr for Scheme {
     }
 }
 
-/// The precision of the activations that meet a quantized weight. An option of the run, recorded in every report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Activations {
-    /// Activations stay `f32`; weights are dequantized on the fly.
-    #[default]
-    F32,
-    /// Each token's activations are rounded to INT8 on an [`ActivationGrid`]; products are summed as integers.
-    Int8,
-}
-
-impl Activations {
-    /// The spelling in reports and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Int8 => "int8",
-        }
+named! {
+    /// The precision of the activations that meet a quantized weight. An option of the run, recorded in every report.
+    #[derive(Default)]
+    pub enum Activations {
+        /// Single precision; weights are dequantized on the fly
+        #[default]
+        F32 = "f32",
+        /// Each token's activations are rounded to 8 bits; products are summed as integers
+        Int8 = "int8",
     }
 }
 

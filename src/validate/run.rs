@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
 use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::options::Options;
 use crate::quant::Activations;
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
@@ -83,7 +84,7 @@ pub async fn validate<B: Backend>(
     mut new_backend: impl FnMut() -> Result<B>,
     around: &Surroundings<'_>,
 ) -> Result<ValidationReport> {
-    options.limits.validate()?;
+    options.limits.check()?;
     walk::check_same_vocabulary(original.config(), quantized.config())?;
     let layers = layers::measure(original, quantized, around.control).await?;
     let timed = options.speed_rounds > 0;

@@ -17,63 +17,29 @@
 use super::measurements::{LayerMemory, Measurements};
 use super::number;
 use super::recommendation::recommend;
-use crate::error::{Error, Result};
+use crate::options::{Bounds, options};
 use crate::quant::{Bits, Scheme};
 use serde::{Deserialize, Serialize};
 
-/// What a model must reach.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// `quantized / original - 1` must be below this.
-    pub max_perplexity_increase: f64,
-    /// The accuracy drop in points must be below this.
-    pub max_benchmark_drop_points: f64,
-    /// Failures that only the quantized model shows; at most this many.
-    pub max_new_failures: usize,
-    /// The memory ratio must be at least this; `None`: what the scheme promises.
-    pub min_memory_ratio: Option<f64>,
-    /// The speed ratio must be at least this.
-    pub min_speed_ratio: f64,
-    /// With fewer rounds speed is inconclusive.
-    pub min_speed_rounds: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_perplexity_increase: 0.02,
-            max_benchmark_drop_points: 2.0,
-            max_new_failures: 0,
-            min_memory_ratio: None,
-            min_speed_ratio: 1.5,
-            min_speed_rounds: 5,
-        }
+options! {
+    /// What a model must reach.
+    pub struct Limits {
+        /// Perplexity must increase by less than this share
+        pub max_perplexity_increase: f64 = 0.02, within Bounds::from(-1.0);
+        /// Benchmark accuracy must drop by less than so many points
+        #[form(As("max-benchmark-drop"))]
+        pub max_benchmark_drop_points: f64 = 2.0, within Bounds::from(-100.0);
+        /// At most so many generation failures that the original does not show
+        pub max_new_failures: usize = 0;
+        /// Quantized layers must be so many times smaller than in f16 [default: by scheme, 3.4 for INT4]
+        pub min_memory_ratio: Option<f64> = None, within Bounds::from(0.0);
+        /// Decoding must be so many times faster
+        pub min_speed_ratio: f64 = 1.5, within Bounds::from(0.0);
     }
 }
 
-impl Limits {
-    /// Checks that the limits are numbers that a measurement could be on either side of. Negative increases and drops ask
-    /// for a model that is better than its original.
-    ///
-    /// # Errors
-    /// `invalid_argument` naming the first limit that is not finite or that nothing could reach.
-    pub fn validate(&self) -> Result<()> {
-        let limits = [
-            ("max_perplexity_increase", self.max_perplexity_increase, -1.0),
-            ("max_benchmark_drop_points", self.max_benchmark_drop_points, -100.0),
-            ("min_memory_ratio", self.min_memory_ratio.unwrap_or(0.0), 0.0),
-            ("min_speed_ratio", self.min_speed_ratio, 0.0),
-        ];
-        for (name, limit, least) in limits {
-            if !limit.is_finite() || limit < least {
-                return Err(Error::invalid_argument(format!(
-                    "expected {name} to be a finite number of at least {least} but found {limit}"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
+/// With fewer rounds speed is inconclusive.
+const MIN_SPEED_ROUNDS: usize = 5;
 
 /// The least memory ratio that a scheme must reach: what groups of 32 with zero points give, rounded down to a tenth.
 ///
@@ -256,7 +222,7 @@ fn speed(measurements: &Measurements, limits: &Limits) -> Criterion {
         return Criterion::new(criterion::SPEED_RATIO, limit, f64::NAN, Status::Inconclusive);
     };
     let (ratio, spread) = (speed.ratio(), speed.spread());
-    let few = speed.rounds.len() < limits.min_speed_rounds;
+    let few = speed.rounds.len() < MIN_SPEED_ROUNDS;
     let status = if !speed.rounds.is_empty() && (!ratio.is_finite() || !spread.is_finite()) {
         Status::Failed
     } else if few || speed.original_fits_cache() || (ratio - limit).abs() <= spread {

@@ -4,8 +4,6 @@ use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::{from_js, to_js};
-use super::judge::prepared;
-use super::requests::AutoRequest;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
@@ -18,6 +16,7 @@ use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
 use crate::pipeline::auto::{AutoOutcome, AutoSurroundings, Candidate, Event, Outputs, auto};
+use crate::request::{AutoRequest, Machine};
 use crate::task::BoxFuture;
 use crate::tokenizer::TextCodec;
 use crate::validate::report::ValidationReport;
@@ -33,6 +32,7 @@ use wasm_bindgen::{JsCast, JsValue};
 #[wasm_bindgen]
 extern "C" {
     /// `{summary: JsTarget, create(name): Promise<JsTarget>, open(name): Promise<JsFolder>}`
+    #[wasm_bindgen(typescript_type = "Outputs")]
     pub type JsOutputs;
 
     #[wasm_bindgen(method, getter)]
@@ -112,10 +112,11 @@ struct Prepared {
 impl Prepared {
     fn new(checkpoint: Rc<Checkpoint>, codec: JsCodec, request: &AutoRequest) -> Result<Self> {
         let codec = CodecOfJs(codec);
-        let (data, validate) = prepared(&checkpoint, String::new(), &request.validate, &codec)?;
         let config = checkpoint.config();
+        let data = request.text.dataset(&codec)?;
+        let validate = request.validate_options(&data, config, &codec, Machine::default())?;
         let (calibration, bos_token_id) = request.calibration.tokens(config, Some(&codec))?;
-        let cut = request.calibration.cut(config);
+        let cut = request.calibration.cut(config, 1);
         Ok(Self { checkpoint, codec, data, validate, calibration, bos_token_id, cut })
     }
 
@@ -146,12 +147,13 @@ impl AutoJob {
     }
 
     /// Quantizes and validates until a result is good. `tell` hears what happens.
+    #[wasm_bindgen(unchecked_return_type = "types.SearchOutcome")]
     pub async fn run(
         &self,
-        request: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "options.AutoRequest")] request: JsValue,
         outputs: JsOutputs,
         scratch: JsScratch,
-        tell: Function,
+        #[wasm_bindgen(unchecked_param_type = "(event: types.AutoEvent) => void")] tell: Function,
         control: JsControl,
     ) -> JsResult<JsValue> {
         let candidates = self.candidates.take();
@@ -176,10 +178,10 @@ impl AutoJob {
                     }
                 },
             };
-            let options = request.options()?;
+            let options = request.options();
             let search =
                 async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
-            Ok(request.device()?.run(|_| (), search).await?.result)
+            Ok(request.device.run(|_| (), search).await?.result)
         };
         let outcome: AutoOutcome = run.await.map_err(to_js)?;
         to_value(&outcome)

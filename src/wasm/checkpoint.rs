@@ -1,13 +1,14 @@
 //! Open checkpoints, and what is known of them before any weight is read. Floor 9.
 
 use super::error::to_js;
-use super::requests::{OpenRequest, PlanRequest};
 use super::source::{FileOfJs, FolderOfJs, JsFile, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::error::Result;
 use crate::format::small_file::read_file;
+use crate::layout::OpenOptions;
 use crate::model::{Checkpoint, Inspection};
-use crate::plan::{ModelDims, Plan, PlanOptions};
+use crate::plan::{ModelDims, Plan};
+use crate::request::PlanRequest;
 use js_sys::{Object, Reflect, Uint8Array};
 use std::rc::Rc;
 use wasm_bindgen::JsValue;
@@ -29,10 +30,13 @@ const TOKENIZER_FILES: [&str; 5] = [
 #[wasm_bindgen(js_class = Checkpoint)]
 impl CheckpointHandle {
     /// Opens a folder.
-    pub async fn open(folder: JsFolder, options: JsValue) -> JsResult<CheckpointHandle> {
+    pub async fn open(
+        folder: JsFolder,
+        #[wasm_bindgen(unchecked_param_type = "options.OpenOptions")] options: JsValue,
+    ) -> JsResult<CheckpointHandle> {
         let opened = async {
-            let request: OpenRequest = from_value(options, "openCheckpoint")?;
-            Checkpoint::open_with(Rc::new(FolderOfJs::new(folder)), &request.options()?).await
+            let options: OpenOptions = from_value(options, "openCheckpoint")?;
+            Checkpoint::open_with(Rc::new(FolderOfJs::new(folder)), &options).await
         };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
@@ -44,20 +48,27 @@ impl CheckpointHandle {
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 
+    /// Another handle of it, for a function that takes one and keeps it.
+    pub fn share(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// What it is: architecture, sizes, number formats.
+    #[wasm_bindgen(unchecked_return_type = "types.CheckpointInfo")]
     pub fn inspect(&self) -> JsResult<JsValue> {
         to_value(&Inspection::new(&self.0).map_err(to_js)?)
     }
 
     /// What it needs at each precision.
-    pub fn plan(&self, options: JsValue) -> JsResult<JsValue> {
+    #[wasm_bindgen(unchecked_return_type = "types.Plan")]
+    pub fn plan(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "options.PlanRequest")] request: JsValue,
+    ) -> JsResult<JsValue> {
         let plan = || {
-            let request: PlanRequest = from_value(options, "plan")?;
+            let request: PlanRequest = from_value(request, "plan")?;
             let config = self.0.config();
-            let mut options = PlanOptions { memory: request.memory, ..PlanOptions::default() };
-            options.context =
-                request.context.unwrap_or_else(|| options.context.min(config.max_position_embeddings as u64));
-            Plan::new(ModelDims::from(config), &options)
+            Plan::new(ModelDims::from(config), &request.options(Some(config)))
         };
         to_value(&plan().map_err(to_js)?)
     }
@@ -75,7 +86,7 @@ impl CheckpointHandle {
     }
 
     /// The files that the module `tokenizer` reads, by name.
-    #[wasm_bindgen(js_name = tokenizerFiles)]
+    #[wasm_bindgen(js_name = tokenizerFiles, unchecked_return_type = "Record<string, Uint8Array>")]
     pub async fn tokenizer_files(&self) -> JsResult<Object> {
         let checkpoint = self.0.clone();
         let read = async {
@@ -102,13 +113,14 @@ impl CheckpointHandle {
 }
 
 /// What a model of so many parameters needs at each precision.
-#[wasm_bindgen(js_name = planParameters)]
-pub fn plan_parameters(parameters: f64, options: JsValue) -> JsResult<JsValue> {
+#[wasm_bindgen(js_name = planParameters, unchecked_return_type = "types.Plan")]
+pub fn plan_parameters(
+    parameters: f64,
+    #[wasm_bindgen(unchecked_param_type = "options.PlanRequest")] request: JsValue,
+) -> JsResult<JsValue> {
     let plan = || {
-        let request: PlanRequest = from_value(options, "plan")?;
-        let mut options = PlanOptions { memory: request.memory, ..PlanOptions::default() };
-        options.context = request.context.unwrap_or(options.context);
-        Plan::for_parameters(parameters as u64, &options)
+        let request: PlanRequest = from_value(request, "plan")?;
+        Plan::for_parameters(parameters as u64, &request.options(None))
     };
     to_value(&plan().map_err(to_js)?)
 }

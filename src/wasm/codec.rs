@@ -10,6 +10,7 @@ use wasm_bindgen::prelude::wasm_bindgen;
 extern "C" {
     /// The methods of the module `tokenizer`'s class.
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "Codec")]
     pub type JsCodec;
 
     #[wasm_bindgen(method, catch)]

@@ -13,6 +13,7 @@ use wasm_bindgen_futures::JsFuture;
 extern "C" {
     /// `{progress(phase, done, total, item), cancelled(): boolean, turn(): Promise, now(): milliseconds}`
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "Control")]
     pub type JsControl;
 
     #[wasm_bindgen(method, catch)]

@@ -1,19 +1,86 @@
 //! The way back to floating point, and from one layout to another. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
+use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
-use super::requests::ConvertRequest;
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
-use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::artifact::records::DequantizationRecord;
+use crate::backend::cpu::CpuBackend;
+use crate::error::Result;
+use crate::model::Checkpoint;
+use crate::pipeline::convert::{convert, plan_conversion};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::{convert, plan_conversion};
+use crate::request::{ConvertRequest, DequantizeRequest};
+use crate::task::Control;
+use crate::validate::agreement::{self, Agreement, Forms};
+use crate::validate::windows::Dataset;
 use serde::Serialize;
+use std::rc::Rc;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
+
+#[derive(Serialize)]
+struct Dequantized {
+    #[serde(flatten)]
+    record: DequantizationRecord,
+    /// Null where no text was given.
+    agreement: Option<Agreement>,
+}
+
+/// Writes an ordinary checkpoint; `existing` reads the same folder. Where the request has a text, predictions on it are
+/// compared, with those of `original` too.
+#[wasm_bindgen(unchecked_return_type = "types.DequantizeSummary")]
+pub async fn dequantize(
+    checkpoint: &CheckpointHandle,
+    original: Option<CheckpointHandle>,
+    #[wasm_bindgen(unchecked_param_type = "options.DequantizeRequest")] request: JsValue,
+    codec: Option<JsCodec>,
+    target: JsTarget,
+    existing: JsFolder,
+    control: JsControl,
+) -> JsResult<JsValue> {
+    let (checkpoint, original) = (checkpoint.get(), original.map(|original| original.get()));
+    let run = async {
+        let request: DequantizeRequest = from_value(request, "dequantize")?;
+        let dtype = match request.dtype {
+            Some(dtype) => dtype.dtype(),
+            None => default_dtype(&checkpoint)?,
+        };
+        let target = TargetOfJs::new(target);
+        let folder = Rc::new(FolderOfJs::new(existing));
+        let control = ControlOfJs::new(control);
+        let record =
+            dequantize_checkpoint(&checkpoint, dtype, &target, Some(folder.as_ref()), &control).await?;
+        let agreement = match codec.map(CodecOfJs) {
+            None => None,
+            Some(codec) => {
+                let dequantized = Checkpoint::open(folder).await?;
+                let forms = Forms {
+                    quantized: &checkpoint,
+                    dequantized: &dequantized,
+                    original: original.as_deref(),
+                };
+                Some(compare(forms, &request, &codec, &control).await?)
+            }
+        };
+        Result::Ok(Dequantized { record, agreement })
+    };
+    to_value(&run.await.map_err(to_js)?)
+}
+
+async fn compare(
+    forms: Forms<'_>,
+    request: &DequantizeRequest,
+    codec: &CodecOfJs,
+    control: &dyn Control,
+) -> Result<Agreement> {
+    let data = Dataset::new("text", &request.texts.0, codec)?;
+    let windows = request.windows.windows(forms.quantized.config());
+    agreement::measure(forms, &data, &windows, request.min_retention, CpuBackend::new, control).await
+}
 
 #[derive(Serialize)]
 struct Converted {
@@ -32,38 +99,11 @@ struct Loss {
     loss: String,
 }
 
-/// Writes floating-point weights of a type, `f16` or `f32`, or that of [`default_dtype`]; gives the record of it.
-#[wasm_bindgen]
-pub async fn dequantize(
-    checkpoint: &CheckpointHandle,
-    dtype: Option<String>,
-    target: JsTarget,
-    existing: JsFolder,
-    control: JsControl,
-) -> JsResult<JsValue> {
-    let checkpoint = checkpoint.get();
-    let run = async {
-        let dtype = match dtype.as_deref() {
-            None => default_dtype(&checkpoint)?,
-            Some("f16") => DType::F16,
-            Some("f32") => DType::F32,
-            Some(other) => {
-                let message = format!("expected `dtype` to be f16 or f32 but found `{other}`");
-                return Err(Error::invalid_argument(message));
-            }
-        };
-        let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
-        let control = ControlOfJs::new(control);
-        dequantize_checkpoint(&checkpoint, dtype, &target, Some(&existing), &control).await
-    };
-    to_value(&run.await.map_err(to_js)?)
-}
-
-/// Spells a checkpoint in another layout.
-#[wasm_bindgen(js_name = convert)]
+/// Converts a checkpoint to another layout.
+#[wasm_bindgen(js_name = convert, unchecked_return_type = "types.ConvertSummary")]
 pub async fn convert_checkpoint(
     checkpoint: &CheckpointHandle,
-    request: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "options.ConvertRequest")] request: JsValue,
     target: JsTarget,
     existing: JsFolder,
     control: JsControl,
@@ -71,18 +111,19 @@ pub async fn convert_checkpoint(
     let checkpoint = checkpoint.get();
     let run = async {
         let request: ConvertRequest = from_value(request, "convert")?;
-        let options = request.options()?;
         let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
         let control = ControlOfJs::new(control);
-        let plan = plan_conversion(&checkpoint, &options, &control).await?;
+        let plan = plan_conversion(&checkpoint, &request.options()?, &control).await?;
         let outcome = convert(&checkpoint, &plan, &target, Some(&existing), &control).await?;
-        let lossy = plan.losses().map(|(name, loss)| Loss { name: name.to_owned(), loss: loss.to_owned() });
-        Result::Ok(Converted {
-            notes: [plan.remarks(), &outcome.notes].concat(),
-            losses: lossy.collect(),
-            largest_weight_difference: outcome.largest_difference().map_or(0.0, |(difference, _)| difference),
-            format: outcome.record.format,
-        })
+        let losses = plan
+            .modules
+            .iter()
+            .filter_map(|module| Some(Loss { name: module.module.clone(), loss: module.loss.clone()? }));
+        let losses = losses.collect();
+        let largest_weight_difference =
+            outcome.largest_difference().map_or(0.0, |(difference, _)| difference);
+        let notes = [plan.remarks(), &outcome.notes].concat();
+        Result::Ok(Converted { format: outcome.record.format, notes, losses, largest_weight_difference })
     };
     to_value(&run.await.map_err(to_js)?)
 }

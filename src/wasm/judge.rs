@@ -5,28 +5,26 @@ use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
 use super::model::load;
-use super::requests::{CompareRequest, ValidateRequest};
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::read_quantization_record;
 use crate::backend::any::AnyBackend;
 use crate::backend::{cpu, survey};
-use crate::error::{Context, Result};
-use crate::model::{Checkpoint, LoadOptions};
-use crate::validate::benchmark::parse_jsonl;
+use crate::error::Result;
+use crate::model::Checkpoint;
+use crate::request::{CompareRequest, Machine, ValidateRequest};
 use crate::validate::continuations::{self, Continuation};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, ValidateOptions, validate};
-use crate::validate::windows::Dataset;
+use crate::validate::run::{Surroundings, validate};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
 /// Judges `quantized` against `original`; gives the report.
-#[wasm_bindgen(js_name = validate)]
+#[wasm_bindgen(js_name = validate, unchecked_return_type = "types.ValidationReport")]
 pub async fn validate_checkpoints(
     original: &CheckpointHandle,
     quantized: &CheckpointHandle,
-    request: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "options.ValidateRequest")] request: JsValue,
     codec: JsCodec,
     scratch: JsScratch,
     control: JsControl,
@@ -40,28 +38,6 @@ pub async fn validate_checkpoints(
     to_value(&run.await.map_err(to_js)?)
 }
 
-/// The text, tokenized, and everything that is measured on it and beside it.
-pub(super) fn prepared(
-    original: &Checkpoint,
-    method: String,
-    request: &ValidateRequest,
-    codec: &CodecOfJs,
-) -> Result<(Dataset, ValidateOptions)> {
-    let data = Dataset::new(request.name.as_deref().unwrap_or("text"), &request.text, codec)?;
-    let mut options = request.options(method, original.config())?;
-    options.limits.validate()?;
-    options.prompts = if request.prompts.is_empty() {
-        let (prompts, tokens) = (ValidateOptions::PROMPTS, ValidateOptions::PROMPT_TOKENS);
-        continuations::from_dataset(&data, prompts, tokens, codec)?
-    } else {
-        continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?
-    };
-    if let Some(lines) = &request.benchmark {
-        options.benchmark = parse_jsonl(lines.as_bytes()).context_with(|| "benchmark")?;
-    }
-    Ok((data, options))
-}
-
 async fn judge(
     original: &Checkpoint,
     quantized: &Checkpoint,
@@ -71,22 +47,25 @@ async fn judge(
     control: &ControlOfJs,
 ) -> Result<ValidationReport> {
     let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let method = record.map_or_else(|| "unknown".to_owned(), |record| record.method);
-    let (data, options) = prepared(original, method, request, codec)?;
+    let data = request.text.dataset(codec)?;
+    let mut options = request.options(&data, original.config(), codec, Machine::default())?;
+    if let Some(record) = record {
+        options.method = record.method;
+    }
     let clock = || control.seconds();
     let around = Surroundings { codec, clock: &clock, scratch, control };
     let validate = async |backend: AnyBackend| {
         validate(original, quantized, &data, &options, || backend.another(), &around).await
     };
-    Ok(request.device()?.run(|_| (), validate).await?.result)
+    Ok(request.device.run(|_| (), validate).await?.result)
 }
 
 /// Lets two models continue the same prompts, one model after the other.
-#[wasm_bindgen]
+#[wasm_bindgen(unchecked_return_type = "types.Comparison[]")]
 pub async fn compare(
     a: &CheckpointHandle,
     b: &CheckpointHandle,
-    request: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "options.CompareRequest")] request: JsValue,
     codec_a: JsCodec,
     codec_b: JsCodec,
     control: JsControl,
@@ -110,8 +89,8 @@ async fn continued(
     control: &ControlOfJs,
 ) -> Result<Vec<Continuation>> {
     let prompts = continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?;
-    let mut model = load(checkpoint, &request.device()?, LoadOptions::default(), control).await?.result;
-    continuations::continue_all(&mut model, codec, &prompts, request.max_tokens(), control).await
+    let mut model = load(checkpoint, &request.load, control).await?.result;
+    continuations::continue_all(&mut model, codec, &prompts, request.max_tokens, control).await
 }
 
 /// Fails where the kernels of this module do not compute what they should: some runtimes translate instructions wrongly.
@@ -121,7 +100,7 @@ pub fn self_check() -> JsResult<()> {
 }
 
 /// The devices that models can run on, each adapter checked against the CPU.
-#[wasm_bindgen]
+#[wasm_bindgen(unchecked_return_type = "types.Devices")]
 pub async fn devices() -> JsResult<JsValue> {
     to_value(&survey::devices().await)
 }

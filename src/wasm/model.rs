@@ -4,17 +4,16 @@ use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl, busy};
 use super::error::{from_js, to_js};
-use super::requests::{GenerateRequest, LoadRequest, PerplexityRequest};
 use super::values::{JsResult, from_value, settled, to_value};
 use crate::backend::any::AnyBackend;
-use crate::backend::choice::{DeviceRequest, Ran};
+use crate::backend::choice::Ran;
 use crate::error::{Error, ErrorCode, Result};
-use crate::generate::{Generation, Session};
+use crate::generate::{GenerateOptions, Generation, Session};
 use crate::model::decoder::{Logits, working_bytes};
-use crate::model::{CausalLm, Checkpoint, LoadOptions};
+use crate::model::{CausalLm, Checkpoint};
+use crate::request::{LoadRequest, PerplexityRequest};
 use crate::task::Control;
 use crate::validate::walk::score;
-use crate::validate::windows::Dataset;
 use js_sys::{Float32Array, Function, Promise};
 use serde::Serialize;
 use std::cell::RefCell;
@@ -101,10 +100,10 @@ struct Perplexity {
 /// Loads a model onto the device that is asked for.
 pub(super) async fn load(
     checkpoint: &Checkpoint,
-    device: &DeviceRequest,
-    options: LoadOptions,
+    request: &LoadRequest,
     control: &dyn Control,
 ) -> Result<Ran<CausalLm<AnyBackend>>> {
+    let options = request.options();
     let load = async |backend| {
         if let AnyBackend::Cpu(_) = backend {
             refuse_what_does_not_fit(checkpoint)?;
@@ -112,7 +111,7 @@ pub(super) async fn load(
         CausalLm::load(backend, checkpoint, options, control).await
     };
     // The model tells where it is, and why, when it is asked.
-    device.run(|_| (), load).await
+    request.device.run(|_| (), load).await
 }
 
 /// What this module's memory can hold beside the engine itself: addresses have 32 bits.
@@ -138,14 +137,13 @@ impl ModelHandle {
     /// Loads a model onto the device that the request asks for.
     pub async fn load(
         checkpoint: &CheckpointHandle,
-        request: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "options.LoadRequest")] request: JsValue,
         control: JsControl,
     ) -> JsResult<ModelHandle> {
         let checkpoint = checkpoint.get();
         let run = async {
             let request: LoadRequest = from_value(request, "loadModel")?;
-            let options = LoadOptions { activations: request.activations()?, ..LoadOptions::default() };
-            load(&checkpoint, &request.device()?, options, &ControlOfJs::new(control)).await
+            load(&checkpoint, &request, &ControlOfJs::new(control)).await
         };
         let Ran { result: model, why_cpu } = run.await.map_err(to_js)?;
         let config = checkpoint.config();
@@ -161,27 +159,29 @@ impl ModelHandle {
     }
 
     /// Where and how it runs.
+    #[wasm_bindgen(unchecked_return_type = "types.ModelInfo")]
     pub fn about(&self) -> JsResult<JsValue> {
         to_value(&self.about)
     }
 
     /// Continues a prompt. `on_piece` is given `{token_id, text}` for each token; the model waits for what it returns. In a
     /// `chat`, what the model has seen is kept for the next turn.
+    #[wasm_bindgen(unchecked_return_type = "types.GenerateResult")]
     pub async fn generate(
         &self,
         prompt_ids: Vec<u32>,
         chat: bool,
-        request: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "options.GenerateOptions")] request: JsValue,
         codec: JsCodec,
-        on_piece: Function,
+        #[wasm_bindgen(unchecked_param_type = "(piece: types.Piece) => Promise<void>")] on_piece: Function,
         control: JsControl,
     ) -> JsResult<JsValue> {
         let held = Held::take(&self.model);
         let run = async {
             let mut held = held?;
-            let request: GenerateRequest = from_value(request, "generate")?;
+            let options: GenerateOptions = from_value(request, "generate")?;
             let (codec, control) = (CodecOfJs(codec), ControlOfJs::new(control));
-            let prompt = Prompt { ids: prompt_ids, chat, request, on_piece };
+            let prompt = Prompt { ids: prompt_ids, chat, options, on_piece };
             prompt.run(held.get(), &codec, &control).await
         };
         to_value(&run.await.map_err(to_js)?)
@@ -198,9 +198,10 @@ impl ModelHandle {
     }
 
     /// How well the model predicts a text.
+    #[wasm_bindgen(unchecked_return_type = "types.PerplexityResult")]
     pub async fn perplexity(
         &self,
-        request: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "options.PerplexityRequest")] request: JsValue,
         codec: JsCodec,
         control: JsControl,
     ) -> JsResult<JsValue> {
@@ -218,19 +219,18 @@ impl ModelHandle {
 struct Prompt {
     ids: Vec<u32>,
     chat: bool,
-    request: GenerateRequest,
+    options: GenerateOptions,
     on_piece: Function,
 }
 
 impl Prompt {
     async fn run(self, loaded: &mut Loaded, codec: &CodecOfJs, control: &ControlOfJs) -> Result<Generated> {
         let Loaded { model, session } = loaded;
-        let options = self.request.options();
         let start = control.seconds();
         let mut generation = if self.chat {
-            Generation::resume(model, codec, &self.ids, &options, control, session.take()).await?
+            Generation::resume(model, codec, &self.ids, &self.options, control, session.take()).await?
         } else {
-            Generation::start(model, codec, &self.ids, &options, control).await?
+            Generation::start(model, codec, &self.ids, &self.options, control).await?
         };
         let prefill_seconds = control.seconds() - start;
         let start = control.seconds();
@@ -300,8 +300,8 @@ async fn perplexity(
     codec: &CodecOfJs,
     control: &dyn Control,
 ) -> Result<Perplexity> {
-    let data = Dataset::new(request.name.as_deref().unwrap_or("text"), &request.text, codec)?;
-    let windows = request.windows(model.config());
+    let data = request.dataset(codec)?;
+    let windows = request.windows.windows(model.config());
     let sum = score(model, &data, &windows, control).await?;
     if !sum.perplexity().is_finite() {
         return Err(Error::new(

@@ -5,18 +5,21 @@ use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
 use super::model::HEAP_BYTES;
-use super::requests::QuantizeRequest;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::backend::any::AnyBackend;
+use crate::backend::cpu::CpuBackend;
 use crate::calibrate::samples::FEW_TOKENS;
 use crate::error::Result;
-use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
+use crate::options::Place;
 use crate::pipeline::calibrated::memory::CalibrationMemory;
-use crate::pipeline::{Calibration, QuantizeOutcome, QuantizeSurroundings, Told, quantize_checkpoint};
+use crate::pipeline::{
+    Calibration, QuantizeOptions, QuantizeOutcome, QuantizeSurroundings, quantize_checkpoint, restore,
+};
+use crate::request::{CalibrationRequest, QuantizeRequest};
 use crate::tokenizer::TextCodec;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -45,86 +48,99 @@ struct Module {
 }
 
 /// Quantizes a checkpoint into `target`; `existing` reads the same folder. `codec` is asked for where `request` has
-/// calibration texts.
-#[wasm_bindgen(js_name = quantize)]
-pub async fn quantize_checkpoint(
+/// calibration texts. `kept`: what is in `scratch` may be of an earlier run, and outlasts this one where it does not end.
+#[wasm_bindgen(js_name = quantize, unchecked_return_type = "types.QuantizeSummary")]
+pub async fn quantize_into(
     checkpoint: &CheckpointHandle,
-    request: JsValue,
+    #[wasm_bindgen(unchecked_param_type = "options.QuantizeRequest")] request: JsValue,
     codec: Option<JsCodec>,
     target: JsTarget,
     existing: JsFolder,
     scratch: JsScratch,
+    kept: bool,
     control: JsControl,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
     let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
     let control = ControlOfJs::new(control);
     let run = async {
-        let request: QuantizeRequest = from_value(request, "quantize")?;
-        let work = Work { checkpoint: &checkpoint, target: &target, existing: &existing, control: &control };
-        work.run(&request, codec.map(CodecOfJs), &ScratchOfJs(scratch)).await
+        let mut request: QuantizeRequest = from_value(request, "quantize")?;
+        request.resume = Place(kept);
+        let notes = RefCell::new(Vec::new());
+        let tell = |told: crate::pipeline::Told<'_>| notes.borrow_mut().extend(told.notes());
+        let around = QuantizeSurroundings {
+            target: &target,
+            existing: Some(&existing),
+            tell: &tell,
+            control: &control,
+        };
+        let work = Work { checkpoint: &checkpoint, request: &request, around: &around };
+        let outcome = work.run(codec.map(CodecOfJs), &ScratchOfJs(scratch), &notes).await?;
+        Result::Ok(summary(&checkpoint, outcome, notes.into_inner()))
     };
     to_value(&run.await.map_err(to_js)?)
 }
 
 struct Work<'a> {
     checkpoint: &'a Checkpoint,
-    target: &'a TargetOfJs,
-    existing: &'a dyn SourceDir,
-    control: &'a ControlOfJs,
+    request: &'a QuantizeRequest,
+    around: &'a QuantizeSurroundings<'a>,
 }
 
 impl Work<'_> {
     async fn run(
         &self,
-        request: &QuantizeRequest,
         codec: Option<CodecOfJs>,
         scratch: &ScratchOfJs,
-    ) -> Result<Quantized> {
-        let &Self { checkpoint, target, existing, control } = self;
-        let mut options = request.options()?;
-        // What the engine's own memory can hold at most.
-        options.memory = Some(HEAP_BYTES);
-        let planned = RefCell::new(Vec::new());
-        let tell = |told: Told<'_>| {
-            let Told::Plan(plan) = told else { return };
-            let noted = plan.modules().iter().filter_map(|plan| {
-                let became = plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string());
-                plan.reason.as_ref().map(|reason| format!("{}: {became} ({reason})", plan.module))
-            });
-            // A second time where another device takes over.
-            planned.replace(noted.collect());
+        notes: &RefCell<Vec<String>>,
+    ) -> Result<QuantizeOutcome> {
+        let &Self { checkpoint, request, around } = self;
+        let options = request.options()?;
+        if request.from_metadata {
+            return restore(checkpoint, around.target, around.existing, around.control).await;
+        }
+        let Some(calibration) = &request.calibration else {
+            return quantize_checkpoint::<CpuBackend>(checkpoint, &options, None, around).await;
         };
-        let around = QuantizeSurroundings { target, existing: Some(existing), tell: &tell, control };
-        let mut few = None;
-        let outcome = match &request.calibration {
-            None => quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, &around).await?,
-            Some(calibration) => {
-                let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
-                let samples = calibration.samples(checkpoint.config(), codec)?;
-                if samples.tokens() < FEW_TOKENS {
-                    few = Some(format!(
-                        "calibrated with {} tokens; below {FEW_TOKENS} a wide layer's statistics are noisy",
-                        samples.tokens()
-                    ));
-                }
-                let quantize = async |backend: AnyBackend| {
-                    let new_backend = || backend.another();
-                    let calibration = Calibration { samples: &samples, new_backend: &new_backend, scratch };
-                    quantize_checkpoint(checkpoint, &options, Some(calibration), &around).await
-                };
-                request.device()?.run(|_| (), quantize).await?.result
-            }
+        // A module whose memory is full ends in a trap, without a word.
+        let memory = options.memory.unwrap_or(HEAP_BYTES).min(HEAP_BYTES);
+        let options = QuantizeOptions { memory: Some(memory), ..options };
+        let samples = self.samples(calibration, codec, notes)?;
+        let quantize = async |backend: AnyBackend| {
+            let new_backend = || backend.another();
+            let calibration = Calibration { samples: &samples, new_backend: &new_backend, scratch };
+            quantize_checkpoint(checkpoint, &options, Some(calibration), around).await
         };
-        let QuantizeOutcome { record, modules, bytes, notes, planned_memory, .. } = outcome;
-        let notes = planned.take().into_iter().chain(few).chain(notes).collect();
-        let modules = modules.into_iter().map(|(name, scheme, error)| Module {
-            name,
-            scheme: scheme.to_string(),
-            snr_db: error.snr_db(),
-            max_abs_error: error.max_abs_error().into(),
-        });
-        let modules = modules.collect();
-        Ok(Quantized { record, bytes, source_bytes: checkpoint.bytes(), modules, notes, planned_memory })
+        Ok(request.device().run(|_| (), quantize).await?.result)
     }
+
+    fn samples(
+        &self,
+        calibration: &CalibrationRequest,
+        codec: Option<CodecOfJs>,
+        notes: &RefCell<Vec<String>>,
+    ) -> Result<crate::calibrate::Samples> {
+        let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
+        let samples = calibration.samples(self.checkpoint.config(), codec)?;
+        if samples.tokens() < FEW_TOKENS {
+            notes.borrow_mut().push(format!(
+                "calibrated with {} tokens; below {FEW_TOKENS} a wide layer's statistics are noisy",
+                samples.tokens()
+            ));
+        }
+        Ok(samples)
+    }
+}
+
+fn summary(checkpoint: &Checkpoint, outcome: QuantizeOutcome, mut notes: Vec<String>) -> Quantized {
+    let QuantizeOutcome { record, modules, bytes, notes: written, planned_memory, .. } = outcome;
+    notes.extend(written);
+    let modules = modules.into_iter().map(|(name, scheme, error)| Module {
+        name,
+        scheme: scheme.to_string(),
+        snr_db: error.snr_db(),
+        max_abs_error: error.max_abs_error().into(),
+    });
+    let modules = modules.collect();
+    Quantized { record, bytes, source_bytes: checkpoint.bytes(), modules, notes, planned_memory }
 }

@@ -5,14 +5,15 @@ use super::values::{copied, number, settled};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::task::BoxFuture;
-use js_sys::{Promise, Uint8Array};
+use js_sys::{Array, Promise, Uint8Array};
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{writeAt(blob, offset, bytes), readAt(blob, offset, length), size(blob), delete(blob)}`, all giving promises.
+    /// `{writeAt(blob, offset, bytes), readAt(blob, offset, length), size(blob), delete(blob), names()}`, all giving promises.
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "Scratch")]
     pub type JsScratch;
 
     #[wasm_bindgen(method, catch, js_name = writeAt)]
@@ -26,6 +27,9 @@ extern "C" {
 
     #[wasm_bindgen(method, catch, js_name = delete)]
     fn remove(this: &JsScratch, blob: &str) -> Result<Promise, JsValue>;
+
+    #[wasm_bindgen(method, catch)]
+    fn names(this: &JsScratch) -> Result<Promise, JsValue>;
 }
 
 /// Scratch space of JavaScript's.
@@ -69,5 +73,12 @@ impl Scratch for ScratchOfJs {
 
     fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move { answer(self.0.remove(blob), blob).await.map(drop) })
+    }
+
+    fn names(&self) -> BoxFuture<'_, Result<Vec<String>>> {
+        Box::pin(async move {
+            let names = settled(self.0.names().map_err(|error| from_js(&error))?).await?;
+            Ok(Array::from(&names).iter().filter_map(|name| name.as_string()).collect())
+        })
     }
 }

@@ -14,6 +14,7 @@ use wasm_bindgen::{JsCast, JsValue};
 extern "C" {
     /// `{name, create(file): Promise<JsSink>, remove(file): Promise, removeUnfinished(): Promise}`
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "TargetFolder")]
     pub type JsTarget;
 
     #[wasm_bindgen(method, getter)]
@@ -29,6 +30,7 @@ extern "C" {
     fn remove_unfinished(this: &JsTarget) -> Result<Promise, JsValue>;
 
     /// `{write(bytes): Promise, finish(): Promise, abort(): void}`
+    #[wasm_bindgen(typescript_type = "Sink")]
     pub type JsSink;
 
     #[wasm_bindgen(method, catch)]

@@ -15,6 +15,7 @@ use wasm_bindgen::{JsCast, JsValue};
 extern "C" {
     /// `{name, size, read(offset, length): Promise<Uint8Array>}`
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "OpenFile")]
     pub type JsFile;
 
     #[wasm_bindgen(method, getter)]
@@ -28,6 +29,7 @@ extern "C" {
 
     /// `{name, open(file): Promise<JsFile | undefined>}`
     #[derive(Clone)]
+    #[wasm_bindgen(typescript_type = "Folder")]
     pub type JsFolder;
 
     #[wasm_bindgen(method, getter)]

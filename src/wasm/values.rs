@@ -1,11 +1,12 @@
 //! Rust values as plain objects of JavaScript, and back. Floor 9.
 
 use super::error::{from_js, to_js};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::json;
+use crate::options::{self, Options};
 use js_sys::{Promise, Uint8Array};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::JsFuture;
 
@@ -20,21 +21,20 @@ pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> JsResult<JsValue> {
     js_sys::JSON::parse(&text)
 }
 
-/// Reads an object; `what` is what messages call it. Undefined is as an empty object, and a field that is not known is an
-/// error: a misspelled option must not be taken for one that was left out.
-pub(super) fn from_value<T: DeserializeOwned + Default>(value: JsValue, what: &str) -> Result<T> {
-    if value.is_undefined() || value.is_null() {
-        return Ok(T::default());
-    }
-    let refuse = |message: String| Error::invalid_argument(message).context(what);
-    // Through text, because a reader of JavaScript's objects would see only the fields that it asks for.
-    let text = js_sys::JSON::stringify(&value).ok().and_then(|text| text.as_string());
-    let text = text.ok_or_else(|| refuse("expected a plain object of options".to_owned()))?;
-    json::parse(text.as_bytes()).map_err(|error| {
-        let message = error.to_string();
-        // Lines and columns of a text that the caller never saw.
-        refuse(message.split(" at line ").next().unwrap_or(&message).to_owned())
-    })
+/// Reads an object of options; `what` is what messages call it. Undefined is as an empty object.
+pub(super) fn from_value<T: Options>(value: JsValue, what: &str) -> Result<T> {
+    let read = || {
+        if value.is_undefined() || value.is_null() {
+            return options::read(&Value::Object(Map::new()));
+        }
+        // Through text, because a reader of JavaScript's objects would see only the fields that it asks for.
+        let text = js_sys::JSON::stringify(&value).ok().and_then(|text| text.as_string());
+        let text = text.ok_or_else(|| Error::invalid_argument("expected a plain object of options"))?;
+        let object: Value =
+            json::parse(text.as_bytes()).map_err(|error| Error::invalid_argument(error.to_string()))?;
+        options::read(&object)
+    };
+    read().context_with(|| what)
 }
 
 /// Waits for a promise.

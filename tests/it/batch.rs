@@ -131,7 +131,7 @@ fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Ve
         let ids = codec.encode_prompt(&words[i * 97..i * 97 + length].join(" ")).unwrap();
         let sampler = SamplerOptions { seed: i as u64, ..samplers[i % samplers.len()].clone() };
         let stop_strings = if i % 4 == 3 { vec!["the".to_owned()] } else { Vec::new() };
-        (ids, GenerateOptions { sampler, max_tokens, stop_strings, ..GenerateOptions::default() })
+        (ids, GenerateOptions { sampler, max_tokens, stop: stop_strings, ..GenerateOptions::default() })
     });
     prompts.collect()
 }

@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `src/`, floor by floor. A new module needs its place here.
 const FLOORS: &[&[&str]] = &[
-    &["error", "digest", "dtype", "order", "parallel", "shape", "task"], // 0 values
-    &["format"],                                                         // 1 bytes
-    &["quant"],                                                          // 2 quantizing
-    &["layout"],                                                         // 3 layouts
-    &["backend"],                                                        // 4 device
-    &["model", "tokenizer"],                                             // 5 model
-    &["generate"],                                                       // 6 speaking
-    &["calibrate", "validate", "artifact"],                              // 7 judging
-    &["recipe", "plan", "pipeline"],                                     // 8 workflow
-    &["wasm", "cli", "main"],                                            // 9 edges
+    &["error", "digest", "dtype", "options", "order", "parallel", "shape", "task"], // 0 values
+    &["format"],                                                                    // 1 bytes
+    &["quant"],                                                                     // 2 quantizing
+    &["layout"],                                                                    // 3 layouts
+    &["backend"],                                                                   // 4 device
+    &["model", "tokenizer"],                                                        // 5 model
+    &["generate"],                                                                  // 6 speaking
+    &["calibrate", "validate", "artifact"],                                         // 7 judging
+    &["recipe", "plan", "pipeline", "request"],                                     // 8 workflow
+    &["wasm", "cli", "main"],                                                       // 9 edges
 ];
 
 /// Imports between modules of one floor, `(from, to)`. Only from right to left in the table, so never in a circle.
@@ -30,10 +30,15 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("dtype", "error"),
     ("shape", "error"),
     ("task", "error"),
+    ("options", "error"),
     // `auto` begins with the precision that a plan recommends.
     ("pipeline", "plan"),
     // What a recipe asks for is part of the options of a job.
     ("pipeline", "recipe"),
+    // A request says what it means to the jobs.
+    ("request", "plan"),
+    ("request", "recipe"),
+    ("request", "pipeline"),
 ];
 
 /// Names that belong to some files only: `(name, modules or folders)`.

@@ -83,7 +83,7 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let in_layout = |options, layout| QuantizeOptions { layout: Some(layout), ..options };
     let act_order = || {
         let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(32), true);
-        options.gptq.order = ColumnOrder::GroupIndex;
+        options.gptq.act_order = ColumnOrder::GroupIndex;
         options
     };
     let (gptq, gptq_v2) = (TargetLayout::Gptq(GptqZeros::V1), TargetLayout::Gptq(GptqZeros::V2));

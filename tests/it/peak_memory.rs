@@ -86,7 +86,7 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
             _ => QuantizeOptions::gptq(bits, granularity, true),
         };
         if more.contains(&"quantized") {
-            options.gptq.reference = ReferenceInputs::Quantized;
+            options.gptq.reference_inputs = ReferenceInputs::Quantized;
         }
         let plans = plan_modules(&checkpoint, &options).unwrap();
         let cut = SampleOptions { samples: 4, sequence_length: 128, shuffle: None };

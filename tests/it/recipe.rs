@@ -260,8 +260,8 @@ fn what_cannot_be_is_refused_before_any_work() {
             "recipe rule 2 (`*.self_attn.*`): rules before it take every module that it matches",
         ),
         (r#"{"modules": "*", "keep": true}"#, &[], "the recipe keeps every module in floating point"),
-        (r#"{"modules": "*.mlp.*", "method": "gptq"}"#, &[], "--method gptq needs --calibration texts"),
-        (&mlp, &["--calibration", "text.txt"], "--method rtn takes no --calibration texts"),
+        (r#"{"modules": "*.mlp.*", "method": "gptq"}"#, &[], "method gptq needs calibration texts"),
+        (&mlp, &["--calibration", "text.txt"], "method rtn takes no calibration texts"),
         (r#"{"modules": "*", "group_size": 4096}"#, &[], "expected a group size of at most"),
     ];
     for (rules, options, expected) in cases {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod generate;
 mod guard;
 mod interop;
 mod libtest;
@@ -33,6 +34,8 @@ enum Task {
     Interop,
     /// Build the npm package, in target/package
     Package(package::Options),
+    /// Write what is made of the crate's options: the package's types of them, and the schemas of its tools
+    Generate,
     /// Build the npm package and serve the demo page on this machine
     Serve(serve::Options),
     /// Record what every command writes, or check that it writes the same as before
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Tables => tables::run(),
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
+        Task::Generate => generate::run(),
         Task::Serve(options) => serve::run(options),
         Task::Guard(options) => guard::run(options),
         Task::Bench { gpu, arguments } => bench::run(gpu, &arguments),

@@ -111,6 +111,11 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
             copy(&path, &bindings.join(&name))?;
         }
     }
+    // Two builds of the same sources, so one may stand for the other; by declarations of its own it might not.
+    write(
+        &bindings.join("engine_relaxed.d.ts"),
+        "export * from \"./engine.js\";\nexport { default } from \"./engine.js\";\n",
+    )?;
     bundle(&dist, &BROWSER, &["--minify", "--external:./host.browser.js"])?;
     bundle(&dist, &NODE, &["--platform=node", "--external:./host.node.js"])?;
     let mut tsc = tool("tsc", &["--project", ".", "--emitDeclarationOnly", "--outDir"]);

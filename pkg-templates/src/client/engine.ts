@@ -7,12 +7,13 @@
  */
 import { LowbitError } from "../errors.js";
 import type { ClientPlatform } from "../platform.js";
-import { calibrationRequest, expect, jobOptions, onlyKnown, optionsOf, plain, textOf } from "../requests.js";
-import { sourceSpec, targetSpec } from "../specs.js";
-import type { GivenModules, Searched, Written } from "../wire.js";
+import type { AutoRequest, QuantizeRequest } from "../options.generated.js";
+import { calibrationRequest, expect, jobOptions, onlyKnown, optionsOf, plain } from "../requests.js";
+import { keptSpec, sourceSpec, targetSpec, type Remotes } from "../specs.js";
+import type { GivenModules, Searched, TargetSpec, Written } from "../wire.js";
 import type {
   AttemptSummary, AutoOptions, CachedFile, Capabilities, CheckpointSource, CompareOptions, Comparison, ConvertOptions, ConvertSummary,
-  DequantizeOptions, EngineOptions, JobOptions, LoadOptions, OpenOptions, Plan, PlanOptions, QuantizeOptions, QuantizeSummary, Summary,
+  DequantizeOptions, DequantizeSummary, EngineOptions, JobOptions, LoadOptions, OpenOptions, Plan, PlanOptions, QuantizeOptions, QuantizeSummary, Summary,
   ValidateOptions, ValidationReport,
 } from "../types.js";
 import { Checkpoint, idOf, Output } from "./checkpoint.js";
@@ -79,29 +80,31 @@ export class Engine {
 
   /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
   async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
-    const [{ target, calibration, ...rest }, job] = jobOptions("quantize", options);
+    const [{ target, calibration, resume, ...rest }, job] = jobOptions("quantize", options);
     const learns = calibration !== undefined && { calibration: calibrationRequest("quantize", calibration) };
-    const request = plain("quantize", { ...rest, ...learns });
+    const request: QuantizeRequest = plain("quantize", { ...rest, ...learns });
     const source = this.#id(checkpoint);
-    return this.#write(checkpoint, target, job, (remote, id, place) => remote.quantize(id, source, request, place));
+    return this.#write([checkpoint], target, job, (remote, id, place, remotes) => {
+      const kept = resume === undefined ? undefined : keptSpec(resume, this.#platform, remotes);
+      return remote.quantize(id, source, request, kept, place);
+    });
   }
 
   /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
-  async dequantize(checkpoint: Checkpoint, options: DequantizeOptions = {}): Promise<Output<object>> {
-    const [given, job] = jobOptions("dequantize", options);
-    onlyKnown("dequantize", given, ["dtype", "target"]);
-    const { target, dtype } = given;
-    expect(dtype === undefined || typeof dtype === "string", "dequantize", "`dtype` to be f16 or f32", dtype);
-    const source = this.#id(checkpoint);
-    return this.#write(checkpoint, target, job, (remote, id, place) => remote.dequantize(id, source, dtype, place));
+  async dequantize(checkpoint: Checkpoint, options: DequantizeOptions & { original?: Checkpoint } = {}): Promise<Output<DequantizeSummary>> {
+    const [{ target, original, ...rest }, job] = jobOptions("dequantize", options);
+    const request = plain("dequantize", rest);
+    const [source, other] = [this.#id(checkpoint), original && this.#id(original)];
+    const uses = original === undefined ? [checkpoint] : [checkpoint, original];
+    return this.#write(uses, target, job, (remote, id, place) => remote.dequantize(id, source, other, request, place));
   }
 
-  /** Spells a checkpoint as other tools do. */
+  /** Converts a checkpoint to another tool's format. */
   async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
     const [{ target, ...rest }, job] = jobOptions("convert", options);
     const request = plain("convert", rest);
     const source = this.#id(checkpoint);
-    return this.#write(checkpoint, target, job, (remote, id, place) => remote.convert(id, source, request, place));
+    return this.#write([checkpoint], target, job, (remote, id, place) => remote.convert(id, source, request, place));
   }
 
   /** Loads a model onto a device. */
@@ -115,8 +118,8 @@ export class Engine {
 
   /** Judges a quantized model against its original. */
   async validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
-    const [{ texts, ...rest }, job] = jobOptions("validate", options);
-    const request = plain("validate", { ...rest, text: textOf("validate", texts) });
+    const [rest, job] = jobOptions("validate", options);
+    const request = plain("validate", rest);
     const [a, b] = [this.#id(original), this.#id(quantized)];
     return this.connection.run(job, [original, quantized], (remote, id) => remote.validate(id, a, b, request));
   }
@@ -124,13 +127,10 @@ export class Engine {
   /** Quantizes and validates, and tries the next thing until the quality is good enough. */
   async auto(checkpoints: Checkpoint | readonly Checkpoint[], options: AutoOptions): Promise<AutoResult> {
     const [given, job] = jobOptions("auto", options);
-    const { texts, name, calibration, target, validate, onEvent, ...rest } = given;
+    const { calibration, target, onEvent, ...rest } = given;
     expect(onEvent === undefined || typeof onEvent === "function", "auto", "`onEvent` to be a function", onEvent);
-    const request = plain("auto", {
-      ...rest,
-      calibration: calibration === undefined ? {} : calibrationRequest("auto", calibration),
-      validate: { ...optionsOf("auto: validate", validate), text: textOf("auto", texts), ...(name !== undefined && { name }) },
-    });
+    const learns = calibration !== undefined && { calibration: calibrationRequest("auto", calibration) };
+    const request: AutoRequest = plain("auto", { ...rest, ...learns });
     const list: unknown = checkpoints instanceof Checkpoint ? [checkpoints] : checkpoints;
     expect(Array.isArray(list), "auto", "a checkpoint or some of them", list);
     const sources = list.map((each: Checkpoint) => this.#id(each));
@@ -164,7 +164,7 @@ export class Engine {
 
   /** What a checkpoint, or a model of so many parameters, needs at each precision. */
   async plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
-    const request = plain("plan", optionsOf("plan", options)) as PlanOptions;
+    const request = plain("plan", optionsOf("plan", options));
     if (typeof subject === "number") {
       expect(Number.isSafeInteger(subject) && subject > 0, "plan", "a number of parameters", subject);
       return this.connection.ask([], (remote) => remote.planParameters(subject, request));
@@ -205,15 +205,15 @@ export class Engine {
   }
 
   async #write<T>(
-    source: Checkpoint,
+    sources: readonly Checkpoint[],
     target: QuantizeOptions["target"],
     options: JobOptions,
-    work: (remote: Remote, job: number, place: ReturnType<typeof targetSpec>) => Promise<Written<T>>,
+    work: (remote: Remote, job: number, place: TargetSpec, remotes: Remotes) => Promise<Written<T>>,
   ): Promise<Output<T>> {
     const remotes = this.connection.lend();
     try {
       const place = targetSpec(target, this.#platform, remotes);
-      const written = await this.connection.run(options, [source], (remote, job) => work(remote, job, place));
+      const written = await this.connection.run(options, sources, (remote, job) => work(remote, job, place, remotes));
       return new Output(this, written);
     } finally {
       remotes.forget();

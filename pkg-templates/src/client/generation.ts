@@ -1,10 +1,11 @@
 /** Text as it comes. Not here: who makes it (`model.ts`). */
 import { jobOptions, plain } from "../requests.js";
+import type { GenerateOptions as EngineOptions } from "../options.generated.js";
 import type { GenerateOptions, GenerateResult, JobOptions } from "../types.js";
 
 /** Starts a generation; pieces go to `piece`, which may make the model wait. */
 type Start = (
-  request: object,
+  request: EngineOptions,
   job: JobOptions,
   piece: (text: string, tokenId: number) => Promise<void>,
 ) => Promise<GenerateResult>;

@@ -75,7 +75,7 @@ export class Model {
   /** How well the model predicts a text. */
   async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const [rest, job] = jobOptions("perplexity", options);
-    const request = plain("perplexity", { ...rest, text: stringOf("perplexity", text) });
+    const request = plain("perplexity", { ...rest, texts: stringOf("perplexity", text) });
     return this.#connection.run(job, [this], (remote, id) => remote.perplexity(id, this.#held, request));
   }
 

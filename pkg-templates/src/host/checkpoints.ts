@@ -2,7 +2,6 @@
 import { LowbitError } from "../errors.js";
 import type { MemoryFolder } from "../folders.js";
 import type { Folder } from "../platform.js";
-import type { CheckpointInfo } from "../types.js";
 import type { CheckpointRef, Written } from "../wire.js";
 import { unlessAborted, type Job } from "./jobs.js";
 import type { EngineCheckpoint, Modules, Tokenizer } from "./modules.js";
@@ -53,7 +52,7 @@ export class Checkpoints {
   }
 
   keep(handle: EngineCheckpoint, readers: Readers, tokenizerFolder?: Folder): CheckpointRef {
-    const info = handle.inspect() as CheckpointInfo;
+    const info = handle.inspect();
     const id = this.#nextId++;
     const shared = new Shared(() => {
       handle.free();
@@ -72,8 +71,8 @@ export class Checkpoints {
     const readers = new Readers();
     const file = gguf === undefined ? undefined : await place.existing.open(gguf);
     const handle = file
-      ? await Checkpoint.openGguf(readers.metered(file) as never)
-      : await Checkpoint.open(meteredFolder(place.existing, readers) as never, {});
+      ? await Checkpoint.openGguf(readers.metered(file))
+      : await Checkpoint.open(meteredFolder(place.existing, readers), {});
     const checkpoint = this.keep(handle, readers);
     if (place.memory === undefined) return { summary, checkpoint };
     this.#folders.set(checkpoint.id, place.memory);
@@ -112,8 +111,8 @@ export class Checkpoints {
 
   async #openTokenizer({ handle, tokenizerFolder: folder }: HeldCheckpoint): Promise<Tokenizer> {
     const files = folder ? await readTokenizerFiles(folder) : await handle.tokenizerFiles();
-    const name = folder?.name ?? (handle.inspect() as CheckpointInfo).path;
-    return this.#modules.tokenizer(name, files as Record<string, Uint8Array>, handle.bosTokenId, handle.embeddingRows);
+    const name = folder?.name ?? handle.inspect().path;
+    return this.#modules.tokenizer(name, files, handle.bosTokenId, handle.embeddingRows);
   }
 }
 

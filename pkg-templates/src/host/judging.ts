@@ -1,5 +1,4 @@
 /** What says how good models are: validation, and two of them side by side. */
-import type { Device } from "../types.js";
 import type { HostFunctions } from "../wire.js";
 import type { Context } from "./context.js";
 
@@ -11,12 +10,12 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (original, quantized) => {
           const codec = await checkpoints.tokenizer(job, original);
-          await modules.forDevice(request as { device?: Device });
+          await modules.forDevice(request);
           const scratch = await platform.scratch();
           try {
             const control = jobs.control(id, job, original.readers);
             return await modules.engine.validate(
-              original.handle, quantized.handle, request, codec as never, scratch as never, control as never,
+              original.handle, quantized.handle, request, codec, scratch, control,
             );
           } finally {
             await scratch.dispose();
@@ -27,10 +26,10 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (first, second) => {
           const codecs = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
-          await modules.forDevice(request as { device?: Device });
+          await modules.forDevice(request);
           const control = jobs.control(id, job, first.readers);
           return modules.engine.compare(
-            first.handle, second.handle, request, codecs[0] as never, codecs[1] as never, control as never,
+            first.handle, second.handle, request, codecs[0], codecs[1], control,
           );
         }),
       ),

@@ -1,8 +1,8 @@
 /** The WebAssembly modules of a thread: which build of the engine runs, the tokenizer, and the GPU that they find. */
 import { relaxedSimd } from "wasm-feature-detect";
 import { LowbitError } from "../errors.js";
-import type { HostPlatform } from "../platform.js";
-import type { Device } from "../types.js";
+import type { HostPlatform, ModuleInput } from "../platform.js";
+import type { DeviceChoice } from "../options.generated.js";
 import * as simd128 from "../wasm/engine.js";
 import * as relaxed from "../wasm/engine_relaxed.js";
 import * as text from "../wasm/tokenizer.js";
@@ -59,7 +59,7 @@ export class Modules {
 
   /** A tokenizer of a checkpoint's files, for a model whose embedding has so many rows. */
   async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined, rows: number): Promise<Tokenizer> {
-    loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module as never }));
+    loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module }));
     try {
       await loadingText;
     } catch (error) {
@@ -70,7 +70,7 @@ export class Modules {
   }
 
   /** Makes a GPU be there where the device asks for one. */
-  async forDevice({ device }: { device?: Device }): Promise<void> {
+  async forDevice({ device }: { device?: DeviceChoice }): Promise<void> {
     if (device === "cpu") return;
     try {
       await this.prepareGpu();
@@ -95,19 +95,19 @@ export class Modules {
     const mayRelax = this.#given["engine"] === undefined || this.#given["engine_relaxed"] !== undefined;
     if (mayRelax && (await relaxedSimd())) {
       try {
-        const { memory } = await relaxed.default({ module_or_path: (await this.#module("engine_relaxed")) as never });
+        const { memory } = await relaxed.default({ module_or_path: await this.#module("engine_relaxed") });
         relaxed.selfCheck();
-        return { engine: relaxed as unknown as EngineModule, build: "relaxed-simd", memory };
+        return { engine: relaxed, build: "relaxed-simd", memory };
       } catch {
         // The other build is right everywhere.
       }
     }
-    const { memory } = await simd128.default({ module_or_path: (await this.#module("engine")) as never });
+    const { memory } = await simd128.default({ module_or_path: await this.#module("engine") });
     simd128.selfCheck();
     return { engine: simd128, build: "simd128", memory };
   }
 
-  async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<unknown> {
+  async #module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleInput> {
     return this.#given[name] ?? this.#platform.module(name);
   }
 }

@@ -21,7 +21,7 @@ export function opening({ platform, caller, modules, jobs, checkpoints, models }
         : checkpoints.use(job, [of.checkpoint], run);
     });
   return {
-    open: (id, source, tokenizer, options) =>
+    open: (id, source, tokenizer, request) =>
       jobs.run(id, async (job) => {
         await unlessAborted(job.signal, () => modules.ready());
         const readers = new Readers();
@@ -31,8 +31,8 @@ export function opening({ platform, caller, modules, jobs, checkpoints, models }
           const folder = other && folderOf(other);
           const { Checkpoint } = modules.engine;
           const handle = "file" in opened
-            ? await Checkpoint.openGguf(opened.file as never)
-            : await Checkpoint.open(opened.folder as never, options);
+            ? await Checkpoint.openGguf(opened.file)
+            : await Checkpoint.open(opened.folder, request);
           try {
             stopIfAborted(job.signal);
             return checkpoints.keep(handle, readers, folder);
@@ -42,10 +42,10 @@ export function opening({ platform, caller, modules, jobs, checkpoints, models }
           }
         });
       }),
-    plan: async (id, options) => checkpoints.get(id).handle.plan(options),
-    planParameters: async (parameters, options) => {
+    plan: async (id, request) => checkpoints.get(id).handle.plan(request),
+    planParameters: async (parameters, request) => {
       const { engine } = await modules.ready();
-      return engine.planParameters(parameters, options);
+      return engine.planParameters(parameters, request);
     },
     files: async (folder) => checkpoints.files(folder),
     encode: (of, string) => withTokenizer(of, (tokenizer) => tokenizer.encodePrompt(string)),

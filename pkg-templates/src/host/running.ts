@@ -1,5 +1,6 @@
 /** Loading models, and what they are asked: text, answers, logits, perplexity. */
-import type { ChatMessage, Device, GenerateResult, ModelInfo } from "../types.js";
+import type { GenerateOptions } from "../options.generated.js";
+import type { GenerateResult, Piece } from "../types.js";
 import type { HostFunctions } from "../wire.js";
 import type { Context } from "./context.js";
 import type { Job } from "./jobs.js";
@@ -10,22 +11,22 @@ type Running = Pick<HostFunctions, "load" | "generate" | "chat" | "logits" | "pe
 
 export function running({ caller, modules, jobs, checkpoints, models }: Context): Running {
   const generate = (
-    id: number, job: Job, model: HeldModel, codec: Tokenizer, ids: Uint32Array, chat: boolean, request: object,
+    id: number, job: Job, model: HeldModel, codec: Tokenizer, ids: Uint32Array, chat: boolean, request: GenerateOptions,
   ): Promise<GenerateResult> => {
     const control = jobs.control(id, job, model.checkpoint.readers);
-    const say = (piece: { token_id: number; text: string }) => caller().piece(id, piece.text, piece.token_id);
+    const say = (piece: Piece) => caller().piece(id, piece.text, piece.token_id);
     return models.queued(model, job, () =>
-      model.handle.generate(ids, chat, request, codec as never, say, control as never),
+      model.handle.generate(ids, chat, request, codec, say, control),
     );
   };
   return {
     load: (id, checkpoint, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
-          await modules.forDevice(request as { device?: Device });
+          await modules.forDevice(request);
           const control = jobs.control(id, job, source.readers);
-          const handle = await modules.engine.Model.load(source.handle, request, control as never);
-          const info = handle.about() as ModelInfo;
+          const handle = await modules.engine.Model.load(source.handle, request, control);
+          const info = handle.about();
           const model = models.keep(handle, source);
           const chat = await checkpoints.tokenizer(job, source).then((codec) => codec.hasChatTemplate, () => false);
           return { id: model, info, chat };
@@ -44,7 +45,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
         models.use(job, model, async (held) => {
           const codec = await checkpoints.tokenizer(job, held.checkpoint);
           // The template spells out every special token.
-          const ids = codec.encode(codec.applyChatTemplate(messages as ChatMessage[]));
+          const ids = codec.encode(codec.applyChatTemplate(messages));
           return generate(id, job, held, codec, ids, true, request);
         }),
       ),
@@ -52,7 +53,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
       jobs.run(id, (job) =>
         models.use(job, model, (held) => {
           const control = jobs.control(id, job, held.checkpoint.readers);
-          return models.queued(held, job, () => held.handle.logits(ids, control as never));
+          return models.queued(held, job, () => held.handle.logits(ids, control));
         }),
       ),
     perplexity: (id, model, request) =>
@@ -60,7 +61,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
         models.use(job, model, async (held) => {
           const codec = await checkpoints.tokenizer(job, held.checkpoint);
           const control = jobs.control(id, job, held.checkpoint.readers);
-          return models.queued(held, job, () => held.handle.perplexity(request, codec as never, control as never));
+          return models.queued(held, job, () => held.handle.perplexity(request, codec, control));
         }),
       ),
     disposeModel: async (id) => models.dispose(id),

@@ -1,6 +1,7 @@
 /** Work that writes checkpoints: quantizing, converting, the way back, and searches. */
 import { LowbitError } from "../errors.js";
-import type { AttemptSummary, AutoEvent, Device, QuantizationRecord } from "../types.js";
+import type { Format } from "../options.generated.js";
+import type { AttemptSummary, AutoEvent, QuantizationRecord } from "../types.js";
 import type { HostFunctions, Searched } from "../wire.js";
 import type { Context } from "./context.js";
 import { openPlace, type Place } from "./places.js";
@@ -10,33 +11,33 @@ type Writing = Pick<HostFunctions, "quantize" | "dequantize" | "convert" | "auto
 
 export function writing({ platform, caller, modules, jobs, checkpoints }: Context): Writing {
   return {
-    quantize: (id, checkpoint, request, target) =>
+    quantize: (id, checkpoint, request, kept, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
-          const wanted = request as { calibration?: { texts?: unknown[] }; device?: Device };
-          const codec = wanted.calibration?.texts?.length ? await checkpoints.tokenizer(job, source) : undefined;
-          if (wanted.calibration !== undefined) await modules.forDevice(wanted);
+          const { calibration, format, file } = request;
+          const codec = calibration?.texts?.length ? await checkpoints.tokenizer(job, source) : undefined;
+          if (calibration !== undefined) await modules.forDevice(request);
           const place = await openPlace(target, platform, caller(), job);
-          const scratch = await platform.scratch();
+          const scratch = kept === undefined ? await platform.scratch() : await platform.keptScratch(kept);
           try {
             const control = jobs.control(id, job, source.readers);
             const summary = await modules.engine.quantize(
-              source.handle, request, codec as never, place.target as never, place.existing as never, scratch as never,
-              control as never,
+              source.handle, request, codec, place.target, place.existing, scratch, kept !== undefined, control,
             );
-            return await checkpoints.written(summary, place);
+            return await checkpoints.written(summary, place, ggufFile(format, file));
           } finally {
             await scratch.dispose();
           }
         }),
       ),
-    dequantize: (id, checkpoint, dtype, target) =>
+    dequantize: (id, checkpoint, original, request, target) =>
       jobs.run(id, (job) =>
-        checkpoints.use(job, [checkpoint], async (source) => {
+        checkpoints.use(job, original === undefined ? [checkpoint] : [checkpoint, original], async (source, other) => {
+          const codec = request.texts === undefined ? undefined : await checkpoints.tokenizer(job, source);
           const place = await openPlace(target, platform, caller(), job);
           const control = jobs.control(id, job, source.readers);
           const summary = await modules.engine.dequantize(
-            source.handle, dtype, place.target as never, place.existing as never, control as never,
+            source.handle, other?.handle.share(), request, codec, place.target, place.existing, control,
           );
           return checkpoints.written(summary, place);
         }),
@@ -46,17 +47,14 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
         checkpoints.use(job, [checkpoint], async (source) => {
           const place = await openPlace(target, platform, caller(), job);
           const control = jobs.control(id, job, source.readers);
-          const summary = await modules.engine.convert(
-            source.handle, request, place.target as never, place.existing as never, control as never,
-          );
-          const { format, file } = request as { format?: string; file?: string };
-          return checkpoints.written(summary, place, format === "gguf" ? (file ?? "model.gguf") : undefined);
+          const summary = await modules.engine.convert(source.handle, request, place.target, place.existing, control);
+          return checkpoints.written(summary, place, ggufFile(request.format, request.file));
         }),
       ),
     auto: (id, list, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, list, async (...sources) => {
-          await modules.forDevice(request as { device?: Device });
+          await modules.forDevice(request);
           const root = await openPlace(target, platform, caller(), job);
           if (!root.readable) {
             throw new LowbitError("invalid_argument", "a search reads what it wrote, so its target cannot be streams");
@@ -75,12 +73,10 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const scratch = await platform.scratch();
           const search = new modules.engine.AutoJob();
           try {
-            for (const source of sources) search.add(source.handle, (await checkpoints.tokenizer(job, source)) as never);
+            for (const source of sources) search.add(source.handle, await checkpoints.tokenizer(job, source));
             const control = jobs.control(id, job, sources[0]?.readers);
             const tell = (event: AutoEvent) => caller().told(id, event);
-            const outcome: Searched["outcome"] = await search.run(
-              request, outputs as never, scratch as never, tell, control as never,
-            );
+            const outcome = await search.run(request, outputs, scratch, tell, control);
             const attempts: Searched["attempts"] = [];
             for (const { attempt, bytes } of outcome.summary.variants) {
               const place = attempt && places.get(attempt.name);
@@ -97,4 +93,9 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
         }),
       ),
   };
+}
+
+/** The name of a GGUF file, where one is written. */
+function ggufFile(format: Format | undefined, file: string | undefined): string | undefined {
+  return format === "gguf" ? (file ?? "model.gguf") : undefined;
 }

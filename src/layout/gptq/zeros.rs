@@ -8,15 +8,17 @@
 //!   AutoGPTQ and GPTQModel write 2, 4 and 8 bits so. Adding the same word gives the zero points back exactly.
 
 use crate::error::Error;
+use crate::options::named;
 use crate::quant::{Bits, packing};
 
-/// The two versions, as people name them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GptqZeros {
-    /// Files store `z - 1`.
-    V1,
-    /// Files store `z`.
-    V2,
+named! {
+    /// The two versions, as people name them.
+    pub enum GptqZeros {
+        /// Files store the zero point minus one
+        V1 = "v1",
+        /// Files store the zero point as it is
+        V2 = "v2",
+    }
 }
 
 /// What is stored for a zero point.

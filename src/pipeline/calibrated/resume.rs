@@ -94,14 +94,18 @@ pub async fn blocks_done(scratch: &dyn Scratch) -> Result<Option<usize>> {
     Ok(latest(scratch).await?.and_then(|(_, note)| note.blocks))
 }
 
-/// Whether scratch holds the state of a run.
-pub async fn has_state(scratch: &dyn Scratch) -> Result<bool> {
-    for blob in BLOBS {
-        if scratch.len(blob).await?.is_some() {
-            return Ok(true);
-        }
+/// Refuses a place that something else has been put in.
+///
+/// # Errors
+/// `invalid_argument` for blobs without the notes of a run.
+pub(in crate::pipeline) async fn refuse_other_files(scratch: &dyn Scratch) -> Result<()> {
+    let names = scratch.names().await?;
+    if names.is_empty() || names.iter().any(|name| BLOBS.contains(&name.as_str())) {
+        return Ok(());
     }
-    Ok(false)
+    Err(Error::invalid_argument(
+        "expected an empty place to resume from, or one in which a run was resumable, but found other files in it",
+    ))
 }
 
 /// Deletes the notes.
@@ -151,10 +155,10 @@ mod tests {
     #[test]
     fn the_last_whole_note_counts() {
         let scratch = MemoryScratch::new();
-        assert!(!block_on(has_state(&scratch)).unwrap());
+        assert!(block_on(scratch.names()).unwrap().is_empty());
         let found = Found::new(&scratch);
         let (mut journal, before) = block_on(Journal::open(&scratch, "a".into())).unwrap();
-        assert!(before.is_none() && block_on(has_state(&scratch)).unwrap());
+        assert!(before.is_none() && block_on(scratch.names()).unwrap().len() == 1);
         assert_eq!(done(&scratch), None);
         for blocks in 0..3 {
             block_on(journal.write(Some(blocks), &found)).unwrap();
@@ -176,6 +180,6 @@ mod tests {
         let error = block_on(Journal::open(&scratch, "b".into())).err().unwrap();
         assert_eq!(error.code(), ErrorCode::InvalidArgument);
         block_on(forget(&scratch)).unwrap();
-        assert!(!block_on(has_state(&scratch)).unwrap());
+        assert!(block_on(scratch.names()).unwrap().is_empty());
     }
 }

@@ -174,8 +174,8 @@ impl QuantizationPlan {
             map.insert("damping".into(), json!(options.gptq.damping));
             map.insert("scales".into(), json!(options.gptq.scales.name()));
             map.insert("sweeps".into(), json!(options.gptq.sweeps));
-            map.insert("act_order".into(), json!(options.gptq.order.name()));
-            map.insert("reference_inputs".into(), json!(options.gptq.reference.name()));
+            map.insert("act_order".into(), json!(options.gptq.act_order.name()));
+            map.insert("reference_inputs".into(), json!(options.gptq.reference_inputs.name()));
         }
         if options.asks_for(Method::Awq) {
             map.insert("ratios".into(), json!(RATIOS));

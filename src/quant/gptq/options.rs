@@ -1,36 +1,26 @@
 //! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with. Floor 2.
 
+use crate::options::{Bounds, named, options};
 use crate::order;
 use crate::quant::hessian::Hessian;
 
-/// The order in which columns are rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum ColumnOrder {
-    /// As they are stored.
-    #[default]
-    Stored,
-    /// Groups from the one with the largest input to the one with the smallest, and so the columns of each group; scales are
-    /// found on the way, and the result is stored like any other ("group-aware reordering").
-    GroupAware,
-    /// From the largest input to the smallest, on groups whose scales are found beforehand ("static groups"): the result
-    /// is stored like any other.
-    StaticGroups,
-    /// From the largest input to the smallest, with groups along that order: the result names each column's group
-    /// (`desc_act` with `g_idx`).
-    GroupIndex,
+named! {
+    /// The order in which columns are rounded.
+    #[derive(Default)]
+    pub enum ColumnOrder {
+        /// As columns are stored
+        #[default]
+        Stored = "none",
+        /// Groups with the largest inputs first, and so the columns of each group; the result is stored like any other
+        GroupAware = "group-aware",
+        /// Columns with the largest inputs first, on groups as they are stored, whose scales are found beforehand
+        StaticGroups = "static",
+        /// Columns with the largest inputs first, with groups along that order; the result names each column's group (g_idx)
+        GroupIndex = "group-index",
+    }
 }
 
 impl ColumnOrder {
-    /// The spelling in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stored => "none",
-            Self::GroupAware => "group-aware",
-            Self::StaticGroups => "static-groups",
-            Self::GroupIndex => "group-index",
-        }
-    }
-
     /// The input column at each place, or `None` for the stored order.
     pub(super) fn columns(self, hessian: &Hessian, group_size: usize) -> Option<Vec<u32>> {
         let mut columns: Vec<u32> = (0..hessian.size() as u32).collect();
@@ -60,70 +50,44 @@ impl ColumnOrder {
     }
 }
 
-/// Where the scale of a group comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum ScaleRule {
-    /// The range of its weights, as GPTQ's authors have it.
-    Range,
-    /// The scale of least error, each weight's counted by `D`.
-    #[default]
-    LeastError,
-}
-
-impl ScaleRule {
-    /// The spelling in records and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Range => "range",
-            Self::LeastError => "least-error",
-        }
-    }
-}
-
-/// Whose inputs make the outputs that a layer shall come near to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum ReferenceInputs {
-    /// The original model's: a layer makes up for what the layers before it lost, as far as it can.
-    #[default]
-    Original,
-    /// Those that the quantized layers before it make, as GPTQ's authors have it.
-    Quantized,
-}
-
-impl ReferenceInputs {
-    /// The spelling in records and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Original => "original",
-            Self::Quantized => "quantized",
-        }
-    }
-}
-
-/// How GPTQ works.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GptqOptions {
-    /// Share of the mean diagonal that is added to the diagonal.
-    pub damping: f32,
-    /// The order of the columns.
-    pub order: ColumnOrder,
+named! {
     /// Where the scale of a group comes from.
-    pub scales: ScaleRule,
-    /// How often codes and scales are gone over afterwards, each time for less output error; 0 for GPTQ alone. Not with
-    /// [`ColumnOrder::GroupIndex`], whose groups are scattered.
-    pub sweeps: usize,
-    /// Whose inputs make the outputs that a layer shall come near to. The caller's affair: a [`Drift`](crate::quant::hessian::Drift) or none.
-    pub reference: ReferenceInputs,
+    #[derive(Default)]
+    pub enum ScaleRule {
+        /// The range of its weights, as GPTQ's authors have it
+        Range = "range",
+        /// A search for the least error, each weight's counted by its importance
+        #[default]
+        LeastError = "least-error",
+    }
 }
 
-impl Default for GptqOptions {
-    fn default() -> Self {
-        Self {
-            damping: 0.05,
-            order: ColumnOrder::GroupAware,
-            scales: ScaleRule::LeastError,
-            sweeps: 2,
-            reference: ReferenceInputs::Original,
-        }
+named! {
+    /// Whose inputs define the outputs that a quantized layer is fitted to.
+    #[derive(Default)]
+    pub enum ReferenceInputs {
+        /// The original model's: a layer makes up for what the layers before it lost
+        #[default]
+        Original = "original",
+        /// Those that the quantized layers before it make, as GPTQ's authors have it
+        Quantized = "quantized",
+    }
+}
+
+options! {
+    /// How GPTQ works.
+    #[derive(Copy)]
+    pub struct GptqOptions {
+        /// gptq: share of the Hessian's mean diagonal that is added to its diagonal
+        pub damping: f32 = 0.05, within Bounds::from(0.0).below(1.0);
+        /// gptq: the order in which columns are rounded
+        pub act_order: ColumnOrder = ColumnOrder::GroupAware;
+        /// gptq: where the scale of a group comes from
+        pub scales: ScaleRule = ScaleRule::LeastError;
+        /// gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along
+        /// the order of columns, which are scattered
+        pub sweeps: usize = 2;
+        /// gptq: the inputs that define a layer's target output
+        pub reference_inputs: ReferenceInputs = ReferenceInputs::Original;
     }
 }

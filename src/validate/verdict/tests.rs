@@ -5,6 +5,7 @@ use super::super::measurements::{
     BenchmarkMeasurement, PerplexityMeasurement, Preparation, SpeedMeasurement, SpeedRound,
 };
 use super::*;
+use crate::options::Options;
 use crate::quant::{Activations, Granularity};
 use Status::{Failed, Inconclusive, Passed};
 
@@ -250,20 +251,19 @@ fn limits_can_be_set() {
         max_new_failures: 1,
         min_memory_ratio: Some(3.6),
         min_speed_ratio: 2.5,
-        min_speed_rounds: 5,
     };
     let mut measurements = passing();
     measurements.failures = vec![failure(false)];
     let verdict = judge(&measurements, &limits);
     assert_eq!(statuses(&verdict), [Failed, Passed, Failed, Failed]);
-    assert!(limits.validate().is_ok());
+    assert!(limits.check().is_ok());
     for broken in [
         Limits { max_perplexity_increase: f64::NAN, ..Limits::default() },
         Limits { max_benchmark_drop_points: f64::INFINITY, ..Limits::default() },
         Limits { min_memory_ratio: Some(f64::NAN), ..Limits::default() },
         Limits { min_speed_ratio: f64::NEG_INFINITY, ..Limits::default() },
     ] {
-        assert!(broken.validate().unwrap_err().message().contains("finite"));
+        assert!(broken.check().unwrap_err().message().contains("expected a number"));
     }
 }
 

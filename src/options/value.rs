@@ -1,0 +1,505 @@
+//! What the values of options are, and how they are read. Floor 0.
+
+use super::{Bounds, Declared, Named, OptionSpec, Spelling, find};
+use crate::error::{Error, Result};
+use serde_json::{Number, Value};
+
+/// What the values of an option are.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Whole,
+    /// A number of bytes; on the command line with a unit, as `8GB`.
+    Bytes,
+    /// A number.
+    Real,
+    /// A positive whole number, or -1.
+    GroupSize,
+    /// One of these numbers.
+    Numbers(&'static [u32]),
+    /// One of some names.
+    Names {
+        /// The name of the enum.
+        type_name: &'static str,
+        /// What the enum is.
+        about: &'static str,
+        /// The names, and what each means.
+        names: Vec<(&'static str, &'static str)>,
+    },
+    /// A text.
+    Text,
+    /// Some values of a kind.
+    List(Box<Kind>),
+    /// Token ids.
+    Tokens,
+    /// A struct of options.
+    Object {
+        /// The name of the struct.
+        type_name: &'static str,
+        /// What it is.
+        about: &'static str,
+        /// What is in it.
+        options: Vec<OptionSpec>,
+    },
+    /// A text, or several.
+    Texts,
+    /// Where something is kept. What is read is only whether a place was named.
+    Place,
+    /// The rules of a recipe.
+    Recipe,
+}
+
+/// The type of an option.
+pub trait OptionValue: Sized {
+    /// What its values are.
+    fn kind() -> Kind;
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// What was expected, and what was found.
+    fn read(value: &Value) -> Result<Self, String>;
+
+    /// As a value, where it is one: a default for help.
+    fn show(&self) -> Option<Value>;
+
+    /// As a number, where it is one.
+    fn number(&self) -> Option<f64> {
+        None
+    }
+
+    /// Whether something that has to be given is.
+    fn is_given(&self) -> bool {
+        true
+    }
+
+    /// Adds its description.
+    fn describe(&self, declared: Declared, specs: &mut Vec<OptionSpec>) {
+        specs.push(OptionSpec { declared, kind: Self::kind(), default: self.show() });
+    }
+
+    /// Adds its name.
+    fn names(declared: Declared, names: &mut Vec<&'static str>) {
+        names.push(declared.name);
+    }
+
+    /// Reads the value of this option.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the option.
+    fn read_named(declared: Declared, value: &Value) -> Result<Self> {
+        Self::read(value).map_err(|reason| refused(declared, Spelling::JavaScript, &reason))
+    }
+
+    /// Takes `value` where it is of this option.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the option.
+    fn offer(&mut self, declared: Declared, name: &str, value: &Value) -> Result<bool> {
+        if name != declared.name {
+            return Ok(false);
+        }
+        *self = Self::read_named(declared, value)?;
+        Ok(true)
+    }
+
+    /// Refuses a number that is out of bounds, and what has to be given and is not.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the option.
+    fn accept(&self, declared: Declared, spelling: Spelling) -> Result<()> {
+        if declared.required && !self.is_given() {
+            return Err(missing(declared, spelling));
+        }
+        match self.number() {
+            Some(number) if declared.bounds != Bounds::NONE && !declared.bounds.contains(number) => {
+                let reason = format!("expected a number{} but found {number}", declared.bounds);
+                Err(refused(declared, spelling, &reason))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn missing(declared: Declared, spelling: Spelling) -> Error {
+    refused(declared, spelling, "it has to be given")
+}
+
+fn refused(declared: Declared, spelling: Spelling, reason: &str) -> Error {
+    Error::invalid_argument(format!("`{}`: {reason}", spelling.of(declared.name)))
+}
+
+/// A text as messages show it.
+pub(super) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+    }
+}
+
+fn found(expected: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("expected {expected} but found {}", quoted(text)),
+        Value::Array(_) => format!("expected {expected} but found a list"),
+        Value::Object(_) => format!("expected {expected} but found an object"),
+        other => format!("expected {expected} but found {other}"),
+    }
+}
+
+impl OptionValue for bool {
+    fn kind() -> Kind {
+        Kind::Flag
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| found("true or false", value))
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::Bool(*self))
+    }
+}
+
+/// A number that JavaScript and JSON write with or without a fraction.
+fn whole(value: &Value) -> Result<u64, String> {
+    // Every whole number that JavaScript has is below.
+    const END: f64 = (1u64 << 53) as f64;
+    let whole = value.as_u64().or_else(|| {
+        let number = value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..=END).contains(number));
+        number.map(|number| number as u64)
+    });
+    whole.ok_or_else(|| found("a whole number of at least 0", value))
+}
+
+macro_rules! whole_numbers {
+    ($($Type:ty),+) => { $(
+        impl OptionValue for $Type {
+            fn kind() -> Kind {
+                Kind::Whole
+            }
+
+            fn read(value: &Value) -> Result<Self, String> {
+                Self::try_from(whole(value)?).map_err(|_| found("a smaller number", value))
+            }
+
+            fn show(&self) -> Option<Value> {
+                Some(Value::from(*self))
+            }
+
+            fn number(&self) -> Option<f64> {
+                Some(*self as f64)
+            }
+        }
+    )+ };
+}
+whole_numbers!(u32, u64, usize);
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl OptionValue for Bytes {
+    fn kind() -> Kind {
+        Kind::Bytes
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        whole(value).map(Self)
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::from(self.0))
+    }
+
+    fn number(&self) -> Option<f64> {
+        Some(self.0 as f64)
+    }
+}
+
+/// A text, given in one piece or in several, which then have a blank line between them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Texts(pub String);
+
+impl OptionValue for Texts {
+    fn kind() -> Kind {
+        Kind::Texts
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::String(text) => Ok(Self(text.clone())),
+            several => {
+                list(several, "a text or a list of texts", String::read).map(|texts| Self(texts.join("\n\n")))
+            }
+        }
+    }
+
+    fn show(&self) -> Option<Value> {
+        None
+    }
+
+    fn is_given(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+/// Whether a place to keep something in was named; where that is, only the edges know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place(pub bool);
+
+impl OptionValue for Place {
+    fn kind() -> Kind {
+        Kind::Place
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        bool::read(value).map(Self)
+    }
+
+    fn show(&self) -> Option<Value> {
+        None
+    }
+}
+
+fn real(value: &Value) -> Result<f64, String> {
+    value.as_f64().ok_or_else(|| found("a number", value))
+}
+
+impl OptionValue for f64 {
+    fn kind() -> Kind {
+        Kind::Real
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        real(value)
+    }
+
+    fn show(&self) -> Option<Value> {
+        Number::from_f64(*self).map(Value::Number)
+    }
+
+    fn number(&self) -> Option<f64> {
+        Some(*self)
+    }
+}
+
+impl OptionValue for f32 {
+    fn kind() -> Kind {
+        Kind::Real
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        Ok(real(value)? as f32)
+    }
+
+    fn show(&self) -> Option<Value> {
+        // As people write it: 0.05, and not what is nearest to it among numbers of 32 bits.
+        self.to_string().parse().ok().and_then(Number::from_f64).map(Value::Number)
+    }
+
+    fn number(&self) -> Option<f64> {
+        Some((*self).into())
+    }
+}
+
+impl OptionValue for String {
+    fn kind() -> Kind {
+        Kind::Text
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_str().map(str::to_owned).ok_or_else(|| found("a text", value))
+    }
+
+    fn show(&self) -> Option<Value> {
+        (!self.is_empty()).then(|| Value::from(self.as_str()))
+    }
+
+    fn is_given(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+fn list<T>(
+    value: &Value,
+    expected: &str,
+    read: impl Fn(&Value) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    value.as_array().ok_or_else(|| found(expected, value))?.iter().map(read).collect()
+}
+
+impl OptionValue for Vec<String> {
+    fn kind() -> Kind {
+        Kind::List(Box::new(Kind::Text))
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        list(value, "a list of texts", String::read)
+    }
+
+    fn show(&self) -> Option<Value> {
+        (!self.is_empty()).then(|| Value::from(self.clone()))
+    }
+
+    fn is_given(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+impl OptionValue for Vec<usize> {
+    fn kind() -> Kind {
+        Kind::List(Box::new(Kind::Whole))
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        list(value, "a list of numbers", usize::read)
+    }
+
+    fn show(&self) -> Option<Value> {
+        (!self.is_empty()).then(|| Value::from(self.clone()))
+    }
+}
+
+impl OptionValue for Vec<u32> {
+    fn kind() -> Kind {
+        Kind::Tokens
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        list(value, "a list of token ids", u32::read)
+    }
+
+    fn show(&self) -> Option<Value> {
+        None
+    }
+}
+
+impl<T: Named> OptionValue for T {
+    fn kind() -> Kind {
+        let names = T::VALUES.iter().map(|(_, name, help)| (*name, *help)).collect();
+        Kind::Names { type_name: T::TYPE, about: T::ABOUT, names }
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some(name) => find(name),
+            None => Err(found(&format!("one of {}", T::names().join(", ")), value)),
+        }
+    }
+
+    fn show(&self) -> Option<Value> {
+        T::VALUES.iter().find(|(value, _, _)| value == self).map(|(_, name, _)| Value::from(*name))
+    }
+}
+
+impl<T: OptionValue> OptionValue for Option<T> {
+    fn kind() -> Kind {
+        T::kind()
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        T::read(value).map(Some)
+    }
+
+    fn show(&self) -> Option<Value> {
+        self.as_ref().and_then(T::show)
+    }
+
+    fn read_named(declared: Declared, value: &Value) -> Result<Self> {
+        // A struct of options names the option inside it.
+        T::read_named(declared, value).map(Some)
+    }
+
+    fn accept(&self, declared: Declared, spelling: Spelling) -> Result<()> {
+        match self {
+            Some(given) => given.accept(declared, spelling),
+            None if declared.required => Err(missing(declared, spelling)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes a struct of options the type of an option: a group, or an object of its own.
+macro_rules! nested {
+    ($Options:ident) => {
+        impl $crate::options::OptionValue for $Options {
+            fn kind() -> $crate::options::Kind {
+                $crate::options::Kind::Object {
+                    type_name: stringify!($Options),
+                    about: <Self as $crate::options::Options>::ABOUT,
+                    options: <Self as $crate::options::Options>::specs(),
+                }
+            }
+
+            fn read(value: &serde_json::Value) -> Result<Self, String> {
+                $crate::options::read(value).map_err(|error| error.to_string())
+            }
+
+            fn show(&self) -> Option<serde_json::Value> {
+                None
+            }
+
+            fn describe(
+                &self,
+                declared: $crate::options::Declared,
+                specs: &mut Vec<$crate::options::OptionSpec>,
+            ) {
+                if declared.form == $crate::options::Form::Group {
+                    specs.extend(<Self as $crate::options::Options>::specs());
+                } else {
+                    let kind = <Self as $crate::options::OptionValue>::kind();
+                    specs.push($crate::options::OptionSpec { declared, kind, default: None });
+                }
+            }
+
+            fn names(declared: $crate::options::Declared, names: &mut Vec<&'static str>) {
+                if declared.form == $crate::options::Form::Group {
+                    <Self as $crate::options::Options>::names(names);
+                } else {
+                    names.push(declared.name);
+                }
+            }
+
+            fn offer(
+                &mut self,
+                declared: $crate::options::Declared,
+                name: &str,
+                value: &serde_json::Value,
+            ) -> $crate::error::Result<bool> {
+                if declared.form == $crate::options::Form::Group {
+                    return $crate::options::Options::take(self, name, value);
+                }
+                if name != declared.name {
+                    return Ok(false);
+                }
+                *self = Self::read_named(declared, value)?;
+                Ok(true)
+            }
+
+            fn read_named(
+                declared: $crate::options::Declared,
+                value: &serde_json::Value,
+            ) -> $crate::error::Result<Self> {
+                use $crate::error::Context;
+                $crate::options::read(value).context_with(|| $crate::options::camel_case(declared.name))
+            }
+
+            fn accept(
+                &self,
+                declared: $crate::options::Declared,
+                spelling: $crate::options::Spelling,
+            ) -> $crate::error::Result<()> {
+                use $crate::error::Context;
+                let checked = $crate::options::Options::check_as(self, spelling);
+                if declared.form == $crate::options::Form::Group {
+                    return checked;
+                }
+                checked.context_with(|| spelling.of(declared.name))
+            }
+        }
+    };
+}
+pub(crate) use nested;

@@ -1,0 +1,331 @@
+//! Quantizing: what becomes of the weights, and what methods learn from. Floor 8.
+
+use super::LONGEST;
+use super::write::Format;
+use crate::backend::choice::DeviceRequest;
+use crate::calibrate::{SampleOptions, Samples};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::options::{Bounds, Bytes, Kind, OptionValue, Options, Place, named, options};
+use crate::pipeline::QuantizeOptions;
+use crate::pipeline::budget::Budget;
+use crate::quant::{Activations, Bits, GptqOptions, Granularity, Method};
+use crate::recipe::Recipe;
+use crate::tokenizer::{TextCodec, unify_line_ends};
+use serde_json::Value;
+
+named! {
+    /// What a ternary scale is for.
+    #[derive(Default)]
+    pub enum TernaryScale {
+        /// A whole matrix
+        #[default]
+        Tensor = "tensor",
+        /// A row of it
+        Channel = "channel",
+    }
+}
+
+options! {
+    /// What to quantize to, and how.
+    pub struct QuantizeRequest {
+        /// How codes are found; gptq and awq need calibration texts
+        pub method: Method = Method::Rtn;
+        /// Bits of a weight [default: 4]
+        pub bits: Option<Bits> = None;
+        /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+        pub group_size: Option<Granularity> = None;
+        /// Whether groups have no zero point of their own [default: true]
+        #[form(Not("asym", "Give each group a zero point of its own"))]
+        pub symmetric: Option<bool> = None;
+        /// Rules that give some modules other bits, group size or method, or keep them
+        #[form(By("recipe"))]
+        pub recipe: Option<Recipe> = None;
+        /// Choose bits for each module so that all files' tensors take at most so many bytes; by what each loses on the
+        /// calibration texts
+        pub target_bytes: Option<Bytes> = None, within Bounds::from(1.0);
+        /// The same, for mean bits of a weight in the quantized modules, scales and zero points included
+        pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
+        /// Quantize the head too
+        pub quantize_head: bool = false;
+        /// Quantize the embedding too, to so many bits
+        pub quantize_embedding: Option<Bits> = None;
+        /// What a ternary scale is for [default: tensor]
+        pub ternary_scale: Option<TernaryScale> = None;
+        /// Ternary weights below this share of the scale become 0 [default: those that round to 0]
+        pub sparsity_threshold: Option<f32> = None, within Bounds::above(0.0);
+        /// Precision of the activations that the result is meant to run with
+        pub activations: Option<Activations> = None;
+        /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+        pub format: Option<Format> = None;
+        /// The name of a GGUF file [default: model.gguf]
+        #[form(By("output"))]
+        pub file: Option<String> = None;
+        /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
+        pub strict: bool = false;
+        /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
+        pub from_metadata: bool = false;
+        /// How gptq works
+        pub gptq: GptqOptions = GptqOptions::default();
+        /// What gptq and awq learn from, best of the kind that the model will read
+        #[form(By("calibration"))]
+        pub calibration: Option<CalibrationRequest> = None;
+        /// Methods that calibrate: do not start where more memory than this would be needed, in bytes. Runs on the CPU then,
+        /// for which it is planned, unless a device is chosen
+        pub memory: Option<Bytes> = None;
+        /// Methods that calibrate: keep what is done here, and go on from there after a run that was stopped. It is empty
+        /// again when the work is done
+        #[form(By("resume"))]
+        pub resume: Place = Place::default();
+        /// Where calibration runs the model.
+        #[form(Group)]
+        pub device: DeviceRequest = DeviceRequest::default();
+    }
+}
+
+options! {
+    /// Texts that a method learns from, and how they are cut.
+    pub struct TextsOptions {
+        /// Texts to learn from
+        #[form(By("calibration"))]
+        pub texts: Vec<String> = Vec::new();
+        /// Token ids, after those of the texts
+        #[form(By("calibration"))]
+        pub tokens: Vec<u32> = Vec::new();
+        /// Tokens of a sample, the one in front included [default: what the model was made for, at most 2048]
+        pub sequence_length: Option<usize> = None, within Bounds::from(2.0);
+        /// Draw samples from everywhere in the texts, by this number, instead of from their start
+        pub seed: Option<u64> = None;
+    }
+}
+
+options! {
+    /// What a method learns from.
+    pub struct CalibrationRequest {
+        /// Texts or token ids.
+        #[form(Group)]
+        pub texts: TextsOptions = TextsOptions::default();
+        /// Calibration samples
+        pub samples: usize = 128, within Bounds::from(1.0);
+    }
+}
+
+impl OptionValue for Bits {
+    fn kind() -> Kind {
+        Kind::Numbers(&[2, 3, 4, 8])
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        Self::try_from(u32::read(value)?).map_err(|error| error.message().to_owned())
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::from(self.get()))
+    }
+}
+
+impl OptionValue for Granularity {
+    fn kind() -> Kind {
+        Kind::GroupSize
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        let size = value
+            .as_i64()
+            .or_else(|| f64::read(value).ok().filter(|size| size.fract() == 0.0).map(|s| s as i64));
+        let size = size.ok_or_else(|| format!("expected a positive group size or -1 but found {value}"))?;
+        Self::from_group_size(size).map_err(|error| error.message().to_owned())
+    }
+
+    fn show(&self) -> Option<Value> {
+        match self {
+            Self::Group(size) => Some(Value::from(*size)),
+            Self::Channel | Self::Tensor => Some(Value::from(-1)),
+        }
+    }
+}
+
+impl OptionValue for Recipe {
+    fn kind() -> Kind {
+        Kind::Recipe
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        Self::from_value(value).map_err(|error| error.to_string())
+    }
+
+    fn show(&self) -> Option<Value> {
+        None
+    }
+}
+
+impl QuantizeRequest {
+    /// What it means to the job.
+    ///
+    /// # Errors
+    /// `invalid_argument` for options that contradict each other.
+    pub fn options(&self) -> Result<QuantizeOptions> {
+        self.check()?;
+        let refuse = |reason: &str| Err(Error::invalid_argument(reason));
+        if self.from_metadata && *self != (Self { from_metadata: true, ..Self::default() }) {
+            return refuse(
+                "going back to the grid of before takes everything from there; expected no other option",
+            );
+        }
+        let mut options = if self.method == Method::Ternary {
+            if self.bits.is_some() || self.group_size.is_some() || self.symmetric.is_some() {
+                return refuse(
+                    "ternary weights have no bits, group size or zero point to choose, but what a ternary scale is for",
+                );
+            }
+            QuantizeOptions::ternary(match self.ternary_scale.unwrap_or_default() {
+                TernaryScale::Tensor => Granularity::Tensor,
+                TernaryScale::Channel => Granularity::Channel,
+            })
+        } else {
+            if self.ternary_scale.is_some() {
+                return refuse("a ternary scale belongs to the method ternary");
+            }
+            let bits = self.bits.unwrap_or(Bits::Four);
+            let usual = match self.format {
+                // Its blocks have a scale for every 32 columns, whether it is another one or not.
+                Some(Format::Gguf) => Granularity::Group(32),
+                _ => bits.usual_granularity(),
+            };
+            let (granularity, symmetric) = (self.group_size.unwrap_or(usual), self.symmetric.unwrap_or(true));
+            match self.method {
+                Method::Gptq => QuantizeOptions::gptq(bits, granularity, symmetric),
+                Method::Awq => QuantizeOptions::awq(bits, granularity, symmetric),
+                Method::Rtn | Method::Ternary => QuantizeOptions::rtn(bits, granularity, symmetric),
+            }
+        };
+        options.recipe = self.recipe.clone();
+        options.gptq = self.gptq;
+        options.quantize_head = self.quantize_head;
+        options.quantize_embedding = self.quantize_embedding;
+        options.layout = self.format.map(Format::layout);
+        options.file = self.file.clone();
+        options.strict = self.strict;
+        options.sparsity_threshold = self.sparsity_threshold;
+        options.activations = self.activations.unwrap_or(options.activations);
+        options.resume = self.resume.0;
+        options.memory = self.memory.map(|bytes| bytes.0);
+        options.target = self.target()?;
+        options.check()?;
+        self.check_calibration(&options)?;
+        Ok(options)
+    }
+
+    /// What the result may take.
+    fn target(&self) -> Result<Option<Budget>> {
+        match (self.target_bytes, self.target_bpw) {
+            (Some(_), Some(_)) => {
+                Err(Error::invalid_argument("expected a target in bytes or in bits a weight, not both"))
+            }
+            (Some(bytes), None) => Ok(Some(Budget::Bytes(bytes.0))),
+            (None, Some(bits)) => Ok(Some(Budget::BitsPerWeight(bits))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Refuses texts that nothing learns from, methods without texts, and options of a run that there will not be.
+    fn check_calibration(&self, options: &QuantizeOptions) -> Result<()> {
+        let given = self.calibration.is_some();
+        if options.target.is_some() && !given {
+            return Err(Error::invalid_argument(
+                "a target measures on calibration texts what each module loses; give some, and the method gptq or awq",
+            ));
+        }
+        let method = options.calibrated_method();
+        if given != method.is_some() {
+            let (method, what) = match method {
+                Some(method) => (method, "needs"),
+                None => (options.method, "takes no"),
+            };
+            return Err(Error::invalid_argument(format!("method {method} {what} calibration texts")));
+        }
+        let idle = [
+            ("a limit of memory", self.memory.is_some()),
+            ("a place to resume from", self.resume.0),
+            ("a device", self.device.is_given()),
+        ];
+        match idle.iter().find(|(_, given)| *given) {
+            Some((what, _)) if method.is_none() => Err(Error::invalid_argument(format!(
+                "method {} calibrates nothing; {what} belongs to methods that do",
+                options.method
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where calibration runs the model.
+    pub fn device(&self) -> DeviceRequest {
+        // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
+        if self.memory.is_some() && !self.device.is_given() {
+            DeviceRequest::cpu()
+        } else {
+            self.device.clone()
+        }
+    }
+}
+
+impl TextsOptions {
+    /// Whether a tokenizer is needed.
+    pub fn needs_codec(&self) -> bool {
+        !self.texts.is_empty()
+    }
+
+    /// The tokens of all texts, end to end, and what stands in front of each sample.
+    ///
+    /// # Errors
+    /// `invalid_argument` for texts without a tokenizer; whatever that fails with.
+    pub fn tokens(
+        &self,
+        config: &ModelConfig,
+        codec: Option<&dyn TextCodec>,
+    ) -> Result<(Vec<u32>, Option<u32>)> {
+        let mut tokens = Vec::new();
+        let mut bos = config.bos_token_id;
+        if self.needs_codec() {
+            let codec = codec.ok_or_else(|| {
+                Error::invalid_argument("calibration texts need a tokenizer; give token ids instead")
+            })?;
+            bos = codec.bos_token_id();
+            for text in &self.texts {
+                tokens.extend(codec.encode(&unify_line_ends(text))?);
+            }
+        }
+        tokens.extend(&self.tokens);
+        Ok((tokens, bos))
+    }
+
+    /// How they are cut into so many samples.
+    pub fn cut(&self, config: &ModelConfig, samples: usize) -> SampleOptions {
+        SampleOptions {
+            samples,
+            sequence_length: self.sequence_length.unwrap_or(LONGEST.min(config.max_position_embeddings)),
+            shuffle: self.seed,
+        }
+    }
+}
+
+impl CalibrationRequest {
+    /// The samples, cut.
+    ///
+    /// # Errors
+    /// As [`TextsOptions::tokens`] and [`Samples::new`].
+    pub fn samples(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
+        let (tokens, bos) = self.texts.tokens(config, codec)?;
+        self.samples_of(&tokens, bos, config)
+    }
+
+    /// Samples of tokens that come from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Samples::new`].
+    pub fn samples_of(&self, tokens: &[u32], bos: Option<u32>, config: &ModelConfig) -> Result<Samples> {
+        let samples = Samples::new(tokens, bos, &self.texts.cut(config, self.samples))?;
+        samples.check_vocabulary(config.vocab_size)?;
+        Ok(samples)
+    }
+}

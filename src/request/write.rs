@@ -1,0 +1,148 @@
+//! What writes weights without looking for codes: from one layout to another, and back to floating point. Floor 8.
+
+use super::WindowRequest;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::gguf::TensorType;
+use crate::layout::{GptqZeros, TargetLayout};
+use crate::options::{Bounds, Texts, named, options};
+use crate::pipeline::convert::ConvertOptions;
+
+named! {
+    /// How weights are spelled: as the tools of these names do.
+    pub enum Format {
+        /// compressed-tensors, which vLLM and transformers read
+        CompressedTensors = "compressed-tensors",
+        /// GPTQ as version 1, which every tool reads
+        Gptq = "gptq",
+        /// GPTQ with zero points as they are
+        GptqV2 = "gptq-v2",
+        /// AWQ's gemm
+        Awq = "awq",
+        /// BitNet's ternary weights, as transformers has them
+        Bitnet = "bitnet",
+        /// One file for llama.cpp
+        Gguf = "gguf",
+    }
+}
+
+impl Format {
+    /// The layout of that name.
+    pub fn layout(self) -> TargetLayout {
+        match self {
+            Self::CompressedTensors => TargetLayout::CompressedTensors,
+            Self::Gptq => TargetLayout::Gptq(GptqZeros::V1),
+            Self::GptqV2 => TargetLayout::Gptq(GptqZeros::V2),
+            Self::Awq => TargetLayout::Awq,
+            Self::Bitnet => TargetLayout::BitNet,
+            Self::Gguf => TargetLayout::Gguf,
+        }
+    }
+}
+
+named! {
+    /// What floating-point matrices become in a GGUF file, by the names of the format.
+    #[allow(non_camel_case_types, reason = "the names of the format")]
+    pub enum GgufType {
+        /// Single precision
+        F32 = "f32",
+        /// Half precision
+        F16 = "f16",
+        /// bfloat16
+        BF16 = "bf16",
+        /// 8 bits
+        Q8_0 = "q8_0",
+        /// 4 bits
+        Q4_0 = "q4_0",
+        /// 4 bits and a minimum
+        Q4_1 = "q4_1",
+        /// 4 bits in blocks of 256 columns
+        Q4_K = "q4_k",
+        /// Ternary; rows of 256 columns
+        TQ2_0 = "tq2_0",
+    }
+}
+
+impl GgufType {
+    /// The type of that name.
+    pub fn tensor_type(self) -> TensorType {
+        match self {
+            Self::F32 => TensorType::F32,
+            Self::F16 => TensorType::F16,
+            Self::BF16 => TensorType::BF16,
+            Self::Q8_0 => TensorType::Q8_0,
+            Self::Q4_0 => TensorType::Q4_0,
+            Self::Q4_1 => TensorType::Q4_1,
+            Self::Q4_K => TensorType::Q4_K,
+            Self::TQ2_0 => TensorType::TQ2_0,
+        }
+    }
+}
+
+options! {
+    /// What a conversion makes.
+    pub struct ConvertRequest {
+        /// The layout to write
+        pub format: Option<Format> = None, required = true;
+        /// Fail where anything would be lost
+        pub strict: bool = false;
+        /// For gguf: what floating-point matrices of the blocks become [default: f16]
+        pub gguf_type: Option<GgufType> = None;
+        /// For gguf: the name of the file [default: model.gguf]
+        #[form(By("output"))]
+        pub file: Option<String> = None;
+    }
+}
+
+impl ConvertRequest {
+    /// What it means to the job.
+    ///
+    /// # Errors
+    /// `invalid_argument` without a format; as [`ConvertOptions::check`].
+    pub fn options(&self) -> Result<ConvertOptions> {
+        let format = self.format.ok_or_else(|| Error::invalid_argument("expected a format to write"))?;
+        let mut options = ConvertOptions::new(format.layout());
+        options.strict = self.strict;
+        options.gguf_type = self.gguf_type.map(GgufType::tensor_type);
+        options.file = self.file.clone();
+        options.check()?;
+        Ok(options)
+    }
+}
+
+named! {
+    /// The type of dequantized weights.
+    pub enum FloatType {
+        /// Half precision
+        F16 = "f16",
+        /// Single precision
+        F32 = "f32",
+    }
+}
+
+impl FloatType {
+    /// The type of that name.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+        }
+    }
+}
+
+options! {
+    /// What dequantizing makes, and on what its predictions are compared.
+    pub struct DequantizeRequest {
+        /// Type of the weights [default: f16; f32 where the quantized model rounds activations so that f16 would change its
+        /// predictions]
+        pub dtype: Option<FloatType> = None;
+        /// Compare predictions on this text
+        #[form(By("text"))]
+        pub texts: Texts = Texts::default();
+        /// How the text is cut.
+        #[form(Group)]
+        pub windows: WindowRequest = WindowRequest::default();
+        /// The share of predictions that the dequantized model shall keep of the original's
+        pub min_retention: f64 = 0.995, within Bounds::from(0.0).up_to(1.0);
+    }
+}
