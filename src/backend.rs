@@ -330,10 +330,6 @@ pub trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `out[j] = max(out[j], |x[t, j]|)` over all tokens, where `x` is `[count, cols]` and `out` `[cols]`: for AWQ.
-    /// A NaN or an infinity stays visible.
-    fn abs_max(&mut self, x: &Self::Buffer, count: usize, cols: usize, out: &mut Self::Buffer) -> Result<()>;
-
     /// `out[row]` = the index of the largest of `x[row, :]`, the lowest among equals, where `x` is `[count, width]` and
     /// `out` a `U32` buffer, `[count]`; it can feed [`Backend::embed`]. [`NO_INDEX`] where a value is NaN or plus
     /// infinity, or all are minus infinity.

@@ -29,7 +29,7 @@ impl AnyBackend {
     /// `device_lost`, `out_of_memory`.
     pub fn another(&self) -> Result<Self> {
         match self {
-            Self::Cpu(_) => Ok(CpuBackend::new().into()),
+            Self::Cpu(cpu) => Ok(cpu.another().into()),
             #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => Ok(gpu.another()?.into()),
         }
@@ -304,10 +304,6 @@ impl Backend for AnyBackend {
         step!(self, x out => |b| b.gram(x, count, width, columns, out))
     }
 
-    fn abs_max(&mut self, x: &Self::Buffer, count: usize, cols: usize, out: &mut Self::Buffer) -> Result<()> {
-        step!(self, x out => |b| b.abs_max(x, count, cols, out))
-    }
-
     fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()> {
         step!(self, x out => |b| b.argmax(x, count, width, out))
     }
@@ -375,6 +371,25 @@ impl Backend for AnyBackend {
         match (self, buffer) {
             (Self::Cpu(backend), On::Cpu(buffer)) => backend.in_memory_mut(buffer, len),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuOptions;
+
+    #[test]
+    fn another_backend_runs_as_the_first_was_told_to() {
+        for options in [
+            CpuOptions { threads: Some(1), simd: false },
+            CpuOptions { threads: Some(2), simd: true },
+            CpuOptions::default(),
+        ] {
+            let first: AnyBackend = CpuBackend::with_options(options).into();
+            let second = first.another().unwrap();
+            assert_eq!(second.capabilities().device, first.capabilities().device);
         }
     }
 }

@@ -9,7 +9,6 @@
 //!
 //! Floor 4.
 
-mod abs_max;
 mod add_rms_norm;
 mod amx;
 mod argmax;
@@ -71,6 +70,8 @@ impl Default for CpuOptions {
 pub struct CpuBackend {
     capabilities: Capabilities,
     isa: Isa,
+    /// As they were asked for.
+    threads: Option<usize>,
     workers: Workers,
     /// Where sums may be reordered and the processor has a matrix unit, which wants numbers cut in parts.
     split: Option<Split>,
@@ -87,13 +88,19 @@ impl CpuBackend {
         Self::on(if options.simd { Isa::detect() } else { Isa::plainest() }, options.threads)
     }
 
+    /// Another one with the same instructions and threads, for a second model.
+    pub fn another(&self) -> Self {
+        Self::on(self.isa, self.threads)
+    }
+
     fn on(isa: Isa, threads: Option<usize>) -> Self {
         let workers = Workers::new(threads);
-        let threads = workers.threads();
-        let device = format!("cpu ({}, {threads} thread{})", isa.name(), if threads == 1 { "" } else { "s" });
+        let running = workers.threads();
+        let device = format!("cpu ({}, {running} thread{})", isa.name(), if running == 1 { "" } else { "s" });
         Self {
             capabilities: Capabilities { device, runs_ahead: false, replaced: Vec::new() },
             isa,
+            threads,
             workers,
             split: None,
         }
@@ -306,14 +313,6 @@ impl Backend for CpuBackend {
         let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
         let out = out.f32_mut("out", elements(op, &[columns.len(), width])?).context_with(|| op)?;
         gram::gram(&self.workers, self.split.as_mut(), x, width, columns, out).context_with(|| op)
-    }
-
-    fn abs_max(&mut self, x: &CpuBuffer, count: usize, cols: usize, out: &mut CpuBuffer) -> Result<()> {
-        let op = "abs_max";
-        super::check_rows(op, cols)?;
-        let x = x.f32("x", elements(op, &[count, cols])?).context_with(|| op)?;
-        abs_max::abs_max(x, cols, out.f32_mut("out", cols).context_with(|| op)?);
-        Ok(())
     }
 
     fn argmax(&mut self, x: &CpuBuffer, count: usize, width: usize, out: &mut CpuBuffer) -> Result<()> {

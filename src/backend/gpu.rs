@@ -428,15 +428,6 @@ impl Backend for GpuBackend {
         self.record(select::gram(columns.len(), cols)?, &[x, out], &params)
     }
 
-    fn abs_max(&mut self, x: &GpuBuffer, count: usize, cols: usize, out: &mut GpuBuffer) -> Result<()> {
-        let op = "abs_max";
-        super::check_rows(op, cols)?;
-        let x = x.f32("x", elements(op, &[count, cols])?).context_with(|| op)?;
-        let out = out.f32("out", cols).context_with(|| op)?;
-        let params = params::AbsMax { tokens: count as u32, cols: cols as u32, ..Default::default() };
-        self.record(select::each(&kernels::ABS_MAX, cols.div_ceil(64))?, &[x, out], &params)
-    }
-
     fn dispatches(&self) -> Option<u64> {
         Some(self.submitter.dispatches())
     }

@@ -190,7 +190,6 @@ kernel!(GATE, "gate", ["grid"], [R, W], 16);
 kernel!(ARGMAX, "argmax", ["ordered_key", "grid"], [R, W], 16);
 kernel!(TOP_K, "top_k", ["ordered_key", "grid"], [R, W, W, W], 16);
 kernel!(GRAM, "gram", ["grid"], [R, W], 16);
-kernel!(ABS_MAX, "abs_max", ["grid"], [R, W], 16);
 
 // Of benchmarks only.
 kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
@@ -217,7 +216,6 @@ static ALL: &[&Kernel] = &[
     &ARGMAX,
     &TOP_K,
     &GRAM,
-    &ABS_MAX,
 ];
 
 /// All that models run on some device.

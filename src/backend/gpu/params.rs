@@ -185,16 +185,6 @@ params! {
 }
 
 params! {
-    /// Of `abs_max`.
-    AbsMax {
-        tokens: u32,
-        cols: u32,
-        padding_0: u32,
-        padding_1: u32,
-    }
-}
-
-params! {
     /// Of `bench/multiply_add`.
     MultiplyAdd {
         rounds: u32,

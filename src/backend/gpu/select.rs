@@ -315,7 +315,7 @@ mod tests {
             (&kernels::ADD_RMS_NORM, None, "add_rms_norm", &[]),
             (&kernels::ADD_RMS_NORM, Some(8), "add_rms_norm.subgroups", &[("SUBGROUP", 8)]),
             (&kernels::ROPE_AND_APPEND_KV, Some(64), "rope_and_append_kv.subgroups", &[("SUBGROUP", 64)]),
-            (&kernels::ABS_MAX, Some(32), "abs_max", &[]),
+            (&kernels::GATE, Some(32), "gate", &[]),
         ];
         for (kernel, subgroups, name, constants) in cases {
             let variants = Variants { subgroups, ..Variants::default() };

@@ -61,7 +61,7 @@ tests! {
         attention_agrees_in_decode_and_prefill_over_one_segment_and_several,
         gate_agrees_over_the_whole_range,
         argmax_and_top_k_are_those_of_the_cpu,
-        gram_and_abs_max_agree,
+        gram_agrees,
         what_does_not_fit_is_an_error,
     }
     linear::{

@@ -37,7 +37,6 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
         "argmax" => params::Argmax::FIELDS,
         "top_k" => params::TopK::FIELDS,
         "gram" => params::Gram::FIELDS,
-        "abs_max" => params::AbsMax::FIELDS,
         "bench/multiply_add" => params::MultiplyAdd::FIELDS,
         other => panic!("which parameters has {other}?"),
     }
