@@ -13,9 +13,17 @@ use std::rc::Rc;
 /// Bytes that are read at a time for a digest alone.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// What all clones of a store share, by the names of stored tensors.
-#[derive(Default)]
+/// What is kept, by the names of stored tensors.
+#[derive(Clone, Default)]
 pub(super) struct Passing {
+    shared: Rc<RefCell<Shared>>,
+    /// Tensors that are not read: all their bytes are 0. Sorted.
+    blank: Vec<String>,
+}
+
+/// What all clones of a store share.
+#[derive(Default)]
+struct Shared {
     /// Whether tensors are hashed as they pass.
     hashes: bool,
     digests: BTreeMap<String, Hashed>,
@@ -31,9 +39,18 @@ enum Hashed {
 }
 
 impl Passing {
-    /// Fills `out` from what is held; whether it could.
+    fn is_blank(&self, tensor: &str) -> bool {
+        self.blank.binary_search_by(|blank| blank.as_str().cmp(tensor)).is_ok()
+    }
+
+    /// Fills `out` without reading, where that can be done; whether it could.
     pub(super) fn fill(&self, tensor: &str, bytes: &Range<u64>, out: &mut [u8]) -> bool {
-        let held = self.held.get(tensor).filter(|held| bytes.end <= held.len() as u64);
+        if self.is_blank(tensor) {
+            out.fill(0);
+            return true;
+        }
+        let shared = self.shared.borrow();
+        let held = shared.held.get(tensor).filter(|held| bytes.end <= held.len() as u64);
         held.is_some_and(|held| {
             out.copy_from_slice(&held[bytes.start as usize..bytes.end as usize]);
             true
@@ -41,24 +58,28 @@ impl Passing {
     }
 
     /// Takes in `out`, the bytes `bytes` of a tensor that has `len`. What does not go on where the last ended is left.
-    pub(super) fn take(&mut self, tensor: &str, len: u64, bytes: &Range<u64>, out: &[u8]) {
+    pub(super) fn take(&self, tensor: &str, len: u64, bytes: &Range<u64>, out: &[u8]) {
+        if self.is_blank(tensor) {
+            return;
+        }
+        let Shared { hashes, digests, held } = &mut *self.shared.borrow_mut();
         let new = |known: u64| {
             let goes_on = (bytes.start..bytes.end).contains(&known);
             goes_on.then(|| &out[(known - bytes.start) as usize..])
         };
-        if let Some(held) = self.held.get_mut(tensor)
+        if let Some(held) = held.get_mut(tensor)
             && let Some(new) = new(held.len() as u64)
         {
             held.reserve_exact((len - held.len() as u64) as usize);
             held.extend_from_slice(new);
         }
-        if !self.hashes {
+        if !*hashes {
             return;
         }
-        if !self.digests.contains_key(tensor) {
-            self.digests.insert(tensor.to_owned(), Hashed::Part(0, Sha256::new()));
+        if !digests.contains_key(tensor) {
+            digests.insert(tensor.to_owned(), Hashed::Part(0, Sha256::new()));
         }
-        let Some(hashed) = self.digests.get_mut(tensor) else { return };
+        let Some(hashed) = digests.get_mut(tensor) else { return };
         if let Hashed::Part(known, hash) = hashed {
             if let Some(new) = new(*known) {
                 hash.update(new);
@@ -73,13 +94,13 @@ impl Passing {
 
 /// Tensors whose bytes stay in memory once they were read, until this is dropped.
 pub struct Held {
-    passing: Rc<RefCell<Passing>>,
+    shared: Rc<RefCell<Shared>>,
     tensors: Vec<String>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let held = &mut self.passing.borrow_mut().held;
+        let held = &mut self.shared.borrow_mut().held;
         for tensor in &self.tensors {
             held.remove(tensor);
         }
@@ -89,7 +110,7 @@ impl Drop for Held {
 impl TensorStore {
     /// From now on tensors are hashed as they are read from their first byte to their last, for [`digest`](Self::digest).
     pub fn hash_as_read(&self) {
-        self.passing.borrow_mut().hashes = true;
+        self.passing.shared.borrow_mut().hashes = true;
     }
 
     /// SHA-256 of a tensor's bytes. What has not passed is read.
@@ -102,7 +123,7 @@ impl TensorStore {
         let stored = self.resolve(tensor).unwrap_or(tensor);
         let mut bytes = Vec::new();
         loop {
-            let known = match self.passing.borrow().digests.get(stored) {
+            let known = match self.passing.shared.borrow().digests.get(stored) {
                 Some(Hashed::Whole(digest)) => return Ok(*digest),
                 Some(Hashed::Part(known, _)) => *known,
                 None => 0,
@@ -119,7 +140,7 @@ impl TensorStore {
         let mut blank: Vec<String> = tensors.into_iter().collect();
         order::sort(&mut blank);
         let mut store = self.clone();
-        store.blank = blank;
+        store.passing.blank = blank;
         store
     }
 
@@ -127,11 +148,11 @@ impl TensorStore {
     #[must_use]
     pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> Held {
         let tensors: Vec<String> = tensors.into_iter().collect();
-        let held = &mut self.passing.borrow_mut().held;
+        let held = &mut self.passing.shared.borrow_mut().held;
         for tensor in &tensors {
             held.insert(tensor.clone(), Vec::new());
         }
-        Held { passing: self.passing.clone(), tensors }
+        Held { shared: self.passing.shared.clone(), tensors }
     }
 }
 

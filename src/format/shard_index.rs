@@ -17,7 +17,6 @@ use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
 use crate::format::{check_inner_name, clipped, foreign, quoted, zeroed};
 use crate::order;
 use serde::Deserialize;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -55,9 +54,7 @@ pub struct TensorStore {
     metadata: BTreeMap<String, String>,
     total_bytes: u64,
     /// What is kept of tensors that pass.
-    pub(super) passing: Rc<RefCell<Passing>>,
-    /// Tensors that are not read: all their bytes are 0.
-    pub(super) blank: Vec<String>,
+    pub(super) passing: Passing,
 }
 
 #[derive(Clone)]
@@ -219,8 +216,7 @@ impl TensorStore {
             aliases: BTreeMap::new(),
             metadata: BTreeMap::new(),
             total_bytes: 0,
-            passing: Rc::default(),
-            blank: Vec::new(),
+            passing: Passing::default(),
         };
         for (file, (shard, source, header)) in shards.into_iter().enumerate() {
             for (tensor, entry) in header.tensors {
@@ -326,17 +322,12 @@ impl TensorStore {
             .context(format!("tensor {}", quoted(name))));
         }
         let stored = self.resolve(name).unwrap_or(name);
-        if self.blank.binary_search_by(|blank| blank.as_str().cmp(stored)).is_ok() {
-            out.fill(0);
-            return Ok(());
-        }
-        let is_held = self.passing.borrow().fill(stored, &bytes, out);
-        if !is_held {
+        if !self.passing.fill(stored, &bytes, out) {
             let source = &self.sources[located.file];
             let read = located.rows.read(source.as_ref(), range.start, bytes.clone(), out).await;
             read.map_err(|error| error.context(format!("tensor {}", quoted(name))))?;
         }
-        self.passing.borrow_mut().take(stored, len, &bytes, out);
+        self.passing.take(stored, len, &bytes, out);
         Ok(())
     }
 
