@@ -4,7 +4,7 @@ use crate::support::{fixture, logits, on_disk, tokenizer};
 use lowbit::backend::Backend;
 use lowbit::backend::cpu::CpuBackend;
 use lowbit::generate::{Batch, BatchPrompt, FinishReason, GenerateOptions, Generation, SamplerOptions};
-use lowbit::model::decoder::{Logits, Run};
+use lowbit::model::decoder::{Logits, Run, Wanted};
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::quant::Activations;
 use lowbit::task::{Silent, block_on};
@@ -200,6 +200,14 @@ fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
     let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy.clone() };
     let mut cpu = shipped(CpuBackend::new(), Activations::F32);
     let mut gpu = shipped(gpu, Activations::F32);
+    let mut cache = gpu.new_batch_cache(3, 4).unwrap();
+    let mut kernels = |runs: &[Run<'_>]| {
+        let before = gpu.dispatches().unwrap();
+        block_on(gpu.start_next(runs, &mut cache, Wanted::Largest, &Silent)).unwrap();
+        gpu.dispatches().unwrap() - before
+    };
+    let run = |sequence| Run { sequence, tokens: &[5] };
+    assert_eq!(kernels(&[run(0)]), kernels(&[0, 2, 1].map(run)), "one kernel a step, however many sequences");
     for samplers in [vec![greedy.clone()], vec![greedy, top_k]] {
         let prompts = prompts(&codec, &samplers);
         let prompts: Vec<_> = prompts.iter().map(|(ids, options)| BatchPrompt { ids, options }).collect();
