@@ -123,7 +123,7 @@ impl Spelling {
 pub fn read<T: Options>(object: &Value) -> Result<T> {
     let mut options = T::default();
     let Some(object) = object.as_object() else {
-        return Err(Error::invalid_argument("expected an object of options"));
+        return Err(Error::invalid_argument(value::found("an object of options", object)));
     };
     let mut names = Vec::new();
     T::names(&mut names);

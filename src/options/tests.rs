@@ -80,7 +80,7 @@ fn an_object_is_read() {
 #[test]
 fn mistakes_are_named_as_they_are_spelled() {
     let cases = [
-        (json!([]), "expected an object of options"),
+        (json!([]), "expected an object of options but found a list"),
         (json!({}), "`texts`: it has to be given"),
         (json!({"texts": []}), "`texts`: it has to be given"),
         (json!({"texts": "a"}), "`texts`: expected a list of texts but found \"a\""),
@@ -101,7 +101,7 @@ fn mistakes_are_named_as_they_are_spelled() {
             json!({"texts": ["a"], "inner": {"someShare": 0}}),
             "inner: `someShare`: expected a number above 0 and at most 1 but found 0",
         ),
-        (json!({"inner": 1}), "inner: expected an object of options"),
+        (json!({"inner": 1}), "inner: expected an object of options but found 1"),
         (json!({"tokens": [4_294_967_296_u64]}), "`tokens`: expected a smaller number but found 4294967296"),
         (json!({"said": 1}), "`said`: expected a text or a list of texts but found 1"),
     ];

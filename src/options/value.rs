@@ -140,7 +140,7 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-fn found(expected: &str, value: &Value) -> String {
+pub(super) fn found(expected: &str, value: &Value) -> String {
     match value {
         Value::String(text) => format!("expected {expected} but found {}", quoted(text)),
         Value::Array(_) => format!("expected {expected} but found a list"),

@@ -72,7 +72,10 @@ impl Tokenizer {
     /// The prompt that the template makes of `messages`, an array of objects with a `role` and whatever else the template
     /// reads.
     #[wasm_bindgen(js_name = applyChatTemplate)]
-    pub fn apply_chat_template(&self, messages: Array) -> Result<String, JsValue> {
+    pub fn apply_chat_template(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "readonly object[]")] messages: Array,
+    ) -> Result<String, JsValue> {
         read_messages(&messages).and_then(|messages| self.0.apply_chat_template(&messages)).map_err(to_js)
     }
 }

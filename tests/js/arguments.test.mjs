@@ -39,7 +39,7 @@ const WRONG_ARGUMENTS = {
     [[MODEL, { revison: "main" }], /revison/],
     [[MODEL, { onProgress: () => {} }], /onProgress/],
     [[MODEL, { gptqZeros: "v3" }], /gptqZeros.*v3/],
-    [[MODEL, { gptqZeros: 1 }], /openCheckpoint.*1.*string/],
+    [[MODEL, { gptqZeros: 1 }], /openCheckpoint.*gptqZeros.*v1, v2.*1/],
     [[MODEL, { tokenizer: 5 }], /place.*5/],
     [[MODEL, { tokenizer: join(MODEL, "config.json") }], /config\.json.*folder/],
     [[MODEL, { signal: "now" }], /signal.*AbortSignal/],
