@@ -93,7 +93,7 @@ impl Work<'_> {
                 plan.reason.as_ref().map(|reason| format!("{}: {became} ({reason})", plan.module))
             });
             // A second time where another device takes over.
-            planned.replace(noted.collect());
+            *planned.borrow_mut() = noted.collect();
         };
         let around = QuantizeSurroundings { target, existing: Some(existing), tell: &tell, control };
         let mut few = None;
