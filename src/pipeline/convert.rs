@@ -88,11 +88,10 @@ impl ConvertOutcome {
     /// The largest distance of all, and the place of its module in the plan; `None` where no weight has moved.
     pub fn largest_difference(&self) -> Option<(f32, usize)> {
         let moved = self.differences.iter().copied().enumerate().filter(|(_, difference)| *difference > 0.0);
-        let largest = moved.fold(None, |most: Option<(f32, usize)>, (index, difference)| match most {
+        moved.fold(None, |most: Option<(f32, usize)>, (index, difference)| match most {
             Some((largest, _)) if largest >= difference => most,
             _ => Some((difference, index)),
-        });
-        largest
+        })
     }
 }
 
