@@ -7,9 +7,8 @@ use super::walk::Walk;
 use crate::backend::Backend;
 use crate::error::{Context, Result};
 use crate::model::Checkpoint;
-use crate::model::block::Site;
 use crate::model::names::Linear;
-use crate::model::weights::{DenseRows, Replacement, RowMemory};
+use crate::model::weights::{DenseRows, RowMemory, WeightSource};
 use crate::quant::awq::{
     AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
 };
@@ -78,13 +77,12 @@ pub const SHARES: u64 = RATIOS as u64 + 1;
 pub async fn search<B: Backend>(
     walk: &mut Walk<'_, B>,
     shared: Shared<'_>,
-    site: Site,
     targets: &[Target<'_>],
     mean: Vec<f32>,
     moments: &Moments,
     fit: impl Fn(&mut [f32]) -> Result<()>,
 ) -> Result<Candidate> {
-    let parent = Walk::<B>::has_parent(site);
+    let parent = walk.has_parent();
     if parent {
         walk.keep_parent_outputs(shared.control).await?;
     }
@@ -92,7 +90,7 @@ pub async fn search<B: Backend>(
     let mut search = ScaleSearch::new(mean);
     let mut tried = 0;
     while let Some(mut candidate) = search.next_candidate() {
-        walk.report_quantizing(site, tried, SHARES, targets[0].module, shared.control);
+        walk.report_quantizing(tried, SHARES, targets[0].module, shared.control);
         tried += 1;
         fit(&mut candidate.scales)?;
         let mut loss = 0.0;
@@ -104,8 +102,8 @@ pub async fn search<B: Backend>(
         }
         if parent {
             let replaced: Vec<_> =
-                tensors.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
-            walk.replace(site, &replaced).await?;
+                tensors.iter().map(|(linear, tensor)| (*linear, WeightSource::Packed(tensor))).collect();
+            walk.replace(&replaced).await?;
             loss = walk.parent_loss(&candidate.scales, search.least(), shared.control).await?;
         }
         search.report(loss);

@@ -14,11 +14,11 @@ use super::quantize::{QuantizationPlan, copied_bytes, is_in_block};
 use super::select::{ModulePlan, QuantizeOptions};
 use crate::backend::Backend;
 use crate::calibrate::awq::{Shared, Target as Layer, quantize};
-use crate::calibrate::{Inputs, Start, Walk};
+use crate::calibrate::{InputStatistics, Start, Statistics, Walk, WalkOptions};
 use crate::error::{Error, Result};
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 use crate::model::names::Linear;
 use crate::order;
 use crate::plan::memory::packed_bytes;
@@ -205,15 +205,18 @@ async fn measure<B: Backend>(
     let Calibration { samples, new_backend, scratch } = *calibration;
     let (scale_type, options) = (ScaleType::F16, plan.options());
     let schemes = candidates(options);
-    let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, Start::Embed, false, control)
-        .await?
-        .in_phase("sensitivity")
-        .holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
+    let walk_options = WalkOptions {
+        start: Start::Embed,
+        statistics: Statistics::default(),
+        holds_blocks: plan.memory().is_some_and(|memory| memory.holds_block),
+        phase: "sensitivity",
+    };
+    let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, walk_options, control).await?;
     let mut measured = Vec::new();
     for layer in 0..checkpoint.config().num_hidden_layers {
         walk.enter_block(layer).await?;
-        for _ in Site::ALL {
-            let Inputs { site, hessian, .. } = walk.next_site(control).await?;
+        for _ in LinearInput::ALL {
+            let InputStatistics { input: site, hessian, .. } = walk.next_input(control).await?;
             let moments = Moments::in_steps(&hessian).run(control).await?;
             drop(hessian);
             let row_memory = Cell::default();
@@ -226,7 +229,7 @@ async fn measure<B: Backend>(
                 let ones = vec![1.0; plan.cols];
                 let mut found: Vec<(Scheme, Sensitivity)> = Vec::new();
                 for &wanted in &schemes {
-                    walk.report_quantizing(site, done, parts, &module, control);
+                    walk.report_quantizing(done, parts, &module, control);
                     done += 1;
                     let fit = options.target_layout().fit_module(&module, plan.rows, plan.cols, wanted);
                     let Some(scheme) =

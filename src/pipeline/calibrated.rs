@@ -15,14 +15,14 @@ use crate::artifact::records::CalibrationRecord;
 use crate::backend::Backend;
 use crate::calibrate::awq::Shared;
 use crate::calibrate::rows::quantize_rows;
-use crate::calibrate::{Inputs, Samples, Start, Walk, walk};
+use crate::calibrate::{InputStatistics, Samples, Start, Statistics, Walk, WalkOptions, walk};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 use crate::model::names::Linear;
-use crate::model::weights::{DenseRows, Replacement};
+use crate::model::weights::{DenseRows, WeightSource};
 use crate::quant::gptq::{Prepared, ReferenceInputs};
 use crate::quant::{GptqQuantizer, PackedTensor, RtnQuantizer, ScaleType, WeightError};
 use crate::task::{self, Control};
@@ -81,7 +81,7 @@ impl<'a> Found<'a> {
     pub(super) async fn clear(scratch: &dyn Scratch, modules: &[String], vectors: &[String]) -> Result<()> {
         // Without its notes the rest is of no use, so they go first.
         resume::forget(scratch).await?;
-        for blob in walk::BLOBS {
+        for blob in walk::SLOTS {
             scratch.delete(blob).await?;
         }
         for module in modules {
@@ -159,25 +159,32 @@ pub(super) async fn find<'a, B: Backend>(
     if first == layers {
         return Ok(found);
     }
-    let follows = follows_original(options);
-    let walk = Walk::begin(checkpoint, samples, backend, scratch, start, follows, control).await?;
-    let walk = walk.measuring_means(plans.iter().any(|plan| plan.method == Some(Method::Awq)));
-    let mut walk = walk.holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
+    let walk_options = WalkOptions {
+        start,
+        statistics: Statistics {
+            drift: follows_original(options),
+            mean_absolute: plans.iter().any(|plan| plan.method == Some(Method::Awq)),
+        },
+        holds_blocks: plan.memory().is_some_and(|memory| memory.holds_block),
+        phase: "calibrate",
+    };
+    let mut walk = Walk::begin(checkpoint, samples, backend, scratch, walk_options, control).await?;
     if let (Some(journal), Start::EmbedKept) = (&mut journal, start) {
         journal.write(Some(0), &found).await?;
     }
     for layer in first..layers {
         walk.enter_block(layer).await?;
-        for _ in Site::ALL {
-            let Inputs { site, hessian, drift } = walk.next_site(control).await?;
-            let is_last = layer + 1 == layers && site == Site::Down;
+        for _ in LinearInput::ALL {
+            let InputStatistics { input: site, hessian, drift, mean_absolute } =
+                walk.next_input(control).await?;
+            let is_last = layer + 1 == layers && site == LinearInput::Down;
             if site_method(plans, layer, site) == Some(Method::Awq) {
                 // AWQ compares with what the block makes of the same inputs.
                 drop(drift);
                 let row_memory = Cell::default();
                 let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
-                awq::quantize_site(&mut walk, shared, plans, layer, (site, &hessian), is_last, &mut found)
-                    .await?;
+                let inputs = (site, &hessian, mean_absolute.unwrap_or_default());
+                awq::quantize_site(&mut walk, shared, plans, layer, inputs, is_last, &mut found).await?;
                 continue;
             }
             let mut replaced = Vec::new();
@@ -194,7 +201,7 @@ pub(super) async fn find<'a, B: Backend>(
                 done += weights(&linear);
                 let report = |rows: usize| {
                     let cols = linear.shape(checkpoint.config()).1;
-                    walk.report_quantizing(site, before + (rows * cols) as u64, total, &module, control);
+                    walk.report_quantizing(before + (rows * cols) as u64, total, &module, control);
                 };
                 report(0);
                 let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
@@ -229,8 +236,8 @@ pub(super) async fn find<'a, B: Backend>(
             drop(drift);
             if !replaced.is_empty() && !is_last {
                 let replaced: Vec<_> =
-                    replaced.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
-                walk.replace(site, &replaced).await?;
+                    replaced.iter().map(|(linear, tensor)| (*linear, WeightSource::Packed(tensor))).collect();
+                walk.replace(&replaced).await?;
             }
         }
         if layer + 1 < layers {
@@ -249,7 +256,7 @@ fn follows_original(options: &QuantizeOptions) -> bool {
 }
 
 /// The method by which layers that read a site are calibrated: none, or one.
-fn site_method(plans: &[ModulePlan], layer: usize, site: Site) -> Option<Method> {
+fn site_method(plans: &[ModulePlan], layer: usize, site: LinearInput) -> Option<Method> {
     let modules = site.linears().iter().map(|linear| linear.module(layer));
     let mut methods = modules.filter_map(|module| plans.iter().find(|plan| plan.module == module)?.method);
     methods.find(|method| method.is_calibrated())

@@ -12,9 +12,9 @@ use crate::calibrate::awq::{SHARES, Shared, Target, quantize, search};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 use crate::model::names::{BlockNorm, Linear};
-use crate::model::weights::{Replacement, read_vector};
+use crate::model::weights::{WeightSource, read_vector};
 use crate::pipeline::kept;
 use crate::pipeline::select::{Method, ModulePlan};
 use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
@@ -44,7 +44,7 @@ pub(super) async fn quantize_site<B: Backend>(
     shared: Shared<'_>,
     plans: &[ModulePlan],
     layer: usize,
-    (site, hessian): (Site, &Hessian),
+    (site, hessian, mean): (LinearInput, &Hessian, Vec<f32>),
     is_last: bool,
     found: &mut Found<'_>,
 ) -> Result<()> {
@@ -61,10 +61,10 @@ pub(super) async fn quantize_site<B: Backend>(
         return Ok(());
     }
     let moments = Moments::in_steps(hessian).run(shared.control).await?;
-    let folded = fold(walk, shared, layer, site, &targets, &moments, found).await?;
+    let folded = fold(walk, shared, layer, (site, mean), &targets, &moments, found).await?;
     let mut tensors = Vec::new();
     for target in &targets {
-        walk.report_quantizing(site, SHARES - 1, SHARES, target.module, shared.control);
+        walk.report_quantizing(SHARES - 1, SHARES, target.module, shared.control);
         let (outcome, record) = finish(shared, target, &folded, hessian, &moments).await?;
         found.keep(target.module, &outcome.tensor, Some(record), outcome.weights).await?;
         tensors.push((target.linear, outcome.tensor));
@@ -76,9 +76,9 @@ pub(super) async fn quantize_site<B: Backend>(
     drop(shared.row_memory.take());
     let replaced: Vec<_> = tensors
         .iter()
-        .map(|(linear, tensor)| (*linear, Replacement::Scaled(tensor, &folded.scales)))
+        .map(|(linear, tensor)| (*linear, WeightSource::Scaled(tensor, &folded.scales)))
         .collect();
-    walk.replace(site, &replaced).await
+    walk.replace(&replaced).await
 }
 
 /// Finds the scales of the site and divides by them what comes before it.
@@ -86,12 +86,11 @@ async fn fold<B: Backend>(
     walk: &mut Walk<'_, B>,
     shared: Shared<'_>,
     layer: usize,
-    site: Site,
+    (site, mut mean): (LinearInput, Vec<f32>),
     targets: &[Target<'_>],
     moments: &Moments,
     found: &mut Found<'_>,
 ) -> Result<Folded> {
-    let mut mean = walk.mean_absolute();
     let without = |reason: &str| {
         let reason = Some(format!("columns are not scaled: {reason}"));
         Ok(Folded { scales: vec![1.0; targets[0].shape.1], ratio: None, reason })
@@ -106,7 +105,7 @@ async fn fold<B: Backend>(
     match before {
         Before::Norm { tensor, weight, dtype } => {
             let fit = |scales: &mut [f32]| divide_norm(&weight, dtype, scales).map(drop);
-            let best = search(walk, shared, site, targets, mean, moments, fit).await?;
+            let best = search(walk, shared, targets, mean, moments, fit).await?;
             let mut scales = best.scales;
             let divided = divide_norm(&weight, dtype, &mut scales)?;
             kept::save_vector(found.scratch, &tensor, &divided).await?;
@@ -120,7 +119,7 @@ async fn fold<B: Backend>(
             if tensor.scheme().granularity() == Granularity::Tensor {
                 return without("the layer before has one scale for all its rows");
             }
-            let best = search(walk, shared, site, targets, mean, moments, |_| Ok(())).await?;
+            let best = search(walk, shared, targets, mean, moments, |_| Ok(())).await?;
             let rows = sharing.map_or_else(|| best.scales.clone(), |sharing| sharing.of_rows(&best.scales));
             let Ok(divided) = divide_rows(&tensor, &rows) else {
                 return without("the layer before cannot hold the scales");
@@ -141,14 +140,19 @@ async fn fold<B: Backend>(
 }
 
 /// What makes the input of a site; `None` where that is a layer that is not quantized.
-async fn before(shared: Shared<'_>, layer: usize, site: Site, found: &Found<'_>) -> Result<Option<Before>> {
+async fn before(
+    shared: Shared<'_>,
+    layer: usize,
+    site: LinearInput,
+    found: &Found<'_>,
+) -> Result<Option<Before>> {
     let checkpoint = shared.checkpoint;
     let config = checkpoint.config();
     let norm = match site {
-        Site::Attention => Some(BlockNorm::Input),
-        Site::Mlp => Some(BlockNorm::PostAttention),
-        Site::Output => config.sub_norms.then_some(BlockNorm::AttentionSub),
-        Site::Down => config.sub_norms.then_some(BlockNorm::MlpSub),
+        LinearInput::Qkv => Some(BlockNorm::Input),
+        LinearInput::GateUp => Some(BlockNorm::PostAttention),
+        LinearInput::O => config.sub_norms.then_some(BlockNorm::AttentionSub),
+        LinearInput::Down => config.sub_norms.then_some(BlockNorm::MlpSub),
     };
     if let Some(norm) = norm {
         let tensor = format!("{}.weight", norm.module(layer));
@@ -157,7 +161,7 @@ async fn before(shared: Shared<'_>, layer: usize, site: Site, found: &Found<'_>)
         return Ok(Some(Before::Norm { tensor, weight, dtype }));
     }
     let (linear, sharing) =
-        if site == Site::Output { (Linear::V, Some(sharing(config))) } else { (Linear::Up, None) };
+        if site == LinearInput::O { (Linear::V, Some(sharing(config))) } else { (Linear::Up, None) };
     let module = linear.module(layer);
     if found.format(&module).is_none() {
         return Ok(None);
