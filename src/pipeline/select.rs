@@ -4,6 +4,7 @@
 
 use super::budget::{Allocation, Budget};
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
+use crate::calibrate::method::ModuleTarget;
 use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
 use crate::model::block::LinearInput;
@@ -217,6 +218,14 @@ pub struct ModulePlan {
     pub rule: Option<usize>,
     /// Why it is not what the options ask for: the rule, what the layout cannot hold, or both.
     pub reason: Option<String>,
+}
+
+impl ModulePlan {
+    /// What a method has to know of it.
+    pub fn target(&self, scheme: Scheme) -> ModuleTarget<'_> {
+        let Self { module, source, rows, cols, .. } = self;
+        ModuleTarget { module, source, rows: *rows, cols: *cols, scheme }
+    }
 }
 
 /// Decides for every linear module, and for head and embedding where that was asked for.

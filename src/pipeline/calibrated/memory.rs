@@ -14,7 +14,7 @@
 //! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden
 //! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
-use super::follows_original;
+use super::statistics;
 use crate::backend::cpu::split_bytes;
 use crate::calibrate::Samples;
 use crate::calibrate::moments::gram_columns;
@@ -112,7 +112,7 @@ fn plan_holding(
     samples: &Samples,
     holds_block: bool,
 ) -> Result<CalibrationMemory> {
-    let follows = follows_original(options);
+    let follows = statistics(options).drift;
     let job = Job { checkpoint, config: checkpoint.config(), plans, follows, holds_block };
     let working_bytes = job.working_bytes(samples);
     let hole = job.largest_square();
