@@ -1,17 +1,19 @@
 //! The one decoder, driven by a checkpoint's configuration.
 //!
 //! `config` reads what a model is, `checkpoint` opens the folder that holds it, `weights` brings single modules to a
-//! backend, `block` and `decoder` run them. Not here: choosing tokens (`generate`) and judging them (`validate`). Floor 5.
+//! backend, `block` has their steps, `runner` takes tokens through them, from one `hidden_store` to another or, in `decoder`,
+//! to logits. Not here: choosing tokens (`generate`) and judging them (`validate`). Floor 5.
 
 pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod hidden_store;
 pub mod inspection;
 pub mod kv_cache;
 pub mod names;
 pub mod rope;
-pub mod spill;
+pub mod runner;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;

@@ -12,7 +12,6 @@ pub mod convert;
 pub mod dequantize;
 mod encode;
 mod float_type;
-mod kept;
 mod output;
 pub mod quantize;
 pub mod select;

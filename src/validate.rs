@@ -2,12 +2,11 @@
 //!
 //! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
 //! one thing each, `kernels` times single steps of a device, `agreement` measures what the way back from a quantized model
-//! keeps, and `influence` how much each layer matters. `blockwise` runs models too large to hold whole. The rest are pure functions of logits, texts and figures, so that the
-//! verdict can be tested with injected measurements. Floor 7.
+//! keeps, and `influence` how much each layer matters. `streamed` compares models too large to hold twice. The rest are pure
+//! functions of logits, texts and figures, so that the verdict can be tested with injected measurements. Floor 7.
 
 pub mod agreement;
 pub mod benchmark;
-mod blockwise;
 pub mod choices;
 pub mod continuations;
 pub mod failures;

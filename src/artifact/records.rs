@@ -2,6 +2,7 @@
 //!
 //! Field names are part of the public interface. No times and no machine: equal input gives equal bytes. Floor 7.
 
+use crate::calibrate::CalibrationRecord;
 use crate::digest;
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::json;
@@ -62,28 +63,6 @@ pub struct ModuleRecord {
     /// How its codes were found; absent where no calibration was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationRecord>,
-}
-
-/// How a calibrated method did on one module.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CalibrationRecord {
-    /// The method that was kept: the one asked for, or `rtn` where that leaves less error.
-    pub method: String,
-    /// Squared error of the module's output on the calibration samples, as a share of its squared output.
-    pub output_error: Option<f64>,
-    /// The same, rounded to nearest.
-    pub rtn_output_error: Option<f64>,
-    /// Share of the mean diagonal that was added to the Hessian's diagonal.
-    pub damping: Option<f32>,
-    /// AWQ: the exponent of the mean input that columns were scaled by; absent where they were not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ratio: Option<f32>,
-    /// AWQ: whether the ranges of groups were clipped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clipped: Option<bool>,
-    /// Why another method than the one asked for was kept, or a part of it left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
 }
 
 /// `quantization_config.json`: how a folder was made. Written last, so its presence means that the folder is whole.

@@ -1,116 +1,253 @@
-//! Finds AWQ's scales for the layers that share an input, by what they do to the output of attention, MLP or layer.
+//! AWQ on the layers that share an input: finds their scales by what they do to the output of attention, MLP or layer, rounds
+//! the layers, and folds the scales into what comes before.
 //!
-//! The maths is in [`quant::awq`](crate::quant::awq); here the weights are read, and the model is run with them. Floor 7.
+//! While the samples are walked through the model, layers hold `Q(W s) / s` and the input is as it was: the same outputs
+//! as after folding, so nothing that is in scratch needs to change. Candidates are tried as they would be stored, `Q(W s)`, with
+//! their input divided by `s`. The maths is in [`quant::awq`](crate::quant::awq). Floor 7.
 
-use super::rows::quantize_rows;
-use super::walk::Walk;
-use crate::backend::Backend;
-use crate::error::{Context, Result};
-use crate::model::Checkpoint;
-use crate::model::block::Site;
-use crate::model::names::Linear;
-use crate::model::weights::{DenseRows, Replacement, RowMemory};
-use crate::quant::awq::{
-    AwqOutcome, AwqQuantizer, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch,
+use super::method::{
+    CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedInput,
+    QuantizedLayer,
 };
-use crate::quant::{PackedTensor, ScaleType, Scheme};
-use crate::task::Control;
+use super::modules::CalibratedModules;
+use super::rtn::round_measured;
+use super::walk::{InputStatistics, Statistics, Walk};
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::block::LinearInput;
+use crate::model::names::{BlockNorm, Linear};
+use crate::model::weights::{RowMemory, WeightSource, read_vector};
+use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
+use crate::quant::awq::{AwqOutcome, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch};
+use crate::quant::{Granularity, Hessian, Method, PackedTensor};
 use std::cell::Cell;
 
-/// A linear layer that is to be quantized.
+/// Parts of the work on an input, in reports of progress: one for each candidate of scales, and one for what follows.
+const SHARES: u64 = RATIOS as u64 + 1;
+
+/// Rounds columns more finely that meet large inputs.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
-    /// Which of its block.
-    pub linear: Linear,
-    /// Its module in the checkpoint.
-    pub module: &'a str,
-    /// `(out_features, in_features)`
-    pub shape: (usize, usize),
-    /// What it becomes.
-    pub scheme: Scheme,
+pub struct Awq;
+
+impl CalibratedMethod for Awq {
+    fn wants(&self) -> Statistics {
+        Statistics { mean_absolute: true, ..Statistics::default() }
+    }
+
+    async fn quantize_input<B: Backend>(&self, input: InputContext<'_, '_, B>) -> Result<QuantizedInput> {
+        let InputContext { walk, context, layer, statistics, targets, modules } = input;
+        // AWQ compares with what the block makes of the same inputs, so it looks at no drift.
+        let InputStatistics { input, hessian, mean_absolute, .. } = statistics;
+        let moments = Moments::in_steps(hessian).run(context.control).await?;
+        let rows = Cell::default();
+        let on = Layers { context, layer, input: *input, targets, moments: &moments, rows: &rows };
+        let folded = on.fold(walk, mean_absolute.clone().unwrap_or_default(), modules).await?;
+        let mut layers = Vec::new();
+        for (linear, target) in targets {
+            walk.report_quantizing(SHARES - 1, SHARES, target.module, context.control);
+            let (outcome, record) = on.finish(*linear, target, &folded, hessian).await?;
+            let AwqOutcome { tensor, weights: error, .. } = outcome;
+            layers.push(QuantizedLayer { linear: *linear, tensor, record: Some(record), error });
+        }
+        Ok(QuantizedInput { layers, scales: Some(folded.scales) })
+    }
 }
 
-/// What all layers of a site share.
+/// What makes the input of some layers, feature by feature.
+enum Before {
+    /// A norm.
+    Norm { tensor: String, weight: Vec<f32>, dtype: DType },
+    /// The rows of a linear layer.
+    Rows { linear: Linear, sharing: Option<Sharing>, tensor: PackedTensor },
+}
+
+/// Scales that are folded into what comes before.
+struct Folded {
+    /// `[cols]`
+    scales: Vec<f32>,
+    ratio: Option<f32>,
+    reason: Option<String>,
+}
+
+/// The layers of one input.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
-    /// Where the weights are.
-    pub checkpoint: &'a Checkpoint,
-    /// The type of the groups' scales.
-    pub scale_type: ScaleType,
+struct Layers<'a> {
+    context: LayerContext<'a>,
+    layer: usize,
+    input: LinearInput,
+    targets: &'a [(Linear, ModuleTarget<'a>)],
+    moments: &'a Moments,
     /// For the rows of one layer after the other.
-    pub row_memory: &'a Cell<RowMemory>,
-    /// Hears, and may cancel.
-    pub control: &'a dyn Control,
+    rows: &'a Cell<RowMemory>,
 }
 
-/// Quantizes one layer, its columns multiplied by `scales`.
-///
-/// # Errors
-/// Whatever reading and [`AwqQuantizer`] meet, with the module named.
-pub async fn quantize(
-    shared: Shared<'_>,
-    target: &Target<'_>,
-    scales: &[f32],
-    clipping: Option<&Clipping>,
-    measure: Measure<'_>,
-) -> Result<AwqOutcome> {
-    let Shared { checkpoint, scale_type, row_memory, control } = shared;
-    let run = async {
-        let mut quantizer =
-            AwqQuantizer::new(target.scheme, target.shape, scales, measure, clipping, scale_type)?;
-        let mut rows = DenseRows::new(checkpoint, target.module)?.with_memory(row_memory.take());
-        quantize_rows(&mut rows, &mut quantizer, control, |_| ()).await?;
-        row_memory.set(rows.into_memory());
-        quantizer.finish()
-    };
-    run.await.context_with(|| format!("module `{}`", target.module))
-}
-
-/// Parts of the work on a site, in reports of progress: one for each candidate of scales, and one for what follows.
-pub const SHARES: u64 = RATIOS as u64 + 1;
-
-/// The best scales for `targets`, all layers of the site at which `walk` stands. `mean` is the mean of `|x|` there,
-/// `moments` are of `x`, and `fit` makes of wanted scales those that can be folded. The block is left with some
-/// candidate's weights, which want their input divided by its scales.
-///
-/// # Errors
-/// As [`quantize`]'s, and whatever running the block meets.
-pub async fn search<B: Backend>(
-    walk: &mut Walk<'_, B>,
-    shared: Shared<'_>,
-    site: Site,
-    targets: &[Target<'_>],
-    mean: Vec<f32>,
-    moments: &Moments,
-    fit: impl Fn(&mut [f32]) -> Result<()>,
-) -> Result<Candidate> {
-    let parent = Walk::<B>::has_parent(site);
-    if parent {
-        walk.keep_parent_outputs(shared.control).await?;
-    }
-    let measure = if parent { Measure::Nothing } else { Measure::Error(moments) };
-    let mut search = ScaleSearch::new(mean);
-    let mut tried = 0;
-    while let Some(mut candidate) = search.next_candidate() {
-        walk.report_quantizing(site, tried, SHARES, targets[0].module, shared.control);
-        tried += 1;
-        fit(&mut candidate.scales)?;
-        let mut loss = 0.0;
-        let mut tensors: Vec<(Linear, PackedTensor)> = Vec::new();
-        for target in targets {
-            let outcome = quantize(shared, target, &candidate.scales, None, measure).await?;
-            loss += outcome.error;
-            tensors.push((target.linear, outcome.tensor));
+impl Layers<'_> {
+    /// Finds the scales of the input and divides by them what comes before it.
+    async fn fold<B: Backend>(
+        self,
+        walk: &mut Walk<'_, B>,
+        mut mean: Vec<f32>,
+        modules: &mut CalibratedModules<'_>,
+    ) -> Result<Folded> {
+        let width = mean.len();
+        let without = |reason: &str| {
+            let reason = Some(format!("columns are not scaled: {reason}"));
+            Ok(Folded { scales: vec![1.0; width], ratio: None, reason })
+        };
+        if self.targets.len() < self.input.linears().len() {
+            return without("another layer with the same input is not quantized");
         }
+        match self.before(modules).await? {
+            None => without("the layer before is not quantized"),
+            Some(Before::Norm { tensor, weight, dtype }) => {
+                let fit = |scales: &mut [f32]| divide_norm(&weight, dtype, scales).map(drop);
+                let mut best = self.search(walk, mean, fit).await?;
+                let divided = divide_norm(&weight, dtype, &mut best.scales)?;
+                modules.keep_vector(&tensor, &divided).await?;
+                Ok(Folded { scales: best.scales, ratio: Some(best.ratio), reason: None })
+            }
+            Some(Before::Rows { tensor, .. }) if tensor.scheme().granularity() == Granularity::Tensor => {
+                without("the layer before has one scale for all its rows")
+            }
+            Some(Before::Rows { linear, sharing, tensor }) => {
+                if let Some(sharing) = sharing {
+                    sharing.average(&mut mean);
+                }
+                let Candidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
+                let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
+                let Ok(divided) = divide_rows(&tensor, &rows) else {
+                    return without("the layer before cannot hold the scales");
+                };
+                let module = linear.module(self.layer);
+                modules.replace(&module, &divided).await?;
+                if linear.has_bias(self.context.checkpoint.config()) {
+                    let bias = format!("{module}.bias");
+                    let values = read_vector(self.context.checkpoint, &bias, rows.len()).await?;
+                    let divided: Vec<f32> =
+                        values.iter().zip(&rows).map(|(value, scale)| value / scale).collect();
+                    modules.keep_vector(&bias, &divided).await?;
+                }
+                Ok(Folded { scales, ratio: Some(ratio), reason: None })
+            }
+        }
+    }
+
+    /// What makes the input; `None` where that is a layer that is not quantized.
+    async fn before(self, modules: &CalibratedModules<'_>) -> Result<Option<Before>> {
+        let checkpoint = self.context.checkpoint;
+        let config = checkpoint.config();
+        let norm = match self.input {
+            LinearInput::Qkv => Some(BlockNorm::Input),
+            LinearInput::GateUp => Some(BlockNorm::PostAttention),
+            LinearInput::O => config.sub_norms.then_some(BlockNorm::AttentionSub),
+            LinearInput::Down => config.sub_norms.then_some(BlockNorm::MlpSub),
+        };
+        if let Some(norm) = norm {
+            let tensor = format!("{}.weight", norm.module(self.layer));
+            let weight = read_vector(checkpoint, &tensor, norm.width(config)).await?;
+            let dtype = checkpoint.store().require(&tensor)?.dtype;
+            return Ok(Some(Before::Norm { tensor, weight, dtype }));
+        }
+        let (linear, sharing) = if self.input == LinearInput::O {
+            let sharing = Sharing {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+            };
+            (Linear::V, Some(sharing))
+        } else {
+            (Linear::Up, None)
+        };
+        let module = linear.module(self.layer);
+        if modules.format(&module).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Before::Rows { linear, sharing, tensor: modules.load(&module).await? }))
+    }
+
+    /// The best scales, with `mean` the mean of `|x|`. `fit` makes of wanted scales those that can be folded. The block is
+    /// left with some candidate's weights, which want their input divided by its scales.
+    async fn search<B: Backend>(
+        self,
+        walk: &mut Walk<'_, B>,
+        mean: Vec<f32>,
+        fit: impl Fn(&mut [f32]) -> Result<()>,
+    ) -> Result<Candidate> {
+        let control = self.context.control;
+        let parent = walk.has_parent();
         if parent {
-            let replaced: Vec<_> =
-                tensors.iter().map(|(linear, tensor)| (*linear, Replacement::Packed(tensor))).collect();
-            walk.replace(site, &replaced).await?;
-            loss = walk.parent_loss(&candidate.scales, search.least(), shared.control).await?;
+            walk.keep_parent_outputs(control).await?;
         }
-        search.report(loss);
+        let measure = if parent { Measure::Nothing } else { Measure::Error(self.moments) };
+        let mut search = ScaleSearch::new(mean);
+        let mut tried = 0;
+        while let Some(mut candidate) = search.next_candidate() {
+            walk.report_quantizing(tried, SHARES, self.targets[0].1.module, control);
+            tried += 1;
+            fit(&mut candidate.scales)?;
+            let mut loss = 0.0;
+            let mut tensors: Vec<(Linear, PackedTensor)> = Vec::new();
+            for (linear, target) in self.targets {
+                let outcome = self.round(target, Some(&candidate.scales), None, measure).await?;
+                loss += outcome.error;
+                tensors.push((*linear, outcome.tensor));
+            }
+            if parent {
+                let sources: Vec<_> =
+                    tensors.iter().map(|(linear, tensor)| (*linear, WeightSource::Packed(tensor))).collect();
+                walk.replace(&sources).await?;
+                loss = walk.parent_loss(&candidate.scales, search.least(), control).await?;
+            }
+            search.report(loss);
+        }
+        let mut best = search.best();
+        fit(&mut best.scales)?;
+        Ok(best)
     }
-    let mut best = search.best();
-    fit(&mut best.scales)?;
-    Ok(best)
+
+    /// Rounds one layer, with clipping where that helps.
+    async fn finish(
+        self,
+        linear: Linear,
+        target: &ModuleTarget<'_>,
+        folded: &Folded,
+        hessian: &Hessian,
+    ) -> Result<(AwqOutcome, CalibrationRecord)> {
+        let rounded = self.round(target, None, None, Measure::ErrorAndSignal(self.moments)).await?;
+        let (scales, measure) = (Some(&folded.scales[..]), Measure::ErrorAndWeights(self.moments));
+        let mut kept = self.round(target, scales, None, measure).await?;
+        let mut clipped = false;
+        // Clipping q and k moves the attention of every token; the authors leave them alone.
+        if !matches!(linear, Linear::Q | Linear::K) {
+            let group_size = target.scheme.granularity().group_size(target.cols);
+            let steps = Clipping::in_steps(hessian, &folded.scales, group_size);
+            let clipping = steps.run(self.context.control).await?;
+            let outcome = self.round(target, scales, Some(&clipping), measure).await?;
+            if outcome.error < kept.error {
+                (kept, clipped) = (outcome, true);
+            }
+        }
+        let share = |error: f64| if rounded.signal > 0.0 { error / rounded.signal } else { 0.0 };
+        let record = CalibrationRecord {
+            method: Method::Awq.name().to_owned(),
+            output_error: Some(share(kept.error)),
+            rtn_output_error: Some(share(rounded.error)),
+            damping: None,
+            ratio: folded.ratio,
+            clipped: Some(clipped),
+            reason: folded.reason.clone(),
+        };
+        Ok((kept, record))
+    }
+
+    async fn round(
+        self,
+        target: &ModuleTarget<'_>,
+        scales: Option<&[f32]>,
+        clipping: Option<&Clipping>,
+        measure: Measure<'_>,
+    ) -> Result<AwqOutcome> {
+        round_measured(self.context, target, scales, clipping, measure, self.rows).await
+    }
 }

@@ -1,11 +1,13 @@
 //! Brings the rows of a matrix from the checkpoint to a quantizer, as it wants them. Floor 7.
 
+use super::method::{LayerContext, ModuleTarget};
 use crate::error::Result;
 use crate::model::weights::DenseRows;
 use crate::parallel;
-use crate::quant::RowQuantizer;
 use crate::quant::row_queue::rows_at_once;
+use crate::quant::{PackedTensor, RowQuantizer, WeightError};
 use crate::task::{self, Control};
+use std::ops::Range;
 
 /// Quantizes all `rows`, reading about as many at once as are worked on at once. `report` hears how many were read.
 ///
@@ -30,4 +32,39 @@ pub async fn quantize_rows(
         task::checkpoint(control).await?;
     }
     Ok(())
+}
+
+/// Goes through all rows of a module, `[rows, cols]` at a time.
+///
+/// # Errors
+/// Whatever reading and `each` meet.
+pub async fn for_each_chunk(
+    context: LayerContext<'_>,
+    target: &ModuleTarget<'_>,
+    mut each: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let mut rows = DenseRows::new(context.checkpoint, target.source)?;
+    while let Some((range, values)) = rows.next().await? {
+        each(range, values)?;
+        task::checkpoint(context.control).await?;
+    }
+    Ok(())
+}
+
+/// How far packed weights are from those of a module.
+///
+/// # Errors
+/// Whatever reading meets.
+pub async fn weight_error(
+    context: LayerContext<'_>,
+    target: &ModuleTarget<'_>,
+    packed: &PackedTensor,
+) -> Result<WeightError> {
+    let mut error = WeightError::default();
+    for_each_chunk(context, target, |rows, values| {
+        error.add_rows(values, packed, rows);
+        Ok(())
+    })
+    .await?;
+    Ok(error)
 }

@@ -2,95 +2,81 @@
 //!
 //! At each stop the caller learns what the layers there are given, and may replace their weights; the samples then go on
 //! through the replaced ones. So every layer is calibrated with inputs that the layers before it, already quantized, really
-//! make ("true-sequential"), and every step runs once. In memory: one block, one run of tokens, one statistic; all else is
-//! in scratch. A walk that [follows the original](Walk::begin) takes the samples through the original blocks as well, and
-//! says how far the inputs have drifted from those that the original model makes. Floor 7.
+//! make ("true-sequential"), and every step runs once. In memory: one block, one chunk of tokens, one statistic; all else is
+//! in scratch. A walk that measures a [drift](Statistics::drift) takes the samples through the original blocks as well.
+//! Floor 7.
 
-mod blobs;
 mod parent;
+mod slots;
 
-pub use blobs::BLOBS;
+pub use slots::SLOTS;
 
 use super::moments::MomentSums;
 use super::samples::Samples;
-use crate::backend::{Backend, Segment, Sums};
-use crate::error::{Error, Result};
+use crate::backend::{Backend, Sums};
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::passing::Held;
 use crate::format::scratch::Scratch;
-use crate::model::block::{Block, Hidden, Position, Site, Workspace};
-use crate::model::decoder::{Ends, RopeTable, chunk_tokens, new_hidden};
+use crate::model::block::{Block, LinearInput, Stage};
+use crate::model::hidden_store::{HiddenStore, StoreSlot};
 use crate::model::names::{self, Linear};
-use crate::model::spill::{Carrier, Place};
-use crate::model::weights::Replacement;
-use crate::model::{Checkpoint, KvCache, LoadOptions, ModelConfig};
-use crate::quant::{Activations, Drift, Hessian};
+use crate::model::runner::{Chunk, LayerStreamed, Runner, Waiting};
+use crate::model::weights::WeightSource;
+use crate::model::{Checkpoint, LoadOptions};
+use crate::quant::{Drift, Hessian};
 use crate::task::{self, Control, Progress};
-use blobs::{Stream, activations};
+use slots::{Stream, activations};
+
+/// What is to be known of the inputs of linear layers, beside their second moments.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Statistics {
+    /// How far they are from those in the original model, for which the samples go through that as well.
+    pub drift: bool,
+    /// The mean of the absolute value of each feature.
+    pub mean_absolute: bool,
+}
+
+/// How samples are taken through a model.
+#[derive(Clone, Copy, Debug)]
+pub struct WalkOptions {
+    /// Where it begins.
+    pub start: Start,
+    /// What is to be known of the inputs.
+    pub statistics: Statistics,
+    /// Whether the stored bytes of each block stay in memory while the samples are in it, for who reads its weights again.
+    pub holds_blocks: bool,
+    /// What reports of progress call the work.
+    pub phase: &'static str,
+}
 
 /// Samples on their way through a model.
 pub struct Walk<'a, B: Backend> {
-    checkpoint: &'a Checkpoint,
-    config: &'a ModelConfig,
+    model: LayerStreamed<'a, B>,
     samples: &'a Samples,
-    scratch: &'a dyn Scratch,
-    backend: B,
-    work: Workspace<B>,
-    hidden: Hidden<B>,
-    rope: RopeTable<B>,
-    cache: KvCache<B>,
-    carrier: Carrier,
-    /// Longest window.
-    context: usize,
-    chunk: usize,
-    block: Option<Block<B>>,
-    /// Whether the samples also go through the original blocks.
-    follows_original: bool,
-    /// The same block as it is in the checkpoint.
-    original: Option<Block<B>>,
-    holds_blocks: bool,
+    options: WalkOptions,
+    /// By [`Stream`]: the block that the samples are in, and the same as it is in the checkpoint.
+    blocks: [Option<Block<B>>; 2],
     /// The block's tensors.
     held: Option<Held>,
     layer: usize,
     /// Where in the block the samples are; `None` before it.
-    site: Option<Site>,
-    /// Whether the residual streams before a block stay until they are known after it.
-    kept: bool,
-    /// What reports of progress call the work.
-    phase: &'static str,
-    /// Whether `absolute` is added up.
-    measures_means: bool,
-    /// Sum of the absolute values of each feature at the site, over all tokens.
-    absolute: Vec<f64>,
+    input: Option<LinearInput>,
 }
 
-/// Tokens of one sample that run together.
-#[derive(Clone, Copy)]
-struct Run {
-    sample: usize,
-    /// The first token's position in the sample.
-    past: usize,
-    count: usize,
-    /// The first token's row in scratch, where the samples stand end to end.
-    row: usize,
-}
-
-/// What is known of the inputs of the layers at a site.
-pub struct Inputs {
-    /// Which site.
-    pub site: Site,
-    /// Second moments of the inputs.
+/// What is known of the inputs of some layers.
+pub struct InputStatistics {
+    /// Which inputs.
+    pub input: LinearInput,
+    /// Their second moments.
     pub hessian: Hessian,
-    /// How far they are from the original model's, where the walk follows it.
+    /// How far they are from the original model's, where that is wanted.
     pub drift: Option<Drift>,
+    /// The mean of the absolute value of each feature, where that is wanted.
+    pub mean_absolute: Option<Vec<f32>>,
 }
-
-/// Calibration sees activations as they are.
-const LOAD: LoadOptions =
-    LoadOptions { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there. With `follows_original`
-    /// the samples go through the original blocks too, for [`Inputs::drift`].
+    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there.
     ///
     /// # Errors
     /// `context_overflow` for samples longer than the model was made for, `invalid_argument` for unknown tokens, and
@@ -100,44 +86,17 @@ impl<'a, B: Backend> Walk<'a, B> {
         samples: &'a Samples,
         mut backend: B,
         scratch: &'a dyn Scratch,
-        start: Start,
-        follows_original: bool,
+        options: WalkOptions,
         control: &dyn Control,
     ) -> Result<Self> {
-        let config = checkpoint.config();
         // Nothing here depends on whether a token comes alone.
         backend.set_sums(Sums::Reordered);
-        samples.check_vocabulary(config.vocab_size)?;
+        samples.check_vocabulary(checkpoint.config().vocab_size)?;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
-        config.check_context(context)?;
-        let chunk = chunk_tokens(config).min(context.max(1));
-        let mut walk = Self {
-            checkpoint,
-            config,
-            samples,
-            scratch,
-            work: Workspace::new(&mut backend, config, chunk)?,
-            hidden: new_hidden(&mut backend, config, chunk)?,
-            rope: RopeTable::default(),
-            cache: KvCache::new(&mut backend, config, 1, 1, context)?,
-            carrier: Carrier::default(),
-            backend,
-            context,
-            chunk,
-            block: None,
-            follows_original,
-            original: None,
-            holds_blocks: false,
-            held: None,
-            layer: 0,
-            site: None,
-            kept: false,
-            phase: "calibrate",
-            measures_means: false,
-            absolute: Vec::new(),
-        };
-        walk.kept = start != Start::Embed;
-        match start {
+        let model = LayerStreamed::new(checkpoint, LoadOptions::EXACT, context, backend, scratch)?;
+        let mut walk =
+            Self { model, samples, options, blocks: [None, None], held: None, layer: 0, input: None };
+        match options.start {
             Start::GoOn(layer) => walk.layer = layer,
             Start::Embed | Start::EmbedKept => walk.embed(control).await?,
         }
@@ -145,170 +104,141 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     async fn embed(&mut self, control: &dyn Control) -> Result<()> {
-        let ends = Ends::load(&mut self.backend, self.checkpoint, LOAD).await?;
-        for &stream in self.streams() {
-            self.scratch.delete(self.residual_before(0, stream)).await?;
+        let ends = self.model.load_ends().await?;
+        let slots: Vec<&str> = self.streams().iter().map(|&stream| self.residual_before(0, stream)).collect();
+        for slot in &slots {
+            self.model.store.scratch.delete(slot).await?;
         }
-        for run in self.runs() {
-            task::checkpoint(control).await?;
-            let tokens = &self.samples.windows[run.sample][run.past..run.past + run.count];
-            ends.embed(&mut self.backend, tokens, &mut self.hidden, &mut self.work)?;
-            for &stream in self.streams() {
-                self.save_hidden(run, self.residual_before(0, stream)).await?;
-            }
+        let mut row = 0;
+        for window in &self.samples.windows {
+            self.model.embed(&ends, window, row, &slots, control).await?;
+            row += window.len();
         }
         Ok(())
-    }
-
-    /// Gives the work another name than `calibrate` in reports of progress.
-    #[must_use]
-    pub fn in_phase(self, phase: &'static str) -> Self {
-        Self { phase, ..self }
-    }
-
-    /// Whether [`mean_absolute`](Self::mean_absolute) will be asked for.
-    #[must_use]
-    pub fn measuring_means(self, wanted: bool) -> Self {
-        Self { measures_means: wanted, ..self }
-    }
-
-    /// Whether the stored bytes of each block stay in memory while the samples are in it, for who reads its weights again.
-    #[must_use]
-    pub fn holding_blocks(self, wanted: bool) -> Self {
-        Self { holds_blocks: wanted, ..self }
     }
 
     /// Loads the next block; the samples stand in front of it.
     pub async fn enter_block(&mut self, layer: usize) -> Result<()> {
         self.held = None;
-        if self.holds_blocks {
-            let store = self.checkpoint.store();
+        if self.options.holds_blocks {
+            let store = self.model.checkpoint.store();
             let of_block = names::block(layer);
             let tensors = store.names().filter(|name| name.starts_with(&of_block)).map(str::to_owned);
             self.held = Some(store.hold(tensors));
         }
-        self.block = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
-        if self.follows_original {
-            self.original = Some(Block::load(&mut self.backend, self.checkpoint, layer, LOAD).await?);
+        for &stream in self.streams() {
+            self.blocks[stream as usize] = Some(self.model.load_block(layer).await?);
         }
-        self.layer = layer;
-        self.site = None;
+        (self.layer, self.input) = (layer, None);
         Ok(())
     }
 
-    /// Takes all samples to the next site of the block, and returns what they are there.
+    /// Takes all samples to the next input of the block, and returns what they are there.
     ///
     /// # Errors
     /// `non_finite` where the activations are no numbers: the model, or what was made of it, is broken.
-    pub async fn next_site(&mut self, control: &dyn Control) -> Result<Inputs> {
-        let site = match self.site {
-            None => Site::Attention,
-            Some(site) => Site::ALL[Site::ALL.iter().position(|&other| other == site).unwrap_or(0) + 1],
+    pub async fn next_input(&mut self, control: &dyn Control) -> Result<InputStatistics> {
+        let input = match self.input {
+            None => LinearInput::Qkv,
+            Some(input) => LinearInput::ALL[input as usize + 1],
         };
-        let width = site.width(self.config);
-        if self.follows_original {
-            self.move_original(site, control).await?;
+        let Statistics { drift: follows, mean_absolute: measures_means } = self.options.statistics;
+        let width = input.width(&self.model.runner.config);
+        if follows {
+            for (sample, chunk) in self.chunks() {
+                self.advance(input, sample, chunk, Stream::Original, control).await?;
+                let LayerStreamed { runner: Runner { backend, work, .. }, store, .. } = &mut self.model;
+                let slot = StoreSlot { name: activations(input, Stream::Original), first: chunk.row };
+                store.save(backend, work.at(input), chunk.count, width, slot).await?;
+            }
         }
-        let mut moments = MomentSums::new(&mut self.backend, self.chunk, width, self.follows_original)?;
-        self.absolute = vec![0.0; width];
-        let mut original = Carrier::default();
-        for run in self.runs() {
-            self.report_moving(site, run, Stream::Quantized, control);
-            task::checkpoint(control).await?;
-            self.bring_back(run, Stream::Quantized).await?;
-            self.step(site, run.past, Stream::Quantized)?;
-            self.backend.flush()?;
-            self.keep_residual(site, run, Stream::Quantized).await?;
-            let blob = activations(site, Stream::Quantized);
-            let place = Place { scratch: self.scratch, blob, first: run.row };
-            let rows =
-                self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
-            if self.measures_means {
-                for row in rows.chunks_exact(width) {
-                    for (sum, value) in self.absolute.iter_mut().zip(row) {
+        let tokens = self.model.runner.work.tokens;
+        let mut moments = MomentSums::new(&mut self.model.runner.backend, tokens, width, follows)?;
+        let mut absolute = vec![0.0; if measures_means { width } else { 0 }];
+        let mut original = HiddenStore::new(self.model.store.scratch);
+        for (sample, chunk) in self.chunks() {
+            self.advance(input, sample, chunk, Stream::Quantized, control).await?;
+            let LayerStreamed { runner: Runner { backend, work, .. }, store, .. } = &mut self.model;
+            let slot = |stream| StoreSlot { name: activations(input, stream), first: chunk.row };
+            let (rows, count) = (work.at(input), chunk.count);
+            let values = store.save(backend, rows, count, width, slot(Stream::Quantized)).await?;
+            if measures_means {
+                for row in values.chunks_exact(width) {
+                    for (sum, value) in absolute.iter_mut().zip(row) {
                         *sum += f64::from(value.abs());
                     }
                 }
             }
-            if self.follows_original {
-                let blob = activations(site, Stream::Original);
-                let place = Place { scratch: self.scratch, blob, first: run.row };
-                let original = original.fetch(run.count, width, place).await?;
-                moments.join(&mut self.backend, rows, original)?;
+            if follows {
+                let original = original.fetch(count, width, slot(Stream::Original)).await?;
+                moments.join(backend, values, original)?;
             }
             for tile in 0..moments.tiles() {
                 task::checkpoint(control).await?;
-                moments.add(&mut self.backend, tile, run.count, self.work.at(site))?;
+                moments.add(backend, tile, count, rows)?;
             }
-            self.backend.flush()?;
+            backend.flush()?;
         }
-        self.site = Some(site);
-        let (hessian, drift) = moments.read(&mut self.backend, self.samples.tokens()).await?;
+        self.input = Some(input);
+        let tokens = self.samples.tokens();
+        let (hessian, drift) = moments.read(&mut self.model.runner.backend, tokens).await?;
         if !hessian.is_finite() {
             return Err(Error::new(
-                crate::error::ErrorCode::NonFinite,
-                format!("the inputs of {} are not finite on the calibration samples", self.module(site)),
+                ErrorCode::NonFinite,
+                format!("the inputs of {} are not finite on the calibration samples", self.module(input)),
             ));
         }
-        Ok(Inputs { site, hessian, drift })
+        let mean = |sum: f64| (sum / tokens.max(1) as f64) as f32;
+        let mean_absolute = measures_means.then(|| absolute.into_iter().map(mean).collect());
+        Ok(InputStatistics { input, hessian, drift, mean_absolute })
     }
 
-    /// Takes all samples to the site in the original model.
-    async fn move_original(&mut self, site: Site, control: &dyn Control) -> Result<()> {
-        for run in self.runs() {
-            self.report_moving(site, run, Stream::Original, control);
-            task::checkpoint(control).await?;
-            self.bring_back(run, Stream::Original).await?;
-            self.step(site, run.past, Stream::Original)?;
-            self.backend.flush()?;
-            self.keep_residual(site, run, Stream::Original).await?;
-            let blob = activations(site, Stream::Original);
-            let place = Place { scratch: self.scratch, blob, first: run.row };
-            let width = site.width(self.config);
-            self.carrier.save(&mut self.backend, self.work.at(site), run.count, width, place).await?;
+    /// Takes a chunk to `input` in one of the models, and keeps its residual stream where that is another one than before.
+    async fn advance(
+        &mut self,
+        input: LinearInput,
+        sample: usize,
+        chunk: Chunk,
+        stream: Stream,
+        control: &dyn Control,
+    ) -> Result<()> {
+        self.report_moving(input, sample, stream, control);
+        task::checkpoint(control).await?;
+        let from = self.waiting(stream);
+        let block = self.blocks[stream as usize].as_ref().ok_or_else(no_block)?;
+        self.model.run(block, chunk, from, input.stage(), |_| ()).await?;
+        self.model.runner.backend.flush()?;
+        if input == LinearInput::GateUp {
+            self.model.save_residual(chunk, self.residual_inside(stream)).await?;
         }
         Ok(())
     }
 
-    /// The mean of the absolute value of each feature at the site where the samples stand, in a walk that
-    /// [measures](Self::measuring_means) it; else zeros.
-    pub fn mean_absolute(&self) -> Vec<f32> {
-        let tokens = self.samples.tokens().max(1) as f64;
-        self.absolute.iter().map(|sum| (sum / tokens) as f32).collect()
-    }
-
-    /// Replaces matrices that read the site where the samples stand. They go on through the new ones. After a failure
-    /// there is no block.
-    pub async fn replace(&mut self, site: Site, replaced: &[(Linear, Replacement<'_>)]) -> Result<()> {
-        let Some(block) = self.block.take() else {
-            return Err(Error::invalid_argument("expected a block that was entered"));
+    /// Takes other weights for layers that read the input where the samples are. They go on through the new ones.
+    pub async fn replace(&mut self, sources: &[(Linear, WeightSource<'_>)]) -> Result<()> {
+        let (Some(block), Some(input)) = (&mut self.blocks[Stream::Quantized as usize], self.input) else {
+            return Err(no_block());
         };
-        let block =
-            block.replace(&mut self.backend, self.checkpoint, self.layer, site, replaced, LOAD).await?;
-        self.block = Some(block);
-        Ok(())
+        self.model.replace(block, self.layer, input, sources).await
     }
 
     /// Takes all samples through the rest of the block.
     pub async fn leave_block(&mut self, control: &dyn Control) -> Result<()> {
         for &stream in self.streams() {
-            for run in self.runs() {
+            let (from, to) = (self.waiting(stream), self.residual_before(self.layer + 1, stream));
+            for (_, chunk) in self.chunks() {
                 task::checkpoint(control).await?;
-                self.bring_back(run, stream).await?;
-                let block = if stream == Stream::Original { &self.original } else { &self.block };
-                if let Some(block) = block {
-                    block.finish(&mut self.backend, &mut self.hidden, &mut self.work)?;
-                }
-                self.save_hidden(run, self.residual_before(self.layer + 1, stream)).await?;
+                let block = self.blocks[stream as usize].as_ref().ok_or_else(no_block)?;
+                self.model.run(block, chunk, from, Stage::End, |_| ()).await?;
+                self.model.save_residual(chunk, to).await?;
             }
         }
-        (self.block, self.original, self.held) = (None, None, None);
-        self.site = None;
+        (self.blocks, self.held, self.input) = ([None, None], None, None);
         // Until then they are written over: the system takes longer over a new file than over an old one.
-        if self.layer + 1 == self.config.num_hidden_layers {
+        if self.layer + 1 == self.model.runner.config.num_hidden_layers {
             for &stream in self.streams() {
-                for site in [Site::Mlp, Site::Down] {
-                    self.scratch.delete(activations(site, stream)).await?;
+                for input in [LinearInput::GateUp, LinearInput::Down] {
+                    self.model.store.scratch.delete(activations(input, stream)).await?;
                 }
             }
         }
@@ -316,142 +246,82 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     fn streams(&self) -> &'static [Stream] {
-        if self.follows_original { &[Stream::Original, Stream::Quantized] } else { &[Stream::Quantized] }
+        let both = &[Stream::Original, Stream::Quantized];
+        if self.options.statistics.drift { both } else { &both[1..] }
     }
 
-    /// Every run of tokens, sample by sample.
-    fn runs(&self) -> Vec<Run> {
-        let mut runs = Vec::new();
+    /// Every chunk of tokens, sample by sample. In scratch the samples stand end to end.
+    fn chunks(&self) -> Vec<(usize, Chunk)> {
         let mut row = 0;
+        let mut chunks = Vec::new();
         for (sample, window) in self.samples.windows.iter().enumerate() {
-            for past in (0..window.len()).step_by(self.chunk) {
-                let count = self.chunk.min(window.len() - past);
-                runs.push(Run { sample, past, count, row });
-                row += count;
-            }
+            chunks.extend(self.model.chunks(window.len(), row).map(|chunk| (sample, chunk)));
+            row += window.len();
         }
-        runs
+        chunks
     }
 
-    /// Tells how far the work at `site` is: `steps` of [`STEPS_OF_SITE`], half of which are for the samples on their way
+    /// Tells how far the work at `input` is: `steps` of [`STEPS_OF_INPUT`], half of which are for the samples on their way
     /// and half for what is made of the layers there.
-    fn report(&self, site: Site, steps: u64, item: &str, control: &dyn Control) {
-        let sites = Site::ALL.len();
-        let place = (self.layer * sites + site as usize) as u64;
+    fn report(&self, input: LinearInput, steps: u64, item: &str, control: &dyn Control) {
+        let inputs = LinearInput::ALL.len();
+        let place = (self.layer * inputs + input as usize) as u64;
         control.progress(&Progress {
-            phase: self.phase,
-            done: place * STEPS_OF_SITE + steps,
-            total: (self.config.num_hidden_layers * sites) as u64 * STEPS_OF_SITE,
+            phase: self.options.phase,
+            done: place * STEPS_OF_INPUT + steps,
+            total: (self.model.runner.config.num_hidden_layers * inputs) as u64 * STEPS_OF_INPUT,
             item,
         });
     }
 
-    /// Tells that a run of tokens is on its way to `site`: where the walk follows the original, that way is gone first.
-    fn report_moving(&self, site: Site, run: Run, stream: Stream, control: &dyn Control) {
+    /// Tells that a sample is on its way to `input`: where the walk follows the original, that way is gone first.
+    fn report_moving(&self, input: LinearInput, sample: usize, stream: Stream, control: &dyn Control) {
         let (samples, ways) = (self.samples.windows.len(), self.streams().len());
-        let gone = run.sample + if stream == Stream::Quantized { (ways - 1) * samples } else { 0 };
-        let steps = STEPS_OF_SITE / 2 * gone as u64 / (ways * samples) as u64;
-        self.report(site, steps, &self.module(site), control);
+        let gone = sample + if stream == Stream::Quantized { (ways - 1) * samples } else { 0 };
+        let steps = STEPS_OF_INPUT / 2 * gone as u64 / (ways * samples) as u64;
+        self.report(input, steps, &self.module(input), control);
     }
 
-    /// Tells that `done` of `total` parts of the work on the layers at `site` are done, now on `item`.
-    pub fn report_quantizing(&self, site: Site, done: u64, total: u64, item: &str, control: &dyn Control) {
-        let half = STEPS_OF_SITE / 2;
-        self.report(site, half + (half * done.min(total)).checked_div(total).unwrap_or(0), item, control);
+    /// Tells that `done` of `total` parts of the work on the layers that read the input are done, now on `item`.
+    pub fn report_quantizing(&self, done: u64, total: u64, item: &str, control: &dyn Control) {
+        let (half, Some(input)) = (STEPS_OF_INPUT / 2, self.input) else { return };
+        self.report(input, half + (half * done.min(total)).checked_div(total).unwrap_or(0), item, control);
     }
 
-    /// The first module that reads the site.
-    fn module(&self, site: Site) -> String {
-        site.linears()[0].module(self.layer)
+    /// The first module that reads the input.
+    fn module(&self, input: LinearInput) -> String {
+        input.linears()[0].module(self.layer)
     }
 
-    /// From the site before to `site`.
-    fn step(&mut self, site: Site, past: usize, stream: Stream) -> Result<()> {
-        let Self { config, backend, work, hidden, rope, cache, context, .. } = self;
-        let block = if stream == Stream::Original { &self.original } else { &self.block };
-        let Some(block) = block else {
-            return Err(Error::invalid_argument("expected a block that was entered"));
+    /// Where the samples are.
+    fn waiting(&self, stream: Stream) -> Waiting<'static> {
+        let residual = match self.input {
+            None | Some(LinearInput::Qkv | LinearInput::O) => self.residual_before(self.layer, stream),
+            Some(LinearInput::GateUp | LinearInput::Down) => self.residual_inside(stream),
         };
-        match site {
-            Site::Attention => block.to_attention(backend, hidden, work),
-            Site::Output => {
-                let rope = rope.reserve(backend, config, *context)?;
-                let segments = &[Segment::causal(past, hidden.count)];
-                let position = Position { segments, capacity: *context, rope, cache: cache.layer_mut(0) };
-                block.to_output(backend, config, hidden.count, work, position)
-            }
-            Site::Mlp => block.to_mlp(backend, hidden, work),
-            Site::Down => block.to_down(backend, config, hidden.count, work),
-        }
+        let activations = self.input.map_or("", |input| activations(input, stream));
+        Waiting { input: self.input, residual, activations }
     }
 
-    /// Brings a run back to where it stands: its residual stream, and its activations at the last site.
-    async fn bring_back(&mut self, run: Run, stream: Stream) -> Result<()> {
-        self.bring_back_divided(run, stream, None).await
-    }
-
-    /// The same, with each activation divided by its feature's scale.
-    async fn bring_back_divided(&mut self, run: Run, stream: Stream, scales: Option<&[f32]>) -> Result<()> {
-        let (scratch, width) = (self.scratch, self.config.hidden_size);
-        let residual = Place { scratch, blob: self.residual(stream), first: run.row };
-        let Self { backend, carrier, hidden, work, .. } = self;
-        match self.site {
-            // The way to the next site leads past the residual stream.
-            Some(Site::Attention | Site::Mlp) => hidden.count = run.count,
-            None | Some(Site::Output | Site::Down) => {
-                carrier.load_hidden(backend, hidden, run.count, width, residual).await?;
-            }
-        }
-        let Some(site) = self.site else { return Ok(()) };
-        let place = Place { scratch, blob: activations(site, stream), first: run.row };
-        let width = site.width(self.config);
-        let divide = |rows: &mut [f32]| {
-            let Some(scales) = scales else { return };
-            for row in rows.chunks_exact_mut(width) {
-                for (value, scale) in row.iter_mut().zip(scales) {
-                    *value /= scale;
-                }
-            }
-        };
-        carrier.load_changed(backend, work.at_mut(site), run.count, width, place, divide).await
-    }
-
-    /// Keeps the residual stream of a run at `site`, where it is another one than before.
-    async fn keep_residual(&mut self, site: Site, run: Run, stream: Stream) -> Result<()> {
-        if site != Site::Mlp {
-            return Ok(());
-        }
-        self.save_hidden(run, self.residual_inside(stream)).await
-    }
-
-    /// The blob of the residual streams where the samples stand.
-    fn residual(&self, stream: Stream) -> &'static str {
-        match self.site {
-            None | Some(Site::Attention | Site::Output) => self.residual_before(self.layer, stream),
-            Some(Site::Mlp | Site::Down) => self.residual_inside(stream),
-        }
-    }
-
-    /// The blob of the residual streams before block `layer`.
+    /// The slot of the residual streams before block `layer`.
     fn residual_before(&self, layer: usize, stream: Stream) -> &'static str {
-        let blobs = stream.blobs();
-        if self.kept { blobs.residual_between[layer % 2] } else { blobs.residual }
+        let slots = stream.slots();
+        if self.options.start.keeps() { slots.residual_between[layer % 2] } else { slots.residual }
     }
 
-    /// The blob of the residual streams after a block's attention.
+    /// The slot of the residual streams after a block's attention.
     fn residual_inside(&self, stream: Stream) -> &'static str {
-        let blobs = stream.blobs();
-        if self.kept { blobs.residual_inside } else { blobs.residual }
-    }
-
-    async fn save_hidden(&mut self, run: Run, blob: &str) -> Result<()> {
-        let place = Place { scratch: self.scratch, blob, first: run.row };
-        self.carrier.save_hidden(&mut self.backend, &self.hidden, self.config.hidden_size, place).await
+        let slots = stream.slots();
+        if self.options.start.keeps() { slots.residual_inside } else { slots.residual }
     }
 }
 
-/// Steps of the work at one site, in reports of progress.
-const STEPS_OF_SITE: u64 = 1000;
+fn no_block() -> Error {
+    Error::invalid_argument("expected a block that was entered")
+}
+
+/// Steps of the work at one input, in reports of progress.
+const STEPS_OF_INPUT: u64 = 1000;
 
 /// Where a walk begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,4 +333,11 @@ pub enum Start {
     EmbedKept,
     /// In front of this block, with what a walk that began with [`EmbedKept`](Self::EmbedKept) has left in scratch.
     GoOn(usize),
+}
+
+impl Start {
+    /// Whether the residual streams before a block stay until they are known after it.
+    fn keeps(self) -> bool {
+        self != Self::Embed
+    }
 }

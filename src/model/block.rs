@@ -5,23 +5,20 @@
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::names::{BlockNorm, Linear};
-use super::weights::{LoadOptions, Part, Replacement, load_linear, load_norm};
+use super::weights::{LoadOptions, Part, WeightSource, load_linear, load_norm};
 use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm, Segment};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The weights of one block on a device.
 pub struct Block<B: Backend> {
     input_norm: Norm<B::Buffer>,
-    /// `q|k|v`
-    qkv: B::Weight,
     qk_norm: Option<QkNorm<B::Buffer>>,
     attention_sub_norm: Option<Norm<B::Buffer>>,
-    o: B::Weight,
     post_attention_norm: Norm<B::Buffer>,
-    /// `gate|up`
-    gate_up: B::Weight,
     mlp_sub_norm: Option<Norm<B::Buffer>>,
-    down: B::Weight,
+    /// By their input, in the order of [`LinearInput::ALL`]: `q|k|v`, `o`, `gate|up`, `down`. `None` where putting another in
+    /// its place has failed.
+    linears: [Option<B::Weight>; 4],
 }
 
 /// The hidden states of a run of tokens between two blocks. The last block's output waits in `delta` until the next
@@ -47,6 +44,8 @@ pub struct Workspace<B: Backend> {
     attended: B::Buffer,
     attended_normed: Option<B::Buffer>,
     attention_out: B::Buffer,
+    /// The input of gate and up, where that of q, k and v has to stay.
+    mlp_normed: Option<B::Buffer>,
     gate_up: B::Buffer,
     gated: B::Buffer,
     gated_normed: Option<B::Buffer>,
@@ -73,6 +72,7 @@ impl<B: Backend> Workspace<B> {
             attended: buffer(attended)?,
             attended_normed: if config.sub_norms { Some(buffer(attended)?) } else { None },
             attention_out: buffer(config.hidden_size)?,
+            mlp_normed: None,
             gate_up: buffer(2 * config.intermediate_size)?,
             gated: buffer(config.intermediate_size)?,
             gated_normed: if config.sub_norms { Some(buffer(config.intermediate_size)?) } else { None },
@@ -93,6 +93,25 @@ pub struct Position<'a, B: Backend> {
     pub cache: &'a mut KvLayer<B::Buffer>,
 }
 
+/// How far tokens have come in a block, in the order of the data flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Before it.
+    Start,
+    /// At the input of q, k and v.
+    Qkv,
+    /// At that of the attention's output projection.
+    O,
+    /// After it: what attention adds to the residual stream is there, and the stream is as it was.
+    AttentionOutput,
+    /// At the input of gate and up. The residual stream has taken in the attention.
+    GateUp,
+    /// At that of the down projection.
+    Down,
+    /// After the block: its output waits in [`Hidden::delta`].
+    End,
+}
+
 impl<B: Backend> Block<B> {
     /// Loads block `layer`.
     pub async fn load(
@@ -102,12 +121,8 @@ impl<B: Backend> Block<B> {
         options: LoadOptions,
     ) -> Result<Self> {
         let config = checkpoint.config();
-        let parts = |site: Site| {
-            let linears = site.linears().iter();
-            linears.map(|&linear| Part::of(checkpoint, layer, linear)).collect::<Vec<_>>()
-        };
         let mut loader = Loader { backend, checkpoint, layer };
-        Ok(Self {
+        let mut block = Self {
             input_norm: loader.norm(BlockNorm::Input).await?,
             qk_norm: if config.qk_norm {
                 Some(QkNorm {
@@ -120,166 +135,126 @@ impl<B: Backend> Block<B> {
             attention_sub_norm: loader.optional_norm(BlockNorm::AttentionSub).await?,
             post_attention_norm: loader.norm(BlockNorm::PostAttention).await?,
             mlp_sub_norm: loader.optional_norm(BlockNorm::MlpSub).await?,
-            qkv: load_linear(loader.backend, checkpoint, &parts(Site::Attention), options).await?,
-            o: load_linear(loader.backend, checkpoint, &parts(Site::Output), options).await?,
-            gate_up: load_linear(loader.backend, checkpoint, &parts(Site::Mlp), options).await?,
-            down: load_linear(loader.backend, checkpoint, &parts(Site::Down), options).await?,
-        })
+            linears: [const { None }; 4],
+        };
+        for input in LinearInput::ALL {
+            block.replace(loader.backend, checkpoint, layer, input, &[], options).await?;
+        }
+        Ok(block)
     }
 
-    /// Runs the tokens of `hidden` through the block and appends their keys and values to the cache.
-    pub fn forward(
+    /// Takes the tokens of `hidden`, which stand at `from`, on to `to`. On the way their keys and values are appended to
+    /// the cache.
+    pub fn run(
         &self,
         backend: &mut B,
         config: &ModelConfig,
         hidden: &mut Hidden<B>,
         work: &mut Workspace<B>,
         position: Position<'_, B>,
+        (from, to): (Stage, Stage),
     ) -> Result<()> {
-        self.to_attention(backend, hidden, work)?;
-        self.to_output(backend, config, hidden.count, work, position)?;
-        self.to_mlp(backend, hidden, work)?;
-        self.to_down(backend, config, hidden.count, work)?;
-        self.finish(backend, hidden, work)
-    }
-
-    /// From `hidden` to the input of q, k and v: [`Site::Attention`].
-    pub fn to_attention(
-        &self,
-        backend: &mut B,
-        hidden: &mut Hidden<B>,
-        work: &mut Workspace<B>,
-    ) -> Result<()> {
-        let delta = hidden.has_delta.then_some(&hidden.delta);
-        backend.add_rms_norm(
-            &mut hidden.residual,
-            delta,
-            hidden.count,
-            self.input_norm.as_ref(),
-            &mut work.normed,
-        )
-    }
-
-    /// From there to the input of the output projection: [`Site::Output`].
-    pub fn to_output(
-        &self,
-        backend: &mut B,
-        config: &ModelConfig,
-        count: usize,
-        work: &mut Workspace<B>,
-        position: Position<'_, B>,
-    ) -> Result<()> {
-        let Position { segments, capacity, rope, cache } = position;
-        let shape = config.attention_shape(capacity);
-        backend.linear(&work.normed, count, &self.qkv, &mut work.qkv)?;
-        let qk_norm = self.qk_norm.as_ref().map(QkNorm::as_ref);
-        backend.rope_and_append_kv(&mut work.qkv, segments, &shape, rope, qk_norm, cache.as_mut())?;
-        backend.attention(&work.qkv, segments, &shape, cache.as_ref(), &mut work.attended)?;
-        sub_norm(backend, &self.attention_sub_norm, count, &mut work.attended, &mut work.attended_normed)
-    }
-
-    /// From there to the attention's output alone, which [`Workspace::attention_out`] then is; the residual stream stays.
-    pub fn attention_out(&self, backend: &mut B, count: usize, work: &mut Workspace<B>) -> Result<()> {
-        let attended = work.attended_normed.as_ref().unwrap_or(&work.attended);
-        backend.linear(attended, count, &self.o, &mut work.attention_out)
-    }
-
-    /// From there to the input of gate and up: [`Site::Mlp`]. The residual stream of `hidden` takes in the attention.
-    pub fn to_mlp(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
         let count = hidden.count;
-        self.attention_out(backend, count, work)?;
-        let (delta, norm) = (Some(&work.attention_out), self.post_attention_norm.as_ref());
-        backend.add_rms_norm(&mut hidden.residual, delta, count, norm, &mut work.normed)
-    }
-
-    /// From there to the input of the down projection: [`Site::Down`].
-    pub fn to_down(
-        &self,
-        backend: &mut B,
-        config: &ModelConfig,
-        count: usize,
-        work: &mut Workspace<B>,
-    ) -> Result<()> {
-        backend.linear(&work.normed, count, &self.gate_up, &mut work.gate_up)?;
-        backend.gate(&work.gate_up, count, config.intermediate_size, config.activation, &mut work.gated)?;
-        sub_norm(backend, &self.mlp_sub_norm, count, &mut work.gated, &mut work.gated_normed)
-    }
-
-    /// From there to the block's output, which waits in `hidden.delta`.
-    pub fn finish(&self, backend: &mut B, hidden: &mut Hidden<B>, work: &mut Workspace<B>) -> Result<()> {
-        let gated = work.gated_normed.as_ref().unwrap_or(&work.gated);
-        backend.linear(gated, hidden.count, &self.down, &mut hidden.delta)?;
-        hidden.has_delta = true;
+        let passes = |stage| from < stage && stage <= to;
+        if passes(Stage::Qkv) {
+            let delta = hidden.has_delta.then_some(&hidden.delta);
+            let norm = self.input_norm.as_ref();
+            backend.add_rms_norm(&mut hidden.residual, delta, count, norm, &mut work.normed)?;
+        }
+        if passes(Stage::O) {
+            let Position { segments, capacity, rope, cache } = position;
+            let shape = config.attention_shape(capacity);
+            backend.linear(&work.normed, count, self.linear(LinearInput::Qkv)?, &mut work.qkv)?;
+            let qk_norm = self.qk_norm.as_ref().map(QkNorm::as_ref);
+            backend.rope_and_append_kv(&mut work.qkv, segments, &shape, rope, qk_norm, cache.as_mut())?;
+            backend.attention(&work.qkv, segments, &shape, cache.as_ref(), &mut work.attended)?;
+            sub_norm(
+                backend,
+                &self.attention_sub_norm,
+                count,
+                &mut work.attended,
+                &mut work.attended_normed,
+            )?;
+        }
+        if passes(Stage::AttentionOutput) {
+            let attended = work.attended_normed.as_ref().unwrap_or(&work.attended);
+            backend.linear(attended, count, self.linear(LinearInput::O)?, &mut work.attention_out)?;
+        }
+        if passes(Stage::GateUp) {
+            let (delta, norm) = (Some(&work.attention_out), self.post_attention_norm.as_ref());
+            let normed = work.mlp_normed.as_mut().unwrap_or(&mut work.normed);
+            backend.add_rms_norm(&mut hidden.residual, delta, count, norm, normed)?;
+        }
+        if passes(Stage::Down) {
+            let normed = work.mlp_normed.as_ref().unwrap_or(&work.normed);
+            backend.linear(normed, count, self.linear(LinearInput::GateUp)?, &mut work.gate_up)?;
+            let (width, activation) = (config.intermediate_size, config.activation);
+            backend.gate(&work.gate_up, count, width, activation, &mut work.gated)?;
+            sub_norm(backend, &self.mlp_sub_norm, count, &mut work.gated, &mut work.gated_normed)?;
+        }
+        if passes(Stage::End) {
+            let gated = work.gated_normed.as_ref().unwrap_or(&work.gated);
+            backend.linear(gated, count, self.linear(LinearInput::Down)?, &mut hidden.delta)?;
+            hidden.has_delta = true;
+        }
         Ok(())
     }
 
-    /// Puts other values in the place of the matrices that read `site`: those of `replaced`, and for its other modules
-    /// the checkpoint's. The old ones are dropped first, so that both never need room at once.
+    fn linear(&self, input: LinearInput) -> Result<&B::Weight> {
+        let missing = || Error::invalid_argument("expected a block all of whose weights could be loaded");
+        self.linears[input as usize].as_ref().ok_or_else(missing)
+    }
+
+    /// Takes other weights for the layers that read `input`: those of `sources`, and for its other layers the checkpoint's.
+    /// The old ones are dropped first, so that both never need room at once; after a failure there are none.
     pub async fn replace(
-        mut self,
+        &mut self,
         backend: &mut B,
         checkpoint: &Checkpoint,
         layer: usize,
-        site: Site,
-        replaced: &[(Linear, Replacement<'_>)],
+        input: LinearInput,
+        sources: &[(Linear, WeightSource<'_>)],
         options: LoadOptions,
-    ) -> Result<Self> {
-        let parts: Vec<Part<'_>> = site
-            .linears()
-            .iter()
-            .map(|&linear| {
-                let replacement =
-                    replaced.iter().find(|(which, _)| *which == linear).map(|(_, replacement)| *replacement);
-                Part { replacement, ..Part::of(checkpoint, layer, linear) }
-            })
-            .collect();
-        // Nothing is read before the old ones are gone.
-        let weight = load_linear(backend, checkpoint, &parts, options);
-        match site {
-            Site::Attention => {
-                drop(self.qkv);
-                self.qkv = weight.await?;
-            }
-            Site::Output => {
-                drop(self.o);
-                self.o = weight.await?;
-            }
-            Site::Mlp => {
-                drop(self.gate_up);
-                self.gate_up = weight.await?;
-            }
-            Site::Down => {
-                drop(self.down);
-                self.down = weight.await?;
-            }
-        }
-        Ok(self)
+    ) -> Result<()> {
+        let parts = input.linears().iter().map(|&linear| {
+            let source = sources.iter().find(|(which, _)| *which == linear);
+            Part::of(
+                checkpoint,
+                layer,
+                linear,
+                source.map_or(WeightSource::Checkpoint, |(_, source)| *source),
+            )
+        });
+        let weight = &mut self.linears[input as usize];
+        *weight = None;
+        *weight = Some(load_linear(backend, checkpoint, &parts.collect::<Vec<_>>(), options).await?);
+        Ok(())
     }
 }
 
 /// The inputs of a block's linear layers, in the order of the data flow: where calibration looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Site {
+pub enum LinearInput {
     /// Of q, k and v.
-    Attention,
+    Qkv,
     /// Of the attention's output projection.
-    Output,
+    O,
     /// Of gate and up.
-    Mlp,
+    GateUp,
     /// Of the down projection.
     Down,
 }
 
-impl Site {
+impl LinearInput {
     /// In the order of the data flow.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Mlp, Self::Down];
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
     /// The modules that read it; their outputs stand side by side in this order.
     pub fn linears(self) -> &'static [Linear] {
         match self {
-            Self::Attention => &[Linear::Q, Linear::K, Linear::V],
-            Self::Output => &[Linear::O],
-            Self::Mlp => &[Linear::Gate, Linear::Up],
+            Self::Qkv => &[Linear::Q, Linear::K, Linear::V],
+            Self::O => &[Linear::O],
+            Self::GateUp => &[Linear::Gate, Linear::Up],
             Self::Down => &[Linear::Down],
         }
     }
@@ -288,29 +263,48 @@ impl Site {
     pub fn width(self, config: &ModelConfig) -> usize {
         self.linears()[0].shape(config).1
     }
+
+    /// Where tokens stand when they are there.
+    pub fn stage(self) -> Stage {
+        match self {
+            Self::Qkv => Stage::Qkv,
+            Self::O => Stage::O,
+            Self::GateUp => Stage::GateUp,
+            Self::Down => Stage::Down,
+        }
+    }
 }
 
 impl<B: Backend> Workspace<B> {
+    /// The same, in which after a block the inputs of all its linear layers are still there. Otherwise that of gate and up
+    /// takes the place of that of q, k and v.
+    pub fn keeping_inputs(mut self, backend: &mut B, config: &ModelConfig) -> Result<Self> {
+        self.mlp_normed = Some(backend.buffer(Element::F32, self.tokens * config.hidden_size)?);
+        Ok(self)
+    }
+
     /// What attention adds to the residual stream, `[tokens, hidden_size]`.
     pub fn attention_out(&self) -> &B::Buffer {
         &self.attention_out
     }
 
-    /// The activations at `site`, `[tokens, width]`.
-    pub fn at(&self, site: Site) -> &B::Buffer {
-        match site {
-            Site::Attention | Site::Mlp => &self.normed,
-            Site::Output => self.attended_normed.as_ref().unwrap_or(&self.attended),
-            Site::Down => self.gated_normed.as_ref().unwrap_or(&self.gated),
+    /// The activations at an input, `[tokens, width]`.
+    pub fn at(&self, input: LinearInput) -> &B::Buffer {
+        match input {
+            LinearInput::Qkv => &self.normed,
+            LinearInput::O => self.attended_normed.as_ref().unwrap_or(&self.attended),
+            LinearInput::GateUp => self.mlp_normed.as_ref().unwrap_or(&self.normed),
+            LinearInput::Down => self.gated_normed.as_ref().unwrap_or(&self.gated),
         }
     }
 
     /// The same, to go on from activations that were kept.
-    pub fn at_mut(&mut self, site: Site) -> &mut B::Buffer {
-        match site {
-            Site::Attention | Site::Mlp => &mut self.normed,
-            Site::Output => self.attended_normed.as_mut().unwrap_or(&mut self.attended),
-            Site::Down => self.gated_normed.as_mut().unwrap_or(&mut self.gated),
+    pub fn at_mut(&mut self, input: LinearInput) -> &mut B::Buffer {
+        match input {
+            LinearInput::Qkv => &mut self.normed,
+            LinearInput::O => self.attended_normed.as_mut().unwrap_or(&mut self.attended),
+            LinearInput::GateUp => self.mlp_normed.as_mut().unwrap_or(&mut self.normed),
+            LinearInput::Down => self.gated_normed.as_mut().unwrap_or(&mut self.gated),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 /// Sequences are numbered from 0 and have room for equally many positions. They share the buffers of a layer, one run of
 /// positions after the other, because a kernel can only be given so many buffers.
 pub struct KvCache<B: Backend> {
-    pub(super) layers: Vec<KvLayer<B::Buffer>>,
+    layers: Vec<KvLayer<B::Buffer>>,
     /// Positions seen of each sequence.
     lens: Vec<usize>,
     /// Positions of a sequence.
@@ -77,7 +77,7 @@ impl<B: Backend> KvCache<B> {
         self.lens[sequence] += count;
     }
 
-    /// Keys and values of one layer, for whoever runs blocks singly.
+    /// Keys and values of one layer.
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer<B::Buffer> {
         &mut self.layers[layer]
     }

@@ -2,6 +2,10 @@
 //!
 //! The table is made on the host with `libm`, so every backend rotates by the same numbers. Floor 5.
 
+use super::config::ModelConfig;
+use crate::backend::{Backend, Element};
+use crate::error::Result;
+
 /// Frequencies and how they are stretched for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -82,6 +86,32 @@ impl RopeConfig {
             table.extend(angles.map(|angle| libm::sin(angle) as f32));
         }
         table
+    }
+}
+
+/// Cosines and sines for as many positions as were needed so far.
+pub struct RopeTable<B: Backend> {
+    table: Option<B::Buffer>,
+    positions: usize,
+}
+
+impl<B: Backend> Default for RopeTable<B> {
+    fn default() -> Self {
+        Self { table: None, positions: 0 }
+    }
+}
+
+impl<B: Backend> RopeTable<B> {
+    /// The table, with at least `positions` rows.
+    pub fn reserve(&mut self, backend: &mut B, config: &ModelConfig, positions: usize) -> Result<&B::Buffer> {
+        if self.table.is_none() || self.positions < positions {
+            let values = config.rope.table(config.head_dim, positions);
+            let mut buffer = backend.buffer(Element::F32, values.len())?;
+            backend.write_f32(&mut buffer, &values)?;
+            self.positions = positions;
+            self.table = Some(buffer);
+        }
+        Ok(self.table.as_ref().expect("just made"))
     }
 }
 

@@ -28,12 +28,19 @@ pub struct LoadOptions {
     pub dense_as_f16: bool,
 }
 
-/// Values to take instead of the checkpoint's, of the same shape.
+impl LoadOptions {
+    /// Activations as they are: what calibration and sensitivity see.
+    pub const EXACT: Self = Self { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
+}
+
+/// Where a matrix comes from.
 #[derive(Clone, Copy)]
-pub enum Replacement<'a> {
-    /// A packed matrix.
+pub enum WeightSource<'a> {
+    /// As the checkpoint has it.
+    Checkpoint,
+    /// A packed matrix of the same shape.
     Packed(&'a PackedTensor),
-    /// A packed matrix whose columns, `[cols]`, were multiplied by these scales; it is held in floating point without them.
+    /// The same, whose columns, `[cols]`, were multiplied by these scales; it is held in floating point without them.
     Scaled(&'a PackedTensor, &'a [f32]),
 }
 
@@ -43,26 +50,25 @@ pub struct Part<'a> {
     pub module: String,
     /// Whether `<module>.bias` belongs to it.
     pub bias: bool,
-    /// Values to take instead of the checkpoint's.
-    pub replacement: Option<Replacement<'a>>,
+    /// Where its values are.
+    pub source: WeightSource<'a>,
 }
 
-impl Part<'_> {
-    /// A linear layer of a block, as the checkpoint has it.
-    pub fn of(checkpoint: &Checkpoint, layer: usize, linear: Linear) -> Self {
-        let bias = linear.has_bias(checkpoint.config());
-        Self { module: linear.module(layer), bias, replacement: None }
+impl<'a> Part<'a> {
+    /// A linear layer of a block.
+    pub fn of(checkpoint: &Checkpoint, layer: usize, linear: Linear, source: WeightSource<'a>) -> Self {
+        Self { module: linear.module(layer), bias: linear.has_bias(checkpoint.config()), source }
     }
 
     /// An embedding or a head, as the checkpoint has it.
     pub fn table(module: &str) -> Self {
-        Self { module: module.to_owned(), bias: false, replacement: None }
+        Self { module: module.to_owned(), bias: false, source: WeightSource::Checkpoint }
     }
 
     fn storage(&self, checkpoint: &Checkpoint) -> Result<ModuleStorage> {
-        match self.replacement {
-            None => checkpoint.module(&self.module),
-            Some(Replacement::Packed(tensor) | Replacement::Scaled(tensor, _)) => Ok(ModuleStorage::Packed {
+        match self.source {
+            WeightSource::Checkpoint => checkpoint.module(&self.module),
+            WeightSource::Packed(tensor) | WeightSource::Scaled(tensor, _) => Ok(ModuleStorage::Packed {
                 scheme: tensor.scheme(),
                 activations: Activations::F32,
                 rows: tensor.rows(),
@@ -89,7 +95,7 @@ pub async fn load_linear<B: Backend>(
         let (rows, cols) = storage.shape();
         let format = match &storage {
             ModuleStorage::Dense { dtype, .. } => WeightFormat::Dense(held_as(*dtype, options)),
-            _ if matches!(part.replacement, Some(Replacement::Scaled(..))) => WeightFormat::Dense(DType::F32),
+            _ if matches!(part.source, WeightSource::Scaled(..)) => WeightFormat::Dense(DType::F32),
             ModuleStorage::Packed { scheme, .. } => WeightFormat::Packed(*scheme),
         };
         let activations = options.activations.unwrap_or(storage.activations());
@@ -120,19 +126,19 @@ pub async fn load_linear<B: Backend>(
                 }
                 ModuleStorage::Packed { rows, .. } => {
                     let read;
-                    let packed = match part.replacement {
-                        Some(Replacement::Scaled(packed, scales)) => {
-                            put_scaled(backend, &mut builder, index, packed, scales)?;
-                            return put_bias(backend, &mut builder, index, part, *rows, checkpoint).await;
-                        }
-                        Some(Replacement::Packed(packed)) => packed,
-                        None => {
+                    let packed = match part.source {
+                        WeightSource::Packed(packed) | WeightSource::Scaled(packed, _) => packed,
+                        WeightSource::Checkpoint => {
                             read = checkpoint.layout().read_packed(checkpoint.store(), &part.module).await?;
                             &read
                         }
                     };
-                    let view = WeightView::Packed(packed.rows_view(0..*rows));
-                    backend.put_rows(&mut builder, index, 0..*rows, view)?;
+                    if let WeightSource::Scaled(_, scales) = part.source {
+                        put_scaled(backend, &mut builder, index, packed, scales)?;
+                    } else {
+                        let view = WeightView::Packed(packed.rows_view(0..*rows));
+                        backend.put_rows(&mut builder, index, 0..*rows, view)?;
+                    }
                 }
             }
             put_bias(backend, &mut builder, index, part, storage.shape().0, checkpoint).await

@@ -13,12 +13,13 @@ use super::calibrated::Calibration;
 use super::quantize::{QuantizationPlan, copied_bytes, is_in_block};
 use super::select::{ModulePlan, QuantizeOptions};
 use crate::backend::Backend;
-use crate::calibrate::awq::{Shared, Target as Layer, quantize};
-use crate::calibrate::{Inputs, Start, Walk};
+use crate::calibrate::method::{LayerContext, ModuleTarget};
+use crate::calibrate::rtn::round_measured;
+use crate::calibrate::{InputStatistics, Start, Statistics, Walk, WalkOptions};
 use crate::error::{Error, Result};
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 use crate::model::names::Linear;
 use crate::order;
 use crate::plan::memory::packed_bytes;
@@ -205,28 +206,30 @@ async fn measure<B: Backend>(
     let Calibration { samples, new_backend, scratch } = *calibration;
     let (scale_type, options) = (ScaleType::F16, plan.options());
     let schemes = candidates(options);
-    let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, Start::Embed, false, control)
-        .await?
-        .in_phase("sensitivity")
-        .holding_blocks(plan.memory().is_some_and(|memory| memory.holds_block));
+    let context = LayerContext { checkpoint, scale_type, control };
+    let walk_options = WalkOptions {
+        start: Start::Embed,
+        statistics: Statistics::default(),
+        holds_blocks: plan.memory().is_some_and(|memory| memory.holds_block),
+        phase: "sensitivity",
+    };
+    let mut walk = Walk::begin(checkpoint, samples, new_backend()?, scratch, walk_options, control).await?;
     let mut measured = Vec::new();
     for layer in 0..checkpoint.config().num_hidden_layers {
         walk.enter_block(layer).await?;
-        for _ in Site::ALL {
-            let Inputs { site, hessian, .. } = walk.next_site(control).await?;
+        for input in LinearInput::ALL {
+            let InputStatistics { hessian, .. } = walk.next_input(control).await?;
             let moments = Moments::in_steps(&hessian).run(control).await?;
             drop(hessian);
             let row_memory = Cell::default();
-            let shared = Shared { checkpoint, scale_type, row_memory: &row_memory, control };
-            let parts = (site.linears().len() * schemes.len()) as u64;
+            let parts = (input.linears().len() * schemes.len()) as u64;
             let mut done = 0;
-            for &linear in site.linears() {
+            for &linear in input.linears() {
                 let module = linear.module(layer);
                 let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
-                let ones = vec![1.0; plan.cols];
                 let mut found: Vec<(Scheme, Sensitivity)> = Vec::new();
                 for &wanted in &schemes {
-                    walk.report_quantizing(site, done, parts, &module, control);
+                    walk.report_quantizing(done, parts, &module, control);
                     done += 1;
                     let fit = options.target_layout().fit_module(&module, plan.rows, plan.cols, wanted);
                     let Some(scheme) =
@@ -234,9 +237,8 @@ async fn measure<B: Backend>(
                     else {
                         continue;
                     };
-                    let layer = Layer { linear, module: &module, shape: (plan.rows, plan.cols), scheme };
-                    let outcome =
-                        quantize(shared, &layer, &ones, None, Measure::ErrorAndSignal(&moments)).await?;
+                    let (target, measure) = (plan.target(scheme), Measure::ErrorAndSignal(&moments));
+                    let outcome = round_measured(context, &target, None, None, measure, &row_memory).await?;
                     let error = if outcome.signal > 0.0 { outcome.error / outcome.signal } else { 0.0 };
                     let bytes = bytes_of(plan, scheme, scale_type, in_file)?;
                     found.push((
@@ -274,10 +276,10 @@ async fn weigh<B: Backend>(
         let module = linear.module(layer);
         let Some(&(scheme, _)) = probes.get(&module) else { return Ok(None) };
         let (rows, cols) = linear.shape(checkpoint.config());
-        let target = Layer { linear, module: &module, shape: (rows, cols), scheme };
-        let row_memory = Cell::default();
-        let shared = Shared { checkpoint, scale_type: ScaleType::F16, row_memory: &row_memory, control };
-        let outcome = quantize(shared, &target, &vec![1.0; cols], None, Measure::Nothing).await?;
+        let target = ModuleTarget { module: &module, source: &module, rows, cols, scheme };
+        let context = LayerContext { checkpoint, scale_type: ScaleType::F16, control };
+        let (measure, memory) = (Measure::Nothing, Cell::default());
+        let outcome = round_measured(context, &target, None, None, measure, &memory).await?;
         Ok(Some(outcome.tensor))
     };
     let influences =

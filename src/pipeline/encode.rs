@@ -1,28 +1,28 @@
 //! Finds the codes of one module, chunk of rows by chunk of rows. Floor 8.
 
-use super::calibrated::Found;
 use super::select::ModulePlan;
-use crate::artifact::records::{CalibrationRecord, DequantizationRecord, DequantizedModule, TensorReference};
+use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorReference};
+use crate::calibrate::CalibrationRecord;
+use crate::calibrate::method::LayerContext;
+use crate::calibrate::modules::CalibratedModules;
+use crate::calibrate::rows::{for_each_chunk, weight_error};
+use crate::calibrate::rtn;
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
-use crate::format::passing::Held;
 use crate::format::shard_index::TensorStore;
 use crate::format::source::SourceDir;
-use crate::layout::{ModuleStorage, PackedFormat};
+use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
-use crate::model::weights::DenseRows;
-use crate::quant::rtn::{ParamsEncoder, RtnQuantizer};
-use crate::quant::ternary::TernaryQuantizer;
+use crate::quant::rtn::ParamsEncoder;
 use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
-use crate::task::{self, Control};
-use std::ops::Range;
+use crate::task::Control;
 
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
     /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
     Direct { sparsity_threshold: Option<f32> },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
-    Calibrated(Found<'a>),
+    Calibrated(CalibratedModules<'a>),
     /// On the grid that the weights were on before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
@@ -58,7 +58,7 @@ impl Encoder<'_> {
     /// What became of a norm or a bias; `None` where it stays as it is.
     pub async fn changed_vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
         match self {
-            Self::Calibrated(found) if found.has_vector(tensor) => Ok(Some(found.vector(tensor).await?)),
+            Self::Calibrated(found) => found.vector(tensor).await,
             _ => Ok(None),
         }
     }
@@ -72,14 +72,15 @@ impl Encoder<'_> {
         control: &dyn Control,
     ) -> Result<(PackedTensor, WeightError)> {
         let (rows, cols) = (plan.rows, plan.cols);
-        let scale_type = one_type.unwrap_or(SCALE_TYPE);
+        let context = |scale_type| LayerContext { checkpoint, scale_type, control };
+        let target = plan.target(scheme);
         match self {
             Self::Calibrated(found) => match found.weight_error(&plan.module) {
                 Some(error) => Ok((found.load(&plan.module).await?, error.clone())),
-                None => encode_directly(checkpoint, plan, scheme, None, SCALE_TYPE, control).await,
+                None => rtn::quantize(context(SCALE_TYPE), &target, None).await,
             },
             Self::Direct { sparsity_threshold } => {
-                encode_directly(checkpoint, plan, scheme, *sparsity_threshold, scale_type, control).await
+                rtn::quantize(context(one_type.unwrap_or(SCALE_TYPE)), &target, *sparsity_threshold).await
             }
             Self::Restore { record, parameters } => {
                 let described = described(record, &plan.module)?;
@@ -96,96 +97,17 @@ impl Encoder<'_> {
                         .context_with(|| format!("tensor `{}`", reference.tensor))?;
                     encoder = encoder.with_column_order(order)?;
                 }
-                let _held = hold(checkpoint, plan)?;
-                for_each_chunk(checkpoint, plan, control, |_, values| encoder.push_rows(values)).await?;
+                let (context, _held) = (context(SCALE_TYPE), rtn::hold(checkpoint, &plan.source)?);
+                for_each_chunk(context, &target, |_, values| encoder.push_rows(values)).await?;
                 let mut restored = encoder.finish()?;
                 if let Some(other) = one_type.filter(|other| *other != restored.scales().scale_type()) {
                     restored = regroup::round_scales(&restored, other)?;
                 }
-                let error = weight_error(checkpoint, plan, &restored, control).await?;
+                let error = weight_error(context, &target, &restored).await?;
                 Ok((restored, error))
             }
         }
     }
-}
-
-/// Quantizes one module from its weights alone, and tells how far they are from the original ones.
-pub(super) async fn encode_directly(
-    checkpoint: &Checkpoint,
-    plan: &ModulePlan,
-    scheme: Scheme,
-    sparsity_threshold: Option<f32>,
-    scale_type: ScaleType,
-    control: &dyn Control,
-) -> Result<(PackedTensor, WeightError)> {
-    let (rows, cols) = (plan.rows, plan.cols);
-    let has_masters = checkpoint.layout().has_masters();
-    if let (Scheme::Integer { .. }, false) = (scheme, has_masters) {
-        let mut quantizer = RtnQuantizer::new(scheme, rows, cols, scale_type)?;
-        let mut error = WeightError::default();
-        for_each_chunk(checkpoint, plan, control, |rows, values| {
-            quantizer.push_rows(values)?;
-            error.add_rows(values, &quantizer.last_rows(rows.len())?, 0..rows.len());
-            Ok(())
-        })
-        .await?;
-        return Ok((quantizer.finish()?, error));
-    }
-    let _held = hold(checkpoint, plan)?;
-    let packed = match scheme {
-        // The model's own codes, not those of a scale that is rounded first.
-        _ if has_masters => {
-            let packed = checkpoint.layout().read_packed(checkpoint.store(), &plan.source).await?;
-            regroup::round_scales(&packed, scale_type)?
-        }
-        Scheme::Ternary { granularity } => {
-            let mut quantizer =
-                TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
-            for_each_chunk(checkpoint, plan, control, |_, values| quantizer.observe_rows(values)).await?;
-            for_each_chunk(checkpoint, plan, control, |_, values| quantizer.push_rows(values)).await?;
-            quantizer.finish()?
-        }
-        _ => return Err(Error::invalid_argument(format!("no method makes {scheme} codes"))),
-    };
-    let error = weight_error(checkpoint, plan, &packed, control).await?;
-    Ok((packed, error))
-}
-
-/// Keeps the bytes of one matrix, for who goes through it more than once.
-fn hold(checkpoint: &Checkpoint, plan: &ModulePlan) -> Result<Option<Held>> {
-    let stored = checkpoint.master(&plan.source)?;
-    let ModuleStorage::Dense { tensor, .. } = stored else { return Ok(None) };
-    Ok(Some(checkpoint.store().hold([tensor])))
-}
-
-/// How far packed weights are from the original ones.
-pub(super) async fn weight_error(
-    checkpoint: &Checkpoint,
-    plan: &ModulePlan,
-    packed: &PackedTensor,
-    control: &dyn Control,
-) -> Result<WeightError> {
-    let mut error = WeightError::default();
-    for_each_chunk(checkpoint, plan, control, |rows, values| {
-        error.add_rows(values, packed, rows);
-        Ok(())
-    })
-    .await?;
-    Ok(error)
-}
-
-async fn for_each_chunk(
-    checkpoint: &Checkpoint,
-    plan: &ModulePlan,
-    control: &dyn Control,
-    mut each: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
-) -> Result<()> {
-    let mut rows = DenseRows::new(checkpoint, &plan.source)?;
-    while let Some((range, values)) = rows.next().await? {
-        each(range, values)?;
-        task::checkpoint(control).await?;
-    }
-    Ok(())
 }
 
 fn described<'a>(record: &'a DequantizationRecord, module: &str) -> Result<&'a DequantizedModule> {

@@ -12,7 +12,7 @@ pub use plan::QuantizationPlan;
 use super::budget::Allocation;
 use super::calibrated::memory::CalibrationMemory;
 use super::calibrated::resume::{blocks_done, refuse_other_files};
-use super::calibrated::{self, Calibration, Found};
+use super::calibrated::{self, Calibration, calibrate_modules};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::output::Place;
 use super::select::{QuantizeOptions, plan_restore};
@@ -141,11 +141,11 @@ pub async fn quantize_checkpoint<B: Backend>(
     tell(Told::Plan(&plan));
     let parameters = plan.calibrated_parameters(calibration.samples);
     let key = if options.resume { Some(run_key(checkpoint, &plan, &parameters).await?) } else { None };
-    let found = calibrated::find(checkpoint, &plan, SCALE_TYPE, calibration, key, control).await?;
-    let (modules, vectors) = found.names();
-    let job = Job::new(checkpoint, &plan, Encoder::Calibrated(found), parameters)?;
+    let modules = calibrate_modules(checkpoint, &plan, SCALE_TYPE, calibration, key, control).await?;
+    let slots = modules.slots();
+    let job = Job::new(checkpoint, &plan, Encoder::Calibrated(modules), parameters)?;
     let outcome = job.run(&place, control).await?;
-    Found::clear(scratch, &modules, &vectors).await?;
+    calibrated::clear(scratch, &slots).await?;
     Ok(QuantizeOutcome { planned_memory: plan.memory(), ..outcome })
 }
 

@@ -4,9 +4,10 @@
 
 use super::budget::{Allocation, Budget};
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
+use crate::calibrate::method::ModuleTarget;
 use crate::error::{Context, Error, Result};
 use crate::layout::{Fit, TargetLayout};
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::order;
@@ -219,6 +220,14 @@ pub struct ModulePlan {
     pub reason: Option<String>,
 }
 
+impl ModulePlan {
+    /// What a method has to know of it.
+    pub fn target(&self, scheme: Scheme) -> ModuleTarget<'_> {
+        let Self { module, source, rows, cols, .. } = self;
+        ModuleTarget { module, source, rows: *rows, cols: *cols, scheme }
+    }
+}
+
 /// Decides for every linear module, and for head and embedding where that was asked for.
 ///
 /// # Errors
@@ -353,7 +362,7 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Resul
 /// Refuses AWQ beside another method where layers share an input: it divides that input by numbers that are good for its
 /// own rounding, which the others would have to undo.
 fn check_shared_inputs(asked: &[Asked], layers: usize) -> Result<()> {
-    for (layer, site) in (0..layers).flat_map(|layer| Site::ALL.map(|site| (layer, site))) {
+    for (layer, site) in (0..layers).flat_map(|layer| LinearInput::ALL.map(|site| (layer, site))) {
         let methods = site.linears().iter().filter_map(|linear| {
             let module = linear.module(layer);
             let asked = asked.iter().find(|asked| asked.module == module)?;

@@ -14,7 +14,7 @@
 use super::dims::ModelDims;
 use super::{product, sum, too_large};
 use crate::error::{Error, Result};
-use crate::model::decoder::longest_chunk;
+use crate::model::runner::longest_chunk;
 use crate::quant::{Bits, Granularity, Scheme};
 use serde::Serialize;
 
@@ -196,7 +196,7 @@ fn kv_cache_bytes(dims: &ModelDims, context: u64, element: u64) -> Result<u64> {
 fn planned_working_bytes(dims: &ModelDims, context: u64) -> Result<u64> {
     let q = product(&[dims.num_attention_heads, dims.head_dim])?;
     let kv = product(&[dims.num_key_value_heads, dims.head_dim])?;
-    // The same sum as in `model::decoder::working_bytes`, for models of which there are only dimensions.
+    // The same sum as in `model::runner::working_bytes`, for models of which there are only dimensions.
     let hidden = product(&[4, dims.hidden_size])?;
     let inner = product(&[3, dims.intermediate_size])?;
     let sub_norms = if dims.sub_norms { sum(&[q, dims.intermediate_size])? } else { 0 };
@@ -212,7 +212,7 @@ mod tests {
     use super::super::dims::tests::small;
     use super::*;
     use crate::model::ModelConfig;
-    use crate::model::decoder::{cache_bytes, working_bytes};
+    use crate::model::runner::{cache_bytes, working_bytes};
     use crate::quant::{PackedTensor, Scales};
     use half::f16;
     use serde_json::json;

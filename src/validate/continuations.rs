@@ -5,7 +5,7 @@ use super::windows::Dataset;
 use crate::backend::Backend;
 use crate::error::{Error, ErrorCode, Result};
 use crate::generate::{Batch, BatchPrompt, FinishReason, GenerateOptions, Piece, Said};
-use crate::model::decoder::cache_bytes;
+use crate::model::runner::cache_bytes;
 use crate::model::{CausalLm, ModelConfig};
 use crate::task::{Control, Progress};
 use crate::tokenizer::TextCodec;

@@ -3,8 +3,8 @@
 //! A pure decision over sizes; nothing here asks the system. Floor 7.
 
 use crate::layout::ModuleStorage;
-use crate::model::decoder::{cache_bytes, working_bytes};
 use crate::model::names::Linear;
+use crate::model::runner::{cache_bytes, working_bytes};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::{dtype::DType, error::Result};
 use serde::{Deserialize, Serialize};

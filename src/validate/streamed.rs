@@ -3,14 +3,12 @@
 //! The steps are those of [`walk::compare`](super::walk::compare) in another order, on the same chunks of tokens, so the
 //! result is the same to the last bit: a memory budget never changes a figure. Hidden states are kept in f32. Floor 7.
 
-use super::blockwise::Runner;
 use super::walk::{Comparison, check_same_vocabulary, check_vocabulary, report};
 use super::windows::{Dataset, Window, WindowOptions};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
-use crate::model::block::Block;
-use crate::model::spill::Place;
+use crate::model::runner::LayerStreamed;
 use crate::model::{Checkpoint, LoadOptions};
 use crate::task::{self, Control};
 
@@ -30,32 +28,29 @@ pub async fn compare<B: Backend>(
     check_same_vocabulary(original.0.config(), quantized.0.config())?;
     check_vocabulary(data, original.0.config())?;
     let windows = data.windows(options)?;
-    let mut a = Runner::new(original.0, original.1, options.context, new_backend()?)?;
-    let mut b = Runner::new(quantized.0, quantized.1, options.context, new_backend()?)?;
-    for (name, runner) in [(ORIGINAL, &mut a), (QUANTIZED, &mut b)] {
-        run_blocks(runner, name, data, &windows, scratch, control).await?;
+    let mut a = LayerStreamed::new(original.0, original.1, options.context, new_backend()?, scratch)?;
+    let mut b = LayerStreamed::new(quantized.0, quantized.1, options.context, new_backend()?, scratch)?;
+    for (name, model) in [(ORIGINAL, &mut a), (QUANTIZED, &mut b)] {
+        run_blocks(model, name, data, &windows, control).await?;
     }
     let mut comparison = Comparison::default();
     let (a_ends, b_ends) = (a.load_ends().await?, b.load_ends().await?);
     for (index, window) in windows.iter().enumerate() {
         report(control, "compare", index, windows.len(), data);
-        let inputs = data.inputs(window).len();
-        for first in (0..inputs).step_by(a.chunk) {
+        let slots = [ORIGINAL, QUANTIZED].map(|name| slot(name, index));
+        for chunk in a.chunks(data.inputs(window).len(), 0) {
             task::checkpoint(control).await?;
-            let count = a.chunk.min(inputs - first);
-            let (first_blob, second_blob) = (blob(ORIGINAL, index), blob(QUANTIZED, index));
-            let place = Place { scratch, blob: &first_blob, first };
-            let rows = a.logits(&a_ends, count, place).await?;
-            let others = b.logits(&b_ends, count, Place { blob: &second_blob, ..place }).await?;
+            let rows = a.logits(&a_ends, chunk, &slots[0]).await?;
+            let others = b.logits(&b_ends, chunk, &slots[1]).await?;
             let vocab = original.0.config().vocab_size;
-            for (offset, (row, other)) in rows.chunks(vocab).zip(others.chunks(vocab)).enumerate() {
-                if let Some(target) = data.target(window, first + offset) {
+            for (index, (row, other)) in (chunk.past..).zip(rows.chunks(vocab).zip(others.chunks(vocab))) {
+                if let Some(target) = data.target(window, index) {
                     comparison.add(row, other, target);
                 }
             }
         }
-        for name in [ORIGINAL, QUANTIZED] {
-            scratch.delete(&blob(name, index)).await?;
+        for slot in slots {
+            scratch.delete(&slot).await?;
         }
     }
     Ok(comparison)
@@ -65,33 +60,31 @@ pub async fn compare<B: Backend>(
 const ORIGINAL: &str = "original";
 const QUANTIZED: &str = "quantized";
 
-/// The name of a window's hidden states in scratch.
-fn blob(name: &str, window: usize) -> String {
+/// The slot of a window's hidden states.
+fn slot(name: &str, window: usize) -> String {
     format!("{name}-{window}")
 }
 
 /// Takes every window through all blocks; their outputs are in scratch then.
 async fn run_blocks<B: Backend>(
-    runner: &mut Runner<'_, B>,
+    model: &mut LayerStreamed<'_, B>,
     name: &str,
     data: &Dataset,
     windows: &[Window],
-    scratch: &dyn Scratch,
     control: &dyn Control,
 ) -> Result<()> {
-    let ends = runner.load_ends().await?;
+    let ends = model.load_ends().await?;
     for (index, window) in windows.iter().enumerate() {
-        let place = Place { scratch, blob: &blob(name, index), first: 0 };
-        runner.embed(&ends, &data.inputs(window), place).await?;
+        model.embed(&ends, &data.inputs(window), 0, &[&slot(name, index)], control).await?;
     }
     drop(ends);
-    let layers = runner.checkpoint.config().num_hidden_layers;
+    let layers = model.checkpoint.config().num_hidden_layers;
     for layer in 0..layers {
         report(control, name, layer, layers, data);
-        let block = Block::load(&mut runner.backend, runner.checkpoint, layer, runner.options).await?;
+        let block = model.load_block(layer).await?;
         for (index, window) in windows.iter().enumerate() {
-            let place = Place { scratch, blob: &blob(name, index), first: 0 };
-            runner.through(&block, data.inputs(window).len(), place, place, control).await?;
+            let slot = slot(name, index);
+            model.through(&block, data.inputs(window).len(), 0, (&slot, &slot), control).await?;
         }
     }
     Ok(())

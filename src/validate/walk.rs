@@ -7,7 +7,8 @@ use super::metrics::{DivergenceSum, PairedDifference, PerplexitySum, negative_lo
 use super::windows::{Dataset, Window, WindowOptions};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Logits, chunk_tokens};
+use crate::model::decoder::Logits;
+use crate::model::runner::chunk_tokens;
 use crate::model::{CausalLm, KvCache, ModelConfig};
 use crate::task::{Control, Progress};
 

@@ -26,6 +26,8 @@ const FLOORS: &[&[&str]] = &[
 
 /// Imports between modules of one floor, `(from, to)`. Only from right to left in the table, so never in a circle.
 const NEIGHBOURS: &[(&str, &str)] = &[
+    // A folder's record says how calibration did on each module.
+    ("artifact", "calibrate"),
     // Every value reports with the one error type.
     ("dtype", "error"),
     ("shape", "error"),

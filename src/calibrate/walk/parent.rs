@@ -1,51 +1,60 @@
-//! Runs the parent of a site, attention or the MLP, with one candidate's weights after the other, and compares what it gives with
-//! what it gave before. Floor 7.
+//! Runs the parent of an input, attention or the MLP, with one candidate's weights after the other, and compares what it
+//! gives with what it gave before. Floor 7.
 
-use super::blobs::{PARENT, Stream};
-use super::{Run, Walk};
+use super::slots::{PARENT, Stream};
+use super::{Walk, no_block};
 use crate::backend::{Backend, Sums};
-use crate::error::{Error, Result};
-use crate::model::block::Site;
-use crate::model::spill::{Carrier, Place};
+use crate::error::Result;
+use crate::model::block::{LinearInput, Stage};
+use crate::model::hidden_store::{HiddenStore, StoreSlot};
+use crate::model::runner::{Chunk, LayerStreamed, Runner};
 use crate::task::{self, Control};
 
 /// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
 const PARENT_TOKENS: usize = 4096;
 
-impl<'a, B: Backend> Walk<'a, B> {
-    /// Whether attention or MLP can be run from the site to its end, and is more than the layer that reads the site.
-    pub fn has_parent(site: Site) -> bool {
-        matches!(site, Site::Attention | Site::Mlp)
+/// Where attention or MLP ends, where one of them begins at the input and is more than the layer that reads it.
+fn end_of_parent(input: LinearInput) -> Option<Stage> {
+    match input {
+        LinearInput::Qkv => Some(Stage::AttentionOutput),
+        LinearInput::GateUp => Some(Stage::End),
+        LinearInput::O | LinearInput::Down => None,
+    }
+}
+
+impl<B: Backend> Walk<'_, B> {
+    /// Whether attention or MLP can be run from the input where the samples are to its end.
+    pub fn has_parent(&self) -> bool {
+        self.input.and_then(end_of_parent).is_some()
     }
 
-    /// Runs attention or the MLP, whichever the site begins, on the first samples, as the block is now, and keeps the
+    /// Runs attention or the MLP, whichever begins at the input, on the first samples, as the block is now, and keeps the
     /// outputs to measure others by.
     pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<()> {
-        self.scratch.delete(PARENT).await?;
-        for run in self.parent_runs() {
+        self.model.store.scratch.delete(PARENT).await?;
+        for chunk in self.parent_chunks() {
             task::checkpoint(control).await?;
-            self.run_parent(run, None).await?;
-            let (width, place) = (self.config.hidden_size, self.parent_place(run));
-            let (carrier, backend, output) = self.parent_output();
-            carrier.save(backend, output, run.count, width, place).await?;
+            let end = self.run_parent(chunk, None).await?;
+            let (store, backend, output, width) = output(&mut self.model, end);
+            store.save(backend, output, chunk.count, width, slot(chunk)).await?;
         }
         Ok(())
     }
 
     /// The mean of the squared distance of its outputs to those that were kept, with the input divided by `scales`, `[width]`.
-    /// Where it is more than `least`, it may be less than it would be for all samples: nobody wants to know.
+    /// Stops early above `least`; the value is then a lower bound.
     pub async fn parent_loss(&mut self, scales: &[f32], least: f64, control: &dyn Control) -> Result<f64> {
-        let width = self.config.hidden_size;
-        let runs = self.parent_runs();
-        let count = runs.iter().map(|run| run.count * width).sum::<usize>().max(1) as f64;
-        let mut reader = Carrier::default();
+        let width = self.model.runner.config.hidden_size;
+        let chunks = self.parent_chunks();
+        let count = chunks.iter().map(|chunk| chunk.count * width).sum::<usize>().max(1) as f64;
+        let mut reader = HiddenStore::new(self.model.store.scratch);
         let mut loss = 0.0;
-        for run in runs {
+        for chunk in chunks {
             task::checkpoint(control).await?;
-            self.run_parent(run, Some(scales)).await?;
-            let kept = reader.fetch(run.count, width, self.parent_place(run)).await?;
-            let (carrier, backend, output) = self.parent_output();
-            let output = carrier.rows(backend, output, run.count, width).await?;
+            let end = self.run_parent(chunk, Some(scales)).await?;
+            let kept = reader.fetch(chunk.count, width, slot(chunk)).await?;
+            let (store, backend, output, width) = output(&mut self.model, end);
+            let output = store.rows(backend, output, chunk.count, width).await?;
             loss += squared_distance(output, kept) / count;
             if loss > least {
                 break;
@@ -54,48 +63,53 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(loss)
     }
 
-    /// Runs of whole samples, from the first on, until there are tokens enough.
-    fn parent_runs(&self) -> Vec<Run> {
-        let mut runs = self.runs();
+    /// Chunks of whole samples, from the first on, until there are tokens enough.
+    fn parent_chunks(&self) -> Vec<Chunk> {
         let mut tokens = 0;
         let enough = self.samples.windows.iter().position(|window| {
             tokens += window.len();
             tokens >= PARENT_TOKENS
         });
-        runs.retain(|run| enough.is_none_or(|last| run.sample <= last));
-        runs
+        let chunks = self.chunks().into_iter();
+        chunks
+            .filter(|(sample, _)| enough.is_none_or(|last| *sample <= last))
+            .map(|(_, chunk)| chunk)
+            .collect()
     }
 
-    fn parent_place(&self, run: Run) -> Place<'a> {
-        Place { scratch: self.scratch, blob: PARENT, first: run.row }
-    }
-
-    /// Runs attention or the MLP on some tokens, with the input divided by `scales`.
-    async fn run_parent(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
-        // What rounding does to the outputs is far more.
-        self.backend.set_sums(Sums::Coarse);
-        let done = self.run_parent_as_set(run, scales).await;
-        self.backend.set_sums(Sums::Reordered);
-        done
-    }
-
-    async fn run_parent_as_set(&mut self, run: Run, scales: Option<&[f32]>) -> Result<()> {
-        self.bring_back_divided(run, Stream::Quantized, scales).await?;
-        let mlp = self.site == Some(Site::Mlp);
-        self.step(if mlp { Site::Down } else { Site::Output }, run.past, Stream::Quantized)?;
-        let Self { backend, work, hidden, .. } = self;
-        let Some(block) = &self.block else {
-            return Err(Error::invalid_argument("expected a block that was entered"));
+    /// Runs attention or the MLP on some tokens, with the input divided by `scales`, and tells where it ends.
+    async fn run_parent(&mut self, chunk: Chunk, scales: Option<&[f32]>) -> Result<Stage> {
+        let end = self.input.and_then(end_of_parent).ok_or_else(no_block)?;
+        let (waiting, width) = (self.waiting(Stream::Quantized), scales.map_or(1, <[f32]>::len));
+        let block = self.blocks[Stream::Quantized as usize].as_ref().ok_or_else(no_block)?;
+        let divide = |rows: &mut [f32]| {
+            let Some(scales) = scales else { return };
+            for row in rows.chunks_exact_mut(width) {
+                for (value, scale) in row.iter_mut().zip(scales) {
+                    *value /= scale;
+                }
+            }
         };
-        if mlp { block.finish(backend, hidden, work) } else { block.attention_out(backend, run.count, work) }
+        // What rounding does to the outputs is far more.
+        self.model.runner.backend.set_sums(Sums::Coarse);
+        let done = self.model.run(block, chunk, waiting, end, divide).await;
+        self.model.runner.backend.set_sums(Sums::Reordered);
+        done.map(|()| end)
     }
+}
 
-    /// Where its outputs are, and what brings them to the host.
-    fn parent_output(&mut self) -> (&mut Carrier, &mut B, &B::Buffer) {
-        let output =
-            if self.site == Some(Site::Mlp) { &self.hidden.delta } else { self.work.attention_out() };
-        (&mut self.carrier, &mut self.backend, output)
-    }
+fn slot(chunk: Chunk) -> StoreSlot<'static> {
+    StoreSlot { name: PARENT, first: chunk.row }
+}
+
+/// What a parent gave that ends at `end`, with its width, and what brings it to the host.
+fn output<'m, 'a, B: Backend>(
+    model: &'m mut LayerStreamed<'a, B>,
+    end: Stage,
+) -> (&'m mut HiddenStore<'a>, &'m mut B, &'m B::Buffer, usize) {
+    let LayerStreamed { store, runner: Runner { backend, work, hidden, config, .. }, .. } = model;
+    let output = if end == Stage::End { &hidden.delta } else { work.attention_out() };
+    (store, backend, output, config.hidden_size)
 }
 
 /// Sum of the squares of the differences.

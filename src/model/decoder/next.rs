@@ -68,7 +68,7 @@ impl<B: Backend> CausalLm<B> {
     }
 
     /// As [`CausalLm::forward_next`] with at least one token of each of some sequences, and without waiting for the result.
-    /// There may be as many sequences as [a chunk has tokens](super::chunk_tokens).
+    /// There may be as many sequences as [a chunk has tokens](crate::model::runner::chunk_tokens).
     ///
     /// # Errors
     /// As [`CausalLm::forward_runs`].
@@ -83,10 +83,10 @@ impl<B: Backend> CausalLm<B> {
         if runs.is_empty() || runs.iter().any(|run| run.tokens.is_empty()) {
             return Err(Error::invalid_argument("expected at least one token"));
         }
-        if runs.len() > self.work.tokens {
+        if runs.len() > self.runner.work.tokens {
             return Err(Error::invalid_argument(format!(
                 "expected at most {} sequences at once but found {}",
-                self.work.tokens,
+                self.runner.work.tokens,
                 runs.len()
             )));
         }
@@ -111,7 +111,7 @@ impl<B: Backend> CausalLm<B> {
         follows: bool,
         control: &dyn Control,
     ) -> Result<(Vec<Next>, Option<Pending<B>>)> {
-        let runs_ahead = self.backend.capabilities().runs_ahead;
+        let runs_ahead = self.runner.backend.capabilities().runs_ahead;
         if !(follows && runs_ahead && pending.wanted == Wanted::Largest) {
             return Ok((self.results(pending).await?, None));
         }
@@ -135,24 +135,25 @@ impl<B: Backend> CausalLm<B> {
         for &sequence in &sequences {
             check_room(cache, sequence, 1)?;
         }
-        self.ends.embed_ids(&mut self.backend, &self.largest, sequences.len(), &mut self.hidden)?;
+        self.runner.embed_ids(&self.ends, &self.largest, sequences.len())?;
         self.run_embedded(sequences.iter().map(|&sequence| (sequence, 1)), cache)?;
         self.begin_reading(pending.wanted, !pending.is_ahead, sequences)
     }
 
     /// Begins to read what is `wanted` of the logits of the tokens that have run through the blocks, one of each sequence.
     fn begin_reading(&mut self, wanted: Wanted, is_ahead: bool, sequences: Vec<usize>) -> Result<Pending<B>> {
-        let Self { backend, ends, work, hidden, logits, logits_ahead, largest, top_k, config, .. } = self;
-        let (rows, vocab) = (sequences.len(), config.vocab_size);
+        let Self { runner, ends, logits, logits_ahead, largest, top_k, .. } = self;
+        let (rows, vocab) = (sequences.len(), runner.config.vocab_size);
         let logits = match logits_ahead {
             _ if !is_ahead => logits,
             Some(ahead) if ahead.rows >= rows => &mut ahead.of,
             _ => {
-                let of = backend.buffer(Element::F32, rows * vocab)?;
+                let of = runner.backend.buffer(Element::F32, rows * vocab)?;
                 &mut logits_ahead.insert(Rows { rows, of }).of
             }
         };
-        ends.head(backend, hidden, work, logits)?;
+        runner.head(ends, logits)?;
+        let backend = &mut runner.backend;
         let reading = match wanted {
             Wanted::Largest => {
                 backend.argmax(logits, rows, vocab, largest)?;
@@ -186,10 +187,10 @@ impl<B: Backend> CausalLm<B> {
     async fn results(&mut self, pending: Pending<B>) -> Result<Vec<Next>> {
         let Pending { reading, wanted, is_ahead, sequences } = pending;
         let rows = sequences.len();
-        let words = self.backend.finish_read(reading).await?;
+        let words = self.runner.backend.finish_read(reading).await?;
         let mut nexts = Vec::with_capacity(rows);
         for row in 0..rows {
-            nexts.push(match in_row(&words, row, rows, wanted, self.config.vocab_size) {
+            nexts.push(match in_row(&words, row, rows, wanted, self.runner.config.vocab_size) {
                 Some(next) => next,
                 None => self.all_logits(row, is_ahead).await?,
             });
@@ -199,13 +200,13 @@ impl<B: Backend> CausalLm<B> {
 
     /// Reads all logits of a row of the last step.
     async fn all_logits(&mut self, row: usize, is_ahead: bool) -> Result<Next> {
-        let vocab = self.config.vocab_size;
+        let vocab = self.runner.config.vocab_size;
         let mut logits = vec![0.0; vocab];
         let source = match &self.logits_ahead {
             Some(ahead) if is_ahead => &ahead.of,
             _ => &self.logits,
         };
-        self.backend.read(source, row * vocab, &mut logits).await?;
+        self.runner.backend.read(source, row * vocab, &mut logits).await?;
         Ok(Next::Logits(logits))
     }
 }
@@ -268,13 +269,15 @@ mod tests {
             let (next, third) = model.finish_next(second.unwrap(), &mut cache, true, &Silent).await.unwrap();
             assert!(matches!(next[..], [Next::Token(_)]), "{next:?}");
             // From here on every logit is NaN.
-            let nan = vec![f32::NAN; model.config.hidden_size];
-            model.backend.write_f32(&mut model.ends.final_norm.weight, &nan).unwrap();
+            let nan = vec![f32::NAN; model.runner.config.hidden_size];
+            model.runner.backend.write_f32(&mut model.ends.final_norm.weight, &nan).unwrap();
             let (_, fourth) = model.finish_next(third.unwrap(), &mut cache, true, &Silent).await.unwrap();
             assert_eq!(cache.len(0), 5);
             let (next, fifth) = model.finish_next(fourth.unwrap(), &mut cache, true, &Silent).await.unwrap();
             let [Next::Logits(logits)] = &next[..] else { panic!("{next:?}") };
-            assert!(logits.len() == model.config.vocab_size && logits.iter().all(|logit| logit.is_nan()));
+            assert!(
+                logits.len() == model.runner.config.vocab_size && logits.iter().all(|logit| logit.is_nan())
+            );
             assert!(fifth.is_none());
             assert_eq!(cache.len(0), 5);
         });

@@ -83,10 +83,11 @@ impl<B: Backend> CausalLm<B> {
                 )));
             }
             check_room(cache, *sequence, tokens.len())?;
-            if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.runner.config.vocab_size)
+            {
                 return Err(Error::invalid_argument(format!(
                     "expected token ids below the vocabulary's {} but found {token}",
-                    self.config.vocab_size
+                    self.runner.config.vocab_size
                 )));
             }
         }

@@ -162,7 +162,7 @@ pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::records::CalibrationRecord;
+    use crate::calibrate::CalibrationRecord;
     use serde_json::json;
 
     /// A report with these perplexities and statuses of its criteria.

@@ -14,15 +14,15 @@
 //! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden
 //! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`). Floor 8.
 
-use super::follows_original;
+use super::statistics;
 use crate::backend::cpu::split_bytes;
 use crate::calibrate::Samples;
 use crate::calibrate::moments::gram_columns;
 use crate::error::{Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
-use crate::model::block::{Site, elements_per_token};
-use crate::model::decoder::chunk_tokens;
+use crate::model::block::{LinearInput, elements_per_token};
 use crate::model::names::{self, Linear};
+use crate::model::runner::chunk_tokens;
 use crate::model::weights::{CHUNK_BYTES, FEW_BYTES};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::parallel;
@@ -112,7 +112,7 @@ fn plan_holding(
     samples: &Samples,
     holds_block: bool,
 ) -> Result<CalibrationMemory> {
-    let follows = follows_original(options);
+    let follows = statistics(options).drift;
     let job = Job { checkpoint, config: checkpoint.config(), plans, follows, holds_block };
     let working_bytes = job.working_bytes(samples);
     let hole = job.largest_square();
@@ -129,7 +129,7 @@ fn plan_holding(
     let chunk = CHUNK_BYTES as u64;
     // The samples are embedded before any block is loaded.
     let mut moments = vec![moment(job.table_bytes()?, 0, chunk)];
-    for site in Site::ALL {
+    for site in LinearInput::ALL {
         let block = job.block_bytes(site)?;
         moments.push(moment(block, job.sums_bytes(site, samples), chunk));
         let statistics = job.statistics_bytes(site);
@@ -161,7 +161,7 @@ impl Job<'_> {
     }
 
     /// Whether a layer that reads the site is.
-    fn has(&self, site: Site, method: Method) -> bool {
+    fn has(&self, site: LinearInput, method: Method) -> bool {
         site.linears().iter().any(|&linear| self.is_made_by(linear, method))
     }
 
@@ -201,9 +201,9 @@ impl Job<'_> {
     }
 
     /// Bytes of the block while the samples stand at `site`, of the original beside it, and of what is held.
-    fn block_bytes(&self, site: Site) -> Result<u64> {
+    fn block_bytes(&self, site: LinearInput) -> Result<u64> {
         let mut bytes = 0;
-        for other in Site::ALL {
+        for other in LinearInput::ALL {
             for &linear in other.linears() {
                 let copies = u64::from(self.follows) + u64::from(self.holds_block);
                 bytes += copies * self.stored_bytes(linear)?;
@@ -216,9 +216,9 @@ impl Job<'_> {
 
     /// Bytes by which the layers of `site` grow when AWQ puts others in their place; the old ones are gone by then. Candidates are
     /// packed, in groups of 32 and more no larger than what they are tried instead of.
-    fn awq_growth(&self, site: Site) -> Result<Option<u64>> {
+    fn awq_growth(&self, site: LinearInput) -> Result<Option<u64>> {
         // After the last layer nothing is run.
-        let is_last = site == Site::Down && self.config.num_hidden_layers == 1;
+        let is_last = site == LinearInput::Down && self.config.num_hidden_layers == 1;
         if is_last || !self.has(site, Method::Awq) {
             return Ok(None);
         }
@@ -232,13 +232,14 @@ impl Job<'_> {
 
     /// Bytes of the largest matrix of statistics.
     fn largest_square(&self) -> u64 {
-        let calibrated =
-            Site::ALL.into_iter().filter(|&site| self.has(site, Method::Gptq) || self.has(site, Method::Awq));
+        let calibrated = LinearInput::ALL
+            .into_iter()
+            .filter(|&site| self.has(site, Method::Gptq) || self.has(site, Method::Awq));
         calibrated.map(|site| (site.width(self.config) as u64).pow(2) * F32).max().unwrap_or(0)
     }
 
     /// Bytes of the second moments at `site` when they are read from the backend, tile by tile.
-    fn sums_bytes(&self, site: Site, samples: &Samples) -> u64 {
+    fn sums_bytes(&self, site: LinearInput, samples: &Samples) -> u64 {
         let (width, tokens) = (site.width(self.config), chunk(self.config, samples));
         let stride = if self.follows { 2 * width } else { width };
         let tile = gram_columns(tokens, stride).min(width) * stride;
@@ -249,7 +250,7 @@ impl Job<'_> {
     }
 
     /// Bytes of statistics while the layers of `site` are quantized.
-    fn statistics_bytes(&self, site: Site) -> u64 {
+    fn statistics_bytes(&self, site: LinearInput) -> u64 {
         let width = site.width(self.config) as u64;
         let square = width * width * F32;
         let mut groups: Vec<u64> = Vec::new();
@@ -270,7 +271,7 @@ impl Job<'_> {
     }
 
     /// Bytes of rows on their way at `site`, and of its packed matrices.
-    fn rows_bytes(&self, site: Site) -> Result<u64> {
+    fn rows_bytes(&self, site: LinearInput) -> Result<u64> {
         let mut largest = 0;
         for &linear in site.linears() {
             let Some(scheme) = self.scheme(linear) else { continue };
@@ -290,7 +291,7 @@ impl Job<'_> {
     }
 
     /// Bytes of the packed matrices of `site`.
-    fn packed_bytes(&self, site: Site) -> Result<u64> {
+    fn packed_bytes(&self, site: LinearInput) -> Result<u64> {
         let mut packed = 0;
         for &linear in site.linears() {
             let Some(scheme) = self.scheme(linear) else { continue };
@@ -314,7 +315,7 @@ impl Job<'_> {
     fn working_bytes(&self, samples: &Samples) -> u64 {
         let config = self.config;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
-        let widest = Site::ALL.into_iter().map(|site| site.width(config)).max().unwrap_or(0);
+        let widest = LinearInput::ALL.into_iter().map(|site| site.width(config)).max().unwrap_or(0);
         // Hidden states and what becomes of them, and the rows that go to scratch and come back.
         let tokens = chunk(config, samples);
         let run = tokens * (elements_per_token(config) + 2 * widest);
@@ -325,7 +326,7 @@ impl Job<'_> {
     /// Bytes of everything in scratch where most is there.
     fn scratch_bytes(&self, samples: &Samples) -> Result<u64> {
         let tokens = samples.tokens();
-        let widths = Site::ALL.map(|site| site.width(self.config) as u64);
+        let widths = LinearInput::ALL.map(|site| site.width(self.config) as u64);
         let neighbours = widths.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0);
         let mut packed = 0;
         for plan in self.plans {

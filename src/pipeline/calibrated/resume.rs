@@ -5,17 +5,12 @@
 //! whole whenever a process ends. It carries a key of everything that the result depends on: source, options, samples,
 //! version and device. Floor 8.
 
-use super::{Found, FoundModule};
-use crate::artifact::records::CalibrationRecord;
+use crate::calibrate::modules::{CalibratedModules, ModuleNotes};
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
 use crate::format::json;
 use crate::format::scratch::Scratch;
-use crate::order;
-use crate::pipeline::kept;
-use crate::quant::WeightError;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 
 /// The notes take turns.
 const BLOBS: [&str; 2] = ["resume-0", "resume-1"];
@@ -26,9 +21,8 @@ struct Note {
     key: String,
     /// Blocks that are done; `None` before the samples are embedded.
     blocks: Option<usize>,
-    /// Modules that are done: how, and the error of their weights.
-    modules: BTreeMap<String, (Option<CalibrationRecord>, WeightError)>,
-    vectors: BTreeSet<String>,
+    /// What is done.
+    modules: ModuleNotes,
 }
 
 /// Writes notes for one run.
@@ -46,11 +40,11 @@ impl<'a> Journal<'a> {
     pub(super) async fn open(
         scratch: &'a dyn Scratch,
         key: String,
-    ) -> Result<(Self, Option<(usize, Found<'a>)>)> {
+    ) -> Result<(Self, Option<(usize, CalibratedModules<'a>)>)> {
         let mut journal = Self { scratch, key, next: 0 };
         let latest = latest(scratch).await?;
         let Some((index, note)) = latest else {
-            journal.write(None, &Found::new(scratch)).await?;
+            journal.write(None, &CalibratedModules::new(scratch)).await?;
             return Ok((journal, None));
         };
         if note.key != journal.key {
@@ -61,25 +55,16 @@ impl<'a> Journal<'a> {
         }
         journal.next = 1 - index;
         let Some(blocks) = note.blocks else { return Ok((journal, None)) };
-        let mut found = Found::new(scratch);
-        for (module, (record, error)) in note.modules {
-            let format = (&kept::load(scratch, &module).await?).into();
-            found.modules.insert(module, FoundModule { format, record, error });
-        }
-        found.vectors = note.vectors;
-        Ok((journal, Some((blocks, found))))
+        Ok((journal, Some((blocks, CalibratedModules::restore(scratch, note.modules).await?))))
     }
 
     /// Notes that so many blocks are done.
-    pub(super) async fn write(&mut self, blocks: Option<usize>, found: &Found<'_>) -> Result<()> {
-        let note = Note {
-            key: self.key.clone(),
-            blocks,
-            modules: order::map(
-                found.modules.iter().map(|(name, of)| (name.clone(), (of.record.clone(), of.error.clone()))),
-            ),
-            vectors: found.vectors.clone(),
-        };
+    pub(super) async fn write(
+        &mut self,
+        blocks: Option<usize>,
+        modules: &CalibratedModules<'_>,
+    ) -> Result<()> {
+        let note = Note { key: self.key.clone(), blocks, modules: modules.notes() };
         let json = serde_json::to_string_pretty(&note)
             .map_err(|error| Error::invalid_argument(error.to_string()))?;
         let blob = BLOBS[self.next];
@@ -156,7 +141,7 @@ mod tests {
     fn the_last_whole_note_counts() {
         let scratch = MemoryScratch::new();
         assert!(block_on(scratch.names()).unwrap().is_empty());
-        let found = Found::new(&scratch);
+        let found = CalibratedModules::new(&scratch);
         let (mut journal, before) = block_on(Journal::open(&scratch, "a".into())).unwrap();
         assert!(before.is_none() && block_on(scratch.names()).unwrap().len() == 1);
         assert_eq!(done(&scratch), None);

@@ -1,7 +1,7 @@
 //! Packed matrices, and vectors, that wait in scratch until their turn comes to be written.
 //!
-//! The blob of a matrix is a line of JSON that says what it is, and its parts as little-endian bytes; that of a vector its
-//! values as `f32`. Floor 8.
+//! The slot of a matrix is a line of JSON that says what it is, and its parts as little-endian bytes; that of a vector its
+//! values as `f32`. Floor 7.
 
 use crate::error::{Context, Error, Result};
 use crate::format::json;
@@ -10,7 +10,7 @@ use crate::quant::{PackedTensor, ScaleType, Scales};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-/// The first line of a blob.
+/// The first line of a slot.
 #[derive(Serialize, Deserialize)]
 struct Header {
     scheme: String,
@@ -21,13 +21,13 @@ struct Header {
     column_order: bool,
 }
 
-/// The name of the matrix that is kept for a module.
-pub(super) fn blob(module: &str) -> String {
+/// The slot of the matrix of a module.
+pub(super) fn matrix_slot(module: &str) -> String {
     format!("packed-{module}")
 }
 
-/// The name of the vector that is kept for a tensor.
-pub(super) fn vector_blob(tensor: &str) -> String {
+/// The slot of the vector of a tensor.
+pub(super) fn vector_slot(tensor: &str) -> String {
     format!("vector-{tensor}")
 }
 
@@ -52,29 +52,29 @@ pub(super) async fn save(scratch: &dyn Scratch, module: &str, tensor: &PackedTen
     }
     bytes.extend(tensor.zero_points().into_iter().flatten());
     bytes.extend(tensor.column_order().into_iter().flatten().flat_map(|column| column.to_le_bytes()));
-    let blob = blob(module);
-    scratch.delete(&blob).await?;
-    scratch.write_at(&blob, 0, &bytes).await
+    let name = matrix_slot(module);
+    scratch.delete(&name).await?;
+    scratch.write_at(&name, 0, &bytes).await
 }
 
 /// Brings it back.
 ///
 /// # Errors
-/// `not_found` where nothing was kept; `invalid_checkpoint` for a blob that [`save`] did not write.
+/// `not_found` where nothing was kept; `invalid_checkpoint` for a slot that [`save`] did not write.
 pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<PackedTensor> {
-    let name = blob(module);
+    let name = matrix_slot(module);
     let len = scratch.len(&name).await?.unwrap_or(0);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     scratch.read_at(&name, 0, &mut bytes).await?;
-    parse(&bytes).context_with(|| format!("scratch blob `{name}`"))
+    parse(&bytes).context_with(|| format!("scratch slot `{name}`"))
 }
 
 /// Keeps a norm's weight or a bias.
 pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f32]) -> Result<()> {
-    let blob = vector_blob(tensor);
+    let name = vector_slot(tensor);
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    scratch.delete(&blob).await?;
-    scratch.write_at(&blob, 0, &bytes).await
+    scratch.delete(&name).await?;
+    scratch.write_at(&name, 0, &bytes).await
 }
 
 /// Brings it back.
@@ -82,15 +82,15 @@ pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f
 /// # Errors
 /// `not_found` where nothing was kept.
 pub(super) async fn load_vector(scratch: &dyn Scratch, tensor: &str) -> Result<Vec<f32>> {
-    let blob = vector_blob(tensor);
-    let len = scratch.len(&blob).await?.unwrap_or(0);
+    let name = vector_slot(tensor);
+    let len = scratch.len(&name).await?.unwrap_or(0);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    scratch.read_at(&blob, 0, &mut bytes).await?;
+    scratch.read_at(&name, 0, &mut bytes).await?;
     Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
 }
 
 fn parse(bytes: &[u8]) -> Result<PackedTensor> {
-    let broken = |what: &str| Error::invalid_checkpoint(format!("expected {what} but the blob is broken"));
+    let broken = |what: &str| Error::invalid_checkpoint(format!("expected {what} but the slot is broken"));
     let end = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| broken("a line of JSON"))?;
     let (header, mut rest) = (&bytes[..end], &bytes[end + 1..]);
     let header: Header = json::parse(header).map_err(|_| broken("a line of JSON"))?;

@@ -1,25 +1,22 @@
-//! Activations that wait in scratch while a model is walked through block by block.
+//! Hidden states that wait in scratch while a model is run block by block.
 //!
-//! Always `f32`, so that a memory budget never changes a result. A blob holds the rows of one window of text, one row a
-//! token. Floor 5.
+//! Always `f32`, so that a memory budget never changes a result. A slot holds one row a token. Floor 5.
 
 use super::block::Hidden;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
 
-/// Where a run of tokens is kept.
+/// Rows of a store, from one on.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
-    /// Scratch space.
-    pub scratch: &'a dyn Scratch,
-    /// The window's blob.
-    pub blob: &'a str,
-    /// The run's first token in the window.
+pub struct StoreSlot<'s> {
+    /// The slot's name.
+    pub name: &'s str,
+    /// The first row.
     pub first: usize,
 }
 
-impl Place<'_> {
+impl StoreSlot<'_> {
     fn offset(&self, width: usize) -> u64 {
         (self.first * width * size_of::<f32>()) as u64
     }
@@ -27,13 +24,19 @@ impl Place<'_> {
 
 /// Moves rows between the device and scratch, through memory that it keeps: what takes new memory for every run of tokens
 /// spends more time on getting it from the system than on moving rows.
-#[derive(Debug, Default)]
-pub struct Carrier {
+pub struct HiddenStore<'a> {
+    /// A file, memory, or whatever the caller gives.
+    pub scratch: &'a dyn Scratch,
     rows: Vec<f32>,
     delta: Vec<f32>,
 }
 
-impl Carrier {
+impl<'a> HiddenStore<'a> {
+    /// In this scratch space.
+    pub fn new(scratch: &'a dyn Scratch) -> Self {
+        Self { scratch, rows: Vec::new(), delta: Vec::new() }
+    }
+
     /// `count` rows of `width` elements, on the host.
     pub async fn rows<'r, B: Backend>(
         &'r mut self,
@@ -52,52 +55,40 @@ impl Carrier {
         rows: &'r B::Buffer,
         count: usize,
         width: usize,
-        place: Place<'_>,
+        slot: StoreSlot<'_>,
     ) -> Result<&'r [f32]> {
-        let rows = self.rows(backend, rows, count, width).await?;
-        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await?;
+        let rows = on_host(backend, rows, count * width, &mut self.rows).await?;
+        self.scratch.write_at(slot.name, slot.offset(width), bytemuck::cast_slice(rows)).await?;
         Ok(rows)
     }
 
     /// Brings them back to the host.
-    pub async fn fetch(&mut self, count: usize, width: usize, place: Place<'_>) -> Result<&[f32]> {
+    pub async fn fetch(&mut self, count: usize, width: usize, slot: StoreSlot<'_>) -> Result<&mut [f32]> {
         self.rows.resize(count * width, 0.0);
         let bytes = bytemuck::cast_slice_mut(&mut self.rows);
-        place.scratch.read_at(place.blob, place.offset(width), bytes).await?;
-        Ok(&self.rows)
+        self.scratch.read_at(slot.name, slot.offset(width), bytes).await?;
+        Ok(&mut self.rows)
     }
 
-    /// Brings them back to the device.
+    /// Brings them back to the device, after `change` has done something to them.
     pub async fn load<B: Backend>(
         &mut self,
         backend: &mut B,
         rows: &mut B::Buffer,
         count: usize,
         width: usize,
-        place: Place<'_>,
-    ) -> Result<()> {
-        self.load_changed(backend, rows, count, width, place, |_| ()).await
-    }
-
-    /// Brings them back to the device, after `change` has done something to them.
-    pub async fn load_changed<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        rows: &mut B::Buffer,
-        count: usize,
-        width: usize,
-        place: Place<'_>,
+        slot: StoreSlot<'_>,
         change: impl FnOnce(&mut [f32]),
     ) -> Result<()> {
         if let Some(rows) = backend.in_memory_mut(rows, count * width) {
             let bytes = bytemuck::cast_slice_mut(rows);
-            place.scratch.read_at(place.blob, place.offset(width), bytes).await?;
+            self.scratch.read_at(slot.name, slot.offset(width), bytes).await?;
             change(rows);
             return Ok(());
         }
-        self.fetch(count, width, place).await?;
-        change(&mut self.rows);
-        backend.write_f32(rows, &self.rows)
+        let values = self.fetch(count, width, slot).await?;
+        change(values);
+        backend.write_f32(rows, values)
     }
 
     /// Keeps hidden states: the residual stream and what the last block adds to it, summed as the next norm would.
@@ -106,20 +97,20 @@ impl Carrier {
         backend: &mut B,
         hidden: &Hidden<B>,
         width: usize,
-        place: Place<'_>,
+        slot: StoreSlot<'_>,
     ) -> Result<()> {
         if !hidden.has_delta {
-            return self.save(backend, &hidden.residual, hidden.count, width, place).await.map(drop);
+            return self.save(backend, &hidden.residual, hidden.count, width, slot).await.map(drop);
         }
         let len = hidden.count * width;
-        let Self { rows, delta } = self;
+        let Self { scratch, rows, delta } = self;
         let delta = on_host(backend, &hidden.delta, len, delta).await?;
         rows.resize(len, 0.0);
         backend.read(&hidden.residual, 0, rows).await?;
         for (value, change) in rows.iter_mut().zip(delta) {
             *value += change;
         }
-        place.scratch.write_at(place.blob, place.offset(width), bytemuck::cast_slice(rows)).await
+        scratch.write_at(slot.name, slot.offset(width), bytemuck::cast_slice(rows)).await
     }
 
     /// Brings them back.
@@ -129,9 +120,9 @@ impl Carrier {
         hidden: &mut Hidden<B>,
         count: usize,
         width: usize,
-        place: Place<'_>,
+        slot: StoreSlot<'_>,
     ) -> Result<()> {
-        self.load(backend, &mut hidden.residual, count, width, place).await?;
+        self.load(backend, &mut hidden.residual, count, width, slot, |_| ()).await?;
         hidden.has_delta = false;
         hidden.count = count;
         Ok(())

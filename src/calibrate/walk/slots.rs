@@ -1,6 +1,6 @@
 //! The names under which a walk keeps hidden states in scratch. Floor 7.
 
-use crate::model::block::Site;
+use crate::model::block::LinearInput;
 
 /// The same samples, in one model or in the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub(super) enum Stream {
 /// The outputs that candidates are measured by.
 pub(super) const PARENT: &str = "parent";
 
-/// Blobs that a walk leaves in scratch.
-pub const BLOBS: [&str; 13] = [
+/// Slots that a walk leaves in scratch.
+pub const SLOTS: [&str; 13] = [
     QUANTIZED.residual,
     QUANTIZED.residual_between[0],
     QUANTIZED.residual_between[1],
@@ -31,26 +31,26 @@ pub const BLOBS: [&str; 13] = [
     PARENT,
 ];
 
-/// The blobs of one stream.
-pub(super) struct Blobs {
+/// The slots of one stream.
+pub(super) struct Slots {
     /// The residual streams of all samples, end to end.
     pub(super) residual: &'static str,
     /// The same before a block with an even and with an odd number, where they are kept.
     pub(super) residual_between: [&'static str; 2],
     /// The same after a block's attention, where the others are kept.
     pub(super) residual_inside: &'static str,
-    /// The activations of all samples at a site. Two blobs that alternate: one is written while the other is read.
+    /// The activations of all samples at an input. Two that alternate: one is written while the other is read.
     pub(super) activations: [&'static str; 2],
 }
 
-const QUANTIZED: Blobs = Blobs {
+const QUANTIZED: Slots = Slots {
     residual: "residual",
     residual_between: ["residual-0", "residual-1"],
     residual_inside: "residual-inside",
     activations: ["activations-0", "activations-1"],
 };
 
-const ORIGINAL: Blobs = Blobs {
+const ORIGINAL: Slots = Slots {
     residual: "original-residual",
     residual_between: ["original-residual-0", "original-residual-1"],
     residual_inside: "original-residual-inside",
@@ -58,7 +58,7 @@ const ORIGINAL: Blobs = Blobs {
 };
 
 impl Stream {
-    pub(super) fn blobs(self) -> &'static Blobs {
+    pub(super) fn slots(self) -> &'static Slots {
         match self {
             Self::Quantized => &QUANTIZED,
             Self::Original => &ORIGINAL,
@@ -66,11 +66,11 @@ impl Stream {
     }
 }
 
-/// The blob of the activations at a site.
-pub(super) fn activations(site: Site, stream: Stream) -> &'static str {
-    let turn = match site {
-        Site::Attention | Site::Mlp => 0,
-        Site::Output | Site::Down => 1,
+/// The slot of the activations at an input.
+pub(super) fn activations(input: LinearInput, stream: Stream) -> &'static str {
+    let turn = match input {
+        LinearInput::Qkv | LinearInput::GateUp => 0,
+        LinearInput::O | LinearInput::Down => 1,
     };
-    stream.blobs().activations[turn]
+    stream.slots().activations[turn]
 }

@@ -1,0 +1,134 @@
+//! Codes of a matrix from its weights alone: to nearest, ternary, or those that the model brings. Floor 7.
+
+use super::method::{
+    CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedInput, QuantizedLayer,
+};
+use super::rows::{for_each_chunk, quantize_rows, weight_error};
+use super::walk::Statistics;
+use crate::backend::Backend;
+use crate::error::{Context, Error, Result};
+use crate::format::passing::Held;
+use crate::layout::ModuleStorage;
+use crate::model::Checkpoint;
+use crate::model::weights::{DenseRows, RowMemory};
+use crate::quant::awq::{AwqOutcome, AwqQuantizer, Clipping, Measure};
+use crate::quant::rtn::RtnQuantizer;
+use crate::quant::ternary::TernaryQuantizer;
+use crate::quant::{PackedTensor, Scheme, WeightError, regroup};
+use std::cell::Cell;
+
+/// Quantizes layers from their weights alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct {
+    /// BitNet: the share of the scale below which weights become 0.
+    pub sparsity_threshold: Option<f32>,
+}
+
+impl CalibratedMethod for Direct {
+    fn wants(&self) -> Statistics {
+        Statistics::default()
+    }
+
+    async fn quantize_input<B: Backend>(&self, input: InputContext<'_, '_, B>) -> Result<QuantizedInput> {
+        let InputContext { walk, context, targets, .. } = input;
+        let mut layers = Vec::new();
+        for (done, (linear, target)) in targets.iter().enumerate() {
+            walk.report_quantizing(done as u64, targets.len() as u64, target.module, context.control);
+            let quantized = quantize(context, target, self.sparsity_threshold).await;
+            let (tensor, error) = quantized
+                .context_with(|| format!("{}: module `{}`", context.checkpoint.name(), target.module))?;
+            layers.push(QuantizedLayer { linear: *linear, tensor, record: None, error });
+        }
+        Ok(QuantizedInput { layers, scales: None })
+    }
+}
+
+/// Quantizes one module from its weights alone, and tells how far they are from the original ones.
+///
+/// # Errors
+/// Whatever reading meets; `invalid_argument` for a scheme that no method makes.
+pub async fn quantize(
+    context: LayerContext<'_>,
+    target: &ModuleTarget<'_>,
+    sparsity_threshold: Option<f32>,
+) -> Result<(PackedTensor, WeightError)> {
+    let LayerContext { checkpoint, scale_type, .. } = context;
+    let &ModuleTarget { source, rows, cols, scheme, .. } = target;
+    let has_masters = checkpoint.layout().has_masters();
+    if let (Scheme::Integer { .. }, false) = (scheme, has_masters) {
+        return round(context, target).await;
+    }
+    let _held = hold(checkpoint, source)?;
+    let packed = match scheme {
+        // The model's own codes, not those of a scale that is rounded first.
+        _ if has_masters => {
+            let packed = checkpoint.layout().read_packed(checkpoint.store(), source).await?;
+            regroup::round_scales(&packed, scale_type)?
+        }
+        Scheme::Ternary { granularity } => {
+            let mut quantizer =
+                TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
+            for_each_chunk(context, target, |_, values| quantizer.observe_rows(values)).await?;
+            for_each_chunk(context, target, |_, values| quantizer.push_rows(values)).await?;
+            quantizer.finish()?
+        }
+        _ => return Err(Error::invalid_argument(format!("no method makes {scheme} codes"))),
+    };
+    let error = weight_error(context, target, &packed).await?;
+    Ok((packed, error))
+}
+
+/// Rounds one module to nearest, and tells how far its weights are from the original ones.
+///
+/// # Errors
+/// Whatever reading meets.
+pub async fn round(
+    context: LayerContext<'_>,
+    target: &ModuleTarget<'_>,
+) -> Result<(PackedTensor, WeightError)> {
+    let mut quantizer = RtnQuantizer::new(target.scheme, target.rows, target.cols, context.scale_type)?;
+    let mut error = WeightError::default();
+    for_each_chunk(context, target, |rows, values| {
+        quantizer.push_rows(values)?;
+        error.add_rows(values, &quantizer.last_rows(rows.len())?, 0..rows.len());
+        Ok(())
+    })
+    .await?;
+    Ok((quantizer.finish()?, error))
+}
+
+/// Rounds one module to nearest, its columns multiplied by `scales` where there are some and its groups clipped, and measures
+/// what that does to its output.
+///
+/// # Errors
+/// Whatever reading and [`AwqQuantizer`] meet, with the module named.
+pub async fn round_measured(
+    context: LayerContext<'_>,
+    target: &ModuleTarget<'_>,
+    scales: Option<&[f32]>,
+    clipping: Option<&Clipping>,
+    measure: Measure<'_>,
+    memory: &Cell<RowMemory>,
+) -> Result<AwqOutcome> {
+    let LayerContext { checkpoint, scale_type, control } = context;
+    let ones = if scales.is_none() { vec![1.0; target.cols] } else { Vec::new() };
+    let scales = scales.unwrap_or(&ones);
+    let run = async {
+        let shape = (target.rows, target.cols);
+        let mut quantizer = AwqQuantizer::new(target.scheme, shape, scales, measure, clipping, scale_type)?;
+        let mut rows = DenseRows::new(checkpoint, target.source)?.with_memory(memory.take());
+        quantize_rows(&mut rows, &mut quantizer, control, |_| ()).await?;
+        memory.set(rows.into_memory());
+        quantizer.finish()
+    };
+    run.await.context_with(|| format!("module `{}`", target.module))
+}
+
+/// Keeps the bytes of one matrix, for who goes through it more than once.
+///
+/// # Errors
+/// As [`Checkpoint::master`].
+pub fn hold(checkpoint: &Checkpoint, source: &str) -> Result<Option<Held>> {
+    let ModuleStorage::Dense { tensor, .. } = checkpoint.master(source)? else { return Ok(None) };
+    Ok(Some(checkpoint.store().hold([tensor])))
+}

@@ -1,0 +1,187 @@
+//! A model of which one block is in memory at a time: texts go through it block by block, and their hidden states wait in a
+//! store. Floor 5.
+
+use super::{EmbeddingAndHead, Runner, chunk_tokens};
+use crate::backend::{Backend, Element, Segment};
+use crate::error::Result;
+use crate::format::scratch::Scratch;
+use crate::model::block::{Block, LinearInput, Stage};
+use crate::model::hidden_store::{HiddenStore, StoreSlot};
+use crate::model::names::Linear;
+use crate::model::weights::WeightSource;
+use crate::model::{Checkpoint, KvCache, LoadOptions};
+use crate::task::{self, Control};
+
+/// Tokens of one text that run together.
+#[derive(Clone, Copy)]
+pub struct Chunk {
+    /// Tokens of the text before them.
+    pub past: usize,
+    /// How many they are.
+    pub count: usize,
+    /// The row of the first in a slot.
+    pub row: usize,
+}
+
+/// How far rows have come in a block, and the slots in which they wait.
+#[derive(Clone, Copy)]
+pub struct Waiting<'s> {
+    /// The input at which they are; `None` before the block.
+    pub input: Option<LinearInput>,
+    /// The slot of their residual streams.
+    pub residual: &'s str,
+    /// The slot of their activations at the input.
+    pub activations: &'s str,
+}
+
+impl<'s> Waiting<'s> {
+    /// In front of a block.
+    pub fn before_block(residual: &'s str) -> Self {
+        Self { input: None, residual, activations: "" }
+    }
+}
+
+/// Runs one text at a time through one block at a time.
+pub struct LayerStreamed<'a, B: Backend> {
+    /// Where the weights are.
+    pub checkpoint: &'a Checkpoint,
+    options: LoadOptions,
+    /// What runs.
+    pub runner: Runner<B>,
+    /// Where hidden states wait.
+    pub store: HiddenStore<'a>,
+    /// Of the block and the text at hand.
+    cache: KvCache<B>,
+}
+
+impl<'a, B: Backend> LayerStreamed<'a, B> {
+    /// For texts of at most `context` tokens.
+    ///
+    /// # Errors
+    /// `context_overflow` for more than the model was made for.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        options: LoadOptions,
+        context: usize,
+        backend: B,
+        scratch: &'a dyn Scratch,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        config.check_context(context)?;
+        let mut runner = Runner::new(backend, config, chunk_tokens(config).min(context.max(1)))?;
+        let cache = KvCache::new(&mut runner.backend, config, 1, 1, context)?;
+        Ok(Self { checkpoint, options, runner, store: HiddenStore::new(scratch), cache })
+    }
+
+    /// The chunks of a text of `len` tokens, the first of which has the row `row`.
+    pub fn chunks(&self, len: usize, row: usize) -> impl Iterator<Item = Chunk> + use<B> {
+        let most = self.runner.work.tokens;
+        (0..len).step_by(most).map(move |past| Chunk { past, count: most.min(len - past), row: row + past })
+    }
+
+    /// Loads embedding, last norm and head.
+    pub async fn load_ends(&mut self) -> Result<EmbeddingAndHead<B>> {
+        EmbeddingAndHead::load(&mut self.runner.backend, self.checkpoint, self.options).await
+    }
+
+    /// Loads a block.
+    pub async fn load_block(&mut self, layer: usize) -> Result<Block<B>> {
+        Block::load(&mut self.runner.backend, self.checkpoint, layer, self.options).await
+    }
+
+    /// Takes other weights for the layers of block `layer` that read `input`: see [`Block::replace`].
+    pub async fn replace(
+        &mut self,
+        block: &mut Block<B>,
+        layer: usize,
+        input: LinearInput,
+        sources: &[(Linear, WeightSource<'_>)],
+    ) -> Result<()> {
+        let Self { checkpoint, options, runner, .. } = self;
+        block.replace(&mut runner.backend, checkpoint, layer, input, sources, *options).await
+    }
+
+    /// Puts the embeddings of a text into the slots, from a row on.
+    pub async fn embed(
+        &mut self,
+        ends: &EmbeddingAndHead<B>,
+        text: &[u32],
+        row: usize,
+        slots: &[&str],
+        control: &dyn Control,
+    ) -> Result<()> {
+        for chunk in self.chunks(text.len(), row) {
+            task::checkpoint(control).await?;
+            self.runner.embed(ends, &text[chunk.past..chunk.past + chunk.count])?;
+            for slot in slots {
+                self.save_residual(chunk, slot).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a text of `len` tokens through a block: from one slot to another, or to the same, from a row on.
+    pub async fn through(
+        &mut self,
+        block: &Block<B>,
+        len: usize,
+        row: usize,
+        (from, to): (&str, &str),
+        control: &dyn Control,
+    ) -> Result<()> {
+        for chunk in self.chunks(len, row) {
+            task::checkpoint(control).await?;
+            self.run(block, chunk, Waiting::before_block(from), Stage::End, |_| ()).await?;
+            self.save_residual(chunk, to).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk from where it waits to a stage of the block, after `change` has done something to its activations at the
+    /// input where it was.
+    pub async fn run(
+        &mut self,
+        block: &Block<B>,
+        chunk: Chunk,
+        from: Waiting<'_>,
+        to: Stage,
+        change: impl FnOnce(&mut [f32]),
+    ) -> Result<()> {
+        let Self { runner, store, cache, .. } = self;
+        let Chunk { past, count, row: first } = chunk;
+        let Runner { backend, hidden, work, config, .. } = runner;
+        let slot = StoreSlot { name: from.residual, first };
+        match from.input {
+            // The way to the next input leads past the residual stream.
+            Some(LinearInput::Qkv | LinearInput::GateUp) => hidden.count = count,
+            None | Some(LinearInput::O | LinearInput::Down) => {
+                store.load_hidden(backend, hidden, count, config.hidden_size, slot).await?;
+            }
+        }
+        if let Some(input) = from.input {
+            let slot = StoreSlot { name: from.activations, first };
+            store.load(backend, work.at_mut(input), count, input.width(config), slot, change).await?;
+        }
+        let stages = (from.input.map_or(Stage::Start, LinearInput::stage), to);
+        runner.run(block, &[Segment::causal(past, count)], cache, 0, stages)
+    }
+
+    /// Keeps the residual stream of a chunk.
+    pub async fn save_residual(&mut self, chunk: Chunk, slot: &str) -> Result<()> {
+        let Runner { backend, hidden, config, .. } = &mut self.runner;
+        let slot = StoreSlot { name: slot, first: chunk.row };
+        self.store.save_hidden(backend, hidden, config.hidden_size, slot).await
+    }
+
+    /// Logits of a chunk behind the last block, `[count, vocab_size]`.
+    pub async fn logits(&mut self, ends: &EmbeddingAndHead<B>, chunk: Chunk, slot: &str) -> Result<Vec<f32>> {
+        let Runner { backend, hidden, config, .. } = &mut self.runner;
+        let mut found = vec![0.0; chunk.count * config.vocab_size];
+        let slot = StoreSlot { name: slot, first: chunk.row };
+        self.store.load_hidden(backend, hidden, chunk.count, config.hidden_size, slot).await?;
+        let mut logits = backend.buffer(Element::F32, found.len())?;
+        self.runner.head(ends, &mut logits)?;
+        self.runner.backend.read(&logits, 0, &mut found).await?;
+        Ok(found)
+    }
+}
