@@ -8,6 +8,7 @@ use crate::format::json;
 use crate::format::small_file::read_json;
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
+use crate::quant::{Activations, Method};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -54,7 +55,7 @@ pub struct ModuleRecord {
     pub scheme: String,
     /// The method that was asked for; absent where the module was kept, and where no codes were looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
+    pub method: Option<Method>,
     /// Why it is not what the options ask for: the rule of the recipe, or what the layout cannot hold; absent where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -99,7 +100,7 @@ pub struct QuantizationRecord {
     /// File layout of the weights: `compressed-tensors` or `bitnet`.
     pub format: String,
     /// Precision of the activations that the folder is meant to run with.
-    pub activations: String,
+    pub activations: Activations,
     /// Mean bits of a weight in the quantized modules, scales and zero points included.
     pub bits_per_weight: f64,
     /// All options, by their command-line names.
@@ -151,7 +152,7 @@ pub struct DequantizationRecord {
     /// The scheme of most modules.
     pub scheme: String,
     /// Precision of the activations that the quantized folder is meant to run with.
-    pub activations: String,
+    pub activations: Activations,
     /// The quantized folder.
     pub source: SourceRecord,
     /// Every module that was quantized, in the order of the data flow.

@@ -120,7 +120,7 @@ pub async fn convert(
         method: before.as_ref().map_or_else(|| "unknown".to_owned(), |record| record.method.clone()),
         scheme: usual.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
         format: plan.options.layout.name().to_owned(),
-        activations: plan.activations.name().to_owned(),
+        activations: plan.activations,
         bits_per_weight: written.bits_per_weight(),
         parameters: Map::from_iter([("converted_from".to_owned(), json!(checkpoint.layout().name()))]),
         source: SourceRecord::of(checkpoint).await?,

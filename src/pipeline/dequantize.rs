@@ -69,7 +69,7 @@ pub async fn dequantize_checkpoint(
         dtype: dtype.name().to_owned(),
         method: quantization.as_ref().map_or_else(|| "unknown".to_owned(), |record| record.method.clone()),
         scheme: quantization.map_or_else(|| described[0].scheme.clone(), |record| record.scheme),
-        activations: checkpoint.module(&modules[0])?.activations().name().to_owned(),
+        activations: checkpoint.module(&modules[0])?.activations(),
         source: SourceRecord::of(checkpoint).await?,
         modules: described,
     };

@@ -28,7 +28,7 @@ use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
-use crate::quant::{Activations, Granularity, Scheme};
+use crate::quant::{Granularity, Scheme};
 use crate::task::Control;
 use job::{About, Job};
 use serde_json::{Map, Value, json};
@@ -225,11 +225,7 @@ pub async fn restore(
     let about = About {
         method: record.method.clone(),
         scheme: record.scheme.clone(),
-        activations: if record.activations == Activations::Int8.name() {
-            Activations::Int8
-        } else {
-            Activations::F32
-        },
+        activations: record.activations,
         layout: if all_ternary { TargetLayout::BitNet } else { TargetLayout::CompressedTensors },
         parameters: Map::from_iter([("from_metadata".to_owned(), Value::Bool(true))]),
         unties: false,

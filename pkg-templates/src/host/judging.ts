@@ -25,11 +25,11 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
     compare: (id, a, b, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (first, second) => {
-          const codecs = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
+          const [codecA, codecB] = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
           await modules.forDevice(request);
           const control = jobs.control(id, job, first.readers);
           return modules.engine.compare(
-            first.handle, second.handle, request, codecs[0], codecs[1], control,
+            first.handle, second.handle, request, codecA, codecB, control,
           );
         }),
       ),

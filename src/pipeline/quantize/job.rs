@@ -94,7 +94,7 @@ impl<'a> Job<'a> {
         ModuleRecord {
             name: plan.module.clone(),
             scheme: plan.scheme.map_or_else(|| "f16".to_owned(), |scheme| scheme.to_string()),
-            method: plan.method.map(|method| method.name().to_owned()),
+            method: plan.method,
             reason: plan.reason.clone(),
             calibration: self.encoder.calibration(&plan.module).cloned(),
         }
@@ -111,7 +111,7 @@ impl<'a> Job<'a> {
             method,
             scheme,
             format: layout.name().to_owned(),
-            activations: activations.name().to_owned(),
+            activations,
             bits_per_weight: written.bits_per_weight(),
             parameters,
             source: SourceRecord::of(checkpoint).await?,
