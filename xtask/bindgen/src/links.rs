@@ -85,7 +85,8 @@ impl Links {
             let at = sections.data + entry.offset as usize;
             let Some(named) = links.named(&sections, module, entry, at)? else { continue };
             let segment = sections.segments.iter().find(|segment| segment.file.contains(&at));
-            let segment = segment.with_context(|| format!("a relocation of data is at {at}, where none are"))?;
+            let segment =
+                segment.with_context(|| format!("a relocation of data is at {at}, where none are"))?;
             let address = segment.address + (at - segment.file.start) as u32;
             match links.at(address) {
                 Some(data) => links.data[data].names.push(named),

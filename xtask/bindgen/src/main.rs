@@ -43,7 +43,8 @@ fn bind(path: &str, folder: &Path, name: &str, later: &[String]) -> Result<()> {
     let whole = std::mem::take(output.wasm_mut());
     let parts = split::split(whole, &links, &functions, |export| is_of(export, exports))?;
     for (name, bytes) in [(name, parts.first), (later, parts.later)] {
-        fs::write(folder.join(format!("{name}_bg.wasm")), bytes).with_context(|| format!("cannot write {name}"))?;
+        fs::write(folder.join(format!("{name}_bg.wasm")), bytes)
+            .with_context(|| format!("cannot write {name}"))?;
     }
     Ok(())
 }

@@ -119,9 +119,8 @@ fn put_stubs(module: &mut Module, table: TableId, is_later: impl Fn(&str) -> boo
     }
     let end = start + u32::try_from(targets.len())?;
     let offset = ConstExpr::Value(Value::I32(start as i32));
-    let element = module
-        .elements
-        .add(ElementKind::Active { table, offset }, ElementItems::Functions(targets));
+    let element =
+        module.elements.add(ElementKind::Active { table, offset }, ElementItems::Functions(targets));
     let table = module.tables.get_mut(table);
     table.initial = end.into();
     table.maximum = table.maximum.map(|maximum| maximum.max(end.into()));
@@ -176,7 +175,9 @@ impl Reached {
                 if let FunctionKind::Local(local) = &module.funcs.get(function).kind {
                     dfs_in_order(&mut Calls(&mut to_see), local, local.entry_block());
                 }
-                named.extend(indices.get(&function).and_then(|index| links.functions.get(index)).into_iter().flatten());
+                named.extend(
+                    indices.get(&function).and_then(|index| links.functions.get(index)).into_iter().flatten(),
+                );
             } else if let Some(next) = named.pop() {
                 match next {
                     Named::Slot(slot) => to_see.extend(slots.get(&slot)),
@@ -241,7 +242,8 @@ fn keep_later(module: &mut Module, shared: &BTreeMap<String, ExportId>, data: &[
     for id in module.imports.iter().map(|import| import.id()).collect::<Vec<_>>() {
         module.imports.delete(id);
     }
-    let exports: Vec<_> = module.exports.iter().map(|each| (each.id(), each.name.clone(), each.item)).collect();
+    let exports: Vec<_> =
+        module.exports.iter().map(|each| (each.id(), each.name.clone(), each.item)).collect();
     let mut imported = HashSet::new();
     for (id, name, item) in exports {
         module.exports.delete(id);
@@ -274,7 +276,8 @@ fn keep_later(module: &mut Module, shared: &BTreeMap<String, ExportId>, data: &[
     keep_slots(module, table, |function| !imported.contains(&function))?;
     // The other tables are filled already.
     for element in module.elements.iter().map(|element| element.id()).collect::<Vec<_>>() {
-        if !matches!(module.elements.get(element).kind, ElementKind::Active { table: of, .. } if of == table) {
+        if !matches!(module.elements.get(element).kind, ElementKind::Active { table: of, .. } if of == table)
+        {
             module.elements.delete(element);
         }
     }
