@@ -49,7 +49,7 @@ fn bind(path: &str, folder: &Path, name: &str, later: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Reads a linked module, and which function has which index there.
+/// Reads a linked module without the linker's lists, and which function has which index there.
 fn parse(bytes: &[u8]) -> Result<(Module, Vec<FunctionId>)> {
     let functions = Arc::new(Mutex::new(Vec::new()));
     let found = functions.clone();

@@ -366,3 +366,120 @@ fn without(segment: Range<u32>, ranges: &[Range<u32>]) -> Vec<Range<u32>> {
     runs.retain(|run| !run.is_empty());
     runs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{split, within, without};
+    use crate::links::Links;
+    use std::path::Path;
+    use std::process::Command;
+    use std::{env, fs};
+
+    #[test]
+    fn data_go_to_one_of_the_two() {
+        let ranges = [4..8, 8..30, 40..44, 90..120];
+        assert_eq!(within(0..100, &ranges), [4..30, 40..44, 90..100]);
+        assert_eq!(within(200..300, &ranges), []);
+        // Four bytes are less than another segment takes.
+        assert_eq!(without(0..100, &ranges), [0..4, 30..90]);
+        assert_eq!(without(4..30, &ranges), []);
+        assert_eq!(without(200..300, &ranges), [200..300]);
+    }
+
+    /// What both parts use, what one of them uses by a call and by a table of functions, and what each has alone.
+    const PROGRAM: &str = r#"
+        use std::cell::Cell;
+        thread_local!(static TOTAL: Cell<u32> = const { Cell::new(0) });
+        trait Works { fn work(&self, value: u32) -> u32; }
+        struct Adds;
+        struct Writes(u32);
+        impl Works for Adds { fn work(&self, value: u32) -> u32 { TOTAL.set(TOTAL.get() + value); TOTAL.get() } }
+        impl Works for Writes {
+            fn work(&self, value: u32) -> u32 {
+                let text = format!("only who writes: {} {}", std::hint::black_box(value), self.0);
+                text.len() as u32 + add(0)
+            }
+        }
+        #[inline(never)]
+        fn dispatch(works: &[Box<dyn Works>], value: u32) -> u32 { works.iter().map(|each| each.work(value)).sum() }
+        #[unsafe(no_mangle)]
+        pub extern "C" fn add(value: u32) -> u32 {
+            assert!(value < 1000, "only who adds");
+            dispatch(&[Box::new(Adds)], value)
+        }
+        #[unsafe(no_mangle)]
+        pub extern "C" fn write(value: u32) -> u32 { dispatch(&[Box::new(Adds), Box::new(Writes(BUILD))], value) }
+    "#;
+
+    /// What a page sees of it.
+    const PAGE: &str = r#"
+        import { readFileSync } from "node:fs";
+        const read = (name) => readFileSync(new URL(name, import.meta.url));
+        const start = async (name) => (await WebAssembly.instantiate(read(name), {})).instance.exports;
+        const kind = async (run) => { try { return await run() } catch (error) { return error.constructor.name } };
+        const first = await start("first1.wasm");
+        const found = [first.add(3), await kind(() => first.write(5))];
+        found.push(await kind(() => WebAssembly.instantiate(read("later2.wasm"), { first })));
+        await WebAssembly.instantiate(read("later1.wasm"), { first });
+        found.push(first.write(5), first.add(1));
+        const has = (name, text) => read(name).includes(text);
+        found.push(has("first1.wasm", "only who adds"), has("first1.wasm", "only who writes"));
+        found.push(has("later1.wasm", "only who adds"), has("later1.wasm", "only who writes"));
+        console.log(JSON.stringify(found));
+    "#;
+
+    /// Compiles and splits the program; false where this machine cannot.
+    fn build(folder: &Path, number: u32) -> bool {
+        let source = folder.join(format!("program{number}.rs"));
+        fs::write(&source, format!("const BUILD: u32 = {number};{PROGRAM}")).unwrap();
+        let linked = folder.join(format!("program{number}.wasm"));
+        let mut rustc = Command::new("rustc");
+        rustc.args([
+            "--target",
+            "wasm32-unknown-unknown",
+            "--crate-type",
+            "cdylib",
+            "--edition",
+            "2024",
+            "-O",
+        ]);
+        rustc.args(["-Clink-arg=--emit-relocs", "-o"]).arg(&linked).arg(&source);
+        if !rustc.status().is_ok_and(|status| status.success()) {
+            return false;
+        }
+        let bytes = fs::read(linked).unwrap();
+        let (module, functions) = crate::parse(&bytes).unwrap();
+        let links = Links::read(&bytes).unwrap();
+        let parts = split(module, &links, &functions, |export| export == "write").unwrap();
+        fs::write(folder.join(format!("first{number}.wasm")), parts.first).unwrap();
+        fs::write(folder.join(format!("later{number}.wasm")), parts.later).unwrap();
+        true
+    }
+
+    #[test]
+    fn two_parts_are_one_program() {
+        let folder = env::temp_dir().join(format!("lowbit-split-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("page.mjs"), PAGE).unwrap();
+        let is_built = build(&folder, 1) && build(&folder, 2);
+        let page = Command::new("node").arg(folder.join("page.mjs")).output();
+        fs::remove_dir_all(&folder).unwrap();
+        let (true, Ok(page)) = (is_built, page) else {
+            return println!("skipped: splitting a module: rustc for wasm32 or node is not there");
+        };
+        let found = String::from_utf8_lossy(&page.stdout);
+        let complaints = String::from_utf8_lossy(&page.stderr);
+        // 8 of adding, 20 characters of text and 8 of adding nothing; each text is in the part that needs it.
+        assert_eq!(
+            found.trim(),
+            r#"[3,"RuntimeError","LinkError",36,9,true,false,false,true]"#,
+            "{complaints}"
+        );
+    }
+
+    #[test]
+    fn a_module_without_the_linkers_lists_is_an_error() {
+        let error = Links::read(b"\0asm\x01\0\0\0").unwrap_err();
+        assert!(error.to_string().contains("--emit-relocs"), "{error}");
+    }
+}
