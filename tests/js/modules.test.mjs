@@ -12,7 +12,7 @@ async function copied() {
   const folder = join(temporary(), "lowbit");
   cpSync(PACKAGE, folder, { recursive: true });
   const quantizers = ["quantizer_bg.wasm", "quantizer_relaxed_bg.wasm"].map((name) => join("dist", name));
-  const lowbit = await import(pathToFileURL(join(folder, ENTRY.slice(pathToFileURL(PACKAGE).href.length))).href);
+  const lowbit = await import(ENTRY.replace(pathToFileURL(PACKAGE).href, pathToFileURL(folder).href));
   return {
     lowbit,
     hide: () => quantizers.forEach((file) => rmSync(join(folder, file))),
@@ -74,10 +74,14 @@ test("each module is loaded once, however much is asked for at once", () => {
   assert.equal(stdout.trim(), "1", stderr);
 });
 
-test("the two parts of an engine have nothing twice", () => {
+test("a quantizer has of its engine whatever it is not itself", () => {
   for (const build of ["", "_relaxed"]) {
-    const parts = ["engine", "quantizer"].map((name) => new WebAssembly.Module(readFileSync(join(PACKAGE, "dist", `${name}${build}_bg.wasm`))));
-    const [first, later] = parts;
+    const parts = ["engine", "quantizer"].map((name) => readFileSync(join(PACKAGE, "dist", `${name}${build}_bg.wasm`)));
+    if (!parts.every((bytes) => WebAssembly.validate(bytes))) {
+      console.log("note: this Node has no relaxed SIMD, so only the other build is looked at");
+      continue;
+    }
+    const [first, later] = parts.map((bytes) => new WebAssembly.Module(bytes));
     assert.deepEqual(WebAssembly.Module.exports(later), [], "bindings call the engine alone");
     const had = new Set(WebAssembly.Module.exports(first).map(({ name, kind }) => `${kind} ${name}`));
     const wanted = WebAssembly.Module.imports(later);
