@@ -43,6 +43,10 @@ export const platform: HostPlatform = {
         return new URL("./engine_bg.wasm", import.meta.url);
       case "engine_relaxed":
         return new URL("./engine_relaxed_bg.wasm", import.meta.url);
+      case "quantizer":
+        return new URL("./quantizer_bg.wasm", import.meta.url);
+      case "quantizer_relaxed":
+        return new URL("./quantizer_relaxed_bg.wasm", import.meta.url);
       case "tokenizer":
         return new URL("./tokenizer_bg.wasm", import.meta.url);
     }

@@ -76,6 +76,9 @@ export interface Codec {
   readonly vocabSize: number;
 }
 
+/** The WebAssembly modules. The quantizer belongs to the engine of the same build. */
+export type ModuleName = "engine" | "engine_relaxed" | "quantizer" | "quantizer_relaxed" | "tokenizer";
+
 /** What a module is made from, as its bindings take it. */
 export type ModuleInput = Response | URL | string | ArrayBuffer | Uint8Array<ArrayBuffer> | WebAssembly.Module;
 
@@ -102,7 +105,7 @@ export interface Store {
 /** What the engine's thread needs of the place that it runs in. */
 export interface HostPlatform {
   /** What a module is made from. */
-  module(name: "engine" | "engine_relaxed" | "tokenizer"): Promise<ModuleInput>;
+  module(name: ModuleName): Promise<ModuleInput>;
   /** A path's folder or file; absent where there are no paths. */
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
   targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;

@@ -4,7 +4,7 @@
  * Not here: what the caller sees (`types.ts`).
  */
 import { createBirpc } from "birpc";
-import type { Port } from "./platform.js";
+import type { ModuleName, Port } from "./platform.js";
 import { asLowbitError, LowbitError, type ErrorCode } from "./errors.js";
 import type * as options from "./options.generated.js";
 import type {
@@ -62,7 +62,7 @@ export interface Searched {
 export type TextOf = { checkpoint: number } | { model: number };
 
 /** Modules that the caller brings: what structured clone can carry, or the text of a URL. */
-export type GivenModules = Readonly<Record<string, ArrayBuffer | Uint8Array | WebAssembly.Module | string>>;
+export type GivenModules = Readonly<Partial<Record<ModuleName, ArrayBuffer | Uint8Array | WebAssembly.Module | string>>>;
 
 /** What the engine's thread does. `job` names the work for `abort` and for progress. */
 export interface HostFunctions {

@@ -8,6 +8,7 @@ use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::DequantizationRecord;
+use crate::backend::any::AnyBackend;
 use crate::backend::cpu::CpuBackend;
 use crate::error::Result;
 use crate::model::Checkpoint;
@@ -79,7 +80,9 @@ async fn compare(
 ) -> Result<Agreement> {
     let data = Dataset::new("text", &request.texts.0, codec)?;
     let windows = request.windows.windows(forms.quantized.config());
-    agreement::measure(forms, &data, &windows, request.min_retention, CpuBackend::new, control).await
+    // The type that models have everywhere, so that they are compiled once.
+    let new_backend = || AnyBackend::Cpu(CpuBackend::new());
+    agreement::measure(forms, &data, &windows, request.min_retention, new_backend, control).await
 }
 
 #[derive(Serialize)]

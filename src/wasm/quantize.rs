@@ -10,7 +10,6 @@ use super::sink::{JsTarget, TargetOfJs};
 use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::backend::any::AnyBackend;
-use crate::backend::cpu::CpuBackend;
 use crate::calibrate::samples::FEW_TOKENS;
 use crate::error::Result;
 use crate::model::Checkpoint;
@@ -100,7 +99,8 @@ impl Work<'_> {
             return restore(checkpoint, around.target, around.existing, around.control).await;
         }
         let Some(calibration) = &request.calibration else {
-            return quantize_checkpoint::<CpuBackend>(checkpoint, &options, None, around).await;
+            // The backend that calibration has, so that all of it is compiled once.
+            return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, around).await;
         };
         // A module whose memory is full ends in a trap, without a word.
         let memory = options.memory.unwrap_or(HEAP_BYTES).min(HEAP_BYTES);

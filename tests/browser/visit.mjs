@@ -173,10 +173,11 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     const loaded = await Promise.all(sizes);
     const total = loaded.reduce((sum, [, size]) => sum + size, 0);
     console.log(`note: first load with tokenizer ${(total / 1e6).toFixed(2)} MB`);
-    // The package's files have a budget of their own, 1.3 MB, which building it judges; this leaves the page its own part.
+    // The package's files have budgets of their own, which building it judges; this leaves the page its own part.
     const own = loaded.filter(([path]) => !path.startsWith("/lowbit/")).reduce((sum, [, size]) => sum + size, 0);
     assert.ok(own > 0 && own < 100_000, `${own} bytes beside the package`);
     assert.ok(loaded.some(([path]) => /engine(_relaxed)?_bg\.wasm$/.test(path)) && loaded.some(([path]) => path.endsWith("tokenizer_bg.wasm")));
+    assert.ok(!loaded.some(([path]) => path.includes("quantizer")), "nothing was quantized yet");
     // The bound is for what is published; a quick build's modules are larger, and `cargo xtask package` judges the real ones.
     const { optimized = true } = JSON.parse(readFileSync(join(LOWBIT, "package.json"), "utf8"));
     if (!optimized) console.log("note: this package was built quickly, so its size is not judged");

@@ -15,7 +15,8 @@ describe("the entry points", () => {
   const files = ([, entry]) => (typeof entry === "string" ? [entry] : Object.values(entry));
 
   test("name files that are there, types first, and ES modules only", () => {
-    for (const name of [".", "./slim", "./worker", "./engine.wasm", "./engine_relaxed.wasm", "./tokenizer.wasm", "./package.json"]) {
+    const modules = ["engine", "engine_relaxed", "quantizer", "quantizer_relaxed", "tokenizer"].map((name) => `./${name}.wasm`);
+    for (const name of [".", "./slim", "./worker", ...modules, "./package.json"]) {
       assert.ok(name in manifest.exports, name);
     }
     for (const entry of entries) {

@@ -17,7 +17,9 @@ const newWorker = () => new Worker(place("./worker", "node"));
 const ended = (worker) => new Promise((resolve) => worker.once("exit", resolve));
 const read = (entry) => new Uint8Array(readFileSync(place(entry)));
 const engineBytes = read("./engine.wasm");
+const quantizerBytes = read("./quantizer.wasm");
 const tokenizerBytes = read("./tokenizer.wasm");
+const all = { engine: engineBytes, quantizer: quantizerBytes, tokenizer: tokenizerBytes };
 
 /** That an engine does what the others do. */
 async function works(engine, source = MODEL) {
@@ -32,29 +34,31 @@ async function works(engine, source = MODEL) {
 describe("modules may be", () => {
   const url = serve((request, response) => {
     response.writeHead(200, { "content-type": "application/wasm" });
-    response.end(request.url === "/engine" ? engineBytes : tokenizerBytes);
+    response.end(all[request.url.slice(1)]);
   });
   const cases = {
-    compiled: async () => ({ engine: await WebAssembly.compile(engineBytes), tokenizer: await WebAssembly.compile(tokenizerBytes) }),
-    bytes: () => ({ engine: engineBytes, tokenizer: tokenizerBytes }),
-    "ArrayBuffers": () => ({ engine: engineBytes.buffer, tokenizer: tokenizerBytes.buffer }),
-    URLs: async () => ({ engine: new URL(`${await url}/engine`), tokenizer: new URL(`${await url}/tokenizer`) }),
+    compiled: (bytes) => WebAssembly.compile(bytes),
+    bytes: (bytes) => bytes,
+    "ArrayBuffers": (bytes) => bytes.buffer,
+    URLs: async (_, name) => new URL(`${await url}/${name}`),
   };
-  for (const [name, modules] of Object.entries(cases)) {
+  for (const [name, given] of Object.entries(cases)) {
     test(name, async () => {
       const worker = newWorker();
       const over = ended(worker);
-      const engine = createEngine({ worker, modules: await modules() });
+      const modules = {};
+      for (const [module, bytes] of Object.entries(all)) modules[module] = await given(bytes, module);
+      const engine = createEngine({ worker, modules });
       await works(engine);
       assert.equal((await engine.capabilities()).engine, "simd128", "a build that was not given is not looked for");
       await engine.dispose();
       await over;
-      assert.equal(engineBytes.length > 1e6 && tokenizerBytes.length > 1e6, true, "what was given is still the caller's");
+      assert.ok(Object.values(all).every(({ length }) => length > 1e6), "what was given is still the caller's");
     });
   }
 
   test("of both builds, of which the better one is taken where it is right", async () => {
-    const modules = { engine: engineBytes, engine_relaxed: read("./engine_relaxed.wasm"), tokenizer: tokenizerBytes };
+    const modules = { ...all, engine_relaxed: read("./engine_relaxed.wasm"), quantizer_relaxed: read("./quantizer_relaxed.wasm") };
     const engine = createEngine({ worker: newWorker(), modules });
     await works(engine);
     assert.match((await engine.capabilities()).engine, /^(simd128|relaxed-simd)$/);
@@ -71,10 +75,33 @@ test("a worker of the web will do, and files come from wherever the page has the
     addEventListener: (type, listener) => inner.on(type, (value) => listener({ type, ...(type === "message" ? { data: value } : { error: value }) })),
     terminate: () => void inner.terminate(),
   };
-  const engine = createEngine({ worker, modules: { engine: engineBytes, tokenizer: tokenizerBytes } });
+  const engine = createEngine({ worker, modules: all });
   await works(engine, modelFiles());
   await engine.dispose();
   await over;
+});
+
+test("a program that only speaks brings no quantizer, and is told where one is needed", async () => {
+  const engine = createEngine({ worker: newWorker(), modules: { engine: engineBytes, tokenizer: tokenizerBytes } });
+  const checkpoint = await engine.openCheckpoint(MODEL);
+  const model = await engine.loadModel(checkpoint, { device: "cpu" });
+  const speaks = async () => assert.match(await model.generate("Once", { maxTokens: 3 }).text(), /\w/);
+  await speaks();
+  const needed = (error) => error.code === "invalid_argument" && /needs the module quantizer,/.test(error.message);
+  await assert.rejects(engine.quantize(checkpoint, { bits: 8 }), needed);
+  await speaks();
+  await engine.dispose();
+});
+
+test("a quantizer of another build is refused", async () => {
+  // The digest of both parts, by which they know each other, is what the quantizer calls the memory.
+  const { name } = WebAssembly.Module.imports(new WebAssembly.Module(quantizerBytes)).find(({ kind }) => kind === "memory");
+  const other = Buffer.from(quantizerBytes);
+  other.write("f".repeat(name.length), other.indexOf(name));
+  const engine = createEngine({ worker: newWorker(), modules: { ...all, quantizer: other } });
+  const refused = (error) => error.code === "io" && /^the quantizer cannot be loaded: it is of another build/.test(error.message);
+  await assert.rejects(engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 }), refused);
+  await engine.dispose();
 });
 
 test("nothing names a file to load", () => {
@@ -95,6 +122,8 @@ test("what is missing or wrong is an error", async (t) => {
     [{ worker, modules: {} }, /engine/],
     [{ worker, modules: { engine: engineBytes } }, /tokenizer/],
     [{ worker, modules: { ...modules, engine: "engine.wasm" } }, /engine/],
+    [{ worker, modules: { ...modules, quantizer: 1 } }, /quantizer/],
+    [{ worker, modules: { ...all, engine_relaxed: engineBytes } }, /quantizer_relaxed/],
     [{ worker, modules: { ...modules, cli: engineBytes } }, /cli/],
     [{ worker, modules, wasm: 1 }, /wasm/],
   ];

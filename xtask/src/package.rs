@@ -116,6 +116,13 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
         &bindings.join("engine_relaxed.d.ts"),
         "export * from \"./engine.js\";\nexport { default } from \"./engine.js\";\n",
     )?;
+    let of_quantizer = wasm::OF_QUANTIZER.map(|name| format!("\"{name}\"")).join(" | ");
+    write(
+        &bindings.join("quantizer.d.ts"),
+        &format!(
+            "/** What of the engine's bindings needs the quantizer. */\nexport type OfQuantizer = {of_quantizer};\n"
+        ),
+    )?;
     bundle(&dist, &BROWSER, &["--minify", "--external:./host.browser.js"])?;
     bundle(&dist, &NODE, &["--platform=node", "--external:./host.node.js"])?;
     let mut tsc = tool("tsc", &["--project", ".", "--emitDeclarationOnly", "--outDir"]);

@@ -1,6 +1,7 @@
 /** What says how good models are: validation, and two of them side by side. */
 import type { HostFunctions } from "../wire.js";
 import type { Context } from "./context.js";
+import { unlessAborted } from "./jobs.js";
 
 type Judging = Pick<HostFunctions, "validate" | "compare">;
 
@@ -9,12 +10,13 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
     validate: (id, a, b, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (original, quantized) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const codec = await checkpoints.tokenizer(job, original);
           await modules.forDevice(request);
           const scratch = await platform.scratch();
           try {
             const control = jobs.control(id, job, original.readers);
-            return await modules.engine.validate(
+            return await engine.validate(
               original.handle, quantized.handle, request, codec, scratch, control,
             );
           } finally {
@@ -25,10 +27,11 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
     compare: (id, a, b, request) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [a, b], async (first, second) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const [codecA, codecB] = [await checkpoints.tokenizer(job, first), await checkpoints.tokenizer(job, second)];
           await modules.forDevice(request);
           const control = jobs.control(id, job, first.readers);
-          return modules.engine.compare(
+          return engine.compare(
             first.handle, second.handle, request, codecA, codecB, control,
           );
         }),

@@ -4,6 +4,7 @@ import type { Format } from "../options.generated.js";
 import type { AttemptSummary, AutoEvent, QuantizationRecord } from "../types.js";
 import type { HostFunctions, Searched } from "../wire.js";
 import type { Context } from "./context.js";
+import { unlessAborted } from "./jobs.js";
 import { openPlace, type Place } from "./places.js";
 import { readJson } from "./sources.js";
 
@@ -14,6 +15,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
     quantize: (id, checkpoint, request, kept, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const { calibration, format, file } = request;
           const codec = calibration?.texts?.length ? await checkpoints.tokenizer(job, source) : undefined;
           if (calibration !== undefined) await modules.forDevice(request);
@@ -21,7 +23,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const scratch = kept === undefined ? await platform.scratch() : await platform.keptScratch(kept);
           try {
             const control = jobs.control(id, job, source.readers);
-            const summary = await modules.engine.quantize(
+            const summary = await engine.quantize(
               source.handle, request, codec, place.target, place.existing, scratch, kept !== undefined, control,
             );
             return await checkpoints.written(summary, place, ggufFile(format, file));
@@ -33,10 +35,11 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
     dequantize: (id, checkpoint, original, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, original === undefined ? [checkpoint] : [checkpoint, original], async (source, other) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const codec = request.texts === undefined ? undefined : await checkpoints.tokenizer(job, source);
           const place = await openPlace(target, platform, caller(), job);
           const control = jobs.control(id, job, source.readers);
-          const summary = await modules.engine.dequantize(
+          const summary = await engine.dequantize(
             source.handle, other?.handle.share(), request, codec, place.target, place.existing, control,
           );
           return checkpoints.written(summary, place);
@@ -45,15 +48,17 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
     convert: (id, checkpoint, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, [checkpoint], async (source) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const place = await openPlace(target, platform, caller(), job);
           const control = jobs.control(id, job, source.readers);
-          const summary = await modules.engine.convert(source.handle, request, place.target, place.existing, control);
+          const summary = await engine.convert(source.handle, request, place.target, place.existing, control);
           return checkpoints.written(summary, place, ggufFile(request.format, request.file));
         }),
       ),
     auto: (id, list, request, target) =>
       jobs.run(id, (job) =>
         checkpoints.use(job, list, async (...sources) => {
+          const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           await modules.forDevice(request);
           const root = await openPlace(target, platform, caller(), job);
           if (!root.readable) {
@@ -71,7 +76,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
             open: async (name: string) => (await inside(name)).existing,
           };
           const scratch = await platform.scratch();
-          const search = new modules.engine.AutoJob();
+          const search = new engine.AutoJob();
           try {
             for (const source of sources) search.add(source.handle, await checkpoints.tokenizer(job, source));
             const control = jobs.control(id, job, sources[0]?.readers);

@@ -6,6 +6,17 @@ use crate::setup::{WASI, WASM};
 use std::fs;
 use std::path::Path;
 
+/// A part of a module that is one of its own, loaded when it is asked for. It shares the other's memory.
+pub struct Later {
+    /// Its file is `NAME_bg.wasm`.
+    pub name: &'static str,
+    /// Functions and classes of JavaScript's: the part has what of the module only these need.
+    pub of: &'static [&'static str],
+}
+
+/// What the quantizer does: it writes checkpoints and judges them.
+pub const OF_QUANTIZER: [&str; 6] = ["quantize", "convert", "dequantize", "validate", "compare", "AutoJob"];
+
 /// One module.
 pub struct Module {
     /// Its files are `NAME.js`, `NAME.d.ts` and `NAME_bg.wasm`.
@@ -17,6 +28,7 @@ pub struct Module {
     target_features: Option<&'static str>,
     /// Where it is built, under the folder of all builds: in a shared one each build would throw away what the other made.
     target: &'static str,
+    later: Option<Later>,
 }
 
 /// The modules of the package.
@@ -27,6 +39,7 @@ pub const MODULES: [Module; 3] = [
         features_for_tests: "kernel-tests",
         target_features: None,
         target: "",
+        later: Some(Later { name: "quantizer", of: &OF_QUANTIZER }),
     },
     Module {
         name: "engine_relaxed",
@@ -34,6 +47,7 @@ pub const MODULES: [Module; 3] = [
         features_for_tests: "kernel-tests",
         target_features: Some("+relaxed-simd"),
         target: "relaxed",
+        later: Some(Later { name: "quantizer_relaxed", of: &OF_QUANTIZER }),
     },
     Module {
         name: "tokenizer",
@@ -41,6 +55,7 @@ pub const MODULES: [Module; 3] = [
         features_for_tests: "tokenizer-module",
         target_features: None,
         target: "tokenizer",
+        later: None,
     },
 ];
 
@@ -67,7 +82,7 @@ const OPTIMIZER_PASSES: [&str; 5] = [
     "--strip-producers",
 ];
 
-/// Builds one module into `folder`; `fast` for tests: less optimized, with the kernels' own tests in it.
+/// Builds one module, with the part that comes later, into `folder`; `fast` for tests: less optimized, with the kernels' own tests in it.
 ///
 /// # Errors
 /// The program that failed.
@@ -89,9 +104,14 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
         build.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", format!("-Ctarget-feature={features}"));
     }
     build.arg("--target-dir").arg(&target);
+    build.arg("--");
+    if module.later.is_some() {
+        // By the linker's lists of what names what, the bindings' generator finds what a part needs.
+        build.arg("-Clink-arg=--emit-relocs");
+    }
     if !fast {
         // Most calls are not worth a copy of what they call. Kernels say themselves what has to be inlined.
-        build.args(["--", "-Cllvm-args=-inline-threshold=20"]);
+        build.arg("-Cllvm-args=-inline-threshold=20");
         // What of the tokenizer is ours runs once for a file or a chat.
         if module.name == "tokenizer" {
             build.arg("-Copt-level=s");
@@ -101,9 +121,16 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     let built = target.join(WASM).join(profile).join("lowbit.wasm");
     let mut bindgen = cargo(&["run", "--package", "xtask-bindgen", "--quiet", "--"]);
     bindgen.arg(&built).arg(folder).arg(module.name);
+    let mut files = vec![module.name];
+    if let Some(Later { name, of }) = module.later {
+        bindgen.arg(name).args(of);
+        files.push(name);
+    }
     run(bindgen)?;
     if !fast {
-        optimize(&folder.join(format!("{}_bg.wasm", module.name)), module.target_features.is_some())?;
+        for name in files {
+            optimize(&folder.join(format!("{name}_bg.wasm")), module.target_features.is_some())?;
+        }
     }
     Ok(())
 }
