@@ -9,6 +9,10 @@ export type PlatformSignal = Instance<
 export type PlatformBlob = Instance<"Blob", { readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformFile = Instance<"File", { readonly name: string; readonly size: number; arrayBuffer(): Promise<ArrayBuffer> }>;
 export type PlatformUrl = Instance<"URL", { readonly href: string }>;
+export type PlatformResponse = Instance<
+  "Response",
+  { readonly ok: boolean; readonly status: number; readonly url: string; arrayBuffer(): Promise<ArrayBuffer> }
+>;
 export type PlatformModule = typeof globalThis extends { WebAssembly: { Module: { prototype: infer T } } } ? T : object;
 export type PlatformFetch = typeof globalThis extends { fetch: infer T }
   ? T

@@ -1,5 +1,5 @@
 /** What an entry point brings: how modules, files and threads are found where the package runs. */
-import type { PlatformSignal } from "./ambient.js";
+import type { PlatformModule, PlatformResponse, PlatformSignal, PlatformUrl } from "./ambient.js";
 import type { ErrorCode } from "./errors.js";
 
 /** One end of a connection. */
@@ -80,7 +80,7 @@ export interface Codec {
 export type ModuleName = "engine" | "engine_relaxed" | "quantizer" | "quantizer_relaxed" | "tokenizer";
 
 /** What a module is made from, as its bindings take it. */
-export type ModuleInput = Response | URL | string | ArrayBuffer | Uint8Array<ArrayBuffer> | WebAssembly.Module;
+export type ModuleInput = PlatformResponse | PlatformUrl | string | ArrayBuffer | Uint8Array<ArrayBuffer> | PlatformModule;
 
 /** Blobs that are written and read again, as the engine's bindings see them. */
 export interface Scratch {
