@@ -47,7 +47,7 @@ struct Module {
 /// Quantizes a checkpoint into `target`; `existing` reads the same folder. `codec` is asked for where `request` has
 /// calibration texts.
 #[wasm_bindgen(js_name = quantize)]
-pub async fn quantize_checkpoint(
+pub async fn quantize(
     checkpoint: &CheckpointHandle,
     request: JsValue,
     codec: Option<JsCodec>,
@@ -108,12 +108,12 @@ impl Work<'_> {
                         samples.tokens()
                     ));
                 }
-                let quantize = async |backend: AnyBackend| {
+                let work = async |backend: AnyBackend| {
                     let new_backend = || backend.another();
                     let calibration = Calibration { samples: &samples, new_backend: &new_backend, scratch };
                     quantize_checkpoint(checkpoint, &options, Some(calibration), &around).await
                 };
-                request.device()?.run(|_| (), quantize).await?.result
+                request.device()?.run(|_| (), work).await?.result
             }
         };
         let QuantizeOutcome { record, modules, bytes, notes, planned_memory, .. } = outcome;
