@@ -215,7 +215,7 @@ export interface QuantizeSummary {
   source_bytes: number;
   /** Every quantized module: the error of its weights as signal to noise, and the largest. */
   modules: { name: string; scheme: string; snr_db: number | null; max_abs_error: number }[];
-  /** Each module that is not as the options say for all, and why: a rule, a shape. Then what makes the result doubtful. */
+  /** What is not as the options say for all, and why: a line for each rule, one for each module whose shape does not allow it. Then what makes the result doubtful. */
   notes: string[];
   /** Bytes that calibrating was to take at its peak, and what they were for; null where nothing was calibrated. */
   planned_memory: {

@@ -392,7 +392,7 @@ mod tests {
                 (vec![f32::NEG_INFINITY; 3], "every logit is minus infinity"),
                 (vec![], "no logits"),
             ] {
-                let error = sampler(options.clone()).sample(&mut logits.clone(), &[]).unwrap_err();
+                let error = sampler(options).sample(&mut logits.clone(), &[]).unwrap_err();
                 assert_eq!(error.code(), ErrorCode::NonFinite);
                 assert!(error.message().contains(says), "{error}");
             }

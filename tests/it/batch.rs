@@ -129,7 +129,7 @@ fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Ve
         [(3, 20), (1, 1), (220, 30), (17, 64), (5, 2), (40, 33), (2, 25), (9, 48), (60, 7), (4, 40)];
     let prompts = lengths.into_iter().enumerate().map(|(i, (length, max_tokens))| {
         let ids = codec.encode_prompt(&words[i * 97..i * 97 + length].join(" ")).unwrap();
-        let sampler = SamplerOptions { seed: i as u64, ..samplers[i % samplers.len()].clone() };
+        let sampler = SamplerOptions { seed: i as u64, ..samplers[i % samplers.len()] };
         let stop_strings = if i % 4 == 3 { vec!["the".to_owned()] } else { Vec::new() };
         (ids, GenerateOptions { sampler, max_tokens, stop: stop_strings, ..GenerateOptions::default() })
     });
@@ -140,10 +140,10 @@ fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Ve
 fn texts_of_a_batch_are_those_of_each_prompt_alone() {
     let codec = codec();
     let greedy = SamplerOptions::default();
-    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy.clone() };
-    let top_p = SamplerOptions { temperature: 1.1, top_p: 0.9, ..greedy.clone() };
-    let penalized = SamplerOptions { repetition_penalty: 1.2, ..greedy.clone() };
-    let kinds = [vec![greedy.clone()], vec![top_k.clone()], vec![greedy, top_k, top_p, penalized]];
+    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy };
+    let top_p = SamplerOptions { temperature: 1.1, top_p: 0.9, ..greedy };
+    let penalized = SamplerOptions { repetition_penalty: 1.2, ..greedy };
+    let kinds = [vec![greedy], vec![top_k], vec![greedy, top_k, top_p, penalized]];
     for activations in ACTIVATIONS {
         let mut model = shipped(CpuBackend::new(), activations);
         for samplers in &kinds {
@@ -197,7 +197,7 @@ fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
     };
     let codec = codec();
     let greedy = SamplerOptions::default();
-    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy.clone() };
+    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy };
     let mut cpu = shipped(CpuBackend::new(), Activations::F32);
     let mut gpu = shipped(gpu, Activations::F32);
     let mut cache = gpu.new_batch_cache(3, 4).unwrap();
@@ -208,7 +208,7 @@ fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
     };
     let run = |sequence| Run { sequence, tokens: &[5] };
     assert_eq!(kernels(&[run(0)]), kernels(&[0, 2, 1].map(run)), "one kernel a step, however many sequences");
-    for samplers in [vec![greedy.clone()], vec![greedy, top_k]] {
+    for samplers in [vec![greedy], vec![greedy, top_k]] {
         let prompts = prompts(&codec, &samplers);
         let prompts: Vec<_> = prompts.iter().map(|(ids, options)| BatchPrompt { ids, options }).collect();
         let expected: Vec<Text> = prompts.iter().map(|prompt| alone(&mut cpu, &codec, prompt)).collect();

@@ -128,7 +128,7 @@ describe("a page in place of a missing file", () => {
   test("says so where it stands for a tokenizer, and not in what has nothing to do with it", async () => {
     const checkpoint = await engine.openCheckpoint(await site(without("tokenizer.json"), PAGES["by ranges"]));
     await fails(checkpoint.tokenize("a"), "not_found", /tokenizer\.json.*web page/);
-    const other = await fails(engine.quantize(checkpoint, { bits: 5 }), "unsupported_format");
+    const other = await fails(engine.quantize(checkpoint, { groupSize: 96, strict: true }), "unsupported_format");
     assert.doesNotMatch(other.message, /web page/);
     const url = await site({ "config.json": files["config.json"] }, PAGES["by ranges"]);
     const given = await engine.openCheckpoint(files, { tokenizer: url });
