@@ -1,7 +1,7 @@
 //! Options, each written once: its name, what it is for, its type, its default and its bounds.
 //!
-//! [`named!`](crate::options::named) declares an enum whose values have one name each, in options, records and reports.
-//! [`options!`](crate::options::options) declares a struct of options. From that one declaration come the struct and its default, the
+//! `named!` declares an enum whose values have one name each, in options, records and reports.
+//! `options!` declares a struct of options. From that one declaration come the struct and its default, the
 //! reading of an object of JavaScript's, the arguments of the command line, the types and JSON Schemas of the npm package,
 //! and the check of the bounds. A field is spelled `group_size` in Rust and in records, `groupSize` in JavaScript,
 //! `--group-size` on the command line.

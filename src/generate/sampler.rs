@@ -62,7 +62,7 @@ impl Sampler {
     /// A sampler at the start of its random numbers.
     ///
     /// # Errors
-    /// `invalid_argument`, see [`SamplerOptions::validate`].
+    /// `invalid_argument`, for options out of their bounds.
     pub fn new(options: SamplerOptions) -> Result<Self> {
         options.check()?;
         let random = Pcg32::seed_from_u64(options.seed);

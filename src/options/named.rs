@@ -1,6 +1,6 @@
 //! Enums whose values have one name each. Floor 0.
 
-/// An enum that [`named!`](crate::options::named) declared.
+/// An enum that `named!` declared.
 pub trait Named: Copy + PartialEq + 'static {
     /// The name of the enum.
     const TYPE: &'static str;

@@ -70,7 +70,7 @@ fn minimum(tensor: &PackedTensor, index: usize) -> Option<f32> {
     }
 }
 
-/// The blocks of a matrix, rows first to last, in the type that [`block_type_of`] names.
+/// The blocks of a matrix, rows first to last, in the type whose blocks hold them.
 ///
 /// # Errors
 /// `unsupported_format` where there is none; `non_finite` for a scale that a half cannot hold.
