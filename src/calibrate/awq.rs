@@ -6,14 +6,12 @@
 //! their input divided by `s`. The maths is in [`quant::awq`](crate::quant::awq). Floor 7.
 
 use super::method::{
-    CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedInput,
-    QuantizedLayer,
+    CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedLayer,
 };
 use super::modules::CalibratedModules;
 use super::rtn::round_measured;
 use super::walk::{InputStatistics, Statistics, Walk};
 use crate::backend::Backend;
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::block::LinearInput;
 use crate::model::names::{BlockNorm, Linear};
@@ -35,7 +33,10 @@ impl CalibratedMethod for Awq {
         Statistics { mean_absolute: true, ..Statistics::default() }
     }
 
-    async fn quantize_input<B: Backend>(&self, input: InputContext<'_, '_, B>) -> Result<QuantizedInput> {
+    async fn quantize_input<B: Backend>(
+        &self,
+        input: InputContext<'_, '_, B>,
+    ) -> Result<Vec<QuantizedLayer>> {
         let InputContext { walk, context, layer, statistics, targets, modules } = input;
         // AWQ compares with what the block makes of the same inputs, so it looks at no drift.
         let InputStatistics { input, hessian, mean_absolute, .. } = statistics;
@@ -48,18 +49,11 @@ impl CalibratedMethod for Awq {
             walk.report_quantizing(SHARES - 1, SHARES, target.module, context.control);
             let (outcome, record) = on.finish(*linear, target, &folded, hessian).await?;
             let AwqOutcome { tensor, weights: error, .. } = outcome;
-            layers.push(QuantizedLayer { linear: *linear, tensor, record: Some(record), error });
+            let (record, scales) = (Some(record), Some(folded.scales.clone()));
+            layers.push(QuantizedLayer { linear: *linear, tensor, record, scales, error });
         }
-        Ok(QuantizedInput { layers, scales: Some(folded.scales) })
+        Ok(layers)
     }
-}
-
-/// What makes the input of some layers, feature by feature.
-enum Before {
-    /// A norm.
-    Norm { tensor: String, weight: Vec<f32>, dtype: DType },
-    /// The rows of a linear layer.
-    Rows { linear: Linear, sharing: Option<Sharing>, tensor: PackedTensor },
 }
 
 /// Scales that are folded into what comes before.
@@ -98,72 +92,55 @@ impl Layers<'_> {
         if self.targets.len() < self.input.linears().len() {
             return without("another layer with the same input is not quantized");
         }
-        match self.before(modules).await? {
-            None => without("the layer before is not quantized"),
-            Some(Before::Norm { tensor, weight, dtype }) => {
-                let fit = |scales: &mut [f32]| divide_norm(&weight, dtype, scales).map(drop);
-                let mut best = self.search(walk, mean, fit).await?;
-                let divided = divide_norm(&weight, dtype, &mut best.scales)?;
-                modules.keep_vector(&tensor, &divided).await?;
-                Ok(Folded { scales: best.scales, ratio: Some(best.ratio), reason: None })
-            }
-            Some(Before::Rows { tensor, .. }) if tensor.scheme().granularity() == Granularity::Tensor => {
-                without("the layer before has one scale for all its rows")
-            }
-            Some(Before::Rows { linear, sharing, tensor }) => {
-                if let Some(sharing) = sharing {
-                    sharing.average(&mut mean);
-                }
-                let Candidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
-                let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
-                let Ok(divided) = divide_rows(&tensor, &rows) else {
-                    return without("the layer before cannot hold the scales");
-                };
-                let module = linear.module(self.layer);
-                modules.replace(&module, &divided).await?;
-                if linear.has_bias(self.context.checkpoint.config()) {
-                    let bias = format!("{module}.bias");
-                    let values = read_vector(self.context.checkpoint, &bias, rows.len()).await?;
-                    let divided: Vec<f32> =
-                        values.iter().zip(&rows).map(|(value, scale)| value / scale).collect();
-                    modules.keep_vector(&bias, &divided).await?;
-                }
-                Ok(Folded { scales, ratio: Some(ratio), reason: None })
-            }
-        }
-    }
-
-    /// What makes the input; `None` where that is a layer that is not quantized.
-    async fn before(self, modules: &CalibratedModules<'_>) -> Result<Option<Before>> {
         let checkpoint = self.context.checkpoint;
         let config = checkpoint.config();
         let norm = match self.input {
-            LinearInput::Qkv => Some(BlockNorm::Input),
-            LinearInput::GateUp => Some(BlockNorm::PostAttention),
-            LinearInput::O => config.sub_norms.then_some(BlockNorm::AttentionSub),
-            LinearInput::Down => config.sub_norms.then_some(BlockNorm::MlpSub),
+            LinearInput::Qkv => BlockNorm::Input,
+            LinearInput::O => BlockNorm::AttentionSub,
+            LinearInput::GateUp => BlockNorm::PostAttention,
+            LinearInput::Down => BlockNorm::MlpSub,
         };
-        if let Some(norm) = norm {
+        if norm.is_in(config) {
             let tensor = format!("{}.weight", norm.module(self.layer));
             let weight = read_vector(checkpoint, &tensor, norm.width(config)).await?;
             let dtype = checkpoint.store().require(&tensor)?.dtype;
-            return Ok(Some(Before::Norm { tensor, weight, dtype }));
+            let fit = |scales: &mut [f32]| divide_norm(&weight, dtype, scales).map(drop);
+            let Candidate { mut scales, ratio } = self.search(walk, mean, fit).await?;
+            let divided = divide_norm(&weight, dtype, &mut scales)?;
+            modules.keep_vector(&tensor, &divided).await?;
+            return Ok(Folded { scales, ratio: Some(ratio), reason: None });
         }
-        let (linear, sharing) = if self.input == LinearInput::O {
-            let sharing = Sharing {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-            };
-            (Linear::V, Some(sharing))
-        } else {
-            (Linear::Up, None)
-        };
+        // Without a norm the rows of a linear layer make the input; several heads may read what one of v's makes.
+        let sharing = (self.input == LinearInput::O).then_some(Sharing {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        });
+        let linear = if sharing.is_some() { Linear::V } else { Linear::Up };
         let module = linear.module(self.layer);
-        if modules.format(&module).is_none() {
-            return Ok(None);
+        if modules.get(&module).is_none() {
+            return without("the layer before is not quantized");
         }
-        Ok(Some(Before::Rows { linear, sharing, tensor: modules.load(&module).await? }))
+        let tensor = modules.load(&module).await?;
+        if tensor.scheme().granularity() == Granularity::Tensor {
+            return without("the layer before has one scale for all its rows");
+        }
+        if let Some(sharing) = sharing {
+            sharing.average(&mut mean);
+        }
+        let Candidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
+        let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
+        let Ok(divided) = divide_rows(&tensor, &rows) else {
+            return without("the layer before cannot hold the scales");
+        };
+        modules.replace(&module, &divided).await?;
+        if linear.has_bias(config) {
+            let bias = format!("{module}.bias");
+            let values = read_vector(checkpoint, &bias, rows.len()).await?;
+            let divided: Vec<f32> = values.iter().zip(&rows).map(|(value, scale)| value / scale).collect();
+            modules.keep_vector(&bias, &divided).await?;
+        }
+        Ok(Folded { scales, ratio: Some(ratio), reason: None })
     }
 
     /// The best scales, with `mean` the mean of `|x|`. `fit` makes of wanted scales those that can be folded. The block is
@@ -175,10 +152,7 @@ impl Layers<'_> {
         fit: impl Fn(&mut [f32]) -> Result<()>,
     ) -> Result<Candidate> {
         let control = self.context.control;
-        let parent = walk.has_parent();
-        if parent {
-            walk.keep_parent_outputs(control).await?;
-        }
+        let parent = walk.keep_parent_outputs(control).await?;
         let measure = if parent { Measure::Nothing } else { Measure::Error(self.moments) };
         let mut search = ScaleSearch::new(mean);
         let mut tried = 0;
@@ -233,10 +207,10 @@ impl Layers<'_> {
             method: Method::Awq.name().to_owned(),
             output_error: Some(share(kept.error)),
             rtn_output_error: Some(share(rounded.error)),
-            damping: None,
             ratio: folded.ratio,
             clipped: Some(clipped),
             reason: folded.reason.clone(),
+            ..CalibrationRecord::default()
         };
         Ok((kept, record))
     }

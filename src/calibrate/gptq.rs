@@ -4,8 +4,7 @@
 //! The maths is in [`quant::gptq`](crate::quant::gptq). Floor 7.
 
 use super::method::{
-    CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedInput,
-    QuantizedLayer,
+    CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedLayer,
 };
 use super::rows::{quantize_rows, weight_error};
 use super::rtn::round;
@@ -31,7 +30,10 @@ impl CalibratedMethod for Gptq {
         Statistics { drift, ..Statistics::default() }
     }
 
-    async fn quantize_input<B: Backend>(&self, input: InputContext<'_, '_, B>) -> Result<QuantizedInput> {
+    async fn quantize_input<B: Backend>(
+        &self,
+        input: InputContext<'_, '_, B>,
+    ) -> Result<Vec<QuantizedLayer>> {
         let InputContext { walk, context, targets, statistics, .. } = input;
         let InputStatistics { hessian, drift, .. } = statistics;
         let weights = |target: &ModuleTarget<'_>| (target.rows * target.cols) as u64;
@@ -57,10 +59,10 @@ impl CalibratedMethod for Gptq {
             let in_module = || format!("{}: module `{}`", context.checkpoint.name(), target.module);
             let (tensor, record) = quantized.context_with(in_module)?;
             let error = weight_error(context, target, &tensor).await.context_with(in_module)?;
-            layers.push(QuantizedLayer { linear, tensor, record: Some(record), error });
+            layers.push(QuantizedLayer { linear, tensor, record: Some(record), scales: None, error });
             done += weights(target);
         }
-        Ok(QuantizedInput { layers, scales: None })
+        Ok(layers)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::Checkpoint;
 use crate::model::names::Linear;
+use crate::model::weights::WeightSource;
 use crate::quant::{PackedTensor, ScaleType, Scheme, WeightError};
 use crate::task::Control;
 use serde::{Deserialize, Serialize};
@@ -87,16 +88,18 @@ pub struct QuantizedLayer {
     pub tensor: PackedTensor,
     /// How they were found, where samples helped.
     pub record: Option<CalibrationRecord>,
-    /// The error of its weights, without scales that its columns were multiplied by.
+    /// What its columns were multiplied by, where they were: what comes before is divided by it.
+    pub scales: Option<Vec<f32>>,
+    /// The error of its weights, without those scales.
     pub error: WeightError,
 }
 
-/// What a method has made of the layers that it was given.
-pub struct QuantizedInput {
-    /// Each of them.
-    pub layers: Vec<QuantizedLayer>,
-    /// What their columns were multiplied by, where they were: what comes before is divided by it.
-    pub scales: Option<Vec<f32>>,
+impl QuantizedLayer {
+    /// What samples go on through.
+    pub fn source(&self) -> (Linear, WeightSource<'_>) {
+        let scaled = |scales| WeightSource::Scaled(&self.tensor, scales);
+        (self.linear, self.scales.as_deref().map_or(WeightSource::Packed(&self.tensor), scaled))
+    }
 }
 
 /// A method that is called at one input of linear layers after the other, in the order of the data flow.
@@ -111,5 +114,5 @@ pub trait CalibratedMethod {
     fn quantize_input<B: Backend>(
         &self,
         input: InputContext<'_, '_, B>,
-    ) -> impl Future<Output = Result<QuantizedInput>>;
+    ) -> impl Future<Output = Result<Vec<QuantizedLayer>>>;
 }

@@ -19,10 +19,13 @@ pub struct CalibratedModules<'a> {
 }
 
 /// What is known of a matrix that waits.
-struct CalibratedModule {
-    format: PackedFormat,
-    record: Option<CalibrationRecord>,
-    error: WeightError,
+pub struct CalibratedModule {
+    /// How it is packed.
+    pub format: PackedFormat,
+    /// How its codes were found, where it was calibrated.
+    pub record: Option<CalibrationRecord>,
+    /// The error of its weights.
+    pub error: WeightError,
 }
 
 /// What has to be known beside what is in scratch: of each module how its codes were found, and the error of its weights;
@@ -82,19 +85,9 @@ impl<'a> CalibratedModules<'a> {
         matrices.chain(self.vectors.iter().map(|tensor| stored::vector_slot(tensor))).collect()
     }
 
-    /// What the module is, where it was quantized.
-    pub fn format(&self, module: &str) -> Option<PackedFormat> {
-        self.modules.get(module).map(|module| module.format)
-    }
-
-    /// How its codes were found, where it was calibrated.
-    pub fn record(&self, module: &str) -> Option<&CalibrationRecord> {
-        self.modules.get(module)?.record.as_ref()
-    }
-
-    /// The error of its weights, where it was quantized.
-    pub fn weight_error(&self, module: &str) -> Option<&WeightError> {
-        self.modules.get(module).map(|module| &module.error)
+    /// What is known of a module, where it was quantized.
+    pub fn get(&self, module: &str) -> Option<&CalibratedModule> {
+        self.modules.get(module)
     }
 
     /// The matrix.

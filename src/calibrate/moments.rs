@@ -1,4 +1,4 @@
-//! Sums of products of a site's inputs over all tokens, where they are on the device: for the [`Hessian`], and for the
+//! Sums of products of inputs of linear layers over all tokens, where they are on the device: for the [`Hessian`], and for the
 //! [`Drift`] beside it.
 //!
 //! A token's row is the input `x`, and with a drift `[x, d]`, where `d` is by how much the original model's input is another.

@@ -34,23 +34,6 @@ pub async fn quantize_rows(
     Ok(())
 }
 
-/// Goes through all rows of a module, `[rows, cols]` at a time.
-///
-/// # Errors
-/// Whatever reading and `each` meet.
-pub async fn for_each_chunk(
-    context: LayerContext<'_>,
-    target: &ModuleTarget<'_>,
-    mut each: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
-) -> Result<()> {
-    let mut rows = DenseRows::new(context.checkpoint, target.source)?;
-    while let Some((range, values)) = rows.next().await? {
-        each(range, values)?;
-        task::checkpoint(context.control).await?;
-    }
-    Ok(())
-}
-
 /// How far packed weights are from those of a module.
 ///
 /// # Errors
@@ -61,10 +44,10 @@ pub async fn weight_error(
     packed: &PackedTensor,
 ) -> Result<WeightError> {
     let mut error = WeightError::default();
-    for_each_chunk(context, target, |rows, values| {
+    let add = |rows: Range<usize>, values: &[f32]| {
         error.add_rows(values, packed, rows);
         Ok(())
-    })
-    .await?;
+    };
+    DenseRows::new(context.checkpoint, target.source)?.for_each(context.control, add).await?;
     Ok(error)
 }

@@ -1,9 +1,7 @@
 //! Codes of a matrix from its weights alone: to nearest, ternary, or those that the model brings. Floor 7.
 
-use super::method::{
-    CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedInput, QuantizedLayer,
-};
-use super::rows::{for_each_chunk, quantize_rows, weight_error};
+use super::method::{CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedLayer};
+use super::rows::{quantize_rows, weight_error};
 use super::walk::Statistics;
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
@@ -16,6 +14,7 @@ use crate::quant::rtn::RtnQuantizer;
 use crate::quant::ternary::TernaryQuantizer;
 use crate::quant::{PackedTensor, Scheme, WeightError, regroup};
 use std::cell::Cell;
+use std::ops::Range;
 
 /// Quantizes layers from their weights alone.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +28,10 @@ impl CalibratedMethod for Direct {
         Statistics::default()
     }
 
-    async fn quantize_input<B: Backend>(&self, input: InputContext<'_, '_, B>) -> Result<QuantizedInput> {
+    async fn quantize_input<B: Backend>(
+        &self,
+        input: InputContext<'_, '_, B>,
+    ) -> Result<Vec<QuantizedLayer>> {
         let InputContext { walk, context, targets, .. } = input;
         let mut layers = Vec::new();
         for (done, (linear, target)) in targets.iter().enumerate() {
@@ -37,9 +39,9 @@ impl CalibratedMethod for Direct {
             let quantized = quantize(context, target, self.sparsity_threshold).await;
             let (tensor, error) = quantized
                 .context_with(|| format!("{}: module `{}`", context.checkpoint.name(), target.module))?;
-            layers.push(QuantizedLayer { linear: *linear, tensor, record: None, error });
+            layers.push(QuantizedLayer { linear: *linear, tensor, record: None, scales: None, error });
         }
-        Ok(QuantizedInput { layers, scales: None })
+        Ok(layers)
     }
 }
 
@@ -52,7 +54,7 @@ pub async fn quantize(
     target: &ModuleTarget<'_>,
     sparsity_threshold: Option<f32>,
 ) -> Result<(PackedTensor, WeightError)> {
-    let LayerContext { checkpoint, scale_type, .. } = context;
+    let LayerContext { checkpoint, scale_type, control } = context;
     let &ModuleTarget { source, rows, cols, scheme, .. } = target;
     let has_masters = checkpoint.layout().has_masters();
     if let (Scheme::Integer { .. }, false) = (scheme, has_masters) {
@@ -68,8 +70,9 @@ pub async fn quantize(
         Scheme::Ternary { granularity } => {
             let mut quantizer =
                 TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
-            for_each_chunk(context, target, |_, values| quantizer.observe_rows(values)).await?;
-            for_each_chunk(context, target, |_, values| quantizer.push_rows(values)).await?;
+            let stored = || DenseRows::new(checkpoint, source);
+            stored()?.for_each(control, |_, values| quantizer.observe_rows(values)).await?;
+            stored()?.for_each(control, |_, values| quantizer.push_rows(values)).await?;
             quantizer.finish()?
         }
         _ => return Err(Error::invalid_argument(format!("no method makes {scheme} codes"))),
@@ -88,12 +91,12 @@ pub async fn round(
 ) -> Result<(PackedTensor, WeightError)> {
     let mut quantizer = RtnQuantizer::new(target.scheme, target.rows, target.cols, context.scale_type)?;
     let mut error = WeightError::default();
-    for_each_chunk(context, target, |rows, values| {
+    let push = |rows: Range<usize>, values: &[f32]| {
         quantizer.push_rows(values)?;
         error.add_rows(values, &quantizer.last_rows(rows.len())?, 0..rows.len());
         Ok(())
-    })
-    .await?;
+    };
+    DenseRows::new(context.checkpoint, target.source)?.for_each(context.control, push).await?;
     Ok((quantizer.finish()?, error))
 }
 

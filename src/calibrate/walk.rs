@@ -9,7 +9,7 @@
 mod parent;
 mod slots;
 
-pub use slots::SLOTS;
+pub use slots::slots;
 
 use super::moments::MomentSums;
 use super::samples::Samples;
@@ -25,7 +25,7 @@ use crate::model::weights::WeightSource;
 use crate::model::{Checkpoint, LoadOptions};
 use crate::quant::{Drift, Hessian};
 use crate::task::{self, Control, Progress};
-use slots::{Stream, activations};
+use slots::Stream;
 
 /// What is to be known of the inputs of linear layers, beside their second moments.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,7 +105,8 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     async fn embed(&mut self, control: &dyn Control) -> Result<()> {
         let ends = self.model.load_ends().await?;
-        let slots: Vec<&str> = self.streams().iter().map(|&stream| self.residual_before(0, stream)).collect();
+        let slots: Vec<&str> =
+            self.streams().iter().map(|&stream| stream.before(0, self.options.start.keeps())).collect();
         for slot in &slots {
             self.model.store.scratch.delete(slot).await?;
         }
@@ -148,7 +149,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             for (sample, chunk) in self.chunks() {
                 self.advance(input, sample, chunk, Stream::Original, control).await?;
                 let LayerStreamed { runner: Runner { backend, work, .. }, store, .. } = &mut self.model;
-                let slot = StoreSlot { name: activations(input, Stream::Original), first: chunk.row };
+                let slot = StoreSlot { name: Stream::Original.activations(input), first: chunk.row };
                 store.save(backend, work.at(input), chunk.count, width, slot).await?;
             }
         }
@@ -159,7 +160,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         for (sample, chunk) in self.chunks() {
             self.advance(input, sample, chunk, Stream::Quantized, control).await?;
             let LayerStreamed { runner: Runner { backend, work, .. }, store, .. } = &mut self.model;
-            let slot = |stream| StoreSlot { name: activations(input, stream), first: chunk.row };
+            let slot = |stream: Stream| StoreSlot { name: stream.activations(input), first: chunk.row };
             let (rows, count) = (work.at(input), chunk.count);
             let values = store.save(backend, rows, count, width, slot(Stream::Quantized)).await?;
             if measures_means {
@@ -209,7 +210,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.model.run(block, chunk, from, input.stage(), |_| ()).await?;
         self.model.runner.backend.flush()?;
         if input == LinearInput::GateUp {
-            self.model.save_residual(chunk, self.residual_inside(stream)).await?;
+            self.model.save_residual(chunk, stream.inside(self.options.start.keeps())).await?;
         }
         Ok(())
     }
@@ -225,7 +226,8 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Takes all samples through the rest of the block.
     pub async fn leave_block(&mut self, control: &dyn Control) -> Result<()> {
         for &stream in self.streams() {
-            let (from, to) = (self.waiting(stream), self.residual_before(self.layer + 1, stream));
+            let (from, to) =
+                (self.waiting(stream), stream.before(self.layer + 1, self.options.start.keeps()));
             for (_, chunk) in self.chunks() {
                 task::checkpoint(control).await?;
                 let block = self.blocks[stream as usize].as_ref().ok_or_else(no_block)?;
@@ -238,7 +240,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         if self.layer + 1 == self.model.runner.config.num_hidden_layers {
             for &stream in self.streams() {
                 for input in [LinearInput::GateUp, LinearInput::Down] {
-                    self.model.store.scratch.delete(activations(input, stream)).await?;
+                    self.model.store.scratch.delete(stream.activations(input)).await?;
                 }
             }
         }
@@ -295,24 +297,13 @@ impl<'a, B: Backend> Walk<'a, B> {
 
     /// Where the samples are.
     fn waiting(&self, stream: Stream) -> Waiting<'static> {
+        let kept = self.options.start.keeps();
         let residual = match self.input {
-            None | Some(LinearInput::Qkv | LinearInput::O) => self.residual_before(self.layer, stream),
-            Some(LinearInput::GateUp | LinearInput::Down) => self.residual_inside(stream),
+            None | Some(LinearInput::Qkv | LinearInput::O) => stream.before(self.layer, kept),
+            Some(LinearInput::GateUp | LinearInput::Down) => stream.inside(kept),
         };
-        let activations = self.input.map_or("", |input| activations(input, stream));
+        let activations = self.input.map_or("", |input| stream.activations(input));
         Waiting { input: self.input, residual, activations }
-    }
-
-    /// The slot of the residual streams before block `layer`.
-    fn residual_before(&self, layer: usize, stream: Stream) -> &'static str {
-        let slots = stream.slots();
-        if self.options.start.keeps() { slots.residual_between[layer % 2] } else { slots.residual }
-    }
-
-    /// The slot of the residual streams after a block's attention.
-    fn residual_inside(&self, stream: Stream) -> &'static str {
-        let slots = stream.slots();
-        if self.options.start.keeps() { slots.residual_inside } else { slots.residual }
     }
 }
 

@@ -4,18 +4,17 @@
 
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
+use super::kv_cache::KvCache;
 use super::names::{BlockNorm, Linear};
+use super::runner::Runner;
 use super::weights::{LoadOptions, Part, WeightSource, load_linear, load_norm};
-use crate::backend::{Backend, Element, KvLayer, Norm, QkNorm, Segment};
+use crate::backend::{Backend, Element, Norm, QkNorm, Segment};
 use crate::error::{Error, Result};
 
 /// The weights of one block on a device.
 pub struct Block<B: Backend> {
-    input_norm: Norm<B::Buffer>,
-    qk_norm: Option<QkNorm<B::Buffer>>,
-    attention_sub_norm: Option<Norm<B::Buffer>>,
-    post_attention_norm: Norm<B::Buffer>,
-    mlp_sub_norm: Option<Norm<B::Buffer>>,
+    /// In the order of [`BlockNorm::ALL`]; `None` where the architecture has none.
+    norms: [Option<Norm<B::Buffer>>; 6],
     /// By their input, in the order of [`LinearInput::ALL`]: `q|k|v`, `o`, `gate|up`, `down`. `None` where putting another in
     /// its place has failed.
     linears: [Option<B::Weight>; 4],
@@ -43,7 +42,8 @@ pub struct Workspace<B: Backend> {
     qkv: B::Buffer,
     attended: B::Buffer,
     attended_normed: Option<B::Buffer>,
-    attention_out: B::Buffer,
+    /// What attention adds to the residual stream, `[tokens, hidden_size]`.
+    pub attention_out: B::Buffer,
     /// The input of gate and up, where that of q, k and v has to stay.
     mlp_normed: Option<B::Buffer>,
     gate_up: B::Buffer,
@@ -81,18 +81,6 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// Where the tokens of a run stand in their sequences, and what they attend to.
-pub struct Position<'a, B: Backend> {
-    /// Whose tokens they are.
-    pub segments: &'a [Segment],
-    /// Positions that the cache has room for, those of all its sequences together.
-    pub capacity: usize,
-    /// Cosines and sines of at least as many positions as the longest sequence has, `[positions, head_dim]`.
-    pub rope: &'a B::Buffer,
-    /// This block's keys and values.
-    pub cache: &'a mut KvLayer<B::Buffer>,
-}
-
 /// How far tokens have come in a block, in the order of the data flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -121,56 +109,47 @@ impl<B: Backend> Block<B> {
         options: LoadOptions,
     ) -> Result<Self> {
         let config = checkpoint.config();
-        let mut loader = Loader { backend, checkpoint, layer };
-        let mut block = Self {
-            input_norm: loader.norm(BlockNorm::Input).await?,
-            qk_norm: if config.qk_norm {
-                Some(QkNorm {
-                    q: loader.norm(BlockNorm::Query).await?,
-                    k: loader.norm(BlockNorm::Key).await?,
-                })
-            } else {
-                None
-            },
-            attention_sub_norm: loader.optional_norm(BlockNorm::AttentionSub).await?,
-            post_attention_norm: loader.norm(BlockNorm::PostAttention).await?,
-            mlp_sub_norm: loader.optional_norm(BlockNorm::MlpSub).await?,
-            linears: [const { None }; 4],
-        };
+        let mut block = Self { norms: [const { None }; 6], linears: [const { None }; 4] };
+        for norm in BlockNorm::ALL.into_iter().filter(|norm| norm.is_in(config)) {
+            let loaded = load_norm(backend, checkpoint, &norm.module(layer), norm.width(config)).await?;
+            block.norms[norm as usize] = Some(loaded);
+        }
         for input in LinearInput::ALL {
-            block.replace(loader.backend, checkpoint, layer, input, &[], options).await?;
+            block.replace(backend, checkpoint, layer, input, &[], options).await?;
         }
         Ok(block)
     }
 
-    /// Takes the tokens of `hidden`, which stand at `from`, on to `to`. On the way their keys and values are appended to
-    /// the cache.
+    /// Takes the tokens at hand, those of `segments`, from one stage to another. On the way their keys and values are appended
+    /// to those of `layer` in `cache`.
     pub fn run(
         &self,
-        backend: &mut B,
-        config: &ModelConfig,
-        hidden: &mut Hidden<B>,
-        work: &mut Workspace<B>,
-        position: Position<'_, B>,
+        runner: &mut Runner<B>,
+        segments: &[Segment],
+        cache: &mut KvCache<B>,
+        layer: usize,
         (from, to): (Stage, Stage),
     ) -> Result<()> {
+        let Runner { backend, config, hidden, work, rope } = runner;
         let count = hidden.count;
         let passes = |stage| from < stage && stage <= to;
         if passes(Stage::Qkv) {
             let delta = hidden.has_delta.then_some(&hidden.delta);
-            let norm = self.input_norm.as_ref();
+            let norm = self.norm(BlockNorm::Input).ok_or_else(incomplete)?;
             backend.add_rms_norm(&mut hidden.residual, delta, count, norm, &mut work.normed)?;
         }
         if passes(Stage::O) {
-            let Position { segments, capacity, rope, cache } = position;
-            let shape = config.attention_shape(capacity);
+            let shape = config.attention_shape(cache.positions());
+            let rope = rope.reserve(backend, config, cache.capacity())?;
+            let cache = cache.layer_mut(layer);
             backend.linear(&work.normed, count, self.linear(LinearInput::Qkv)?, &mut work.qkv)?;
-            let qk_norm = self.qk_norm.as_ref().map(QkNorm::as_ref);
+            let qk_norm = self.norm(BlockNorm::Query).zip(self.norm(BlockNorm::Key));
+            let qk_norm = qk_norm.map(|(q, k)| QkNorm { q, k });
             backend.rope_and_append_kv(&mut work.qkv, segments, &shape, rope, qk_norm, cache.as_mut())?;
             backend.attention(&work.qkv, segments, &shape, cache.as_ref(), &mut work.attended)?;
             sub_norm(
                 backend,
-                &self.attention_sub_norm,
+                self.norm(BlockNorm::AttentionSub),
                 count,
                 &mut work.attended,
                 &mut work.attended_normed,
@@ -181,16 +160,17 @@ impl<B: Backend> Block<B> {
             backend.linear(attended, count, self.linear(LinearInput::O)?, &mut work.attention_out)?;
         }
         if passes(Stage::GateUp) {
-            let (delta, norm) = (Some(&work.attention_out), self.post_attention_norm.as_ref());
+            let norm = self.norm(BlockNorm::PostAttention).ok_or_else(incomplete)?;
             let normed = work.mlp_normed.as_mut().unwrap_or(&mut work.normed);
-            backend.add_rms_norm(&mut hidden.residual, delta, count, norm, normed)?;
+            let attended = Some(&work.attention_out);
+            backend.add_rms_norm(&mut hidden.residual, attended, count, norm, normed)?;
         }
         if passes(Stage::Down) {
             let normed = work.mlp_normed.as_ref().unwrap_or(&work.normed);
             backend.linear(normed, count, self.linear(LinearInput::GateUp)?, &mut work.gate_up)?;
             let (width, activation) = (config.intermediate_size, config.activation);
             backend.gate(&work.gate_up, count, width, activation, &mut work.gated)?;
-            sub_norm(backend, &self.mlp_sub_norm, count, &mut work.gated, &mut work.gated_normed)?;
+            sub_norm(backend, self.norm(BlockNorm::MlpSub), count, &mut work.gated, &mut work.gated_normed)?;
         }
         if passes(Stage::End) {
             let gated = work.gated_normed.as_ref().unwrap_or(&work.gated);
@@ -200,9 +180,12 @@ impl<B: Backend> Block<B> {
         Ok(())
     }
 
+    fn norm(&self, norm: BlockNorm) -> Option<Norm<&B::Buffer>> {
+        self.norms[norm as usize].as_ref().map(Norm::as_ref)
+    }
+
     fn linear(&self, input: LinearInput) -> Result<&B::Weight> {
-        let missing = || Error::invalid_argument("expected a block all of whose weights could be loaded");
-        self.linears[input as usize].as_ref().ok_or_else(missing)
+        self.linears[input as usize].as_ref().ok_or_else(incomplete)
     }
 
     /// Takes other weights for the layers that read `input`: those of `sources`, and for its other layers the checkpoint's.
@@ -266,12 +249,7 @@ impl LinearInput {
 
     /// Where tokens stand when they are there.
     pub fn stage(self) -> Stage {
-        match self {
-            Self::Qkv => Stage::Qkv,
-            Self::O => Stage::O,
-            Self::GateUp => Stage::GateUp,
-            Self::Down => Stage::Down,
-        }
+        [Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down][self as usize]
     }
 }
 
@@ -281,11 +259,6 @@ impl<B: Backend> Workspace<B> {
     pub fn keeping_inputs(mut self, backend: &mut B, config: &ModelConfig) -> Result<Self> {
         self.mlp_normed = Some(backend.buffer(Element::F32, self.tokens * config.hidden_size)?);
         Ok(self)
-    }
-
-    /// What attention adds to the residual stream, `[tokens, hidden_size]`.
-    pub fn attention_out(&self) -> &B::Buffer {
-        &self.attention_out
     }
 
     /// The activations at an input, `[tokens, width]`.
@@ -312,30 +285,17 @@ impl<B: Backend> Workspace<B> {
 /// BitNet's norm before an output projection; other architectures have none.
 fn sub_norm<B: Backend>(
     backend: &mut B,
-    norm: &Option<Norm<B::Buffer>>,
+    norm: Option<Norm<&B::Buffer>>,
     count: usize,
     input: &mut B::Buffer,
     output: &mut Option<B::Buffer>,
 ) -> Result<()> {
     match (norm, output) {
-        (Some(norm), Some(output)) => backend.add_rms_norm(input, None, count, norm.as_ref(), output),
+        (Some(norm), Some(output)) => backend.add_rms_norm(input, None, count, norm, output),
         _ => Ok(()),
     }
 }
 
-struct Loader<'a, B: Backend> {
-    backend: &'a mut B,
-    checkpoint: &'a Checkpoint,
-    layer: usize,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    async fn norm(&mut self, norm: BlockNorm) -> Result<Norm<B::Buffer>> {
-        let width = norm.width(self.checkpoint.config());
-        load_norm(self.backend, self.checkpoint, &norm.module(self.layer), width).await
-    }
-
-    async fn optional_norm(&mut self, norm: BlockNorm) -> Result<Option<Norm<B::Buffer>>> {
-        if self.checkpoint.config().sub_norms { Ok(Some(self.norm(norm).await?)) } else { Ok(None) }
-    }
+fn incomplete() -> Error {
+    Error::invalid_argument("expected a block all of whose weights could be loaded")
 }

@@ -228,7 +228,7 @@ impl<B: Backend> CausalLm<B> {
     ) -> Result<()> {
         let segments: Vec<_> = parts.clone().map(|(sequence, count)| cache.next(sequence, count)).collect();
         for (layer, block) in self.blocks.iter().enumerate() {
-            self.runner.run(block, &segments, cache, layer, (Stage::Start, Stage::End))?;
+            block.run(&mut self.runner, &segments, cache, layer, (Stage::Start, Stage::End))?;
         }
         parts.for_each(|(sequence, count)| cache.advance(sequence, count));
         Ok(())

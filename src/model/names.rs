@@ -84,6 +84,19 @@ pub enum BlockNorm {
 }
 
 impl BlockNorm {
+    /// Each of them.
+    pub const ALL: [Self; 6] =
+        [Self::Input, Self::PostAttention, Self::Query, Self::Key, Self::AttentionSub, Self::MlpSub];
+
+    /// Whether the architecture has it.
+    pub fn is_in(self, config: &ModelConfig) -> bool {
+        match self {
+            Self::Input | Self::PostAttention => true,
+            Self::Query | Self::Key => config.qk_norm,
+            Self::AttentionSub | Self::MlpSub => config.sub_norms,
+        }
+    }
+
     /// The module's name in block `layer`.
     pub fn module(self, layer: usize) -> String {
         let tail = match self {

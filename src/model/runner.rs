@@ -1,4 +1,4 @@
-//! Runs tokens through blocks: a device, and what a run holds beside weights and cache.
+//! Runs tokens through a model: a device, and what a run holds beside weights and cache.
 //!
 //! [`CausalLm`](super::CausalLm) has all its blocks loaded; [`LayerStreamed`] has one at a time. Not here: a block's steps
 //! (`block`), and what comes of the logits (`decoder`). Floor 5.
@@ -7,14 +7,13 @@ mod layer_streamed;
 
 pub use layer_streamed::{Chunk, LayerStreamed, Waiting};
 
-use super::block::{Block, Hidden, Position, Stage, Workspace, elements_per_token};
+use super::block::{Hidden, Workspace, elements_per_token};
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
-use super::kv_cache::KvCache;
 use super::names;
 use super::rope::RopeTable;
 use super::weights::{LoadOptions, Part, load_linear, load_norm};
-use crate::backend::{Backend, Element, Norm, Segment};
+use crate::backend::{Backend, Element, Norm};
 use crate::error::Result;
 use crate::quant::Activations;
 
@@ -106,31 +105,22 @@ impl<B: Backend> Runner<B> {
 
     /// Takes up `tokens`: from now on they are at hand, in front of the first block.
     pub fn embed(&mut self, ends: &EmbeddingAndHead<B>, tokens: &[u32]) -> Result<()> {
-        let Self { backend, work, hidden, .. } = self;
-        backend.write_u32(&mut work.token_ids, tokens)?;
-        hidden.embed(backend, ends, &work.token_ids, tokens.len())
+        self.backend.write_u32(&mut self.work.token_ids, tokens)?;
+        self.embed_ids(ends, None, tokens.len())
     }
 
-    /// As [`Runner::embed`], of `count` tokens whose ids are on the device.
-    pub fn embed_ids(&mut self, ends: &EmbeddingAndHead<B>, ids: &B::Buffer, count: usize) -> Result<()> {
-        self.hidden.embed(&mut self.backend, ends, ids, count)
-    }
-
-    /// Takes the tokens at hand, those of `segments`, from one stage of `block` to another. Its keys and values are those of
-    /// `layer` in `cache`.
-    pub fn run(
+    /// As [`Runner::embed`], of `count` tokens whose ids are on the device: those that were written last, or others.
+    pub fn embed_ids(
         &mut self,
-        block: &Block<B>,
-        segments: &[Segment],
-        cache: &mut KvCache<B>,
-        layer: usize,
-        stages: (Stage, Stage),
+        ends: &EmbeddingAndHead<B>,
+        ids: Option<&B::Buffer>,
+        count: usize,
     ) -> Result<()> {
-        let Self { backend, config, hidden, work, rope } = self;
-        let rope = rope.reserve(backend, config, cache.capacity())?;
-        let capacity = cache.positions();
-        let position = Position { segments, capacity, rope, cache: cache.layer_mut(layer) };
-        block.run(backend, config, hidden, work, position, stages)
+        let Self { backend, work, hidden, .. } = self;
+        let ids = ids.unwrap_or(&work.token_ids);
+        backend.embed(ids, count, &ends.embedding, &mut hidden.residual)?;
+        (hidden.has_delta, hidden.count) = (false, count);
+        Ok(())
     }
 
     /// Logits of the tokens at hand, which are behind the last block: `[count, vocab_size]`.
@@ -143,27 +133,14 @@ impl<B: Backend> Runner<B> {
     }
 }
 
-impl<B: Backend> Hidden<B> {
-    fn embed(
-        &mut self,
-        backend: &mut B,
-        ends: &EmbeddingAndHead<B>,
-        ids: &B::Buffer,
-        count: usize,
-    ) -> Result<()> {
-        backend.embed(ids, count, &ends.embedding, &mut self.residual)?;
-        self.has_delta = false;
-        self.count = count;
-        Ok(())
-    }
-}
-
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
+    use crate::backend::Segment;
     use crate::backend::cpu::CpuBackend;
     use crate::format::source::FsDir;
-    use crate::model::block::LinearInput;
+    use crate::model::KvCache;
+    use crate::model::block::{Block, LinearInput, Stage};
     use crate::task::block_on;
     use std::rc::Rc;
 
@@ -186,14 +163,14 @@ mod tests {
         runner.embed(&ends, &tokens).unwrap();
         let mut from = Stage::Start;
         let stops = LinearInput::ALL.map(|input| {
-            runner.run(&block, &segments, &mut cache, 0, (from, input.stage())).unwrap();
+            block.run(&mut runner, &segments, &mut cache, 0, (from, input.stage())).unwrap();
             from = input.stage();
             at(&mut runner, input)
         });
         let work = Workspace::new(&mut runner.backend, config, tokens.len()).unwrap();
         runner.work = work.keeping_inputs(&mut runner.backend, config).unwrap();
         runner.embed(&ends, &tokens).unwrap();
-        runner.run(&block, &segments, &mut cache, 0, (Stage::Start, Stage::End)).unwrap();
+        block.run(&mut runner, &segments, &mut cache, 0, (Stage::Start, Stage::End)).unwrap();
         assert_eq!(LinearInput::ALL.map(|input| at(&mut runner, input)), stops);
         assert_ne!(stops[0], stops[2]);
     }

@@ -9,6 +9,7 @@ use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
 use crate::quant::{ActivationGrid, Activations, PackedTensor, dequantize};
+use crate::task::{self, Control};
 use std::ops::Range;
 
 /// Bytes of stored rows that are read at a time.
@@ -349,6 +350,19 @@ impl<'a> DenseRows<'a> {
     /// Type of the stored values.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Goes through all rows: their range and their values, `[rows, cols]`, some at a time.
+    pub async fn for_each(
+        mut self,
+        control: &dyn Control,
+        mut each: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        while let Some((range, values)) = self.next().await? {
+            each(range, values)?;
+            task::checkpoint(control).await?;
+        }
+        Ok(())
     }
 
     /// The next rows and their values, `[rows, cols]`; `None` after the last.

@@ -1,6 +1,6 @@
 //! Which module gets how many bits, so that all of them together fit a budget: by what each loses in each scheme.
 //!
-//! The samples are walked through the model as it is. At each site every module is rounded to nearest in every candidate
+//! The samples are walked through the model as it is. At each input every module is rounded to nearest in every candidate
 //! scheme, and the squared error of its output is measured as a share of the output. What comes of that error further on is
 //! measured once for each module: with 3 bits in it alone, how far do the model's predictions diverge? A divergence grows
 //! with the square of a small error, so the one measured is scaled by the shares to those of the other schemes; and those of

@@ -10,7 +10,7 @@ use super::select::{Method, QuantizeOptions};
 use crate::backend::Backend;
 use crate::calibrate::awq::Awq;
 use crate::calibrate::gptq::Gptq;
-use crate::calibrate::method::{CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedInput};
+use crate::calibrate::method::{CalibratedMethod, InputContext, LayerContext, QuantizedLayer};
 use crate::calibrate::modules::CalibratedModules;
 use crate::calibrate::rtn::Direct;
 use crate::calibrate::{Samples, Start, Statistics, Walk, WalkOptions, walk};
@@ -18,8 +18,6 @@ use crate::error::Result;
 use crate::format::scratch::Scratch;
 use crate::model::Checkpoint;
 use crate::model::block::LinearInput;
-use crate::model::names::Linear;
-use crate::model::weights::WeightSource;
 use crate::options::Named;
 use crate::quant::ScaleType;
 use crate::task::Control;
@@ -81,38 +79,34 @@ pub(super) async fn calibrate_modules<'a, B: Backend>(
         for input in LinearInput::ALL {
             let mut statistics = walk.next_input(control).await?;
             let names = input.linears().iter().map(|&linear| (linear, linear.module(layer)));
-            let names: Vec<(Linear, String)> = names.collect();
+            let planned: Vec<_> = names
+                .filter_map(|(linear, module)| {
+                    let plan = plan.modules().iter().find(|plan| plan.module == module)?;
+                    Some((plan.method?, linear, plan.target(plan.scheme?)))
+                })
+                .collect();
             let mut quantized = Vec::new();
             for (method, ..) in Method::VALUES.iter().copied() {
-                let targets: Vec<(Linear, ModuleTarget<'_>)> = names
-                    .iter()
-                    .filter_map(|(linear, module)| {
-                        let plan = plan.modules().iter().find(|plan| plan.module == *module)?;
-                        let scheme = plan.scheme.filter(|_| plan.method == Some(method))?;
-                        Some((*linear, plan.target(scheme)))
-                    })
-                    .collect();
+                let of_method = planned.iter().filter(|(other, ..)| *other == method);
+                let targets: Vec<_> = of_method.map(|&(_, linear, target)| (linear, target)).collect();
                 if targets.is_empty() {
                     continue;
                 }
                 if !wants(method, options).drift {
                     statistics.drift = None;
                 }
-                let (statistics, targets) = (&statistics, &targets[..]);
-                let (walk, modules) = (&mut walk, &mut modules);
-                let input = InputContext { walk, context, layer, statistics, targets, modules };
-                quantized.push(quantize_input(method, options, input).await?);
+                let (walk, modules, statistics) = (&mut walk, &mut modules, &statistics);
+                let input = InputContext { walk, context, layer, statistics, targets: &targets, modules };
+                quantized.extend(quantize_input(method, options, input).await?);
             }
             // Before the next weights come.
             drop(statistics);
-            for layer in quantized.iter().flat_map(|input| &input.layers) {
-                let (_, module) = names.iter().find(|(linear, _)| *linear == layer.linear).expect("a target");
-                modules.keep(module.clone(), layer).await?;
+            for quantized in &quantized {
+                modules.keep(quantized.linear.module(layer), quantized).await?;
             }
             let is_last = layer + 1 == layers && input == LinearInput::Down;
-            let sources: Vec<_> = quantized.iter().flat_map(sources).collect();
-            if !sources.is_empty() && !is_last {
-                walk.replace(&sources).await?;
+            if !quantized.is_empty() && !is_last {
+                walk.replace(&quantized.iter().map(QuantizedLayer::source).collect::<Vec<_>>()).await?;
             }
         }
         if layer + 1 < layers {
@@ -126,36 +120,22 @@ pub(super) async fn calibrate_modules<'a, B: Backend>(
 }
 
 /// Deletes everything of the run from its scratch, with the `slots` of what it found.
-pub(super) async fn clear(scratch: &dyn Scratch, slots: &[String]) -> Result<()> {
+pub(super) async fn clear(scratch: &dyn Scratch, slots: Vec<String>) -> Result<()> {
     // Without its notes the rest is of no use, so they go first.
     resume::forget(scratch).await?;
-    for slot in walk::SLOTS.into_iter().chain(slots.iter().map(String::as_str)) {
-        scratch.delete(slot).await?;
+    for slot in walk::slots().map(str::to_owned).chain(slots) {
+        scratch.delete(&slot).await?;
     }
     Ok(())
 }
 
-/// What the samples go on through in the place of layers.
-fn sources(input: &QuantizedInput) -> impl Iterator<Item = (Linear, WeightSource<'_>)> {
-    input.layers.iter().map(|layer| {
-        let source = match &input.scales {
-            None => WeightSource::Packed(&layer.tensor),
-            Some(scales) => WeightSource::Scaled(&layer.tensor, scales),
-        };
-        (layer.linear, source)
-    })
-}
-
 /// What all methods of a run together want to know of the inputs.
 fn statistics(options: &QuantizeOptions) -> Statistics {
-    let asked = Method::VALUES.iter().filter(|(method, ..)| options.asks_for(*method));
-    asked.fold(Statistics::default(), |all, &(method, ..)| {
-        let wanted = wants(method, options);
-        Statistics {
-            drift: all.drift || wanted.drift,
-            mean_absolute: all.mean_absolute || wanted.mean_absolute,
-        }
-    })
+    let any = |wanted: fn(Statistics) -> bool| {
+        let mut methods = Method::VALUES.iter().map(|&(method, ..)| method);
+        methods.any(|method| options.asks_for(method) && wanted(wants(method, options)))
+    };
+    Statistics { drift: any(|wanted| wanted.drift), mean_absolute: any(|wanted| wanted.mean_absolute) }
 }
 
 fn wants(method: Method, options: &QuantizeOptions) -> Statistics {
@@ -170,7 +150,7 @@ async fn quantize_input<B: Backend>(
     method: Method,
     options: &QuantizeOptions,
     input: InputContext<'_, '_, B>,
-) -> Result<QuantizedInput> {
+) -> Result<Vec<QuantizedLayer>> {
     match method {
         Method::Rtn | Method::Ternary => direct(options).quantize_input(input).await,
         Method::Gptq => Gptq { options: options.gptq }.quantize_input(input).await,

@@ -5,7 +5,7 @@ use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorRe
 use crate::calibrate::CalibrationRecord;
 use crate::calibrate::method::LayerContext;
 use crate::calibrate::modules::CalibratedModules;
-use crate::calibrate::rows::{for_each_chunk, weight_error};
+use crate::calibrate::rows::weight_error;
 use crate::calibrate::rtn;
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Context, Error, Result};
@@ -13,6 +13,7 @@ use crate::format::shard_index::TensorStore;
 use crate::format::source::SourceDir;
 use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
+use crate::model::weights::DenseRows;
 use crate::quant::rtn::ParamsEncoder;
 use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
 use crate::task::Control;
@@ -42,7 +43,9 @@ impl Encoder<'_> {
                 let reordered = described.g_idx.is_some();
                 Ok(PackedFormat { scheme, scale_type: one_type.unwrap_or(stored), reordered })
             }
-            Self::Calibrated(found) => Ok(found.format(module).unwrap_or(rounded(SCALE_TYPE))),
+            Self::Calibrated(found) => {
+                Ok(found.get(module).map_or(rounded(SCALE_TYPE), |found| found.format))
+            }
             Self::Direct { .. } => Ok(rounded(one_type.unwrap_or(SCALE_TYPE))),
         }
     }
@@ -50,7 +53,7 @@ impl Encoder<'_> {
     /// How calibration found the codes of a module, where it did.
     pub fn calibration(&self, module: &str) -> Option<&CalibrationRecord> {
         match self {
-            Self::Calibrated(found) => found.record(module),
+            Self::Calibrated(found) => found.get(module)?.record.as_ref(),
             _ => None,
         }
     }
@@ -75,8 +78,8 @@ impl Encoder<'_> {
         let context = |scale_type| LayerContext { checkpoint, scale_type, control };
         let target = plan.target(scheme);
         match self {
-            Self::Calibrated(found) => match found.weight_error(&plan.module) {
-                Some(error) => Ok((found.load(&plan.module).await?, error.clone())),
+            Self::Calibrated(found) => match found.get(&plan.module) {
+                Some(module) => Ok((found.load(&plan.module).await?, module.error.clone())),
                 None => rtn::quantize(context(SCALE_TYPE), &target, None).await,
             },
             Self::Direct { sparsity_threshold } => {
@@ -98,7 +101,8 @@ impl Encoder<'_> {
                     encoder = encoder.with_column_order(order)?;
                 }
                 let (context, _held) = (context(SCALE_TYPE), rtn::hold(checkpoint, &plan.source)?);
-                for_each_chunk(context, &target, |_, values| encoder.push_rows(values)).await?;
+                let rows = DenseRows::new(checkpoint, &plan.source)?;
+                rows.for_each(control, |_, values| encoder.push_rows(values)).await?;
                 let mut restored = encoder.finish()?;
                 if let Some(other) = one_type.filter(|other| *other != restored.scales().scale_type()) {
                     restored = regroup::round_scales(&restored, other)?;

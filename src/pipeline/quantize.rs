@@ -145,7 +145,7 @@ pub async fn quantize_checkpoint<B: Backend>(
     let slots = modules.slots();
     let job = Job::new(checkpoint, &plan, Encoder::Calibrated(modules), parameters)?;
     let outcome = job.run(&place, control).await?;
-    calibrated::clear(scratch, &slots).await?;
+    calibrated::clear(scratch, slots).await?;
     Ok(QuantizeOutcome { planned_memory: plan.memory(), ..outcome })
 }
 

@@ -362,8 +362,8 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Resul
 /// Refuses AWQ beside another method where layers share an input: it divides that input by numbers that are good for its
 /// own rounding, which the others would have to undo.
 fn check_shared_inputs(asked: &[Asked], layers: usize) -> Result<()> {
-    for (layer, site) in (0..layers).flat_map(|layer| LinearInput::ALL.map(|site| (layer, site))) {
-        let methods = site.linears().iter().filter_map(|linear| {
+    for (layer, input) in (0..layers).flat_map(|layer| LinearInput::ALL.map(|input| (layer, input))) {
+        let methods = input.linears().iter().filter_map(|linear| {
             let module = linear.module(layer);
             let asked = asked.iter().find(|asked| asked.module == module)?;
             Some((module, asked.choice?.method))

@@ -22,12 +22,12 @@
 //!    what the weights were scaled for.
 //! 5. Where several heads share keys and values, the output projection is scaled too, with one `s` for the features that
 //!    share a row of v; the authors skip such layers.
-//! 6. Blocks and sites are quantized in the order of the data flow, each with the inputs that the quantized ones before
+//! 6. Blocks, and inputs in them, are quantized in the order of the data flow, each with the inputs that the quantized ones before
 //!    it make; the authors look at the original block.
 //!
 //! Layers are not scaled, only clipped, where not all layers with the same input, or not the layer before, are quantized.
 //!
-//! Not here: running the model (`calibrate`), and what is folded into what (`pipeline`). Floor 2.
+//! Not here: running the model, and what is folded into what (`calibrate`). Floor 2.
 
 pub mod fold;
 mod rows;

@@ -49,8 +49,21 @@ pub async fn influence<B: Backend>(
     scratch: &dyn Scratch,
     control: &dyn Control,
 ) -> Result<Vec<Influence>> {
-    let mut streams = Streams::new(checkpoint, texts, backend, scratch)?;
-    streams.embed(control).await?;
+    let mut row = 0;
+    let beginnings = texts.iter().take(TEXTS).map(|text| {
+        let text = &text[..text.len().min(TEXT_TOKENS)];
+        row += text.len();
+        (row - text.len(), text)
+    });
+    let texts: Vec<(usize, &[u32])> = beginnings.collect();
+    let context = texts.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
+    let model = LayerStreamed::new(checkpoint, LoadOptions::EXACT, context, backend, scratch)?;
+    let mut streams = Streams { model, texts };
+    let ends = streams.model.load_ends().await?;
+    for &(row, text) in &streams.texts {
+        streams.model.embed(&ends, text, row, &[&slot(UNCHANGED)], control).await?;
+    }
+    drop(ends);
     let layers = checkpoint.config().num_hidden_layers;
     let mut changes: Vec<(usize, Linear)> = Vec::new();
     for layer in 0..layers {
@@ -102,33 +115,7 @@ struct Streams<'a, B: Backend> {
     texts: Vec<(usize, &'a [u32])>,
 }
 
-impl<'a, B: Backend> Streams<'a, B> {
-    fn new(
-        checkpoint: &'a Checkpoint,
-        texts: &'a [Vec<u32>],
-        backend: B,
-        scratch: &'a dyn Scratch,
-    ) -> Result<Self> {
-        let mut row = 0;
-        let beginnings = texts.iter().take(TEXTS).map(|text| {
-            let text = &text[..text.len().min(TEXT_TOKENS)];
-            row += text.len();
-            (row - text.len(), text)
-        });
-        let texts: Vec<(usize, &[u32])> = beginnings.collect();
-        let context = texts.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
-        let model = LayerStreamed::new(checkpoint, LoadOptions::EXACT, context, backend, scratch)?;
-        Ok(Self { model, texts })
-    }
-
-    async fn embed(&mut self, control: &dyn Control) -> Result<()> {
-        let ends = self.model.load_ends().await?;
-        for &(row, text) in &self.texts {
-            self.model.embed(&ends, text, row, &[&slot(UNCHANGED)], control).await?;
-        }
-        Ok(())
-    }
-
+impl<B: Backend> Streams<'_, B> {
     /// Takes the stream `from` through a block, to be the stream `to`.
     async fn through(
         &mut self,

@@ -9,7 +9,8 @@ use crate::model::names::{self, Linear};
 use crate::model::weights::DenseRows;
 use crate::quant::Scheme;
 use crate::quant::stats::WeightError;
-use crate::task::{self, Control, Progress};
+use crate::task::{Control, Progress};
+use std::ops::Range;
 
 /// Every quantized module of a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -115,10 +116,10 @@ async fn compare(
         )));
     }
     let mut error = WeightError::default();
-    let mut rows = DenseRows::new(original, source)?;
-    while let Some((range, values)) = rows.next().await? {
+    let add = |range: Range<usize>, values: &[f32]| {
         error.add_rows(values, &packed, range);
-        task::checkpoint(control).await?;
-    }
+        Ok(())
+    };
+    DenseRows::new(original, source)?.for_each(control, add).await?;
     Ok((packed.packed_bytes(), error))
 }

@@ -4,12 +4,12 @@
 //! chunk's. Floor 7.
 
 use super::metrics::{DivergenceSum, PairedDifference, PerplexitySum, negative_log_likelihood};
-use super::windows::{Dataset, Window, WindowOptions};
+use super::windows::{Dataset, WindowOptions};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::decoder::Logits;
 use crate::model::runner::chunk_tokens;
-use crate::model::{CausalLm, KvCache, ModelConfig};
+use crate::model::{CausalLm, ModelConfig};
 use crate::task::{Control, Progress};
 
 /// What two models predict of the same tokens.
@@ -82,47 +82,30 @@ pub async fn compare<B: Backend>(
     check_vocabulary(data, original.config())?;
     let windows = data.windows(options)?;
     let mut caches = (original.new_cache(options.context)?, quantized.new_cache(options.context)?);
-    let mut comparison = Comparison::default();
+    let (mut comparison, mut rows, vocab) = (Comparison::default(), Vec::new(), original.config().vocab_size);
     for (done, window) in windows.iter().enumerate() {
         report(control, "compare", done, windows.len(), data);
         caches.0.truncate(0, 0);
         caches.1.truncate(0, 0);
-        compare_window(original, quantized, &mut caches, data, window, control, &mut comparison).await?;
-    }
-    Ok(comparison)
-}
-
-async fn compare_window<B: Backend>(
-    original: &mut CausalLm<B>,
-    quantized: &mut CausalLm<B>,
-    caches: &mut (KvCache<B>, KvCache<B>),
-    data: &Dataset,
-    window: &Window,
-    control: &dyn Control,
-    comparison: &mut Comparison,
-) -> Result<()> {
-    let vocab = original.config().vocab_size;
-    let mut rows = Vec::new();
-    let mut first = 0;
-    for chunk in data.inputs(window).chunks(chunk_tokens(original.config())) {
-        rows.clear();
-        original
-            .forward(chunk, &mut caches.0, Logits::All, control, |_, logits| {
+        let mut first = 0;
+        for chunk in data.inputs(window).chunks(chunk_tokens(original.config())) {
+            rows.clear();
+            let collect = |_, logits: &[f32]| {
                 rows.extend_from_slice(logits);
                 Ok(())
-            })
-            .await?;
-        quantized
-            .forward(chunk, &mut caches.1, Logits::All, control, |index, logits| {
+            };
+            original.forward(chunk, &mut caches.0, Logits::All, control, collect).await?;
+            let compare = |index: usize, logits: &[f32]| {
                 if let Some(target) = data.target(window, first + index) {
                     comparison.add(&rows[index * vocab..][..vocab], logits, target);
                 }
                 Ok(())
-            })
-            .await?;
-        first += chunk.len();
+            };
+            quantized.forward(chunk, &mut caches.1, Logits::All, control, compare).await?;
+            first += chunk.len();
+        }
     }
-    Ok(())
+    Ok(comparison)
 }
 
 /// Refuses two models whose logits cannot be compared.

@@ -72,9 +72,8 @@ pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<PackedTe
 /// Keeps a norm's weight or a bias.
 pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f32]) -> Result<()> {
     let name = vector_slot(tensor);
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     scratch.delete(&name).await?;
-    scratch.write_at(&name, 0, &bytes).await
+    scratch.write_at(&name, 0, bytemuck::cast_slice(values)).await
 }
 
 /// Brings it back.
@@ -84,9 +83,9 @@ pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f
 pub(super) async fn load_vector(scratch: &dyn Scratch, tensor: &str) -> Result<Vec<f32>> {
     let name = vector_slot(tensor);
     let len = scratch.len(&name).await?.unwrap_or(0);
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    scratch.read_at(&name, 0, &mut bytes).await?;
-    Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+    let mut values = vec![0.0; usize::try_from(len).unwrap_or(0) / size_of::<f32>()];
+    scratch.read_at(&name, 0, bytemuck::cast_slice_mut(&mut values)).await?;
+    Ok(values)
 }
 
 fn parse(bytes: &[u8]) -> Result<PackedTensor> {

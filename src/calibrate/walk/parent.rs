@@ -23,14 +23,12 @@ fn end_of_parent(input: LinearInput) -> Option<Stage> {
 }
 
 impl<B: Backend> Walk<'_, B> {
-    /// Whether attention or MLP can be run from the input where the samples are to its end.
-    pub fn has_parent(&self) -> bool {
-        self.input.and_then(end_of_parent).is_some()
-    }
-
-    /// Runs attention or the MLP, whichever begins at the input, on the first samples, as the block is now, and keeps the
-    /// outputs to measure others by.
-    pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<()> {
+    /// Runs attention or the MLP, whichever begins at the input where the samples are, on the first of them, as the block is
+    /// now, and keeps the outputs to measure others by. `false` where the layer that reads the input is all there is.
+    pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<bool> {
+        if self.input.and_then(end_of_parent).is_none() {
+            return Ok(false);
+        }
         self.model.store.scratch.delete(PARENT).await?;
         for chunk in self.parent_chunks() {
             task::checkpoint(control).await?;
@@ -38,7 +36,7 @@ impl<B: Backend> Walk<'_, B> {
             let (store, backend, output, width) = output(&mut self.model, end);
             store.save(backend, output, chunk.count, width, slot(chunk)).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The mean of the squared distance of its outputs to those that were kept, with the input divided by `scales`, `[width]`.
@@ -108,7 +106,7 @@ fn output<'m, 'a, B: Backend>(
     end: Stage,
 ) -> (&'m mut HiddenStore<'a>, &'m mut B, &'m B::Buffer, usize) {
     let LayerStreamed { store, runner: Runner { backend, work, hidden, config, .. }, .. } = model;
-    let output = if end == Stage::End { &hidden.delta } else { work.attention_out() };
+    let output = if end == Stage::End { &hidden.delta } else { &work.attention_out };
     (store, backend, output, config.hidden_size)
 }
 

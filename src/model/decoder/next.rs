@@ -135,7 +135,7 @@ impl<B: Backend> CausalLm<B> {
         for &sequence in &sequences {
             check_room(cache, sequence, 1)?;
         }
-        self.runner.embed_ids(&self.ends, &self.largest, sequences.len())?;
+        self.runner.embed_ids(&self.ends, Some(&self.largest), sequences.len())?;
         self.run_embedded(sequences.iter().map(|&sequence| (sequence, 1)), cache)?;
         self.begin_reading(pending.wanted, !pending.is_ahead, sequences)
     }

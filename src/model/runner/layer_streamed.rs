@@ -34,13 +34,6 @@ pub struct Waiting<'s> {
     pub activations: &'s str,
 }
 
-impl<'s> Waiting<'s> {
-    /// In front of a block.
-    pub fn before_block(residual: &'s str) -> Self {
-        Self { input: None, residual, activations: "" }
-    }
-}
-
 /// Runs one text at a time through one block at a time.
 pub struct LayerStreamed<'a, B: Backend> {
     /// Where the weights are.
@@ -129,9 +122,10 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         (from, to): (&str, &str),
         control: &dyn Control,
     ) -> Result<()> {
+        let waiting = Waiting { input: None, residual: from, activations: "" };
         for chunk in self.chunks(len, row) {
             task::checkpoint(control).await?;
-            self.run(block, chunk, Waiting::before_block(from), Stage::End, |_| ()).await?;
+            self.run(block, chunk, waiting, Stage::End, |_| ()).await?;
             self.save_residual(chunk, to).await?;
         }
         Ok(())
@@ -163,7 +157,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
             store.load(backend, work.at_mut(input), count, input.width(config), slot, change).await?;
         }
         let stages = (from.input.map_or(Stage::Start, LinearInput::stage), to);
-        runner.run(block, &[Segment::causal(past, count)], cache, 0, stages)
+        block.run(runner, &[Segment::causal(past, count)], cache, 0, stages)
     }
 
     /// Keeps the residual stream of a chunk.

@@ -1,13 +1,13 @@
 //! What a calibrated run takes at its peak, computed before it starts.
 //!
-//! For each site of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
+//! For each input of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
 //!
-//! - the block: as it is stored, and after a site its replaced layers as the backend holds them; a second time as it is
+//! - the block: as it is stored, and after an input its replaced layers as the backend holds them; a second time as it is
 //!   stored where the samples go through the original too; and once more as its stored bytes, so that the source is read
 //!   once, unless the run fits its limit only without;
-//! - statistics: the second moments of the site's input, and what is made of them (GPTQ: for each group size a factor and
+//! - statistics: the second moments of the input, and what is made of them (GPTQ: for each group size a factor and
 //!   the damped matrix, and the drift from the original's inputs; AWQ: a triangle, and blocks for clipping);
-//! - rows on their way through a quantizer, and the packed matrices of the site;
+//! - rows on their way through a quantizer, and the packed matrices of the input;
 //! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
 //!
 //! Everything else, the process itself among it, is one small constant. What was freed is not always in one piece again:
@@ -129,13 +129,13 @@ fn plan_holding(
     let chunk = CHUNK_BYTES as u64;
     // The samples are embedded before any block is loaded.
     let mut moments = vec![moment(job.table_bytes()?, 0, chunk)];
-    for site in LinearInput::ALL {
-        let block = job.block_bytes(site)?;
-        moments.push(moment(block, job.sums_bytes(site, samples), chunk));
-        let statistics = job.statistics_bytes(site);
-        moments.push(moment(block, statistics, job.rows_bytes(site)?));
-        if let Some(grown) = job.awq_growth(site)? {
-            moments.push(moment(block + grown, statistics, job.packed_bytes(site)? + 2 * chunk));
+    for input in LinearInput::ALL {
+        let block = job.block_bytes(input)?;
+        moments.push(moment(block, job.sums_bytes(input, samples), chunk));
+        let statistics = job.statistics_bytes(input);
+        moments.push(moment(block, statistics, job.rows_bytes(input)?));
+        if let Some(grown) = job.awq_growth(input)? {
+            moments.push(moment(block + grown, statistics, job.packed_bytes(input)? + 2 * chunk));
         }
     }
     let peak = moments.into_iter().max_by_key(|moment| moment.peak_bytes).unwrap_or_default();
@@ -153,24 +153,25 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Whether a layer is made by `method` in some block.
-    fn is_made_by(&self, linear: Linear, method: Method) -> bool {
-        let mut blocks = (0..self.config.num_hidden_layers).map(|layer| linear.module(layer));
-        blocks
-            .any(|module| self.plans.iter().any(|plan| plan.module == module && plan.method == Some(method)))
+    /// What becomes of a layer in each block.
+    fn plans(&self, linear: Linear) -> impl Iterator<Item = &ModulePlan> {
+        let modules = (0..self.config.num_hidden_layers).map(move |layer| linear.module(layer));
+        modules.filter_map(|module| self.plans.iter().find(|plan| plan.module == module))
     }
 
-    /// Whether a layer that reads the site is.
-    fn has(&self, site: LinearInput, method: Method) -> bool {
-        site.linears().iter().any(|&linear| self.is_made_by(linear, method))
+    /// Whether a layer is made by `method` in some block.
+    fn is_made_by(&self, linear: Linear, method: Method) -> bool {
+        self.plans(linear).any(|plan| plan.method == Some(method))
+    }
+
+    /// Whether a layer that reads the input is.
+    fn has(&self, input: LinearInput, method: Method) -> bool {
+        input.linears().iter().any(|&linear| self.is_made_by(linear, method))
     }
 
     /// What becomes of a layer in the block where it takes most.
     fn scheme(&self, linear: Linear) -> Option<Scheme> {
-        let blocks = (0..self.config.num_hidden_layers).map(|layer| linear.module(layer));
-        let schemes =
-            blocks.filter_map(|module| self.plans.iter().find(|plan| plan.module == module)?.scheme);
-        schemes.max_by_key(|scheme| scheme.storage_bits())
+        self.plans(linear).filter_map(|plan| plan.scheme).max_by_key(|scheme| scheme.storage_bits())
     }
 
     /// Elements of a layer.
@@ -179,13 +180,17 @@ impl Job<'_> {
         rows as u64 * cols as u64
     }
 
-    /// Bytes of a layer as the checkpoint stores it.
-    fn stored_bytes(&self, linear: Linear) -> Result<u64> {
-        let size = match self.checkpoint.module(&linear.module(0))? {
+    /// Bytes of a weight of a module as the checkpoint stores it.
+    fn stored_size(&self, module: &str) -> Result<u64> {
+        Ok(match self.checkpoint.module(module)? {
             ModuleStorage::Dense { dtype, .. } => dtype.size() as u64,
             ModuleStorage::Packed { .. } => F32,
-        };
-        Ok(self.weights(linear) * size)
+        })
+    }
+
+    /// Bytes of a layer as the checkpoint stores it.
+    fn stored_bytes(&self, linear: Linear) -> Result<u64> {
+        Ok(self.weights(linear) * self.stored_size(&linear.module(0))?)
     }
 
     /// Bytes of a layer in the place of the stored one.
@@ -200,30 +205,30 @@ impl Job<'_> {
         Ok(self.weights(linear) * bits / 8 + scheme.granularity().scale_count(rows, cols) as u64 * 5)
     }
 
-    /// Bytes of the block while the samples stand at `site`, of the original beside it, and of what is held.
-    fn block_bytes(&self, site: LinearInput) -> Result<u64> {
+    /// Bytes of the block while the samples stand at `input`, of the original beside it, and of what is held.
+    fn block_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut bytes = 0;
         for other in LinearInput::ALL {
             for &linear in other.linears() {
                 let copies = u64::from(self.follows) + u64::from(self.holds_block);
                 bytes += copies * self.stored_bytes(linear)?;
-                let replaced = (other as usize) < site as usize;
+                let replaced = (other as usize) < input as usize;
                 bytes += if replaced { self.replaced_bytes(linear)? } else { self.stored_bytes(linear)? };
             }
         }
         Ok(bytes)
     }
 
-    /// Bytes by which the layers of `site` grow when AWQ puts others in their place; the old ones are gone by then. Candidates are
+    /// Bytes by which the layers of `input` grow when AWQ puts others in their place; the old ones are gone by then. Candidates are
     /// packed, in groups of 32 and more no larger than what they are tried instead of.
-    fn awq_growth(&self, site: LinearInput) -> Result<Option<u64>> {
+    fn awq_growth(&self, input: LinearInput) -> Result<Option<u64>> {
         // After the last layer nothing is run.
-        let is_last = site == LinearInput::Down && self.config.num_hidden_layers == 1;
-        if is_last || !self.has(site, Method::Awq) {
+        let is_last = input == LinearInput::Down && self.config.num_hidden_layers == 1;
+        if is_last || !self.has(input, Method::Awq) {
             return Ok(None);
         }
         let (mut stored, mut replaced) = (0, 0);
-        for &linear in site.linears() {
+        for &linear in input.linears() {
             stored += self.stored_bytes(linear)?;
             replaced += self.replaced_bytes(linear)?;
         }
@@ -234,13 +239,13 @@ impl Job<'_> {
     fn largest_square(&self) -> u64 {
         let calibrated = LinearInput::ALL
             .into_iter()
-            .filter(|&site| self.has(site, Method::Gptq) || self.has(site, Method::Awq));
-        calibrated.map(|site| (site.width(self.config) as u64).pow(2) * F32).max().unwrap_or(0)
+            .filter(|&input| self.has(input, Method::Gptq) || self.has(input, Method::Awq));
+        calibrated.map(|input| (input.width(self.config) as u64).pow(2) * F32).max().unwrap_or(0)
     }
 
-    /// Bytes of the second moments at `site` when they are read from the backend, tile by tile.
-    fn sums_bytes(&self, site: LinearInput, samples: &Samples) -> u64 {
-        let (width, tokens) = (site.width(self.config), chunk(self.config, samples));
+    /// Bytes of the second moments at `input` when they are read from the backend, tile by tile.
+    fn sums_bytes(&self, input: LinearInput, samples: &Samples) -> u64 {
+        let (width, tokens) = (input.width(self.config), chunk(self.config, samples));
         let stride = if self.follows { 2 * width } else { width };
         let tile = gram_columns(tokens, stride).min(width) * stride;
         // Rows beside the original ones, joined, on the host and on the device.
@@ -249,51 +254,51 @@ impl Job<'_> {
             .max((width * stride) as u64 * F32 + CHUNK_BYTES as u64)
     }
 
-    /// Bytes of statistics while the layers of `site` are quantized.
-    fn statistics_bytes(&self, site: LinearInput) -> u64 {
-        let width = site.width(self.config) as u64;
+    /// Bytes of statistics while the layers of `input` are quantized.
+    fn statistics_bytes(&self, input: LinearInput) -> u64 {
+        let width = input.width(self.config) as u64;
         let square = width * width * F32;
         let mut groups: Vec<u64> = Vec::new();
-        for scheme in site.linears().iter().filter_map(|&linear| self.scheme(linear)) {
+        for scheme in input.linears().iter().filter_map(|&linear| self.scheme(linear)) {
             let group = scheme.granularity().group_size(width as usize) as u64;
             if !groups.contains(&group) {
                 groups.push(group);
             }
         }
         let (mut gptq, mut awq) = (0, 0);
-        if self.has(site, Method::Gptq) {
+        if self.has(input, Method::Gptq) {
             gptq = square * (2 * groups.len() as u64 + u64::from(self.follows));
         }
-        if self.has(site, Method::Awq) {
+        if self.has(input, Method::Awq) {
             awq = square + groups.iter().max().map_or(0, |group| width * group * F32);
         }
         square + gptq.max(awq)
     }
 
-    /// Bytes of rows on their way at `site`, and of its packed matrices.
-    fn rows_bytes(&self, site: LinearInput) -> Result<u64> {
+    /// Bytes of rows on their way at `input`, and of its packed matrices.
+    fn rows_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut largest = 0;
-        for &linear in site.linears() {
+        for &linear in input.linears() {
             let Some(scheme) = self.scheme(linear) else { continue };
             let (rows, cols) = linear.shape(self.config);
             let stored = (self.stored_bytes(linear)? / self.weights(linear).max(1)).max(1);
             let going = ((rows_at_once(parallel::lanes()) * cols) as u64).min(self.weights(linear));
             let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64);
             let read = going.max(FEW_BYTES as u64 / stored).min(chunk).min(self.weights(linear));
-            let each = if self.has(site, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
+            let each = if self.has(input, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
             // Read, as numbers, and once more in the tasks that wait or are done.
             let on_the_way = read * (stored + 2 * F32) + going * each;
             let whole = packed_bytes(scheme, rows as u64, cols as u64)?;
             // GPTQ rounds to nearest too; what is done is spelled out once to be kept.
             largest = largest.max(on_the_way + 2 * whole);
         }
-        Ok(largest + self.packed_bytes(site)?)
+        Ok(largest + self.packed_bytes(input)?)
     }
 
-    /// Bytes of the packed matrices of `site`.
-    fn packed_bytes(&self, site: LinearInput) -> Result<u64> {
+    /// Bytes of the packed matrices of `input`.
+    fn packed_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut packed = 0;
-        for &linear in site.linears() {
+        for &linear in input.linears() {
             let Some(scheme) = self.scheme(linear) else { continue };
             let (rows, cols) = linear.shape(self.config);
             packed += packed_bytes(scheme, rows as u64, cols as u64)?;
@@ -303,10 +308,7 @@ impl Job<'_> {
 
     /// Bytes of the embedding table, and of the head where it has its own.
     fn table_bytes(&self) -> Result<u64> {
-        let size = match self.checkpoint.module(self.checkpoint.embedding_module())? {
-            ModuleStorage::Dense { dtype, .. } => dtype.size() as u64,
-            ModuleStorage::Packed { .. } => F32,
-        };
+        let size = self.stored_size(self.checkpoint.embedding_module())?;
         let tables = if self.config.tie_word_embeddings { 1 } else { 2 };
         debug_assert!(tables == 1 || self.checkpoint.module(names::HEAD).is_ok());
         Ok(tables * (self.config.vocab_size * self.config.hidden_size) as u64 * size)
@@ -315,7 +317,7 @@ impl Job<'_> {
     fn working_bytes(&self, samples: &Samples) -> u64 {
         let config = self.config;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
-        let widest = LinearInput::ALL.into_iter().map(|site| site.width(config)).max().unwrap_or(0);
+        let widest = LinearInput::ALL.into_iter().map(|input| input.width(config)).max().unwrap_or(0);
         // Hidden states and what becomes of them, and the rows that go to scratch and come back.
         let tokens = chunk(config, samples);
         let run = tokens * (elements_per_token(config) + 2 * widest);
@@ -326,7 +328,7 @@ impl Job<'_> {
     /// Bytes of everything in scratch where most is there.
     fn scratch_bytes(&self, samples: &Samples) -> Result<u64> {
         let tokens = samples.tokens();
-        let widths = LinearInput::ALL.map(|site| site.width(self.config) as u64);
+        let widths = LinearInput::ALL.map(|input| input.width(self.config) as u64);
         let neighbours = widths.windows(2).map(|pair| pair[0] + pair[1]).max().unwrap_or(0);
         let mut packed = 0;
         for plan in self.plans {
