@@ -10,13 +10,14 @@
 
 mod bounds;
 mod named;
+mod nested;
 mod value;
 
 pub use bounds::Bounds;
 pub use named::Named;
 pub(crate) use named::{find, named};
+pub(crate) use nested::nested;
 pub(crate) use options_macro as options;
-pub(crate) use value::nested;
 pub use value::{Bytes, Kind, OptionValue, Place, Texts};
 
 use crate::error::{Error, Result};
