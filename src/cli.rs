@@ -22,6 +22,8 @@ mod quantize;
 mod recipe;
 mod system;
 mod terminal;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use crate::error::{Error, ErrorCode, Result};

@@ -16,6 +16,7 @@ use crate::model::Checkpoint;
 use crate::options::Options;
 use crate::request::{Machine, MeasureOptions, ValidateRequest};
 use crate::task::block_on;
+use crate::validate::benchmark::parse_jsonl;
 use crate::validate::holding::{Execution, Holding, side_by_side_bytes};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
@@ -80,7 +81,12 @@ impl MeasureFiles {
                     .context_with(|| path.display().to_string());
             }
         }
-        request.benchmark = self.benchmark.as_deref().map(open::text).transpose()?;
+        if let Some(path) = &self.benchmark {
+            let lines = open::text(path)?;
+            // What is wrong in a file is said with its name.
+            parse_jsonl(lines.as_bytes()).context_with(|| path.display().to_string())?;
+            request.benchmark = Some(lines);
+        }
         Ok(request)
     }
 }

@@ -379,7 +379,7 @@ mod tests {
         for (name, options) in cases {
             let error = Sampler::new(options).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument);
-            assert!(error.message().starts_with(name), "{error}");
+            assert!(error.message().starts_with(&format!("`{name}`")), "{error}");
         }
     }
 

@@ -174,6 +174,9 @@ impl QuantizeOptions {
         }
         if let Some(layout) = self.layout {
             let refuse = |reason| Error::invalid_argument(format!("the {} layout: {reason}", layout.name()));
+            if layout == TargetLayout::Gguf && self.target.is_some() {
+                return Err(refuse("its types have 4 or 8 bits, which leaves a target no choice".to_owned()));
+            }
             layout.holds_kind(self.scheme).map_err(refuse)?;
             if self.quantize_head {
                 layout.can_hold_module(names::HEAD).map_err(refuse)?;

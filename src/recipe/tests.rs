@@ -151,7 +151,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ),
         (
             r#"{"rules": [{"modules": "*", "method": "magic"}]}"#,
-            "unknown variant `magic`, expected one of `rtn`, `gptq`, `awq`, `ternary` at line 1 column 45",
+            "expected one of rtn, gptq, awq, ternary but found \"magic\" at line 1 column 46",
         ),
         (
             r#"{"rules": [{"modules": [], "keep": true}]}"#,

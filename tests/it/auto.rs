@@ -221,7 +221,7 @@ fn a_rejection_tries_every_checkpoint_and_recommends_training() {
     for (more, says) in [
         (["--bits", "3"], "4 or 8 bits"),
         (["--samples", "0"], "above 0"),
-        (["--max-perplexity-increase", "-2"], "max_perplexity_increase"),
+        (["--max-perplexity-increase", "-2"], "--max-perplexity-increase"),
     ] {
         let ran = run(&checkpoints, &more);
         assert_eq!(ran.code, 2, "{}", ran.stderr);

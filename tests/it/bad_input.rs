@@ -334,14 +334,14 @@ fn options_that_make_no_sense_are_refused() {
         (&["--temperature", "NaN"], "temperature"),
         (&["--temperature", "-1"], "temperature"),
         (&["--temperature", "inf"], "temperature"),
-        (&["--top-p", "0"], "top_p"),
-        (&["--top-p", "2"], "top_p"),
-        (&["--top-p", "-0.5"], "top_p"),
-        (&["--min-p", "-1"], "min_p"),
-        (&["--repetition-penalty", "0"], "repetition_penalty"),
-        (&["--repetition-penalty", "NaN"], "repetition_penalty"),
+        (&["--top-p", "0"], "--top-p"),
+        (&["--top-p", "2"], "--top-p"),
+        (&["--top-p", "-0.5"], "--top-p"),
+        (&["--min-p", "-1"], "--min-p"),
+        (&["--repetition-penalty", "0"], "--repetition-penalty"),
+        (&["--repetition-penalty", "NaN"], "--repetition-penalty"),
         (&["--stop", ""], "stop"),
-        (&["--max-tokens", "0"], "max_tokens"),
+        (&["--max-tokens", "0"], "--max-tokens"),
         (&["--max-tokens", "513"], "512"),
         (&["--max-tokens", "18446744073709551615"], "512"),
         (&["--chat"], "template"),
@@ -509,12 +509,12 @@ fn folders_that_do_not_fit_the_command() {
         both_refused(lines, &args(&[&own, &common[..]].concat()), &["broken.jsonl", line]);
     }
     for (option, value, words) in [
-        ("--max-perplexity-increase", "NaN", ["max_perplexity_increase", "NaN"]),
-        ("--max-perplexity-increase", "-1.5", ["max_perplexity_increase", "-1.5"]),
-        ("--max-benchmark-drop", "-101", ["max_benchmark_drop", "-101"]),
-        ("--min-memory-ratio", "inf", ["min_memory_ratio", "inf"]),
-        ("--min-memory-ratio", "-2", ["min_memory_ratio", "-2"]),
-        ("--min-speed-ratio", "NaN", ["min_speed_ratio", "NaN"]),
+        ("--max-perplexity-increase", "NaN", ["--max-perplexity-increase", "NaN"]),
+        ("--max-perplexity-increase", "-1.5", ["--max-perplexity-increase", "-1.5"]),
+        ("--max-benchmark-drop", "-101", ["--max-benchmark-drop", "-101"]),
+        ("--min-memory-ratio", "inf", ["--min-memory-ratio", "inf"]),
+        ("--min-memory-ratio", "-2", ["--min-memory-ratio", "-2"]),
+        ("--min-speed-ratio", "NaN", ["--min-speed-ratio", "NaN"]),
     ] {
         let own = ["validate", &tale, &quantized, option, value];
         both_refused(option, &args(&[&own, &common[..]].concat()), &words);
@@ -523,7 +523,7 @@ fn folders_that_do_not_fit_the_command() {
     let wish = ["validate", &tale, &quantized, "--max-perplexity-increase", "-0.5"];
     assert_eq!(lowbit([&wish, &common[..]].concat()).code, 1);
     let retention = ["dequantize", &quantized, "-o", &out, "--min-retention", "-1"];
-    both_refused("retention", &args(&retention), &["between 0 and 1", "-1"]);
+    both_refused("retention", &args(&retention), &["--min-retention", "at least 0 and at most 1", "-1"]);
     assert!(!output.exists());
 
     // A model of half the vocabulary.

@@ -1,4 +1,4 @@
-//! The options as TypeScript's types.
+//! The options as TypeScript's types. Floor 8.
 
 use crate::options::{Kind, OptionSpec, camel_case};
 use std::collections::BTreeMap;
