@@ -28,6 +28,7 @@ mod validate;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::layout::OpenOptions;
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use options::OptionArgs;
 use std::ffi::OsString;
@@ -90,6 +91,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let json = args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        // A wrong value is said in one sentence, like everything that is found out later.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
+            Terminal::new(json, Default::default()).error(&usage_error(&error));
+            return ExitCode::from(2);
+        }
         Err(error) => {
             if json && error.use_stderr() {
                 Terminal::new(json, Default::default()).error_document(&usage_error(&error));

@@ -141,9 +141,10 @@ fn value(kind: &Kind, bounds: Bounds, text: &str) -> Result<Value, String> {
             let whole: u64 = text.parse().map_err(|_| "expected a whole number of at least 0".to_owned())?;
             number("a whole number").map(|_| Value::from(whole))
         }
-        Kind::GroupSize => {
-            text.parse().map(|size: i64| Value::from(size)).map_err(|_| "expected a whole number".to_owned())
-        }
+        Kind::GroupSize => match text.parse() {
+            Ok(size @ (-1 | 1i64..)) => Ok(Value::from(size)),
+            _ => Err("expected a positive whole number, or -1".to_owned()),
+        },
         Kind::Real => number("a number"),
         _ => Ok(Value::from(text)),
     }
