@@ -24,7 +24,7 @@ const FIREFOX = firstOf([process.env.LOWBIT_FIREFOX, "/usr/bin/firefox-esr", "/u
 const DENO = process.env.LOWBIT_DENO;
 
 /** As many as there are in `src/backend/gpu/tests.rs`: a list that lost some would pass. */
-const GPU_TESTS = 24;
+const GPU_TESTS = 25;
 
 const engine = await import(pathToFileURL(join(MODULES, "engine.js")));
 const untested = engine.gpuTests === undefined && "these modules were built without the kernels' tests (`cargo xtask package --fast` has them)";
