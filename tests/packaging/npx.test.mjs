@@ -164,7 +164,7 @@ test("wrong usage and missing files: code 2, one line, and with --json one docum
     [["inspect", "no such folder"], "not_found", /^no such folder: no such file or directory/],
     [["inspect", "../no/such"], "not_found", /^\.\.\/no\/such: /],
     [["inspect", join(folder, "nichts", "ähnliches")], "not_found", /nichts\/ähnliches: /],
-    [["quantize", NAME, "-o", "x", "--bits", "5"], "unsupported_format", /5/],
+    [["quantize", NAME, "-o", "x", "--bits", "5"], "invalid_argument", /5/],
   ]) {
     const line = await refused(args);
     const { error } = await json(args, { code: 2 });
