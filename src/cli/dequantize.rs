@@ -53,6 +53,7 @@ struct Document {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
+    args.request.0.check_comparison(args.text.is_some(), args.original.is_some())?;
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
         let dtype = match args.request.0.dtype {

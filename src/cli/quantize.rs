@@ -81,6 +81,11 @@ impl Args {
         request.recipe = self.recipe.as_deref().map(recipe::read).transpose()?;
         request.resume = Place(self.resume.is_some());
         request.calibration = self.calibration.is_given().then(|| self.cut.0.clone());
+        let texts = self.calibration.cut(&self.cut.0.texts);
+        let cut = CalibrationRequest { texts, ..self.cut.0.clone() };
+        if request.calibration.is_none() && cut != CalibrationRequest::default() {
+            return Err(Error::invalid_argument("how samples are cut belongs to --calibration texts"));
+        }
         Ok(request)
     }
 }

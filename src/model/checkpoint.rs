@@ -244,6 +244,32 @@ impl Checkpoint {
         if self.layout.is_stored(&self.store, names::EMBEDDING) { names::EMBEDDING } else { names::HEAD }
     }
 
+    /// Every linear module, the table or tables last: in the order of the data flow but for the embedding.
+    pub fn linear_modules(&self) -> Vec<String> {
+        let blocks = (0..self.config.num_hidden_layers)
+            .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
+        let tables = if self.config.tie_word_embeddings {
+            vec![self.embedding_module().to_owned()]
+        } else {
+            vec![names::EMBEDDING.to_owned(), names::HEAD.to_owned()]
+        };
+        blocks.chain(tables).collect()
+    }
+
+    /// Those of them that are quantized.
+    ///
+    /// # Errors
+    /// As [`module`](Self::module)'s.
+    pub fn packed_modules(&self) -> Result<Vec<String>> {
+        let mut packed = Vec::new();
+        for module in self.linear_modules() {
+            if self.module(&module)?.is_packed() {
+                packed.push(module);
+            }
+        }
+        Ok(packed)
+    }
+
     /// How module `name` is stored.
     pub fn module(&self, name: &str) -> Result<ModuleStorage> {
         self.layout.module(&self.store, name)

@@ -165,7 +165,7 @@ impl Job<'_> {
         let packed: Vec<_> =
             self.plan.modules.iter().filter_map(|module| Some((module.module.clone(), module.to?))).collect();
         let is_packed = |name: &String| packed.iter().any(|(module, _)| module == name);
-        let mut ignore = plan::linear_modules(self.checkpoint);
+        let mut ignore = self.checkpoint.linear_modules();
         ignore.retain(|module| module != names::EMBEDDING && !is_packed(module));
         // A tied head is a module too, to tools that walk all modules.
         let head = names::HEAD.to_owned();

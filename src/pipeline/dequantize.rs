@@ -14,9 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
 use crate::format::source::SourceDir;
-use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
-use crate::model::names::{self, Linear};
 use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, dequantize};
 use crate::task::Control;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A module that cannot be opened.
 pub fn default_dtype(checkpoint: &Checkpoint) -> Result<DType> {
     if checkpoint.layout().activation_grid() == ActivationGrid::FullRange {
-        for module in packed_modules(checkpoint)? {
+        for module in checkpoint.packed_modules()? {
             if checkpoint.module(&module)?.activations() == Activations::Int8 {
                 return Ok(DType::F32);
             }
@@ -50,7 +48,7 @@ pub async fn dequantize_checkpoint(
     existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<DequantizationRecord> {
-    let modules = packed_modules(checkpoint)?;
+    let modules = checkpoint.packed_modules()?;
     if modules.is_empty() {
         return Err(Error::invalid_argument(format!(
             "{}: expected a quantized checkpoint but found floating-point weights",
@@ -75,24 +73,6 @@ pub async fn dequantize_checkpoint(
     };
     output.finish(&record).await?;
     Ok(record)
-}
-
-/// The quantized modules, in the order of the data flow.
-fn packed_modules(checkpoint: &Checkpoint) -> Result<Vec<String>> {
-    let blocks = (0..checkpoint.config().num_hidden_layers)
-        .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
-    let tables = if checkpoint.config().tie_word_embeddings {
-        vec![checkpoint.embedding_module().to_owned()]
-    } else {
-        vec![names::EMBEDDING.to_owned(), names::HEAD.to_owned()]
-    };
-    let mut packed = Vec::new();
-    for module in blocks.chain(tables) {
-        if let ModuleStorage::Packed { .. } = checkpoint.module(&module)? {
-            packed.push(module);
-        }
-    }
-    Ok(packed)
 }
 
 struct Job<'a> {

@@ -212,6 +212,12 @@ impl QuantizeRequest {
         options.memory = self.memory.map(|bytes| bytes.0);
         options.target = self.target()?;
         options.check()?;
+        if self.gptq != GptqOptions::default() && !options.asks_for(Method::Gptq) {
+            return Err(Error::invalid_argument(format!(
+                "options of gptq belong to the method gptq, but nothing asks for it beside {}",
+                options.method
+            )));
+        }
         self.check_calibration(&options)?;
         Ok(options)
     }

@@ -5,6 +5,7 @@ mod schema;
 mod typescript;
 
 use super::*;
+use crate::error::Result;
 use crate::generate::GenerateOptions;
 use crate::layout::OpenOptions;
 use crate::options::{Kind, OptionSpec, Options, camel_case};
@@ -85,24 +86,43 @@ fn names(specs: &[OptionSpec], prefix: &str) -> Vec<String> {
     inside.collect()
 }
 
-#[test]
-fn bounds_are_what_the_schemas_say() {
-    for (request, _, specs) in requests() {
-        for spec in specs.iter().filter(|spec| matches!(spec.kind, Kind::Whole | Kind::Real | Kind::Bytes)) {
-            let bounds = spec.declared.bounds;
-            for (end, with, outside) in [
-                bounds.low.map(|(low, with)| (low, with, low - 1.0)),
-                bounds.high.map(|(high, with)| (high, with, high + 1.0)),
-            ]
-            .into_iter()
-            .flatten()
-            {
-                let place = format!("{request}.{}", spec.declared.name);
-                assert_eq!(bounds.contains(end), with, "{place}");
-                assert!(!bounds.contains(outside), "{place}");
-            }
+/// That an option is refused beyond its bounds and taken within them, by the code that reads it.
+fn check_bounds<T: Options>(read: impl Fn(serde_json::Value) -> Result<T>) {
+    use crate::options::Bounds;
+    for spec in T::specs().iter().filter(|spec| spec.declared.bounds != Bounds::NONE) {
+        let name = camel_case(spec.declared.name);
+        let refusal = |number: f64| {
+            let error =
+                read(serde_json::json!({ name.as_str(): number })).err().map(|error| error.to_string());
+            error.filter(|error| error.contains(&format!("`{name}`: expected a ")))
+        };
+        let step = if matches!(spec.kind, Kind::Real) { 0.001 } else { 1.0 };
+        let Bounds { low, high } = spec.declared.bounds;
+        for (end, is_in, outwards) in
+            [low.map(|(end, is_in)| (end, is_in, -step)), high.map(|(end, is_in)| (end, is_in, step))]
+                .into_iter()
+                .flatten()
+        {
+            assert!(refusal(end + outwards).is_some(), "{name}: {}", end + outwards);
+            assert_eq!(refusal(end).is_none(), is_in, "{name}: {end}");
+            assert_eq!(refusal(end - outwards), None, "{name}: {}", end - outwards);
         }
     }
+}
+
+#[test]
+fn numbers_beyond_the_bounds_are_refused_by_name() {
+    use crate::options::read;
+    use crate::quant::GptqOptions;
+    use crate::validate::verdict::Limits;
+    check_bounds(|value| read::<QuantizeRequest>(&value));
+    check_bounds(|value| read::<CalibrationRequest>(&value));
+    check_bounds(|value| read::<GptqOptions>(&value));
+    check_bounds(|value| read::<DequantizeRequest>(&value));
+    check_bounds(|value| read::<GenerateOptions>(&value));
+    check_bounds(|value| read::<MeasureOptions>(&value));
+    check_bounds(|value| read::<Limits>(&value));
+    check_bounds(|value| read::<PlanRequest>(&value));
 }
 
 #[test]

@@ -130,6 +130,23 @@ impl FloatType {
     }
 }
 
+impl DequantizeRequest {
+    /// Refuses what only a comparison of predictions is for, where there is no text to compare them on.
+    ///
+    /// # Errors
+    /// `invalid_argument`.
+    pub fn check_comparison(&self, has_text: bool, has_original: bool) -> Result<()> {
+        let usual = Self::default();
+        let asks = has_original || self.windows != usual.windows || self.min_retention != usual.min_retention;
+        if asks && !has_text {
+            return Err(Error::invalid_argument(
+                "an original, a context, a stride and a retention belong to a text on which predictions are compared",
+            ));
+        }
+        Ok(())
+    }
+}
+
 options! {
     /// What dequantizing makes, and on what its predictions are compared.
     pub struct DequantizeRequest {

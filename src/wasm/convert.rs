@@ -46,6 +46,10 @@ pub async fn dequantize(
     let (checkpoint, original) = (checkpoint.get(), original.map(|original| original.get()));
     let run = async {
         let request: DequantizeRequest = from_value(request, "dequantize")?;
+        let codec = codec.map(CodecOfJs);
+        request.check_comparison(codec.is_some(), original.is_some())?;
+        // A text that is of no use is found before the work.
+        let data = codec.as_ref().map(|codec| Dataset::new("text", &request.texts.0, codec)).transpose()?;
         let dtype = match request.dtype {
             Some(dtype) => dtype.dtype(),
             None => default_dtype(&checkpoint)?,
@@ -55,16 +59,16 @@ pub async fn dequantize(
         let control = ControlOfJs::new(control);
         let record =
             dequantize_checkpoint(&checkpoint, dtype, &target, Some(folder.as_ref()), &control).await?;
-        let agreement = match codec.map(CodecOfJs) {
+        let agreement = match &data {
             None => None,
-            Some(codec) => {
+            Some(data) => {
                 let dequantized = Checkpoint::open(folder).await?;
                 let forms = Forms {
                     quantized: &checkpoint,
                     dequantized: &dequantized,
                     original: original.as_deref(),
                 };
-                Some(compare(forms, &request, &codec, &control).await?)
+                Some(compare(forms, &request, data, &control).await?)
             }
         };
         Result::Ok(Dequantized { record, agreement })
@@ -75,14 +79,13 @@ pub async fn dequantize(
 async fn compare(
     forms: Forms<'_>,
     request: &DequantizeRequest,
-    codec: &CodecOfJs,
+    data: &Dataset,
     control: &dyn Control,
 ) -> Result<Agreement> {
-    let data = Dataset::new("text", &request.texts.0, codec)?;
     let windows = request.windows.windows(forms.quantized.config());
     // The type that models have everywhere, so that they are compiled once.
     let new_backend = || AnyBackend::Cpu(CpuBackend::new());
-    agreement::measure(forms, &data, &windows, request.min_retention, new_backend, control).await
+    agreement::measure(forms, data, &windows, request.min_retention, new_backend, control).await
 }
 
 #[derive(Serialize)]

@@ -30,6 +30,10 @@ describe("quantizing to GGUF", () => {
   });
 });
 
+test("what only gptq reads is refused where nothing asks for gptq", async () => {
+  await fails(engine.quantize(original, { gptq: { sweeps: 1 } }), "invalid_argument", /belong to the method gptq.*rtn/);
+});
+
 describe("a target", () => {
   test("in bits gives each module what it loses least by", async () => {
     const small = await engine.quantize(original, { ...GPTQ, targetBpw: 4.5 });
@@ -106,6 +110,11 @@ describe("dequantizing", () => {
     assert.equal(sha256((await back.files())["model.safetensors"]), golden.quantized["int4 group 32"]["model.safetensors"]);
     await fails(engine.quantize(wide, { fromMetadata: true, bits: 4 }), "invalid_argument", /no other option/);
     assert.equal((await engine.dequantize(small)).summary.agreement, null);
+    for (const options of [{ original }, { context: 64 }, { minRetention: 0.5 }]) {
+      await fails(engine.dequantize(small, options), "invalid_argument", /belong to a text/);
+    }
+    const target = () => new WritableStream();
+    await fails(engine.dequantize(small, { texts: HELD_OUT, target }), "invalid_argument", /cannot be streams/);
   });
 });
 

@@ -38,6 +38,9 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const codec = request.texts === undefined ? undefined : await checkpoints.tokenizer(job, source);
           const place = await openPlace(target, platform, caller(), job);
+          if (codec !== undefined && !place.readable) {
+            throw new LowbitError("invalid_argument", "predictions are compared by reading what was written, so the target cannot be streams");
+          }
           const control = jobs.control(id, job, source.readers);
           const summary = await engine.dequantize(
             source.handle, other?.handle.share(), request, codec, place.target, place.existing, control,

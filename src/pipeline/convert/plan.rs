@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
 use crate::layout::{ModuleStorage, PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
-use crate::model::names::{self, Linear};
+use crate::model::names;
 use crate::order;
 use crate::pipeline::float_type::{one_exact_type, scale_type};
 use crate::pipeline::output::{Form, gguf};
@@ -80,7 +80,8 @@ pub async fn plan_conversion(
         gguf::check(checkpoint)?;
         gguf::matrices(checkpoint, false)
     } else {
-        packed_modules(checkpoint)?
+        // Each has one name in both places.
+        checkpoint.packed_modules()?.into_iter().map(|module| (module.clone(), module)).collect()
     };
     if matrices.is_empty() {
         return Err(Error::invalid_argument(format!(
@@ -282,27 +283,4 @@ impl ConversionPlan {
             self.options.layout.can_hold(tensor.rows(), tensor.cols(), scheme).is_ok()
         })
     }
-}
-
-/// Every linear module, in the order of the data flow.
-pub(super) fn linear_modules(checkpoint: &Checkpoint) -> Vec<String> {
-    let blocks = (0..checkpoint.config().num_hidden_layers)
-        .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
-    let tables = if checkpoint.config().tie_word_embeddings {
-        vec![checkpoint.embedding_module().to_owned()]
-    } else {
-        vec![names::EMBEDDING.to_owned(), names::HEAD.to_owned()]
-    };
-    blocks.chain(tables).collect()
-}
-
-/// Those that are quantized, each under the name that it has in both places.
-fn packed_modules(checkpoint: &Checkpoint) -> Result<Vec<(String, String)>> {
-    let mut packed = Vec::new();
-    for module in linear_modules(checkpoint) {
-        if let ModuleStorage::Packed { .. } = checkpoint.module(&module)? {
-            packed.push((module.clone(), module));
-        }
-    }
-    Ok(packed)
 }
