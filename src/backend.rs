@@ -17,7 +17,7 @@ pub use segment::{Mask, Segment};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
+use crate::quant::{ActivationGrid, Activations, Coding, QuantizedRows};
 use segment::check_segments;
 use std::ops::Range;
 
@@ -38,8 +38,8 @@ pub struct Capabilities {
 pub enum WeightFormat {
     /// Floating point: `F32`, `F16` or `BF16`. A backend keeps it as it is or in a type that holds every value of it.
     Dense(DType),
-    /// Integer codes with scales.
-    Packed(Scheme),
+    /// Codes with scales, or however else the coding has it.
+    Packed(Coding),
 }
 
 /// One matrix of a weight.
@@ -65,7 +65,7 @@ pub enum WeightView<'a> {
     /// Little-endian elements, row after row.
     Dense(&'a [u8]),
     /// Codes and scales.
-    Packed(PackedRows<'a>),
+    Packed(QuantizedRows<'a>),
 }
 
 /// Element type of a buffer.

@@ -24,7 +24,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::quoted;
 use crate::format::shard_index::TensorStore;
 use crate::options::options;
-use crate::quant::{ActivationGrid, Activations, PackedTensor, ScaleType, Scheme};
+use crate::quant::{ActivationGrid, Activations, Coding, PackedTensor, QuantizedTensor, ScaleType, Scheme};
 use serde_json::Value;
 
 /// How the weight matrix of one module is stored.
@@ -44,7 +44,7 @@ pub enum ModuleStorage {
     /// Codes and scales; [`Layout::read_packed`] reads them.
     Packed {
         /// Number format.
-        scheme: Scheme,
+        coding: Coding,
         /// The precision of activations that the checkpoint asks for.
         activations: Activations,
         /// Output features.
@@ -262,15 +262,16 @@ impl Layout {
     /// # Errors
     /// As [`Layout::module`], but naming tensors only; `invalid_checkpoint` when values are out of range or the module is
     /// not packed; `non_finite` for a scale that is NaN or infinite.
-    pub async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<PackedTensor> {
-        match self {
+    pub async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<QuantizedTensor> {
+        let affine = match self {
             Self::Dense => Err(Error::invalid_checkpoint("expected packed weights but the layout is dense")),
             Self::CompressedTensors(config) => config.read_packed(store, module).await,
             Self::BitnetHf(config) => config.read_packed(store, module).await,
             Self::Gptq(config) => config.read_packed(store, module).await,
             Self::Awq(config) => config.read_packed(store, module).await,
-            Self::Gguf(config) => config.read_packed(store, module).await,
-        }
+            Self::Gguf(config) => return config.read_packed(store, module).await,
+        };
+        affine.map(QuantizedTensor::from)
     }
 }
 
@@ -278,7 +279,7 @@ impl Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedFormat {
     /// Number format.
-    pub scheme: Scheme,
+    pub coding: Coding,
     /// The type of its scales.
     pub scale_type: ScaleType,
     /// Whether its columns are stored in another order than that of the input (act-order with `g_idx`).
@@ -288,10 +289,28 @@ pub struct PackedFormat {
 impl From<&PackedTensor> for PackedFormat {
     fn from(tensor: &PackedTensor) -> Self {
         Self {
-            scheme: tensor.scheme(),
+            coding: tensor.scheme().into(),
             scale_type: tensor.scales().scale_type(),
             reordered: tensor.column_order().is_some(),
         }
+    }
+}
+
+impl From<&QuantizedTensor> for PackedFormat {
+    fn from(tensor: &QuantizedTensor) -> Self {
+        // Other codings have one type of scales and one order of columns.
+        let other = Self { coding: tensor.coding(), scale_type: ScaleType::F16, reordered: false };
+        tensor.affine().map_or(other, Self::from)
+    }
+}
+
+impl PackedFormat {
+    /// The scheme, for layouts that hold nothing but integer codes that are scaled and shifted.
+    ///
+    /// # Panics
+    /// For another coding, which such a layout [cannot hold](TargetLayout::can_hold).
+    fn scheme(self) -> Scheme {
+        self.coding.affine().expect("the layout was asked whether it can hold this")
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod awq;
 pub mod builder;
+pub mod codings;
 pub mod column_order;
 pub mod dequantize;
 pub mod gptq;
@@ -22,10 +23,11 @@ pub mod stats;
 pub mod ternary;
 
 pub use builder::PackedBuilder;
+pub use codings::{Coded, Coding, Format, QuantizedRows, QuantizedTensor, Section};
 pub use gptq::{ColumnOrder, GptqOptions, GptqOutcome, GptqQuantizer, ReferenceInputs, ScaleRule};
 pub use hessian::{Drift, Hessian};
 pub use method::Method;
-pub use packed_tensor::{PackedRows, PackedTensor, Scales};
+pub use packed_tensor::{PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};
 pub use row_queue::RowQuantizer;
 pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};

@@ -177,23 +177,19 @@ impl Rule {
         }
         let method = self.method.unwrap_or(usual.method);
         if method == Method::Ternary {
-            let granularity = match (self.granularity()?, usual.scheme) {
-                (Some(Granularity::Channel), _) => Granularity::Channel,
-                (None, Scheme::Ternary { granularity }) => granularity,
-                (None, _) => Granularity::Tensor,
+            let granularity = match self.granularity()? {
+                Some(Granularity::Channel) => Granularity::Channel,
+                None if usual.scheme.is_ternary() => usual.scheme.granularity(),
+                None => Granularity::Tensor,
                 _ => return Err(no_ternary("groups")),
             };
             if self.bits.is_some() || self.symmetric.is_some() {
                 return Err(no_ternary("bits or zero points"));
             }
-            return Ok(Some(Choice { method, scheme: Scheme::Ternary { granularity } }));
+            return Ok(Some(Choice { method, scheme: Scheme::ternary(granularity) }));
         }
-        let (usual_bits, usual_granularity, usual_symmetric) = match usual.scheme {
-            Scheme::Integer { bits, granularity, symmetric } => (bits, granularity, symmetric),
-            Scheme::IntegerMinimum { .. } | Scheme::Ternary { .. } => {
-                (Bits::Four, Bits::Four.usual_granularity(), true)
-            }
-        };
+        let (usual_bits, usual_granularity, usual_symmetric) =
+            usual.scheme.as_integer().unwrap_or((Bits::Four, Bits::Four.usual_granularity(), true));
         let bits = self.bits.map(Bits::try_from).transpose()?;
         let granularity = match (self.granularity()?, bits) {
             (Some(granularity), _) => granularity,
@@ -202,7 +198,7 @@ impl Rule {
         };
         let bits = bits.unwrap_or(usual_bits);
         let symmetric = self.symmetric.unwrap_or(usual_symmetric);
-        Ok(Some(Choice { method, scheme: Scheme::Integer { bits, granularity, symmetric } }))
+        Ok(Some(Choice { method, scheme: Scheme::integer(bits, granularity, symmetric) }))
     }
 
     fn granularity(&self) -> Result<Option<Granularity>> {

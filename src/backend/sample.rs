@@ -5,9 +5,6 @@ use super::Element;
 use super::{Backend, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::encode_f32;
 use crate::error::Result;
-use crate::quant::packing::pack_row;
-use crate::quant::{PackedTensor, Scales};
-use half::f16;
 
 /// Numbers that look random and are always the same.
 pub(super) struct Numbers(u32);
@@ -55,27 +52,8 @@ pub(super) fn fill<B: Backend>(b: &mut B, desc: &WeightDesc, seed: u32) -> Resul
             encode_f32(dtype, &numbers.floats(rows * cols), &mut bytes)?;
             b.put_rows(&mut builder, 0, 0..rows, WeightView::Dense(&bytes))?;
         }
-        WeightFormat::Packed(scheme) => {
-            let words = scheme.words_per_row(cols);
-            let mut codes = vec![0u32; rows * words];
-            for row in codes.chunks_exact_mut(words) {
-                let values: Vec<u8> = (0..cols).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect();
-                pack_row(&values, scheme.storage_bits(), row);
-            }
-            let count = scheme.granularity().scale_count(rows, cols);
-            let scales =
-                (0..count).map(|_| f16::from_f32(0.01 + numbers.below(100) as f32 / 5000.0)).collect();
-            let tensor = if scheme.has_minimums() {
-                let minimums = numbers.floats(count).into_iter().map(|v| f16::from_f32(v / 10.0)).collect();
-                let (scales, minimums) = (Scales::F16(scales), Scales::F16(minimums));
-                PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?
-            } else {
-                let zeros = scheme
-                    .constant_zero_point()
-                    .is_none()
-                    .then(|| (0..count).map(|_| numbers.below(scheme.max_code() + 1) as u8).collect());
-                PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros)?
-            };
+        WeightFormat::Packed(coding) => {
+            let tensor = coding.sample(rows, cols, &mut |end| numbers.below(end))?;
             b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
         }
     }

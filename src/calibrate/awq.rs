@@ -18,7 +18,7 @@ use crate::model::names::{BlockNorm, Linear};
 use crate::model::weights::{RowMemory, WeightSource, read_vector};
 use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
 use crate::quant::awq::{AwqOutcome, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch};
-use crate::quant::{Granularity, Hessian, Method, PackedTensor};
+use crate::quant::{Granularity, Hessian, Method, QuantizedTensor};
 use std::cell::Cell;
 
 /// Parts of the work on an input, in reports of progress: one for each candidate of scales, and one for what follows.
@@ -50,6 +50,7 @@ impl CalibratedMethod for Awq {
             let (outcome, record) = on.finish(*linear, target, &folded, hessian).await?;
             let AwqOutcome { tensor, weights: error, .. } = outcome;
             let (record, scales) = (Some(record), Some(folded.scales.clone()));
+            let tensor = tensor.into();
             layers.push(QuantizedLayer { linear: *linear, tensor, record, scales, error });
         }
         Ok(layers)
@@ -121,7 +122,10 @@ impl Layers<'_> {
         if modules.get(&module).is_none() {
             return without("the layer before is not quantized");
         }
-        let tensor = modules.load(&module).await?;
+        let loaded = modules.load(&module).await?;
+        let Some(tensor) = loaded.affine() else {
+            return without("the layer before has no scales for its rows");
+        };
         if tensor.scheme().granularity() == Granularity::Tensor {
             return without("the layer before has one scale for all its rows");
         }
@@ -130,10 +134,10 @@ impl Layers<'_> {
         }
         let Candidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
         let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
-        let Ok(divided) = divide_rows(&tensor, &rows) else {
+        let Ok(divided) = divide_rows(tensor, &rows) else {
             return without("the layer before cannot hold the scales");
         };
-        modules.replace(&module, &divided).await?;
+        modules.replace(&module, &divided.into()).await?;
         if linear.has_bias(config) {
             let bias = format!("{module}.bias");
             let values = read_vector(checkpoint, &bias, rows.len()).await?;
@@ -161,11 +165,11 @@ impl Layers<'_> {
             tried += 1;
             fit(&mut candidate.scales)?;
             let mut loss = 0.0;
-            let mut tensors: Vec<(Linear, PackedTensor)> = Vec::new();
+            let mut tensors: Vec<(Linear, QuantizedTensor)> = Vec::new();
             for (linear, target) in self.targets {
                 let outcome = self.round(target, Some(&candidate.scales), None, measure).await?;
                 loss += outcome.error;
-                tensors.push((*linear, outcome.tensor));
+                tensors.push((*linear, outcome.tensor.into()));
             }
             if parent {
                 let sources: Vec<_> =

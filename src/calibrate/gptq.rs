@@ -59,6 +59,7 @@ impl CalibratedMethod for Gptq {
             let in_module = || format!("{}: module `{}`", context.checkpoint.name(), target.module);
             let (tensor, record) = quantized.context_with(in_module)?;
             let error = weight_error(context, target, &tensor).await.context_with(in_module)?;
+            let tensor = tensor.into();
             layers.push(QuantizedLayer { linear, tensor, record: Some(record), scales: None, error });
             done += weights(target);
         }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::model::Checkpoint;
 use crate::model::names::Linear;
 use crate::model::weights::WeightSource;
-use crate::quant::{PackedTensor, ScaleType, Scheme, WeightError};
+use crate::quant::{QuantizedTensor, ScaleType, Scheme, WeightError};
 use crate::task::Control;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ pub struct QuantizedLayer {
     /// Which of its block.
     pub linear: Linear,
     /// Its codes.
-    pub tensor: PackedTensor,
+    pub tensor: QuantizedTensor,
     /// How they were found, where samples helped.
     pub record: Option<CalibrationRecord>,
     /// What its columns were multiplied by, where they were: what comes before is divided by it.

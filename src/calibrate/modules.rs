@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
 use crate::order;
-use crate::quant::{PackedTensor, WeightError};
+use crate::quant::{QuantizedTensor, WeightError};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Matrices, norms and biases of a model that are not as they were.
@@ -68,7 +68,7 @@ impl<'a> CalibratedModules<'a> {
     }
 
     /// Keeps other scales of a matrix that is there.
-    pub async fn replace(&self, module: &str, tensor: &PackedTensor) -> Result<()> {
+    pub async fn replace(&self, module: &str, tensor: &QuantizedTensor) -> Result<()> {
         stored::save(self.scratch, module, tensor).await
     }
 
@@ -91,7 +91,7 @@ impl<'a> CalibratedModules<'a> {
     }
 
     /// The matrix.
-    pub async fn load(&self, module: &str) -> Result<PackedTensor> {
+    pub async fn load(&self, module: &str) -> Result<QuantizedTensor> {
         stored::load(self.scratch, module).await
     }
 

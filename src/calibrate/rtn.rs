@@ -12,7 +12,7 @@ use crate::model::weights::{DenseRows, RowMemory};
 use crate::quant::awq::{AwqOutcome, AwqQuantizer, Clipping, Measure};
 use crate::quant::rtn::RtnQuantizer;
 use crate::quant::ternary::TernaryQuantizer;
-use crate::quant::{PackedTensor, Scheme, WeightError, regroup};
+use crate::quant::{PackedTensor, WeightError, regroup};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -39,6 +39,7 @@ impl CalibratedMethod for Direct {
             let quantized = quantize(context, target, self.sparsity_threshold).await;
             let (tensor, error) = quantized
                 .context_with(|| format!("{}: module `{}`", context.checkpoint.name(), target.module))?;
+            let tensor = tensor.into();
             layers.push(QuantizedLayer { linear: *linear, tensor, record: None, scales: None, error });
         }
         Ok(layers)
@@ -57,25 +58,24 @@ pub async fn quantize(
     let LayerContext { checkpoint, scale_type, control } = context;
     let &ModuleTarget { source, rows, cols, scheme, .. } = target;
     let has_masters = checkpoint.layout().has_masters();
-    if let (Scheme::Integer { .. }, false) = (scheme, has_masters) {
+    if scheme.as_integer().is_some() && !has_masters {
         return round(context, target).await;
     }
     let _held = hold(checkpoint, source)?;
-    let packed = match scheme {
+    let packed = if has_masters {
         // The model's own codes, not those of a scale that is rounded first.
-        _ if has_masters => {
-            let packed = checkpoint.layout().read_packed(checkpoint.store(), source).await?;
-            regroup::round_scales(&packed, scale_type)?
-        }
-        Scheme::Ternary { granularity } => {
-            let mut quantizer =
-                TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
-            let stored = || DenseRows::new(checkpoint, source);
-            stored()?.for_each(control, |_, values| quantizer.observe_rows(values)).await?;
-            stored()?.for_each(control, |_, values| quantizer.push_rows(values)).await?;
-            quantizer.finish()?
-        }
-        _ => return Err(Error::invalid_argument(format!("no method makes {scheme} codes"))),
+        let packed = checkpoint.layout().read_packed(checkpoint.store(), source).await?;
+        let affine = packed.affine().expect("models with masters have ternary codes");
+        regroup::round_scales(affine, scale_type)?
+    } else if scheme.is_ternary() {
+        let granularity = scheme.granularity();
+        let mut quantizer = TernaryQuantizer::new(granularity, rows, cols, scale_type, sparsity_threshold)?;
+        let stored = || DenseRows::new(checkpoint, source);
+        stored()?.for_each(control, |_, values| quantizer.observe_rows(values)).await?;
+        stored()?.for_each(control, |_, values| quantizer.push_rows(values)).await?;
+        quantizer.finish()?
+    } else {
+        return Err(Error::invalid_argument(format!("no method makes {scheme} codes")));
     };
     let error = weight_error(context, target, &packed).await?;
     Ok((packed, error))

@@ -16,8 +16,8 @@
 use super::gptq::dynamic::Dynamic;
 use super::gptq::granularity;
 use super::stored::{
-    for_each_words, in_tensor, matrix, require_float, require_shape, require_type, scale_bytes, scales,
-    transpose_scales, word_bytes, zeroed_words,
+    for_each_words, in_tensor, matrix, require_float, require_shape, require_type, scales, transpose_scales,
+    word_bytes, zeroed_words,
 };
 use super::{ModuleStorage, PackedFormat, dense, gptq, keys};
 use crate::dtype::DType;
@@ -150,7 +150,7 @@ impl Config {
         Ok(match self.find(store, module)? {
             None => dense::module(store, module)?,
             Some(found) => ModuleStorage::Packed {
-                scheme: found.scheme(),
+                coding: found.scheme().into(),
                 activations: Activations::F32,
                 rows: found.rows,
                 cols: found.cols,
@@ -250,7 +250,7 @@ pub(super) fn planned_tensors(
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
     let names = Names::new(module);
-    let groups = format.scheme.granularity().groups_per_row(cols) as u64;
+    let groups = format.scheme().granularity().groups_per_row(cols) as u64;
     let (rows, cols) = (rows as u64, cols as u64);
     vec![
         (names.qweight, TensorInfo::new(DType::I32, [cols, rows / 8])),
@@ -284,23 +284,24 @@ pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8
     vec![
         (names.qweight, word_bytes(&qweight)),
         (names.qzeros, word_bytes(&qzeros)),
-        (names.scales, scale_bytes(&transpose_scales(tensor.scales(), rows))),
+        (names.scales, transpose_scales(tensor.scales(), rows).to_bytes()),
     ]
 }
 
 /// One group size for all modules: the layout has no room for others.
 pub(super) fn quantization_config(entries: &[(String, PackedFormat)], ignore: &[String]) -> Result<Value> {
-    let usual = entries[0].1.scheme.granularity();
-    if let Some((module, format)) = entries.iter().find(|(_, format)| format.scheme.granularity() != usual) {
+    let usual = entries[0].1.scheme().granularity();
+    if let Some((module, format)) = entries.iter().find(|(_, format)| format.scheme().granularity() != usual)
+    {
         return Err(Error::unsupported_format(format!(
             "the awq layout has one group size for all modules, but {} is {} and {} is {}",
             quoted(&entries[0].0),
-            entries[0].1.scheme,
+            entries[0].1.scheme(),
             quoted(module),
-            format.scheme
+            format.scheme()
         )));
     }
-    let asymmetric = entries.iter().any(|(_, format)| format.scheme.constant_zero_point().is_none());
+    let asymmetric = entries.iter().any(|(_, format)| format.scheme().constant_zero_point().is_none());
     // The head is left out without a word.
     let mut left_out: Vec<&String> = ignore.iter().filter(|module| *module != "lm_head").collect();
     order::sort(&mut left_out);

@@ -12,7 +12,7 @@
 //! Rows that 4 does not divide are padded by the packer but refused by the loader, so they are neither read nor written.
 //! Activations are always INT8 per token. Floor 3.
 
-use super::stored::{in_tensor, matrix, require_shape, scale_bytes, scales, zeroed_words};
+use super::stored::{in_tensor, matrix, require_shape, scales, zeroed_words};
 use super::{ModuleStorage, dense, is_embedding, keys};
 use crate::dtype::{DType, decode_f32};
 use crate::error::{Error, ErrorCode, Result};
@@ -21,7 +21,7 @@ use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
 use crate::format::{clipped, quoted};
 use crate::quant::{
-    Activations, Granularity, PackedTensor, ScaleType, Scales, Scheme, TernaryQuantizer, packing,
+    Activations, Coding, Granularity, PackedTensor, ScaleType, Scales, Scheme, TernaryQuantizer, packing,
 };
 use regex_lite::{Regex, RegexBuilder};
 use serde::Deserialize;
@@ -159,7 +159,12 @@ impl Config {
         if self.is_online() {
             let stored = dense::module(store, module)?;
             let (rows, cols) = stored.shape();
-            let packed = ModuleStorage::Packed { scheme: SCHEME, activations: Activations::Int8, rows, cols };
+            let packed = ModuleStorage::Packed {
+                coding: Coding::Affine(SCHEME),
+                activations: Activations::Int8,
+                rows,
+                cols,
+            };
             return Ok(if self.keeps(module) { stored } else { packed });
         }
         let (weight, scale) = names(module);
@@ -178,7 +183,12 @@ impl Config {
             in_tensor(&weight, Error::new(ErrorCode::OutOfMemory, format!("{quarter} x 4 rows are too many")))
         })?;
         require_shape(&scale, store.require(&scale)?, &[&[1], &[], &[1, 1]])?;
-        Ok(ModuleStorage::Packed { scheme: SCHEME, activations: Activations::Int8, rows, cols })
+        Ok(ModuleStorage::Packed {
+            coding: Coding::Affine(SCHEME),
+            activations: Activations::Int8,
+            rows,
+            cols,
+        })
     }
 
     pub(super) async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<PackedTensor> {
@@ -285,7 +295,7 @@ pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8
         }
     }
     let (weight, scale) = names(module);
-    vec![(weight, bytes), (scale, scale_bytes(tensor.scales()))]
+    vec![(weight, bytes), (scale, tensor.scales().to_bytes())]
 }
 
 /// A list replaces the loader's defaults (the head and tied weights), so it must be whole; null keeps them.
@@ -311,7 +321,7 @@ mod tests {
     const MODULE: &str = "model.layers.0.mlp.up_proj";
 
     const FORMAT: PackedFormat =
-        PackedFormat { scheme: SCHEME, scale_type: ScaleType::F32, reordered: false };
+        PackedFormat { coding: Coding::Affine(SCHEME), scale_type: ScaleType::F32, reordered: false };
 
     type Tensors = Vec<(String, TensorInfo, Vec<u8>)>;
 
@@ -325,7 +335,7 @@ mod tests {
         let (store, layout) = open(config, tensors)?;
         assert_eq!(layout.module(&store, MODULE)?.activations(), Activations::Int8);
         assert_eq!(layout.activation_grid(), ActivationGrid::Absmax127);
-        block_on(layout.read_packed(&store, MODULE))
+        Ok(block_on(layout.read_packed(&store, MODULE))?.affine().unwrap().clone())
     }
 
     /// The example in the documentation of transformers' `unpack_weights`.

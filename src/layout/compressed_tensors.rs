@@ -94,7 +94,7 @@ mod tests {
         let layout = block_on(Layout::open(Some(config), &store, &OpenOptions::default()))?;
         assert_eq!(layout.activation_grid(), ActivationGrid::FullRange);
         let storage = layout.module(&store, module)?;
-        Ok((storage, block_on(layout.read_packed(&store, module))?))
+        Ok((storage, block_on(layout.read_packed(&store, module))?.affine().unwrap().clone()))
     }
 
     /// What the writer makes of a matrix, as a reader finds it; names, types and shapes are those that were planned.
@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn format(scheme: Scheme) -> PackedFormat {
-        PackedFormat { scheme, scale_type: ScaleType::F16, reordered: false }
+        PackedFormat { coding: scheme.into(), scale_type: ScaleType::F16, reordered: false }
     }
 
     fn config_for(module: &str, scheme: Scheme) -> Value {
@@ -196,7 +196,10 @@ mod tests {
             assert_eq!(bytes("weight_zero_point"), zero_points, "{name}");
 
             let (storage, found) = read(&config_for(MODULE, scheme), tensors, MODULE).unwrap();
-            assert_eq!(storage, ModuleStorage::Packed { scheme, activations: Activations::F32, rows, cols });
+            assert_eq!(
+                storage,
+                ModuleStorage::Packed { coding: scheme.into(), activations: Activations::F32, rows, cols }
+            );
             assert_eq!(found, tensor, "{name}");
             let tail = floats(&case["dequantized_tail"]);
             assert_eq!(restored(&found)[rows * cols - tail.len()..], tail, "{name}");
@@ -244,12 +247,13 @@ mod tests {
             assert_eq!(modules.len(), 14);
             let mut hash = Sha256::new();
             for module in &modules {
-                let tensor = block_on(layout.read_packed(&store, module)).unwrap();
-                for weight in restored(&tensor) {
+                let read = block_on(layout.read_packed(&store, module)).unwrap();
+                let tensor = read.affine().unwrap();
+                for weight in restored(tensor) {
                     hash.update(weight.to_le_bytes());
                 }
                 // Writing it again gives the very same tensors.
-                for (tensor_name, info, bytes) in written(module, &tensor) {
+                for (tensor_name, info, bytes) in written(module, tensor) {
                     assert_eq!(store.require(&tensor_name).unwrap(), &info);
                     assert!(block_on(store.read(&tensor_name)).unwrap() == bytes, "{name} {tensor_name}");
                 }
@@ -294,7 +298,8 @@ mod tests {
                 crate::dtype::decode_f32(dtype, &block_on(source.read(&tensor)).unwrap(), &mut weights)
                     .unwrap();
                 let expected = block_on(peer_layout.read_packed(&peer, &module)).unwrap();
-                assert!(quantize(scheme, cols, &weights, ScaleType::F32) == expected, "{name} {module}");
+                let expected = expected.affine().unwrap();
+                assert!(quantize(scheme, cols, &weights, ScaleType::F32) == *expected, "{name} {module}");
 
                 let halves = quantize(scheme, cols, &weights, ScaleType::F16);
                 all += rows * cols;

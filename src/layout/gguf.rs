@@ -38,7 +38,7 @@ use crate::format::row_order::RowOrder;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::{StoredTensor, TensorStore};
 use crate::format::source::{ByteSource, MemoryDir};
-use crate::quant::{Activations, PackedTensor};
+use crate::quant::{Activations, QuantizedTensor};
 use metadata::Metadata;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -102,7 +102,7 @@ impl GgufCheckpoint {
             };
             let stored =
                 stored_tensor(&name, entry, head_dim).map_err(|error| in_tensor(gguf_name, error))?;
-            if blocks::scheme(entry.tensor_type).is_some() {
+            if blocks::coding(entry.tensor_type).is_some() {
                 blocks.insert(name, entry.tensor_type);
             }
             tensors.push(stored);
@@ -186,7 +186,7 @@ fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<
         TensorType::F32 => TensorInfo::new(DType::F32, entry.dims.clone()),
         TensorType::F16 => TensorInfo::new(DType::F16, entry.dims.clone()),
         TensorType::BF16 => TensorInfo::new(DType::BF16, entry.dims.clone()),
-        tensor_type if blocks::scheme(tensor_type).is_some() => match entry.dims[..] {
+        tensor_type if blocks::coding(tensor_type).is_some() => match entry.dims[..] {
             [rows, cols] => {
                 let row_bytes = tensor_type.row_bytes(cols).expect("the header was checked");
                 TensorInfo::new(DType::U8, [rows, row_bytes])
@@ -200,7 +200,8 @@ fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<
         },
         other => {
             return Err(Error::unsupported_format(format!(
-                "the type {other} is not supported; expected F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q4_K, Q6_K, TQ1_0 or TQ2_0"
+                "the type {other} is not supported; expected F32, F16, BF16 or {}",
+                blocks::names().join(", ")
             )));
         }
     };
@@ -246,11 +247,11 @@ impl Config {
         let Some(&tensor_type) = self.blocks.get(&tensor) else { return dense::module(store, module) };
         let (rows, row_bytes) = matrix(&tensor, store.require(&tensor)?)?;
         let cols = row_bytes / tensor_type.block_bytes() as usize * tensor_type.block_elements() as usize;
-        let scheme = blocks::scheme(tensor_type).expect("only such types are among the blocks");
-        Ok(ModuleStorage::Packed { scheme, activations: Activations::F32, rows, cols })
+        let coding = blocks::coding(tensor_type).expect("only such types are among the blocks");
+        Ok(ModuleStorage::Packed { coding, activations: Activations::F32, rows, cols })
     }
 
-    pub(super) async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<PackedTensor> {
+    pub(super) async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<QuantizedTensor> {
         let tensor = format!("{module}.weight");
         let Some(&tensor_type) = self.blocks.get(&tensor) else {
             return Err(Error::invalid_checkpoint(format!(

@@ -5,8 +5,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
-use crate::quant::{Scales, column_order, packing};
-use half::{bf16, f16};
+use crate::quant::{ScaleType, Scales, column_order, packing};
 
 /// Names the tensor that an error is about.
 pub(super) fn in_tensor(name: &str, error: Error) -> Error {
@@ -175,11 +174,8 @@ pub(super) fn transpose_scales(scales: &Scales, rows: usize) -> Scales {
 pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
     let dtype = require_float(store, name)?.dtype;
     let bytes = store.read(name).await?;
-    let scales = match dtype {
-        DType::F16 => Scales::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
-        DType::BF16 => Scales::BF16(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect()),
-        _ => Scales::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-    };
+    let scale_type = ScaleType::from_dtype(dtype).expect("a floating-point type");
+    let scales = Scales::from_bytes(scale_type, &bytes);
     if let Some(index) = (0..scales.len()).find(|&index| !scales.get(index).is_finite()) {
         return Err(in_tensor(
             name,
@@ -195,13 +191,4 @@ pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
 /// Words as little-endian bytes.
 pub(super) fn word_bytes(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Scales as little-endian bytes.
-pub(super) fn scale_bytes(scales: &Scales) -> Vec<u8> {
-    match scales {
-        Scales::F16(v) => v.iter().flat_map(|s| s.to_le_bytes()).collect(),
-        Scales::BF16(v) => v.iter().flat_map(|s| s.to_le_bytes()).collect(),
-        Scales::F32(v) => v.iter().flat_map(|s| s.to_le_bytes()).collect(),
-    }
 }

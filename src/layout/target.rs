@@ -4,7 +4,7 @@ use super::{PackedFormat, TargetLayout, awq, bitnet_hf, compressed_tensors, gguf
 use crate::error::{Error, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
-use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scheme, regroup};
+use crate::quant::{Activations, Coding, Granularity, QuantizedTensor, ScaleType, regroup};
 use serde_json::Value;
 
 impl TargetLayout {
@@ -19,22 +19,26 @@ impl TargetLayout {
     /// How the layout keeps a matrix of `format`: with scales of its own type, and in GGUF's blocks with minimums instead of
     /// zero points.
     pub fn own_format(self, format: PackedFormat) -> PackedFormat {
-        let scheme = if self == Self::Gguf { format.scheme.with_minimums() } else { format.scheme };
-        PackedFormat { scheme, scale_type: self.scale_type(format.scale_type), ..format }
+        let coding = match format.coding.affine() {
+            Some(scheme) if self == Self::Gguf => scheme.with_minimums().into(),
+            _ => format.coding,
+        };
+        PackedFormat { coding, scale_type: self.scale_type(format.scale_type), ..format }
     }
 
     /// The matrix as [`own_format`](Self::own_format) says, and what that loses; `None` where it is so already.
     ///
     /// # Errors
     /// `non_finite` for a scale that the layout's type cannot hold.
-    pub fn own_scales(self, tensor: &PackedTensor) -> Result<Option<(PackedTensor, Option<String>)>> {
+    pub fn own_scales(self, tensor: &QuantizedTensor) -> Result<Option<(QuantizedTensor, Option<String>)>> {
+        let Some(tensor) = tensor.affine() else { return Ok(None) };
         let found = PackedFormat::from(tensor);
         let wanted = self.own_format(found);
         if wanted == found {
             return Ok(None);
         }
         let minimal;
-        let tensor = if wanted.scheme == found.scheme {
+        let tensor = if wanted.coding == found.coding {
             tensor
         } else {
             minimal = regroup::zeros_to_minimums(tensor)?;
@@ -43,23 +47,30 @@ impl TargetLayout {
         let what = if tensor.minimums().is_some() { "scales or minimums" } else { "scales" };
         let exact = regroup::scales_fit(tensor, wanted.scale_type);
         let loss = (!exact).then(|| format!("{what} are rounded to {}", wanted.scale_type.dtype()));
-        Ok(Some((regroup::round_scales(tensor, wanted.scale_type)?, loss)))
+        Ok(Some((regroup::round_scales(tensor, wanted.scale_type)?.into(), loss)))
     }
 
-    /// Whether a `[rows, cols]` matrix of `scheme` can be written.
+    /// Whether a `[rows, cols]` matrix of that coding can be written.
     ///
     /// # Errors
     /// Why not, as one clause for reports.
-    pub fn can_hold(self, rows: usize, cols: usize, scheme: Scheme) -> Result<(), String> {
+    pub fn can_hold(self, rows: usize, cols: usize, coding: impl Into<Coding>) -> Result<(), String> {
+        let coding = coding.into();
         if rows == 0 || cols == 0 {
             return Err(format!("a matrix of {rows} x {cols} has no weights"));
         }
+        if self == Self::Gguf {
+            return gguf::can_hold(cols, coding);
+        }
+        let Some(scheme) = coding.affine() else {
+            return Err(format!("it holds integer codes with scales, not {coding}"));
+        };
         match self {
             Self::CompressedTensors => compressed_tensors::can_hold(cols, scheme),
             Self::BitNet => bitnet_hf::can_hold(rows, scheme),
             Self::Gptq(_) => gptq::can_hold(rows, cols, scheme),
             Self::Awq => awq::can_hold(rows, cols, scheme),
-            Self::Gguf => gguf::can_hold(cols, scheme),
+            Self::Gguf => unreachable!("asked above"),
         }
     }
 
@@ -83,8 +94,8 @@ impl TargetLayout {
     /// # Errors
     /// Why not, as one clause for reports.
     pub fn can_hold_as(self, rows: usize, cols: usize, format: PackedFormat) -> Result<(), String> {
-        self.can_hold(rows, cols, format.scheme)?;
-        if format.reordered && matches!(format.scheme.granularity(), Granularity::Group(_)) {
+        self.can_hold(rows, cols, format.coding)?;
+        if format.reordered && matches!(format.coding.granularity(), Granularity::Group(_)) {
             self.can_hold_order()?;
         }
         if self.scale_type(format.scale_type) != format.scale_type {
@@ -117,7 +128,7 @@ impl TargetLayout {
         cols: usize,
         format: PackedFormat,
     ) -> Vec<(String, TensorInfo)> {
-        if let Err(reason) = self.can_hold(rows, cols, format.scheme) {
+        if let Err(reason) = self.can_hold(rows, cols, format.coding) {
             panic!("the {} layout cannot hold {module}: {reason}", self.name());
         }
         match self {
@@ -125,19 +136,19 @@ impl TargetLayout {
             Self::BitNet => bitnet_hf::planned_tensors(module, rows, cols, format.scale_type),
             Self::Gptq(_) => gptq::planned_tensors(module, rows, cols, format),
             Self::Awq => awq::planned_tensors(module, rows, cols, format),
-            Self::Gguf => gguf::planned_tensors(module, rows, cols, format.scheme),
+            Self::Gguf => gguf::planned_tensors(module, rows, cols, format.coding),
         }
     }
 
     /// What a matrix takes: bits of codes, scales and zero points, as far as the layout leaves them what they are.
-    pub fn bytes_of(self, tensor: &PackedTensor) -> u64 {
+    pub fn bytes_of(self, tensor: &QuantizedTensor) -> u64 {
         match self {
             // Scales and minimums are repeated in every block.
-            Self::Gguf => gguf::planned_tensors("", tensor.rows(), tensor.cols(), tensor.scheme())
+            Self::Gguf => gguf::planned_tensors("", tensor.rows(), tensor.cols(), tensor.coding())
                 .iter()
                 .map(|(_, info)| info.byte_len().unwrap_or(0))
                 .sum(),
-            _ => tensor.packed_bytes(),
+            _ => tensor.bytes(),
         }
     }
 
@@ -152,26 +163,29 @@ impl TargetLayout {
     pub fn encode(
         self,
         module: &str,
-        tensor: PackedTensor,
+        tensor: impl Into<QuantizedTensor>,
         format: PackedFormat,
     ) -> Result<Vec<(String, Vec<u8>)>> {
+        let tensor = tensor.into();
         // An order that was planned may turn out to be the columns' own.
         let found = PackedFormat { reordered: format.reordered, ..PackedFormat::from(&tensor) };
         assert_eq!(found, format, "{module} is not as it was planned");
-        assert!(
-            format.reordered || tensor.column_order().is_none(),
-            "{module} has an order that was not planned"
-        );
-        self.can_hold_as(tensor.rows(), tensor.cols(), PackedFormat::from(&tensor)).map_err(|reason| {
+        let found = PackedFormat::from(&tensor);
+        assert!(format.reordered || !found.reordered, "{module} has an order that was not planned");
+        self.can_hold_as(tensor.rows(), tensor.cols(), found).map_err(|reason| {
             Error::unsupported_format(format!("the {} layout cannot hold it: {reason}", self.name()))
                 .context(format!("module {}", quoted(module)))
         })?;
+        if self == Self::Gguf {
+            return Ok(vec![(format!("{module}.weight"), gguf::encode(&tensor)?)]);
+        }
+        let tensor = tensor.affine().expect("asked above");
         Ok(match self {
-            Self::CompressedTensors => compressed_tensors::encode(module, &tensor, format),
-            Self::BitNet => bitnet_hf::encode(module, &tensor),
-            Self::Gptq(zeros) => gptq::encode(module, &tensor, zeros),
-            Self::Awq => awq::encode(module, &tensor),
-            Self::Gguf => vec![(format!("{module}.weight"), gguf::encode(&tensor)?)],
+            Self::CompressedTensors => compressed_tensors::encode(module, tensor, format),
+            Self::BitNet => bitnet_hf::encode(module, tensor),
+            Self::Gptq(zeros) => gptq::encode(module, tensor, zeros),
+            Self::Awq => awq::encode(module, tensor),
+            Self::Gguf => unreachable!("written above"),
         })
     }
 

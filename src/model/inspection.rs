@@ -60,7 +60,7 @@ impl Inspection {
             for linear in Linear::ALL {
                 let format = match checkpoint.module(&linear.module(layer))? {
                     ModuleStorage::Dense { dtype, .. } => dtype.to_string(),
-                    ModuleStorage::Packed { scheme, .. } => scheme.to_string(),
+                    ModuleStorage::Packed { coding, .. } => coding.to_string(),
                 };
                 *linear_formats.entry(format).or_insert(0) += 1;
             }

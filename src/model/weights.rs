@@ -8,7 +8,7 @@ use crate::backend::{Backend, Element, Norm, WeightDesc, WeightFormat, WeightVie
 use crate::dtype::{DType, decode_f32, encode_f32, first_non_finite};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::layout::ModuleStorage;
-use crate::quant::{ActivationGrid, Activations, PackedTensor, dequantize};
+use crate::quant::{ActivationGrid, Activations, QuantizedTensor};
 use crate::task::{self, Control};
 use std::ops::Range;
 
@@ -40,9 +40,9 @@ pub enum WeightSource<'a> {
     /// As the checkpoint has it.
     Checkpoint,
     /// A packed matrix of the same shape.
-    Packed(&'a PackedTensor),
+    Packed(&'a QuantizedTensor),
     /// The same, whose columns, `[cols]`, were multiplied by these scales; it is held in floating point without them.
-    Scaled(&'a PackedTensor, &'a [f32]),
+    Scaled(&'a QuantizedTensor, &'a [f32]),
 }
 
 /// One matrix of a fused weight.
@@ -70,7 +70,7 @@ impl<'a> Part<'a> {
         match self.source {
             WeightSource::Checkpoint => checkpoint.module(&self.module),
             WeightSource::Packed(tensor) | WeightSource::Scaled(tensor, _) => Ok(ModuleStorage::Packed {
-                scheme: tensor.scheme(),
+                coding: tensor.coding(),
                 activations: Activations::F32,
                 rows: tensor.rows(),
                 cols: tensor.cols(),
@@ -97,7 +97,7 @@ pub async fn load_linear<B: Backend>(
         let format = match &storage {
             ModuleStorage::Dense { dtype, .. } => WeightFormat::Dense(held_as(*dtype, options)),
             _ if matches!(part.source, WeightSource::Scaled(..)) => WeightFormat::Dense(DType::F32),
-            ModuleStorage::Packed { scheme, .. } => WeightFormat::Packed(*scheme),
+            ModuleStorage::Packed { coding, .. } => WeightFormat::Packed(*coding),
         };
         let activations = options.activations.unwrap_or(storage.activations());
         let grid = options.grid.unwrap_or(checkpoint.layout().activation_grid());
@@ -170,7 +170,7 @@ fn put_scaled<B: Backend>(
     backend: &mut B,
     builder: &mut B::WeightBuilder,
     index: usize,
-    packed: &PackedTensor,
+    packed: &QuantizedTensor,
     scales: &[f32],
 ) -> Result<()> {
     let cols = packed.cols();
@@ -179,7 +179,7 @@ fn put_scaled<B: Backend>(
     for start in (0..packed.rows()).step_by(rows_at_once) {
         let range = start..(start + rows_at_once).min(packed.rows());
         values.resize(range.len() * cols, 0.0);
-        dequantize::rows(packed, range.clone(), &mut values);
+        packed.decode_rows(range.clone(), &mut values);
         for row in values.chunks_exact_mut(cols) {
             for (value, scale) in row.iter_mut().zip(scales) {
                 *value /= scale;
@@ -325,8 +325,8 @@ impl<'a> DenseRows<'a> {
                 next: 0,
                 memory: RowMemory::default(),
             }),
-            ModuleStorage::Packed { scheme, .. } => Err(Error::invalid_argument(format!(
-                "module `{module}`: expected floating-point weights but found {scheme}"
+            ModuleStorage::Packed { coding, .. } => Err(Error::invalid_argument(format!(
+                "module `{module}`: expected floating-point weights but found {coding}"
             ))),
         }
     }

@@ -87,11 +87,9 @@ pub struct Allocation {
 
 /// Schemes that are tried for each module: those of `options` with 2, 3, 4 and 8 bits. 8 bits have a scale a row.
 fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
-    let (granularity, symmetric) = match options.scheme {
-        Scheme::Integer { granularity, symmetric, .. } => (granularity, symmetric),
-        _ => (Bits::Four.usual_granularity(), true),
-    };
-    let integer = |bits, granularity| Scheme::Integer { bits, granularity, symmetric };
+    let usual = (Bits::Four, Bits::Four.usual_granularity(), true);
+    let (_, granularity, symmetric) = options.scheme.as_integer().unwrap_or(usual);
+    let integer = |bits, granularity| Scheme::integer(bits, granularity, symmetric);
     let few = [Bits::Two, Bits::Three, Bits::Four].map(|bits| integer(bits, granularity));
     few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
 }
@@ -280,7 +278,7 @@ async fn weigh<B: Backend>(
         let context = LayerContext { checkpoint, scale_type: ScaleType::F16, control };
         let (measure, memory) = (Measure::Nothing, Cell::default());
         let outcome = round_measured(context, &target, None, None, measure, &memory).await?;
-        Ok(Some(outcome.tensor))
+        Ok(Some(outcome.tensor.into()))
     };
     let influences =
         influence(checkpoint, &samples.windows, change, new_backend()?, scratch, control).await?;
@@ -304,7 +302,7 @@ fn bytes_of(
     in_file: Option<TargetLayout>,
 ) -> Result<u64> {
     let Some(layout) = in_file else { return packed_bytes(scheme, plan.rows as u64, plan.cols as u64) };
-    let format = PackedFormat { scheme, scale_type, reordered: false };
+    let format = PackedFormat { coding: scheme.into(), scale_type, reordered: false };
     let tensors = layout.planned_tensors(&plan.module, plan.rows, plan.cols, format);
     Ok(tensors.iter().map(|(_, info)| info.byte_len().unwrap_or(0)).sum())
 }

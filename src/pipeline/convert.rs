@@ -23,8 +23,9 @@ use crate::layout::TargetLayout;
 use crate::layout::gguf::can_quantize;
 use crate::model::Checkpoint;
 use crate::model::names;
-use crate::quant::{PackedTensor, Scheme, regroup};
+use crate::quant::{Coding, QuantizedTensor, regroup};
 use crate::task::Control;
+use plan::as_symmetric;
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +113,7 @@ pub async fn convert(
     let mut job = Job { checkpoint, plan };
     let (output, mut written) = output::write(&mut job, checkpoint, &place, control).await?;
     let before = read_quantization_record(checkpoint.dir().as_ref()).await?;
-    let usual = usual_scheme(&plan.modules);
+    let usual = usual_coding(&plan.modules);
     let record = QuantizationRecord {
         schema: "lowbit.quantization/1".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -135,22 +136,22 @@ pub async fn convert(
 fn module_record(module: &Conversion) -> ModuleRecord {
     ModuleRecord {
         name: module.module.clone(),
-        scheme: module.to.map_or_else(|| "f16".to_owned(), |format| format.scheme.to_string()),
+        scheme: module.to.map_or_else(|| "f16".to_owned(), |format| format.coding.to_string()),
         method: None,
         reason: module.loss.clone(),
         calibration: None,
     }
 }
 
-fn usual_scheme(modules: &[Conversion]) -> Option<Scheme> {
-    let mut counts: BTreeMap<String, (usize, Scheme)> = BTreeMap::new();
+fn usual_coding(modules: &[Conversion]) -> Option<Coding> {
+    let mut counts: BTreeMap<String, (usize, Coding)> = BTreeMap::new();
     for format in modules.iter().filter_map(|module| module.to) {
-        counts.entry(format.scheme.to_string()).or_insert((0, format.scheme)).0 += 1;
+        counts.entry(format.coding.to_string()).or_insert((0, format.coding)).0 += 1;
     }
-    counts.into_values().max_by_key(|(count, _)| *count).map(|(_, scheme)| scheme)
+    counts.into_values().max_by_key(|(count, _)| *count).map(|(_, coding)| coding)
 }
 
-async fn read(checkpoint: &Checkpoint, store: &TensorStore, module: &str) -> Result<PackedTensor> {
+async fn read(checkpoint: &Checkpoint, store: &TensorStore, module: &str) -> Result<QuantizedTensor> {
     let packed = checkpoint.layout().read_packed(store, module).await;
     packed.context_with(|| format!("{}: module `{module}`", checkpoint.name()))
 }
@@ -229,14 +230,16 @@ impl output::Job for Job<'_> {
         let tensor = read(self.checkpoint, self.checkpoint.store(), &conversion.source).await?;
         let Some(format) = conversion.to else { return Ok(Made { tensor, loss: None, difference: 0.0 }) };
         let converted = || {
-            let symmetric = if self.plan.symmetric { regroup::as_symmetric(&tensor)? } else { None };
+            let symmetric = if self.plan.symmetric { as_symmetric(&tensor)? } else { None };
             let wanted = symmetric.unwrap_or_else(|| tensor.clone());
-            let (mut converted, _) =
+            let (converted, _) =
                 self.plan.adapt(&conversion.module, wanted).map_err(Error::unsupported_format)?;
-            if converted.scales().scale_type() != format.scale_type {
-                converted = regroup::round_scales(&converted, format.scale_type)?;
+            match converted.affine() {
+                Some(affine) if affine.scales().scale_type() != format.scale_type => {
+                    Ok(regroup::round_scales(affine, format.scale_type)?.into())
+                }
+                _ => Ok::<_, Error>(converted),
             }
-            Ok::<_, Error>(converted)
         };
         let converted = converted().context_with(|| format!("module `{}`", conversion.module))?;
         Ok(Made { difference: distance(&tensor, &converted), tensor: converted, loss: None })

@@ -15,7 +15,7 @@ use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
 use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
-use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, dequantize};
+use crate::quant::{ActivationGrid, Activations, QuantizedTensor, Section};
 use crate::task::Control;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,25 +132,28 @@ struct Parameters {
 }
 
 impl Parameters {
-    fn take(&mut self, module: &str, packed: &PackedTensor) {
-        let count = packed.scales().len() as u64;
-        let mut add = |what: &str, dtype: DType, count: u64, bytes: Vec<u8>| {
+    fn take(&mut self, module: &str, packed: &QuantizedTensor) {
+        let mut add = |what: &str, dtype: DType, bytes: Vec<u8>| {
             let tensor = format!("{module}.{what}");
+            let count = (bytes.len() / dtype.size()) as u64;
             self.infos.push((tensor.clone(), TensorInfo::new(dtype, [count])));
             self.values.insert(tensor.clone(), bytes);
             TensorReference { file: PARAMETERS_FILE.to_owned(), tensor }
         };
-        let (dtype, bytes) = scale_bytes(packed.scales());
-        let scales = add("scales", dtype, count, bytes);
-        let zero_points =
-            packed.zero_points().map(|zeros| add("zero_points", DType::U8, count, zeros.to_vec()));
-        let g_idx = packed.column_order().map(|_| {
-            let bytes = packed.g_idx().iter().flat_map(|group| group.to_le_bytes()).collect();
-            add("g_idx", DType::I32, packed.cols() as u64, bytes)
+        let sections = packed.sections();
+        let mut section = |name: &str| {
+            let Section { dtype, bytes, .. } = sections.iter().find(|section| section.name == name)?;
+            Some(add(name, *dtype, bytes.clone()))
+        };
+        let scales = section("scales").expect("every coding has scales");
+        let zero_points = section("zero_points");
+        let g_idx = packed.affine().filter(|affine| affine.column_order().is_some()).map(|affine| {
+            let bytes = affine.g_idx().iter().flat_map(|group| group.to_le_bytes()).collect();
+            add("g_idx", DType::I32, bytes)
         });
         let described = DequantizedModule {
             name: module.to_owned(),
-            scheme: packed.scheme().to_string(),
+            scheme: packed.coding().to_string(),
             scales,
             zero_points,
             g_idx,
@@ -172,20 +175,12 @@ impl Parameters {
     }
 }
 
-fn scale_bytes(scales: &Scales) -> (DType, Vec<u8>) {
-    match scales {
-        Scales::F16(values) => (DType::F16, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Scales::BF16(values) => (DType::BF16, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Scales::F32(values) => (DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-    }
-}
-
 /// How many weights are exactly 0.
-fn zeros(packed: &PackedTensor) -> usize {
+fn zeros(packed: &QuantizedTensor) -> usize {
     let mut row = vec![0.0; packed.cols()];
     (0..packed.rows())
         .map(|index| {
-            dequantize::rows(packed, index..index + 1, &mut row);
+            packed.decode_rows(index..index + 1, &mut row);
             row.iter().filter(|&&value| value == 0.0).count()
         })
         .sum()

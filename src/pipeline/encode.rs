@@ -7,7 +7,7 @@ use crate::calibrate::method::LayerContext;
 use crate::calibrate::modules::CalibratedModules;
 use crate::calibrate::rows::weight_error;
 use crate::calibrate::rtn;
-use crate::dtype::{DType, decode_f32};
+use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::shard_index::TensorStore;
 use crate::format::source::SourceDir;
@@ -15,7 +15,7 @@ use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::ParamsEncoder;
-use crate::quant::{PackedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
+use crate::quant::{QuantizedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
 use crate::task::Control;
 
 /// How the codes of a module are found.
@@ -35,13 +35,13 @@ pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 impl Encoder<'_> {
     /// What this module will be. `one_type` is that of all scales, where the layout has one.
     pub fn format(&self, module: &str, scheme: Scheme, one_type: Option<ScaleType>) -> Result<PackedFormat> {
-        let rounded = |scale_type| PackedFormat { scheme, scale_type, reordered: false };
+        let rounded = |scale_type| PackedFormat { coding: scheme.into(), scale_type, reordered: false };
         match self {
             Self::Restore { record, parameters } => {
                 let described = described(record, module)?;
                 let stored = stored_scale_type(parameters, &described.scales)?;
                 let reordered = described.g_idx.is_some();
-                Ok(PackedFormat { scheme, scale_type: one_type.unwrap_or(stored), reordered })
+                Ok(PackedFormat { coding: scheme.into(), scale_type: one_type.unwrap_or(stored), reordered })
             }
             Self::Calibrated(found) => {
                 Ok(found.get(module).map_or(rounded(SCALE_TYPE), |found| found.format))
@@ -73,17 +73,22 @@ impl Encoder<'_> {
         plan: &ModulePlan,
         (scheme, one_type): (Scheme, Option<ScaleType>),
         control: &dyn Control,
-    ) -> Result<(PackedTensor, WeightError)> {
+    ) -> Result<(QuantizedTensor, WeightError)> {
         let (rows, cols) = (plan.rows, plan.cols);
         let context = |scale_type| LayerContext { checkpoint, scale_type, control };
         let target = plan.target(scheme);
         match self {
             Self::Calibrated(found) => match found.get(&plan.module) {
                 Some(module) => Ok((found.load(&plan.module).await?, module.error.clone())),
-                None => rtn::quantize(context(SCALE_TYPE), &target, None).await,
+                None => {
+                    let (tensor, error) = rtn::quantize(context(SCALE_TYPE), &target, None).await?;
+                    Ok((tensor.into(), error))
+                }
             },
             Self::Direct { sparsity_threshold } => {
-                rtn::quantize(context(one_type.unwrap_or(SCALE_TYPE)), &target, *sparsity_threshold).await
+                let context = context(one_type.unwrap_or(SCALE_TYPE));
+                let (tensor, error) = rtn::quantize(context, &target, *sparsity_threshold).await?;
+                Ok((tensor.into(), error))
             }
             Self::Restore { record, parameters } => {
                 let described = described(record, &plan.module)?;
@@ -108,7 +113,7 @@ impl Encoder<'_> {
                     restored = regroup::round_scales(&restored, other)?;
                 }
                 let error = weight_error(context, &target, &restored).await?;
-                Ok((restored, error))
+                Ok((restored.into(), error))
             }
         }
     }
@@ -138,16 +143,8 @@ pub(super) fn stored_scale_type(parameters: &TensorStore, reference: &TensorRefe
 
 async fn read_scales(parameters: &TensorStore, reference: &TensorReference) -> Result<Scales> {
     let name = &reference.tensor;
-    let info = parameters.require(name)?;
     let scale_type = stored_scale_type(parameters, reference)?;
-    let bytes = parameters.read(name).await?;
-    let mut values = vec![0.0; bytes.len() / info.dtype.size()];
-    decode_f32(info.dtype, &bytes, &mut values)?;
-    let mut scales = Scales::with_capacity(scale_type, values.len());
-    for value in values {
-        scales.push(value);
-    }
-    Ok(scales)
+    Ok(Scales::from_bytes(scale_type, &parameters.read(name).await?))
 }
 
 /// Opens the file that keeps a dequantized folder's scales and zero points, and checks that the record fits it.

@@ -17,7 +17,7 @@ use crate::format::safetensors::TensorInfo;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::order;
-use crate::quant::{PackedTensor, dequantize};
+use crate::quant::QuantizedTensor;
 use crate::task::{self, Control, Progress};
 use copy::Copying;
 use serde_json::Value;
@@ -92,7 +92,7 @@ impl Tensor {
         let planned = layout.planned_tensors(module, rows, cols, format).into_iter();
         let piece = |(name, info): (String, TensorInfo)| Self {
             name,
-            form: Form::of_piece(layout, info.dtype, format.scheme, cols),
+            form: Form::of_piece(layout, info.dtype, format.coding, cols),
             info,
             origin: Origin::Pieces(index, format),
         };
@@ -126,7 +126,7 @@ pub(super) trait Job {
 /// A matrix on its way into the output.
 pub(super) struct Made {
     /// As the layout holds it, where it will be packed.
-    pub tensor: PackedTensor,
+    pub tensor: QuantizedTensor,
     /// What was lost on the way to that form.
     pub loss: Option<String>,
     /// How far a weight is from what it was before that.
@@ -248,7 +248,7 @@ async fn pieces(
 
 /// Writes the rows of a packed matrix, rounded; the largest difference that makes.
 async fn write_rows(
-    packed: &PackedTensor,
+    packed: &QuantizedTensor,
     tensor: &Tensor,
     output: &mut Output<'_>,
     control: &dyn Control,
@@ -258,7 +258,7 @@ async fn write_rows(
     for start in (0..packed.rows()).step_by(rows_at_once) {
         let rows = start..packed.rows().min(start + rows_at_once);
         values.resize(rows.len() * packed.cols(), 0.0);
-        dequantize::rows(packed, rows, &mut values);
+        packed.decode_rows(rows, &mut values);
         bytes.clear();
         tensor.form.encode(&values, &mut bytes)?;
         largest = largest.max(tensor.form.difference(packed.cols(), &values, &bytes)?);
@@ -269,11 +269,11 @@ async fn write_rows(
 }
 
 /// How far the weights of two matrices of one shape lie apart.
-pub(super) fn distance(a: &PackedTensor, b: &PackedTensor) -> f32 {
+pub(super) fn distance(a: &QuantizedTensor, b: &QuantizedTensor) -> f32 {
     let (mut ours, mut theirs) = (vec![0.0; a.cols()], vec![0.0; b.cols()]);
     (0..a.rows()).fold(0.0, |largest, row| {
-        dequantize::rows(a, row..row + 1, &mut ours);
-        dequantize::rows(b, row..row + 1, &mut theirs);
+        a.decode_rows(row..row + 1, &mut ours);
+        b.decode_rows(row..row + 1, &mut theirs);
         form::farthest(&ours, &theirs).max(largest)
     })
 }

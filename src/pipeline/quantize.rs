@@ -220,8 +220,7 @@ pub async fn restore(
     let record = read_dequantization_record(dir).await?;
     let parameters = open_parameters(dir, &record, PARAMETERS_FILE).await?;
     let modules = plan_restore(checkpoint, &record)?;
-    let all_ternary =
-        modules.iter().all(|plan| plan.scheme == Some(Scheme::Ternary { granularity: Granularity::Tensor }));
+    let all_ternary = modules.iter().all(|plan| plan.scheme == Some(Scheme::ternary(Granularity::Tensor)));
     let about = About {
         method: record.method.clone(),
         scheme: record.scheme.clone(),

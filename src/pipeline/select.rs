@@ -57,7 +57,7 @@ impl QuantizeOptions {
     pub fn rtn(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
         Self {
             method: Method::Rtn,
-            scheme: Scheme::Integer { bits, granularity, symmetric },
+            scheme: Scheme::integer(bits, granularity, symmetric),
             quantize_head: false,
             quantize_embedding: None,
             layout: None,
@@ -86,7 +86,7 @@ impl QuantizeOptions {
 
     /// BitNet ternary with one scale a matrix, or a row.
     pub fn ternary(granularity: Granularity) -> Self {
-        let scheme = Scheme::Ternary { granularity };
+        let scheme = Scheme::ternary(granularity);
         let usual = Self::rtn(Bits::Two, granularity, true);
         Self { method: Method::Ternary, scheme, activations: Activations::Int8, ..usual }
     }
@@ -96,7 +96,7 @@ impl QuantizeOptions {
         if let Some(layout) = self.layout {
             return layout;
         }
-        let tensor = Scheme::Ternary { granularity: Granularity::Tensor };
+        let tensor = Scheme::ternary(Granularity::Tensor);
         // BitNet's own layout has one scale for a whole matrix.
         if self.choices().all(|choice| choice.is_ok_and(|choice| choice.scheme == tensor)) {
             TargetLayout::BitNet
@@ -135,7 +135,7 @@ impl QuantizeOptions {
     /// # Errors
     /// `invalid_argument`.
     pub fn check(&self) -> Result<()> {
-        let ternary = matches!(self.scheme, Scheme::Ternary { .. });
+        let ternary = self.scheme.is_ternary();
         if ternary != (self.method == Method::Ternary) {
             return Err(Error::invalid_argument(format!(
                 "method {} does not make {} weights",
@@ -271,7 +271,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         refuse_wide_groups(config, choice.scheme.granularity())?;
     }
     if let Some(bits) = options.quantize_embedding {
-        let scheme = Scheme::Integer { bits, granularity: Granularity::Channel, symmetric: true };
+        let scheme = Scheme::integer(bits, Granularity::Channel, true);
         let choice = Some(Choice { method: Method::Rtn, scheme });
         let (module, source) = (names::EMBEDDING.to_owned(), checkpoint.embedding_module().to_owned());
         let embedding = Asked { module, source, shape: table, rule: None, choice };
@@ -284,7 +284,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
 /// Refuses a checkpoint that is quantized already, unless it keeps the weights that its codes are made of and these are just
 /// the codes that are asked for.
 fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
-    let of_masters = options.scheme == Scheme::Ternary { granularity: Granularity::Tensor }
+    let of_masters = options.scheme == Scheme::ternary(Granularity::Tensor)
         && options.recipe.is_none()
         && options.sparsity_threshold.is_none();
     let reason = match (checkpoint.is_quantized(), checkpoint.layout().has_masters()) {

@@ -78,13 +78,12 @@ impl Default for PlanOptions {
 
 impl PlanOptions {
     fn scheme(&self, precision: Precision) -> Option<Scheme> {
-        let integer =
-            |bits, granularity| Some(Scheme::Integer { bits, granularity, symmetric: !self.asymmetric });
+        let integer = |bits, granularity| Some(Scheme::integer(bits, granularity, !self.asymmetric));
         match precision {
             Precision::F32 | Precision::F16 => None,
             Precision::Int8 => integer(Bits::Eight, self.int8),
             Precision::Int4 => integer(Bits::Four, self.int4),
-            Precision::Ternary => Some(Scheme::Ternary { granularity: self.ternary }),
+            Precision::Ternary => Some(Scheme::ternary(self.ternary)),
         }
     }
 }
@@ -299,13 +298,13 @@ mod tests {
 
     #[test]
     fn packed_bytes_are_those_of_a_packed_tensor() {
-        let integer = |bits, granularity, symmetric| Scheme::Integer { bits, granularity, symmetric };
+        let integer = Scheme::integer;
         let schemes = [
             integer(Bits::Eight, Granularity::Channel, true),
             integer(Bits::Four, Granularity::Group(32), false),
             integer(Bits::Three, Granularity::Group(64), false),
             integer(Bits::Two, Granularity::Tensor, true),
-            Scheme::Ternary { granularity: Granularity::Channel },
+            Scheme::ternary(Granularity::Channel),
         ];
         for scheme in schemes {
             for (rows, cols) in [(1, 1), (3, 172), (5, 128), (64, 31)] {

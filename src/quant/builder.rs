@@ -105,7 +105,7 @@ impl PackedBuilder {
             granularity => row * granularity.groups_per_row(self.cols),
         };
         let codes = self.codes[start * self.scheme.words_per_row(self.cols)..].to_vec();
-        let scales = self.scales.starting_at(scales_at(start));
+        let scales = self.scales.part(scales_at(start)..self.scales.len());
         let zero_points =
             (!self.zero_points.is_empty()).then(|| self.zero_points[scales_at(start)..].to_vec());
         PackedTensor::new(self.scheme, rows, self.cols, codes, scales, zero_points)

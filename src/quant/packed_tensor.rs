@@ -2,6 +2,7 @@
 //!
 //! Not here: file spellings (`layout`) and device layouts (`backend`). Floor 2.
 
+use super::qparams::ScaleType;
 use super::scheme::Scheme;
 use super::{column_order, packing};
 use crate::error::{Error, Result};
@@ -34,16 +35,36 @@ impl Scales {
         self.len() == 0
     }
 
-    /// The scales from `index` on.
+    /// Some of the scales.
     ///
     /// # Panics
     /// When there are fewer.
     #[must_use]
-    pub fn starting_at(&self, index: usize) -> Self {
+    pub fn part(&self, range: Range<usize>) -> Self {
         match self {
-            Self::F16(v) => Self::F16(v[index..].to_vec()),
-            Self::BF16(v) => Self::BF16(v[index..].to_vec()),
-            Self::F32(v) => Self::F32(v[index..].to_vec()),
+            Self::F16(v) => Self::F16(v[range].to_vec()),
+            Self::BF16(v) => Self::BF16(v[range].to_vec()),
+            Self::F32(v) => Self::F32(v[range].to_vec()),
+        }
+    }
+
+    /// Little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::F16(v) => v.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+            Self::BF16(v) => v.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+            Self::F32(v) => v.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+        }
+    }
+
+    /// Scales of that type; bytes after the last whole one are left out.
+    pub fn from_bytes(scale_type: ScaleType, bytes: &[u8]) -> Self {
+        match scale_type {
+            ScaleType::F16 => Self::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+            ScaleType::BF16 => {
+                Self::BF16(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+            }
+            ScaleType::F32 => Self::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         }
     }
 
@@ -287,10 +308,26 @@ impl PackedTensor {
         }
     }
 
-    /// A borrowed run of rows, as backends take them.
-    pub fn rows_view(&self, rows: Range<usize>) -> PackedRows<'_> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows, "row range outside the matrix");
-        PackedRows { tensor: self, rows }
+    /// Some rows as a matrix of their own.
+    ///
+    /// # Panics
+    /// When the rows are not in the matrix.
+    pub fn rows_alone(&self, rows: Range<usize>) -> Self {
+        let words = self.scheme.words_per_row(self.cols);
+        let scales = match self.scheme.granularity() {
+            super::Granularity::Tensor => 0..1,
+            _ => self.scale_index(rows.start, 0)..self.scale_index(rows.end, 0),
+        };
+        Self {
+            scheme: self.scheme,
+            rows: rows.len(),
+            cols: self.cols,
+            codes: self.codes[rows.start * words..rows.end * words].to_vec(),
+            scales: self.scales.part(scales.clone()),
+            zero_points: self.zero_points.as_ref().map(|zeros| zeros[scales.clone()].to_vec()),
+            column_order: self.column_order.clone(),
+            minimums: self.minimums.as_ref().map(|minimums| minimums.part(scales)),
+        }
     }
 
     /// Bytes of codes, scales, minimums, zero points and the order of columns as this tensor holds them (zero points packed
@@ -305,13 +342,4 @@ impl PackedTensor {
             + zero_bits.div_ceil(8)
             + self.column_order.as_ref().map_or(0, Vec::len) as u64 * 4
     }
-}
-
-/// A run of rows of a [`PackedTensor`].
-#[derive(Clone, Debug)]
-pub struct PackedRows<'a> {
-    /// The whole matrix.
-    pub tensor: &'a PackedTensor,
-    /// The rows meant.
-    pub rows: Range<usize>,
 }

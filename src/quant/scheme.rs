@@ -133,6 +133,39 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// Integer codes, with a zero point for each scale unless they are symmetric.
+    pub const fn integer(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
+        Self::Integer { bits, granularity, symmetric }
+    }
+
+    /// Weights -1, 0 and 1 times a scale.
+    pub const fn ternary(granularity: Granularity) -> Self {
+        Self::Ternary { granularity }
+    }
+
+    /// Whether weights are -1, 0 and 1.
+    pub fn is_ternary(self) -> bool {
+        matches!(self, Self::Ternary { .. })
+    }
+
+    /// Bits and symmetry of integer codes with zero points; `None` for other codes.
+    pub fn as_integer(self) -> Option<(Bits, Granularity, bool)> {
+        match self {
+            Self::Integer { bits, granularity, symmetric } => Some((bits, granularity, symmetric)),
+            Self::IntegerMinimum { .. } | Self::Ternary { .. } => None,
+        }
+    }
+
+    /// The same with another granularity.
+    #[must_use]
+    pub fn with_granularity(self, granularity: Granularity) -> Self {
+        match self {
+            Self::Integer { bits, symmetric, .. } => Self::Integer { bits, granularity, symmetric },
+            Self::IntegerMinimum { bits, .. } => Self::IntegerMinimum { bits, granularity },
+            Self::Ternary { .. } => Self::Ternary { granularity },
+        }
+    }
+
     /// Bits of a code in memory.
     pub fn storage_bits(self) -> u32 {
         match self {

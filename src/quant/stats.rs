@@ -2,8 +2,7 @@
 //!
 //! Not here: what that does to a model's predictions (`validate`). Floor 2.
 
-use super::dequantize;
-use super::packed_tensor::PackedTensor;
+use super::codings::Coded;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -39,9 +38,9 @@ impl WeightError {
     ///
     /// # Panics
     /// When the rows are not in the matrix or `original` has another length.
-    pub fn add_rows(&mut self, original: &[f32], tensor: &PackedTensor, rows: Range<usize>) {
+    pub fn add_rows(&mut self, original: &[f32], tensor: &dyn Coded, rows: Range<usize>) {
         let mut quantized = vec![0.0; rows.len() * tensor.cols()];
-        dequantize::rows(tensor, rows, &mut quantized);
+        tensor.decode_rows(rows, &mut quantized);
         self.add(original, &quantized);
     }
 

@@ -68,10 +68,9 @@ fn patterns_match_whole_names() {
 
 #[test]
 fn a_rule_says_what_differs_from_the_options() {
-    let integer = |bits, granularity, symmetric| Scheme::Integer { bits, granularity, symmetric };
+    let integer = Scheme::integer;
     let usual = Choice { method: Method::Gptq, scheme: integer(Bits::Four, Granularity::Group(32), false) };
-    let ternary =
-        Choice { method: Method::Ternary, scheme: Scheme::Ternary { granularity: Granularity::Channel } };
+    let ternary = Choice { method: Method::Ternary, scheme: Scheme::ternary(Granularity::Channel) };
     // (rule, options, method and scheme; none: floating point)
     for (json, usual, expected) in [
         (r#""keep": true"#, usual, None),

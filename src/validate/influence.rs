@@ -14,7 +14,7 @@ use crate::model::names::Linear;
 use crate::model::runner::LayerStreamed;
 use crate::model::weights::WeightSource;
 use crate::model::{Checkpoint, LoadOptions};
-use crate::quant::PackedTensor;
+use crate::quant::QuantizedTensor;
 use crate::task::{self, Control, Progress};
 
 /// The texts that are read at most, and tokens of each. Mean divergences of 512 tokens rank layers well enough; the price
@@ -44,7 +44,7 @@ pub struct Influence {
 pub async fn influence<B: Backend>(
     checkpoint: &Checkpoint,
     texts: &[Vec<u32>],
-    mut change: impl AsyncFnMut(usize, Linear) -> Result<Option<PackedTensor>>,
+    mut change: impl AsyncFnMut(usize, Linear) -> Result<Option<QuantizedTensor>>,
     backend: B,
     scratch: &dyn Scratch,
     control: &dyn Control,

@@ -12,7 +12,7 @@ use crate::backend::{
 };
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 use crate::task::{self, Control, Progress};
 use half::f16;
 
@@ -150,9 +150,8 @@ pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Re
 
 /// The weight formats that are timed, and the activations that they meet.
 fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
-    let integer =
-        |bits, granularity| WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true });
-    let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+    let integer = |bits, granularity| WeightFormat::Packed(Scheme::integer(bits, granularity, true).into());
+    let ternary = WeightFormat::Packed(Scheme::ternary(Granularity::Tensor).into());
     vec![
         ("f16", WeightFormat::Dense(DType::F16), Activations::F32),
         ("int8", integer(Bits::Eight, Granularity::Channel), Activations::F32),
@@ -166,12 +165,9 @@ fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
 fn weight_bytes(format: WeightFormat, rows: usize, cols: usize) -> u64 {
     let bytes = match format {
         WeightFormat::Dense(dtype) => rows * cols * dtype.size(),
-        WeightFormat::Packed(scheme) => {
-            let scales = match scheme.granularity() {
-                Granularity::Tensor => rows,
-                granularity => granularity.scale_count(rows, cols),
-            };
-            rows * cols * scheme.storage_bits() as usize / 8 + 4 * scales
+        WeightFormat::Packed(coding) => {
+            let scales = rows * coding.granularity().groups_per_row(cols);
+            rows * cols * coding.code_bits() as usize / 8 + 4 * scales
         }
     };
     bytes as u64
@@ -363,23 +359,17 @@ async fn random_weight<B: Backend>(
                 b.put_rows(&mut builder, 0, at..at + 1, WeightView::Dense(&row))?;
             }
         }
-        WeightFormat::Packed(scheme) => {
-            let codes = vec![some_codes(scheme); rows * scheme.words_per_row(cols)];
-            let count = scheme.granularity().scale_count(rows, cols);
-            let scales = Scales::F16(vec![f16::from_f32(0.01); count]);
-            let tensor = PackedTensor::new(scheme, rows, cols, codes, scales, None)?;
+        WeightFormat::Packed(coding) => {
+            let mut next = 0u32;
+            let mut below = |end| {
+                next = next.wrapping_add(5);
+                next % end
+            };
+            let tensor = coding.sample(rows, cols, &mut below)?;
             b.put_rows(&mut builder, 0, 0..rows, WeightView::Packed(tensor.rows_view(0..rows)))?;
         }
     }
     b.finish_weight(builder).await
-}
-
-/// A word of codes that the scheme allows: ternary ones end at 2.
-fn some_codes(scheme: Scheme) -> u32 {
-    match scheme {
-        Scheme::Ternary { .. } => 0x8128_0212,
-        _ => 0x9a73_4c5b,
-    }
 }
 
 #[cfg(test)]

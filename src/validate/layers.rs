@@ -7,7 +7,7 @@ use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
 use crate::model::weights::DenseRows;
-use crate::quant::Scheme;
+use crate::quant::Coding;
 use crate::quant::stats::WeightError;
 use crate::task::{Control, Progress};
 use std::ops::Range;
@@ -23,8 +23,8 @@ pub struct Layers {
 
 impl Layers {
     /// The scheme of most weights.
-    pub fn main_scheme(&self) -> Option<Scheme> {
-        let mut bytes: Vec<(Scheme, u64)> = Vec::new();
+    pub fn main_scheme(&self) -> Option<Coding> {
+        let mut bytes: Vec<(Coding, u64)> = Vec::new();
         for layer in &self.memory {
             match bytes.iter_mut().find(|(scheme, _)| *scheme == layer.scheme) {
                 Some((_, sum)) => *sum += layer.f16_bytes,
@@ -60,7 +60,9 @@ pub async fn measure(original: &Checkpoint, quantized: &Checkpoint, control: &dy
             total: modules.len() as u64,
             item: module,
         });
-        let ModuleStorage::Packed { scheme, rows, cols, .. } = quantized.module(module)? else { continue };
+        let ModuleStorage::Packed { coding: scheme, rows, cols, .. } = quantized.module(module)? else {
+            continue;
+        };
         let source = source_module(original, module);
         let error = compare(original, &source, quantized, module, control)
             .await
@@ -117,9 +119,9 @@ async fn compare(
     }
     let mut error = WeightError::default();
     let add = |range: Range<usize>, values: &[f32]| {
-        error.add_rows(values, &packed, range);
+        error.add_rows(values, &*packed, range);
         Ok(())
     };
     DenseRows::new(original, source)?.for_each(control, add).await?;
-    Ok((packed.packed_bytes(), error))
+    Ok((packed.bytes(), error))
 }

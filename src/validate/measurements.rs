@@ -4,7 +4,7 @@
 
 use super::failures::PromptFailure;
 use super::metrics::{median, percentile};
-use crate::quant::{Activations, Scheme};
+use crate::quant::{Activations, Coding};
 
 /// Perplexities on the same tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +44,7 @@ impl BenchmarkMeasurement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerMemory {
     /// How it is quantized.
-    pub scheme: Scheme,
+    pub scheme: Coding,
     /// Its weights at two bytes each.
     pub f16_bytes: u64,
     /// Its codes, scales and zero points.
@@ -136,7 +136,7 @@ impl Preparation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurements {
     /// The scheme of most layers.
-    pub scheme: Scheme,
+    pub scheme: Coding,
     /// How the codes were found.
     pub preparation: Preparation,
     /// The precision of the activations in the run.

@@ -4,7 +4,7 @@
 
 use super::measurements::{Measurements, Preparation};
 use super::verdict::{Criterion, Status, criterion};
-use crate::quant::{Activations, Bits, Granularity, Scheme};
+use crate::quant::{Activations, Granularity};
 
 /// Above this increase calibrating INT4 is not worth a first try: it recovers a part of what rounding lost (on
 /// LLaMA-7B GPTQ turns 10.7% into 7.2%), which cannot lead from here to a limit of a few percent.
@@ -50,15 +50,12 @@ pub(super) fn recommend(measurements: &Measurements, criteria: &[Criterion]) -> 
 fn better_quality(measurements: &Measurements) -> String {
     let increase = measurements.perplexity.increase();
     let severe = increase.is_nan() || increase > SEVERE_INCREASE;
-    match measurements.scheme {
-        Scheme::Ternary { .. } => ternary(measurements),
-        Scheme::Integer { bits, granularity, .. } | Scheme::IntegerMinimum { bits, granularity } => {
-            match bits {
-                Bits::Eight => int8(measurements, granularity),
-                Bits::Four => int4(measurements, granularity, severe),
-                Bits::Two | Bits::Three => few_bits(measurements, bits.get()),
-            }
-        }
+    let coding = measurements.scheme;
+    match coding.levels() {
+        ..=3 => ternary(measurements),
+        4..=8 => few_bits(measurements, coding.code_bits()),
+        9..=16 => int4(measurements, coding.granularity(), severe),
+        _ => int8(measurements, coding.granularity()),
     }
 }
 

@@ -18,7 +18,7 @@ use super::measurements::{LayerMemory, Measurements};
 use super::number;
 use super::recommendation::recommend;
 use crate::options::{Bounds, options};
-use crate::quant::{Bits, Scheme};
+use crate::quant::Coding;
 use serde::{Deserialize, Serialize};
 
 options! {
@@ -52,15 +52,13 @@ const MIN_SPEED_ROUNDS: usize = 5;
 /// | ternary | 2 + 16/64 (a scale for each row of 64) | 7.11 | 7.0 |
 ///
 /// INT8 is the exception: with zero points in groups of 32 (1.83) it does not reach its limit.
-pub fn scheme_memory_limit(scheme: Scheme) -> f64 {
-    match scheme {
-        Scheme::Integer { bits, .. } | Scheme::IntegerMinimum { bits, .. } => match bits {
-            Bits::Eight => 1.85,
-            Bits::Four => 3.4,
-            Bits::Three => 4.4,
-            Bits::Two => 6.2,
-        },
-        Scheme::Ternary { .. } => 7.0,
+pub fn scheme_memory_limit(scheme: Coding) -> f64 {
+    match scheme.levels() {
+        ..=3 => 7.0,
+        4 => 6.2,
+        5..=8 => 4.4,
+        9..=16 => 3.4,
+        _ => 1.85,
     }
 }
 
@@ -134,7 +132,7 @@ pub struct Verdict {
 /// # use lowbit::quant::{Activations, Bits, Granularity, Scheme};
 /// # use lowbit::validate::measurements::*;
 /// # use lowbit::validate::verdict::*;
-/// let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: true };
+/// let scheme = Scheme::integer(Bits::Four, Granularity::Group(32), true).coding();
 /// let measurements = Measurements {
 ///     scheme,
 ///     preparation: Preparation::Rounded,

@@ -6,7 +6,6 @@ use lowbit::format::sink::{MemorySinkDir, SinkDir};
 use lowbit::format::source::{MemorySource, SourceDir};
 use lowbit::layout::gguf::GgufCheckpoint;
 use lowbit::layout::{Layout, ModuleStorage};
-use lowbit::quant::dequantize;
 use lowbit::task::block_on;
 use std::rc::Rc;
 
@@ -30,14 +29,14 @@ pub fn run(input: &[u8]) {
     let layout = Layout::Gguf(config);
     let names: Vec<String> = store.names().map(str::to_owned).collect();
     for module in names.iter().filter_map(|name| name.strip_suffix(".weight")) {
-        let Ok(ModuleStorage::Packed { scheme, rows, cols, .. }) = layout.module(&store, module) else {
+        let Ok(ModuleStorage::Packed { coding, rows, cols, .. }) = layout.module(&store, module) else {
             continue;
         };
         let Ok(packed) = block_on(layout.read_packed(&store, module)) else { continue };
-        assert_eq!((packed.scheme(), packed.rows(), packed.cols()), (scheme, rows, cols));
+        assert_eq!((packed.coding(), packed.rows(), packed.cols()), (coding, rows, cols));
         if rows.saturating_mul(cols) <= MAX_ELEMENTS {
             let mut weights = vec![0.0; rows * cols];
-            dequantize::rows(&packed, 0..rows, &mut weights);
+            packed.decode_rows(0..rows, &mut weights);
             assert!(weights.iter().all(|weight| weight.is_finite()));
         }
     }

@@ -4,7 +4,6 @@ use crate::safetensors;
 use lowbit::format::shard_index::TensorStore;
 use lowbit::format::source::MemoryDir;
 use lowbit::layout::{Layout, ModuleStorage, OpenOptions};
-use lowbit::quant::dequantize;
 use lowbit::task::block_on;
 
 /// Decoded weights of larger matrices are not looked at: they are as many as the file has codes.
@@ -23,12 +22,12 @@ pub fn run(input: &[u8]) {
     let Ok(layout) = block_on(Layout::open(Some(&config), &store, &OpenOptions::default())) else { return };
     for module in ["model.layers.0.mlp.up_proj", "lm_head"] {
         let Ok(storage) = layout.module(&store, module) else { continue };
-        let ModuleStorage::Packed { scheme, rows, cols, .. } = storage else { continue };
+        let ModuleStorage::Packed { coding, rows, cols, .. } = storage else { continue };
         let Ok(packed) = block_on(layout.read_packed(&store, module)) else { continue };
-        assert_eq!((packed.scheme(), packed.rows(), packed.cols()), (scheme, rows, cols));
+        assert_eq!((packed.coding(), packed.rows(), packed.cols()), (coding, rows, cols));
         if rows.saturating_mul(cols) <= MAX_ELEMENTS {
             let mut weights = vec![0.0; rows * cols];
-            dequantize::rows(&packed, 0..rows, &mut weights);
+            packed.decode_rows(0..rows, &mut weights);
             assert!(weights.iter().all(|weight| !weight.is_nan()));
         }
     }

@@ -134,11 +134,11 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     for layer in 0..3 {
         for linear in lowbit::model::names::Linear::ALL {
             let module = linear.module(layer);
-            let ModuleStorage::Packed { scheme, .. } = mixed.module(&module).unwrap() else {
+            let ModuleStorage::Packed { coding: scheme, .. } = mixed.module(&module).unwrap() else {
                 panic!("{module} is not packed");
             };
             let bits = if attempts[2].raised.contains(&module) { 8 } else { 4 };
-            assert_eq!(scheme.storage_bits(), bits, "{module}");
+            assert_eq!(scheme.code_bits(), bits, "{module}");
         }
     }
     // The accepted folder runs, and says how it was judged.

@@ -72,7 +72,7 @@ fn integer_codes_move_exactly_through_every_layout_and_back() {
     }
     // Symmetric weights are symmetric again after layouts that keep zero points for them.
     let scheme = |path: &str| match open(&place.path().join(path)).module(&Linear::Up.module(0)).unwrap() {
-        ModuleStorage::Packed { scheme, .. } => scheme.to_string(),
+        ModuleStorage::Packed { coding, .. } => coding.to_string(),
         dense => format!("{dense:?}"),
     };
     assert_eq!((scheme("sym-3"), scheme("asym-2")), ("int4-g32-sym".into(), "int4-g32-asym".into()));

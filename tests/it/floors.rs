@@ -49,7 +49,18 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("JsValue", &["wasm"]),
     ("clap", &["cli", "main"]),
     ("indicatif", &["cli", "main"]),
+    // Who is above asks a coding, and does not look which one it is.
+    ("Scheme::Integer", CODERS),
+    ("Scheme::IntegerMinimum", CODERS),
+    ("Scheme::Ternary", CODERS),
+    ("Coding::Affine", CODERS),
+    ("Coding::Codebook", CODERS),
+    ("QuantizedTensor::Affine", CODERS),
+    ("QuantizedTensor::Codebook", CODERS),
 ];
+
+/// Where codings are made, written and multiplied.
+const CODERS: &[&str] = &["quant", "layout", "backend"];
 
 /// Lines of a file without its tests: about 350 is the aim; from `NOTED` on a note is printed, above `MOST` it fails.
 const NOTED: usize = 450;
@@ -193,6 +204,17 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
     ("src/cli/quantize.rs", "//! Floor 9.\nuse clap::Args;\nuse indicatif::ProgressBar;", None),
     ("src/plan.rs", "//! Floor 8.\n#[derive(clap::Args)]\nstruct S;", Some("`clap`")),
     ("src/pipeline.rs", "//! Floor 8.\nfn f() { indicatif::ProgressBar::new(1); }", Some("`indicatif`")),
+    (
+        "src/plan.rs",
+        "//! Floor 8.\nfn f(s: Scheme) { match s { Scheme::Ternary { .. } => {} } }",
+        Some("`Scheme::Ternary`"),
+    ),
+    (
+        "src/plan.rs",
+        "//! Floor 8.\nfn f(s: Scheme) -> bool { s == Scheme::ternary(Granularity::Tensor) }",
+        None,
+    ),
+    ("src/layout/awq.rs", "//! Floor 3.\nfn f(s: Scheme) { match s { Scheme::Ternary { .. } => {} } }", None),
 ];
 
 #[test]

@@ -228,7 +228,7 @@ fn quantizing_straight_to_gguf_keeps_the_codes_of_the_folder() {
             let (ours, theirs) = (read(&file), read(&folder));
             let mut weights = [vec![0.0; ours.rows() * ours.cols()], vec![0.0; ours.rows() * ours.cols()]];
             for (tensor, out) in [&ours, &theirs].into_iter().zip(&mut weights) {
-                lowbit::quant::dequantize::rows(tensor, 0..tensor.rows(), out);
+                tensor.decode_rows(0..tensor.rows(), out);
             }
             let farthest =
                 weights[0].iter().zip(&weights[1]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));

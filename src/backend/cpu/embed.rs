@@ -33,8 +33,10 @@ fn out_work(count: usize, width: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Matrix, Random, backend, formats, load, read, reordered, u32_buffer};
-    use crate::backend::{Backend, Element, WeightFormat};
+    use super::super::testing::{
+        Matrix, Random, backend, formats, is_affine, load, read, reordered, u32_buffer,
+    };
+    use crate::backend::{Backend, Element};
 
     #[test]
     fn rows_of_every_format_come_out_with_one_rounding() {
@@ -43,7 +45,7 @@ mod tests {
         let tokens = [3, 0, 10, 3];
         for format in formats() {
             let mut matrix = Matrix::random(&mut random, rows, cols, format);
-            if matches!(format, WeightFormat::Packed(_)) && random.below(2) == 1 {
+            if is_affine(&format) && random.below(2) == 1 {
                 matrix = reordered(&mut random, &matrix);
             }
             let mut backend = backend(2, true);

@@ -279,11 +279,15 @@ impl Job<'_> {
                 } else if self.task.tokens.len() == 1 {
                     self.float(&F32Matrix(values, units));
                 } else {
-                    self.multiply(&values[self.task.rows.start * units..self.task.rows.end * units]);
+                    let rows = self.task.rows.clone();
+                    self.multiply(&values[rows.start * units..rows.end * units], rows);
                 }
             }
             Data::F16 { values, .. } => self.float(&F16Matrix(values.as_chunks().0, units)),
             Data::BF16(values) => self.float(&Bf16Matrix(values.as_chunks().0, units)),
+            Data::Coded(coded) => {
+                self.decoded(|rows, out| coded.decode(self.part.columns, rows, out.as_flattened_mut()))
+            }
             Data::Packed(packed) => match packed.bits {
                 2 => self.codes_of::<Bits2>(packed),
                 4 => self.codes_of::<Bits4>(packed),
@@ -317,25 +321,34 @@ impl Job<'_> {
     fn float<M: FloatMatrix>(&self, matrix: &M) {
         let columns = self.part.columns;
         let Task { rows, tokens, .. } = self.task;
-        if let Values::Split { amx, terms, panels, .. } = &self.input.values {
-            let mut block = BLOCK.take();
-            self.split_products(*amx, *terms, panels, |rows, panel| {
-                let block = at_least(&mut block, rows.len() * columns.units, [0.0; UNIT]);
-                self.isa.run(Expand { matrix, columns, rows, out: &mut *block });
-                amx.split_rows(block, panel, *terms)
-            });
-            return BLOCK.set(block);
-        }
-        if tokens.len() == 1 {
+        if let (Values::F32 { .. }, 1) = (&self.input.values, tokens.len()) {
             let x = &self.x()[tokens.start * columns.units..(tokens.start + 1) * columns.units];
             let rows = rows.clone();
             return self.isa.run(Dot { matrix, columns, rows, token: tokens.start, x, target: self.target });
         }
+        self.decoded(|rows, out| self.isa.run(Expand { matrix, columns, rows, out }));
+    }
+
+    /// Multiplies with rows that `decode` writes as floats, `[rows, units]`.
+    fn decoded(&self, decode: impl Fn(Range<usize>, &mut [[f32; UNIT]])) {
+        let units = self.part.columns.units;
         // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
         let mut kept = BLOCK.take();
-        let block = at_least(&mut kept, rows.len() * columns.units, [0.0; UNIT]);
-        self.isa.run(Expand { matrix, columns, rows: rows.clone(), out: &mut *block });
-        self.multiply(block);
+        if let Values::Split { amx, terms, panels, .. } = &self.input.values {
+            self.split_products(*amx, *terms, panels, |rows, panel| {
+                let block = at_least(&mut kept, rows.len() * units, [0.0; UNIT]);
+                decode(rows, block);
+                amx.split_rows(block, panel, *terms)
+            });
+        } else {
+            // With one token a task has many rows.
+            for start in self.task.rows.clone().step_by(MAX_ROWS) {
+                let rows = start..self.task.rows.end.min(start + MAX_ROWS);
+                let block = at_least(&mut kept, rows.len() * units, [0.0; UNIT]);
+                decode(rows.clone(), block);
+                self.multiply(block, rows);
+            }
+        }
         BLOCK.set(kept);
     }
 
@@ -375,12 +388,12 @@ impl Job<'_> {
         PANELS.set(kept);
     }
 
-    /// `matrix` is this task's rows.
-    fn multiply(&self, matrix: &[[f32; UNIT]]) {
+    /// `matrix` is those of this task's rows.
+    fn multiply(&self, matrix: &[[f32; UNIT]], rows: Range<usize>) {
         self.isa.run(Multiply {
             matrix,
             units: self.part.columns.units,
-            rows: self.task.rows.clone(),
+            rows,
             tokens: self.task.tokens.clone(),
             x: self.x(),
             target: self.target,
@@ -400,12 +413,12 @@ impl Job<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        Matrix, Random, backend, backends, f32_buffer, formats, load, load_repeated, parts_of, read,
-        reordered,
+        Matrix, Random, backend, backends, f32_buffer, formats, is_affine, load, load_repeated, parts_of,
+        read, reordered,
     };
     use crate::backend::{Backend, Element, Sums, WeightDesc, WeightFormat, WeightView};
     use crate::dtype::DType;
-    use crate::quant::{ActivationGrid, Activations, Scheme};
+    use crate::quant::{ActivationGrid, Activations, QuantizedTensor, Scheme};
     use crate::task::block_on;
     use half::f16;
 
@@ -443,7 +456,7 @@ mod tests {
                     sum += w * x;
                     // Zero points are subtracted from sums of codes: their size bounds the rounding error.
                     magnitude += (w * x).abs();
-                    if let (Matrix::Packed(tensor), Some(_)) = (matrix, grid) {
+                    if let (Matrix::Packed(QuantizedTensor::Affine(tensor)), Some(_)) = (matrix, grid) {
                         let (_, zero, scale, minimum) = parts_of(tensor, row, col);
                         magnitude += (f64::from(zero) * scale * x).abs() + (minimum * x).abs();
                     }
@@ -519,7 +532,9 @@ mod tests {
                 formats[0],
                 formats[1],
                 formats[8],
-                WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Tensor }),
+                WeightFormat::Packed(
+                    Scheme::Ternary { granularity: crate::quant::Granularity::Tensor }.into(),
+                ),
             ])
             .map(|(&rows, format)| Matrix::random(&mut random, rows, cols, format))
             .collect();
@@ -547,7 +562,7 @@ mod tests {
         let mut random = Random::new(5);
         let cols = 172;
         let rows = [5, 7, 3, 9];
-        for format in formats().into_iter().filter(|format| matches!(format, WeightFormat::Packed(_))) {
+        for format in formats().into_iter().filter(is_affine) {
             let plain = Matrix::random(&mut random, rows[0], cols, format);
             let mut matrices = vec![plain];
             for &rows in &rows[1..3] {
@@ -587,7 +602,7 @@ mod tests {
     fn a_broken_activation_is_not_hidden_by_int8() {
         let mut random = Random::new(3);
         let format =
-            WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Channel });
+            WeightFormat::Packed(Scheme::Ternary { granularity: crate::quant::Granularity::Channel }.into());
         let matrix = Matrix::random(&mut random, 4, 40, format);
         let mut backend = backend(1, true);
         let weight = load(&mut backend, &[(&matrix, 4)], 40, Some(ActivationGrid::Absmax127), &[None]);
@@ -758,8 +773,9 @@ mod tests {
     #[ignore = "prints speeds, checks nothing"]
     fn bench_linear() {
         use crate::quant::{Bits, Granularity};
-        let int =
-            |bits, granularity| WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true });
+        let int = |bits, granularity| {
+            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true }.into())
+        };
         let asym =
             Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(128), symmetric: false };
         let cases = [
@@ -769,13 +785,16 @@ mod tests {
             (int(Bits::Eight, Granularity::Channel), Activations::F32),
             (int(Bits::Four, Granularity::Group(32)), Activations::F32),
             (int(Bits::Four, Granularity::Group(128)), Activations::F32),
-            (WeightFormat::Packed(asym), Activations::F32),
+            (WeightFormat::Packed(asym.into()), Activations::F32),
             (int(Bits::Two, Granularity::Group(128)), Activations::F32),
             (int(Bits::Eight, Granularity::Channel), Activations::Int8),
             (int(Bits::Eight, Granularity::Group(128)), Activations::Int8),
             (int(Bits::Four, Granularity::Group(32)), Activations::Int8),
             (int(Bits::Four, Granularity::Group(128)), Activations::Int8),
-            (WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }), Activations::Int8),
+            (
+                WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into()),
+                Activations::Int8,
+            ),
         ];
         let width: usize = std::env::var("BENCH_WIDTH").map_or(4096, |width| width.parse().unwrap());
         let only = std::env::var("BENCH_DEVICE").unwrap_or_default();

@@ -34,14 +34,18 @@ const TOKENS: [usize; 2] = [1, 5];
 pub fn self_check() -> Result<()> {
     let isa = Isa::detect();
     instructions(isa, &halves().step_by(83).collect::<Vec<_>>())?;
-    let integer = |bits, granularity, symmetric| Scheme::Integer { bits, granularity, symmetric };
+    let integer = |bits, granularity, symmetric| {
+        WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into())
+    };
     for format in [
         WeightFormat::Dense(DType::F32),
         WeightFormat::Dense(DType::F16),
         WeightFormat::Dense(DType::BF16),
-        WeightFormat::Packed(integer(Bits::Eight, Granularity::Channel, true)),
-        WeightFormat::Packed(integer(Bits::Four, Granularity::Group(32), false)),
-        WeightFormat::Packed(Scheme::IntegerMinimum { bits: Bits::Two, granularity: Granularity::Group(64) }),
+        integer(Bits::Eight, Granularity::Channel, true),
+        integer(Bits::Four, Granularity::Group(32), false),
+        WeightFormat::Packed(
+            Scheme::IntegerMinimum { bits: Bits::Two, granularity: Granularity::Group(64) }.into(),
+        ),
     ] {
         products(isa, SHAPE, format, &TOKENS, 1)?;
     }
@@ -87,13 +91,13 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     ] {
         for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
             for symmetric in [true, false] {
-                formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }));
+                formats.push(WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into()));
             }
-            formats.push(WeightFormat::Packed(Scheme::IntegerMinimum { bits, granularity }));
+            formats.push(WeightFormat::Packed(Scheme::IntegerMinimum { bits, granularity }.into()));
         }
     }
     for granularity in [Granularity::Tensor, Granularity::Channel] {
-        formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }));
+        formats.push(WeightFormat::Packed(Scheme::ternary(granularity).into()));
     }
     formats
 }

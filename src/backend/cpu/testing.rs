@@ -5,7 +5,7 @@ use super::simd::Isa;
 use super::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, encode_f32};
-use crate::quant::{ActivationGrid, Activations, PackedTensor, Scales, Scheme};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, QuantizedTensor, Scales, Scheme};
 use crate::task::block_on;
 use half::f16;
 
@@ -41,7 +41,7 @@ impl Random {
 /// A matrix as a test makes it, with its exact values beside it.
 pub(super) enum Matrix {
     Dense(DType, Vec<u8>, Vec<f32>),
-    Packed(PackedTensor),
+    Packed(QuantizedTensor),
 }
 
 impl Matrix {
@@ -54,7 +54,10 @@ impl Matrix {
                 crate::dtype::decode_f32(dtype, &bytes, &mut values).unwrap();
                 Self::Dense(dtype, bytes, values)
             }
-            WeightFormat::Packed(scheme) => Self::Packed(random_packed(random, rows, cols, scheme)),
+            WeightFormat::Packed(coding) => Self::Packed(match coding.affine() {
+                Some(scheme) => random_packed(random, rows, cols, scheme).into(),
+                None => coding.sample(rows, cols, &mut |end| random.below(end.into()) as u32).unwrap(),
+            }),
         }
     }
 
@@ -62,11 +65,21 @@ impl Matrix {
         match self {
             Self::Dense(_, _, values) => f64::from(values[row * cols + col]),
             Self::Packed(tensor) => {
-                let (code, zero, scale, minimum) = parts_of(tensor, row, col);
-                f64::from(code - zero) * scale + minimum
+                if let Some(tensor) = tensor.affine() {
+                    let (code, zero, scale, minimum) = parts_of(tensor, row, col);
+                    return f64::from(code - zero) * scale + minimum;
+                }
+                let mut weights = vec![0.0; cols];
+                tensor.decode_rows(row..row + 1, &mut weights);
+                f64::from(weights[col])
             }
         }
     }
+}
+
+/// Whether its matrices are integer codes, whose columns may have an order of their own.
+pub(super) fn is_affine(format: &WeightFormat) -> bool {
+    matches!(format, WeightFormat::Packed(coding) if coding.affine().is_some())
 }
 
 /// Code, zero point, scale and minimum at `(row, col)`.
@@ -113,12 +126,14 @@ fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) 
 
 /// The columns of a matrix in another order, at random.
 pub(super) fn reordered(random: &mut Random, matrix: &Matrix) -> Matrix {
-    let Matrix::Packed(tensor) = matrix else { panic!("only packed matrices have an order of columns") };
+    let Matrix::Packed(QuantizedTensor::Affine(tensor)) = matrix else {
+        panic!("only packed matrices have an order of columns")
+    };
     let mut order: Vec<u32> = (0..tensor.cols() as u32).collect();
     for left in (1..order.len()).rev() {
         order.swap(left, random.below(left as u64 + 1) as usize);
     }
-    Matrix::Packed(tensor.clone().with_column_order(order).unwrap())
+    Matrix::Packed(tensor.clone().with_column_order(order).unwrap().into())
 }
 
 pub(super) fn backend(threads: usize, simd: bool) -> CpuBackend {
@@ -164,7 +179,7 @@ pub(super) fn load(
             cols,
             format: match matrix {
                 Matrix::Dense(dtype, ..) => WeightFormat::Dense(*dtype),
-                Matrix::Packed(tensor) => WeightFormat::Packed(tensor.scheme()),
+                Matrix::Packed(tensor) => WeightFormat::Packed(tensor.coding()),
             },
             activations: if grid.is_some() { Activations::Int8 } else { Activations::F32 },
             grid: grid.unwrap_or_default(),
@@ -203,7 +218,7 @@ pub(super) fn load_repeated(
     let (format, view) = match matrix {
         Matrix::Dense(dtype, bytes, _) => (WeightFormat::Dense(*dtype), WeightView::Dense(bytes)),
         Matrix::Packed(tensor) => {
-            (WeightFormat::Packed(tensor.scheme()), WeightView::Packed(tensor.rows_view(0..rows)))
+            (WeightFormat::Packed(tensor.coding()), WeightView::Packed(tensor.rows_view(0..rows)))
         }
     };
     let desc = WeightDesc {

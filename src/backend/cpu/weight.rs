@@ -12,7 +12,9 @@ use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::packing::unpack_row;
-use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme, column_order};
+use crate::quant::{
+    ActivationGrid, Activations, Coding, PackedTensor, QuantizedRows, QuantizedTensor, column_order,
+};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -63,6 +65,44 @@ pub(super) enum Data {
     },
     BF16(Aligned<u16>),
     Packed(Packed),
+    Coded(Coded),
+}
+
+/// Rows of a coding that has no kernels of its own here, as they came: they are decoded when they are needed.
+pub(super) struct Coded {
+    /// In the order of rows, `(first, rows)`.
+    pieces: Vec<(usize, QuantizedTensor)>,
+}
+
+impl Coded {
+    fn put(&mut self, rows: Range<usize>, source: &QuantizedRows<'_>) {
+        let at = self.pieces.partition_point(|(first, _)| *first < rows.start);
+        self.pieces.insert(at, (rows.start, source.tensor.take_rows(source.rows.clone())));
+    }
+
+    /// Writes the weights of `rows`, all of which have come, to `out`, `[rows, columns.padded()]`.
+    pub(super) fn decode(&self, columns: Columns, rows: Range<usize>, out: &mut [f32]) {
+        let mut decoded = vec![0.0; if columns.is_plain() { 0 } else { columns.cols }];
+        let mut next = rows.start;
+        let from = self.pieces.partition_point(|(first, _)| *first <= next) - 1;
+        for (first, piece) in &self.pieces[from..] {
+            let end = rows.end.min(first + piece.rows());
+            let out = &mut out[(next - rows.start) * columns.padded()..(end - rows.start) * columns.padded()];
+            if columns.is_plain() {
+                piece.decode_rows(next - first..end - first, out);
+            } else {
+                for (row, out) in (next - first..end - first).zip(out.chunks_exact_mut(columns.padded())) {
+                    piece.decode_rows(row..row + 1, &mut decoded);
+                    out[..columns.cols].copy_from_slice(&decoded);
+                    out[columns.cols..].fill(0.0);
+                }
+            }
+            next = end;
+            if next == rows.end {
+                return;
+            }
+        }
+    }
 }
 
 /// The codes of a matrix: weight = `(code - zero_point) * scale`, or `code * scale + minimum`.
@@ -141,7 +181,10 @@ impl Part {
                 };
                 (columns, data)
             }
-            WeightFormat::Packed(scheme) => {
+            WeightFormat::Packed(coding) => 'format: {
+                let Some(scheme) = coding.affine() else {
+                    break 'format (Columns::new(cols, cols), Data::Coded(Coded { pieces: Vec::new() }));
+                };
                 let group_size = scheme.granularity().group_size(cols);
                 if group_size == 0 {
                     return Err(Error::invalid_argument("a weight cannot have groups of 0 columns"));
@@ -183,6 +226,7 @@ impl Part {
                 };
                 packed.codes.len() + size_of_val::<[f32]>(&packed.scales) + zeros
             }
+            Data::Coded(coded) => coded.pieces.iter().map(|(_, piece)| piece.bytes() as usize).sum(),
         };
         let order = self.order.as_ref().map_or(0, |order| order.len() * 4);
         data + order + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
@@ -193,7 +237,7 @@ impl Part {
         let size = match &self.data {
             Data::F32(_) => 4,
             Data::F16 { .. } | Data::BF16(_) => 2,
-            Data::Packed(_) => {
+            Data::Packed(_) | Data::Coded(_) => {
                 return Err(Error::invalid_argument("dense rows were put into a packed weight"));
             }
         };
@@ -224,7 +268,7 @@ impl Part {
                         *value = u16::from_le_bytes(*b);
                     }
                 }
-                Data::Packed(_) => unreachable!("turned away above"),
+                Data::Packed(_) | Data::Coded(_) => unreachable!("turned away above"),
             }
         }
         Ok(())
@@ -232,26 +276,42 @@ impl Part {
 
     pub(super) fn put_packed(
         &mut self,
-        scheme: Scheme,
+        coding: Coding,
         rows: Range<usize>,
-        source: &PackedRows<'_>,
+        source: &QuantizedRows<'_>,
         first: bool,
     ) -> Result<()> {
-        let columns = self.columns;
-        let tensor = source.tensor;
-        let Data::Packed(packed) = &mut self.data else {
-            return Err(Error::invalid_argument("packed rows were put into a dense weight"));
-        };
-        if (tensor.scheme(), tensor.cols(), source.rows.len()) != (scheme, columns.cols, rows.len()) {
+        let (columns, tensor) = (self.columns, source.tensor);
+        if (tensor.coding(), tensor.cols(), source.rows.len()) != (coding, columns.cols, rows.len()) {
             return Err(Error::invalid_argument(format!(
-                "expected {} rows of {} columns in {scheme} but found {} of {} in {}",
+                "expected {} rows of {} columns in {coding} but found {} of {} in {}",
                 rows.len(),
                 columns.cols,
                 source.rows.len(),
                 tensor.cols(),
-                tensor.scheme()
+                tensor.coding()
             )));
         }
+        match (&mut self.data, tensor.affine()) {
+            (Data::Packed(_), Some(tensor)) => self.put_affine(rows, tensor, source.rows.start, first),
+            (Data::Coded(coded), None) => {
+                coded.put(rows, source);
+                Ok(())
+            }
+            _ => unreachable!("the coding is the announced one"),
+        }
+    }
+
+    /// Rows `start..` of a matrix of integer codes.
+    fn put_affine(
+        &mut self,
+        rows: Range<usize>,
+        tensor: &PackedTensor,
+        start: usize,
+        first: bool,
+    ) -> Result<()> {
+        let (columns, scheme) = (self.columns, tensor.scheme());
+        let Data::Packed(packed) = &mut self.data else { unreachable!("asked by the caller") };
         if first {
             self.order = tensor.column_order().map(<[u32]>::to_vec);
         } else if self.order.as_deref() != tensor.column_order() {
@@ -261,7 +321,7 @@ impl Part {
         let words = scheme.words_per_row(columns.cols);
         let mut codes = vec![0u8; columns.cols];
         let mut padded = vec![0u8; columns.padded()];
-        for (row, source_row) in rows.zip(source.rows.clone()) {
+        for (row, source_row) in rows.zip(start..) {
             let stream = &tensor.codes()[source_row * words..(source_row + 1) * words];
             unpack_row(stream, scheme.storage_bits(), &mut codes);
             columns.spread(&codes, &mut padded);
@@ -319,6 +379,11 @@ impl Part {
                 for (out, &value) in out.iter_mut().zip(&values[at..]) {
                     *out = bf16::from_bits(value).to_f32();
                 }
+            }
+            Data::Coded(coded) => {
+                let mut padded = vec![0.0; columns.padded()];
+                coded.decode(columns, row..row + 1, &mut padded);
+                out.copy_from_slice(&padded[..columns.cols]);
             }
             Data::Packed(packed) => {
                 let unit_bytes = packed.unit_bytes();

@@ -59,8 +59,8 @@ impl CpuWeightBuilder {
             )));
         }
         match (data, desc.format) {
-            (WeightView::Packed(source), WeightFormat::Packed(scheme)) => {
-                self.weight.parts[part].put_packed(scheme, rows, source, first)?;
+            (WeightView::Packed(source), WeightFormat::Packed(coding)) => {
+                self.weight.parts[part].put_packed(coding, rows, source, first)?;
             }
             (WeightView::Dense(bytes), _) => self.weight.parts[part].put_dense(rows, bytes)?,
             (WeightView::Packed(_), WeightFormat::Dense(dtype)) => {
@@ -114,7 +114,9 @@ mod tests {
     use super::*;
     use crate::backend::{Backend, Element};
     use crate::dtype::DType;
-    use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
+    use crate::quant::{
+        ActivationGrid, Activations, Bits, Granularity, PackedTensor, QuantizedTensor, Scales, Scheme,
+    };
     use crate::task::block_on;
     use half::f16;
 
@@ -171,8 +173,9 @@ mod tests {
             PackedTensor::new(scheme(Granularity::Channel), 1, 8, vec![0], Scales::F16(vec![f16::ONE]), None)
                 .unwrap();
         let mut backend = backend(1, true);
-        let format = WeightFormat::Packed(scheme(Granularity::Group(4)));
+        let format = WeightFormat::Packed(scheme(Granularity::Group(4)).into());
         let mut builder = backend.begin_weight(&[WeightDesc { format, ..desc(1, 8, false) }]).unwrap();
+        let tensor = QuantizedTensor::from(tensor);
         let view = WeightView::Packed(tensor.rows_view(0..1));
         let error = backend.put_rows(&mut builder, 0, 0..1, view).unwrap_err();
         assert_eq!(

@@ -2,6 +2,8 @@
 //!
 //! A test reads every text with naga and compares the bindings and parameters with what stands here. Floor 4.
 
+use crate::quant::codings::codings;
+
 /// How a kernel uses one of its buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Access {
@@ -12,7 +14,10 @@ pub(super) enum Access {
 /// A kernel before its numbers are filled in.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// The file's stem, and what is added to it where the file is linked in several ways.
+    /// The file's stem.
+    #[cfg(test)]
+    pub(super) stem: &'static str,
+    /// The stem, and what is added to it where the file is linked in several ways.
     pub(super) name: &'static str,
     pub(super) source: &'static str,
     /// The storage buffers, in the order of their bindings. The parameters come after the last.
@@ -51,6 +56,8 @@ pub(super) const fn without_comments(text: &str, code: &mut [u8]) -> usize {
 macro_rules! linked {
     ($enable:literal, $stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
         Kernel {
+            #[cfg(test)]
+            stem: $stem,
             name: concat!($stem, $($suffix),+),
             source: {
                 const TEXT: &str = concat!(
@@ -110,26 +117,51 @@ macro_rules! summing_kernel {
     };
 }
 
-kernel!(EMBED, "embed", ["weights", "grid"], [R, R, R, R, W], 48);
-summing_kernel!(
-    FLOAT_MATVEC,
-    "linear_float.matvec" + "",
-    ["linear_params", "weights", "activations", "grid"],
-    [R, R, R, R, R, W],
-    48
-);
-kernel!(
-    FLOAT_MATMUL,
-    "linear_float.matmul",
-    ["linear_params", "weights", "tile_f32", "activations", "grid"],
-    [R, R, R, R, R, W],
-    48
-);
+/// The kernels that read weights as floats, of one coding.
+#[derive(Debug)]
+pub(super) struct Readers {
+    pub(super) embed: &'static Kernel,
+    pub(super) matvec: &'static Kernel,
+    pub(super) matmul: &'static Kernel,
+}
+
+macro_rules! readers {
+    ($($(#[$doc:meta])* $name:ident($format:ident) $tensor:ident, $shader:literal + $suffix:literal;)*) => {
+        /// By the piece of shader that reads a coding's values.
+        static READERS: &[(&str, Readers)] = &[$(($shader, {
+            kernel!("", EMBED, "embed" + $suffix, ["weights", $shader, "grid"], [R, R, R, R, W], 48);
+            summing_kernel!(
+                MATVEC,
+                "linear_float.matvec" + $suffix,
+                ["linear_params", "weights", $shader, "activations", "grid"],
+                [R, R, R, R, R, W],
+                48
+            );
+            kernel!(
+                "",
+                MATMUL,
+                "linear_float.matmul" + $suffix,
+                ["linear_params", "weights", $shader, "tile_f32", "activations", "grid"],
+                [R, R, R, R, R, W],
+                48
+            );
+            Readers { embed: &EMBED, matvec: &MATVEC, matmul: &MATMUL }
+        })),*];
+    };
+}
+codings!(readers);
+
+/// The kernels of a coding, which reads its values by that piece of shader. Dense weights take those of integer codes.
+pub(super) fn readers(shader: &str) -> &'static Readers {
+    let found = READERS.iter().find(|(name, _)| *name == shader);
+    &found.expect("the list of codings has made kernels of each").1
+}
+
 kernel!(
     "enable f16; ",
     FLOAT_MATMUL_HALF,
     "linear_float.matmul" + ".half",
-    ["linear_params", "weights", "tile_f16", "activations", "grid"],
+    ["linear_params", "weights", "weights_affine", "tile_f16", "activations", "grid"],
     [R, R, R, R, R, W],
     48
 );
@@ -138,28 +170,28 @@ kernel!(INT8_ROUND_TRIP, "linear_int8.round_trip", ["quantize", "grid"], [R, W],
 summing_kernel!(
     INT8_MATVEC,
     "linear_int8.matvec" + "",
-    ["linear_params", "weights", "int8", "dot_plain", "grid"],
+    ["linear_params", "weights", "weights_affine", "int8", "dot_plain", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
 summing_kernel!(
     INT8_MATVEC_PACKED,
     "linear_int8.matvec" + ".packed",
-    ["linear_params", "weights", "int8", "dot_packed", "grid"],
+    ["linear_params", "weights", "weights_affine", "int8", "dot_packed", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
 kernel!(
     INT8_MATMUL,
     "linear_int8.matmul",
-    ["linear_params", "weights", "int8", "dot_plain", "grid"],
+    ["linear_params", "weights", "weights_affine", "int8", "dot_plain", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
 kernel!(
     INT8_MATMUL_PACKED,
     "linear_int8.matmul" + ".packed",
-    ["linear_params", "weights", "int8", "dot_packed", "grid"],
+    ["linear_params", "weights", "weights_affine", "int8", "dot_packed", "grid"],
     [R, R, R, R, R, R, W],
     48
 );
@@ -197,9 +229,6 @@ kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
 /// All that models run, without variants with subgroups.
 #[cfg(any(test, feature = "kernel-tests"))]
 static ALL: &[&Kernel] = &[
-    &EMBED,
-    &FLOAT_MATVEC,
-    &FLOAT_MATMUL,
     &FLOAT_MATMUL_HALF,
     &INT8_QUANTIZE,
     &INT8_ROUND_TRIP,
@@ -221,5 +250,6 @@ static ALL: &[&Kernel] = &[
 /// All that models run on some device.
 #[cfg(any(test, feature = "kernel-tests"))]
 pub(super) fn all() -> impl Iterator<Item = &'static Kernel> {
-    ALL.iter().flat_map(|&kernel| [Some(kernel), kernel.subgroups]).flatten()
+    let readers = READERS.iter().flat_map(|(_, readers)| [readers.embed, readers.matvec, readers.matmul]);
+    readers.chain(ALL.iter().copied()).flat_map(|kernel| [Some(kernel), kernel.subgroups]).flatten()
 }

@@ -1,12 +1,12 @@
 //! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device. Floor 4.
 
-use super::kernels::{self, Kernel};
+use super::kernels::{self, Kernel, Readers};
 use super::segments::Tiling;
 use super::units::{Units, Values};
 use super::variants::Variants;
 use crate::backend::{AttentionShape, GateActivation};
 use crate::error::{Error, Result};
-use crate::quant::Activations;
+use crate::quant::{Activations, Coding};
 use std::hash::{Hash, Hasher};
 
 /// Tokens from which on a tiled product is faster than one matrix-vector product for each.
@@ -111,9 +111,9 @@ pub(super) fn linear(
     }
     let tiled = tokens >= TILED_TOKENS;
     let kernel = match (int8, tiled, packed) {
-        (false, false, _) => &kernels::FLOAT_MATVEC,
+        (false, false, _) => readers(units).matvec,
         (false, true, _) if variants.half_tiles && units.values == Values::F16 => &kernels::FLOAT_MATMUL_HALF,
-        (false, true, _) => &kernels::FLOAT_MATMUL,
+        (false, true, _) => readers(units).matmul,
         (true, false, false) => &kernels::INT8_MATVEC,
         (true, true, false) => &kernels::INT8_MATMUL,
         (true, false, true) => &kernels::INT8_MATVEC_PACKED,
@@ -132,9 +132,14 @@ pub(super) fn linear(
     Ok(Plan { choice: Choice::of(kernel, constants, variants), workgroups })
 }
 
+/// The kernels that read such weights.
+fn readers(units: &Units) -> &'static Readers {
+    kernels::readers(units.coding.map_or("weights_affine", Coding::shader))
+}
+
 /// Whether products with these weights are products of integers.
 pub(super) fn meets_int8(units: &Units, activations: Activations) -> bool {
-    activations == Activations::Int8 && matches!(units.values, Values::Codes(_))
+    activations == Activations::Int8 && units.coding.is_some_and(|coding| coding.affine().is_some())
 }
 
 fn format_constants(units: &Units, has_zeros: bool) -> Vec<(&'static str, u32)> {
@@ -147,7 +152,7 @@ fn format_constants(units: &Units, has_zeros: bool) -> Vec<(&'static str, u32)> 
 
 /// Embeddings of `tokens` tokens.
 pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Plan> {
-    let choice = Choice { kernel: &kernels::EMBED, constants: format_constants(units, has_zeros) };
+    let choice = Choice { kernel: readers(units).embed, constants: format_constants(units, has_zeros) };
     Ok(Plan { choice, workgroups: grid(tokens)? })
 }
 
@@ -216,13 +221,16 @@ mod tests {
     fn the_kernel_follows_from_format_activations_and_tokens() {
         let dense = WeightFormat::Dense(DType::F16);
         let int4 = |group| {
-            WeightFormat::Packed(Scheme::Integer {
-                bits: Bits::Four,
-                granularity: Granularity::Group(group),
-                symmetric: false,
-            })
+            WeightFormat::Packed(
+                Scheme::Integer {
+                    bits: Bits::Four,
+                    granularity: Granularity::Group(group),
+                    symmetric: false,
+                }
+                .into(),
+            )
         };
-        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
         use Activations::{F32, Int8};
         // Format, activations, rows, tokens: kernel, workgroups, and some of its numbers.
         type Case =
@@ -257,9 +265,9 @@ mod tests {
     fn packed_products_take_the_place_of_plain_ones_where_they_are_exact() {
         let integer = |bits, symmetric| {
             let granularity = Granularity::Group(32);
-            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric })
+            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }.into())
         };
-        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
         use Activations::{F32, Int8};
         // Format, activations, tokens: the kernel where the device multiplies four bytes at once, without subgroups.
         let cases = [
@@ -275,7 +283,8 @@ mod tests {
         ];
         for (format, activations, tokens, kernel) in cases {
             let units = Units::new(64, format).unwrap();
-            let has_zeros = matches!(format, WeightFormat::Packed(Scheme::Integer { symmetric: false, .. }));
+            let affine = units.coding.and_then(|coding| coding.affine());
+            let has_zeros = affine.is_some_and(|scheme| scheme.constant_zero_point().is_none());
             for subgroups in [None, Some(32)] {
                 let variants =
                     Variants { packed_dot: true, rounding_norm: true, subgroups, ..Variants::default() };
@@ -298,7 +307,7 @@ mod tests {
             // What has other numbers would lose some of them.
             (WeightFormat::Dense(DType::BF16), 8, true, "linear_float.matmul"),
             (WeightFormat::Dense(DType::F32), 8, true, "linear_float.matmul"),
-            (WeightFormat::Packed(int4), 8, true, "linear_float.matmul"),
+            (WeightFormat::Packed(int4.into()), 8, true, "linear_float.matmul"),
         ];
         for (format, tokens, half_tiles, kernel) in cases {
             let units = Units::new(64, format).unwrap();

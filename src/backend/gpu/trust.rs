@@ -90,9 +90,9 @@ impl GpuBackend {
     /// As [`GpuBackend::new`]. A fast kernel that fails is no error: see [`Capabilities::replaced`].
     pub async fn check_formats(&mut self) -> Result<()> {
         let integer = |bits, granularity, symmetric| {
-            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric })
+            WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into())
         };
-        let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+        let ternary = WeightFormat::Packed(Scheme::ternary(Granularity::Tensor).into());
         for (format, activations) in [
             (WeightFormat::Dense(DType::F16), Activations::F32),
             (integer(Bits::Four, Granularity::Group(32), false), Activations::F32),

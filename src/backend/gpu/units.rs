@@ -6,6 +6,7 @@
 use crate::backend::WeightFormat;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quant::{Coding, Scheme};
 
 /// How values are written; the numbers are those of the shaders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,8 @@ impl Values {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Units {
     pub(super) values: Values,
+    /// `None` for dense values.
+    pub(super) coding: Option<Coding>,
     pub(super) cols: usize,
     /// Columns that share a scale; the last group may have fewer.
     pub(super) group_size: usize,
@@ -77,16 +80,15 @@ impl Units {
                     "expected a weight of F32, F16 or BF16 values but found {other}"
                 )));
             }
-            WeightFormat::Packed(scheme) if scheme.has_minimums() => {
+            WeightFormat::Packed(coding) if coding.affine().is_some_and(Scheme::has_minimums) => {
                 return Err(Error::unsupported_format(format!(
-                    "weights with a minimum for each group ({scheme}) do not run on a GPU yet"
+                    "weights with a minimum for each group ({coding}) do not run on a GPU yet"
                 )));
             }
             // 3-bit codes are kept in 4 bits.
-            WeightFormat::Packed(scheme) => (
-                Values::Codes(scheme.storage_bits().next_power_of_two()),
-                scheme.granularity().group_size(cols),
-            ),
+            WeightFormat::Packed(coding) => {
+                (Values::Codes(coding.code_bits().next_power_of_two()), coding.granularity().group_size(cols))
+            }
         };
         if cols == 0 || group_size == 0 || cols > u32::MAX as usize / 64 {
             return Err(Error::invalid_argument(format!(
@@ -98,7 +100,11 @@ impl Units {
         let units_per_group = group_size.div_ceil(values.unit_columns());
         let last = cols - (groups - 1) * group_size;
         let units = (groups - 1) * units_per_group + last.div_ceil(values.unit_columns());
-        Ok(Self { values, cols, group_size, groups, units_per_group, units })
+        let coding = match format {
+            WeightFormat::Dense(_) => None,
+            WeightFormat::Packed(coding) => Some(coding),
+        };
+        Ok(Self { values, coding, cols, group_size, groups, units_per_group, units })
     }
 
     /// 32-bit words of a row.
@@ -152,7 +158,7 @@ mod tests {
     fn units_of_every_format() {
         let packed = |bits, group| {
             let granularity = Granularity::Group(group);
-            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true })
+            WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true }.into())
         };
         // Format, columns: units, words of a row, quads, ragged.
         let cases = [
@@ -179,7 +185,7 @@ mod tests {
     #[test]
     fn groups_with_minimums_are_refused() {
         let scheme = Scheme::IntegerMinimum { bits: Bits::Four, granularity: Granularity::Group(32) };
-        let error = Units::new(64, WeightFormat::Packed(scheme)).unwrap_err();
+        let error = Units::new(64, WeightFormat::Packed(scheme.into())).unwrap_err();
         assert_eq!(error.code(), crate::error::ErrorCode::UnsupportedFormat);
     }
 
@@ -187,7 +193,7 @@ mod tests {
     fn codes_lie_four_bytes_apart() {
         let scheme =
             Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(5), symmetric: true };
-        let units = Units::new(9, WeightFormat::Packed(scheme)).unwrap();
+        let units = Units::new(9, WeightFormat::Packed(scheme.into())).unwrap();
         let mut words = vec![0; units.row_words()];
         units.arrange_codes(&[1, 2, 3, 4, 5, 6, 7, 8, 9], &mut words);
         assert_eq!(words, [0x0403_0251, 0x0908_0706]);

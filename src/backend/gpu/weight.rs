@@ -7,8 +7,7 @@ use super::device::Device;
 use super::units::{Units, Values};
 use crate::backend::{WeightDesc, WeightFormat, WeightView};
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::packing::unpack_row;
-use crate::quant::{ActivationGrid, Activations, PackedRows, Scheme};
+use crate::quant::{ActivationGrid, Activations, Coding, QuantizedRows, Scheme};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -184,8 +183,8 @@ impl GpuWeightBuilder {
         let matrix_host = &mut self.host[matrix];
         let matrix = &self.weight.matrices[matrix];
         match (data, desc.format) {
-            (WeightView::Packed(source), WeightFormat::Packed(scheme)) => {
-                matrix.put_packed(device, scheme, target, source, &mut matrix_host.zeros)?;
+            (WeightView::Packed(source), WeightFormat::Packed(coding)) => {
+                matrix.put_packed(device, coding, target, source, &mut matrix_host.zeros)?;
             }
             (WeightView::Dense(bytes), WeightFormat::Dense(dtype)) => {
                 let row_bytes = desc.cols * dtype.size();
@@ -299,9 +298,9 @@ impl Matrix {
         }
         let (has_zeros, zero_point) = match desc.format {
             WeightFormat::Dense(_) => (false, 0),
-            WeightFormat::Packed(scheme) => match scheme.constant_zero_point() {
-                Some(zero) => (false, zero),
-                None => (true, 0),
+            WeightFormat::Packed(coding) => match coding.affine().map(Scheme::constant_zero_point) {
+                Some(None) => (true, 0),
+                constant => (false, constant.flatten().unwrap_or(0)),
             },
         };
         let is_packed = matches!(units.values, Values::Codes(_));
@@ -351,41 +350,42 @@ impl Matrix {
     fn put_packed(
         &self,
         device: &Device,
-        scheme: Scheme,
+        coding: Coding,
         rows: Range<usize>,
-        source: &PackedRows<'_>,
+        source: &QuantizedRows<'_>,
         zeros: &mut [u8],
     ) -> Result<()> {
         let (units, tensor) = (&self.units, source.tensor);
-        if (tensor.scheme(), tensor.cols(), source.rows.len()) != (scheme, units.cols, rows.len()) {
+        if (tensor.coding(), tensor.cols(), source.rows.len()) != (coding, units.cols, rows.len()) {
             return Err(Error::invalid_argument(format!(
-                "expected {} rows of {} columns in {scheme} but found {} of {} in {}",
+                "expected {} rows of {} columns in {coding} but found {} of {} in {}",
                 rows.len(),
                 units.cols,
                 source.rows.len(),
                 tensor.cols(),
-                tensor.scheme()
+                tensor.coding()
             )));
         }
-        if tensor.column_order().is_some() {
+        let affine = tensor.affine();
+        if affine.is_some_and(|affine| affine.column_order().is_some()) {
             return Err(Error::unsupported_format(
                 "columns in an order of their own (act-order) do not run on a GPU yet",
             ));
         }
-        let (bits, words_per_row) = (scheme.storage_bits(), scheme.words_per_row(units.cols));
         let mut codes = vec![0u8; units.cols];
         self.upload_rows(device, rows.clone(), |index, words| {
-            let at = (source.rows.start + index) * words_per_row;
-            unpack_row(&tensor.codes()[at..at + words_per_row], bits, &mut codes);
+            tensor.codes_of_row(source.rows.start + index, &mut codes);
             units.arrange_codes(&codes, words);
         });
+        let zero_points = affine.and_then(|affine| Some((affine, affine.zero_points()?)));
         let mut scales = Vec::with_capacity(rows.len() * units.groups);
         for (row, source_row) in rows.clone().zip(source.rows.clone()) {
             for group in 0..units.groups {
-                let index = tensor.scale_index(source_row, group);
-                scales.push(tensor.scales().get(index));
-                if let Some(source) = tensor.zero_points() {
-                    zeros[row * units.groups + group] = source[index];
+                scales.push(tensor.scale(source_row, group));
+            }
+            if let Some((affine, points)) = zero_points {
+                for (group, zero) in zeros[row * units.groups..][..units.groups].iter_mut().enumerate() {
+                    *zero = points[affine.scale_index(source_row, group)];
                 }
             }
         }

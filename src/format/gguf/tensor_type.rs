@@ -59,6 +59,11 @@ impl TensorType {
 }
 
 impl TensorType {
+    /// Every type that ggml defines.
+    pub fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|(number, ..)| Self(*number))
+    }
+
     /// The type with this number in a file, where ggml has one.
     pub fn from_number(number: u32) -> Option<Self> {
         TABLE.iter().any(|(known, ..)| *known == number).then_some(Self(number))

@@ -17,7 +17,7 @@ fn read(config: &Value, tensors: Tensors) -> Result<PackedTensor> {
     let store = TensorStore::in_memory("test", tensors, BTreeMap::new()).unwrap();
     let layout = block_on(Layout::open(Some(config), &store, &OpenOptions::default()))?;
     layout.module(&store, MODULE)?;
-    block_on(layout.read_packed(&store, MODULE))
+    Ok(block_on(layout.read_packed(&store, MODULE))?.affine().unwrap().clone())
 }
 
 /// A file of 24 outputs and 48 inputs in groups of 16, and its weights `[out, in]`.
@@ -133,7 +133,7 @@ fn what_is_not_read_is_named() {
 #[test]
 fn the_layout_holds_one_group_size() {
     let format = |granularity, symmetric| PackedFormat {
-        scheme: Scheme::Integer { bits: Bits::Four, granularity, symmetric },
+        coding: Scheme::integer(Bits::Four, granularity, symmetric).into(),
         scale_type: ScaleType::F16,
         reordered: false,
     };

@@ -23,9 +23,12 @@ impl Config {
     pub(in crate::layout) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
         Ok(match self.find(store, module)? {
             None => dense::module(store, module)?,
-            Some(Found { group, rows, cols, .. }) => {
-                ModuleStorage::Packed { scheme: group.scheme, activations: group.activations, rows, cols }
-            }
+            Some(Found { group, rows, cols, .. }) => ModuleStorage::Packed {
+                coding: group.scheme.into(),
+                activations: group.activations,
+                rows,
+                cols,
+            },
         })
     }
 

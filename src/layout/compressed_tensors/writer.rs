@@ -3,7 +3,7 @@
 use super::Names;
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
-use crate::layout::stored::{scale_bytes, word_bytes};
+use crate::layout::stored::word_bytes;
 use crate::layout::{PackedFormat, is_embedding};
 use crate::order;
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
@@ -55,7 +55,7 @@ pub(in crate::layout) fn planned_tensors(
     cols: usize,
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
-    let scheme = stored_scheme(format.scheme);
+    let scheme = stored_scheme(format.scheme());
     let names = Names::new(module);
     let (rows_u64, cols_u64) = (rows as u64, cols as u64);
     let groups = scheme.granularity().groups_per_row(cols) as u64;
@@ -90,7 +90,7 @@ pub(in crate::layout) fn encode(
     format: PackedFormat,
 ) -> Vec<(String, Vec<u8>)> {
     let names = Names::new(module);
-    let scales = (names.scale, scale_bytes(tensor.scales()));
+    let scales = (names.scale, tensor.scales().to_bytes());
     let zero_points = tensor.zero_points();
     let mut tensors = Vec::new();
     if format.reordered {
@@ -178,7 +178,7 @@ pub(in crate::layout) fn quantization_config(
     type Key = (bool, String, bool);
     let mut groups: BTreeMap<Key, (PackedFormat, Vec<&str>)> = BTreeMap::new();
     for (module, format) in entries {
-        let key = (is_embedding(module), format.scheme.to_string(), format.reordered);
+        let key = (is_embedding(module), format.scheme().to_string(), format.reordered);
         groups.entry(key).or_insert_with(|| (*format, Vec::new())).1.push(module);
     }
     let mut largest: Option<(usize, Key)> = None;
@@ -194,11 +194,12 @@ pub(in crate::layout) fn quantization_config(
     // The default first: some readers take the first group for that of all ordinary layers.
     let (first, others): (Vec<_>, Vec<_>) =
         groups.iter().partition(|(key, _)| Some(*key) == default_key.as_ref());
-    for (key, (PackedFormat { scheme, reordered, .. }, modules)) in first.into_iter().chain(others) {
+    for (key, (packed, modules)) in first.into_iter().chain(others) {
+        let scheme = packed.scheme();
         let mut modules = modules.clone();
         order::sort(&mut modules);
         let targets = if Some(key) == default_key.as_ref() { json!(["Linear"]) } else { json!(modules) };
-        let format = if as_bytes(modules[0], *scheme) { "int-quantized" } else { "pack-quantized" };
+        let format = if as_bytes(modules[0], scheme) { "int-quantized" } else { "pack-quantized" };
         formats.push(format);
         let ternary = matches!(scheme, Scheme::Ternary { .. });
         let int8 = !key.0 && (ternary || activations == Activations::Int8);
@@ -209,7 +210,7 @@ pub(in crate::layout) fn quantization_config(
                 "input_activations": if int8 { activation_args() } else { Value::Null },
                 "output_activations": null,
                 "targets": targets,
-                "weights": weight_args(*scheme, *reordered),
+                "weights": weight_args(scheme, packed.reordered),
             }),
         );
     }

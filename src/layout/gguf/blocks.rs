@@ -14,13 +14,33 @@
 //!
 //! The bit layouts are those of ggml's `ggml-common.h` and `ggml-quants.c`. Floor 3.
 
+use super::quantize::{push_half, push_nibbles};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::TensorType;
-use crate::quant::{Bits, Granularity, PackedTensor, ScaleType, Scales, Scheme, dequantize, packing};
+use crate::quant::{
+    Bits, Coding, Granularity, PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme, packing,
+};
 use half::f16;
 
-/// The scheme that blocks of a type become; `None` for types that have no packed form here.
-pub(super) fn scheme(tensor_type: TensorType) -> Option<Scheme> {
+/// The coding that blocks of a type become; `None` for types that are not read.
+pub(super) fn coding(tensor_type: TensorType) -> Option<Coding> {
+    scheme(tensor_type).map(Coding::from)
+}
+
+/// The type whose blocks are rows of that coding, where `cols` columns are whole blocks. Integer codes have types of
+/// their own kind: see [`block_type`](super::block_type).
+pub(super) fn type_of(wanted: Coding, cols: usize) -> Option<TensorType> {
+    let fits = |of: &TensorType| (cols as u64).is_multiple_of(of.block_elements());
+    TensorType::all().filter(fits).find(|&of| coding(of) == Some(wanted))
+}
+
+/// The types that are read.
+pub(super) fn names() -> Vec<&'static str> {
+    TensorType::all().filter(|&of| coding(of).is_some()).map(TensorType::name).collect()
+}
+
+/// The scheme of a type of integer codes.
+fn scheme(tensor_type: TensorType) -> Option<Scheme> {
     let symmetric =
         |bits, size| Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric: true };
     match tensor_type {
@@ -43,7 +63,7 @@ pub(super) fn scheme(tensor_type: TensorType) -> Option<Scheme> {
 /// A matrix of blocks on its way into a packed tensor, rows first to last.
 pub(super) struct Decoder {
     tensor_type: TensorType,
-    scheme: Scheme,
+    coding: Coding,
     rows: usize,
     cols: usize,
     codes: Vec<u32>,
@@ -53,13 +73,13 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Starts a `[rows, cols]` matrix; `cols` are whole blocks of a type that has a [`scheme`].
+    /// Starts a `[rows, cols]` matrix; `cols` are whole blocks of a type that has a [`coding`].
     ///
     /// # Errors
     /// `out_of_memory` where the codes do not fit.
     pub(super) fn new(tensor_type: TensorType, rows: usize, cols: usize) -> Result<Self> {
-        let scheme = scheme(tensor_type).expect("a type with blocks");
-        let words = rows.checked_mul(scheme.words_per_row(cols));
+        let coding = coding(tensor_type).expect("a type with blocks");
+        let words = rows.checked_mul(packing::words(cols, coding.code_bits()));
         let mut codes = Vec::new();
         let reserved = words.is_some_and(|words| codes.try_reserve_exact(words).is_ok());
         if !reserved {
@@ -74,7 +94,7 @@ impl Decoder {
             _ => ScaleType::F16,
         };
         let scales = Scales::with_capacity(scale_type, 0);
-        Ok(Self { tensor_type, scheme, rows, cols, codes, minimums: scales.clone(), scales, row: Vec::new() })
+        Ok(Self { tensor_type, coding, rows, cols, codes, minimums: scales.clone(), scales, row: Vec::new() })
     }
 
     /// Takes the next rows.
@@ -90,7 +110,8 @@ impl Decoder {
         let blocks = self.cols / self.tensor_type.block_elements() as usize;
         assert!(bytes.len().is_multiple_of(blocks * block_bytes), "blocks come in whole rows");
         for row in bytes.chunks_exact(blocks * block_bytes) {
-            let index = self.codes.len() / self.scheme.words_per_row(self.cols);
+            let (start, words) = (self.codes.len(), packing::words(self.cols, self.coding.code_bits()));
+            let index = start / words;
             self.row.clear();
             for block in row.chunks_exact(block_bytes) {
                 let decoded = match self.tensor_type {
@@ -106,9 +127,8 @@ impl Decoder {
                 };
                 decoded.map_err(|error| error.context(format!("row {index}")))?;
             }
-            let start = self.codes.len();
-            self.codes.resize(start + self.scheme.words_per_row(self.cols), 0);
-            packing::pack_row(&self.row, self.scheme.storage_bits(), &mut self.codes[start..]);
+            self.codes.resize(start + words, 0);
+            packing::pack_row(&self.row, self.coding.code_bits(), &mut self.codes[start..]);
         }
         Ok(())
     }
@@ -117,13 +137,14 @@ impl Decoder {
     ///
     /// # Errors
     /// `invalid_checkpoint` when rows are missing.
-    pub(super) fn finish(self) -> Result<PackedTensor> {
-        let Self { scheme, rows, cols, codes, scales, minimums, .. } = self;
-        if scheme.has_minimums() {
-            PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)
-        } else {
-            PackedTensor::new(scheme, rows, cols, codes, scales, None)
-        }
+    pub(super) fn finish(self) -> Result<QuantizedTensor> {
+        let Self { coding, rows, cols, codes, scales, minimums, .. } = self;
+        Ok(match coding {
+            Coding::Affine(scheme) if scheme.has_minimums() => {
+                PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?.into()
+            }
+            Coding::Affine(scheme) => PackedTensor::new(scheme, rows, cols, codes, scales, None)?.into(),
+        })
     }
 
     fn q8_0(&mut self, block: &[u8]) -> Result<()> {
@@ -256,8 +277,29 @@ pub fn decode_rows(tensor_type: TensorType, cols: usize, bytes: &[u8], out: &mut
     let rows = out.len() / cols;
     let mut decoder = Decoder::new(tensor_type, rows, cols)?;
     decoder.push_rows(bytes)?;
-    dequantize::rows(&decoder.finish()?, 0..rows, out);
+    decoder.finish()?.decode_rows(0..rows, out);
     Ok(())
+}
+
+/// The blocks of a matrix whose coding is that of a type.
+///
+/// # Errors
+/// `unsupported_format` where it is that of none; `non_finite` for a scale that a half cannot hold.
+pub(super) fn encode(tensor: &QuantizedTensor) -> Result<Vec<u8>> {
+    let (coding, cols) = (tensor.coding(), tensor.cols());
+    let Some(tensor_type) = type_of(coding, cols) else {
+        return Err(Error::unsupported_format(format!("no GGUF type holds {coding} rows of {cols} columns")));
+    };
+    let mut codes = vec![0; cols];
+    let mut out = Vec::new();
+    for row in 0..tensor.rows() {
+        tensor.codes_of_row(row, &mut codes);
+        for (group, codes) in codes.chunks_exact(tensor_type.block_elements() as usize).enumerate() {
+            push_half(tensor.scale(row, group), &mut out)?;
+            push_nibbles(codes, &mut out);
+        }
+    }
+    Ok(out)
 }
 
 /// Scale and minimum of one of the eight groups of `Q4_K`, 6 bits each.

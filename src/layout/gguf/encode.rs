@@ -1,20 +1,22 @@
 //! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says. Floor 3.
 
+use super::blocks;
 use super::quantize::{push_half, push_nibbles, push_ternary};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
 use crate::format::safetensors::TensorInfo;
-use crate::quant::{Bits, Granularity, PackedTensor, Scheme, column_order, packing};
+use crate::quant::{Bits, Coding, Granularity, PackedTensor, QuantizedTensor, Scheme, column_order, packing};
 
 /// Columns that share a scale in the small blocks.
 pub(in crate::layout) const SMALL_BLOCK: usize = 32;
 /// And in those of ternary codes.
 const TERNARY_BLOCK: usize = 256;
 
-/// The type whose blocks hold the codes of a `cols` wide matrix of `scheme`; `None` where none does. A group of several
+/// The type whose blocks hold the codes of a `cols` wide matrix; `None` where none does. A group of several
 /// blocks repeats its scale. Scales become halves, and zero points minimums: see [`own_scales`](crate::layout::TargetLayout::own_scales).
-pub fn block_type(scheme: Scheme, cols: usize) -> Option<TensorType> {
+pub fn block_type(coding: Coding, cols: usize) -> Option<TensorType> {
+    let Some(scheme) = coding.affine() else { return blocks::type_of(coding, cols) };
     let fits = |block: usize| {
         let group = scheme.granularity().group_size(cols);
         // The last group may be shorter, but ends with a block too.
@@ -33,19 +35,19 @@ pub fn block_type(scheme: Scheme, cols: usize) -> Option<TensorType> {
 
 /// The type whose blocks hold the codes of this matrix, as [`block_type`]; groups of columns that lie apart from each other
 /// (act-order) have none.
-pub fn block_type_of(tensor: &PackedTensor) -> Option<TensorType> {
+fn affine_type(tensor: &PackedTensor) -> Option<TensorType> {
     let grouped = matches!(tensor.scheme().granularity(), Granularity::Group(_));
     if grouped && tensor.column_order().is_some() {
         return None;
     }
-    block_type(tensor.scheme(), tensor.cols())
+    block_type(tensor.scheme().into(), tensor.cols())
 }
 
 /// Whether [`encode`] has a type for rows of `cols` columns.
-pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), String> {
-    match block_type(scheme, cols) {
+pub(in crate::layout) fn can_hold(cols: usize, coding: Coding) -> Result<(), String> {
+    match block_type(coding, cols) {
         Some(_) => Ok(()),
-        None => Err(format!("no type holds {scheme} rows of {cols} columns")),
+        None => Err(format!("no type holds {coding} rows of {cols} columns")),
     }
 }
 
@@ -54,9 +56,9 @@ pub(in crate::layout) fn planned_tensors(
     module: &str,
     rows: usize,
     cols: usize,
-    scheme: Scheme,
+    coding: Coding,
 ) -> Vec<(String, TensorInfo)> {
-    let row_bytes = block_type(scheme, cols).and_then(|tensor_type| tensor_type.row_bytes(cols as u64));
+    let row_bytes = block_type(coding, cols).and_then(|tensor_type| tensor_type.row_bytes(cols as u64));
     let dims = [rows as u64, row_bytes.expect("it can be held")];
     vec![(format!("{module}.weight"), TensorInfo::new(DType::U8, dims))]
 }
@@ -74,9 +76,16 @@ fn minimum(tensor: &PackedTensor, index: usize) -> Option<f32> {
 ///
 /// # Errors
 /// `unsupported_format` where there is none; `non_finite` for a scale that a half cannot hold.
-pub fn encode(tensor: &PackedTensor) -> Result<Vec<u8>> {
+pub fn encode(tensor: &QuantizedTensor) -> Result<Vec<u8>> {
+    match tensor.affine() {
+        Some(tensor) => encode_affine(tensor),
+        None => blocks::encode(tensor),
+    }
+}
+
+fn encode_affine(tensor: &PackedTensor) -> Result<Vec<u8>> {
     let (scheme, cols) = (tensor.scheme(), tensor.cols());
-    let Some(tensor_type) = block_type_of(tensor) else {
+    let Some(tensor_type) = affine_type(tensor) else {
         return Err(Error::unsupported_format(format!(
             "no GGUF type holds {scheme} rows of {cols} columns as they are stored"
         )));

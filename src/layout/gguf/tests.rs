@@ -6,7 +6,6 @@ use crate::error::ErrorCode;
 use crate::format::gguf::{Array, GgufWriter, Value as Meta};
 use crate::format::sink::{MemorySinkDir, SinkDir};
 use crate::format::source::MemorySource;
-use crate::quant::{Scheme, dequantize};
 use crate::task::block_on;
 use std::path::Path;
 
@@ -32,7 +31,7 @@ const TYPES: [TensorType; 9] = [
     TensorType::TQ2_0,
 ];
 
-fn decode(tensor_type: TensorType, rows: usize, bytes: &[u8]) -> Result<PackedTensor> {
+fn decode(tensor_type: TensorType, rows: usize, bytes: &[u8]) -> Result<QuantizedTensor> {
     let row_bytes = bytes.len() / rows;
     let cols = row_bytes / tensor_type.block_bytes() as usize * tensor_type.block_elements() as usize;
     let mut decoder = Decoder::new(tensor_type, rows, cols)?;
@@ -50,9 +49,9 @@ fn blocks_decode_to_the_bits_of_ggml() {
         // As one row of blocks, and as a row for each block.
         for rows in [1, count] {
             let tensor = decode(tensor_type, rows, &blocks).unwrap();
-            assert_eq!(Some(tensor.scheme()), blocks::scheme(tensor_type));
+            assert_eq!(Some(tensor.coding()), blocks::coding(tensor_type));
             let mut found = vec![f32::NAN; tensor.rows() * tensor.cols()];
-            dequantize::rows(&tensor, 0..rows, &mut found);
+            tensor.decode_rows(0..rows, &mut found);
             let expected: Vec<f32> = values.as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
             assert_eq!(found, expected, "{tensor_type} in {rows} rows");
         }
@@ -160,7 +159,7 @@ fn a_file_is_the_folder_that_transformers_would_have_written() {
     assert!(problem.to_string().contains("no key `tokenizer.ggml.model`"), "{problem}");
     assert!(problem.to_string().contains("--tokenizer DIR"), "{problem}");
     let scheme = |module: &str| match opened.config.module(&opened.store, module).unwrap() {
-        ModuleStorage::Packed { scheme, .. } => scheme.to_string(),
+        ModuleStorage::Packed { coding, .. } => coding.to_string(),
         ModuleStorage::Dense { dtype, .. } => dtype.to_string(),
     };
     assert_eq!(scheme("model.embed_tokens"), "int8-g32-sym");
@@ -464,8 +463,7 @@ fn rows_of_q_and_k_come_in_the_order_of_hugging_face() {
     };
     let packed =
         block_on(opened.config.read_packed(&opened.store, "model.layers.0.self_attn.q_proj")).unwrap();
-    assert!(matches!(packed.scheme(), Scheme::Integer { .. }));
-    let found: Vec<f32> = (0..32).map(|row| packed.scales().get(row)).collect();
+    let found: Vec<f32> = (0..32).map(|row| packed.scale(row, 0)).collect();
     assert_eq!(found, expected(32));
     let mut bytes = vec![0; 16 * 64];
     block_on(opened.store.read_range("model.layers.0.self_attn.k_proj.weight", 0..1024, &mut bytes)).unwrap();

@@ -32,7 +32,7 @@ impl Config {
         Ok(match self.find(store, module)? {
             None => dense::module(store, module)?,
             Some(found) => ModuleStorage::Packed {
-                scheme: found.scheme(),
+                coding: found.scheme().into(),
                 activations: Activations::F32,
                 rows: found.rows,
                 cols: found.cols,

@@ -27,7 +27,7 @@ fn open(config: &Value, tensors: Tensors, options: OpenOptions) -> Result<(Tenso
 fn read(config: &Value, tensors: Tensors) -> Result<(ModuleStorage, PackedTensor)> {
     let (store, layout) = open(config, tensors, OpenOptions::default())?;
     let storage = layout.module(&store, MODULE)?;
-    Ok((storage, block_on(layout.read_packed(&store, MODULE))?))
+    Ok((storage, block_on(layout.read_packed(&store, MODULE))?.affine().unwrap().clone()))
 }
 
 /// Values as the documents have them, `[in][out]` and `[group][out]`.
@@ -150,8 +150,8 @@ fn every_width_and_version_reads_as_documented() {
                     let config = config(bits, configured, true, json!({"checkpoint_format": label}));
                     let (storage, tensor) = read(&config, file.tensors(minus)).unwrap();
                     file.check(&tensor);
-                    let ModuleStorage::Packed { scheme, .. } = storage else { panic!("{storage:?}") };
-                    assert_eq!(scheme.constant_zero_point(), Some(1 << (bits - 1)));
+                    let ModuleStorage::Packed { coding, .. } = storage else { panic!("{storage:?}") };
+                    assert_eq!(coding.affine().unwrap().constant_zero_point(), Some(1 << (bits - 1)));
                     // Where nothing says that they are symmetric, they are read all the same.
                     let unsaid = json!({"quant_method": "gptq", "bits": bits, "group_size": configured});
                     file.check(&read(&unsaid, file.tensors(minus)).unwrap().1);
@@ -222,7 +222,7 @@ fn labels_and_writers_decide_asymmetric_zero_points_and_a_guess_is_told() {
         let config = config(4, 32, false, more);
         let minus = if version == V1 { 1 } else { 0 };
         let (store, layout) = open(&config, file.tensors(minus), OpenOptions { gptq_zeros: word }).unwrap();
-        file.check(&block_on(layout.read_packed(&store, MODULE)).unwrap());
+        file.check(block_on(layout.read_packed(&store, MODULE)).unwrap().affine().unwrap());
         assert_eq!(layout.warnings().len(), usize::from(warned), "{config} {word:?}");
         let symmetric = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": true});
         let (_, layout) = open(&symmetric, file.tensors(minus), OpenOptions { gptq_zeros: word }).unwrap();

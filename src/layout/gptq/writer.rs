@@ -5,7 +5,7 @@ use super::{Names, QUANTIZER};
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::PackedFormat;
-use crate::layout::stored::{scale_bytes, transpose, transpose_scales, word_bytes};
+use crate::layout::stored::{transpose, transpose_scales, word_bytes};
 use crate::order;
 use crate::quant::{Bits, Granularity, PackedTensor, Scheme, packing};
 use serde_json::{Map, Value, json};
@@ -54,7 +54,7 @@ pub(in crate::layout) fn planned_tensors(
     cols: usize,
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
-    let (bits, granularity, _) = integer(format.scheme);
+    let (bits, granularity, _) = integer(format.scheme());
     let names = Names::new(module);
     let groups = granularity.groups_per_row(cols) as u64;
     let words = |count| packing::words(count, bits.get()) as u64;
@@ -104,7 +104,7 @@ pub(in crate::layout) fn encode(
     vec![
         (names.qweight, word_bytes(&qweight)),
         (names.qzeros, word_bytes(&qzeros)),
-        (names.scales, scale_bytes(&transpose_scales(tensor.scales(), rows))),
+        (names.scales, transpose_scales(tensor.scales(), rows).to_bytes()),
         (names.g_idx, g_idx),
     ]
 }
@@ -119,9 +119,9 @@ pub(in crate::layout) fn quantization_config(
 ) -> Value {
     let mut by_scheme: BTreeMap<String, (Scheme, usize)> = BTreeMap::new();
     for (_, format) in entries {
-        by_scheme.entry(format.scheme.to_string()).or_insert((format.scheme, 0)).1 += 1;
+        by_scheme.entry(format.scheme().to_string()).or_insert((format.scheme(), 0)).1 += 1;
     }
-    let mut usual = (entries[0].1.scheme, 0);
+    let mut usual = (entries[0].1.scheme(), 0);
     for &(scheme, count) in by_scheme.values() {
         if count > usual.1 {
             usual = (scheme, count);
@@ -135,10 +135,10 @@ pub(in crate::layout) fn quantization_config(
     for module in &left_out {
         dynamic.insert(format!("-:^{}$", escaped(module)), json!({}));
     }
-    let mut others: Vec<_> = entries.iter().filter(|(_, format)| format.scheme != usual).collect();
+    let mut others: Vec<_> = entries.iter().filter(|(_, format)| format.scheme() != usual).collect();
     order::sort_by_key(&mut others, |(module, _)| module);
     for (module, format) in others {
-        dynamic.insert(format!("+:^{}$", escaped(module)), Value::Object(settings(format.scheme)));
+        dynamic.insert(format!("+:^{}$", escaped(module)), Value::Object(settings(format.scheme())));
     }
     let label = match zeros {
         GptqZeros::V1 => "gptq",

@@ -10,7 +10,7 @@ use crate::model::names;
 use crate::order;
 use crate::pipeline::float_type::{one_exact_type, scale_type};
 use crate::pipeline::output::{Form, gguf};
-use crate::quant::{Activations, Granularity, PackedTensor, ScaleType, Scheme, regroup};
+use crate::quant::{Activations, Coding, Granularity, PackedTensor, QuantizedTensor, ScaleType, regroup};
 use crate::task::{self, Control};
 
 /// What becomes of one matrix.
@@ -18,8 +18,8 @@ use crate::task::{self, Control};
 pub struct Conversion {
     /// Module name in the output.
     pub module: String,
-    /// Its scheme in the source; `None`: floating point.
-    pub from: Option<Scheme>,
+    /// Its coding in the source; `None`: floating point.
+    pub from: Option<Coding>,
     /// Its packed form in the output; `None`: [`becomes`](Self::becomes) says what it is rounded to.
     pub to: Option<PackedFormat>,
     /// What is lost; `None` where the weights stay exactly what they are.
@@ -33,10 +33,10 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Its scheme in a folder, its type in a GGUF file.
+    /// Its coding in a folder, its type in a GGUF file.
     pub fn becomes(&self) -> String {
         match (self.form, self.to) {
-            (Form::Plain(_), Some(format)) => format.scheme.to_string(),
+            (Form::Plain(_), Some(format)) => format.coding.to_string(),
             (form, _) => form.name().to_owned(),
         }
     }
@@ -56,6 +56,12 @@ pub struct ConversionPlan {
     pub(super) symmetric: bool,
     /// The type of all that is not packed, where the layout has one.
     pub(super) one_type: Option<DType>,
+}
+
+/// The matrix with all zero points in the middle, where they are there.
+pub(super) fn as_symmetric(tensor: &QuantizedTensor) -> Result<Option<QuantizedTensor>> {
+    let middle = tensor.affine().map(regroup::as_symmetric).transpose()?;
+    Ok(middle.flatten().map(QuantizedTensor::from))
 }
 
 /// A matrix as a layout can hold it, and what that loses; or why it cannot.
@@ -111,7 +117,7 @@ pub async fn plan_conversion(
             plan.activations = Activations::Int8;
         }
         let (rows, cols) = storage.shape();
-        let ModuleStorage::Packed { scheme, .. } = storage else {
+        let ModuleStorage::Packed { coding, .. } = storage else {
             let (tensor, loss) = gguf::copied(checkpoint, &module, &source, plan.wanted(&module))?;
             symmetric.push(None);
             let form = tensor.form;
@@ -119,24 +125,21 @@ pub async fn plan_conversion(
             continue;
         };
         let tensor = read(checkpoint, &scales, &source).await?;
-        let format = |(tensor, loss): (PackedTensor, _)| (PackedFormat::from(&tensor), loss);
-        match regroup::as_symmetric(&tensor)? {
-            Some(middle) => symmetric.push(Some(plan.adapt(&module, middle).map(format))),
-            None => {
-                plan.symmetric &= tensor.zero_points().is_none();
-                symmetric.push(None);
-            }
-        }
+        let format = |(tensor, loss): (QuantizedTensor, _)| (PackedFormat::from(&tensor), loss);
+        let middle = as_symmetric(&tensor)?;
+        plan.symmetric &=
+            middle.is_some() || tensor.affine().is_none_or(|affine| affine.zero_points().is_none());
+        symmetric.push(middle.map(|middle| plan.adapt(&module, middle).map(format)));
         let adapted = plan.adapt(&module, tensor).map(format);
-        let conversion = plan.conversion((module, source), scheme, (rows, cols), adapted);
+        let conversion = plan.conversion((module, source), coding, (rows, cols), adapted);
         plan.modules.push(conversion);
         task::checkpoint(control).await?;
     }
     for (index, adapted) in symmetric.into_iter().enumerate() {
         if let (true, Some(adapted)) = (plan.symmetric, adapted) {
             let Conversion { module, source, from, rows, cols, .. } = plan.modules[index].clone();
-            let scheme = from.expect("only packed matrices were looked at");
-            plan.modules[index] = plan.conversion((module, source), scheme, (rows, cols), adapted);
+            let coding = from.expect("only packed matrices were looked at");
+            plan.modules[index] = plan.conversion((module, source), coding, (rows, cols), adapted);
         }
     }
     plan.check(holds_any)?;
@@ -197,7 +200,7 @@ impl ConversionPlan {
     fn conversion(
         &self,
         (module, source): (String, String),
-        from: Scheme,
+        from: Coding,
         (rows, cols): (usize, usize),
         adapted: Adapted<PackedFormat>,
     ) -> Conversion {
@@ -206,7 +209,7 @@ impl ConversionPlan {
             if is_file { gguf::form(self.wanted(&module), cols).0 } else { Form::Plain(DType::F16) };
         let (to, form, loss) = match adapted {
             Ok((format, loss)) => {
-                let form = Form::of_piece(self.options.layout, DType::U8, format.scheme, cols);
+                let form = Form::of_piece(self.options.layout, DType::U8, format.coding, cols);
                 (
                     Some(format),
                     form,
@@ -247,19 +250,19 @@ impl ConversionPlan {
     }
 
     /// The matrix as the layout can hold it.
-    pub(super) fn adapt(&self, module: &str, mut tensor: PackedTensor) -> Adapted<PackedTensor> {
+    pub(super) fn adapt(&self, module: &str, mut tensor: QuantizedTensor) -> Adapted<QuantizedTensor> {
         let layout = self.options.layout;
         layout.can_hold_module(module)?;
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let text = |error: Error| error.to_string();
-        let holds = |tensor: &PackedTensor| layout.can_hold(rows, cols, tensor.scheme());
-        if holds(&tensor).is_err() && layout != TargetLayout::BitNet {
-            let spread = regroup::spread_tensor_scale(&tensor).map_err(text)?;
-            if let Some(finer) = self.finer_groups(&spread) {
-                tensor = regroup::split_groups(&spread, finer).map_err(text)?;
-            } else if holds(&spread).is_ok() {
-                tensor = spread;
-            }
+        let holds = |tensor: &QuantizedTensor| layout.can_hold(rows, cols, tensor.coding());
+        let affine = tensor.affine().filter(|_| holds(&tensor).is_err() && layout != TargetLayout::BitNet);
+        if let Some(affine) = affine {
+            let spread = regroup::spread_tensor_scale(affine).map_err(text)?;
+            tensor = match self.finer_groups(&spread) {
+                Some(finer) => regroup::split_groups(&spread, finer).map_err(text)?.into(),
+                None => Some(spread.into()).filter(|spread| holds(spread).is_ok()).unwrap_or(tensor),
+            };
         }
         holds(&tensor)?;
         let mut loss = None;
@@ -272,14 +275,12 @@ impl ConversionPlan {
 
     /// The largest group size that the layout takes and that cuts no group of the matrix in two unequal parts.
     fn finer_groups(&self, tensor: &PackedTensor) -> Option<usize> {
-        let Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric } = tensor.scheme()
-        else {
-            return None;
-        };
+        let scheme = tensor.scheme();
         // A group as wide as the matrix has no neighbour to be cut from.
-        let size = if size >= tensor.cols() { tensor.cols() } else { size };
+        let (_, Granularity::Group(size), _) = scheme.as_integer()? else { return None };
+        let size = size.min(tensor.cols());
         (1..=size).rev().filter(|finer| size.is_multiple_of(*finer)).find(|&finer| {
-            let scheme = Scheme::Integer { bits, granularity: Granularity::Group(finer), symmetric };
+            let scheme = scheme.with_granularity(Granularity::Group(finer));
             self.options.layout.can_hold(tensor.rows(), tensor.cols(), scheme).is_ok()
         })
     }

@@ -6,7 +6,7 @@ use crate::format::gguf::TensorType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::TargetLayout;
 use crate::layout::gguf::{block_type, decode_rows, quantize_rows};
-use crate::quant::Scheme;
+use crate::quant::Coding;
 
 /// What values are written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,10 @@ impl Form {
     pub(in crate::pipeline) fn of_piece(
         layout: TargetLayout,
         dtype: DType,
-        scheme: Scheme,
+        coding: Coding,
         cols: usize,
     ) -> Self {
-        let blocks = block_type(scheme, cols).filter(|_| layout == TargetLayout::Gguf);
+        let blocks = block_type(coding, cols).filter(|_| layout == TargetLayout::Gguf);
         blocks.map_or(Self::Plain(dtype), Self::Blocks)
     }
 

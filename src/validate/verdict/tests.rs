@@ -6,16 +6,15 @@ use super::super::measurements::{
 };
 use super::*;
 use crate::options::Options;
-use crate::quant::{Activations, Granularity};
+use crate::quant::{Activations, Bits, Granularity, Scheme};
 use Status::{Failed, Inconclusive, Passed};
 
-fn int(bits: Bits, granularity: Granularity) -> Scheme {
-    Scheme::Integer { bits, granularity, symmetric: true }
+fn int(bits: Bits, granularity: Granularity) -> Coding {
+    Scheme::integer(bits, granularity, true).into()
 }
 
-const INT4: Scheme =
-    Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: true };
-const TERNARY: Scheme = Scheme::Ternary { granularity: Granularity::Tensor };
+const INT4: Coding = Scheme::integer(Bits::Four, Granularity::Group(32), true).coding();
+const TERNARY: Coding = Scheme::ternary(Granularity::Tensor).coding();
 
 fn rounds(ratios: &[f64]) -> Vec<SpeedRound> {
     let round = |&ratio: &f64| SpeedRound {
@@ -276,7 +275,7 @@ fn recommendations() {
     let two = int(Bits::Two, Granularity::Group(32));
     let three = int(Bits::Three, Granularity::Group(32));
     // scheme, preparation, perplexity (the original's is 10) -> words that are there, words that are not
-    type Case<'a> = (Scheme, Preparation, f64, &'a [&'a str], &'a [&'a str]);
+    type Case<'a> = (Coding, Preparation, f64, &'a [&'a str], &'a [&'a str]);
     let cases: [Case; 13] = [
         (
             INT4,

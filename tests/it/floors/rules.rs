@@ -178,12 +178,24 @@ fn confined(source: &Source) -> Vec<Violation> {
     violations
 }
 
+/// Every name, and after the second name of a path both of them: `Scheme::Integer`.
 fn collect_identifiers(tokens: &TokenStream, found: &mut Vec<String>) {
+    let mut before: Option<String> = None;
+    let mut colons = 0;
     for token in tokens.clone() {
         match token {
-            TokenTree::Ident(ident) => found.push(ident.to_string()),
-            TokenTree::Group(group) => collect_identifiers(&group.stream(), found),
-            _ => {}
+            TokenTree::Ident(ident) => {
+                let ident = ident.to_string();
+                found.extend(before.filter(|_| colons == 2).map(|before| format!("{before}::{ident}")));
+                found.push(ident.clone());
+                (before, colons) = (Some(ident), 0);
+            }
+            TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
+            TokenTree::Group(group) => {
+                collect_identifiers(&group.stream(), found);
+                before = None;
+            }
+            _ => before = None,
         }
     }
 }

@@ -4,7 +4,6 @@ use lowbit::layout::ModuleStorage;
 use lowbit::model::Checkpoint;
 use lowbit::model::names::{self, Linear};
 use lowbit::model::weights::DenseRows;
-use lowbit::quant::dequantize;
 use lowbit::task::block_on;
 
 /// The weights of a module, whatever its form.
@@ -14,7 +13,7 @@ fn weights(checkpoint: &Checkpoint, module: &str) -> Vec<f32> {
         ModuleStorage::Packed { rows, cols, .. } => {
             let packed = block_on(checkpoint.layout().read_packed(checkpoint.store(), module)).unwrap();
             all.resize(rows * cols, 0.0);
-            dequantize::rows(&packed, 0..rows, &mut all);
+            packed.decode_rows(0..rows, &mut all);
         }
         ModuleStorage::Dense { .. } => {
             let mut rows = DenseRows::new(checkpoint, module).unwrap();

@@ -105,7 +105,7 @@ pub(super) async fn parts_of_one_or_several_formats_stand_side_by_side() {
     let mut random = Random::new(2);
     let int4 = |group| {
         let granularity = Granularity::Group(group);
-        WeightFormat::Packed(Scheme::Integer { bits: Bits::Four, granularity, symmetric: false })
+        WeightFormat::Packed(Scheme::Integer { bits: Bits::Four, granularity, symmetric: false }.into())
     };
     let (f32, f16) = (WeightFormat::Dense(DType::F32), WeightFormat::Dense(DType::F16));
     for formats in [vec![f16; 3], vec![int4(32); 3], vec![int4(32), int4(48), f32], vec![f16, f32]] {
@@ -134,7 +134,7 @@ pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
     let (Some(mut gpu), mut cpu) = (gpu().await, CpuBackend::new()) else { return };
     let mut random = Random::new(7);
     let int8 = Scheme::Integer { bits: Bits::Eight, granularity: Granularity::Channel, symmetric: true };
-    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int8)] {
+    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int8.into())] {
         for count in [1, 10] {
             let parts = [Matrix::random(&mut random, 20, 131, format)];
             let mut x = random.floats(count * 131);
@@ -191,8 +191,9 @@ pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
                 plain.2.iter().zip(&sizes).map(|(&y, &(_, size))| (f64::from(y), size)).collect();
             most = most.max(worst(&fast.2, &pairs));
             assert!(most < TOLERANCE, "{case}: {most:.2e}");
-            // Dense weights meet activations that are rounded and restored, by a kernel of its own.
-            let saved = u64::from(matches!(format, WeightFormat::Packed(_)));
+            // Weights that are not integers meet activations that are rounded and restored, by a kernel of its own.
+            let affine = matches!(format, WeightFormat::Packed(coding) if coding.affine().is_some());
+            let saved = u64::from(affine);
             assert_eq!(fast.3 + saved, plain.3, "{case}");
         }
     }
@@ -204,11 +205,11 @@ pub(super) async fn columns_in_another_order_are_refused() {
     let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(2), symmetric: true };
     let scales = crate::quant::Scales::F32(vec![1.0; 2]);
     let tensor = crate::quant::PackedTensor::new(scheme, 1, 4, vec![0x4321], scales, None).unwrap();
-    let tensor = tensor.with_column_order(vec![2, 0, 3, 1]).unwrap();
+    let tensor = crate::quant::QuantizedTensor::from(tensor.with_column_order(vec![2, 0, 3, 1]).unwrap());
     let desc = crate::backend::WeightDesc {
         rows: 1,
         cols: 4,
-        format: WeightFormat::Packed(scheme),
+        format: WeightFormat::Packed(scheme.into()),
         activations: Activations::F32,
         grid: GRID,
         bias: false,
@@ -224,7 +225,7 @@ pub(super) async fn weights_over_one_binding_are_split() {
     let Some(mut gpu) = gpu_with(&options).await else { return };
     let mut random = Random::new(3);
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(20), symmetric: false };
-    for format in [WeightFormat::Dense(DType::F32), WeightFormat::Packed(int4)] {
+    for format in [WeightFormat::Dense(DType::F32), WeightFormat::Packed(int4.into())] {
         let matrix = Matrix::random(&mut random, 2003, 100, format);
         let tokens = [0, 2002, 1000, 163, 164];
         let mut parts = [matrix];

@@ -2,8 +2,7 @@
 
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};
-use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, Scales, Scheme};
-use half::f16;
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, QuantizedTensor, Scheme};
 
 /// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
 pub(super) struct Random(u64);
@@ -43,7 +42,7 @@ pub(super) struct Matrix {
 
 enum Data {
     Dense(Vec<u8>),
-    Packed(PackedTensor),
+    Packed(QuantizedTensor),
 }
 
 impl Matrix {
@@ -56,9 +55,16 @@ impl Matrix {
                 decode_f32(dtype, &bytes, &mut values).unwrap();
                 (Data::Dense(bytes), values.into_iter().map(f64::from).collect())
             }
-            WeightFormat::Packed(scheme) => {
-                let tensor = packed(random, rows, cols, scheme);
-                let values = (0..rows * cols).map(|i| value(&tensor, i / cols, i % cols)).collect();
+            WeightFormat::Packed(coding) => {
+                let tensor = coding.sample(rows, cols, &mut |end| random.below(end as usize) as u32).unwrap();
+                let affine = tensor.affine().map(|affine| {
+                    (0..rows * cols).map(|i| value(affine, i / cols, i % cols)).collect::<Vec<f64>>()
+                });
+                let values = affine.unwrap_or_else(|| {
+                    let mut values = vec![0.0; rows * cols];
+                    tensor.decode_rows(0..rows, &mut values);
+                    values.into_iter().map(f64::from).collect()
+                });
                 (Data::Packed(tensor), values)
             }
         };
@@ -83,22 +89,6 @@ fn value(tensor: &PackedTensor, row: usize, col: usize) -> f64 {
     (f64::from(tensor.code(row, col)) - zero) * f64::from(tensor.scales().get(index))
 }
 
-fn packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) -> PackedTensor {
-    let words = scheme.words_per_row(cols);
-    let mut codes = vec![0u32; rows * words];
-    for row in codes.chunks_exact_mut(words) {
-        let values: Vec<u8> = (0..cols).map(|_| random.below(scheme.max_code() as usize + 1) as u8).collect();
-        crate::quant::packing::pack_row(&values, scheme.storage_bits(), row);
-    }
-    let count = scheme.granularity().scale_count(rows, cols);
-    let scales = (0..count).map(|_| f16::from_f32(0.01 + random.float().abs() / 50.0)).collect();
-    let zeros = scheme
-        .constant_zero_point()
-        .is_none()
-        .then(|| (0..count).map(|_| random.below(scheme.max_code() as usize + 1) as u8).collect());
-    PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros).unwrap()
-}
-
 /// All cases of a table for format number `index`; one in turn in WebAssembly, where everything takes longer: then each format
 /// meets some case, and each case some formats.
 pub(super) fn some<T>(cases: &[T], index: usize) -> &[T] {
@@ -113,12 +103,12 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     for granularity in [Granularity::Tensor, Granularity::Channel].into_iter().chain(groups) {
         for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
             for symmetric in [true, false] {
-                formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }));
+                formats.push(WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric }.into()));
             }
         }
     }
     for granularity in [Granularity::Tensor, Granularity::Channel] {
-        formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }));
+        formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }.into()));
     }
     formats
 }

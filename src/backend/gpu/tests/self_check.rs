@@ -46,7 +46,7 @@ fn with(sabotage: Sabotage) -> GpuOptions {
 
 async fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: false };
-    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4)] {
+    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4.into())] {
         for (activations, grid) in [
             (Activations::F32, ActivationGrid::Absmax127),
             (Activations::Int8, ActivationGrid::Absmax127),
@@ -82,7 +82,7 @@ pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
 
 /// A norm and two linear steps, one with INT8 activations, for one token and for many.
 async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
-    let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor });
+    let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
     let mut random = Random::new(2);
     let grid = ActivationGrid::Absmax127;
     let matrix = [Matrix::random(&mut random, 70, 96, ternary)];

@@ -17,14 +17,9 @@ fn parse(kernel: &Kernel) -> Module {
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.source, kernel.name)))
 }
 
-/// The name of its file, without what tells variants apart.
-fn stem(kernel: &Kernel) -> &'static str {
-    [".subgroups", ".packed", ".half"].iter().fold(kernel.name, |name, suffix| name.trim_end_matches(suffix))
-}
-
 /// Name and offset of each field of the parameters, as the host has them.
 fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
-    match stem(kernel) {
+    match kernel.stem {
         name if name.ends_with(".matvec") || name.ends_with(".matmul") => params::Linear::FIELDS,
         name if name.starts_with("attention.") => params::Attention::FIELDS,
         "linear_int8.quantize" => params::Quantize::FIELDS,
@@ -128,7 +123,7 @@ fn every_shader_is_a_kernel_or_a_piece_of_one() {
         let shaders = entries.filter(|path| path.extension().is_some_and(|e| e == "wgsl"));
         shaders.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     };
-    let kernels: BTreeSet<String> = all().map(|kernel| stem(kernel).to_owned()).collect();
+    let kernels: BTreeSet<String> = all().map(|kernel| kernel.stem.to_owned()).collect();
     assert_eq!(stems(root.clone()), kernels);
     for piece in stems(root.join("shared")) {
         let text = std::fs::read_to_string(root.join("shared").join(format!("{piece}.wgsl"))).unwrap();

@@ -10,7 +10,7 @@ use crate::layout::gguf::{
     GgufCheckpoint, GgufOutput, GgufTensor, block_type, decode_rows, encode, quantize_rows,
 };
 use crate::quant::{
-    Bits, Granularity, PackedTensor, RtnQuantizer, ScaleType, Scheme, TernaryQuantizer, dequantize,
+    Bits, Granularity, PackedTensor, QuantizedTensor, RtnQuantizer, ScaleType, Scheme, TernaryQuantizer,
 };
 use crate::task::block_on;
 use proptest::prelude::*;
@@ -110,7 +110,7 @@ fn schemes_find_the_type_that_holds_them() {
         (ternary, 96, Some(TensorType::Q4_0)),
         (ternary, 90, None),
     ] {
-        assert_eq!(block_type(scheme, cols), expected, "{scheme} {cols}");
+        assert_eq!(block_type(scheme.into(), cols), expected, "{scheme} {cols}");
     }
 }
 
@@ -140,19 +140,19 @@ proptest! {
             1 => Scheme::Ternary { granularity: Granularity::Channel },
             _ => integer(bits, size, false),
         };
-        let tensor = quantized(scheme, 256, &weights);
-        let Some(tensor_type) = block_type(scheme, 256) else {
+        let tensor = QuantizedTensor::from(quantized(scheme, 256, &weights));
+        let Some(tensor_type) = block_type(scheme.into(), 256) else {
             prop_assert!(encode(&tensor).is_err());
             return Ok(());
         };
         let blocks = encode(&tensor).unwrap();
         let (mut found, mut expected) = (vec![0.0; 512], vec![0.0; 512]);
-        dequantize::rows(&tensor, 0..2, &mut expected);
+        tensor.decode_rows(0..2, &mut expected);
         decode_rows(tensor_type, 256, &blocks, &mut found).unwrap();
         if TargetLayout::Gguf.own_scales(&tensor).unwrap().is_none_or(|(_, loss)| loss.is_none()) {
             prop_assert_eq!(&found, &expected);
         } else {
-            prop_assert!(tensor.zero_points().is_some());
+            prop_assert!(tensor.affine().unwrap().zero_points().is_some());
             for (found, expected) in found.iter().zip(&expected) {
                 // A half's rounding of the minimum, which is at most about 2.
                 prop_assert!((found - expected).abs() <= 2.0 / 2048.0);

@@ -60,14 +60,14 @@ proptest! {
         let (store, layout) = open(&config, tensors, OpenOptions::default()).unwrap();
         prop_assert!(layout.warnings().is_empty());
         prop_assert_eq!(layout.name(), target.name());
-        prop_assert_eq!(block_on(layout.read_packed(&store, MODULE)).unwrap(), tensor);
+        prop_assert_eq!(block_on(layout.read_packed(&store, MODULE)).unwrap(), tensor.into());
     }
 }
 
 #[test]
 fn the_config_says_what_is_not_the_rule() {
     let format = |bits, granularity| PackedFormat {
-        scheme: Scheme::Integer { bits, granularity, symmetric: true },
+        coding: Scheme::integer(bits, granularity, true).into(),
         scale_type: crate::quant::ScaleType::F16,
         reordered: false,
     };
