@@ -5,6 +5,9 @@
 //! decodes rows and multiplies unless it has kernels for a coding, the GPU's kernels read values through the shader. Floor 2.
 
 mod affine;
+mod codebook;
+
+pub use codebook::{Codebook, CodebookTensor};
 
 use super::packed_tensor::PackedTensor;
 use super::scheme::{Granularity, Scheme};
@@ -21,6 +24,8 @@ macro_rules! codings {
         $then! {
             /// Integer codes with scales, and zero points or minimums.
             Affine(Scheme) PackedTensor, "weights_affine" + "";
+            /// Codes that name values of a fixed table, with scales.
+            Codebook(Codebook) CodebookTensor, "weights_codebook" + ".codebook";
         }
     };
 }

@@ -21,11 +21,11 @@ from gguf import quants
 FILE = Path(__file__).resolve().parent.parent / "fixtures" / "golden" / "gguf_blocks.json"
 # New types come last: the random numbers of the others stay what they were.
 DECODED = {"Q8_0": 3, "Q4_0": 3, "Q4_1": 3, "Q4_K": 2, "Q6_K": 2, "TQ1_0": 2, "TQ2_0": 2}
-DECODED_LATER = {"Q5_0": 3, "Q5_1": 3}
+DECODED_LATER = {"Q5_0": 3, "Q5_1": 3, "IQ4_NL": 3}
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "TQ2_0", "TQ1_0"]
 # Where each type keeps its half-precision numbers: random bits there would be NaN now and then.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64]}
-HALVES |= {"Q5_0": [0], "Q5_1": [0, 2]}
+HALVES |= {"Q5_0": [0], "Q5_1": [0, 2], "IQ4_NL": [0]}
 
 
 def hexed(array: np.ndarray) -> str:

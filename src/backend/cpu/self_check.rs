@@ -16,6 +16,7 @@ use crate::backend::sample::{Numbers, fill};
 use crate::backend::{WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
+use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
 /// Most that products may differ from the reference, in the Euclidean norm: it adds in another order and precision. Over all
@@ -99,6 +100,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     for granularity in [Granularity::Tensor, Granularity::Channel] {
         formats.push(WeightFormat::Packed(Scheme::ternary(granularity).into()));
     }
+    formats.push(WeightFormat::Packed(Codebook::Iq4Nl.into()));
     formats
 }
 

@@ -53,6 +53,7 @@ impl TensorType {
     pub const Q8_0: Self = Self(8);
     pub const Q4_K: Self = Self(12);
     pub const Q6_K: Self = Self(14);
+    pub const IQ4_NL: Self = Self(20);
     pub const BF16: Self = Self(30);
     pub const TQ1_0: Self = Self(34);
     pub const TQ2_0: Self = Self(35);

@@ -11,12 +11,14 @@
 //! | `Q4_K` | `int4-g32-min`, scale `d * sc`, minimum `-dmin * m` |
 //! | `Q6_K` | `int8-g16-sym`, scale `d * sc`, code `q - 32` |
 //! | `TQ1_0`, `TQ2_0` | `ternary-g256` |
+//! | `IQ4_NL` | `iq4_nl`: the same codes, of a table |
 //!
 //! The bit layouts are those of ggml's `ggml-common.h` and `ggml-quants.c`. Floor 3.
 
 use super::quantize::{push_half, push_nibbles};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::TensorType;
+use crate::quant::codings::{Codebook, CodebookTensor};
 use crate::quant::{
     Bits, Coding, Granularity, PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme, packing,
 };
@@ -24,7 +26,10 @@ use half::f16;
 
 /// The coding that blocks of a type become; `None` for types that are not read.
 pub(super) fn coding(tensor_type: TensorType) -> Option<Coding> {
-    scheme(tensor_type).map(Coding::from)
+    match tensor_type {
+        TensorType::IQ4_NL => Some(Codebook::Iq4Nl.into()),
+        other => scheme(other).map(Coding::from),
+    }
 }
 
 /// The type whose blocks are rows of that coding, where `cols` columns are whole blocks. Integer codes have types of
@@ -116,7 +121,7 @@ impl Decoder {
             for block in row.chunks_exact(block_bytes) {
                 let decoded = match self.tensor_type {
                     TensorType::Q8_0 => self.q8_0(block),
-                    TensorType::Q4_0 => self.q4_0(block),
+                    TensorType::Q4_0 | TensorType::IQ4_NL => self.q4_0(block),
                     TensorType::Q4_1 => self.q4_1(block),
                     TensorType::Q5_0 => self.q5_0(block),
                     TensorType::Q5_1 => self.q5_1(block),
@@ -144,6 +149,7 @@ impl Decoder {
                 PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?.into()
             }
             Coding::Affine(scheme) => PackedTensor::new(scheme, rows, cols, codes, scales, None)?.into(),
+            Coding::Codebook(book) => CodebookTensor::new(book, rows, cols, codes, scales)?.into(),
         })
     }
 

@@ -19,7 +19,7 @@ fn unhex(text: &serde_json::Value) -> Vec<u8> {
     (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-const TYPES: [TensorType; 9] = [
+const TYPES: [TensorType; 10] = [
     TensorType::Q8_0,
     TensorType::Q4_0,
     TensorType::Q4_1,
@@ -29,6 +29,7 @@ const TYPES: [TensorType; 9] = [
     TensorType::Q6_K,
     TensorType::TQ1_0,
     TensorType::TQ2_0,
+    TensorType::IQ4_NL,
 ];
 
 fn decode(tensor_type: TensorType, rows: usize, bytes: &[u8]) -> Result<QuantizedTensor> {

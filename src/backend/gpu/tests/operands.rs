@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};
+use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, QuantizedTensor, Scheme};
 
 /// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
@@ -110,6 +111,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     for granularity in [Granularity::Tensor, Granularity::Channel] {
         formats.push(WeightFormat::Packed(Scheme::Ternary { granularity }.into()));
     }
+    formats.push(WeightFormat::Packed(Codebook::Iq4Nl.into()));
     formats
 }
 

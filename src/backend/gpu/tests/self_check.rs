@@ -8,6 +8,7 @@ use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
 use crate::backend::{Backend, Norm, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
+use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
 /// Largest deviation of a product from the base kernels': a norm adds up in another order than its base, and a code may then
@@ -46,7 +47,8 @@ fn with(sabotage: Sabotage) -> GpuOptions {
 
 async fn load_everything(gpu: &mut GpuBackend) -> Result<(), Error> {
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(32), symmetric: false };
-    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4.into())] {
+    let codebook = WeightFormat::Packed(Codebook::Iq4Nl.into());
+    for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int4.into()), codebook] {
         for (activations, grid) in [
             (Activations::F32, ActivationGrid::Absmax127),
             (Activations::Int8, ActivationGrid::Absmax127),
@@ -80,7 +82,7 @@ pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
     }
 }
 
-/// A norm and two linear steps, one with INT8 activations, for one token and for many.
+/// A norm and three linear steps, one with INT8 activations, for one token and for many.
 async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
     let mut random = Random::new(2);
@@ -89,13 +91,15 @@ async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let weight = load(gpu, &matrix, Activations::Int8, grid).await;
     let matrix = [Matrix::random(&mut random, 70, 96, WeightFormat::Dense(DType::F16))];
     let exact = load(gpu, &matrix, Activations::F32, grid).await;
+    let matrix = [Matrix::random(&mut random, 70, 96, WeightFormat::Packed(Codebook::Iq4Nl.into()))];
+    let coded = load(gpu, &matrix, Activations::F32, grid).await;
     let norm = Norm { weight: buffer(gpu, &random.floats(96)), width: 96, epsilon: 1e-5 };
     let mut results = Vec::new();
     for count in [1, 12] {
         let mut residual = buffer(gpu, &random.floats(count * 96));
         let (mut normed, mut y) = (zeros(gpu, count * 96), zeros(gpu, count * 70));
         gpu.add_rms_norm(&mut residual, None, count, norm.as_ref(), &mut normed).unwrap();
-        for weight in [&weight, &exact] {
+        for weight in [&weight, &exact, &coded] {
             gpu.linear(&normed, count, weight, &mut y).unwrap();
             results.extend(read(gpu, &y, count * 70).await);
         }
@@ -117,7 +121,7 @@ pub(super) async fn a_variant_that_fails_is_replaced_and_the_answer_stays_right(
     normed_linear(&mut untouched).await;
     assert!(untouched.capabilities().replaced.is_empty(), "{:?}", untouched.capabilities().replaced);
     let fewest = dispatches(&mut untouched).await;
-    assert_eq!(fewest, 6, "two norms that round, four products");
+    assert_eq!(fewest, 8, "two norms that round, six products");
     for kernel in all() {
         let Some(variants) = variants_of(kernel, untouched.variants) else { continue };
         if needs(kernel).next().is_none() {

@@ -127,6 +127,21 @@ fn quantized(scheme: Scheme, cols: usize, weights: &[f32]) -> PackedTensor {
     quantizer.finish().unwrap()
 }
 
+#[test]
+fn blocks_of_a_codebook_are_written_as_they_were() {
+    let golden = golden();
+    let blocks = unhex(&golden["decoded"]["IQ4_NL"]["blocks"]);
+    let tensor = decode(TensorType::IQ4_NL, 1, &blocks).unwrap();
+    assert_eq!(tensor.coding().to_string(), "iq4_nl");
+    assert_eq!(tensor.bits_per_weight(), 4.5);
+    assert_eq!(block_type(tensor.coding(), tensor.cols()), Some(TensorType::IQ4_NL));
+    assert_eq!(encode(&tensor).unwrap(), blocks);
+    for layout in [TargetLayout::CompressedTensors, TargetLayout::Awq, TargetLayout::BitNet] {
+        let reason = layout.can_hold(1, tensor.cols(), tensor.coding()).unwrap_err();
+        assert_eq!(reason, "it holds integer codes with scales, not iq4_nl");
+    }
+}
+
 proptest! {
     #[test]
     fn packed_weights_are_written_as_they_are(
