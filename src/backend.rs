@@ -1,25 +1,28 @@
 //! The seam between the model and the devices that run it.
 //!
 //! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
-//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`Backend::finish_read`], its shorthands
-//! and [`Backend::finish_weight`] wait. Floor 4.
+//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`DeviceOps::finish_read`], its shorthands
+//! and [`DeviceOps::finish_weight`] wait. Floor 4.
 
 pub mod any;
+mod arrivals;
 pub mod choice;
 pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod sample;
 mod segment;
+mod step;
 pub mod survey;
 
 pub use segment::{Mask, Segment};
+pub use step::{Elements, Matrices, Step};
 
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Context, Result};
 use crate::quant::{ActivationGrid, Activations, Coding, QuantizedRows};
-use segment::check_segments;
 use std::ops::Range;
+use step::{check, check_length};
 
 /// What a device can do and how much it may be asked for.
 #[derive(Clone, Debug)]
@@ -55,7 +58,7 @@ pub struct WeightDesc {
     pub activations: Activations,
     /// How INT8 activations are rounded; without meaning for `f32`.
     pub grid: ActivationGrid,
-    /// Whether a bias follows by [`Backend::put_bias`].
+    /// Whether a bias follows by [`DeviceOps::put_bias`].
     pub bias: bool,
 }
 
@@ -203,12 +206,12 @@ pub enum Sums {
     Coarse,
 }
 
-/// A device that runs transformer steps.
-pub trait Backend {
+/// What a device does, with operands that were checked: [`Backend`] is the front that checks them.
+pub trait DeviceOps {
     /// Activations, token ids, caches. Owns its memory; dropping it gives the memory back.
-    type Buffer;
+    type Buffer: Elements;
     /// One or several matrices that share an input (`q|k|v`, `gate|up`), dense or packed, as this device likes them.
-    type Weight;
+    type Weight: Matrices;
     /// A weight on its way to the device.
     type WeightBuilder;
     /// Elements on their way to the host.
@@ -243,11 +246,61 @@ pub trait Backend {
     /// A zeroed buffer.
     fn buffer(&mut self, element: Element, len: usize) -> Result<Self::Buffer>;
 
+    /// Overwrites the front of a buffer that has room for the words.
+    fn write(&mut self, out: &mut Self::Buffer, words: &[u32]) -> Result<()>;
+
+    /// Runs or records a step whose operands belong together.
+    fn run(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()>;
+
+    /// Submits what has been recorded; devices that run at once have nothing to do.
+    fn flush(&mut self) -> Result<()>;
+
+    /// Kernels submitted so far; `None` for devices that have none.
+    fn dispatches(&self) -> Option<u64> {
+        None
+    }
+
+    /// As [`Backend::begin_read`], of ranges that the buffers have.
+    fn begin_reading(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading>;
+
+    /// Waits for the elements of all ranges, one range after the other; those of `F32` buffers come as their bits. What was
+    /// submitted after [`Backend::begin_read`] is not waited for.
+    fn finish_read(&mut self, reading: Self::Reading) -> impl Future<Output = Result<Vec<u32>>>;
+
+    /// Copies the elements of a buffer from `offset` on into `out`; the buffer has them.
+    fn read_words(
+        &mut self,
+        source: &Self::Buffer,
+        offset: usize,
+        out: &mut [u32],
+    ) -> impl Future<Output = Result<()>>;
+
+    /// The first `len` elements of an `F32` buffer where they are, so that they need not be copied by
+    /// [`read`](Backend::read); `None` where that is not in this process's memory.
+    fn in_memory<'b>(&self, _buffer: &'b Self::Buffer, _len: usize) -> Option<&'b [f32]> {
+        None
+    }
+
+    /// The same to be written, so that they need not be copied by [`write_f32`](Backend::write_f32).
+    fn in_memory_mut<'b>(&self, _buffer: &'b mut Self::Buffer, _len: usize) -> Option<&'b mut [f32]> {
+        None
+    }
+}
+
+/// A device that runs transformer steps: the steps of every [`DeviceOps`], each of which first checks that its operands belong
+/// together.
+pub trait Backend: DeviceOps {
     /// Overwrites the front of an `F32` buffer.
-    fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()>;
+    fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()> {
+        check("the target", out, Element::F32, &[data.len()]).context_with(|| "write_f32")?;
+        self.write(out, bytemuck::cast_slice(data))
+    }
 
     /// Overwrites the front of a `U32` buffer.
-    fn write_u32(&mut self, out: &mut Self::Buffer, data: &[u32]) -> Result<()>;
+    fn write_u32(&mut self, out: &mut Self::Buffer, data: &[u32]) -> Result<()> {
+        check("the target", out, Element::U32, &[data.len()]).context_with(|| "write_u32")?;
+        self.write(out, data)
+    }
 
     /// `out[t, :] = table[tokens[t], :]` for `count` tokens. The table is a weight of one matrix without bias; it can
     /// serve as the head too.
@@ -257,7 +310,9 @@ pub trait Backend {
         count: usize,
         table: &Self::Weight,
         out: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::Embed { tokens, count, table, out })
+    }
 
     /// `y[t, :] = W x[t, :] + bias` for `count` rows of `x`, which is `[count, cols]`; `y` is
     /// `[count, sum of rows of all parts]`.
@@ -267,7 +322,9 @@ pub trait Backend {
         count: usize,
         w: &Self::Weight,
         y: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::Linear { x, count, w, y })
+    }
 
     /// `residual += delta` (where given), then `out = residual / sqrt(mean(residual^2) + eps) * weight`, row by row of
     /// `[count, width]`.
@@ -278,7 +335,9 @@ pub trait Backend {
         count: usize,
         norm: Norm<&Self::Buffer>,
         out: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::AddRmsNorm { residual, delta, count, norm, out })
+    }
 
     /// Takes new positions of the sequences of `segments`, whose rows stand in the fused `qkv` buffer,
     /// `[rows, (heads + 2 kv_heads) * head_dim]`: normalizes each head of q and k (where norms of width `head_dim` are
@@ -294,7 +353,9 @@ pub trait Backend {
         rope: &Self::Buffer,
         qk_norm: Option<QkNorm<&Self::Buffer>>,
         cache: KvLayer<&mut Self::Buffer>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::RopeAndAppendKv { qkv, segments, shape: *shape, rope, qk_norm, cache })
+    }
 
     /// Attention of the queries of `segments`, whose rows stand in the fused `qkv` buffer, each over its own sequence in
     /// the cache, as far as its mask lets it see: `out` is `[rows, heads * head_dim]`, scores are scaled by
@@ -306,7 +367,9 @@ pub trait Backend {
         shape: &AttentionShape,
         cache: KvLayer<&Self::Buffer>,
         out: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::Attention { qkv, segments, shape: *shape, cache, out })
+    }
 
     /// `out[t, i] = act(gate[t, i]) * up[t, i]` where `gate_up` is `[count, 2 * width]`, gate first.
     fn gate(
@@ -316,7 +379,9 @@ pub trait Backend {
         width: usize,
         activation: GateActivation,
         out: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::Gate { gate_up, count, width, activation, out })
+    }
 
     /// Adds the products of columns of `x`, `[count, width]`, to `out`, `[columns.len(), width]`:
     /// `out[i - columns.start, j] += sum over t of x[t, i] * x[t, j]` for every column `i` of `columns` and every `j >= i`.
@@ -328,12 +393,16 @@ pub trait Backend {
         width: usize,
         columns: Range<usize>,
         out: &mut Self::Buffer,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.run_checked(Step::Gram { x, count, width, columns, out })
+    }
 
     /// `out[row]` = the index of the largest of `x[row, :]`, the lowest among equals, where `x` is `[count, width]` and
     /// `out` a `U32` buffer, `[count]`; it can feed [`Backend::embed`]. [`NO_INDEX`] where a value is NaN or plus
     /// infinity, or all are minus infinity.
-    fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()>;
+    fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()> {
+        self.run_checked(Step::Argmax { x, count, width, out })
+    }
 
     /// The `k` largest of each row of `x`, `[count, width]`, and whatever equals the last of them, in any order. Where
     /// there are more than `out` has room for, some are missing, but `found` has their number; it is [`NO_INDEX`] for a
@@ -345,23 +414,18 @@ pub trait Backend {
         width: usize,
         k: usize,
         out: TopK<&mut Self::Buffer>,
-    ) -> Result<()>;
-
-    /// Submits what has been recorded; devices that run at once have nothing to do.
-    fn flush(&mut self) -> Result<()>;
-
-    /// Kernels submitted so far; `None` for devices that have none.
-    fn dispatches(&self) -> Option<u64> {
-        None
+    ) -> Result<()> {
+        self.run_checked(Step::TopK { x, count, width, k, out })
     }
 
     /// Submits what has been recorded, and begins to read some ranges of buffers, as they are then. Steps that come later may
     /// change the buffers; dropping the reading gives it up.
-    fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading>;
-
-    /// Waits for the elements of all ranges, one range after the other; those of `F32` buffers come as their bits. What was
-    /// submitted after [`Backend::begin_read`] is not waited for.
-    fn finish_read(&mut self, reading: Self::Reading) -> impl Future<Output = Result<Vec<u32>>>;
+    fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading> {
+        for (source, range) in ranges {
+            check_length("the source", *source, range.end).context_with(|| "read")?;
+        }
+        self.begin_reading(ranges)
+    }
 
     /// As [`Backend::read`], of a `U32` buffer.
     fn read_u32(
@@ -369,7 +433,13 @@ pub trait Backend {
         source: &Self::Buffer,
         offset: usize,
         out: &mut [u32],
-    ) -> impl Future<Output = Result<()>>;
+    ) -> impl Future<Output = Result<()>> {
+        async move {
+            let end = offset.saturating_add(out.len());
+            check("the source", source, Element::U32, &[end]).context_with(|| "read")?;
+            self.read_words(source, offset, out).await
+        }
+    }
 
     /// Copies the elements of an `F32` buffer from `offset` on into `out`.
     fn read(
@@ -377,44 +447,21 @@ pub trait Backend {
         source: &Self::Buffer,
         offset: usize,
         out: &mut [f32],
-    ) -> impl Future<Output = Result<()>>;
-
-    /// The first `len` elements of an `F32` buffer where they are, so that they need not be copied by [`read`](Self::read);
-    /// `None` where that is not in this process's memory.
-    fn in_memory<'b>(&self, _buffer: &'b Self::Buffer, _len: usize) -> Option<&'b [f32]> {
-        None
+    ) -> impl Future<Output = Result<()>> {
+        async move {
+            let end = offset.saturating_add(out.len());
+            check("the source", source, Element::F32, &[end]).context_with(|| "read")?;
+            self.read_words(source, offset, bytemuck::cast_slice_mut(out)).await
+        }
     }
 
-    /// The same to be written, so that they need not be copied by [`write_f32`](Self::write_f32).
-    fn in_memory_mut<'b>(&self, _buffer: &'b mut Self::Buffer, _len: usize) -> Option<&'b mut [f32]> {
-        None
+    /// Checks a step, and runs it.
+    #[doc(hidden)]
+    fn run_checked(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()> {
+        step.check()?;
+        let name = step.name();
+        self.run(step).context_with(|| name)
     }
 }
 
-// What every backend checks before it runs a step.
-
-fn check_rows(op: &str, width: usize) -> Result<()> {
-    if width == 0 {
-        return Err(Error::invalid_argument(format!("{op}: expected rows of at least one element")));
-    }
-    Ok(())
-}
-
-fn check_top_k(op: &str, width: usize, k: usize, capacity: usize) -> Result<()> {
-    if k == 0 || k > width || capacity == 0 {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected from 1 to {width} elements and room for one at least but found {k} and {capacity}"
-        )));
-    }
-    Ok(())
-}
-
-fn check_columns(op: &str, width: usize, columns: &Range<usize>) -> Result<()> {
-    if columns.start > columns.end || columns.end > width {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected columns of a matrix of {width} but found {}..{}",
-            columns.start, columns.end
-        )));
-    }
-    Ok(())
-}
+impl<D: DeviceOps> Backend for D {}

@@ -7,8 +7,8 @@ use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]
 use super::gpu::{GpuBackend, GpuBuffer, GpuReading, GpuWeight, GpuWeightBuilder};
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, Sums,
-    TopK, WeightDesc, WeightView,
+    Capabilities, DeviceOps, Element, Elements, KvLayer, Matrices, Norm, QkNorm, Step, Sums, TopK,
+    WeightDesc, WeightView,
 };
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -58,13 +58,12 @@ pub enum On<C, G> {
 }
 
 #[cfg(not(feature = "gpu"))]
-use std::convert::Infallible as GpuBuffer;
-#[cfg(not(feature = "gpu"))]
 use std::convert::Infallible as GpuReading;
 #[cfg(not(feature = "gpu"))]
-use std::convert::Infallible as GpuWeight;
-#[cfg(not(feature = "gpu"))]
 use std::convert::Infallible as GpuWeightBuilder;
+// Of a GPU that this build has no code for there are no buffers; those of the processor stand where a type is wanted.
+#[cfg(not(feature = "gpu"))]
+use {CpuBuffer as GpuBuffer, CpuWeight as GpuWeight};
 
 /// An operand of a step, which has to be on the device that the step runs on.
 trait Operand {
@@ -152,6 +151,84 @@ impl<T: Operand> Operand for Option<T> {
     }
 }
 
+/// The same for a step, each of whose operands is asked.
+macro_rules! steps {
+    ($($name:ident { $($operand:ident),*; $($value:ident),* })*) => {
+        impl<'a, C, D, G, H> Operand for Step<'a, On<C, G>, On<D, H>> {
+            type OnCpu = Step<'a, C, D>;
+            type OnGpu = Step<'a, G, H>;
+
+            fn on_cpu(self) -> Result<Self::OnCpu> {
+                Ok(match self {$(
+                    Step::$name { $($operand,)* $($value,)* } => {
+                        Step::$name { $($operand: $operand.on_cpu()?,)* $($value,)* }
+                    }
+                )*})
+            }
+
+            #[cfg(feature = "gpu")]
+            fn on_gpu(self) -> Result<Self::OnGpu> {
+                Ok(match self {$(
+                    Step::$name { $($operand,)* $($value,)* } => {
+                        Step::$name { $($operand: $operand.on_gpu()?,)* $($value,)* }
+                    }
+                )*})
+            }
+        }
+    };
+}
+
+steps! {
+    Embed { tokens, table, out; count }
+    Linear { x, w, y; count }
+    AddRmsNorm { residual, delta, norm, out; count }
+    RopeAndAppendKv { qkv, rope, qk_norm, cache; segments, shape }
+    Attention { qkv, cache, out; segments, shape }
+    Gate { gate_up, out; count, width, activation }
+    Gram { x, out; count, width, columns }
+    Argmax { x, out; count, width }
+    TopK { x, out; count, width, k }
+}
+
+impl<C: Elements, G: Elements> Elements for On<C, G> {
+    fn element(&self) -> Element {
+        match self {
+            Self::Cpu(buffer) => buffer.element(),
+            Self::Gpu(buffer) => buffer.element(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Cpu(buffer) => buffer.len(),
+            Self::Gpu(buffer) => buffer.len(),
+        }
+    }
+}
+
+impl<C: Matrices, G: Matrices> Matrices for On<C, G> {
+    fn cols(&self) -> usize {
+        match self {
+            Self::Cpu(weight) => weight.cols(),
+            Self::Gpu(weight) => weight.cols(),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Cpu(weight) => weight.rows(),
+            Self::Gpu(weight) => weight.rows(),
+        }
+    }
+
+    fn parts(&self) -> usize {
+        match self {
+            Self::Cpu(weight) => weight.parts(),
+            Self::Gpu(weight) => weight.parts(),
+        }
+    }
+}
+
 /// Runs a step on the device that `$any` is, with the operands as that device knows them.
 macro_rules! step {
     ($any:expr, $($operand:ident)* => |$backend:ident| $step:expr) => {
@@ -180,7 +257,7 @@ macro_rules! make {
     };
 }
 
-impl Backend for AnyBackend {
+impl DeviceOps for AnyBackend {
     type Buffer = On<CpuBuffer, GpuBuffer>;
     type Weight = On<CpuWeight, GpuWeight>;
     type WeightBuilder = On<CpuWeightBuilder, GpuWeightBuilder>;
@@ -220,103 +297,12 @@ impl Backend for AnyBackend {
         make!(self, |b| b.buffer(element, len))
     }
 
-    fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()> {
-        step!(self, out => |b| b.write_f32(out, data))
+    fn write(&mut self, out: &mut Self::Buffer, words: &[u32]) -> Result<()> {
+        step!(self, out => |b| b.write(out, words))
     }
 
-    fn write_u32(&mut self, out: &mut Self::Buffer, data: &[u32]) -> Result<()> {
-        step!(self, out => |b| b.write_u32(out, data))
-    }
-
-    fn embed(
-        &mut self,
-        tokens: &Self::Buffer,
-        count: usize,
-        table: &Self::Weight,
-        out: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, tokens table out => |b| b.embed(tokens, count, table, out))
-    }
-
-    fn linear(
-        &mut self,
-        x: &Self::Buffer,
-        count: usize,
-        w: &Self::Weight,
-        y: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, x w y => |b| b.linear(x, count, w, y))
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut Self::Buffer,
-        delta: Option<&Self::Buffer>,
-        count: usize,
-        norm: Norm<&Self::Buffer>,
-        out: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, residual delta norm out => |b| b.add_rms_norm(residual, delta, count, norm, out))
-    }
-
-    fn rope_and_append_kv(
-        &mut self,
-        qkv: &mut Self::Buffer,
-        segments: &[Segment],
-        shape: &AttentionShape,
-        rope: &Self::Buffer,
-        qk_norm: Option<QkNorm<&Self::Buffer>>,
-        cache: KvLayer<&mut Self::Buffer>,
-    ) -> Result<()> {
-        step!(self, qkv rope qk_norm cache => |b| b.rope_and_append_kv(qkv, segments, shape, rope, qk_norm, cache))
-    }
-
-    fn attention(
-        &mut self,
-        qkv: &Self::Buffer,
-        segments: &[Segment],
-        shape: &AttentionShape,
-        cache: KvLayer<&Self::Buffer>,
-        out: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, qkv cache out => |b| b.attention(qkv, segments, shape, cache, out))
-    }
-
-    fn gate(
-        &mut self,
-        gate_up: &Self::Buffer,
-        count: usize,
-        width: usize,
-        activation: GateActivation,
-        out: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, gate_up out => |b| b.gate(gate_up, count, width, activation, out))
-    }
-
-    fn gram(
-        &mut self,
-        x: &Self::Buffer,
-        count: usize,
-        width: usize,
-        columns: Range<usize>,
-        out: &mut Self::Buffer,
-    ) -> Result<()> {
-        step!(self, x out => |b| b.gram(x, count, width, columns, out))
-    }
-
-    fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()> {
-        step!(self, x out => |b| b.argmax(x, count, width, out))
-    }
-
-    fn top_k(
-        &mut self,
-        x: &Self::Buffer,
-        count: usize,
-        width: usize,
-        k: usize,
-        out: TopK<&mut Self::Buffer>,
-    ) -> Result<()> {
-        step!(self, x out => |b| b.top_k(x, count, width, k, out))
+    fn run(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()> {
+        step!(self, step => |b| b.run(step))
     }
 
     fn set_sums(&mut self, sums: Sums) {
@@ -331,19 +317,19 @@ impl Backend for AnyBackend {
         step!(self, => |b| b.dispatches())
     }
 
-    fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading> {
+    fn begin_reading(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading> {
         let ranges = ranges.iter().map(|(source, range)| (*source, range.clone()));
         Ok(match self {
             Self::Cpu(cpu) => {
                 let here: Result<Vec<_>> =
                     ranges.map(|(source, range)| Ok((source.on_cpu()?, range))).collect();
-                On::Cpu(cpu.begin_read(&here?)?)
+                On::Cpu(cpu.begin_reading(&here?)?)
             }
             #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => {
                 let here: Result<Vec<_>> =
                     ranges.map(|(source, range)| Ok((source.on_gpu()?, range))).collect();
-                On::Gpu(gpu.begin_read(&here?)?)
+                On::Gpu(gpu.begin_reading(&here?)?)
             }
         })
     }
@@ -352,12 +338,8 @@ impl Backend for AnyBackend {
         step!(self, reading => |b| b.finish_read(reading).await)
     }
 
-    async fn read_u32(&mut self, source: &Self::Buffer, offset: usize, out: &mut [u32]) -> Result<()> {
-        step!(self, source => |b| b.read_u32(source, offset, out).await)
-    }
-
-    async fn read(&mut self, source: &Self::Buffer, offset: usize, out: &mut [f32]) -> Result<()> {
-        step!(self, source => |b| b.read(source, offset, out).await)
+    async fn read_words(&mut self, source: &Self::Buffer, offset: usize, out: &mut [u32]) -> Result<()> {
+        step!(self, source => |b| b.read_words(source, offset, out).await)
     }
 
     fn in_memory<'b>(&self, buffer: &'b Self::Buffer, len: usize) -> Option<&'b [f32]> {

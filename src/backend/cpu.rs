@@ -3,7 +3,7 @@
 //! Steps run at once, on a pool of threads natively and on the calling thread in WebAssembly. What holds for results:
 //! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
 //! - A token gives the same bits alone and in a batch, in prefill and in decode, unless the caller
-//!   [allows](Backend::set_sums) otherwise.
+//!   [allows](DeviceOps::set_sums) otherwise.
 //! - `linear` adds in the order of the instruction set in use, so its last bits differ between instruction sets; every
 //!   other step gives the same bits on every target.
 //!
@@ -40,12 +40,11 @@ pub use self_check::self_check;
 pub use weight::CpuWeight;
 pub use weight_builder::CpuWeightBuilder;
 
-use super::segment::Extent;
 use super::{
-    AttentionShape, Backend, Capabilities, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, Sums,
-    TopK, WeightDesc, WeightView,
+    Capabilities, DeviceOps, Element, Elements, Norm, QkNorm, Segment, Step, Sums, TopK, WeightDesc,
+    WeightView,
 };
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use amx::{Split, Terms};
 use parallel::Workers;
 use simd::Isa;
@@ -107,7 +106,7 @@ impl CpuBackend {
     }
 }
 
-/// Bytes that a backend keeps where [sums may be reordered](Backend::set_sums), for up to `tokens` tokens of up to
+/// Bytes that a backend keeps where [sums may be reordered](DeviceOps::set_sums), for up to `tokens` tokens of up to
 /// `width` elements.
 pub fn split_bytes(tokens: usize, width: usize) -> usize {
     if Split::detect().is_none() {
@@ -123,25 +122,7 @@ impl Default for CpuBackend {
     }
 }
 
-/// `a * b * ...`, or the error of an operation whose operands cannot exist.
-fn elements(op: &str, factors: &[usize]) -> Result<usize> {
-    factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)).ok_or_else(|| {
-        Error::invalid_argument(format!("{op}: a shape of {factors:?} is larger than any buffer"))
-    })
-}
-
-/// The first `width` weights of a norm.
-fn norm_weight<'a>(op: &str, norm: Norm<&'a CpuBuffer>, width: usize) -> Result<&'a [f32]> {
-    if norm.width == 0 || norm.width != width {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected a norm of width {width} but found {}",
-            norm.width
-        )));
-    }
-    norm.weight.f32("the norm's weight", width).context_with(|| op)
-}
-
-impl Backend for CpuBackend {
+impl DeviceOps for CpuBackend {
     type Buffer = CpuBuffer;
     type Weight = CpuWeight;
     type WeightBuilder = CpuWeightBuilder;
@@ -187,158 +168,65 @@ impl Backend for CpuBackend {
         CpuBuffer::zeroed(element, len)
     }
 
-    fn write_f32(&mut self, out: &mut CpuBuffer, data: &[f32]) -> Result<()> {
-        out.f32_mut("the target", data.len()).context_with(|| "write_f32")?.copy_from_slice(data);
+    fn write(&mut self, out: &mut CpuBuffer, words: &[u32]) -> Result<()> {
+        out.bits_mut()[..words.len()].copy_from_slice(words);
         Ok(())
     }
 
-    fn write_u32(&mut self, out: &mut CpuBuffer, data: &[u32]) -> Result<()> {
-        out.u32_mut("the target", data.len()).context_with(|| "write_u32")?.copy_from_slice(data);
-        Ok(())
-    }
-
-    fn embed(
-        &mut self,
-        tokens: &CpuBuffer,
-        count: usize,
-        table: &CpuWeight,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let op = "embed";
-        let tokens = tokens.u32("tokens", count).context_with(|| op)?;
-        let out = out.f32_mut("out", elements(op, &[count, table.cols])?).context_with(|| op)?;
-        embed::embed(&self.workers, tokens, table, out)
-    }
-
-    fn linear(&mut self, x: &CpuBuffer, count: usize, w: &CpuWeight, y: &mut CpuBuffer) -> Result<()> {
-        let op = "linear";
-        let x = x.f32("x", elements(op, &[count, w.cols])?).context_with(|| op)?;
-        let y = y.f32_mut("y", elements(op, &[count, w.rows])?).context_with(|| op)?;
-        linear::linear(self.isa, self.split.as_mut(), &self.workers, x, count, w, y).context_with(|| op)
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut CpuBuffer,
-        delta: Option<&CpuBuffer>,
-        count: usize,
-        norm: Norm<&CpuBuffer>,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let op = "add_rms_norm";
-        let weight = norm_weight(op, norm, norm.width)?;
-        let len = elements(op, &[count, norm.width])?;
-        let residual = residual.f32_mut("residual", len).context_with(|| op)?;
-        let delta = delta.map(|delta| delta.f32("delta", len)).transpose().context_with(|| op)?;
-        let out = out.f32_mut("out", len).context_with(|| op)?;
-        add_rms_norm::add_rms_norm(&self.workers, residual, delta, weight, norm.epsilon, out);
-        Ok(())
-    }
-
-    fn rope_and_append_kv(
-        &mut self,
-        qkv: &mut CpuBuffer,
-        segments: &[Segment],
-        shape: &AttentionShape,
-        rope: &CpuBuffer,
-        qk_norm: Option<QkNorm<&CpuBuffer>>,
-        cache: KvLayer<&mut CpuBuffer>,
-    ) -> Result<()> {
-        let op = "rope_and_append_kv";
-        let Extent { rows, positions } = super::check_segments(op, shape, segments)?;
-        let head_dim = shape.head_dim;
-        let cache_len = elements(op, &[shape.kv_heads, shape.capacity, head_dim])?;
-        let qkv = qkv.f32_mut("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
-        let rope = rope.f32("rope", elements(op, &[positions, head_dim])?).context_with(|| op)?;
-        let qk_norm = match qk_norm {
-            Some(QkNorm { q, k }) => {
-                Some(((norm_weight(op, q, head_dim)?, q.epsilon), (norm_weight(op, k, head_dim)?, k.epsilon)))
+    fn run(&mut self, step: Step<'_, CpuBuffer, CpuWeight>) -> Result<()> {
+        let workers = &self.workers;
+        match step {
+            Step::Embed { tokens, count, table, out } => {
+                let out = out.f32_mut(count * table.cols);
+                embed::embed(workers, tokens.u32(count), table, out)?;
             }
-            None => None,
-        };
-        let keys = cache.keys.f32_mut("keys", cache_len).context_with(|| op)?;
-        let values = cache.values.f32_mut("values", cache_len).context_with(|| op)?;
-        rope_and_append_kv::rope_and_append_kv(qkv, segments, shape, rope, qk_norm, keys, values);
-        Ok(())
-    }
-
-    fn attention(
-        &mut self,
-        qkv: &CpuBuffer,
-        segments: &[Segment],
-        shape: &AttentionShape,
-        cache: KvLayer<&CpuBuffer>,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let op = "attention";
-        let Extent { rows, .. } = super::check_segments(op, shape, segments)?;
-        let cache_len = elements(op, &[shape.kv_heads, shape.capacity, shape.head_dim])?;
-        let qkv = qkv.f32("qkv", elements(op, &[rows, shape.qkv_width()])?).context_with(|| op)?;
-        let keys = cache.keys.f32("keys", cache_len).context_with(|| op)?;
-        let values = cache.values.f32("values", cache_len).context_with(|| op)?;
-        let out =
-            out.f32_mut("out", elements(op, &[rows, shape.heads, shape.head_dim])?).context_with(|| op)?;
-        attention::attention(self.isa, &self.workers, qkv, segments, shape, keys, values, out);
-        Ok(())
-    }
-
-    fn gate(
-        &mut self,
-        gate_up: &CpuBuffer,
-        count: usize,
-        width: usize,
-        activation: GateActivation,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let op = "gate";
-        if width == 0 {
-            return Err(Error::invalid_argument("gate: expected a positive width but found 0"));
+            Step::Linear { x, count, w, y } => {
+                let (x, y) = (x.f32(count * w.cols), y.f32_mut(count * w.rows));
+                linear::linear(self.isa, self.split.as_mut(), workers, x, count, w, y)?;
+            }
+            Step::AddRmsNorm { residual, delta, count, norm, out } => {
+                let len = count * norm.width;
+                let delta = delta.map(|delta| delta.f32(len));
+                let (residual, weight) = (residual.f32_mut(len), norm.weight.f32(norm.width));
+                add_rms_norm::add_rms_norm(workers, residual, delta, weight, norm.epsilon, out.f32_mut(len));
+            }
+            Step::RopeAndAppendKv { qkv, segments, shape, rope, qk_norm, cache } => {
+                let rows: usize = segments.iter().map(|segment| segment.count).sum();
+                let positions = segments.iter().map(Segment::end).max().unwrap_or(0);
+                rope_and_append_kv::rope_and_append_kv(
+                    qkv.f32_mut(rows * shape.qkv_width()),
+                    segments,
+                    &shape,
+                    rope.f32(positions * shape.head_dim),
+                    qk_norm.map(|QkNorm { q, k }| (head_norm(q), head_norm(k))),
+                    cache.keys.f32_mut(shape.cache_len()),
+                    cache.values.f32_mut(shape.cache_len()),
+                );
+            }
+            Step::Attention { qkv, segments, shape, cache, out } => {
+                let rows: usize = segments.iter().map(|segment| segment.count).sum();
+                let qkv = qkv.f32(rows * shape.qkv_width());
+                let (keys, values) = (cache.keys.f32(shape.cache_len()), cache.values.f32(shape.cache_len()));
+                let out = out.f32_mut(rows * shape.heads * shape.head_dim);
+                attention::attention(self.isa, workers, qkv, segments, &shape, keys, values, out);
+            }
+            Step::Gate { gate_up, count, width, activation, out } => {
+                let (gate_up, out) = (gate_up.f32(count * 2 * width), out.f32_mut(count * width));
+                gate::gate(workers, gate_up, width, activation, out);
+            }
+            Step::Gram { x, count, width, columns, out } => {
+                let (x, out) = (x.f32(count * width), out.f32_mut(columns.len() * width));
+                gram::gram(workers, self.split.as_mut(), x, width, columns, out)?;
+            }
+            Step::Argmax { x, count, width, out } => {
+                argmax::argmax(x.f32(count * width), width, out.u32_mut(count));
+            }
+            Step::TopK { x, count, width, k, out: TopK { ids, values, found, capacity } } => {
+                let room = count * capacity;
+                let (ids, values, found) = (ids.u32_mut(room), values.f32_mut(room), found.u32_mut(count));
+                top_k::top_k(x.f32(count * width), width, k, capacity, ids, values, found);
+            }
         }
-        let gate_up = gate_up.f32("gate_up", elements(op, &[count, 2, width])?).context_with(|| op)?;
-        let out = out.f32_mut("out", elements(op, &[count, width])?).context_with(|| op)?;
-        gate::gate(&self.workers, gate_up, width, activation, out);
-        Ok(())
-    }
-
-    fn gram(
-        &mut self,
-        x: &CpuBuffer,
-        count: usize,
-        width: usize,
-        columns: Range<usize>,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let op = "gram";
-        super::check_columns(op, width, &columns)?;
-        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
-        let out = out.f32_mut("out", elements(op, &[columns.len(), width])?).context_with(|| op)?;
-        gram::gram(&self.workers, self.split.as_mut(), x, width, columns, out).context_with(|| op)
-    }
-
-    fn argmax(&mut self, x: &CpuBuffer, count: usize, width: usize, out: &mut CpuBuffer) -> Result<()> {
-        let op = "argmax";
-        super::check_rows(op, width)?;
-        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
-        argmax::argmax(x, width, out.u32_mut("out", count).context_with(|| op)?);
-        Ok(())
-    }
-
-    fn top_k(
-        &mut self,
-        x: &CpuBuffer,
-        count: usize,
-        width: usize,
-        k: usize,
-        out: TopK<&mut CpuBuffer>,
-    ) -> Result<()> {
-        let op = "top_k";
-        super::check_top_k(op, width, k, out.capacity)?;
-        let x = x.f32("x", elements(op, &[count, width])?).context_with(|| op)?;
-        let room = elements(op, &[count, out.capacity])?;
-        let ids = out.ids.u32_mut("ids", room).context_with(|| op)?;
-        let values = out.values.f32_mut("values", room).context_with(|| op)?;
-        let found = out.found.u32_mut("found", count).context_with(|| op)?;
-        top_k::top_k(x, width, k, out.capacity, ids, values, found);
         Ok(())
     }
 
@@ -346,41 +234,33 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn begin_read(&mut self, ranges: &[(&CpuBuffer, Range<usize>)]) -> Result<Vec<u32>> {
-        let mut words = Vec::new();
-        for (source, range) in ranges {
-            words.extend_from_slice(
-                &source.bits("the source", range.end).context_with(|| "read")?[range.clone()],
-            );
-        }
-        Ok(words)
+    fn begin_reading(&mut self, ranges: &[(&CpuBuffer, Range<usize>)]) -> Result<Vec<u32>> {
+        Ok(ranges.iter().flat_map(|(source, range)| source.bits()[range.clone()].iter().copied()).collect())
     }
 
     async fn finish_read(&mut self, reading: Vec<u32>) -> Result<Vec<u32>> {
         Ok(reading)
     }
 
-    async fn read_u32(&mut self, source: &CpuBuffer, offset: usize, out: &mut [u32]) -> Result<()> {
-        let end = offset
-            .checked_add(out.len())
-            .ok_or_else(|| Error::invalid_argument("read: the range is larger than any buffer"))?;
-        out.copy_from_slice(&source.u32("the source", end).context_with(|| "read")?[offset..]);
-        Ok(())
-    }
-
-    async fn read(&mut self, source: &CpuBuffer, offset: usize, out: &mut [f32]) -> Result<()> {
-        let end = offset
-            .checked_add(out.len())
-            .ok_or_else(|| Error::invalid_argument("read: the range is larger than any buffer"))?;
-        out.copy_from_slice(&source.f32("the source", end).context_with(|| "read")?[offset..]);
+    async fn read_words(&mut self, source: &CpuBuffer, offset: usize, out: &mut [u32]) -> Result<()> {
+        out.copy_from_slice(&source.bits()[offset..offset + out.len()]);
         Ok(())
     }
 
     fn in_memory<'b>(&self, buffer: &'b CpuBuffer, len: usize) -> Option<&'b [f32]> {
-        buffer.f32("the buffer", len).ok()
+        has_floats(buffer, len).then(|| buffer.f32(len))
     }
 
     fn in_memory_mut<'b>(&self, buffer: &'b mut CpuBuffer, len: usize) -> Option<&'b mut [f32]> {
-        buffer.f32_mut("the buffer", len).ok()
+        has_floats(buffer, len).then(|| buffer.f32_mut(len))
     }
+}
+
+/// Weight and epsilon of a norm.
+fn head_norm(norm: Norm<&CpuBuffer>) -> (&[f32], f32) {
+    (norm.weight.f32(norm.width), norm.epsilon)
+}
+
+fn has_floats(buffer: &CpuBuffer, len: usize) -> bool {
+    buffer.element() == Element::F32 && buffer.len() >= len
 }

@@ -56,18 +56,16 @@ pub(super) struct Extent {
     pub(super) positions: usize,
 }
 
-/// What every backend checks before it runs `op`, a step over segments.
-pub(super) fn check_segments(op: &str, shape: &AttentionShape, segments: &[Segment]) -> Result<Extent> {
+/// What is checked before a step over segments runs.
+pub(super) fn check_segments(shape: &AttentionShape, segments: &[Segment]) -> Result<Extent> {
     let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
     if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Error::invalid_argument(format!(
-            "{op}: {heads} query heads cannot share {kv_heads} key and value heads"
+            "{heads} query heads cannot share {kv_heads} key and value heads"
         )));
     }
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        return Err(Error::invalid_argument(format!(
-            "{op}: expected an even head size but found {head_dim}"
-        )));
+        return Err(Error::invalid_argument(format!("expected an even head size but found {head_dim}")));
     }
     let mut extent = Extent { rows: 0, positions: 0 };
     for &Segment { count, past, start, .. } in segments {
@@ -76,7 +74,7 @@ pub(super) fn check_segments(op: &str, shape: &AttentionShape, segments: &[Segme
         let Some(end) = end else {
             return Err(Error::new(
                 ErrorCode::ContextOverflow,
-                format!("{op}: {count} tokens after {past} do not fit a cache of {room} positions"),
+                format!("{count} tokens after {past} do not fit a cache of {room} positions"),
             ));
         };
         // Many segments may see one sequence, so their rows together are not bounded by the cache.
@@ -103,7 +101,7 @@ mod tests {
             (vec![at(21, 0, 0)], None),
         ];
         for (segments, expected) in cases {
-            let found = check_segments("attention", &shape, &segments);
+            let found = check_segments(&shape, &segments);
             assert_eq!(found.ok().map(|extent| [extent.rows, extent.positions]), expected, "{segments:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! What models can run on here, each adapter checked against the CPU. Floor 4.
 
-use super::Backend;
+use super::DeviceOps;
 use super::cpu::CpuBackend;
 use serde::Serialize;
 

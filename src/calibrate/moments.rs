@@ -131,6 +131,7 @@ const GRAM_BYTES: usize = 64 << 20;
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
+    use crate::backend::DeviceOps;
     use crate::backend::cpu::CpuBackend;
     use crate::task::block_on;
     use rand_pcg::Pcg32;

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::open;
 use super::options::OptionArgs;
 use super::terminal::Terminal;
-use crate::backend::Backend;
+use crate::backend::DeviceOps;
 use crate::backend::any::AnyBackend;
 use crate::backend::choice::DeviceRequest;
 use crate::error::Result;

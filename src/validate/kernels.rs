@@ -7,8 +7,8 @@ use super::speed::Clock;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::GpuBackend;
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, Segment, TopK, WeightDesc, WeightFormat,
-    WeightView,
+    AttentionShape, Backend, DeviceOps, Element, GateActivation, KvLayer, Norm, Segment, TopK, WeightDesc,
+    WeightFormat, WeightView,
 };
 use crate::dtype::DType;
 use crate::error::Result;

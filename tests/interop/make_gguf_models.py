@@ -43,7 +43,7 @@ TYPES = {
     "attn_output": ["Q5_0", "BF16"],
     "ffn_gate": ["Q4_1", "TQ1_0"],
     "ffn_up": ["Q4_K", "TQ2_0"],
-    "ffn_down": ["Q6_K", "Q8_0"],
+    "ffn_down": ["Q6_K", "IQ4_NL"],
 }
 NEW_TOKENS = 24
 POSITIONS = [0, 3, 7]
@@ -60,6 +60,7 @@ HALVES = {
     "Q6_K": [(208, 2.0**-17)],
     "TQ1_0": [(52, 2.0**-7)],
     "TQ2_0": [(64, 2.0**-7)],
+    "IQ4_NL": [(0, 2.0**-13)],
 }
 
 

@@ -69,7 +69,7 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, backend, f32_buffer, read};
-    use crate::backend::{Backend, Element, Norm};
+    use crate::backend::{Backend, DeviceOps, Element, Norm};
 
     /// Largest deviation from the `f64` oracle where outputs are about 1. Measured 2.5e-7.
     const TOLERANCE: f64 = 1e-6;

@@ -335,7 +335,7 @@ fn softmax_numerators(scores: &mut [f32]) -> f32 {
 mod tests {
     use super::super::testing::{Random, backend, backends, f32_buffer, read};
     use super::TASK_TOKENS;
-    use crate::backend::{AttentionShape, Backend, Element, KvLayer, Mask, Segment};
+    use crate::backend::{AttentionShape, Backend, DeviceOps, Element, KvLayer, Mask, Segment};
 
     /// Largest deviation from the `f64` oracle where values are about 1. Measured 1.2e-7, and 1.4e-7 over segments.
     const TOLERANCE: f64 = 6e-7;

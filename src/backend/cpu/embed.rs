@@ -7,17 +7,12 @@ use crate::error::{Error, Result};
 /// `out[t, :] = table[tokens[t], :]`; `out` is `[tokens, cols]`.
 ///
 /// # Errors
-/// `invalid_argument` for a token that the table has no row for, or a table of several matrices.
+/// `invalid_argument` for a token that the table has no row for.
 pub(super) fn embed(workers: &Workers, tokens: &[u32], table: &CpuWeight, out: &mut [f32]) -> Result<()> {
-    let [part] = &table.parts[..] else {
-        return Err(Error::invalid_argument(format!(
-            "embed: expected a table of one matrix but found {}",
-            table.parts.len()
-        )));
-    };
+    let part = &table.parts[0];
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= part.rows) {
         return Err(Error::invalid_argument(format!(
-            "embed: token {token} is outside the embedding table of {} rows",
+            "token {token} is outside the embedding table of {} rows",
             part.rows
         )));
     }
@@ -36,7 +31,7 @@ mod tests {
     use super::super::testing::{
         Matrix, Random, backend, formats, is_affine, load, read, reordered, u32_buffer,
     };
-    use crate::backend::{Backend, Element};
+    use crate::backend::{Backend, DeviceOps, Element};
 
     #[test]
     fn rows_of_every_format_come_out_with_one_rounding() {

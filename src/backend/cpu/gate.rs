@@ -35,7 +35,7 @@ pub(super) fn gate(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, backend, f32_buffer, read};
-    use crate::backend::{Backend, Element, GateActivation};
+    use crate::backend::{Backend, DeviceOps, Element, GateActivation};
 
     /// Largest deviation from the `f64` oracle, relative to `max(1, |expected|)`. Measured 2.4e-7.
     const TOLERANCE: f64 = 1e-6;

@@ -416,7 +416,7 @@ mod tests {
         Matrix, Random, backend, backends, f32_buffer, formats, is_affine, load, load_repeated, parts_of,
         read, reordered,
     };
-    use crate::backend::{Backend, Element, Sums, WeightDesc, WeightFormat, WeightView};
+    use crate::backend::{Backend, DeviceOps, Element, Sums, WeightDesc, WeightFormat, WeightView};
     use crate::dtype::DType;
     use crate::quant::{ActivationGrid, Activations, QuantizedTensor, Scheme};
     use crate::task::block_on;

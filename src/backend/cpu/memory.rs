@@ -1,6 +1,6 @@
 //! Zeroed memory on cache-line boundaries, and the buffers made of it. Floor 4.
 
-use crate::backend::Element;
+use crate::backend::{Element, Elements};
 use crate::error::{Error, ErrorCode, Result};
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
@@ -70,71 +70,64 @@ impl CpuBuffer {
         }))
     }
 
-    /// How many elements it holds.
-    pub fn len(&self) -> usize {
+    /// The first `len` activations, which it has.
+    pub(super) fn f32(&self, len: usize) -> &[f32] {
         match &self.0 {
-            Content::F32(values) => values.len(),
-            Content::U32(values) => values.len(),
-        }
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The first `len` activations; `what` names the operand in the error.
-    pub(super) fn f32(&self, what: &str, len: usize) -> Result<&[f32]> {
-        match &self.0 {
-            Content::F32(values) => values.get(..len).ok_or_else(|| too_short(what, len, values.len())),
-            Content::U32(_) => Err(wrong_element(what, "F32", "U32")),
+            Content::F32(values) => &values[..len],
+            Content::U32(_) => unreachable!("steps are checked before they run"),
         }
     }
 
     /// As [`CpuBuffer::f32`], to be written.
-    pub(super) fn f32_mut(&mut self, what: &str, len: usize) -> Result<&mut [f32]> {
+    pub(super) fn f32_mut(&mut self, len: usize) -> &mut [f32] {
         match &mut self.0 {
-            Content::F32(values) => {
-                let found = values.len();
-                values.get_mut(..len).ok_or_else(|| too_short(what, len, found))
-            }
-            Content::U32(_) => Err(wrong_element(what, "F32", "U32")),
+            Content::F32(values) => &mut values[..len],
+            Content::U32(_) => unreachable!("steps are checked before they run"),
         }
     }
 
-    /// The first `len` token ids.
-    pub(super) fn u32(&self, what: &str, len: usize) -> Result<&[u32]> {
+    /// The first `len` token ids, which it has.
+    pub(super) fn u32(&self, len: usize) -> &[u32] {
         match &self.0 {
-            Content::U32(values) => values.get(..len).ok_or_else(|| too_short(what, len, values.len())),
-            Content::F32(_) => Err(wrong_element(what, "U32", "F32")),
+            Content::U32(values) => &values[..len],
+            Content::F32(_) => unreachable!("steps are checked before they run"),
         }
-    }
-
-    /// The bits of the first `len` elements, whatever they are.
-    pub(super) fn bits(&self, what: &str, len: usize) -> Result<&[u32]> {
-        let words = match &self.0 {
-            Content::F32(values) => bytemuck::cast_slice(values),
-            Content::U32(values) => values,
-        };
-        words.get(..len).ok_or_else(|| too_short(what, len, words.len()))
     }
 
     /// As [`CpuBuffer::u32`], to be written.
-    pub(super) fn u32_mut(&mut self, what: &str, len: usize) -> Result<&mut [u32]> {
+    pub(super) fn u32_mut(&mut self, len: usize) -> &mut [u32] {
         match &mut self.0 {
-            Content::U32(values) => {
-                let found = values.len();
-                values.get_mut(..len).ok_or_else(|| too_short(what, len, found))
-            }
-            Content::F32(_) => Err(wrong_element(what, "U32", "F32")),
+            Content::U32(values) => &mut values[..len],
+            Content::F32(_) => unreachable!("steps are checked before they run"),
+        }
+    }
+
+    /// The bits of all elements, whatever they are.
+    pub(super) fn bits(&self) -> &[u32] {
+        match &self.0 {
+            Content::F32(values) => bytemuck::cast_slice(values),
+            Content::U32(values) => values,
+        }
+    }
+
+    /// As [`CpuBuffer::bits`], to be written.
+    pub(super) fn bits_mut(&mut self) -> &mut [u32] {
+        match &mut self.0 {
+            Content::F32(values) => bytemuck::cast_slice_mut(values),
+            Content::U32(values) => values,
         }
     }
 }
 
-fn too_short(what: &str, expected: usize, found: usize) -> Error {
-    Error::invalid_argument(format!("{what} needs {expected} elements but the buffer holds {found}"))
-}
+impl Elements for CpuBuffer {
+    fn element(&self) -> Element {
+        match &self.0 {
+            Content::F32(_) => Element::F32,
+            Content::U32(_) => Element::U32,
+        }
+    }
 
-fn wrong_element(what: &str, expected: &str, found: &str) -> Error {
-    Error::invalid_argument(format!("{what} must be a buffer of {expected} but is one of {found}"))
+    fn len(&self) -> usize {
+        self.bits().len()
+    }
 }

@@ -65,7 +65,7 @@ fn rotate(head: &mut [f32], angles: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Random, backend, f32_buffer, read};
-    use crate::backend::{AttentionShape, Backend, Element, KvLayer, Norm, QkNorm, Segment};
+    use crate::backend::{AttentionShape, Backend, DeviceOps, Element, KvLayer, Norm, QkNorm, Segment};
 
     /// Largest deviation from the `f64` oracle where values are about 1. Measured 2.6e-7.
     const TOLERANCE: f64 = 1e-6;

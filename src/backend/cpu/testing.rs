@@ -3,7 +3,7 @@
 pub(super) use super::self_check::formats;
 use super::simd::Isa;
 use super::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
-use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
+use crate::backend::{Backend, DeviceOps, Element, Elements, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, encode_f32};
 use crate::quant::{ActivationGrid, Activations, PackedTensor, QuantizedTensor, Scales, Scheme};
 use crate::task::block_on;

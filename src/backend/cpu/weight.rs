@@ -8,13 +8,11 @@
 use super::columns::{Columns, UNIT};
 use super::linear_int8::MAX_GROUP as MAX_INT8_GROUP;
 use super::memory::Aligned;
-use crate::backend::{WeightDesc, WeightFormat};
+use crate::backend::{Matrices, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::packing::unpack_row;
-use crate::quant::{
-    ActivationGrid, Activations, Coding, PackedTensor, QuantizedRows, QuantizedTensor, column_order,
-};
+use crate::quant::{ActivationGrid, Activations, PackedTensor, QuantizedRows, QuantizedTensor, column_order};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -26,17 +24,21 @@ pub struct CpuWeight {
     pub(super) parts: Vec<Part>,
 }
 
-impl CpuWeight {
-    /// Input features.
-    pub fn cols(&self) -> usize {
+impl Matrices for CpuWeight {
+    fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Output features of all its matrices together.
-    pub fn rows(&self) -> usize {
+    fn rows(&self) -> usize {
         self.rows
     }
 
+    fn parts(&self) -> usize {
+        self.parts.len()
+    }
+}
+
+impl CpuWeight {
     /// Bytes that it occupies in memory, padding and biases included.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(Part::bytes).sum()
@@ -232,24 +234,9 @@ impl Part {
         data + order + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
     }
 
-    pub(super) fn put_dense(&mut self, rows: Range<usize>, bytes: &[u8]) -> Result<()> {
+    pub(super) fn put_dense(&mut self, rows: Range<usize>, bytes: &[u8]) {
         let (columns, cols) = (self.columns, self.columns.cols);
-        let size = match &self.data {
-            Data::F32(_) => 4,
-            Data::F16 { .. } | Data::BF16(_) => 2,
-            Data::Packed(_) | Data::Coded(_) => {
-                return Err(Error::invalid_argument("dense rows were put into a packed weight"));
-            }
-        };
-        let expected = rows.len().checked_mul(cols * size);
-        if expected != Some(bytes.len()) {
-            return Err(Error::invalid_argument(format!(
-                "expected {} rows of {cols} elements of {size} bytes but found {} bytes",
-                rows.len(),
-                bytes.len()
-            )));
-        }
-        for (row, bytes) in rows.zip(bytes.chunks_exact(cols * size)) {
+        for (row, bytes) in rows.clone().zip(bytes.chunks_exact((bytes.len() / rows.len().max(1)).max(1))) {
             let at = row * columns.padded();
             match &mut self.data {
                 Data::F32(values) => {
@@ -268,31 +255,18 @@ impl Part {
                         *value = u16::from_le_bytes(*b);
                     }
                 }
-                Data::Packed(_) | Data::Coded(_) => unreachable!("turned away above"),
+                Data::Packed(_) | Data::Coded(_) => unreachable!("dense rows were announced"),
             }
         }
-        Ok(())
     }
 
     pub(super) fn put_packed(
         &mut self,
-        coding: Coding,
         rows: Range<usize>,
         source: &QuantizedRows<'_>,
         first: bool,
     ) -> Result<()> {
-        let (columns, tensor) = (self.columns, source.tensor);
-        if (tensor.coding(), tensor.cols(), source.rows.len()) != (coding, columns.cols, rows.len()) {
-            return Err(Error::invalid_argument(format!(
-                "expected {} rows of {} columns in {coding} but found {} of {} in {}",
-                rows.len(),
-                columns.cols,
-                source.rows.len(),
-                tensor.cols(),
-                tensor.coding()
-            )));
-        }
-        match (&mut self.data, tensor.affine()) {
+        match (&mut self.data, source.tensor.affine()) {
             (Data::Packed(_), Some(tensor)) => self.put_affine(rows, tensor, source.rows.start, first),
             (Data::Coded(coded), None) => {
                 coded.put(rows, source);

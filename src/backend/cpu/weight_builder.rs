@@ -1,110 +1,45 @@
-//! A weight on its way in: every row and every announced bias must come exactly once. Floor 4.
+//! A weight on its way into the form that the CPU likes. Floor 4.
 
 use super::weight::{CpuWeight, Part};
-use crate::backend::{WeightDesc, WeightFormat, WeightView};
-use crate::error::{Error, Result};
+use crate::backend::arrivals::Arrivals;
+use crate::backend::{WeightDesc, WeightView};
+use crate::error::Result;
 use std::ops::Range;
 
-/// What has arrived of a weight, and what is still missing.
+/// What has arrived of a weight.
 pub struct CpuWeightBuilder {
-    weight: CpuWeight,
-    descs: Vec<WeightDesc>,
-    /// For each part, which rows have come.
-    arrived: Vec<Vec<bool>>,
+    arrivals: Arrivals,
+    parts: Vec<Part>,
 }
 
 impl CpuWeightBuilder {
     pub(super) fn new(descs: &[WeightDesc]) -> Result<Self> {
-        let Some(first) = descs.first() else {
-            return Err(Error::invalid_argument("a weight needs at least one matrix"));
-        };
-        if let Some(other) = descs.iter().find(|desc| desc.cols != first.cols) {
-            return Err(Error::invalid_argument(format!(
-                "matrices of one weight share their input: expected {} columns but found {}",
-                first.cols, other.cols
-            )));
-        }
-        let parts = descs.iter().map(Part::new).collect::<Result<Vec<_>>>()?;
-        let rows = descs
-            .iter()
-            .try_fold(0usize, |sum, desc| sum.checked_add(desc.rows))
-            .ok_or_else(|| Error::invalid_argument("the rows of a weight are more than can be counted"))?;
-        Ok(Self {
-            weight: CpuWeight { cols: first.cols, rows, parts },
-            arrived: descs.iter().map(|desc| vec![false; desc.rows]).collect(),
-            descs: descs.to_vec(),
-        })
-    }
-
-    fn desc(&self, part: usize) -> Result<&WeightDesc> {
-        self.descs.get(part).ok_or_else(|| {
-            Error::invalid_argument(format!("the weight has {} matrices, no number {part}", self.descs.len()))
-        })
+        let arrivals = Arrivals::new(descs)?;
+        Ok(Self { arrivals, parts: descs.iter().map(Part::new).collect::<Result<_>>()? })
     }
 
     pub(super) fn put_rows(&mut self, part: usize, rows: Range<usize>, data: &WeightView<'_>) -> Result<()> {
-        let desc = self.desc(part)?.clone();
-        if rows.start > rows.end || rows.end > desc.rows {
-            return Err(Error::invalid_argument(format!(
-                "rows {}..{} are outside matrix {part} of {} rows",
-                rows.start, rows.end, desc.rows
-            )));
-        }
-        let first = !self.arrived[part].contains(&true);
-        let arrived = &mut self.arrived[part][rows.clone()];
-        if let Some(again) = arrived.iter().position(|&here| here) {
-            return Err(Error::invalid_argument(format!(
-                "row {} of matrix {part} came twice",
-                rows.start + again
-            )));
-        }
-        match (data, desc.format) {
-            (WeightView::Packed(source), WeightFormat::Packed(coding)) => {
-                self.weight.parts[part].put_packed(coding, rows, source, first)?;
-            }
-            (WeightView::Dense(bytes), _) => self.weight.parts[part].put_dense(rows, bytes)?,
-            (WeightView::Packed(_), WeightFormat::Dense(dtype)) => {
-                return Err(Error::invalid_argument(format!(
-                    "packed rows were put into matrix {part}, which is {dtype}"
-                )));
+        let first = self.arrivals.put_rows(part, &rows, data)?;
+        let part = &mut self.parts[part];
+        match data {
+            WeightView::Packed(source) => part.put_packed(rows, source, first),
+            WeightView::Dense(bytes) => {
+                part.put_dense(rows, bytes);
+                Ok(())
             }
         }
-        arrived.fill(true);
-        Ok(())
     }
 
     pub(super) fn put_bias(&mut self, part: usize, bias: &[f32]) -> Result<()> {
-        let desc = self.desc(part)?;
-        if !desc.bias || self.weight.parts[part].bias.is_some() {
-            let why = if desc.bias { "came twice" } else { "was not announced" };
-            return Err(Error::invalid_argument(format!("the bias of matrix {part} {why}")));
-        }
-        if bias.len() != desc.rows {
-            return Err(Error::invalid_argument(format!(
-                "expected a bias of {} elements for matrix {part} but found {}",
-                desc.rows,
-                bias.len()
-            )));
-        }
-        self.weight.parts[part].bias = Some(bias.to_vec());
+        self.arrivals.put_bias(part, bias.len())?;
+        self.parts[part].bias = Some(bias.to_vec());
         Ok(())
     }
 
     pub(super) fn finish(mut self) -> Result<CpuWeight> {
-        for (part, (desc, arrived)) in self.descs.iter().zip(&self.arrived).enumerate() {
-            if let Some(row) = arrived.iter().position(|&here| !here) {
-                let missing = arrived.iter().filter(|&&here| !here).count();
-                return Err(Error::invalid_argument(format!(
-                    "{missing} of the {} rows of matrix {part} never came, the first is row {row}",
-                    desc.rows
-                )));
-            }
-            if desc.bias && self.weight.parts[part].bias.is_none() {
-                return Err(Error::invalid_argument(format!("the bias of matrix {part} never came")));
-            }
-        }
-        self.weight.parts.iter_mut().try_for_each(Part::finish)?;
-        Ok(self.weight)
+        self.arrivals.finish()?;
+        self.parts.iter_mut().try_for_each(Part::finish)?;
+        Ok(CpuWeight { cols: self.arrivals.cols, rows: self.arrivals.rows, parts: self.parts })
     }
 }
 
@@ -112,7 +47,7 @@ impl CpuWeightBuilder {
 mod tests {
     use super::super::testing::backend;
     use super::*;
-    use crate::backend::{Backend, Element};
+    use crate::backend::{DeviceOps, Element, WeightFormat};
     use crate::dtype::DType;
     use crate::quant::{
         ActivationGrid, Activations, Bits, Granularity, PackedTensor, QuantizedTensor, Scales, Scheme,

@@ -1,7 +1,7 @@
 //! Memory on the device: handles that own it, and the pool that they return to. Floor 4.
 
 use super::device::Device;
-use crate::backend::Element;
+use crate::backend::{Element, Elements};
 use crate::error::{Error, ErrorCode, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,48 +24,18 @@ impl GpuBuffer {
         Self { memory, element, len }
     }
 
-    /// How many elements it holds.
-    pub fn len(&self) -> usize {
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+impl Elements for GpuBuffer {
+    fn element(&self) -> Element {
+        self.element
+    }
+
+    fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Its memory, if it has at least `len` elements of the right type; `what` names the operand in the error.
-    fn check(&self, what: &str, element: Element, len: usize) -> Result<&Memory> {
-        if self.element != element {
-            let name = |element| if element == Element::F32 { "F32" } else { "U32" };
-            return Err(Error::invalid_argument(format!(
-                "{what} must be a buffer of {} but is one of {}",
-                name(element),
-                name(self.element)
-            )));
-        }
-        self.any(what, len)
-    }
-
-    /// As [`GpuBuffer::check`] for elements of either type.
-    pub(super) fn any(&self, what: &str, len: usize) -> Result<&Memory> {
-        if self.len < len {
-            return Err(Error::invalid_argument(format!(
-                "{what} needs {len} elements but the buffer holds {}",
-                self.len
-            )));
-        }
-        Ok(&self.memory)
-    }
-
-    /// As [`GpuBuffer::check`] for activations.
-    pub(super) fn f32(&self, what: &str, len: usize) -> Result<&Memory> {
-        self.check(what, Element::F32, len)
-    }
-
-    /// As [`GpuBuffer::check`] for token ids.
-    pub(super) fn u32(&self, what: &str, len: usize) -> Result<&Memory> {
-        self.check(what, Element::U32, len)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::buffers::Memory;
 use super::weight::{Matrix, Shard};
-use super::{GpuBackend, elements, kernels, params, select};
+use super::{GpuBackend, kernels, params, select};
 use crate::error::Result;
 use crate::quant::{ActivationGrid, Activations};
 
@@ -69,7 +69,7 @@ impl GpuBackend {
     /// them where that comes right before.
     fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<()> {
         let units = &matrix.units;
-        let bytes = elements("linear", &[count, units.quads(), 4])? as u64;
+        let bytes = count as u64 * units.quads() as u64 * 4;
         let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
         let factors = self.factors.reserve(&self.device, &self.pool, count as u64 * 4)?;
         let unit_quads = (units.values.unit_columns() / 4) as u32;
@@ -113,7 +113,7 @@ impl GpuBackend {
     /// Rounds activations to INT8 and back.
     fn record_round_trip(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<Memory> {
         let cols = matrix.units.cols;
-        let bytes = elements("linear", &[count, cols, 4])? as u64;
+        let bytes = count as u64 * cols as u64 * 4;
         let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
         let params = params::RoundTrip {
             tokens: count as u32,

@@ -1,6 +1,8 @@
 //! What a device can do at most, for benchmarks: copies, and arithmetic without memory. No step of a model. Floor 4.
 
-use super::{GpuBackend, GpuBuffer, elements, kernels, params, select};
+use super::{GpuBackend, GpuBuffer, kernels, params, select};
+use crate::backend::step::check;
+use crate::backend::{Element, Elements};
 use crate::error::{Context, Error, Result};
 
 /// Multiply-adds of one invocation of the kernel in one round.
@@ -12,8 +14,8 @@ impl GpuBackend {
     /// # Errors
     /// `invalid_argument` where `to` is no `F32` buffer of the same length.
     pub fn copy(&mut self, from: &GpuBuffer, to: &mut GpuBuffer) -> Result<()> {
-        let source = from.f32("from", from.len()).context_with(|| "copy")?;
-        let target = to.f32("to", from.len()).context_with(|| "copy")?;
+        check("from", from, Element::F32, &[from.len()]).context_with(|| "copy")?;
+        check("to", to, Element::F32, &[from.len()]).context_with(|| "copy")?;
         if from.len() != to.len() {
             return Err(Error::invalid_argument(format!(
                 "copy: expected a buffer of {} elements but found {}",
@@ -21,7 +23,7 @@ impl GpuBackend {
                 to.len()
             )));
         }
-        self.recording.copy((source, 0), (target.buffer(), 0), from.len() as u64 * 4);
+        self.recording.copy((from.memory(), 0), (to.memory().buffer(), 0), from.len() as u64 * 4);
         Ok(())
     }
 
@@ -33,15 +35,15 @@ impl GpuBackend {
     /// `invalid_argument` for other numbers of rounds or elements.
     pub fn multiply_add(&mut self, out: &mut GpuBuffer, rounds: u32) -> Result<u64> {
         let op = "multiply_add";
-        let len = elements(op, &[out.len()])?;
+        let len = out.len();
         if !len.is_multiple_of(64) || !rounds.is_multiple_of(4) {
             return Err(Error::invalid_argument(format!(
                 "{op}: expected elements in 64s and rounds in fours but found {len} and {rounds}"
             )));
         }
-        let memory = out.f32("out", len).context_with(|| op)?;
+        check("out", out, Element::F32, &[len]).context_with(|| op)?;
         let params = params::MultiplyAdd { rounds, factor: 0.5, summand: 1.0, padding: 0 };
-        self.record(select::each(&kernels::MULTIPLY_ADD, len / 64)?, &[memory], &params)?;
+        self.record(select::each(&kernels::MULTIPLY_ADD, len / 64)?, &[out.memory()], &params)?;
         Ok(2 * MULTIPLY_ADDS * u64::from(rounds) * len as u64)
     }
 }

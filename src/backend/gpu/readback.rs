@@ -4,7 +4,7 @@ use super::GpuBackend;
 use super::buffers::Memory;
 use super::device::Device;
 use super::signal::Signal;
-use crate::backend::Backend;
+use crate::backend::DeviceOps;
 use crate::error::{Error, ErrorCode, Result};
 use std::ops::Range;
 
@@ -108,7 +108,7 @@ impl Drop for GpuReading {
 
 impl GpuBackend {
     /// Copies ranges of 32-bit elements to memory that the host can read, and asks for it.
-    pub(super) fn begin_reading(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
+    pub(super) fn begin_copies(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
         let bytes = |range: &Range<usize>| range.len() as u64 * 4;
         let staging = self.staging.take(&self.device, ranges.iter().map(|(_, range)| bytes(range)).sum());
         let mut at = 0;
@@ -122,7 +122,7 @@ impl GpuBackend {
 
     /// Reads 32-bit elements from `offset` on.
     pub(super) async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
-        let reading = self.begin_reading(&[(memory, offset..offset + out.len() / 4)])?;
+        let reading = self.begin_copies(&[(memory, offset..offset + out.len() / 4)])?;
         reading.finish(&self.device, &mut self.staging, out).await
     }
 }

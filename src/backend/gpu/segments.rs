@@ -83,7 +83,7 @@ impl GpuBackend {
             self.segments.written.clear();
             let bytes: &[u8] = bytemuck::cast_slice(&entries);
             let memory = self.segments.memory.reserve(&self.device, &self.pool, bytes.len() as u64)?;
-            self.write(&memory, bytes)?;
+            self.overwrite(&memory, bytes)?;
             self.segments.written = entries;
         }
         let count = self.segments.written.len() as u32;

@@ -8,7 +8,8 @@ use super::GpuBackend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::sample::{Numbers, buffer, fill, read};
 use crate::backend::{
-    AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Norm, QkNorm, Segment, TopK, WeightDesc,
+    AttentionShape, Backend, DeviceOps, Element, GateActivation, KvLayer, Mask, Norm, QkNorm, Segment, TopK,
+    WeightDesc,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::order;

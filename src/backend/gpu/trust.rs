@@ -7,7 +7,7 @@ use super::{
     AdapterDescription, GpuBackend, GpuOptions, Memory, Pool, Recording, Scratch, Staging, Submitter, Table,
     self_check,
 };
-use crate::backend::{Backend, Capabilities, WeightDesc, WeightFormat};
+use crate::backend::{Capabilities, DeviceOps, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};

@@ -5,9 +5,10 @@
 use super::buffers::{Memory, Pool};
 use super::device::Device;
 use super::units::{Units, Values};
-use crate::backend::{WeightDesc, WeightFormat, WeightView};
+use crate::backend::arrivals::Arrivals;
+use crate::backend::{Matrices, WeightDesc, WeightFormat, WeightView};
 use crate::error::{Error, ErrorCode, Result};
-use crate::quant::{ActivationGrid, Activations, Coding, QuantizedRows, Scheme};
+use crate::quant::{ActivationGrid, Activations, QuantizedRows, Scheme};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,17 +27,21 @@ pub struct GpuWeight {
     pub(super) parts: usize,
 }
 
-impl GpuWeight {
-    /// Input features.
-    pub fn cols(&self) -> usize {
+impl Matrices for GpuWeight {
+    fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Output features of all its matrices together.
-    pub fn rows(&self) -> usize {
+    fn rows(&self) -> usize {
         self.rows
     }
 
+    fn parts(&self) -> usize {
+        self.parts
+    }
+}
+
+impl GpuWeight {
     /// Bytes that it occupies on the device.
     pub fn bytes(&self) -> u64 {
         let shards = self.matrices.iter().flat_map(|matrix| &matrix.shards);
@@ -80,17 +85,14 @@ impl Shard {
     }
 }
 
-/// What has arrived of a weight, and what is still missing.
+/// What has arrived of a weight.
 pub struct GpuWeightBuilder {
     weight: GpuWeight,
-    descs: Vec<WeightDesc>,
+    arrivals: Arrivals,
     /// For each part: its matrix, and the matrix's row where it begins.
     places: Vec<(usize, usize)>,
-    /// For each part, which rows have come.
-    arrived: Vec<Vec<bool>>,
     /// For each matrix: zero points, `[rows, groups]`, and biases, `[rows]`. They go to the device at the end.
     host: Vec<Host>,
-    bias_came: Vec<bool>,
 }
 
 struct Host {
@@ -100,15 +102,7 @@ struct Host {
 
 impl GpuWeightBuilder {
     pub(super) fn new(device: &Device, pool: &Pool, descs: &[WeightDesc]) -> Result<Self> {
-        let Some(first) = descs.first() else {
-            return Err(Error::invalid_argument("a weight needs at least one matrix"));
-        };
-        if let Some(other) = descs.iter().find(|desc| desc.cols != first.cols) {
-            return Err(Error::invalid_argument(format!(
-                "matrices of one weight share their input: expected {} columns but found {}",
-                first.cols, other.cols
-            )));
-        }
+        let arrivals = Arrivals::new(descs)?;
         let mut places = Vec::with_capacity(descs.len());
         // Descriptions of the matrices, with whether any part has a bias.
         let mut merged: Vec<WeightDesc> = Vec::new();
@@ -117,7 +111,7 @@ impl GpuWeightBuilder {
                 Some(last) if alike(last, desc) => {
                     places.push((merged.len() - 1, merged[merged.len() - 1].rows));
                     let last = merged.last_mut().expect("just seen");
-                    last.rows = last.rows.checked_add(desc.rows).ok_or_else(too_many_rows)?;
+                    last.rows += desc.rows;
                     last.bias |= desc.bias;
                 }
                 _ => {
@@ -130,32 +124,20 @@ impl GpuWeightBuilder {
         let mut rows = 0usize;
         for desc in &merged {
             let matrix = Matrix::new(device, pool, desc, rows)?;
-            rows = rows.checked_add(desc.rows).ok_or_else(too_many_rows)?;
+            rows += desc.rows;
             host.push(Host {
                 zeros: vec![0; if matrix.has_zeros { desc.rows * matrix.units.groups } else { 0 }],
                 bias: vec![0.0; if desc.bias { desc.rows } else { 0 }],
             });
             matrices.push(matrix);
         }
-        Ok(Self {
-            weight: GpuWeight { cols: first.cols, rows, matrices, parts: descs.len() },
-            arrived: descs.iter().map(|desc| vec![false; desc.rows]).collect(),
-            bias_came: vec![false; descs.len()],
-            descs: descs.to_vec(),
-            places,
-            host,
-        })
+        let weight = GpuWeight { cols: arrivals.cols, rows, matrices, parts: descs.len() };
+        Ok(Self { weight, arrivals, places, host })
     }
 
     /// What was announced.
-    pub(super) fn descs(&self) -> &[WeightDesc] {
-        &self.descs
-    }
-
-    fn desc(&self, part: usize) -> Result<&WeightDesc> {
-        self.descs.get(part).ok_or_else(|| {
-            Error::invalid_argument(format!("the weight has {} matrices, no number {part}", self.descs.len()))
-        })
+    pub(super) fn descs(&self) -> impl Iterator<Item = &WeightDesc> {
+        self.arrivals.descs()
     }
 
     pub(super) fn put_rows(
@@ -165,88 +147,35 @@ impl GpuWeightBuilder {
         rows: Range<usize>,
         data: &WeightView<'_>,
     ) -> Result<()> {
-        let desc = self.desc(part)?.clone();
-        if rows.start > rows.end || rows.end > desc.rows {
-            return Err(Error::invalid_argument(format!(
-                "rows {}..{} are outside matrix {part} of {} rows",
-                rows.start, rows.end, desc.rows
-            )));
-        }
-        if let Some(again) = self.arrived[part][rows.clone()].iter().position(|&here| here) {
-            return Err(Error::invalid_argument(format!(
-                "row {} of matrix {part} came twice",
-                rows.start + again
-            )));
-        }
+        self.arrivals.put_rows(part, &rows, data)?;
         let (matrix, first) = self.places[part];
         let target = first + rows.start..first + rows.end;
         let matrix_host = &mut self.host[matrix];
         let matrix = &self.weight.matrices[matrix];
-        match (data, desc.format) {
-            (WeightView::Packed(source), WeightFormat::Packed(coding)) => {
-                matrix.put_packed(device, coding, target, source, &mut matrix_host.zeros)?;
+        match data {
+            WeightView::Packed(source) => {
+                matrix.put_packed(device, target, source, &mut matrix_host.zeros)?;
             }
-            (WeightView::Dense(bytes), WeightFormat::Dense(dtype)) => {
-                let row_bytes = desc.cols * dtype.size();
-                if rows.len().checked_mul(row_bytes) != Some(bytes.len()) {
-                    return Err(Error::invalid_argument(format!(
-                        "expected {} rows of {} elements of {} bytes but found {} bytes",
-                        rows.len(),
-                        desc.cols,
-                        dtype.size(),
-                        bytes.len()
-                    )));
-                }
+            WeightView::Dense(bytes) => {
+                let row_bytes = bytes.len() / rows.len().max(1);
                 let row = |index: usize, words: &mut [u32]| {
                     matrix.units.arrange_dense(&bytes[index * row_bytes..(index + 1) * row_bytes], words);
                 };
                 matrix.upload_rows(device, target, row);
             }
-            (WeightView::Packed(_), WeightFormat::Dense(dtype)) => {
-                return Err(Error::invalid_argument(format!(
-                    "packed rows were put into matrix {part}, which is {dtype}"
-                )));
-            }
-            (WeightView::Dense(_), WeightFormat::Packed(_)) => {
-                return Err(Error::invalid_argument("dense rows were put into a packed weight"));
-            }
         }
-        self.arrived[part][rows].fill(true);
         device.check()
     }
 
     pub(super) fn put_bias(&mut self, part: usize, bias: &[f32]) -> Result<()> {
-        let desc = self.desc(part)?;
-        if !desc.bias || self.bias_came[part] {
-            let why = if desc.bias { "came twice" } else { "was not announced" };
-            return Err(Error::invalid_argument(format!("the bias of matrix {part} {why}")));
-        }
-        if bias.len() != desc.rows {
-            return Err(Error::invalid_argument(format!(
-                "expected a bias of {} elements for matrix {part} but found {}",
-                desc.rows,
-                bias.len()
-            )));
-        }
+        self.arrivals.put_bias(part, bias.len())?;
         let (matrix, first) = self.places[part];
         self.host[matrix].bias[first..first + bias.len()].copy_from_slice(bias);
-        self.bias_came[part] = true;
         Ok(())
     }
 
     pub(super) fn finish(mut self, device: &Device, pool: &Arc<Pool>) -> Result<GpuWeight> {
-        for (part, (desc, arrived)) in self.descs.iter().zip(&self.arrived).enumerate() {
-            if let Some(row) = arrived.iter().position(|&here| !here) {
-                let missing = arrived.iter().filter(|&&here| !here).count();
-                return Err(Error::invalid_argument(format!(
-                    "{missing} of the {} rows of matrix {part} never came, the first is row {row}",
-                    desc.rows
-                )));
-            }
-            if desc.bias && !self.bias_came[part] {
-                return Err(Error::invalid_argument(format!("the bias of matrix {part} never came")));
-            }
-        }
+        self.arrivals.finish()?;
         for (matrix, host) in self.weight.matrices.iter_mut().zip(&self.host) {
             let groups = matrix.units.groups;
             for shard in &mut matrix.shards {
@@ -267,10 +196,6 @@ impl GpuWeightBuilder {
 /// Whether one dispatch can serve both.
 fn alike(a: &WeightDesc, b: &WeightDesc) -> bool {
     (a.format, a.activations, a.grid) == (b.format, b.activations, b.grid)
-}
-
-fn too_many_rows() -> Error {
-    Error::invalid_argument("the rows of a weight are more than can be counted")
 }
 
 /// New memory that holds `bytes`.
@@ -350,22 +275,11 @@ impl Matrix {
     fn put_packed(
         &self,
         device: &Device,
-        coding: Coding,
         rows: Range<usize>,
         source: &QuantizedRows<'_>,
         zeros: &mut [u8],
     ) -> Result<()> {
         let (units, tensor) = (&self.units, source.tensor);
-        if (tensor.coding(), tensor.cols(), source.rows.len()) != (coding, units.cols, rows.len()) {
-            return Err(Error::invalid_argument(format!(
-                "expected {} rows of {} columns in {coding} but found {} of {} in {}",
-                rows.len(),
-                units.cols,
-                source.rows.len(),
-                tensor.cols(),
-                tensor.coding()
-            )));
-        }
         let affine = tensor.affine();
         if affine.is_some_and(|affine| affine.column_order().is_some()) {
             return Err(Error::unsupported_format(

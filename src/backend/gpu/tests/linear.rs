@@ -5,7 +5,7 @@ use super::{gpu, gpu_with};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::GpuOptions;
 use crate::backend::gpu::variants::Variant;
-use crate::backend::{Backend, WeightFormat};
+use crate::backend::{Backend, DeviceOps, WeightFormat};
 use crate::dtype::DType;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 

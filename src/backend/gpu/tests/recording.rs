@@ -4,7 +4,7 @@ use super::gpu;
 use super::operands::{buffer, ids, read, zeros};
 #[cfg(test)]
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage, adapters};
-use crate::backend::{AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Segment};
+use crate::backend::{AttentionShape, Backend, DeviceOps, Element, GateActivation, KvLayer, Mask, Segment};
 use crate::error::ErrorCode;
 
 pub(super) async fn steps_are_submitted_together_and_each_keeps_its_parameters() {

@@ -5,7 +5,7 @@ use super::{gpu, gpu_with};
 use crate::backend::gpu::kernels::{Kernel, all};
 use crate::backend::gpu::variants::{Variant, Variants};
 use crate::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
-use crate::backend::{Backend, Norm, WeightDesc, WeightFormat};
+use crate::backend::{Backend, DeviceOps, Norm, WeightDesc, WeightFormat};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode};
 use crate::quant::codings::Codebook;
