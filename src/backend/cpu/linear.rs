@@ -9,7 +9,7 @@ use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, TILE_ROWS, Target};
 use super::linear_int8::{Int8Task, QuantizedTokens, round_trip};
 use super::memory::Aligned;
 use super::parallel::{Tiles, Workers};
-use super::rows::{Bf16Matrix, Bits2, Bits4, Bits8, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix, Width};
+use super::rows::{Bf16Matrix, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix};
 use super::rows::{MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
@@ -17,7 +17,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::quant::{ActivationGrid, column_order};
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Elements of a block of converted rows: with as much again for tokens it stays in a second-level cache.
@@ -288,24 +287,24 @@ impl Job<'_> {
             Data::Coded(coded) => {
                 self.decoded(|rows, out| coded.decode(self.part.columns, rows, out.as_flattened_mut()))
             }
-            Data::Packed(packed) => match packed.bits {
-                2 => self.codes_of::<Bits2>(packed),
-                4 => self.codes_of::<Bits4>(packed),
-                _ => self.codes_of::<Bits8>(packed),
+            Data::Packed(packed) => match packed.unit_bytes() {
+                8 => self.codes_of::<8>(packed),
+                16 => self.codes_of::<16>(packed),
+                _ => self.codes_of::<32>(packed),
             },
         }
     }
 
-    fn codes_of<W: Width>(&self, packed: &Packed) {
+    fn codes_of<const N: usize>(&self, packed: &Packed) {
         match &packed.zeros {
-            Zeros::Constant(_) => self.codes::<W, NO_OFFSET>(packed),
-            Zeros::PerGroup(_) => self.codes::<W, ZERO_POINTS>(packed),
-            Zeros::Minimums(_) => self.codes::<W, MINIMUMS>(packed),
+            Zeros::Constant(_) => self.codes::<N, NO_OFFSET>(packed),
+            Zeros::PerGroup(_) => self.codes::<N, ZERO_POINTS>(packed),
+            Zeros::Minimums(_) => self.codes::<N, MINIMUMS>(packed),
         }
     }
 
-    fn codes<W: Width, const OFFSET: u8>(&self, packed: &Packed) {
-        let matrix = CodeMatrix::<W, OFFSET> { packed, columns: self.part.columns, width: PhantomData };
+    fn codes<const N: usize, const OFFSET: u8>(&self, packed: &Packed) {
+        let matrix = CodeMatrix::<N, OFFSET> { packed, columns: self.part.columns };
         match &self.input.values {
             Values::F32 { .. } | Values::Split { .. } => self.float(&matrix),
             Values::Int8(x) => self.isa.run(Int8Task {

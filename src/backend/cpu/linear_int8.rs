@@ -14,7 +14,7 @@
 use super::columns::{Columns, UNIT};
 use super::linear_float::{TILE_ROWS, Target};
 use super::memory::Aligned;
-use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS, Width};
+use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS};
 use super::simd::{Kernel, Simd};
 use crate::error::Result;
 use crate::quant::ActivationGrid;
@@ -136,8 +136,8 @@ fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
 }
 
 /// Some rows of a matrix times some tokens.
-pub(super) struct Int8Task<'a, W: Width, const OFFSET: u8> {
-    pub(super) matrix: &'a CodeMatrix<'a, W, OFFSET>,
+pub(super) struct Int8Task<'a, const N: usize, const OFFSET: u8> {
+    pub(super) matrix: &'a CodeMatrix<'a, N, OFFSET>,
     pub(super) rows: Range<usize>,
     pub(super) tokens: Range<usize>,
     pub(super) x: &'a QuantizedTokens,
@@ -152,7 +152,7 @@ struct Token<'a> {
     scale: f32,
 }
 
-impl<W: Width, const OFFSET: u8> Kernel for Int8Task<'_, W, OFFSET> {
+impl<const N: usize, const OFFSET: u8> Kernel for Int8Task<'_, N, OFFSET> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.rows.clone().step_by(TILE_ROWS) {
@@ -163,26 +163,26 @@ impl<W: Width, const OFFSET: u8> Kernel for Int8Task<'_, W, OFFSET> {
 
 /// The tiles of the rows from `row` on.
 #[inline(always)]
-fn row_of_tiles<S: Simd, W: Width, const OFFSET: u8>(s: S, task: &Int8Task<'_, W, OFFSET>, row: usize) {
+fn row_of_tiles<S: Simd, const N: usize, const OFFSET: u8>(s: S, task: &Int8Task<'_, N, OFFSET>, row: usize) {
     // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
     let rows = std::array::from_fn(|r| task.matrix.row((row + r).min(task.rows.end - 1)));
     let mut token = task.tokens.start;
     while token + 2 <= task.tokens.end {
-        tile::<S, W, OFFSET, TILE_ROWS, 2>(s, task, row, rows, token);
+        tile::<S, N, OFFSET, TILE_ROWS, 2>(s, task, row, rows, token);
         token += 2;
     }
     if token < task.tokens.end {
-        tile::<S, W, OFFSET, TILE_ROWS, 1>(s, task, row, rows, token);
+        tile::<S, N, OFFSET, TILE_ROWS, 1>(s, task, row, rows, token);
     }
 }
 
 /// The dot products of `R` rows with `T` tokens, into the result.
 #[inline(always)]
-fn tile<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
+fn tile<S: Simd, const N: usize, const OFFSET: u8, const R: usize, const T: usize>(
     s: S,
-    task: &Int8Task<'_, W, OFFSET>,
+    task: &Int8Task<'_, N, OFFSET>,
     row: usize,
-    rows: [CodeRow<'_, W, OFFSET>; R],
+    rows: [CodeRow<'_, N, OFFSET>; R],
     token: usize,
 ) {
     let columns = task.x.columns;
@@ -241,9 +241,9 @@ fn tile<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
 
 /// `sum (code - zero_point) q` over a group, as partial sums.
 #[inline(always)]
-fn group_dots<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usize>(
+fn group_dots<S: Simd, const N: usize, const OFFSET: u8, const R: usize, const T: usize>(
     s: S,
-    rows: [CodeRow<'_, W, OFFSET>; R],
+    rows: [CodeRow<'_, N, OFFSET>; R],
     x: [Token<'_>; T],
     group: usize,
     units: Range<usize>,
@@ -259,7 +259,7 @@ fn group_dots<S: Simd, W: Width, const OFFSET: u8, const R: usize, const T: usiz
         for r in 0..R {
             let codes = rows[r].codes(s, unit);
             for t in 0..T {
-                ints[r][t] = if W::NARROW {
+                ints[r][t] = if N < 32 {
                     s.dot::<true>(ints[r][t], codes, &x[t].values[unit])
                 } else {
                     s.dot::<false>(ints[r][t], codes, &x[t].values[unit])

@@ -4,7 +4,6 @@
 use super::columns::{Columns, UNIT};
 use super::simd::Simd;
 use super::weight::{Packed, Zeros};
-use std::marker::PhantomData;
 
 /// A row whose values are converted to `f32` in registers.
 pub(super) trait FloatRow: Copy {
@@ -74,73 +73,6 @@ dense_rows!(F32Matrix, F32Row, f32, load);
 dense_rows!(F16Matrix, F16Row, u16, load_f16);
 dense_rows!(Bf16Matrix, Bf16Row, u16, load_bf16);
 
-/// How wide the codes of a packed matrix are kept.
-pub(super) trait Width: Copy + Send + Sync + 'static {
-    type Unit: Copy + Sync;
-    /// What the parts of a unit share.
-    type Codes<'a, S: Simd>: Copy;
-    /// Whether codes are below 16.
-    const NARROW: bool;
-    fn units(codes: &[u8]) -> &[Self::Unit];
-    fn unpack<S: Simd>(s: S, unit: &Self::Unit) -> S::Bytes;
-    fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8, minimum: f32) -> S::Codebook;
-    fn open<S: Simd>(s: S, unit: &Self::Unit) -> Self::Codes<'_, S>;
-    fn decode<S: Simd, const OFFSET: u8>(
-        s: S,
-        codes: Self::Codes<'_, S>,
-        codebook: S::Codebook,
-        part: usize,
-    ) -> S::F32;
-}
-
-macro_rules! width {
-    ($name:ident, $bytes:literal, $narrow:literal, $unpack:ident, $codes:ident, $open:ident, $decode:ident) => {
-        /// Codes of as many bits as the name says.
-        #[derive(Clone, Copy)]
-        pub(super) struct $name;
-
-        impl Width for $name {
-            type Unit = [u8; $bytes];
-            type Codes<'a, S: Simd> = S::$codes<'a>;
-            const NARROW: bool = $narrow;
-
-            #[inline(always)]
-            fn units(codes: &[u8]) -> &[Self::Unit] {
-                codes.as_chunks::<$bytes>().0
-            }
-
-            #[inline(always)]
-            fn unpack<S: Simd>(s: S, unit: &Self::Unit) -> S::Bytes {
-                s.$unpack(unit)
-            }
-
-            #[inline(always)]
-            fn codebook<S: Simd>(s: S, scale: f32, zero_point: u8, minimum: f32) -> S::Codebook {
-                s.codebook::<{ $bytes / 4 }>(scale, zero_point, minimum)
-            }
-
-            #[inline(always)]
-            fn open<S: Simd>(s: S, unit: &Self::Unit) -> S::$codes<'_> {
-                s.$open(unit)
-            }
-
-            #[inline(always)]
-            fn decode<S: Simd, const OFFSET: u8>(
-                s: S,
-                codes: S::$codes<'_>,
-                codebook: S::Codebook,
-                part: usize,
-            ) -> S::F32 {
-                s.$decode::<OFFSET>(codes, codebook, part)
-            }
-        }
-    };
-}
-
-width!(Bits2, 8, true, unpack2, Codes2, open2, decode2);
-width!(Bits4, 16, true, unpack4, Codes4, open4, decode4);
-width!(Bits8, 32, false, unpack8, Codes8, open8, decode8);
-
 /// `OFFSET` of a matrix that stores none.
 pub(super) const NO_OFFSET: u8 = 0;
 /// `OFFSET` of a matrix that stores zero points.
@@ -148,17 +80,16 @@ pub(super) const ZERO_POINTS: u8 = 1;
 /// `OFFSET` of a matrix that stores minimums.
 pub(super) const MINIMUMS: u8 = 2;
 
-/// A packed matrix with codes of a known width; `OFFSET` says what it stores beside scales.
-pub(super) struct CodeMatrix<'a, W, const OFFSET: u8> {
+/// A packed matrix whose units of codes have `N` bytes; `OFFSET` says what it stores beside scales.
+pub(super) struct CodeMatrix<'a, const N: usize, const OFFSET: u8> {
     pub(super) packed: &'a Packed,
     pub(super) columns: Columns,
-    pub(super) width: PhantomData<W>,
 }
 
 /// One row of a [`CodeMatrix`].
 #[derive(Clone, Copy)]
-pub(super) struct CodeRow<'a, W: Width, const OFFSET: u8> {
-    codes: &'a [W::Unit],
+pub(super) struct CodeRow<'a, const N: usize, const OFFSET: u8> {
+    codes: &'a [[u8; N]],
     scales: &'a [f32],
     /// Empty where the zero point is constant.
     zeros: &'a [u8],
@@ -167,7 +98,7 @@ pub(super) struct CodeRow<'a, W: Width, const OFFSET: u8> {
     constant_zero: u8,
 }
 
-impl<W: Width, const OFFSET: u8> CodeRow<'_, W, OFFSET> {
+impl<const N: usize, const OFFSET: u8> CodeRow<'_, N, OFFSET> {
     #[inline(always)]
     pub(super) fn scale(self, group: usize) -> f32 {
         self.scales[group]
@@ -185,18 +116,18 @@ impl<W: Width, const OFFSET: u8> CodeRow<'_, W, OFFSET> {
 
     #[inline(always)]
     pub(super) fn codes<S: Simd>(self, s: S, unit: usize) -> S::Bytes {
-        W::unpack(s, &self.codes[unit])
+        s.unpack(&self.codes[unit])
     }
 }
 
-impl<W: Width, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, W, OFFSET> {
+impl<const N: usize, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, N, OFFSET> {
     type Row<'a>
-        = CodeRow<'a, W, OFFSET>
+        = CodeRow<'a, N, OFFSET>
     where
         Self: 'a;
 
     #[inline(always)]
-    fn row(&self, row: usize) -> CodeRow<'_, W, OFFSET> {
+    fn row(&self, row: usize) -> CodeRow<'_, N, OFFSET> {
         let (units, groups) = (self.columns.units, self.columns.groups);
         let groups = row * groups..(row + 1) * groups;
         let (zeros, minimums, constant_zero) = match &self.packed.zeros {
@@ -205,7 +136,7 @@ impl<W: Width, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, W, OFFSET> {
             Zeros::Minimums(minimums) => (&[][..], &minimums[groups.clone()], 0),
         };
         CodeRow {
-            codes: &W::units(&self.packed.codes)[row * units..(row + 1) * units],
+            codes: &self.packed.codes.as_chunks().0[row * units..(row + 1) * units],
             scales: &self.packed.scales[groups],
             zeros,
             minimums,
@@ -214,22 +145,22 @@ impl<W: Width, const OFFSET: u8> FloatMatrix for CodeMatrix<'_, W, OFFSET> {
     }
 }
 
-impl<'a, W: Width, const OFFSET: u8> FloatRow for CodeRow<'a, W, OFFSET> {
+impl<'a, const N: usize, const OFFSET: u8> FloatRow for CodeRow<'a, N, OFFSET> {
     type Group<S: Simd> = S::Codebook;
-    type Unit<S: Simd> = W::Codes<'a, S>;
+    type Unit<S: Simd> = S::Codes<'a, N>;
 
     #[inline(always)]
     fn group<S: Simd>(self, s: S, group: usize) -> S::Codebook {
-        W::codebook(s, self.scale(group), self.zero(group), self.minimum(group))
+        s.codebook::<N>(self.scale(group), self.zero(group), self.minimum(group))
     }
 
     #[inline(always)]
-    fn unit<S: Simd>(self, s: S, unit: usize) -> W::Codes<'a, S> {
-        W::open(s, &self.codes[unit])
+    fn unit<S: Simd>(self, s: S, unit: usize) -> S::Codes<'a, N> {
+        s.open(&self.codes[unit])
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, codebook: S::Codebook, codes: W::Codes<'a, S>, part: usize) -> S::F32 {
-        W::decode::<S, OFFSET>(s, codes, codebook, part)
+    fn part<S: Simd>(s: S, codebook: S::Codebook, codes: S::Codes<'a, N>, part: usize) -> S::F32 {
+        s.decode::<N, OFFSET>(codes, codebook, part)
     }
 }

@@ -168,15 +168,15 @@ impl Kernel for Instructions<'_> {
         out.push(("reduce", vec![total]));
         // A scale with eleven bits, as half precision has them.
         for (scale, zero, minimum) in [(0.25, 9, 0.0), (1711.0 / 131_072.0, 3, 0.0), (0.25, 0, -1.5)] {
-            let codes = (s.open8(&bytes), s.open4(nibbles), s.open2(pairs));
+            let codes = (s.open(&bytes), s.open(nibbles), s.open(pairs));
             let books = (
+                s.codebook::<32>(scale, zero, minimum),
+                s.codebook::<16>(scale, zero, minimum),
                 s.codebook::<8>(scale, zero, minimum),
-                s.codebook::<4>(scale, zero, minimum),
-                s.codebook::<2>(scale, zero, minimum),
             );
-            unit!("decode8", part: s.decode8::<MINIMUMS>(codes.0, books.0, part));
-            unit!("decode4", part: s.decode4::<MINIMUMS>(codes.1, books.1, part));
-            unit!("decode2", part: s.decode2::<MINIMUMS>(codes.2, books.2, part));
+            unit!("decode8", part: s.decode::<32, MINIMUMS>(codes.0, books.0, part));
+            unit!("decode4", part: s.decode::<16, MINIMUMS>(codes.1, books.1, part));
+            unit!("decode2", part: s.decode::<8, MINIMUMS>(codes.2, books.2, part));
         }
         let most = [[i8::MIN; UNIT], [i8::MAX; UNIT]];
         for x in [x, most[0], most[1]] {
@@ -184,11 +184,11 @@ impl Kernel for Instructions<'_> {
             let scaled =
                 |ints| s.reduce_sums(s.add_scaled(s.add_scaled(s.no_sums(), ints, 0.25), s.start(3), 2.0));
             for (name, codes) in [
-                ("dot of 8 bits", s.unpack8(&bytes)),
-                ("dot of 8 bits", s.unpack8(&[255; 32])),
-                ("dot of 4 bits", s.unpack4(nibbles)),
-                ("dot of 4 bits", s.unpack4(&[255; 16])),
-                ("dot of 2 bits", s.unpack2(pairs)),
+                ("dot of 8 bits", s.unpack(&bytes)),
+                ("dot of 8 bits", s.unpack(&[255; 32])),
+                ("dot of 4 bits", s.unpack(nibbles)),
+                ("dot of 4 bits", s.unpack(&[255; 16])),
+                ("dot of 2 bits", s.unpack(pairs)),
             ] {
                 let narrow = name != "dot of 8 bits";
                 let twice = if narrow {

@@ -15,10 +15,11 @@ use wasm32::Wasm128;
 #[cfg(target_arch = "x86_64")]
 use x86_64::{Avx2, Avx512};
 
-/// Vectors of one instruction set. Values of the implementing type prove that the processor has it.
+/// Floating-point vectors of one instruction set. Values of the implementing type prove that the processor has it.
 ///
-/// All methods are meant to be inlined into [`Isa::run`]'s target-feature functions.
-pub(super) trait Simd: Copy + Send + Sync {
+/// Codes come in units of `N` bytes: 8, 16 or 32, of 32 codes of 2, 4 or 8 bits. All methods are meant to be inlined into
+/// [`Isa::run`]'s target-feature functions.
+pub(super) trait Simd: Integers {
     /// Elements of an `f32` vector; divides [`UNIT`], which has eight of them at most.
     const LANES: usize;
     /// Tokens of a register tile that has four rows; at most four.
@@ -29,18 +30,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     type F32: Copy;
     /// Scale and zero point of a group, as `decode` wants them.
     type Codebook: Copy;
-    /// A unit of 8-bit codes after what its parts share.
-    type Codes8<'a>: Copy;
-    /// As `Codes8`, 4-bit codes.
-    type Codes4<'a>: Copy;
-    /// As `Codes8`, 2-bit codes.
-    type Codes2<'a>: Copy;
-    /// 32 bytes.
-    type Bytes: Copy;
-    /// Partial sums of an integer dot product.
-    type Ints: Copy;
-    /// As many floats as `Ints` has integers.
-    type Sums: Copy;
+    /// A unit of codes after what its parts share.
+    type Codes<'a, const N: usize>: Copy;
 
     fn splat(self, value: f32) -> Self::F32;
     /// Elements `part * LANES..` of a unit.
@@ -57,44 +48,32 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// The sum of all elements: halves are added until one is left.
     fn reduce(self, value: Self::F32) -> f32;
 
-    /// A unit of 8-bit codes.
-    fn unpack8(self, unit: &[u8; 32]) -> Self::Bytes;
-    /// A unit of 4-bit codes, as [`super::weight`] interleaves them.
-    fn unpack4(self, unit: &[u8; 16]) -> Self::Bytes;
-    /// A unit of 2-bit codes.
-    fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes;
-    /// The first step of [`Simd::decode8`].
-    fn open8(self, unit: &[u8; 32]) -> Self::Codes8<'_>;
-    /// The first step of [`Simd::decode4`].
-    fn open4(self, unit: &[u8; 16]) -> Self::Codes4<'_>;
-    /// The first step of [`Simd::decode2`].
-    fn open2(self, unit: &[u8; 8]) -> Self::Codes2<'_>;
-    /// What turns the codes of `BITS` bits of one group into weights.
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
-    /// Weights `part * LANES..` of a unit of 8-bit codes: `(code - zero_point) * scale + minimum`. Rounded once where
+    /// The first step of [`Simd::decode`].
+    fn open<const N: usize>(self, unit: &[u8; N]) -> Self::Codes<'_, N>;
+    /// What turns the codes of one group into weights.
+    fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
+    /// Weights `part * LANES..` of a unit of codes: `(code - zero_point) * scale + minimum`. Rounded once where
     /// scale and zero point multiply exactly, which they do when the scale was stored in 16 bits, and one of zero point
     /// and minimum is 0. The minimum is 0 unless `OFFSET` is [`super::rows::MINIMUMS`].
-    fn decode8<const OFFSET: u8>(
+    fn decode<const N: usize, const OFFSET: u8>(
         self,
-        codes: Self::Codes8<'_>,
+        codes: Self::Codes<'_, N>,
         codebook: Self::Codebook,
         part: usize,
     ) -> Self::F32;
-    /// As [`Simd::decode8`], from 4-bit codes.
-    fn decode4<const OFFSET: u8>(
-        self,
-        codes: Self::Codes4<'_>,
-        codebook: Self::Codebook,
-        part: usize,
-    ) -> Self::F32;
-    /// As [`Simd::decode8`], from 2-bit codes.
-    fn decode2<const OFFSET: u8>(
-        self,
-        codes: Self::Codes2<'_>,
-        codebook: Self::Codebook,
-        part: usize,
-    ) -> Self::F32;
+}
 
+/// Dot products of integers, with one instruction set.
+pub(super) trait Integers: Copy + Send + Sync {
+    /// 32 bytes.
+    type Bytes: Copy;
+    /// Partial sums of an integer dot product.
+    type Ints: Copy;
+    /// As many floats as `Ints` has integers.
+    type Sums: Copy;
+
+    /// A unit of codes, as [`super::weight`] interleaves them.
+    fn unpack<const N: usize>(self, unit: &[u8; N]) -> Self::Bytes;
     /// Partial sums that add up to `value`.
     fn start(self, value: i32) -> Self::Ints;
     /// `sums + codes . x`, exact modulo 2^32. With `NARROW`, codes are below 16.
@@ -104,6 +83,12 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// `sums + ints * scale`, lane by lane.
     fn add_scaled(self, sums: Self::Sums, ints: Self::Ints, scale: f32) -> Self::Sums;
     fn reduce_sums(self, sums: Self::Sums) -> f32;
+}
+
+/// A unit whose length is known to be `M` where it is looked at.
+#[inline(always)]
+fn exactly<const M: usize, const N: usize>(unit: &[u8; N]) -> &[u8; M] {
+    unit.first_chunk().expect("a unit of that length")
 }
 
 /// Runs a block for each part of a unit. Eight parts are written out, because LLVM then no longer unrolls by itself and
@@ -229,12 +214,7 @@ impl Simd for Portable {
     type F32 = [f32; WIDTH];
     /// Scale and zero point.
     type Codebook = (f32, f32, f32);
-    type Codes8<'a> = &'a [u8; 32];
-    type Codes4<'a> = &'a [u8; 16];
-    type Codes2<'a> = &'a [u8; 8];
-    type Bytes = [u8; UNIT];
-    type Ints = [i32; WIDTH];
-    type Sums = [f32; WIDTH];
+    type Codes<'a, const N: usize> = &'a [u8; N];
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F32 {
@@ -278,58 +258,35 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn unpack8(self, unit: &[u8; 32]) -> Self::Bytes {
-        *unit
+    fn open<const N: usize>(self, unit: &[u8; N]) -> &[u8; N] {
+        unit
     }
 
     #[inline(always)]
-    fn unpack4(self, unit: &[u8; 16]) -> Self::Bytes {
-        std::array::from_fn(|i| unit[i % 16] >> (i / 16 * 4) & 15)
-    }
-
-    #[inline(always)]
-    fn unpack2(self, unit: &[u8; 8]) -> Self::Bytes {
-        std::array::from_fn(|i| unit[i % 8] >> (i / 8 * 2) & 3)
-    }
-
-    #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook {
+    fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook {
         (scale, f32::from(zero_point), minimum)
     }
 
     #[inline(always)]
-    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
-        unit
-    }
-
-    #[inline(always)]
-    fn decode8<const OFFSET: u8>(
+    fn decode<const N: usize, const OFFSET: u8>(
         self,
-        codes: &[u8; 32],
+        codes: &[u8; N],
         (scale, zero, minimum): Self::Codebook,
         part: usize,
     ) -> Self::F32 {
-        lanes(codes, part, |code| (f32::from(code) - zero) * scale + minimum)
+        lanes(&self.unpack(codes), part, |code| (f32::from(code) - zero) * scale + minimum)
     }
+}
+
+impl Integers for Portable {
+    type Bytes = [u8; UNIT];
+    type Ints = [i32; WIDTH];
+    type Sums = [f32; WIDTH];
 
     #[inline(always)]
-    fn decode4<const OFFSET: u8>(self, codes: &[u8; 16], codebook: Self::Codebook, part: usize) -> Self::F32 {
-        self.decode8::<OFFSET>(&self.unpack4(codes), codebook, part)
-    }
-
-    #[inline(always)]
-    fn decode2<const OFFSET: u8>(self, codes: &[u8; 8], codebook: Self::Codebook, part: usize) -> Self::F32 {
-        self.decode8::<OFFSET>(&self.unpack2(codes), codebook, part)
+    fn unpack<const N: usize>(self, unit: &[u8; N]) -> Self::Bytes {
+        let bits = N / 4;
+        std::array::from_fn(|i| (u32::from(unit[i % N]) >> (i / N * bits) & ((1 << bits) - 1)) as u8)
     }
 
     #[inline(always)]

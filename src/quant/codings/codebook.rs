@@ -22,6 +22,8 @@ pub enum Codebook {
 
 /// Bits of a code.
 const BITS: u32 = 4;
+/// Codes of a word.
+const CODES: usize = 32 / BITS as usize;
 
 impl Codebook {
     /// What each code stands for, in order.
@@ -145,16 +147,19 @@ impl Coded for CodebookTensor {
         if self.cols == 0 {
             return;
         }
-        let values = self.book.values();
-        let mut codes = vec![0u8; self.cols];
+        let values = self.book.values().map(f32::from);
+        let words = packing::words(self.cols, BITS);
+        // A group begins with a word.
+        let size = self.book.group_size();
         for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
-            self.codes_of_row(row, &mut codes);
-            let size = self.book.group_size();
-            for (group, (codes, out)) in codes.chunks(size).zip(out.chunks_mut(size)).enumerate() {
+            let words = self.codes[row * words..(row + 1) * words].chunks(size / CODES);
+            for (group, (words, out)) in words.zip(out.chunks_mut(size)).enumerate() {
                 let scale = self.scale(row, group);
-                let scaled = values.map(|value| f32::from(value) * scale);
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    *out = scaled[usize::from(code & 15)];
+                let scaled = values.map(|value| value * scale);
+                for (&word, out) in words.iter().zip(out.chunks_mut(CODES)) {
+                    for (place, out) in out.iter_mut().enumerate() {
+                        *out = scaled[(word >> (place * BITS as usize) & 15) as usize];
+                    }
                 }
             }
         }

@@ -28,7 +28,7 @@
 //!
 //! Floor 4.
 
-use super::{Simd, UNIT};
+use super::{Integers, Simd, UNIT, exactly};
 use crate::backend::cpu::rows::MINIMUMS;
 use std::arch::wasm32::*;
 
@@ -134,12 +134,7 @@ impl Simd for Wasm128 {
     const TILE_QUERIES: usize = 1;
     type F32 = v128;
     type Codebook = Codebook;
-    type Codes8<'a> = [v128; 4];
-    type Codes4<'a> = [v128; 4];
-    type Codes2<'a> = [v128; 4];
-    type Bytes = Codes;
-    type Ints = v128;
-    type Sums = v128;
+    type Codes<'a, const N: usize> = [v128; 4];
 
     #[inline(always)]
     fn splat(self, value: f32) -> v128 {
@@ -192,25 +187,7 @@ impl Simd for Wasm128 {
     }
 
     #[inline(always)]
-    fn unpack8(self, unit: &[u8; 32]) -> Codes {
-        let (first, second) = (load(&unit[..16]), load(&unit[16..]));
-        let even = u16x8_splat(0xFF);
-        Codes([v128_and(first, even), u16x8_shr(first, 8), v128_and(second, even), u16x8_shr(second, 8)])
-    }
-
-    #[inline(always)]
-    fn unpack4(self, unit: &[u8; 16]) -> Codes {
-        let bytes = load(unit);
-        narrow::<15>(bytes)
-    }
-
-    #[inline(always)]
-    fn unpack2(self, unit: &[u8; 8]) -> Codes {
-        narrow::<3>(spread2(unit))
-    }
-
-    #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Codebook {
+    fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Codebook {
         Codebook {
             zero: f32x4_splat(ONES + f32::from(zero_point)),
             scale: f32x4_splat(scale),
@@ -219,33 +196,46 @@ impl Simd for Wasm128 {
     }
 
     #[inline(always)]
-    fn open8(self, unit: &[u8; 32]) -> [v128; 4] {
-        open([load(&unit[..16]), load(&unit[16..])])
+    fn open<const N: usize>(self, unit: &[u8; N]) -> [v128; 4] {
+        match N {
+            8 => open(fields::<3>(spread2(exactly(unit)))),
+            16 => open(fields::<15>(load(unit))),
+            _ => open([load(&unit[..16]), load(&unit[16..])]),
+        }
     }
 
     #[inline(always)]
-    fn open4(self, unit: &[u8; 16]) -> [v128; 4] {
-        open(fields::<15>(load(unit)))
-    }
-
-    #[inline(always)]
-    fn open2(self, unit: &[u8; 8]) -> [v128; 4] {
-        open(fields::<3>(spread2(unit)))
-    }
-
-    #[inline(always)]
-    fn decode8<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
+    fn decode<const N: usize, const OFFSET: u8>(
+        self,
+        words: [v128; 4],
+        codebook: Codebook,
+        part: usize,
+    ) -> v128 {
         weights::<OFFSET>(words, codebook, part)
     }
+}
+
+impl Integers for Wasm128 {
+    type Bytes = Codes;
+    type Ints = v128;
+    type Sums = v128;
 
     #[inline(always)]
-    fn decode4<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        weights::<OFFSET>(words, codebook, part)
-    }
-
-    #[inline(always)]
-    fn decode2<const OFFSET: u8>(self, words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-        weights::<OFFSET>(words, codebook, part)
+    fn unpack<const N: usize>(self, unit: &[u8; N]) -> Codes {
+        match N {
+            8 => narrow::<3>(spread2(exactly(unit))),
+            16 => narrow::<15>(load(unit)),
+            _ => {
+                let (first, second) = (load(&unit[..16]), load(&unit[16..]));
+                let even = u16x8_splat(0xFF);
+                Codes([
+                    v128_and(first, even),
+                    u16x8_shr(first, 8),
+                    v128_and(second, even),
+                    u16x8_shr(second, 8),
+                ])
+            }
+        }
     }
 
     #[inline(always)]

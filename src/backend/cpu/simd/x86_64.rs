@@ -3,7 +3,7 @@
 mod avx2;
 mod avx512;
 
-use super::Kernel;
+use super::{Integers, Kernel, exactly};
 use crate::backend::cpu::columns::UNIT;
 use std::arch::x86_64::*;
 
@@ -42,11 +42,6 @@ impl Avx512 {
         Avx2::detect().filter(|_| found).map(Self)
     }
 
-    /// The instructions that 256-bit work uses.
-    pub(in super::super) fn avx2(self) -> Avx2 {
-        self.0
-    }
-
     pub(super) fn run(self, kernel: impl Kernel) {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn inner<K: Kernel>(s: Avx512, kernel: K) {
@@ -54,6 +49,78 @@ impl Avx512 {
         }
         // SAFETY: a value of this type exists only where `detect` found the features.
         unsafe { inner(self, kernel) }
+    }
+}
+
+impl From<Avx512> for Avx2 {
+    /// The instructions that 256-bit work uses.
+    #[inline(always)]
+    fn from(all: Avx512) -> Self {
+        all.0
+    }
+}
+
+/// Integer dot products in 256 bits, which differ in one instruction.
+trait Dot256: Copy + Send + Sync {
+    /// As [`Integers::dot`].
+    fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i;
+}
+
+impl<D: Dot256> Integers for D
+where
+    D: Into<Avx2>,
+{
+    type Bytes = __m256i;
+    type Ints = __m256i;
+    type Sums = __m256;
+
+    #[inline(always)]
+    fn unpack<const N: usize>(self, unit: &[u8; N]) -> __m256i {
+        let avx2: Avx2 = self.into();
+        match N {
+            8 => avx2.unpack2(exactly(unit)),
+            16 => avx2.unpack4(exactly(unit)),
+            _ => avx2.unpack8(exactly(unit)),
+        }
+    }
+
+    #[inline(always)]
+    fn start(self, value: i32) -> __m256i {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(value)) }
+    }
+
+    #[inline(always)]
+    fn dot<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+        self.dot256::<NARROW>(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn reduce_ints(self, sums: __m256i) -> i32 {
+        // SAFETY: features by `self`.
+        unsafe {
+            let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn no_sums(self) -> __m256 {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: __m256, ints: __m256i, scale: f32) -> __m256 {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_set1_ps(scale), sums) }
+    }
+
+    #[inline(always)]
+    fn reduce_sums(self, sums: __m256) -> f32 {
+        // SAFETY: features by `self`.
+        unsafe { reduce_ps(sums) }
     }
 }
 

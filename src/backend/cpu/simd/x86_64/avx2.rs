@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C. Floor 4.
 
-use super::{Avx2, UNIT, at, reduce_ps};
+use super::{Avx2, Dot256, UNIT, at, exactly, reduce_ps};
 use crate::backend::cpu::simd::Simd;
 use std::arch::x86_64::*;
 
@@ -11,12 +11,7 @@ impl Simd for Avx2 {
     type F32 = __m256;
     /// Scale, and minus zero point times scale.
     type Codebook = (__m256, __m256);
-    type Codes8<'a> = &'a [u8; 32];
-    type Codes4<'a> = &'a [u8; 16];
-    type Codes2<'a> = &'a [u8; 8];
-    type Bytes = __m256i;
-    type Ints = __m256i;
-    type Sums = __m256;
+    type Codes<'a, const N: usize> = &'a [u8; N];
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
@@ -71,58 +66,33 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn unpack8(self, unit: &[u8; 32]) -> __m256i {
-        // SAFETY: features by `self`; 32 bytes are read.
-        unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
-    fn unpack4(self, unit: &[u8; 16]) -> __m256i {
-        // SAFETY: features by `self`; 16 bytes are read.
-        unsafe {
-            let twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(unit.as_ptr().cast()));
-            let shifted = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 0, 4, 4));
-            _mm256_and_si256(shifted, _mm256_set1_epi8(15))
-        }
-    }
-
-    #[inline(always)]
-    fn unpack2(self, unit: &[u8; 8]) -> __m256i {
-        // SAFETY: features by `self`.
-        unsafe {
-            let four_times = _mm256_set1_epi64x(i64::from_le_bytes(*unit));
-            let shifted = _mm256_srlv_epi64(four_times, _mm256_setr_epi64x(0, 2, 4, 6));
-            _mm256_and_si256(shifted, _mm256_set1_epi8(3))
-        }
-    }
-
-    #[inline(always)]
-    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
-        unit
-    }
-
-    #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m256, __m256) {
+    fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m256, __m256) {
         (self.splat(scale), self.splat(minimum - scale * f32::from(zero_point)))
     }
 
     #[inline(always)]
-    fn decode8<const OFFSET: u8>(
+    fn open<const N: usize>(self, unit: &[u8; N]) -> &[u8; N] {
+        unit
+    }
+
+    #[inline(always)]
+    fn decode<const N: usize, const OFFSET: u8>(
         self,
-        unit: &[u8; 32],
-        (scale, offset): (__m256, __m256),
+        unit: &[u8; N],
+        codebook: (__m256, __m256),
         part: usize,
     ) -> __m256 {
+        match N {
+            8 => self.decode2(exactly(unit), codebook, part),
+            16 => self.decode4(exactly(unit), codebook, part),
+            _ => self.decode8(exactly(unit), codebook, part),
+        }
+    }
+}
+
+impl Avx2 {
+    #[inline(always)]
+    fn decode8(self, unit: &[u8; 32], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
         // SAFETY: features by `self`; `at` checks the eight bytes.
         unsafe {
             let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at(unit, part, 8).cast()));
@@ -131,12 +101,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn decode4<const OFFSET: u8>(
-        self,
-        unit: &[u8; 16],
-        (scale, offset): (__m256, __m256),
-        part: usize,
-    ) -> __m256 {
+    fn decode4(self, unit: &[u8; 16], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
         // SAFETY: features by `self`.
         unsafe {
             // Written so that the parts of a unit share the first step.
@@ -150,12 +115,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn decode2<const OFFSET: u8>(
-        self,
-        unit: &[u8; 8],
-        (scale, offset): (__m256, __m256),
-        part: usize,
-    ) -> __m256 {
+    fn decode2(self, unit: &[u8; 8], (scale, offset): (__m256, __m256), part: usize) -> __m256 {
         // SAFETY: features by `self`; eight bytes are read.
         unsafe {
             let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(unit.as_ptr().cast()));
@@ -166,13 +126,35 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn start(self, value: i32) -> __m256i {
-        // SAFETY: features by `self`.
-        unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(value)) }
+    pub(super) fn unpack8(self, unit: &[u8; 32]) -> __m256i {
+        // SAFETY: features by `self`; 32 bytes are read.
+        unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn dot<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+    pub(super) fn unpack4(self, unit: &[u8; 16]) -> __m256i {
+        // SAFETY: features by `self`; 16 bytes are read.
+        unsafe {
+            let twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(unit.as_ptr().cast()));
+            let shifted = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 0, 4, 4));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn unpack2(self, unit: &[u8; 8]) -> __m256i {
+        // SAFETY: features by `self`.
+        unsafe {
+            let four_times = _mm256_set1_epi64x(i64::from_le_bytes(*unit));
+            let shifted = _mm256_srlv_epi64(four_times, _mm256_setr_epi64x(0, 2, 4, 6));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(3))
+        }
+    }
+}
+
+impl Dot256 for Avx2 {
+    #[inline(always)]
+    fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
         // SAFETY: features by `self`; 32 bytes of `x` are read.
         unsafe {
             let x: *const __m128i = x.as_ptr().cast();
@@ -187,31 +169,5 @@ impl Simd for Avx2 {
             let high = _mm256_madd_epi16(high, _mm256_cvtepi8_epi16(_mm_loadu_si128(x.add(1))));
             _mm256_add_epi32(sums, _mm256_add_epi32(low, high))
         }
-    }
-
-    #[inline(always)]
-    fn reduce_ints(self, sums: __m256i) -> i32 {
-        // SAFETY: features by `self`.
-        unsafe {
-            let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-            let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
-        }
-    }
-
-    #[inline(always)]
-    fn no_sums(self) -> __m256 {
-        self.splat(0.0)
-    }
-
-    #[inline(always)]
-    fn add_scaled(self, sums: __m256, ints: __m256i, scale: f32) -> __m256 {
-        // SAFETY: features by `self`.
-        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_set1_ps(scale), sums) }
-    }
-
-    #[inline(always)]
-    fn reduce_sums(self, sums: __m256) -> f32 {
-        self.reduce(sums)
     }
 }

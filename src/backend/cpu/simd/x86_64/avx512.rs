@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve. Floor 4.
 
-use super::{Avx512, UNIT, at, reduce_ps};
+use super::{Avx512, Dot256, UNIT, at, exactly, reduce_ps};
 use crate::backend::cpu::simd::Simd;
 use std::arch::x86_64::*;
 
@@ -11,12 +11,7 @@ impl Simd for Avx512 {
     type F32 = __m512;
     /// The weight of each code; for 8 bits scale, and minus zero point times scale.
     type Codebook = (__m512, __m512);
-    type Codes8<'a> = &'a [u8; 32];
-    type Codes4<'a> = &'a [u8; 16];
-    type Codes2<'a> = &'a [u8; 8];
-    type Bytes = __m256i;
-    type Ints = __m256i;
-    type Sums = __m256;
+    type Codes<'a, const N: usize> = &'a [u8; N];
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
@@ -74,58 +69,44 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn unpack8(self, unit: &[u8; 32]) -> __m256i {
-        self.avx2().unpack8(unit)
-    }
-
-    #[inline(always)]
-    fn unpack4(self, unit: &[u8; 16]) -> __m256i {
-        self.avx2().unpack4(unit)
-    }
-
-    #[inline(always)]
-    fn unpack2(self, unit: &[u8; 8]) -> __m256i {
-        self.avx2().unpack2(unit)
-    }
-
-    #[inline(always)]
-    fn open8(self, unit: &[u8; 32]) -> &[u8; 32] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open4(self, unit: &[u8; 16]) -> &[u8; 16] {
-        unit
-    }
-
-    #[inline(always)]
-    fn open2(self, unit: &[u8; 8]) -> &[u8; 8] {
-        unit
-    }
-
-    #[inline(always)]
-    fn codebook<const BITS: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m512, __m512) {
+    fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> (__m512, __m512) {
         let (scale, zero) = (self.splat(scale), f32::from(zero_point));
         // SAFETY: features by `self`.
         unsafe {
-            if BITS == 8 {
+            if N == 32 {
                 return (scale, _mm512_fmadd_ps(scale, self.splat(-zero), self.splat(minimum)));
             }
             // Whatever stands above the bits of the code in a byte, the last four bits of it find the code's weight.
             let index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-            let code = _mm512_and_si512(index, _mm512_set1_epi32((1 << BITS) - 1));
+            let code = _mm512_and_si512(index, _mm512_set1_epi32((1 << (N / 4)) - 1));
             let code = _mm512_sub_ps(_mm512_cvtepi32_ps(code), self.splat(zero));
             (_mm512_fmadd_ps(code, scale, self.splat(minimum)), scale)
         }
     }
 
     #[inline(always)]
-    fn decode8<const OFFSET: u8>(
+    fn open<const N: usize>(self, unit: &[u8; N]) -> &[u8; N] {
+        unit
+    }
+
+    #[inline(always)]
+    fn decode<const N: usize, const OFFSET: u8>(
         self,
-        unit: &[u8; 32],
-        (scale, offset): (__m512, __m512),
+        unit: &[u8; N],
+        codebook: (__m512, __m512),
         part: usize,
     ) -> __m512 {
+        match N {
+            8 => self.decode2(exactly(unit), codebook, part),
+            16 => self.decode4(exactly(unit), codebook, part),
+            _ => self.decode8(exactly(unit), codebook, part),
+        }
+    }
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn decode8(self, unit: &[u8; 32], (scale, offset): (__m512, __m512), part: usize) -> __m512 {
         // SAFETY: features by `self`; `at` checks the sixteen bytes.
         unsafe {
             let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(at(unit, part, 16).cast()));
@@ -134,12 +115,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn decode4<const OFFSET: u8>(
-        self,
-        unit: &[u8; 16],
-        (weights, _): (__m512, __m512),
-        part: usize,
-    ) -> __m512 {
+    fn decode4(self, unit: &[u8; 16], (weights, _): (__m512, __m512), part: usize) -> __m512 {
         // SAFETY: features by `self`; sixteen bytes are read.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(unit.as_ptr().cast()));
@@ -149,12 +125,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn decode2<const OFFSET: u8>(
-        self,
-        unit: &[u8; 8],
-        (weights, _): (__m512, __m512),
-        part: usize,
-    ) -> __m512 {
+    fn decode2(self, unit: &[u8; 8], (weights, _): (__m512, __m512), part: usize) -> __m512 {
         // SAFETY: features by `self`.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_set1_epi64x(i64::from_le_bytes(*unit)));
@@ -163,35 +134,12 @@ impl Simd for Avx512 {
             _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shifts), weights)
         }
     }
+}
 
+impl Dot256 for Avx512 {
     #[inline(always)]
-    fn start(self, value: i32) -> __m256i {
-        self.avx2().start(value)
-    }
-
-    #[inline(always)]
-    fn dot<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+    fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
         // SAFETY: features by `self`; 32 bytes of `x` are read.
         unsafe { _mm256_dpbusd_epi32(sums, codes, _mm256_loadu_si256(x.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn reduce_ints(self, sums: __m256i) -> i32 {
-        self.avx2().reduce_ints(sums)
-    }
-
-    #[inline(always)]
-    fn no_sums(self) -> __m256 {
-        self.avx2().no_sums()
-    }
-
-    #[inline(always)]
-    fn add_scaled(self, sums: __m256, ints: __m256i, scale: f32) -> __m256 {
-        self.avx2().add_scaled(sums, ints, scale)
-    }
-
-    #[inline(always)]
-    fn reduce_sums(self, sums: __m256) -> f32 {
-        self.avx2().reduce(sums)
     }
 }
