@@ -29,6 +29,7 @@ macro_rules! codings {
         }
     };
 }
+#[cfg(feature = "gpu")]
 pub(crate) use codings;
 
 /// What a number format answers.

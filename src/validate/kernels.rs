@@ -7,8 +7,8 @@ use super::speed::Clock;
 #[cfg(feature = "gpu")]
 use crate::backend::gpu::GpuBackend;
 use crate::backend::{
-    AttentionShape, Backend, DeviceOps, Element, GateActivation, KvLayer, Norm, Segment, TopK, WeightDesc,
-    WeightFormat, WeightView,
+    AttentionShape, Backend, Element, GateActivation, KvLayer, Norm, Segment, TopK, WeightDesc, WeightFormat,
+    WeightView,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -128,6 +128,8 @@ async fn time<B: Backend>(
 /// What goes wrong on the device.
 #[cfg(feature = "gpu")]
 pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Result<Limits> {
+    use crate::backend::DeviceOps;
+
     let most = gpu.adapter().max_binding_bytes / 4;
     let len = (sizes.weight_bytes / 8).clamp(1 << 22, most) as usize;
     let (from, mut to) = (gpu.buffer(Element::F32, len)?, gpu.buffer(Element::F32, len)?);
