@@ -1,6 +1,6 @@
 //! How checkpoint folders spell weights, and the one form that the rest of the crate sees.
 //!
-//! `weight`, `weight_packed`, `weight_scale` and their kind are named here and nowhere else. A [`Layout`] is opened with a
+//! What a packed weight's tensors are called (`weight_packed`, `qweight`, blocks) is known here. A [`Layout`] is opened with a
 //! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`). Floor 3.
 
 mod auto_round;

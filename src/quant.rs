@@ -9,7 +9,7 @@ pub mod column_order;
 pub mod dequantize;
 pub mod gptq;
 pub mod hessian;
-pub mod linalg;
+pub(crate) mod linalg;
 mod method;
 pub mod packed_tensor;
 pub mod packing;

@@ -16,7 +16,7 @@
 //! What a layer shall come near to are the outputs that its original weights make of the *original* model's inputs `x_o`, not
 //! of its own inputs `x`, so that it makes up for what the layers before it lost: Li, Yin, Lee, Xiao, Panda, *GPTAQ: Efficient
 //! Finetuning-Free Quantization for Asymmetric Calibration* (2025). The weights that do so best are, with the ridge of the
-//! damping, `w + w D H^-1` where `D` is the mean of `(x_o - x) x^T` ([`Drift`]): they take the place of `w` in all steps. (The
+//! damping, `w + w C H^-1` where `C` is the mean of `(x_o - x) x^T` ([`Drift`], transposed): they take the place of `w` in all steps. (The
 //! paper hands the difference on column by column, which comes to the same sum.) `ReferenceInputs::Quantized` leaves that out.
 //!
 //! Departures from the paper's code: (1) no inverse of `H` is formed, which halves the work and keeps more digits; (2) the
@@ -573,6 +573,7 @@ mod tests {
 
     #[test]
     fn errors_are_those_of_the_output_and_gptq_is_below_rounding() {
+        let worst = std::cell::Cell::new(0.0f64);
         for order in ORDERS {
             for (cols, bits, granularity, symmetric) in [
                 (96, Bits::Four, Granularity::Group(32), true),
@@ -585,7 +586,11 @@ mod tests {
                 let w = random(50 * cols, 4);
                 let options = GptqOptions { act_order: order, ..GptqOptions::default() };
                 let outcome = quantize(&w, &h, scheme(bits, granularity, symmetric), options);
-                let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < ERROR_OF_ERROR;
+                let near = |found: f64, expected: f64| {
+                    let error = (found / expected - 1.0).abs();
+                    worst.set(worst.get().max(error));
+                    error < ERROR_OF_ERROR
+                };
                 let gptq = output_error(&x, &w, &weights(outcome.gptq.as_ref().unwrap()), cols);
                 let rtn = output_error(&x, &w, &weights(&outcome.rtn), cols);
                 assert!(near(outcome.gptq_error, gptq), "{order:?}: {} {gptq}", outcome.gptq_error);
@@ -594,6 +599,7 @@ mod tests {
                 assert!(gptq < 0.9 * rtn, "{order:?}, {bits:?}: {gptq} against {rtn}");
             }
         }
+        println!("largest error of an error {:e}", worst.get());
     }
 
     /// The weights that on the inputs `x` come nearest to the outputs of `w` on `original`, with a ridge towards `w`, in `f64`.
@@ -652,7 +658,11 @@ mod tests {
                 let (with, without) =
                     (quantize_with(&w, &h, Some(&drift), scheme, options), quantize(&w, &h, scheme, options));
                 let wanted = best_on(&x, &original, &w, cols, f64::from(options.damping));
-                let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < ERROR_OF_ERROR;
+                let near = |found: f64, expected: f64| {
+                    let error = (found / expected - 1.0).abs();
+                    worst.set(worst.get().max(error));
+                    error < ERROR_OF_ERROR
+                };
                 let rounded = weights(with.gptq.as_ref().unwrap());
                 assert!(near(with.gptq_error, output_error(&x, &wanted, &rounded, cols)), "{order:?}");
                 let rtn = output_error(&x, &wanted, &weights(&with.rtn), cols);

@@ -30,10 +30,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// When the slice is too short.
     pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(
-            cols <= stride && (rows == 0 || data.len() >= (rows - 1) * stride + cols),
-            "a matrix has whole rows"
-        );
+        assert!(has_rows(data.len(), rows, cols, stride), "a matrix has whole rows");
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
@@ -42,6 +39,12 @@ impl<'a> Matrix<'a> {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
+}
+
+/// Whether `len` elements have so many rows of `cols`, `stride` elements apart. Strides are counted with a sign.
+fn has_rows(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
+    let needed = || rows.checked_sub(1)?.checked_mul(stride)?.checked_add(cols);
+    cols <= stride && isize::try_from(stride).is_ok() && (rows == 0 || needed().is_some_and(|needed| needed <= len))
 }
 
 /// `c += alpha * a b`, with `c` of rows `stride` elements apart.
@@ -54,7 +57,7 @@ pub fn add_product(alpha: f32, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stri
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    assert!(n <= stride && c.len() >= (m - 1) * stride + n, "the result has room for every row");
+    assert!(has_rows(c.len(), m, n, stride), "the result has room for every row");
     // SAFETY: `Matrix` checked that every element of `a` and `b` is inside its slice (transposing keeps the set of
     // elements), the assertion above that every element of `c` is, and `c` is borrowed mutably, so it overlaps neither.
     unsafe {
@@ -279,6 +282,7 @@ mod tests {
 
     #[test]
     fn factors_multiply_back_to_the_matrix() {
+        let mut worst = 0.0f64;
         for (size, samples) in [(1, 3), (2, 5), (63, 100), (64, 100), (65, 100), (130, 40), (200, 600)] {
             let h = gram(&random(size * samples, size as u64), size, 0.01);
             let factor = Factor::new(h.iter().map(|&v| v as f32).collect(), size).unwrap();
@@ -289,10 +293,12 @@ mod tests {
                     let product: f64 =
                         (j..size).map(|k| u(i, k) * f64::from(factor.diagonal[k]) * u(j, k)).sum();
                     let error = (product - h[i * size + j]).abs() / largest;
+                    worst = worst.max(error);
                     assert!(error < FACTOR_ERROR, "size {size}, element {i}, {j}: {error:e}");
                 }
             }
         }
+        println!("largest error of a factor {worst:e}");
     }
 
     /// Largest distance of `x H` from `b`, over `b`'s largest element. Not set by a measurement.
@@ -305,17 +311,21 @@ mod tests {
             let factor = Factor::new(h.iter().map(|&v| v as f32).collect(), size).unwrap();
             let b = random(3 * size, 7);
             let mut x = b.clone();
-            Steps::new(|mut pace| async move {
+            let worst = Steps::new(|mut pace| async move {
                 factor.solve(&mut x, &mut pace).await;
+                let mut worst = 0.0f64;
                 for (x, b) in x.chunks(size).zip(b.chunks(size)) {
                     for j in 0..size {
                         let product: f64 = (0..size).map(|k| f64::from(x[k]) * h[k * size + j]).sum();
                         let error = (product - f64::from(b[j])).abs() / 0.5;
+                        worst = worst.max(error);
                         assert!(error < SOLUTION_ERROR, "size {size}, column {j}: {error:e}");
                     }
                 }
+                worst
             })
             .finish();
+            println!("size {size}: largest error of a solution {worst:e}");
         }
     }
 
@@ -341,5 +351,29 @@ mod tests {
                 assert!((c[i * 8 + j] - expected).abs() < 1e-6);
             }
         }
+    }
+
+    #[test]
+    fn rows_that_are_not_there_are_refused_whatever_the_arithmetic_says() {
+        const HALF: usize = 1 << (usize::BITS - 1);
+        // Length, rows, columns, stride: whether there are such rows.
+        let cases = [
+            (6, 2, 3, 3, true),
+            (5, 2, 2, 3, true),
+            (4, 2, 2, 3, false),
+            (6, 2, 4, 3, false),
+            (0, 0, 3, 3, true),
+            (2, 1, 2, isize::MAX as usize, true),
+            // Products and sums that wrap around to nothing.
+            (4, 3, 2, HALF, false),
+            (4, 2, 2, HALF, false),
+            (4, 2, 2, usize::MAX, false),
+            (4, usize::MAX, 2, 2, false),
+        ];
+        for (len, rows, cols, stride, expected) in cases {
+            assert_eq!(has_rows(len, rows, cols, stride), expected, "{len} {rows} {cols} {stride}");
+        }
+        let refused = std::panic::catch_unwind(|| Matrix::new(&[0.0; 4], 3, 2, HALF).rows);
+        assert!(refused.is_err());
     }
 }

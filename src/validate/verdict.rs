@@ -41,7 +41,7 @@ options! {
 /// With fewer rounds speed is inconclusive.
 const MIN_SPEED_ROUNDS: usize = 5;
 
-/// The least memory ratio that a scheme must reach: what groups of 32 with zero points give, rounded down to a tenth.
+/// The least memory ratio that a scheme must reach: a little less than what the second column gives.
 ///
 /// | scheme | bits a weight, group 32 asymmetric | ratio to f16 | limit |
 /// |---|---|---|---|

@@ -115,6 +115,9 @@ fn layers_that_make_up_for_those_before_them_lose_less() {
     assert!(gained > 0.0, "{gained}");
 }
 
+/// Most of rounding's output error that GPTQ may leave in a module. Measured: TODO.
+const MOST_OF_ROUNDING: f64 = 0.9;
+
 #[test]
 fn gptq_beats_rounding_on_the_shipped_model() {
     let model = fixture("tale-llama");
@@ -142,7 +145,9 @@ fn gptq_beats_rounding_on_the_shipped_model() {
         assert_eq!(outcome.record.parameters["calibration_tokens"], samples.tokens());
         for module in &outcome.record.modules {
             let calibration = module.calibration.as_ref().unwrap();
-            assert!(calibration.output_error <= calibration.rtn_output_error, "{}", module.name);
+            let errors = (calibration.output_error.unwrap(), calibration.rtn_output_error.unwrap());
+            println!("{}: {} of rounding's error", module.name, errors.0 / errors.1);
+            assert!(errors.0 < errors.1 * MOST_OF_ROUNDING, "{}: {errors:?}", module.name);
         }
     }
 }

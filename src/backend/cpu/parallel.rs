@@ -94,7 +94,7 @@ pub(super) struct Tiles<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only access is `set`, whose contract forbids two threads to touch the same element.
+// SAFETY: the only accesses are `set` and `set_run`, whose contracts forbid two threads to touch the same element.
 unsafe impl Sync for Tiles<'_> {}
 // SAFETY: as above; the pointer stands for an exclusive borrow, which may move to another thread.
 unsafe impl Send for Tiles<'_> {}

@@ -28,7 +28,7 @@ pub(super) trait Simd: Integers {
     const TILE_QUERIES: usize;
     /// `LANES` floats.
     type F32: Copy;
-    /// Scale and zero point of a group, as `decode` wants them.
+    /// Scale, zero point and minimum of a group, as `decode` wants them.
     type Codebook: Copy;
     /// A unit of codes after what its parts share.
     type Codes<'a, const N: usize>: Copy;
@@ -212,7 +212,7 @@ impl Simd for Portable {
     const TILE_TOKENS: usize = 2;
     const TILE_QUERIES: usize = 1;
     type F32 = [f32; WIDTH];
-    /// Scale and zero point.
+    /// Scale, zero point and minimum.
     type Codebook = (f32, f32, f32);
     type Codes<'a, const N: usize> = &'a [u8; N];
 

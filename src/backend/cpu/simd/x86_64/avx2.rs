@@ -9,7 +9,7 @@ impl Simd for Avx2 {
     const TILE_TOKENS: usize = 3;
     const TILE_QUERIES: usize = 2;
     type F32 = __m256;
-    /// Scale, and minus zero point times scale.
+    /// Scale, and the minimum minus zero point times scale.
     type Codebook = (__m256, __m256);
     type Codes<'a, const N: usize> = &'a [u8; N];
 

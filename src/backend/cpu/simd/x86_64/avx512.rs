@@ -9,7 +9,7 @@ impl Simd for Avx512 {
     const TILE_TOKENS: usize = 4;
     const TILE_QUERIES: usize = 4;
     type F32 = __m512;
-    /// The weight of each code; for 8 bits scale, and minus zero point times scale.
+    /// The weight of each code; for 8 bits scale, and the minimum minus zero point times scale.
     type Codebook = (__m512, __m512);
     type Codes<'a, const N: usize> = &'a [u8; N];
 
