@@ -142,8 +142,8 @@ mod tests {
         (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5).collect()
     }
 
-    /// Largest error of a mean of products, each at most 1: some units in the last place of `f32`. Not set by a measurement.
-    const MEAN_ERROR: f64 = 1e-6;
+    /// Largest error of a mean of products, each at most 1. Measured 1.9e-8.
+    const MEAN_ERROR: f64 = 2e-7;
 
     #[test]
     fn sums_are_those_of_single_products() {
@@ -188,5 +188,6 @@ mod tests {
                 }
             }
         }
+        println!("largest error of a mean {worst:e}");
     }
 }

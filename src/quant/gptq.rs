@@ -567,9 +567,8 @@ mod tests {
         }
     }
 
-    /// How far the errors that come with the factor may be from the outputs' own, relatively: far
-    /// below the differences between methods. Not set by a measurement.
-    const ERROR_OF_ERROR: f64 = 1e-4;
+    /// How far the errors that come with the factor may be from the outputs' own, relatively. Measured 3.4e-7.
+    const ERROR_OF_ERROR: f64 = 5e-6;
 
     #[test]
     fn errors_are_those_of_the_output_and_gptq_is_below_rounding() {
@@ -658,11 +657,7 @@ mod tests {
                 let (with, without) =
                     (quantize_with(&w, &h, Some(&drift), scheme, options), quantize(&w, &h, scheme, options));
                 let wanted = best_on(&x, &original, &w, cols, f64::from(options.damping));
-                let near = |found: f64, expected: f64| {
-                    let error = (found / expected - 1.0).abs();
-                    worst.set(worst.get().max(error));
-                    error < ERROR_OF_ERROR
-                };
+                let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < ERROR_OF_ERROR;
                 let rounded = weights(with.gptq.as_ref().unwrap());
                 assert!(near(with.gptq_error, output_error(&x, &wanted, &rounded, cols)), "{order:?}");
                 let rtn = output_error(&x, &wanted, &weights(&with.rtn), cols);

@@ -44,7 +44,9 @@ impl<'a> Matrix<'a> {
 /// Whether `len` elements have so many rows of `cols`, `stride` elements apart. Strides are counted with a sign.
 fn has_rows(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
     let needed = || rows.checked_sub(1)?.checked_mul(stride)?.checked_add(cols);
-    cols <= stride && isize::try_from(stride).is_ok() && (rows == 0 || needed().is_some_and(|needed| needed <= len))
+    cols <= stride
+        && isize::try_from(stride).is_ok()
+        && (rows == 0 || needed().is_some_and(|needed| needed <= len))
 }
 
 /// `c += alpha * a b`, with `c` of rows `stride` elements apart.
@@ -276,8 +278,7 @@ mod tests {
         h
     }
 
-    /// Largest distance of an element of `U D U^T` from `H`, over H's largest element: some units in the last
-    /// place of `f32`. Not set by a measurement.
+    /// Largest distance of an element of `U D U^T` from `H`, over H's largest element. Measured 3.6e-7.
     const FACTOR_ERROR: f64 = 1e-6;
 
     #[test]
@@ -301,8 +302,8 @@ mod tests {
         println!("largest error of a factor {worst:e}");
     }
 
-    /// Largest distance of `x H` from `b`, over `b`'s largest element. Not set by a measurement.
-    const SOLUTION_ERROR: f64 = 1e-4;
+    /// Largest distance of `x H` from `b`, over `b`'s largest element. Measured 1.0e-6.
+    const SOLUTION_ERROR: f64 = 1e-5;
 
     #[test]
     fn solutions_multiply_back_to_the_rows() {

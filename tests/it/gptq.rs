@@ -115,8 +115,8 @@ fn layers_that_make_up_for_those_before_them_lose_less() {
     assert!(gained > 0.0, "{gained}");
 }
 
-/// Most of rounding's output error that GPTQ may leave in a module. Measured: TODO.
-const MOST_OF_ROUNDING: f64 = 0.9;
+/// Most of rounding's output error that GPTQ may leave in a module. Measured on the shipped model: 0.14 to 0.41.
+const MOST_OF_ROUNDING: f64 = 0.5;
 
 #[test]
 fn gptq_beats_rounding_on_the_shipped_model() {
@@ -146,7 +146,6 @@ fn gptq_beats_rounding_on_the_shipped_model() {
         for module in &outcome.record.modules {
             let calibration = module.calibration.as_ref().unwrap();
             let errors = (calibration.output_error.unwrap(), calibration.rtn_output_error.unwrap());
-            println!("{}: {} of rounding's error", module.name, errors.0 / errors.1);
             assert!(errors.0 < errors.1 * MOST_OF_ROUNDING, "{}: {errors:?}", module.name);
         }
     }
