@@ -2,7 +2,7 @@
 //!
 //! Frantar, Ashkboos, Hoefler, Alistarh: *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 //! Transformers* (2022); in the form of LDLQ, which Chee, Cai, Kuleshov, De Sa, *QuIP* (2023), prove to give the same
-//! codes. With `H` the mean of `x x^T` over calibration tokens, `H = U D U^T` ([`Factor`]), `e = w - q` the errors of a row:
+//! codes. With `H` the mean of `x x^T` over calibration tokens, `H = U D U^T` (`quant::linalg`), `e = w - q` the errors of a row:
 //!
 //! 1. dead columns (inputs that were always 0) get the diagonal 1 and the weight 0; `damping * mean(diag H)` is added to
 //!    the diagonal, and more of it, step by step, where `H` has no factor;

@@ -5,8 +5,8 @@
 //! [`Pace`]. Floor 2.
 
 use crate::parallel;
+use crate::task::Pace;
 use crate::task::steps::STEP_WORK;
-use crate::task::{Pace, Steps};
 use multiversion::multiversion;
 
 /// Rows of the factor's trailing part that one task updates.
@@ -94,16 +94,8 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Factors the matrix whose upper triangle is in `h`, `[size, size]`, in place. `None` when it is not positive
+    /// Factors the matrix whose upper triangle is in `h`, `[size, size]`, in place, in steps. `None` when it is not positive
     /// definite in `f32`.
-    ///
-    /// # Panics
-    /// When `h` has another length.
-    pub fn new(h: Vec<f32>, size: usize) -> Option<Self> {
-        Steps::new(|mut pace| async move { Self::paced(h, size, &mut pace).await }).finish()
-    }
-
-    /// As [`Factor::new`], in steps.
     ///
     /// # Panics
     /// When `h` has another length.
@@ -181,11 +173,6 @@ impl Factor {
             pace.spend((count * (end - start) * (size - start)) as u64).await;
         }
     }
-
-    /// Row `k` of `U` from column `k + 1` on.
-    pub fn row_after(&self, k: usize) -> &[f32] {
-        &self.upper[k * self.size + k + 1..(k + 1) * self.size]
-    }
 }
 
 /// Factors columns `start..end`, given that later ones have been taken off.
@@ -253,8 +240,13 @@ async fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Steps;
     use rand_pcg::Pcg32;
     use rand_pcg::rand_core::{Rng, SeedableRng};
+
+    fn factored(h: Vec<f32>, size: usize) -> Option<Factor> {
+        Steps::new(|mut pace| async move { Factor::paced(h, size, &mut pace).await }).finish()
+    }
 
     fn random(len: usize, seed: u64) -> Vec<f32> {
         let mut rng = Pcg32::seed_from_u64(seed);
@@ -286,7 +278,7 @@ mod tests {
         let mut worst = 0.0f64;
         for (size, samples) in [(1, 3), (2, 5), (63, 100), (64, 100), (65, 100), (130, 40), (200, 600)] {
             let h = gram(&random(size * samples, size as u64), size, 0.01);
-            let factor = Factor::new(h.iter().map(|&v| v as f32).collect(), size).unwrap();
+            let factor = factored(h.iter().map(|&v| v as f32).collect(), size).unwrap();
             let u = |i: usize, j: usize| f64::from(factor.upper[i * size + j]);
             let largest = h.iter().fold(0f64, |a, v| a.max(v.abs()));
             for i in 0..size {
@@ -309,7 +301,7 @@ mod tests {
     fn solutions_multiply_back_to_the_rows() {
         for (size, samples) in [(1, 3), (2, 5), (64, 100), (65, 100), (130, 400), (200, 600)] {
             let h = gram(&random(size * samples, size as u64), size, 0.01);
-            let factor = Factor::new(h.iter().map(|&v| v as f32).collect(), size).unwrap();
+            let factor = factored(h.iter().map(|&v| v as f32).collect(), size).unwrap();
             let b = random(3 * size, 7);
             let mut x = b.clone();
             let worst = Steps::new(|mut pace| async move {
@@ -335,9 +327,9 @@ mod tests {
         // A zero pivot, a negative one, NaN, and a matrix of rank one.
         for h in [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 2.0, 1.0], [1.0, f32::NAN, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
         {
-            assert!(Factor::new(h.to_vec(), 2).is_none(), "{h:?}");
+            assert!(factored(h.to_vec(), 2).is_none(), "{h:?}");
         }
-        assert!(Factor::new(Vec::new(), 0).is_some());
+        assert!(factored(Vec::new(), 0).is_some());
     }
 
     #[test]
