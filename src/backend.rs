@@ -14,9 +14,13 @@ mod sample;
 mod segment;
 mod step;
 pub mod survey;
+#[cfg(feature = "train")]
+mod train;
 
 pub use segment::{Mask, Segment};
 pub use step::{Elements, Matrices, Step};
+#[cfg(feature = "train")]
+pub use train::{BackwardStep, Columns, HeadNorms, Train, TrainOps};
 
 use crate::dtype::DType;
 use crate::error::{Context, Result};

@@ -55,6 +55,8 @@ pub mod request;
 pub mod shape;
 pub mod task;
 pub mod tokenizer;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod validate;
 #[cfg(all(target_arch = "wasm32", feature = "bindings"))]
 pub mod wasm;

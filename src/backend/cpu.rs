@@ -13,6 +13,8 @@ mod add_rms_norm;
 mod amx;
 mod argmax;
 mod attention;
+#[cfg(feature = "train")]
+mod backward;
 mod columns;
 mod embed;
 mod exp;

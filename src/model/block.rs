@@ -2,6 +2,12 @@
 //!
 //! A block is loaded, run and dropped alone, so a model larger than memory runs block by block. Floor 5.
 
+#[cfg(feature = "train")]
+mod backward;
+
+#[cfg(feature = "train")]
+pub use backward::{BlockParameters, Trained};
+
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::kv_cache::KvCache;

@@ -3,8 +3,12 @@
 //! [`CausalLm`](super::CausalLm) has all its blocks loaded; [`LayerStreamed`] has one at a time. Not here: a block's steps
 //! (`block`), and what comes of the logits (`decoder`). Floor 5.
 
+#[cfg(feature = "train")]
+mod backward;
 mod layer_streamed;
 
+#[cfg(feature = "train")]
+pub use backward::HeadParameters;
 pub use layer_streamed::{Chunk, LayerStreamed, Waiting};
 
 use super::block::{Hidden, Workspace, elements_per_token};

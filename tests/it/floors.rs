@@ -19,7 +19,7 @@ const FLOORS: &[&[&str]] = &[
     &["backend"],                                                                   // 4 device
     &["model", "tokenizer"],                                                        // 5 model
     &["generate"],                                                                  // 6 speaking
-    &["calibrate", "validate", "artifact"],                                         // 7 judging
+    &["calibrate", "validate", "artifact", "train"],                                // 7 judging and training
     &["recipe", "plan", "pipeline", "request"],                                     // 8 workflow
     &["wasm", "cli", "main"],                                                       // 9 edges
 ];

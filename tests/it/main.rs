@@ -29,3 +29,5 @@ mod session;
 mod shipped_model;
 mod support;
 mod terminal;
+#[cfg(feature = "train")]
+mod train;
