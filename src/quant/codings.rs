@@ -106,10 +106,8 @@ pub trait Coded: fmt::Debug {
     /// All that it consists of, beside format and shape: the arrays that a file keeps.
     fn sections(&self) -> Vec<Section>;
 
-    /// Bytes of its sections.
-    fn bytes(&self) -> u64 {
-        self.sections().iter().map(|section| section.bytes.len() as u64).sum()
-    }
+    /// Bytes of its sections, which are not made for that.
+    fn bytes(&self) -> u64;
 
     /// Mean bits of a weight, with all that belongs to it.
     fn bits_per_weight(&self) -> f64 {

@@ -78,6 +78,9 @@ pub(super) struct Coded {
 
 impl Coded {
     fn put(&mut self, rows: Range<usize>, source: &QuantizedRows<'_>) {
+        if rows.is_empty() {
+            return;
+        }
         let at = self.pieces.partition_point(|(first, _)| *first < rows.start);
         self.pieces.insert(at, (rows.start, source.tensor.take_rows(source.rows.clone())));
     }

@@ -190,6 +190,10 @@ impl Coded for CodebookTensor {
         let codes = Section { name: "codes".to_owned(), dtype: DType::U32, bytes: codes };
         vec![codes, self.scales.to_section("scales")]
     }
+
+    fn bytes(&self) -> u64 {
+        self.codes.len() as u64 * 4 + self.scales.len() as u64 * u64::from(self.scales.bits()) / 8
+    }
 }
 
 #[cfg(test)]
