@@ -20,7 +20,7 @@ mod train;
 pub use segment::{Mask, Segment};
 pub use step::{Elements, Matrices, Step};
 #[cfg(feature = "train")]
-pub use train::{BackwardStep, Columns, HeadNorms, Train, TrainOps};
+pub use train::{AdamW, BackwardStep, HeadNorms, Master, PartGradient, ScaledGrid, Train, TrainOps};
 
 use crate::dtype::DType;
 use crate::error::{Context, Result};

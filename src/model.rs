@@ -14,6 +14,8 @@ pub mod kv_cache;
 pub mod names;
 pub mod rope;
 pub mod runner;
+#[cfg(feature = "train")]
+pub mod trained;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;

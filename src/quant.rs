@@ -30,7 +30,7 @@ pub use method::Method;
 pub use packed_tensor::{PackedTensor, Scales};
 pub use qparams::{QParams, ScaleType};
 pub use row_queue::RowQuantizer;
-pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params};
+pub use rtn::{ParamsEncoder, RtnQuantizer, encode_with_params, to_nearest};
 pub use scheme::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 pub use stats::WeightError;
 pub use ternary::TernaryQuantizer;

@@ -1,16 +1,24 @@
-//! Training: the gradient of the loss by every parameter of a model.
+//! Training: a model whose parameters are changed, as it will be stored.
 //!
 //! A forward pass keeps each block's input; on the way back a block is run once more and then backward, so that memory
 //! grows with the number of blocks and not with what is inside them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
-use crate::backend::{Backend, Element, NO_INDEX, Segment, Train};
-use crate::error::{Error, Result};
-use crate::model::block::{Block, BlockParameters, Stage, Trained, Workspace};
-use crate::model::runner::{EmbeddingAndHead, HeadParameters, Runner};
-use crate::model::{Checkpoint, KvCache, LoadOptions, names};
+pub mod optimizer;
+pub mod parameters;
+pub mod schedule;
+pub mod teacher;
 
-/// A row of a batch: a sequence, and what follows each of its tokens.
+use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Train};
+use crate::error::{Error, Result};
+use crate::model::block::{Block, Stage, Workspace};
+use crate::model::runner::{EmbeddingAndHead, LossSums, Objective, Runner, Teaching, not_brought};
+pub use crate::model::trained::{MasterType, Parameter, Stored};
+use crate::model::{KvCache, ModelConfig};
+pub use parameters::{Origin, Parameters, Precision};
+use teacher::Teacher;
+
+/// A row of a batch: a sequence, and what follows each of its tokens. Rows do not see each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     /// Ids.
@@ -19,116 +27,229 @@ pub struct Row<'a> {
     pub targets: &'a [u32],
 }
 
-/// A model with the gradients of its parameters.
+/// For what a model has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Tokens of all rows of a batch together.
+    pub tokens: usize,
+    /// Tokens of a row.
+    pub context: usize,
+}
+
+/// What is made smaller.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Goal {
+    /// How much the cross-entropy of the text counts.
+    pub cross_entropy: f32,
+    /// How much the divergence from a teacher's predictions counts.
+    pub divergence: f32,
+    /// By what logits are divided before they are compared with a teacher's.
+    pub temperature: f32,
+}
+
+impl Goal {
+    /// The text alone.
+    pub const TEXT: Self = Self { cross_entropy: 1.0, divergence: 0.0, temperature: 1.0 };
+    /// The teacher alone.
+    pub const TEACHER: Self = Self { cross_entropy: 0.0, divergence: 1.0, temperature: 1.0 };
+
+    /// What it comes to.
+    pub fn loss(&self, sums: LossSums) -> f64 {
+        sums.cross_entropy.map_or(0.0, |sum| sum * f64::from(self.cross_entropy))
+            + sums.divergence.map_or(0.0, |sum| sum * f64::from(self.divergence))
+    }
+}
+
+/// A model that is trained.
 pub struct TrainedModel<B: Train> {
     runner: Runner<B>,
-    ends: EmbeddingAndHead<B>,
-    embedding: Trained<B>,
-    /// `None` where it is the embedding.
-    head: Option<Trained<B>>,
-    final_norm: Trained<B>,
-    blocks: Vec<(Block<B>, BlockParameters<B>)>,
+    /// `None` after bringing them has failed.
+    ends: Option<EmbeddingAndHead<B>>,
+    blocks: Vec<Block<B>>,
+    parameters: Parameters<B>,
     /// Of one block at a time.
     cache: KvCache<B>,
-    embedding_name: String,
+    room: Room,
+}
+
+/// How many predictions of a batch count.
+pub fn counted(batch: &[Row<'_>]) -> usize {
+    batch.iter().flat_map(|row| row.targets).filter(|&&target| target != NO_INDEX).count()
 }
 
 impl<B: Train> TrainedModel<B> {
-    /// For batches of at most `rows` sequences of at most `context` tokens.
+    /// A model that begins at `origin`.
     ///
     /// # Errors
-    /// `invalid_argument` for a checkpoint with quantized weights; `context_overflow` for more than the model was made for;
-    /// whatever reading meets.
-    pub async fn load(mut backend: B, checkpoint: &Checkpoint, rows: usize, context: usize) -> Result<Self> {
-        let config = checkpoint.config();
-        config.check_context(context)?;
-        if checkpoint.is_quantized() {
+    /// As [`Parameters::new`]; `context_overflow` for more than the model was made for; `invalid_argument` for no room.
+    pub async fn new(mut backend: B, origin: Origin<'_>, precision: Precision, room: Room) -> Result<Self> {
+        let config = origin.config();
+        config.check_context(room.context)?;
+        if room.context == 0 || room.tokens < room.context {
             return Err(Error::invalid_argument(format!(
-                "{}: expected floating-point weights but found the {} layout; dequantize it first",
-                checkpoint.name(),
-                checkpoint.layout().name()
+                "expected room for a row of tokens at least but found {} tokens for rows of {}",
+                room.tokens, room.context
             )));
         }
-        let tokens = rows.checked_mul(context).filter(|&tokens| tokens > 0).ok_or_else(|| {
-            Error::invalid_argument(format!("expected rows with tokens but found {rows} of {context}"))
-        })?;
-        let ends = EmbeddingAndHead::load(&mut backend, checkpoint, LoadOptions::EXACT).await?;
-        let embedding_module = checkpoint.embedding_module();
-        let embedding = Trained::matrix(&mut backend, checkpoint, embedding_module).await?;
-        let head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(Trained::matrix(&mut backend, checkpoint, names::HEAD).await?)
-        };
-        let norm = format!("{}.weight", names::FINAL_NORM);
-        let final_norm = Trained::vector(&mut backend, checkpoint, &norm, config.hidden_size).await?;
-        let mut blocks = Vec::new();
-        for layer in 0..config.num_hidden_layers {
-            let block = Block::load(&mut backend, checkpoint, layer, LoadOptions::EXACT).await?;
-            blocks.push((block, BlockParameters::load(&mut backend, checkpoint, layer).await?));
-        }
-        let cache = KvCache::new(&mut backend, config, 1, rows, context)?;
-        let work = Workspace::new(&mut backend, config, tokens)?.keeping_inputs(&mut backend, config)?;
-        let mut runner = Runner::new(backend, config, tokens)?;
+        let parameters = Parameters::new(&mut backend, origin, precision).await?;
+        // Rows are packed one behind the other; none begins beyond the tokens that there are.
+        let cache = KvCache::new(&mut backend, config, 1, room.tokens.div_ceil(room.context), room.context)?;
+        let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
+        let mut runner = Runner::new(backend, config, room.tokens)?;
         runner.work = work;
-        let embedding_name = format!("{embedding_module}.weight");
-        Ok(Self { runner, ends, embedding, head, final_norm, blocks, cache, embedding_name })
+        let blocks = parameters.blocks.iter().map(|_| Block::empty()).collect();
+        let mut model = Self { runner, ends: None, blocks, parameters, cache, room };
+        model.bring().await?;
+        Ok(model)
     }
 
-    /// The mean loss of the predictions that count, in nats, and adds its derivatives to the gradients.
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.runner.config
+    }
+
+    /// For what it has room.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Device and parameters; what is changed runs after [`TrainedModel::bring`].
+    pub fn parts(&mut self) -> (&mut B, &mut Parameters<B>) {
+        (&mut self.runner.backend, &mut self.parameters)
+    }
+
+    /// Makes what runs from the parameters: quantized and rounded as they will be stored.
     ///
     /// # Errors
-    /// `invalid_argument` for rows that are more or longer than announced, that are empty, whose targets are not as many
-    /// as their tokens, and for a batch without a prediction that counts; what goes wrong on the device.
-    pub async fn backward(&mut self, batch: &[Row<'_>]) -> Result<f64> {
-        let (segments, counted) = self.segments(batch)?;
-        let tokens: Vec<u32> = batch.iter().flat_map(|row| row.tokens).copied().collect();
-        let targets: Vec<u32> = batch.iter().flat_map(|row| row.targets).copied().collect();
-        let Self { runner, ends, blocks, cache, .. } = self;
-        let (count, width) = (tokens.len(), runner.config.hidden_size);
-        let mut x = vec![0.0; count * width];
-        let mut delta = x.clone();
-        // The input of each block, and of what comes after them.
+    /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
+    pub async fn bring(&mut self) -> Result<()> {
+        let Self { runner: Runner { backend, config, .. }, ends, blocks, parameters, .. } = self;
+        parameters.ends.bring(backend, config, ends).await?;
+        for (block, parameters) in blocks.iter_mut().zip(&mut parameters.blocks) {
+            parameters.bring(backend, config, block).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets all gradients to 0.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub fn zero_gradients(&mut self) -> Result<()> {
+        let backend = &mut self.runner.backend;
+        for parameter in self.parameters.all_mut() {
+            let len = parameter.len();
+            zero(backend, &mut parameter.gradient, len)?;
+            if let Some(scales) = &mut parameter.scales {
+                zero(backend, &mut scales.gradient, scales.grid.scales())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The losses of the predictions that count, and adds `share` times the derivatives of what they come to by `goal` to the gradients.
+    /// Where scales are learned that is the derivative by what they and the codes stand for, until [`TrainedModel::pass_on`].
+    ///
+    /// # Errors
+    /// `invalid_argument` for more tokens than there is room for, rows that are too long or empty, whose targets are not as many as their
+    /// tokens, for a batch without a prediction that counts, and for a divergence without a teacher; what goes wrong on the device.
+    pub async fn backward(
+        &mut self,
+        batch: &[Row<'_>],
+        goal: Goal,
+        teacher: Option<&mut Teacher<B>>,
+        share: f32,
+    ) -> Result<LossSums> {
+        let (segments, tokens, targets) = self.laid_out(batch)?;
+        let taught = self.taught(batch, goal, teacher).await?;
+        let Self { runner, ends, blocks, parameters, cache, .. } = self;
+        let ends = ends.as_ref().ok_or_else(not_brought)?;
+        let width = runner.config.hidden_size;
+        let mut x = vec![0.0; tokens.len() * width];
+        // The input of each block.
         let mut inputs = Vec::with_capacity(blocks.len());
         runner.embed(ends, &tokens)?;
-        runner.backend.read(&runner.hidden.residual, 0, &mut x).await?;
-        for (block, _) in blocks.iter() {
+        for block in blocks.iter() {
+            gather(runner, &mut x).await?;
             let mut input = runner.backend.buffer(Element::F32, x.len())?;
             runner.backend.write_f32(&mut input, &x)?;
             inputs.push(input);
-            take_up(runner, &x)?;
             block.run(runner, &segments, cache, 0, (Stage::Start, Stage::End))?;
-            // Attention's output is in the residual stream already, the MLP's is not.
-            runner.backend.read(&runner.hidden.residual, 0, &mut x).await?;
-            runner.backend.read(&runner.hidden.delta, 0, &mut delta).await?;
-            for (x, delta) in x.iter_mut().zip(&delta) {
-                *x += delta;
-            }
         }
-        take_up(runner, &x)?;
-        let Self { embedding, head, final_norm, .. } = self;
-        let parameters = HeadParameters { head: head.as_mut().unwrap_or(embedding), norm: final_norm };
-        let share = 1.0 / counted as f32;
-        let (losses, mut d) = runner.loss_backward(ends, &targets, share, parameters).await?;
-        for ((block, parameters), input) in blocks.iter_mut().zip(&inputs).rev() {
+        gather(runner, &mut x).await?;
+        let objective = objective(goal, &targets, taught.as_ref(), share);
+        let (losses, mut d) = runner.losses_backward(ends, &objective, &mut parameters.ends).await?;
+        for ((block, parameters), input) in blocks.iter().zip(&mut parameters.blocks).zip(&inputs).rev() {
             runner.backend.read(input, 0, &mut x).await?;
             take_up(runner, &x)?;
             block.backward(runner, &segments, cache, input, parameters, &mut d)?;
         }
-        runner.embed_backward(&tokens, &d, &mut self.embedding)?;
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / counted as f64)
+        runner.embed_backward(&tokens, &d, &mut parameters.ends.embedding.weight)?;
+        Ok(losses)
     }
 
-    /// Where the rows of a batch stand, and how many predictions count.
-    fn segments(&self, batch: &[Row<'_>]) -> Result<(Vec<Segment>, usize)> {
-        let (rows, context) = (self.cache.sequences(), self.cache.capacity());
-        if batch.len() > rows {
-            return Err(Error::invalid_argument(format!(
-                "expected at most {rows} rows but found {}",
-                batch.len()
-            )));
+    /// The losses alone.
+    ///
+    /// # Errors
+    /// As [`TrainedModel::backward`].
+    pub async fn losses(
+        &mut self,
+        batch: &[Row<'_>],
+        goal: Goal,
+        teacher: Option<&mut Teacher<B>>,
+    ) -> Result<LossSums> {
+        let (segments, tokens, targets) = self.laid_out(batch)?;
+        let taught = self.taught(batch, goal, teacher).await?;
+        self.forward(&segments, &tokens)?;
+        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
+        self.runner.losses(ends, &objective(goal, &targets, taught.as_ref(), 0.0)).await
+    }
+
+    /// The logits of all tokens, `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`TrainedModel::backward`].
+    pub async fn logits(&mut self, batch: &[Row<'_>]) -> Result<Vec<f32>> {
+        let (segments, tokens, _) = self.laid_out(batch)?;
+        self.forward(&segments, &tokens)?;
+        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
+        let mut found = vec![0.0; tokens.len() * self.runner.config.vocab_size];
+        let mut logits = self.runner.backend.buffer(Element::F32, found.len())?;
+        self.runner.head(ends, &mut logits)?;
+        self.runner.backend.read(&logits, 0, &mut found).await?;
+        Ok(found)
+    }
+
+    /// Takes tokens behind the last block.
+    fn forward(&mut self, segments: &[Segment], tokens: &[u32]) -> Result<()> {
+        let Self { runner, ends, blocks, cache, .. } = self;
+        runner.embed(ends.as_ref().ok_or_else(not_brought)?, tokens)?;
+        blocks.iter().try_for_each(|block| block.run(runner, segments, cache, 0, (Stage::Start, Stage::End)))
+    }
+
+    /// What a teacher says of a batch, where that counts.
+    async fn taught(
+        &mut self,
+        batch: &[Row<'_>],
+        goal: Goal,
+        teacher: Option<&mut Teacher<B>>,
+    ) -> Result<Option<B::Buffer>> {
+        if goal.divergence == 0.0 {
+            return Ok(None);
         }
-        let mut segments = Vec::new();
+        let Some(teacher) = teacher else {
+            return Err(Error::invalid_argument("expected a teacher for a goal that counts its predictions"));
+        };
+        let logits = teacher.logits(batch).await?;
+        let mut buffer = self.runner.backend.buffer(Element::F32, logits.len())?;
+        self.runner.backend.write_f32(&mut buffer, &logits)?;
+        Ok(Some(buffer))
+    }
+
+    /// Where the rows of a batch stand, their tokens and their targets.
+    fn laid_out(&self, batch: &[Row<'_>]) -> Result<(Vec<Segment>, Vec<u32>, Vec<u32>)> {
+        let Room { tokens: most, context } = self.room;
+        let (mut segments, mut all, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         for (index, Row { tokens, targets }) in batch.iter().enumerate() {
             let count = tokens.len();
             if count == 0 || count > context || targets.len() != count {
@@ -137,40 +258,102 @@ impl<B: Train> TrainedModel<B> {
                     targets.len()
                 )));
             }
-            segments.push(Segment { start: index * context, ..Segment::causal(0, count) });
+            segments.push(Segment { start: all.len(), ..Segment::causal(0, count) });
+            all.extend_from_slice(tokens);
+            wanted.extend_from_slice(targets);
         }
-        let counted = batch.iter().flat_map(|row| row.targets).filter(|&&target| target != NO_INDEX).count();
-        if counted == 0 {
+        if all.len() > most {
+            return Err(Error::invalid_argument(format!(
+                "expected at most {most} tokens in a batch but found {}",
+                all.len()
+            )));
+        }
+        if counted(batch) == 0 {
             return Err(Error::invalid_argument(
                 "expected a prediction that counts but all targets are masked",
             ));
         }
-        Ok((segments, counted))
+        Ok((segments, all, wanted))
     }
 
-    /// The gradient of every parameter, with its tensor's name.
+    /// Passes the derivatives by what learned scales and codes stand for on to scales and weights: once, when those of all batches
+    /// are added up.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub fn pass_on(&mut self) -> Result<()> {
+        let backend = &mut self.runner.backend;
+        for parameter in self.parameters.all_mut() {
+            let Some(held) = parameter.scales.as_mut().filter(|held| held.learned) else { continue };
+            backend.backward(BackwardStep::LearnedScales {
+                weight: parameter.master.as_ref(),
+                scales: &held.used,
+                grid: held.grid,
+                dweight: &mut parameter.gradient,
+                dscales: &mut held.gradient,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The gradient of every parameter, with its tensor's name; that of learned scales is called as they are, `.weight_scale`.
     ///
     /// # Errors
     /// What goes wrong on the device.
     pub async fn gradients(&mut self) -> Result<Vec<(String, Vec<f32>)>> {
-        let mut named = vec![(self.embedding_name.clone(), &self.embedding)];
-        for (layer, (_, parameters)) in self.blocks.iter().enumerate() {
-            named.extend(parameters.named(layer));
-        }
-        named.push((format!("{}.weight", names::FINAL_NORM), &self.final_norm));
-        named.extend(self.head.as_ref().map(|head| (format!("{}.weight", names::HEAD), head)));
-        let mut gradients = Vec::with_capacity(named.len());
-        for (name, trained) in named {
-            let mut gradient = vec![0.0; trained.len];
-            self.runner.backend.read(&trained.gradient, 0, &mut gradient).await?;
-            gradients.push((name, gradient));
+        let mut gradients = Vec::new();
+        let backend = &mut self.runner.backend;
+        for parameter in self.parameters.all() {
+            let mut gradient = vec![0.0; parameter.len()];
+            backend.read(&parameter.gradient, 0, &mut gradient).await?;
+            gradients.push((parameter.tensor.clone(), gradient));
+            if let Some(scales) = parameter.scales.as_ref().filter(|scales| scales.learned) {
+                let mut gradient = vec![0.0; scales.grid.scales()];
+                backend.read(&scales.gradient, 0, &mut gradient).await?;
+                gradients.push((format!("{}_scale", parameter.tensor), gradient));
+            }
         }
         Ok(gradients)
     }
+}
+
+fn objective<'a, B: Train>(
+    goal: Goal,
+    targets: &'a [u32],
+    taught: Option<&'a B::Buffer>,
+    share: f32,
+) -> Objective<'a, B> {
+    let Goal { cross_entropy, divergence, temperature } = goal;
+    let teacher = taught.map(|logits| (divergence, Teaching { logits, temperature }));
+    Objective { targets, cross_entropy, teacher, share }
+}
+
+/// The tokens at hand, in front of a block or behind the last: the residual stream with what the last block adds, which is
+/// taken in.
+async fn gather<B: Train>(runner: &mut Runner<B>, x: &mut [f32]) -> Result<()> {
+    runner.backend.read(&runner.hidden.residual, 0, x).await?;
+    if !runner.hidden.has_delta {
+        return Ok(());
+    }
+    let mut delta = vec![0.0; x.len()];
+    runner.backend.read(&runner.hidden.delta, 0, &mut delta).await?;
+    for (x, delta) in x.iter_mut().zip(&delta) {
+        *x += delta;
+    }
+    take_up(runner, x)
 }
 
 /// Puts the tokens at hand in front of a block whose input is `x`.
 fn take_up<B: Train>(runner: &mut Runner<B>, x: &[f32]) -> Result<()> {
     runner.hidden.has_delta = false;
     runner.backend.write_f32(&mut runner.hidden.residual, x)
+}
+
+/// Sets the first elements of a buffer to 0.
+fn zero<B: Train>(backend: &mut B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
+    if let Some(elements) = backend.in_memory_mut(buffer, len) {
+        elements.fill(0.0);
+        return Ok(());
+    }
+    backend.write_f32(buffer, &vec![0.0; len])
 }

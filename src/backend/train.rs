@@ -2,33 +2,30 @@
 
 use super::segment::{Extent, check_segments};
 use super::step::check;
-use super::{AttentionShape, DeviceOps, Element, Elements, GateActivation, KvLayer, Norm, QkNorm, Segment};
+use super::{
+    AttentionShape, DeviceOps, Element, Elements, GateActivation, KvLayer, Matrices, Norm, QkNorm, Segment,
+};
 use crate::error::{Context, Error, Result};
 
-/// A backward step; `B` is a buffer. `d` stands for the derivative of the loss by what is named after it. Derivatives of weights, and
-/// those that several steps make of one input, are added to what is there; the others are written.
-pub enum BackwardStep<'a, B> {
-    /// Of `y = W x + bias` for one matrix of a weight, whose outputs are columns of `dy`: `dW += dy^T x`, `dbias += sum of dy`,
-    /// `dx += dy W`.
+/// A backward step; `B` is a buffer, `W` a weight. `d` stands for the derivative of the loss by what is named after it. Derivatives
+/// of parameters, and those that several steps make of one value, are added to what is there; the others are written.
+pub enum BackwardStep<'a, B, W> {
+    /// Of `y = W x + bias`: `dx = dy W`, and for each matrix of the weight `dW += dy^T x` and `dbias += sum of dy`. Rounding is
+    /// passed straight through: `W` and `x` are what the forward step multiplied, the rounded ones where it rounds
+    /// (Bengio, Leonard, Courville, *Estimating or Propagating Gradients Through Stochastic Neurons*, 2013).
     Linear {
-        /// `[count, cols]`
+        /// `[count, cols]`, as the forward step was given it
         x: &'a B,
-        /// `[count, columns.stride]`
+        /// `[count, rows of all matrices]`
         dy: &'a B,
-        /// Where the matrix's outputs stand.
-        columns: Columns,
         /// Rows of `x`.
         count: usize,
-        /// Input features.
-        cols: usize,
-        /// `[columns.len, cols]`
-        weight: &'a B,
-        /// `[count, cols]`
+        /// The forward step's.
+        weight: &'a W,
+        /// `[count, cols]`, written
         dx: &'a mut B,
-        /// `[columns.len, cols]`
-        dweight: &'a mut B,
-        /// `[columns.len]`
-        dbias: Option<&'a mut B>,
+        /// As many as the weight has matrices.
+        parts: Vec<PartGradient<'a, B>>,
     },
     /// Of `y = x / sqrt(mean(x^2) + eps) * g`, row by row: `dx += ..`, `dg += ..`.
     RmsNorm {
@@ -115,22 +112,157 @@ pub enum BackwardStep<'a, B> {
         vocabulary: usize,
         /// What a row counts in the loss of the batch.
         share: f32,
-        /// `[count, vocabulary]`, written
+        /// `[count, vocabulary]`
         dlogits: &'a mut B,
         /// `[count]`, written
         losses: &'a mut B,
     },
+    /// The divergence of each row's predictions from a teacher's, `KL(softmax(teacher / t) || softmax(logits / t))`, and `share` times
+    /// its derivative by the logits (Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, 2015; without its factor
+    /// of `t^2`).
+    Distill {
+        /// `[count, vocabulary]`
+        logits: &'a B,
+        /// `[count, vocabulary]`
+        teacher: &'a B,
+        /// As for the cross-entropy; of a row that counts the target itself has no meaning.
+        targets: &'a B,
+        /// Rows.
+        count: usize,
+        /// Elements of a row.
+        vocabulary: usize,
+        /// By what logits are divided; positive.
+        temperature: f32,
+        /// What a row counts in the loss of the batch.
+        share: f32,
+        /// `[count, vocabulary]`
+        dlogits: &'a mut B,
+        /// `[count]`, written
+        losses: &'a mut B,
+    },
+    /// Passes the derivative by `q = scale * clamp(round(w / scale), low, high)` on, group by group of a matrix: strictly inside the bounds to the
+    /// weight as it is, and to the scale times `round(w / scale) - w / scale`; otherwise to the scale alone, times the bound
+    /// (Esser et al., *Learned Step Size Quantization*, 2019, without its factor).
+    LearnedScales {
+        /// `[rows, cols]`
+        weight: Master<&'a B>,
+        /// `[rows, groups]`, as the forward step multiplied by them
+        scales: &'a B,
+        /// How the scales stand.
+        grid: ScaledGrid,
+        /// `[rows, cols]`: by `q`, then by `w`
+        dweight: &'a mut B,
+        /// `[rows, groups]`
+        dscales: &'a mut B,
+    },
+    /// The sum of squares of the first elements.
+    SumOfSquares {
+        /// `[len]`
+        x: &'a B,
+        /// Elements.
+        len: usize,
+        /// `[1]`, written
+        out: &'a mut B,
+    },
+    /// A step of AdamW.
+    AdamW {
+        /// `[len]`
+        value: Master<&'a mut B>,
+        /// `[len]`
+        gradient: &'a B,
+        /// `[len]` each: the running means of the gradient and of its square
+        moments: (&'a mut B, &'a mut B),
+        /// Elements.
+        len: usize,
+        /// What the step is like.
+        update: AdamW,
+    },
 }
 
-/// Columns of a fused output that one matrix makes.
+/// Where the derivatives by one matrix of a weight go.
+pub struct PartGradient<'a, B> {
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// `[rows, cols]`
+    pub weight: &'a mut B,
+    /// `[rows]`, where it has one
+    pub bias: Option<&'a mut B>,
+}
+
+/// Values that an optimizer changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Columns {
-    /// The first.
-    pub first: usize,
-    /// How many.
-    pub len: usize,
-    /// Columns of the whole output.
-    pub stride: usize,
+pub enum Master<B> {
+    /// `F32`, `[len]`.
+    Single(B),
+    /// Half as many bytes: `BF16`, two to a word, the even one low, `[len / 2]` of `U32`, rounded up. A step rounds what it writes at
+    /// random, up or down with the chances that keep the mean, so that steps far below a value's precision still add up
+    /// (Gupta et al., *Deep Learning with Limited Numerical Precision*, 2015).
+    Half(B),
+}
+
+impl<B> Master<B> {
+    /// As steps read it.
+    pub fn as_ref(&self) -> Master<&B> {
+        match self {
+            Self::Single(buffer) => Master::Single(buffer),
+            Self::Half(buffer) => Master::Half(buffer),
+        }
+    }
+
+    /// As steps write it.
+    pub fn as_mut(&mut self) -> Master<&mut B> {
+        match self {
+            Self::Single(buffer) => Master::Single(buffer),
+            Self::Half(buffer) => Master::Half(buffer),
+        }
+    }
+}
+
+/// Scales of the groups of a matrix, and the codes that there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaledGrid {
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Columns of a group; the last of a row may have fewer. Where that is 0 there is one scale for all.
+    pub group_size: usize,
+    /// The lowest code.
+    pub low: f32,
+    /// The highest code.
+    pub high: f32,
+}
+
+impl ScaledGrid {
+    /// Groups of a row.
+    pub fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group_size.max(1))
+    }
+
+    /// How many scales there are.
+    pub fn scales(&self) -> usize {
+        if self.group_size == 0 { 1 } else { self.rows * self.groups() }
+    }
+}
+
+/// A step of AdamW (Loshchilov, Hutter, *Decoupled Weight Decay Regularization*, 2019): the gradient is multiplied by `clip`,
+/// the value by `1 - rate * decay`, and then `rate * m / (sqrt(v) + epsilon)` is taken away, with both means corrected for their start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub rate: f64,
+    /// Shares of the old means.
+    pub betas: (f64, f64),
+    /// Keeps the quotient finite.
+    pub epsilon: f64,
+    /// Weight decay.
+    pub decay: f64,
+    /// What the gradient is multiplied by.
+    pub clip: f64,
+    /// The number of the step, from 1.
+    pub step: u64,
+    /// What values of half precision are rounded by.
+    pub seed: u64,
 }
 
 /// Norms of heads on the way back.
@@ -148,7 +280,7 @@ pub struct HeadNorms<'a, B> {
 /// What a device does in training, with operands that were checked.
 pub trait TrainOps: DeviceOps {
     /// Runs or records a backward step whose operands belong together.
-    fn run_backward(&mut self, step: BackwardStep<'_, Self::Buffer>) -> Result<()>;
+    fn run_backward(&mut self, step: BackwardStep<'_, Self::Buffer, Self::Weight>) -> Result<()>;
 }
 
 /// A device that trains: the backward steps of every [`TrainOps`], each of which first checks its operands.
@@ -157,7 +289,7 @@ pub trait Train: TrainOps {
     ///
     /// # Errors
     /// `invalid_argument` naming the step and the operand; what goes wrong on the device.
-    fn backward(&mut self, step: BackwardStep<'_, Self::Buffer>) -> Result<()> {
+    fn backward(&mut self, step: BackwardStep<'_, Self::Buffer, Self::Weight>) -> Result<()> {
         let name = step.name();
         step.check().context_with(|| name)?;
         self.run_backward(step).context_with(|| name)
@@ -170,7 +302,7 @@ fn floats<B: Elements>(what: &str, buffer: &B, shape: &[usize]) -> Result<()> {
     check(what, buffer, Element::F32, shape)
 }
 
-impl<B: Elements> BackwardStep<'_, B> {
+impl<B: Elements, W: Matrices> BackwardStep<'_, B, W> {
     /// The name in errors.
     fn name(&self) -> &'static str {
         match self {
@@ -181,21 +313,32 @@ impl<B: Elements> BackwardStep<'_, B> {
             Self::Rope { .. } => "rope, backward",
             Self::Embed { .. } => "embed, backward",
             Self::CrossEntropy { .. } => "cross_entropy",
+            Self::Distill { .. } => "distill",
+            Self::LearnedScales { .. } => "learned_scales",
+            Self::SumOfSquares { .. } => "sum_of_squares",
+            Self::AdamW { .. } => "adamw",
         }
     }
 
     fn check(&self) -> Result<()> {
         match self {
-            Self::Linear { x, dy, columns, count, cols, weight, dx, dweight, dbias } => {
-                if columns.first.checked_add(columns.len).is_none_or(|end| end > columns.stride) {
-                    return Err(Error::invalid_argument(format!("{columns:?} end outside their row")));
+            Self::Linear { x, dy, count, weight, dx, parts } => {
+                let (cols, rows) = (weight.cols(), parts.iter().map(|part| part.rows).sum::<usize>());
+                if parts.len() != weight.parts() || rows != weight.rows() {
+                    return Err(Error::invalid_argument(format!(
+                        "expected gradients of {} matrices with {} rows but found {} with {rows}",
+                        weight.parts(),
+                        weight.rows(),
+                        parts.len()
+                    )));
                 }
-                floats("x", *x, &[*count, *cols])?;
-                floats("dy", *dy, &[*count, columns.stride])?;
-                floats("the weight", *weight, &[columns.len, *cols])?;
-                floats("dx", *dx, &[*count, *cols])?;
-                floats("dweight", *dweight, &[columns.len, *cols])?;
-                dbias.as_ref().map_or(Ok(()), |dbias| floats("dbias", *dbias, &[columns.len]))
+                floats("x", *x, &[*count, cols])?;
+                floats("dy", *dy, &[*count, rows])?;
+                floats("dx", *dx, &[*count, cols])?;
+                parts.iter().try_for_each(|part| {
+                    floats("dweight", part.weight, &[part.rows, cols])?;
+                    part.bias.as_ref().map_or(Ok(()), |bias| floats("dbias", *bias, &[part.rows]))
+                })
             }
             Self::RmsNorm { x, dy, count, norm, dx, dweight } => {
                 let shape = [*count, norm.width];
@@ -247,6 +390,56 @@ impl<B: Elements> BackwardStep<'_, B> {
                 floats("dlogits", *dlogits, &[*count, *vocabulary])?;
                 floats("losses", *losses, &[*count])
             }
+            Self::Distill {
+                logits,
+                teacher,
+                targets,
+                count,
+                vocabulary,
+                temperature,
+                dlogits,
+                losses,
+                ..
+            } => {
+                if !(temperature.is_finite() && *temperature > 0.0) {
+                    return Err(Error::invalid_argument(format!(
+                        "expected a positive temperature but found {temperature}"
+                    )));
+                }
+                let shape = [*count, *vocabulary];
+                floats("logits", *logits, &shape)?;
+                floats("the teacher's logits", *teacher, &shape)?;
+                check("targets", *targets, Element::U32, &[*count])?;
+                floats("dlogits", *dlogits, &shape)?;
+                floats("losses", *losses, &[*count])
+            }
+            Self::LearnedScales { weight, scales, grid, dweight, dscales } => {
+                let len = grid.rows.saturating_mul(grid.cols);
+                master(weight.as_ref(), len)?;
+                floats("scales", *scales, &[grid.scales()])?;
+                floats("dweight", *dweight, &[len])?;
+                floats("dscales", *dscales, &[grid.scales()])
+            }
+            Self::SumOfSquares { x, len, out } => {
+                floats("x", *x, &[*len])?;
+                floats("out", *out, &[1])
+            }
+            Self::AdamW { value, gradient, moments, len, update } => {
+                if update.step == 0 {
+                    return Err(Error::invalid_argument("expected steps from 1 on but found step 0"));
+                }
+                master(value.as_ref(), *len)?;
+                floats("the gradient", *gradient, &[*len])?;
+                floats("the mean", moments.0, &[*len])?;
+                floats("the mean of squares", moments.1, &[*len])
+            }
         }
+    }
+}
+
+fn master<B: Elements, R: std::ops::Deref<Target = B>>(master: Master<&R>, len: usize) -> Result<()> {
+    match master {
+        Master::Single(buffer) => floats("the value", &**buffer, &[len]),
+        Master::Half(buffer) => check("the value", &**buffer, Element::U32, &[len.div_ceil(2)]),
     }
 }

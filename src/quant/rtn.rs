@@ -9,6 +9,7 @@ use super::column_order;
 use super::packed_tensor::{PackedTensor, Scales};
 use super::qparams::{QParams, ScaleType, encode_group, non_finite_weight, range};
 use super::scheme::{Granularity, Scheme};
+use super::ternary::TernaryQuantizer;
 use crate::error::{Context, Error, Result};
 
 /// Quantizes a matrix as its rows arrive.
@@ -109,6 +110,31 @@ impl RtnQuantizer {
     pub fn finish(self) -> Result<PackedTensor> {
         self.builder.finish()
     }
+}
+
+/// Quantizes a whole matrix, `[rows, cols]`, from its weights alone: to nearest, and ternary ones by their mean magnitude.
+///
+/// # Errors
+/// As [`RtnQuantizer`]'s and [`TernaryQuantizer`]'s.
+///
+/// # Panics
+/// When `weights` is not `[rows, cols]`.
+pub fn to_nearest(
+    scheme: Scheme,
+    (rows, cols): (usize, usize),
+    scale_type: ScaleType,
+    weights: &[f32],
+) -> Result<PackedTensor> {
+    assert_eq!(weights.len(), rows * cols, "as many weights as the shape says");
+    if scheme.is_ternary() {
+        let mut quantizer = TernaryQuantizer::new(scheme.granularity(), rows, cols, scale_type, None)?;
+        quantizer.observe_rows(weights)?;
+        quantizer.push_rows(weights)?;
+        return quantizer.finish();
+    }
+    let mut quantizer = RtnQuantizer::new(scheme, rows, cols, scale_type)?;
+    quantizer.push_rows(weights)?;
+    quantizer.finish()
 }
 
 /// Encodes a matrix with scales and zero points that are known already.

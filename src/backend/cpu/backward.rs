@@ -1,42 +1,34 @@
 //! Backward steps on the CPU, one file each: the derivatives written out, sums in a fixed order. Floor 4.
 
 mod attention;
-mod cross_entropy;
 mod embed;
 mod gate;
 mod linear;
+mod loss;
+mod optimizer;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
 mod testing;
 
-use super::{CpuBackend, CpuBuffer};
-use crate::backend::{BackwardStep, Norm, TrainOps};
+use super::{CpuBackend, CpuBuffer, CpuWeight};
+use crate::backend::{BackwardStep, Master, Norm, PartGradient, TrainOps};
 use crate::error::Result;
 
 impl TrainOps for CpuBackend {
-    fn run_backward(&mut self, step: BackwardStep<'_, CpuBuffer>) -> Result<()> {
+    fn run_backward(&mut self, step: BackwardStep<'_, CpuBuffer, CpuWeight>) -> Result<()> {
         let workers = &self.workers;
         match step {
-            BackwardStep::Linear { x, dy, columns, count, cols, weight, dx, dweight, dbias } => {
-                let len = columns.len * cols;
-                let operands = linear::Operands {
-                    x: x.f32(count * cols),
-                    dy: dy.f32(count * columns.stride),
-                    columns,
-                    cols,
-                    weight: weight.f32(len),
-                };
-                operands.input(workers, dx.f32_mut(count * cols));
-                operands.weight(workers, dweight.f32_mut(len));
-                if let Some(dbias) = dbias {
-                    operands.bias(dbias.f32_mut(columns.len));
-                }
+            BackwardStep::Linear { x, dy, count, weight, dx, parts } => {
+                let cols = weight.cols;
+                let gradients = parts.into_iter().map(|part| gradient(part, cols)).collect();
+                let (x, dy) = (x.f32(count * cols), dy.f32(count * weight.rows));
+                linear::linear(workers, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
             }
             BackwardStep::RmsNorm { x, dy, count, norm, dx, dweight } => {
                 let Norm { weight, width, epsilon } = norm;
                 let (x, dy, dx) = (x.f32(count * width), dy.f32(count * width), dx.f32_mut(count * width));
-                rms_norm::rms_norm(x, dy, weight.f32(width), epsilon, dx, dweight.f32_mut(width));
+                rms_norm::rms_norm(workers, x, dy, weight.f32(width), epsilon, dx, dweight.f32_mut(width));
             }
             BackwardStep::Gate { gate_up, dy, count, width, activation, dx } => {
                 let (gate_up, dx) = (gate_up.f32(count * 2 * width), dx.f32_mut(count * 2 * width));
@@ -66,7 +58,7 @@ impl TrainOps for CpuBackend {
                     q: (norms.norms.q.weight.f32(dim), norms.norms.q.epsilon, norms.dq.f32_mut(dim)),
                     k: (norms.norms.k.weight.f32(dim), norms.norms.k.epsilon, norms.dk.f32_mut(dim)),
                 });
-                rope::rope(dx.f32_mut(len), segments, &shape, rope.f32(positions * dim), norms);
+                rope::rope(workers, dx.f32_mut(len), segments, &shape, rope.f32(positions * dim), norms);
             }
             BackwardStep::Embed { tokens, dx, count, rows, width, dtable } => {
                 let (dx, dtable) = (dx.f32(count * width), dtable.f32_mut(rows * width));
@@ -74,11 +66,53 @@ impl TrainOps for CpuBackend {
             }
             BackwardStep::CrossEntropy { logits, targets, count, vocabulary, share, dlogits, losses } => {
                 let len = count * vocabulary;
-                let (logits, dlogits) = (logits.f32(len), dlogits.f32_mut(len));
-                let (targets, losses) = (targets.u32(count), losses.f32_mut(count));
-                cross_entropy::cross_entropy(logits, targets, vocabulary, share, dlogits, losses)?;
+                let (logits, targets) = (logits.f32(len), targets.u32(count));
+                let predictions = loss::Predictions { logits, targets, vocabulary, share };
+                predictions.cross_entropy(workers, dlogits.f32_mut(len), losses.f32_mut(count))?;
+            }
+            BackwardStep::Distill {
+                logits,
+                teacher,
+                targets,
+                count,
+                vocabulary,
+                temperature,
+                share,
+                dlogits,
+                losses,
+            } => {
+                let len = count * vocabulary;
+                let (logits, targets) = (logits.f32(len), targets.u32(count));
+                let predictions = loss::Predictions { logits, targets, vocabulary, share };
+                let (teacher, dlogits) = (teacher.f32(len), dlogits.f32_mut(len));
+                predictions.divergence(workers, teacher, temperature, dlogits, losses.f32_mut(count));
+            }
+            BackwardStep::LearnedScales { weight, scales, grid, dweight, dscales } => {
+                let (len, scaled) = (grid.rows * grid.cols, grid.scales());
+                let weight = match weight {
+                    Master::Single(weight) => Master::Single(weight.bits()),
+                    Master::Half(weight) => Master::Half(weight.bits()),
+                };
+                let (dweight, dscales) = (dweight.f32_mut(len), dscales.f32_mut(scaled));
+                optimizer::learned_scales(workers, weight, scales.f32(scaled), grid, dweight, dscales);
+            }
+            BackwardStep::SumOfSquares { x, len, out } => {
+                out.f32_mut(1)[0] = optimizer::sum_of_squares(workers, x.f32(len)) as f32;
+            }
+            BackwardStep::AdamW { value, gradient, moments: (means, squares), len, update } => {
+                let value = match value {
+                    Master::Single(value) => Master::Single(&mut value.bits_mut()[..len]),
+                    Master::Half(value) => Master::Half(&mut value.bits_mut()[..len.div_ceil(2)]),
+                };
+                let moments = (means.f32_mut(len), squares.f32_mut(len));
+                optimizer::adamw(workers, value, gradient.f32(len), moments, update);
             }
         }
         Ok(())
     }
+}
+
+fn gradient(part: PartGradient<'_, CpuBuffer>, cols: usize) -> linear::Gradient<'_> {
+    let PartGradient { rows, weight, bias } = part;
+    linear::Gradient { weight: weight.f32_mut(rows * cols), bias: bias.map(|bias| bias.f32_mut(rows)) }
 }

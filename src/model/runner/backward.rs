@@ -1,91 +1,192 @@
 //! The loss of a batch and the way back through the head. Floor 5.
 
 use super::{EmbeddingAndHead, Runner};
-use crate::backend::{Backend, BackwardStep, Columns, Element, Norm, Train};
-use crate::error::Result;
-use crate::model::block::Trained;
+use crate::backend::{Backend, BackwardStep, Element, Train};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::model::trained::{self, LinearParameters, Parameter};
 
-/// What stands after the blocks, as it is trained.
-pub struct HeadParameters<'a, B: Train> {
-    /// `[vocab_size, hidden_size]`; the embedding's where that is the head.
-    pub head: &'a mut Trained<B>,
+/// What stands before the first block and after the last, as it is trained.
+pub struct EndParameters<B: Train> {
+    /// `[vocab_size, hidden_size]`; also the head where that is `None`.
+    pub embedding: LinearParameters<B>,
     /// `[hidden_size]`
-    pub norm: &'a mut Trained<B>,
+    pub norm: Parameter<B>,
+    /// `[vocab_size, hidden_size]`
+    pub head: Option<LinearParameters<B>>,
+}
+
+/// What a prediction is judged by.
+pub struct Objective<'a, B: Train> {
+    /// `[count]`: ids, or [`NO_INDEX`](crate::backend::NO_INDEX) for a token whose prediction does not count.
+    pub targets: &'a [u32],
+    /// How much the cross-entropy counts.
+    pub cross_entropy: f32,
+    /// How much the divergence from a teacher's predictions counts, and what they are.
+    pub teacher: Option<(f32, Teaching<'a, B>)>,
+    /// What a token counts.
+    pub share: f32,
+}
+
+/// A teacher's predictions of the tokens at hand.
+pub struct Teaching<'a, B: Train> {
+    /// `[count, vocab_size]`
+    pub logits: &'a B::Buffer,
+    /// By what both logits are divided.
+    pub temperature: f32,
+}
+
+/// Sums over the tokens that count, in nats; `None` for what does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSums {
+    /// Of the cross-entropy.
+    pub cross_entropy: Option<f64>,
+    /// Of the divergence from the teacher.
+    pub divergence: Option<f64>,
+}
+
+impl<B: Train> EndParameters<B> {
+    /// Makes what runs. The old ones go first.
+    ///
+    /// # Errors
+    /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
+    pub async fn bring(
+        &mut self,
+        backend: &mut B,
+        config: &ModelConfig,
+        ends: &mut Option<EmbeddingAndHead<B>>,
+    ) -> Result<()> {
+        *ends = None;
+        let head = match &mut self.head {
+            Some(head) => Some(trained::weight(backend, std::slice::from_mut(head)).await?),
+            None => None,
+        };
+        let embedding = trained::weight(backend, std::slice::from_mut(&mut self.embedding)).await?;
+        let final_norm = trained::norm(backend, &self.norm, config.rms_norm_eps).await?;
+        *ends = Some(EmbeddingAndHead { embedding, final_norm, head });
+        Ok(())
+    }
 }
 
 impl<B: Train> Runner<B> {
-    /// The losses of the tokens at hand, which are behind the last block, and the derivatives of their sum, each counting `share`,
-    /// by what the block gave, `[count, hidden_size]`; those by head and norm are added. `targets` are ids,
-    /// [`NO_INDEX`](crate::backend::NO_INDEX) for a token whose prediction does not count.
+    /// The losses of the tokens at hand, which are behind the last block.
     ///
     /// # Errors
     /// What goes wrong on the device.
-    pub async fn loss_backward(
+    pub async fn losses(
         &mut self,
         ends: &EmbeddingAndHead<B>,
-        targets: &[u32],
-        share: f32,
-        parameters: HeadParameters<'_, B>,
-    ) -> Result<(Vec<f32>, B::Buffer)> {
-        let (count, width, vocabulary) = (self.hidden.count, self.config.hidden_size, self.config.vocab_size);
+        objective: &Objective<'_, B>,
+    ) -> Result<LossSums> {
+        Ok(self.predict(ends, objective).await?.0)
+    }
+
+    /// The losses, and their derivatives by the logits.
+    async fn predict(
+        &mut self,
+        ends: &EmbeddingAndHead<B>,
+        objective: &Objective<'_, B>,
+    ) -> Result<(LossSums, B::Buffer)> {
+        let (count, vocabulary) = (self.hidden.count, self.config.vocab_size);
         let mut logits = self.backend.buffer(Element::F32, count * vocabulary)?;
         self.head(ends, &mut logits)?;
-        let Self { backend, hidden, work, config, .. } = self;
-        let mut ids = backend.buffer(Element::U32, count)?;
-        backend.write_u32(&mut ids, targets)?;
+        let backend = &mut self.backend;
+        let mut targets = backend.buffer(Element::U32, count)?;
+        backend.write_u32(&mut targets, objective.targets)?;
+        let (logits, targets) = (&logits, &targets);
         let mut dlogits = backend.buffer(Element::F32, count * vocabulary)?;
         let mut losses = backend.buffer(Element::F32, count)?;
-        backend.backward(BackwardStep::CrossEntropy {
-            logits: &logits,
-            targets: &ids,
-            count,
-            vocabulary,
-            share,
-            dlogits: &mut dlogits,
-            losses: &mut losses,
-        })?;
-        let HeadParameters { head, norm } = parameters;
+        let mut sums = LossSums::default();
+        if objective.cross_entropy != 0.0 {
+            backend.backward(BackwardStep::CrossEntropy {
+                logits,
+                targets,
+                count,
+                vocabulary,
+                share: objective.share * objective.cross_entropy,
+                dlogits: &mut dlogits,
+                losses: &mut losses,
+            })?;
+            sums.cross_entropy = Some(sum(backend, &losses, count).await?);
+        }
+        if let Some((weight, Teaching { logits: teacher, temperature })) = &objective.teacher {
+            backend.backward(BackwardStep::Distill {
+                logits,
+                teacher,
+                targets,
+                count,
+                vocabulary,
+                temperature: *temperature,
+                share: objective.share * weight,
+                dlogits: &mut dlogits,
+                losses: &mut losses,
+            })?;
+            sums.divergence = Some(sum(backend, &losses, count).await?);
+        }
+        Ok((sums, dlogits))
+    }
+
+    /// The losses, and their derivatives by what the last block gave, `[count, hidden_size]`; those by head and norm are added.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub async fn losses_backward(
+        &mut self,
+        ends: &EmbeddingAndHead<B>,
+        objective: &Objective<'_, B>,
+        parameters: &mut EndParameters<B>,
+    ) -> Result<(LossSums, B::Buffer)> {
+        let (sums, dlogits) = self.predict(ends, objective).await?;
+        let Self { backend, hidden, work, config, .. } = self;
+        let (count, width) = (hidden.count, config.hidden_size);
+        let EndParameters { embedding, norm, head } = parameters;
         let mut normed = backend.buffer(Element::F32, count * width)?;
         backend.backward(BackwardStep::Linear {
             x: &work.normed,
             dy: &dlogits,
-            columns: Columns { first: 0, len: vocabulary, stride: vocabulary },
             count,
-            cols: width,
-            weight: &head.value,
+            weight: ends.head.as_ref().unwrap_or(&ends.embedding),
             dx: &mut normed,
-            dweight: &mut head.gradient,
-            dbias: None,
+            parts: vec![head.as_mut().unwrap_or(embedding).gradient()],
         })?;
         let mut d = backend.buffer(Element::F32, count * width)?;
         backend.backward(BackwardStep::RmsNorm {
             x: &hidden.residual,
             dy: &normed,
             count,
-            norm: Norm { weight: &norm.value, width, epsilon: config.rms_norm_eps },
+            norm: ends.final_norm.as_ref(),
             dx: &mut d,
             dweight: &mut norm.gradient,
         })?;
-        let mut found = vec![0.0; count];
-        backend.read(&losses, 0, &mut found).await?;
-        Ok((found, d))
+        Ok((sums, d))
     }
 
     /// Adds the derivatives by the embeddings of `tokens`, `d`, to those of the table.
     ///
     /// # Errors
     /// What goes wrong on the device.
-    pub fn embed_backward(&mut self, tokens: &[u32], d: &B::Buffer, table: &mut Trained<B>) -> Result<()> {
-        let (backend, width) = (&mut self.backend, self.config.hidden_size);
+    pub fn embed_backward(&mut self, tokens: &[u32], d: &B::Buffer, table: &mut Parameter<B>) -> Result<()> {
+        let backend = &mut self.backend;
         let mut ids = backend.buffer(Element::U32, tokens.len())?;
         backend.write_u32(&mut ids, tokens)?;
         backend.backward(BackwardStep::Embed {
             tokens: &ids,
             dx: d,
             count: tokens.len(),
-            rows: self.config.vocab_size,
-            width,
+            rows: table.rows,
+            width: table.cols,
             dtable: &mut table.gradient,
         })
     }
+}
+
+async fn sum<B: Train>(backend: &mut B, losses: &B::Buffer, count: usize) -> Result<f64> {
+    let mut found = vec![0.0; count];
+    backend.read(losses, 0, &mut found).await?;
+    Ok(found.iter().map(|&loss| f64::from(loss)).sum())
+}
+
+/// What to say where weights are missing because bringing them has failed.
+pub fn not_brought() -> Error {
+    Error::invalid_argument("expected a model all of whose parameters could be brought to the device")
 }

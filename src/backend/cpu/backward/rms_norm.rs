@@ -1,8 +1,14 @@
 //! RMS normalization, backward. With `r = 1 / sqrt(mean(x^2) + eps)` and `n = x r`: `dg += dy * n`, and
 //! `dx += r (dy * g - n mean(dy * g * n))`. Floor 4.
 
+use crate::backend::cpu::parallel::Workers;
+
+/// Columns of the weight's derivative that one task adds up.
+const BAND: usize = 64;
+
 /// `x`, `dy` and `dx` are `[count, width]`, where `width` is the length of `weight`.
 pub(super) fn rms_norm(
+    workers: &Workers,
     x: &[f32],
     dy: &[f32],
     weight: &[f32],
@@ -10,22 +16,36 @@ pub(super) fn rms_norm(
     dx: &mut [f32],
     dweight: &mut [f32],
 ) {
-    let width = weight.len().max(1);
-    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-    for ((x, dy), dx) in rows {
-        add_row(x, dy, weight, epsilon, dx, dweight);
+    let width = weight.len();
+    if width == 0 {
+        return;
     }
+    let work = x.len() * 8;
+    let mut factors = vec![0.0f64; x.len() / width];
+    let mut rows: Vec<_> = dx.chunks_exact_mut(width).zip(&mut factors).collect();
+    workers.run_chunks(&mut rows, 1, work, |row, rows| {
+        let span = row * width..(row + 1) * width;
+        for (dx, factor) in rows {
+            **factor = add_row(&x[span.clone()], &dy[span.clone()], weight, epsilon, dx);
+        }
+    });
+    workers.run_chunks(dweight, BAND, work, |band, dweight| {
+        let first = band * BAND;
+        let mut sums = [0.0f64; BAND];
+        for ((x, dy), factor) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(&factors) {
+            let (x, dy) = (&x[first..], &dy[first..]);
+            for ((sum, x), dy) in sums[..dweight.len()].iter_mut().zip(x).zip(dy) {
+                *sum += f64::from(*dy) * f64::from(*x) * factor;
+            }
+        }
+        for (dweight, sum) in dweight.iter_mut().zip(sums) {
+            *dweight += sum as f32;
+        }
+    });
 }
 
-/// One row.
-pub(super) fn add_row(
-    x: &[f32],
-    dy: &[f32],
-    weight: &[f32],
-    epsilon: f32,
-    dx: &mut [f32],
-    dweight: &mut [f32],
-) {
+/// One row; gives `r`.
+fn add_row(x: &[f32], dy: &[f32], weight: &[f32], epsilon: f32, dx: &mut [f32]) -> f64 {
     let width = x.len() as f64;
     // In double precision: it costs nothing beside the linear layers, and a row may be long.
     let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width;
@@ -33,11 +53,11 @@ pub(super) fn add_row(
     let along = x.iter().zip(dy).zip(weight);
     let along: f64 = along.map(|((&x, &dy), &g)| f64::from(dy) * f64::from(g) * f64::from(x) * factor).sum();
     let mean = along / width;
-    for (i, (dx, dweight)) in dx.iter_mut().zip(dweight).enumerate() {
+    for (i, dx) in dx.iter_mut().enumerate() {
         let normalized = f64::from(x[i]) * factor;
         *dx += (factor * (f64::from(dy[i]) * f64::from(weight[i]) - normalized * mean)) as f32;
-        *dweight += (f64::from(dy[i]) * normalized) as f32;
     }
+    factor
 }
 
 #[cfg(test)]

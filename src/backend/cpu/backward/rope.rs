@@ -1,6 +1,7 @@
 //! Rotation and the norms of heads, backward: turned by the opposite angles, then through the norm. Floor 4.
 
-use super::rms_norm::add_row;
+use super::rms_norm::rms_norm;
+use crate::backend::cpu::parallel::Workers;
 use crate::backend::{AttentionShape, Segment};
 
 /// Norms of the heads of q and k: weight, epsilon, and the derivative of the weight.
@@ -13,25 +14,32 @@ pub(super) struct HeadNorms<'a> {
 
 /// `dx` is `[rows, qkv width]`: its q and k are those after rotation, and become those before.
 pub(super) fn rope(
+    workers: &Workers,
     dx: &mut [f32],
     segments: &[Segment],
     shape: &AttentionShape,
     rope: &[f32],
-    mut norms: Option<HeadNorms<'_>>,
+    norms: Option<HeadNorms<'_>>,
 ) {
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
-    let positions = segments.iter().flat_map(|segment| segment.past..segment.end());
-    let mut before = vec![0.0; head_dim];
-    for (row, (dx, position)) in dx.chunks_exact_mut(shape.qkv_width()).zip(positions).enumerate() {
-        let angles = &rope[position * head_dim..(position + 1) * head_dim];
-        for (head, dx) in dx.chunks_exact_mut(head_dim).take(heads + kv_heads).enumerate() {
-            turn_back(dx, angles);
-            let Some(norms) = &mut norms else { continue };
-            let x = &norms.qkv[row * shape.qkv_width() + head * head_dim..][..head_dim];
-            let (weight, epsilon, dweight) = if head < heads { &mut norms.q } else { &mut norms.k };
-            before.fill(0.0);
-            add_row(x, dx, weight, *epsilon, &mut before, dweight);
-            dx.copy_from_slice(&before);
+    let width = shape.qkv_width();
+    let positions: Vec<usize> = segments.iter().flat_map(|segment| segment.past..segment.end()).collect();
+    let work = dx.len() * 4;
+    workers.run_chunks(dx, width, work, |row, dx| {
+        let angles = &rope[positions[row] * head_dim..][..head_dim];
+        dx.chunks_exact_mut(head_dim).take(heads + kv_heads).for_each(|dx| turn_back(dx, angles));
+    });
+    let Some(HeadNorms { qkv, q, k }) = norms else { return };
+    for (first, count, (weight, epsilon, dweight)) in [(0, heads, q), (heads, kv_heads, k)] {
+        let span = first * head_dim..(first + count) * head_dim;
+        let take = |rows: &[f32]| -> Vec<f32> {
+            rows.chunks_exact(width).flat_map(|row| &row[span.clone()]).copied().collect()
+        };
+        let (x, dy) = (take(qkv), take(dx));
+        let mut before = vec![0.0; x.len()];
+        rms_norm(workers, &x, &dy, weight, epsilon, &mut before, dweight);
+        for (dx, before) in dx.chunks_exact_mut(width).zip(before.chunks_exact(span.len())) {
+            dx[span.clone()].copy_from_slice(before);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Derivatives against central differences of the forward step, in double precision. Floor 4.
 
 use super::super::testing::{Random, backend, f32_buffer, read};
-use super::super::{CpuBackend, CpuBuffer};
+use super::super::{CpuBackend, CpuBuffer, CpuWeight};
 use crate::backend::{BackwardStep, Train};
 
 /// Largest deviation of a derivative, over the largest of its kind (or 1). Measured 2.2e-7.
@@ -27,11 +27,11 @@ impl Case {
 
 /// A backend whose backward steps must not fail.
 pub(super) trait Checked {
-    fn backward_checked(&mut self, step: BackwardStep<'_, CpuBuffer>);
+    fn backward_checked(&mut self, step: BackwardStep<'_, CpuBuffer, CpuWeight>);
 }
 
 impl Checked for CpuBackend {
-    fn backward_checked(&mut self, step: BackwardStep<'_, CpuBuffer>) {
+    fn backward_checked(&mut self, step: BackwardStep<'_, CpuBuffer, CpuWeight>) {
         self.backward(step).unwrap();
     }
 }

@@ -1,0 +1,351 @@
+//! Parameters that are trained: the values that an optimizer changes, and the weight that runs, made from them.
+//!
+//! What runs is what a file will hold: a matrix is quantized as it will be stored, a norm rounded to its stored type. So what is
+//! trained is what is written. Floor 5.
+
+use super::weights::refuse_non_finite;
+use crate::backend::{
+    Backend, Element, Master, Norm, PartGradient, ScaledGrid, Train, WeightDesc, WeightFormat, WeightView,
+};
+use crate::dtype::{DType, decode_f32, encode_f32};
+use crate::error::{Context, Error, ErrorCode, Result};
+use crate::quant::{
+    ActivationGrid, Activations, PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme,
+    encode_with_params, to_nearest,
+};
+use std::borrow::Cow;
+
+/// How a parameter is stored, and runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stored {
+    /// As it is, in a floating-point type.
+    Float(DType),
+    /// As codes with scales.
+    Packed {
+        /// What the codes are.
+        scheme: Scheme,
+        /// What the scales are.
+        scale_type: ScaleType,
+        /// What the weight meets.
+        activations: Activations,
+        /// How INT8 activations are rounded.
+        grid: ActivationGrid,
+    },
+}
+
+/// In what the optimizer keeps parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MasterType {
+    /// 4 bytes.
+    #[default]
+    Single,
+    /// `BF16`, rounded at random: 2 bytes.
+    Half,
+}
+
+/// A parameter, and the derivative of the loss by it.
+pub struct Parameter<B: Train> {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Of a matrix; a vector is one row.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Whether it is a matrix.
+    pub is_matrix: bool,
+    /// What it will be.
+    pub stored: Stored,
+    /// `[rows, cols]`
+    pub master: Master<B::Buffer>,
+    /// `[rows, cols]`: the sum over what ran backward since it was 0.
+    pub gradient: B::Buffer,
+    /// Of codes whose scales do not come from the weights.
+    pub scales: Option<HeldScales<B>>,
+}
+
+/// Scales that are held, and perhaps learned.
+pub struct HeldScales<B: Train> {
+    /// As the optimizer has them.
+    pub master: B::Buffer,
+    /// As they are stored and the forward pass multiplies by them.
+    pub used: B::Buffer,
+    /// By those.
+    pub gradient: B::Buffer,
+    /// Whether they are learned; otherwise rounding is passed straight through.
+    pub learned: bool,
+    /// How they stand.
+    pub grid: ScaledGrid,
+}
+
+impl<B: Train> Parameter<B> {
+    /// A parameter that begins with `values`, `[rows, cols]`.
+    ///
+    /// # Errors
+    /// `non_finite` naming the tensor; what goes wrong on the device.
+    pub fn new(
+        backend: &mut B,
+        tensor: String,
+        shape: Shape,
+        stored: Stored,
+        master: MasterType,
+        values: &[f32],
+    ) -> Result<Self> {
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return Err(Error::new(
+                ErrorCode::NonFinite,
+                format!("tensor `{tensor}`: expected finite values but found {} at {index}", values[index]),
+            ));
+        }
+        let (rows, cols) = shape.rows_and_cols();
+        let gradient = backend.buffer(Element::F32, rows * cols)?;
+        let master = match master {
+            MasterType::Single => Master::Single(backend.buffer(Element::F32, rows * cols)?),
+            MasterType::Half => Master::Half(backend.buffer(Element::U32, (rows * cols).div_ceil(2))?),
+        };
+        let is_matrix = matches!(shape, Shape::Matrix(..));
+        let mut parameter = Self { tensor, rows, cols, is_matrix, stored, master, gradient, scales: None };
+        parameter.set(backend, values)?;
+        Ok(parameter)
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Overwrites the values; half precision rounds them to nearest.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub fn set(&mut self, backend: &mut B, values: &[f32]) -> Result<()> {
+        match &mut self.master {
+            Master::Single(buffer) => backend.write_f32(buffer, values),
+            Master::Half(buffer) => {
+                let half = |value: f32| u32::from(half::bf16::from_f32(value).to_bits());
+                let words: Vec<u32> = values
+                    .chunks(2)
+                    .map(|pair| half(pair[0]) | pair.get(1).map_or(0, |&value| half(value)) << 16)
+                    .collect();
+                backend.write_u32(buffer, &words)
+            }
+        }
+    }
+
+    /// The values as the optimizer has them, `[rows, cols]`.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub async fn values<'a>(&'a self, backend: &mut B) -> Result<Cow<'a, [f32]>> {
+        let len = self.len();
+        let mut values = vec![0.0; len];
+        match &self.master {
+            Master::Single(buffer) => {
+                if let Some(values) = backend.in_memory(buffer, len) {
+                    return Ok(Cow::Borrowed(values));
+                }
+                backend.read(buffer, 0, &mut values).await?;
+            }
+            Master::Half(buffer) => {
+                let mut words = vec![0; len.div_ceil(2)];
+                backend.read_u32(buffer, 0, &mut words).await?;
+                for (pair, word) in values.chunks_mut(2).zip(words) {
+                    pair[0] = f32::from_bits(word << 16);
+                    if let Some(high) = pair.get_mut(1) {
+                        *high = f32::from_bits(word & 0xFFFF_0000);
+                    }
+                }
+            }
+        }
+        Ok(Cow::Owned(values))
+    }
+
+    /// Holds these scales from now on, in the order of a [`PackedTensor`]'s; `learned`: they are parameters too.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a parameter that has no codes, for codes that are not symmetric, for a wrong number, for 0 and for what
+    /// is not finite.
+    pub fn hold_scales(&mut self, backend: &mut B, scales: &[f32], learned: bool) -> Result<()> {
+        let refuse = |message: String| Err(Error::invalid_argument(format!("`{}`: {message}", self.tensor)));
+        let Stored::Packed { scheme, scale_type, .. } = self.stored else {
+            return refuse("expected codes for scales but found floating point".into());
+        };
+        let Some(zero) = scheme.constant_zero_point() else {
+            return refuse(format!(
+                "scales of {scheme} codes cannot be held: their zero points are not constant"
+            ));
+        };
+        let expected = scheme.granularity().scale_count(self.rows, self.cols);
+        if scales.len() != expected || scales.iter().any(|scale| !scale.is_finite() || *scale == 0.0) {
+            return refuse(format!("expected {expected} scales other than 0 but found {}", scales.len()));
+        }
+        let zero = zero as f32;
+        let group_size = if expected == 1 { 0 } else { scheme.granularity().group_size(self.cols) };
+        let grid = ScaledGrid {
+            rows: self.rows,
+            cols: self.cols,
+            group_size,
+            low: -zero,
+            high: scheme.max_code() as f32 - zero,
+        };
+        let mut held = HeldScales {
+            master: backend.buffer(Element::F32, expected)?,
+            used: backend.buffer(Element::F32, expected)?,
+            gradient: backend.buffer(Element::F32, expected)?,
+            learned,
+            grid,
+        };
+        backend.write_f32(&mut held.master, scales)?;
+        let used: Vec<f32> = scales.iter().map(|&scale| scale_type.round(scale)).collect::<Result<_>>()?;
+        backend.write_f32(&mut held.used, &used)?;
+        self.scales = Some(held);
+        Ok(())
+    }
+
+    /// The values as they are stored, as floating point: rounded to their type.
+    ///
+    /// # Errors
+    /// `non_finite` where a value left its type's range; `invalid_argument` for codes.
+    pub async fn floats(&self, backend: &mut B) -> Result<(DType, Vec<u8>)> {
+        let Stored::Float(dtype) = self.stored else {
+            return Err(Error::invalid_argument(format!("`{}` is stored as codes", self.tensor)));
+        };
+        let values = self.values(backend).await?;
+        let mut bytes = Vec::new();
+        encode_f32(dtype, &values, &mut bytes)?;
+        refuse_non_finite(&self.tensor, dtype, &bytes, 0)?;
+        Ok((dtype, bytes))
+    }
+
+    /// The codes as they are stored; `None` for floating point.
+    ///
+    /// # Errors
+    /// `non_finite` naming the tensor, where training made a value that is NaN or infinite.
+    pub async fn codes(&mut self, backend: &mut B) -> Result<Option<PackedTensor>> {
+        let Stored::Packed { scheme, scale_type, .. } = self.stored else { return Ok(None) };
+        let mut scales = None;
+        if let Some(held) = &mut self.scales {
+            let mut values = vec![0.0; held.grid.scales()];
+            backend.read(&held.master, 0, &mut values).await?;
+            let mut stored = Scales::with_capacity(scale_type, values.len());
+            for value in &mut values {
+                *value = scale_type.round(*value).context_with(|| format!("tensor `{}`", self.tensor))?;
+                stored.push(*value);
+            }
+            backend.write_f32(&mut held.used, &values)?;
+            scales = Some(stored);
+        }
+        let values = self.values(backend).await?;
+        let codes = match scales {
+            Some(scales) => encode_with_params(scheme, self.rows, self.cols, &values, scales, None),
+            None => to_nearest(scheme, (self.rows, self.cols), scale_type, &values),
+        };
+        codes.map(Some).context_with(|| format!("tensor `{}`", self.tensor))
+    }
+}
+
+/// Of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Elements.
+    Vector(usize),
+    /// Rows and columns.
+    Matrix(usize, usize),
+}
+
+impl Shape {
+    /// A vector is one row.
+    fn rows_and_cols(self) -> (usize, usize) {
+        match self {
+            Self::Vector(len) => (1, len),
+            Self::Matrix(rows, cols) => (rows, cols),
+        }
+    }
+}
+
+/// The parameters of a linear layer, or of a table.
+pub struct LinearParameters<B: Train> {
+    /// `[rows, cols]`
+    pub weight: Parameter<B>,
+    /// `[rows]`
+    pub bias: Option<Parameter<B>>,
+}
+
+impl<B: Train> LinearParameters<B> {
+    /// Where the derivatives go.
+    pub fn gradient(&mut self) -> PartGradient<'_, B::Buffer> {
+        PartGradient {
+            rows: self.weight.rows,
+            weight: &mut self.weight.gradient,
+            bias: self.bias.as_mut().map(|bias| &mut bias.gradient),
+        }
+    }
+}
+
+/// Makes the weight that runs from the parameters of one or several layers that share an input.
+///
+/// # Errors
+/// As [`Parameter::codes`] and [`Parameter::floats`]; what goes wrong on the device.
+pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]) -> Result<B::Weight> {
+    let mut descs = Vec::with_capacity(parts.len());
+    for LinearParameters { weight, bias } in parts.iter() {
+        let (format, activations, grid) = match weight.stored {
+            Stored::Float(dtype) => (WeightFormat::Dense(dtype), Activations::F32, ActivationGrid::default()),
+            Stored::Packed { scheme, activations, grid, .. } => {
+                (WeightFormat::Packed(scheme.into()), activations, grid)
+            }
+        };
+        let (rows, cols, bias) = (weight.rows, weight.cols, bias.is_some());
+        descs.push(WeightDesc { rows, cols, format, activations, grid, bias });
+    }
+    let mut builder = backend.begin_weight(&descs)?;
+    for (index, LinearParameters { weight, bias }) in parts.iter_mut().enumerate() {
+        let rows = 0..weight.rows;
+        match weight.codes(backend).await? {
+            Some(codes) => {
+                let codes = QuantizedTensor::from(codes);
+                let view = WeightView::Packed(codes.rows_view(rows.clone()));
+                backend.put_rows(&mut builder, index, rows, view)?;
+            }
+            None => {
+                let (_, bytes) = weight.floats(backend).await?;
+                backend.put_rows(&mut builder, index, rows, WeightView::Dense(&bytes))?;
+            }
+        }
+        if let Some(bias) = bias {
+            let values = stored_floats(bias, backend).await?;
+            backend.put_bias(&mut builder, index, &values)?;
+        }
+    }
+    backend.finish_weight(builder).await
+}
+
+/// Makes the norm that runs.
+///
+/// # Errors
+/// As [`Parameter::floats`]; what goes wrong on the device.
+pub async fn norm<B: Train>(
+    backend: &mut B,
+    parameter: &Parameter<B>,
+    epsilon: f32,
+) -> Result<Norm<B::Buffer>> {
+    let values = stored_floats(parameter, backend).await?;
+    let mut weight = backend.buffer(Element::F32, values.len())?;
+    backend.write_f32(&mut weight, &values)?;
+    Ok(Norm { weight, width: values.len(), epsilon })
+}
+
+/// The values of a vector as they are stored.
+///
+/// # Errors
+/// As [`Parameter::floats`].
+async fn stored_floats<B: Train>(parameter: &Parameter<B>, backend: &mut B) -> Result<Vec<f32>> {
+    let (dtype, bytes) = parameter.floats(backend).await?;
+    let mut values = vec![0.0; parameter.len()];
+    decode_f32(dtype, &bytes, &mut values)?;
+    Ok(values)
+}

@@ -1,0 +1,147 @@
+//! AdamW over all parameters of a model, learned scales included. Floor 7.
+
+use super::TrainedModel;
+use crate::backend::{AdamW, Backend, BackwardStep, Element, Master, Train};
+use crate::error::{Error, ErrorCode, Result};
+
+/// What stays the same from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OptimizerOptions {
+    /// Shares of the old means of gradients and of their squares.
+    pub betas: (f64, f64),
+    /// Keeps the quotient finite.
+    pub epsilon: f64,
+    /// The longest gradient, all parameters together; a longer one is made as short. Infinite for none.
+    pub longest: f64,
+    /// How much slower or faster than weights scales are learned.
+    pub scale_rate: f64,
+    /// What masters of half precision are rounded by.
+    pub seed: u64,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        Self { betas: (0.9, 0.95), epsilon: 1e-8, longest: 1.0, scale_rate: 1.0, seed: 0 }
+    }
+}
+
+/// What a step is like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Learning rate.
+    pub rate: f64,
+    /// Weight decay of matrices; norms, biases and scales have none.
+    pub decay: f64,
+}
+
+/// The running means of what an optimizer has seen.
+pub struct Optimizer<B: Train> {
+    options: OptimizerOptions,
+    /// Steps that are done.
+    steps: u64,
+    /// In the order of the parameters: those of a parameter, then those of its learned scales.
+    moments: Vec<Moments<B>>,
+    sum: B::Buffer,
+}
+
+/// Of one parameter.
+pub struct Moments<B: Train> {
+    /// Of the gradient.
+    pub mean: B::Buffer,
+    /// Of its square.
+    pub square: B::Buffer,
+    /// Elements.
+    pub len: usize,
+}
+
+impl<B: Train> Optimizer<B> {
+    /// Before the first step.
+    ///
+    /// # Errors
+    /// `out_of_memory`
+    pub fn new(model: &mut TrainedModel<B>, options: OptimizerOptions) -> Result<Self> {
+        let (backend, parameters) = model.parts();
+        let mut moments = Vec::new();
+        for parameter in parameters.all() {
+            let scales = parameter.scales.iter().filter(|scales| scales.learned);
+            for len in std::iter::once(parameter.len()).chain(scales.map(|scales| scales.grid.scales())) {
+                let mut buffer = || backend.buffer(Element::F32, len);
+                moments.push(Moments { mean: buffer()?, square: buffer()?, len });
+            }
+        }
+        let sum = backend.buffer(Element::F32, 1)?;
+        Ok(Self { options, steps: 0, moments, sum })
+    }
+
+    /// Steps that are done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The running means, for a state that is kept, and how many steps they are of.
+    pub fn moments(&mut self) -> (&mut u64, &mut Vec<Moments<B>>) {
+        (&mut self.steps, &mut self.moments)
+    }
+
+    /// Changes the parameters along the gradients, and gives the length of the gradient before it was shortened. What the
+    /// parameters are runs after [`TrainedModel::bring`].
+    ///
+    /// # Errors
+    /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; what goes wrong on the device.
+    pub async fn step(&mut self, model: &mut TrainedModel<B>, at: Rate) -> Result<f64> {
+        model.pass_on()?;
+        let (backend, parameters) = model.parts();
+        let mut squares = 0.0;
+        for parameter in parameters.all_mut() {
+            squares += sum_of_squares(backend, &parameter.gradient, parameter.len(), &mut self.sum).await?;
+            if let Some(scales) = parameter.scales.as_ref().filter(|scales| scales.learned) {
+                let (gradient, len) = (&scales.gradient, scales.grid.scales());
+                squares += sum_of_squares(backend, gradient, len, &mut self.sum).await?;
+            }
+        }
+        let length = libm::sqrt(squares);
+        if !length.is_finite() {
+            return Err(Error::new(
+                ErrorCode::NonFinite,
+                "expected a gradient of finite length but found none",
+            ));
+        }
+        let OptimizerOptions { betas, epsilon, longest, scale_rate, seed } = self.options;
+        let clip = (longest / (length + 1e-6)).min(1.0);
+        self.steps += 1;
+        let step = self.steps;
+        let mut moments = self.moments.iter_mut();
+        for (index, parameter) in parameters.all_mut().enumerate() {
+            let decay = if parameter.is_matrix { at.decay } else { 0.0 };
+            let seed = seed.wrapping_add(index as u64);
+            let update = AdamW { rate: at.rate, betas, epsilon, decay, clip, step, seed };
+            let mut change = |value: Master<&mut B::Buffer>, gradient: &B::Buffer, update| {
+                let Moments { mean, square, len } = moments.next().ok_or_else(other_model)?;
+                let moments = (mean, square);
+                backend.backward(BackwardStep::AdamW { value, gradient, moments, len: *len, update })
+            };
+            change(parameter.master.as_mut(), &parameter.gradient, update)?;
+            if let Some(scales) = parameter.scales.as_mut().filter(|scales| scales.learned) {
+                let update = AdamW { rate: at.rate * scale_rate, decay: 0.0, ..update };
+                change(Master::Single(&mut scales.master), &scales.gradient, update)?;
+            }
+        }
+        Ok(length)
+    }
+}
+
+async fn sum_of_squares<B: Train>(
+    backend: &mut B,
+    x: &B::Buffer,
+    len: usize,
+    out: &mut B::Buffer,
+) -> Result<f64> {
+    backend.backward(BackwardStep::SumOfSquares { x, len, out })?;
+    let mut sum = [0.0];
+    backend.read(out, 0, &mut sum).await?;
+    Ok(f64::from(sum[0]))
+}
+
+fn other_model() -> Error {
+    Error::invalid_argument("expected the model that the optimizer was made for")
+}

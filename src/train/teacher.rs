@@ -1,0 +1,60 @@
+//! The model whose predictions another one learns. Floor 7.
+
+use super::{Room, Row};
+use crate::backend::Train;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Logits, Run};
+use crate::model::{CausalLm, KvCache, ModelConfig};
+use crate::task::Silent;
+
+/// A model that only predicts.
+pub struct Teacher<B: Train> {
+    model: CausalLm<B>,
+    cache: KvCache<B>,
+}
+
+impl<B: Train> Teacher<B> {
+    /// For batches of that room.
+    ///
+    /// # Errors
+    /// `context_overflow` for a context that it was not made for; `out_of_memory`.
+    pub fn new(mut model: CausalLm<B>, room: Room) -> Result<Self> {
+        let sequences = (room.tokens / room.context.max(1)).max(1);
+        let cache = model.new_batch_cache(sequences, room.context)?;
+        Ok(Self { model, cache })
+    }
+
+    /// Refuses a pupil that has other tokens.
+    ///
+    /// # Errors
+    /// `invalid_argument`
+    pub fn check(&self, pupil: &ModelConfig) -> Result<()> {
+        let (own, other) = (self.model.config().vocab_size, pupil.vocab_size);
+        if own != other {
+            return Err(Error::invalid_argument(format!(
+                "expected a teacher with the vocabulary of its pupil, {other} tokens, but found one of {own}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Its logits of all tokens of a batch, `[tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// `invalid_argument` for tokens that it does not know; what goes wrong on the device.
+    pub async fn logits(&mut self, batch: &[Row<'_>]) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        let sequences = self.cache.sequences();
+        for rows in batch.chunks(sequences) {
+            (0..sequences).for_each(|sequence| self.cache.truncate(sequence, 0));
+            let runs: Vec<Run<'_>> =
+                rows.iter().enumerate().map(|(sequence, row)| Run { sequence, tokens: row.tokens }).collect();
+            let each = |_, _, row: &[f32]| {
+                logits.extend_from_slice(row);
+                Ok(())
+            };
+            self.model.forward_runs(&runs, &mut self.cache, Logits::All, &Silent, each).await?;
+        }
+        Ok(logits)
+    }
+}
