@@ -4,9 +4,12 @@
 //! grows with the number of blocks and not with what is inside them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+pub mod corpus;
 pub mod optimizer;
 pub mod parameters;
+pub mod run;
 pub mod schedule;
+pub mod state;
 pub mod teacher;
 
 use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Train};

@@ -1,0 +1,191 @@
+//! Training: from where, what for, how fast. Floor 8.
+
+use super::quantize::TernaryScale;
+use super::write::Format;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::options::{Bounds, Bytes, named, options};
+use crate::pipeline::train::TrainOptions;
+use crate::quant::{Activations, Bits, Granularity};
+use crate::train::optimizer::OptimizerOptions;
+use crate::train::schedule::{Decay, Schedule};
+use crate::train::{Goal, MasterType, Room};
+
+named! {
+    /// What linear layers are trained as.
+    #[derive(Default)]
+    pub enum TrainedAs {
+        /// Floating point
+        #[default]
+        None = "none",
+        /// -1, 0 and 1 with INT8 activations, as BitNet has them
+        Ternary = "ternary",
+        /// Codes of 2 bits
+        Two = "2",
+        /// Codes of 3 bits
+        Three = "3",
+        /// Codes of 4 bits
+        Four = "4",
+        /// Codes of 8 bits
+        Eight = "8",
+    }
+}
+
+named! {
+    /// Where the scales of codes come from.
+    pub enum TrainedScales {
+        /// From the weights, after every step
+        Nearest = "nearest",
+        /// They are learned as the weights are
+        Learned = "learned",
+    }
+}
+
+named! {
+    /// In what the optimizer keeps parameters.
+    #[derive(Default)]
+    pub enum Masters {
+        /// 4 bytes
+        #[default]
+        F32 = "f32",
+        /// 2 bytes, rounded up or down at random
+        Bf16 = "bf16",
+    }
+}
+
+/// Tokens of a row where nothing else is asked for.
+const USUAL_CONTEXT: usize = 256;
+
+options! {
+    /// What is trained, and how.
+    pub struct TrainRequest {
+        /// What the linear layers of the blocks are trained as, and stored
+        pub bits: TrainedAs = TrainedAs::None;
+        /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+        pub group_size: Option<Granularity> = None;
+        /// What a ternary scale is for [default: tensor]
+        pub ternary_scale: Option<TernaryScale> = None;
+        /// Where scales come from [default: nearest for ternary weights, learned for others]
+        pub scales: Option<TrainedScales> = None;
+        /// Precision of the activations that quantized layers meet [default: int8 for ternary weights, f32 for others]
+        pub activations: Option<Activations> = None;
+        /// In what the optimizer keeps the weights
+        pub masters: Masters = Masters::F32;
+        /// Steps
+        pub steps: u64 = 1000, within Bounds::from(1.0);
+        /// Tokens that the model sees at once [default: what it was made for, at most 256]
+        pub context: Option<usize> = None, within Bounds::from(2.0);
+        /// Tokens of a batch
+        pub batch_tokens: usize = 1024, within Bounds::from(2.0);
+        /// Batches whose gradients are added up for a step
+        pub accumulate: usize = 1, within Bounds::from(1.0);
+        /// The highest learning rate [default: 1e-3; with a teacher 5e-4 for 3 bits, 2e-4 for 4 and 1e-4 for 8]
+        pub learning_rate: Option<f64> = None, within Bounds::above(0.0);
+        /// Steps in which it grows evenly [default: a twentieth of all]
+        pub warmup: Option<u64> = None;
+        /// How it falls
+        pub decay: Decay = Decay::Cosine;
+        /// To which share of it the rate falls
+        pub last_rate: f64 = 0.1, within Bounds::between(0.0, 1.0);
+        /// How much slower or faster than weights scales are learned
+        pub scale_rate: f64 = 1.0, within Bounds::above(0.0);
+        /// How much of the rate matrices lose at each step
+        pub weight_decay: f64 = 0.1, within Bounds::from(0.0);
+        /// The longest gradient; a longer one is made as short
+        pub clip: f64 = 1.0, within Bounds::above(0.0);
+        /// In what order the text is seen, and with what a new model begins
+        pub seed: u64 = 0;
+        /// How much the teacher's predictions count; what is left of 1 is the text's [default: 1 with a teacher]
+        pub teacher_share: Option<f32> = None, within Bounds::between(0.0, 1.0);
+        /// By what the logits of both are divided before they are compared
+        pub temperature: f32 = 1.0, within Bounds::above(0.0);
+        /// Steps from one look at the held-out text to the next [default: a tenth of all]
+        pub evaluate_every: Option<u64> = None, within Bounds::from(1.0);
+        /// Steps after which the state is kept [default: a tenth of all]
+        pub keep_every: Option<u64> = None, within Bounds::from(1.0);
+        /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+        pub format: Option<Format> = None;
+        /// Do not start where more memory than this would be needed, in bytes
+        pub memory: Option<Bytes> = None;
+    }
+}
+
+impl TrainRequest {
+    /// What it means to the job, for a model, and with a teacher or without.
+    ///
+    /// # Errors
+    /// `invalid_argument` for options that contradict each other.
+    pub fn options(&self, config: &ModelConfig, has_teacher: bool) -> Result<TrainOptions> {
+        self.check()?;
+        let refuse = |reason: &str| Err(Error::invalid_argument(reason));
+        let bits = match self.bits {
+            TrainedAs::None | TrainedAs::Ternary => None,
+            TrainedAs::Two => Some(Bits::Two),
+            TrainedAs::Three => Some(Bits::Three),
+            TrainedAs::Four => Some(Bits::Four),
+            TrainedAs::Eight => Some(Bits::Eight),
+        };
+        let is_ternary = self.bits == TrainedAs::Ternary;
+        if bits.is_none() && self.group_size.is_some() {
+            return refuse("a group size belongs to codes of 2, 3, 4 or 8 bits");
+        }
+        if !is_ternary && self.ternary_scale.is_some() {
+            return refuse("a ternary scale belongs to ternary weights");
+        }
+        if self.bits == TrainedAs::None
+            && (self.scales.is_some() || self.activations.is_some() || self.format.is_some())
+        {
+            return refuse("scales, activations and a layout belong to quantized weights; give bits");
+        }
+        let granularity = match (bits, self.ternary_scale.unwrap_or_default()) {
+            (Some(bits), _) => self.group_size.unwrap_or(bits.usual_granularity()),
+            (None, TernaryScale::Tensor) => Granularity::Tensor,
+            (None, TernaryScale::Channel) => Granularity::Channel,
+        };
+        if let (false, Some(_)) = (has_teacher, self.teacher_share) {
+            return refuse("the share of a teacher belongs to a teacher");
+        }
+        let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
+        let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
+        let usual_rate = match bits {
+            Some(Bits::Three) if has_teacher => 5e-4,
+            Some(Bits::Four) if has_teacher => 2e-4,
+            Some(Bits::Eight) if has_teacher => 1e-4,
+            _ => 1e-3,
+        };
+        let learned = self.scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
+        Ok(TrainOptions {
+            bits,
+            granularity,
+            is_ternary,
+            learned_scales: learned,
+            activations: self.activations.unwrap_or(if is_ternary { Activations::Int8 } else { Activations::F32 }),
+            masters: match self.masters {
+                Masters::F32 => MasterType::Single,
+                Masters::Bf16 => MasterType::Half,
+            },
+            room: Room { tokens: self.batch_tokens.max(context), context },
+            accumulate: self.accumulate,
+            schedule: Schedule {
+                decay: self.decay,
+                steps: self.steps,
+                warmup: self.warmup.unwrap_or(self.steps / 20),
+                peak: self.learning_rate.unwrap_or(usual_rate),
+                last: self.last_rate,
+                weight_decay: self.weight_decay,
+            },
+            optimizer: OptimizerOptions {
+                longest: self.clip,
+                scale_rate: self.scale_rate,
+                seed: self.seed,
+                ..OptimizerOptions::default()
+            },
+            goal: Goal { cross_entropy: 1.0 - share, divergence: share, temperature: self.temperature },
+            seed: self.seed,
+            evaluate_every: self.evaluate_every.unwrap_or((self.steps / 10).max(1)),
+            keep_every: self.keep_every.unwrap_or((self.steps / 10).max(1)),
+            layout: self.format.map(Format::layout),
+            memory: self.memory.map(|bytes| bytes.0),
+        })
+    }
+}

@@ -1,0 +1,278 @@
+//! What a run needs to go on from where it was, to the same bits: parameters, what the optimizer has seen, and where in the text it is.
+//!
+//! A state is one file of safetensors that appears when it is whole. Not here: what a run does (`run`). Floor 7.
+
+use super::corpus::Position;
+use super::optimizer::Optimizer;
+use super::TrainedModel;
+use crate::backend::{Backend, Master, Train};
+use crate::dtype::{DType, decode_f32, encode_f32};
+use crate::error::{Context, Error, Result};
+use crate::format::json;
+use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
+use crate::format::shard_index::TensorStore;
+use crate::format::sink::SinkDir;
+use crate::format::source::SourceDir;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The state of a run.
+const STATE: &str = "training_state.safetensors";
+/// The best parameters so far.
+const BEST: &str = "training_best.safetensors";
+/// The key of [`Notes`] in a file's metadata.
+const NOTES: &str = "lowbit.training";
+
+/// The best that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps that had been done.
+    pub step: u64,
+    /// Mean loss of the held-out text, in nats a token.
+    pub loss: f64,
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Notes {
+    /// What the result of the run depends on. A state of another run is of no use.
+    pub key: String,
+    /// Steps that are done.
+    pub step: u64,
+    /// Where the next batch begins.
+    pub position: Position,
+    /// Tokens that were seen.
+    pub tokens: u64,
+    /// How often the run went back, each time to half of the learning rate.
+    pub returns: u32,
+    /// Steps that had been done when the held-out text was looked at last.
+    pub looked: Option<u64>,
+    /// Its mean loss before the first step.
+    pub first: Option<f64>,
+    /// The best so far.
+    pub best: Option<Best>,
+    /// Steps of the optimizer.
+    pub updates: u64,
+}
+
+/// A folder for the states of one run.
+#[derive(Clone, Copy)]
+pub struct StateFolder<'a> {
+    /// To write to.
+    pub sinks: &'a dyn SinkDir,
+    /// The same folder, to read from.
+    pub source: &'a dyn SourceDir,
+}
+
+/// Values of a tensor, on their way.
+struct Values<'m> {
+    name: String,
+    dtype: DType,
+    values: std::borrow::Cow<'m, [f32]>,
+}
+
+impl StateFolder<'_> {
+    /// Keeps where a run is.
+    ///
+    /// # Errors
+    /// Whatever writing meets.
+    pub async fn keep<B: Train>(
+        &self,
+        model: &mut TrainedModel<B>,
+        optimizer: &mut Optimizer<B>,
+        notes: &Notes,
+    ) -> Result<()> {
+        let mut infos = parameter_infos(model);
+        let (_, moments) = optimizer.moments();
+        for (index, moment) in moments.iter().enumerate() {
+            for what in ["mean", "square"] {
+                infos.push((format!("{what}.{index}"), TensorInfo::new(DType::F32, [moment.len as u64])));
+            }
+        }
+        let mut writer = self.begin(STATE, infos, notes).await?;
+        for name in writer.order().to_vec() {
+            let moment = name.split_once('.').and_then(|(what, index)| Some((what, index.parse::<usize>().ok()?)));
+            match moment {
+                Some((what @ ("mean" | "square"), index)) => {
+                    let (_, moments) = optimizer.moments();
+                    let moment = &moments[index];
+                    let buffer = if what == "mean" { &moment.mean } else { &moment.square };
+                    let mut values = vec![0.0; moment.len];
+                    model.parts().0.read(buffer, 0, &mut values).await?;
+                    put(&mut writer, Values { name, dtype: DType::F32, values: values.into() }).await?;
+                }
+                _ => put_parameter(&mut writer, model, name).await?,
+            }
+        }
+        writer.finish().await?;
+        self.sinks.flush().await
+    }
+
+    /// Keeps the parameters alone, as the best so far.
+    ///
+    /// # Errors
+    /// Whatever writing meets.
+    pub async fn keep_best<B: Train>(&self, model: &mut TrainedModel<B>, notes: &Notes) -> Result<()> {
+        let mut writer = self.begin(BEST, parameter_infos(model), notes).await?;
+        for name in writer.order().to_vec() {
+            put_parameter(&mut writer, model, name).await?;
+        }
+        writer.finish().await?;
+        self.sinks.flush().await
+    }
+
+    /// Goes back to where a run with this key was; `None` where nothing was kept.
+    ///
+    /// # Errors
+    /// `invalid_argument` for the state of another run; `invalid_checkpoint` for a file that is none.
+    pub async fn restore<B: Train>(
+        &self,
+        model: &mut TrainedModel<B>,
+        optimizer: &mut Optimizer<B>,
+        key: &str,
+    ) -> Result<Option<Notes>> {
+        let Some((store, notes)) = self.open(STATE, key).await? else { return Ok(None) };
+        read_parameters(&store, model).await?;
+        let (updates, moments) = optimizer.moments();
+        *updates = notes.updates;
+        for (index, moment) in moments.iter_mut().enumerate() {
+            let mut values = vec![0.0; moment.len];
+            for (what, buffer) in [("mean", &mut moment.mean), ("square", &mut moment.square)] {
+                read(&store, &format!("{what}.{index}"), &mut values).await?;
+                model.parts().0.write_f32(buffer, &values)?;
+            }
+        }
+        Ok(Some(notes))
+    }
+
+    /// Takes the best parameters that were kept.
+    ///
+    /// # Errors
+    /// As [`StateFolder::restore`]'s; `not_found` where there are none.
+    pub async fn take_best<B: Train>(&self, model: &mut TrainedModel<B>, key: &str) -> Result<()> {
+        match self.open(BEST, key).await? {
+            Some((store, _)) => read_parameters(&store, model).await,
+            None => Err(Error::new(crate::error::ErrorCode::NotFound, format!("{BEST}: expected it to be there"))),
+        }
+    }
+
+    /// Removes what was kept.
+    ///
+    /// # Errors
+    /// Whatever the folder fails with.
+    pub async fn clear(&self) -> Result<()> {
+        // Without the state the other is of no use.
+        self.sinks.remove(STATE).await?;
+        self.sinks.remove(BEST).await
+    }
+
+    async fn begin(
+        &self,
+        file: &'static str,
+        infos: Vec<(String, TensorInfo)>,
+        notes: &Notes,
+    ) -> Result<SafetensorsWriter> {
+        let text = serde_json::to_string(notes).map_err(|error| Error::invalid_argument(error.to_string()))?;
+        let sink = self.sinks.create(file).await?;
+        SafetensorsWriter::begin(sink, infos, BTreeMap::from([(NOTES.to_owned(), text)])).await
+    }
+
+    async fn open(&self, file: &str, key: &str) -> Result<Option<(TensorStore, Notes)>> {
+        if self.source.open(file).await?.is_none() {
+            return Ok(None);
+        }
+        let store = TensorStore::open_file(self.source, file).await?;
+        let place = || format!("{}/{file}", self.source.name());
+        let text = store.metadata().get(NOTES).ok_or_else(|| {
+            Error::invalid_checkpoint("expected the state of a training run but found other tensors").context(place())
+        })?;
+        let value = serde_json::from_str(text)
+            .map_err(|error| Error::invalid_checkpoint(error.to_string()))
+            .context_with(place)?;
+        let notes: Notes =
+            json::read(&value).map_err(|error| Error::invalid_checkpoint(error.to_string())).context_with(place)?;
+        if notes.key != key {
+            return Err(Error::invalid_argument(
+                "expected the state of this very run but found that of another model, text or options; choose another folder",
+            )
+            .context(place()));
+        }
+        Ok(Some((store, notes)))
+    }
+}
+
+fn parameter_infos<B: Train>(model: &mut TrainedModel<B>) -> Vec<(String, TensorInfo)> {
+    let mut infos = Vec::new();
+    for parameter in model.parts().1.all() {
+        let dtype = match parameter.master {
+            Master::Single(_) => DType::F32,
+            Master::Half(_) => DType::BF16,
+        };
+        infos.push((parameter.tensor.clone(), TensorInfo::new(dtype, [parameter.len() as u64])));
+        if let Some(scales) = &parameter.scales {
+            let len = scales.grid.scales() as u64;
+            infos.push((format!("{}_scale", parameter.tensor), TensorInfo::new(DType::F32, [len])));
+        }
+    }
+    infos
+}
+
+async fn put_parameter<B: Train>(
+    writer: &mut SafetensorsWriter,
+    model: &mut TrainedModel<B>,
+    name: String,
+) -> Result<()> {
+    let (backend, parameters) = model.parts();
+    let missing = || Error::invalid_argument(format!("expected a parameter `{name}`"));
+    let of_scale = name.strip_suffix("_scale");
+    let parameter = parameters.all().find(|parameter| parameter.tensor == of_scale.unwrap_or(&name));
+    let parameter = parameter.ok_or_else(missing)?;
+    let values = match (of_scale, &parameter.scales) {
+        (None, _) => {
+            let dtype = if matches!(parameter.master, Master::Half(_)) { DType::BF16 } else { DType::F32 };
+            Values { name: name.clone(), dtype, values: parameter.values(backend).await? }
+        }
+        (Some(_), Some(scales)) => {
+            let mut values = vec![0.0; scales.grid.scales()];
+            backend.read(&scales.master, 0, &mut values).await?;
+            Values { name: name.clone(), dtype: DType::F32, values: values.into() }
+        }
+        (Some(_), None) => return Err(missing()),
+    };
+    put(writer, values).await
+}
+
+async fn put(writer: &mut SafetensorsWriter, values: Values<'_>) -> Result<()> {
+    let mut bytes = Vec::new();
+    // Masters of half precision hold nothing that the type does not.
+    encode_f32(values.dtype, &values.values, &mut bytes)?;
+    writer.write(&values.name, &bytes).await
+}
+
+async fn read_parameters<B: Train>(store: &TensorStore, model: &mut TrainedModel<B>) -> Result<()> {
+    let (backend, parameters) = model.parts();
+    for parameter in parameters.all_mut() {
+        let mut values = vec![0.0; parameter.len()];
+        read(store, &parameter.tensor, &mut values).await?;
+        parameter.set(backend, &values)?;
+        if let Some(scales) = &mut parameter.scales {
+            let mut values = vec![0.0; scales.grid.scales()];
+            read(store, &format!("{}_scale", parameter.tensor), &mut values).await?;
+            backend.write_f32(&mut scales.master, &values)?;
+        }
+    }
+    Ok(())
+}
+
+async fn read(store: &TensorStore, name: &str, out: &mut [f32]) -> Result<()> {
+    let info = store.require(name)?;
+    if info.shape.element_count() != Some(out.len() as u64) {
+        return Err(Error::invalid_checkpoint(format!(
+            "tensor `{name}`: expected {} elements but found {}",
+            out.len(),
+            info.shape
+        )));
+    }
+    let (dtype, bytes) = (info.dtype, store.read(name).await?);
+    decode_f32(dtype, &bytes, out).context_with(|| format!("tensor `{name}`"))
+}
