@@ -4,6 +4,8 @@
 //! grows with the number of blocks and not with what is inside them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+pub mod corpus;
+
 use crate::backend::{Backend, Element, NO_INDEX, Segment, Train};
 use crate::error::{Error, Result};
 use crate::model::block::{Block, BlockParameters, Stage, Trained, Workspace};
