@@ -1,7 +1,8 @@
 //! Text to token ids and back, by Hugging Face's `tokenizers`, with the chat template of the checkpoint.
 //!
 //! [`TextCodec`] is what the rest of the crate sees, so that a page can bring a tokenizer of its own. The rooms: the
-//! tokenizer of a folder and its files, Oniguruma's patterns as the library here reads them, and chats. Floor 5.
+//! tokenizer of a folder and its files, Oniguruma's patterns as the library here reads them, chats, and how a tokenizer is made of
+//! texts (`train`). Floor 5.
 
 #[cfg(feature = "tokenizer")]
 pub mod chat;
@@ -11,6 +12,8 @@ mod files;
 mod hugging_face;
 #[cfg(feature = "tokenizer")]
 mod oniguruma;
+#[cfg(all(feature = "tokenizer", feature = "train"))]
+pub mod train;
 
 use crate::error::{Error, ErrorCode, Result};
 #[cfg(feature = "tokenizer")]

@@ -4,9 +4,10 @@
 //! where the model has one: the way in which the field's tools draw them. Floor 7.
 
 use crate::digest::sha256_hex;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
+use serde_json::Value;
 
 /// Fewer tokens than this make a warning: statistics of a wide layer are then mostly noise.
 pub const FEW_TOKENS: u64 = 100_000;
@@ -98,7 +99,7 @@ impl Samples {
 }
 
 /// Fisher and Yates, with numbers that depend on the seed alone.
-fn shuffle<T>(items: &mut [T], seed: u64) {
+pub fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut random = Pcg32::seed_from_u64(seed);
     for last in (1..items.len()).rev() {
         // The remainder favours small numbers by less than 2^-32 for any list that fits in memory.
@@ -107,23 +108,29 @@ fn shuffle<T>(items: &mut [T], seed: u64) {
     }
 }
 
+/// What `read` makes of each line of a JSON-lines file. Empty lines are left out.
+///
+/// # Errors
+/// `invalid_argument` for a line that is no JSON, and what `read` refuses: each with the number of the line.
+pub fn json_rows<T>(text: &str, read: impl Fn(&Value) -> Result<T>) -> Result<Vec<T>> {
+    let line = |(index, line): (usize, &str)| {
+        serde_json::from_slice(line.as_bytes())
+            .map_err(|error| Error::invalid_argument(error.to_string()))
+            .and_then(|value| read(&value))
+            .context_with(|| format!("line {}", index + 1))
+    };
+    text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()).map(line).collect()
+}
+
 /// The texts of a JSON-lines file: the string under `field` of each line.
 ///
 /// # Errors
 /// `invalid_argument` naming the line that is no JSON object or has no such string.
 pub fn json_lines(text: &str, field: &str) -> Result<Vec<String>> {
-    let line = |(index, line): (usize, &str)| {
-        let value: serde_json::Value = serde_json::from_slice(line.as_bytes())
-            .map_err(|error| Error::invalid_argument(format!("line {}: {error}", index + 1)))?;
-        match value.get(field).and_then(serde_json::Value::as_str) {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(Error::invalid_argument(format!(
-                "line {}: expected a text under `{field}` but found none",
-                index + 1
-            ))),
-        }
-    };
-    text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()).map(line).collect()
+    json_rows(text, |line| match line.get(field).and_then(Value::as_str) {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(Error::invalid_argument(format!("expected a text under `{field}` but found none"))),
+    })
 }
 
 /// Token ids of a binary file: little-endian, `size` bytes each (2 or 4).

@@ -43,12 +43,13 @@ pub(super) struct ChatTemplate<'a> {
 }
 
 impl ChatTemplate<'_> {
-    /// The prompt, ready for the assistant's answer.
+    /// The chat; with `add_generation_prompt` a prompt, ready for the assistant's answer.
     pub(super) fn render(
         &self,
         messages: &[Json],
         tools: Option<&[Json]>,
         documents: Option<&[Json]>,
+        add_generation_prompt: bool,
     ) -> Result<String> {
         if messages.is_empty() {
             return Err(Error::invalid_argument("expected at least one message but found none"));
@@ -67,7 +68,7 @@ impl ChatTemplate<'_> {
             ("tools", list(tools)),
             ("documents", list(documents)),
             ("messages", list(Some(&turns))),
-            ("add_generation_prompt", Value::from(true)),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]));
 
         let source = rewrite::rewrite(self.text);

@@ -156,10 +156,29 @@ impl HuggingFaceTokenizer {
         tools: Option<&[Value]>,
         documents: Option<&[Value]>,
     ) -> Result<String> {
+        self.render(messages, tools, documents, true)
+    }
+
+    /// The chat as it stands, without the beginning of another answer: what transformers renders with
+    /// `add_generation_prompt=False`, and what a model learns from.
+    ///
+    /// # Errors
+    /// As [`HuggingFaceTokenizer::apply_chat_template`].
+    pub fn chat_so_far(&self, messages: &[Value], tools: Option<&[Value]>) -> Result<String> {
+        self.render(messages, tools, None, false)
+    }
+
+    fn render(
+        &self,
+        messages: &[Value],
+        tools: Option<&[Value]>,
+        documents: Option<&[Value]>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let template = self.templates.pick(tools.is_some())?;
         let template =
             ChatTemplate { text: template, special_tokens: &self.special_tokens, clock: self.clock };
-        template.render(messages, tools, documents)
+        template.render(messages, tools, documents, add_generation_prompt)
     }
 
     /// Refuses ids that the embedding has no row for.

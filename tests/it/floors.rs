@@ -33,6 +33,8 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("shape", "error"),
     ("task", "error"),
     ("options", "error"),
+    // Files to learn from are read, and shuffled, as those to calibrate with.
+    ("train", "calibrate"),
     // `auto` begins with the precision that a plan recommends.
     ("pipeline", "plan"),
     // What a recipe asks for is part of the options of a job.

@@ -10,7 +10,7 @@ fn clock() -> Moment {
 
 fn render(text: &str, messages: &[Json], tools: Option<&[Json]>) -> Result<String> {
     let special_tokens = Map::from_iter([("eos_token".to_owned(), json!("</s>"))]);
-    ChatTemplate { text, special_tokens: &special_tokens, clock }.render(messages, tools, None)
+    ChatTemplate { text, special_tokens: &special_tokens, clock }.render(messages, tools, None, true)
 }
 
 fn messages() -> Vec<Json> {

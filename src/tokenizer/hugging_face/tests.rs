@@ -129,6 +129,15 @@ fn templates_come_from_wherever_people_have_them() {
 }
 
 #[test]
+fn a_chat_is_rendered_with_and_without_the_beginning_of_an_answer() {
+    let template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}{{ tools|length }}";
+    let codec = open(&[("chat_template.jinja", template.to_owned())], None);
+    let (chat, tools) = ([json!({"role": "user", "content": "a"})], [json!({})]);
+    assert_eq!(codec.apply_chat_template_with(&chat, Some(&tools), None).unwrap(), "a>1");
+    assert_eq!(codec.chat_so_far(&chat, Some(&tools)).unwrap(), "a1");
+}
+
+#[test]
 fn added_tokens_may_lie_beyond_the_embedding() {
     let mut codec = open(&[], Some(3));
     assert_eq!((codec.vocab_size(), codec.base_vocab_size()), (5, 3));

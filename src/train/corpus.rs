@@ -1,0 +1,294 @@
+//! What a model learns from, and batches of it.
+//!
+//! A [`Document`] is tokens, and which of them count as predictions. A [`Corpus`] cuts documents into pieces of at most
+//! `context` tokens, in an order that is another in each epoch, and packs pieces into batches. A batch is a function of a
+//! seed and a [`Position`] alone: a run that goes on where another ended gets the batches that the other would have got.
+//!
+//! Each token is predicted from what stands before it in its piece. In front of each piece stands the
+//! beginning-of-sequence token where the model has one, as in front of calibration samples and of the windows of validation; else the
+//! token before. So inputs are `[bos, t0, .., t(n-2)]` where targets are `[t0, .., t(n-1)]`. The rooms: [`read`] makes
+//! documents of files, and [`chats`] of conversations. Not here: files themselves, and the padding of batches. Floor 7.
+
+#[cfg(feature = "tokenizer")]
+pub mod chats;
+pub mod read;
+
+use crate::backend::NO_INDEX;
+use crate::calibrate::samples::shuffle;
+use crate::error::{Context, Error, Result};
+use rand_pcg::Pcg32;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+/// How a document may be cut, and what stands around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentKind {
+    /// A text that may be cut anywhere. Nothing says where it ends.
+    Text,
+    /// A whole of its own, between the tokens for the beginning and the end of a sequence.
+    Row,
+    /// A row that has its special tokens already: nothing is put around it.
+    Complete,
+}
+
+/// Tokens to learn from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Ids.
+    pub tokens: Vec<u32>,
+    /// As many: whether it counts how well the token is predicted.
+    pub counts: Vec<bool>,
+    /// How it may be cut.
+    pub kind: DocumentKind,
+}
+
+impl Document {
+    /// A running text of which every token counts.
+    pub fn text(tokens: Vec<u32>) -> Self {
+        Self { counts: vec![true; tokens.len()], tokens, kind: DocumentKind::Text }
+    }
+
+    /// A row of which every token counts.
+    pub fn row(tokens: Vec<u32>) -> Self {
+        Self { kind: DocumentKind::Row, ..Self::text(tokens) }
+    }
+}
+
+/// A piece of a document as a model is given it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Ids, from one to the corpus's `context`.
+    pub tokens: Vec<u32>,
+    /// As many: what follows each token, or [`NO_INDEX`] where the prediction does not count.
+    pub targets: Vec<u32>,
+}
+
+/// Where a run is in its corpus. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// How often the whole corpus was seen.
+    pub epoch: u64,
+    /// How many pieces of this epoch were seen.
+    pub index: usize,
+}
+
+/// Documents, ready to be cut.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    /// Rows end in their last token; no document begins with the `bos` that is put in front.
+    documents: Vec<Document>,
+    bos: Option<u32>,
+    context: usize,
+    predictions: u64,
+    /// Tokens of the longest piece.
+    longest: usize,
+    epoch: Option<Epoch>,
+}
+
+/// The pieces of an epoch, in the order in which they are seen.
+#[derive(Clone, Debug)]
+struct Epoch {
+    seed: u64,
+    epoch: u64,
+    pieces: Vec<Piece>,
+}
+
+/// The predictions of `tokens[start..end]` of a document.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    document: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Corpus {
+    /// Documents for a model that sees `context` tokens at once and has ids below `vocab_size`. `bos` is put in front of each
+    /// piece of a text or a row that does not begin with it, `eos` behind each row that does not end with it: it counts
+    /// where the last token of the row does.
+    ///
+    /// # Errors
+    /// `invalid_argument` for no documents, for a context without a token, and, with the document's number (the first is
+    /// 1), for one without a prediction or without one that counts, or with an id outside the vocabulary.
+    pub fn new(
+        documents: Vec<Document>,
+        bos: Option<u32>,
+        eos: Option<u32>,
+        context: usize,
+        vocab_size: usize,
+    ) -> Result<Self> {
+        if documents.is_empty() {
+            return Err(Error::invalid_argument("expected documents to learn from but found none"));
+        }
+        if context == 0 {
+            return Err(Error::invalid_argument("expected a context of at least 1 token but found 0"));
+        }
+        for (name, id) in [("beginning", bos), ("end", eos)] {
+            check_ids(id.as_slice(), vocab_size)
+                .context_with(|| format!("the token for the {name} of a sequence"))?;
+        }
+        let mut corpus =
+            Self { documents: Vec::new(), bos, context, predictions: 0, longest: 0, epoch: None };
+        for (index, document) in documents.into_iter().enumerate() {
+            let document = corpus
+                .prepare(document, eos, vocab_size)
+                .context_with(|| format!("document {}", index + 1))?;
+            corpus.documents.push(document);
+        }
+        Ok(corpus)
+    }
+
+    /// Checks a document, counts what is in it, and puts the `eos` behind a row.
+    fn prepare(&mut self, mut document: Document, eos: Option<u32>, vocab_size: usize) -> Result<Document> {
+        let Document { tokens, counts, kind } = &mut document;
+        if tokens.len() != counts.len() {
+            return Err(Error::invalid_argument(format!(
+                "expected for each of {} tokens whether it counts but found {}",
+                tokens.len(),
+                counts.len()
+            )));
+        }
+        check_ids(tokens, vocab_size)?;
+        if *kind != DocumentKind::Complete && self.bos.is_some() && tokens.first() == self.bos.as_ref() {
+            tokens.remove(0);
+            counts.remove(0);
+        }
+        if *kind == DocumentKind::Row
+            && let (Some(eos), Some(&last), Some(&counted)) = (eos, tokens.last(), counts.last())
+            && last != eos
+        {
+            tokens.push(eos);
+            counts.push(counted);
+        }
+        let first = self.first(*kind).min(tokens.len());
+        let predicted = tokens.len() - first;
+        if predicted == 0 {
+            return Err(Error::invalid_argument("expected a token to predict but found none"));
+        }
+        let counted = counts[first..].iter().filter(|&&counts| counts).count();
+        if counted == 0 {
+            return Err(Error::invalid_argument(
+                "expected a token whose prediction counts but all are masked",
+            ));
+        }
+        self.predictions += counted as u64;
+        self.longest = self.longest.max(predicted.min(self.context));
+        Ok(document)
+    }
+
+    /// The token in front of every piece of a document.
+    fn front(&self, kind: DocumentKind) -> Option<u32> {
+        self.bos.filter(|_| kind != DocumentKind::Complete)
+    }
+
+    /// The first token of a document that is predicted: without one in front, its own first is not.
+    fn first(&self, kind: DocumentKind) -> usize {
+        usize::from(self.front(kind).is_none())
+    }
+
+    /// How many predictions of an epoch count.
+    pub fn predictions(&self) -> u64 {
+        self.predictions
+    }
+
+    /// Tokens of all documents, with what stands behind rows, and without what stands in front of pieces.
+    pub fn tokens(&self) -> u64 {
+        self.documents.iter().map(|document| document.tokens.len() as u64).sum()
+    }
+
+    /// The batch at a position, and the position of the next one. Pieces are packed one after the other until the next would
+    /// exceed `tokens_per_batch`; they do not see each other. The last batch of an epoch may be short.
+    ///
+    /// It costs what the batch holds; a seed or an epoch other than the call's before costs a pass over the corpus.
+    ///
+    /// # Errors
+    /// `invalid_argument` for batches in which the longest piece has no room, and for a position that the corpus does not
+    /// have.
+    pub fn batch(
+        &mut self,
+        seed: u64,
+        at: Position,
+        tokens_per_batch: usize,
+    ) -> Result<(Vec<Sequence>, Position)> {
+        if tokens_per_batch < self.longest {
+            return Err(Error::invalid_argument(format!(
+                "expected batches of at least {} tokens, the longest piece's, but found {tokens_per_batch}",
+                self.longest
+            )));
+        }
+        let is_at_hand = |held: &Epoch| (held.seed, held.epoch) == (seed, at.epoch);
+        let epoch = match self.epoch.take().filter(is_at_hand) {
+            Some(epoch) => epoch,
+            None => self.draw(seed, at.epoch),
+        };
+        let pieces = epoch.pieces.get(at.index..).unwrap_or(&[]);
+        let (mut batch, mut tokens) = (Vec::new(), 0);
+        for piece in pieces {
+            tokens += piece.end - piece.start;
+            if tokens > tokens_per_batch {
+                break;
+            }
+            batch.push(self.sequence(piece));
+        }
+        let (seen, all) = (at.index.saturating_add(batch.len()), epoch.pieces.len());
+        self.epoch = Some(epoch);
+        if batch.is_empty() {
+            return Err(Error::invalid_argument(format!(
+                "expected a position below {all} in epoch {} but found {}: this is another corpus",
+                at.epoch, at.index
+            )));
+        }
+        let next = match seen == all {
+            true => Position { epoch: at.epoch.saturating_add(1), index: 0 },
+            false => Position { index: seen, ..at },
+        };
+        Ok((batch, next))
+    }
+
+    /// Cuts every document, and shuffles the pieces. A text's first piece has another length in each epoch, so that the
+    /// same tokens do not always stand at an edge; what fits in one piece is never cut.
+    fn draw(&self, seed: u64, epoch: u64) -> Epoch {
+        // Neighbouring seeds and epochs have nothing in common so.
+        let key = seed ^ Pcg32::seed_from_u64(epoch).next_u64();
+        let mut random = Pcg32::seed_from_u64(key);
+        let order = random.next_u64();
+        let mut pieces = Vec::new();
+        for (index, document) in self.documents.iter().enumerate() {
+            let (mut start, len) = (self.first(document.kind), document.tokens.len());
+            let mut room = self.context;
+            if document.kind == DocumentKind::Text && len - start > self.context {
+                room = 1 + (random.next_u64() % self.context as u64) as usize;
+            }
+            while start < len {
+                let end = len.min(start.saturating_add(room));
+                if document.counts[start..end].contains(&true) {
+                    pieces.push(Piece { document: index, start, end });
+                }
+                (start, room) = (end, self.context);
+            }
+        }
+        shuffle(&mut pieces, order);
+        Epoch { seed, epoch, pieces }
+    }
+
+    fn sequence(&self, &Piece { document, start, end }: &Piece) -> Sequence {
+        let Document { tokens, counts, kind } = &self.documents[document];
+        // `first` leaves out the token that nothing stands before.
+        let front = self.front(*kind).unwrap_or_else(|| tokens[start - 1]);
+        let targets = tokens[start..end].iter().zip(&counts[start..end]);
+        Sequence {
+            tokens: [&[front], &tokens[start..end - 1]].concat(),
+            targets: targets.map(|(&token, &counts)| if counts { token } else { NO_INDEX }).collect(),
+        }
+    }
+}
+
+fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+    let is_outside = |id: &&u32| **id as usize >= vocab_size || **id == NO_INDEX;
+    match ids.iter().find(is_outside) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid_argument(format!("expected ids below {vocab_size} but found {id}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! Conversations as documents: only what the assistant says counts.
+//!
+//! The model's own template writes each chat as the model reads it when it is spoken to: for each answer the prompt before
+//! it, and the chat with the answer, which has to begin with that prompt. What it adds is the answer.
+//!
+//! 1. A prompt is encoded by itself, as when the model is asked. The answer is what encoding both adds to it, or is encoded by
+//!    itself too where the tokens of both do not begin with the prompt's.
+//! 2. An answer counts up to the first token at which the model stops; what a template writes behind it, nobody generates.
+//!    Where it writes no such token, one is put there.
+//! 3. An answer's row goes on with the next answer where the next prompt begins with all of the row's tokens. Else the next
+//!    prompt begins a row of its own, as where a template leaves out the reasoning of earlier answers. Each answer counts
+//!    in one row.
+//!
+//! Not here: the language of templates (`tokenizer::chat`). Floor 7.
+
+use super::read::{row, text_of};
+use super::{Document, DocumentKind};
+use crate::calibrate::samples::json_rows;
+use crate::error::{Context, Error, Result};
+use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use serde_json::Value;
+
+/// The chats and texts of a JSON-lines file. A line with `messages`, a list of objects with a `role` and `content`, is a chat,
+/// with the JSON schemas of its `tools` where it has them; any other has a text under `field` and is a row. The model stops at
+/// `stops`, its configuration's `eos_token_ids`.
+///
+/// # Errors
+/// With the line's number: `invalid_argument` for what is no JSON object or has neither, and what [`chat`] and
+/// [`text_rows`](super::read::text_rows) refuse.
+pub fn chat_rows(
+    text: &str,
+    field: &str,
+    codec: &HuggingFaceTokenizer,
+    stops: &[u32],
+) -> Result<Vec<Document>> {
+    let rows = json_rows(text, |line| match (line.get("messages"), text_of(line, field)) {
+        (Some(messages), _) => {
+            let Some(messages) = messages.as_array() else {
+                return Err(Error::invalid_argument("expected `messages` to be a list"));
+            };
+            let tools = line.get("tools").filter(|tools| !tools.is_null());
+            let tools = match tools.map(Value::as_array) {
+                Some(None) => return Err(Error::invalid_argument("expected `tools` to be a list")),
+                tools => tools.flatten(),
+            };
+            chat(messages, tools.map(Vec::as_slice), codec, stops)
+        }
+        (None, Some(text)) => Ok(vec![row(text, codec)?]),
+        (None, None) => Err(Error::invalid_argument(format!(
+            "expected `messages` or a text under `{field}` but found neither"
+        ))),
+    })?;
+    Ok(rows.into_iter().flatten().collect())
+}
+
+/// The rows of one chat, by the tokenizer's chat template.
+///
+/// # Errors
+/// `invalid_argument`, with the message's place (the first is 0), for an answer that nothing stands before, that the template
+/// leaves out, or with which the chat does not begin with its prompt; the same for a chat without an answer;
+/// what rendering and encoding refuse.
+pub fn chat(
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    codec: &HuggingFaceTokenizer,
+    stops: &[u32],
+) -> Result<Vec<Document>> {
+    let mut rows: Vec<Document> = Vec::new();
+    for (index, message) in messages.iter().enumerate() {
+        if text_of(message, "role") != Some("assistant") {
+            continue;
+        }
+        let (prompt, answer) =
+            turn(&messages[..=index], tools, codec).context_with(|| format!("messages[{index}]"))?;
+        let goes_on = |row: &Document| {
+            prompt.starts_with(&row.tokens) && (stops.is_empty() || ends_with_stop(row, stops))
+        };
+        if !rows.last().is_some_and(goes_on) {
+            rows.push(Document { tokens: Vec::new(), counts: Vec::new(), kind: DocumentKind::Complete });
+        }
+        let Some(Document { tokens, counts, .. }) = rows.last_mut() else { unreachable!("a row is there") };
+        tokens.extend_from_slice(&prompt[tokens.len()..]);
+        counts.resize(tokens.len(), false);
+        let stop = answer.iter().position(|id| stops.contains(id));
+        counts.resize(tokens.len() + stop.map_or(answer.len(), |stop| stop + 1), true);
+        tokens.extend(answer);
+        counts.resize(tokens.len(), false);
+    }
+    if rows.is_empty() {
+        return Err(Error::invalid_argument("expected an answer of the assistant but found none"));
+    }
+    for row in &mut rows {
+        let is_ended = ends_with_stop(row, stops);
+        row.tokens.truncate(counted_until(row));
+        if !is_ended {
+            row.tokens.extend(stops.first());
+        }
+        row.counts.resize(row.tokens.len(), true);
+    }
+    Ok(rows)
+}
+
+/// The tokens before the last of `messages`, an answer, and its own.
+fn turn(
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    codec: &HuggingFaceTokenizer,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let before = &messages[..messages.len() - 1];
+    if before.is_empty() {
+        return Err(Error::invalid_argument("expected a message before the first answer but found none"));
+    }
+    let prompt = codec.apply_chat_template_with(before, tools, None)?;
+    let both = codec.chat_so_far(messages, tools)?;
+    let Some(answer) = both.strip_prefix(&prompt) else {
+        return Err(Error::invalid_argument(
+            "expected the chat with this answer to begin with its prompt but the template writes another one",
+        ));
+    };
+    let prompt = codec.encode(&prompt)?;
+    let mut ids = codec.encode(&both)?;
+    let answer = if ids.starts_with(&prompt) { ids.split_off(prompt.len()) } else { codec.encode(answer)? };
+    if answer.is_empty() {
+        return Err(Error::invalid_argument("expected the template to write this answer but found nothing"));
+    }
+    Ok((prompt, answer))
+}
+
+/// Where the last token stands that counts, plus 1.
+fn counted_until(row: &Document) -> usize {
+    row.counts.iter().rposition(|&counts| counts).map_or(0, |last| last + 1)
+}
+
+/// Whether the last answer ends with a token at which the model stops.
+fn ends_with_stop(row: &Document, stops: &[u32]) -> bool {
+    row.tokens[..counted_until(row)].last().is_some_and(|last| stops.contains(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::source::MemoryDir;
+    use crate::task::block_on;
+    use crate::tokenizer::train::{BpeOptions, train_bpe};
+    use crate::train::corpus::{Corpus, Position};
+
+    /// A token for each byte, but for `<s>`, `</s>`, the marks of chats and what is frequent in `texts`.
+    fn codec(template: &str, texts: &[&str]) -> HuggingFaceTokenizer {
+        let marks = ["<|user|>", "<|bot|>", "<|end|>"].map(String::from);
+        let options =
+            BpeOptions { special_tokens: marks.into(), ..BpeOptions::new(261 + 4 * (texts.len() - 1)) };
+        let made = train_bpe(texts, &options).unwrap();
+        let dir = MemoryDir::new("m")
+            .with("tokenizer.json", made.tokenizer_json.into_bytes())
+            .with("tokenizer_config.json", made.tokenizer_config.into_bytes())
+            .with("chat_template.jinja", template.as_bytes().to_vec());
+        block_on(HuggingFaceTokenizer::open(&dir, None)).unwrap()
+    }
+
+    /// Special tokens around each message, and a line end that nobody generates.
+    const MARKS: &str = "{{ bos_token }}{% for m in messages %}\
+        {{ '<|bot|>' if m.role == 'assistant' else '<|user|>' }}{{ m.content }}<|end|>{{ '\n' }}{% endfor %}\
+        {% if add_generation_prompt %}<|bot|>{% endif %}";
+    const END: u32 = 4;
+
+    /// What counts in each row is in brackets.
+    fn shown(rows: &[Document], codec: &HuggingFaceTokenizer) -> Vec<String> {
+        const SPECIAL: [&str; 5] = ["<s>", "</s>", "<|user|>", "<|bot|>", "<|end|>"];
+        let show = |row: &Document| {
+            assert_eq!((row.counts.len(), row.kind), (row.tokens.len(), DocumentKind::Complete));
+            let (mut text, mut inside) = (String::new(), false);
+            for (&id, &counts) in row.tokens.iter().zip(&row.counts) {
+                if counts != inside {
+                    text.push(if counts { '[' } else { ']' });
+                }
+                inside = counts;
+                match SPECIAL.get(id as usize) {
+                    Some(special) => text.push_str(special),
+                    None => text.push_str(&codec.decode(&[id]).unwrap()),
+                }
+            }
+            text + if inside { "]" } else { "" }
+        };
+        rows.iter().map(show).collect()
+    }
+
+    fn messages(turns: &[(&str, &str)]) -> Vec<Value> {
+        turns.iter().map(|(role, content)| serde_json::json!({ "role": role, "content": content })).collect()
+    }
+
+    const TWO: &[(&str, &str)] = &[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
+
+    #[test]
+    fn only_answers_count_and_each_counts_once() {
+        let plain = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}\
+            {% if add_generation_prompt %}a: {% endif %}";
+        // Earlier answers are left out.
+        let forgets = "{% for m in messages %}{{ '<|bot|>' if m.role == 'assistant' else '<|user|>' }}\
+            {{ m.content if loop.last or m.role == 'user' else '' }}<|end|>{% endfor %}\
+            {% if add_generation_prompt %}<|bot|>{% endif %}";
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [u32], &'a [&'a str]);
+        let cases: &[Case<'_>] = &[
+            (MARKS, &TWO[..2], &[END], &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>]"]),
+            (MARKS, &TWO[..3], &[END], &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>]"]),
+            (
+                MARKS,
+                TWO,
+                &[1, END],
+                &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>]\n<|user|>c<|end|>\n<|bot|>[d<|end|>]"],
+            ),
+            // Without a token to stop at, all that the template writes counts.
+            (
+                MARKS,
+                TWO,
+                &[],
+                &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>\n]<|user|>c<|end|>\n<|bot|>[d<|end|>\n]"],
+            ),
+            (plain, TWO, &[], &["u: a\na: [b\n]u: c\na: [d\n]"]),
+            // What the template does not write is put behind each answer.
+            (plain, TWO, &[1], &["u: a\na: [b\n</s>]", "u: a\na: b\nu: c\na: [d\n</s>]"]),
+            (
+                forgets,
+                TWO,
+                &[END],
+                &[
+                    "<|user|>a<|end|><|bot|>[b<|end|>]",
+                    "<|user|>a<|end|><|bot|><|end|><|user|>c<|end|><|bot|>[d<|end|>]",
+                ],
+            ),
+        ];
+        for (template, turns, stops, expected) in cases {
+            let codec = codec(template, &["a"]);
+            let rows = chat(&messages(turns), None, &codec, stops).unwrap();
+            assert_eq!(shown(&rows, &codec), *expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn prompts_are_the_tokens_that_the_model_sees() {
+        // ` b` is a token, which a prompt that ends in a space cannot have.
+        let template = "{{ messages[0].content }} {% if messages[1] %}{{ messages[1].content }}{% endif %}";
+        let codec = codec(template, &["a b a b a b", "b"]);
+        let rows = chat(&messages(&TWO[..2]), None, &codec, &[]).unwrap();
+        assert_eq!(codec.encode("a b").unwrap().len(), 2);
+        let [a, space, b] = ["a", " ", "b"].map(|text| codec.encode(text).unwrap()[0]);
+        assert_eq!(
+            (&rows[0].tokens[..], &rows[0].counts[..]),
+            (&[a, space, b][..], &[false, false, true][..])
+        );
+    }
+
+    #[test]
+    fn lines_are_chats_or_texts() {
+        let codec = codec(MARKS, &["a"]);
+        let lines = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": null}
+
+{"text": "c"}"#;
+        let rows = chat_rows(lines, "text", &codec, &[END]).unwrap();
+        assert_eq!((rows.len(), rows[1].kind), (2, DocumentKind::Row));
+        // The corpus puts nothing around what the template wrote.
+        let mut corpus = Corpus::new(rows[..1].to_vec(), Some(0), Some(1), 64, 261).unwrap();
+        let (batch, _) = corpus.batch(0, Position::default(), 64).unwrap();
+        assert_eq!(batch[0].tokens, rows[0].tokens[..rows[0].tokens.len() - 1]);
+        assert_eq!(corpus.predictions(), 2);
+
+        for (line, expected) in [
+            (r#"{"prompt": "a"}"#, "expected `messages` or a text under `text` but found neither"),
+            (r#"{"messages": "a"}"#, "expected `messages` to be a list"),
+            (r#"{"messages": [], "tools": 1}"#, "expected `tools` to be a list"),
+            (r#"{"messages": []}"#, "expected an answer of the assistant but found none"),
+            (
+                r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+                "expected an answer of the assistant but",
+            ),
+            (
+                r#"{"messages": [{"role": "assistant", "content": "a"}]}"#,
+                "messages[0]: expected a message before",
+            ),
+            (
+                r#"{"messages": [5, {"role": "assistant", "content": "a"}]}"#,
+                "messages[1]: messages[0]: expected",
+            ),
+            (r#"{"messages": "#, "EOF"),
+        ] {
+            let error = chat_rows(&format!("{{\"text\": \"a\"}}\n{line}"), "text", &codec, &[]).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("line 2: {expected}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn templates_that_write_no_answer_behind_the_prompt_are_refused() {
+        for (template, expected) in [
+            (
+                "{{ messages|length }}",
+                "messages[1]: expected the chat with this answer to begin with its prompt",
+            ),
+            ("{{ messages[0].content }}", "messages[1]: expected the template to write this answer"),
+            ("{{ raise_exception('no') }}", "messages[1]: "),
+        ] {
+            let error = chat(&messages(&TWO[..2]), None, &codec(template, &["a"]), &[]).unwrap_err();
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+    }
+}
