@@ -22,6 +22,8 @@ mod quantize;
 mod recipe;
 mod system;
 mod terminal;
+#[cfg(feature = "train")]
+mod train;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -58,6 +60,8 @@ enum Command {
     Dequantize(dequantize::Args),
     Convert(convert::Args),
     Auto(Box<auto::Args>),
+    #[cfg(feature = "train")]
+    Train(Box<train::Args>),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -132,6 +136,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Dequantize(args) => dequantize::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Auto(args) => auto::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

@@ -15,6 +15,8 @@ mod float_type;
 mod output;
 pub mod quantize;
 pub mod select;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use calibrated::Calibration;
 pub use convert::{ConvertOptions, ConvertOutcome, convert, plan_conversion};

@@ -10,6 +10,8 @@ mod judge;
 mod quantize;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "train")]
+mod train;
 mod write;
 
 pub use judge::{
@@ -17,6 +19,8 @@ pub use judge::{
     ValidateRequest,
 };
 pub use quantize::{CalibrationRequest, QuantizeRequest, TernaryScale, TextsOptions};
+#[cfg(feature = "train")]
+pub use train::{Masters, TrainRequest, TrainedAs, TrainedScales};
 pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType};
 
 use crate::backend::choice::DeviceRequest;

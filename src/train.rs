@@ -5,6 +5,7 @@
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
 pub mod corpus;
+pub mod memory;
 pub mod optimizer;
 pub mod parameters;
 pub mod run;

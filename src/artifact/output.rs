@@ -4,7 +4,7 @@
 //! (see [`crate::model::Checkpoint::open`]). An earlier output of this crate is replaced: its files go before the first
 //! new one comes. A checkpoint that something else wrote is never overwritten. Floor 7.
 
-use super::records::{DEQUANTIZATION_RECORD, PARAMETERS_FILE, QUANTIZATION_RECORD};
+use super::records::{DEQUANTIZATION_RECORD, PARAMETERS_FILE, QUANTIZATION_RECORD, TRAINING_RECORD};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{ByteSink, SinkDir, write_whole};
 use crate::format::small_file::{read_file, read_json};
@@ -39,9 +39,10 @@ const CHECKPOINT_FILES: [&str; 5] = [
 
 /// What this crate writes into a folder beside config.json and the [`SIDE_FILES`]. The records come first: without them
 /// the folder counts as unfinished. The validation's report speaks of weights that go too.
-const OWN_FILES: [&str; 5] = [
+const OWN_FILES: [&str; 6] = [
     QUANTIZATION_RECORD,
     DEQUANTIZATION_RECORD,
+    TRAINING_RECORD,
     "model.safetensors",
     PARAMETERS_FILE,
     "validation_report.json",
@@ -102,10 +103,8 @@ impl<'a> OutputFolder<'a> {
 
     /// Copies tokenizer, template and generation settings.
     pub async fn copy_side_files(&self, source: &dyn SourceDir) -> Result<()> {
-        for file in SIDE_FILES {
-            if let Some(bytes) = read_file(source, file).await? {
-                self.write(file, &bytes).await?;
-            }
+        for (file, bytes) in side_files(source).await? {
+            self.write(file, &bytes).await?;
         }
         Ok(())
     }
@@ -136,6 +135,18 @@ impl<'a> OutputFolder<'a> {
         self.write_json(self.written_last, record).await?;
         self.sinks.flush().await
     }
+}
+
+/// Tokenizer, template and generation settings of a folder, by their names.
+///
+/// # Errors
+/// Whatever reading meets.
+pub async fn side_files(source: &dyn SourceDir) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for file in SIDE_FILES {
+        files.extend(read_file(source, file).await?.map(|bytes| (file, bytes)));
+    }
+    Ok(files)
 }
 
 /// A file that is not in the lists would stay behind when the folder is written again.

@@ -18,6 +18,9 @@ pub const QUANTIZATION_RECORD: &str = "quantization_config.json";
 /// The name of the record of a dequantized folder, its last file.
 pub const DEQUANTIZATION_RECORD: &str = "quantization_metadata.json";
 
+/// The name of the record of a folder with weights that were trained in floating point, its last file.
+pub const TRAINING_RECORD: &str = "training_record.json";
+
 /// The file beside a dequantized checkpoint that keeps scales and zero points.
 pub const PARAMETERS_FILE: &str = "quantization_parameters.safetensors";
 
@@ -72,7 +75,7 @@ pub struct QuantizationRecord {
     pub schema: String,
     /// Version of this crate.
     pub version: String,
-    /// `rtn`, `gptq`, `awq` or `ternary`; `mixed` where a recipe has several, which `modules` then names.
+    /// `rtn`, `gptq`, `awq`, `ternary`, or `qat` where the weights were trained; `mixed` where a recipe has several, which `modules` then names.
     pub method: String,
     /// The scheme that was asked for; `mixed` where a recipe has several.
     pub scheme: String,

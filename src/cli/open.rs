@@ -34,6 +34,14 @@ pub struct TokenizerArgs {
     tokenizer: Option<PathBuf>,
 }
 
+impl TokenizerArgs {
+    /// The folder that was named.
+    #[cfg(feature = "train")]
+    pub fn folder(&self) -> Option<&Path> {
+        self.tokenizer.as_deref()
+    }
+}
+
 /// Opens a folder to read from.
 pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
     Ok(Rc::new(FsDir::open(path)?))

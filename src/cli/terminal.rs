@@ -94,6 +94,11 @@ impl Terminal {
         }
     }
 
+    /// A few words before the bar, until the next phase.
+    pub fn set_message(&self, text: String) {
+        self.bar.set_message(text);
+    }
+
     /// What went wrong; with `--json` as a document.
     pub fn error(&self, error: &Error) {
         self.clear();

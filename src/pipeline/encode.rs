@@ -15,8 +15,9 @@ use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::ParamsEncoder;
-use crate::quant::{QuantizedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
+use crate::quant::{PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
 use crate::task::Control;
+use std::collections::BTreeMap;
 
 /// How the codes of a module are found.
 pub(super) enum Encoder<'a> {
@@ -24,6 +25,8 @@ pub(super) enum Encoder<'a> {
     Direct { sparsity_threshold: Option<f32> },
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(CalibratedModules<'a>),
+    /// As they were trained: on scales that were learned, or where a module has none from the weights alone.
+    Trained { scales: BTreeMap<String, Scales> },
     /// On the grid that the weights were on before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
@@ -46,7 +49,7 @@ impl Encoder<'_> {
             Self::Calibrated(found) => {
                 Ok(found.get(module).map_or(rounded(SCALE_TYPE), |found| found.format))
             }
-            Self::Direct { .. } => Ok(rounded(one_type.unwrap_or(SCALE_TYPE))),
+            Self::Direct { .. } | Self::Trained { .. } => Ok(rounded(one_type.unwrap_or(SCALE_TYPE))),
         }
     }
 
@@ -85,6 +88,18 @@ impl Encoder<'_> {
                     Ok((tensor.into(), error))
                 }
             },
+            Self::Trained { scales } if scales.contains_key(&plan.module) => {
+                let scales = scales[&plan.module].clone();
+                let encoder = ParamsEncoder::new(scheme, rows, cols, scales, None)?;
+                let tensor = encode_rows(context(SCALE_TYPE), plan, encoder, one_type).await?;
+                let error = weight_error(context(SCALE_TYPE), &target, &tensor).await?;
+                Ok((tensor.into(), error))
+            }
+            Self::Trained { .. } => {
+                let context = context(one_type.unwrap_or(SCALE_TYPE));
+                let (tensor, error) = rtn::quantize(context, &target, None).await?;
+                Ok((tensor.into(), error))
+            }
             Self::Direct { sparsity_threshold } => {
                 let context = context(one_type.unwrap_or(SCALE_TYPE));
                 let (tensor, error) = rtn::quantize(context, &target, *sparsity_threshold).await?;
@@ -106,16 +121,27 @@ impl Encoder<'_> {
                     encoder = encoder.with_column_order(order)?;
                 }
                 let (context, _held) = (context(SCALE_TYPE), rtn::hold(checkpoint, &plan.source)?);
-                let rows = DenseRows::new(checkpoint, &plan.source)?;
-                rows.for_each(control, |_, values| encoder.push_rows(values)).await?;
-                let mut restored = encoder.finish()?;
-                if let Some(other) = one_type.filter(|other| *other != restored.scales().scale_type()) {
-                    restored = regroup::round_scales(&restored, other)?;
-                }
+                let restored = encode_rows(context, plan, encoder, one_type).await?;
                 let error = weight_error(context, &target, &restored).await?;
                 Ok((restored.into(), error))
             }
         }
+    }
+}
+
+/// Encodes the rows of a module on scales that are known.
+async fn encode_rows(
+    context: LayerContext<'_>,
+    plan: &ModulePlan,
+    mut encoder: ParamsEncoder,
+    one_type: Option<ScaleType>,
+) -> Result<PackedTensor> {
+    let rows = DenseRows::new(context.checkpoint, &plan.source)?;
+    rows.for_each(context.control, |_, values| encoder.push_rows(values)).await?;
+    let tensor = encoder.finish()?;
+    match one_type.filter(|other| *other != tensor.scales().scale_type()) {
+        Some(other) => regroup::round_scales(&tensor, other),
+        None => Ok(tensor),
     }
 }
 

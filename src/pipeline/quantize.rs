@@ -29,6 +29,8 @@ use crate::layout::TargetLayout;
 use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
 use crate::quant::{Granularity, Scheme};
+#[cfg(feature = "train")]
+use {crate::quant::Scales, std::collections::BTreeMap};
 use crate::task::Control;
 use job::{About, Job};
 use serde_json::{Map, Value, json};
@@ -156,6 +158,27 @@ impl<'a> QuantizeSurroundings<'a> {
     {
         Place { target: self.target, existing: self.existing, file: options.file.as_deref() }
     }
+}
+
+/// Writes weights that were trained to be quantized: on learned `scales` by their modules' names, and to nearest where there are none.
+/// `parameters` go into the record.
+///
+/// # Errors
+/// As [`quantize_checkpoint`]'s.
+#[cfg(feature = "train")]
+pub(super) async fn write_trained(
+    checkpoint: &Checkpoint,
+    options: &QuantizeOptions,
+    scales: BTreeMap<String, Scales>,
+    parameters: Map<String, Value>,
+    place: &Place<'_>,
+    control: &dyn Control,
+) -> Result<QuantizeOutcome> {
+    let plan = QuantizationPlan::new(checkpoint, options)?;
+    place.refuse_foreign(plan.layout()).await?;
+    let parameters = plan.parameters().into_iter().chain(parameters).collect();
+    let job = Job::new(checkpoint, &plan, Encoder::Trained { scales }, parameters)?;
+    job.by("qat").run(place, control).await
 }
 
 /// As [`quantize_checkpoint`], for a method that needs no samples and a host that wants to hear nothing.

@@ -4,7 +4,7 @@ use super::quantize::TernaryScale;
 use super::write::Format;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::options::{Bounds, Bytes, named, options};
+use crate::options::{Bounds, Bytes, Options, named, options};
 use crate::pipeline::train::TrainOptions;
 use crate::quant::{Activations, Bits, Granularity};
 use crate::train::optimizer::OptimizerOptions;
@@ -86,7 +86,7 @@ options! {
         /// How it falls
         pub decay: Decay = Decay::Cosine;
         /// To which share of it the rate falls
-        pub last_rate: f64 = 0.1, within Bounds::between(0.0, 1.0);
+        pub last_rate: f64 = 0.1, within Bounds::from(0.0).up_to(1.0);
         /// How much slower or faster than weights scales are learned
         pub scale_rate: f64 = 1.0, within Bounds::above(0.0);
         /// How much of the rate matrices lose at each step
@@ -96,7 +96,7 @@ options! {
         /// In what order the text is seen, and with what a new model begins
         pub seed: u64 = 0;
         /// How much the teacher's predictions count; what is left of 1 is the text's [default: 1 with a teacher]
-        pub teacher_share: Option<f32> = None, within Bounds::between(0.0, 1.0);
+        pub teacher_share: Option<f32> = None, within Bounds::from(0.0).up_to(1.0);
         /// By what the logits of both are divided before they are compared
         pub temperature: f32 = 1.0, within Bounds::above(0.0);
         /// Steps from one look at the held-out text to the next [default: a tenth of all]

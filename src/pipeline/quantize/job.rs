@@ -90,6 +90,13 @@ impl<'a> Job<'a> {
         Self { checkpoint, plans, encoder, about, copies, one_type: None, errors }
     }
 
+    /// The same, with another method in the record.
+    #[cfg(feature = "train")]
+    pub(super) fn by(mut self, method: &str) -> Self {
+        self.about.method = method.to_owned();
+        self
+    }
+
     fn module_record(&self, plan: &ModulePlan) -> ModuleRecord {
         ModuleRecord {
             name: plan.module.clone(),

@@ -28,6 +28,27 @@ pub fn text_rows(text: &str, field: &str, codec: &dyn TextCodec) -> Result<Vec<D
     })
 }
 
+/// The texts of a JSON-lines file as they are, to make a tokenizer of: the string under `field` of each line, or what is said in its
+/// `messages`. Line ends in them are read as `\n`.
+///
+/// # Errors
+/// `invalid_argument` naming the line that is no JSON object or has neither.
+pub fn texts(text: &str, field: &str) -> Result<Vec<String>> {
+    let lines = json_rows(text, |line| {
+        if let Some(text) = text_of(line, field) {
+            return Ok(vec![unify_line_ends(text).into_owned()]);
+        }
+        let Some(messages) = line.get("messages").and_then(Value::as_array) else {
+            return Err(Error::invalid_argument(format!(
+                "expected `messages` or a text under `{field}` but found neither"
+            )));
+        };
+        let said = messages.iter().filter_map(|message| text_of(message, "content"));
+        Ok(said.map(|text| unify_line_ends(text).into_owned()).collect())
+    })?;
+    Ok(lines.into_iter().flatten().collect())
+}
+
 /// One running text of token ids: little-endian, `size` bytes each (2 or 4).
 ///
 /// # Errors

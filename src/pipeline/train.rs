@@ -1,0 +1,399 @@
+//! Trains a model and writes it, as floating point or as the codes that it was trained to have.
+//!
+//! What is written is what ran: the same codes, the same rounded tables and norms. Not here: steps and states (`train`), how a folder is
+//! written (`output`). Floor 8.
+
+use super::output::Place;
+use super::quantize::{QuantizationPlan, QuantizeOutcome, write_trained};
+use super::select::QuantizeOptions;
+use crate::artifact::output::OutputFolder;
+use crate::artifact::records::TRAINING_RECORD;
+use crate::backend::Train;
+use crate::digest::sha256_hex;
+use crate::dtype::{DType, encode_f32};
+use crate::error::{Context, Error, Result};
+use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
+use crate::format::sink::{ByteSink, MemorySinkDir, SinkDir, write_whole};
+use crate::format::source::SourceDir;
+use crate::layout::{PackedFormat, TargetLayout};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::{CausalLm, LoadOptions};
+use crate::quant::{ActivationGrid, Activations, Bits, Granularity, ScaleType, Scales, Scheme};
+use crate::task::Control;
+use crate::train::corpus::{Corpus, Sequence};
+use crate::train::memory::TrainingMemory;
+use crate::train::optimizer::{Optimizer, OptimizerOptions};
+use crate::train::run::{Ended, Event, Run, RunOptions};
+use crate::train::schedule::Schedule;
+use crate::train::state::StateFolder;
+use crate::train::teacher::Teacher;
+use crate::train::{Goal, MasterType, Origin, Precision, Room, Stored, TrainedModel};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What to train, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// Bits of the codes of linear layers; `None` for ternary ones and for floating point.
+    pub bits: Option<Bits>,
+    /// Whether linear layers are ternary.
+    pub is_ternary: bool,
+    /// How many weights share a scale.
+    pub granularity: Granularity,
+    /// Whether scales are learned; otherwise they come from the weights after every step.
+    pub learned_scales: bool,
+    /// What quantized layers meet.
+    pub activations: Activations,
+    /// In what the optimizer keeps parameters.
+    pub masters: MasterType,
+    /// Tokens of a batch, and of a row.
+    pub room: Room,
+    /// Batches of a step.
+    pub accumulate: usize,
+    /// Steps, and how fast.
+    pub schedule: Schedule,
+    /// How a step is made.
+    pub optimizer: OptimizerOptions,
+    /// What is made smaller.
+    pub goal: Goal,
+    /// In what order the text is seen, and with what a new model begins.
+    pub seed: u64,
+    /// Steps between looks at the held-out text.
+    pub evaluate_every: u64,
+    /// Steps after which the state is kept.
+    pub keep_every: u64,
+    /// The layout to write; `None`: the one that holds such a result best.
+    pub layout: Option<TargetLayout>,
+    /// Bytes that the run may take.
+    pub memory: Option<u64>,
+}
+
+/// What a model is trained from.
+pub struct TrainInputs<'a> {
+    /// Its weights, or none.
+    pub origin: Origin<'a>,
+    /// Its config.json.
+    pub config_json: &'a Value,
+    /// What goes with it: tokenizer, template.
+    pub files: &'a [(&'static str, Vec<u8>)],
+    /// What messages call it.
+    pub name: &'a str,
+    /// What is learned from.
+    pub corpus: &'a mut Corpus,
+    /// What the best is chosen by; may be empty.
+    pub held_out: &'a [Sequence],
+    /// SHA-256 of what weights, texts and teacher are, for a state that is gone on from.
+    pub sha256: String,
+    /// Whose predictions are learned.
+    pub teacher: Option<&'a Checkpoint>,
+}
+
+/// What the work needs from outside.
+#[derive(Clone, Copy)]
+pub struct TrainSurroundings<'a> {
+    /// The folder to write into.
+    pub target: &'a dyn SinkDir,
+    /// The same folder to read from, so that nothing foreign is overwritten.
+    pub existing: Option<&'a dyn SourceDir>,
+    /// The name of a GGUF file.
+    pub file: Option<&'a str>,
+    /// Where the state is kept while it runs.
+    pub state: StateFolder<'a>,
+    /// Hears what happens.
+    pub tell: &'a dyn Fn(Event),
+    /// Progress and cancellation.
+    pub control: &'a dyn Control,
+}
+
+/// What training gave.
+#[derive(Clone, Debug)]
+pub struct TrainOutcome {
+    /// How the run ended.
+    pub ended: Ended,
+    /// What was written, where that is codes.
+    pub quantized: Option<QuantizeOutcome>,
+    /// What it was to take.
+    pub memory: TrainingMemory,
+}
+
+/// `training_record.json`, and what the record of a quantized folder says of its training.
+#[derive(Serialize)]
+struct TrainingRecord<'a> {
+    schema: &'static str,
+    version: &'static str,
+    source: &'a str,
+    sha256: &'a str,
+    teacher: Option<&'a str>,
+    parameters: Map<String, Value>,
+}
+
+impl TrainOptions {
+    /// What linear layers become; `None` for floating point.
+    pub fn scheme(&self) -> Option<Scheme> {
+        match self.bits {
+            Some(bits) => Some(Scheme::integer(bits, self.granularity, true)),
+            None => self.is_ternary.then(|| Scheme::ternary(self.granularity)),
+        }
+    }
+
+    /// The same as options of quantizing.
+    fn quantize_options(&self, file: Option<&str>) -> Option<QuantizeOptions> {
+        let options = match self.bits {
+            Some(bits) => QuantizeOptions::rtn(bits, self.granularity, true),
+            None if self.is_ternary => QuantizeOptions::ternary(self.granularity),
+            None => return None,
+        };
+        let (layout, activations) = (self.layout, self.activations);
+        Some(QuantizeOptions { layout, activations, file: file.map(str::to_owned), ..options })
+    }
+
+    /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
+    /// that, and some ask for it.
+    fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
+        let mut precision = Precision { master: self.masters, ..Precision::default() };
+        let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
+            return Ok(precision);
+        };
+        let float = match origin {
+            Origin::Checkpoint(checkpoint) => {
+                let table = format!("{}.weight", checkpoint.embedding_module());
+                match checkpoint.store().require(&table)?.dtype {
+                    DType::BF16 => DType::BF16,
+                    _ => DType::F16,
+                }
+            }
+            Origin::Random { .. } => DType::F16,
+        };
+        let layout = options.target_layout();
+        let usual = PackedFormat { coding: scheme.into(), scale_type: ScaleType::F16, reordered: false };
+        precision.scheme = Some(scheme);
+        precision.float = Some(float);
+        precision.activations = self.activations;
+        if layout == TargetLayout::BitNet {
+            precision.grid = ActivationGrid::Absmax127;
+            precision.scale_type = ScaleType::from_dtype(float).unwrap_or_default();
+        } else {
+            precision.scale_type = layout.own_format(usual).scale_type;
+        }
+        Ok(precision)
+    }
+
+    /// By the names of the command line, for the record.
+    fn parameters(&self) -> Map<String, Value> {
+        let Schedule { decay, steps, warmup, peak, last, weight_decay } = self.schedule;
+        let parameters = json!({
+            "scheme": self.scheme().map(|scheme| scheme.to_string()),
+            "scales": if self.learned_scales { "learned" } else { "nearest" },
+            "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
+            "context": self.room.context,
+            "batch_tokens": self.room.tokens,
+            "accumulate": self.accumulate,
+            "steps": steps,
+            "warmup": warmup,
+            "decay": decay,
+            "learning_rate": peak,
+            "last_rate": last,
+            "weight_decay": weight_decay,
+            "scale_rate": self.optimizer.scale_rate,
+            "clip": self.optimizer.longest,
+            "cross_entropy": self.goal.cross_entropy,
+            "teacher_share": self.goal.divergence,
+            "temperature": self.goal.temperature,
+            "seed": self.seed,
+        });
+        let Value::Object(parameters) = parameters else { unreachable!("an object was written above") };
+        parameters
+    }
+}
+
+/// Trains a model and writes it. `new_backend` makes what runs it, and another for a teacher.
+///
+/// # Errors
+/// `invalid_argument` for options that make no sense, for a layout that cannot hold the result, and for a teacher of another vocabulary;
+/// `out_of_memory` for a run that would take more than the options allow; `non_finite` where losses are no numbers again and again;
+/// `cancelled`, after which the same call goes on; whatever reading and writing meet.
+pub async fn train<B: Train>(
+    new_backend: &dyn Fn() -> Result<B>,
+    inputs: TrainInputs<'_>,
+    options: &TrainOptions,
+    around: TrainSurroundings<'_>,
+) -> Result<TrainOutcome> {
+    let TrainInputs { origin, name, teacher, .. } = inputs;
+    let place = Place { target: around.target, existing: around.existing, file: around.file };
+    let quantize = options.quantize_options(around.file);
+    place
+        .refuse_foreign(quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout))
+        .await?;
+    let precision = options.precision(origin)?;
+    let memory = TrainingMemory::plan(origin.config(), &precision, options.room, teacher)?;
+    memory.check_within(options.memory).context_with(|| name.to_owned())?;
+    let mut model = TrainedModel::new(new_backend()?, origin, precision, options.room)
+        .await
+        .map_err(|error| error.within(name))?;
+    if let Some(quantize) = &quantize {
+        // What no layout holds is known before any step.
+        let (before, _) = stored(&mut model, &inputs, &quantize_free(inputs.config_json)).await?;
+        QuantizationPlan::new(&before, quantize)?;
+    }
+    if options.learned_scales && quantize.is_some() {
+        learn_scales(&mut model).await?;
+    }
+    let mut taught = match teacher {
+        Some(checkpoint) => {
+            let on = new_backend()?;
+            let model = CausalLm::load(on, checkpoint, LoadOptions::default(), around.control).await?;
+            Some(Teacher::new(model, options.room)?)
+        }
+        None => None,
+    };
+    if let Some(teacher) = &taught {
+        teacher.check(model.config())?;
+    }
+    let mut parameters = options.parameters();
+    let run = json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every]);
+    let optimizer = Optimizer::new(&mut model, options.optimizer)?;
+    let run = Run {
+        model: &mut model,
+        optimizer,
+        teacher: taught.as_mut(),
+        corpus: &mut *inputs.corpus,
+        held_out: inputs.held_out,
+        state: around.state,
+        options: RunOptions {
+            goal: options.goal,
+            schedule: options.schedule,
+            accumulate: options.accumulate,
+            seed: options.seed,
+            evaluate_every: options.evaluate_every,
+            keep_every: options.keep_every,
+            key: sha256_hex(run.to_string().as_bytes()),
+        },
+    };
+    let ended = run.run(around.tell, around.control).await?;
+    drop(taught);
+    if let Some(best) = ended.best {
+        parameters.insert("best_step".into(), json!(best.step));
+        parameters.insert("held_out_loss".into(), json!(best.loss));
+    }
+    let record = TrainingRecord {
+        schema: "lowbit.training/1",
+        version: env!("CARGO_PKG_VERSION"),
+        source: name,
+        sha256: &inputs.sha256,
+        teacher: teacher.map(Checkpoint::name),
+        parameters,
+    };
+    let quantized = match &quantize {
+        Some(quantize) => {
+            let (checkpoint, scales) = stored(&mut model, &inputs, &quantize_free(inputs.config_json)).await?;
+            drop(model);
+            let parameters = Map::from_iter([("training".to_owned(), json!(record))]);
+            Some(write_trained(&checkpoint, quantize, scales, parameters, &place, around.control).await?)
+        }
+        None => {
+            write_dense(&mut model, &inputs, &place, &record).await?;
+            None
+        }
+    };
+    around.state.clear().await?;
+    Ok(TrainOutcome { ended, quantized, memory })
+}
+
+/// The configuration without what it says of quantized weights: those are masters now.
+fn quantize_free(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.shift_remove("quantization_config");
+    }
+    config
+}
+
+/// Every scale becomes a parameter, and begins as rounding to nearest has it.
+async fn learn_scales<B: Train>(model: &mut TrainedModel<B>) -> Result<()> {
+    let (backend, parameters) = model.parts();
+    for parameter in parameters.all_mut() {
+        if let Some(codes) = parameter.codes(backend).await? {
+            let scales: Vec<f32> = (0..codes.scales().len()).map(|index| codes.scales().get(index)).collect();
+            parameter.hold_scales(backend, &scales, true)?;
+        }
+    }
+    model.bring().await
+}
+
+/// The model as a checkpoint in memory: quantized layers as their masters in `F32`, and the scales that were learned for them.
+async fn stored<B: Train>(
+    model: &mut TrainedModel<B>,
+    inputs: &TrainInputs<'_>,
+    config: &Value,
+) -> Result<(Checkpoint, BTreeMap<String, Scales>)> {
+    let folder = MemorySinkDir::new(inputs.name);
+    write_whole(&folder, "config.json", config.to_string().as_bytes()).await?;
+    for (file, bytes) in inputs.files {
+        write_whole(&folder, file, bytes).await?;
+    }
+    let mut scales = BTreeMap::new();
+    let (backend, parameters) = model.parts();
+    for parameter in parameters.all_mut() {
+        let (Some(_), Stored::Packed { .. }) = (&parameter.scales, parameter.stored) else { continue };
+        if let (Some(codes), Some(module)) =
+            (parameter.codes(backend).await?, parameter.tensor.strip_suffix(".weight"))
+        {
+            scales.insert(module.to_owned(), codes.scales().clone());
+        }
+    }
+    write_tensors(model, folder.create("model.safetensors").await?).await?;
+    Ok((Checkpoint::open(Rc::new(folder.to_dir())).await?, scales))
+}
+
+/// Writes floating-point tensors as they are stored, and masters of codes.
+async fn write_tensors<B: Train>(model: &mut TrainedModel<B>, sink: Box<dyn ByteSink>) -> Result<()> {
+    let (backend, parameters) = model.parts();
+    let mut infos = Vec::new();
+    for parameter in parameters.all() {
+        let dtype = match parameter.stored {
+            Stored::Float(dtype) => dtype,
+            Stored::Packed { .. } => DType::F32,
+        };
+        let (rows, cols) = (parameter.rows as u64, parameter.cols as u64);
+        let info = if parameter.is_matrix {
+            TensorInfo::new(dtype, [rows, cols])
+        } else {
+            TensorInfo::new(dtype, [cols])
+        };
+        infos.push((parameter.tensor.clone(), info));
+    }
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
+    for name in writer.order().to_vec() {
+        let parameter = parameters.all().find(|parameter| parameter.tensor == name);
+        let parameter = parameter.ok_or_else(|| Error::invalid_argument(format!("no parameter `{name}`")))?;
+        let bytes = match parameter.stored {
+            Stored::Float(_) => parameter.floats(backend).await?.1,
+            Stored::Packed { .. } => {
+                let mut bytes = Vec::new();
+                encode_f32(DType::F32, &parameter.values(backend).await?, &mut bytes)?;
+                bytes
+            }
+        };
+        writer.write(&name, &bytes).await?;
+    }
+    writer.finish().await
+}
+
+/// Writes a folder of floating-point weights.
+async fn write_dense<B: Train>(
+    model: &mut TrainedModel<B>,
+    inputs: &TrainInputs<'_>,
+    place: &Place<'_>,
+    record: &TrainingRecord<'_>,
+) -> Result<()> {
+    let folder = OutputFolder::begin(place.target, place.existing, TRAINING_RECORD).await?;
+    folder.write_config(inputs.config_json, &[], None).await?;
+    for (file, bytes) in inputs.files {
+        folder.write(file, bytes).await?;
+    }
+    write_tensors(model, folder.create("model.safetensors").await?).await?;
+    folder.finish(record).await
+}

@@ -1,0 +1,110 @@
+//! What a training run takes, computed before it starts.
+//!
+//! For each parameter its master, its gradient, the optimizer's two means and what runs; for each token the hidden states between blocks,
+//! what a block makes of it on the way there and back, and its logits with their derivatives. Floor 7.
+
+use super::{MasterType, Precision, Room};
+use crate::error::{Error, ErrorCode, Result};
+use crate::model::block::elements_per_token;
+use crate::model::names::Linear;
+use crate::model::runner::{cache_bytes, working_bytes};
+use crate::model::{Checkpoint, ModelConfig};
+use serde::Serialize;
+
+const F32: u64 = 4;
+
+/// What a process of this crate takes that does nothing yet, its files and text among it.
+const PROCESS_BYTES: u64 = 16 << 20;
+
+/// Bytes of a training run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TrainingMemory {
+    /// Masters, gradients, and the optimizer's means.
+    pub parameter_bytes: u64,
+    /// What runs: codes, tables, norms.
+    pub weight_bytes: u64,
+    /// Hidden states, what blocks make of them on the way there and back, logits.
+    pub activation_bytes: u64,
+    /// The teacher, with its cache and logits.
+    pub teacher_bytes: u64,
+    /// All of it, with what the process takes.
+    pub peak_bytes: u64,
+}
+
+impl TrainingMemory {
+    /// For a model that is trained so.
+    ///
+    /// # Errors
+    /// Whatever the teacher's layout says of its modules.
+    pub fn plan(
+        config: &ModelConfig,
+        precision: &Precision,
+        room: Room,
+        teacher: Option<&Checkpoint>,
+    ) -> Result<Self> {
+        let parameters = config.parameter_count();
+        let layers = config.num_hidden_layers as u64;
+        let in_blocks: u64 = Linear::ALL.iter().map(|linear| elements(linear.shape(config))).sum::<u64>() * layers;
+        let master = if precision.master == MasterType::Half { 2 } else { F32 };
+        let float = precision.float.map_or(F32, |dtype| dtype.size() as u64);
+        let (mut weight_bytes, mut decoded) = (parameters * float, 0);
+        if let Some(scheme) = precision.scheme {
+            let bits = u64::from(scheme.storage_bits()).next_power_of_two();
+            let scales: u64 = Linear::ALL
+                .iter()
+                .map(|linear| linear.shape(config))
+                .map(|(rows, cols)| scheme.granularity().scale_count(rows, cols) as u64)
+                .sum();
+            // Scales run in F32.
+            weight_bytes = (parameters - in_blocks) * float + in_blocks * bits / 8 + scales * layers * F32;
+            decoded = Linear::ALL.iter().map(|linear| elements(linear.shape(config))).max().unwrap_or(0) * F32;
+        }
+        let table = (config.vocab_size * config.hidden_size) as u64;
+        if float < F32 {
+            decoded = decoded.max(table * F32);
+        }
+        let tokens = room.tokens as u64;
+        let hidden = config.hidden_size as u64;
+        let vocabulary = config.vocab_size as u64;
+        let qkv = config.attention_shape(0).qkv_width() as u64;
+        let attended = (config.num_attention_heads * config.head_dim) as u64;
+        let inner = config.intermediate_size as u64;
+        // The runner's own, the inputs of all blocks, and keys and values of one.
+        let forward = elements_per_token(config) as u64 + hidden * (layers + 4) + 2 * (qkv - attended);
+        let back = (3 * inner + hidden).max(attended + 2 * qkv + hidden) + hidden;
+        let rounded = if precision.scheme.is_some() { inner.max(attended).max(hidden) } else { 0 };
+        // Logits, their derivatives, and a teacher's twice: as they come and as they are compared.
+        let heads = if teacher.is_some() { 4 } else { 2 };
+        let head = heads * vocabulary + 2 * hidden;
+        let activation_bytes = tokens * F32 * (forward + (back + rounded).max(head)) + decoded;
+        let teacher_bytes = teacher.map_or(0, |teacher| {
+            let config = teacher.config();
+            teacher.bytes() + cache_bytes(config, room.tokens) + working_bytes(config)
+        });
+        let parameter_bytes = parameters * (master + 3 * F32);
+        let peak_bytes = PROCESS_BYTES + parameter_bytes + weight_bytes + activation_bytes + teacher_bytes;
+        Ok(Self { parameter_bytes, weight_bytes, activation_bytes, teacher_bytes, peak_bytes })
+    }
+
+    /// Refuses a run that would take more.
+    ///
+    /// # Errors
+    /// `out_of_memory`, with both numbers.
+    pub fn check_within(&self, limit: Option<u64>) -> Result<()> {
+        match limit {
+            Some(limit) if self.peak_bytes > limit => Err(Error::new(
+                ErrorCode::OutOfMemory,
+                format!(
+                    "training needs about {} bytes but {limit} are allowed; take fewer tokens in a batch, or masters of half \
+                     precision",
+                    self.peak_bytes
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn elements((rows, cols): (usize, usize)) -> u64 {
+    rows as u64 * cols as u64
+}
