@@ -22,10 +22,10 @@ mod quantize;
 mod recipe;
 mod system;
 mod terminal;
-#[cfg(feature = "train")]
-mod train;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "train")]
+mod train;
 mod validate;
 
 use crate::error::{Error, ErrorCode, Result};

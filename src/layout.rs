@@ -164,7 +164,7 @@ impl Layout {
     /// The grid of INT8 activations that the layout's own programs round to.
     pub fn activation_grid(&self) -> ActivationGrid {
         match self {
-            Self::CompressedTensors(_) => ActivationGrid::FullRange,
+            Self::CompressedTensors(_) => TargetLayout::CompressedTensors.activation_grid(),
             Self::Dense | Self::BitnetHf(_) | Self::Gptq(_) | Self::Awq(_) | Self::Gguf(_) => {
                 ActivationGrid::Absmax127
             }

@@ -262,7 +262,8 @@ impl Args {
         file: &Path,
         terminal: &Terminal,
     ) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let size = config.get("vocab_size").and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
+        let size =
+            config.get("vocab_size").and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
         let size = size.ok_or_else(|| {
             Error::invalid_checkpoint(format!("{}: expected a `vocab_size` but found none", file.display()))
         })?;

@@ -4,7 +4,7 @@ use super::{PackedFormat, TargetLayout, awq, bitnet_hf, compressed_tensors, gguf
 use crate::error::{Error, Result};
 use crate::format::quoted;
 use crate::format::safetensors::TensorInfo;
-use crate::quant::{Activations, Coding, Granularity, QuantizedTensor, ScaleType, regroup};
+use crate::quant::{ActivationGrid, Activations, Coding, Granularity, QuantizedTensor, ScaleType, regroup};
 use serde_json::Value;
 
 impl TargetLayout {
@@ -13,6 +13,14 @@ impl TargetLayout {
         match self {
             Self::CompressedTensors | Self::BitNet => wanted,
             Self::Gptq(_) | Self::Awq | Self::Gguf => ScaleType::F16,
+        }
+    }
+
+    /// The grid of INT8 activations that the layout's own programs round to.
+    pub fn activation_grid(self) -> ActivationGrid {
+        match self {
+            Self::CompressedTensors => ActivationGrid::FullRange,
+            Self::BitNet | Self::Gptq(_) | Self::Awq | Self::Gguf => ActivationGrid::Absmax127,
         }
     }
 

@@ -216,7 +216,7 @@ impl<B: Train> Parameter<B> {
         };
         let values = self.values(backend).await?;
         let mut bytes = Vec::new();
-        encode_f32(dtype, &values, &mut bytes)?;
+        encode_f32(dtype, &values, &mut bytes).context_with(|| format!("tensor `{}`", self.tensor))?;
         refuse_non_finite(&self.tensor, dtype, &bytes, 0)?;
         Ok((dtype, bytes))
     }

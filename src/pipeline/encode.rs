@@ -15,7 +15,9 @@ use crate::layout::PackedFormat;
 use crate::model::Checkpoint;
 use crate::model::weights::DenseRows;
 use crate::quant::rtn::ParamsEncoder;
-use crate::quant::{PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup};
+use crate::quant::{
+    PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme, WeightError, column_order, regroup,
+};
 use crate::task::Control;
 use std::collections::BTreeMap;
 

@@ -29,11 +29,11 @@ use crate::layout::TargetLayout;
 use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
 use crate::quant::{Granularity, Scheme};
-#[cfg(feature = "train")]
-use {crate::quant::Scales, std::collections::BTreeMap};
 use crate::task::Control;
 use job::{About, Job};
 use serde_json::{Map, Value, json};
+#[cfg(feature = "train")]
+use {crate::quant::Scales, std::collections::BTreeMap};
 
 /// What quantizing gave.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use crate::format::source::SourceDir;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{CausalLm, LoadOptions};
-use crate::quant::{ActivationGrid, Activations, Bits, Granularity, ScaleType, Scales, Scheme};
+use crate::quant::{Activations, Bits, Granularity, ScaleType, Scales, Scheme};
 use crate::task::Control;
 use crate::train::corpus::{Corpus, Sequence};
 use crate::train::memory::TrainingMemory;
@@ -171,8 +171,8 @@ impl TrainOptions {
         precision.scheme = Some(scheme);
         precision.float = Some(float);
         precision.activations = self.activations;
+        precision.grid = layout.activation_grid();
         if layout == TargetLayout::BitNet {
-            precision.grid = ActivationGrid::Absmax127;
             precision.scale_type = ScaleType::from_dtype(float).unwrap_or_default();
         } else {
             precision.scale_type = layout.own_format(usual).scale_type;
@@ -208,6 +208,18 @@ impl TrainOptions {
     }
 }
 
+/// A model that has learned, and is to be written.
+pub struct Learned<B: Train> {
+    /// The best that was found, or the last without a held-out text.
+    pub model: TrainedModel<B>,
+    /// How the run ended.
+    pub ended: Ended,
+    /// What it was to take.
+    pub memory: TrainingMemory,
+    /// For the record.
+    parameters: Map<String, Value>,
+}
+
 /// Trains a model and writes it. `new_backend` makes what runs it, and another for a teacher.
 ///
 /// # Errors
@@ -216,29 +228,42 @@ impl TrainOptions {
 /// `cancelled`, after which the same call goes on; whatever reading and writing meet.
 pub async fn train<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
-    inputs: TrainInputs<'_>,
+    mut inputs: TrainInputs<'_>,
     options: &TrainOptions,
     around: TrainSurroundings<'_>,
 ) -> Result<TrainOutcome> {
-    let TrainInputs { origin, name, teacher, .. } = inputs;
-    let place = Place { target: around.target, existing: around.existing, file: around.file };
+    let learned = learn(new_backend, &mut inputs, options, around).await?;
+    let outcome = learned.write(&inputs, options, around).await?;
+    around.state.clear().await?;
+    Ok(outcome)
+}
+
+/// Trains a model. Its state stays where it was kept.
+///
+/// # Errors
+/// As [`train`]'s.
+pub async fn learn<B: Train>(
+    new_backend: &dyn Fn() -> Result<B>,
+    inputs: &mut TrainInputs<'_>,
+    options: &TrainOptions,
+    around: TrainSurroundings<'_>,
+) -> Result<Learned<B>> {
+    let TrainInputs { origin, name, teacher, .. } = *inputs;
     let quantize = options.quantize_options(around.file);
-    place
-        .refuse_foreign(quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout))
-        .await?;
+    let layout = quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
+    around.place().refuse_foreign(layout).await?;
     let precision = options.precision(origin)?;
     let memory = TrainingMemory::plan(origin.config(), &precision, options.room, teacher)?;
     memory.check_within(options.memory).context_with(|| name.to_owned())?;
-    let mut model = TrainedModel::new(new_backend()?, origin, precision, options.room)
-        .await
-        .map_err(|error| error.within(name))?;
+    let made = TrainedModel::new(new_backend()?, origin, precision, options.room).await;
+    let mut model = made.map_err(|error| error.within(name))?;
     if let Some(quantize) = &quantize {
         // What no layout holds is known before any step.
-        let (before, _) = stored(&mut model, &inputs, &quantize_free(inputs.config_json)).await?;
+        let (before, _) = stored(&mut model, inputs).await?;
         QuantizationPlan::new(&before, quantize)?;
-    }
-    if options.learned_scales && quantize.is_some() {
-        learn_scales(&mut model).await?;
+        if options.learned_scales {
+            learn_scales(&mut model).await?;
+        }
     }
     let mut taught = match teacher {
         Some(checkpoint) => {
@@ -272,33 +297,54 @@ pub async fn train<B: Train>(
         },
     };
     let ended = run.run(around.tell, around.control).await?;
-    drop(taught);
     if let Some(best) = ended.best {
         parameters.insert("best_step".into(), json!(best.step));
         parameters.insert("held_out_loss".into(), json!(best.loss));
     }
-    let record = TrainingRecord {
-        schema: "lowbit.training/1",
-        version: env!("CARGO_PKG_VERSION"),
-        source: name,
-        sha256: &inputs.sha256,
-        teacher: teacher.map(Checkpoint::name),
-        parameters,
-    };
-    let quantized = match &quantize {
-        Some(quantize) => {
-            let (checkpoint, scales) = stored(&mut model, &inputs, &quantize_free(inputs.config_json)).await?;
-            drop(model);
-            let parameters = Map::from_iter([("training".to_owned(), json!(record))]);
-            Some(write_trained(&checkpoint, quantize, scales, parameters, &place, around.control).await?)
-        }
-        None => {
-            write_dense(&mut model, &inputs, &place, &record).await?;
-            None
-        }
-    };
-    around.state.clear().await?;
-    Ok(TrainOutcome { ended, quantized, memory })
+    Ok(Learned { model, ended, memory, parameters })
+}
+
+impl<B: Train> Learned<B> {
+    /// Writes the model.
+    ///
+    /// # Errors
+    /// As [`train`]'s.
+    pub async fn write(
+        self,
+        inputs: &TrainInputs<'_>,
+        options: &TrainOptions,
+        around: TrainSurroundings<'_>,
+    ) -> Result<TrainOutcome> {
+        let Self { mut model, ended, memory, parameters } = self;
+        let record = TrainingRecord {
+            schema: "lowbit.training/1",
+            version: env!("CARGO_PKG_VERSION"),
+            source: inputs.name,
+            sha256: &inputs.sha256,
+            teacher: inputs.teacher.map(Checkpoint::name),
+            parameters,
+        };
+        let place = around.place();
+        let quantized = match options.quantize_options(around.file) {
+            Some(quantize) => {
+                let (checkpoint, scales) = stored(&mut model, inputs).await?;
+                drop(model);
+                let parameters = Map::from_iter([("training".to_owned(), json!(record))]);
+                Some(write_trained(&checkpoint, &quantize, scales, parameters, &place, around.control).await?)
+            }
+            None => {
+                write_dense(&mut model, inputs, &place, &record).await?;
+                None
+            }
+        };
+        Ok(TrainOutcome { ended, quantized, memory })
+    }
+}
+
+impl<'a> TrainSurroundings<'a> {
+    fn place(self) -> Place<'a> {
+        Place { target: self.target, existing: self.existing, file: self.file }
+    }
 }
 
 /// The configuration without what it says of quantized weights: those are masters now.
@@ -326,9 +372,9 @@ async fn learn_scales<B: Train>(model: &mut TrainedModel<B>) -> Result<()> {
 async fn stored<B: Train>(
     model: &mut TrainedModel<B>,
     inputs: &TrainInputs<'_>,
-    config: &Value,
 ) -> Result<(Checkpoint, BTreeMap<String, Scales>)> {
     let folder = MemorySinkDir::new(inputs.name);
+    let config = quantize_free(inputs.config_json);
     write_whole(&folder, "config.json", config.to_string().as_bytes()).await?;
     for (file, bytes) in inputs.files {
         write_whole(&folder, file, bytes).await?;

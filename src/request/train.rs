@@ -159,7 +159,11 @@ impl TrainRequest {
             granularity,
             is_ternary,
             learned_scales: learned,
-            activations: self.activations.unwrap_or(if is_ternary { Activations::Int8 } else { Activations::F32 }),
+            activations: self.activations.unwrap_or(if is_ternary {
+                Activations::Int8
+            } else {
+                Activations::F32
+            }),
             masters: match self.masters {
                 Masters::F32 => MasterType::Single,
                 Masters::Bf16 => MasterType::Half,

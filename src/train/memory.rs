@@ -44,7 +44,8 @@ impl TrainingMemory {
     ) -> Result<Self> {
         let parameters = config.parameter_count();
         let layers = config.num_hidden_layers as u64;
-        let in_blocks: u64 = Linear::ALL.iter().map(|linear| elements(linear.shape(config))).sum::<u64>() * layers;
+        let in_blocks: u64 =
+            Linear::ALL.iter().map(|linear| elements(linear.shape(config))).sum::<u64>() * layers;
         let master = if precision.master == MasterType::Half { 2 } else { F32 };
         let float = precision.float.map_or(F32, |dtype| dtype.size() as u64);
         let (mut weight_bytes, mut decoded) = (parameters * float, 0);
@@ -57,7 +58,8 @@ impl TrainingMemory {
                 .sum();
             // Scales run in F32.
             weight_bytes = (parameters - in_blocks) * float + in_blocks * bits / 8 + scales * layers * F32;
-            decoded = Linear::ALL.iter().map(|linear| elements(linear.shape(config))).max().unwrap_or(0) * F32;
+            decoded =
+                Linear::ALL.iter().map(|linear| elements(linear.shape(config))).max().unwrap_or(0) * F32;
         }
         let table = (config.vocab_size * config.hidden_size) as u64;
         if float < F32 {

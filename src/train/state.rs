@@ -2,9 +2,9 @@
 //!
 //! A state is one file of safetensors that appears when it is whole. Not here: what a run does (`run`). Floor 7.
 
+use super::TrainedModel;
 use super::corpus::Position;
 use super::optimizer::Optimizer;
-use super::TrainedModel;
 use crate::backend::{Backend, Master, Train};
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Context, Error, Result};
@@ -91,7 +91,8 @@ impl StateFolder<'_> {
         }
         let mut writer = self.begin(STATE, infos, notes).await?;
         for name in writer.order().to_vec() {
-            let moment = name.split_once('.').and_then(|(what, index)| Some((what, index.parse::<usize>().ok()?)));
+            let moment =
+                name.split_once('.').and_then(|(what, index)| Some((what, index.parse::<usize>().ok()?)));
             match moment {
                 Some((what @ ("mean" | "square"), index)) => {
                     let (_, moments) = optimizer.moments();
@@ -152,7 +153,9 @@ impl StateFolder<'_> {
     pub async fn take_best<B: Train>(&self, model: &mut TrainedModel<B>, key: &str) -> Result<()> {
         match self.open(BEST, key).await? {
             Some((store, _)) => read_parameters(&store, model).await,
-            None => Err(Error::new(crate::error::ErrorCode::NotFound, format!("{BEST}: expected it to be there"))),
+            None => {
+                Err(Error::new(crate::error::ErrorCode::NotFound, format!("{BEST}: expected it to be there")))
+            }
         }
     }
 
@@ -172,7 +175,8 @@ impl StateFolder<'_> {
         infos: Vec<(String, TensorInfo)>,
         notes: &Notes,
     ) -> Result<SafetensorsWriter> {
-        let text = serde_json::to_string(notes).map_err(|error| Error::invalid_argument(error.to_string()))?;
+        let text =
+            serde_json::to_string(notes).map_err(|error| Error::invalid_argument(error.to_string()))?;
         let sink = self.sinks.create(file).await?;
         SafetensorsWriter::begin(sink, infos, BTreeMap::from([(NOTES.to_owned(), text)])).await
     }
@@ -184,13 +188,15 @@ impl StateFolder<'_> {
         let store = TensorStore::open_file(self.source, file).await?;
         let place = || format!("{}/{file}", self.source.name());
         let text = store.metadata().get(NOTES).ok_or_else(|| {
-            Error::invalid_checkpoint("expected the state of a training run but found other tensors").context(place())
+            Error::invalid_checkpoint("expected the state of a training run but found other tensors")
+                .context(place())
         })?;
         let value = serde_json::from_str(text)
             .map_err(|error| Error::invalid_checkpoint(error.to_string()))
             .context_with(place)?;
-        let notes: Notes =
-            json::read(&value).map_err(|error| Error::invalid_checkpoint(error.to_string())).context_with(place)?;
+        let notes: Notes = json::read(&value)
+            .map_err(|error| Error::invalid_checkpoint(error.to_string()))
+            .context_with(place)?;
         if notes.key != key {
             return Err(Error::invalid_argument(
                 "expected the state of this very run but found that of another model, text or options; choose another folder",

@@ -31,3 +31,5 @@ mod support;
 mod terminal;
 #[cfg(feature = "train")]
 mod train;
+#[cfg(feature = "train")]
+mod train_runs;

@@ -1,0 +1,290 @@
+//! Runs of training: what is written is what was trained, interruptions change nothing, and what makes no sense is named.
+
+use crate::support::{fixture, on_disk};
+use lowbit::backend::cpu::{CpuBackend, CpuOptions};
+use lowbit::error::ErrorCode;
+use lowbit::format::sink::{FsSinkDir, MemorySinkDir};
+use lowbit::format::source::{FsDir, SourceDir};
+use lowbit::model::decoder::Logits;
+use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::pipeline::train::{TrainInputs, TrainSurroundings, learn, train};
+use lowbit::quant::{PackedTensor, dequantize};
+use lowbit::request::{Format, Masters, TrainRequest, TrainedAs};
+use lowbit::task::{BoxFuture, Control, Progress, Silent, block_on};
+use lowbit::train::corpus::{Corpus, Document, Position, Sequence};
+use lowbit::train::run::Event;
+use lowbit::train::state::StateFolder;
+use lowbit::train::{Origin, Row, Stored};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Tokens of a row.
+const CONTEXT: usize = 32;
+
+/// A few steps with everything that a run has.
+fn request() -> TrainRequest {
+    TrainRequest {
+        steps: 6,
+        context: Some(CONTEXT),
+        batch_tokens: 4 * CONTEXT,
+        evaluate_every: Some(2),
+        keep_every: Some(3),
+        ..TrainRequest::default()
+    }
+}
+
+fn tale() -> Checkpoint {
+    block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap()
+}
+
+/// A text of which every next token follows from the two before.
+fn corpus(checkpoint: &Checkpoint) -> Corpus {
+    let tokens = (0..3000u32).map(|i| (i * i / 7 + i) % 500).collect();
+    Corpus::new(vec![Document::text(tokens)], Some(1), None, CONTEXT, checkpoint.config().vocab_size).unwrap()
+}
+
+fn held_out(checkpoint: &Checkpoint) -> Vec<Sequence> {
+    corpus(checkpoint).batch(9, Position::default(), 4 * CONTEXT).unwrap().0
+}
+
+/// Ends the run after so many reports of progress.
+struct Until(Cell<usize>);
+
+impl Control for Until {
+    fn progress(&self, _: &Progress<'_>) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.get() == 0
+    }
+
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Runs `work` with everything that a job needs beside its options.
+fn with_job<T>(
+    checkpoint: &Checkpoint,
+    state: &std::path::Path,
+    target: &MemorySinkDir,
+    control: &dyn Control,
+    tell: &dyn Fn(Event),
+    work: impl FnOnce(TrainInputs<'_>, TrainSurroundings<'_>) -> T,
+) -> T {
+    let (mut corpus, held_out) = (corpus(checkpoint), held_out(checkpoint));
+    let folders = (FsSinkDir::at(state), FsDir::at(state));
+    let around = TrainSurroundings {
+        target,
+        existing: None,
+        file: None,
+        state: StateFolder { sinks: &folders.0, source: &folders.1 },
+        tell,
+        control,
+    };
+    let inputs = TrainInputs {
+        origin: Origin::Checkpoint(checkpoint),
+        config_json: checkpoint.config_json(),
+        files: &[],
+        name: "tale",
+        corpus: &mut corpus,
+        held_out: &held_out,
+        sha256: "a text".to_owned(),
+        teacher: Some(checkpoint),
+    };
+    work(inputs, around)
+}
+
+/// The weights that a run writes, with so many threads and stopped after each of these numbers of reports; and what was heard.
+fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>, Vec<Event>) {
+    let checkpoint = tale();
+    let options = request.options(checkpoint.config(), true).unwrap();
+    let backend = || Ok(CpuBackend::with_options(CpuOptions { threads: Some(threads), simd: true }));
+    let state = tempfile::tempdir().unwrap();
+    let heard = RefCell::new(Vec::new());
+    let run = |control: &dyn Control| {
+        let target = MemorySinkDir::new("out");
+        let tell = |event| heard.borrow_mut().push(event);
+        let done = with_job(&checkpoint, state.path(), &target, control, &tell, |inputs, around| {
+            block_on(train(&backend, inputs, &options, around))
+        });
+        done.map(|_| target.to_dir().get("model.safetensors").unwrap().to_vec())
+    };
+    for &stop in stops {
+        let error = run(&Until(Cell::new(stop))).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Cancelled, "{error}");
+    }
+    let bytes = run(&Silent).unwrap();
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "the state goes when the work is done");
+    (bytes, heard.into_inner())
+}
+
+#[test]
+fn threads_and_interruptions_leave_the_bits_as_they_are() {
+    for (bits, masters) in [(TrainedAs::Ternary, Masters::F32), (TrainedAs::Two, Masters::Bf16)] {
+        let request = TrainRequest { bits, masters, ..request() };
+        let (expected, heard) = written(&request, 1, &[]);
+        let looks = heard.iter().filter(|event| matches!(event, Event::Evaluated { .. })).count();
+        let steps = heard.iter().filter(|event| matches!(event, Event::Step(_))).count();
+        assert_eq!((looks, steps), (4, 6), "{heard:?}");
+        assert!(written(&request, 2, &[]).0 == expected, "{bits}: threads");
+        // The first report of all is of the teacher's loading.
+        for stops in [&[1][..], &[12], &[14, 14], &[13, 15, 16]] {
+            assert!(written(&request, 1, stops).0 == expected, "{bits}: stopped at {stops:?}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_holds_what_was_trained() {
+    let cases = [
+        (TrainedAs::None, None),
+        (TrainedAs::Ternary, None),
+        (TrainedAs::Ternary, Some(Format::CompressedTensors)),
+        (TrainedAs::Two, None),
+        (TrainedAs::Three, None),
+        (TrainedAs::Four, None),
+        (TrainedAs::Four, Some(Format::Gptq)),
+        (TrainedAs::Four, Some(Format::Awq)),
+        (TrainedAs::Eight, None),
+    ];
+    let checkpoint = tale();
+    for (bits, format) in cases {
+        let request = TrainRequest { bits, format, steps: 2, ..request() };
+        let options = request.options(checkpoint.config(), true).unwrap();
+        let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
+        let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
+        let row = Row { tokens: &tokens, targets: &tokens };
+        let (codes, expected) =
+            with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |mut inputs, around| {
+                let mut learned =
+                    block_on(learn(&|| Ok(CpuBackend::new()), &mut inputs, &options, around)).unwrap();
+                let expected = block_on(learned.model.logits(&[row])).unwrap();
+                let mut codes = Vec::new();
+                let (backend, parameters) = learned.model.parts();
+                for parameter in parameters.all_mut().filter(|p| matches!(p.stored, Stored::Packed { .. })) {
+                    let module = parameter.tensor.strip_suffix(".weight").unwrap().to_owned();
+                    codes.push((module, block_on(parameter.codes(backend)).unwrap().unwrap()));
+                }
+                block_on(learned.write(&inputs, &options, around)).unwrap();
+                (codes, expected)
+            });
+        let written = block_on(Checkpoint::open(Rc::new(target.to_dir()))).unwrap();
+        assert_eq!(written.is_quantized(), bits != TrainedAs::None);
+        for (module, codes) in codes {
+            let found = block_on(written.layout().read_packed(written.store(), &module)).unwrap();
+            // A layout may count codes from elsewhere, and keep zero points that are all the same.
+            let weights = |tensor: &PackedTensor| {
+                let mut weights = vec![0.0; tensor.rows() * tensor.cols()];
+                dequantize::rows(tensor, 0..tensor.rows(), &mut weights);
+                weights
+            };
+            assert!(weights(found.affine().unwrap()) == weights(&codes), "{bits} {format:?}: {module}");
+        }
+        // What the layout says of activations is not what was trained everywhere: those are given.
+        let activations = (bits != TrainedAs::None).then_some(options.activations);
+        let load = LoadOptions { activations, ..LoadOptions::default() };
+        let mut model = block_on(CausalLm::load(CpuBackend::new(), &written, load, &Silent)).unwrap();
+        let mut cache = model.new_cache(CONTEXT).unwrap();
+        let mut found = Vec::new();
+        let each = |_, row: &[f32]| {
+            found.extend_from_slice(row);
+            Ok(())
+        };
+        block_on(model.forward(&tokens, &mut cache, Logits::All, &Silent, each)).unwrap();
+        let worst = found.iter().zip(&expected).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        println!("{bits} {format:?}: logits differ by at most {worst:.1e}");
+        assert!(worst < LOGIT_ERROR, "{bits} {format:?}: {worst}");
+    }
+}
+
+/// How far a reloaded model's logits may be from the trainer's. Measured 0: both run the same codes by the same kernels.
+const LOGIT_ERROR: f32 = 1e-5;
+
+#[test]
+fn losses_that_are_no_numbers_go_back_and_then_give_up() {
+    let checkpoint = tale();
+    // Values leave half precision's range at once.
+    let request =
+        TrainRequest { learning_rate: Some(1e9), warmup: Some(0), bits: TrainedAs::Ternary, ..request() };
+    let options = request.options(checkpoint.config(), true).unwrap();
+    let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
+    let heard = RefCell::new(Vec::new());
+    let tell = |event| heard.borrow_mut().push(event);
+    let error = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err()
+    });
+    assert_eq!(error.code(), ErrorCode::NonFinite);
+    let message = error.to_string();
+    assert!(message.contains("after going back 3 times: ") && message.contains("tensor `"), "{message}");
+    let back = heard.borrow().iter().filter(|event| matches!(event, Event::WentBack { to: 0, .. })).count();
+    assert_eq!(back, 3, "{heard:?}");
+    assert!(target.to_dir().get("config.json").is_none(), "nothing is written");
+}
+
+#[test]
+fn what_makes_no_sense_is_named_before_a_step() {
+    let checkpoint = tale();
+    let config = checkpoint.config();
+    let usual = request();
+    let cases = [
+        (
+            TrainRequest { group_size: Some(lowbit::quant::Granularity::Group(32)), ..usual.clone() },
+            "a group size belongs to codes",
+        ),
+        (
+            TrainRequest { format: Some(Format::Gptq), ..usual.clone() },
+            "a layout belong to quantized weights",
+        ),
+    ];
+    for (request, message) in cases {
+        let error = request.options(config, true).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let cases = [
+        (
+            TrainRequest { bits: TrainedAs::Ternary, format: Some(Format::Gptq), ..usual.clone() },
+            ErrorCode::InvalidArgument,
+            "it holds integer codes, not ternary-tensor",
+        ),
+        (
+            TrainRequest { memory: Some(lowbit::options::Bytes(1 << 20)), ..usual.clone() },
+            ErrorCode::OutOfMemory,
+            "but 1048576 are allowed",
+        ),
+        (
+            TrainRequest { context: Some(1 << 20), ..usual },
+            ErrorCode::ContextOverflow,
+            "max_position_embeddings",
+        ),
+    ];
+    for (request, code, message) in cases {
+        let options = request.options(config, true).unwrap();
+        let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
+        let error = with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |inputs, around| {
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err()
+        });
+        assert!(error.code() == code && error.to_string().contains(message), "{:?}: {error}", error.code());
+    }
+}
+
+#[test]
+fn the_state_of_another_run_is_refused() {
+    let checkpoint = tale();
+    let state = tempfile::tempdir().unwrap();
+    let run = |request: &TrainRequest, control: &dyn Control| {
+        let options = request.options(checkpoint.config(), true).unwrap();
+        let target = MemorySinkDir::new("out");
+        with_job(&checkpoint, state.path(), &target, control, &|_| (), |inputs, around| {
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()
+        })
+    };
+    run(&request(), &Until(Cell::new(8)));
+    let error = run(&TrainRequest { steps: 7, ..request() }, &Silent);
+    assert!(error.contains("training_state.safetensors: expected the state of this very run"), "{error}");
+    std::fs::write(state.path().join("training_state.safetensors"), b"not a state at all").unwrap();
+    let error = run(&request(), &Silent);
+    assert!(error.contains("training_state.safetensors"), "{error}");
+    let _ = on_disk(state.path()).name();
+}
