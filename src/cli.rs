@@ -18,6 +18,8 @@ mod open;
 mod options;
 mod perplexity;
 mod plan;
+#[cfg(feature = "train")]
+mod qat;
 mod quantize;
 mod recipe;
 mod system;
@@ -62,6 +64,8 @@ enum Command {
     Auto(Box<auto::Args>),
     #[cfg(feature = "train")]
     Train(Box<train::Args>),
+    #[cfg(feature = "train")]
+    Qat(Box<qat::Args>),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -138,6 +142,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Auto(args) => auto::run(&args, terminal),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Qat(args) => qat::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

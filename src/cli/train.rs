@@ -32,11 +32,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Train a model: from its weights, or anew from a configuration
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 pub struct Args {
     /// A checkpoint to go on from, or a config.json (a folder with one) to begin anew from: sizes in it, and a tokenizer beside it or made
     /// of the texts
-    model: PathBuf,
+    pub(super) model: PathBuf,
 
     /// The folder to write, or the file *.gguf
     #[arg(short, long, value_name = "DIR")]
@@ -55,12 +55,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     held_out: Vec<PathBuf>,
 
-    /// A model whose predictions are learned, of the same vocabulary
+    /// A model whose predictions are learned, of the same vocabulary [default: qat takes the checkpoint itself]
     #[arg(long, value_name = "DIR")]
-    teacher: Option<PathBuf>,
+    pub(super) teacher: Option<PathBuf>,
 
     #[command(flatten)]
-    request: OptionArgs<TrainRequest>,
+    pub(super) request: OptionArgs<TrainRequest>,
 
     #[command(flatten)]
     tokenizer: TokenizerArgs,
@@ -124,7 +124,6 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             corpus.tokens(),
             options.room.tokens * options.accumulate
         ));
-        let kept;
         let temporary;
         let folder = match &args.resume {
             Some(path) => path.as_path(),
@@ -133,7 +132,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
                 temporary.path()
             }
         };
-        kept = (FsSinkDir::at(folder), FsDir::at(folder));
+        let kept = (FsSinkDir::at(folder), FsDir::at(folder));
         let log = Log::open(args.metrics.as_deref(), terminal)?;
         let around = TrainSurroundings {
             target: &to.sinks,

@@ -253,7 +253,8 @@ pub async fn learn<B: Train>(
     let layout = quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
     around.place().refuse_foreign(layout).await?;
     let precision = options.precision(origin)?;
-    let memory = TrainingMemory::plan(origin.config(), &precision, options.room, teacher)?;
+    let memory =
+        TrainingMemory::plan(origin.config(), &precision, options.room, inputs.corpus.tokens(), teacher)?;
     memory.check_within(options.memory).context_with(|| name.to_owned())?;
     let made = TrainedModel::new(new_backend()?, origin, precision, options.room).await;
     let mut model = made.map_err(|error| error.within(name))?;

@@ -71,8 +71,8 @@ options! {
         pub activations: Option<Activations> = None;
         /// In what the optimizer keeps the weights
         pub masters: Masters = Masters::F32;
-        /// Steps
-        pub steps: u64 = 1000, within Bounds::from(1.0);
+        /// Steps [default: 1000, and with a teacher 400]
+        pub steps: Option<u64> = None, within Bounds::from(1.0);
         /// Tokens that the model sees at once [default: what it was made for, at most 256]
         pub context: Option<usize> = None, within Bounds::from(2.0);
         /// Tokens of a batch
@@ -147,6 +147,7 @@ impl TrainRequest {
         }
         let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
         let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
+        let steps = self.steps.unwrap_or(if has_teacher { 400 } else { 1000 });
         let usual_rate = match bits {
             Some(Bits::Three) if has_teacher => 5e-4,
             Some(Bits::Four) if has_teacher => 2e-4,
@@ -172,8 +173,8 @@ impl TrainRequest {
             accumulate: self.accumulate,
             schedule: Schedule {
                 decay: self.decay,
-                steps: self.steps,
-                warmup: self.warmup.unwrap_or(self.steps / 20),
+                steps,
+                warmup: self.warmup.unwrap_or(steps / 20),
                 peak: self.learning_rate.unwrap_or(usual_rate),
                 last: self.last_rate,
                 weight_decay: self.weight_decay,
@@ -186,8 +187,8 @@ impl TrainRequest {
             },
             goal: Goal { cross_entropy: 1.0 - share, divergence: share, temperature: self.temperature },
             seed: self.seed,
-            evaluate_every: self.evaluate_every.unwrap_or((self.steps / 10).max(1)),
-            keep_every: self.keep_every.unwrap_or((self.steps / 10).max(1)),
+            evaluate_every: self.evaluate_every.unwrap_or((steps / 10).max(1)),
+            keep_every: self.keep_every.unwrap_or((steps / 10).max(1)),
             layout: self.format.map(Format::layout),
             memory: self.memory.map(|bytes| bytes.0),
         })

@@ -32,4 +32,6 @@ mod terminal;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
+mod train_commands;
+#[cfg(feature = "train")]
 mod train_runs;

@@ -1,0 +1,151 @@
+//! `lowbit train` and `lowbit qat` as people use them.
+
+use crate::terminal::{arg, copy_of_tale, lowbit, tale};
+use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A model so small that a step takes no time.
+fn config(folder: &Path) -> PathBuf {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 300,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true,
+    });
+    let path = folder.join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    path
+}
+
+fn verse(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, "Twinkle, twinkle, little star, how I wonder what you are.\n".repeat(40)).unwrap();
+    path
+}
+
+/// What is said of wrong input.
+fn refused<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> String {
+    let ran = lowbit(args);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    ran.stderr
+}
+
+/// What runs of a few steps have.
+const SHORT: [&str; 6] = ["--steps", "60", "--context", "32", "--batch-tokens", "128"];
+
+#[test]
+fn a_model_begins_anew_with_a_configuration_and_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, text) = (config(folder.path()), verse(folder.path(), "verse.txt"));
+    let (output, log) = (folder.path().join("out"), folder.path().join("log.jsonl"));
+    let csv = folder.path().join("log.csv");
+    for (bits, log) in [("none", &log), ("ternary", &csv)] {
+        let mut args = vec!["train", "--json", "--bits", bits, "--learning-rate", "0.01"];
+        args.extend(SHORT);
+        let paths = [arg(&model), "--data".into(), arg(&text), "--held-out".into(), arg(&text)];
+        let rest = ["-o".into(), arg(&output), "--metrics".into(), arg(log)];
+        let args = args.into_iter().map(str::to_owned).chain(paths).chain(rest);
+        let ran = lowbit(args).done();
+        assert!(ran.stderr.contains("made a tokenizer of "), "{}", ran.stderr);
+        let said = ran.json();
+        let perplexity = |key: &str| said[key].as_f64().unwrap();
+        // Every token of the verse follows from the one before.
+        assert!(perplexity("perplexity") < 2.0, "{said:#}");
+        assert!(perplexity("perplexity_before") > 100.0, "{said:#}");
+        let prompt = ["--prompt", "Twinkle,", "--max-tokens", "12", "--temperature", "0"];
+        let told = lowbit([&["generate", &arg(&output)][..], &prompt].concat()).done().stdout;
+        assert!(told.contains("little star, how I wonder what you are."), "{bits}: {told}");
+    }
+    let lines: Vec<Value> =
+        fs::read_to_string(&log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    assert_eq!((of("step").len(), of("held_out").len()), (60, 11));
+    for key in ["step", "seconds", "loss", "cross_entropy", "gradient", "learning_rate", "tokens", "epoch"] {
+        assert!(of("step")[59][key].is_number(), "{key} in {}", of("step")[59]);
+    }
+    let columns = fs::read_to_string(&csv).unwrap();
+    let mut rows = columns.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let head = rows.next().unwrap();
+    assert_eq!(&head[..4], ["event", "step", "seconds", "loss"]);
+    assert!(rows.all(|row| row.len() == head.len()));
+    assert_eq!(columns.lines().count(), 72);
+}
+
+#[test]
+fn a_checkpoint_learns_answers_and_learns_to_be_small() {
+    let folder = tempfile::tempdir().unwrap();
+    let chats = folder.path().join("chats.jsonl");
+    let chat = |question: &str, answer: &str| {
+        json!({ "messages": [{ "role": "user", "content": question }, { "role": "assistant", "content": answer }] })
+            .to_string()
+    };
+    fs::write(&chats, [chat("Hello?", "Good day."), chat("Who is it?", "It is me.")].join("\n")).unwrap();
+    let model = folder.path().join("model");
+    copy_of_tale(&model);
+    let args = |command: &str, more: &[&str]| {
+        let paths = [arg(&model), "--data".into(), arg(&chats), "-o".into(), arg(folder.path().join("out"))];
+        let rest = ["--steps", "2", "--context", "64", "--batch-tokens", "128"];
+        let words = [&[command][..], &rest, more].concat();
+        words.into_iter().map(str::to_owned).chain(paths).collect::<Vec<_>>()
+    };
+    // Without a template nobody knows what a chat looks like.
+    let said = refused(args("train", &[]));
+    assert!(said.contains("chats.jsonl: line 1: ") && said.contains("template"), "{said}");
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let said = lowbit(args("train", &["--json"])).done().json();
+    assert_eq!(said["steps"], 2);
+    assert!(folder.path().join("out/chat_template.jinja").exists());
+    let said = lowbit(args("qat", &["--json", "--bits", "2", "--group-size", "32"])).done().json();
+    assert_eq!(
+        (said["scheme"].as_str(), said["format"].as_str()),
+        (Some("int2-g32-sym"), Some("compressed-tensors"))
+    );
+    let record: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("out/quantization_config.json")).unwrap())
+            .unwrap();
+    assert_eq!(record["method"], "qat");
+    assert_eq!(record["parameters"]["training"]["parameters"]["teacher_share"], 1.0);
+    let said = refused(args("qat", &[]));
+    assert!(said.contains("--bits ternary, 2, 3, 4 or 8"), "{said}");
+}
+
+#[test]
+fn data_that_makes_no_sense_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = arg(tale());
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        arg(path)
+    };
+    let cases = [
+        (write("empty.txt", b""), "document 1: expected a token to predict but found none"),
+        (write("outside.u16", &[1, 0, 255, 255]), "document 1: "),
+        (write("odd.u16", &[1, 0, 2]), "odd.u16: "),
+        (write("broken.jsonl", b"{\"text\": \"one\"}\n{\"text\""), "broken.jsonl: line 2: "),
+        (write("other.jsonl", b"{\"body\": \"one\"}"), "other.jsonl: line 1: "),
+        (write("binary.txt", &[0xff, 0xfe, 0x00]), "binary.txt: expected UTF-8 text"),
+        (arg(folder.path().join("none.txt")), "none.txt: "),
+    ];
+    let output = arg(folder.path().join("out"));
+    for (data, message) in cases {
+        let said = refused(["train", &model, "--data", &data, "--steps", "1", "-o", &output]);
+        assert!(said.contains(message), "{data}: {said}");
+        assert!(!Path::new(&output).exists(), "{data}");
+    }
+    let text = arg(verse(folder.path(), "verse.txt"));
+    for (args, message) in [
+        (&["--memory", "10MB"][..], "but 10000000 are allowed"),
+        (&["--teacher-share", "0.5"], "the share of a teacher belongs to a teacher"),
+        (&["--bits", "5"], "possible values"),
+        (&["--learning-rate", "0"], "above 0"),
+    ] {
+        let args = [&["train", &model, "--data", &text, "-o", &output][..], args].concat();
+        let said = refused(args);
+        assert!(said.contains(message), "{said}");
+    }
+}
