@@ -28,7 +28,7 @@
 //! 4. devices: [`backend`]
 //! 5. the model: [`model`], [`tokenizer`]
 //! 6. speaking: [`generate`](mod@generate)
-//! 7. judging: [`calibrate`], [`validate`], [`artifact`]
+//! 7. judging and training: [`calibrate`], [`validate`], [`artifact`], and with the feature of that name `train`
 //! 8. whole jobs: [`request`], [`recipe`], [`pipeline`], [`plan`]
 //! 9. edges: the command line, and the modules of the npm package
 

@@ -95,6 +95,7 @@ impl Terminal {
     }
 
     /// A few words before the bar, until the next phase.
+    #[cfg(feature = "train")]
     pub fn set_message(&self, text: String) {
         self.bar.set_message(text);
     }

@@ -28,6 +28,7 @@ pub(super) enum Encoder<'a> {
     /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
     Calibrated(CalibratedModules<'a>),
     /// As they were trained: on scales that were learned, or where a module has none from the weights alone.
+    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "made where there is training"))]
     Trained { scales: BTreeMap<String, Scales> },
     /// On the grid that the weights were on before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },

@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod figures;
 mod generate;
 mod guard;
 mod interop;
@@ -30,6 +31,8 @@ enum Task {
     Test,
     /// Measure the table of README.md that is about few bits of the shipped checkpoint, and write it there
     Tables,
+    /// Make the long measurements of README.md that are missing, and write them to figures/ and into its tables
+    Figures,
     /// Compare with Hugging Face transformers, in a Python environment under target/
     Interop,
     /// Build the npm package, in target/package
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Tables => tables::run(),
+        Task::Figures => figures::run(),
         Task::Interop => interop::run(),
         Task::Package(options) => package::run(options),
         Task::Generate => generate::run(),

@@ -42,19 +42,22 @@ pub fn run() -> Outcome {
     let path = root().join("README.md");
     let broke = |error: std::io::Error| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(&path).map_err(broke)?;
-    std::fs::write(&path, replaced(&text, &table)?).map_err(broke)?;
+    std::fs::write(&path, replaced(&text, (BEGIN, END), &table)?).map_err(broke)?;
     print!("{table}");
     Ok(ExitCode::SUCCESS)
 }
 
-/// The text with `table` between the marks.
-fn replaced(text: &str, table: &str) -> Result<String, String> {
-    let start = text.find(BEGIN).map(|at| at + BEGIN.len());
-    let Some((start, end)) = start.and_then(|start| Some((start, start + text[start..].find(END)?))) else {
+/// The text with `table` between two marks.
+///
+/// # Errors
+/// Where they are not there in that order.
+pub fn replaced(text: &str, (begin, end): (&str, &str), table: &str) -> Result<String, String> {
+    let start = text.find(begin).map(|at| at + begin.len());
+    let Some((start, end)) = start.and_then(|start| Some((start, start + text[start..].find(end)?))) else {
         return Err(format!(
             "README.md: expected `{}` and `{}` but found no such place",
-            BEGIN.trim(),
-            END.trim()
+            begin.trim(),
+            end.trim()
         ));
     };
     Ok(format!("{}{table}{}", &text[..start], &text[end..]))
@@ -84,8 +87,11 @@ fn measure(
     perplexity(lowbit, &output)
 }
 
-/// What `lowbit perplexity` says of a folder.
-fn perplexity(lowbit: &Path, folder: &Path) -> Result<f64, String> {
+/// What `lowbit perplexity` says of a folder and the held-out text.
+///
+/// # Errors
+/// The command failed.
+pub fn perplexity(lowbit: &Path, folder: &Path) -> Result<f64, String> {
     let mut command =
         program(lowbit, &["perplexity", "--device", "cpu", "--context", "512", "--json", "--text"]);
     command.arg(PathBuf::from(CHECKPOINT).join("heldout.txt")).arg(folder);
@@ -103,16 +109,16 @@ mod tests {
     fn a_table_takes_the_place_of_the_one_before() {
         let text = format!("before\n{BEGIN}old\n{END}after\n");
         let expected = format!("before\n{BEGIN}new\n{END}after\n");
-        assert_eq!(replaced(&text, "new\n").unwrap(), expected);
-        assert_eq!(replaced(&expected, "new\n").unwrap(), expected);
+        assert_eq!(replaced(&text, (BEGIN, END), "new\n").unwrap(), expected);
+        assert_eq!(replaced(&expected, (BEGIN, END), "new\n").unwrap(), expected);
         for broken in ["nothing", BEGIN, END, &format!("{END}{BEGIN}")] {
-            assert!(replaced(broken, "new\n").is_err(), "{broken}");
+            assert!(replaced(broken, (BEGIN, END), "new\n").is_err(), "{broken}");
         }
     }
 
     #[test]
     fn the_readme_has_the_place() {
         let text = std::fs::read_to_string(root().join("README.md")).unwrap();
-        assert!(replaced(&text, "").is_ok());
+        assert!(replaced(&text, (BEGIN, END), "").is_ok());
     }
 }
