@@ -1,15 +1,13 @@
 //! `y = W x + bias`, backward: two products for each matrix, and a sum of columns. Floor 4.
 
+use super::product::add_product;
 use crate::backend::cpu::linear_int8::round_trip;
 use crate::backend::cpu::parallel::Workers;
+use crate::backend::cpu::simd::Isa;
 use crate::backend::cpu::weight::{CpuWeight, Data, Part};
 use crate::error::{Error, Result};
-use crate::quant::linalg::{Matrix, add_product};
+use crate::quant::linalg::Matrix;
 use std::borrow::Cow;
-
-/// Fewest rows of a result that one task makes: for fewer, bringing the other operand in order would cost more than the product.
-/// A result's element has the same sum whatever the cut.
-const FEWEST_ROWS: usize = 32;
 
 /// Where the derivatives by one matrix go.
 pub(super) struct Gradient<'a> {
@@ -24,6 +22,7 @@ pub(super) struct Gradient<'a> {
 /// # Errors
 /// `invalid_argument` for gradients of other shapes than the weight's.
 pub(super) fn linear(
+    isa: Isa,
     workers: &Workers,
     x: &[f32],
     dy: &[f32],
@@ -57,8 +56,8 @@ pub(super) fn linear(
             }
         };
         let product = Product { dy: &dy[first..], count, rows: part.rows, stride, cols };
-        product.input(workers, &dense(workers, part), dx);
-        product.weight(workers, x, gradient.weight);
+        product.input(isa, workers, &dense(workers, part), dx);
+        product.weight(isa, workers, x, gradient.weight);
         if let Some(bias) = gradient.bias {
             product.bias(bias);
         }
@@ -90,38 +89,18 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn work(&self) -> usize {
-        self.count.saturating_mul(self.rows).saturating_mul(self.cols)
-    }
-
-    /// Rows of a result of so many that one task makes.
-    fn band(rows: usize, workers: &Workers) -> usize {
-        rows.div_ceil(workers.threads()).max(FEWEST_ROWS)
-    }
-
     /// `dx += dy W`
-    fn input(&self, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
-        let Self { dy, count, rows: len, stride, cols } = *self;
-        let band = Self::band(count, workers);
-        workers.run_chunks(dx, band * cols, self.work(), |index, dx| {
-            let rows = dx.len() / cols;
-            let dy = Matrix::new(&dy[index * band * stride..], rows, len, stride);
-            add_product(1.0, dy, Matrix::new(weight, len, cols, cols), dx, cols);
-        });
+    fn input(&self, isa: Isa, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
+        let Self { dy, count, rows, stride, cols } = *self;
+        let dy = Matrix::new(dy, count, rows, stride);
+        add_product(isa, workers, dy, Matrix::new(weight, rows, cols, cols), dx, cols);
     }
 
     /// `dW += dy^T x`
-    fn weight(&self, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
-        let Self { dy, count, stride, cols, rows } = *self;
-        if count == 0 {
-            return;
-        }
-        let band = Self::band(rows, workers);
-        workers.run_chunks(dweight, band * cols, self.work(), |index, dweight| {
-            let rows = dweight.len() / cols;
-            let dy = Matrix::new(&dy[index * band..], count, rows, stride).transposed();
-            add_product(1.0, dy, Matrix::new(x, count, cols, cols), dweight, cols);
-        });
+    fn weight(&self, isa: Isa, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
+        let Self { dy, count, rows, stride, cols } = *self;
+        let dy = Matrix::new(dy, count, rows, stride).transposed();
+        add_product(isa, workers, dy, Matrix::new(x, count, cols, cols), dweight, cols);
     }
 
     /// `dbias += sum of dy`
