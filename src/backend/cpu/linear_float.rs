@@ -49,6 +49,7 @@ impl Target<'_> {
     ///
     /// # Safety
     /// As for [`Target::put`].
+    #[inline(always)]
     pub(super) unsafe fn put_run(&self, rows: Range<usize>, token: usize, sums: &mut [f32]) {
         let sums = &mut sums[..rows.len()];
         if let Some(bias) = self.bias {
@@ -58,6 +59,23 @@ impl Target<'_> {
         }
         // SAFETY: the caller's promise.
         unsafe { self.y.set_run(token, self.column + rows.start, sums) };
+    }
+
+    /// As [`Target::put_run`], of the rows of a tile from `row` on; those from `end` on are dropped.
+    ///
+    /// # Safety
+    /// As for [`Target::put`].
+    #[inline(always)]
+    pub(super) unsafe fn put_tile(&self, row: usize, end: usize, token: usize, mut sums: [f32; TILE_ROWS]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if row + TILE_ROWS <= end {
+                // The same, but the compiler sees how many they are.
+                self.put_run(row..row + TILE_ROWS, token, &mut sums);
+            } else {
+                self.put_run(row..end, token, &mut sums);
+            }
+        }
     }
 }
 
@@ -195,11 +213,10 @@ impl Multiply<'_> {
     /// Stores the results of a tile.
     #[inline(always)]
     fn put<S: Simd, const T: usize>(&self, s: S, quad: usize, token: usize, sums: &[[S::F32; T]; TILE_ROWS]) {
-        for (row, sums) in self.rows.clone().skip(quad).zip(sums) {
-            for (t, sum) in sums.iter().enumerate() {
-                // SAFETY: tasks differ in rows or tokens.
-                unsafe { self.target.put(row, token + t, s.reduce(*sum)) };
-            }
+        for t in 0..T {
+            let sums = s.reduce_four([sums[0][t], sums[1][t], sums[2][t], sums[3][t]]);
+            // SAFETY: tasks differ in rows or tokens.
+            unsafe { self.target.put_tile(self.rows.start + quad, self.rows.end, token + t, sums) };
         }
     }
 }

@@ -110,6 +110,7 @@ impl<'a> Tiles<'a> {
     ///
     /// # Safety
     /// As for [`Tiles::set`].
+    #[inline(always)]
     pub(super) unsafe fn set_run(&self, row: usize, column: usize, values: &[f32]) {
         let fits = column <= self.stride && values.len() <= self.stride - column;
         assert!(row < self.rows && fits, "a tile ends outside its matrix");
