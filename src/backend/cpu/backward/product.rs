@@ -80,36 +80,48 @@ struct Right<'a> {
 impl Kernel for Right<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (depth, panel) = (0..self.b.rows(), self.panel.as_flattened_mut());
+        let Self { b, first, panel } = self;
+        let (rows, units, panel) = (0..b.rows(), panel.len(), panel.as_flattened_mut());
         match S::LANES {
-            4 => pack(self.b, depth, self.first, panel.as_chunks_mut::<8>().0),
-            8 => pack(self.b, depth, self.first, panel.as_chunks_mut::<16>().0),
-            16 => pack(self.b, depth, self.first, panel.as_chunks_mut::<32>().0),
+            4 => pack(b, rows, first, panel.as_chunks_mut::<8>().0, units * 4),
+            8 => pack(b, rows, first, panel.as_chunks_mut::<16>().0, units * 2),
+            16 => pack(b, rows, first, panel.as_chunks_mut::<32>().0, units),
             _ => unreachable!("vectors have four, eight or sixteen elements"),
         }
     }
 }
 
-/// Copies columns of some rows, a row behind the other, and fills up with zeros.
+/// Copies some rows of the columns from `first` on into panels of `WIDTH` columns, `[panels, len]`; what is left of them is 0.
 #[inline(always)]
-fn pack<const WIDTH: usize>(from: Matrix<'_>, rows: Range<usize>, first: usize, out: &mut [[f32; WIDTH]]) {
-    let count = WIDTH.min(from.cols() - first);
-    let (whole, rest) = out.split_at_mut(rows.len());
-    rest.fill([0.0; WIDTH]);
-    if count < WIDTH {
-        whole.fill([0.0; WIDTH]);
+fn pack<const WIDTH: usize>(
+    from: Matrix<'_>,
+    rows: Range<usize>,
+    first: usize,
+    panels: &mut [[f32; WIDTH]],
+    len: usize,
+) {
+    let columns = || (first..from.cols()).step_by(WIDTH);
+    if from.cols() - first < panels.len() / len * WIDTH || rows.len() < len {
+        panels.fill([0.0; WIDTH]);
     }
-    for column in 0..count {
-        let Some(values) = from.column(first + column) else { break };
-        for (out, value) in whole.iter_mut().zip(&values[rows.clone()]) {
-            out[column] = *value;
+    // Whichever elements are neighbours are read together.
+    if from.row(rows.start).is_none() {
+        for (panel, first) in panels.chunks_exact_mut(len).zip(columns()) {
+            for (place, column) in (first..from.cols().min(first + WIDTH)).enumerate() {
+                let Some(values) = from.column(column) else { break };
+                for (out, value) in panel.iter_mut().zip(&values[rows.clone()]) {
+                    out[place] = *value;
+                }
+            }
         }
     }
-    for (out, row) in whole.iter_mut().zip(rows) {
+    for (index, row) in rows.enumerate() {
         let Some(values) = from.row(row) else { break };
-        match values[first..].first_chunk() {
-            Some(values) => *out = *values,
-            None => out[..count].copy_from_slice(&values[first..]),
+        for (out, first) in panels[index..].iter_mut().step_by(len).zip(columns()) {
+            match values[first..].first_chunk() {
+                Some(values) => *out = *values,
+                None => out[..values.len() - first].copy_from_slice(&values[first..]),
+            }
         }
     }
 }
@@ -145,10 +157,8 @@ impl Kernel for Band<'_> {
                 kept.resize(needed, [0.0; TILE_ROWS]);
             }
             let left = &mut kept[..needed];
-            for (panel, first) in left.chunks_exact_mut(panel).zip(rows.clone().step_by(TILE_ROWS)) {
-                // Rows behind the band are dropped with the tile's.
-                pack(a, terms.clone(), first, panel);
-            }
+            // Rows behind the band are dropped with those of its last tile.
+            pack(a, terms, rows.start, left, panel);
             for (right, first) in panels.chunks_exact(units).zip((0..columns).step_by(width)) {
                 let span = first..columns.min(first + width);
                 for (left, c) in left.chunks_exact(panel).zip(c.chunks_mut(TILE_ROWS * stride)) {
