@@ -61,6 +61,19 @@ impl QuantizedTokens {
     }
 }
 
+impl QuantizedTokens {
+    /// A token's part of everything.
+    #[inline(always)]
+    fn token(&self, token: usize) -> Token<'_> {
+        let Columns { units, groups, .. } = self.columns;
+        Token {
+            values: &self.values.as_chunks().0[token * units..(token + 1) * units],
+            sums: &self.sums[token * groups..(token + 1) * groups],
+            scale: self.scales[token],
+        }
+    }
+}
+
 /// Rounds a token, and gives by what the integers are divided.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn quantize(x: &[f32], columns: Columns, grid: ActivationGrid, values: &mut [i8], sums: &mut [i32]) -> f32 {
@@ -73,7 +86,8 @@ fn quantize(x: &[f32], columns: Columns, grid: ActivationGrid, values: &mut [i8]
             Rounding::Over(step) => round(x, out, |x| x / step),
         };
     }
-    if x.iter().all(|v| v.is_finite()) { rounding.factor() } else { f32::NAN }
+    // All of them, without a way out that would keep the loop from being one of vectors.
+    if x.iter().fold(true, |finite, v| finite & v.is_finite()) { rounding.factor() } else { f32::NAN }
 }
 
 /// How one token's activations become integers.
@@ -119,12 +133,19 @@ pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
     }
 }
 
+/// Adding this to a small number leaves no fraction bits, in the processor's own rounding: to even.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer of INT8, halves to even, above [`MAGIC`].
+#[inline(always)]
+fn shifted(x: f32) -> f32 {
+    x.clamp(-128.0, 127.0) + MAGIC
+}
+
 /// The nearest integer of INT8, halves to even.
 #[inline(always)]
 fn rounded(x: f32) -> f32 {
-    // Adding and subtracting this leaves no fraction bits of a small number, in the processor's own rounding: to even.
-    const MAGIC: f32 = 12_582_912.0;
-    (x.clamp(-128.0, 127.0) + MAGIC) - MAGIC
+    shifted(x) - MAGIC
 }
 
 #[inline(always)]
@@ -144,7 +165,8 @@ fn absmax(x: &[f32]) -> f32 {
 fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
     let mut sum = 0;
     for (out, x) in out.iter_mut().zip(x) {
-        *out = rounded(scaled(*x)) as i8;
+        // The last bits, which need no look for NaN as a conversion does: a token with one has no scale.
+        *out = shifted(scaled(*x)).to_bits() as i8;
         sum += i32::from(*out);
     }
     sum
@@ -236,14 +258,10 @@ fn tile<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: usize>(
     token: usize,
 ) {
     let columns = task.x.columns;
-    let x: [Token<'_>; T] = std::array::from_fn(|t| {
-        let t = token + t;
-        Token {
-            values: &task.x.values.as_chunks().0[t * columns.units..(t + 1) * columns.units],
-            sums: &task.x.sums[t * columns.groups..(t + 1) * columns.groups],
-            scale: task.x.scales[t],
-        }
-    });
+    let mut x = [task.x.token(token); T];
+    for t in 1..T {
+        x[t] = task.x.token(token + t);
+    }
     let mut out = [[0.0; TILE_ROWS]; T];
     if columns.groups == 1 {
         let ints = group_dots(s, (rows, codes), x, 0, 0..columns.units);
