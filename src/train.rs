@@ -1,10 +1,12 @@
 //! Training: a model whose parameters are changed, as it will be stored.
 //!
-//! A forward pass keeps each block's input; on the way back a block is run once more and then backward, so that memory
-//! grows with the number of blocks and not with what is inside them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
+//! A forward pass keeps what is inside the first blocks, as far as it fits ([`kept`]). Of the others it keeps the input; on the way
+//! back such a block is run once more and then backward, so that memory grows with the number of blocks and not with what is inside
+//! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
 pub mod corpus;
+mod kept;
 pub mod memory;
 pub mod optimizer;
 pub mod parameters;
@@ -15,10 +17,13 @@ pub mod teacher;
 
 use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Train};
 use crate::error::{Error, Result};
-use crate::model::block::{Block, Stage, Workspace};
-use crate::model::runner::{EmbeddingAndHead, LossSums, Objective, Runner, Teaching, not_brought};
+use crate::model::block::{BackwardWorkspace, Block, Stage, Workspace};
+use crate::model::runner::{
+    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, not_brought, zero,
+};
 pub use crate::model::trained::{MasterType, Parameter, Stored};
 use crate::model::{KvCache, ModelConfig};
+use kept::Kept;
 pub use parameters::{Origin, Parameters, Precision};
 use teacher::Teacher;
 
@@ -71,8 +76,13 @@ pub struct TrainedModel<B: Train> {
     ends: Option<EmbeddingAndHead<B>>,
     blocks: Vec<Block<B>>,
     parameters: Parameters<B>,
-    /// Of one block at a time.
+    /// A layer for each of the first blocks whose inside is kept, and one for the others.
     cache: KvCache<B>,
+    kept: Vec<Kept<B>>,
+    /// The input of each block.
+    inputs: Vec<B::Buffer>,
+    back: BackwardWorkspace<B>,
+    predictions: Predictions<B>,
     room: Room,
 }
 
@@ -97,12 +107,20 @@ impl<B: Train> TrainedModel<B> {
         }
         let parameters = Parameters::new(&mut backend, origin, precision).await?;
         // Rows are packed one behind the other; none begins beyond the tokens that there are.
-        let cache = KvCache::new(&mut backend, config, 1, room.tokens.div_ceil(room.context), room.context)?;
+        let blocks: Vec<_> = parameters.blocks.iter().map(|_| Block::empty()).collect();
+        let kept = Kept::of_blocks(&mut backend, config, room.tokens, blocks.len())?;
+        let sequences = room.tokens.div_ceil(room.context);
+        let layers = (kept.len() + 1).min(blocks.len());
+        let cache = KvCache::new(&mut backend, config, layers, sequences, room.context)?;
+        let len = room.tokens * config.hidden_size;
+        let inputs = blocks.iter().map(|_| backend.buffer(Element::F32, len)).collect::<Result<_>>()?;
+        let back = BackwardWorkspace::new(&mut backend, config, room.tokens)?;
+        let predictions = Predictions::new(&mut backend, config, room.tokens)?;
         let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
         let mut runner = Runner::new(backend, config, room.tokens)?;
         runner.work = work;
-        let blocks = parameters.blocks.iter().map(|_| Block::empty()).collect();
-        let mut model = Self { runner, ends: None, blocks, parameters, cache, room };
+        let mut model =
+            Self { runner, ends: None, blocks, parameters, cache, kept, inputs, back, predictions, room };
         model.bring().await?;
         Ok(model)
     }
@@ -166,27 +184,41 @@ impl<B: Train> TrainedModel<B> {
     ) -> Result<LossSums> {
         let (segments, tokens, targets) = self.laid_out(batch)?;
         let taught = self.taught(batch, goal, teacher).await?;
-        let Self { runner, ends, blocks, parameters, cache, .. } = self;
+        let Self { runner, ends, blocks, parameters, cache, kept, inputs, back, predictions, .. } = self;
         let ends = ends.as_ref().ok_or_else(not_brought)?;
-        let width = runner.config.hidden_size;
-        let mut x = vec![0.0; tokens.len() * width];
-        // The input of each block.
-        let mut inputs = Vec::with_capacity(blocks.len());
+        let len = tokens.len() * runner.config.hidden_size;
+        // Layers of the cache: one for all blocks that are not kept.
+        let shared = kept.len();
         runner.embed(ends, &tokens)?;
-        for block in blocks.iter() {
-            gather(runner, &mut x).await?;
-            let mut input = runner.backend.buffer(Element::F32, x.len())?;
-            runner.backend.write_f32(&mut input, &x)?;
-            inputs.push(input);
-            block.run(runner, &segments, cache, 0, (Stage::Start, Stage::End))?;
+        for (layer, (block, input)) in blocks.iter().zip(inputs.iter_mut()).enumerate() {
+            let mut kept = kept.get_mut(layer);
+            if let Some(kept) = &mut kept {
+                std::mem::swap(&mut kept.work, &mut runner.work);
+            }
+            let at = layer.min(shared);
+            block.run(runner, &segments, cache, at, (Stage::Start, Stage::Qkv))?;
+            copy(&mut runner.backend, &runner.hidden.residual, input, len).await?;
+            block.run(runner, &segments, cache, at, (Stage::Qkv, Stage::End))?;
+            if let Some(kept) = kept {
+                std::mem::swap(&mut kept.work, &mut runner.work);
+                copy(&mut runner.backend, &runner.hidden.residual, &mut kept.residual, len).await?;
+            }
         }
-        gather(runner, &mut x).await?;
         let objective = objective(goal, &targets, taught.as_ref(), share);
-        let (losses, mut d) = runner.losses_backward(ends, &objective, &mut parameters.ends).await?;
-        for ((block, parameters), input) in blocks.iter().zip(&mut parameters.blocks).zip(&inputs).rev() {
-            runner.backend.read(input, 0, &mut x).await?;
-            take_up(runner, &x)?;
-            block.backward(runner, &segments, cache, input, parameters, &mut d)?;
+        let (losses, mut d) =
+            runner.losses_backward(ends, &objective, predictions, &mut parameters.ends).await?;
+        let blocks = blocks.iter().zip(&mut parameters.blocks).zip(inputs.iter());
+        for (layer, ((block, parameters), input)) in blocks.enumerate().rev() {
+            let at = layer.min(shared);
+            match kept.get_mut(layer) {
+                Some(kept) => kept.swap(runner),
+                None => {
+                    copy(&mut runner.backend, input, &mut runner.hidden.residual, len).await?;
+                    runner.hidden.has_delta = false;
+                    block.run(runner, &segments, cache, at, (Stage::Start, Stage::Down))?;
+                }
+            }
+            block.backward(runner, &segments, (cache, at), input, parameters, (back, &mut d))?;
         }
         runner.embed_backward(&tokens, &d, &mut parameters.ends.embedding.weight)?;
         Ok(losses)
@@ -205,8 +237,9 @@ impl<B: Train> TrainedModel<B> {
         let (segments, tokens, targets) = self.laid_out(batch)?;
         let taught = self.taught(batch, goal, teacher).await?;
         self.forward(&segments, &tokens)?;
-        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
-        self.runner.losses(ends, &objective(goal, &targets, taught.as_ref(), 0.0)).await
+        let Self { runner, ends, predictions, .. } = self;
+        let ends = ends.as_ref().ok_or_else(not_brought)?;
+        runner.losses(ends, &objective(goal, &targets, taught.as_ref(), 0.0), predictions).await
     }
 
     /// The logits of all tokens, `[tokens, vocab_size]`.
@@ -332,32 +365,48 @@ fn objective<'a, B: Train>(
     Objective { targets, cross_entropy, teacher, share }
 }
 
-/// The tokens at hand, in front of a block or behind the last: the residual stream with what the last block adds, which is
-/// taken in.
-async fn gather<B: Train>(runner: &mut Runner<B>, x: &mut [f32]) -> Result<()> {
-    runner.backend.read(&runner.hidden.residual, 0, x).await?;
-    if !runner.hidden.has_delta {
-        return Ok(());
+/// Copies the first elements of a buffer.
+async fn copy<B: Train>(backend: &mut B, from: &B::Buffer, to: &mut B::Buffer, len: usize) -> Result<()> {
+    if let Some(values) = backend.in_memory(from, len) {
+        return backend.write_f32(to, values);
     }
-    let mut delta = vec![0.0; x.len()];
-    runner.backend.read(&runner.hidden.delta, 0, &mut delta).await?;
-    for (x, delta) in x.iter_mut().zip(&delta) {
-        *x += delta;
-    }
-    take_up(runner, x)
+    let mut values = vec![0.0; len];
+    backend.read(from, 0, &mut values).await?;
+    backend.write_f32(to, &values)
 }
 
-/// Puts the tokens at hand in front of a block whose input is `x`.
-fn take_up<B: Train>(runner: &mut Runner<B>, x: &[f32]) -> Result<()> {
-    runner.hidden.has_delta = false;
-    runner.backend.write_f32(&mut runner.hidden.residual, x)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::task::block_on;
+    use serde_json::json;
 
-/// Sets the first elements of a buffer to 0.
-fn zero<B: Train>(backend: &mut B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
-    if let Some(elements) = backend.in_memory_mut(buffer, len) {
-        elements.fill(0.0);
-        return Ok(());
+    #[test]
+    fn blocks_that_are_kept_and_those_that_run_once_more_give_the_same() {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20, "max_position_embeddings": 8,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "float32",
+        });
+        let config = ModelConfig::from_json(&config).unwrap();
+        let room = Room { tokens: 16, context: 8 };
+        let rows = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]];
+        let batch = rows.each_ref().map(|row| Row { tokens: &row[..7], targets: &row[1..] });
+        let found = [3, 1, 0].map(|kept| {
+            let origin = Origin::Random { config: &config, seed: 1 };
+            let model = TrainedModel::new(CpuBackend::new(), origin, Precision::default(), room);
+            let mut model = block_on(model).unwrap();
+            assert_eq!(model.kept.len(), 3);
+            model.kept.truncate(kept);
+            // Twice: what is kept changes places.
+            for _ in 0..2 {
+                block_on(model.backward(&batch, Goal::TEXT, None, 1.0)).unwrap();
+            }
+            block_on(model.gradients()).unwrap()
+        });
+        assert_eq!(found[0], found[1]);
+        assert_eq!(found[0], found[2]);
     }
-    backend.write_f32(buffer, &vec![0.0; len])
 }

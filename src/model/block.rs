@@ -6,7 +6,7 @@
 mod backward;
 
 #[cfg(feature = "train")]
-pub use backward::BlockParameters;
+pub use backward::{BackwardWorkspace, BlockParameters};
 
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;

@@ -8,7 +8,7 @@ mod backward;
 mod layer_streamed;
 
 #[cfg(feature = "train")]
-pub use backward::{EndParameters, LossSums, Objective, Teaching, not_brought};
+pub use backward::{EndParameters, LossSums, Objective, Predictions, Teaching, not_brought, zero};
 pub use layer_streamed::{Chunk, LayerStreamed, Waiting};
 
 use super::block::{Hidden, Workspace, elements_per_token};

@@ -9,6 +9,7 @@ use crate::backend::{
 };
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Context, Error, ErrorCode, Result};
+use crate::parallel;
 use crate::quant::{
     ActivationGrid, Activations, PackedTensor, QuantizedTensor, ScaleType, Scales, Scheme,
     encode_with_params, to_nearest,
@@ -215,10 +216,7 @@ impl<B: Train> Parameter<B> {
             return Err(Error::invalid_argument(format!("`{}` is stored as codes", self.tensor)));
         };
         let values = self.values(backend).await?;
-        let mut bytes = Vec::new();
-        encode_f32(dtype, &values, &mut bytes).context_with(|| format!("tensor `{}`", self.tensor))?;
-        refuse_non_finite(&self.tensor, dtype, &bytes, 0)?;
-        Ok((dtype, bytes))
+        Ok((dtype, bytes(&self.tensor, dtype, &values)?.into_owned()))
     }
 
     /// The codes as they are stored; `None` for floating point.
@@ -227,25 +225,57 @@ impl<B: Train> Parameter<B> {
     /// `non_finite` naming the tensor, where training made a value that is NaN or infinite.
     pub async fn codes(&mut self, backend: &mut B) -> Result<Option<PackedTensor>> {
         let Stored::Packed { scheme, scale_type, .. } = self.stored else { return Ok(None) };
-        let mut scales = None;
-        if let Some(held) = &mut self.scales {
-            let mut values = vec![0.0; held.grid.scales()];
-            backend.read(&held.master, 0, &mut values).await?;
-            let mut stored = Scales::with_capacity(scale_type, values.len());
-            for value in &mut values {
-                *value = scale_type.round(*value).context_with(|| format!("tensor `{}`", self.tensor))?;
-                stored.push(*value);
-            }
-            backend.write_f32(&mut held.used, &values)?;
-            scales = Some(stored);
-        }
+        let scales = self.use_scales(backend).await?;
         let values = self.values(backend).await?;
-        let codes = match scales {
-            Some(scales) => encode_with_params(scheme, self.rows, self.cols, &values, scales, None),
-            None => to_nearest(scheme, (self.rows, self.cols), scale_type, &values),
-        };
-        codes.map(Some).context_with(|| format!("tensor `{}`", self.tensor))
+        codes(&self.tensor, (self.rows, self.cols), (scheme, scale_type), &values, scales).map(Some)
     }
+
+    /// The scales that are held, as they are stored; from now on they are those that are used.
+    async fn use_scales(&mut self, backend: &mut B) -> Result<Option<Scales>> {
+        let (Stored::Packed { scale_type, .. }, Some(held)) = (self.stored, &mut self.scales) else {
+            return Ok(None);
+        };
+        let mut values = vec![0.0; held.grid.scales()];
+        backend.read(&held.master, 0, &mut values).await?;
+        let mut stored = Scales::with_capacity(scale_type, values.len());
+        for value in &mut values {
+            *value = scale_type.round(*value).context_with(|| format!("tensor `{}`", self.tensor))?;
+            stored.push(*value);
+        }
+        backend.write_f32(&mut held.used, &values)?;
+        Ok(Some(stored))
+    }
+}
+
+/// Values of a type, little endian.
+fn bytes<'a>(tensor: &str, dtype: DType, values: &'a [f32]) -> Result<Cow<'a, [u8]>> {
+    let bytes = if dtype == DType::F32 && cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        let mut bytes = Vec::new();
+        encode_f32(dtype, values, &mut bytes).context_with(|| format!("tensor `{tensor}`"))?;
+        Cow::Owned(bytes)
+    };
+    // All of them first, which is faster than to look for the first.
+    if !values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        refuse_non_finite(tensor, dtype, &bytes, 0)?;
+    }
+    Ok(bytes)
+}
+
+/// Codes of a matrix, with scales that are held or with those that come from its values.
+fn codes(
+    tensor: &str,
+    (rows, cols): (usize, usize),
+    (scheme, scale_type): (Scheme, ScaleType),
+    values: &[f32],
+    held: Option<Scales>,
+) -> Result<PackedTensor> {
+    let codes = match held {
+        Some(scales) => encode_with_params(scheme, rows, cols, values, scales, None),
+        None => to_nearest(scheme, (rows, cols), scale_type, values),
+    };
+    codes.context_with(|| format!("tensor `{tensor}`"))
 }
 
 /// Of a parameter.
@@ -302,19 +332,36 @@ pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]
         let (rows, cols, bias) = (weight.rows, weight.cols, bias.is_some());
         descs.push(WeightDesc { rows, cols, format, activations, grid, bias });
     }
+    let mut held = Vec::with_capacity(parts.len());
+    for part in parts.iter_mut() {
+        held.push(part.weight.use_scales(backend).await?);
+    }
+    let mut arrivals = Vec::with_capacity(parts.len());
+    for (LinearParameters { weight, .. }, scales) in parts.iter().zip(held) {
+        let Parameter { tensor, rows, cols, stored, .. } = weight;
+        let shape = (*rows, *cols);
+        let values = weight.values(backend).await?;
+        arrivals.push(Arrival { tensor, shape, stored: *stored, values, scales, codes: None });
+    }
+    parallel::for_each_chunk(&mut arrivals, 1, |_, arrivals| {
+        arrivals.iter_mut().for_each(|arrival| arrival.codes = arrival.encode());
+    });
     let mut builder = backend.begin_weight(&descs)?;
-    for (index, LinearParameters { weight, bias }) in parts.iter_mut().enumerate() {
+    for (index, (arrival, LinearParameters { weight, bias })) in
+        arrivals.into_iter().zip(parts.iter()).enumerate()
+    {
         let rows = 0..weight.rows;
-        match weight.codes(backend).await? {
-            Some(codes) => {
-                let codes = QuantizedTensor::from(codes);
+        match (arrival.codes, weight.stored) {
+            (Some(codes), _) => {
+                let codes = QuantizedTensor::from(codes?);
                 let view = WeightView::Packed(codes.rows_view(rows.clone()));
                 backend.put_rows(&mut builder, index, rows, view)?;
             }
-            None => {
-                let (_, bytes) = weight.floats(backend).await?;
+            (None, Stored::Float(dtype)) => {
+                let bytes = bytes(&weight.tensor, dtype, &arrival.values)?;
                 backend.put_rows(&mut builder, index, rows, WeightView::Dense(&bytes))?;
             }
+            (None, Stored::Packed { .. }) => unreachable!("it was encoded"),
         }
         if let Some(bias) = bias {
             let values = stored_floats(bias, backend).await?;
@@ -322,6 +369,25 @@ pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]
         }
     }
     backend.finish_weight(builder).await
+}
+
+/// A matrix on its way into the weight that runs, without what only one thread may touch.
+struct Arrival<'a> {
+    tensor: &'a str,
+    shape: (usize, usize),
+    stored: Stored,
+    values: Cow<'a, [f32]>,
+    /// Those that are held.
+    scales: Option<Scales>,
+    codes: Option<Result<PackedTensor>>,
+}
+
+impl Arrival<'_> {
+    /// The codes; `None` for floating point.
+    fn encode(&mut self) -> Option<Result<PackedTensor>> {
+        let Stored::Packed { scheme, scale_type, .. } = self.stored else { return None };
+        Some(codes(self.tensor, self.shape, (scheme, scale_type), &self.values, self.scales.take()))
+    }
 }
 
 /// Makes the norm that runs.

@@ -22,6 +22,7 @@ use super::packed_tensor::PackedTensor;
 use super::qparams::{ScaleType, non_finite_weight};
 use super::scheme::{Granularity, Scheme};
 use crate::error::{Error, Result};
+use multiversion::multiversion;
 
 /// The smallest mean magnitude, so that an all-zero matrix has a scale.
 pub const MIN_ABS_MEAN: f32 = 1e-5;
@@ -135,6 +136,7 @@ impl TernaryQuantizer {
 }
 
 /// Eight running sums, added up in a fixed order: the loop vectorizes, and the result is the same on every target.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn sum_of_magnitudes(row: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let (chunks, rest) = row.as_chunks::<8>();
@@ -149,6 +151,7 @@ fn sum_of_magnitudes(row: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn encode_row(row: &[f32], scale: f32, sparsity_threshold: Option<f32>, codes: &mut [u8]) {
     match sparsity_threshold {
         None => {

@@ -1,11 +1,11 @@
 //! What a training run takes, computed before it starts.
 //!
 //! For each parameter its master, its gradient, the optimizer's two means and what runs; for each token the hidden states between blocks,
-//! what a block makes of it on the way there and back, and its logits with their derivatives. Floor 7.
+//! what is inside those that are kept and inside one on the way back, and its logits with their derivatives. Floor 7.
 
+use super::kept::{count, elements};
 use super::{MasterType, Precision, Room};
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::block::elements_per_token;
 use crate::model::names::Linear;
 use crate::model::runner::{cache_bytes, working_bytes};
 use crate::model::{Checkpoint, ModelConfig};
@@ -51,7 +51,7 @@ impl TrainingMemory {
         let parameters = config.parameter_count();
         let layers = config.num_hidden_layers as u64;
         let in_blocks: u64 =
-            Linear::ALL.iter().map(|linear| elements(linear.shape(config))).sum::<u64>() * layers;
+            Linear::ALL.iter().map(|linear| area(linear.shape(config))).sum::<u64>() * layers;
         let master = if precision.master == MasterType::Half { 2 } else { F32 };
         let float = precision.float.map_or(F32, |dtype| dtype.size() as u64);
         let (mut weight_bytes, mut decoded) = (parameters * float, 0);
@@ -65,7 +65,7 @@ impl TrainingMemory {
             // Scales run in F32.
             weight_bytes = (parameters - in_blocks) * float + in_blocks * bits / 8 + scales * layers * F32;
             decoded =
-                Linear::ALL.iter().map(|linear| elements(linear.shape(config))).max().unwrap_or(0) * F32;
+                Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0) * F32;
         }
         let table = (config.vocab_size * config.hidden_size) as u64;
         if float < F32 {
@@ -77,14 +77,14 @@ impl TrainingMemory {
         let qkv = config.attention_shape(0).qkv_width() as u64;
         let attended = (config.num_attention_heads * config.head_dim) as u64;
         let inner = config.intermediate_size as u64;
-        // The runner's own, the inputs of all blocks, and keys and values of one.
-        let forward = elements_per_token(config) as u64 + hidden * (layers + 2) + qkv - attended;
-        let back = (3 * inner + hidden).max(attended + 2 * qkv + hidden) + hidden;
+        let kept = count(config, room.tokens, config.num_hidden_layers) as u64;
+        // The runner's own with its keys and values, what is inside blocks that are kept, and the inputs of all.
+        let forward = elements(config) as u64 * (1 + kept) + hidden * (2 * kept + layers + 2);
+        let back = 2 * hidden + attended + 3 * inner + qkv + 2 * hidden;
         let rounded = if precision.scheme.is_some() { inner.max(attended).max(hidden) } else { 0 };
-        // Logits, their derivatives, and a teacher's twice: as they come and as they are compared.
+        // Logits and their derivatives, and a teacher's twice: as they come and as they are compared.
         let heads = if teacher.is_some() { 4 } else { 2 };
-        let head = heads * vocabulary + 2 * hidden;
-        let activation_bytes = tokens * F32 * (forward + (back + rounded).max(head)) + decoded;
+        let activation_bytes = tokens * F32 * (forward + back + rounded + heads * vocabulary) + decoded;
         let teacher_bytes = teacher.map_or(0, |teacher| {
             let config = teacher.config();
             teacher.bytes() + cache_bytes(config, room.tokens) + working_bytes(config)
@@ -115,6 +115,6 @@ impl TrainingMemory {
     }
 }
 
-fn elements((rows, cols): (usize, usize)) -> u64 {
+fn area((rows, cols): (usize, usize)) -> u64 {
     rows as u64 * cols as u64
 }

@@ -18,14 +18,17 @@ pub(super) fn add_rms_norm(
     out: &mut [f32],
 ) {
     let width = weight.len();
-    if let Some(delta) = delta {
-        for (residual, delta) in residual.iter_mut().zip(delta) {
-            *residual += delta;
+    let work = residual.len() * 4;
+    let mut rows: Vec<_> = residual.chunks_exact_mut(width).zip(out.chunks_exact_mut(width)).collect();
+    workers.run_chunks(&mut rows, 1, work, |row, rows| {
+        for (residual, out) in rows {
+            if let Some(delta) = delta {
+                for (residual, delta) in residual.iter_mut().zip(&delta[row * width..]) {
+                    *residual += delta;
+                }
+            }
+            normalize(residual, weight, epsilon, out);
         }
-    }
-    let residual = &*residual;
-    workers.run_chunks(out, width, residual.len() * 4, |row, out| {
-        normalize(&residual[row * width..(row + 1) * width], weight, epsilon, out);
     });
 }
 

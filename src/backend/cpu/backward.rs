@@ -6,6 +6,7 @@ mod gate;
 mod linear;
 mod loss;
 mod optimizer;
+mod product;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
@@ -23,7 +24,7 @@ impl TrainOps for CpuBackend {
                 let cols = weight.cols;
                 let gradients = parts.into_iter().map(|part| gradient(part, cols)).collect();
                 let (x, dy) = (x.f32(count * cols), dy.f32(count * weight.rows));
-                linear::linear(workers, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
+                linear::linear(self.isa, workers, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
             }
             BackwardStep::RmsNorm { x, dy, count, norm, dx, dweight } => {
                 let Norm { weight, width, epsilon } = norm;
@@ -40,6 +41,7 @@ impl TrainOps for CpuBackend {
                 let (keys, values) = (cache.keys.f32(shape.cache_len()), cache.values.f32(shape.cache_len()));
                 let dy = dy.f32(rows * shape.heads * shape.head_dim);
                 attention::attention(
+                    self.isa,
                     workers,
                     qkv.f32(len),
                     segments,

@@ -3,6 +3,7 @@
 use super::exp::exp;
 use super::parallel::Workers;
 use crate::backend::GateActivation;
+use multiversion::multiversion;
 
 /// `out[t, i] = act(gate[t, i]) * up[t, i]`; `gate_up` is `[count, 2 * width]`, gate first; `out` is `[count, width]`.
 pub(super) fn gate(
@@ -14,22 +15,27 @@ pub(super) fn gate(
 ) {
     workers.run_chunks(out, width, gate_up.len() * 8, |row, out| {
         let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-        let operands = out.iter_mut().zip(gate).zip(up);
-        match activation {
-            GateActivation::Silu => {
-                for ((out, &gate), &up) in operands {
-                    *out = gate / (1.0 + exp(-gate)) * up;
-                }
-            }
-            GateActivation::SquaredRelu => {
-                for ((out, &gate), &up) in operands {
-                    // Written so that a NaN passes.
-                    let positive = if gate < 0.0 { 0.0 } else { gate };
-                    *out = positive * positive * up;
-                }
+        gate_row(gate, up, activation, out);
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn gate_row(gate: &[f32], up: &[f32], activation: GateActivation, out: &mut [f32]) {
+    let operands = out.iter_mut().zip(gate).zip(up);
+    match activation {
+        GateActivation::Silu => {
+            for ((out, &gate), &up) in operands {
+                *out = gate / (1.0 + exp(-gate)) * up;
             }
         }
-    });
+        GateActivation::SquaredRelu => {
+            for ((out, &gate), &up) in operands {
+                // Written so that a NaN passes.
+                let positive = if gate < 0.0 { 0.0 } else { gate };
+                *out = positive * positive * up;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -109,10 +109,10 @@ impl Input<'_> {
     }
 }
 
-fn prepare<'a>(x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
+fn prepare<'a>(workers: &Workers, x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
     let order = part.order.as_deref();
     let values = match order {
-        None => arrange(Cow::Borrowed(x), part)?,
+        None => arrange(workers, Cow::Borrowed(x), part)?,
         Some(order) => {
             let cols = part.columns.cols;
             let mut gathered = Vec::new();
@@ -123,18 +123,18 @@ fn prepare<'a>(x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
             for (x, gathered) in x.chunks_exact(cols).zip(gathered.chunks_exact_mut(cols)) {
                 column_order::gather(x, order, gathered);
             }
-            arrange(Cow::Owned(gathered), part)?
+            arrange(workers, Cow::Owned(gathered), part)?
         }
     };
     Ok(Input { order, values })
 }
 
 /// `x`, in the order of the part's columns, in the form that its kernel reads.
-fn arrange<'a>(x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
+fn arrange<'a>(workers: &Workers, x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
     let columns = part.columns;
     let rounded = part.grid;
     if let (Data::Packed(_), Some(grid)) = (&part.data, rounded) {
-        return Ok(Values::Int8(QuantizedTokens::new(&x, columns, grid)?));
+        return Ok(Values::Int8(QuantizedTokens::new(workers, &x, columns, grid)?));
     }
     if let (true, None, Cow::Borrowed(x)) = (columns.is_plain(), rounded, &x) {
         return Ok(Values::F32 { columns, rounded, values: Floats::Borrowed(x) });
@@ -199,7 +199,7 @@ pub(super) fn linear(
         let input = match inputs.iter().position(|input| input.serves(part)) {
             Some(input) => input,
             None => {
-                let mut input = prepare(x, part)?;
+                let mut input = prepare(workers, x, part)?;
                 if let Some(split) = split.as_deref_mut().filter(|_| count >= SPLIT_TOKENS) {
                     input.split(split, workers)?;
                 }

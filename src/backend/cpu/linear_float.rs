@@ -59,6 +59,28 @@ impl Target<'_> {
         // SAFETY: the caller's promise.
         unsafe { self.y.set_run(token, self.column + rows.start, sums) };
     }
+
+    /// As [`Target::put_run`], of the rows of a tile from `row` on; those from `end` on are dropped.
+    ///
+    /// # Safety
+    /// As for [`Target::put`].
+    #[inline(always)]
+    pub(super) unsafe fn put_tile(&self, row: usize, end: usize, token: usize, mut sums: [f32; TILE_ROWS]) {
+        if row + TILE_ROWS > end {
+            for (row, sum) in (row..end).zip(sums) {
+                // SAFETY: the caller's promise.
+                unsafe { self.put(row, token, sum) };
+            }
+            return;
+        }
+        if let Some(bias) = self.bias {
+            for (sum, bias) in sums.iter_mut().zip(&bias[row..row + TILE_ROWS]) {
+                *sum += bias;
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.y.set_array(token, self.column + row, sums) };
+    }
 }
 
 /// Some rows of a matrix times one token.
@@ -161,19 +183,14 @@ impl Multiply<'_> {
     #[inline(always)]
     fn column_of_tiles<S: Simd, const T: usize>(&self, s: S, token: usize) {
         let units = self.units;
-        let x: [&[[f32; UNIT]]; T] =
-            std::array::from_fn(|t| &self.x[(token + t) * units..(token + t + 1) * units]);
-        let tile_rows = |quad: usize| -> [F32Row<'_>; TILE_ROWS] {
-            std::array::from_fn(|r| {
-                // As in `Dot`, the last row fills up the last tile.
-                let row = (quad + r).min(self.rows.len() - 1);
-                F32Row(&self.matrix[row * units..(row + 1) * units])
-            })
-        };
+        let mut x = [&self.x[token * units..(token + 1) * units]; T];
+        for t in 1..T {
+            x[t] = &self.x[(token + t) * units..(token + t + 1) * units];
+        }
         let quads = (0..self.rows.len()).step_by(TILE_ROWS);
         if units <= DEPTH {
             for quad in quads {
-                let sums = tile(s, tile_rows(quad), x, 0, 0..units, [[s.splat(0.0); T]; TILE_ROWS]);
+                let sums = tile(s, self.tile_rows(quad), x, 0, 0..units, [[s.splat(0.0); T]; TILE_ROWS]);
                 self.put(s, quad, token, &sums);
             }
             return;
@@ -183,7 +200,7 @@ impl Multiply<'_> {
         while start < units {
             let end = (start + DEPTH).min(units);
             for (quad, sums) in quads.clone().zip(&mut aside) {
-                *sums = tile(s, tile_rows(quad), x, 0, start..end, *sums);
+                *sums = tile(s, self.tile_rows(quad), x, 0, start..end, *sums);
             }
             start = end;
         }
@@ -192,14 +209,24 @@ impl Multiply<'_> {
         }
     }
 
+    /// Rows of the task from `quad` on; as in [`Dot`], the last one fills up the last tile.
+    #[inline(always)]
+    fn tile_rows(&self, quad: usize) -> [F32Row<'_>; TILE_ROWS] {
+        let row = |r: usize| (quad + r).min(self.rows.len() - 1) * self.units;
+        let mut rows = [F32Row(&self.matrix[row(0)..row(0) + self.units]); TILE_ROWS];
+        for r in 1..TILE_ROWS {
+            rows[r] = F32Row(&self.matrix[row(r)..row(r) + self.units]);
+        }
+        rows
+    }
+
     /// Stores the results of a tile.
     #[inline(always)]
     fn put<S: Simd, const T: usize>(&self, s: S, quad: usize, token: usize, sums: &[[S::F32; T]; TILE_ROWS]) {
-        for (row, sums) in self.rows.clone().skip(quad).zip(sums) {
-            for (t, sum) in sums.iter().enumerate() {
-                // SAFETY: tasks differ in rows or tokens.
-                unsafe { self.target.put(row, token + t, s.reduce(*sum)) };
-            }
+        for t in 0..T {
+            let sums = s.reduce_four([sums[0][t], sums[1][t], sums[2][t], sums[3][t]]);
+            // SAFETY: tasks differ in rows or tokens.
+            unsafe { self.target.put_tile(self.rows.start + quad, self.rows.end, token + t, sums) };
         }
     }
 }
@@ -219,7 +246,10 @@ fn tile<S: Simd, W: FloatRow, const R: usize, const T: usize>(
         shared[r] = rows[r].group(s, group);
     }
     for unit in units {
-        let values: [_; R] = std::array::from_fn(|r| rows[r].unit(s, unit));
+        let mut values = [rows[0].unit(s, unit); R];
+        for r in 1..R {
+            values[r] = rows[r].unit(s, unit);
+        }
         for_each_part!(part of S {
             let mut inputs = [s.load(&x[0][unit], part); T];
             for t in 1..T {

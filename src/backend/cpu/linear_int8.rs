@@ -14,15 +14,19 @@
 use super::columns::{Columns, UNIT};
 use super::linear_float::{TILE_ROWS, Target};
 use super::memory::Aligned;
+use super::parallel::Workers;
 use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS};
 use super::simd::{Kernel, Simd};
 use crate::error::Result;
 use crate::quant::ActivationGrid;
+use multiversion::multiversion;
 use std::ops::Range;
 
 /// Columns of a group up to which a dot product cannot leave 32 bits: `255 * 128 * 2^16 < 2^31`.
 pub(super) const MAX_GROUP: usize = 1 << 16;
 
+/// Tokens that are rounded in one task.
+const TASK_TOKENS: usize = 16;
 /// Smallest absolute maximum: what keeps a token of zeros from dividing by zero.
 const SMALLEST_ABSMAX: f32 = 1e-5;
 
@@ -40,26 +44,50 @@ pub(super) struct QuantizedTokens {
 
 impl QuantizedTokens {
     /// Rounds the rows of `x`, `[count, columns.cols]`.
-    pub(super) fn new(x: &[f32], columns: Columns, grid: ActivationGrid) -> Result<Self> {
+    pub(super) fn new(workers: &Workers, x: &[f32], columns: Columns, grid: ActivationGrid) -> Result<Self> {
         let count = x.len() / columns.cols;
         let mut values = Aligned::zeroed(count * columns.padded())?;
         let mut sums = vec![0; count * columns.groups];
         let mut scales = vec![0.0; count];
         let rows = values.chunks_exact_mut(columns.padded()).zip(sums.chunks_exact_mut(columns.groups));
-        for ((x, scale), (values, sums)) in x.chunks_exact(columns.cols).zip(&mut scales).zip(rows) {
-            let rounding = Rounding::of(x, grid);
-            for ((span, at), sum) in columns.group_spans().zip(sums) {
-                let (x, out) = (&x[span.clone()], &mut values[at..at + span.len()]);
-                // One loop for each rule, so that the compiler sees a loop without a choice.
-                *sum = match rounding {
-                    Rounding::Times(factor) => round(x, out, |x| x * factor),
-                    Rounding::Over(step) => round(x, out, |x| x / step),
-                };
+        let rows = x.chunks_exact(columns.cols).zip(&mut scales).zip(rows);
+        let mut rows: Vec<_> = rows.collect();
+        workers.run_chunks(&mut rows, TASK_TOKENS, x.len() * 4, |_, rows| {
+            for ((x, scale), (values, sums)) in rows {
+                **scale = quantize(x, columns, grid, values, sums);
             }
-            *scale = if x.iter().all(|v| v.is_finite()) { rounding.factor() } else { f32::NAN };
-        }
+        });
         Ok(Self { columns, grid, values, sums, scales })
     }
+}
+
+impl QuantizedTokens {
+    /// A token's part of everything.
+    #[inline(always)]
+    fn token(&self, token: usize) -> Token<'_> {
+        let Columns { units, groups, .. } = self.columns;
+        Token {
+            values: &self.values.as_chunks().0[token * units..(token + 1) * units],
+            sums: &self.sums[token * groups..(token + 1) * groups],
+            scale: self.scales[token],
+        }
+    }
+}
+
+/// Rounds a token, and gives by what the integers are divided.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn quantize(x: &[f32], columns: Columns, grid: ActivationGrid, values: &mut [i8], sums: &mut [i32]) -> f32 {
+    let rounding = Rounding::of(x, grid);
+    for ((span, at), sum) in columns.group_spans().zip(sums) {
+        let (x, out) = (&x[span.clone()], &mut values[at..at + span.len()]);
+        // One loop for each rule, so that the compiler sees a loop without a choice.
+        *sum = match rounding {
+            Rounding::Times(factor) => round(x, out, |x| x * factor),
+            Rounding::Over(step) => round(x, out, |x| x / step),
+        };
+    }
+    // All of them, without a way out that would keep the loop from being one of vectors.
+    if x.iter().fold(true, |finite, v| finite & v.is_finite()) { rounding.factor() } else { f32::NAN }
 }
 
 /// How one token's activations become integers.
@@ -72,6 +100,7 @@ enum Rounding {
 }
 
 impl Rounding {
+    #[inline(always)]
     fn of(x: &[f32], grid: ActivationGrid) -> Self {
         let absmax = absmax(x);
         match grid {
@@ -93,26 +122,33 @@ impl Rounding {
 }
 
 /// Rounds one token's activations to INT8 and back, by the rule of [`QuantizedTokens`].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
     let rounding = Rounding::of(x, grid);
-    for x in x {
-        // NaN and infinity stay what they are.
-        if x.is_finite() {
-            *x = match rounding {
-                Rounding::Times(factor) => rounded(*x * factor) / factor,
-                Rounding::Over(step) => rounded(*x / step) * step,
-            };
-        }
+    // NaN and infinity stay what they are.
+    let keep = |x: f32, rounded: f32| if x.is_finite() { rounded } else { x };
+    match rounding {
+        Rounding::Times(factor) => x.iter_mut().for_each(|x| *x = keep(*x, rounded(*x * factor) / factor)),
+        Rounding::Over(step) => x.iter_mut().for_each(|x| *x = keep(*x, rounded(*x / step) * step)),
     }
 }
 
-/// The nearest integer of INT8, halves to even.
-fn rounded(x: f32) -> f32 {
-    // Adding and subtracting this leaves no fraction bits of a small number, in the processor's own rounding: to even.
-    const MAGIC: f32 = 12_582_912.0;
-    (x.clamp(-128.0, 127.0) + MAGIC) - MAGIC
+/// Adding this to a small number leaves no fraction bits, in the processor's own rounding: to even.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer of INT8, halves to even, above [`MAGIC`].
+#[inline(always)]
+fn shifted(x: f32) -> f32 {
+    x.clamp(-128.0, 127.0) + MAGIC
 }
 
+/// The nearest integer of INT8, halves to even.
+#[inline(always)]
+fn rounded(x: f32) -> f32 {
+    shifted(x) - MAGIC
+}
+
+#[inline(always)]
 fn absmax(x: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
     let (chunks, tail) = x.as_chunks::<16>();
@@ -129,7 +165,8 @@ fn absmax(x: &[f32]) -> f32 {
 fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
     let mut sum = 0;
     for (out, x) in out.iter_mut().zip(x) {
-        *out = rounded(scaled(*x)) as i8;
+        // The last bits, which need no look for NaN as a conversion does: a token with one has no scale.
+        *out = shifted(scaled(*x)).to_bits() as i8;
         sum += i32::from(*out);
     }
     sum
@@ -165,107 +202,158 @@ impl<const N: usize, const OFFSET: u8> Kernel for Int8Task<'_, N, OFFSET> {
 #[inline(always)]
 fn row_of_tiles<S: Simd, const N: usize, const OFFSET: u8>(s: S, task: &Int8Task<'_, N, OFFSET>, row: usize) {
     // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
-    let rows = std::array::from_fn(|r| task.matrix.row((row + r).min(task.rows.end - 1)));
-    let mut token = task.tokens.start;
-    while token + 2 <= task.tokens.end {
-        tile::<S, N, OFFSET, TILE_ROWS, 2>(s, task, row, rows, token);
-        token += 2;
+    let rows: [CodeRow<'_, N, OFFSET>; TILE_ROWS] =
+        std::array::from_fn(|r| task.matrix.row((row + r).min(task.rows.end - 1)));
+    let (Range { start, end }, units) = (task.tokens.clone(), task.x.columns.units);
+    let pairs = (start..end.saturating_sub(1)).step_by(2);
+    // Where tokens share them they are unpacked once.
+    if pairs.len() > 0 {
+        let mut unpacked = vec![rows[0].codes(s, 0); TILE_ROWS * units];
+        for r in 0..TILE_ROWS {
+            for unit in 0..units {
+                unpacked[r * units + unit] = rows[r].codes(s, unit);
+            }
+        }
+        let codes = std::array::from_fn(|r| &unpacked[r * units..(r + 1) * units]);
+        for token in pairs {
+            tile::<S, _, N, OFFSET, 2>(s, task, row, (&rows, codes), token);
+        }
     }
-    if token < task.tokens.end {
-        tile::<S, N, OFFSET, TILE_ROWS, 1>(s, task, row, rows, token);
+    if (end - start) % 2 == 1 {
+        tile::<S, _, N, OFFSET, 1>(s, task, row, (&rows, rows), end - 1);
     }
 }
 
-/// The dot products of `R` rows with `T` tokens, into the result.
+/// The codes of a row, unit by unit.
+trait Codes<S: Simd>: Copy {
+    fn codes(self, s: S, unit: usize) -> S::Bytes;
+}
+
+impl<S: Simd, const N: usize, const OFFSET: u8> Codes<S> for CodeRow<'_, N, OFFSET> {
+    #[inline(always)]
+    fn codes(self, s: S, unit: usize) -> S::Bytes {
+        self.codes(s, unit)
+    }
+}
+
+/// Codes that were unpacked before.
+impl<S: Simd> Codes<S> for &[S::Bytes] {
+    #[inline(always)]
+    fn codes(self, _: S, unit: usize) -> S::Bytes {
+        self[unit]
+    }
+}
+
+/// Rows of a tile: what goes with their codes, and those.
+type Rows<'a, C, const N: usize, const OFFSET: u8> =
+    (&'a [CodeRow<'a, N, OFFSET>; TILE_ROWS], [C; TILE_ROWS]);
+
+/// The dot products of the rows from `row` on with `T` tokens, into the result.
 #[inline(always)]
-fn tile<S: Simd, const N: usize, const OFFSET: u8, const R: usize, const T: usize>(
+fn tile<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: usize>(
     s: S,
     task: &Int8Task<'_, N, OFFSET>,
     row: usize,
-    rows: [CodeRow<'_, N, OFFSET>; R],
+    (rows, codes): Rows<'_, C, N, OFFSET>,
     token: usize,
 ) {
     let columns = task.x.columns;
-    let x: [Token<'_>; T] = std::array::from_fn(|t| {
-        let t = token + t;
-        Token {
-            values: &task.x.values.as_chunks().0[t * columns.units..(t + 1) * columns.units],
-            sums: &task.x.sums[t * columns.groups..(t + 1) * columns.groups],
-            scale: task.x.scales[t],
-        }
-    });
-    let mut out = [[0.0; T]; R];
+    let mut x = [task.x.token(token); T];
+    for t in 1..T {
+        x[t] = task.x.token(token + t);
+    }
+    let mut out = [[0.0; TILE_ROWS]; T];
     if columns.groups == 1 {
-        let ints = group_dots(s, rows, x, 0, 0..columns.units);
-        for r in 0..R {
-            for t in 0..T {
-                out[r][t] = s.reduce_ints(ints[r][t]) as f32 / x[t].scale * rows[r].scale(0);
+        let ints = group_dots(s, (rows, codes), x, 0, 0..columns.units);
+        for t in 0..T {
+            let sums = s.reduce_four_ints([ints[0][t], ints[1][t], ints[2][t], ints[3][t]]);
+            for r in 0..TILE_ROWS {
+                out[t][r] = sums[r] as f32 / x[t].scale * rows[r].scale(0);
                 if OFFSET == MINIMUMS {
-                    out[r][t] += x[t].sums[0] as f32 / x[t].scale * rows[r].minimum(0);
+                    out[t][r] += x[t].sums[0] as f32 / x[t].scale * rows[r].minimum(0);
                 }
             }
         }
     } else {
-        let mut sums = [[s.no_sums(); T]; R];
+        let mut sums = [[s.no_sums(); T]; TILE_ROWS];
         for group in 0..columns.groups {
             let units = columns.group_units(group);
             // As below, but the compiler sees that a group is a unit.
             let ints = if columns.units_per_group == 1 {
-                group_dots(s, rows, x, group, group..group + 1)
+                group_dots(s, (rows, codes), x, group, group..group + 1)
             } else {
-                group_dots(s, rows, x, group, units)
+                group_dots(s, (rows, codes), x, group, units)
             };
-            for r in 0..R {
+            for r in 0..TILE_ROWS {
                 let scale = rows[r].scale(group);
                 for t in 0..T {
                     sums[r][t] = s.add_scaled(sums[r][t], ints[r][t], scale);
                     if OFFSET == MINIMUMS {
-                        out[r][t] += x[t].sums[group] as f32 * rows[r].minimum(group);
+                        out[t][r] += x[t].sums[group] as f32 * rows[r].minimum(group);
                     }
                 }
             }
         }
-        for r in 0..R {
+        for r in 0..TILE_ROWS {
             for t in 0..T {
-                out[r][t] = (s.reduce_sums(sums[r][t]) + out[r][t]) / x[t].scale;
+                out[t][r] = (s.reduce_sums(sums[r][t]) + out[t][r]) / x[t].scale;
             }
         }
     }
-    for (row, out) in (row..task.rows.end).zip(&out) {
-        for (t, out) in out.iter().enumerate() {
-            // SAFETY: tasks differ in rows or tokens.
-            unsafe { task.target.put(row, token + t, *out) };
-        }
+    for (t, out) in out.into_iter().enumerate() {
+        // SAFETY: tasks differ in rows or tokens.
+        unsafe { task.target.put_tile(row, task.rows.end, token + t, out) };
     }
 }
 
 /// `sum (code - zero_point) q` over a group, as partial sums.
 #[inline(always)]
-fn group_dots<S: Simd, const N: usize, const OFFSET: u8, const R: usize, const T: usize>(
+fn group_dots<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: usize>(
     s: S,
-    rows: [CodeRow<'_, N, OFFSET>; R],
+    (rows, codes): Rows<'_, C, N, OFFSET>,
     x: [Token<'_>; T],
     group: usize,
     units: Range<usize>,
-) -> [[S::Ints; T]; R] {
-    let mut ints = [[s.start(0); T]; R];
-    for r in 0..R {
+) -> [[S::Ints; T]; TILE_ROWS] {
+    let mut ints = [[s.start(0); T]; TILE_ROWS];
+    for r in 0..TILE_ROWS {
         let zero = i32::from(rows[r].zero(group));
         for t in 0..T {
             ints[r][t] = s.start(x[t].sums[group].wrapping_mul(-zero));
         }
     }
-    for unit in units {
-        for r in 0..R {
-            let codes = rows[r].codes(s, unit);
-            for t in 0..T {
-                ints[r][t] = if N < 32 {
-                    s.dot::<true>(ints[r][t], codes, &x[t].values[unit])
-                } else {
-                    s.dot::<false>(ints[r][t], codes, &x[t].values[unit])
-                };
+    if N == 32 {
+        for unit in units {
+            for r in 0..TILE_ROWS {
+                let codes = codes[r].codes(s, unit);
+                for t in 0..T {
+                    ints[r][t] = s.dot::<false>(ints[r][t], codes, &x[t].values[unit]);
+                }
             }
         }
+        return ints;
+    }
+    // A unit adds at most two products to each narrow sum.
+    let largest_code = if N == 8 { 3 } else { 15 };
+    let room = (S::NARROW / (2 * 128 * largest_code)) as usize;
+    let mut start = units.start;
+    while start < units.end {
+        let end = units.end.min(start.saturating_add(room));
+        let mut narrow = [[s.no_narrow(); T]; TILE_ROWS];
+        for unit in start..end {
+            for r in 0..TILE_ROWS {
+                let codes = codes[r].codes(s, unit);
+                for t in 0..T {
+                    narrow[r][t] = s.dot_narrow(narrow[r][t], codes, &x[t].values[unit]);
+                }
+            }
+        }
+        for r in 0..TILE_ROWS {
+            for t in 0..T {
+                ints[r][t] = s.add_narrow(ints[r][t], narrow[r][t]);
+            }
+        }
+        start = end;
     }
     ints
 }
@@ -297,8 +385,13 @@ mod tests {
             ([0.0; 8], [0; 8], f32::EPSILON),
         ];
         for (x, codes, step) in cases {
-            let tokens =
-                QuantizedTokens::new(&x, Columns::new(x.len(), x.len()), ActivationGrid::FullRange).unwrap();
+            let tokens = QuantizedTokens::new(
+                &Workers::new(Some(1)),
+                &x,
+                Columns::new(x.len(), x.len()),
+                ActivationGrid::FullRange,
+            )
+            .unwrap();
             assert_eq!(tokens.values[..8], codes, "{x:?}");
             assert_eq!(tokens.sums[0], codes.iter().map(|&code| i32::from(code)).sum::<i32>());
             assert_eq!(tokens.scales[0], 1.0 / step);

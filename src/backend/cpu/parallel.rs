@@ -94,7 +94,7 @@ pub(super) struct Tiles<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only accesses are `set` and `set_run`, whose contracts forbid two threads to touch the same element.
+// SAFETY: the only accesses are `set`, `set_run` and `set_array`, whose contracts forbid two threads to touch the same element.
 unsafe impl Sync for Tiles<'_> {}
 // SAFETY: as above; the pointer stands for an exclusive borrow, which may move to another thread.
 unsafe impl Send for Tiles<'_> {}
@@ -118,6 +118,18 @@ impl<'a> Tiles<'a> {
             let to = self.start.add(row * self.stride + column);
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
         }
+    }
+
+    /// The same of so many that the compiler knows it: no call to copy them.
+    ///
+    /// # Safety
+    /// As for [`Tiles::set`].
+    #[inline(always)]
+    pub(super) unsafe fn set_array<const N: usize>(&self, row: usize, column: usize, values: [f32; N]) {
+        let fits = column <= self.stride && N <= self.stride - column;
+        assert!(row < self.rows && fits, "a tile ends outside its matrix");
+        // SAFETY: in bounds by the assertion; not shared by the caller's promise.
+        unsafe { self.start.add(row * self.stride + column).cast::<[f32; N]>().write_unaligned(values) }
     }
 
     /// Writes one element.

@@ -47,6 +47,11 @@ pub(super) trait Simd: Integers {
     fn mul_then_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// The sum of all elements: halves are added until one is left.
     fn reduce(self, value: Self::F32) -> f32;
+    /// As [`Simd::reduce`] of each.
+    #[inline(always)]
+    fn reduce_four(self, [a, b, c, d]: [Self::F32; 4]) -> [f32; 4] {
+        [self.reduce(a), self.reduce(b), self.reduce(c), self.reduce(d)]
+    }
 
     /// The first step of [`Simd::decode`].
     fn open<const N: usize>(self, unit: &[u8; N]) -> Self::Codes<'_, N>;
@@ -78,7 +83,20 @@ pub(super) trait Integers: Copy + Send + Sync {
     fn start(self, value: i32) -> Self::Ints;
     /// `sums + codes . x`, exact modulo 2^32. With `NARROW`, codes are below 16.
     fn dot<const NARROW: bool>(self, sums: Self::Ints, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Ints;
+    /// The largest sum that [`Integers::Narrow`] has room for.
+    const NARROW: i32;
+    /// Partial sums of products with codes below 16, as narrow as they are added up fastest.
+    type Narrow: Copy;
+    fn no_narrow(self) -> Self::Narrow;
+    /// As [`Integers::dot`] with `NARROW`. Each sum grows by at most the products of two codes.
+    fn dot_narrow(self, sums: Self::Narrow, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Narrow;
+    fn add_narrow(self, sums: Self::Ints, narrow: Self::Narrow) -> Self::Ints;
     fn reduce_ints(self, sums: Self::Ints) -> i32;
+    /// As [`Integers::reduce_ints`] of each.
+    #[inline(always)]
+    fn reduce_four_ints(self, [a, b, c, d]: [Self::Ints; 4]) -> [i32; 4] {
+        [self.reduce_ints(a), self.reduce_ints(b), self.reduce_ints(c), self.reduce_ints(d)]
+    }
     fn no_sums(self) -> Self::Sums;
     /// `sums + ints * scale`, lane by lane.
     fn add_scaled(self, sums: Self::Sums, ints: Self::Ints, scale: f32) -> Self::Sums;
@@ -167,6 +185,21 @@ impl Isa {
             Self::Avx512(_) => "avx512",
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Self::Wasm128(_) => Wasm128::NAME,
+        }
+    }
+
+    /// Elements of its vectors of floats.
+    #[cfg(feature = "train")]
+    pub(super) fn lanes(self) -> usize {
+        match self {
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+            Self::Portable => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Avx512::LANES,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Self::Wasm128(_) => Wasm128::LANES,
         }
     }
 
@@ -301,6 +334,24 @@ impl Integers for Portable {
             sums[i % WIDTH] = sums[i % WIDTH].wrapping_add(product);
         }
         sums
+    }
+
+    const NARROW: i32 = i32::MAX;
+    type Narrow = Self::Ints;
+
+    #[inline(always)]
+    fn no_narrow(self) -> Self::Ints {
+        self.start(0)
+    }
+
+    #[inline(always)]
+    fn dot_narrow(self, sums: Self::Ints, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Ints {
+        self.dot::<true>(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn add_narrow(self, sums: Self::Ints, narrow: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| sums[i].wrapping_add(narrow[i]))
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
-//! A block, backward: its forward steps run once more, and then each of them in the opposite order. Floor 5.
+//! A block, backward: each of its forward steps in the opposite order. Floor 5.
 
-use super::{Block, LinearInput, Stage, incomplete};
+use super::{Block, LinearInput, incomplete};
 use crate::backend::{Backend, BackwardStep, Element, HeadNorms, KvLayer, QkNorm, Segment, Train};
 use crate::error::Result;
 use crate::model::ModelConfig;
@@ -67,24 +67,47 @@ impl<B: Train> BlockParameters<B> {
         backend.backward(BackwardStep::RmsNorm { x, dy, count, norm: running, dx, dweight: gradient })
     }
 
-    /// Adds the derivatives by the weights of the layers that read an input, and gives those by the input.
+    /// Adds the derivatives by the weights of the layers that read an input, and writes those by the input to `dx`.
     fn input(
         &mut self,
-        (backend, config): (&mut B, &ModelConfig),
+        backend: &mut B,
         block: &Block<B>,
         input: LinearInput,
         (x, dy, count): (&B::Buffer, &B::Buffer, usize),
-    ) -> Result<B::Buffer> {
-        let mut dx = backend.buffer(Element::F32, count * input.width(config))?;
+        dx: &mut B::Buffer,
+    ) -> Result<()> {
         backend.backward(BackwardStep::Linear {
             x,
             dy,
             count,
             weight: block.linear(input)?,
-            dx: &mut dx,
+            dx,
             parts: self.linears[input as usize].iter_mut().map(LinearParameters::gradient).collect(),
-        })?;
-        Ok(dx)
+        })
+    }
+}
+
+/// Derivatives on the way back through a block, allocated once for the longest run.
+pub struct BackwardWorkspace<B: Train> {
+    /// By the inputs of linear layers, in the order of [`LinearInput::ALL`].
+    inputs: [B::Buffer; 4],
+    gate_up: B::Buffer,
+    qkv: B::Buffer,
+}
+
+impl<B: Train> BackwardWorkspace<B> {
+    /// Room for runs of at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// `out_of_memory`
+    pub fn new(backend: &mut B, config: &ModelConfig, tokens: usize) -> Result<Self> {
+        let mut buffer = |width: usize| backend.buffer(Element::F32, tokens * width);
+        let [qkv, o, gate_up, down] = LinearInput::ALL.map(|input| buffer(input.width(config)));
+        Ok(Self {
+            inputs: [qkv?, o?, gate_up?, down?],
+            gate_up: buffer(2 * config.intermediate_size)?,
+            qkv: buffer(config.attention_shape(0).qkv_width())?,
+        })
     }
 }
 
@@ -97,8 +120,8 @@ impl<B: Train> Block<B> {
 
 impl<B: Train> Block<B> {
     /// Takes `d`, the derivatives of the loss by the block's output, `[tokens, hidden_size]`, to those by its input, in place, and
-    /// adds those by its parameters. `x` is the input of the tokens of `segments`, which begin with their sequences;
-    /// their keys and values go to layer 0 of `cache`. The workspace keeps all inputs
+    /// adds those by its parameters. `x` is the input of the tokens of `segments`, which begin with their sequences. Runner and
+    /// `layer` of `cache` are as a run to [`Stage::Down`](super::Stage::Down) has left them, and the workspace keeps all inputs
     /// ([`keeping_inputs`](super::Workspace::keeping_inputs)).
     ///
     /// # Errors
@@ -107,65 +130,58 @@ impl<B: Train> Block<B> {
         &self,
         runner: &mut Runner<B>,
         segments: &[Segment],
-        cache: &mut KvCache<B>,
+        (cache, layer): (&mut KvCache<B>, usize),
         x: &B::Buffer,
         parameters: &mut BlockParameters<B>,
-        d: &mut B::Buffer,
+        (back, d): (&mut BackwardWorkspace<B>, &mut B::Buffer),
     ) -> Result<()> {
-        self.run(runner, segments, cache, 0, (Stage::Start, Stage::Down))?;
         let Runner { backend, config, hidden, work, rope } = runner;
         let count = hidden.count;
+        let BackwardWorkspace { inputs: [normed, attended, mlp_normed, gated], gate_up, qkv } = back;
 
         // The MLP.
-        let mut wide = parameters.input(
-            (backend, config),
-            self,
-            LinearInput::Down,
-            (work.at(LinearInput::Down), d, count),
-        )?;
-        wide = self.through_sub_norm(
+        let input = LinearInput::Down;
+        parameters.input(backend, self, input, (work.at(input), d, count), gated)?;
+        let before = self.through_sub_norm(
             (backend, config),
             parameters,
             BlockNorm::MlpSub,
-            (&work.gated, wide, count),
+            (&work.gated, gated, count),
         )?;
         let (width, activation) = (config.intermediate_size, config.activation);
-        let mut gated = backend.buffer(Element::F32, count * 2 * width)?;
-        let gate_up = &work.gate_up;
         backend.backward(BackwardStep::Gate {
-            gate_up,
-            dy: &wide,
+            gate_up: &work.gate_up,
+            dy: before.as_ref().unwrap_or(gated),
             count,
             width,
             activation,
-            dx: &mut gated,
+            dx: gate_up,
         })?;
         let input = LinearInput::GateUp;
-        let normed = parameters.input((backend, config), self, input, (work.at(input), &gated, count))?;
+        parameters.input(backend, self, input, (work.at(input), gate_up, count), mlp_normed)?;
         let norm = BlockNorm::PostAttention;
-        parameters.norm(backend, self, norm, (&hidden.residual, &normed, count), d)?;
+        parameters.norm(backend, self, norm, (&hidden.residual, mlp_normed, count), d)?;
 
         // Attention.
-        let mut attended =
-            parameters.input((backend, config), self, LinearInput::O, (work.at(LinearInput::O), d, count))?;
-        attended = self.through_sub_norm(
+        let input = LinearInput::O;
+        parameters.input(backend, self, input, (work.at(input), d, count), attended)?;
+        let before = self.through_sub_norm(
             (backend, config),
             parameters,
             BlockNorm::AttentionSub,
             (&work.attended, attended, count),
         )?;
         let shape = config.attention_shape(cache.positions());
-        let mut qkv = backend.buffer(Element::F32, count * shape.qkv_width())?;
         let rope = rope.reserve(backend, config, cache.capacity())?;
-        let KvLayer { keys, values } = cache.layer_mut(0).as_ref();
+        let KvLayer { keys, values } = cache.layer_mut(layer).as_ref();
         let cached = KvLayer { keys, values };
         backend.backward(BackwardStep::Attention {
             qkv: &work.qkv,
             segments,
             shape,
             cache: cached,
-            dy: &attended,
-            dx: &mut qkv,
+            dy: before.as_ref().unwrap_or(attended),
+            dx: qkv,
         })?;
         let mut before = None;
         if config.qk_norm {
@@ -184,10 +200,10 @@ impl<B: Train> Block<B> {
             }),
             _ => None,
         };
-        backend.backward(BackwardStep::Rope { dx: &mut qkv, segments, shape, rope, norms })?;
-        let normed =
-            parameters.input((backend, config), self, LinearInput::Qkv, (&work.normed, &qkv, count))?;
-        parameters.norm(backend, self, BlockNorm::Input, (x, &normed, count), d)
+        backend.backward(BackwardStep::Rope { dx: qkv, segments, shape, rope, norms })?;
+        let input = LinearInput::Qkv;
+        parameters.input(backend, self, input, (work.at(input), qkv, count), normed)?;
+        parameters.norm(backend, self, BlockNorm::Input, (x, normed, count), d)
     }
 
     /// `d` before BitNet's norm in front of an output projection, where there is one; `x` is what it normalizes.
@@ -196,13 +212,13 @@ impl<B: Train> Block<B> {
         (backend, config): (&mut B, &ModelConfig),
         parameters: &mut BlockParameters<B>,
         norm: BlockNorm,
-        (x, d, count): (&B::Buffer, B::Buffer, usize),
-    ) -> Result<B::Buffer> {
+        (x, d, count): (&B::Buffer, &B::Buffer, usize),
+    ) -> Result<Option<B::Buffer>> {
         if !norm.is_in(config) {
-            return Ok(d);
+            return Ok(None);
         }
         let mut before = backend.buffer(Element::F32, count * norm.width(config))?;
-        parameters.norm(backend, self, norm, (x, &d, count), &mut before)?;
-        Ok(before)
+        parameters.norm(backend, self, norm, (x, d, count), &mut before)?;
+        Ok(Some(before))
     }
 }

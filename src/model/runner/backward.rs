@@ -36,6 +36,25 @@ pub struct Teaching<'a, B: Train> {
     pub temperature: f32,
 }
 
+/// Logits of a batch and their derivatives, allocated once for the largest.
+pub struct Predictions<B: Train> {
+    /// `[count, vocab_size]`
+    logits: B::Buffer,
+    /// The same.
+    dlogits: B::Buffer,
+}
+
+impl<B: Train> Predictions<B> {
+    /// Room for `tokens` tokens.
+    ///
+    /// # Errors
+    /// `out_of_memory`
+    pub fn new(backend: &mut B, config: &ModelConfig, tokens: usize) -> Result<Self> {
+        let mut buffer = || backend.buffer(Element::F32, tokens * config.vocab_size);
+        Ok(Self { logits: buffer()?, dlogits: buffer()? })
+    }
+}
+
 /// Sums over the tokens that count, in nats; `None` for what does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
@@ -69,7 +88,7 @@ impl<B: Train> EndParameters<B> {
 }
 
 impl<B: Train> Runner<B> {
-    /// The losses of the tokens at hand, which are behind the last block.
+    /// The losses of the tokens at hand, which are behind the last block, and their derivatives by the logits.
     ///
     /// # Errors
     /// What goes wrong on the device.
@@ -77,24 +96,16 @@ impl<B: Train> Runner<B> {
         &mut self,
         ends: &EmbeddingAndHead<B>,
         objective: &Objective<'_, B>,
+        predictions: &mut Predictions<B>,
     ) -> Result<LossSums> {
-        Ok(self.predict(ends, objective).await?.0)
-    }
-
-    /// The losses, and their derivatives by the logits.
-    async fn predict(
-        &mut self,
-        ends: &EmbeddingAndHead<B>,
-        objective: &Objective<'_, B>,
-    ) -> Result<(LossSums, B::Buffer)> {
         let (count, vocabulary) = (self.hidden.count, self.config.vocab_size);
-        let mut logits = self.backend.buffer(Element::F32, count * vocabulary)?;
-        self.head(ends, &mut logits)?;
+        let Predictions { logits, dlogits } = predictions;
+        self.head(ends, logits)?;
         let backend = &mut self.backend;
+        zero(backend, dlogits, count * vocabulary)?;
         let mut targets = backend.buffer(Element::U32, count)?;
         backend.write_u32(&mut targets, objective.targets)?;
-        let (logits, targets) = (&logits, &targets);
-        let mut dlogits = backend.buffer(Element::F32, count * vocabulary)?;
+        let (logits, targets) = (&*logits, &targets);
         let mut losses = backend.buffer(Element::F32, count)?;
         let mut sums = LossSums::default();
         if objective.cross_entropy != 0.0 {
@@ -104,7 +115,7 @@ impl<B: Train> Runner<B> {
                 count,
                 vocabulary,
                 share: objective.share * objective.cross_entropy,
-                dlogits: &mut dlogits,
+                dlogits,
                 losses: &mut losses,
             })?;
             sums.cross_entropy = Some(sum(backend, &losses, count).await?);
@@ -118,12 +129,12 @@ impl<B: Train> Runner<B> {
                 vocabulary,
                 temperature: *temperature,
                 share: objective.share * weight,
-                dlogits: &mut dlogits,
+                dlogits,
                 losses: &mut losses,
             })?;
             sums.divergence = Some(sum(backend, &losses, count).await?);
         }
-        Ok((sums, dlogits))
+        Ok(sums)
     }
 
     /// The losses, and their derivatives by what the last block gave, `[count, hidden_size]`; those by head and norm are added.
@@ -134,16 +145,17 @@ impl<B: Train> Runner<B> {
         &mut self,
         ends: &EmbeddingAndHead<B>,
         objective: &Objective<'_, B>,
+        predictions: &mut Predictions<B>,
         parameters: &mut EndParameters<B>,
     ) -> Result<(LossSums, B::Buffer)> {
-        let (sums, dlogits) = self.predict(ends, objective).await?;
+        let sums = self.losses(ends, objective, predictions).await?;
         let Self { backend, hidden, work, config, .. } = self;
         let (count, width) = (hidden.count, config.hidden_size);
         let EndParameters { embedding, norm, head } = parameters;
         let mut normed = backend.buffer(Element::F32, count * width)?;
         backend.backward(BackwardStep::Linear {
             x: &work.normed,
-            dy: &dlogits,
+            dy: &predictions.dlogits,
             count,
             weight: ends.head.as_ref().unwrap_or(&ends.embedding),
             dx: &mut normed,
@@ -178,6 +190,18 @@ impl<B: Train> Runner<B> {
             dtable: &mut table.gradient,
         })
     }
+}
+
+/// Sets the first elements of a buffer to 0.
+///
+/// # Errors
+/// What goes wrong on the device.
+pub fn zero<B: Train>(backend: &mut B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
+    if let Some(elements) = backend.in_memory_mut(buffer, len) {
+        elements.fill(0.0);
+        return Ok(());
+    }
+    backend.write_f32(buffer, &vec![0.0; len])
 }
 
 async fn sum<B: Train>(backend: &mut B, losses: &B::Buffer, count: usize) -> Result<f64> {

@@ -1,13 +1,24 @@
 //! Attention, backward. For a query `i` with probabilities `p = softmax(s)`, `s[j] = q . k[j] / sqrt(d)`:
-//! `dp[j] = dy . v[j]`, `ds[j] = p[j] (dp[j] - sum p dp)`; then `dv[j] += p[j] dy`, `dq = sum ds[j] k[j] / sqrt(d)` and
-//! `dk[j] += ds[j] q / sqrt(d)`. The probabilities are computed again. Floor 4.
+//! `dp[j] = dy . v[j]`, `ds[j] = p[j] (dp[j] - sum p dp) / sqrt(d)`; then `dv[j] += p[j] dy`, `dq = sum ds[j] k[j]` and
+//! `dk[j] += ds[j] q`. The probabilities are computed again. Some queries at a time, so that all but the softmax are products of
+//! matrices. Floor 4.
 
+use super::product::add_product;
 use crate::backend::cpu::exp::exp;
 use crate::backend::cpu::parallel::{Tiles, Workers};
+use crate::backend::cpu::simd::Isa;
 use crate::backend::{AttentionShape, Segment};
+use crate::quant::linalg::Matrix;
+use multiversion::multiversion;
+
+/// Queries at a time: enough to pay for bringing the keys in order, few enough to leave out most that none of them sees.
+const QUERIES: usize = 64;
+/// Partial sums.
+const LANES: usize = 16;
 
 /// `qkv` and `dx` are `[rows, qkv width]`, `dy` is `[rows, heads * head_dim]`; keys and values are those of the cache.
 pub(super) fn attention(
+    isa: Isa,
     workers: &Workers,
     qkv: &[f32],
     segments: &[Segment],
@@ -30,13 +41,17 @@ pub(super) fn attention(
     let dx = Tiles::new(dx, width);
     workers.run(begun.len() * shape.kv_heads, work, |task| {
         let (first, segment) = begun[task / shape.kv_heads];
-        let head = Head { shape, kv_head: task % shape.kv_heads, first, segment };
+        let head =
+            Head { isa, alone: Workers::new(Some(1)), shape, kv_head: task % shape.kv_heads, first, segment };
         head.run(qkv, keys, values, dy, &dx);
     });
 }
 
 /// A head of keys and values of one segment, with the queries that read it.
 struct Head<'a> {
+    isa: Isa,
+    /// The thread of the task.
+    alone: Workers,
     shape: &'a AttentionShape,
     kv_head: usize,
     /// The segment's first row.
@@ -52,40 +67,38 @@ impl Head<'_> {
         let scale = 1.0 / (dim as f32).sqrt();
         let at = (self.kv_head * capacity + start) * dim;
         let (keys, values) = (&keys[at..at + count * dim], &values[at..at + count * dim]);
-        let (mut dk, mut dv) = (vec![0.0f32; count * dim], vec![0.0f32; count * dim]);
-        let (mut p, mut dp, mut dq) = (vec![0.0f32; count], vec![0.0f32; count], vec![0.0f32; dim]);
-        for index in 0..count {
-            let row = self.first + index;
-            let seen = self.segment.seen(index);
+        let (mut dk, mut dv) = (vec![0.0; count * dim], vec![0.0; count * dim]);
+        let most = QUERIES.min(count);
+        let (mut p, mut dp, mut dq) =
+            (vec![0.0; most * count], vec![0.0; most * count], vec![0.0; most * dim]);
+        for begin in (0..count).step_by(QUERIES) {
+            let queries = QUERIES.min(count - begin);
+            // The last one sees most.
+            let seen = self.segment.seen(begin + queries - 1);
+            let row = self.first + begin;
+            let keys = Matrix::new(keys, seen, dim, dim);
+            let values = Matrix::new(values, seen, dim, dim);
+            let (p, dp) = (&mut p[..queries * seen], &mut dp[..queries * seen]);
+            let dq = &mut dq[..queries * dim];
             for head in self.kv_head * group..(self.kv_head + 1) * group {
-                let q = &qkv[row * width + head * dim..][..dim];
-                let dy = &dy[(row * heads + head) * dim..][..dim];
-                let mut most = f32::NEG_INFINITY;
-                for (p, key) in p[..seen].iter_mut().zip(keys.chunks_exact(dim)) {
-                    *p = dot(q, key) * scale;
-                    most = most.max(*p);
+                let q = Matrix::new(&qkv[row * width + head * dim..], queries, dim, width);
+                let dy = Matrix::new(&dy[(row * heads + head) * dim..], queries, dim, heads * dim);
+                self.product(q, keys.transposed(), p, seen);
+                self.product(dy, values.transposed(), dp, seen);
+                for (query, (p, dp)) in p.chunks_exact_mut(seen).zip(dp.chunks_exact_mut(seen)).enumerate() {
+                    let end = self.segment.seen(begin + query);
+                    p[end..].fill(0.0);
+                    dp[end..].fill(0.0);
+                    through_softmax(&mut p[..end], &mut dp[..end], scale);
                 }
-                let mut sum = 0.0;
-                for p in &mut p[..seen] {
-                    *p = exp(*p - most);
-                    sum += *p;
+                let (p, ds) = (Matrix::new(p, queries, seen, seen), Matrix::new(dp, queries, seen, seen));
+                self.product(ds, keys, dq, dim);
+                add_product(self.isa, &self.alone, ds.transposed(), q, &mut dk, dim);
+                add_product(self.isa, &self.alone, p.transposed(), dy, &mut dv, dim);
+                for (query, dq) in dq.chunks_exact(dim).enumerate() {
+                    // SAFETY: tasks differ in rows or in heads of keys, and with those in heads of queries.
+                    unsafe { dx.set_run(row + query, head * dim, dq) };
                 }
-                let mut mean = 0.0;
-                for ((p, dp), value) in p[..seen].iter_mut().zip(&mut dp).zip(values.chunks_exact(dim)) {
-                    *p /= sum;
-                    *dp = dot(dy, value);
-                    mean += *p * *dp;
-                }
-                dq.fill(0.0);
-                for j in 0..seen {
-                    let ds = p[j] * (dp[j] - mean) * scale;
-                    let span = j * dim..(j + 1) * dim;
-                    add_scaled(&mut dq, &keys[span.clone()], ds);
-                    add_scaled(&mut dk[span.clone()], q, ds);
-                    add_scaled(&mut dv[span], dy, p[j]);
-                }
-                // SAFETY: tasks differ in rows or in heads of keys, and with those in heads of queries.
-                unsafe { dx.set_run(row, head * dim, &dq) };
             }
         }
         for index in 0..count {
@@ -98,15 +111,39 @@ impl Head<'_> {
             }
         }
     }
+
+    /// `c = a b`
+    fn product(&self, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize) {
+        c.fill(0.0);
+        add_product(self.isa, &self.alone, a, b, c, stride);
+    }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add_scaled(sums: &mut [f32], values: &[f32], factor: f32) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += value * factor;
+/// Makes of products with keys the probabilities, and of the derivatives by those the derivatives by the products.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn through_softmax(p: &mut [f32], dp: &mut [f32], scale: f32) {
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for chunk in p.chunks(LANES) {
+        for (most, &p) in most.iter_mut().zip(chunk) {
+            *most = if p > *most { p } else { *most };
+        }
+    }
+    let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    for p in p.iter_mut() {
+        *p = exp((*p - most) * scale);
+    }
+    let (mut sums, mut along) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for (p, dp) in p.chunks(LANES).zip(dp.chunks(LANES)) {
+        for lane in 0..p.len() {
+            sums[lane] += p[lane];
+            along[lane] += p[lane] * dp[lane];
+        }
+    }
+    let inverse = 1.0 / sums.iter().sum::<f32>();
+    let mean = along.iter().sum::<f32>() * inverse;
+    for (p, dp) in p.iter_mut().zip(dp) {
+        *p *= inverse;
+        *dp = *p * (*dp - mean) * scale;
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::backend::GateActivation;
 use crate::backend::cpu::exp::exp;
 use crate::backend::cpu::parallel::Workers;
+use multiversion::multiversion;
 
 /// `gate_up` and `dx` are `[count, 2 * width]`, gate first; `dy` is `[count, width]`.
 pub(super) fn gate(
@@ -17,25 +18,43 @@ pub(super) fn gate(
         return;
     }
     workers.run_chunks(dx, 2 * width, gate_up.len() * 8, |row, dx| {
-        let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-        let dy = &dy[row * width..(row + 1) * width];
-        let (dgate, dup) = dx.split_at_mut(width);
-        for i in 0..width {
-            let (value, slope) = match activation {
-                GateActivation::Silu => {
-                    let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
-                    (gate[i] * sigmoid, sigmoid * (1.0 + gate[i] * (1.0 - sigmoid)))
-                }
-                GateActivation::SquaredRelu => {
-                    // Written so that a NaN passes.
-                    let positive = if gate[i] < 0.0 { 0.0 } else { gate[i] };
-                    (positive * positive, 2.0 * positive)
-                }
-            };
-            dup[i] = dy[i] * value;
-            dgate[i] = dy[i] * up[i] * slope;
+        let operands =
+            (&gate_up[row * 2 * width..(row + 1) * 2 * width], &dy[row * width..(row + 1) * width]);
+        // One loop for each, so that the compiler sees a loop without a choice.
+        match activation {
+            GateActivation::Silu => silu(operands, dx),
+            GateActivation::SquaredRelu => squared_relu(operands, dx),
         }
     });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn silu(operands: (&[f32], &[f32]), dx: &mut [f32]) {
+    gate_row(operands, dx, |gate| {
+        let sigmoid = 1.0 / (1.0 + exp(-gate));
+        (gate * sigmoid, sigmoid * (1.0 + gate * (1.0 - sigmoid)))
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn squared_relu(operands: (&[f32], &[f32]), dx: &mut [f32]) {
+    gate_row(operands, dx, |gate| {
+        // Written so that a NaN passes.
+        let positive = if gate < 0.0 { 0.0 } else { gate };
+        (positive * positive, 2.0 * positive)
+    });
+}
+
+/// One row; `activated` gives value and slope.
+#[inline(always)]
+fn gate_row((gate_up, dy): (&[f32], &[f32]), dx: &mut [f32], activated: impl Fn(f32) -> (f32, f32)) {
+    let width = dy.len();
+    let ((gate, up), (dgate, dup)) = (gate_up.split_at(width), dx.split_at_mut(width));
+    for ((((dgate, dup), &gate), up), dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
+        let (value, slope) = activated(gate);
+        *dup = dy * value;
+        *dgate = dy * up * slope;
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
 //! `y = W x + bias`, backward: two products for each matrix, and a sum of columns. Floor 4.
 
+use super::product::add_product;
+use crate::backend::cpu::columns::{Columns, UNIT};
+use crate::backend::cpu::linear_float::Expand;
 use crate::backend::cpu::linear_int8::round_trip;
 use crate::backend::cpu::parallel::Workers;
-use crate::backend::cpu::weight::{CpuWeight, Data, Part};
+use crate::backend::cpu::rows::{CodeMatrix, MINIMUMS, NO_OFFSET, ZERO_POINTS};
+use crate::backend::cpu::simd::Isa;
+use crate::backend::cpu::weight::{CpuWeight, Data, Packed, Part, Zeros};
 use crate::error::{Error, Result};
-use crate::quant::linalg::{Matrix, add_product};
+use crate::quant::linalg::Matrix;
 use std::borrow::Cow;
+use std::ops::Range;
 
-/// Fewest rows of a result that one task makes: for fewer, bringing the other operand in order would cost more than the product.
-/// A result's element has the same sum whatever the cut.
-const FEWEST_ROWS: usize = 32;
+/// Rows that one task makes floats of.
+const EXPANDED: usize = 32;
 
 /// Where the derivatives by one matrix go.
 pub(super) struct Gradient<'a> {
@@ -24,6 +29,7 @@ pub(super) struct Gradient<'a> {
 /// # Errors
 /// `invalid_argument` for gradients of other shapes than the weight's.
 pub(super) fn linear(
+    isa: Isa,
     workers: &Workers,
     x: &[f32],
     dy: &[f32],
@@ -57,8 +63,8 @@ pub(super) fn linear(
             }
         };
         let product = Product { dy: &dy[first..], count, rows: part.rows, stride, cols };
-        product.input(workers, &dense(workers, part), dx);
-        product.weight(workers, x, gradient.weight);
+        product.input(isa, workers, &dense(isa, workers, part), dx);
+        product.weight(isa, workers, x, gradient.weight);
         if let Some(bias) = gradient.bias {
             product.bias(bias);
         }
@@ -68,15 +74,57 @@ pub(super) fn linear(
 }
 
 /// The values that the forward step multiplied, `[rows, cols]`.
-fn dense<'a>(workers: &Workers, part: &'a Part) -> Cow<'a, [f32]> {
-    let cols = part.columns.cols;
-    if let (Data::F32(values), None, true) = (&part.data, &part.order, part.columns.is_plain()) {
+fn dense<'a>(isa: Isa, workers: &Workers, part: &'a Part) -> Cow<'a, [f32]> {
+    let Part { rows, columns, data, order, .. } = part;
+    let is_plain = order.is_none() && columns.is_plain();
+    if let (Data::F32(values), true) = (data, is_plain) {
         return Cow::Borrowed(values);
     }
-    let mut values = vec![0.0; part.rows * cols];
-    let work = values.len();
-    workers.run_chunks(&mut values, cols, work, |row, out| part.dequantize_row(row, out));
+    let mut values = vec![0.0; rows * columns.cols];
+    workers.run_chunks(&mut values, columns.cols * EXPANDED, rows * columns.cols, |index, out| {
+        let rows = index * EXPANDED..index * EXPANDED + out.len() / columns.cols;
+        match data {
+            Data::Packed(packed) if is_plain => expand(isa, packed, *columns, rows, out.as_chunks_mut().0),
+            _ => {
+                for (row, out) in rows.zip(out.chunks_exact_mut(columns.cols)) {
+                    part.dequantize_row(row, out);
+                }
+            }
+        }
+    });
     Cow::Owned(values)
+}
+
+/// Rows of codes as floats, `[rows, units]`.
+fn expand(isa: Isa, packed: &Packed, columns: Columns, rows: Range<usize>, out: &mut [[f32; UNIT]]) {
+    match packed.unit_bytes() {
+        8 => expand_units::<8>(isa, packed, columns, rows, out),
+        16 => expand_units::<16>(isa, packed, columns, rows, out),
+        _ => expand_units::<32>(isa, packed, columns, rows, out),
+    }
+}
+
+fn expand_units<const N: usize>(
+    isa: Isa,
+    packed: &Packed,
+    columns: Columns,
+    rows: Range<usize>,
+    out: &mut [[f32; UNIT]],
+) {
+    match &packed.zeros {
+        Zeros::Constant(_) => {
+            let matrix = &CodeMatrix::<N, NO_OFFSET> { packed, columns };
+            isa.run(Expand { matrix, columns, rows, out });
+        }
+        Zeros::PerGroup(_) => {
+            let matrix = &CodeMatrix::<N, ZERO_POINTS> { packed, columns };
+            isa.run(Expand { matrix, columns, rows, out });
+        }
+        Zeros::Minimums(_) => {
+            let matrix = &CodeMatrix::<N, MINIMUMS> { packed, columns };
+            isa.run(Expand { matrix, columns, rows, out });
+        }
+    }
 }
 
 /// The derivatives of the outputs of one matrix, which stand among those of others, and sizes.
@@ -90,38 +138,18 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn work(&self) -> usize {
-        self.count.saturating_mul(self.rows).saturating_mul(self.cols)
-    }
-
-    /// Rows of a result of so many that one task makes.
-    fn band(rows: usize, workers: &Workers) -> usize {
-        rows.div_ceil(workers.threads()).max(FEWEST_ROWS)
-    }
-
     /// `dx += dy W`
-    fn input(&self, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
-        let Self { dy, count, rows: len, stride, cols } = *self;
-        let band = Self::band(count, workers);
-        workers.run_chunks(dx, band * cols, self.work(), |index, dx| {
-            let rows = dx.len() / cols;
-            let dy = Matrix::new(&dy[index * band * stride..], rows, len, stride);
-            add_product(1.0, dy, Matrix::new(weight, len, cols, cols), dx, cols);
-        });
+    fn input(&self, isa: Isa, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
+        let Self { dy, count, rows, stride, cols } = *self;
+        let dy = Matrix::new(dy, count, rows, stride);
+        add_product(isa, workers, dy, Matrix::new(weight, rows, cols, cols), dx, cols);
     }
 
     /// `dW += dy^T x`
-    fn weight(&self, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
-        let Self { dy, count, stride, cols, rows } = *self;
-        if count == 0 {
-            return;
-        }
-        let band = Self::band(rows, workers);
-        workers.run_chunks(dweight, band * cols, self.work(), |index, dweight| {
-            let rows = dweight.len() / cols;
-            let dy = Matrix::new(&dy[index * band..], count, rows, stride).transposed();
-            add_product(1.0, dy, Matrix::new(x, count, cols, cols), dweight, cols);
-        });
+    fn weight(&self, isa: Isa, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
+        let Self { dy, count, rows, stride, cols } = *self;
+        let dy = Matrix::new(dy, count, rows, stride).transposed();
+        add_product(isa, workers, dy, Matrix::new(x, count, cols, cols), dweight, cols);
     }
 
     /// `dbias += sum of dy`

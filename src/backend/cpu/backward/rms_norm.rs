@@ -2,9 +2,12 @@
 //! `dx += r (dy * g - n mean(dy * g * n))`. Floor 4.
 
 use crate::backend::cpu::parallel::Workers;
+use multiversion::multiversion;
 
 /// Columns of the weight's derivative that one task adds up.
 const BAND: usize = 64;
+/// Partial sums.
+const LANES: usize = 8;
 
 /// `x`, `dy` and `dx` are `[count, width]`, where `width` is the length of `weight`.
 pub(super) fn rms_norm(
@@ -30,32 +33,51 @@ pub(super) fn rms_norm(
         }
     });
     workers.run_chunks(dweight, BAND, work, |band, dweight| {
-        let first = band * BAND;
-        let mut sums = [0.0f64; BAND];
-        for ((x, dy), factor) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(&factors) {
-            let (x, dy) = (&x[first..], &dy[first..]);
-            for ((sum, x), dy) in sums[..dweight.len()].iter_mut().zip(x).zip(dy) {
-                *sum += f64::from(*dy) * f64::from(*x) * factor;
-            }
-        }
-        for (dweight, sum) in dweight.iter_mut().zip(sums) {
-            *dweight += sum as f32;
-        }
+        add_columns(x, dy, width, &factors, band * BAND, dweight);
     });
 }
 
+/// The derivatives of some weights, from `first` on.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn add_columns(x: &[f32], dy: &[f32], width: usize, factors: &[f64], first: usize, dweight: &mut [f32]) {
+    let mut sums = [0.0f64; BAND];
+    for ((x, dy), factor) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(factors) {
+        let (x, dy) = (&x[first..], &dy[first..]);
+        for ((sum, x), dy) in sums[..dweight.len()].iter_mut().zip(x).zip(dy) {
+            *sum += f64::from(*dy) * f64::from(*x) * factor;
+        }
+    }
+    for (dweight, sum) in dweight.iter_mut().zip(sums) {
+        *dweight += sum as f32;
+    }
+}
+
 /// One row; gives `r`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_row(x: &[f32], dy: &[f32], weight: &[f32], epsilon: f32, dx: &mut [f32]) -> f64 {
     let width = x.len() as f64;
     // In double precision: it costs nothing beside the linear layers, and a row may be long.
-    let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width;
-    let factor = 1.0 / (mean_square + f64::from(epsilon)).sqrt();
-    let along = x.iter().zip(dy).zip(weight);
-    let along: f64 = along.map(|((&x, &dy), &g)| f64::from(dy) * f64::from(g) * f64::from(x) * factor).sum();
-    let mean = along / width;
-    for (i, dx) in dx.iter_mut().enumerate() {
-        let normalized = f64::from(x[i]) * factor;
-        *dx += (factor * (f64::from(dy[i]) * f64::from(weight[i]) - normalized * mean)) as f32;
+    let (mut squares, mut along) = ([0.0f64; LANES], [0.0f64; LANES]);
+    let mut add = |lane: usize, x: f32, dy: f32, g: f32| {
+        let x = f64::from(x);
+        squares[lane] += x * x;
+        along[lane] += f64::from(dy) * f64::from(g) * x;
+    };
+    let ((xs, x_rest), (dys, dy_rest), (gs, g_rest)) =
+        (x.as_chunks::<LANES>(), dy.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
+    for ((x, dy), g) in xs.iter().zip(dys).zip(gs) {
+        for lane in 0..LANES {
+            add(lane, x[lane], dy[lane], g[lane]);
+        }
+    }
+    for (lane, ((x, dy), g)) in x_rest.iter().zip(dy_rest).zip(g_rest).enumerate() {
+        add(lane, *x, *dy, *g);
+    }
+    let factor = 1.0 / (squares.iter().sum::<f64>() / width + f64::from(epsilon)).sqrt();
+    let mean = along.iter().sum::<f64>() * factor / width;
+    for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+        let normalized = f64::from(x) * factor;
+        *dx += (factor * (f64::from(dy) * f64::from(g) - normalized * mean)) as f32;
     }
     factor
 }

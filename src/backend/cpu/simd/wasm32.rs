@@ -259,6 +259,24 @@ impl Integers for Wasm128 {
         i32x4_add(sums, i32x4_dot_i16x8(codes[3], odd))
     }
 
+    const NARROW: i32 = i32::MAX;
+    type Narrow = v128;
+
+    #[inline(always)]
+    fn no_narrow(self) -> v128 {
+        i32x4_splat(0)
+    }
+
+    #[inline(always)]
+    fn dot_narrow(self, sums: v128, codes: Codes, x: &[i8; UNIT]) -> v128 {
+        self.dot::<true>(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn add_narrow(self, sums: v128, narrow: v128) -> v128 {
+        i32x4_add(sums, narrow)
+    }
+
     #[inline(always)]
     fn reduce_ints(self, sums: v128) -> i32 {
         let two = i32x4_add(sums, i32x4_shuffle::<2, 3, 2, 3>(sums, sums));

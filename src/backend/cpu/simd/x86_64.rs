@@ -62,8 +62,14 @@ impl From<Avx512> for Avx2 {
 
 /// Integer dot products in 256 bits, which differ in one instruction.
 trait Dot256: Copy + Send + Sync {
+    /// As [`Integers::NARROW`].
+    const NARROW: i32;
     /// As [`Integers::dot`].
     fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i;
+    /// As [`Integers::dot_narrow`].
+    fn dot256_narrow(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i;
+    /// As [`Integers::add_narrow`].
+    fn add256_narrow(self, sums: __m256i, narrow: __m256i) -> __m256i;
 }
 
 impl<D: Dot256> Integers for D
@@ -95,6 +101,25 @@ where
         self.dot256::<NARROW>(sums, codes, x)
     }
 
+    const NARROW: i32 = <D as Dot256>::NARROW;
+    type Narrow = __m256i;
+
+    #[inline(always)]
+    fn no_narrow(self) -> __m256i {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    fn dot_narrow(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+        self.dot256_narrow(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn add_narrow(self, sums: __m256i, narrow: __m256i) -> __m256i {
+        self.add256_narrow(sums, narrow)
+    }
+
     #[inline(always)]
     fn reduce_ints(self, sums: __m256i) -> i32 {
         // SAFETY: features by `self`.
@@ -102,6 +127,18 @@ where
             let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
             _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_four_ints(self, [a, b, c, d]: [__m256i; 4]) -> [i32; 4] {
+        // SAFETY: features by `self`; four integers are written.
+        unsafe {
+            let both = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            let all = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both));
+            let mut sums = [0; 4];
+            _mm_storeu_si128(sums.as_mut_ptr().cast(), all);
+            sums
         }
     }
 
@@ -135,6 +172,30 @@ unsafe fn reduce_ps(value: __m256) -> f32 {
         let four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// As [`reduce_ps`] of each, in fewer instructions.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn reduce_four_ps([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: as above.
+    unsafe {
+        let [a, b, c, d] = [
+            _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a)),
+            _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b)),
+            _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps::<1>(c)),
+            _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps::<1>(d)),
+        ];
+        let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+        let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+        let mut sums = [0.0; 4];
+        let all =
+            _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd));
+        _mm_storeu_ps(sums.as_mut_ptr(), all);
+        sums
     }
 }
 

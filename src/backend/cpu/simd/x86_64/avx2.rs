@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C. Floor 4.
 
-use super::{Avx2, Dot256, UNIT, at, exactly, reduce_ps};
+use super::{Avx2, Dot256, UNIT, at, exactly, reduce_four_ps, reduce_ps};
 use crate::backend::cpu::simd::Simd;
 use std::arch::x86_64::*;
 
@@ -63,6 +63,12 @@ impl Simd for Avx2 {
     fn reduce(self, value: __m256) -> f32 {
         // SAFETY: features by `self`.
         unsafe { reduce_ps(value) }
+    }
+
+    #[inline(always)]
+    fn reduce_four(self, values: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: features by `self`.
+        unsafe { reduce_four_ps(values) }
     }
 
     #[inline(always)]
@@ -153,6 +159,9 @@ impl Avx2 {
 }
 
 impl Dot256 for Avx2 {
+    /// Pairs of products in 16 bits.
+    const NARROW: i32 = i16::MAX as i32;
+
     #[inline(always)]
     fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
         // SAFETY: features by `self`; 32 bytes of `x` are read.
@@ -169,5 +178,20 @@ impl Dot256 for Avx2 {
             let high = _mm256_madd_epi16(high, _mm256_cvtepi8_epi16(_mm_loadu_si128(x.add(1))));
             _mm256_add_epi32(sums, _mm256_add_epi32(low, high))
         }
+    }
+
+    #[inline(always)]
+    fn dot256_narrow(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+        // SAFETY: features by `self`; 32 bytes of `x` are read.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(codes, _mm256_loadu_si256(x.as_ptr().cast()));
+            _mm256_add_epi16(sums, pairs)
+        }
+    }
+
+    #[inline(always)]
+    fn add256_narrow(self, sums: __m256i, narrow: __m256i) -> __m256i {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
     }
 }

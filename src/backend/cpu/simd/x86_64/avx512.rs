@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve. Floor 4.
 
-use super::{Avx512, Dot256, UNIT, at, exactly, reduce_ps};
+use super::{Avx512, Dot256, UNIT, at, exactly, reduce_four_ps, reduce_ps};
 use crate::backend::cpu::simd::Simd;
 use std::arch::x86_64::*;
 
@@ -62,10 +62,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn reduce(self, value: __m512) -> f32 {
         // SAFETY: features by `self`.
-        unsafe {
-            let high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64::<1>(_mm512_castps_si512(value)));
-            reduce_ps(_mm256_add_ps(_mm512_castps512_ps256(value), high))
-        }
+        unsafe { reduce_ps(halves(value)) }
+    }
+
+    #[inline(always)]
+    fn reduce_four(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: features by `self`.
+        unsafe { reduce_four_ps([halves(a), halves(b), halves(c), halves(d)]) }
     }
 
     #[inline(always)]
@@ -141,5 +144,31 @@ impl Dot256 for Avx512 {
     fn dot256<const NARROW: bool>(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
         // SAFETY: features by `self`; 32 bytes of `x` are read.
         unsafe { _mm256_dpbusd_epi32(sums, codes, _mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    const NARROW: i32 = i32::MAX;
+
+    #[inline(always)]
+    fn dot256_narrow(self, sums: __m256i, codes: __m256i, x: &[i8; UNIT]) -> __m256i {
+        self.dot256::<true>(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn add256_narrow(self, sums: __m256i, narrow: __m256i) -> __m256i {
+        // SAFETY: features by `self`.
+        unsafe { _mm256_add_epi32(sums, narrow) }
+    }
+}
+
+/// The sum of both halves.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline(always)]
+unsafe fn halves(value: __m512) -> __m256 {
+    // SAFETY: as above.
+    unsafe {
+        let high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64::<1>(_mm512_castps_si512(value)));
+        _mm256_add_ps(_mm512_castps512_ps256(value), high)
     }
 }
