@@ -3,6 +3,8 @@
 use crate::support::{
     calibrated, distances, fixture, held_out, load, logits, on_disk, perplexity, samples, synthetic::tokens,
 };
+#[cfg(feature = "train")]
+use crate::terminal::{arg, lowbit};
 use lowbit::dtype::DType;
 use lowbit::format::sink::FsSinkDir;
 use lowbit::layout::{GptqZeros, TargetLayout};
@@ -124,6 +126,14 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         }
         folders.push((name, path));
     }
+    #[cfg(feature = "train")]
+    for (name, bits) in [("trained-f16", "none"), ("trained-int2", "2"), ("trained-ternary", "ternary")] {
+        let (path, text) = (place.join(name), fixture("tale-llama/calibration.txt"));
+        let options = ["--bits", bits, "--steps", "3", "--context", "64", "--batch-tokens", "256"];
+        let paths = [arg(fixture("tale-llama")), "--data".into(), arg(text), "-o".into(), arg(&path)];
+        lowbit(["train"].into_iter().chain(options).map(str::to_owned).chain(paths)).done();
+        folders.push((name, path));
+    }
     let packed = block_on(Checkpoint::open(on_disk(place.join("int4-g32-sym")))).unwrap();
     let path = place.join("dequantized-f16");
     let sinks = FsSinkDir::create(&path).unwrap();
@@ -154,7 +164,7 @@ fn interop_transformers_opens_what_lowbit_writes() {
     let folders = written(place.path());
     // Short sequences where activations are rounded: a value near a tie spoils few tokens.
     let sequences = |name: &str| -> Vec<Vec<u32>> {
-        let rounds = name == "ternary" || name.ends_with("-int8");
+        let rounds = name.ends_with("ternary") || name.ends_with("-int8");
         let lengths: &[usize] = if rounds { &[1, 1, 1, 1, 2, 2, 2, 3, 3, 3] } else { &[1, 24, 100] };
         let sequence = |(index, &length): (usize, &usize)| tokens(&format!("interop.{index}"), length, 2048);
         lengths.iter().enumerate().map(sequence).collect()
@@ -187,7 +197,7 @@ fn interop_transformers_opens_what_lowbit_writes() {
             100.0 * within
         );
         let right = match *name {
-            "int8-channel-int8" | "ternary" => {
+            "int8-channel-int8" | "ternary" | "trained-ternary" => {
                 within >= ROUNDED_SHARE && found[found.len() / 2] < ROUNDED_MEDIAN
             }
             _ => largest < TOLERANCE,
