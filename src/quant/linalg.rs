@@ -39,26 +39,6 @@ impl<'a> Matrix<'a> {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
-
-    /// How many rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// How many columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// A row, where its elements are neighbours: they are so in a matrix that is not transposed.
-    pub fn row(&self, row: usize) -> Option<&'a [f32]> {
-        (self.col_stride == 1).then(|| &self.data[row * self.row_stride..][..self.cols])
-    }
-
-    /// A column, where its elements are neighbours: they are so in a matrix that is transposed.
-    pub fn column(&self, column: usize) -> Option<&'a [f32]> {
-        (self.row_stride == 1).then(|| &self.data[column * self.col_stride..][..self.rows])
-    }
 }
 
 /// Whether `len` elements have so many rows of `cols`, `stride` elements apart. Strides are counted with a sign.

@@ -7,7 +7,7 @@ use crate::model::block::{Workspace, elements_per_token};
 use crate::model::runner::Runner;
 
 /// Most bytes that are kept; blocks beyond them run once more on the way back. A model of ten million parameters takes a
-/// fifth of them for a thousand tokens.
+/// good quarter of them for a thousand tokens.
 const MOST_BYTES: usize = 512 << 20;
 
 /// Elements of a token in a block that is kept, its keys and values among them.

@@ -6,7 +6,6 @@ mod gate;
 mod linear;
 mod loss;
 mod optimizer;
-mod product;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
@@ -41,7 +40,6 @@ impl TrainOps for CpuBackend {
                 let (keys, values) = (cache.keys.f32(shape.cache_len()), cache.values.f32(shape.cache_len()));
                 let dy = dy.f32(rows * shape.heads * shape.head_dim);
                 attention::attention(
-                    self.isa,
                     workers,
                     qkv.f32(len),
                     segments,

@@ -188,21 +188,6 @@ impl Isa {
         }
     }
 
-    /// Elements of its vectors of floats.
-    #[cfg(feature = "train")]
-    pub(super) fn lanes(self) -> usize {
-        match self {
-            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
-            Self::Portable => Portable::LANES,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => Avx2::LANES,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Avx512::LANES,
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Self::Wasm128(_) => Wasm128::LANES,
-        }
-    }
-
     /// Runs a kernel with it.
     pub(super) fn run(self, kernel: impl Kernel) {
         match self {

@@ -3,12 +3,10 @@
 //! `dk[j] += ds[j] q`. The probabilities are computed again. Some queries at a time, so that all but the softmax are products of
 //! matrices. Floor 4.
 
-use super::product::add_product;
 use crate::backend::cpu::exp::exp;
 use crate::backend::cpu::parallel::{Tiles, Workers};
-use crate::backend::cpu::simd::Isa;
 use crate::backend::{AttentionShape, Segment};
-use crate::quant::linalg::Matrix;
+use crate::quant::linalg::{Matrix, add_product};
 use multiversion::multiversion;
 
 /// Queries at a time: enough to pay for bringing the keys in order, few enough to leave out most that none of them sees.
@@ -18,7 +16,6 @@ const LANES: usize = 16;
 
 /// `qkv` and `dx` are `[rows, qkv width]`, `dy` is `[rows, heads * head_dim]`; keys and values are those of the cache.
 pub(super) fn attention(
-    isa: Isa,
     workers: &Workers,
     qkv: &[f32],
     segments: &[Segment],
@@ -41,17 +38,13 @@ pub(super) fn attention(
     let dx = Tiles::new(dx, width);
     workers.run(begun.len() * shape.kv_heads, work, |task| {
         let (first, segment) = begun[task / shape.kv_heads];
-        let head =
-            Head { isa, alone: Workers::new(Some(1)), shape, kv_head: task % shape.kv_heads, first, segment };
+        let head = Head { shape, kv_head: task % shape.kv_heads, first, segment };
         head.run(qkv, keys, values, dy, &dx);
     });
 }
 
 /// A head of keys and values of one segment, with the queries that read it.
 struct Head<'a> {
-    isa: Isa,
-    /// The thread of the task.
-    alone: Workers,
     shape: &'a AttentionShape,
     kv_head: usize,
     /// The segment's first row.
@@ -83,8 +76,8 @@ impl Head<'_> {
             for head in self.kv_head * group..(self.kv_head + 1) * group {
                 let q = Matrix::new(&qkv[row * width + head * dim..], queries, dim, width);
                 let dy = Matrix::new(&dy[(row * heads + head) * dim..], queries, dim, heads * dim);
-                self.product(q, keys.transposed(), p, seen);
-                self.product(dy, values.transposed(), dp, seen);
+                product(q, keys.transposed(), p, seen);
+                product(dy, values.transposed(), dp, seen);
                 for (query, (p, dp)) in p.chunks_exact_mut(seen).zip(dp.chunks_exact_mut(seen)).enumerate() {
                     let end = self.segment.seen(begin + query);
                     p[end..].fill(0.0);
@@ -92,9 +85,9 @@ impl Head<'_> {
                     through_softmax(&mut p[..end], &mut dp[..end], scale);
                 }
                 let (p, ds) = (Matrix::new(p, queries, seen, seen), Matrix::new(dp, queries, seen, seen));
-                self.product(ds, keys, dq, dim);
-                add_product(self.isa, &self.alone, ds.transposed(), q, &mut dk, dim);
-                add_product(self.isa, &self.alone, p.transposed(), dy, &mut dv, dim);
+                product(ds, keys, dq, dim);
+                add_product(1.0, ds.transposed(), q, &mut dk, dim);
+                add_product(1.0, p.transposed(), dy, &mut dv, dim);
                 for (query, dq) in dq.chunks_exact(dim).enumerate() {
                     // SAFETY: tasks differ in rows or in heads of keys, and with those in heads of queries.
                     unsafe { dx.set_run(row + query, head * dim, dq) };
@@ -111,12 +104,12 @@ impl Head<'_> {
             }
         }
     }
+}
 
-    /// `c = a b`
-    fn product(&self, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize) {
-        c.fill(0.0);
-        add_product(self.isa, &self.alone, a, b, c, stride);
-    }
+/// `c = a b`
+fn product(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize) {
+    c.fill(0.0);
+    add_product(1.0, a, b, c, stride);
 }
 
 /// Makes of products with keys the probabilities, and of the derivatives by those the derivatives by the products.
@@ -150,6 +143,7 @@ fn through_softmax(p: &mut [f32], dp: &mut [f32], scale: f32) {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Case, Checked, buffer, check};
+    use super::QUERIES;
     use crate::backend::{AttentionShape, Backend, BackwardStep, DeviceOps, Element, KvLayer, Mask, Segment};
 
     #[test]
@@ -158,19 +152,21 @@ mod tests {
         let batches = [
             vec![at(0, 1, Mask::Causal)],
             vec![at(0, 5, Mask::Causal), at(5, 0, Mask::Full), at(5, 3, Mask::Full)],
+            vec![at(0, QUERIES + 3, Mask::Causal)],
         ];
         for (heads, kv_heads, head_dim) in [(1, 1, 2), (4, 2, 4)] {
             for segments in &batches {
                 let rows: usize = segments.iter().map(|segment| segment.count).sum();
-                let shape = AttentionShape { heads, kv_heads, head_dim, capacity: 9 };
+                let shape = AttentionShape { heads, kv_heads, head_dim, capacity: QUERIES + 4 };
                 let width = shape.qkv_width();
                 check(
                     Case::new(&[rows * width], rows * heads * head_dim),
                     |inputs| oracle(&inputs[0], segments, &shape),
                     |backend, inputs, dy, derivatives| {
                         // Angles of 0, so that rotation only fills the cache.
-                        let rope: Vec<f32> =
-                            (0..9).flat_map(|_| [1.0, 0.0].map(|v| vec![v; head_dim / 2]).concat()).collect();
+                        let rope: Vec<f32> = (0..QUERIES + 4)
+                            .flat_map(|_| [1.0, 0.0].map(|v| vec![v; head_dim / 2]).concat())
+                            .collect();
                         let rope = buffer(backend, &rope);
                         let mut qkv = backend.buffer(Element::F32, rows * width).unwrap();
                         let mut x = vec![0.0; rows * width];

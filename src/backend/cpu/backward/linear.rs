@@ -1,6 +1,5 @@
 //! `y = W x + bias`, backward: two products for each matrix, and a sum of columns. Floor 4.
 
-use super::product::add_product;
 use crate::backend::cpu::columns::{Columns, UNIT};
 use crate::backend::cpu::linear_float::Expand;
 use crate::backend::cpu::linear_int8::round_trip;
@@ -9,10 +8,13 @@ use crate::backend::cpu::rows::{CodeMatrix, MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use crate::backend::cpu::simd::Isa;
 use crate::backend::cpu::weight::{CpuWeight, Data, Packed, Part, Zeros};
 use crate::error::{Error, Result};
-use crate::quant::linalg::Matrix;
+use crate::quant::linalg::{Matrix, add_product};
 use std::borrow::Cow;
 use std::ops::Range;
 
+/// Fewest rows of a result that one task makes: for fewer, bringing the other operand in order would cost more than the product.
+/// A result's element has the same sum whatever the cut.
+const FEWEST_ROWS: usize = 32;
 /// Rows that one task makes floats of.
 const EXPANDED: usize = 32;
 
@@ -63,8 +65,8 @@ pub(super) fn linear(
             }
         };
         let product = Product { dy: &dy[first..], count, rows: part.rows, stride, cols };
-        product.input(isa, workers, &dense(isa, workers, part), dx);
-        product.weight(isa, workers, x, gradient.weight);
+        product.input(workers, &dense(isa, workers, part), dx);
+        product.weight(workers, x, gradient.weight);
         if let Some(bias) = gradient.bias {
             product.bias(bias);
         }
@@ -138,18 +140,38 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
+    fn work(&self) -> usize {
+        self.count.saturating_mul(self.rows).saturating_mul(self.cols)
+    }
+
+    /// Rows of a result of so many that one task makes.
+    fn band(rows: usize, workers: &Workers) -> usize {
+        rows.div_ceil(workers.threads()).max(FEWEST_ROWS)
+    }
+
     /// `dx += dy W`
-    fn input(&self, isa: Isa, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
-        let Self { dy, count, rows, stride, cols } = *self;
-        let dy = Matrix::new(dy, count, rows, stride);
-        add_product(isa, workers, dy, Matrix::new(weight, rows, cols, cols), dx, cols);
+    fn input(&self, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
+        let Self { dy, count, rows: len, stride, cols } = *self;
+        let band = Self::band(count, workers);
+        workers.run_chunks(dx, band * cols, self.work(), |index, dx| {
+            let rows = dx.len() / cols;
+            let dy = Matrix::new(&dy[index * band * stride..], rows, len, stride);
+            add_product(1.0, dy, Matrix::new(weight, len, cols, cols), dx, cols);
+        });
     }
 
     /// `dW += dy^T x`
-    fn weight(&self, isa: Isa, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
-        let Self { dy, count, rows, stride, cols } = *self;
-        let dy = Matrix::new(dy, count, rows, stride).transposed();
-        add_product(isa, workers, dy, Matrix::new(x, count, cols, cols), dweight, cols);
+    fn weight(&self, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
+        let Self { dy, count, stride, cols, rows } = *self;
+        if count == 0 {
+            return;
+        }
+        let band = Self::band(rows, workers);
+        workers.run_chunks(dweight, band * cols, self.work(), |index, dweight| {
+            let rows = dweight.len() / cols;
+            let dy = Matrix::new(&dy[index * band..], count, rows, stride).transposed();
+            add_product(1.0, dy, Matrix::new(x, count, cols, cols), dweight, cols);
+        });
     }
 
     /// `dbias += sum of dy`
