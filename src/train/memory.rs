@@ -64,8 +64,7 @@ impl TrainingMemory {
                 .sum();
             // Scales run in F32.
             weight_bytes = (parameters - in_blocks) * float + in_blocks * bits / 8 + scales * layers * F32;
-            decoded =
-                Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0) * F32;
+            decoded = Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0) * F32;
         }
         let table = (config.vocab_size * config.hidden_size) as u64;
         if float < F32 {

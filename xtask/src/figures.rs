@@ -26,7 +26,7 @@ const SCHEMES: [(&str, &str, &[&str]); 4] = [
 ];
 const SEEDS: [u32; 3] = [0, 1, 2];
 /// Steps of the runs with the generator's text.
-const STEPS: [u32; 2] = [400, 1600];
+const STEPS: [u32; 1] = [400];
 /// Bytes of that text.
 const TEXT_BYTES: &str = "3000000";
 
