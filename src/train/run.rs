@@ -255,7 +255,8 @@ impl<B: Train> Run<'_, B> {
             return given_up("whose batch has no end");
         }
         match self.state.restore(self.model, &mut self.optimizer, &notes.key).await? {
-            Some(kept) => *notes = Notes { position: behind, returns, ..kept },
+            // The best that was kept since then is still there.
+            Some(kept) => *notes = Notes { position: behind, returns, best: notes.best.or(kept.best), ..kept },
             None => return given_up("before anything was kept"),
         }
         self.model.bring().await?;
