@@ -256,7 +256,9 @@ impl<B: Train> Run<'_, B> {
         }
         match self.state.restore(self.model, &mut self.optimizer, &notes.key).await? {
             // The best that was kept since then is still there.
-            Some(kept) => *notes = Notes { position: behind, returns, best: notes.best.or(kept.best), ..kept },
+            Some(kept) => {
+                *notes = Notes { position: behind, returns, best: notes.best.or(kept.best), ..kept }
+            }
             None => return given_up("before anything was kept"),
         }
         self.model.bring().await?;
