@@ -103,6 +103,9 @@ impl Model {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let request = &args.request.0;
     let is_file = request.format == Some(Format::Gguf);
+    if args.held_out.is_empty() && request.evaluate_every.is_some() {
+        return Err(Error::invalid_argument("how often to look belongs to a held-out text; give --held-out"));
+    }
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
     let start = Instant::now();
     let (outcome, path) = block_on(async {

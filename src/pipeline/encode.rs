@@ -98,14 +98,13 @@ impl Encoder<'_> {
                 let error = weight_error(context(SCALE_TYPE), &target, &tensor).await?;
                 Ok((tensor.into(), error))
             }
-            Self::Trained { .. } => {
+            Self::Direct { .. } | Self::Trained { .. } => {
+                let sparsity_threshold = match self {
+                    Self::Direct { sparsity_threshold } => *sparsity_threshold,
+                    _ => None,
+                };
                 let context = context(one_type.unwrap_or(SCALE_TYPE));
-                let (tensor, error) = rtn::quantize(context, &target, None).await?;
-                Ok((tensor.into(), error))
-            }
-            Self::Direct { sparsity_threshold } => {
-                let context = context(one_type.unwrap_or(SCALE_TYPE));
-                let (tensor, error) = rtn::quantize(context, &target, *sparsity_threshold).await?;
+                let (tensor, error) = rtn::quantize(context, &target, sparsity_threshold).await?;
                 Ok((tensor.into(), error))
             }
             Self::Restore { record, parameters } => {

@@ -185,6 +185,8 @@ impl TrainOptions {
         let Schedule { decay, steps, warmup, peak, last, weight_decay } = self.schedule;
         let parameters = json!({
             "scheme": self.scheme().map(|scheme| scheme.to_string()),
+            "activations": self.activations,
+            "format": self.layout.map(TargetLayout::name),
             "scales": if self.learned_scales { "learned" } else { "nearest" },
             "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
             "context": self.room.context,

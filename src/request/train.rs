@@ -55,6 +55,8 @@ named! {
 
 /// Tokens of a row where nothing else is asked for.
 const USUAL_CONTEXT: usize = 256;
+/// Tokens of a batch, likewise.
+const USUAL_TOKENS: usize = 1024;
 
 options! {
     /// What is trained, and how.
@@ -75,8 +77,8 @@ options! {
         pub steps: Option<u64> = None, within Bounds::from(1.0);
         /// Tokens that the model sees at once [default: what it was made for, at most 256]
         pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens of a batch
-        pub batch_tokens: usize = 1024, within Bounds::from(2.0);
+        /// Tokens of a batch, a row at least [default: 1024, or a row where that has more]
+        pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
         /// Batches whose gradients are added up for a step
         pub accumulate: usize = 1, within Bounds::from(1.0);
         /// The highest learning rate [default: 1e-3; with a teacher 5e-4 for 3 bits, 2e-4 for 4 and 1e-4 for 8]
@@ -87,8 +89,8 @@ options! {
         pub decay: Decay = Decay::Cosine;
         /// To which share of it the rate falls
         pub last_rate: f64 = 0.1, within Bounds::from(0.0).up_to(1.0);
-        /// How much slower or faster than weights scales are learned
-        pub scale_rate: f64 = 1.0, within Bounds::above(0.0);
+        /// How much slower or faster than weights scales are learned [default: 1]
+        pub scale_rate: Option<f64> = None, within Bounds::above(0.0);
         /// How much of the rate matrices lose at each step
         pub weight_decay: f64 = 0.1, within Bounds::from(0.0);
         /// The longest gradient; a longer one is made as short
@@ -97,8 +99,8 @@ options! {
         pub seed: u64 = 0;
         /// How much the teacher's predictions count; what is left of 1 is the text's [default: 1 with a teacher]
         pub teacher_share: Option<f32> = None, within Bounds::from(0.0).up_to(1.0);
-        /// By what the logits of both are divided before they are compared
-        pub temperature: f32 = 1.0, within Bounds::above(0.0);
+        /// By what the logits of both are divided before they are compared [default: 1]
+        pub temperature: Option<f32> = None, within Bounds::above(0.0);
         /// Steps from one look at the held-out text to the next [default: a tenth of all]
         pub evaluate_every: Option<u64> = None, within Bounds::from(1.0);
         /// Steps after which the state is kept [default: a tenth of all]
@@ -142,8 +144,8 @@ impl TrainRequest {
             (None, TernaryScale::Tensor) => Granularity::Tensor,
             (None, TernaryScale::Channel) => Granularity::Channel,
         };
-        if let (false, Some(_)) = (has_teacher, self.teacher_share) {
-            return refuse("the share of a teacher belongs to a teacher");
+        if !has_teacher && (self.teacher_share.is_some() || self.temperature.is_some()) {
+            return refuse("the share of a teacher and the temperature belong to a teacher");
         }
         let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
         let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
@@ -155,6 +157,15 @@ impl TrainRequest {
             _ => 1e-3,
         };
         let learned = self.scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
+        if !learned && self.scale_rate.is_some() {
+            return refuse("the rate of scales belongs to scales that are learned");
+        }
+        let batch_tokens = self.batch_tokens.unwrap_or(USUAL_TOKENS.max(context));
+        if batch_tokens < context {
+            return Err(Error::invalid_argument(format!(
+                "expected a batch of a row at least, {context} tokens, but found {batch_tokens}"
+            )));
+        }
         Ok(TrainOptions {
             bits,
             granularity,
@@ -169,7 +180,7 @@ impl TrainRequest {
                 Masters::F32 => MasterType::Single,
                 Masters::Bf16 => MasterType::Half,
             },
-            room: Room { tokens: self.batch_tokens.max(context), context },
+            room: Room { tokens: batch_tokens, context },
             accumulate: self.accumulate,
             schedule: Schedule {
                 decay: self.decay,
@@ -181,11 +192,15 @@ impl TrainRequest {
             },
             optimizer: OptimizerOptions {
                 longest: self.clip,
-                scale_rate: self.scale_rate,
+                scale_rate: self.scale_rate.unwrap_or(1.0),
                 seed: self.seed,
                 ..OptimizerOptions::default()
             },
-            goal: Goal { cross_entropy: 1.0 - share, divergence: share, temperature: self.temperature },
+            goal: Goal {
+                cross_entropy: 1.0 - share,
+                divergence: share,
+                temperature: self.temperature.unwrap_or(1.0),
+            },
             seed: self.seed,
             evaluate_every: self.evaluate_every.unwrap_or((steps / 10).max(1)),
             keep_every: self.keep_every.unwrap_or((steps / 10).max(1)),

@@ -140,7 +140,9 @@ fn data_that_makes_no_sense_is_named() {
     let text = arg(verse(folder.path(), "verse.txt"));
     for (args, message) in [
         (&["--memory", "10MB"][..], "but 10000000 are allowed"),
-        (&["--teacher-share", "0.5"], "the share of a teacher belongs to a teacher"),
+        (&["--teacher-share", "0.5"], "belong to a teacher"),
+        (&["--temperature", "2"], "belong to a teacher"),
+        (&["--evaluate-every", "2"], "belongs to a held-out text"),
         (&["--bits", "5"], "possible values"),
         (&["--learning-rate", "0"], "above 0"),
     ] {

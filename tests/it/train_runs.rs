@@ -26,7 +26,7 @@ fn request() -> TrainRequest {
     TrainRequest {
         steps: Some(6),
         context: Some(CONTEXT),
-        batch_tokens: 4 * CONTEXT,
+        batch_tokens: Some(4 * CONTEXT),
         evaluate_every: Some(2),
         keep_every: Some(3),
         ..TrainRequest::default()
@@ -254,7 +254,7 @@ fn what_makes_no_sense_is_named_before_a_step() {
             "but 1048576 are allowed",
         ),
         (
-            TrainRequest { context: Some(1 << 20), ..usual },
+            TrainRequest { context: Some(1 << 20), batch_tokens: None, ..usual },
             ErrorCode::ContextOverflow,
             "max_position_embeddings",
         ),
@@ -280,9 +280,18 @@ fn the_state_of_another_run_is_refused() {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()
         })
     };
-    run(&request(), &Until(Cell::new(8)));
-    let error = run(&TrainRequest { steps: Some(7), ..request() }, &Silent);
-    assert!(error.contains("training_state.safetensors: expected the state of this very run"), "{error}");
+    let two = TrainRequest { bits: TrainedAs::Two, ..request() };
+    let others = [
+        TrainRequest { steps: Some(7), ..two.clone() },
+        // Whose weights would meet other activations.
+        TrainRequest { activations: Some(lowbit::quant::Activations::Int8), ..two.clone() },
+        TrainRequest { format: Some(Format::Gptq), ..two.clone() },
+    ];
+    run(&two, &Until(Cell::new(8)));
+    for other in others {
+        let error = run(&other, &Silent);
+        assert!(error.contains("training_state.safetensors: expected the state of this very run"), "{error}");
+    }
     std::fs::write(state.path().join("training_state.safetensors"), b"not a state at all").unwrap();
     let error = run(&request(), &Silent);
     assert!(error.contains("training_state.safetensors"), "{error}");
