@@ -205,6 +205,8 @@ pub enum Sums {
     /// In any order, as exact: a token's last bits then depend on how many come with it. For statistics over many tokens, as
     /// calibration takes them.
     Reordered,
+    /// As [`Sums::Reordered`], and dense matrices by what multiplies whole ones fastest, which backward steps do too.
+    Whole,
     /// In any order, and linear layers with errors of about `1e-5` of the sum of magnitudes, `4e-5` at most: to compare outputs
     /// that differ by far more, as those of two roundings do.
     Coarse,

@@ -15,7 +15,7 @@ pub mod schedule;
 pub mod state;
 pub mod teacher;
 
-use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Train};
+use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Sums, Train};
 use crate::error::{Error, Result};
 use crate::model::block::{BackwardWorkspace, Block, Stage, Workspace};
 use crate::model::runner::{
@@ -119,6 +119,8 @@ impl<B: Train> TrainedModel<B> {
         let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
         let mut runner = Runner::new(backend, config, room.tokens)?;
         runner.work = work;
+        // No step is compared with one of other batches.
+        runner.backend.set_sums(Sums::Whole);
         let mut model =
             Self { runner, ends: None, blocks, parameters, cache, kept, inputs, back, predictions, room };
         model.bring().await?;

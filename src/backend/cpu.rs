@@ -48,6 +48,7 @@ use super::{
 };
 use crate::error::Result;
 use amx::{Split, Terms};
+use linear::Products;
 use parallel::Workers;
 use simd::Isa;
 use std::ops::Range;
@@ -76,6 +77,8 @@ pub struct CpuBackend {
     workers: Workers,
     /// Where sums may be reordered and the processor has a matrix unit, which wants numbers cut in parts.
     split: Option<Split>,
+    /// Whether products may be those of whole matrices.
+    whole: bool,
 }
 
 impl CpuBackend {
@@ -104,6 +107,7 @@ impl CpuBackend {
             threads,
             workers,
             split: None,
+            whole: false,
         }
     }
 }
@@ -137,9 +141,10 @@ impl DeviceOps for CpuBackend {
     fn set_sums(&mut self, sums: Sums) {
         let terms = match sums {
             Sums::Repeatable => None,
-            Sums::Reordered => Some(Terms::Six),
+            Sums::Reordered | Sums::Whole => Some(Terms::Six),
             Sums::Coarse => Some(Terms::Three),
         };
+        self.whole = sums == Sums::Whole;
         let split = self.split.take().or_else(|| if self.isa.is_best() { Split::detect() } else { None });
         self.split = terms.and_then(|terms| Some(Split { terms, ..split? }));
     }
@@ -184,7 +189,12 @@ impl DeviceOps for CpuBackend {
             }
             Step::Linear { x, count, w, y } => {
                 let (x, y) = (x.f32(count * w.cols), y.f32_mut(count * w.rows));
-                linear::linear(self.isa, self.split.as_mut(), workers, x, count, w, y)?;
+                let products = match &mut self.split {
+                    Some(split) => Products::Split(split),
+                    None if self.whole => Products::Whole,
+                    None => Products::Repeatable,
+                };
+                linear::linear(self.isa, products, workers, x, count, w, y)?;
             }
             Step::AddRmsNorm { residual, delta, count, norm, out } => {
                 let len = count * norm.width;

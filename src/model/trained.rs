@@ -16,6 +16,9 @@ use crate::quant::{
 };
 use std::borrow::Cow;
 
+/// Values that one task looks at.
+const CHUNK: usize = 1 << 16;
+
 /// How a parameter is stored, and runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stored {
@@ -256,11 +259,20 @@ fn bytes<'a>(tensor: &str, dtype: DType, values: &'a [f32]) -> Result<Cow<'a, [u
         encode_f32(dtype, values, &mut bytes).context_with(|| format!("tensor `{tensor}`"))?;
         Cow::Owned(bytes)
     };
-    // All of them first, which is faster than to look for the first.
-    if !values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+    if !all_finite(values) {
         refuse_non_finite(tensor, dtype, &bytes, 0)?;
     }
     Ok(bytes)
+}
+
+/// Looks at all of them, which is faster than to look for the first that is not.
+fn all_finite(values: &[f32]) -> bool {
+    let mut finite = vec![true; values.len().div_ceil(CHUNK)];
+    parallel::for_each_chunk(&mut finite, 1, |index, finite| {
+        let values = values.chunks(CHUNK).nth(index).unwrap_or_default();
+        finite[0] = values.iter().fold(true, |finite, value| finite & value.is_finite());
+    });
+    !finite.contains(&false)
 }
 
 /// Codes of a matrix, with scales that are held or with those that come from its values.

@@ -14,6 +14,7 @@ use super::rows::{MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
 use crate::error::{Error, ErrorCode, Result};
+use crate::quant::linalg::{Matrix, add_product};
 use crate::quant::{ActivationGrid, column_order};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -25,6 +26,8 @@ const BLOCK_ELEMENTS: usize = 32 * 1024;
 const TASK_TOKENS: usize = 128;
 /// Tokens from which on split products pay: a panel has room for twice as many.
 const SPLIT_TOKENS: usize = EDGE / 2;
+/// Tokens from which on bringing both operands in order pays for a product of whole matrices.
+const WHOLE_TOKENS: usize = 64;
 /// Steps of the panels of a task with split products: with a panel of tokens they stay in a second-level cache, and are enough rows
 /// for each of those to be worth its way there.
 const SPLIT_STEPS: usize = 160;
@@ -177,25 +180,46 @@ fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tas
     }
 }
 
+/// How products of many tokens may be made.
+pub(super) enum Products<'a> {
+    /// Each as of one token alone.
+    Repeatable,
+    /// Added up in any order, of parts that are exact in 16 bits.
+    Split(&'a mut Split),
+    /// Added up in any order.
+    Whole,
+}
+
 /// `y[t, :] = W x[t, :] + bias`; `x` is `[count, cols]`, `y` is `[count, rows of all parts]`.
 ///
 /// # Errors
 /// `out_of_memory` when the padded or rounded input does not fit.
 pub(super) fn linear(
     isa: Isa,
-    mut split: Option<&mut Split>,
+    products: Products<'_>,
     workers: &Workers,
     x: &[f32],
     count: usize,
     weight: &CpuWeight,
     y: &mut [f32],
 ) -> Result<()> {
+    let (mut split, whole) = match products {
+        Products::Repeatable => (None, false),
+        Products::Split(split) => (Some(split), false),
+        Products::Whole => (None, count >= WHOLE_TOKENS),
+    };
     let mut inputs: Vec<Input<'_>> = Vec::new();
     // For each part: its input, and the column of `y` where it begins.
     let mut places = Vec::new();
     let mut column = 0;
     let mut tasks = Vec::new();
     for (index, part) in weight.parts.iter().enumerate() {
+        if let (true, Some(matrix)) = (whole, part.floats()) {
+            whole_product(workers, x, (matrix, part), (y, weight.rows, column));
+            places.push((usize::MAX, column));
+            column += part.rows;
+            continue;
+        }
         let input = match inputs.iter().position(|input| input.serves(part)) {
             Some(input) => input,
             None => {
@@ -230,6 +254,30 @@ pub(super) fn linear(
         }
     }
     Ok(())
+}
+
+/// `y[:, column..] = x matrix^T + bias` of a part, with `y` of rows `stride` elements apart, by the library that multiplies matrices.
+fn whole_product(
+    workers: &Workers,
+    x: &[f32],
+    (matrix, part): (&[f32], &Part),
+    (y, stride, column): (&mut [f32], usize, usize),
+) {
+    let (rows, cols) = (part.rows, part.columns.cols);
+    let count = y.len() / stride;
+    let band = count.div_ceil(workers.threads()).max(WHOLE_TOKENS);
+    workers.run_chunks(y, band * stride, count.saturating_mul(rows).saturating_mul(cols), |index, y| {
+        let count = y.len() / stride;
+        for y in y.chunks_mut(stride) {
+            match &part.bias {
+                Some(bias) => y[column..column + rows].copy_from_slice(bias),
+                None => y[column..column + rows].fill(0.0),
+            }
+        }
+        let x = Matrix::new(&x[index * band * cols..], count, cols, cols);
+        let matrix = Matrix::new(matrix, rows, cols, cols).transposed();
+        add_product(1.0, x, matrix, &mut y[column..], stride);
+    });
 }
 
 /// One task with everything that it needs.
@@ -658,6 +706,44 @@ mod tests {
     fn coarse_products_are_exact_enough() {
         // As `Sums::Coarse` says: what is left out of a product is at most 2^-15 of it. Measured 1.2e-5.
         split_products(Sums::Coarse, 4e-5);
+    }
+
+    #[test]
+    fn whole_products_are_as_exact_and_the_same_on_any_number_of_threads() {
+        // One part that has to be padded, one that stands as it came, one of another format.
+        let mut random = Random::new(8);
+        let (dense, half) = (WeightFormat::Dense(DType::F32), WeightFormat::Dense(DType::F16));
+        for cols in [96, 70] {
+            let parts = [(40, dense), (9, half), (33, dense)];
+            let matrices =
+                parts.map(|(rows, format)| (Matrix::random(&mut random, rows, cols, format), rows));
+            let matrices: Vec<_> = matrices.iter().map(|(matrix, rows)| (matrix, *rows)).collect();
+            let biases = [Some(random.floats(40)), None, None];
+            let (count, all) = (super::WHOLE_TOKENS * 2 + 5, 82);
+            let x = random.floats(count * cols);
+            let mut found = Vec::new();
+            for threads in [1, 3] {
+                let mut backend = backend(threads, false);
+                backend.set_sums(Sums::Whole);
+                let weight = load(&mut backend, &matrices, cols, None, &biases);
+                let input = f32_buffer(&mut backend, &x);
+                let mut output = backend.buffer(Element::F32, count * all).unwrap();
+                backend.linear(&input, count, &weight, &mut output).unwrap();
+                found.push(read(&mut backend, &output));
+            }
+            assert_eq!(found[0], found[1]);
+            let mut first = 0;
+            for ((matrix, rows), bias) in matrices.iter().zip(&biases) {
+                for (i, (sum, size)) in oracle(matrix, &x, *rows, cols, None).into_iter().enumerate() {
+                    let (token, row) = (i / rows, i % rows);
+                    let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
+                    let found = f64::from(found[0][token * all + first + row]);
+                    let error = (found - sum - bias).abs() / (size + bias.abs() + 1e-30);
+                    assert!(error < RELATIVE_TOLERANCE, "{rows} x {cols}: {found}, not {}", sum + bias);
+                }
+                first += rows;
+            }
+        }
     }
 
     fn split_products(sums: Sums, tolerance: f64) {

@@ -267,7 +267,7 @@ fn reference(weight: &CpuWeight, grid: Option<ActivationGrid>, x: &[f32]) -> Vec
 fn product(isa: Isa, weight: &CpuWeight, x: &[f32]) -> Result<Vec<f32>> {
     let count = x.len() / weight.cols;
     let mut y = vec![f32::NAN; count * weight.rows];
-    linear::linear(isa, None, &Workers::new(Some(1)), x, count, weight, &mut y)?;
+    linear::linear(isa, linear::Products::Repeatable, &Workers::new(Some(1)), x, count, weight, &mut y)?;
     Ok(y)
 }
 

@@ -153,6 +153,16 @@ impl Packed {
 }
 
 impl Part {
+    /// The values, `[rows, cols]`, where they stand as they came and meet inputs as those come.
+    pub(super) fn floats(&self) -> Option<&[f32]> {
+        match &self.data {
+            Data::F32(values) if self.order.is_none() && self.grid.is_none() && self.columns.is_plain() => {
+                Some(values)
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn new(desc: &WeightDesc) -> Result<Self> {
         let WeightDesc { rows, cols, .. } = *desc;
         let count = |per_row: usize| {

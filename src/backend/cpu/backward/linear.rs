@@ -77,11 +77,11 @@ pub(super) fn linear(
 
 /// The values that the forward step multiplied, `[rows, cols]`.
 fn dense<'a>(isa: Isa, workers: &Workers, part: &'a Part) -> Cow<'a, [f32]> {
-    let Part { rows, columns, data, order, .. } = part;
-    let is_plain = order.is_none() && columns.is_plain();
-    if let (Data::F32(values), true) = (data, is_plain) {
+    if let Some(values) = part.floats() {
         return Cow::Borrowed(values);
     }
+    let Part { rows, columns, data, order, .. } = part;
+    let is_plain = order.is_none() && columns.is_plain();
     let mut values = vec![0.0; rows * columns.cols];
     workers.run_chunks(&mut values, columns.cols * EXPANDED, rows * columns.cols, |index, out| {
         let rows = index * EXPANDED..index * EXPANDED + out.len() / columns.cols;
