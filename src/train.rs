@@ -5,6 +5,7 @@
 //! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+pub mod blocks;
 pub mod corpus;
 mod kept;
 pub mod memory;
@@ -12,18 +13,20 @@ pub mod optimizer;
 pub mod parameters;
 pub mod run;
 pub mod schedule;
+pub mod start;
 pub mod state;
 pub mod teacher;
 
-use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Sums, Train};
+use crate::backend::{Backend, Element, NO_INDEX, Segment, Sums, Train};
 use crate::error::{Error, Result};
 use crate::model::block::{BackwardWorkspace, Block, Stage, Workspace};
 use crate::model::runner::{
-    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, not_brought, zero,
+    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, not_brought,
 };
 pub use crate::model::trained::{MasterType, Parameter, Stored};
 use crate::model::{KvCache, ModelConfig};
 use kept::Kept;
+use optimizer::Trained;
 pub use parameters::{Origin, Parameters, Precision};
 use teacher::Teacher;
 
@@ -84,6 +87,16 @@ pub struct TrainedModel<B: Train> {
     back: BackwardWorkspace<B>,
     predictions: Predictions<B>,
     room: Room,
+}
+
+/// Where rows stand that are packed one behind the other, and the tokens of all of them.
+fn segments_of<'a>(rows: impl Iterator<Item = &'a [u32]>) -> (Vec<Segment>, Vec<u32>) {
+    let (mut segments, mut all) = (Vec::new(), Vec::new());
+    for tokens in rows {
+        segments.push(Segment { start: all.len(), ..Segment::causal(0, tokens.len()) });
+        all.extend_from_slice(tokens);
+    }
+    (segments, all)
 }
 
 /// How many predictions of a batch count.
@@ -160,15 +173,7 @@ impl<B: Train> TrainedModel<B> {
     /// # Errors
     /// What goes wrong on the device.
     pub fn zero_gradients(&mut self) -> Result<()> {
-        let backend = &mut self.runner.backend;
-        for parameter in self.parameters.all_mut() {
-            let len = parameter.len();
-            zero(backend, &mut parameter.gradient, len)?;
-            if let Some(scales) = &mut parameter.scales {
-                zero(backend, &mut scales.gradient, scales.grid.scales())?;
-            }
-        }
-        Ok(())
+        optimizer::zero_gradients(self)
     }
 
     /// The losses of the predictions that count, and adds `share` times the derivatives of what they come to by `goal` to the gradients.
@@ -288,7 +293,6 @@ impl<B: Train> TrainedModel<B> {
     /// Where the rows of a batch stand, their tokens and their targets.
     fn laid_out(&self, batch: &[Row<'_>]) -> Result<(Vec<Segment>, Vec<u32>, Vec<u32>)> {
         let Room { tokens: most, context } = self.room;
-        let (mut segments, mut all, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         for (index, Row { tokens, targets }) in batch.iter().enumerate() {
             let count = tokens.len();
             if count == 0 || count > context || targets.len() != count {
@@ -297,10 +301,9 @@ impl<B: Train> TrainedModel<B> {
                     targets.len()
                 )));
             }
-            segments.push(Segment { start: all.len(), ..Segment::causal(0, count) });
-            all.extend_from_slice(tokens);
-            wanted.extend_from_slice(targets);
         }
+        let (segments, all) = segments_of(batch.iter().map(|row| row.tokens));
+        let wanted = batch.iter().flat_map(|row| row.targets).copied().collect();
         if all.len() > most {
             return Err(Error::invalid_argument(format!(
                 "expected at most {most} tokens in a batch but found {}",
@@ -321,18 +324,7 @@ impl<B: Train> TrainedModel<B> {
     /// # Errors
     /// What goes wrong on the device.
     pub fn pass_on(&mut self) -> Result<()> {
-        let backend = &mut self.runner.backend;
-        for parameter in self.parameters.all_mut() {
-            let Some(held) = parameter.scales.as_mut().filter(|held| held.learned) else { continue };
-            backend.backward(BackwardStep::LearnedScales {
-                weight: parameter.master.as_ref(),
-                scales: &held.used,
-                grid: held.grid,
-                dweight: &mut parameter.gradient,
-                dscales: &mut held.gradient,
-            })?;
-        }
-        Ok(())
+        optimizer::pass_on(self)
     }
 
     /// The gradient of every parameter, with its tensor's name; that of learned scales is called as they are, `.weight_scale`.
@@ -353,6 +345,12 @@ impl<B: Train> TrainedModel<B> {
             }
         }
         Ok(gradients)
+    }
+}
+
+impl<B: Train> Trained<B> for TrainedModel<B> {
+    fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>) {
+        (&mut self.runner.backend, self.parameters.all_mut().collect())
     }
 }
 

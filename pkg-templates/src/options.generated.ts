@@ -29,6 +29,8 @@ export interface AutoRequest {
   method?: LearningMethod;
   /** Where to begin, 4 or 8 bits. Default: what a plan recommends for the size. */
   bits?: 2 | 3 | 4 | 8;
+  /** The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best. */
+  targetBpw?: number;
   /** What is measured beside perplexity. */
   validate?: MeasureOptions;
   /** Memory that may be used, in bytes; two models that take more run layer by layer. Default: what is free, where that is known. */

@@ -761,6 +761,11 @@ export const AutoRequest = {
       ],
       "description": "Where to begin, 4 or 8 bits. Default: what a plan recommends for the size."
     },
+    "targetBpw": {
+      "type": "number",
+      "exclusiveMinimum": 0.0,
+      "description": "The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best."
+    },
     "validate": {
       "type": "object",
       "properties": {

@@ -377,6 +377,7 @@ export interface SearchOutcome {
 }
 
 export type AutoEvent =
+  | { kind: "ranked"; name: string; nats: number }
   | { kind: "checkpoint"; name: string; reason: string; rungs: string[] }
   | { kind: "attempt"; name: string; raised: string[] }
   | { kind: "judged"; name: string; report: ValidationReport; judgement: "good" | "bad" | "hopeless" };

@@ -64,8 +64,13 @@ impl Samples {
             .into_iter()
             .map(|piece| bos_token_id.into_iter().chain(piece.iter().copied()).collect())
             .collect();
+        Ok(Self::of(windows))
+    }
+
+    /// Windows that were cut already.
+    pub fn of(windows: Vec<Vec<u32>>) -> Self {
         let bytes: Vec<u8> = windows.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
-        Ok(Self { windows, sha256: sha256_hex(&bytes) })
+        Self { windows, sha256: sha256_hex(&bytes) }
     }
 
     /// How many windows a text of so many tokens has.

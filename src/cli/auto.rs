@@ -24,12 +24,17 @@ use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
+#[cfg(feature = "train")]
+use {
+    crate::backend::cpu::CpuBackend, crate::pipeline::auto::training::QatTrainer,
+    crate::request::TrainRequest,
+};
 
 /// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed
-/// precision, INT8, the next checkpoint
+/// precision, INT8, training, the next checkpoint
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoints to try, the preferred one first
+    /// Checkpoints to try. Of several the one that predicts the text best comes first
     #[arg(required = true)]
     checkpoints: Vec<PathBuf>,
 
@@ -49,12 +54,21 @@ pub struct Args {
     #[command(flatten)]
     request: OptionArgs<AutoRequest>,
 
+    /// Minutes for training each checkpoint, where nothing else was good enough; 0: it is not trained
+    #[cfg(feature = "train")]
+    #[arg(long, value_name = "N", default_value_t = 10.0)]
+    training_minutes: f64,
+
     #[command(flatten)]
     files: MeasureFiles,
 
     #[command(flatten)]
     tokenizer: TokenizerArgs,
 }
+
+#[cfg(feature = "train")]
+/// A week: longer is a slip of the finger.
+const MOST_MINUTES: f64 = 7.0 * 24.0 * 60.0;
 
 /// A checkpoint with its texts.
 struct Opened {
@@ -98,6 +112,13 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     if !args.calibration.is_given() {
         return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
     }
+    #[cfg(feature = "train")]
+    if !(0.0..=MOST_MINUTES).contains(&args.training_minutes) {
+        return Err(Error::invalid_argument(format!(
+            "--training-minutes: expected minutes from 0 to {MOST_MINUTES} but found {}",
+            args.training_minutes
+        )));
+    }
     let mut request = args.request.0.clone();
     request.text = args.text.read(&request.text)?;
     request.calibration = args.calibration.cut(&args.cut.0);
@@ -125,10 +146,29 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         });
         let candidates = candidates.collect::<Result<Vec<_>>>()?;
         let start = Instant::now();
+        let (clock, scratch) = (|| start.elapsed().as_secs_f64(), args.calibration.scratch()?);
+        #[cfg(feature = "train")]
+        let memory = request.holding.memory;
+        #[cfg(feature = "train")]
+        let trainer = QatTrainer {
+            new_backend: &|| Ok(CpuBackend::new()),
+            options: &|scheme, config| match TrainRequest::to_scheme(scheme) {
+                Some(request) => TrainRequest { memory, ..request }.options(config, true),
+                None => Err(Error::invalid_argument(format!("{scheme}: no scheme to train to"))),
+            },
+            seconds: 60.0 * args.training_minutes,
+            clock: &clock,
+            scratch: &scratch,
+            tell: &|_| (),
+        };
         let around = AutoSurroundings {
             outputs: &Folders(FsSinkDir::at(&args.output)),
-            scratch: &args.calibration.scratch()?,
-            clock: &|| start.elapsed().as_secs_f64(),
+            scratch: &scratch,
+            clock: &clock,
+            #[cfg(feature = "train")]
+            trainer: (args.training_minutes > 0.0).then_some(&trainer),
+            #[cfg(not(feature = "train"))]
+            trainer: None,
             control: terminal,
             tell: &|event| tell(&event, terminal),
         };
@@ -157,6 +197,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 
 fn tell(event: &Event<'_>, terminal: &Terminal) {
     match event {
+        Event::Ranked { name, nats } => terminal.note(format_args!("{name}: the text takes {nats:.1} nats")),
         Event::Checkpoint { name, reason, rungs } => {
             let rungs: Vec<String> = rungs.iter().map(Rung::name).collect();
             terminal.note(format_args!("{name}: {reason}\nto try: {}", rungs.join(", ")));

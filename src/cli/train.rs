@@ -11,8 +11,9 @@ use crate::backend::cpu::CpuBackend;
 use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};
 use crate::format::links::followed;
+use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
-use crate::format::source::{FsDir, MemoryDir};
+use crate::format::source::{FsDir, MemoryDir, SourceDir};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::pipeline::train::{TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, train};
 use crate::request::{Format, TrainRequest};
@@ -20,6 +21,7 @@ use crate::task::block_on;
 use crate::tokenizer::train::{BpeOptions, train_bpe};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
 use crate::train::Origin;
+use crate::train::blocks::BlockReport;
 use crate::train::corpus::{Corpus, Document, Position, Sequence, chats, read};
 use crate::train::run::Event;
 use crate::train::state::StateFolder;
@@ -29,6 +31,7 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Train a model: from its weights, or anew from a configuration
@@ -135,13 +138,16 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
                 temporary.path()
             }
         };
-        let kept = (FsSinkDir::at(folder), FsDir::at(folder));
+        let sinks = FsSinkDir::at(folder);
+        let source: Rc<dyn SourceDir> = Rc::new(FsDir::at(folder));
         let log = Log::open(args.metrics.as_deref(), terminal)?;
         let around = TrainSurroundings {
             target: &to.sinks,
             existing: Some(&to.existing),
             file: to.file.as_deref(),
-            state: StateFolder { sinks: &kept.0, source: &kept.1 },
+            state: StateFolder { sinks: &sinks, source: &source },
+            scratch: &TempScratch::new()?,
+            limit: None,
             tell: &|event| log.take(&event),
             control: terminal,
         };
@@ -357,7 +363,7 @@ struct LogState {
 }
 
 /// The columns of a CSV file, in order.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "event",
     "step",
     "seconds",
@@ -369,6 +375,7 @@ const COLUMNS: [&str; 11] = [
     "tokens",
     "epoch",
     "tokens_per_second",
+    "block",
 ];
 
 impl<'a> Log<'a> {
@@ -395,6 +402,16 @@ impl<'a> Log<'a> {
                 self.terminal.note(format_args!("going on after step {step}"));
                 line.insert("step".into(), json!(step));
                 "resumed"
+            }
+            Event::Block(BlockReport { layer, losses }) => {
+                let how = match losses {
+                    Some((first, last)) => format!("loss {first:.3e} at first, {last:.3e} at last"),
+                    None => "as it was kept".to_owned(),
+                };
+                self.terminal.note(format_args!("block {layer}: {how}"));
+                line.insert("block".into(), json!(layer));
+                line.insert("loss".into(), json!(losses.map(|(_, last)| last)));
+                "block"
             }
             Event::Step(report) => {
                 let mut state = self.state.borrow_mut();

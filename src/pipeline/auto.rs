@@ -5,7 +5,10 @@
 //! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results. Floor 8.
 
 pub mod ladder;
+#[cfg(feature = "train")]
+pub mod training;
 
+use super::budget::Budget;
 use super::calibrated::Calibration;
 use super::quantize::{QuantizeOutcome, quantize_calibrated};
 use super::select::{Method, QuantizeOptions, plan_modules};
@@ -16,19 +19,21 @@ use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{SinkDir, write_whole};
 use crate::format::source::SourceDir;
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::{Checkpoint, LoadOptions, ModelConfig};
 use crate::options::Options;
+use crate::order;
 use crate::plan::{Plan, PlanOptions, Precision};
-use crate::quant::{Bits, Granularity};
+use crate::quant::{Bits, Granularity, Scheme};
 use crate::recipe::{ModulePattern, Recipe, Rule};
 use crate::task::{BoxFuture, Control};
 use crate::tokenizer::TextCodec;
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
 use crate::validate::speed::Clock;
+use crate::validate::streamed;
 use crate::validate::verdict::Status;
 use crate::validate::windows::Dataset;
-use ladder::{Judgement, Next, Rung, Tried};
+use ladder::{Beginning, Judgement, Next, Rung, Tried, What};
 use serde::Serialize;
 use std::rc::Rc;
 
@@ -63,6 +68,8 @@ pub struct AutoOptions {
     pub method: Method,
     /// Where to begin, 4 or 8 bits; `None`: as [`Plan`] recommends for the size of each checkpoint.
     pub bits: Option<Bits>,
+    /// The most bits a weight that may be used, in place of `bits`.
+    pub target_bpw: Option<f64>,
     /// Bytes that may be used: for the recommendation, and a calibration that would take more does not start.
     pub memory: Option<u64>,
     /// Calibration samples to try, growing.
@@ -71,7 +78,7 @@ pub struct AutoOptions {
 
 impl Default for AutoOptions {
     fn default() -> Self {
-        Self { method: Method::Gptq, bits: None, memory: None, samples: SAMPLES.to_vec() }
+        Self { method: Method::Gptq, bits: None, target_bpw: None, memory: None, samples: SAMPLES.to_vec() }
     }
 }
 
@@ -87,8 +94,35 @@ pub trait Outputs {
     fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>>;
 }
 
+/// Trains a checkpoint to be quantized, where a host can: the last thing that is tried with it.
+pub trait Trainer {
+    /// Trains to `scheme` within the time that it has, and writes into a folder.
+    fn train<'a>(
+        &'a self,
+        candidate: &'a Candidate<'a>,
+        scheme: Scheme,
+        to: (&'a dyn SinkDir, &'a dyn SourceDir),
+        control: &'a dyn Control,
+    ) -> BoxFuture<'a, Result<Trained>>;
+}
+
+/// What training gave.
+pub struct Trained {
+    /// What was written.
+    pub outcome: QuantizeOutcome,
+    /// Tokens that were seen.
+    pub tokens: u64,
+}
+
 /// What happens, as it happens.
 pub enum Event<'a> {
+    /// Of several checkpoints the one that predicts the text best comes first.
+    Ranked {
+        /// Its name.
+        name: &'a str,
+        /// What the whole text takes it, in nats.
+        nats: f64,
+    },
     /// A checkpoint's turn has come.
     Checkpoint {
         /// Its name.
@@ -129,6 +163,8 @@ pub struct AutoSurroundings<'a> {
     pub control: &'a dyn Control,
     /// Hears what happens.
     pub tell: &'a dyn Fn(Event<'_>),
+    /// Where the host can train.
+    pub trainer: Option<&'a dyn Trainer>,
 }
 
 /// How it ended.
@@ -147,7 +183,7 @@ impl AutoOutcome {
     }
 }
 
-/// Climbs the ladder of each candidate, in their order, until an attempt is good. Models are calibrated on the backends
+/// Climbs the ladder of each candidate until an attempt is good; that of the one that predicts the text best comes first. Models are calibrated on the backends
 /// of the first function and judged on those of the second.
 ///
 /// # Errors
@@ -159,8 +195,13 @@ pub async fn auto<B: Backend>(
     new_backend: impl Fn() -> Result<B>,
     around: &AutoSurroundings<'_>,
 ) -> Result<AutoOutcome> {
-    let starts =
-        candidates.iter().map(|candidate| Start::of(candidate, options)).collect::<Result<Vec<_>>>()?;
+    for candidate in candidates {
+        // Mistakes come out before the work.
+        Start::of(candidate, options, around.trainer.is_some())?;
+    }
+    let candidates = ranked(candidates, &new_backend, around).await?;
+    let starts = candidates.iter().map(|candidate| Start::of(candidate, options, around.trainer.is_some()));
+    let starts = starts.collect::<Result<Vec<_>>>()?;
     let ladder: Vec<usize> = starts.iter().map(|start| start.rungs.len()).collect();
     let mut run = Run { around, summary: Summary::new(Vec::new()), reports: Vec::new() };
     let mut last: Option<(Tried, QuantizeOutcome)> = None;
@@ -170,7 +211,7 @@ pub async fn auto<B: Backend>(
             Next::Accept => return run.end(true).await,
             Next::Reject => return run.end(false).await,
         };
-        let (candidate, start) = (&candidates[checkpoint], &starts[checkpoint]);
+        let (candidate, start) = (candidates[checkpoint], &starts[checkpoint]);
         let before = last.as_ref().filter(|(tried, _)| tried.checkpoint == checkpoint);
         if before.is_none() {
             let name = candidate.checkpoint.name();
@@ -183,6 +224,29 @@ pub async fn auto<B: Backend>(
     }
 }
 
+/// The candidates, those first whose original predicts the text best: what quantizing leaves of a better model is mostly better.
+async fn ranked<'c, 'd, B: Backend>(
+    candidates: &'c [Candidate<'d>],
+    new_backend: &impl Fn() -> Result<B>,
+    around: &AutoSurroundings<'_>,
+) -> Result<Vec<&'c Candidate<'d>>> {
+    if candidates.len() < 2 {
+        return Ok(candidates.iter().collect());
+    }
+    let mut all = Vec::new();
+    for candidate in candidates {
+        let Candidate { checkpoint, data, validate, .. } = candidate;
+        let one = (*checkpoint, LoadOptions::default());
+        let sum =
+            streamed::score(one, data, &validate.windows, new_backend()?, around.scratch, around.control);
+        let nats = sum.await?.nats();
+        (around.tell)(Event::Ranked { name: checkpoint.name(), nats });
+        all.push((if nats.is_finite() { nats } else { f64::INFINITY }, candidate));
+    }
+    order::sort_by(&mut all, |a, b| a.0.total_cmp(&b.0));
+    Ok(all.into_iter().map(|(_, candidate)| candidate).collect())
+}
+
 /// Where a candidate's attempts begin.
 struct Start {
     reason: String,
@@ -190,7 +254,7 @@ struct Start {
 }
 
 impl Start {
-    fn of(candidate: &Candidate<'_>, options: &AutoOptions) -> Result<Self> {
+    fn of(candidate: &Candidate<'_>, options: &AutoOptions, trains: bool) -> Result<Self> {
         if !options.method.is_calibrated() {
             return Err(Error::invalid_argument(format!(
                 "expected a method that learns from texts, gptq or awq, but found {}",
@@ -202,21 +266,35 @@ impl Start {
         }
         candidate.validate.limits.check()?;
         let config = candidate.checkpoint.config();
-        let (bits, reason) = match options.bits {
-            Some(bits @ (Bits::Four | Bits::Eight)) => (bits, format!("INT{} was asked for", bits.get())),
-            Some(bits) => {
+        let (begin, reason) = match (options.target_bpw, options.bits) {
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid_argument(
+                    "expected bits to begin with or a target in bits a weight, not both",
+                ));
+            }
+            (Some(target), None) => {
+                (Beginning::Target(target), format!("at most {target} bits a weight were asked for"))
+            }
+            (None, Some(bits @ (Bits::Four | Bits::Eight))) => {
+                (Beginning::Bits(bits), format!("INT{} was asked for", bits.get()))
+            }
+            (None, Some(bits)) => {
                 return Err(Error::invalid_argument(format!(
                     "expected 4 or 8 bits but found {}",
                     bits.get()
                 )));
             }
-            None => recommended(config, options)?,
+            (None, None) => {
+                let (bits, reason) = recommended(config, options)?;
+                (Beginning::Bits(bits), reason)
+            }
         };
         let SampleOptions { sequence_length, .. } = candidate.cut;
         let available =
             Samples::available(candidate.calibration.len(), candidate.bos_token_id, sequence_length);
-        let rungs = ladder::rungs(bits, &options.samples, available);
-        for &rung in &rungs {
+        let trained = if trains { ladder::trained_scheme(begin) } else { None };
+        let rungs = ladder::rungs(begin, &options.samples, available, trained);
+        for &rung in rungs.iter().filter(|rung| !matches!(rung.what, What::Trained(_))) {
             // Mistakes come out before the work, not after hours of it.
             let trial = Trial { candidate, rung, options, before: None };
             plan_modules(candidate.checkpoint, &trial.quantize_options(&[])?)?;
@@ -246,7 +324,7 @@ struct Trial<'a> {
 impl Trial<'_> {
     /// The modules that mixed precision raises.
     fn raised(&self) -> Vec<String> {
-        let (true, Some(before)) = (self.rung.mixed, self.before) else { return Vec::new() };
+        let (What::Mixed(_), Some(before)) = (self.rung.what, self.before) else { return Vec::new() };
         let weights = |name: &str| {
             let shape = self.candidate.checkpoint.module(name).map(|module| module.shape());
             shape.map_or(0, |(rows, cols)| rows as u64 * cols as u64)
@@ -256,16 +334,23 @@ impl Trial<'_> {
 
     fn quantize_options(&self, raised: &[String]) -> Result<QuantizeOptions> {
         let usual = PlanOptions::default();
-        let granularity: Granularity = if self.rung.bits == Bits::Eight { usual.int8 } else { usual.int4 };
-        let mut options = match self.options.method {
-            Method::Awq => QuantizeOptions::awq(self.rung.bits, granularity, true),
-            _ => QuantizeOptions::gptq(self.rung.bits, granularity, true),
+        let bits = match self.rung.what {
+            What::Bits(bits) | What::Mixed(bits) => bits,
+            What::Target(_) | What::Trained(_) => Bits::Four,
         };
+        let granularity: Granularity = if bits == Bits::Eight { usual.int8 } else { usual.int4 };
+        let mut options = match self.options.method {
+            Method::Awq => QuantizeOptions::awq(bits, granularity, true),
+            _ => QuantizeOptions::gptq(bits, granularity, true),
+        };
+        if let What::Target(bits) = self.rung.what {
+            options.target = Some(Budget::BitsPerWeight(bits));
+        }
         options.memory = self.options.memory;
         if !raised.is_empty() {
             let modules = raised.iter().map(|name| ModulePattern::try_from(name.clone()));
             let modules = modules.collect::<Result<_, _>>().map_err(Error::invalid_argument)?;
-            let rule = match self.rung.bits {
+            let rule = match bits {
                 Bits::Eight => Rule { modules, keep: true, ..Rule::default() },
                 _ => Rule { modules, bits: Some(8), ..Rule::default() },
             };
@@ -296,24 +381,28 @@ impl Run<'_> {
         trial: &Trial<'_>,
         new_backend: &impl Fn() -> Result<B>,
     ) -> Result<(Judgement, QuantizeOutcome)> {
-        let AutoSurroundings { outputs, scratch, clock, control, tell } = *self.around;
+        let AutoSurroundings { outputs, scratch, clock, control, tell, trainer } = *self.around;
         let Trial { candidate, rung, .. } = *trial;
         let name = format!("{}-{}", self.reports.len() + 1, rung.name());
         let raised = trial.raised();
         tell(Event::Attempt { name: &name, raised: &raised });
-        let samples = trial.samples()?;
-        let options = trial.quantize_options(&raised)?;
         let (sinks, existing) = (outputs.create(&name).await?, outputs.open(&name).await?);
-        let calibration = Calibration { samples: &samples, new_backend, scratch };
-        let outcome = quantize_calibrated(
-            candidate.checkpoint,
-            &options,
-            calibration,
-            sinks.as_ref(),
-            Some(existing.as_ref()),
-            control,
-        )
-        .await?;
+        let to = (sinks.as_ref(), existing.as_ref());
+        let (outcome, windows, tokens) = match (rung.what, trainer) {
+            (What::Trained(scheme), Some(trainer)) => {
+                let Trained { outcome, tokens } = trainer.train(candidate, scheme, to, control).await?;
+                (outcome, 0, tokens)
+            }
+            _ => {
+                let samples = trial.samples()?;
+                let calibration = Calibration { samples: &samples, new_backend, scratch };
+                let options = trial.quantize_options(&raised)?;
+                let checkpoint = candidate.checkpoint;
+                let outcome =
+                    quantize_calibrated(checkpoint, &options, calibration, to.0, Some(to.1), control).await?;
+                (outcome, samples.windows.len(), samples.tokens())
+            }
+        };
         let quantized = Checkpoint::open(outputs.open(&name).await?).await?;
         let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
         let needs = Surroundings { codec: candidate.codec, clock, scratch, control };
@@ -325,8 +414,8 @@ impl Run<'_> {
         let attempt = Attempt {
             name,
             checkpoint: candidate.checkpoint.name().to_owned(),
-            samples: samples.windows.len(),
-            tokens: samples.tokens(),
+            samples: windows,
+            tokens,
             raised,
             failed: failed(&report),
             good: judgement == Judgement::Good,

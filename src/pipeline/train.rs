@@ -3,6 +3,8 @@
 //! What is written is what ran: the same codes, the same rounded tables and norms. Not here: steps and states (`train`), how a folder is
 //! written (`output`). Floor 8.
 
+mod stages;
+
 use super::output::Place;
 use super::quantize::{QuantizationPlan, QuantizeOutcome, write_trained};
 use super::select::QuantizeOptions;
@@ -10,28 +12,41 @@ use crate::artifact::output::OutputFolder;
 use crate::artifact::records::TRAINING_RECORD;
 use crate::backend::Train;
 use crate::digest::sha256_hex;
-use crate::dtype::{DType, encode_f32};
-use crate::error::{Context, Error, Result};
-use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
-use crate::format::sink::{ByteSink, MemorySinkDir, SinkDir, write_whole};
+use crate::dtype::DType;
+use crate::error::{Context, Result};
+use crate::format::scratch::Scratch;
+use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
 use crate::format::source::SourceDir;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{CausalLm, LoadOptions};
+use crate::options::named;
 use crate::quant::{Activations, Bits, Granularity, ScaleType, Scales, Scheme};
 use crate::task::Control;
 use crate::train::corpus::{Corpus, Sequence};
 use crate::train::memory::TrainingMemory;
 use crate::train::optimizer::{Optimizer, OptimizerOptions};
+pub use crate::train::run::TimeLimit;
 use crate::train::run::{Ended, Event, Run, RunOptions};
 use crate::train::schedule::Schedule;
-use crate::train::state::StateFolder;
+use crate::train::state::{StateFolder, write_tensors};
 use crate::train::teacher::Teacher;
 use crate::train::{Goal, MasterType, Origin, Precision, Room, Stored, TrainedModel};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use stages::Begun;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+named! {
+    /// At which codes quantized layers begin to be trained.
+    pub enum StartCodes {
+        /// Weights rounded to nearest
+        Nearest = "nearest",
+        /// Those that GPTQ finds with the texts that are learned from
+        Gptq = "gptq",
+    }
+}
 
 /// What to train, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +57,10 @@ pub struct TrainOptions {
     pub is_ternary: bool,
     /// How many weights share a scale.
     pub granularity: Granularity,
+    /// At which codes they begin; `None`: at GPTQ's where that is possible.
+    pub start: Option<StartCodes>,
+    /// How each block is trained alone before the whole model is; `None`: it is not.
+    pub blocks: Option<Schedule>,
     /// Whether scales are learned; otherwise they come from the weights after every step.
     pub learned_scales: bool,
     /// What quantized layers meet.
@@ -101,6 +120,10 @@ pub struct TrainSurroundings<'a> {
     pub file: Option<&'a str>,
     /// Where the state is kept while it runs.
     pub state: StateFolder<'a>,
+    /// Where hidden states and what GPTQ finds wait.
+    pub scratch: &'a dyn Scratch,
+    /// Until when there is time; a run without it always gives the same bits.
+    pub limit: Option<TimeLimit<'a>>,
     /// Hears what happens.
     pub tell: &'a dyn Fn(Event),
     /// Progress and cancellation.
@@ -129,6 +152,24 @@ struct TrainingRecord<'a> {
     parameters: Map<String, Value>,
 }
 
+impl<'a> TrainingRecord<'a> {
+    fn new(inputs: &'a TrainInputs<'_>, parameters: Map<String, Value>) -> Self {
+        Self {
+            schema: "lowbit.training/1",
+            version: env!("CARGO_PKG_VERSION"),
+            source: inputs.name,
+            sha256: &inputs.sha256,
+            teacher: inputs.teacher.map(Checkpoint::name),
+            parameters,
+        }
+    }
+
+    /// The same within the record of a quantized folder.
+    fn within(&self) -> Map<String, Value> {
+        Map::from_iter([("training".to_owned(), json!(self))])
+    }
+}
+
 impl TrainOptions {
     /// What linear layers become; `None` for floating point.
     pub fn scheme(&self) -> Option<Scheme> {
@@ -136,6 +177,15 @@ impl TrainOptions {
             Some(bits) => Some(Scheme::integer(bits, self.granularity, true)),
             None => self.is_ternary.then(|| Scheme::ternary(self.granularity)),
         }
+    }
+
+    /// At which codes a model begins that has weights.
+    fn start(&self) -> StartCodes {
+        let usual = match self.bits {
+            Some(_) if self.learned_scales => StartCodes::Gptq,
+            _ => StartCodes::Nearest,
+        };
+        self.start.unwrap_or(usual)
     }
 
     /// The same as options of quantizing.
@@ -186,6 +236,9 @@ impl TrainOptions {
         let parameters = json!({
             "scheme": self.scheme().map(|scheme| scheme.to_string()),
             "activations": self.activations,
+            "start": self.start(),
+            "block_steps": self.blocks.map_or(0, |schedule| schedule.steps),
+            "block_rate": self.blocks.map(|schedule| schedule.peak),
             "format": self.layout.map(TargetLayout::name),
             "scales": if self.learned_scales { "learned" } else { "nearest" },
             "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
@@ -222,6 +275,45 @@ pub struct Learned<B: Train> {
     parameters: Map<String, Value>,
 }
 
+/// What is known before any work.
+struct Prepared {
+    quantize: Option<QuantizeOptions>,
+    precision: Precision,
+    memory: TrainingMemory,
+    /// For the record.
+    parameters: Map<String, Value>,
+    /// What the result depends on.
+    key: String,
+}
+
+impl Prepared {
+    async fn new(
+        inputs: &TrainInputs<'_>,
+        options: &TrainOptions,
+        around: TrainSurroundings<'_>,
+    ) -> Result<Self> {
+        let quantize = options.quantize_options(around.file);
+        let layout =
+            quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
+        around.place().refuse_foreign(layout).await?;
+        if let (Some(quantize), Origin::Checkpoint(checkpoint)) = (&quantize, inputs.origin) {
+            // What no layout holds is known before any step.
+            QuantizationPlan::new(checkpoint, quantize)?;
+        }
+        let precision = options.precision(inputs.origin)?;
+        let (config, tokens) = (inputs.origin.config(), inputs.corpus.tokens());
+        let memory = if options.schedule.steps == 0 {
+            TrainingMemory::plan_block(config, &precision, options.room, tokens)
+        } else {
+            TrainingMemory::plan(config, &precision, options.room, tokens, inputs.teacher)?
+        };
+        memory.check_within(options.memory).context_with(|| inputs.name.to_owned())?;
+        let parameters = options.parameters();
+        let run = json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every]);
+        Ok(Self { quantize, precision, memory, parameters, key: sha256_hex(run.to_string().as_bytes()) })
+    }
+}
+
 /// Trains a model and writes it. `new_backend` makes what runs it, and another for a teacher.
 ///
 /// # Errors
@@ -234,9 +326,13 @@ pub async fn train<B: Train>(
     options: &TrainOptions,
     around: TrainSurroundings<'_>,
 ) -> Result<TrainOutcome> {
-    let learned = learn(new_backend, &mut inputs, options, around).await?;
-    let outcome = learned.write(&inputs, options, around).await?;
+    let outcome = if options.schedule.steps == 0 {
+        stages::blocks_alone(new_backend, &mut inputs, options, around).await?
+    } else {
+        learn(new_backend, &mut inputs, options, around).await?.write(&inputs, options, around).await?
+    };
     around.state.clear().await?;
+    around.state.clear_blocks(inputs.origin.config().num_hidden_layers).await?;
     Ok(outcome)
 }
 
@@ -250,24 +346,20 @@ pub async fn learn<B: Train>(
     options: &TrainOptions,
     around: TrainSurroundings<'_>,
 ) -> Result<Learned<B>> {
+    let prepared = Prepared::new(inputs, options, around).await?;
+    let begun = Begun::new(new_backend, inputs, options, &prepared, around).await?;
+    let Prepared { quantize, precision, memory, mut parameters, key } = prepared;
     let TrainInputs { origin, name, teacher, .. } = *inputs;
-    let quantize = options.quantize_options(around.file);
-    let layout = quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
-    around.place().refuse_foreign(layout).await?;
-    let precision = options.precision(origin)?;
-    let memory =
-        TrainingMemory::plan(origin.config(), &precision, options.room, inputs.corpus.tokens(), teacher)?;
-    memory.check_within(options.memory).context_with(|| name.to_owned())?;
-    let made = TrainedModel::new(new_backend()?, origin, precision, options.room).await;
+    let made = TrainedModel::new(new_backend()?, begun.origin(origin), precision, options.room).await;
     let mut model = made.map_err(|error| error.within(name))?;
-    if let Some(quantize) = &quantize {
-        // What no layout holds is known before any step.
-        let (before, _) = stored(&mut model, inputs).await?;
-        QuantizationPlan::new(&before, quantize)?;
-        if options.learned_scales {
-            learn_scales(&mut model).await?;
-        }
+    if let (Some(quantize), Origin::Random { .. }) = (&quantize, origin) {
+        QuantizationPlan::new(&stored(&mut model, inputs).await?.0, quantize)?;
     }
+    if quantize.is_some() {
+        begun.start().give(&mut model, options.learned_scales).await?;
+        model.bring().await?;
+    }
+    drop(begun);
     let mut taught = match teacher {
         Some(checkpoint) => {
             let on = new_backend()?;
@@ -279,8 +371,6 @@ pub async fn learn<B: Train>(
     if let Some(teacher) = &taught {
         teacher.check(model.config())?;
     }
-    let mut parameters = options.parameters();
-    let run = json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every]);
     let optimizer = Optimizer::new(&mut model, options.optimizer)?;
     let run = Run {
         model: &mut model,
@@ -289,6 +379,7 @@ pub async fn learn<B: Train>(
         corpus: &mut *inputs.corpus,
         held_out: inputs.held_out,
         state: around.state,
+        limit: around.limit,
         options: RunOptions {
             goal: options.goal,
             schedule: options.schedule,
@@ -296,10 +387,11 @@ pub async fn learn<B: Train>(
             seed: options.seed,
             evaluate_every: options.evaluate_every,
             keep_every: options.keep_every,
-            key: sha256_hex(run.to_string().as_bytes()),
+            key,
         },
     };
     let ended = run.run(around.tell, around.control).await?;
+    parameters.insert("steps_done".into(), json!(ended.steps));
     if let Some(best) = ended.best {
         parameters.insert("best_step".into(), json!(best.step));
         parameters.insert("held_out_loss".into(), json!(best.loss));
@@ -319,21 +411,14 @@ impl<B: Train> Learned<B> {
         around: TrainSurroundings<'_>,
     ) -> Result<TrainOutcome> {
         let Self { mut model, ended, memory, parameters } = self;
-        let record = TrainingRecord {
-            schema: "lowbit.training/1",
-            version: env!("CARGO_PKG_VERSION"),
-            source: inputs.name,
-            sha256: &inputs.sha256,
-            teacher: inputs.teacher.map(Checkpoint::name),
-            parameters,
-        };
+        let record = TrainingRecord::new(inputs, parameters);
         let place = around.place();
         let quantized = match options.quantize_options(around.file) {
             Some(quantize) => {
                 let (checkpoint, scales) = stored(&mut model, inputs).await?;
                 drop(model);
-                let parameters = Map::from_iter([("training".to_owned(), json!(record))]);
-                Some(write_trained(&checkpoint, &quantize, scales, parameters, &place, around.control).await?)
+                let record = record.within();
+                Some(write_trained(&checkpoint, &quantize, scales, record, &place, around.control).await?)
             }
             None => {
                 write_dense(&mut model, inputs, &place, &record).await?;
@@ -359,18 +444,6 @@ fn quantize_free(config: &Value) -> Value {
     config
 }
 
-/// Every scale becomes a parameter, and begins as rounding to nearest has it.
-async fn learn_scales<B: Train>(model: &mut TrainedModel<B>) -> Result<()> {
-    let (backend, parameters) = model.parts();
-    for parameter in parameters.all_mut() {
-        if let Some(codes) = parameter.codes(backend).await? {
-            let scales: Vec<f32> = (0..codes.scales().len()).map(|index| codes.scales().get(index)).collect();
-            parameter.hold_scales(backend, &scales, true)?;
-        }
-    }
-    model.bring().await
-}
-
 /// The model as a checkpoint in memory: quantized layers as their masters in `F32`, and the scales that were learned for them.
 async fn stored<B: Train>(
     model: &mut TrainedModel<B>,
@@ -392,43 +465,13 @@ async fn stored<B: Train>(
             scales.insert(module.to_owned(), codes.scales().clone());
         }
     }
-    write_tensors(model, folder.create("model.safetensors").await?).await?;
+    write_tensors(model, folder.create("model.safetensors").await?, pytorch()).await?;
     Ok((Checkpoint::open(Rc::new(folder.to_dir())).await?, scales))
 }
 
-/// Writes floating-point tensors as they are stored, and masters of codes.
-async fn write_tensors<B: Train>(model: &mut TrainedModel<B>, sink: Box<dyn ByteSink>) -> Result<()> {
-    let (backend, parameters) = model.parts();
-    let mut infos = Vec::new();
-    for parameter in parameters.all() {
-        let dtype = match parameter.stored {
-            Stored::Float(dtype) => dtype,
-            Stored::Packed { .. } => DType::F32,
-        };
-        let (rows, cols) = (parameter.rows as u64, parameter.cols as u64);
-        let info = if parameter.is_matrix {
-            TensorInfo::new(dtype, [rows, cols])
-        } else {
-            TensorInfo::new(dtype, [cols])
-        };
-        infos.push((parameter.tensor.clone(), info));
-    }
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
-    for name in writer.order().to_vec() {
-        let parameter = parameters.all().find(|parameter| parameter.tensor == name);
-        let parameter = parameter.ok_or_else(|| Error::invalid_argument(format!("no parameter `{name}`")))?;
-        let bytes = match parameter.stored {
-            Stored::Float(_) => parameter.floats(backend).await?.1,
-            Stored::Packed { .. } => {
-                let mut bytes = Vec::new();
-                encode_f32(DType::F32, &parameter.values(backend).await?, &mut bytes)?;
-                bytes
-            }
-        };
-        writer.write(&name, &bytes).await?;
-    }
-    writer.finish().await
+/// What metadata transformers asks of a file of weights.
+fn pytorch() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
 /// Writes a folder of floating-point weights.
@@ -443,6 +486,6 @@ async fn write_dense<B: Train>(
     for (file, bytes) in inputs.files {
         folder.write(file, bytes).await?;
     }
-    write_tensors(model, folder.create("model.safetensors").await?).await?;
+    write_tensors(model, folder.create("model.safetensors").await?, pytorch()).await?;
     folder.finish(record).await
 }

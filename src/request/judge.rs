@@ -220,6 +220,8 @@ options! {
         pub method: LearningMethod = LearningMethod::Gptq;
         /// Where to begin, 4 or 8 bits [default: what a plan recommends for the size]
         pub bits: Option<Bits> = None;
+        /// The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best
+        pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
         /// What is measured beside perplexity
         pub validate: MeasureOptions = MeasureOptions::default();
         /// How much of the models is in memory.
@@ -254,6 +256,7 @@ impl AutoRequest {
                 LearningMethod::Awq => Method::Awq,
             },
             bits: self.bits,
+            target_bpw: self.target_bpw,
             memory: self.holding.memory.map(|bytes| bytes.0),
             samples: self.samples.clone(),
         }

@@ -5,8 +5,8 @@ use super::write::Format;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::options::{Bounds, Bytes, Options, named, options};
-use crate::pipeline::train::TrainOptions;
-use crate::quant::{Activations, Bits, Granularity};
+use crate::pipeline::train::{StartCodes, TrainOptions};
+use crate::quant::{Activations, Bits, Granularity, Scheme};
 use crate::train::optimizer::OptimizerOptions;
 use crate::train::schedule::{Decay, Schedule};
 use crate::train::{Goal, MasterType, Room};
@@ -73,8 +73,14 @@ options! {
         pub activations: Option<Activations> = None;
         /// In what the optimizer keeps the weights
         pub masters: Masters = Masters::F32;
-        /// Steps [default: 1000, and with a teacher 400]
-        pub steps: Option<u64> = None, within Bounds::from(1.0);
+        /// At which codes quantized layers begin [default: gptq where a checkpoint's scales are learned, else nearest]
+        pub start: Option<StartCodes> = None;
+        /// Steps of each block alone, whose output learns to be the original's, before the whole model's: one block at a time is in memory
+        pub block_steps: u64 = 0;
+        /// The highest learning rate of those [default: that of the whole model]
+        pub block_rate: Option<f64> = None, within Bounds::above(0.0);
+        /// Steps [default: 1000, and with a teacher 400]; 0 with blocks that are trained alone
+        pub steps: Option<u64> = None;
         /// Tokens that the model sees at once [default: what it was made for, at most 256]
         pub context: Option<usize> = None, within Bounds::from(2.0);
         /// Tokens of a batch, a row at least [default: 1024, or a row where that has more]
@@ -113,6 +119,18 @@ options! {
 }
 
 impl TrainRequest {
+    /// A checkpoint's own predictions learned in a scheme; `None` for one that is not trained to.
+    pub fn to_scheme(scheme: Scheme) -> Option<Self> {
+        let (bits, granularity, _) = scheme.as_integer()?;
+        let bits = match bits {
+            Bits::Two => TrainedAs::Two,
+            Bits::Three => TrainedAs::Three,
+            Bits::Four => TrainedAs::Four,
+            Bits::Eight => TrainedAs::Eight,
+        };
+        Some(Self { bits, group_size: Some(granularity), ..Self::default() })
+    }
+
     /// What it means to the job, for a model, and with a teacher or without.
     ///
     /// # Errors
@@ -144,12 +162,26 @@ impl TrainRequest {
             (None, TernaryScale::Tensor) => Granularity::Tensor,
             (None, TernaryScale::Channel) => Granularity::Channel,
         };
+        if self.bits == TrainedAs::None && (self.start.is_some() || self.block_steps > 0) {
+            return refuse(
+                "codes to begin at and blocks of their own belong to quantized weights; give bits",
+            );
+        }
+        if is_ternary && self.start == Some(StartCodes::Gptq) {
+            return refuse("GPTQ finds codes of 2, 3, 4 or 8 bits, no ternary ones");
+        }
+        if self.block_steps == 0 && self.block_rate.is_some() {
+            return refuse("a learning rate of blocks belongs to steps of blocks");
+        }
         if !has_teacher && (self.teacher_share.is_some() || self.temperature.is_some()) {
             return refuse("the share of a teacher and the temperature belong to a teacher");
         }
         let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
         let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
         let steps = self.steps.unwrap_or(if has_teacher { 400 } else { 1000 });
+        if steps == 0 && self.block_steps == 0 {
+            return refuse("expected at least one step, of the whole model or of its blocks");
+        }
         let usual_rate = match bits {
             Some(Bits::Three) if has_teacher => 5e-4,
             Some(Bits::Four) if has_teacher => 2e-4,
@@ -157,6 +189,11 @@ impl TrainRequest {
             _ => 1e-3,
         };
         let learned = self.scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
+        if !learned && self.start == Some(StartCodes::Gptq) {
+            return refuse(
+                "codes that GPTQ finds have scales of their own, which can only be learned; give no other scales",
+            );
+        }
         if !learned && self.scale_rate.is_some() {
             return refuse("the rate of scales belongs to scales that are learned");
         }
@@ -166,8 +203,24 @@ impl TrainRequest {
                 "expected a batch of a row at least, {context} tokens, but found {batch_tokens}"
             )));
         }
+        let schedule = Schedule {
+            decay: self.decay,
+            steps,
+            warmup: self.warmup.unwrap_or(steps / 20),
+            peak: self.learning_rate.unwrap_or(usual_rate),
+            last: self.last_rate,
+            weight_decay: self.weight_decay,
+        };
+        let blocks = Schedule {
+            steps: self.block_steps,
+            warmup: self.block_steps / 20,
+            peak: self.block_rate.unwrap_or(schedule.peak),
+            ..schedule
+        };
         Ok(TrainOptions {
             bits,
+            start: self.start,
+            blocks: (self.block_steps > 0).then_some(blocks),
             granularity,
             is_ternary,
             learned_scales: learned,
@@ -182,14 +235,7 @@ impl TrainRequest {
             },
             room: Room { tokens: batch_tokens, context },
             accumulate: self.accumulate,
-            schedule: Schedule {
-                decay: self.decay,
-                steps,
-                warmup: self.warmup.unwrap_or(steps / 20),
-                peak: self.learning_rate.unwrap_or(usual_rate),
-                last: self.last_rate,
-                weight_decay: self.weight_decay,
-            },
+            schedule,
             optimizer: OptimizerOptions {
                 longest: self.clip,
                 scale_rate: self.scale_rate.unwrap_or(1.0),

@@ -95,6 +95,27 @@ impl TrainingMemory {
         Ok(Self { parameter_bytes, weight_bytes, activation_bytes, teacher_bytes, text_bytes, peak_bytes })
     }
 
+    /// For blocks of a model that are trained alone, one after the other.
+    pub fn plan_block(config: &ModelConfig, precision: &Precision, room: Room, text_tokens: u64) -> Self {
+        let in_block: u64 = Linear::ALL.iter().map(|linear| area(linear.shape(config))).sum();
+        let largest = Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0);
+        let master = if precision.master == MasterType::Half { 2 } else { F32 };
+        let tables = config.parameter_count() - in_block * config.num_hidden_layers as u64;
+        let (tokens, hidden) = (room.tokens as u64, config.hidden_size as u64);
+        let inner = config.intermediate_size as u64;
+        let attended = (config.num_attention_heads * config.head_dim) as u64;
+        let qkv = config.attention_shape(0).qkv_width() as u64;
+        let back = 2 * hidden + attended + 3 * inner + qkv;
+        let host = 4 * hidden + inner.max(attended).max(hidden);
+        let activation_bytes = tokens * F32 * (elements(config) as u64 + back + host) + largest * F32;
+        let parameter_bytes = in_block * (master + 3 * F32);
+        // The block that runs, or the original's; and what is in no block, as the checkpoint has it.
+        let weight_bytes = in_block * F32 + tables * F32;
+        let text_bytes = text_tokens * ENCODED_BYTES;
+        let peak_bytes = PROCESS_BYTES + parameter_bytes + weight_bytes + activation_bytes + text_bytes;
+        Self { parameter_bytes, weight_bytes, activation_bytes, teacher_bytes: 0, text_bytes, peak_bytes }
+    }
+
     /// Refuses a run that would take more.
     ///
     /// # Errors

@@ -1,8 +1,51 @@
 //! AdamW over all parameters of a model, learned scales included. Floor 7.
 
-use super::TrainedModel;
 use crate::backend::{AdamW, Backend, BackwardStep, Element, Master, Train};
 use crate::error::{Error, ErrorCode, Result};
+use crate::model::runner::zero;
+use crate::model::trained::Parameter;
+
+/// What has parameters that are trained together.
+pub trait Trained<B: Train> {
+    /// The device that they are on, and all of them, in a fixed order.
+    fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>);
+}
+
+/// Sets all gradients to 0.
+///
+/// # Errors
+/// What goes wrong on the device.
+pub fn zero_gradients<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
+    let (backend, parameters) = of.trained();
+    for parameter in parameters {
+        let len = parameter.len();
+        zero(backend, &mut parameter.gradient, len)?;
+        if let Some(scales) = &mut parameter.scales {
+            zero(backend, &mut scales.gradient, scales.grid.scales())?;
+        }
+    }
+    Ok(())
+}
+
+/// Passes the derivatives by what learned scales and codes stand for on to scales and weights: once, when those of all batches
+/// are added up.
+///
+/// # Errors
+/// What goes wrong on the device.
+pub fn pass_on<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
+    let (backend, parameters) = of.trained();
+    for parameter in parameters {
+        let Some(held) = parameter.scales.as_mut().filter(|held| held.learned) else { continue };
+        backend.backward(BackwardStep::LearnedScales {
+            weight: parameter.master.as_ref(),
+            scales: &held.used,
+            grid: held.grid,
+            dweight: &mut parameter.gradient,
+            dscales: &mut held.gradient,
+        })?;
+    }
+    Ok(())
+}
 
 /// What stays the same from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,10 +102,10 @@ impl<B: Train> Optimizer<B> {
     ///
     /// # Errors
     /// `out_of_memory`
-    pub fn new(model: &mut TrainedModel<B>, options: OptimizerOptions) -> Result<Self> {
-        let (backend, parameters) = model.parts();
+    pub fn new(model: &mut impl Trained<B>, options: OptimizerOptions) -> Result<Self> {
+        let (backend, parameters) = model.trained();
         let mut moments = Vec::new();
-        for parameter in parameters.all() {
+        for parameter in parameters {
             let scales = parameter.scales.iter().filter(|scales| scales.learned);
             for len in std::iter::once(parameter.len()).chain(scales.map(|scales| scales.grid.scales())) {
                 let mut buffer = || backend.buffer(Element::F32, len);
@@ -84,15 +127,15 @@ impl<B: Train> Optimizer<B> {
     }
 
     /// Changes the parameters along the gradients, and gives the length of the gradient before it was shortened. What the
-    /// parameters are runs after [`TrainedModel::bring`].
+    /// parameters are runs after it was brought.
     ///
     /// # Errors
     /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; what goes wrong on the device.
-    pub async fn step(&mut self, model: &mut TrainedModel<B>, at: Rate) -> Result<f64> {
-        model.pass_on()?;
-        let (backend, parameters) = model.parts();
+    pub async fn step(&mut self, model: &mut impl Trained<B>, at: Rate) -> Result<f64> {
+        pass_on(model)?;
+        let (backend, parameters) = model.trained();
         let mut squares = 0.0;
-        for parameter in parameters.all_mut() {
+        for parameter in &parameters {
             squares += sum_of_squares(backend, &parameter.gradient, parameter.len(), &mut self.sum).await?;
             if let Some(scales) = parameter.scales.as_ref().filter(|scales| scales.learned) {
                 let (gradient, len) = (&scales.gradient, scales.grid.scales());
@@ -111,7 +154,7 @@ impl<B: Train> Optimizer<B> {
         self.steps += 1;
         let step = self.steps;
         let mut moments = self.moments.iter_mut();
-        for (index, parameter) in parameters.all_mut().enumerate() {
+        for (index, parameter) in parameters.into_iter().enumerate() {
             let decay = if parameter.is_matrix { at.decay } else { 0.0 };
             let seed = seed.wrapping_add(index as u64);
             let update = AdamW { rate: at.rate, betas, epsilon, decay, clip, step, seed };

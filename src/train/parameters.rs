@@ -150,6 +150,29 @@ impl<B: Train> Maker<'_, B> {
         Ok(LinearParameters { weight: self.matrix(module, shape, None, DEVIATION).await?, bias: None })
     }
 
+    /// The parameters of a block.
+    async fn block(&mut self, layer: usize) -> Result<BlockParameters<B>> {
+        let config = self.origin.config();
+        // What adds to the residual stream is smaller the more often that is added to.
+        let adding = DEVIATION / libm::sqrt(2.0 * config.num_hidden_layers as f64);
+        let mut norms = [const { None }; 6];
+        for norm in BlockNorm::ALL.into_iter().filter(|norm| norm.is_in(config)) {
+            let tensor = format!("{}.weight", norm.module(layer));
+            norms[norm as usize] = Some(self.vector(tensor, norm.width(config), 1.0).await?);
+        }
+        let mut linears = [const { Vec::new() }; 4];
+        for input in LinearInput::ALL {
+            for linear in input.linears() {
+                let adds = matches!(linear, Linear::O | Linear::Down);
+                let (module, shape) = (linear.module(layer), linear.shape(config));
+                let deviation = if adds { adding } else { DEVIATION };
+                let made = self.linear(&module, shape, linear.has_bias(config), deviation).await?;
+                linears[input as usize].push(made);
+            }
+        }
+        Ok(BlockParameters { norms, linears })
+    }
+
     /// From the standard normal distribution, by Box and Muller.
     fn normal(&mut self) -> f64 {
         // 53 bits, never 0.
@@ -157,6 +180,20 @@ impl<B: Train> Maker<'_, B> {
         let (radius, angle) = (uniform(), uniform());
         libm::sqrt(-2.0 * libm::log(radius)) * libm::cos(std::f64::consts::TAU * angle)
     }
+}
+
+/// Reads the parameters of one block.
+///
+/// # Errors
+/// As [`Parameters::new`]'s.
+pub async fn of_block<B: Train>(
+    backend: &mut B,
+    checkpoint: &Checkpoint,
+    layer: usize,
+    precision: Precision,
+) -> Result<BlockParameters<B>> {
+    let origin = Origin::Checkpoint(checkpoint);
+    Maker { backend, origin, precision, random: Pcg64Mcg::seed_from_u64(0) }.block(layer).await
 }
 
 impl<B: Train> Parameters<B> {
@@ -173,26 +210,9 @@ impl<B: Train> Parameters<B> {
         let mut maker = Maker { backend, origin, precision, random: Pcg64Mcg::seed_from_u64(seed) };
         let table = (config.vocab_size, config.hidden_size);
         let embedding = maker.table(embedding, table).await?;
-        // What adds to the residual stream is smaller the more often that is added to.
-        let adding = DEVIATION / libm::sqrt(2.0 * config.num_hidden_layers as f64);
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
-            let mut norms = [const { None }; 6];
-            for norm in BlockNorm::ALL.into_iter().filter(|norm| norm.is_in(config)) {
-                let tensor = format!("{}.weight", norm.module(layer));
-                norms[norm as usize] = Some(maker.vector(tensor, norm.width(config), 1.0).await?);
-            }
-            let mut linears = [const { Vec::new() }; 4];
-            for input in LinearInput::ALL {
-                for linear in input.linears() {
-                    let adds = matches!(linear, Linear::O | Linear::Down);
-                    let (module, shape) = (linear.module(layer), linear.shape(config));
-                    let deviation = if adds { adding } else { DEVIATION };
-                    let made = maker.linear(&module, shape, linear.has_bias(config), deviation).await?;
-                    linears[input as usize].push(made);
-                }
-            }
-            blocks.push(BlockParameters { norms, linears });
+            blocks.push(maker.block(layer).await?);
         }
         let norm = maker.vector(format!("{}.weight", names::FINAL_NORM), config.hidden_size, 1.0).await?;
         let head =

@@ -1,5 +1,6 @@
 //! A run: step after step over a text, judged by another one, kept as it goes, and able to go back. Floor 7.
 
+use super::blocks::BlockReport;
 use super::corpus::{Corpus, Position, Sequence};
 use super::optimizer::{Optimizer, Rate};
 use super::schedule::Schedule;
@@ -41,6 +42,8 @@ pub enum Event {
         /// Steps that are done.
         step: u64,
     },
+    /// A block was trained alone.
+    Block(BlockReport),
     /// A step is done.
     Step(StepReport),
     /// The held-out text was looked at.
@@ -98,6 +101,18 @@ pub struct Ended {
     pub best: Option<Best>,
 }
 
+/// Until when a run has time. Its result then depends on how fast the machine is.
+#[derive(Clone, Copy)]
+pub struct TimeLimit<'a> {
+    /// Seconds since some fixed moment.
+    pub clock: &'a dyn Fn() -> f64,
+    /// When the last step has to be done.
+    pub end: f64,
+}
+
+/// Steps after which it is known how many there is time for: fewer than a warmup has, so that what they learned does not depend on it.
+const TIMED_STEPS: u64 = 5;
+
 /// Everything that a run works on.
 pub struct Run<'a, B: Train> {
     /// The model.
@@ -114,6 +129,8 @@ pub struct Run<'a, B: Train> {
     pub state: StateFolder<'a>,
     /// How it goes.
     pub options: RunOptions,
+    /// Until when it has time: it then takes as many steps as there is time for, and its learning rate falls within them.
+    pub limit: Option<TimeLimit<'a>>,
 }
 
 impl<B: Train> Run<'_, B> {
@@ -131,8 +148,23 @@ impl<B: Train> Run<'_, B> {
             tell(Event::Resumed { step: kept.step });
             notes = kept;
         }
-        let steps = self.options.schedule.steps;
-        while notes.step < steps {
+        let begun = self.limit.map(|limit| (limit.clock)());
+        let planned = self.options.schedule;
+        while notes.step < self.options.schedule.steps {
+            if let (Some(TimeLimit { clock, end }), Some(begun)) = (self.limit, begun) {
+                let (now, step, schedule) = (clock(), notes.step, &mut self.options.schedule);
+                if (1..=TIMED_STEPS).contains(&step) {
+                    let left = (end - now).max(0.0) / ((now - begun) / step as f64).max(1e-9);
+                    schedule.steps = planned.steps.min(step.saturating_add(left as u64));
+                    schedule.warmup = planned.warmup.min((schedule.steps / 20).max(TIMED_STEPS));
+                } else if now >= end && step > 0 {
+                    schedule.steps = step;
+                }
+                if step >= schedule.steps {
+                    break;
+                }
+            }
+            let steps = self.options.schedule.steps;
             if self.is_time_to_look(notes.step) {
                 self.look(&mut notes, tell).await?;
             }
@@ -222,7 +254,7 @@ impl<B: Train> Run<'_, B> {
         }
         let Rate { rate, decay } = schedule.at(notes.step);
         let rate = rate / f64::from(1u32 << notes.returns.min(30));
-        let gradient = optimizer.step(model, Rate { rate, decay }).await?;
+        let gradient = optimizer.step(&mut **model, Rate { rate, decay }).await?;
         model.bring().await?;
         notes.step += 1;
         notes.tokens += batches.iter().flatten().map(|row| row.tokens.len() as u64).sum::<u64>();

@@ -4,22 +4,26 @@
 
 use super::TrainedModel;
 use super::corpus::Position;
-use super::optimizer::Optimizer;
+use super::optimizer::{Optimizer, Trained};
 use crate::backend::{Backend, Master, Train};
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Context, Error, Result};
 use crate::format::json;
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::shard_index::TensorStore;
-use crate::format::sink::SinkDir;
+use crate::format::sink::{ByteSink, SinkDir};
 use crate::format::source::SourceDir;
+use crate::model::trained::Stored;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// The state of a run.
 const STATE: &str = "training_state.safetensors";
 /// The best parameters so far.
 const BEST: &str = "training_best.safetensors";
+/// What the names of blocks that were trained alone begin with.
+const BLOCK: &str = "training_block_";
 /// The key of [`Notes`] in a file's metadata.
 const NOTES: &str = "lowbit.training";
 
@@ -55,13 +59,19 @@ pub struct Notes {
     pub updates: u64,
 }
 
+impl Notes {
+    fn to_text(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| Error::invalid_argument(error.to_string()))
+    }
+}
+
 /// A folder for the states of one run.
 #[derive(Clone, Copy)]
 pub struct StateFolder<'a> {
     /// To write to.
     pub sinks: &'a dyn SinkDir,
     /// The same folder, to read from.
-    pub source: &'a dyn SourceDir,
+    pub source: &'a Rc<dyn SourceDir>,
 }
 
 /// Values of a tensor, on their way.
@@ -159,6 +169,105 @@ impl StateFolder<'_> {
         }
     }
 
+    /// Whether a run has begun, and its state was kept.
+    ///
+    /// # Errors
+    /// Whatever the folder fails with.
+    pub async fn has_begun(&self) -> Result<bool> {
+        Ok(self.source.open(STATE).await?.is_some())
+    }
+
+    /// The file of a block that was trained alone.
+    pub fn block_file(layer: usize) -> String {
+        format!("{BLOCK}{layer}.safetensors")
+    }
+
+    /// Keeps a block that is done.
+    ///
+    /// # Errors
+    /// Whatever writing meets.
+    pub async fn keep_block<B: Train>(
+        &self,
+        block: &mut impl Trained<B>,
+        layer: usize,
+        key: &str,
+    ) -> Result<()> {
+        let notes = Notes { key: key.to_owned(), ..Notes::default() };
+        let metadata = BTreeMap::from([(NOTES.to_owned(), notes.to_text()?)]);
+        let scales = held_scales(block).await?;
+        let infos = scales
+            .iter()
+            .map(|(name, scales)| (name.clone(), TensorInfo::new(DType::F32, [scales.len() as u64])));
+        let sink = self.sinks.create(&scales_file(layer)).await?;
+        let mut writer = SafetensorsWriter::begin(sink, infos.collect(), metadata.clone()).await?;
+        for name in writer.order().to_vec() {
+            writer.write(&name, &encoded(&scales[&name])?).await?;
+        }
+        writer.finish().await?;
+        // Where this one is, so is the other.
+        write_tensors(block, self.sinks.create(&Self::block_file(layer)).await?, metadata).await?;
+        self.sinks.flush().await
+    }
+
+    /// The scales of a block that was kept, by the names of its tensors.
+    ///
+    /// # Errors
+    /// As [`StateFolder::restore`]'s.
+    pub async fn block_scales(&self, layer: usize, key: &str) -> Result<BTreeMap<String, Vec<f32>>> {
+        let mut all = BTreeMap::new();
+        if let Some((store, _)) = self.open(&scales_file(layer), key).await? {
+            for name in store.names() {
+                let count = store.require(name)?.shape.element_count().unwrap_or(0);
+                let mut values = vec![0.0; usize::try_from(count).unwrap_or(usize::MAX)];
+                read(&store, name, &mut values).await?;
+                all.insert(name.to_owned(), values);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Gives a block what was kept of it; `false` where nothing was.
+    ///
+    /// # Errors
+    /// As [`StateFolder::restore`]'s.
+    pub async fn restore_block<B: Train>(
+        &self,
+        block: &mut impl Trained<B>,
+        layer: usize,
+        key: &str,
+    ) -> Result<bool> {
+        match self.open(&Self::block_file(layer), key).await? {
+            Some((store, _)) => {
+                let mut scales = self.block_scales(layer, key).await?;
+                let (backend, parameters) = block.trained();
+                for parameter in parameters {
+                    let mut values = vec![0.0; parameter.len()];
+                    read(&store, &parameter.tensor, &mut values).await?;
+                    parameter.set(backend, &values)?;
+                    if let (Some(held), Some(scales)) =
+                        (&mut parameter.scales, scales.remove(&parameter.tensor))
+                    {
+                        backend.write_f32(&mut held.master, &scales)?;
+                    }
+                }
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Removes the blocks that were kept.
+    ///
+    /// # Errors
+    /// Whatever the folder fails with.
+    pub async fn clear_blocks(&self, layers: usize) -> Result<()> {
+        for layer in 0..layers {
+            self.sinks.remove(&Self::block_file(layer)).await?;
+            self.sinks.remove(&scales_file(layer)).await?;
+        }
+        Ok(())
+    }
+
     /// Removes what was kept.
     ///
     /// # Errors
@@ -175,17 +284,15 @@ impl StateFolder<'_> {
         infos: Vec<(String, TensorInfo)>,
         notes: &Notes,
     ) -> Result<SafetensorsWriter> {
-        let text =
-            serde_json::to_string(notes).map_err(|error| Error::invalid_argument(error.to_string()))?;
-        let sink = self.sinks.create(file).await?;
-        SafetensorsWriter::begin(sink, infos, BTreeMap::from([(NOTES.to_owned(), text)])).await
+        let metadata = BTreeMap::from([(NOTES.to_owned(), notes.to_text()?)]);
+        SafetensorsWriter::begin(self.sinks.create(file).await?, infos, metadata).await
     }
 
     async fn open(&self, file: &str, key: &str) -> Result<Option<(TensorStore, Notes)>> {
         if self.source.open(file).await?.is_none() {
             return Ok(None);
         }
-        let store = TensorStore::open_file(self.source, file).await?;
+        let store = TensorStore::open_file(self.source.as_ref(), file).await?;
         let place = || format!("{}/{file}", self.source.name());
         let text = store.metadata().get(NOTES).ok_or_else(|| {
             Error::invalid_checkpoint("expected the state of a training run but found other tensors")
@@ -255,9 +362,72 @@ async fn put(writer: &mut SafetensorsWriter, values: Values<'_>) -> Result<()> {
     writer.write(&values.name, &bytes).await
 }
 
-async fn read_parameters<B: Train>(store: &TensorStore, model: &mut TrainedModel<B>) -> Result<()> {
-    let (backend, parameters) = model.parts();
-    for parameter in parameters.all_mut() {
+/// Writes parameters as tensors: floating point as it is stored, masters of codes in `F32`.
+///
+/// # Errors
+/// `non_finite` naming the tensor that training made NaN or infinite; whatever writing meets.
+pub async fn write_tensors<B: Train>(
+    of: &mut impl Trained<B>,
+    sink: Box<dyn ByteSink>,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    let (backend, parameters) = of.trained();
+    let mut infos = Vec::new();
+    for parameter in &parameters {
+        let dtype = match parameter.stored {
+            Stored::Float(dtype) => dtype,
+            Stored::Packed { .. } => DType::F32,
+        };
+        let (rows, cols) = (parameter.rows as u64, parameter.cols as u64);
+        let info = match parameter.is_matrix {
+            true => TensorInfo::new(dtype, [rows, cols]),
+            false => TensorInfo::new(dtype, [cols]),
+        };
+        infos.push((parameter.tensor.clone(), info));
+    }
+    let mut writer = SafetensorsWriter::begin(sink, infos, metadata).await?;
+    for name in writer.order().to_vec() {
+        let parameter = parameters.iter().find(|parameter| parameter.tensor == name);
+        let parameter = parameter.ok_or_else(|| Error::invalid_argument(format!("no parameter `{name}`")))?;
+        let bytes = match parameter.stored {
+            Stored::Float(_) => parameter.floats(backend).await?.1,
+            Stored::Packed { .. } => encoded(&parameter.values(backend).await?)?,
+        };
+        writer.write(&name, &bytes).await?;
+    }
+    writer.finish().await
+}
+
+/// The scales that are held, by the tensors' names.
+///
+/// # Errors
+/// What goes wrong on the device.
+pub async fn held_scales<B: Train>(of: &mut impl Trained<B>) -> Result<BTreeMap<String, Vec<f32>>> {
+    let (backend, parameters) = of.trained();
+    let mut all = BTreeMap::new();
+    for parameter in parameters {
+        if let Some(held) = &parameter.scales {
+            let mut values = vec![0.0; held.grid.scales()];
+            backend.read(&held.master, 0, &mut values).await?;
+            all.insert(parameter.tensor.clone(), values);
+        }
+    }
+    Ok(all)
+}
+
+fn scales_file(layer: usize) -> String {
+    format!("{BLOCK}scales_{layer}.safetensors")
+}
+
+fn encoded(values: &[f32]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    encode_f32(DType::F32, values, &mut bytes)?;
+    Ok(bytes)
+}
+
+async fn read_parameters<B: Train>(store: &TensorStore, of: &mut impl Trained<B>) -> Result<()> {
+    let (backend, parameters) = of.trained();
+    for parameter in parameters {
         let mut values = vec![0.0; parameter.len()];
         read(store, &parameter.tensor, &mut values).await?;
         parameter.set(backend, &values)?;

@@ -136,6 +136,11 @@ impl PerplexitySum {
         self.tokens
     }
 
+    /// The sum of the negative log-likelihoods, in nats.
+    pub fn nats(&self) -> f64 {
+        self.total
+    }
+
     /// `exp` of the mean negative log-likelihood. NaN before the first token.
     pub fn perplexity(&self) -> f64 {
         libm::exp(self.total / self.tokens as f64)

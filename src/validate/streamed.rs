@@ -3,6 +3,7 @@
 //! The steps are those of [`walk::compare`](super::walk::compare) in another order, on the same chunks of tokens, so the
 //! result is the same to the last bit: a memory budget never changes a figure. Hidden states are kept in f32. Floor 7.
 
+use super::metrics::{PerplexitySum, negative_log_likelihood};
 use super::walk::{Comparison, check_same_vocabulary, check_vocabulary, report};
 use super::windows::{Dataset, Window, WindowOptions};
 use crate::backend::Backend;
@@ -54,6 +55,41 @@ pub async fn compare<B: Backend>(
         }
     }
     Ok(comparison)
+}
+
+/// As [`walk::score`](super::walk::score), with at most one block in memory.
+///
+/// # Errors
+/// As there, and whatever scratch meets.
+pub async fn score<B: Backend>(
+    (checkpoint, load): (&Checkpoint, LoadOptions),
+    data: &Dataset,
+    options: &WindowOptions,
+    backend: B,
+    scratch: &dyn Scratch,
+    control: &dyn Control,
+) -> Result<PerplexitySum> {
+    check_vocabulary(data, checkpoint.config())?;
+    let windows = data.windows(options)?;
+    let mut model = LayerStreamed::new(checkpoint, load, options.context, backend, scratch)?;
+    run_blocks(&mut model, ORIGINAL, data, &windows, control).await?;
+    let (ends, vocab) = (model.load_ends().await?, checkpoint.config().vocab_size);
+    let mut sum = PerplexitySum::default();
+    for (index, window) in windows.iter().enumerate() {
+        report(control, "perplexity", index, windows.len(), data);
+        let slot = slot(ORIGINAL, index);
+        for chunk in model.chunks(data.inputs(window).len(), 0) {
+            task::checkpoint(control).await?;
+            let rows = model.logits(&ends, chunk, &slot).await?;
+            for (index, row) in (chunk.past..).zip(rows.chunks(vocab)) {
+                if let Some(target) = data.target(window, index) {
+                    sum.add(negative_log_likelihood(row, target as usize));
+                }
+            }
+        }
+        scratch.delete(&slot).await?;
+    }
+    Ok(sum)
 }
 
 /// The models' names, which keep their hidden states in scratch apart.

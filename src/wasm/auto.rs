@@ -70,7 +70,7 @@ impl Outputs for OutputsOfJs {
     }
 }
 
-/// A search under preparation: its checkpoints, the preferred one first.
+/// A search under preparation: its checkpoints.
 #[wasm_bindgen]
 #[derive(Default)]
 pub struct AutoJob {
@@ -81,6 +81,7 @@ pub struct AutoJob {
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Told<'a> {
+    Ranked { name: &'a str, nats: f64 },
     Checkpoint { name: &'a str, reason: &'a str, rungs: Vec<String> },
     Attempt { name: &'a str, raised: &'a [String] },
     Judged { name: &'a str, report: &'a ValidationReport, judgement: Judgement },
@@ -89,6 +90,7 @@ enum Told<'a> {
 impl<'a> From<&Event<'a>> for Told<'a> {
     fn from(event: &Event<'a>) -> Self {
         match *event {
+            Event::Ranked { name, nats } => Self::Ranked { name, nats },
             Event::Checkpoint { name, reason, rungs } => {
                 Self::Checkpoint { name, reason, rungs: rungs.iter().map(Rung::name).collect() }
             }
@@ -171,6 +173,7 @@ impl AutoJob {
                 scratch: &ScratchOfJs(scratch),
                 clock: &|| control.seconds(),
                 control: &control,
+                trainer: None,
                 tell: &|event| {
                     if let Ok(told) = to_value(&Told::from(&event)) {
                         // A listener's own failure is its caller's to see, not a reason to lose the work.

@@ -6,13 +6,19 @@ use lowbit::Result;
 use lowbit::artifact::summary::Summary;
 use lowbit::backend::cpu::CpuBackend;
 use lowbit::calibrate::SampleOptions;
+use lowbit::dtype::DType;
 use lowbit::format::scratch::MemoryScratch;
 use lowbit::format::sink::{MemorySinkDir, SinkDir};
 use lowbit::format::source::{MemoryDir, SourceDir};
 use lowbit::layout::ModuleStorage;
 use lowbit::model::Checkpoint;
+use lowbit::pipeline::auto::training::QatTrainer;
 use lowbit::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, auto};
-use lowbit::quant::Bits;
+use lowbit::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::pipeline::quantize::quantize;
+use lowbit::pipeline::select::QuantizeOptions;
+use lowbit::quant::{Bits, Granularity};
+use lowbit::request::TrainRequest;
 use lowbit::task::{BoxFuture, Silent, block_on};
 use lowbit::tokenizer::TextCodec;
 use lowbit::validate::continuations::from_dataset;
@@ -61,17 +67,9 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     let data = Dataset::new("heldout.txt", &text("heldout.txt", 8000), &codec).unwrap();
     let calibration = codec.encode(&text("calibration.txt", 6000)).unwrap();
     let validate = ValidateOptions {
-        method: String::new(),
-        windows: WindowOptions { context: 256, stride: None },
         prompts: from_dataset(&data, 2, 8, &codec).unwrap(),
-        max_tokens: 8,
-        benchmark: Vec::new(),
-        speed_rounds: 0,
-        last_level_cache_bytes: None,
-        activations: None,
         // INT8 costs next to nothing on this model; INT4 far more than this, mixed or not.
-        limits: Limits { max_perplexity_increase: 0.001, ..Limits::default() },
-        holding: Holding::Both,
+        ..judged(0.001)
     };
     let candidate = Candidate {
         checkpoint: &checkpoint,
@@ -89,8 +87,10 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
         scratch: &MemoryScratch::new(),
         clock: &|| 0.0,
         control: &Silent,
+        trainer: None,
         tell: &|event| {
             told.borrow_mut().push(match event {
+                Event::Ranked { name, .. } => name.to_owned(),
                 Event::Checkpoint { reason, .. } => reason.to_owned(),
                 Event::Attempt { name, .. } => name.to_owned(),
                 Event::Judged { judgement, .. } => format!("{judgement:?}"),
@@ -176,6 +176,91 @@ fn the_recommended_precision_is_tried_first_and_accepted() {
     lowbit(["generate", &arg(output.join("1-int8-2")), "--prompt", "Once", "--max-tokens", "4"]).done();
 }
 
+/// By perplexity alone.
+fn judged(max_perplexity_increase: f64) -> ValidateOptions {
+    ValidateOptions {
+        method: String::new(),
+        windows: WindowOptions { context: 256, stride: None },
+        prompts: Vec::new(),
+        max_tokens: 8,
+        benchmark: Vec::new(),
+        speed_rounds: 0,
+        last_level_cache_bytes: None,
+        activations: None,
+        limits: Limits { max_perplexity_increase, ..Limits::default() },
+        holding: Holding::Both,
+    }
+}
+
+#[test]
+fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_comes_first() {
+    let dir = on_disk(fixture("tale-llama"));
+    let good = block_on(Checkpoint::open(dir.clone())).unwrap();
+    // The same model, but for what 2 bits lose.
+    let worse = MemorySinkDir::new("worse");
+    block_on(async {
+        let (packed, options) =
+            (MemorySinkDir::new("packed"), QuantizeOptions::rtn(Bits::Two, Granularity::Group(32), true));
+        quantize(&good, &options, &packed, None, &Silent).await.unwrap();
+        let packed = Checkpoint::open(Rc::new(packed.to_dir())).await.unwrap();
+        dequantize_checkpoint(&packed, DType::F16, &worse, None, &Silent).await.unwrap();
+    });
+    let worse = block_on(Checkpoint::open(Rc::new(worse.to_dir()))).unwrap();
+    let codec = tokenizer(dir.as_ref());
+    let data = Dataset::new("heldout.txt", &text("heldout.txt", 12_000), &codec).unwrap();
+    let calibration = codec.encode(&text("calibration.txt", 60_000)).unwrap();
+    let candidate = |checkpoint| Candidate {
+        checkpoint,
+        codec: &codec,
+        data: &data,
+        // GPTQ loses 14 %.
+        validate: judged(0.12),
+        calibration: &calibration,
+        bos_token_id: codec.bos_token_id(),
+        cut: SampleOptions { samples: 0, sequence_length: 128, shuffle: None },
+    };
+    let (told, scratch) = (RefCell::new(Vec::new()), MemoryScratch::new());
+    let trainer = QatTrainer {
+        new_backend: &|| Ok(CpuBackend::new()),
+        options: &|scheme, config| {
+            let request = TrainRequest::to_scheme(scheme).unwrap();
+            TrainRequest { steps: Some(60), batch_tokens: Some(512), ..request }.options(config, true)
+        },
+        // No clock may decide this.
+        seconds: 1e9,
+        clock: &|| 0.0,
+        scratch: &scratch,
+        tell: &|_| (),
+    };
+    let outputs = InMemory { summary: MemorySinkDir::new("out"), folders: RefCell::default() };
+    let around = AutoSurroundings {
+        outputs: &outputs,
+        scratch: &scratch,
+        clock: &|| 0.0,
+        control: &Silent,
+        trainer: Some(&trainer),
+        tell: &|event| match event {
+            Event::Ranked { .. } => {}
+            Event::Checkpoint { name, .. } => told.borrow_mut().push(name.to_owned()),
+            Event::Attempt { name, .. } => told.borrow_mut().push(name.to_owned()),
+            Event::Judged { report, judgement, .. } => {
+                println!("{judgement:?}: {:+.4}", report.perplexity.increase);
+                told.borrow_mut().push(format!("{judgement:?}"));
+            }
+        },
+    };
+    let options = AutoOptions { target_bpw: Some(2.5), samples: vec![64], ..AutoOptions::default() };
+    let candidates = [candidate(&worse), candidate(&good)];
+    let outcome = block_on(auto(&candidates, &options, || Ok(CpuBackend::new()), &around)).unwrap();
+    let expected = [good.name(), "1-2.5bpw-64", "Bad", "2-qat-int2-g32-sym", "Good"];
+    assert_eq!(told.take(), expected);
+    assert_eq!(outcome.accepted(), Some("2-qat-int2-g32-sym"));
+    let trained = outcome.summary.variants.last().unwrap();
+    assert_eq!((trained.method.as_str(), trained.bits_per_weight), ("qat", 2.5));
+    // Batches are whole rows, so that some have a few tokens less.
+    assert!((60 * 400..=60 * 512).contains(&trained.attempt.as_ref().unwrap().tokens));
+}
+
 #[test]
 fn a_rejection_tries_every_checkpoint_and_recommends_training() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,6 +275,7 @@ fn a_rejection_tries_every_checkpoint_and_recommends_training() {
         args.extend(
             ["--sequence-length", "64", "--speed-rounds", "0", "--max-tokens", "4"].map(str::to_owned),
         );
+        args.extend(["--training-minutes", "0"].map(str::to_owned));
         args.extend(more.iter().map(|&more| more.to_owned()));
         lowbit(args)
     };
@@ -222,6 +308,7 @@ fn a_rejection_tries_every_checkpoint_and_recommends_training() {
         (["--bits", "3"], "4 or 8 bits"),
         (["--samples", "0"], "above 0"),
         (["--max-perplexity-increase", "-2"], "--max-perplexity-increase"),
+        (["--target-bpw", "0"], "--target-bpw"),
     ] {
         let ran = run(&checkpoints, &more);
         assert_eq!(ran.code, 2, "{}", ran.stderr);

@@ -3,13 +3,14 @@
 use crate::support::{fixture, on_disk};
 use lowbit::backend::cpu::{CpuBackend, CpuOptions};
 use lowbit::error::ErrorCode;
+use lowbit::format::scratch::MemoryScratch;
 use lowbit::format::sink::{FsSinkDir, MemorySinkDir};
-use lowbit::format::source::FsDir;
+use lowbit::format::source::{FsDir, SourceDir};
 use lowbit::model::decoder::Logits;
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::pipeline::train::{TrainInputs, TrainSurroundings, learn, train};
+use lowbit::pipeline::train::{StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train};
 use lowbit::quant::{PackedTensor, dequantize};
-use lowbit::request::{Format, Masters, TrainRequest, TrainedAs};
+use lowbit::request::{Format, Masters, TrainRequest, TrainedAs, TrainedScales};
 use lowbit::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::train::corpus::{Corpus, Document, Position, Sequence};
 use lowbit::train::run::Event;
@@ -74,12 +75,15 @@ fn with_job<T>(
     work: impl FnOnce(TrainInputs<'_>, TrainSurroundings<'_>) -> T,
 ) -> T {
     let (mut corpus, held_out) = (corpus(checkpoint), held_out(checkpoint));
-    let folders = (FsSinkDir::at(state), FsDir::at(state));
+    let sinks = FsSinkDir::at(state);
+    let source: Rc<dyn SourceDir> = Rc::new(FsDir::at(state));
     let around = TrainSurroundings {
         target,
         existing: None,
         file: None,
-        state: StateFolder { sinks: &folders.0, source: &folders.1 },
+        state: StateFolder { sinks: &sinks, source: &source },
+        scratch: &MemoryScratch::new(),
+        limit: None,
         tell,
         control,
     };
@@ -122,16 +126,84 @@ fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>,
 
 #[test]
 fn threads_and_interruptions_leave_the_bits_as_they_are() {
-    for (bits, masters) in [(TrainedAs::Ternary, Masters::F32), (TrainedAs::Two, Masters::Bf16)] {
-        let request = TrainRequest { bits, masters, ..request() };
+    let usual = request();
+    let cases = [
+        TrainRequest { bits: TrainedAs::Ternary, ..usual.clone() },
+        TrainRequest { bits: TrainedAs::Ternary, block_steps: 2, ..usual.clone() },
+        TrainRequest { bits: TrainedAs::Two, masters: Masters::Bf16, ..usual.clone() },
+        TrainRequest { bits: TrainedAs::Two, block_steps: 3, ..usual.clone() },
+        TrainRequest { bits: TrainedAs::Two, block_steps: 3, steps: Some(0), ..usual },
+    ];
+    for request in cases {
+        let what = format!("{}, {} steps of blocks", request.bits, request.block_steps);
         let (expected, heard) = written(&request, 1, &[]);
-        let looks = heard.iter().filter(|event| matches!(event, Event::Evaluated { .. })).count();
-        let steps = heard.iter().filter(|event| matches!(event, Event::Step(_))).count();
-        assert_eq!((looks, steps), (4, 6), "{heard:?}");
-        assert!(written(&request, 2, &[]).0 == expected, "{bits}: threads");
-        // The first report of all is of the teacher's loading.
-        for stops in [&[1][..], &[12], &[14, 14], &[13, 15, 16]] {
-            assert!(written(&request, 1, stops).0 == expected, "{bits}: stopped at {stops:?}");
+        let count = |of: fn(&Event) -> bool| heard.iter().filter(|event| of(event)).count() as u64;
+        let steps = request.steps.unwrap();
+        assert_eq!(count(|event| matches!(event, Event::Step(_))), steps, "{what}: {heard:?}");
+        let looks = if steps == 0 { 0 } else { 4 };
+        assert_eq!(count(|event| matches!(event, Event::Evaluated { .. })), looks, "{what}: {heard:?}");
+        let blocks = if request.block_steps == 0 { 0 } else { 3 };
+        assert_eq!(count(|event| matches!(event, Event::Block(_))), blocks, "{what}: {heard:?}");
+        assert!(written(&request, 2, &[]).0 == expected, "{what}: threads");
+        let reports = reports(&request);
+        let last = reports - 1;
+        // Once in each stage; late and early again; and early in what then begins.
+        for stops in [
+            &[1][..],
+            &[reports / 4],
+            &[reports / 2],
+            &[3 * reports / 4],
+            &[last],
+            &[last, 1],
+            &[reports / 2, 1, 2],
+        ] {
+            assert!(written(&request, 1, stops).0 == expected, "{what}: stopped at {stops:?}");
+        }
+    }
+}
+
+/// How many reports of progress a run makes.
+fn reports(request: &TrainRequest) -> usize {
+    let most = 1 << 20;
+    let checkpoint = tale();
+    let options = request.options(checkpoint.config(), true).unwrap();
+    let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
+    let control = Until(Cell::new(most));
+    with_job(&checkpoint, state.path(), &target, &control, &|_| (), |inputs, around| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap();
+    });
+    most - control.0.get()
+}
+
+#[test]
+fn a_run_takes_as_many_steps_as_there_is_time_for() {
+    let checkpoint = tale();
+    let request = TrainRequest { bits: TrainedAs::Ternary, steps: Some(100), ..request() };
+    let options = request.options(checkpoint.config(), true).unwrap();
+    // Whoever looks at this clock makes a second go by; a step looks once.
+    for (end, steps) in [(30.0, 20..=30), (1e9, 100..=100), (0.0, 1..=1)] {
+        let seconds = Cell::new(0.0);
+        let clock = || {
+            seconds.set(seconds.get() + 1.0);
+            seconds.get()
+        };
+        let rates = RefCell::new(Vec::new());
+        let tell = |event| {
+            if let Event::Step(report) = event {
+                rates.borrow_mut().push(report.rate);
+            }
+        };
+        let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
+        let outcome = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
+            let around = TrainSurroundings { limit: Some(TimeLimit { clock: &clock, end }), ..around };
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap()
+        });
+        let done = outcome.ended.steps;
+        assert!(steps.contains(&done), "{done} until {end}");
+        if done > 10 {
+            // The learning rate has come down by then.
+            let (last, peak) = (rates.borrow()[rates.borrow().len() - 1], options.schedule.peak);
+            assert!(last < 0.2 * peak, "{last} of {peak}");
         }
     }
 }
@@ -237,6 +309,22 @@ fn what_makes_no_sense_is_named_before_a_step() {
             TrainRequest { format: Some(Format::Gptq), ..usual.clone() },
             "a layout belong to quantized weights",
         ),
+        (TrainRequest { block_steps: 1, ..usual.clone() }, "blocks of their own belong to quantized weights"),
+        (TrainRequest { steps: Some(0), ..usual.clone() }, "expected at least one step"),
+        (TrainRequest { block_rate: Some(1e-3), ..usual.clone() }, "belongs to steps of blocks"),
+        (
+            TrainRequest { bits: TrainedAs::Ternary, start: Some(StartCodes::Gptq), ..usual.clone() },
+            "no ternary ones",
+        ),
+        (
+            TrainRequest {
+                bits: TrainedAs::Two,
+                start: Some(StartCodes::Gptq),
+                scales: Some(TrainedScales::Nearest),
+                ..usual.clone()
+            },
+            "scales of their own",
+        ),
     ];
     for (request, message) in cases {
         let error = request.options(config, true).unwrap_err().to_string();
@@ -280,7 +368,7 @@ fn the_state_of_another_run_is_refused() {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()
         })
     };
-    let two = TrainRequest { bits: TrainedAs::Two, ..request() };
+    let two = TrainRequest { bits: TrainedAs::Two, start: Some(StartCodes::Nearest), ..request() };
     let others = [
         TrainRequest { steps: Some(7), ..two.clone() },
         // Whose weights would meet other activations.

@@ -1,52 +1,106 @@
 //! What `auto` tries, and when it stops: pure decisions about reports.
 //!
 //! A checkpoint is tried in one precision with more and more calibration samples, then with the layers that lost most in
-//! the next precision, then in INT8; then it is the next checkpoint's turn. Only quality and generation count: a result
+//! the next precision, then in INT8, then trained where a host can; then it is the next checkpoint's turn. Only quality and generation count: a result
 //! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
 
 use crate::artifact::records::ModuleRecord;
 use crate::order;
-use crate::quant::Bits;
+use crate::plan::PlanOptions;
+use crate::quant::{Bits, Granularity, Scheme};
 use crate::validate::report::ValidationReport;
 use crate::validate::verdict::{Status, criterion};
 use serde::{Deserialize, Serialize};
 
 /// One thing to try with a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rung {
-    /// Of most linear layers: 4 or 8.
-    pub bits: Bits,
-    /// Calibration samples.
+    /// What is made of it.
+    pub what: What,
+    /// Calibration samples; none where it is trained.
     pub samples: usize,
-    /// Whether the layers that lost most in the attempt before get INT8 beside INT4, or floating point beside INT8.
-    pub mixed: bool,
+}
+
+/// What is made of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum What {
+    /// Most linear layers have 4 or 8 bits.
+    Bits(Bits),
+    /// The layers that lost most in the attempt before get INT8 beside INT4, or floating point beside INT8.
+    Mixed(Bits),
+    /// Each module gets what fits so many bits a weight best.
+    Target(f64),
+    /// Every layer, by training.
+    Trained(Scheme),
 }
 
 impl Rung {
-    /// `int4-512`, `int4-2048-mixed`: what folders are called.
+    /// `int4-512`, `int4-2048-mixed`, `2.5bpw-512`, `qat-int2-g32-sym`: what folders are called.
     pub fn name(&self) -> String {
-        let mixed = if self.mixed { "-mixed" } else { "" };
-        format!("int{}-{}{mixed}", self.bits.get(), self.samples)
+        let samples = self.samples;
+        match self.what {
+            What::Bits(bits) => format!("int{}-{samples}", bits.get()),
+            What::Mixed(bits) => format!("int{}-{samples}-mixed", bits.get()),
+            What::Target(bits) => format!("{bits}bpw-{samples}"),
+            What::Trained(scheme) => format!("qat-{scheme}"),
+        }
     }
 }
 
-/// What to try with a checkpoint that begins at `bits`, in this order: each number of `samples`, of which the text has
-/// `available`; mixed precision; INT8. What would only repeat an attempt is left out.
-pub fn rungs(bits: Bits, samples: &[usize], available: usize) -> Vec<Rung> {
+/// Where a checkpoint begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Beginning {
+    /// With 4 or 8 bits.
+    Bits(Bits),
+    /// With what fits so many bits a weight, and never more.
+    Target(f64),
+}
+
+/// What to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
+/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. What would only
+/// repeat an attempt is left out.
+pub fn rungs(begin: Beginning, samples: &[usize], available: usize, trained: Option<Scheme>) -> Vec<Rung> {
+    let what = match begin {
+        Beginning::Bits(bits) => What::Bits(bits),
+        Beginning::Target(bits) => What::Target(bits),
+    };
     let mut rungs: Vec<Rung> = Vec::new();
     for &samples in samples {
         let samples = samples.min(available);
         if samples > rungs.last().map_or(0, |last| last.samples) {
-            rungs.push(Rung { bits, samples, mixed: false });
+            rungs.push(Rung { what, samples });
         }
     }
-    if let Some(&last) = rungs.last() {
-        rungs.push(Rung { mixed: true, ..last });
+    let Some(&Rung { samples, .. }) = rungs.last() else { return rungs };
+    if let Beginning::Bits(bits) = begin {
+        rungs.push(Rung { what: What::Mixed(bits), samples });
         if bits != Bits::Eight {
-            rungs.push(Rung { bits: Bits::Eight, ..last });
+            rungs.push(Rung { what: What::Bits(Bits::Eight), samples });
         }
     }
+    rungs.extend(trained.map(|scheme| Rung { what: What::Trained(scheme), samples: 0 }));
     rungs
+}
+
+/// Weights that share a scale, where a target decides.
+const GROUPS: [usize; 3] = [32, 64, 128];
+
+/// Of a scale, in half precision.
+const SCALE_BITS: f64 = 16.0;
+
+/// What to train to: of one scheme for all layers, the one of most bits that fits.
+pub fn trained_scheme(begin: Beginning) -> Option<Scheme> {
+    let PlanOptions { int4, int8, .. } = PlanOptions::default();
+    let most = match begin {
+        Beginning::Bits(Bits::Eight) => return Some(Scheme::integer(Bits::Eight, int8, true)),
+        Beginning::Bits(bits) => return Some(Scheme::integer(bits, int4, true)),
+        Beginning::Target(most) => most,
+    };
+    let integers = [Bits::Four, Bits::Three, Bits::Two].into_iter().flat_map(|bits| {
+        GROUPS.map(|group| (f64::from(bits.get()) + SCALE_BITS / group as f64, bits, group))
+    });
+    let mut fitting = integers.filter(|&(takes, ..)| takes <= most);
+    fitting.next().map(|(_, bits, group)| Scheme::integer(bits, Granularity::Group(group), true))
 }
 
 /// What a report means for what to try next.
@@ -120,6 +174,9 @@ pub fn next(ladder: &[usize], last: Option<Tried>) -> Next {
     Next::Reject
 }
 
+/// What records call the method of weights that were trained to be quantized.
+const TRAINED: &str = "qat";
+
 /// What to do when nothing was good; `last` is the last report.
 pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     let tried =
@@ -127,9 +184,13 @@ pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     if judge(last) == Judgement::Hopeless {
         return format!("{tried} failed: {}", last.recommendation);
     }
+    let next = if last.quantized.method == TRAINED {
+        "train for longer and with more text (lowbit qat)"
+    } else {
+        "train with quantization in the loop (QAT)"
+    };
     format!(
-        "{tried} lost too much: train with quantization in the loop (QAT), give another checkpoint, or allow more loss; \
-         of the last attempt: {}",
+        "{tried} lost too much: {next}, give another checkpoint, or allow more loss; of the last attempt: {}",
         last.recommendation
     )
 }
@@ -213,9 +274,11 @@ mod tests {
 
     #[test]
     fn rungs_go_up_and_never_repeat() {
-        let names = |bits, samples: &[usize], available| {
-            rungs(bits, samples, available).iter().map(Rung::name).collect::<Vec<_>>()
+        let named = |begin, samples: &[usize], available, trained| {
+            rungs(begin, samples, available, trained).iter().map(Rung::name).collect::<Vec<_>>()
         };
+        let names =
+            |bits, samples: &[usize], available| named(Beginning::Bits(bits), samples, available, None);
         let four = Bits::Four;
         assert_eq!(
             names(four, &[512, 2048], 9999),
@@ -230,6 +293,19 @@ mod tests {
         assert_eq!(names(Bits::Eight, &[512, 2048], 9999), ["int8-512", "int8-2048", "int8-2048-mixed"]);
         assert_eq!(names(four, &[64], 9999), ["int4-64", "int4-64-mixed", "int8-64"]);
         assert!(names(four, &[512], 0).is_empty());
+        let trained = |begin| named(begin, &[512, 2048], 700, trained_scheme(begin));
+        assert_eq!(
+            trained(Beginning::Bits(four)),
+            ["int4-512", "int4-700", "int4-700-mixed", "int8-700", "qat-int4-g32-sym"]
+        );
+        // Within a target nothing gets more bits.
+        for (target, scheme) in
+            [(2.5, "int2-g32-sym"), (2.2, "int2-g128-sym"), (3.6, "int3-g32-sym"), (9.0, "int4-g32-sym")]
+        {
+            let expected = [format!("{target}bpw-512"), format!("{target}bpw-700"), format!("qat-{scheme}")];
+            assert_eq!(trained(Beginning::Target(target)), expected);
+        }
+        assert_eq!(trained(Beginning::Target(2.0)), ["2bpw-512", "2bpw-700"]);
     }
 
     #[test]

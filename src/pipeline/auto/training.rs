@@ -1,0 +1,93 @@
+//! The last thing that is tried with a checkpoint: training to be quantized, with the checkpoint itself as the teacher and the texts that
+//! methods calibrate with, for as long as there is time. Floor 8.
+
+use super::{Candidate, Trained, Trainer};
+use crate::backend::Train;
+use crate::error::{Error, Result};
+use crate::format::scratch::Scratch;
+use crate::format::sink::{MemorySinkDir, SinkDir};
+use crate::format::source::{MemoryDir, SourceDir};
+use crate::model::ModelConfig;
+use crate::pipeline::train::{TimeLimit, TrainInputs, TrainOptions, TrainSurroundings, train};
+use crate::quant::Scheme;
+use crate::task::{BoxFuture, Control};
+use crate::train::Origin;
+use crate::train::corpus::{Corpus, Document};
+use crate::train::run::Event;
+use crate::train::state::StateFolder;
+use std::rc::Rc;
+
+/// Trains on the devices that a function makes.
+pub struct QatTrainer<'a, B: Train> {
+    /// Makes what runs the model, and what runs its teacher.
+    pub new_backend: &'a dyn Fn() -> Result<B>,
+    /// How a model is trained to a scheme.
+    pub options: &'a dyn Fn(Scheme, &ModelConfig) -> Result<TrainOptions>,
+    /// The time that there is for one checkpoint, in seconds.
+    pub seconds: f64,
+    /// For timing.
+    pub clock: &'a dyn Fn() -> f64,
+    /// Where hidden states wait.
+    pub scratch: &'a dyn Scratch,
+    /// Hears what happens.
+    pub tell: &'a dyn Fn(Event),
+}
+
+impl<B: Train> Trainer for QatTrainer<'_, B> {
+    fn train<'a>(
+        &'a self,
+        candidate: &'a Candidate<'a>,
+        scheme: Scheme,
+        to: (&'a dyn SinkDir, &'a dyn SourceDir),
+        control: &'a dyn Control,
+    ) -> BoxFuture<'a, Result<Trained>> {
+        Box::pin(self.work(candidate, scheme, to, control))
+    }
+}
+
+impl<B: Train> QatTrainer<'_, B> {
+    async fn work(
+        &self,
+        candidate: &Candidate<'_>,
+        scheme: Scheme,
+        (target, existing): (&dyn SinkDir, &dyn SourceDir),
+        control: &dyn Control,
+    ) -> Result<Trained> {
+        let limit = TimeLimit { clock: self.clock, end: (self.clock)() + self.seconds };
+        let checkpoint = candidate.checkpoint;
+        let config = checkpoint.config();
+        let options = (self.options)(scheme, config)?;
+        let text = vec![Document::text(candidate.calibration.to_vec())];
+        let eos = config.eos_token_ids.first().copied();
+        let context = options.room.context;
+        let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
+        // What it was stopped at is not kept: the search begins anew.
+        let folder = MemorySinkDir::new("the state");
+        let nothing: Rc<dyn SourceDir> = Rc::new(MemoryDir::new("the state"));
+        let inputs = TrainInputs {
+            origin: Origin::Checkpoint(checkpoint),
+            config_json: checkpoint.config_json(),
+            files: &crate::artifact::output::side_files(checkpoint.dir().as_ref()).await?,
+            name: checkpoint.name(),
+            corpus: &mut corpus,
+            held_out: &[],
+            sha256: String::new(),
+            teacher: Some(checkpoint),
+        };
+        let around = TrainSurroundings {
+            target,
+            existing: Some(existing),
+            file: None,
+            state: StateFolder { sinks: &folder, source: &nothing },
+            scratch: self.scratch,
+            limit: Some(limit),
+            tell: self.tell,
+            control,
+        };
+        let outcome = train(self.new_backend, inputs, &options, around).await?;
+        let tokens = outcome.ended.tokens;
+        let quantized =
+            outcome.quantized.ok_or_else(|| Error::invalid_argument("expected a scheme of codes"));
+        Ok(Trained { outcome: quantized?, tokens })
+    }
+}

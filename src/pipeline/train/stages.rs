@@ -1,0 +1,246 @@
+//! What comes before a whole model is trained: codes of GPTQ, and blocks that are trained alone. Floor 8.
+
+use super::{
+    Prepared, StartCodes, TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, TrainingRecord,
+    quantize_free,
+};
+use crate::backend::Train;
+use crate::calibrate::Samples;
+use crate::error::{Error, Result};
+use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
+use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
+use crate::format::source::{ByteSource, MemoryDir, SourceDir};
+use crate::model::names;
+use crate::model::{Checkpoint, ModelConfig};
+use crate::pipeline::calibrated::Calibration;
+use crate::pipeline::quantize::{quantize_calibrated, write_trained};
+use crate::pipeline::select::QuantizeOptions;
+use crate::quant::Scales;
+use crate::task::BoxFuture;
+use crate::train::Origin;
+use crate::train::blocks::{BlockByBlock, BlockOptions};
+use crate::train::corpus::{Corpus, Position, Sequence};
+use crate::train::run::{Ended, Event};
+use crate::train::start::Start;
+use crate::train::state::StateFolder;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Most windows that GPTQ sees.
+const MOST_WINDOWS: usize = 512;
+
+/// What a checkpoint has become before the whole model is trained.
+#[derive(Default)]
+pub(super) struct Begun {
+    codes: Option<Checkpoint>,
+    blocks: Option<Blocks>,
+}
+
+/// A checkpoint whose blocks were trained.
+struct Blocks {
+    checkpoint: Checkpoint,
+    /// Scales that were learned, by the names of modules.
+    scales: BTreeMap<String, Vec<f32>>,
+}
+
+impl Begun {
+    /// Does what the options ask for, unless the whole model's state was kept, from which everything is taken then.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a model that begins at random; what GPTQ and training meet.
+    pub(super) async fn new<B: Train>(
+        new_backend: &dyn Fn() -> Result<B>,
+        inputs: &mut TrainInputs<'_>,
+        options: &TrainOptions,
+        prepared: &Prepared,
+        around: TrainSurroundings<'_>,
+    ) -> Result<Self> {
+        let mut begun = Self::default();
+        let Origin::Checkpoint(checkpoint) = inputs.origin else {
+            if options.start == Some(StartCodes::Gptq) || options.blocks.is_some() {
+                return Err(Error::invalid_argument(
+                    "expected weights to begin at: neither GPTQ nor blocks of their own make sense of a random model",
+                ));
+            }
+            return Ok(begun);
+        };
+        if around.state.has_begun().await? {
+            return Ok(begun);
+        }
+        if options.start() == StartCodes::Gptq {
+            begun.codes = Some(gptq(new_backend, checkpoint, inputs.corpus, options, around).await?);
+        }
+        if let Some(schedule) = options.blocks {
+            let most = usize::try_from(schedule.steps).unwrap_or(usize::MAX);
+            let texts = batches(inputs.corpus, options, most)?;
+            let (learned_scales, optimizer) = (options.learned_scales, options.optimizer);
+            let on = (checkpoint, prepared.precision);
+            let how = BlockOptions { schedule, optimizer, learned_scales };
+            let kept = (around.state, prepared.key.clone());
+            let mut run =
+                BlockByBlock::begin(new_backend()?, on, (&texts, options.room), how, around.scratch, kept)
+                    .await?;
+            for _ in 0..checkpoint.config().num_hidden_layers {
+                (around.tell)(Event::Block(run.train(begun.start(), around.control).await?));
+            }
+            run.end().await?;
+            begun.blocks = Some(Blocks::open(checkpoint, inputs, around.state, &prepared.key).await?);
+        }
+        Ok(begun)
+    }
+
+    /// Where layers begin.
+    pub(super) fn start(&self) -> Start<'_> {
+        match (&self.blocks, &self.codes) {
+            (Some(blocks), _) => Start::Scales(&blocks.scales),
+            (None, Some(codes)) => Start::Codes(codes),
+            (None, None) => Start::Nearest,
+        }
+    }
+
+    /// Where the whole model begins, which began there.
+    pub(super) fn origin<'a>(&'a self, origin: Origin<'a>) -> Origin<'a> {
+        self.blocks.as_ref().map_or(origin, |blocks| Origin::Checkpoint(&blocks.checkpoint))
+    }
+}
+
+/// Trains blocks and writes what they are, without ever having the whole model.
+///
+/// # Errors
+/// As [`train`](super::train)'s.
+pub(super) async fn blocks_alone<B: Train>(
+    new_backend: &dyn Fn() -> Result<B>,
+    inputs: &mut TrainInputs<'_>,
+    options: &TrainOptions,
+    around: TrainSurroundings<'_>,
+) -> Result<TrainOutcome> {
+    let prepared = Prepared::new(inputs, options, around).await?;
+    let begun = Begun::new(new_backend, inputs, options, &prepared, around).await?;
+    let Prepared { quantize, precision, memory, parameters, .. } = prepared;
+    let (Some(quantize), Some(Blocks { checkpoint, scales })) = (quantize, begun.blocks) else {
+        return Err(Error::invalid_argument("expected steps to train, of blocks or of the whole model"));
+    };
+    let mut stored = BTreeMap::new();
+    for (module, values) in scales {
+        let mut scales = Scales::with_capacity(precision.scale_type, values.len());
+        for value in values {
+            scales.push(precision.scale_type.round(value)?);
+        }
+        stored.insert(module, scales);
+    }
+    let record = TrainingRecord::new(inputs, parameters).within();
+    let place = around.place();
+    let quantized = write_trained(&checkpoint, &quantize, stored, record, &place, around.control).await?;
+    let ended = Ended { steps: 0, tokens: 0, first: None, best: None };
+    Ok(TrainOutcome { ended, quantized: Some(quantized), memory })
+}
+
+/// A checkpoint quantized by GPTQ, with the texts that are learned from.
+async fn gptq<B: Train>(
+    new_backend: &dyn Fn() -> Result<B>,
+    checkpoint: &Checkpoint,
+    corpus: &mut Corpus,
+    options: &TrainOptions,
+    around: TrainSurroundings<'_>,
+) -> Result<Checkpoint> {
+    let Some(bits) = options.bits else {
+        return Err(Error::invalid_argument("GPTQ finds codes of 2, 3, 4 or 8 bits; give bits"));
+    };
+    let TrainOptions { granularity, activations, memory, room, .. } = *options;
+    let rows = room.tokens / room.context;
+    let windows = batches(corpus, options, MOST_WINDOWS.div_ceil(rows))?.into_iter().flatten();
+    let windows = windows.take(MOST_WINDOWS).map(|sequence| sequence.tokens).collect();
+    let samples = Samples::of(windows);
+    let quantize = QuantizeOptions { activations, memory, ..QuantizeOptions::gptq(bits, granularity, true) };
+    let folder = MemorySinkDir::new(format!("GPTQ of {}", checkpoint.name()));
+    let calibration = Calibration { samples: &samples, new_backend, scratch: around.scratch };
+    quantize_calibrated(checkpoint, &quantize, calibration, &folder, None, around.control).await?;
+    Checkpoint::open(Rc::new(folder.to_dir())).await
+}
+
+/// The first batches of the texts, `most` at most and each once.
+fn batches(corpus: &mut Corpus, options: &TrainOptions, most: usize) -> Result<Vec<Vec<Sequence>>> {
+    let (mut position, mut all) = (Position::default(), Vec::new());
+    while position.epoch == 0 && all.len() < most {
+        let (batch, next) = corpus.batch(options.seed, position, options.room.tokens)?;
+        all.push(batch);
+        position = next;
+    }
+    Ok(all)
+}
+
+impl Blocks {
+    /// Opens blocks that were kept, and everything else as it was.
+    async fn open(
+        checkpoint: &Checkpoint,
+        inputs: &TrainInputs<'_>,
+        state: StateFolder<'_>,
+        key: &str,
+    ) -> Result<Self> {
+        let rest = MemorySinkDir::new(checkpoint.name());
+        let config = quantize_free(inputs.config_json);
+        write_whole(&rest, "config.json", config.to_string().as_bytes()).await?;
+        for (file, bytes) in inputs.files {
+            write_whole(&rest, file, bytes).await?;
+        }
+        copy_ends(checkpoint, &rest).await?;
+        let (mut files, mut scales) = (vec![REST.to_owned()], BTreeMap::new());
+        for layer in 0..checkpoint.config().num_hidden_layers {
+            files.push(StateFolder::block_file(layer));
+            for (tensor, values) in state.block_scales(layer, key).await? {
+                scales.insert(tensor.trim_end_matches(".weight").to_owned(), values);
+            }
+        }
+        // Only the names of the files are read; what is in them is known from themselves.
+        let map =
+            Map::from_iter(files.into_iter().enumerate().map(|(n, file)| (n.to_string(), Value::from(file))));
+        let index = json!({ "weight_map": map });
+        write_whole(&rest, "model.safetensors.index.json", index.to_string().as_bytes()).await?;
+        let folder = Layered { upper: rest.to_dir(), lower: Rc::clone(state.source) };
+        Ok(Self { checkpoint: Checkpoint::open(Rc::new(folder)).await?, scales })
+    }
+}
+
+/// The file of everything that is in no block.
+const REST: &str = "rest.safetensors";
+
+/// Copies everything that is in no block.
+async fn copy_ends(checkpoint: &Checkpoint, to: &dyn SinkDir) -> Result<()> {
+    let (store, config) = (checkpoint.store(), checkpoint.config());
+    let is_outside = |name: &&str| !is_in_block(name, config);
+    let mut infos: Vec<(String, TensorInfo)> = Vec::new();
+    for name in store.names().filter(is_outside) {
+        infos.push((name.to_owned(), store.require(name)?.clone()));
+    }
+    let mut writer = SafetensorsWriter::begin(to.create(REST).await?, infos, BTreeMap::new()).await?;
+    for name in writer.order().to_vec() {
+        writer.write(&name, &store.read(&name).await?).await?;
+    }
+    writer.finish().await
+}
+
+fn is_in_block(tensor: &str, config: &ModelConfig) -> bool {
+    (0..config.num_hidden_layers).any(|layer| tensor.starts_with(&names::block(layer)))
+}
+
+/// A folder in front of another.
+struct Layered {
+    upper: MemoryDir,
+    lower: Rc<dyn SourceDir>,
+}
+
+impl SourceDir for Layered {
+    fn name(&self) -> &str {
+        self.upper.name()
+    }
+
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        Box::pin(async move {
+            match self.upper.open(file).await? {
+                Some(source) => Ok(Some(source)),
+                None => self.lower.open(file).await,
+            }
+        })
+    }
+}
