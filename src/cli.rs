@@ -22,6 +22,7 @@ mod plan;
 mod qat;
 mod quantize;
 mod recipe;
+mod requantize;
 mod system;
 mod terminal;
 #[cfg(test)]
@@ -60,6 +61,7 @@ enum Command {
     Plan(plan::Args),
     Quantize(Box<quantize::Args>),
     Dequantize(dequantize::Args),
+    Requantize(requantize::Args),
     Convert(convert::Args),
     Auto(Box<auto::Args>),
     #[cfg(feature = "train")]
@@ -138,6 +140,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Plan(args) => plan::run(&args, terminal),
         Command::Quantize(args) => quantize::run(&args, terminal),
         Command::Dequantize(args) => dequantize::run(&args, terminal),
+        Command::Requantize(args) => requantize::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Auto(args) => auto::run(&args, terminal),
         #[cfg(feature = "train")]

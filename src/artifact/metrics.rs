@@ -17,9 +17,10 @@ pub struct Metric {
 
 impl Metric {
     /// Names that this crate writes; each documented in the README.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "original_model_size_mb",
         "quantized_model_size_mb",
+        "dequantized_model_size_mb",
         "compression_ratio",
         "bits_per_weight",
         "quantization_seconds",

@@ -137,8 +137,20 @@ pub struct DequantizationRecord {
     pub activations: Activations,
     /// The quantized folder.
     pub source: SourceRecord,
-    /// Every module that was quantized, in the order of the data flow.
+    /// Every module that was quantized, in the order of the data flow; none where these are the original's weights.
     pub modules: Vec<DequantizedModule>,
+    /// Why these are the original's weights, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+}
+
+/// Too little of the original's predictions was left, so that training begins with the original.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// The share that was left.
+    pub retention: f64,
+    /// The share that was asked for.
+    pub min_retention: f64,
 }
 
 async fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<String> {

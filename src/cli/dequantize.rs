@@ -6,10 +6,11 @@ use super::options::OptionArgs;
 use super::quantize::append;
 use super::terminal::Terminal;
 use crate::artifact::metrics::Metric;
+use crate::artifact::records::Fallback;
 use crate::backend::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
-use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
+use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint, fall_back};
 use crate::request::DequantizeRequest;
 use crate::task::block_on;
 use crate::validate::agreement::{self, Agreement, Forms};
@@ -38,6 +39,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", requires = "text")]
     original: Option<PathBuf>,
 
+    /// For training to begin with: where too little of the original's predictions is left, the original itself is written
+    #[arg(long, requires = "text", requires = "original")]
+    for_training: bool,
+
     /// Append figures to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -49,11 +54,14 @@ struct Document {
     dtype: String,
     modules: usize,
     agreement: Option<Agreement>,
+    /// Whether the original was written instead.
+    is_original: bool,
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
     args.request.0.check_comparison(args.text.is_some(), args.original.is_some())?;
+    let mut sizes = (0, 0);
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
         let dtype = match args.request.0.dtype {
@@ -61,25 +69,51 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             None => default_dtype(&quantized)?,
         };
         let (sinks, existing) = open::output(&args.output, Path::new(quantized.name()))?;
-        let record = dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await?;
-        let agreement = match &args.text {
-            Some(text) => Some(compare(&quantized, args, text, terminal).await?),
+        let original = match &args.original {
+            Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
-        Ok::<_, Error>(Document {
+        let record = dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await?;
+        let mut document = Document {
             output: args.output.clone(),
             dtype: record.dtype,
             modules: record.modules.len(),
-            agreement,
-        })
+            agreement: None,
+            is_original: false,
+        };
+        if let Some(text) = &args.text {
+            document.agreement = Some(compare(&quantized, original.as_ref(), args, text, terminal).await?);
+        }
+        if let (true, Some(original), Some(agreement)) = (args.for_training, &original, &document.agreement)
+            && let (Some(false), Some(retention)) = (agreement.retained, agreement.retention)
+        {
+            let fallback = Fallback { retention, min_retention: agreement.min_retention };
+            // By another name it may be the folder that is written.
+            open::output(&args.output, Path::new(original.name()))?;
+            let written = fall_back(original, dtype, fallback, &sinks, Some(&existing), terminal).await?;
+            (document.modules, document.is_original) = (written.modules.len(), true);
+        }
+        sizes = (quantized.bytes(), open::checkpoint(&args.output, terminal).await?.bytes());
+        Ok::<_, Error>(document)
     })?;
-    if let Some(path) = &args.metrics
-        && let Some(retention) = document.agreement.as_ref().and_then(|agreement| agreement.retention)
-    {
+    if let Some(path) = &args.metrics {
         let subject = args.output.display().to_string();
-        append(path, &[Metric::new("dequantization_accuracy_retention", retention, subject)])?;
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        let mut metrics = vec![
+            Metric::new("quantized_model_size_mb", mb(sizes.0), &subject),
+            Metric::new("dequantized_model_size_mb", mb(sizes.1), &subject),
+        ];
+        let retention = document.agreement.as_ref().and_then(|agreement| agreement.retention);
+        metrics
+            .extend(retention.map(|share| Metric::new("dequantization_accuracy_retention", share, &subject)));
+        append(path, &metrics)?;
     }
-    let mut text = format!("{} modules in {}\n{}\n", document.modules, document.dtype, args.output.display());
+    let what = if document.is_original {
+        "the original's weights"
+    } else {
+        &format!("{} modules", document.modules)
+    };
+    let mut text = format!("{what} in {}\n{}\n", document.dtype, args.output.display());
     if let Some(agreement) = &document.agreement {
         text += &describe(agreement);
     }
@@ -87,18 +121,21 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-async fn compare(quantized: &Checkpoint, args: &Args, text: &Path, terminal: &Terminal) -> Result<Agreement> {
+async fn compare(
+    quantized: &Checkpoint,
+    original: Option<&Checkpoint>,
+    args: &Args,
+    text: &Path,
+    terminal: &Terminal,
+) -> Result<Agreement> {
     let request = &args.request.0;
     let codec = open::tokenizer(quantized, &TokenizerArgs::default()).await?;
     let data = Dataset::new(text.display().to_string(), &open::text(text)?, &codec)?;
     let dequantized = open::checkpoint(&args.output, terminal).await?;
-    let original = match &args.original {
-        Some(path) => Some(open::checkpoint(path, terminal).await?),
-        None => None,
-    };
-    let forms = Forms { quantized, dequantized: &dequantized, original: original.as_ref() };
+    let forms = Forms { quantized, dequantized: &dequantized, original };
     let windows = request.windows.windows(quantized.config());
-    agreement::measure(forms, &data, &windows, request.min_retention, CpuBackend::new, terminal).await
+    let min_retention = request.min_retention(args.for_training);
+    agreement::measure(forms, &data, &windows, min_retention, CpuBackend::new, terminal).await
 }
 
 /// The shares in words.

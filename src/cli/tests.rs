@@ -31,6 +31,8 @@ const OF_THE_COMMAND_LINE: &[(&str, &str)] = &[
     ("desc_act", "another name of an option"),
     ("shuffle", "another name of an option"),
     ("also_dequantized", "two calls in JavaScript"),
+    ("for_training", "two calls in JavaScript"),
+    ("training_minutes", "JavaScript cannot train"),
 ];
 
 /// The commands and the requests that they read.

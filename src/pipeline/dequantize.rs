@@ -6,7 +6,7 @@
 use super::float_type::config_changes;
 use super::output::{self, Form, Made, Output, OutputPlan, Place, Tensor};
 use crate::artifact::records::{
-    DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, PARAMETERS_FILE, SourceRecord,
+    DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, Fallback, PARAMETERS_FILE, SourceRecord,
     TensorReference, read_quantization_record,
 };
 use crate::dtype::DType;
@@ -70,6 +70,44 @@ pub async fn dequantize_checkpoint(
         activations: checkpoint.module(&modules[0])?.activations(),
         source: SourceRecord::of(checkpoint).await?,
         modules: described,
+        fallback: None,
+    };
+    output.finish(&record).await?;
+    Ok(record)
+}
+
+/// Writes the checkpoint that was quantized in place of what was left of it, with weights in `dtype`, for training to begin with.
+///
+/// # Errors
+/// `invalid_argument` for a checkpoint that is quantized; whatever reading and writing meet.
+pub async fn fall_back(
+    original: &Checkpoint,
+    dtype: DType,
+    fallback: Fallback,
+    target: &dyn SinkDir,
+    existing: Option<&dyn SourceDir>,
+    control: &dyn Control,
+) -> Result<DequantizationRecord> {
+    if original.is_quantized() {
+        return Err(Error::invalid_argument(format!(
+            "{}: expected the checkpoint that was quantized but found a quantized one",
+            original.name()
+        )));
+    }
+    let place = Place { target, existing, file: None };
+    let (modules, parameters) = (Vec::new(), Parameters::default());
+    let mut job = Job { checkpoint: original, modules, dtype, parameters };
+    let (output, _) = output::write(&mut job, original, &place, control).await?;
+    let record = DequantizationRecord {
+        schema: "lowbit.dequantization/1".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        dtype: dtype.name().to_owned(),
+        method: "none".to_owned(),
+        scheme: "none".to_owned(),
+        activations: Activations::F32,
+        source: SourceRecord::of(original).await?,
+        modules: Vec::new(),
+        fallback: Some(fallback),
     };
     output.finish(&record).await?;
     Ok(record)

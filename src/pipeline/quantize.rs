@@ -241,6 +241,12 @@ pub async fn restore(
 ) -> Result<QuantizeOutcome> {
     let dir = checkpoint.dir().as_ref();
     let record = read_dequantization_record(dir).await?;
+    if record.modules.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "{}: expected weights that were dequantized but these are the original's; quantize them anew",
+            checkpoint.name()
+        )));
+    }
     let parameters = open_parameters(dir, &record, PARAMETERS_FILE).await?;
     let modules = plan_restore(checkpoint, &record)?;
     let all_ternary = modules.iter().all(|plan| plan.scheme == Some(Scheme::ternary(Granularity::Tensor)));

@@ -130,7 +130,16 @@ impl FloatType {
     }
 }
 
+/// The share of the original's predictions that is usually to be kept, and below which training begins with the original instead.
+const MIN_RETENTION: f64 = 0.995;
+const MIN_RETENTION_FOR_TRAINING: f64 = 0.99;
+
 impl DequantizeRequest {
+    /// The limit that was asked for, or the usual one.
+    pub fn min_retention(&self, for_training: bool) -> f64 {
+        self.min_retention.unwrap_or(if for_training { MIN_RETENTION_FOR_TRAINING } else { MIN_RETENTION })
+    }
+
     /// Refuses what only a comparison of predictions is for, where there is no text to compare them on.
     ///
     /// # Errors
@@ -159,7 +168,7 @@ options! {
         /// How the text is cut.
         #[form(Group)]
         pub windows: WindowRequest = WindowRequest::default();
-        /// The share of predictions that the dequantized model shall keep of the original's
-        pub min_retention: f64 = 0.995, within Bounds::from(0.0).up_to(1.0);
+        /// The share of predictions that the dequantized model shall keep of the original's [default: 0.995; 0.99 for training]
+        pub min_retention: Option<f64> = None, within Bounds::from(0.0).up_to(1.0);
     }
 }

@@ -85,7 +85,7 @@ async fn compare(
     let windows = request.windows.windows(forms.quantized.config());
     // The type that models have everywhere, so that they are compiled once.
     let new_backend = || AnyBackend::Cpu(CpuBackend::new());
-    agreement::measure(forms, data, &windows, request.min_retention, new_backend, control).await
+    agreement::measure(forms, data, &windows, request.min_retention(false), new_backend, control).await
 }
 
 #[derive(Serialize)]

@@ -1,6 +1,6 @@
 //! `lowbit train` and `lowbit qat` as people use them.
 
-use crate::terminal::{arg, copy_of_tale, lowbit, tale};
+use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -150,4 +150,46 @@ fn data_that_makes_no_sense_is_named() {
         let said = refused(args);
         assert!(said.contains(message), "{said}");
     }
+}
+
+#[test]
+fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_back_is_exact() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| arg(folder.path().join(name));
+    let (text, tale, metrics) = (short_text(folder.path()), arg(tale()), place("metrics.jsonl"));
+    let handed_over = |bits: &str| {
+        let (packed, floats) = (place(&format!("int{bits}")), place(&format!("floats{bits}")));
+        lowbit(["quantize", &tale, "--bits", bits, "-o", &packed]).done();
+        let args = ["dequantize", &packed, "-o", &floats, "--for-training", "--json", "--text", &text];
+        let rest = ["--original", &tale, "--metrics", &metrics];
+        lowbit([&args[..], &rest].concat()).done().json()
+    };
+    let said = handed_over("8");
+    assert_eq!((said["modules"].as_u64(), said["is_original"].as_bool()), (Some(21), Some(false)), "{said:#}");
+    assert_eq!(said["agreement"]["min_retention"], 0.99);
+    assert!(said["agreement"]["quantized_dequantized"].as_f64().unwrap() >= 0.995, "{said:#}");
+
+    // The way back, of weights that nobody has changed.
+    let again = place("again");
+    let said = lowbit(["requantize", &place("floats8"), "-o", &again, "--json", "--text", &text]).done().json();
+    assert!(said["comparison"]["same_predictions"].as_f64().unwrap() >= 0.995, "{said:#}");
+    let weights = |folder: &str| fs::read(Path::new(folder).join("model.safetensors")).unwrap();
+    assert!(weights(&again) == weights(&place("int8")), "the very codes and scales");
+
+    // 2 bits leave too little.
+    let said = handed_over("2");
+    assert_eq!((said["modules"].as_u64(), said["is_original"].as_bool()), (Some(0), Some(true)), "{said:#}");
+    assert!(said["agreement"]["retention"].as_f64().unwrap() < 0.99);
+    let perplexity = |model: &str| {
+        lowbit(["perplexity", model, "--text", &text, "--json"]).done().json()["perplexity"].as_f64().unwrap()
+    };
+    assert_eq!(perplexity(&place("floats2")), perplexity(&tale));
+    let said = refused(["requantize", &place("floats2"), "-o", &again]);
+    assert!(said.contains("these are the original's"), "{said}");
+    let names = fs::read_to_string(&metrics).unwrap();
+    for name in ["quantized_model_size_mb", "dequantized_model_size_mb", "dequantization_accuracy_retention"] {
+        assert_eq!(names.matches(&format!("\"{name}\"")).count(), 2, "{names}");
+    }
+    let said = refused(["dequantize", &place("int8"), "-o", &again, "--for-training"]);
+    assert!(said.contains("--text") && said.contains("--original"), "{said}");
 }
