@@ -12,6 +12,8 @@ pub mod convert;
 pub mod dequantize;
 mod encode;
 mod float_type;
+#[cfg(feature = "train")]
+pub mod gradients;
 mod output;
 pub mod quantize;
 pub mod select;

@@ -6,6 +6,8 @@
 //!
 //! Not here: where files come from and go to, which every edge finds in its own way. Floor 8.
 
+#[cfg(feature = "train")]
+mod gradients;
 mod judge;
 mod quantize;
 #[cfg(test)]
@@ -14,6 +16,8 @@ mod tests;
 mod train;
 mod write;
 
+#[cfg(feature = "train")]
+pub use gradients::CheckGradientsRequest;
 pub use judge::{
     AutoRequest, CompareRequest, HoldingOptions, LearningMethod, Machine, MeasureOptions, PerplexityRequest,
     ValidateRequest,

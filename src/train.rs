@@ -6,6 +6,7 @@
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
 pub mod corpus;
+pub mod gradients;
 mod kept;
 pub mod memory;
 pub mod optimizer;

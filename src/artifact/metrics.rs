@@ -17,7 +17,7 @@ pub struct Metric {
 
 impl Metric {
     /// Names that this crate writes; each documented in the README.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "original_model_size_mb",
         "quantized_model_size_mb",
         "compression_ratio",
@@ -30,6 +30,7 @@ impl Metric {
         "top1_agreement",
         "tokens_per_second",
         "dequantization_accuracy_retention",
+        "gradient_flow_test_passed",
     ];
 
     /// A figure about `subject`.

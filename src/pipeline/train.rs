@@ -151,7 +151,7 @@ impl TrainOptions {
 
     /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
     /// that, and some ask for it.
-    fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
+    pub(super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
         let mut precision = Precision { master: self.masters, ..Precision::default() };
         let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
             return Ok(precision);
@@ -360,7 +360,7 @@ fn quantize_free(config: &Value) -> Value {
 }
 
 /// Every scale becomes a parameter, and begins as rounding to nearest has it.
-async fn learn_scales<B: Train>(model: &mut TrainedModel<B>) -> Result<()> {
+pub(super) async fn learn_scales<B: Train>(model: &mut TrainedModel<B>) -> Result<()> {
     let (backend, parameters) = model.parts();
     for parameter in parameters.all_mut() {
         if let Some(codes) = parameter.codes(backend).await? {

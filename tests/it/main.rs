@@ -16,6 +16,8 @@ mod golden;
 mod gptq;
 #[cfg(feature = "gpu")]
 mod gpu;
+#[cfg(feature = "train")]
+mod gradients;
 mod interop;
 mod interrupted;
 mod never_silent;
