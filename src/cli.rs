@@ -27,6 +27,8 @@ mod qat;
 mod quantize;
 mod recipe;
 mod system;
+#[cfg(feature = "train")]
+mod tasks;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -72,6 +74,8 @@ enum Command {
     Qat(Box<qat::Args>),
     #[cfg(feature = "train")]
     CheckGradients(Box<check_gradients::Args>),
+    #[cfg(feature = "train")]
+    Tasks(tasks::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -152,6 +156,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Qat(args) => qat::run(&args, terminal),
         #[cfg(feature = "train")]
         Command::CheckGradients(args) => check_gradients::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Tasks(args) => tasks::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

@@ -10,6 +10,8 @@
 mod gradients;
 mod judge;
 mod quantize;
+#[cfg(feature = "train")]
+mod tasks;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "train")]
@@ -23,6 +25,8 @@ pub use judge::{
     ValidateRequest,
 };
 pub use quantize::{CalibrationRequest, QuantizeRequest, TernaryScale, TextsOptions};
+#[cfg(feature = "train")]
+pub use tasks::TasksRequest;
 #[cfg(feature = "train")]
 pub use train::{Masters, TrainRequest, TrainedAs, TrainedScales};
 pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType};

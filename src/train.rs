@@ -14,6 +14,7 @@ pub mod parameters;
 pub mod run;
 pub mod schedule;
 pub mod state;
+pub mod tasks;
 pub mod teacher;
 
 use crate::backend::{Backend, BackwardStep, Element, NO_INDEX, Segment, Sums, Train};

@@ -23,7 +23,7 @@ pub struct LearnerArgs {
     /// of the texts
     pub model: PathBuf,
 
-    /// Texts to learn from: plain text, .jsonl with a text or chat `messages` in each line (of a chat only the answers count), or token ids
+    /// Texts to learn from: plain text, .jsonl with a text, chat `messages`, or a `prompt` and an `answer` in each line (only answers count then), or token ids
     /// as .u16 or .u32 (little-endian)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
