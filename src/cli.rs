@@ -3,6 +3,8 @@
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
 //! messages. Exit codes: 0 done, 1 a check rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
 
+#[cfg(feature = "train")]
+mod assess;
 mod auto;
 mod bench;
 mod calibration;
@@ -76,6 +78,8 @@ enum Command {
     CheckGradients(Box<check_gradients::Args>),
     #[cfg(feature = "train")]
     Tasks(tasks::Args),
+    #[cfg(feature = "train")]
+    Assess(assess::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -158,6 +162,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::CheckGradients(args) => check_gradients::run(&args, terminal),
         #[cfg(feature = "train")]
         Command::Tasks(args) => tasks::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Assess(args) => assess::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

@@ -7,6 +7,8 @@
 //! Not here: where files come from and go to, which every edge finds in its own way. Floor 8.
 
 #[cfg(feature = "train")]
+mod assess;
+#[cfg(feature = "train")]
 mod gradients;
 mod judge;
 mod quantize;
@@ -18,6 +20,8 @@ mod tests;
 mod train;
 mod write;
 
+#[cfg(feature = "train")]
+pub use assess::AssessRequest;
 #[cfg(feature = "train")]
 pub use gradients::CheckGradientsRequest;
 pub use judge::{

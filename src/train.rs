@@ -5,10 +5,12 @@
 //! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+pub mod assess;
 pub mod corpus;
 pub mod gradients;
 mod kept;
 pub mod memory;
+pub mod noise;
 pub mod optimizer;
 pub mod parameters;
 pub mod run;

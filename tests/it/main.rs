@@ -20,6 +20,8 @@ mod gpu;
 mod gradients;
 mod interop;
 mod interrupted;
+#[cfg(feature = "train")]
+mod levels;
 mod never_silent;
 mod peak_memory;
 mod peers;

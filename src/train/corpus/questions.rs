@@ -4,9 +4,48 @@
 //! too where the tokens of both do not begin with the prompt's. An answer that ends with a line end is over there. Behind any other the
 //! token at which the model stops is put, where it has one: without an end a longer answer would be as good. Floor 7.
 
+use super::read::text_of;
 use super::{Document, DocumentKind};
+use crate::calibrate::samples::json_rows;
 use crate::error::{Error, Result};
 use crate::tokenizer::{TextCodec, unify_line_ends};
+use serde_json::Value;
+
+/// A question, and how hard it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Graded {
+    /// From 1, where the file says it.
+    pub level: Option<usize>,
+    /// Prompt and answer.
+    pub document: Document,
+}
+
+/// The questions of a JSON-lines file: the strings under `prompt` and `answer` of each line, and the whole number under `level` where there is
+/// one.
+///
+/// # Errors
+/// `invalid_argument` naming the line that is no JSON object or has no such values, and what [`question`] refuses.
+pub fn graded_rows(text: &str, codec: &dyn TextCodec, stops: &[u32]) -> Result<Vec<Graded>> {
+    json_rows(text, |line| {
+        let text = |name: &str| {
+            text_of(line, name).ok_or_else(|| {
+                Error::invalid_argument(format!("expected a text under `{name}` but found none"))
+            })
+        };
+        let level = match line.get("level") {
+            None | Some(Value::Null) => None,
+            Some(level) => match level.as_u64().and_then(|level| usize::try_from(level).ok()) {
+                Some(level @ 1..) => Some(level),
+                _ => {
+                    return Err(Error::invalid_argument(format!(
+                        "expected `level` to be a whole number from 1 but found {level}"
+                    )));
+                }
+            },
+        };
+        Ok(Graded { level, document: question(text("prompt")?, text("answer")?, codec, stops)? })
+    })
+}
 
 /// A question and its answer as the model is trained on it, and asked. It stops at `stops`, its configuration's `eos_token_ids`.
 ///
