@@ -1,11 +1,15 @@
 //! The command line: options as people type them, and what they see.
 //!
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
-//! messages. Exit codes: 0 done, 1 the validation rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
+//! messages. Exit codes: 0 done, 1 a check rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
 
+#[cfg(feature = "train")]
+mod assess;
 mod auto;
 mod bench;
 mod calibration;
+#[cfg(feature = "train")]
+mod check_gradients;
 mod compare;
 mod convert;
 mod demo;
@@ -14,6 +18,8 @@ mod destination;
 mod devices;
 mod generate;
 mod inspect;
+#[cfg(feature = "train")]
+mod learner;
 mod open;
 mod options;
 mod perplexity;
@@ -24,6 +30,8 @@ mod quantize;
 mod recipe;
 mod requantize;
 mod system;
+#[cfg(feature = "train")]
+mod tasks;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -68,6 +76,12 @@ enum Command {
     Train(Box<train::Args>),
     #[cfg(feature = "train")]
     Qat(Box<qat::Args>),
+    #[cfg(feature = "train")]
+    CheckGradients(Box<check_gradients::Args>),
+    #[cfg(feature = "train")]
+    Tasks(tasks::Args),
+    #[cfg(feature = "train")]
+    Assess(assess::Args),
     Validate(Box<validate::Args>),
     Compare(compare::Args),
     Perplexity(perplexity::Args),
@@ -88,7 +102,7 @@ const INTERRUPTED: u8 = 130;
 /// How a command that did its work ended.
 enum Outcome {
     Done,
-    /// The validation rejected the model.
+    /// A check rejected the model.
     Rejected,
 }
 
@@ -147,6 +161,12 @@ fn run(command: Command, terminal: &Terminal) -> Result<Outcome> {
         Command::Train(args) => train::run(&args, terminal),
         #[cfg(feature = "train")]
         Command::Qat(args) => qat::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::CheckGradients(args) => check_gradients::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Tasks(args) => tasks::run(&args, terminal),
+        #[cfg(feature = "train")]
+        Command::Assess(args) => assess::run(&args, terminal),
         Command::Validate(args) => validate::run(&args, terminal),
         Command::Compare(args) => compare::run(&args, terminal),
         Command::Perplexity(args) => perplexity::run(&args, terminal),

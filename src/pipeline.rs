@@ -5,6 +5,8 @@
 //! `convert` spells what is quantized already in another way. All of them write by the plan and the loop of `output`. Not
 //! here: options as people type them (`cli`, `wasm`). Floor 8.
 
+#[cfg(feature = "train")]
+pub mod assess;
 pub mod auto;
 pub mod budget;
 pub mod calibrated;
@@ -12,6 +14,8 @@ pub mod convert;
 pub mod dequantize;
 mod encode;
 mod float_type;
+#[cfg(feature = "train")]
+pub mod gradients;
 mod output;
 pub mod quantize;
 pub mod select;

@@ -6,19 +6,31 @@
 //!
 //! Not here: where files come from and go to, which every edge finds in its own way. Floor 8.
 
+#[cfg(feature = "train")]
+mod assess;
+#[cfg(feature = "train")]
+mod gradients;
 mod judge;
 mod quantize;
+#[cfg(feature = "train")]
+mod tasks;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "train")]
 mod train;
 mod write;
 
+#[cfg(feature = "train")]
+pub use assess::AssessRequest;
+#[cfg(feature = "train")]
+pub use gradients::CheckGradientsRequest;
 pub use judge::{
     AutoRequest, CompareRequest, HoldingOptions, LearningMethod, Machine, MeasureOptions, PerplexityRequest,
     ValidateRequest,
 };
 pub use quantize::{CalibrationRequest, QuantizeRequest, TernaryScale, TextsOptions};
+#[cfg(feature = "train")]
+pub use tasks::TasksRequest;
 #[cfg(feature = "train")]
 pub use train::{Masters, TrainRequest, TrainedAs, TrainedScales};
 pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType};

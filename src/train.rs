@@ -5,16 +5,20 @@
 //! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+pub mod assess;
 pub mod blocks;
 pub mod corpus;
+pub mod gradients;
 mod kept;
 pub mod memory;
+pub mod noise;
 pub mod optimizer;
 pub mod parameters;
 pub mod run;
 pub mod schedule;
 pub mod start;
 pub mod state;
+pub mod tasks;
 pub mod teacher;
 
 use crate::backend::{Backend, Element, NO_INDEX, Segment, Sums, Train};

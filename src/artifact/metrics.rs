@@ -17,7 +17,7 @@ pub struct Metric {
 
 impl Metric {
     /// Names that this crate writes; each documented in the README.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 17] = [
         "original_model_size_mb",
         "quantized_model_size_mb",
         "dequantized_model_size_mb",
@@ -31,6 +31,10 @@ impl Metric {
         "top1_agreement",
         "tokens_per_second",
         "dequantization_accuracy_retention",
+        "gradient_flow_test_passed",
+        "edge_of_chaos_assessment_completed",
+        "edge_of_chaos_optimal_level",
+        "gradient_variance_optimal",
     ];
 
     /// A figure about `subject`.

@@ -20,6 +20,6 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         return Err(Error::invalid_argument("expected what to quantize to: --bits ternary, 2, 3, 4 or 8"));
     }
     let mut args = args.train.clone();
-    args.teacher.get_or_insert_with(|| args.model.clone());
+    args.teacher.get_or_insert_with(|| args.from.model.clone());
     train::run(&args, terminal)
 }

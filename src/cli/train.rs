@@ -2,27 +2,23 @@
 
 use super::Outcome;
 use super::destination::destination;
-use super::open::{self, TokenizerArgs};
+use super::learner::{Learner, LearnerArgs};
+use super::open;
 use super::options::OptionArgs;
 use super::terminal::Terminal;
-use crate::artifact::output::side_files;
 use crate::artifact::records::SourceRecord;
 use crate::backend::cpu::CpuBackend;
 use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};
-use crate::format::links::followed;
 use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
-use crate::format::source::{FsDir, MemoryDir, SourceDir};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::format::source::{FsDir, SourceDir};
+use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, train};
 use crate::request::{Format, TrainRequest};
 use crate::task::block_on;
-use crate::tokenizer::train::{BpeOptions, train_bpe};
-use crate::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
-use crate::train::Origin;
 use crate::train::blocks::BlockReport;
-use crate::train::corpus::{Corpus, Document, Position, Sequence, chats, read};
+use crate::train::corpus::{Corpus, Position, Sequence};
 use crate::train::run::Event;
 use crate::train::state::StateFolder;
 use indicatif::DecimalBytes;
@@ -37,22 +33,12 @@ use std::time::Instant;
 /// Train a model: from its weights, or anew from a configuration
 #[derive(clap::Args, Clone)]
 pub struct Args {
-    /// A checkpoint to go on from, or a config.json (a folder with one) to begin anew from: sizes in it, and a tokenizer beside it or made
-    /// of the texts
-    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) from: LearnerArgs,
 
     /// The folder to write, or the file *.gguf
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-
-    /// Texts to learn from: plain text, .jsonl with a text or chat `messages` in each line (of a chat only the answers count), or token ids
-    /// as .u16 or .u32 (little-endian)
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
-    data: Vec<PathBuf>,
-
-    /// Where the text is in each line of a .jsonl file
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    field: String,
 
     /// Texts that are not learned from: the weights that predict them best are written
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -65,9 +51,6 @@ pub struct Args {
     #[command(flatten)]
     pub(super) request: OptionArgs<TrainRequest>,
 
-    #[command(flatten)]
-    tokenizer: TokenizerArgs,
-
     /// Keep the state in this folder, and go on from there after a run that was stopped: the result is the same to the last bit. The state
     /// goes when the work is done
     #[arg(long, value_name = "DIR")]
@@ -76,31 +59,6 @@ pub struct Args {
     /// Append a line for each step and each look at the held-out text: JSON lines, or CSV in *.csv
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
-}
-
-/// Where a model begins, read.
-enum Begun {
-    Checkpoint(Box<Checkpoint>),
-    Config(Box<ModelConfig>),
-}
-
-/// What is trained, and what goes with it.
-struct Model {
-    begun: Begun,
-    config_json: Value,
-    files: Vec<(&'static str, Vec<u8>)>,
-    codec: HuggingFaceTokenizer,
-    name: String,
-    sha256: String,
-}
-
-impl Model {
-    fn config(&self) -> &ModelConfig {
-        match &self.begun {
-            Begun::Checkpoint(checkpoint) => checkpoint.config(),
-            Begun::Config(config) => config,
-        }
-    }
 }
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
@@ -112,18 +70,18 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
     let start = Instant::now();
     let (outcome, path) = block_on(async {
-        let model = args.model(terminal).await?;
+        let model = args.from.open(terminal).await?;
         let teacher = match &args.teacher {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
         let options = request.options(model.config(), teacher.is_some())?;
-        let to = destination(&args.output, &args.model, is_file)?;
-        let mut corpus = args.corpus(&model, &options, &args.data)?;
+        let to = destination(&args.output, &args.from.model, is_file)?;
+        let mut corpus = args.from.corpus(&model, options.room, &args.from.data)?;
         let held_out = if args.held_out.is_empty() {
             Vec::new()
         } else {
-            sequences(args.corpus(&model, &options, &args.held_out)?, &options)?
+            sequences(args.from.corpus(&model, options.room, &args.held_out)?, &options)?
         };
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",
@@ -152,10 +110,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             control: terminal,
         };
         let inputs = TrainInputs {
-            origin: match &model.begun {
-                Begun::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
-                Begun::Config(config) => Origin::Random { config, seed: request.seed },
-            },
+            origin: model.origin(request.seed),
             config_json: &model.config_json,
             files: &model.files,
             name: &model.name,
@@ -214,115 +169,8 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
 }
 
 impl Args {
-    /// Opens what is trained.
-    async fn model(&self, terminal: &Terminal) -> Result<Model> {
-        let path = followed(&self.model);
-        let is_config = path.is_file() && path.extension().is_some_and(|extension| extension == "json");
-        let has_weights = |folder: &Path| {
-            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
-                .iter()
-                .any(|file| folder.join(file).exists())
-        };
-        if !is_config && (path.is_file() || has_weights(&path)) {
-            let checkpoint = open::checkpoint(&self.model, terminal).await?;
-            let codec = open::tokenizer(&checkpoint, &self.tokenizer).await?;
-            return Ok(Model {
-                config_json: checkpoint.config_json().clone(),
-                files: side_files(checkpoint.dir().as_ref()).await?,
-                name: checkpoint.name().to_owned(),
-                sha256: SourceRecord::of(&checkpoint).await?.sha256,
-                begun: Begun::Checkpoint(Box::new(checkpoint)),
-                codec,
-            });
-        }
-        let file = if is_config { path.to_path_buf() } else { path.join("config.json") };
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut config_json: Value = serde_json::from_slice(&open::bytes(&file)?)
-            .map_err(|error| Error::invalid_checkpoint(format!("{}: {error}", file.display())))?;
-        let beside = self.tokenizer.folder().unwrap_or(folder);
-        let files = if beside.join("tokenizer.json").exists() {
-            side_files(&FsDir::open(beside)?).await?
-        } else {
-            self.made_tokenizer(&mut config_json, &file, terminal)?
-        };
-        let config = ModelConfig::from_json(&config_json).context_with(|| file.display().to_string())?;
-        let mut dir = MemoryDir::new(beside.display().to_string());
-        for (file, bytes) in &files {
-            dir.insert(*file, bytes.clone());
-        }
-        let mut codec = HuggingFaceTokenizer::open(&dir, config.bos_token_id).await?;
-        codec.fit(config.vocab_size)?;
-        let seen = json!([config_json, files.iter().map(|(_, bytes)| sha256_hex(bytes)).collect::<Vec<_>>()]);
-        Ok(Model {
-            begun: Begun::Config(Box::new(config)),
-            files,
-            codec,
-            name: file.display().to_string(),
-            sha256: sha256_hex(seen.to_string().as_bytes()),
-            config_json,
-        })
-    }
-
-    /// A tokenizer of the texts, of as many tokens as the configuration says.
-    fn made_tokenizer(
-        &self,
-        config: &mut Value,
-        file: &Path,
-        terminal: &Terminal,
-    ) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let size =
-            config.get("vocab_size").and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
-        let size = size.ok_or_else(|| {
-            Error::invalid_checkpoint(format!("{}: expected a `vocab_size` but found none", file.display()))
-        })?;
-        let mut texts = Vec::new();
-        for path in &self.data {
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("u16" | "u32") => {
-                    return Err(Error::invalid_argument(format!(
-                        "{}: expected texts to make a tokenizer of but found token ids",
-                        path.display()
-                    )));
-                }
-                Some("jsonl" | "ndjson") => {
-                    let read = read::texts(&open::text(path)?, &self.field);
-                    texts.extend(read.context_with(|| path.display().to_string())?);
-                }
-                _ => texts.push(unify_line_ends(&open::text(path)?).into_owned()),
-            }
-        }
-        let made = train_bpe(&texts, &BpeOptions::new(size))?;
-        terminal.note(format_args!("made a tokenizer of {} tokens", made.vocab_size));
-        if let Some(object) = config.as_object_mut() {
-            object.insert("bos_token_id".into(), json!(made.bos_token_id));
-            object.insert("eos_token_id".into(), json!(made.eos_token_id));
-        }
-        Ok(vec![
-            ("tokenizer.json", made.tokenizer_json.into_bytes()),
-            ("tokenizer_config.json", made.tokenizer_config.into_bytes()),
-        ])
-    }
-
-    /// Reads texts.
-    fn corpus(&self, model: &Model, options: &TrainOptions, paths: &[PathBuf]) -> Result<Corpus> {
-        let (config, codec) = (model.config(), &model.codec);
-        let mut documents: Vec<Document> = Vec::new();
-        for path in paths {
-            let read = match path.extension().and_then(|extension| extension.to_str()) {
-                Some("u16") => open::bytes(path).and_then(|bytes| Ok(vec![read::token_ids(&bytes, 2)?])),
-                Some("u32") => open::bytes(path).and_then(|bytes| Ok(vec![read::token_ids(&bytes, 4)?])),
-                Some("jsonl" | "ndjson") => open::text(path)
-                    .and_then(|text| chats::chat_rows(&text, &self.field, codec, &config.eos_token_ids)),
-                _ => open::text(path).and_then(|text| Ok(vec![read::running_text(&text, codec)?])),
-            };
-            documents.extend(read.context_with(|| path.display().to_string())?);
-        }
-        let eos = config.eos_token_ids.first().copied();
-        Corpus::new(documents, codec.bos_token_id(), eos, options.room.context, config.vocab_size)
-    }
-
     /// Of everything that the run's result depends on beside its options.
-    async fn sha256(&self, model: &Model, teacher: Option<&Checkpoint>) -> Result<String> {
+    async fn sha256(&self, model: &Learner, teacher: Option<&Checkpoint>) -> Result<String> {
         let digests = |paths: &[PathBuf]| -> Result<Vec<String>> {
             paths.iter().map(|path| Ok(sha256_hex(&open::bytes(path)?))).collect()
         };
@@ -330,7 +178,13 @@ impl Args {
             Some(teacher) => Some(SourceRecord::of(teacher).await?.sha256),
             None => None,
         };
-        let seen = json!([model.sha256, digests(&self.data)?, digests(&self.held_out)?, self.field, teacher]);
+        let seen = json!([
+            model.sha256,
+            digests(&self.from.data)?,
+            digests(&self.held_out)?,
+            self.from.field,
+            teacher
+        ]);
         Ok(sha256_hex(seen.to_string().as_bytes()))
     }
 }

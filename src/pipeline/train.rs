@@ -201,7 +201,7 @@ impl TrainOptions {
 
     /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
     /// that, and some ask for it.
-    fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
+    pub(super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
         let mut precision = Precision { master: self.masters, ..Precision::default() };
         let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
             return Ok(precision);

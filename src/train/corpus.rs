@@ -11,6 +11,7 @@
 
 #[cfg(feature = "tokenizer")]
 pub mod chats;
+pub mod questions;
 pub mod read;
 
 use crate::backend::NO_INDEX;

@@ -301,7 +301,8 @@ impl<B: Train> Run<'_, B> {
     }
 }
 
-fn rows(batch: &[Sequence]) -> Vec<Row<'_>> {
+/// Sequences as a model is given them.
+pub fn rows(batch: &[Sequence]) -> Vec<Row<'_>> {
     batch.iter().map(|sequence| Row { tokens: &sequence.tokens, targets: &sequence.targets }).collect()
 }
 

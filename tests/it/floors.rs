@@ -35,6 +35,8 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("options", "error"),
     // Files to learn from are read, and shuffled, as those to calibrate with.
     ("train", "calibrate"),
+    // An answer is right where it is what validation takes for the likeliest token.
+    ("train", "validate"),
     // `auto` begins with the precision that a plan recommends.
     ("pipeline", "plan"),
     // What a recipe asks for is part of the options of a job.

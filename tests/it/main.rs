@@ -16,8 +16,12 @@ mod golden;
 mod gptq;
 #[cfg(feature = "gpu")]
 mod gpu;
+#[cfg(feature = "train")]
+mod gradients;
 mod interop;
 mod interrupted;
+#[cfg(feature = "train")]
+mod levels;
 mod never_silent;
 mod peak_memory;
 mod peers;

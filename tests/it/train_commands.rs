@@ -165,13 +165,18 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
         lowbit([&args[..], &rest].concat()).done().json()
     };
     let said = handed_over("8");
-    assert_eq!((said["modules"].as_u64(), said["is_original"].as_bool()), (Some(21), Some(false)), "{said:#}");
+    assert_eq!(
+        (said["modules"].as_u64(), said["is_original"].as_bool()),
+        (Some(21), Some(false)),
+        "{said:#}"
+    );
     assert_eq!(said["agreement"]["min_retention"], 0.99);
     assert!(said["agreement"]["quantized_dequantized"].as_f64().unwrap() >= 0.995, "{said:#}");
 
     // The way back, of weights that nobody has changed.
     let again = place("again");
-    let said = lowbit(["requantize", &place("floats8"), "-o", &again, "--json", "--text", &text]).done().json();
+    let said =
+        lowbit(["requantize", &place("floats8"), "-o", &again, "--json", "--text", &text]).done().json();
     assert!(said["comparison"]["same_predictions"].as_f64().unwrap() >= 0.995, "{said:#}");
     let weights = |folder: &str| fs::read(Path::new(folder).join("model.safetensors")).unwrap();
     assert!(weights(&again) == weights(&place("int8")), "the very codes and scales");
@@ -187,7 +192,8 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
     let said = refused(["requantize", &place("floats2"), "-o", &again]);
     assert!(said.contains("these are the original's"), "{said}");
     let names = fs::read_to_string(&metrics).unwrap();
-    for name in ["quantized_model_size_mb", "dequantized_model_size_mb", "dequantization_accuracy_retention"] {
+    for name in ["quantized_model_size_mb", "dequantized_model_size_mb", "dequantization_accuracy_retention"]
+    {
         assert_eq!(names.matches(&format!("\"{name}\"")).count(), 2, "{names}");
     }
     let said = refused(["dequantize", &place("int8"), "-o", &again, "--for-training"]);

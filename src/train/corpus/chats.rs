@@ -13,6 +13,7 @@
 //!
 //! Not here: the language of templates (`tokenizer::chat`). Floor 7.
 
+use super::questions::{behind, question};
 use super::read::{row, text_of};
 use super::{Document, DocumentKind};
 use crate::calibrate::samples::json_rows;
@@ -21,8 +22,8 @@ use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde_json::Value;
 
 /// The chats and texts of a JSON-lines file. A line with `messages`, a list of objects with a `role` and `content`, is a chat,
-/// with the JSON schemas of its `tools` where it has them; any other has a text under `field` and is a row. The model stops at
-/// `stops`, its configuration's `eos_token_ids`.
+/// with the JSON schemas of its `tools` where it has them; one with a text under `field` is a row; one with a `prompt` and an `answer` a
+/// [`question`]. The model stops at `stops`, its configuration's `eos_token_ids`.
 ///
 /// # Errors
 /// With the line's number: `invalid_argument` for what is no JSON object or has neither, and what [`chat`] and
@@ -46,9 +47,12 @@ pub fn chat_rows(
             chat(messages, tools.map(Vec::as_slice), codec, stops)
         }
         (None, Some(text)) => Ok(vec![row(text, codec)?]),
-        (None, None) => Err(Error::invalid_argument(format!(
-            "expected `messages` or a text under `{field}` but found neither"
-        ))),
+        (None, None) => match (text_of(line, "prompt"), text_of(line, "answer")) {
+            (Some(prompt), Some(answer)) => Ok(vec![question(prompt, answer, codec, stops)?]),
+            _ => Err(Error::invalid_argument(format!(
+                "expected `messages` or a text under `{field}` but found neither, and no `prompt` with an `answer`"
+            ))),
+        },
     })?;
     Ok(rows.into_iter().flatten().collect())
 }
@@ -118,8 +122,7 @@ fn turn(
         ));
     };
     let prompt = codec.encode(&prompt)?;
-    let mut ids = codec.encode(&both)?;
-    let answer = if ids.starts_with(&prompt) { ids.split_off(prompt.len()) } else { codec.encode(answer)? };
+    let answer = behind(&prompt, codec.encode(&both)?, || codec.encode(answer))?;
     if answer.is_empty() {
         return Err(Error::invalid_argument("expected the template to write this answer but found nothing"));
     }
@@ -257,6 +260,12 @@ mod tests {
 {"text": "c"}"#;
         let rows = chat_rows(lines, "text", &codec, &[END]).unwrap();
         assert_eq!((rows.len(), rows[1].kind), (2, DocumentKind::Row));
+        // An answer with a line end is over there.
+        for (answer, end) in [("b", "</s>"), ("b\\n", "\n")] {
+            let line = format!("{{\"prompt\": \"a\", \"answer\": \"{answer}\", \"level\": 1}}");
+            let asked = chat_rows(&line, "text", &codec, &[1]).unwrap();
+            assert_eq!(shown(&asked, &codec), [format!("<s>a[b{end}]")]);
+        }
         // The corpus puts nothing around what the template wrote.
         let mut corpus = Corpus::new(rows[..1].to_vec(), Some(0), Some(1), 64, 261).unwrap();
         let (batch, _) = corpus.batch(0, Position::default(), 64).unwrap();

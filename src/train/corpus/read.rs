@@ -29,7 +29,7 @@ pub fn text_rows(text: &str, field: &str, codec: &dyn TextCodec) -> Result<Vec<D
 }
 
 /// The texts of a JSON-lines file as they are, to make a tokenizer of: the string under `field` of each line, or what is said in its
-/// `messages`. Line ends in them are read as `\n`.
+/// `messages`, or its `prompt` and `answer`. Line ends in them are read as `\n`.
 ///
 /// # Errors
 /// `invalid_argument` naming the line that is no JSON object or has neither.
@@ -37,6 +37,9 @@ pub fn texts(text: &str, field: &str) -> Result<Vec<String>> {
     let lines = json_rows(text, |line| {
         if let Some(text) = text_of(line, field) {
             return Ok(vec![unify_line_ends(text).into_owned()]);
+        }
+        if let (Some(prompt), Some(answer)) = (text_of(line, "prompt"), text_of(line, "answer")) {
+            return Ok(vec![unify_line_ends(&format!("{prompt}{answer}")).into_owned()]);
         }
         let Some(messages) = line.get("messages").and_then(Value::as_array) else {
             return Err(Error::invalid_argument(format!(

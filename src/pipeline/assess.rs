@@ -1,0 +1,74 @@
+//! Looks at a checkpoint's answers level by level, and at its gradients beside them. Floor 8.
+
+use crate::backend::Train;
+use crate::dtype::DType;
+use crate::error::{Context, Result};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::{CausalLm, LoadOptions};
+use crate::task::Control;
+use crate::train::assess::{Assessment, Level, accuracy};
+use crate::train::corpus::Document;
+use crate::train::corpus::questions::Graded;
+use crate::train::noise::gradient_noise;
+use crate::train::{Origin, Precision, Room, TrainedModel};
+use std::collections::BTreeMap;
+
+/// The questions of each level, by its number.
+pub type Levels = BTreeMap<usize, Vec<Document>>;
+
+/// Sorts the questions of files by their levels. A question without a number has that of its file: the first is 1.
+pub fn by_level(files: impl IntoIterator<Item = Vec<Graded>>) -> Levels {
+    let mut levels = Levels::new();
+    for (index, file) in files.into_iter().enumerate() {
+        for Graded { level, document } in file {
+            levels.entry(level.unwrap_or(index + 1)).or_default().push(document);
+        }
+    }
+    levels
+}
+
+/// Asks a model all questions, and looks at the gradients of the first `noise_questions` of each level; none for less than two.
+///
+/// # Errors
+/// As [`accuracy`]'s, [`gradient_noise`]'s and [`Assessment::new`]'s, naming the level; whatever loading meets.
+pub async fn assess<B: Train>(
+    new_backend: &dyn Fn() -> Result<B>,
+    checkpoint: &Checkpoint,
+    levels: &Levels,
+    noise_questions: usize,
+    control: &dyn Control,
+) -> Result<Assessment> {
+    let place = |level: &usize| format!("level {level}");
+    let mut model = CausalLm::load(new_backend()?, checkpoint, LoadOptions::default(), control).await?;
+    let mut found = Vec::new();
+    for (level, questions) in levels {
+        let accuracy = accuracy(&mut model, questions, control).await.context_with(|| place(level))?;
+        found.push(Level { level: *level, accuracy, gradient_noise: None });
+    }
+    drop(model);
+    let mut assessment = Assessment::new(found)?;
+    assessment.no_gradient_noise = if checkpoint.is_quantized() {
+        Some("a quantized checkpoint has none; dequantize it".to_owned())
+    } else if noise_questions < 2 {
+        Some("they were not asked for".to_owned())
+    } else {
+        let sample = |questions: &Vec<Document>| questions.len().min(noise_questions);
+        let longest = |(_, questions): (_, &Vec<Document>)| {
+            questions[..sample(questions)].iter().map(|question| question.tokens.len()).max().unwrap_or(0)
+        };
+        let longest = levels.iter().map(longest).max().unwrap_or(0);
+        let room = Room { tokens: longest, context: longest };
+        let precision = Precision { float: Some(DType::F32), ..Precision::default() };
+        let origin = Origin::Checkpoint(checkpoint);
+        let mut model = TrainedModel::new(new_backend()?, origin, precision, room).await?;
+        for (level, questions) in assessment.levels.iter_mut().zip(levels.values()) {
+            if questions.len() > 1 {
+                let questions = &questions[..sample(questions)];
+                let noise = gradient_noise(&mut model, questions, control).await;
+                level.gradient_noise = noise.context_with(|| place(&level.level))?;
+            }
+        }
+        None
+    };
+    Ok(assessment)
+}

@@ -1,0 +1,34 @@
+//! Looks at the gradients of a model as it would be trained. Not here: what is looked at (`train::gradients`). Floor 8.
+
+use super::train::TrainOptions;
+use crate::backend::Train;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::train::corpus::{Corpus, Position};
+use crate::train::gradients::{GradientReport, check};
+use crate::train::run::rows;
+use crate::train::start::Start;
+use crate::train::{Origin, Precision, TrainedModel};
+
+/// Looks at the gradients of the first batch of a text. Where nothing is quantized everything is `F32`, so that nothing is rounded.
+///
+/// # Errors
+/// As those of [`train`](super::train::train()) before its first step, and as [`check`]'s.
+pub async fn check_gradients<B: Train>(
+    backend: B,
+    origin: Origin<'_>,
+    corpus: &mut Corpus,
+    options: &TrainOptions,
+) -> Result<GradientReport> {
+    let mut precision = options.precision(origin)?;
+    if precision.scheme.is_none() {
+        precision = Precision { float: Some(DType::F32), ..precision };
+    }
+    let mut model = TrainedModel::new(backend, origin, precision, options.room).await?;
+    if precision.scheme.is_some() && options.learned_scales {
+        Start::Nearest.give(&mut model, true).await?;
+        model.bring().await?;
+    }
+    let (batch, _) = corpus.batch(options.seed, Position::default(), options.room.tokens)?;
+    check(&mut model, &rows(&batch), options.seed).await
+}
