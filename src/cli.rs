@@ -59,6 +59,11 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
+    /// Use so many threads of the processor [default: as many as it has]; results do not depend on it.
+    #[cfg(not(target_arch = "wasm32"))]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+
     #[command(flatten)]
     open: OptionArgs<OpenOptions>,
 }
@@ -108,8 +113,6 @@ enum Outcome {
 
 /// Runs the command line and says how the process shall end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    #[cfg(not(target_arch = "wasm32"))]
-    crate::parallel::take_part();
     let args: Vec<OsString> = args.into_iter().collect();
     // Asked before parsing, which may fail: programs get their document for wrong usage too.
     let json = args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json");
@@ -128,6 +131,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             error.exit()
         }
     };
+    #[cfg(not(target_arch = "wasm32"))]
+    crate::parallel::take_part(cli.threads);
     let terminal = Terminal::new(cli.json, cli.open.0);
     terminal::listen_for_interrupts(INTERRUPTED.into());
     match run(cli.command, &terminal) {

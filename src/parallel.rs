@@ -11,12 +11,13 @@ pub fn lanes() -> usize {
     1
 }
 
-/// Makes the calling thread one of those that tasks run on, instead of one more that waits for them. For the first thread of
-/// a process, before there is any task; later it does nothing.
+/// Makes the calling thread one of those that tasks run on, instead of one more that waits for them: of so many, or of as many as
+/// the machine offers. For the first thread of a process, before there is any task; later it does nothing.
 #[cfg(not(target_arch = "wasm32"))]
-pub fn take_part() {
+pub fn take_part(threads: Option<std::num::NonZeroUsize>) {
+    let threads = threads.map_or(0, std::num::NonZeroUsize::get);
     // An error says that there are threads already.
-    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
 }
 
 /// Calls `task(index, chunk)` for every `chunk` elements of `data`; the last may be shorter.

@@ -118,8 +118,7 @@ pub fn split_bytes(tokens: usize, width: usize) -> usize {
     if Split::detect().is_none() {
         return 0;
     }
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    linear::split_bytes(tokens, width, threads).max(gram::SPLIT_BYTES)
+    linear::split_bytes(tokens, width, crate::parallel::lanes()).max(gram::SPLIT_BYTES)
 }
 
 impl Default for CpuBackend {

@@ -23,6 +23,7 @@ const OF_THE_COMMAND_LINE: &[(&str, &str)] = &[
     ("chat", "a method of its own in JavaScript"),
     ("tokenizer", "given where a checkpoint is opened in JavaScript"),
     ("json", "how the terminal is used"),
+    ("threads", "a page decides how many workers it has"),
     ("metrics", "a file of figures"),
     ("help", "clap's own"),
     ("version", "clap's own"),

@@ -18,7 +18,7 @@ use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
 use crate::format::source::SourceDir;
 use crate::layout::{PackedFormat, TargetLayout};
-use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::{Checkpoint, PRODUCER_KEY};
 use crate::model::{CausalLm, LoadOptions};
 use crate::options::named;
 use crate::quant::{Activations, Bits, Granularity, ScaleType, Scales, Scheme};
@@ -435,11 +435,12 @@ impl<'a> TrainSurroundings<'a> {
     }
 }
 
-/// The configuration without what it says of quantized weights: those are masters now.
-fn quantize_free(config: &Value) -> Value {
+/// The configuration without what it says of quantized weights, which are masters now, and of the folder that it came from.
+fn of_masters(config: &Value) -> Value {
     let mut config = config.clone();
     if let Some(object) = config.as_object_mut() {
         object.shift_remove("quantization_config");
+        object.shift_remove(PRODUCER_KEY);
     }
     config
 }
@@ -450,7 +451,7 @@ async fn stored<B: Train>(
     inputs: &TrainInputs<'_>,
 ) -> Result<(Checkpoint, BTreeMap<String, Scales>)> {
     let folder = MemorySinkDir::new(inputs.name);
-    let config = quantize_free(inputs.config_json);
+    let config = of_masters(inputs.config_json);
     write_whole(&folder, "config.json", config.to_string().as_bytes()).await?;
     for (file, bytes) in inputs.files {
         write_whole(&folder, file, bytes).await?;

@@ -2,6 +2,7 @@
 
 use crate::terminal::{arg, copy, files, lowbit, short_text, tale};
 use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 const COMMANDS: [&str; 8] =
@@ -383,4 +384,21 @@ fn a_command_never_writes_over_its_own_source() {
             assert_eq!(files(folder), before);
         }
     }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = ["1", "2"].map(|threads| {
+        let output = arg(folder.path().join(threads));
+        let texts = arg(tale().join("calibration.txt"));
+        let learn =
+            ["--method", "gptq", "--calibration", &texts, "--samples", "4", "--sequence-length", "64"];
+        let words = ["--threads", threads, "quantize", &arg(tale()), "-o", &output];
+        lowbit([&words[..], &learn].concat()).done();
+        fs::read(Path::new(&output).join("model.safetensors")).unwrap()
+    });
+    assert!(weights[0] == weights[1]);
+    let said = lowbit(["--threads", "0", "devices"]);
+    assert!(said.code == 2 && said.stderr.contains("--threads"), "{}", said.stderr);
 }

@@ -99,6 +99,15 @@ fn a_checkpoint_learns_answers_and_learns_to_be_small() {
     let said = lowbit(args("train", &["--json"])).done().json();
     assert_eq!(said["steps"], 2);
     assert!(folder.path().join("out/chat_template.jinja").exists());
+    // What was trained goes on: to fewer bits, all at once or block by block.
+    let trained = arg(folder.path().join("trained"));
+    fs::rename(folder.path().join("out"), &trained).unwrap();
+    for more in [&["--steps", "2"][..], &["--steps", "0", "--block-steps", "2"]] {
+        let words = ["qat", &trained, "--bits", "2", "--group-size", "32", "--context", "64", "--json"];
+        let rest = ["--data", &arg(&chats), "-o", &arg(folder.path().join("small"))].map(str::to_owned);
+        let words = words.iter().chain(more).map(|&word| word.to_owned());
+        assert_eq!(lowbit(words.chain(rest)).done().json()["scheme"], "int2-g32-sym");
+    }
     let said = lowbit(args("qat", &["--json", "--bits", "2", "--group-size", "32"])).done().json();
     assert_eq!(
         (said["scheme"].as_str(), said["format"].as_str()),

@@ -162,6 +162,34 @@ fn threads_and_interruptions_leave_the_bits_as_they_are() {
     }
 }
 
+#[test]
+fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
+    let checkpoint = tale();
+    let request = TrainRequest {
+        bits: TrainedAs::Two,
+        group_size: Some(lowbit::quant::Granularity::Group(32)),
+        start: Some(StartCodes::Nearest),
+        block_steps: 40,
+        steps: Some(0),
+        ..request()
+    };
+    let options = request.options(checkpoint.config(), true).unwrap();
+    let (state, target, losses) =
+        (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"), RefCell::new(Vec::new()));
+    let tell = |event| {
+        if let Event::Block(report) = event {
+            losses.borrow_mut().push(report.losses.unwrap());
+        }
+    };
+    with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap();
+    });
+    println!("{losses:?}");
+    assert_eq!(losses.borrow().len(), 3);
+    assert!(losses.borrow().iter().all(|(first, last)| *last < 0.7 * first), "{losses:?}");
+    assert!(block_on(Checkpoint::open(Rc::new(target.to_dir()))).unwrap().is_quantized());
+}
+
 /// How many reports of progress a run makes.
 fn reports(request: &TrainRequest) -> usize {
     let most = 1 << 20;

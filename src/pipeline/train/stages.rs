@@ -2,7 +2,7 @@
 
 use super::{
     Prepared, StartCodes, TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, TrainingRecord,
-    quantize_free,
+    of_masters,
 };
 use crate::backend::Train;
 use crate::calibrate::Samples;
@@ -179,7 +179,7 @@ impl Blocks {
         key: &str,
     ) -> Result<Self> {
         let rest = MemorySinkDir::new(checkpoint.name());
-        let config = quantize_free(inputs.config_json);
+        let config = of_masters(inputs.config_json);
         write_whole(&rest, "config.json", config.to_string().as_bytes()).await?;
         for (file, bytes) in inputs.files {
             write_whole(&rest, file, bytes).await?;
