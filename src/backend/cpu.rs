@@ -29,6 +29,7 @@ mod rope_and_append_kv;
 mod rows;
 mod self_check;
 mod simd;
+mod split_product;
 #[cfg(test)]
 mod testing;
 mod top_k;
@@ -79,6 +80,8 @@ pub struct CpuBackend {
     split: Option<Split>,
     /// Whether products may be those of whole matrices.
     whole: bool,
+    #[cfg(feature = "train")]
+    kept: backward::Kept,
 }
 
 impl CpuBackend {
@@ -108,6 +111,8 @@ impl CpuBackend {
             workers,
             split: None,
             whole: false,
+            #[cfg(feature = "train")]
+            kept: backward::Kept::default(),
         }
     }
 }
@@ -118,7 +123,8 @@ pub fn split_bytes(tokens: usize, width: usize) -> usize {
     if Split::detect().is_none() {
         return 0;
     }
-    linear::split_bytes(tokens, width, crate::parallel::lanes()).max(gram::SPLIT_BYTES)
+    let threads = crate::parallel::lanes();
+    linear::split_bytes(tokens, width, threads) + split_product::kept_bytes(width, threads)
 }
 
 impl Default for CpuBackend {

@@ -255,8 +255,17 @@ fn bytes<'a>(tensor: &str, dtype: DType, values: &'a [f32]) -> Result<Cow<'a, [u
     let bytes = if dtype == DType::F32 && cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
     } else {
-        let mut bytes = Vec::new();
-        encode_f32(dtype, values, &mut bytes).context_with(|| format!("tensor `{tensor}`"))?;
+        let mut pieces: Vec<_> = values.chunks(CHUNK).map(|values| (values, Vec::new(), Ok(()))).collect();
+        parallel::for_each_chunk(&mut pieces, 1, |_, pieces| {
+            for (values, bytes, done) in pieces {
+                *done = encode_f32(dtype, values, bytes);
+            }
+        });
+        let mut bytes = Vec::with_capacity(values.len() * 4);
+        for (_, piece, done) in pieces {
+            done.context_with(|| format!("tensor `{tensor}`"))?;
+            bytes.extend_from_slice(&piece);
+        }
         Cow::Owned(bytes)
     };
     if !all_finite(values) {

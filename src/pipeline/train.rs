@@ -65,6 +65,8 @@ pub struct TrainOptions {
     pub learned_scales: bool,
     /// What quantized layers meet.
     pub activations: Activations,
+    /// What is stored in floating point, where nothing is quantized; `None` for the checkpoint's types, and F16 for a new model.
+    pub float: Option<DType>,
     /// In what the optimizer keeps parameters.
     pub masters: MasterType,
     /// Tokens of a batch, and of a row.
@@ -202,7 +204,7 @@ impl TrainOptions {
     /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
     /// that, and some ask for it.
     pub(super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
-        let mut precision = Precision { master: self.masters, ..Precision::default() };
+        let mut precision = Precision { float: self.float, master: self.masters, ..Precision::default() };
         let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
             return Ok(precision);
         };
@@ -240,6 +242,7 @@ impl TrainOptions {
             "block_steps": self.blocks.map_or(0, |schedule| schedule.steps),
             "block_rate": self.blocks.map(|schedule| schedule.peak),
             "format": self.layout.map(TargetLayout::name),
+            "dtype": self.float.map(|dtype| dtype.to_string().to_lowercase()),
             "scales": if self.learned_scales { "learned" } else { "nearest" },
             "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
             "context": self.room.context,

@@ -1,7 +1,7 @@
 //! Training: from where, what for, how fast. Floor 8.
 
 use super::quantize::TernaryScale;
-use super::write::Format;
+use super::write::{FloatType, Format};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::options::{Bounds, Bytes, Options, named, options};
@@ -71,6 +71,8 @@ options! {
         pub scales: Option<TrainedScales> = None;
         /// Precision of the activations that quantized layers meet [default: int8 for ternary weights, f32 for others]
         pub activations: Option<Activations> = None;
+        /// Type of weights in floating point [default: the checkpoint's, and f16 for a new model]
+        pub dtype: Option<FloatType> = None;
         /// In what the optimizer keeps the weights
         pub masters: Masters = Masters::F32;
         /// At which codes quantized layers begin [default: gptq where a checkpoint's scales are learned, else nearest]
@@ -157,6 +159,11 @@ impl TrainRequest {
         {
             return refuse("scales, activations and a layout belong to quantized weights; give bits");
         }
+        if self.bits != TrainedAs::None && self.dtype.is_some() {
+            return refuse(
+                "a type of weights in floating point belongs to no bits: beside codes it is one of 16 bits",
+            );
+        }
         let granularity = match (bits, self.ternary_scale.unwrap_or_default()) {
             (Some(bits), _) => self.group_size.unwrap_or(bits.usual_granularity()),
             (None, TernaryScale::Tensor) => Granularity::Tensor,
@@ -229,6 +236,7 @@ impl TrainRequest {
             } else {
                 Activations::F32
             }),
+            float: self.dtype.map(FloatType::dtype),
             masters: match self.masters {
                 Masters::F32 => MasterType::Single,
                 Masters::Bf16 => MasterType::Half,

@@ -111,7 +111,7 @@ impl ConvertRequest {
 }
 
 named! {
-    /// The type of dequantized weights.
+    /// A type of weights in floating point.
     pub enum FloatType {
         /// Half precision
         F16 = "f16",

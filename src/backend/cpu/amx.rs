@@ -20,6 +20,7 @@ pub(super) use x86_64::Amx;
 
 use super::columns::UNIT;
 use crate::error::{Error, ErrorCode, Result};
+use std::ops::Range;
 
 /// Rows of a panel, and columns of a step.
 pub(super) const EDGE: usize = UNIT;
@@ -47,8 +48,68 @@ pub(super) enum Terms {
     Six,
     /// The same sum where no number of the right side has a low part.
     Five,
+    /// The same sum where all numbers of the right side are high parts, as codes of up to 8 bits are.
+    Codes,
     /// High with high, high with middle, middle with high: half the work, and 16 bits of 24. Low parts are not looked at.
     Three,
+}
+
+impl Terms {
+    /// Those that give the same sum where numbers of the right side have so many parts.
+    pub(super) fn of(self, right: usize) -> Self {
+        match (self, right) {
+            (Self::Six, 1) => Self::Codes,
+            (Self::Six, 2) => Self::Five,
+            _ => self,
+        }
+    }
+}
+
+/// Some rows of a matrix, and of those some columns.
+#[derive(Clone, Copy)]
+pub(super) struct Region<'a> {
+    /// From the first element on.
+    values: &'a [f32],
+    /// Elements from a row to the next.
+    stride: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Region<'a> {
+    /// `rows` times `cols` elements from the first of `values` on, whose rows are `stride` apart.
+    pub(super) fn new(values: &'a [f32], stride: usize, rows: usize, cols: usize) -> Self {
+        let fits = cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= values.len());
+        assert!(fits, "a region ends outside its matrix");
+        Self { values, stride, rows, cols }
+    }
+
+    /// Whole rows that are padded already.
+    pub(super) fn padded(rows: &'a [[f32; UNIT]], units: usize) -> Self {
+        let width = units * UNIT;
+        Self::new(rows.as_flattened(), width, rows.len() / units.max(1), width)
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Some of its rows, and of those some columns.
+    pub(super) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "a region ends outside its matrix");
+        let first = rows.start * self.stride + cols.start;
+        Self::new(&self.values[first.min(self.values.len())..], self.stride, rows.len(), cols.len())
+    }
+
+    /// One of its rows.
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.values[row * self.stride..][..self.cols]
+    }
 }
 
 impl Step {
@@ -69,7 +130,7 @@ impl Block {
 /// The unit, and memory for operands that many tasks read.
 pub(super) struct Split {
     pub(super) amx: Amx,
-    /// What linear layers add up, `Six` or `Three`; `Five` of six are enough where no weight of a task has a low part.
+    /// What linear layers add up, `Six` or `Three`; fewer than six are enough where no weight of a task has a low part.
     pub(super) terms: Terms,
     /// Kept between products: new memory costs about as much as the product.
     pub(super) shared: Vec<Step>,
@@ -153,8 +214,9 @@ mod tests {
             let (left, right) = (random.floats(left_rows * cols), random.floats(right_rows * cols));
             let row = |values: &[f32], row, col| values.get(row * cols + col).copied().unwrap_or(0.0);
             let (mut a, mut b) = (vec![Step::ZERO; units], vec![Step::ZERO; units]);
-            amx.split_rows(left.as_chunks().0, &mut a, Terms::Six);
-            assert!(amx.split_rows(right.as_chunks().0, &mut b, Terms::Six));
+            amx.split_rows(Region::new(&left, cols, left_rows, cols), None, &mut a, Terms::Six);
+            let right_side = Region::new(&right, cols, right_rows, cols);
+            assert_eq!(amx.split_rows(right_side, None, &mut b, Terms::Six), 3);
             amx.turn(&mut b, Terms::Six);
             let mut found = Block::ZERO;
             amx.tiles().multiply(&a, &b, Terms::Six, &mut found);
@@ -163,7 +225,9 @@ mod tests {
         for (count, width, first) in [(1, 1, 0), (33, 70, 0), (64, 70, 32), (100, 70, 64), (7, 64, 32)] {
             let x = random.floats(count * width);
             let mut panel = vec![Step::ZERO; usize::div_ceil(count, EDGE)];
-            amx.split_columns(&x, width, first, &mut panel);
+            let columns = first..width.min(first + EDGE);
+            let columns = Region::new(&x, width, count, width).part(0..count, columns);
+            assert_eq!(amx.split_columns(columns, None, &mut panel), 3);
             let mut turned = panel.clone();
             amx.turn(&mut turned, Terms::Six);
             let mut found = Block::ZERO;
@@ -177,25 +241,30 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_16_bits_need_no_low_part() {
+    fn numbers_of_few_bits_need_fewer_parts() {
         let Some(amx) = amx() else { return };
         let mut random = Random::new(2);
-        let cols = 5 * EDGE;
+        // Not whole steps.
+        let cols = 4 * EDGE + 9;
         let left = random.floats(EDGE * cols);
-        let mut right = random.floats(EDGE * cols);
-        for (index, value) in right.iter_mut().enumerate() {
-            // The sign, 8 bits of exponent, and 15 of 23 others: 16 significant ones.
-            *value = if index % 7 == 0 { -0.0 } else { f32::from_bits(value.to_bits() & !0xFF) };
+        // Of the 24 significant bits, the last 8 and 16 are none.
+        for (parts, terms, none) in [(2, Terms::Five, 0xFF), (1, Terms::Codes, 0xFFFF)] {
+            let mut right = random.floats(EDGE * cols);
+            for (index, value) in right.iter_mut().enumerate() {
+                *value = if index % 7 == 0 { -0.0 } else { f32::from_bits(value.to_bits() & !none) };
+            }
+            let region = |values| Region::new(values, cols, EDGE, cols);
+            let (mut a, mut b) = (vec![Step::ZERO; 5], vec![Step::ZERO; 5]);
+            amx.split_rows(region(&left), None, &mut a, Terms::Six);
+            assert_eq!(amx.split_rows(region(&right), None, &mut b, Terms::Six), parts);
+            assert_eq!(Terms::Six.of(parts), terms);
+            amx.turn(&mut b, Terms::Six);
+            let (mut whole, mut found) = (Block::ZERO, Block::ZERO);
+            amx.tiles().multiply(&a, &b, Terms::Six, &mut whole);
+            amx.tiles().multiply(&a, &b, terms, &mut found);
+            assert_eq!(found.0, whole.0);
+            check(|i, k| left[i * cols + k], |j, k| right[j * cols + k], cols, &found);
         }
-        let (mut a, mut b) = (vec![Step::ZERO; 5], vec![Step::ZERO; 5]);
-        amx.split_rows(left.as_chunks().0, &mut a, Terms::Six);
-        assert!(!amx.split_rows(right.as_chunks().0, &mut b, Terms::Six));
-        amx.turn(&mut b, Terms::Six);
-        let (mut whole, mut found) = (Block::ZERO, Block::ZERO);
-        amx.tiles().multiply(&a, &b, Terms::Six, &mut whole);
-        amx.tiles().multiply(&a, &b, Terms::Five, &mut found);
-        assert_eq!(found.0, whole.0);
-        check(|i, k| left[i * cols + k], |j, k| right[j * cols + k], cols, &found);
     }
 
     #[test]
@@ -204,10 +273,10 @@ mod tests {
         for broken in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0xFF80_0001), f32::INFINITY] {
             let mut rows = [[1.0; UNIT]; EDGE];
             let mut left = [Step::ZERO];
-            amx.split_rows(&rows, &mut left, Terms::Six);
+            amx.split_rows(Region::padded(&rows, 1), None, &mut left, Terms::Six);
             rows[3][5] = broken;
             let mut right = [Step::ZERO];
-            assert!(amx.split_rows(&rows, &mut right, Terms::Six));
+            assert_eq!(amx.split_rows(Region::padded(&rows, 1), None, &mut right, Terms::Six), 3);
             amx.turn(&mut right, Terms::Six);
             let mut found = Block::ZERO;
             amx.tiles().multiply(&left, &right, Terms::Six, &mut found);

@@ -14,6 +14,7 @@ mod testing;
 use super::{CpuBackend, CpuBuffer, CpuWeight};
 use crate::backend::{BackwardStep, Master, Norm, PartGradient, TrainOps};
 use crate::error::Result;
+pub(super) use linear::Kept;
 
 impl TrainOps for CpuBackend {
     fn run_backward(&mut self, step: BackwardStep<'_, CpuBuffer, CpuWeight>) -> Result<()> {
@@ -23,7 +24,8 @@ impl TrainOps for CpuBackend {
                 let cols = weight.cols;
                 let gradients = parts.into_iter().map(|part| gradient(part, cols)).collect();
                 let (x, dy) = (x.f32(count * cols), dy.f32(count * weight.rows));
-                linear::linear(self.isa, workers, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
+                let means = linear::Means { isa: self.isa, workers, split: self.split.as_mut() };
+                linear::linear(means, &mut self.kept, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
             }
             BackwardStep::RmsNorm { x, dy, count, norm, dx, dweight } => {
                 let Norm { weight, width, epsilon } = norm;

@@ -1,20 +1,14 @@
 //! Products of the columns of activations, for Hessians: `X^T X`, on and above the diagonal. Floor 4.
 
-use super::amx::{Block, EDGE, Split, Step, Terms};
+use super::amx::{Region, Split};
 use super::parallel::Workers;
+use super::split_product::{self, Side, Sum};
 use crate::error::Result;
 use crate::quant::linalg::{Matrix, add_product};
 use std::ops::Range;
 
 /// Columns whose products one task adds up.
 const BAND: usize = 128;
-
-/// Steps of the right panels that are there at a time, where products are split: 3 MiB, which all threads read.
-const RIGHT_STEPS: usize = 512;
-/// Left panels of a task then: with a right one they stay in a second-level cache while all right ones go by.
-const LEFT_PANELS: usize = 8;
-/// Bytes that are kept for them.
-pub(super) const SPLIT_BYTES: usize = RIGHT_STEPS * size_of::<Step>();
 
 /// See [`crate::backend::Backend::gram`]. `x` is `[count, width]`, `out` `[columns.len(), width]`.
 ///
@@ -33,7 +27,16 @@ pub(super) fn gram(
         return Ok(());
     }
     if let Some(split) = split {
-        return split_gram(workers, split, x, width, columns, out);
+        // Panels begin at the first of the columns, so that the diagonal goes through whole blocks.
+        let side = |columns| Side::columns(Region::new(x, width, count, width).part(0..count, columns));
+        let sum = Sum { rows: out, stride: width, column: columns.start, is_symmetric: true };
+        return split_product::add_product(
+            workers,
+            split,
+            side(columns.clone()),
+            side(columns.start..width),
+            sum,
+        );
     }
     let work = count * columns.len() * (width - columns.start);
     workers.run_chunks(out, BAND * width, work, |band, out| {
@@ -43,61 +46,6 @@ pub(super) fn gram(
         let right = Matrix::new(&x[first..], count, width - first, width);
         add_product(1.0, left, right, &mut out[first..], width);
     });
-    Ok(())
-}
-
-/// The same with split products. Panels begin at the first of the columns, so that the diagonal goes through whole blocks.
-fn split_gram(
-    workers: &Workers,
-    split: &mut Split,
-    x: &[f32],
-    width: usize,
-    columns: Range<usize>,
-    out: &mut [f32],
-) -> Result<()> {
-    let amx = split.amx;
-    let count = x.len() / width;
-    let steps = count.div_ceil(EDGE);
-    let lot = (RIGHT_STEPS / steps).max(1) * EDGE;
-    for start in (columns.start..width).step_by(lot) {
-        let end = width.min(start + lot);
-        let needed = (end - start).div_ceil(EDGE) * steps;
-        let mut kept = split.panels(needed)?;
-        let right = &mut kept[..needed];
-        workers.run_chunks(right, steps, count * (end - start), |index, panel| {
-            amx.split_columns(x, width, start + index * EDGE, panel);
-        });
-        // Rows of the result that have columns here on or above the diagonal.
-        let rows = columns.len().min(end - columns.start);
-        let work = count * rows * (end - start);
-        workers.run_chunks(&mut out[..rows * width], LEFT_PANELS * EDGE * width, work, |index, out| {
-            let first = columns.start + index * LEFT_PANELS * EDGE;
-            let panels = (out.len() / width).div_ceil(EDGE);
-            let mut left = vec![Step::ZERO; panels * steps];
-            for (panel, first) in left.chunks_exact_mut(steps).zip((first..).step_by(EDGE)) {
-                amx.split_columns(x, width, first, panel);
-                amx.turn(panel, Terms::Six);
-            }
-            let tiles = amx.tiles();
-            let mut products = Block::ZERO;
-            for (right, column) in right.chunks_exact(steps).zip((start..end).step_by(EDGE)) {
-                let span = column..width.min(column + EDGE);
-                let rows = left.chunks_exact(steps).zip(out.chunks_mut(EDGE * width));
-                for ((left, out), row) in rows.zip((first..).step_by(EDGE)) {
-                    if row > column {
-                        break;
-                    }
-                    tiles.multiply(left, right, Terms::Six, &mut products);
-                    for (out, products) in out.chunks_exact_mut(width).zip(&products.0) {
-                        for (out, product) in out[span.clone()].iter_mut().zip(products) {
-                            *out += product;
-                        }
-                    }
-                }
-            }
-        });
-        split.shared = kept;
-    }
     Ok(())
 }
 

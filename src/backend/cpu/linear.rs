@@ -3,7 +3,7 @@
 //! The sums themselves are in [`super::linear_float`] and [`super::linear_int8`], and where split products are allowed in
 //! [`super::amx`]. Floor 4.
 
-use super::amx::{Amx, Block, EDGE, Split, Step, Terms};
+use super::amx::{Amx, Block, EDGE, Region, Split, Step, Terms};
 use super::columns::{Columns, UNIT};
 use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, TILE_ROWS, Target};
 use super::linear_int8::{Int8Task, QuantizedTokens, round_trip};
@@ -27,7 +27,7 @@ const TASK_TOKENS: usize = 128;
 /// Tokens from which on split products pay: a panel has room for twice as many.
 const SPLIT_TOKENS: usize = EDGE / 2;
 /// Tokens from which on bringing both operands in order pays for a product of whole matrices.
-const WHOLE_TOKENS: usize = 64;
+pub(super) const WHOLE_TOKENS: usize = 64;
 /// Steps of the panels of a task with split products: with a panel of tokens they stay in a second-level cache, and are enough rows
 /// for each of those to be worth its way there.
 const SPLIT_STEPS: usize = 160;
@@ -105,7 +105,8 @@ impl Input<'_> {
         let mut panels = split.panels(needed)?;
         workers.run_chunks(&mut panels[..needed], columns.units, rows.len() * UNIT, |index, out| {
             let rows = &rows[index * panel..];
-            split.amx.split_rows(&rows[..panel.min(rows.len())], out, split.terms);
+            let rows = Region::padded(&rows[..panel.min(rows.len())], columns.units);
+            split.amx.split_rows(rows, None, out, split.terms);
         });
         self.values = Values::Split { amx: split.amx, terms: split.terms, columns, panels };
         Ok(())
@@ -321,7 +322,8 @@ impl Job<'_> {
                 let values = values.as_chunks().0;
                 if let Values::Split { amx, terms, panels, .. } = &self.input.values {
                     self.split_products(*amx, *terms, panels, |rows, panel| {
-                        amx.split_rows(&values[rows.start * units..rows.end * units], panel, *terms)
+                        let rows = &values[rows.start * units..rows.end * units];
+                        amx.split_rows(Region::padded(rows, units), None, panel, *terms)
                     });
                 } else if self.task.tokens.len() == 1 {
                     self.float(&F32Matrix(values, units));
@@ -385,7 +387,7 @@ impl Job<'_> {
             self.split_products(*amx, *terms, panels, |rows, panel| {
                 let block = at_least(&mut kept, rows.len() * units, [0.0; UNIT]);
                 decode(rows, block);
-                amx.split_rows(block, panel, *terms)
+                amx.split_rows(Region::padded(block, units), None, panel, *terms)
             });
         } else {
             // With one token a task has many rows.
@@ -400,25 +402,25 @@ impl Job<'_> {
     }
 
     /// Multiplies with the tokens' `panels`, which have the parts that `terms` are of. `split_rows` makes a left panel of some
-    /// rows of the matrix, and says whether a weight has a low part: those of 16 bits have none, nor have codes of 4 bits with
-    /// such a scale.
+    /// rows of the matrix, and says how many parts weights have: those of 16 bits have no low one, nor have codes of 4 bits with such
+    /// a scale.
     fn split_products(
         &self,
         amx: Amx,
         terms: Terms,
         panels: &[Step],
-        mut split_rows: impl FnMut(Range<usize>, &mut [Step]) -> bool,
+        mut split_rows: impl FnMut(Range<usize>, &mut [Step]) -> usize,
     ) {
         let units = self.part.columns.units;
         let Task { rows, tokens, .. } = self.task;
         let mut kept = PANELS.take();
         let matrix = at_least(&mut kept, rows.len().div_ceil(EDGE) * units, Step::ZERO);
-        let mut has_low = false;
+        let mut parts = 1;
         for (panel, first) in matrix.chunks_exact_mut(units).zip(rows.clone().step_by(EDGE)) {
-            has_low |= split_rows(first..rows.end.min(first + EDGE), panel);
+            parts = parts.max(split_rows(first..rows.end.min(first + EDGE), panel));
             amx.turn(panel, terms);
         }
-        let terms = if terms == Terms::Six && !has_low { Terms::Five } else { terms };
+        let terms = terms.of(parts);
         let tiles = amx.tiles();
         let mut products = Block::ZERO;
         for (panel, first) in panels.chunks_exact(units).zip(tokens.clone().step_by(EDGE)) {

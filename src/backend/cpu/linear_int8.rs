@@ -133,6 +133,20 @@ pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
     }
 }
 
+/// Makes `x` the integers that they are rounded to, and returns what those have to be multiplied with; NaN where one is no number.
+pub(super) fn round_to_codes(x: &mut [f32], grid: ActivationGrid) -> f32 {
+    let rounding = Rounding::of(x, grid);
+    if !x.iter().fold(true, |finite, v| finite & v.is_finite()) {
+        x.fill(0.0);
+        return f32::NAN;
+    }
+    match rounding {
+        Rounding::Times(factor) => x.iter_mut().for_each(|x| *x = rounded(*x * factor)),
+        Rounding::Over(step) => x.iter_mut().for_each(|x| *x = rounded(*x / step)),
+    }
+    1.0 / rounding.factor()
+}
+
 /// Adding this to a small number leaves no fraction bits, in the processor's own rounding: to even.
 const MAGIC: f32 = 12_582_912.0;
 
@@ -144,7 +158,7 @@ fn shifted(x: f32) -> f32 {
 
 /// The nearest integer of INT8, halves to even.
 #[inline(always)]
-fn rounded(x: f32) -> f32 {
+pub(super) fn rounded(x: f32) -> f32 {
     shifted(x) - MAGIC
 }
 

@@ -136,6 +136,12 @@ impl Packed {
         UNIT * self.bits / 8
     }
 
+    /// The scale of each row, where it has one, no minimum, and a size that products with integers are rounded from evenly.
+    pub(super) fn scales_of_rows(&self, columns: Columns) -> Option<&[f32]> {
+        let has_one = columns.groups == 1 && !matches!(self.zeros, Zeros::Minimums(_));
+        (has_one && self.scales.iter().all(|scale| scale.is_normal())).then_some(&*self.scales)
+    }
+
     pub(super) fn zero(&self, index: usize) -> u8 {
         match &self.zeros {
             Zeros::Constant(zero) => *zero,

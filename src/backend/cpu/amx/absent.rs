@@ -1,6 +1,6 @@
 //! Stands for the matrix unit where there is none: values of these types cannot be made. Floor 4.
 
-use super::{Block, Step, Terms, UNIT};
+use super::{Block, Region, Step, Terms};
 use std::convert::Infallible;
 
 /// Proof of something that is not there.
@@ -12,22 +12,16 @@ impl Amx {
         None
     }
 
-    pub(in super::super) fn split_rows(
-        self,
-        _rows: &[[f32; UNIT]],
-        _panel: &mut [Step],
-        _terms: Terms,
-    ) -> bool {
+    pub(in super::super) fn split_rows(self, _rows: Region<'_>, _panel: &mut [Step], _terms: Terms) -> usize {
         match self.0 {}
     }
 
     pub(in super::super) fn split_columns(
         self,
-        _x: &[f32],
-        _width: usize,
-        _first: usize,
+        _columns: Region<'_>,
+        _factors: Option<&[f32]>,
         _panel: &mut [Step],
-    ) {
+    ) -> usize {
         match self.0 {}
     }
 

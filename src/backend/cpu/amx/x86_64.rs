@@ -1,7 +1,7 @@
 //! The matrix unit on Linux, which hands it to programs that ask for it. Its instructions are written as assembly, because Rust has
 //! no stable functions for them. Floor 4.
 
-use super::{Block, EDGE, PARTS, Step, TILE, Terms, Tile, UNIT};
+use super::{Block, EDGE, PARTS, Region, Step, TILE, Terms, Tile};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ffi::c_long;
@@ -26,32 +26,41 @@ impl Amx {
         found.then_some(Self(()))
     }
 
-    /// Makes a left panel of up to 32 rows, `[rows, steps]`, with the parts that `terms` are of. Rows that are not there are 0.
-    /// Returns whether one of the numbers has a low part: those with at most 16 significant bits have not. Of two parts it is never
-    /// asked, and `false`.
-    pub(in super::super) fn split_rows(self, rows: &[[f32; UNIT]], panel: &mut [Step], terms: Terms) -> bool {
-        let count = rows.len().checked_div(panel.len()).unwrap_or(0);
-        assert!(
-            count <= EDGE && count * panel.len() == rows.len(),
-            "whole rows, at most as many as a panel has"
-        );
+    /// Makes a left panel of rows, at most 32, with the parts that `terms` are of; there may be a factor for each column. What is not
+    /// there is 0. Returns how many parts numbers have here.
+    pub(in super::super) fn split_rows(
+        self,
+        rows: Region<'_>,
+        factors: Option<&[f32]>,
+        panel: &mut [Step],
+        terms: Terms,
+    ) -> usize {
+        assert!(rows.rows <= EDGE, "at most as many rows as a panel has");
+        assert!(factors.is_none_or(|factors| factors.len() == rows.cols), "a factor for every column");
+        assert_eq!(panel.len(), rows.cols.div_ceil(EDGE), "a step for every 32 columns");
         // SAFETY: a value of this type exists only where `detect` found the features.
         unsafe {
             if terms == Terms::Three {
-                split_rows::<2>(rows, panel)
+                split_rows::<2>(rows, factors, panel)
             } else {
-                split_rows::<PARTS>(rows, panel)
+                split_rows::<PARTS>(rows, factors, panel)
             }
         }
     }
 
-    /// Makes a right panel of up to 32 columns of `x`, `[count, width]`, from column `first` on: they are the panel's rows, and the
-    /// rows of `x` its columns. Columns that are not there are 0.
-    pub(in super::super) fn split_columns(self, x: &[f32], width: usize, first: usize, panel: &mut [Step]) {
-        assert!(first < width && x.len().is_multiple_of(width), "whole rows, and a column of them");
-        assert_eq!(panel.len(), (x.len() / width).div_ceil(EDGE), "a step for every 32 rows");
+    /// Makes a right panel of columns, at most 32: they are the panel's rows, and the rows its columns; there may be a factor for each
+    /// row. What is not there is 0. Returns how many parts numbers have here.
+    pub(in super::super) fn split_columns(
+        self,
+        columns: Region<'_>,
+        factors: Option<&[f32]>,
+        panel: &mut [Step],
+    ) -> usize {
+        assert!(columns.cols <= EDGE, "at most as many columns as a panel has");
+        assert!(factors.is_none_or(|factors| factors.len() == columns.rows), "a factor for every row");
+        assert_eq!(panel.len(), columns.rows.div_ceil(EDGE), "a step for every 32 rows");
         // SAFETY: as above.
-        unsafe { split_columns(x, width, first, panel) }
+        unsafe { split_columns(columns, factors, panel) }
     }
 
     /// Turns a left panel into a right one, and a right one into a left one: the parts that `terms` are of.
@@ -134,12 +143,15 @@ impl Tiles {
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "3:",
                 // high middle
+                "test {middle}, {middle}",
+                "jz 6f",
                 "tileloadd tmm6, [{right} + {row}*1 + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{right} + {row}*1 + 4096]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                "6:",
                 "tileloadd tmm4, [{left} + {row}*1 + 1024]",
                 "tileloadd tmm5, [{left} + {row}*1 + 4096]",
                 // middle middle
@@ -158,7 +170,7 @@ impl Tiles {
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 // low high
-                "test {five}, {five}",
+                "test {low}, {low}",
                 "jz 5f",
                 "tileloadd tmm4, [{left} + {row}*1 + 2048]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -189,7 +201,9 @@ impl Tiles {
                 lower = in(reg) lower,
                 row = in(reg) size_of::<[u32; TILE]>(),
                 six = in(reg) usize::from(terms == Terms::Six),
-                five = in(reg) usize::from(terms != Terms::Three),
+                five = in(reg) usize::from(matches!(terms, Terms::Six | Terms::Five)),
+                middle = in(reg) usize::from(terms != Terms::Codes),
+                low = in(reg) usize::from(terms != Terms::Three),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
@@ -247,24 +261,52 @@ fn split<const N: usize>(values: __m512) -> [__m512i; N] {
     parts
 }
 
+/// How many parts numbers have, by the bits of all their middle and of all their low ones: all but the sign's, for the rest of a
+/// negative number may be -0.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn parts_of(middle: __m512i, low: __m512i) -> usize {
+    let any = |bits| _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7FFF)) != 0;
+    if any(low) {
+        3
+    } else if any(middle) {
+        2
+    } else {
+        1
+    }
+}
+
+/// The first of sixteen numbers: as many as there are.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(values: &[f32]) -> __m512 {
+    let mask = ((1u32 << values.len().min(TILE)) - 1) as __mmask16;
+    // SAFETY: the mask has no more elements than the slice.
+    unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) }
+}
+
 /// See [`Amx::split_rows`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn split_rows<const N: usize>(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool {
-    let units = panel.len();
-    let count = rows.len() / units.max(1);
-    let mut low = _mm512_setzero_si512();
+fn split_rows<const N: usize>(rows: Region<'_>, factors: Option<&[f32]>, panel: &mut [Step]) -> usize {
+    let (mut middle, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     for row in 0..EDGE {
-        for (unit, step) in panel.iter_mut().enumerate() {
-            let tiles = &mut step.0[row / TILE];
-            if row >= count {
-                tiles.iter_mut().for_each(|tile| tile.0[row % TILE] = [0; TILE]);
-                continue;
+        if row >= rows.rows {
+            for step in &mut *panel {
+                step.0[row / TILE].iter_mut().for_each(|tile| tile.0[row % TILE] = [0; TILE]);
             }
-            let values = &rows[row * units + unit];
-            // SAFETY: 32 elements.
-            let (first, second) =
-                unsafe { (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))) };
+            continue;
+        }
+        for (index, (values, step)) in rows.row(row).chunks(EDGE).zip(&mut *panel).enumerate() {
+            let tiles = &mut step.0[row / TILE];
+            let (first, second) = values.split_at(values.len().min(TILE));
+            let (mut first, mut second) = (load(first), load(second));
+            if let Some(factors) = factors {
+                let factors = &factors[index * EDGE..][..values.len()];
+                let (left, right) = factors.split_at(values.len().min(TILE));
+                (first, second) = (_mm512_mul_ps(first, load(left)), _mm512_mul_ps(second, load(right)));
+            }
             let (first, second): ([_; N], [_; N]) = (split(first), split(second));
+            middle = _mm512_or_si512(middle, _mm512_or_si512(first[1], second[1]));
             if N == PARTS {
                 low = _mm512_or_si512(low, _mm512_or_si512(first[N - 1], second[N - 1]));
             }
@@ -273,8 +315,7 @@ fn split_rows<const N: usize>(rows: &[[f32; UNIT]], panel: &mut [Step]) -> bool 
             }
         }
     }
-    // All bits but the sign's: the rest of a negative number may be -0.
-    _mm512_test_epi32_mask(low, _mm512_set1_epi32(0x7FFF)) != 0
+    parts_of(middle, low)
 }
 
 /// The lower halves of sixteen and sixteen numbers, in their order.
@@ -294,29 +335,34 @@ fn store(values: __m512i, row: &mut [u32; TILE]) {
 
 /// See [`Amx::split_columns`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn split_columns(x: &[f32], width: usize, first: usize, panel: &mut [Step]) {
-    let count = x.len() / width;
-    let there = EDGE.min(width - first);
+fn split_columns(columns: Region<'_>, factors: Option<&[f32]>, panel: &mut [Step]) -> usize {
+    let (mut middle, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     for (index, step) in panel.iter_mut().enumerate() {
         for pair in 0..TILE {
-            let token = index * EDGE + 2 * pair;
+            let first = index * EDGE + 2 * pair;
             for half in 0..2 {
-                let columns = there.saturating_sub(half * TILE).min(TILE);
-                let mask = ((1u32 << columns) - 1) as __mmask16;
-                let row = |token: usize| {
-                    if token >= count || columns == 0 {
+                let mut row = |row: usize| {
+                    if row >= columns.rows {
                         return [_mm512_setzero_si512(); PARTS];
                     }
-                    let values = &x[token * width + first + half * TILE..][..columns];
-                    // SAFETY: the mask has as many elements as the slice.
-                    split::<PARTS>(unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) })
+                    let values = columns.row(row);
+                    let mut values = load(&values[(half * TILE).min(values.len())..]);
+                    if let Some(factors) = factors {
+                        values = _mm512_mul_ps(values, _mm512_set1_ps(factors[row]));
+                    }
+                    let parts = split::<PARTS>(values);
+                    middle = _mm512_or_si512(middle, parts[1]);
+                    low = _mm512_or_si512(low, parts[2]);
+                    parts
                 };
-                for ((tile, even), odd) in step.0[half].iter_mut().zip(row(token)).zip(row(token + 1)) {
+                let (even, odd) = (row(first), row(first + 1));
+                for ((tile, even), odd) in step.0[half].iter_mut().zip(even).zip(odd) {
                     store(_mm512_or_si512(even, _mm512_slli_epi32::<16>(odd)), &mut tile.0[pair]);
                 }
             }
         }
     }
+    parts_of(middle, low)
 }
 
 /// Exchanges rows and pairs.

@@ -1,15 +1,18 @@
 //! `y = W x + bias`, backward: two products for each matrix, and a sum of columns. Floor 4.
 
+use crate::backend::cpu::amx::{Region, Split};
 use crate::backend::cpu::columns::{Columns, UNIT};
+use crate::backend::cpu::linear::WHOLE_TOKENS;
 use crate::backend::cpu::linear_float::Expand;
-use crate::backend::cpu::linear_int8::round_trip;
+use crate::backend::cpu::linear_int8::{round_to_codes, round_trip, rounded};
 use crate::backend::cpu::parallel::Workers;
 use crate::backend::cpu::rows::{CodeMatrix, MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use crate::backend::cpu::simd::Isa;
+use crate::backend::cpu::split_product::{self, Side, Sum};
 use crate::backend::cpu::weight::{CpuWeight, Data, Packed, Part, Zeros};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
+use crate::quant::ActivationGrid;
 use crate::quant::linalg::{Matrix, add_product};
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// Fewest rows of a result that one task makes: for fewer, bringing the other operand in order would cost more than the product.
@@ -26,13 +29,58 @@ pub(super) struct Gradient<'a> {
     pub(super) bias: Option<&'a mut [f32]>,
 }
 
+/// What multiplies.
+pub(super) struct Means<'a> {
+    pub(super) isa: Isa,
+    pub(super) workers: &'a Workers,
+    /// Where there is a matrix unit.
+    pub(super) split: Option<&'a mut Split>,
+}
+
+/// A matrix whose rows may have a factor each.
+#[derive(Clone, Copy)]
+struct Scaled<'a> {
+    values: &'a [f32],
+    scales: Option<&'a [f32]>,
+}
+
+/// Memory for such matrices, from one step to the next: new memory costs about as much as filling it.
+#[derive(Default)]
+pub(in super::super) struct Kept {
+    weight: KeptMatrix,
+    input: KeptMatrix,
+}
+
+#[derive(Default)]
+struct KeptMatrix {
+    values: Vec<f32>,
+    /// Empty where there are none.
+    scales: Vec<f32>,
+}
+
+impl KeptMatrix {
+    fn matrix(&self, len: usize) -> Scaled<'_> {
+        Scaled { values: &self.values[..len], scales: (!self.scales.is_empty()).then_some(&self.scales) }
+    }
+
+    /// Memory for so many values, which are anything.
+    fn values(&mut self, len: usize) -> Result<&mut [f32]> {
+        let more = len.saturating_sub(self.values.len());
+        self.values.try_reserve_exact(more).map_err(|_| {
+            Error::new(ErrorCode::OutOfMemory, format!("a matrix of {len} elements does not fit in memory"))
+        })?;
+        self.values.resize(self.values.len() + more, 0.0);
+        Ok(&mut self.values[..len])
+    }
+}
+
 /// `x` and `dx` are `[count, cols]`, `dy` is `[count, rows of all parts]`.
 ///
 /// # Errors
-/// `invalid_argument` for gradients of other shapes than the weight's.
+/// `invalid_argument` for gradients of other shapes than the weight's; `out_of_memory`.
 pub(super) fn linear(
-    isa: Isa,
-    workers: &Workers,
+    mut means: Means<'_>,
+    kept: &mut Kept,
     x: &[f32],
     dy: &[f32],
     weight: &CpuWeight,
@@ -41,10 +89,13 @@ pub(super) fn linear(
 ) -> Result<()> {
     let (cols, stride) = (weight.cols, weight.rows);
     let count = x.len() / cols;
+    if count < WHOLE_TOKENS {
+        means.split = None;
+    }
     dx.fill(0.0);
     let mut first = 0;
     // Parts that round their input do it alike, so that it is done once.
-    let mut rounded: Option<(_, Vec<f32>)> = None;
+    let mut rounded = None;
     for (part, gradient) in weight.parts.iter().zip(gradients) {
         if gradient.weight.len() != part.rows * cols {
             return Err(Error::invalid_argument(format!(
@@ -53,20 +104,26 @@ pub(super) fn linear(
                 gradient.weight.len()
             )));
         }
-        let x = match part.grid {
-            None => x,
+        let met = match part.grid {
+            None => Scaled { values: x, scales: None },
             Some(grid) => {
-                if rounded.as_ref().is_none_or(|(other, _)| *other != grid) {
-                    let mut values = x.to_vec();
-                    workers.run_chunks(&mut values, cols, x.len(), |_, row| round_trip(row, grid));
-                    rounded = Some((grid, values));
+                if rounded != Some(grid) {
+                    means.round(x, cols, grid, &mut kept.input)?;
+                    rounded = Some(grid);
                 }
-                rounded.as_ref().map_or(x, |(_, values)| values)
+                kept.input.matrix(x.len())
             }
         };
-        let product = Product { dy: &dy[first..], count, rows: part.rows, stride, cols };
-        product.input(workers, &dense(isa, workers, part), dx);
-        product.weight(workers, x, gradient.weight);
+        let dense = match part.floats() {
+            Some(values) => Scaled { values, scales: None },
+            None => {
+                means.expand(part, &mut kept.weight)?;
+                kept.weight.matrix(part.rows * cols)
+            }
+        };
+        let product = Product { dy, first, count, rows: part.rows, stride, cols };
+        product.input(&mut means, dense, dx)?;
+        product.weight(&mut means, met, gradient.weight)?;
         if let Some(bias) = gradient.bias {
             product.bias(bias);
         }
@@ -75,26 +132,63 @@ pub(super) fn linear(
     Ok(())
 }
 
-/// The values that the forward step multiplied, `[rows, cols]`.
-fn dense<'a>(isa: Isa, workers: &Workers, part: &'a Part) -> Cow<'a, [f32]> {
-    if let Some(values) = part.floats() {
-        return Cow::Borrowed(values);
-    }
-    let Part { rows, columns, data, order, .. } = part;
-    let is_plain = order.is_none() && columns.is_plain();
-    let mut values = vec![0.0; rows * columns.cols];
-    workers.run_chunks(&mut values, columns.cols * EXPANDED, rows * columns.cols, |index, out| {
-        let rows = index * EXPANDED..index * EXPANDED + out.len() / columns.cols;
-        match data {
-            Data::Packed(packed) if is_plain => expand(isa, packed, *columns, rows, out.as_chunks_mut().0),
-            _ => {
-                for (row, out) in rows.zip(out.chunks_exact_mut(columns.cols)) {
-                    part.dequantize_row(row, out);
+impl Means<'_> {
+    /// The activations that the forward step multiplied. The matrix unit has them as integers with a factor for each token: they
+    /// have one part of three.
+    fn round(&self, x: &[f32], cols: usize, grid: ActivationGrid, out: &mut KeptMatrix) -> Result<()> {
+        out.scales.clear();
+        if self.split.is_some() {
+            out.scales.resize(x.len() / cols, 1.0);
+        }
+        out.values(x.len())?;
+        let KeptMatrix { values, scales } = out;
+        let mut scales = scales.iter_mut();
+        let rows = values.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+        let mut rows: Vec<_> = rows.map(|(out, x)| (out, x, scales.next())).collect();
+        self.workers.run_chunks(&mut rows, EXPANDED, x.len(), |_, rows| {
+            for (out, x, scale) in rows {
+                out.copy_from_slice(x);
+                match scale {
+                    Some(scale) => **scale = round_to_codes(out, grid),
+                    None => round_trip(out, grid),
                 }
             }
+        });
+        Ok(())
+    }
+
+    /// The values that the forward step multiplied, `[rows, cols]`. The matrix unit has codes with one scale in a row as integers,
+    /// as above.
+    fn expand(&self, part: &Part, out: &mut KeptMatrix) -> Result<()> {
+        let Part { rows, columns, data, order, .. } = part;
+        let is_plain = order.is_none() && columns.is_plain();
+        out.scales.clear();
+        if let (Data::Packed(packed), true, true) = (data, is_plain, self.split.is_some()) {
+            out.scales.extend_from_slice(packed.scales_of_rows(*columns).unwrap_or_default());
         }
-    });
-    Cow::Owned(values)
+        let len = rows * columns.cols;
+        out.values(len)?;
+        let KeptMatrix { values, scales } = out;
+        self.workers.run_chunks(&mut values[..len], columns.cols * EXPANDED, len, |index, out| {
+            let rows = index * EXPANDED..index * EXPANDED + out.len() / columns.cols;
+            match data {
+                Data::Packed(packed) if is_plain => {
+                    expand(self.isa, packed, *columns, rows.clone(), out.as_chunks_mut().0);
+                    let scales = scales.get(rows).unwrap_or_default();
+                    for (row, scale) in out.chunks_exact_mut(columns.cols).zip(scales) {
+                        // Integers, but for the rounding of their products with the scale.
+                        row.iter_mut().for_each(|value| *value = rounded(*value / scale));
+                    }
+                }
+                _ => {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(columns.cols)) {
+                        part.dequantize_row(row, out);
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
 }
 
 /// Rows of codes as floats, `[rows, units]`.
@@ -131,8 +225,9 @@ fn expand_units<const N: usize>(
 
 /// The derivatives of the outputs of one matrix, which stand among those of others, and sizes.
 struct Product<'a> {
-    /// Rows of `stride` elements, of which the first `rows` are meant.
+    /// Rows of `stride` elements, of which `rows` from `first` on are meant.
     dy: &'a [f32],
+    first: usize,
     count: usize,
     rows: usize,
     stride: usize,
@@ -144,40 +239,63 @@ impl Product<'_> {
         self.count.saturating_mul(self.rows).saturating_mul(self.cols)
     }
 
+    fn derivatives(&self) -> Region<'_> {
+        let Self { dy, first, count, rows, stride, .. } = *self;
+        Region::new(dy, stride, count, stride).part(0..count, first..first + rows)
+    }
+
     /// Rows of a result of so many that one task makes.
     fn band(rows: usize, workers: &Workers) -> usize {
         rows.div_ceil(workers.threads()).max(FEWEST_ROWS)
     }
 
     /// `dx += dy W`
-    fn input(&self, workers: &Workers, weight: &[f32], dx: &mut [f32]) {
-        let Self { dy, count, rows: len, stride, cols } = *self;
+    fn input(&self, means: &mut Means<'_>, weight: Scaled<'_>, dx: &mut [f32]) -> Result<()> {
+        let Self { dy, first, count, rows: len, stride, cols, .. } = *self;
+        let work = self.work();
+        let Means { workers, split, .. } = means;
+        if let Some(split) = split {
+            let dy = Side::rows(self.derivatives()).times(weight.scales);
+            let weight = Side::columns(Region::new(weight.values, cols, len, cols));
+            let sum = Sum { rows: dx, stride: cols, column: 0, is_symmetric: false };
+            return split_product::add_product(workers, split, dy, weight, sum);
+        }
         let band = Self::band(count, workers);
-        workers.run_chunks(dx, band * cols, self.work(), |index, dx| {
+        workers.run_chunks(dx, band * cols, work, |index, dx| {
             let rows = dx.len() / cols;
-            let dy = Matrix::new(&dy[index * band * stride..], rows, len, stride);
-            add_product(1.0, dy, Matrix::new(weight, len, cols, cols), dx, cols);
+            let dy = Matrix::new(&dy[first + index * band * stride..], rows, len, stride);
+            add_product(1.0, dy, Matrix::new(weight.values, len, cols, cols), dx, cols);
         });
+        Ok(())
     }
 
     /// `dW += dy^T x`
-    fn weight(&self, workers: &Workers, x: &[f32], dweight: &mut [f32]) {
-        let Self { dy, count, stride, cols, rows } = *self;
+    fn weight(&self, means: &mut Means<'_>, x: Scaled<'_>, dweight: &mut [f32]) -> Result<()> {
+        let Self { dy, first, count, stride, cols, rows: len, .. } = *self;
         if count == 0 {
-            return;
+            return Ok(());
         }
-        let band = Self::band(rows, workers);
-        workers.run_chunks(dweight, band * cols, self.work(), |index, dweight| {
+        let work = self.work();
+        let Means { workers, split, .. } = means;
+        if let Some(split) = split {
+            let dy = Side::columns(self.derivatives()).times(x.scales);
+            let x = Side::columns(Region::new(x.values, cols, count, cols));
+            let sum = Sum { rows: dweight, stride: cols, column: 0, is_symmetric: false };
+            return split_product::add_product(workers, split, dy, x, sum);
+        }
+        let band = Self::band(len, workers);
+        workers.run_chunks(dweight, band * cols, work, |index, dweight| {
             let rows = dweight.len() / cols;
-            let dy = Matrix::new(&dy[index * band..], count, rows, stride).transposed();
-            add_product(1.0, dy, Matrix::new(x, count, cols, cols), dweight, cols);
+            let dy = Matrix::new(&dy[first + index * band..], count, rows, stride).transposed();
+            add_product(1.0, dy, Matrix::new(x.values, count, cols, cols), dweight, cols);
         });
+        Ok(())
     }
 
     /// `dbias += sum of dy`
     fn bias(&self, dbias: &mut [f32]) {
         for dy in self.dy.chunks(self.stride).take(self.count) {
-            for (sum, dy) in dbias.iter_mut().zip(&dy[..self.rows]) {
+            for (sum, dy) in dbias.iter_mut().zip(&dy[self.first..self.first + self.rows]) {
                 *sum += dy;
             }
         }
@@ -189,7 +307,7 @@ mod tests {
     use super::super::testing::{Case, Checked, buffer, check};
     use crate::backend::cpu::linear_int8::round_trip;
     use crate::backend::cpu::testing::{Matrix, Random, backend, formats, load, read};
-    use crate::backend::{BackwardStep, DeviceOps, PartGradient, WeightDesc, WeightFormat, WeightView};
+    use crate::backend::{BackwardStep, DeviceOps, PartGradient, Sums, WeightDesc, WeightFormat, WeightView};
     use crate::dtype::DType;
     use crate::quant::{ActivationGrid, Activations};
     use crate::task::block_on;
@@ -259,12 +377,18 @@ mod tests {
 
     #[test]
     fn every_format_is_multiplied_as_the_forward_step_has_it() {
-        let (rows, cols, count) = (6, 80, 4);
+        let (rows, cols) = (6, 80);
         let mut random = Random::new(7);
-        for format in formats() {
-            for grid in [None, Some(ActivationGrid::Absmax127)] {
+        // So many that whole matrices are multiplied, on the matrix unit where there is one.
+        let cases = [(4, Sums::Repeatable), (70, Sums::Whole)];
+        let grids = [None, Some(ActivationGrid::Absmax127)];
+        for (format, (count, sums)) in
+            formats().into_iter().flat_map(|format| cases.map(|case| (format, case)))
+        {
+            for grid in grids {
                 let matrix = Matrix::random(&mut random, rows, cols, format);
                 let mut backend = backend(1, true);
+                backend.set_sums(sums);
                 let weight = load(&mut backend, &[(&matrix, rows)], cols, grid, &[None]);
                 let (x, dy) = (random.floats(count * cols), random.floats(count * rows));
                 let mut met = x.clone();
