@@ -5,6 +5,7 @@
 
 use super::kept::{count, elements};
 use super::{MasterType, Precision, Room};
+use crate::backend::cpu::split_bytes;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::names::Linear;
 use crate::model::runner::{cache_bytes, working_bytes};
@@ -83,7 +84,9 @@ impl TrainingMemory {
         let rounded = if precision.scheme.is_some() { inner.max(attended).max(hidden) } else { 0 };
         // Logits and their derivatives, and a teacher's twice: as they come and as they are compared.
         let heads = if teacher.is_some() { 4 } else { 2 };
-        let activation_bytes = tokens * F32 * (forward + back + rounded + heads * vocabulary) + decoded;
+        let products = split_bytes(room.tokens, inner.max(attended).max(hidden) as usize) as u64;
+        let activation_bytes =
+            tokens * F32 * (forward + back + rounded + heads * vocabulary) + decoded + products;
         let teacher_bytes = teacher.map_or(0, |teacher| {
             let config = teacher.config();
             teacher.bytes() + cache_bytes(config, room.tokens) + working_bytes(config)
@@ -106,8 +109,11 @@ impl TrainingMemory {
         let attended = (config.num_attention_heads * config.head_dim) as u64;
         let qkv = config.attention_shape(0).qkv_width() as u64;
         let back = 2 * hidden + attended + 3 * inner + qkv;
-        let host = 4 * hidden + inner.max(attended).max(hidden);
-        let activation_bytes = tokens * F32 * (elements(config) as u64 + back + host) + largest * F32;
+        let widest = inner.max(attended).max(hidden);
+        let products = split_bytes(room.tokens, widest as usize) as u64;
+        let host = 4 * hidden + widest;
+        let activation_bytes =
+            tokens * F32 * (elements(config) as u64 + back + host) + largest * F32 + products;
         let parameter_bytes = in_block * (master + 3 * F32);
         // The block that runs, or the original's; and what is in no block, as the checkpoint has it.
         let weight_bytes = in_block * F32 + tables * F32;
