@@ -8,6 +8,7 @@
 pub mod assess;
 pub mod blocks;
 pub mod corpus;
+pub mod curriculum;
 pub mod gradients;
 mod kept;
 pub mod memory;
@@ -266,6 +267,17 @@ impl<B: Train> TrainedModel<B> {
         self.runner.head(ends, &mut logits)?;
         self.runner.backend.read(&logits, 0, &mut found).await?;
         Ok(found)
+    }
+
+    /// The likeliest next token at each token.
+    ///
+    /// # Errors
+    /// As [`TrainedModel::backward`].
+    pub async fn guesses(&mut self, batch: &[Row<'_>]) -> Result<Vec<u32>> {
+        let (segments, tokens, _) = self.laid_out(batch)?;
+        self.forward(&segments, &tokens)?;
+        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
+        self.runner.guesses(ends, &mut self.predictions).await
     }
 
     /// Takes tokens behind the last block.

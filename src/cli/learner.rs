@@ -9,8 +9,10 @@ use crate::error::{Context, Error, Result};
 use crate::format::links::followed;
 use crate::format::source::{FsDir, MemoryDir};
 use crate::model::{Checkpoint, ModelConfig};
+use crate::pipeline::assess::{Levels, by_level};
 use crate::tokenizer::train::{BpeOptions, train_bpe};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
+use crate::train::corpus::questions::graded_rows;
 use crate::train::corpus::{Corpus, Document, chats, read};
 use crate::train::{Origin, Room};
 use serde_json::{Value, json};
@@ -166,19 +168,36 @@ impl LearnerArgs {
 
     /// Reads texts.
     pub fn corpus(&self, model: &Learner, room: Room, paths: &[PathBuf]) -> Result<Corpus> {
-        let (config, codec) = (model.config(), &model.codec);
+        let (stops, codec) = (&model.config().eos_token_ids, &model.codec);
         let mut documents: Vec<Document> = Vec::new();
         for path in paths {
             let read = match path.extension().and_then(|extension| extension.to_str()) {
                 Some("u16") => open::bytes(path).and_then(|bytes| Ok(vec![read::token_ids(&bytes, 2)?])),
                 Some("u32") => open::bytes(path).and_then(|bytes| Ok(vec![read::token_ids(&bytes, 4)?])),
-                Some("jsonl" | "ndjson") => open::text(path)
-                    .and_then(|text| chats::chat_rows(&text, &self.field, codec, &config.eos_token_ids)),
+                Some("jsonl" | "ndjson") => {
+                    open::text(path).and_then(|text| chats::chat_rows(&text, &self.field, codec, stops))
+                }
                 _ => open::text(path).and_then(|text| Ok(vec![read::running_text(&text, codec)?])),
             };
             documents.extend(read.context_with(|| path.display().to_string())?);
         }
+        self.corpus_of(model, room, documents)
+    }
+
+    /// Reads questions by their levels.
+    pub fn levels(&self, model: &Learner, paths: &[PathBuf]) -> Result<Levels> {
+        let stops = &model.config().eos_token_ids;
+        let files = paths.iter().map(|path| {
+            let rows = open::text(path).and_then(|text| graded_rows(&text, &model.codec, stops));
+            rows.context_with(|| path.display().to_string())
+        });
+        Ok(by_level(files.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Makes a text of documents.
+    pub fn corpus_of(&self, model: &Learner, room: Room, documents: Vec<Document>) -> Result<Corpus> {
+        let (config, bos) = (model.config(), model.codec.bos_token_id());
         let eos = config.eos_token_ids.first().copied();
-        Corpus::new(documents, codec.bos_token_id(), eos, room.context, config.vocab_size)
+        Corpus::new(documents, bos, eos, room.context, config.vocab_size)
     }
 }

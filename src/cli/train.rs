@@ -6,6 +6,7 @@ use super::learner::{Learner, LearnerArgs};
 use super::open;
 use super::options::OptionArgs;
 use super::terminal::Terminal;
+use super::train_log::Log;
 use crate::artifact::records::SourceRecord;
 use crate::backend::cpu::CpuBackend;
 use crate::digest::sha256_hex;
@@ -14,18 +15,15 @@ use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::format::source::{FsDir, SourceDir};
 use crate::model::Checkpoint;
-use crate::pipeline::train::{TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, train};
+use crate::pipeline::train::{TrainInputs, TrainOutcome, TrainSurroundings, train};
 use crate::request::{Format, TrainRequest};
 use crate::task::block_on;
-use crate::train::blocks::BlockReport;
+use crate::train::Room;
 use crate::train::corpus::{Corpus, Position, Sequence};
-use crate::train::run::Event;
+use crate::train::curriculum::Curriculum;
 use crate::train::state::StateFolder;
 use indicatif::DecimalBytes;
-use serde_json::{Map, Value, json};
-use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -43,6 +41,11 @@ pub struct Args {
     /// Texts that are not learned from: the weights that predict them best are written
     #[arg(long, value_name = "FILE", num_args = 1..)]
     held_out: Vec<PathBuf>,
+
+    /// Learn the easiest questions first, and take in the next level when more than 80% of the held-out ones of the last are answered right. The
+    /// data are questions then: a file for each level from the easiest on, or the number of the `level` in each line
+    #[arg(long, requires = "held_out")]
+    curriculum: bool,
 
     /// A model whose predictions are learned, of the same vocabulary [default: qat takes the checkpoint itself]
     #[arg(long, value_name = "DIR")]
@@ -77,12 +80,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         };
         let options = request.options(model.config(), teacher.is_some())?;
         let to = destination(&args.output, &args.from.model, is_file)?;
-        let mut corpus = args.from.corpus(&model, options.room, &args.from.data)?;
-        let held_out = if args.held_out.is_empty() {
-            Vec::new()
-        } else {
-            sequences(args.from.corpus(&model, options.room, &args.held_out)?, &options)?
-        };
+        let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",
             corpus.tokens(),
@@ -116,6 +114,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             name: &model.name,
             corpus: &mut corpus,
             held_out: &held_out,
+            curriculum,
             sha256: args.sha256(&model, teacher.as_ref()).await?,
             teacher: teacher.as_ref(),
         };
@@ -168,7 +167,47 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
     terminal.result(&document, format!("{text}\n"))
 }
 
+/// What is learned from, and what that is judged by.
+struct Texts {
+    corpus: Corpus,
+    held_out: Vec<Sequence>,
+    curriculum: Option<Curriculum>,
+}
+
 impl Args {
+    fn texts(&self, model: &Learner, room: Room) -> Result<Texts> {
+        let from = &self.from;
+        if !self.curriculum {
+            let corpus = from.corpus(model, room, &from.data)?;
+            let held_out = match &self.held_out[..] {
+                [] => Vec::new(),
+                paths => sequences(from.corpus(model, room, paths)?, room)?,
+            };
+            return Ok(Texts { corpus, held_out, curriculum: None });
+        }
+        let (mut documents, mut numbers) = (Vec::new(), Vec::new());
+        for (level, questions) in from.levels(model, &from.data)? {
+            numbers.extend(vec![level; questions.len()]);
+            documents.extend(questions);
+        }
+        let corpus = from.corpus_of(model, room, documents)?.graded(numbers)?;
+        let mut levels = Vec::new();
+        for (level, questions) in from.levels(model, &self.held_out)? {
+            let count = questions.len();
+            let whole = sequences(from.corpus_of(model, room, questions)?, room)?;
+            if whole.len() != count {
+                return Err(Error::invalid_argument(format!(
+                    "level {level}: expected held-out questions of at most {} tokens but found a longer one",
+                    room.context
+                )));
+            }
+            levels.push((level, whole));
+        }
+        let held_out = levels.iter().flat_map(|(_, questions)| questions).cloned().collect();
+        let curriculum = Some(Curriculum::new(levels, &corpus.levels())?);
+        Ok(Texts { corpus, held_out, curriculum })
+    }
+
     /// Of everything that the run's result depends on beside its options.
     async fn sha256(&self, model: &Learner, teacher: Option<&Checkpoint>) -> Result<String> {
         let digests = |paths: &[PathBuf]| -> Result<Vec<String>> {
@@ -190,149 +229,12 @@ impl Args {
 }
 
 /// All sequences of a text that is not learned from.
-fn sequences(mut corpus: Corpus, options: &TrainOptions) -> Result<Vec<Sequence>> {
+fn sequences(mut corpus: Corpus, room: Room) -> Result<Vec<Sequence>> {
     let (mut position, mut all) = (Position::default(), Vec::new());
     while position.epoch == 0 {
-        let (batch, next) = corpus.batch(0, position, options.room.tokens)?;
+        let (batch, next) = corpus.batch(0, position, room.tokens)?;
         all.extend(batch);
         position = next;
     }
     Ok(all)
-}
-
-/// What is written of the run as it goes.
-struct Log<'a> {
-    terminal: &'a Terminal,
-    start: Instant,
-    /// The file, and whether it is one of columns.
-    file: Option<(File, bool)>,
-    state: RefCell<LogState>,
-}
-
-struct LogState {
-    /// When the last step was done, and tokens up to then.
-    last: Option<(f64, u64)>,
-    speed: f64,
-    failed: Option<std::io::Error>,
-}
-
-/// The columns of a CSV file, in order.
-const COLUMNS: [&str; 12] = [
-    "event",
-    "step",
-    "seconds",
-    "loss",
-    "cross_entropy",
-    "divergence",
-    "gradient",
-    "learning_rate",
-    "tokens",
-    "epoch",
-    "tokens_per_second",
-    "block",
-];
-
-impl<'a> Log<'a> {
-    fn open(path: Option<&Path>, terminal: &'a Terminal) -> Result<Self> {
-        let mut file = None;
-        if let Some(path) = path {
-            let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-            let opened = OpenOptions::new().create(true).append(true).open(path);
-            let mut opened = opened.context_with(|| path.display().to_string())?;
-            if is_csv && opened.metadata().is_ok_and(|metadata| metadata.len() == 0) {
-                writeln!(opened, "{}", COLUMNS.join(",")).context_with(|| path.display().to_string())?;
-            }
-            file = Some((opened, is_csv));
-        }
-        let state = RefCell::new(LogState { last: None, speed: 0.0, failed: None });
-        Ok(Self { terminal, start: Instant::now(), file, state })
-    }
-
-    fn take(&self, event: &Event) {
-        let seconds = self.start.elapsed().as_secs_f64();
-        let mut line = Map::new();
-        let name = match event {
-            Event::Resumed { step } => {
-                self.terminal.note(format_args!("going on after step {step}"));
-                line.insert("step".into(), json!(step));
-                "resumed"
-            }
-            Event::Block(BlockReport { layer, losses }) => {
-                let how = match losses {
-                    Some((first, last)) => format!("loss {first:.3e} at first, {last:.3e} at last"),
-                    None => "as it was kept".to_owned(),
-                };
-                self.terminal.note(format_args!("block {layer}: {how}"));
-                line.insert("block".into(), json!(layer));
-                line.insert("loss".into(), json!(losses.map(|(_, last)| last)));
-                "block"
-            }
-            Event::Step(report) => {
-                let mut state = self.state.borrow_mut();
-                if let Some((then, tokens)) = state.last {
-                    let now = (report.tokens.saturating_sub(tokens)) as f64 / (seconds - then).max(1e-9);
-                    state.speed = if state.speed == 0.0 { now } else { 0.9 * state.speed + 0.1 * now };
-                }
-                state.last = Some((seconds, report.tokens));
-                let speed = state.speed;
-                self.terminal.set_message(format!("loss {:.4}, {speed:.0} tokens/s", report.loss));
-                let values = [
-                    ("step", json!(report.step)),
-                    ("loss", json!(report.loss)),
-                    ("cross_entropy", json!(report.cross_entropy)),
-                    ("divergence", json!(report.divergence)),
-                    ("gradient", json!(report.gradient)),
-                    ("learning_rate", json!(report.rate)),
-                    ("tokens", json!(report.tokens)),
-                    ("epoch", json!(report.epoch)),
-                    ("tokens_per_second", json!(speed)),
-                ];
-                line.extend(values.map(|(name, value)| (name.to_owned(), value)));
-                "step"
-            }
-            Event::Evaluated { step, loss, is_best } => {
-                let best = if *is_best { ", the best so far" } else { "" };
-                let perplexity = loss.exp();
-                self.terminal.note(format_args!("step {step}: held-out perplexity {perplexity:.4}{best}"));
-                line.extend([("step".to_owned(), json!(step)), ("loss".to_owned(), json!(loss))]);
-                "held_out"
-            }
-            Event::WentBack { from, to, reason } => {
-                self.terminal.note(format_args!(
-                    "warning: step {from}: {reason}; going on from step {to} with half of the learning rate"
-                ));
-                line.insert("step".into(), json!(to));
-                "went_back"
-            }
-        };
-        line.insert("event".into(), json!(name));
-        line.insert("seconds".into(), json!(seconds));
-        self.write(line);
-    }
-
-    fn write(&self, line: Map<String, Value>) {
-        let Some((file, is_csv)) = &self.file else { return };
-        let text = if *is_csv {
-            let cell = |name: &&str| match line.get(*name) {
-                Some(Value::String(text)) => text.clone(),
-                Some(Value::Null) | None => String::new(),
-                Some(value) => value.to_string(),
-            };
-            COLUMNS.iter().map(cell).collect::<Vec<_>>().join(",")
-        } else {
-            Value::Object(line).to_string()
-        };
-        let mut file = file;
-        if let Err(error) = writeln!(file, "{text}") {
-            self.state.borrow_mut().failed.get_or_insert(error);
-        }
-    }
-
-    /// What went wrong while writing.
-    fn close(self) -> Result<()> {
-        match self.state.into_inner().failed {
-            Some(error) => Err(Error::from(error).context("the metrics")),
-            None => Ok(()),
-        }
-    }
 }

@@ -3,6 +3,7 @@
 //! What is written is what ran: the same codes, the same rounded tables and norms. Not here: steps and states (`train`), how a folder is
 //! written (`output`). Floor 8.
 
+mod options;
 mod stages;
 
 use super::output::Place;
@@ -12,84 +13,30 @@ use crate::artifact::output::OutputFolder;
 use crate::artifact::records::TRAINING_RECORD;
 use crate::backend::Train;
 use crate::digest::sha256_hex;
-use crate::dtype::DType;
 use crate::error::{Context, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
 use crate::format::source::SourceDir;
-use crate::layout::{PackedFormat, TargetLayout};
+use crate::layout::TargetLayout;
 use crate::model::checkpoint::{Checkpoint, PRODUCER_KEY};
 use crate::model::{CausalLm, LoadOptions};
-use crate::options::named;
-use crate::quant::{Activations, Bits, Granularity, ScaleType, Scales, Scheme};
+use crate::quant::Scales;
 use crate::task::Control;
 use crate::train::corpus::{Corpus, Sequence};
+use crate::train::curriculum::Curriculum;
 use crate::train::memory::TrainingMemory;
-use crate::train::optimizer::{Optimizer, OptimizerOptions};
+use crate::train::optimizer::Optimizer;
 pub use crate::train::run::TimeLimit;
 use crate::train::run::{Ended, Event, Run, RunOptions};
-use crate::train::schedule::Schedule;
 use crate::train::state::{StateFolder, write_tensors};
 use crate::train::teacher::Teacher;
-use crate::train::{Goal, MasterType, Origin, Precision, Room, Stored, TrainedModel};
+use crate::train::{Origin, Precision, Stored, TrainedModel};
+pub use options::{StartCodes, TrainOptions};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use stages::Begun;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-named! {
-    /// At which codes quantized layers begin to be trained.
-    pub enum StartCodes {
-        /// Weights rounded to nearest
-        Nearest = "nearest",
-        /// Those that GPTQ finds with the texts that are learned from
-        Gptq = "gptq",
-    }
-}
-
-/// What to train, and how.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainOptions {
-    /// Bits of the codes of linear layers; `None` for ternary ones and for floating point.
-    pub bits: Option<Bits>,
-    /// Whether linear layers are ternary.
-    pub is_ternary: bool,
-    /// How many weights share a scale.
-    pub granularity: Granularity,
-    /// At which codes they begin; `None`: at GPTQ's where that is possible.
-    pub start: Option<StartCodes>,
-    /// How each block is trained alone before the whole model is; `None`: it is not.
-    pub blocks: Option<Schedule>,
-    /// Whether scales are learned; otherwise they come from the weights after every step.
-    pub learned_scales: bool,
-    /// What quantized layers meet.
-    pub activations: Activations,
-    /// What is stored in floating point, where nothing is quantized; `None` for the checkpoint's types, and F16 for a new model.
-    pub float: Option<DType>,
-    /// In what the optimizer keeps parameters.
-    pub masters: MasterType,
-    /// Tokens of a batch, and of a row.
-    pub room: Room,
-    /// Batches of a step.
-    pub accumulate: usize,
-    /// Steps, and how fast.
-    pub schedule: Schedule,
-    /// How a step is made.
-    pub optimizer: OptimizerOptions,
-    /// What is made smaller.
-    pub goal: Goal,
-    /// In what order the text is seen, and with what a new model begins.
-    pub seed: u64,
-    /// Steps between looks at the held-out text.
-    pub evaluate_every: u64,
-    /// Steps after which the state is kept.
-    pub keep_every: u64,
-    /// The layout to write; `None`: the one that holds such a result best.
-    pub layout: Option<TargetLayout>,
-    /// Bytes that the run may take.
-    pub memory: Option<u64>,
-}
 
 /// What a model is trained from.
 pub struct TrainInputs<'a> {
@@ -105,6 +52,8 @@ pub struct TrainInputs<'a> {
     pub corpus: &'a mut Corpus,
     /// What the best is chosen by; may be empty.
     pub held_out: &'a [Sequence],
+    /// In what order what is learned from is taken up; `None`: all at once.
+    pub curriculum: Option<Curriculum>,
     /// SHA-256 of what weights, texts and teacher are, for a state that is gone on from.
     pub sha256: String,
     /// Whose predictions are learned.
@@ -172,100 +121,6 @@ impl<'a> TrainingRecord<'a> {
     }
 }
 
-impl TrainOptions {
-    /// What linear layers become; `None` for floating point.
-    pub fn scheme(&self) -> Option<Scheme> {
-        match self.bits {
-            Some(bits) => Some(Scheme::integer(bits, self.granularity, true)),
-            None => self.is_ternary.then(|| Scheme::ternary(self.granularity)),
-        }
-    }
-
-    /// At which codes a model begins that has weights.
-    fn start(&self) -> StartCodes {
-        let usual = match self.bits {
-            Some(_) if self.learned_scales => StartCodes::Gptq,
-            _ => StartCodes::Nearest,
-        };
-        self.start.unwrap_or(usual)
-    }
-
-    /// The same as options of quantizing.
-    fn quantize_options(&self, file: Option<&str>) -> Option<QuantizeOptions> {
-        let options = match self.bits {
-            Some(bits) => QuantizeOptions::rtn(bits, self.granularity, true),
-            None if self.is_ternary => QuantizeOptions::ternary(self.granularity),
-            None => return None,
-        };
-        let (layout, activations) = (self.layout, self.activations);
-        Some(QuantizeOptions { layout, activations, file: file.map(str::to_owned), ..options })
-    }
-
-    /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
-    /// that, and some ask for it.
-    pub(super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
-        let mut precision = Precision { float: self.float, master: self.masters, ..Precision::default() };
-        let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
-            return Ok(precision);
-        };
-        let float = match origin {
-            Origin::Checkpoint(checkpoint) => {
-                let table = format!("{}.weight", checkpoint.embedding_module());
-                match checkpoint.store().require(&table)?.dtype {
-                    DType::BF16 => DType::BF16,
-                    _ => DType::F16,
-                }
-            }
-            Origin::Random { .. } => DType::F16,
-        };
-        let layout = options.target_layout();
-        let usual = PackedFormat { coding: scheme.into(), scale_type: ScaleType::F16, reordered: false };
-        precision.scheme = Some(scheme);
-        precision.float = Some(float);
-        precision.activations = self.activations;
-        precision.grid = layout.activation_grid();
-        if layout == TargetLayout::BitNet {
-            precision.scale_type = ScaleType::from_dtype(float).unwrap_or_default();
-        } else {
-            precision.scale_type = layout.own_format(usual).scale_type;
-        }
-        Ok(precision)
-    }
-
-    /// By the names of the command line, for the record.
-    fn parameters(&self) -> Map<String, Value> {
-        let Schedule { decay, steps, warmup, peak, last, weight_decay } = self.schedule;
-        let parameters = json!({
-            "scheme": self.scheme().map(|scheme| scheme.to_string()),
-            "activations": self.activations,
-            "start": self.start(),
-            "block_steps": self.blocks.map_or(0, |schedule| schedule.steps),
-            "block_rate": self.blocks.map(|schedule| schedule.peak),
-            "format": self.layout.map(TargetLayout::name),
-            "dtype": self.float.map(|dtype| dtype.to_string().to_lowercase()),
-            "scales": if self.learned_scales { "learned" } else { "nearest" },
-            "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
-            "context": self.room.context,
-            "batch_tokens": self.room.tokens,
-            "accumulate": self.accumulate,
-            "steps": steps,
-            "warmup": warmup,
-            "decay": decay,
-            "learning_rate": peak,
-            "last_rate": last,
-            "weight_decay": weight_decay,
-            "scale_rate": self.optimizer.scale_rate,
-            "clip": self.optimizer.longest,
-            "cross_entropy": self.goal.cross_entropy,
-            "teacher_share": self.goal.divergence,
-            "temperature": self.goal.temperature,
-            "seed": self.seed,
-        });
-        let Value::Object(parameters) = parameters else { unreachable!("an object was written above") };
-        parameters
-    }
-}
-
 /// A model that has learned, and is to be written.
 pub struct Learned<B: Train> {
     /// The best that was found, or the last without a held-out text.
@@ -312,7 +167,9 @@ impl Prepared {
         };
         memory.check_within(options.memory).context_with(|| inputs.name.to_owned())?;
         let parameters = options.parameters();
-        let run = json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every]);
+        let by_levels = inputs.curriculum.is_some();
+        let run =
+            json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every, by_levels]);
         Ok(Self { quantize, precision, memory, parameters, key: sha256_hex(run.to_string().as_bytes()) })
     }
 }
@@ -381,6 +238,7 @@ pub async fn learn<B: Train>(
         teacher: taught.as_mut(),
         corpus: &mut *inputs.corpus,
         held_out: inputs.held_out,
+        curriculum: inputs.curriculum.as_ref(),
         state: around.state,
         limit: around.limit,
         options: RunOptions {

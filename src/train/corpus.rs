@@ -20,6 +20,7 @@ use crate::error::{Context, Error, Result};
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// How a document may be cut, and what stands around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,16 @@ pub struct Position {
     pub epoch: u64,
     /// How many pieces of this epoch were seen.
     pub index: usize,
+    /// The last level whose documents are seen in it; 0: those of all levels.
+    #[serde(default)]
+    pub level: usize,
+}
+
+impl Position {
+    /// The beginning of the next epoch, in which documents up to a level are seen.
+    pub fn on_level(self, level: usize) -> Self {
+        Self { epoch: self.epoch.saturating_add(1), index: 0, level }
+    }
 }
 
 /// Documents, ready to be cut.
@@ -78,6 +89,8 @@ pub struct Position {
 pub struct Corpus {
     /// Rows end in their last token; no document begins with the `bos` that is put in front.
     documents: Vec<Document>,
+    /// How hard each document is; empty where that is not known.
+    levels: Vec<usize>,
     bos: Option<u32>,
     context: usize,
     predictions: u64,
@@ -91,6 +104,7 @@ pub struct Corpus {
 struct Epoch {
     seed: u64,
     epoch: u64,
+    level: usize,
     pieces: Vec<Piece>,
 }
 
@@ -127,8 +141,15 @@ impl Corpus {
             check_ids(id.as_slice(), vocab_size)
                 .context_with(|| format!("the token for the {name} of a sequence"))?;
         }
-        let mut corpus =
-            Self { documents: Vec::new(), bos, context, predictions: 0, longest: 0, epoch: None };
+        let mut corpus = Self {
+            documents: Vec::new(),
+            levels: Vec::new(),
+            bos,
+            context,
+            predictions: 0,
+            longest: 0,
+            epoch: None,
+        };
         for (index, document) in documents.into_iter().enumerate() {
             let document = corpus
                 .prepare(document, eos, vocab_size)
@@ -136,6 +157,26 @@ impl Corpus {
             corpus.documents.push(document);
         }
         Ok(corpus)
+    }
+
+    /// The same, with the level of each document, from 1 on.
+    ///
+    /// # Errors
+    /// `invalid_argument` for another number of levels than of documents.
+    pub fn graded(self, levels: Vec<usize>) -> Result<Self> {
+        if levels.len() != self.documents.len() {
+            return Err(Error::invalid_argument(format!(
+                "expected the levels of {} documents but found {}",
+                self.documents.len(),
+                levels.len()
+            )));
+        }
+        Ok(Self { levels, epoch: None, ..self })
+    }
+
+    /// Levels of which there are documents, from the easiest on.
+    pub fn levels(&self) -> BTreeSet<usize> {
+        self.levels.iter().copied().collect()
     }
 
     /// Checks a document, counts what is in it, and puts the `eos` behind a row.
@@ -216,10 +257,10 @@ impl Corpus {
                 self.longest
             )));
         }
-        let is_at_hand = |held: &Epoch| (held.seed, held.epoch) == (seed, at.epoch);
+        let is_at_hand = |held: &Epoch| (held.seed, held.epoch, held.level) == (seed, at.epoch, at.level);
         let epoch = match self.epoch.take().filter(is_at_hand) {
             Some(epoch) => epoch,
-            None => self.draw(seed, at.epoch),
+            None => self.draw(seed, at.epoch, at.level),
         };
         let pieces = epoch.pieces.get(at.index..).unwrap_or(&[]);
         let (mut batch, mut tokens) = (Vec::new(), 0);
@@ -239,7 +280,7 @@ impl Corpus {
             )));
         }
         let next = match seen == all {
-            true => Position { epoch: at.epoch.saturating_add(1), index: 0 },
+            true => at.on_level(at.level),
             false => Position { index: seen, ..at },
         };
         Ok((batch, next))
@@ -247,13 +288,16 @@ impl Corpus {
 
     /// Cuts every document, and shuffles the pieces. A text's first piece has another length in each epoch, so that the
     /// same tokens do not always stand at an edge; what fits in one piece is never cut.
-    fn draw(&self, seed: u64, epoch: u64) -> Epoch {
+    fn draw(&self, seed: u64, epoch: u64, level: usize) -> Epoch {
         // Neighbouring seeds and epochs have nothing in common so.
         let key = seed ^ Pcg32::seed_from_u64(epoch).next_u64();
         let mut random = Pcg32::seed_from_u64(key);
         let order = random.next_u64();
         let mut pieces = Vec::new();
         for (index, document) in self.documents.iter().enumerate() {
+            if level > 0 && self.levels.get(index).is_some_and(|&of_document| of_document > level) {
+                continue;
+            }
             let (mut start, len) = (self.first(document.kind), document.tokens.len());
             let mut room = self.context;
             if document.kind == DocumentKind::Text && len - start > self.context {
@@ -268,7 +312,7 @@ impl Corpus {
             }
         }
         shuffle(&mut pieces, order);
-        Epoch { seed, epoch, pieces }
+        Epoch { seed, epoch, level, pieces }
     }
 
     fn sequence(&self, &Piece { document, start, end }: &Piece) -> Sequence {

@@ -2,6 +2,7 @@
 
 use super::blocks::BlockReport;
 use super::corpus::{Corpus, Position, Sequence};
+use super::curriculum::{Curriculum, Mastered};
 use super::optimizer::{Optimizer, Rate};
 use super::schedule::Schedule;
 use super::state::{Best, Notes, StateFolder};
@@ -55,6 +56,8 @@ pub enum Event {
         /// Whether it is the best so far.
         is_best: bool,
     },
+    /// The level of a curriculum that is learned was looked at.
+    Level(Mastered),
     /// Loss or gradient were no numbers: the run went back to the state that was kept last, goes on behind the batch that it met, and
     /// learns half as fast.
     WentBack {
@@ -125,6 +128,8 @@ pub struct Run<'a, B: Train> {
     pub corpus: &'a mut Corpus,
     /// What the best is chosen by; may be empty.
     pub held_out: &'a [Sequence],
+    /// In what order what is learned from is taken up; `None`: all at once.
+    pub curriculum: Option<&'a Curriculum>,
     /// Where the state is kept.
     pub state: StateFolder<'a>,
     /// How it goes.
@@ -147,6 +152,9 @@ impl<B: Train> Run<'_, B> {
             self.model.bring().await?;
             tell(Event::Resumed { step: kept.step });
             notes = kept;
+        }
+        if let (Some(curriculum), 0) = (self.curriculum, notes.position.level) {
+            notes.position.level = curriculum.first();
         }
         let begun = self.limit.map(|limit| (limit.clock)());
         let planned = self.options.schedule;
@@ -222,6 +230,12 @@ impl<B: Train> Run<'_, B> {
             self.state.keep_best(self.model, notes).await?;
         }
         tell(Event::Evaluated { step, loss, is_best });
+        while let Some(curriculum) = self.curriculum {
+            let looked = curriculum.look(self.model, notes.position.level).await?;
+            tell(Event::Level(looked));
+            let Some(next) = looked.next else { break };
+            notes.position = notes.position.on_level(next);
+        }
         Ok(())
     }
 

@@ -92,6 +92,44 @@ fn config(folder: &Path) -> PathBuf {
     path
 }
 
+#[test]
+fn a_curriculum_takes_in_the_next_level_when_one_is_mastered() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("sort");
+    lowbit(["tasks", "sort", "-o", &arg(&files), "--test", "100", "--levels", "1", "2", "3"]).done();
+    let metrics = arg(folder.path().join("metrics.jsonl"));
+    let train = |held_out: Vec<String>, to: &str| {
+        let size = ["--context", "48", "--batch-tokens", "1024", "--steps", "150", "--evaluate-every", "10"];
+        let more = ["--learning-rate", "0.004", "--metrics", &metrics, "--curriculum"];
+        let args = ["train".to_owned(), arg(config(folder.path())), "-o".to_owned()];
+        let args = args.into_iter().chain([arg(folder.path().join(to)), "--data".to_owned()]);
+        let args = args.chain(sudokus(&files, "train", 1..=3)).chain(held_out);
+        lowbit(args.chain(size.into_iter().chain(more).map(str::to_owned)))
+    };
+    let held_out =
+        |last| ["--held-out".to_owned()].into_iter().chain(sudokus(&files, "test", 1..=last)).collect();
+    for (held_out, expected) in
+        [(Vec::new(), "--held-out"), (held_out(2), "level 3: expected held-out questions but found none")]
+    {
+        let ran = train(held_out, "refused");
+        assert!(ran.code == 2 && ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+
+    train(held_out(3), "model").done();
+    let lines = rows(&metrics);
+    let looks: Vec<&Value> = lines.iter().filter(|line| line["event"] == "level").collect();
+    let mut expected = 1;
+    for look in &looks {
+        let mastered = look["accuracy"].as_f64().unwrap() > 0.8;
+        assert_eq!(look["level"], expected, "{look}");
+        let next = if mastered && expected < 3 { json!(expected + 1) } else { Value::Null };
+        assert_eq!(look["next"], next, "{look}");
+        expected += u64::from(!next.is_null());
+    }
+    // Measured: level 2 comes after 80 steps and level 3 after 140.
+    assert!(looks.len() > 15 && expected >= 2, "{looks:#?}");
+}
+
 /// How often the model may learn on. Its accuracies depend on the processor's order of additions: where no level is at the edge, the next
 /// ones come there from above or below.
 const ROUNDS: usize = 8;

@@ -94,6 +94,7 @@ fn with_job<T>(
         name: "tale",
         corpus: &mut corpus,
         held_out: &held_out,
+        curriculum: None,
         sha256: "a text".to_owned(),
         teacher: Some(checkpoint),
     };

@@ -88,6 +88,24 @@ impl<B: Train> EndParameters<B> {
 }
 
 impl<B: Train> Runner<B> {
+    /// The likeliest token behind each of those at hand.
+    ///
+    /// # Errors
+    /// What goes wrong on the device.
+    pub async fn guesses(
+        &mut self,
+        ends: &EmbeddingAndHead<B>,
+        predictions: &mut Predictions<B>,
+    ) -> Result<Vec<u32>> {
+        let (count, vocabulary) = (self.hidden.count, self.config.vocab_size);
+        self.head(ends, &mut predictions.logits)?;
+        let mut ids = self.backend.buffer(Element::U32, count)?;
+        self.backend.argmax(&predictions.logits, count, vocabulary, &mut ids)?;
+        let mut found = vec![0; count];
+        self.backend.read_u32(&ids, 0, &mut found).await?;
+        Ok(found)
+    }
+
     /// The losses of the tokens at hand, which are behind the last block, and their derivatives by the logits.
     ///
     /// # Errors

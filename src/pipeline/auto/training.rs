@@ -71,6 +71,7 @@ impl<B: Train> QatTrainer<'_, B> {
             name: checkpoint.name(),
             corpus: &mut corpus,
             held_out: &[],
+            curriculum: None,
             sha256: String::new(),
             teacher: Some(checkpoint),
         };

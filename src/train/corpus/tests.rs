@@ -15,7 +15,7 @@ fn corpus(documents: &[Document], bos: bool, eos: bool, context: usize) -> Corpu
 /// All batches of an epoch.
 fn epoch(corpus: &mut Corpus, seed: u64, epoch: u64, budget: usize) -> Vec<Vec<Sequence>> {
     let mut batches = Vec::new();
-    let mut at = Position { epoch, index: 0 };
+    let mut at = Position { epoch, index: 0, ..Position::default() };
     while at.epoch == epoch {
         let (batch, next) = corpus.batch(seed, at, budget).unwrap();
         assert!(next.epoch > at.epoch && next.index == 0 || next.index > at.index);
@@ -84,7 +84,7 @@ fn texts_are_cut_elsewhere_in_each_epoch_unless_they_fit() {
     assert_eq!((long.tokens(), long.predictions()), (40, 40));
     let mut starts = std::collections::BTreeSet::new();
     for epoch in 0..100 {
-        let (batch, _) = long.batch(7, Position { epoch, index: 0 }, 1000).unwrap();
+        let (batch, _) = long.batch(7, Position { epoch, index: 0, ..Position::default() }, 1000).unwrap();
         let first = batch.iter().find(|sequence| sequence.targets[0] == 0).unwrap();
         starts.insert(first.tokens.len());
         assert!(batch.len() <= 6, "one piece more than if nothing shifted");
@@ -92,8 +92,8 @@ fn texts_are_cut_elsewhere_in_each_epoch_unless_they_fit() {
     assert_eq!(starts, (1..=8).collect());
     let mut short = corpus(&[text], true, true, 40);
     for epoch in 0..20 {
-        let (batch, next) = short.batch(7, Position { epoch, index: 0 }, 40).unwrap();
-        assert_eq!((batch.len(), next), (1, Position { epoch: epoch + 1, index: 0 }));
+        let (batch, next) = short.batch(7, Position { epoch, index: 0, ..Position::default() }, 40).unwrap();
+        assert_eq!((batch.len(), next), (1, Position { epoch: epoch + 1, index: 0, ..Position::default() }));
     }
 }
 
@@ -159,15 +159,18 @@ fn what_cannot_be_learned_from_is_refused() {
     let error = corpus.batch(0, Position::default(), 3).unwrap_err().to_string();
     assert_eq!(error, "expected batches of at least 4 tokens, the longest piece's, but found 3");
     for index in [5, usize::MAX] {
-        let error = corpus.batch(0, Position { epoch: u64::MAX, index }, 4).unwrap_err().to_string();
+        let error = corpus
+            .batch(0, Position { epoch: u64::MAX, index, ..Position::default() }, 4)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("in epoch 18446744073709551615 but found"), "{error}");
     }
-    assert!(corpus.batch(0, Position { epoch: u64::MAX, index: 0 }, 4).is_ok());
+    assert!(corpus.batch(0, Position { epoch: u64::MAX, index: 0, ..Position::default() }, 4).is_ok());
 }
 
 #[test]
 fn a_position_is_kept_in_a_file() {
-    let at = Position { epoch: 3, index: 17 };
+    let at = Position { epoch: 3, index: 17, ..Position::default() };
     let text = serde_json::to_string(&at).unwrap();
     assert_eq!(text, "{\"epoch\":3,\"index\":17}");
     assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), at);
@@ -253,5 +256,27 @@ proptest! {
         // Nor does it matter what was asked before.
         fresh.batch(seed ^ 1, Position::default(), budget).unwrap();
         prop_assert_eq!(fresh.batch(seed, at, budget).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_level_takes_in_those_before_it() {
+    let documents = (0..6).map(|id| Document::row(vec![id, id])).collect();
+    let corpus = Corpus::new(documents, Some(9), None, 4, 10).unwrap();
+    assert_eq!(
+        corpus.clone().graded(vec![1]).unwrap_err().to_string(),
+        "expected the levels of 6 documents but found 1"
+    );
+    let mut corpus = corpus.graded(vec![1, 2, 2, 5, 1, 5]).unwrap();
+    assert_eq!(corpus.levels().into_iter().collect::<Vec<_>>(), [1, 2, 5]);
+    let mut at = Position::default();
+    for (level, expected) in
+        [(0, &[0, 1, 2, 3, 4, 5][..]), (1, &[0, 4]), (2, &[0, 1, 2, 4]), (5, &[0, 1, 2, 3, 4, 5])]
+    {
+        at = at.on_level(level);
+        let (batch, next) = corpus.batch(3, at, 1000).unwrap();
+        let mut seen: Vec<u32> = batch.iter().map(|piece| piece.targets[0]).collect();
+        seen.sort_unstable();
+        assert_eq!((&seen[..], next), (expected, at.on_level(level)));
     }
 }

@@ -1,0 +1,159 @@
+//! How a model is trained, and what that makes of its parameters. Floor 8.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::layout::{PackedFormat, TargetLayout};
+use crate::options::named;
+use crate::pipeline::select::QuantizeOptions;
+use crate::quant::{Activations, Bits, Granularity, ScaleType, Scheme};
+use crate::train::optimizer::OptimizerOptions;
+use crate::train::schedule::Schedule;
+use crate::train::{Goal, MasterType, Origin, Precision, Room};
+use serde_json::{Map, Value, json};
+
+named! {
+    /// At which codes quantized layers begin to be trained.
+    pub enum StartCodes {
+        /// Weights rounded to nearest
+        Nearest = "nearest",
+        /// Those that GPTQ finds with the texts that are learned from
+        Gptq = "gptq",
+    }
+}
+
+/// What to train, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// Bits of the codes of linear layers; `None` for ternary ones and for floating point.
+    pub bits: Option<Bits>,
+    /// Whether linear layers are ternary.
+    pub is_ternary: bool,
+    /// How many weights share a scale.
+    pub granularity: Granularity,
+    /// At which codes they begin; `None`: at GPTQ's where that is possible.
+    pub start: Option<StartCodes>,
+    /// How each block is trained alone before the whole model is; `None`: it is not.
+    pub blocks: Option<Schedule>,
+    /// Whether scales are learned; otherwise they come from the weights after every step.
+    pub learned_scales: bool,
+    /// What quantized layers meet.
+    pub activations: Activations,
+    /// What is stored in floating point, where nothing is quantized; `None` for the checkpoint's types, and F16 for a new model.
+    pub float: Option<DType>,
+    /// In what the optimizer keeps parameters.
+    pub masters: MasterType,
+    /// Tokens of a batch, and of a row.
+    pub room: Room,
+    /// Batches of a step.
+    pub accumulate: usize,
+    /// Steps, and how fast.
+    pub schedule: Schedule,
+    /// How a step is made.
+    pub optimizer: OptimizerOptions,
+    /// What is made smaller.
+    pub goal: Goal,
+    /// In what order the text is seen, and with what a new model begins.
+    pub seed: u64,
+    /// Steps between looks at the held-out text.
+    pub evaluate_every: u64,
+    /// Steps after which the state is kept.
+    pub keep_every: u64,
+    /// The layout to write; `None`: the one that holds such a result best.
+    pub layout: Option<TargetLayout>,
+    /// Bytes that the run may take.
+    pub memory: Option<u64>,
+}
+
+impl TrainOptions {
+    /// What linear layers become; `None` for floating point.
+    pub fn scheme(&self) -> Option<Scheme> {
+        match self.bits {
+            Some(bits) => Some(Scheme::integer(bits, self.granularity, true)),
+            None => self.is_ternary.then(|| Scheme::ternary(self.granularity)),
+        }
+    }
+
+    /// At which codes a model begins that has weights.
+    pub(super) fn start(&self) -> StartCodes {
+        let usual = match self.bits {
+            Some(_) if self.learned_scales => StartCodes::Gptq,
+            _ => StartCodes::Nearest,
+        };
+        self.start.unwrap_or(usual)
+    }
+
+    /// The same as options of quantizing.
+    pub(super) fn quantize_options(&self, file: Option<&str>) -> Option<QuantizeOptions> {
+        let options = match self.bits {
+            Some(bits) => QuantizeOptions::rtn(bits, self.granularity, true),
+            None if self.is_ternary => QuantizeOptions::ternary(self.granularity),
+            None => return None,
+        };
+        let (layout, activations) = (self.layout, self.activations);
+        Some(QuantizeOptions { layout, activations, file: file.map(str::to_owned), ..options })
+    }
+
+    /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
+    /// that, and some ask for it.
+    pub(in super::super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
+        let mut precision = Precision { float: self.float, master: self.masters, ..Precision::default() };
+        let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
+            return Ok(precision);
+        };
+        let float = match origin {
+            Origin::Checkpoint(checkpoint) => {
+                let table = format!("{}.weight", checkpoint.embedding_module());
+                match checkpoint.store().require(&table)?.dtype {
+                    DType::BF16 => DType::BF16,
+                    _ => DType::F16,
+                }
+            }
+            Origin::Random { .. } => DType::F16,
+        };
+        let layout = options.target_layout();
+        let usual = PackedFormat { coding: scheme.into(), scale_type: ScaleType::F16, reordered: false };
+        precision.scheme = Some(scheme);
+        precision.float = Some(float);
+        precision.activations = self.activations;
+        precision.grid = layout.activation_grid();
+        if layout == TargetLayout::BitNet {
+            precision.scale_type = ScaleType::from_dtype(float).unwrap_or_default();
+        } else {
+            precision.scale_type = layout.own_format(usual).scale_type;
+        }
+        Ok(precision)
+    }
+
+    /// By the names of the command line, for the record.
+    pub(super) fn parameters(&self) -> Map<String, Value> {
+        let Schedule { decay, steps, warmup, peak, last, weight_decay } = self.schedule;
+        let parameters = json!({
+            "scheme": self.scheme().map(|scheme| scheme.to_string()),
+            "activations": self.activations,
+            "start": self.start(),
+            "block_steps": self.blocks.map_or(0, |schedule| schedule.steps),
+            "block_rate": self.blocks.map(|schedule| schedule.peak),
+            "format": self.layout.map(TargetLayout::name),
+            "dtype": self.float.map(|dtype| dtype.to_string().to_lowercase()),
+            "scales": if self.learned_scales { "learned" } else { "nearest" },
+            "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
+            "context": self.room.context,
+            "batch_tokens": self.room.tokens,
+            "accumulate": self.accumulate,
+            "steps": steps,
+            "warmup": warmup,
+            "decay": decay,
+            "learning_rate": peak,
+            "last_rate": last,
+            "weight_decay": weight_decay,
+            "scale_rate": self.optimizer.scale_rate,
+            "clip": self.optimizer.longest,
+            "cross_entropy": self.goal.cross_entropy,
+            "teacher_share": self.goal.divergence,
+            "temperature": self.goal.temperature,
+            "seed": self.seed,
+        });
+        let Value::Object(parameters) = parameters else { unreachable!("an object was written above") };
+        parameters
+    }
+}
