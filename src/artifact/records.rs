@@ -18,6 +18,9 @@ pub const QUANTIZATION_RECORD: &str = "quantization_config.json";
 /// The name of the record of a dequantized folder, its last file.
 pub const DEQUANTIZATION_RECORD: &str = "quantization_metadata.json";
 
+/// What records call the method of weights that were trained to be quantized.
+pub const TRAINED: &str = "qat";
+
 /// The name of the record of a folder with weights that were trained in floating point, its last file.
 pub const TRAINING_RECORD: &str = "training_record.json";
 

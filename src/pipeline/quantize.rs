@@ -16,6 +16,8 @@ use super::calibrated::{self, Calibration, calibrate_modules};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
 use super::output::Place;
 use super::select::{QuantizeOptions, plan_restore};
+#[cfg(feature = "train")]
+use crate::artifact::records::TRAINED;
 use crate::artifact::records::{
     PARAMETERS_FILE, QuantizationRecord, SourceRecord, read_dequantization_record,
 };
@@ -176,9 +178,10 @@ pub(super) async fn write_trained(
 ) -> Result<QuantizeOutcome> {
     let plan = QuantizationPlan::new(checkpoint, options)?;
     place.refuse_foreign(plan.layout()).await?;
-    let parameters = plan.parameters().into_iter().chain(parameters).collect();
+    let method = ("method".to_owned(), json!(TRAINED));
+    let parameters = plan.parameters().into_iter().chain([method]).chain(parameters).collect();
     let job = Job::new(checkpoint, &plan, Encoder::Trained { scales }, parameters)?;
-    job.by("qat").run(place, control).await
+    job.by(TRAINED).run(place, control).await
 }
 
 /// As [`quantize_checkpoint`], for a method that needs no samples and a host that wants to hear nothing.

@@ -116,7 +116,7 @@ fn a_checkpoint_learns_answers_and_learns_to_be_small() {
     let record: Value =
         serde_json::from_slice(&fs::read(folder.path().join("out/quantization_config.json")).unwrap())
             .unwrap();
-    assert_eq!(record["method"], "qat");
+    assert_eq!((&record["method"], &record["parameters"]["method"]), (&"qat".into(), &"qat".into()));
     assert_eq!(record["parameters"]["training"]["parameters"]["teacher_share"], 1.0);
     let said = refused(args("qat", &[]));
     assert!(said.contains("--bits ternary, 2, 3, 4 or 8"), "{said}");

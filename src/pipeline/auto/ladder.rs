@@ -5,6 +5,7 @@
 //! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
 
 use crate::artifact::records::ModuleRecord;
+use crate::artifact::records::TRAINED;
 use crate::order;
 use crate::plan::PlanOptions;
 use crate::quant::{Bits, Granularity, Scheme};
@@ -173,9 +174,6 @@ pub fn next(ladder: &[usize], last: Option<Tried>) -> Next {
     }
     Next::Reject
 }
-
-/// What records call the method of weights that were trained to be quantized.
-const TRAINED: &str = "qat";
 
 /// What to do when nothing was good; `last` is the last report.
 pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
