@@ -4,8 +4,8 @@
 //! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
 //! - A token gives the same bits alone and in a batch, in prefill and in decode, unless the caller
 //!   [allows](DeviceOps::set_sums) otherwise.
-//! - `linear` and `gram` add in the order of the instruction set in use, so their last bits differ between instruction sets;
-//!   every other step gives the same bits on every target.
+//! - `linear`, `gram` and backward steps that multiply matrices add in the order of the instruction set in use, so their last bits
+//!   differ between instruction sets; every other step gives the same bits on every target.
 //!
 //! Floor 4.
 
