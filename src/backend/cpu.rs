@@ -81,7 +81,7 @@ pub struct CpuBackend {
     /// Whether products may be those of whole matrices.
     whole: bool,
     #[cfg(feature = "train")]
-    kept: backward::Kept,
+    kept: Box<backward::Kept>,
 }
 
 impl CpuBackend {
@@ -112,7 +112,7 @@ impl CpuBackend {
             split: None,
             whole: false,
             #[cfg(feature = "train")]
-            kept: backward::Kept::default(),
+            kept: Box::default(),
         }
     }
 }
