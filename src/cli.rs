@@ -37,6 +37,7 @@ mod terminal;
 mod tests;
 #[cfg(feature = "train")]
 mod train;
+#[cfg(feature = "train")]
 mod train_log;
 mod validate;
 

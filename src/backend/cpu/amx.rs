@@ -104,12 +104,6 @@ impl<'a> Region<'a> {
         let first = rows.start * self.stride + cols.start;
         Self::new(&self.values[first.min(self.values.len())..], self.stride, rows.len(), cols.len())
     }
-
-    /// One of its rows.
-    #[inline(always)]
-    fn row(&self, row: usize) -> &'a [f32] {
-        &self.values[row * self.stride..][..self.cols]
-    }
 }
 
 impl Step {

@@ -134,6 +134,7 @@ pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
 }
 
 /// Makes `x` the integers that they are rounded to, and returns what those have to be multiplied with; NaN where one is no number.
+#[cfg(feature = "train")]
 pub(super) fn round_to_codes(x: &mut [f32], grid: ActivationGrid) -> f32 {
     let rounding = Rounding::of(x, grid);
     if !x.iter().fold(true, |finite, v| finite & v.is_finite()) {

@@ -36,6 +36,7 @@ pub(super) struct Side<'a> {
 
 impl<'a> Side<'a> {
     /// `[result, sum]`
+    #[cfg(any(test, feature = "train"))]
     pub(super) fn rows(region: Region<'a>) -> Self {
         Self { region, is_rows: true, factors: None }
     }
@@ -46,6 +47,7 @@ impl<'a> Side<'a> {
     }
 
     /// The same, with a factor for each term of a sum.
+    #[cfg(any(test, feature = "train"))]
     pub(super) fn times(self, factors: Option<&'a [f32]>) -> Self {
         Self { factors, ..self }
     }

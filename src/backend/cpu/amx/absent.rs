@@ -12,7 +12,13 @@ impl Amx {
         None
     }
 
-    pub(in super::super) fn split_rows(self, _rows: Region<'_>, _panel: &mut [Step], _terms: Terms) -> usize {
+    pub(in super::super) fn split_rows(
+        self,
+        _rows: Region<'_>,
+        _factors: Option<&[f32]>,
+        _panel: &mut [Step],
+        _terms: Terms,
+    ) -> usize {
         match self.0 {}
     }
 

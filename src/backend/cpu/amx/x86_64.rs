@@ -276,6 +276,12 @@ fn parts_of(middle: __m512i, low: __m512i) -> usize {
     }
 }
 
+/// One row of a region.
+#[inline(always)]
+fn row_of<'a>(region: &Region<'a>, row: usize) -> &'a [f32] {
+    &region.values[row * region.stride..][..region.cols]
+}
+
 /// The first of sixteen numbers: as many as there are.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -296,7 +302,7 @@ fn split_rows<const N: usize>(rows: Region<'_>, factors: Option<&[f32]>, panel: 
             }
             continue;
         }
-        for (index, (values, step)) in rows.row(row).chunks(EDGE).zip(&mut *panel).enumerate() {
+        for (index, (values, step)) in row_of(&rows, row).chunks(EDGE).zip(&mut *panel).enumerate() {
             let tiles = &mut step.0[row / TILE];
             let (first, second) = values.split_at(values.len().min(TILE));
             let (mut first, mut second) = (load(first), load(second));
@@ -345,7 +351,7 @@ fn split_columns(columns: Region<'_>, factors: Option<&[f32]>, panel: &mut [Step
                     if row >= columns.rows {
                         return [_mm512_setzero_si512(); PARTS];
                     }
-                    let values = columns.row(row);
+                    let values = row_of(&columns, row);
                     let mut values = load(&values[(half * TILE).min(values.len())..]);
                     if let Some(factors) = factors {
                         values = _mm512_mul_ps(values, _mm512_set1_ps(factors[row]));
