@@ -105,7 +105,7 @@ export interface DequantizeRequest {
   context?: number;
   /** Tokens from the start of one window to the next. Default: windows do not overlap. */
   stride?: number;
-  /** The share of predictions that the dequantized model shall keep of the original's. Default: 0.995. */
+  /** The share of predictions that the dequantized model shall keep of the original's. Default: 0.995; 0.99 for training. */
   minRetention?: number;
 }
 
@@ -119,7 +119,7 @@ export interface DequantizeRequest {
 export type DeviceChoice = "auto" | "cpu" | "gpu";
 
 /**
- * The type of dequantized weights.
+ * A type of weights in floating point.
  *
  * - `f16`: Half precision
  * - `f32`: Single precision

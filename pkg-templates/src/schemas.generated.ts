@@ -342,8 +342,7 @@ export const DequantizeRequest = {
       "type": "number",
       "minimum": 0.0,
       "maximum": 1.0,
-      "description": "The share of predictions that the dequantized model shall keep of the original's. Default: 0.995.",
-      "default": 0.995
+      "description": "The share of predictions that the dequantized model shall keep of the original's. Default: 0.995; 0.99 for training."
     }
   },
   "required": [],

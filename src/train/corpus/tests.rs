@@ -170,10 +170,13 @@ fn what_cannot_be_learned_from_is_refused() {
 
 #[test]
 fn a_position_is_kept_in_a_file() {
-    let at = Position { epoch: 3, index: 17, ..Position::default() };
+    let at = Position { epoch: 3, index: 17, level: 2 };
     let text = serde_json::to_string(&at).unwrap();
-    assert_eq!(text, "{\"epoch\":3,\"index\":17}");
+    assert_eq!(text, "{\"epoch\":3,\"index\":17,\"level\":2}");
     assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), at);
+    // As states had it before there were levels.
+    let before = serde_json::from_str::<Position>("{\"epoch\":3,\"index\":17}").unwrap();
+    assert_eq!(before, Position { level: 0, ..at });
 }
 
 /// Documents whose tokens are all different, so that a target tells where it stands. At least one token of each counts.
