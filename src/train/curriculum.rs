@@ -8,7 +8,7 @@
 use super::TrainedModel;
 use super::assess::{Accuracy, EDGE};
 use super::corpus::Sequence;
-use super::run::rows;
+use super::run::{batches, rows};
 use crate::backend::{NO_INDEX, Train};
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -63,14 +63,7 @@ impl Curriculum {
         let at = self.levels.iter().position(|(number, _)| *number == level).unwrap_or(0);
         let (level, questions) = &self.levels[at];
         let mut right = 0;
-        let mut rest = &questions[..];
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = rest.iter().take_while(|question| {
-                tokens += question.tokens.len();
-                tokens <= model.room().tokens
-            });
-            let (batch, others) = rest.split_at(fits.count().max(1));
+        for batch in batches(questions, model.room().tokens) {
             let guesses = model.guesses(&rows(batch)).await?;
             let mut guesses = guesses.iter();
             for question in batch {
@@ -78,7 +71,6 @@ impl Curriculum {
                 let is_right = |(guess, target): (&u32, &u32)| *target == NO_INDEX || guess == target;
                 right += usize::from(guessed.iter().zip(&question.targets).all(is_right));
             }
-            rest = others;
         }
         let accuracy = Accuracy::new(right, questions.len());
         let next = self.levels.get(at + 1).filter(|_| accuracy.share > EDGE.1).map(|(level, _)| *level);

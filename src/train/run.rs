@@ -320,25 +320,31 @@ pub fn rows(batch: &[Sequence]) -> Vec<Row<'_>> {
     batch.iter().map(|sequence| Row { tokens: &sequence.tokens, targets: &sequence.targets }).collect()
 }
 
+/// As many sequences at a time as a model has room for; one that is too long comes alone, and is refused by name there.
+pub fn batches(sequences: &[Sequence], tokens: usize) -> impl Iterator<Item = &[Sequence]> {
+    let mut rest = sequences;
+    std::iter::from_fn(move || {
+        let mut taken = 0;
+        let fits = rest.iter().take_while(|row| {
+            taken += row.tokens.len();
+            taken <= tokens
+        });
+        let (batch, others) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = others;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
 /// Mean cross-entropy of sequences, in nats a token.
 ///
 /// # Errors
 /// As [`TrainedModel::losses`]'s.
 pub async fn held_out_loss<B: Train>(model: &mut TrainedModel<B>, sequences: &[Sequence]) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0);
-    let mut rest = sequences;
-    while !rest.is_empty() {
-        let mut tokens = 0;
-        let fits = rest.iter().take_while(|row| {
-            tokens += row.tokens.len();
-            tokens <= model.room().tokens
-        });
-        // One that is too long is refused by name.
-        let (batch, others) = rest.split_at(fits.count().max(1));
+    for batch in batches(sequences, model.room().tokens) {
         let rows = rows(batch);
         sum += model.losses(&rows, Goal::TEXT, None).await?.cross_entropy.unwrap_or(f64::NAN);
         count += counted(&rows);
-        rest = others;
     }
     Ok(sum / count as f64)
 }
