@@ -44,7 +44,7 @@ pub struct Args {
 
     /// Learn the easiest questions first, and take in the next level when more than 80% of the held-out ones of the last are answered right. The
     /// data are questions then: a file for each level from the easiest on, or the number of the `level` in each line
-    #[arg(long, requires = "held_out")]
+    #[arg(long, requires = "held_out", conflicts_with = "field")]
     curriculum: bool,
 
     /// A model whose predictions are learned, of the same vocabulary [default: qat takes the checkpoint itself]

@@ -13,7 +13,7 @@ use crate::artifact::output::OutputFolder;
 use crate::artifact::records::TRAINING_RECORD;
 use crate::backend::Train;
 use crate::digest::sha256_hex;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
 use crate::format::source::SourceDir;
@@ -150,6 +150,11 @@ impl Prepared {
         options: &TrainOptions,
         around: TrainSurroundings<'_>,
     ) -> Result<Self> {
+        if inputs.curriculum.is_some() && (options.schedule.steps == 0 || options.blocks.is_some()) {
+            return Err(Error::invalid_argument(
+                "blocks that are trained alone see what is learned from all at once; give no curriculum",
+            ));
+        }
         let quantize = options.quantize_options(around.file);
         let layout =
             quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
@@ -166,10 +171,9 @@ impl Prepared {
             TrainingMemory::plan(config, &precision, options.room, tokens, inputs.teacher)?
         };
         memory.check_within(options.memory).context_with(|| inputs.name.to_owned())?;
-        let parameters = options.parameters();
-        let by_levels = inputs.curriculum.is_some();
-        let run =
-            json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every, by_levels]);
+        let mut parameters = options.parameters();
+        parameters.insert("curriculum".into(), json!(inputs.curriculum.is_some()));
+        let run = json!([env!("CARGO_PKG_VERSION"), inputs.sha256, parameters, options.evaluate_every]);
         Ok(Self { quantize, precision, memory, parameters, key: sha256_hex(run.to_string().as_bytes()) })
     }
 }

@@ -115,7 +115,17 @@ fn a_curriculum_takes_in_the_next_level_when_one_is_mastered() {
         assert!(ran.code == 2 && ran.stderr.contains(expected), "{}", ran.stderr);
     }
 
+    let ran =
+        train(held_out(3).into_iter().chain(["--field", "text"].map(str::to_owned)).collect(), "refused");
+    assert!(ran.code == 2 && ran.stderr.contains("--field"), "{}", ran.stderr);
+    let blocks = ["--bits", "2", "--group-size", "16", "--block-steps", "1"].map(str::to_owned);
+    let ran = train(held_out(3).into_iter().chain(blocks).collect(), "refused");
+    assert!(ran.code == 2 && ran.stderr.contains("give no curriculum"), "{}", ran.stderr);
+
     train(held_out(3), "model").done();
+    let record = fs::read(folder.path().join("model/training_record.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["parameters"]["curriculum"], true);
     let lines = rows(&metrics);
     let looks: Vec<&Value> = lines.iter().filter(|line| line["event"] == "level").collect();
     let mut expected = 1;
