@@ -24,3 +24,18 @@ pub use decoder::CausalLm;
 pub use inspection::Inspection;
 pub use kv_cache::KvCache;
 pub use weights::LoadOptions;
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::backend::any::AnyBackend;
+
+    #[test]
+    fn checkpoints_and_models_go_to_other_threads() {
+        fn sent<T: Send>() {}
+        fn shared<T: Sync>() {}
+        sent::<CausalLm<AnyBackend>>();
+        sent::<Checkpoint>();
+        shared::<Checkpoint>();
+    }
+}

@@ -12,6 +12,21 @@ pub use steps::{Pace, Steps};
 /// A boxed future that need not be `Send`: JavaScript values never are.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
+/// What goes from one thread to another, where there are threads: everything that is `Send` and `Sync`. In WebAssembly it is
+/// every type, because JavaScript's values stay where they are and so does the work.
+#[cfg(not(target_arch = "wasm32"))]
+pub trait Shareable: Send + Sync {}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl<T: Send + Sync + ?Sized> Shareable for T {}
+
+/// What goes from one thread to another, where there are threads; here it is every type.
+#[cfg(target_arch = "wasm32")]
+pub trait Shareable {}
+
+#[cfg(target_arch = "wasm32")]
+impl<T: ?Sized> Shareable for T {}
+
 /// One progress report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress<'a> {

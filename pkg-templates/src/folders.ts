@@ -88,6 +88,10 @@ export class MemoryFolder implements Folder, TargetFolder {
 
   constructor(readonly name: string) {}
 
+  get existing(): Folder {
+    return this;
+  }
+
   async open(file: string): Promise<OpenFile | undefined> {
     const bytes = this.#files.get(file);
     return bytes && bytesFile(file, bytes);

@@ -71,6 +71,7 @@ function target(path: string): TargetFolder {
   const place = (error: unknown, file: string) => asLowbitError(error, join(path, file));
   return {
     name: path,
+    existing: folder(path),
     create: async (file): Promise<Sink> => {
       const final = join(path, file);
       const unfinished = join(path, `.${file}.${randomBytes(6).toString("hex")}${UNFINISHED}`);
@@ -265,7 +266,7 @@ export const platform: HostPlatform = {
   targetAtPath: async (path) => {
     const place = resolve(expanded(path));
     if (basename(place) === "") throw new LowbitError("invalid_argument", `${path}: expected a folder of its own`);
-    return { target: target(place), existing: folder(place) };
+    return target(place);
   },
   scratch,
   keptScratch: async (place) => {

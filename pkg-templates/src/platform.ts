@@ -37,6 +37,8 @@ export interface OpenFile {
 /** A folder that is written, as the engine's bindings see it. */
 export interface TargetFolder {
   readonly name: string;
+  /** Its finished files, to read: before the first is written, what stands there already. */
+  readonly existing: Folder;
   create(file: string): Promise<Sink>;
   remove(file: string): Promise<void>;
   removeUnfinished(): Promise<void>;
@@ -53,9 +55,8 @@ export interface Sink {
 /** Where the attempts of a search go, as the engine's bindings see it. */
 export interface Outputs {
   readonly summary: TargetFolder;
-  /** The folder of an attempt, to write and to read. */
+  /** The folder of an attempt. */
   create(name: string): Promise<TargetFolder>;
-  open(name: string): Promise<Folder>;
 }
 
 /** How the engine's bindings tell how far they are, and hear that they shall stop. */
@@ -108,7 +109,7 @@ export interface HostPlatform {
   module(name: ModuleName): Promise<ModuleInput>;
   /** A path's folder or file; absent where there are no paths. */
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
-  targetAtPath?(path: string): Promise<{ target: TargetFolder; existing: Folder }>;
+  targetAtPath?(path: string): Promise<TargetFolder>;
   scratch(): Promise<Scratch>;
   /** Scratch space that outlasts its job, unless the job empties it. */
   keptScratch(place: { path: string } | { opfs: string }): Promise<Scratch>;

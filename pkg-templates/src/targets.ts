@@ -1,5 +1,6 @@
 /** Folders that are written: behind a directory handle, and with the caller. Memory is in `folders.ts`. */
 import { asLowbitError, LowbitError } from "./errors.js";
+import { directoryFolder } from "./folders.js";
 import type { Folder, Sink, TargetFolder } from "./platform.js";
 import type { ClientFunctions } from "./wire.js";
 
@@ -21,6 +22,7 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
   };
   return {
     name: handle.name || "folder",
+    existing: directoryFolder(handle),
     create: async (file): Promise<Sink> => {
       let existed = true;
       let stream: FileSystemWritableFileStream;
@@ -76,6 +78,7 @@ export function callerTarget(
 ): TargetFolder {
   return {
     name: "target",
+    existing: EMPTY,
     create: async (file) => {
       const writer = await caller.createFile(id, file);
       return {
@@ -91,7 +94,7 @@ export function callerTarget(
 }
 
 /** A folder without files. */
-export const EMPTY: Folder = { name: "target", open: async () => undefined };
+const EMPTY: Folder = { name: "target", open: async () => undefined };
 
 /** A folder of the browser's private file system, made where it is not there yet. */
 export async function opfsDirectory(path: string): Promise<FileSystemDirectoryHandle> {

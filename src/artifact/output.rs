@@ -55,19 +55,13 @@ pub struct OutputFolder<'a> {
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Starts a folder that is whole once `written_last` is in it. `existing` is the same folder to read from, to see
-    /// what is there already. Files of an earlier output go, and what killed runs left; other files stay.
+    /// Starts a folder that is whole once `written_last` is in it. Files of an earlier output go, and what
+    /// killed runs left; other files stay.
     ///
     /// # Errors
     /// `invalid_argument` when the folder holds a checkpoint that this crate did not write.
-    pub async fn begin(
-        sinks: &'a dyn SinkDir,
-        existing: Option<&dyn SourceDir>,
-        written_last: &'static str,
-    ) -> Result<Self> {
-        if let Some(existing) = existing {
-            refuse_foreign(existing).await?;
-        }
+    pub async fn begin(sinks: &'a dyn SinkDir, written_last: &'static str) -> Result<Self> {
+        refuse_foreign(sinks.existing().as_ref()).await?;
         sinks.remove_unfinished().await?;
         // config.json stays until another takes its place: by it a run that is killed from here on leaves a folder that is
         // known to be ours and unfinished.

@@ -11,7 +11,7 @@ use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
 use crate::error::{Error, Result};
 use crate::format::sink::{FsSinkDir, SinkDir};
-use crate::format::source::{FsDir, SourceDir};
+use crate::format::source::FsDir;
 use crate::model::Checkpoint;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
 use crate::pipeline::auto::{AutoSurroundings, Candidate, Event, Outputs, auto};
@@ -22,7 +22,6 @@ use crate::validate::windows::Dataset;
 use serde_json::json;
 use std::future::ready;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Instant;
 #[cfg(feature = "train")]
 use {
@@ -89,11 +88,6 @@ impl Outputs for Folders {
 
     fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>> {
         let folder: Box<dyn SinkDir> = Box::new(FsSinkDir::at(self.0.path().join(name)));
-        Box::pin(ready(Ok(folder)))
-    }
-
-    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
-        let folder: Rc<dyn SourceDir> = Rc::new(FsDir::at(self.0.path().join(name)));
         Box::pin(ready(Ok(folder)))
     }
 }

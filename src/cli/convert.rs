@@ -38,7 +38,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         for note in plan.notes() {
             terminal.note(note);
         }
-        let outcome = convert(&source, &plan, &to.sinks, Some(&to.existing), terminal).await?;
+        let outcome = convert(&source, &plan, &to.sinks, terminal).await?;
         for note in &outcome.notes {
             terminal.note(note);
         }

@@ -71,8 +71,8 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
     let mut reports = Vec::new();
     for (name, options) in variants {
         let folder = args.output.join(name);
-        let (sinks, existing) = open::output(&folder, &args.checkpoint)?;
-        quantize(&checkpoint, &options, &sinks, Some(&existing), terminal).await?;
+        let sinks = open::output(&folder, &args.checkpoint)?;
+        quantize(&checkpoint, &options, &sinks, terminal).await?;
         let quantized = open::checkpoint(&folder, terminal).await?;
         let report =
             validate::measure(&checkpoint, &quantized, &judged, &TokenizerArgs::default(), terminal).await?;

@@ -68,12 +68,12 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             Some(dtype) => dtype.dtype(),
             None => default_dtype(&quantized)?,
         };
-        let (sinks, existing) = open::output(&args.output, Path::new(quantized.name()))?;
+        let sinks = open::output(&args.output, Path::new(quantized.name()))?;
         let original = match &args.original {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
-        let record = dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await?;
+        let record = dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await?;
         let mut document = Document {
             output: args.output.clone(),
             dtype: record.dtype,
@@ -90,7 +90,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             let fallback = Fallback { retention, min_retention: agreement.min_retention };
             // By another name it may be the folder that is written.
             open::output(&args.output, Path::new(original.name()))?;
-            let written = fall_back(original, dtype, fallback, &sinks, Some(&existing), terminal).await?;
+            let written = fall_back(original, dtype, fallback, &sinks, terminal).await?;
             (document.modules, document.is_original) = (written.modules.len(), true);
         }
         sizes = (quantized.bytes(), open::checkpoint(&args.output, terminal).await?.bytes());

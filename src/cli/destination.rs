@@ -3,15 +3,12 @@
 use super::open;
 use crate::error::Result;
 use crate::format::sink::FsSinkDir;
-use crate::format::source::FsDir;
 use std::path::{Path, PathBuf};
 
 /// Where an output goes.
 pub struct Destination {
     /// The folder to write.
     pub sinks: FsSinkDir,
-    /// The same folder to read from.
-    pub existing: FsDir,
     /// The name of the file in it, where it is one.
     pub file: Option<String>,
     /// What is written, folder or file.
@@ -25,14 +22,14 @@ pub struct Destination {
 /// As [`open::output`]'s, for a folder; `io`.
 pub fn destination(output: &Path, source: &Path, is_file: bool) -> Result<Destination> {
     if !is_file {
-        let (sinks, existing) = open::output(output, source)?;
-        return Ok(Destination { sinks, existing, file: None, path: output.to_owned() });
+        let sinks = open::output(output, source)?;
+        return Ok(Destination { sinks, file: None, path: output.to_owned() });
     }
     let (folder, file) = place(output);
     let sinks = FsSinkDir::at(&folder);
     sinks.remove_unfinished_of(&file)?;
-    let (path, existing) = (folder.join(&file), FsDir::at(&folder));
-    Ok(Destination { sinks, existing, file: Some(file), path })
+    let path = folder.join(&file);
+    Ok(Destination { sinks, file: Some(file), path })
 }
 
 fn place(output: &Path) -> (PathBuf, String) {

@@ -7,14 +7,14 @@ use crate::backend::any::AnyBackend;
 use crate::backend::choice::Ran;
 use crate::error::{Context, Error, Result};
 use crate::format::links::{canonical, followed};
-use crate::format::sink::FsSinkDir;
+use crate::format::sink::{FsSinkDir, SinkDir};
 use crate::format::source::{FileSource, FsDir, SourceDir};
 use crate::model::{CausalLm, Checkpoint};
 use crate::request::LoadRequest;
 use crate::task::block_on;
 use crate::tokenizer::HuggingFaceTokenizer;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Options of every command that runs a model.
 #[derive(clap::Args, Default)]
@@ -43,16 +43,16 @@ impl TokenizerArgs {
 }
 
 /// Opens a folder to read from.
-pub fn folder(path: &Path) -> Result<Rc<dyn SourceDir>> {
-    Ok(Rc::new(FsDir::open(path)?))
+pub fn folder(path: &Path) -> Result<Arc<dyn SourceDir>> {
+    Ok(Arc::new(FsDir::open(path)?))
 }
 
-/// The folder to write, which is made with its first file where there is none, and the same folder to read from.
+/// The folder to write, which is made with its first file where there is none.
 ///
 /// # Errors
 /// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
 /// checkpoint of someone else.
-pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
+pub fn output(output: &Path, source: &Path) -> Result<FsSinkDir> {
     if followed(output).exists() {
         let folder = FsDir::open(output)?;
         let real = |path: &Path| canonical(path).context_with(|| path.display().to_string());
@@ -61,9 +61,9 @@ pub fn output(output: &Path, source: &Path) -> Result<(FsSinkDir, FsDir)> {
                 .context(output.display().to_string()));
         }
     }
-    let existing = FsDir::at(output);
-    block_on(refuse_foreign(&existing))?;
-    Ok((FsSinkDir::at(output), existing))
+    let sinks = FsSinkDir::at(output);
+    block_on(refuse_foreign(sinks.existing().as_ref()))?;
+    Ok(sinks)
 }
 
 /// Finds out before any work whether a file can be written in the end; none is left behind. Nothing is known of files in
@@ -84,7 +84,7 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
 /// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
     let checkpoint = if followed(path).is_file() {
-        Checkpoint::open_gguf(Rc::new(FileSource::open(path)?)).await?
+        Checkpoint::open_gguf(Arc::new(FileSource::open(path)?)).await?
     } else {
         Checkpoint::open_with(folder(path)?, terminal.open_options()).await?
     };

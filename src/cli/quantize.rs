@@ -117,7 +117,6 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         request.file = to.file.clone();
         let around = QuantizeSurroundings {
             target: &to.sinks,
-            existing: Some(&to.existing),
             tell: &|told| show(&told, terminal),
             control: terminal,
         };
@@ -133,9 +132,9 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             let quantized = open::checkpoint(&output, terminal).await?;
             // By another name it may be the folder that was just written.
             open::output(path, &output)?;
-            let (sinks, existing) = open::output(path, &args.checkpoint)?;
+            let sinks = open::output(path, &args.checkpoint)?;
             let dtype = default_dtype(&quantized)?;
-            dequantize_checkpoint(&quantized, dtype, &sinks, Some(&existing), terminal).await
+            dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await
         })?;
     }
     if let Some(path) = &args.metrics {
@@ -183,7 +182,7 @@ async fn quantize(
 ) -> Result<QuantizeOutcome> {
     let options = request.options()?;
     if request.from_metadata {
-        return restore(checkpoint, around.target, around.existing, around.control).await;
+        return restore(checkpoint, around.target, around.control).await;
     }
     let Some(calibration) = &request.calibration else {
         return quantize_checkpoint::<CpuBackend>(checkpoint, &options, None, around).await;

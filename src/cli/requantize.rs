@@ -33,8 +33,8 @@ pub struct Args {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let (outcome, compared) = block_on(async {
         let dense = open::checkpoint(&args.checkpoint, terminal).await?;
-        let (sinks, existing) = open::output(&args.output, Path::new(dense.name()))?;
-        let outcome = restore(&dense, &sinks, Some(&existing), terminal).await?;
+        let sinks = open::output(&args.output, Path::new(dense.name()))?;
+        let outcome = restore(&dense, &sinks, terminal).await?;
         let mut compared = None;
         if let Some(path) = &args.text {
             let codec = open::tokenizer(&dense, &TokenizerArgs::default()).await?;

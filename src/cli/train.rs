@@ -13,7 +13,6 @@ use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
-use crate::format::source::{FsDir, SourceDir};
 use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainInputs, TrainOutcome, TrainSurroundings, train};
 use crate::request::{Format, TrainRequest};
@@ -25,7 +24,6 @@ use crate::train::state::StateFolder;
 use indicatif::DecimalBytes;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Instant;
 
 /// Train a model: from its weights, or anew from a configuration
@@ -95,13 +93,11 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             }
         };
         let sinks = FsSinkDir::at(folder);
-        let source: Rc<dyn SourceDir> = Rc::new(FsDir::at(folder));
         let log = Log::open(args.metrics.as_deref(), terminal)?;
         let around = TrainSurroundings {
             target: &to.sinks,
-            existing: Some(&to.existing),
             file: to.file.as_deref(),
-            state: StateFolder { sinks: &sinks, source: &source },
+            state: StateFolder(&sinks),
             scratch: &TempScratch::new()?,
             limit: None,
             tell: &|event| log.take(&event),

@@ -5,10 +5,9 @@ use crate::error::Result;
 use crate::format::shard_index::TensorStore;
 use crate::order;
 use sha2::{Digest, Sha256};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that are read at a time for a digest alone.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -16,7 +15,7 @@ const CHUNK_BYTES: u64 = 4 << 20;
 /// What is kept, by the names of stored tensors.
 #[derive(Clone, Default)]
 pub(super) struct Passing {
-    shared: Rc<RefCell<Shared>>,
+    shared: Arc<Mutex<Shared>>,
     /// Tensors that are not read: all their bytes are 0. Sorted.
     blank: Vec<String>,
 }
@@ -29,6 +28,11 @@ struct Shared {
     digests: BTreeMap<String, Hashed>,
     /// The first bytes of tensors that somebody holds, as far as they were read.
     held: BTreeMap<String, Vec<u8>>,
+}
+
+/// What is there whoever panicked while holding it: readers alone depend on it, and read what they miss.
+fn shared(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A tensor's digest on the way.
@@ -49,7 +53,7 @@ impl Passing {
             out.fill(0);
             return true;
         }
-        let shared = self.shared.borrow();
+        let shared = shared(&self.shared);
         let held = shared.held.get(tensor).filter(|held| bytes.end <= held.len() as u64);
         held.is_some_and(|held| {
             out.copy_from_slice(&held[bytes.start as usize..bytes.end as usize]);
@@ -62,7 +66,7 @@ impl Passing {
         if self.is_blank(tensor) {
             return;
         }
-        let Shared { hashes, digests, held } = &mut *self.shared.borrow_mut();
+        let Shared { hashes, digests, held } = &mut *shared(&self.shared);
         let new = |known: u64| {
             let goes_on = (bytes.start..bytes.end).contains(&known);
             goes_on.then(|| &out[(known - bytes.start) as usize..])
@@ -94,13 +98,13 @@ impl Passing {
 
 /// Tensors whose bytes stay in memory once they were read, until this is dropped.
 pub struct Held {
-    shared: Rc<RefCell<Shared>>,
+    shared: Arc<Mutex<Shared>>,
     tensors: Vec<String>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let held = &mut self.shared.borrow_mut().held;
+        let held = &mut shared(&self.shared).held;
         for tensor in &self.tensors {
             held.remove(tensor);
         }
@@ -110,7 +114,7 @@ impl Drop for Held {
 impl TensorStore {
     /// From now on tensors are hashed as they are read from their first byte to their last, for [`digest`](Self::digest).
     pub fn hash_as_read(&self) {
-        self.passing.shared.borrow_mut().hashes = true;
+        shared(&self.passing.shared).hashes = true;
     }
 
     /// SHA-256 of a tensor's bytes. What has not passed is read.
@@ -123,7 +127,7 @@ impl TensorStore {
         let stored = self.resolve(tensor).unwrap_or(tensor);
         let mut bytes = Vec::new();
         loop {
-            let known = match self.passing.shared.borrow().digests.get(stored) {
+            let known = match shared(&self.passing.shared).digests.get(stored) {
                 Some(Hashed::Whole(digest)) => return Ok(*digest),
                 Some(Hashed::Part(known, _)) => *known,
                 None => 0,
@@ -148,7 +152,7 @@ impl TensorStore {
     #[must_use]
     pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> Held {
         let tensors: Vec<String> = tensors.into_iter().collect();
-        let held = &mut self.passing.shared.borrow_mut().held;
+        let held = &mut shared(&self.passing.shared).held;
         for tensor in &tensors {
             held.insert(tensor.clone(), Vec::new());
         }
@@ -164,10 +168,10 @@ mod tests {
     use crate::format::source::{ByteSource, MemoryDir, SourceDir};
     use crate::task::{BoxFuture, block_on};
     use proptest::prelude::*;
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Counts the bytes that are read.
-    struct Counting(Rc<dyn ByteSource>, Rc<Cell<u64>>);
+    struct Counting(Arc<dyn ByteSource>, Arc<AtomicU64>);
 
     impl ByteSource for Counting {
         fn name(&self) -> &str {
@@ -179,13 +183,13 @@ mod tests {
         }
 
         fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
-            self.1.set(self.1.get() + out.len() as u64);
+            self.1.fetch_add(out.len() as u64, Ordering::Relaxed);
             self.0.read_at(offset, out)
         }
     }
 
-    fn store(tensor: &[u8]) -> (TensorStore, Rc<Cell<u64>>) {
-        let count = Rc::new(Cell::new(0));
+    fn store(tensor: &[u8]) -> (TensorStore, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(0));
         let dir = MemoryDir::new("m").with("t", tensor.to_vec());
         let source = block_on(dir.open("t")).unwrap().unwrap();
         let stored = crate::format::shard_index::StoredTensor {
@@ -194,7 +198,7 @@ mod tests {
             range: 0..tensor.len() as u64,
             rows: crate::format::row_order::RowOrder::Plain,
         };
-        let source = Rc::new(Counting(source, count.clone()));
+        let source = Arc::new(Counting(source, count.clone()));
         (TensorStore::from_parts("m", "t", source, [stored]).unwrap(), count)
     }
 
@@ -225,14 +229,14 @@ mod tests {
         store.hash_as_read();
         block_on(store.read("t")).unwrap();
         block_on(store.digest("t")).unwrap();
-        assert_eq!(count.get(), 10);
+        assert_eq!(count.load(Ordering::Relaxed), 10);
         let held = store.hold(["t".to_owned()]);
         for _ in 0..3 {
             assert_eq!(block_on(store.read("t")).unwrap(), [7; 10]);
         }
-        assert_eq!(count.get(), 20);
+        assert_eq!(count.load(Ordering::Relaxed), 20);
         drop(held);
         block_on(store.read("t")).unwrap();
-        assert_eq!(count.get(), 30);
+        assert_eq!(count.load(Ordering::Relaxed), 30);
     }
 }

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The file that holds every tensor of a small checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -45,7 +45,7 @@ pub struct StoreFile {
 pub struct TensorStore {
     /// How messages call the checkpoint.
     name: String,
-    sources: Vec<Rc<dyn ByteSource>>,
+    sources: Vec<Arc<dyn ByteSource>>,
     /// Parallel to `sources`, sorted by name.
     files: Vec<StoreFile>,
     tensors: BTreeMap<String, Located>,
@@ -158,7 +158,7 @@ impl TensorStore {
                     .context(format!("tensor {}", quoted(&tensor))));
             }
         }
-        let source = Rc::new(MemorySource::new(name, data));
+        let source = Arc::new(MemorySource::new(name, data));
         Self::assemble(name, vec![(name.into(), source, header)])
     }
 
@@ -170,7 +170,7 @@ impl TensorStore {
     pub fn from_parts(
         name: &str,
         file: &str,
-        source: Rc<dyn ByteSource>,
+        source: Arc<dyn ByteSource>,
         tensors: impl IntoIterator<Item = StoredTensor>,
     ) -> Result<Self> {
         let mut located = BTreeMap::new();
@@ -392,7 +392,7 @@ impl fmt::Debug for TensorStore {
 }
 
 /// A file of a checkpoint: its name inside the folder, its bytes, and what they hold.
-type Shard = (String, Rc<dyn ByteSource>, Header);
+type Shard = (String, Arc<dyn ByteSource>, Header);
 
 /// The files that an index names, sorted.
 async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
@@ -501,7 +501,7 @@ mod tests {
     use crate::task::block_on;
 
     /// The bytes of a file of `U8` tensors.
-    fn file(tensors: &[(&str, &[u8])], metadata: &[(&str, &str)]) -> Rc<Vec<u8>> {
+    fn file(tensors: &[(&str, &[u8])], metadata: &[(&str, &str)]) -> Arc<Vec<u8>> {
         let dir = MemorySinkDir::new("");
         block_on(async {
             let infos = tensors

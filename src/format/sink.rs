@@ -4,11 +4,12 @@
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_plain_name;
-use crate::format::source::MemoryDir;
+use crate::format::source::{MemoryDir, SourceDir};
 use crate::task::BoxFuture;
 use std::cell::{Cell, RefCell};
 use std::future::ready;
 use std::rc::Rc;
+use std::sync::Arc;
 
 #[cfg(not(target_os = "unknown"))]
 pub use native::FsSinkDir;
@@ -26,6 +27,10 @@ pub trait ByteSink {
 pub trait SinkDir {
     /// How messages call it.
     fn name(&self) -> &str;
+
+    /// The finished files of the folder, to read: before the first is written, what stands there already. Files that come later
+    /// need not be among them where the folder is in memory.
+    fn existing(&self) -> Arc<dyn SourceDir>;
 
     /// Starts a file of the folder.
     fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>>;
@@ -92,6 +97,10 @@ impl SinkDir for MemorySinkDir {
         &self.0.name
     }
 
+    fn existing(&self) -> Arc<dyn SourceDir> {
+        Arc::new(self.to_dir())
+    }
+
     fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>> {
         let created = check_plain_name(file).map_err(|error| error.context(&self.0.name)).map(|()| {
             let sink = MemorySink { folder: self.0.clone(), file: file.to_owned(), bytes: Vec::new() };
@@ -138,11 +147,13 @@ mod native {
     use super::{ByteSink, SinkDir};
     use crate::error::{Context, Result};
     use crate::format::check_plain_name;
+    use crate::format::source::{FsDir, SourceDir};
     use crate::task::BoxFuture;
     use std::fs;
     use std::future::ready;
     use std::io::{self, BufWriter, Write};
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use tempfile::NamedTempFile;
 
     /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
@@ -237,6 +248,10 @@ mod native {
     impl SinkDir for FsSinkDir {
         fn name(&self) -> &str {
             &self.name
+        }
+
+        fn existing(&self) -> Arc<dyn SourceDir> {
+            Arc::new(FsDir::at(&self.path))
         }
 
         fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>> {

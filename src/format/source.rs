@@ -5,15 +5,15 @@
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_inner_name;
-use crate::task::BoxFuture;
+use crate::task::{BoxFuture, Shareable};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 #[cfg(not(target_os = "unknown"))]
 pub use native::{FileSource, FsDir};
 
 /// A file that can be read by range.
-pub trait ByteSource {
+pub trait ByteSource: Shareable {
     /// How messages call it: a path, a URL, a file name.
     fn name(&self) -> &str;
 
@@ -32,7 +32,7 @@ pub trait ByteSource {
 }
 
 /// A folder of sources: a checkpoint on disk, in memory, behind a URL or a directory handle.
-pub trait SourceDir {
+pub trait SourceDir: Shareable {
     /// How messages call it.
     fn name(&self) -> &str;
 
@@ -40,7 +40,7 @@ pub trait SourceDir {
     /// `/` divides, whatever the system.
     ///
     /// Names come from files that anyone may have written, so an implementation never leaves its folder.
-    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>>;
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>>;
 
     /// The names of what is in the folder, or in `subfolder`, sorted, where it can be listed. For messages: what a folder
     /// holds is found by [`open`](Self::open).
@@ -79,12 +79,12 @@ pub(crate) fn ends_early(offset: u64, wanted: usize, len: u64) -> Error {
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     name: String,
-    bytes: Rc<Vec<u8>>,
+    bytes: Arc<Vec<u8>>,
 }
 
 impl MemorySource {
     /// A source that messages call `name`; shared bytes are not copied.
-    pub fn new(name: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) -> Self {
+    pub fn new(name: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) -> Self {
         Self { name: name.into(), bytes: bytes.into() }
     }
 }
@@ -117,7 +117,7 @@ impl ByteSource for MemorySource {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDir {
     name: String,
-    files: BTreeMap<String, Rc<Vec<u8>>>,
+    files: BTreeMap<String, Arc<Vec<u8>>>,
 }
 
 impl MemoryDir {
@@ -127,24 +127,24 @@ impl MemoryDir {
     }
 
     /// Puts a file into the folder, in place of one of that name.
-    pub fn insert(&mut self, file: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) {
+    pub fn insert(&mut self, file: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) {
         self.files.insert(file.into(), bytes.into());
     }
 
     /// As [`insert`](Self::insert), for building a folder in one expression.
     #[must_use]
-    pub fn with(mut self, file: impl Into<String>, bytes: impl Into<Rc<Vec<u8>>>) -> Self {
+    pub fn with(mut self, file: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) -> Self {
         self.insert(file, bytes);
         self
     }
 
     /// Takes a file out of the folder.
-    pub fn remove(&mut self, file: &str) -> Option<Rc<Vec<u8>>> {
+    pub fn remove(&mut self, file: &str) -> Option<Arc<Vec<u8>>> {
         self.files.remove(file)
     }
 
     /// A file's bytes.
-    pub fn get(&self, file: &str) -> Option<&Rc<Vec<u8>>> {
+    pub fn get(&self, file: &str) -> Option<&Arc<Vec<u8>>> {
         self.files.get(file)
     }
 
@@ -159,10 +159,10 @@ impl SourceDir for MemoryDir {
         &self.name
     }
 
-    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>> {
         let opened = check_inner_name(file).map_err(|error| error.context(&self.name)).map(|()| {
             let bytes = self.files.get(file)?;
-            Some(Rc::new(MemorySource::new(file, bytes.clone())) as Rc<dyn ByteSource>)
+            Some(Arc::new(MemorySource::new(file, bytes.clone())) as Arc<dyn ByteSource>)
         });
         Box::pin(std::future::ready(opened))
     }
@@ -187,7 +187,7 @@ mod native {
     use std::fs::{self, File};
     use std::io;
     use std::path::{Path, PathBuf};
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     /// A file on disk. Reads name their position, so one handle serves any number of readers.
     #[derive(Debug)]
@@ -305,10 +305,10 @@ mod native {
             &self.name
         }
 
-        fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+        fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>> {
             let opened = check_inner_name(file).map_err(|error| error.context(&self.name)).and_then(|()| {
                 match FileSource::open(self.path.join(file)) {
-                    Ok(source) => Ok(Some(Rc::new(source) as Rc<dyn ByteSource>)),
+                    Ok(source) => Ok(Some(Arc::new(source) as Arc<dyn ByteSource>)),
                     Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
                     Err(error) => Err(error),
                 }
@@ -336,7 +336,7 @@ mod tests {
     use crate::task::block_on;
 
     /// The same file in memory and on disk: every source has to answer alike.
-    fn sources() -> (tempfile::TempDir, Vec<Rc<dyn ByteSource>>) {
+    fn sources() -> (tempfile::TempDir, Vec<Arc<dyn ByteSource>>) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("digits"), b"0123456789").unwrap();
         let disk = FsDir::open(folder.path()).unwrap();

@@ -180,7 +180,8 @@ mod tests {
     #[test]
     fn a_text_that_breaks_leaves_the_others_alone() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tale-llama");
-        let checkpoint = block_on(Checkpoint::open(std::rc::Rc::new(FsDir::open(folder).unwrap()))).unwrap();
+        let checkpoint =
+            block_on(Checkpoint::open(std::sync::Arc::new(FsDir::open(folder).unwrap()))).unwrap();
         let model = CausalLm::load(CpuBackend::new(), &checkpoint, LoadOptions::default(), &Silent);
         let mut model = block_on(model).unwrap();
         let options = GenerateOptions { max_tokens: 6, ..GenerateOptions::default() };

@@ -42,7 +42,7 @@ use crate::quant::{Activations, QuantizedTensor};
 use metadata::Metadata;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Bytes of blocks that are read at a time.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -76,13 +76,13 @@ impl GgufCheckpoint {
     /// # Errors
     /// `unsupported_model` naming the architecture, key or tensor that the decoder does not do; `unsupported_format` for a
     /// tensor type that is not decoded; `invalid_checkpoint` for what contradicts itself. All name the file.
-    pub async fn open(source: Rc<dyn ByteSource>) -> Result<Self> {
+    pub async fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
         let header = read_header(source.as_ref()).await?;
         let name = source.name().to_owned();
         Self::from_header(source, &header).await.context_with(|| name)
     }
 
-    async fn from_header(source: Rc<dyn ByteSource>, header: &Header) -> Result<Self> {
+    async fn from_header(source: Arc<dyn ByteSource>, header: &Header) -> Result<Self> {
         let metadata = Metadata(&header.metadata);
         refuse_split(&metadata)?;
         let architecture = config::architecture(&metadata)?;

@@ -15,7 +15,7 @@ use crate::format::source::{ByteSource, SourceDir};
 use crate::layout::gguf::GgufCheckpoint;
 use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side_config};
 use serde_json::Value;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The key of `config.json` by which this crate's own folders are known. Its value names the file that is written
 /// last, as `{"version": "0.1.0", "written_last": "quantization_config.json"}`.
@@ -23,7 +23,7 @@ pub const PRODUCER_KEY: &str = "lowbit";
 
 /// An open checkpoint.
 pub struct Checkpoint {
-    dir: Rc<dyn SourceDir>,
+    dir: Arc<dyn SourceDir>,
     config_json: Value,
     config: ModelConfig,
     store: TensorStore,
@@ -39,7 +39,7 @@ impl Checkpoint {
     /// `not_found` for a missing file, `unfinished_output` for a folder whose writer stopped early,
     /// `unsupported_model` and `unsupported_format` for what this crate does not do, `invalid_checkpoint` for bytes
     /// that contradict each other.
-    pub async fn open(dir: Rc<dyn SourceDir>) -> Result<Self> {
+    pub async fn open(dir: Arc<dyn SourceDir>) -> Result<Self> {
         Self::open_with(dir, &OpenOptions::default()).await
     }
 
@@ -47,12 +47,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::open`]'s.
-    pub async fn open_with(dir: Rc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
+    pub async fn open_with(dir: Arc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
         let place = dir.name().to_owned();
         Self::open_folder(dir, options).await.map_err(|error| error.within(&place))
     }
 
-    async fn open_folder(dir: Rc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
+    async fn open_folder(dir: Arc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
         let Some(config_json) = read_json(dir.as_ref(), "config.json").await? else {
             return Err(folder_kind::without_config(dir.as_ref()).await);
         };
@@ -81,13 +81,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for what the decoder does not do.
-    pub async fn open_gguf(source: Rc<dyn ByteSource>) -> Result<Self> {
+    pub async fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Self> {
         let place = source.name().to_owned();
         let GgufCheckpoint { config_json, files, tokenizer_problem, store, config, warnings } =
             GgufCheckpoint::open(source).await?;
         let config_of_model = ModelConfig::from_json(&config_json).context_with(|| &place)?;
         Self {
-            dir: Rc::new(files),
+            dir: Arc::new(files),
             config_json,
             config: config_of_model,
             store,
@@ -200,7 +200,7 @@ impl Checkpoint {
     }
 
     /// The folder, for the files beside the weights.
-    pub fn dir(&self) -> &Rc<dyn SourceDir> {
+    pub fn dir(&self) -> &Arc<dyn SourceDir> {
         &self.dir
     }
 

@@ -146,12 +146,12 @@ mod tests {
     use crate::model::KvCache;
     use crate::model::block::{Block, LinearInput, Stage};
     use crate::task::block_on;
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     #[test]
     fn a_block_can_keep_the_inputs_of_all_its_layers() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tale-llama");
-        let checkpoint = block_on(Checkpoint::open(Rc::new(FsDir::open(folder).unwrap()))).unwrap();
+        let checkpoint = block_on(Checkpoint::open(Arc::new(FsDir::open(folder).unwrap()))).unwrap();
         let (config, tokens) = (checkpoint.config(), [3, 4, 5]);
         let segments = [Segment::causal(0, tokens.len())];
         let mut runner = Runner::new(CpuBackend::new(), config, tokens.len()).unwrap();

@@ -18,7 +18,6 @@ use crate::calibrate::{SampleOptions, Samples};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{SinkDir, write_whole};
-use crate::format::source::SourceDir;
 use crate::model::{Checkpoint, LoadOptions, ModelConfig};
 use crate::options::Options;
 use crate::order;
@@ -35,7 +34,6 @@ use crate::validate::verdict::Status;
 use crate::validate::windows::Dataset;
 use ladder::{Beginning, Judgement, Next, Rung, Tried, What};
 use serde::Serialize;
-use std::rc::Rc;
 
 /// The report of an attempt, in its folder.
 const REPORT_FILE: &str = "validation_report.json";
@@ -87,11 +85,8 @@ pub trait Outputs {
     /// The place itself, for the summary.
     fn summary(&self) -> &dyn SinkDir;
 
-    /// The folder of an attempt, to write. `name` is a plain file name.
+    /// The folder of an attempt. `name` is a plain file name.
     fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>>;
-
-    /// The same folder with what is in it now, to read; empty where there is none yet.
-    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>>;
 }
 
 /// Trains a checkpoint to be quantized, where a host can: the last thing that is tried with it.
@@ -101,7 +96,7 @@ pub trait Trainer {
         &'a self,
         candidate: &'a Candidate<'a>,
         scheme: Scheme,
-        to: (&'a dyn SinkDir, &'a dyn SourceDir),
+        target: &'a dyn SinkDir,
         control: &'a dyn Control,
     ) -> BoxFuture<'a, Result<Trained>>;
 }
@@ -386,11 +381,11 @@ impl Run<'_> {
         let name = format!("{}-{}", self.reports.len() + 1, rung.name());
         let raised = trial.raised();
         tell(Event::Attempt { name: &name, raised: &raised });
-        let (sinks, existing) = (outputs.create(&name).await?, outputs.open(&name).await?);
-        let to = (sinks.as_ref(), existing.as_ref());
+        let target = outputs.create(&name).await?;
         let (outcome, windows, tokens) = match (rung.what, trainer) {
             (What::Trained(scheme), Some(trainer)) => {
-                let Trained { outcome, tokens } = trainer.train(candidate, scheme, to, control).await?;
+                let Trained { outcome, tokens } =
+                    trainer.train(candidate, scheme, target.as_ref(), control).await?;
                 (outcome, 0, tokens)
             }
             _ => {
@@ -399,16 +394,16 @@ impl Run<'_> {
                 let options = trial.quantize_options(&raised)?;
                 let checkpoint = candidate.checkpoint;
                 let outcome =
-                    quantize_calibrated(checkpoint, &options, calibration, to.0, Some(to.1), control).await?;
+                    quantize_calibrated(checkpoint, &options, calibration, target.as_ref(), control).await?;
                 (outcome, samples.windows.len(), samples.tokens())
             }
         };
-        let quantized = Checkpoint::open(outputs.open(&name).await?).await?;
+        let quantized = Checkpoint::open(target.existing()).await?;
         let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
         let needs = Surroundings { codec: candidate.codec, clock, scratch, control };
         let report =
             validate(candidate.checkpoint, &quantized, candidate.data, &judged, new_backend, &needs).await?;
-        write_json(sinks.as_ref(), REPORT_FILE, &report).await?;
+        write_json(target.as_ref(), REPORT_FILE, &report).await?;
         let judgement = ladder::judge(&report);
         tell(Event::Judged { name: &name, report: &report, judgement });
         let attempt = Attempt {

@@ -18,7 +18,6 @@ use crate::error::{Context, Error, Result};
 use crate::format::gguf::TensorType;
 use crate::format::shard_index::TensorStore;
 use crate::format::sink::SinkDir;
-use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::layout::gguf::can_quantize;
 use crate::model::Checkpoint;
@@ -105,10 +104,9 @@ pub async fn convert(
     checkpoint: &Checkpoint,
     plan: &ConversionPlan,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<ConvertOutcome> {
-    let place = Place { target, existing, file: plan.options.file.as_deref() };
+    let place = Place { target, file: plan.options.file.as_deref() };
     place.refuse_foreign(plan.options.layout).await?;
     let mut job = Job { checkpoint, plan };
     let (output, mut written) = output::write(&mut job, checkpoint, &place, control).await?;

@@ -13,7 +13,6 @@ use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::sink::SinkDir;
-use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
 use crate::quant::{ActivationGrid, Activations, QuantizedTensor, Section};
 use crate::task::Control;
@@ -45,7 +44,6 @@ pub async fn dequantize_checkpoint(
     checkpoint: &Checkpoint,
     dtype: DType,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<DequantizationRecord> {
     let modules = checkpoint.packed_modules()?;
@@ -55,7 +53,7 @@ pub async fn dequantize_checkpoint(
             checkpoint.name()
         )));
     }
-    let place = Place { target, existing, file: None };
+    let place = Place { target, file: None };
     let mut job = Job { checkpoint, modules, dtype, parameters: Parameters::default() };
     let (output, _) = output::write(&mut job, checkpoint, &place, control).await?;
     let Job { modules, parameters, .. } = job;
@@ -85,7 +83,6 @@ pub async fn fall_back(
     dtype: DType,
     fallback: Fallback,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<DequantizationRecord> {
     if original.is_quantized() {
@@ -94,7 +91,7 @@ pub async fn fall_back(
             original.name()
         )));
     }
-    let place = Place { target, existing, file: None };
+    let place = Place { target, file: None };
     let (modules, parameters) = (Vec::new(), Parameters::default());
     let mut job = Job { checkpoint: original, modules, dtype, parameters };
     let (output, _) = output::write(&mut job, original, &place, control).await?;

@@ -26,7 +26,6 @@ use crate::backend::cpu::CpuBackend;
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
 use crate::format::sink::SinkDir;
-use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
@@ -89,8 +88,6 @@ impl Told<'_> {
 pub struct QuantizeSurroundings<'a> {
     /// The folder to write into.
     pub target: &'a dyn SinkDir,
-    /// The same folder to read from, so that nothing foreign is overwritten.
-    pub existing: Option<&'a dyn SourceDir>,
     /// Hears what happens.
     pub tell: &'a dyn Fn(Told<'_>),
     /// Progress and cancellation.
@@ -158,7 +155,7 @@ impl<'a> QuantizeSurroundings<'a> {
     where
         'a: 'p,
     {
-        Place { target: self.target, existing: self.existing, file: options.file.as_deref() }
+        Place { target: self.target, file: options.file.as_deref() }
     }
 }
 
@@ -192,10 +189,9 @@ pub async fn quantize(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
-    let around = QuantizeSurroundings { target, existing, tell: &|_| (), control };
+    let around = QuantizeSurroundings { target, tell: &|_| (), control };
     quantize_checkpoint::<CpuBackend>(checkpoint, options, None, &around).await
 }
 
@@ -208,10 +204,9 @@ pub async fn quantize_calibrated<B: Backend>(
     options: &QuantizeOptions,
     calibration: Calibration<'_, B>,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
-    let around = QuantizeSurroundings { target, existing, tell: &|_| (), control };
+    let around = QuantizeSurroundings { target, tell: &|_| (), control };
     quantize_checkpoint(checkpoint, options, Some(calibration), &around).await
 }
 
@@ -239,7 +234,6 @@ async fn run_key(
 pub async fn restore(
     checkpoint: &Checkpoint,
     target: &dyn SinkDir,
-    existing: Option<&dyn SourceDir>,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
     let dir = checkpoint.dir().as_ref();
@@ -263,6 +257,6 @@ pub async fn restore(
         strict: false,
     };
     let encoder = Encoder::Restore { record: &record, parameters: &parameters };
-    let place = Place { target, existing, file: None };
+    let place = Place { target, file: None };
     Job::about(checkpoint, &modules, encoder, about).run(&place, control).await
 }

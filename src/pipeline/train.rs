@@ -16,7 +16,6 @@ use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
-use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::model::checkpoint::{Checkpoint, PRODUCER_KEY};
 use crate::model::{CausalLm, LoadOptions};
@@ -36,7 +35,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use stages::Begun;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a model is trained from.
 pub struct TrainInputs<'a> {
@@ -65,8 +64,6 @@ pub struct TrainInputs<'a> {
 pub struct TrainSurroundings<'a> {
     /// The folder to write into.
     pub target: &'a dyn SinkDir,
-    /// The same folder to read from, so that nothing foreign is overwritten.
-    pub existing: Option<&'a dyn SourceDir>,
     /// The name of a GGUF file.
     pub file: Option<&'a str>,
     /// Where the state is kept while it runs.
@@ -296,7 +293,7 @@ impl<B: Train> Learned<B> {
 
 impl<'a> TrainSurroundings<'a> {
     fn place(self) -> Place<'a> {
-        Place { target: self.target, existing: self.existing, file: self.file }
+        Place { target: self.target, file: self.file }
     }
 }
 
@@ -332,7 +329,7 @@ async fn stored<B: Train>(
         }
     }
     write_tensors(model, folder.create("model.safetensors").await?, pytorch()).await?;
-    Ok((Checkpoint::open(Rc::new(folder.to_dir())).await?, scales))
+    Ok((Checkpoint::open(Arc::new(folder.to_dir())).await?, scales))
 }
 
 /// What metadata transformers asks of a file of weights.
@@ -347,7 +344,7 @@ async fn write_dense<B: Train>(
     place: &Place<'_>,
     record: &TrainingRecord<'_>,
 ) -> Result<()> {
-    let folder = OutputFolder::begin(place.target, place.existing, TRAINING_RECORD).await?;
+    let folder = OutputFolder::begin(place.target, TRAINING_RECORD).await?;
     folder.write_config(inputs.config_json, &[], None).await?;
     for (file, bytes) in inputs.files {
         folder.write(file, bytes).await?;

@@ -12,11 +12,9 @@ use crate::format::json;
 use crate::format::safetensors::{SafetensorsWriter, TensorInfo};
 use crate::format::shard_index::TensorStore;
 use crate::format::sink::{ByteSink, SinkDir};
-use crate::format::source::SourceDir;
 use crate::model::trained::Stored;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 /// The state of a run.
 const STATE: &str = "training_state.safetensors";
@@ -67,12 +65,7 @@ impl Notes {
 
 /// A folder for the states of one run.
 #[derive(Clone, Copy)]
-pub struct StateFolder<'a> {
-    /// To write to.
-    pub sinks: &'a dyn SinkDir,
-    /// The same folder, to read from.
-    pub source: &'a Rc<dyn SourceDir>,
-}
+pub struct StateFolder<'a>(pub &'a dyn SinkDir);
 
 /// Values of a tensor, on their way.
 struct Values<'m> {
@@ -116,7 +109,7 @@ impl StateFolder<'_> {
             }
         }
         writer.finish().await?;
-        self.sinks.flush().await
+        self.0.flush().await
     }
 
     /// Keeps the parameters alone, as the best so far.
@@ -129,7 +122,7 @@ impl StateFolder<'_> {
             put_parameter(&mut writer, model, name).await?;
         }
         writer.finish().await?;
-        self.sinks.flush().await
+        self.0.flush().await
     }
 
     /// Goes back to where a run with this key was; `None` where nothing was kept.
@@ -174,7 +167,7 @@ impl StateFolder<'_> {
     /// # Errors
     /// Whatever the folder fails with.
     pub async fn has_begun(&self) -> Result<bool> {
-        Ok(self.source.open(STATE).await?.is_some())
+        Ok(self.0.existing().open(STATE).await?.is_some())
     }
 
     /// The file of a block that was trained alone.
@@ -198,15 +191,15 @@ impl StateFolder<'_> {
         let infos = scales
             .iter()
             .map(|(name, scales)| (name.clone(), TensorInfo::new(DType::F32, [scales.len() as u64])));
-        let sink = self.sinks.create(&scales_file(layer)).await?;
+        let sink = self.0.create(&scales_file(layer)).await?;
         let mut writer = SafetensorsWriter::begin(sink, infos.collect(), metadata.clone()).await?;
         for name in writer.order().to_vec() {
             writer.write(&name, &encoded(&scales[&name])?).await?;
         }
         writer.finish().await?;
         // Where this one is, so is the other.
-        write_tensors(block, self.sinks.create(&Self::block_file(layer)).await?, metadata).await?;
-        self.sinks.flush().await
+        write_tensors(block, self.0.create(&Self::block_file(layer)).await?, metadata).await?;
+        self.0.flush().await
     }
 
     /// The scales of a block that was kept, by the names of its tensors.
@@ -262,8 +255,8 @@ impl StateFolder<'_> {
     /// Whatever the folder fails with.
     pub async fn clear_blocks(&self, layers: usize) -> Result<()> {
         for layer in 0..layers {
-            self.sinks.remove(&Self::block_file(layer)).await?;
-            self.sinks.remove(&scales_file(layer)).await?;
+            self.0.remove(&Self::block_file(layer)).await?;
+            self.0.remove(&scales_file(layer)).await?;
         }
         Ok(())
     }
@@ -274,8 +267,8 @@ impl StateFolder<'_> {
     /// Whatever the folder fails with.
     pub async fn clear(&self) -> Result<()> {
         // Without the state the other is of no use.
-        self.sinks.remove(STATE).await?;
-        self.sinks.remove(BEST).await
+        self.0.remove(STATE).await?;
+        self.0.remove(BEST).await
     }
 
     async fn begin(
@@ -285,15 +278,16 @@ impl StateFolder<'_> {
         notes: &Notes,
     ) -> Result<SafetensorsWriter> {
         let metadata = BTreeMap::from([(NOTES.to_owned(), notes.to_text()?)]);
-        SafetensorsWriter::begin(self.sinks.create(file).await?, infos, metadata).await
+        SafetensorsWriter::begin(self.0.create(file).await?, infos, metadata).await
     }
 
     async fn open(&self, file: &str, key: &str) -> Result<Option<(TensorStore, Notes)>> {
-        if self.source.open(file).await?.is_none() {
+        let source = self.0.existing();
+        if source.open(file).await?.is_none() {
             return Ok(None);
         }
-        let store = TensorStore::open_file(self.source.as_ref(), file).await?;
-        let place = || format!("{}/{file}", self.source.name());
+        let store = TensorStore::open_file(source.as_ref(), file).await?;
+        let place = || format!("{}/{file}", source.name());
         let text = store.metadata().get(NOTES).ok_or_else(|| {
             Error::invalid_checkpoint("expected the state of a training run but found other tensors")
                 .context(place())

@@ -6,13 +6,11 @@ use super::control::{ControlOfJs, JsControl};
 use super::error::{from_js, to_js};
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
-use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, settled, to_value};
 use crate::backend::any::AnyBackend;
 use crate::calibrate::SampleOptions;
 use crate::error::{Error, Result};
 use crate::format::sink::SinkDir;
-use crate::format::source::SourceDir;
 use crate::model::Checkpoint;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
 use crate::pipeline::auto::{AutoOutcome, AutoSurroundings, Candidate, Event, Outputs, auto};
@@ -31,7 +29,7 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{summary: JsTarget, create(name): Promise<JsTarget>, open(name): Promise<JsFolder>}`
+    /// `{summary: JsTarget, create(name): Promise<JsTarget>}`
     #[wasm_bindgen(typescript_type = "Outputs")]
     pub type JsOutputs;
 
@@ -40,9 +38,6 @@ extern "C" {
 
     #[wasm_bindgen(method, catch)]
     fn create(this: &JsOutputs, name: &str) -> Result<Promise, JsValue>;
-
-    #[wasm_bindgen(method, catch)]
-    fn open(this: &JsOutputs, name: &str) -> Result<Promise, JsValue>;
 }
 
 struct OutputsOfJs {
@@ -59,13 +54,6 @@ impl Outputs for OutputsOfJs {
         Box::pin(async move {
             let target = settled(self.outputs.create(name).map_err(|error| from_js(&error))?).await?;
             Ok(Box::new(TargetOfJs::new(target.unchecked_into())) as Box<dyn SinkDir>)
-        })
-    }
-
-    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
-        Box::pin(async move {
-            let folder = settled(self.outputs.open(name).map_err(|error| from_js(&error))?).await?;
-            Ok(Rc::new(FolderOfJs::new(folder.unchecked_into::<JsFolder>())) as Rc<dyn SourceDir>)
         })
     }
 }

@@ -11,6 +11,7 @@ use crate::plan::{ModelDims, Plan};
 use crate::request::PlanRequest;
 use js_sys::{Object, Reflect, Uint8Array};
 use std::rc::Rc;
+use std::sync::Arc;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -36,7 +37,7 @@ impl CheckpointHandle {
     ) -> JsResult<CheckpointHandle> {
         let opened = async {
             let options: OpenOptions = from_value(options, "openCheckpoint")?;
-            Checkpoint::open_with(Rc::new(FolderOfJs::new(folder)), &options).await
+            Checkpoint::open_with(Arc::new(FolderOfJs::new(folder)), &options).await
         };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
@@ -44,7 +45,7 @@ impl CheckpointHandle {
     /// Opens a GGUF file.
     #[wasm_bindgen(js_name = openGguf)]
     pub async fn open_gguf(file: JsFile) -> JsResult<CheckpointHandle> {
-        let opened = async { Checkpoint::open_gguf(Rc::new(FileOfJs::new(file)?)).await };
+        let opened = async { Checkpoint::open_gguf(Arc::new(FileOfJs::new(file)?)).await };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 

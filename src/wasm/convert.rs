@@ -5,12 +5,12 @@ use super::codec::{CodecOfJs, JsCodec};
 use super::control::{ControlOfJs, JsControl};
 use super::error::to_js;
 use super::sink::{JsTarget, TargetOfJs};
-use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::DequantizationRecord;
 use crate::backend::any::AnyBackend;
 use crate::backend::cpu::CpuBackend;
 use crate::error::Result;
+use crate::format::sink::SinkDir;
 use crate::model::Checkpoint;
 use crate::pipeline::convert::{convert, plan_conversion};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
@@ -19,7 +19,6 @@ use crate::task::Control;
 use crate::validate::agreement::{self, Agreement, Forms};
 use crate::validate::windows::Dataset;
 use serde::Serialize;
-use std::rc::Rc;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -31,8 +30,7 @@ struct Dequantized {
     agreement: Option<Agreement>,
 }
 
-/// Writes an ordinary checkpoint; `existing` reads the same folder. Where the request has a text, predictions on it are
-/// compared, with those of `original` too.
+/// Writes an ordinary checkpoint. Where the request has a text, predictions on it are compared, with those of `original` too.
 #[wasm_bindgen(unchecked_return_type = "types.DequantizeSummary")]
 pub async fn dequantize(
     checkpoint: &CheckpointHandle,
@@ -40,7 +38,6 @@ pub async fn dequantize(
     #[wasm_bindgen(unchecked_param_type = "options.DequantizeRequest")] request: JsValue,
     codec: Option<JsCodec>,
     target: JsTarget,
-    existing: JsFolder,
     control: JsControl,
 ) -> JsResult<JsValue> {
     let (checkpoint, original) = (checkpoint.get(), original.map(|original| original.get()));
@@ -55,14 +52,12 @@ pub async fn dequantize(
             None => default_dtype(&checkpoint)?,
         };
         let target = TargetOfJs::new(target);
-        let folder = Rc::new(FolderOfJs::new(existing));
         let control = ControlOfJs::new(control);
-        let record =
-            dequantize_checkpoint(&checkpoint, dtype, &target, Some(folder.as_ref()), &control).await?;
+        let record = dequantize_checkpoint(&checkpoint, dtype, &target, &control).await?;
         let agreement = match &data {
             None => None,
             Some(data) => {
-                let dequantized = Checkpoint::open(folder).await?;
+                let dequantized = Checkpoint::open(target.existing()).await?;
                 let forms = Forms {
                     quantized: &checkpoint,
                     dequantized: &dequantized,
@@ -111,16 +106,14 @@ pub async fn convert_checkpoint(
     checkpoint: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.ConvertRequest")] request: JsValue,
     target: JsTarget,
-    existing: JsFolder,
     control: JsControl,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
     let run = async {
         let request: ConvertRequest = from_value(request, "convert")?;
-        let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
-        let control = ControlOfJs::new(control);
+        let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
         let plan = plan_conversion(&checkpoint, &request.options()?, &control).await?;
-        let outcome = convert(&checkpoint, &plan, &target, Some(&existing), &control).await?;
+        let outcome = convert(&checkpoint, &plan, &target, &control).await?;
         let losses = plan
             .modules
             .iter()

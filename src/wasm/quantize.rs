@@ -7,7 +7,6 @@ use super::error::to_js;
 use super::model::HEAP_BYTES;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
-use super::source::{FolderOfJs, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::backend::any::AnyBackend;
 use crate::calibrate::samples::FEW_TOKENS;
@@ -46,7 +45,7 @@ struct Module {
     max_abs_error: f64,
 }
 
-/// Quantizes a checkpoint into `target`; `existing` reads the same folder. `codec` is asked for where `request` has
+/// Quantizes a checkpoint into `target`. `codec` is asked for where `request` has
 /// calibration texts. `kept`: what is in `scratch` may be of an earlier run, and outlasts this one where it does not end.
 #[wasm_bindgen(js_name = quantize, unchecked_return_type = "types.QuantizeSummary")]
 pub async fn quantize_into(
@@ -54,25 +53,18 @@ pub async fn quantize_into(
     #[wasm_bindgen(unchecked_param_type = "options.QuantizeRequest")] request: JsValue,
     codec: Option<JsCodec>,
     target: JsTarget,
-    existing: JsFolder,
     scratch: JsScratch,
     kept: bool,
     control: JsControl,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
-    let (target, existing) = (TargetOfJs::new(target), FolderOfJs::new(existing));
-    let control = ControlOfJs::new(control);
+    let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
     let run = async {
         let mut request: QuantizeRequest = from_value(request, "quantize")?;
         request.resume = Place(kept);
         let notes = RefCell::new(Vec::new());
         let tell = |told: crate::pipeline::Told<'_>| notes.borrow_mut().extend(told.notes());
-        let around = QuantizeSurroundings {
-            target: &target,
-            existing: Some(&existing),
-            tell: &tell,
-            control: &control,
-        };
+        let around = QuantizeSurroundings { target: &target, tell: &tell, control: &control };
         let work = Work { checkpoint: &checkpoint, request: &request, around: &around };
         let outcome = work.run(codec.map(CodecOfJs), &ScratchOfJs(scratch), &notes).await?;
         Result::Ok(summary(&checkpoint, outcome, notes.into_inner()))
@@ -96,7 +88,7 @@ impl Work<'_> {
         let &Self { checkpoint, request, around } = self;
         let options = request.options()?;
         if request.from_metadata {
-            return restore(checkpoint, around.target, around.existing, around.control).await;
+            return restore(checkpoint, around.target, around.control).await;
         }
         let Some(calibration) = &request.calibration else {
             // The backend that calibration has, so that all of it is compiled once.

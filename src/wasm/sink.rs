@@ -1,24 +1,30 @@
 //! Folders that JavaScript writes: directory handles, paths, streams, memory. Floor 9.
 
 use super::error::from_js;
+use super::source::{FolderOfJs, JsFolder};
 use super::values::{copied, settled};
 use crate::error::{Context, Result};
 use crate::format::check_plain_name;
 use crate::format::sink::{ByteSink, SinkDir};
+use crate::format::source::SourceDir;
 use crate::task::BoxFuture;
 use js_sys::{Promise, Uint8Array};
+use std::sync::Arc;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{name, create(file): Promise<JsSink>, remove(file): Promise, removeUnfinished(): Promise}`
+    /// `{name, existing: JsFolder, create(file): Promise<JsSink>, remove(file): Promise, removeUnfinished(): Promise}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "TargetFolder")]
     pub type JsTarget;
 
     #[wasm_bindgen(method, getter)]
     fn name(this: &JsTarget) -> String;
+
+    #[wasm_bindgen(method, getter)]
+    fn existing(this: &JsTarget) -> JsFolder;
 
     #[wasm_bindgen(method, catch)]
     fn create(this: &JsTarget, file: &str) -> Result<Promise, JsValue>;
@@ -71,6 +77,10 @@ impl TargetOfJs {
 impl SinkDir for TargetOfJs {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn existing(&self) -> Arc<dyn SourceDir> {
+        Arc::new(FolderOfJs::new(self.target.existing()))
     }
 
     fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>> {

@@ -7,7 +7,7 @@ use crate::format::check_inner_name;
 use crate::format::source::{ByteSource, SourceDir};
 use crate::task::BoxFuture;
 use js_sys::{Promise, Uint8Array};
-use std::rc::Rc;
+use std::sync::Arc;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 
@@ -112,13 +112,13 @@ impl FolderOfJs {
         Self { name: folder.name(), folder }
     }
 
-    async fn open_file(&self, file: &str) -> Result<Option<Rc<dyn ByteSource>>> {
+    async fn open_file(&self, file: &str) -> Result<Option<Arc<dyn ByteSource>>> {
         check_inner_name(file)?;
         let opened = settled(self.folder.open(file).map_err(|error| from_js(&error))?).await?;
         if opened.is_undefined() || opened.is_null() {
             return Ok(None);
         }
-        Ok(Some(Rc::new(FileOfJs::new(opened.unchecked_into())?)))
+        Ok(Some(Arc::new(FileOfJs::new(opened.unchecked_into())?)))
     }
 }
 
@@ -127,7 +127,7 @@ impl SourceDir for FolderOfJs {
         &self.name
     }
 
-    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>> {
         Box::pin(async move { self.open_file(file).await.map_err(|error| error.within(&self.name)) })
     }
 }

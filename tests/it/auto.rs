@@ -9,7 +9,7 @@ use lowbit::calibrate::SampleOptions;
 use lowbit::dtype::DType;
 use lowbit::format::scratch::MemoryScratch;
 use lowbit::format::sink::{MemorySinkDir, SinkDir};
-use lowbit::format::source::{MemoryDir, SourceDir};
+use lowbit::format::source::SourceDir;
 use lowbit::layout::ModuleStorage;
 use lowbit::model::Checkpoint;
 use lowbit::pipeline::auto::training::QatTrainer;
@@ -30,7 +30,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::ready;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Folders in memory, as a page has them.
 struct InMemory {
@@ -47,11 +47,6 @@ impl Outputs for InMemory {
         let folder = MemorySinkDir::new(name);
         self.folders.borrow_mut().insert(name.to_owned(), folder.clone());
         Box::pin(ready(Ok(Box::new(folder) as Box<dyn SinkDir>)))
-    }
-
-    fn open<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Rc<dyn SourceDir>>> {
-        let folder = self.folders.borrow().get(name).map(MemorySinkDir::to_dir);
-        Box::pin(ready(Ok(Rc::new(folder.unwrap_or_else(|| MemoryDir::new(name))) as Rc<dyn SourceDir>)))
     }
 }
 
@@ -128,7 +123,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     assert_eq!(attempts.iter().map(|attempt| attempt.good).collect::<Vec<_>>(), [false, false, false, true]);
 
     // Mixed precision: the raised modules, and no others, are INT8.
-    let open = |name: &str| block_on(async { Checkpoint::open(outputs.open(name).await?).await }).unwrap();
+    let open = |name: &str| block_on(Checkpoint::open(outputs.folders.borrow()[name].existing())).unwrap();
     let mixed = open(names[2]);
     assert!(!attempts[2].raised.is_empty());
     for layer in 0..3 {
@@ -144,7 +139,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     // The accepted folder runs, and says how it was judged.
     let folder = outputs.folders.borrow()[names[3]].to_dir();
     assert!(block_on(folder.open("validation_report.json")).unwrap().is_some());
-    load(Rc::new(folder));
+    load(Arc::new(folder));
 }
 
 #[test]
@@ -201,11 +196,11 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
     block_on(async {
         let (packed, options) =
             (MemorySinkDir::new("packed"), QuantizeOptions::rtn(Bits::Two, Granularity::Group(32), true));
-        quantize(&good, &options, &packed, None, &Silent).await.unwrap();
-        let packed = Checkpoint::open(Rc::new(packed.to_dir())).await.unwrap();
-        dequantize_checkpoint(&packed, DType::F16, &worse, None, &Silent).await.unwrap();
+        quantize(&good, &options, &packed, &Silent).await.unwrap();
+        let packed = Checkpoint::open(Arc::new(packed.to_dir())).await.unwrap();
+        dequantize_checkpoint(&packed, DType::F16, &worse, &Silent).await.unwrap();
     });
-    let worse = block_on(Checkpoint::open(Rc::new(worse.to_dir()))).unwrap();
+    let worse = block_on(Checkpoint::open(Arc::new(worse.to_dir()))).unwrap();
     let codec = tokenizer(dir.as_ref());
     let data = Dataset::new("heldout.txt", &text("heldout.txt", 12_000), &codec).unwrap();
     let calibration = codec.encode(&text("calibration.txt", 60_000)).unwrap();

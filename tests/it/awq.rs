@@ -17,7 +17,7 @@ use lowbit::tokenizer::TextCodec;
 use lowbit::validate::walk;
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 fn awq(
     checkpoint: &Checkpoint,
@@ -27,14 +27,13 @@ fn awq(
     let folder = MemorySinkDir::new("awq");
     let scratch = MemoryScratch::new();
     let calibration = Calibration { samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
-    let outcome =
-        block_on(quantize_calibrated(checkpoint, options, calibration, &folder, None, &Silent)).unwrap();
+    let outcome = block_on(quantize_calibrated(checkpoint, options, calibration, &folder, &Silent)).unwrap();
     (folder, outcome)
 }
 
 fn rtn(checkpoint: &Checkpoint, options: &QuantizeOptions) -> MemorySinkDir {
     let folder = MemorySinkDir::new("rtn");
-    block_on(quantize(checkpoint, options, &folder, None, &Silent)).unwrap();
+    block_on(quantize(checkpoint, options, &folder, &Silent)).unwrap();
     folder
 }
 
@@ -50,7 +49,7 @@ fn every_architecture_computes_the_same_after_folding() {
         {
             continue;
         }
-        let dir = Rc::new(synthetic::checkpoint(&name, &config, &golden.tensors, golden.a));
+        let dir = Arc::new(synthetic::checkpoint(&name, &config, &golden.tensors, golden.a));
         let checkpoint = block_on(Checkpoint::open(dir)).unwrap();
         let vocab_size = checkpoint.config().vocab_size as u32;
         let windows = (0..6).map(|i| synthetic::tokens(&format!("{name} {i}"), 20, vocab_size)).collect();
@@ -64,7 +63,7 @@ fn every_architecture_computes_the_same_after_folding() {
 
         let original = logits(&mut load_checkpoint(&checkpoint), &golden.tokens, golden.tokens.len());
         let distance = |folder: MemorySinkDir| {
-            let found = logits(&mut load(Rc::new(folder.to_dir())), &golden.tokens, golden.tokens.len());
+            let found = logits(&mut load(Arc::new(folder.to_dir())), &golden.tokens, golden.tokens.len());
             max_distance(&original, &found)
         };
         let options = QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true);
@@ -102,7 +101,7 @@ fn the_shipped_model_loses_less_than_by_rounding() {
     for (name, _, error) in &outcome.modules {
         assert!(error.snr_db().unwrap() > 5.0, "{name}: errors are of the weights without their scales");
     }
-    let figures = [rounded, folder].map(|folder| perplexity(&mut load(Rc::new(folder.to_dir())), &data));
+    let figures = [rounded, folder].map(|folder| perplexity(&mut load(Arc::new(folder.to_dir())), &data));
     println!("rounded to nearest {:.4}, by AWQ {:.4}", figures[0], figures[1]);
     assert!(figures[1] < figures[0], "{figures:?}");
 }
@@ -127,7 +126,7 @@ fn a_real_model_loses_no_more_than_by_llm_compressor() {
         let options = QuantizeOptions::awq(Bits::Four, Granularity::Group(group_size), false);
         let (folder, _) = awq(&checkpoint, &samples, &options);
         let mut theirs = load(on_disk(shared.join("peers").join(peer)));
-        let mut ours = load(Rc::new(folder.to_dir()));
+        let mut ours = load(Arc::new(folder.to_dir()));
         let compared = block_on(walk::compare(&mut theirs, &mut ours, &data, &windows, &Silent)).unwrap();
         let found = compared.quantized.perplexity();
         let (mean, error) = (compared.loss.mean(), compared.loss.standard_error());

@@ -31,7 +31,7 @@ fn converted(source: &Path, output: &Path, layout: TargetLayout) -> (f32, bool) 
     let source = open(source);
     let plan = planned(&source, layout, false).unwrap();
     let sinks = FsSinkDir::create(output).unwrap();
-    let outcome = block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
+    let outcome = block_on(convert(&source, &plan, &sinks, &Silent)).unwrap();
     let result = open(output);
     assert_eq!(result.layout().name(), layout.name());
     let difference = largest_difference(&source, &result);
@@ -45,7 +45,7 @@ fn converted(source: &Path, output: &Path, layout: TargetLayout) -> (f32, bool) 
 
 fn quantized(place: &Path, options: QuantizeOptions) {
     let original = open(&fixture("tale-llama"));
-    block_on(quantize(&original, &options, &FsSinkDir::create(place).unwrap(), None, &Silent)).unwrap();
+    block_on(quantize(&original, &options, &FsSinkDir::create(place).unwrap(), &Silent)).unwrap();
 }
 
 #[test]

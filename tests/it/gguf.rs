@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The largest distance of a logit from the one that transformers computes of the same decoded weights; measured 8.6e-6.
 const TOLERANCE: f32 = 1e-4;
@@ -149,7 +149,7 @@ fn type_of(name: &str) -> TensorType {
 }
 
 /// A file with the model's tensors.
-fn write(model: &Model, vocabulary: &Vocabulary) -> Rc<dyn ByteSource> {
+fn write(model: &Model, vocabulary: &Vocabulary) -> Arc<dyn ByteSource> {
     let dir = MemorySinkDir::new("out");
     let list: Vec<_> =
         model.tensors.iter().map(|(name, kind, dims)| (name.clone(), type_of(kind), dims.clone())).collect();
@@ -163,7 +163,7 @@ fn write(model: &Model, vocabulary: &Vocabulary) -> Rc<dyn ByteSource> {
     })
     .unwrap();
     let bytes = dir.to_dir().get("model.gguf").unwrap().clone();
-    Rc::new(MemorySource::new("model.gguf", bytes))
+    Arc::new(MemorySource::new("model.gguf", bytes))
 }
 
 /// What llama.cpp puts around a prompt, where its texts end, and its ids.
@@ -196,7 +196,7 @@ pub fn llama_cpp<T: for<'a> Deserialize<'a>>(jobs: &[serde_json::Value]) -> Opti
 }
 
 /// The file of every block type.
-pub fn every_type() -> Rc<dyn ByteSource> {
+pub fn every_type() -> Arc<dyn ByteSource> {
     let Golden { model, .. } = golden();
     write(&model, &model.vocabulary)
 }
@@ -355,7 +355,7 @@ fn shared(what: &str) -> Option<PathBuf> {
 }
 
 fn open_file(path: PathBuf) -> Checkpoint {
-    block_on(Checkpoint::open_gguf(Rc::new(FileSource::open(path).unwrap()))).unwrap()
+    block_on(Checkpoint::open_gguf(Arc::new(FileSource::open(path).unwrap()))).unwrap()
 }
 
 fn open_tokenizer(folder: PathBuf) -> HuggingFaceTokenizer {

@@ -15,7 +15,7 @@ use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use lowbit::validate::metrics::argmax;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 const FILE: &str = "model.gguf";
 
@@ -36,7 +36,7 @@ fn written(
 ) -> (ConversionPlan, ConvertOutcome) {
     block_on(async {
         let plan = plan_conversion(checkpoint, options, &Silent).await?;
-        let outcome = convert(checkpoint, &plan, target, None, &Silent).await?;
+        let outcome = convert(checkpoint, &plan, target, &Silent).await?;
         Ok::<_, lowbit::Error>((plan, outcome))
     })
     .unwrap()
@@ -44,7 +44,7 @@ fn written(
 
 fn reopened(target: &MemorySinkDir) -> Checkpoint {
     let bytes = target.to_dir().get(FILE).unwrap().clone();
-    block_on(Checkpoint::open_gguf(Rc::new(MemorySource::new(FILE, bytes)))).unwrap()
+    block_on(Checkpoint::open_gguf(Arc::new(MemorySource::new(FILE, bytes)))).unwrap()
 }
 
 fn tale() -> Checkpoint {
@@ -90,8 +90,8 @@ fn packed_modules_keep_their_codes() {
         (group(Bits::Four, 32, false), false),
     ] {
         let folder = MemorySinkDir::new("quantized");
-        block_on(quantize(&original, &options_in, &folder, None, &Silent)).unwrap();
-        let packed = block_on(Checkpoint::open(Rc::new(folder.to_dir()))).unwrap();
+        block_on(quantize(&original, &options_in, &folder, &Silent)).unwrap();
+        let packed = block_on(Checkpoint::open(Arc::new(folder.to_dir()))).unwrap();
         let target = MemorySinkDir::new("out");
         let (_, outcome) = written(&packed, &options(TensorType::Q8_0), &target);
         let scheme = options_in.scheme;
@@ -176,7 +176,7 @@ fn interop_llama_cpp_continues_what_lowbit_writes() {
     let mut jobs = Vec::new();
     let mut expected = Vec::new();
     for (path, name, vocabulary) in &files {
-        let checkpoint = block_on(Checkpoint::open_gguf(Rc::new(FileSource::open(path).unwrap()))).unwrap();
+        let checkpoint = block_on(Checkpoint::open_gguf(Arc::new(FileSource::open(path).unwrap()))).unwrap();
         for salt in 0..8 {
             let near_tie = if *vocabulary == 2048 { NEAR_TIE } else { NEAR_TIE_RANDOM };
             // Words for the trained model, which is surer of them than of random ones.
@@ -218,7 +218,7 @@ fn quantizing_straight_to_gguf_keeps_the_codes_of_the_folder() {
         assert_eq!(document["bits_per_weight"], bits);
         let small = options.contains(&"--group-size");
         quantize(&folder, if small { &[] } else { &["--group-size", "32"] });
-        let file = block_on(Checkpoint::open_gguf(Rc::new(FileSource::open(&file).unwrap()))).unwrap();
+        let file = block_on(Checkpoint::open_gguf(Arc::new(FileSource::open(&file).unwrap()))).unwrap();
         let folder = block_on(Checkpoint::open(on_disk(&folder))).unwrap();
         for linear in lowbit::model::names::Linear::ALL {
             let module = linear.module(1);

@@ -11,7 +11,7 @@ use lowbit::pipeline::{ConvertOptions, ConvertOutcome, convert, plan_conversion}
 use lowbit::task::{Silent, block_on};
 use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde_json::{Value, json};
-use std::rc::Rc;
+use std::sync::Arc;
 
 const FILE: &str = "model.gguf";
 // Behind 256 bytes and nine merges.
@@ -96,7 +96,7 @@ fn folder(tokenizer: &Value, tokenizer_config: &Value, changes: &Value) -> Check
         .with("model.safetensors", file("model.safetensors"))
         .with("tokenizer.json", tokenizer.to_string().into_bytes())
         .with("tokenizer_config.json", tokenizer_config.to_string().into_bytes());
-    block_on(Checkpoint::open(Rc::new(dir))).unwrap()
+    block_on(Checkpoint::open(Arc::new(dir))).unwrap()
 }
 
 fn names() -> Value {
@@ -106,7 +106,7 @@ fn names() -> Value {
 fn written(checkpoint: &Checkpoint, target: &dyn SinkDir) -> ConvertOutcome {
     block_on(async {
         let plan = plan_conversion(checkpoint, &ConvertOptions::new(TargetLayout::Gguf), &Silent).await?;
-        convert(checkpoint, &plan, target, None, &Silent).await
+        convert(checkpoint, &plan, target, &Silent).await
     })
     .unwrap()
 }
@@ -187,7 +187,7 @@ fn a_prompt_of_the_file_is_that_of_the_folder() {
         });
         assert_eq!(said, !in_llama_cpp, "{name}: {:?}", report.notes);
         let bytes = target.to_dir().get(FILE).unwrap().clone();
-        let file = block_on(Checkpoint::open_gguf(Rc::new(MemorySource::new(FILE, bytes)))).unwrap();
+        let file = block_on(Checkpoint::open_gguf(Arc::new(MemorySource::new(FILE, bytes)))).unwrap();
         let (ours, theirs) = (codec(&file), codec(&original));
         for text in TEXTS.into_iter().filter(|text| !is_excepted(text, &report)) {
             assert_eq!(
@@ -222,7 +222,7 @@ fn chats_of_the_file_are_those_of_the_folder() {
         let target = MemorySinkDir::new("out");
         written(&original, &target);
         let bytes = target.to_dir().get(FILE).unwrap().clone();
-        let file = block_on(Checkpoint::open_gguf(Rc::new(MemorySource::new(FILE, bytes)))).unwrap();
+        let file = block_on(Checkpoint::open_gguf(Arc::new(MemorySource::new(FILE, bytes)))).unwrap();
         let messages = [json!({"role": "user", "content": "the"})];
         let found = codec(&file).apply_chat_template(&messages).unwrap();
         assert_eq!(found, codec(&original).apply_chat_template(&messages).unwrap());

@@ -6,7 +6,7 @@ use crate::support::{distances, fixture, load, logits, max_distance};
 use lowbit::validate::metrics::argmax;
 use serde::Deserialize;
 use std::fs;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The largest distance of a logit from the golden one; measured at most 7.0e-6, the order of additions.
 const TOLERANCE: f32 = 1e-4;
@@ -48,7 +48,7 @@ fn logits_are_those_of_transformers() {
     let mut compared = 0;
     let mut wrong = Vec::new();
     for (name, golden, config) in cases() {
-        let dir = Rc::new(synthetic::checkpoint(&name, &config, &golden.tensors, golden.a));
+        let dir = Arc::new(synthetic::checkpoint(&name, &config, &golden.tensors, golden.a));
         let mut model = load(dir);
         let at_once = logits(&mut model, &golden.tokens, golden.tokens.len());
         let one_by_one = logits(&mut model, &golden.tokens, 1);

@@ -15,16 +15,16 @@ use lowbit::validate::walk;
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 fn run(
     checkpoint: &Checkpoint,
     samples: &Samples,
     options: &QuantizeOptions,
-) -> lowbit::Result<(Rc<dyn SourceDir>, QuantizeOutcome)> {
+) -> lowbit::Result<(Arc<dyn SourceDir>, QuantizeOutcome)> {
     let folder = MemorySinkDir::new("gptq");
     let outcome = calibrated(checkpoint, samples, options, &folder)?;
-    Ok((Rc::new(folder.to_dir()), outcome))
+    Ok((Arc::new(folder.to_dir()), outcome))
 }
 
 /// How far above another tool's figure a perplexity may be. The noise of one model and 18,337 tokens is about as large: the
@@ -132,8 +132,8 @@ fn gptq_beats_rounding_on_the_shipped_model() {
     ] {
         let rtn = MemorySinkDir::new("rtn");
         let options = QuantizeOptions::rtn(bits, granularity, symmetric);
-        block_on(quantize(&checkpoint, &options, &rtn, None, &Silent)).unwrap();
-        let rounded = perplexity(&mut load(Rc::new(rtn.to_dir())), &data);
+        block_on(quantize(&checkpoint, &options, &rtn, &Silent)).unwrap();
+        let rounded = perplexity(&mut load(Arc::new(rtn.to_dir())), &data);
 
         let options = QuantizeOptions::gptq(bits, granularity, symmetric);
         let (dir, outcome) = run(&checkpoint, &samples, &options).unwrap();
@@ -169,7 +169,7 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     }
     // Each method where it belongs.
     let folder = MemorySinkDir::new("none");
-    let error = block_on(quantize(&checkpoint, &options, &folder, None, &Silent)).unwrap_err();
+    let error = block_on(quantize(&checkpoint, &options, &folder, &Silent)).unwrap_err();
     assert!(error.to_string().contains("needs calibration samples"), "{error}");
     let rtn = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
     let error = run(&checkpoint, &windows(vec![1, 2]), &rtn).err().unwrap();
@@ -211,7 +211,7 @@ fn a_run_tells_how_far_it_is_and_can_be_cancelled_anywhere() {
         let calibration =
             Calibration { samples: &samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
         let options = method(Bits::Four, Granularity::Group(32), true);
-        let run = quantize_calibrated(&checkpoint, &options, calibration, &folder, None, &listener);
+        let run = quantize_calibrated(&checkpoint, &options, calibration, &folder, &listener);
         let result = block_on(run);
         let is_whole = folder.to_dir().names().any(|name| name == "quantization_config.json");
         assert_eq!(is_whole, result.is_ok());

@@ -20,7 +20,7 @@ use lowbit::tokenizer::TextCodec;
 use lowbit::validate::walk::score;
 use lowbit::validate::windows::WindowOptions;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Perplexity may differ by this share.
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
@@ -63,13 +63,13 @@ fn models() -> Vec<PathBuf> {
 }
 
 /// A checkpoint, quantized in memory by `options` where there are some.
-fn checkpoint(dir: Rc<dyn SourceDir>, options: Option<&QuantizeOptions>) -> Checkpoint {
+fn checkpoint(dir: Arc<dyn SourceDir>, options: Option<&QuantizeOptions>) -> Checkpoint {
     block_on(async {
         let original = Checkpoint::open(dir).await.unwrap();
         let Some(options) = options else { return original };
         let folder = MemorySinkDir::new("quantized");
-        quantize(&original, options, &folder, None, &Silent).await.unwrap();
-        Checkpoint::open(Rc::new(folder.to_dir())).await.unwrap()
+        quantize(&original, options, &folder, &Silent).await.unwrap();
+        Checkpoint::open(Arc::new(folder.to_dir())).await.unwrap()
     })
 }
 
@@ -124,12 +124,12 @@ fn greedy_text_is_that_of_the_cpu() {
 }
 
 /// The shipped model, which takes `token` for the end of a text.
-fn ending_with(token: u32) -> Rc<dyn SourceDir> {
+fn ending_with(token: u32) -> Arc<dyn SourceDir> {
     let file = |name: &str| std::fs::read(fixture("tale-llama").join(name)).unwrap();
     let config = String::from_utf8(file("config.json")).unwrap();
     let config = config.replace("\"eos_token_id\": 1,", &format!("\"eos_token_id\": {token},"));
     let dir = MemoryDir::new("tale-llama").with("config.json", config.into_bytes());
-    Rc::new(
+    Arc::new(
         ["tokenizer.json", "model.safetensors"].into_iter().fold(dir, |dir, name| dir.with(name, file(name))),
     )
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The report on some tokens, with nothing rounded.
 fn report<B: Train>(backend: B, checkpoint: &Checkpoint, tokens: &[u32]) -> Result<GradientReport> {
@@ -36,7 +36,7 @@ fn gradients_of_every_architecture_pass() {
     let mut worst = 0.0f64;
     for (name, golden, config) in golden::cases() {
         let dir = synthetic::checkpoint(&name, &config, &golden.tensors, golden.a);
-        let checkpoint = block_on(Checkpoint::open(Rc::new(dir))).unwrap();
+        let checkpoint = block_on(Checkpoint::open(Arc::new(dir))).unwrap();
         if checkpoint.is_quantized() {
             continue;
         }
@@ -164,7 +164,7 @@ fn a_gradient_that_is_lost_or_too_long_is_seen() {
     let (name, golden, config) =
         golden::cases().into_iter().find(|(name, ..)| name.starts_with("llama/")).unwrap();
     let dir = synthetic::checkpoint(&name, &config, &golden.tensors, golden.a);
-    let checkpoint = block_on(Checkpoint::open(Rc::new(dir))).unwrap();
+    let checkpoint = block_on(Checkpoint::open(Arc::new(dir))).unwrap();
     let last = checkpoint.config().num_hidden_layers - 1;
     let with = |fault| {
         let device = Wrong { inner: CpuBackend::new(), fault, done: false };

@@ -122,7 +122,7 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         if options.method.is_calibrated() {
             calibrated(&original, &samples, &options, &sinks).unwrap();
         } else {
-            block_on(quantize(&original, &options, &sinks, None, &Silent)).unwrap();
+            block_on(quantize(&original, &options, &sinks, &Silent)).unwrap();
         }
         folders.push((name, path));
     }
@@ -137,7 +137,7 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let packed = block_on(Checkpoint::open(on_disk(place.join("int4-g32-sym")))).unwrap();
     let path = place.join("dequantized-f16");
     let sinks = FsSinkDir::create(&path).unwrap();
-    block_on(dequantize_checkpoint(&packed, DType::F16, &sinks, None, &Silent)).unwrap();
+    block_on(dequantize_checkpoint(&packed, DType::F16, &sinks, &Silent)).unwrap();
     folders.push(("dequantized-f16", path));
     folders
 }

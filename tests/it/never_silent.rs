@@ -14,7 +14,7 @@ use lowbit::task::block_on;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A golden case as a folder.
 fn folder(case: &str) -> (Golden, MemoryDir) {
@@ -38,11 +38,11 @@ fn with_config(dir: &MemoryDir, edit: impl FnOnce(&mut Value)) -> MemoryDir {
 }
 
 fn all_logits(dir: MemoryDir, golden: &Golden) -> Vec<Vec<f32>> {
-    logits(&mut load(Rc::new(dir)), &golden.tokens, golden.tokens.len())
+    logits(&mut load(Arc::new(dir)), &golden.tokens, golden.tokens.len())
 }
 
 fn refused(dir: MemoryDir, code: ErrorCode, words: &[&str]) {
-    let error = block_on(Checkpoint::open(Rc::new(dir))).err().expect(words[0]);
+    let error = block_on(Checkpoint::open(Arc::new(dir))).err().expect(words[0]);
     assert_eq!(error.code(), code, "{error}");
     for word in words {
         assert!(error.to_string().contains(word), "{error} does not say {word}");
@@ -71,13 +71,13 @@ fn a_stored_head_is_used_although_the_config_ties_it() {
     let expected = all_logits(untied, &golden);
     assert_eq!(all_logits(own.clone(), &golden), expected);
     assert!(max_distance(&expected, &all_logits(tied.clone(), &golden)) > 0.01);
-    let checkpoint = block_on(Checkpoint::open(Rc::new(own))).unwrap();
+    let checkpoint = block_on(Checkpoint::open(Arc::new(own))).unwrap();
     assert!(!checkpoint.config().tie_word_embeddings);
     assert!(checkpoint.warnings()[0].contains("lm_head.weight"), "{:?}", checkpoint.warnings());
 
     // A copy is no head of its own: it would be held and written twice.
     let copy = with_weights(&tied, |header, data| store_head(header, data, |_| {}));
-    let checkpoint = block_on(Checkpoint::open(Rc::new(copy))).unwrap();
+    let checkpoint = block_on(Checkpoint::open(Arc::new(copy))).unwrap();
     assert!(checkpoint.config().tie_word_embeddings && checkpoint.warnings().is_empty());
 }
 
@@ -215,10 +215,10 @@ fn a_folder_of_another_kind_is_called_by_its_name() {
         refused(dir, code, words);
     }
     let more = model.clone().with("additional_chat_templates/tool_use.jinja", text("{{ messages }}"));
-    let opened = block_on(Checkpoint::open(Rc::new(more))).unwrap();
+    let opened = block_on(Checkpoint::open(Arc::new(more))).unwrap();
     assert!(opened.warnings()[0].contains("`tool_use.jinja`"), "{:?}", opened.warnings());
     // An upload that broke off leaves an empty file, which transformers takes for none.
-    block_on(Checkpoint::open(Rc::new(model.with("generation_config.json", text("\n"))))).unwrap();
+    block_on(Checkpoint::open(Arc::new(model.with("generation_config.json", text("\n"))))).unwrap();
 }
 
 /// Python's JSON has numbers that JSON has not; only who needs one of them refuses it.
@@ -227,7 +227,7 @@ fn nan_in_a_config_is_refused_only_where_a_number_is_needed() {
     let (_, model) = folder("llama");
     let config = String::from_utf8(model.get("config.json").unwrap().to_vec()).unwrap();
     let harmless = config.replacen('{', "{\"initializer_scale\": NaN, \"limits\": [0.0, -Infinity],", 1);
-    block_on(Checkpoint::open(Rc::new(model.clone().with("config.json", harmless.into_bytes())))).unwrap();
+    block_on(Checkpoint::open(Arc::new(model.clone().with("config.json", harmless.into_bytes())))).unwrap();
     let broken = config.replace("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": NaN");
     assert_ne!(broken, config);
     refused(
@@ -372,7 +372,7 @@ fn master_weights_are_packed_for_good() {
     }
     lowbit(["quantize", &arg(&source), "-o", &arg(&output), "--method", "ternary"]).done();
     let (online, packed) = (
-        block_on(Checkpoint::open(Rc::new(online))).unwrap(),
+        block_on(Checkpoint::open(Arc::new(online))).unwrap(),
         block_on(Checkpoint::open(on_disk(&output))).unwrap(),
     );
     for linear in Linear::ALL {

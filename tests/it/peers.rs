@@ -42,7 +42,7 @@ fn their_codes_move_to_every_other_layout() {
             };
             let output = place.path().join(&name);
             let sinks = FsSinkDir::create(&output).unwrap();
-            block_on(convert(&source, &plan, &sinks, None, &Silent)).unwrap();
+            block_on(convert(&source, &plan, &sinks, &Silent)).unwrap();
             let result = block_on(Checkpoint::open(on_disk(output))).unwrap();
             let difference = largest_difference(&source, &result);
             let loses = plan.modules.iter().any(|module| module.loss.is_some());

@@ -16,13 +16,13 @@ use lowbit::pipeline::{
 };
 use lowbit::quant::{Bits, Granularity};
 use lowbit::task::{BoxFuture, Silent, block_on};
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A folder that counts the bytes which are read from its weights.
 struct Counting {
-    dir: Rc<dyn SourceDir>,
-    read: Rc<Cell<u64>>,
+    dir: Arc<dyn SourceDir>,
+    read: Arc<AtomicU64>,
 }
 
 impl SourceDir for Counting {
@@ -30,18 +30,19 @@ impl SourceDir for Counting {
         self.dir.name()
     }
 
-    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>> {
         Box::pin(async move {
             let source = self.dir.open(file).await?;
-            let counted = |source| Rc::new(Counted { source, read: self.read.clone() }) as Rc<dyn ByteSource>;
+            let counted =
+                |source| Arc::new(Counted { source, read: self.read.clone() }) as Arc<dyn ByteSource>;
             Ok(if file == "model.safetensors" { source.map(counted) } else { source })
         })
     }
 }
 
 struct Counted {
-    source: Rc<dyn ByteSource>,
-    read: Rc<Cell<u64>>,
+    source: Arc<dyn ByteSource>,
+    read: Arc<AtomicU64>,
 }
 
 impl ByteSource for Counted {
@@ -54,24 +55,24 @@ impl ByteSource for Counted {
     }
 
     fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>> {
-        self.read.set(self.read.get() + out.len() as u64);
+        self.read.fetch_add(out.len() as u64, Ordering::Relaxed);
         self.source.read_at(offset, out)
     }
 }
 
 /// Opens a folder, does something with it, and says how many times the bytes of its tensors were read for both. The header
 /// counts too.
-fn times(name: &str, dir: Rc<dyn SourceDir>, job: impl FnOnce(&Checkpoint)) -> f64 {
-    let read = Rc::new(Cell::new(0));
+fn times(name: &str, dir: Arc<dyn SourceDir>, job: impl FnOnce(&Checkpoint)) -> f64 {
+    let read = Arc::new(AtomicU64::new(0));
     let counting = Counting { dir, read: read.clone() };
-    let checkpoint = block_on(Checkpoint::open(Rc::new(counting))).unwrap();
+    let checkpoint = block_on(Checkpoint::open(Arc::new(counting))).unwrap();
     job(&checkpoint);
-    let times = read.get() as f64 / checkpoint.bytes() as f64;
+    let times = read.load(Ordering::Relaxed) as f64 / checkpoint.bytes() as f64;
     println!("note: {name} reads {times:.3} times the bytes of the tensors");
     times
 }
 
-fn tale() -> Rc<dyn SourceDir> {
+fn tale() -> Arc<dyn SourceDir> {
     on_disk(fixture("tale-llama"))
 }
 
@@ -79,10 +80,10 @@ fn group(bits: Bits) -> QuantizeOptions {
     QuantizeOptions::rtn(bits, Granularity::Group(32), true)
 }
 
-fn quantized(name: &str, dir: Rc<dyn SourceDir>, options: &QuantizeOptions) -> (f64, MemorySinkDir) {
+fn quantized(name: &str, dir: Arc<dyn SourceDir>, options: &QuantizeOptions) -> (f64, MemorySinkDir) {
     let out = MemorySinkDir::new("out");
     let read = times(name, dir, |checkpoint| {
-        block_on(quantize(checkpoint, options, &out, None, &Silent)).unwrap();
+        block_on(quantize(checkpoint, options, &out, &Silent)).unwrap();
     });
     (read, out)
 }
@@ -110,16 +111,15 @@ fn rounding_reads_a_checkpoint_once() {
 fn a_table_is_not_read_to_see_whether_it_fits() {
     let (_, four) = quantized("rtn", tale(), &group(Bits::Four));
     let floats = MemorySinkDir::new("floats");
-    let read = times("dequantizing", Rc::new(four.to_dir()), |checkpoint| {
-        block_on(dequantize_checkpoint(checkpoint, lowbit::dtype::DType::F32, &floats, None, &Silent))
-            .unwrap();
+    let read = times("dequantizing", Arc::new(four.to_dir()), |checkpoint| {
+        block_on(dequantize_checkpoint(checkpoint, lowbit::dtype::DType::F32, &floats, &Silent)).unwrap();
     });
     assert!(read <= 1.05, "{read}");
-    let (read, again) = quantized("rtn of F32", Rc::new(floats.to_dir()), &group(Bits::Four));
+    let (read, again) = quantized("rtn of F32", Arc::new(floats.to_dir()), &group(Bits::Four));
     assert!(read <= 1.05, "{read}");
     let restored = MemorySinkDir::new("restored");
-    let read = times("restoring", Rc::new(floats.to_dir()), |checkpoint| {
-        block_on(restore(checkpoint, &restored, None, &Silent)).unwrap();
+    let read = times("restoring", Arc::new(floats.to_dir()), |checkpoint| {
+        block_on(restore(checkpoint, &restored, &Silent)).unwrap();
     });
     assert!(read <= 1.05, "{read}");
     assert!(again.to_dir().get("quantization_config.json").is_some());
@@ -130,18 +130,18 @@ fn converting_reads_scales_twice_and_everything_else_once() {
     let (_, four) = quantized("rtn", tale(), &group(Bits::Four));
     let gptq = TargetLayout::Gptq(GptqZeros::V1);
     let other = MemorySinkDir::new("gptq");
-    let to = |name: &str, dir: Rc<dyn SourceDir>, options: ConvertOptions, out: &MemorySinkDir| {
+    let to = |name: &str, dir: Arc<dyn SourceDir>, options: ConvertOptions, out: &MemorySinkDir| {
         times(name, dir, |checkpoint| {
             let plan = block_on(plan_conversion(checkpoint, &options, &Silent)).unwrap();
-            let outcome = block_on(convert(checkpoint, &plan, out, None, &Silent)).unwrap();
+            let outcome = block_on(convert(checkpoint, &plan, out, &Silent)).unwrap();
             assert!(outcome.bytes > 0);
         })
     };
-    let four: Rc<dyn SourceDir> = Rc::new(four.to_dir());
+    let four: Arc<dyn SourceDir> = Arc::new(four.to_dir());
     let read = to("to gptq", four.clone(), ConvertOptions::new(gptq), &other);
     assert!(read <= 1.2, "{read}");
     let back = ConvertOptions::new(TargetLayout::CompressedTensors);
-    let read = to("from gptq", Rc::new(other.to_dir()), back, &MemorySinkDir::new("back"));
+    let read = to("from gptq", Arc::new(other.to_dir()), back, &MemorySinkDir::new("back"));
     assert!(read <= 1.2, "{read}");
     let file = MemorySinkDir::new("file");
     let read = to("to gguf", four, ConvertOptions::new(TargetLayout::Gguf), &file);
@@ -173,8 +173,7 @@ fn calibrating_reads_a_checkpoint_twice_at_most() {
                 // The least memory in which the run starts is that in which no block is held.
                 let memory = memory.map(|memory| least_memory(checkpoint, &options, memory, &samples));
                 let options = QuantizeOptions { memory, ..options.clone() };
-                block_on(quantize_calibrated(checkpoint, &options, calibration, &out, None, &Silent))
-                    .unwrap();
+                block_on(quantize_calibrated(checkpoint, &options, calibration, &out, &Silent)).unwrap();
             });
             assert_eq!(read <= 2.1, memory.is_none(), "{name} with {memory:?}: {read}");
             let dir = out.to_dir();

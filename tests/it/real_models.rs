@@ -10,7 +10,7 @@ use lowbit::validate::walk::score;
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use serde_json::Value;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The folder of real models and texts beside the repository, or `None` with a word on the terminal.
 pub(crate) fn shared(what: &str) -> Option<PathBuf> {
@@ -24,7 +24,7 @@ pub(crate) fn shared(what: &str) -> Option<PathBuf> {
 
 pub(crate) fn open(path: PathBuf) -> (CausalLm<CpuBackend>, HuggingFaceTokenizer) {
     block_on(async {
-        let dir: Rc<dyn SourceDir> = Rc::new(FsDir::open(path).unwrap());
+        let dir: Arc<dyn SourceDir> = Arc::new(FsDir::open(path).unwrap());
         let checkpoint = Checkpoint::open(dir.clone()).await.unwrap();
         let model =
             CausalLm::load(CpuBackend::new(), &checkpoint, LoadOptions::default(), &Silent).await.unwrap();

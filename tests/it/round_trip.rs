@@ -16,14 +16,14 @@ use lowbit::validate::agreement::{self, Forms};
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use lowbit::validate::{streamed, walk};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
-fn shipped() -> Rc<dyn SourceDir> {
+fn shipped() -> Arc<dyn SourceDir> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tale-llama");
-    Rc::new(FsDir::open(path).unwrap())
+    Arc::new(FsDir::open(path).unwrap())
 }
 
-async fn open(dir: Rc<dyn SourceDir>) -> Checkpoint {
+async fn open(dir: Arc<dyn SourceDir>) -> Checkpoint {
     Checkpoint::open(dir).await.unwrap()
 }
 
@@ -64,19 +64,19 @@ fn dequantized_weights_get_the_codes_that_they_had() {
             block_on(async {
                 let source = open(shipped()).await;
                 let packed = MemorySinkDir::new("packed");
-                quantize(&source, &options, &packed, None, &Silent).await.unwrap();
-                let quantized = open(Rc::new(packed.to_dir())).await;
+                quantize(&source, &options, &packed, &Silent).await.unwrap();
+                let quantized = open(Arc::new(packed.to_dir())).await;
                 let floats = MemorySinkDir::new("floats");
-                dequantize_checkpoint(&quantized, dtype, &floats, None, &Silent).await.unwrap();
-                let dequantized = open(Rc::new(floats.to_dir())).await;
+                dequantize_checkpoint(&quantized, dtype, &floats, &Silent).await.unwrap();
+                let dequantized = open(Arc::new(floats.to_dir())).await;
                 assert!(!dequantized.is_quantized(), "{name}");
                 let again = MemorySinkDir::new("again");
-                restore(&dequantized, &again, None, &Silent).await.unwrap();
+                restore(&dequantized, &again, &Silent).await.unwrap();
                 // Tables that were rounded up to F32 stay F32; everything else is the same to the last bit.
                 if dtype == DType::F16 {
                     assert!(weights(&packed.to_dir()) == weights(&again.to_dir()), "{name}: other bytes");
                 }
-                let restored = open(Rc::new(again.to_dir())).await;
+                let restored = open(Arc::new(again.to_dir())).await;
                 for layer in 0..source.config().num_hidden_layers {
                     for linear in lowbit::model::names::Linear::ALL {
                         let module = linear.module(layer);
@@ -103,8 +103,8 @@ fn running_block_by_block_changes_no_figure() {
         let source = open(shipped()).await;
         let packed = MemorySinkDir::new("packed");
         let options = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
-        quantize(&source, &options, &packed, None, &Silent).await.unwrap();
-        let quantized = open(Rc::new(packed.to_dir())).await;
+        quantize(&source, &options, &packed, &Silent).await.unwrap();
+        let quantized = open(Arc::new(packed.to_dir())).await;
         let data = dataset(&source, 6000).await;
         for (context, stride) in [(512, None), (300, Some(100))] {
             let windows = WindowOptions { context, stride };
@@ -139,13 +139,13 @@ fn both_forms_of_a_model_predict_the_same() {
         block_on(async {
             let source = open(shipped()).await;
             let packed = MemorySinkDir::new("packed");
-            quantize(&source, &options, &packed, None, &Silent).await.unwrap();
-            let quantized = open(Rc::new(packed.to_dir())).await;
+            quantize(&source, &options, &packed, &Silent).await.unwrap();
+            let quantized = open(Arc::new(packed.to_dir())).await;
             let floats = MemorySinkDir::new("floats");
             // In F16 the products of codes and scales are rounded, which INT8 activations magnify: 0.974 of predictions.
             let dtype = if name == "w8a8" { DType::F32 } else { DType::F16 };
-            dequantize_checkpoint(&quantized, dtype, &floats, None, &Silent).await.unwrap();
-            let dequantized = open(Rc::new(floats.to_dir())).await;
+            dequantize_checkpoint(&quantized, dtype, &floats, &Silent).await.unwrap();
+            let dequantized = open(Arc::new(floats.to_dir())).await;
             let data = dataset(&source, 20_000).await;
             let windows = WindowOptions { context: 512, stride: None };
             let forms = Forms { quantized: &quantized, dequantized: &dequantized, original: Some(&source) };

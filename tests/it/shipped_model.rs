@@ -7,7 +7,7 @@ use lowbit::pipeline::{QuantizeOptions, quantize};
 use lowbit::quant::{Bits, Granularity};
 use lowbit::task::{Silent, block_on};
 use lowbit::validate::continuations::{continue_all, from_texts};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The figure of the model's README, in f32, with one digit more.
 const PERPLEXITY: f64 = 4.1617;
@@ -26,8 +26,8 @@ fn quantizing_costs_what_the_readme_says() {
     {
         let folder = MemorySinkDir::new("quantized");
         let options = QuantizeOptions::rtn(bits, granularity, true);
-        block_on(quantize(&checkpoint, &options, &folder, None, &Silent)).unwrap();
-        let quantized = perplexity(&mut load(Rc::new(folder.to_dir())), &data);
+        block_on(quantize(&checkpoint, &options, &folder, &Silent)).unwrap();
+        let quantized = perplexity(&mut load(Arc::new(folder.to_dir())), &data);
         let cost = quantized / original - 1.0;
         println!("{}: {quantized:.5}, {:+.2} %", options.scheme, 100.0 * cost);
         assert!((least..most).contains(&cost), "{}: {cost}", options.scheme);

@@ -17,7 +17,7 @@ use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
 use lowbit::validate::walk::score;
 use lowbit::validate::windows::{Dataset, WindowOptions};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A file or folder of `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
@@ -25,12 +25,12 @@ pub fn fixture(path: &str) -> PathBuf {
 }
 
 /// A folder on disk, to read from.
-pub fn on_disk(path: impl Into<PathBuf>) -> Rc<dyn SourceDir> {
-    Rc::new(FsDir::open(path).unwrap())
+pub fn on_disk(path: impl Into<PathBuf>) -> Arc<dyn SourceDir> {
+    Arc::new(FsDir::open(path).unwrap())
 }
 
 /// The checkpoint of a folder, on the CPU, as the checkpoint asks to be run.
-pub fn load(dir: Rc<dyn SourceDir>) -> CausalLm<CpuBackend> {
+pub fn load(dir: Arc<dyn SourceDir>) -> CausalLm<CpuBackend> {
     load_checkpoint(&block_on(Checkpoint::open(dir)).unwrap())
 }
 
@@ -100,5 +100,5 @@ pub fn calibrated(
 ) -> lowbit::Result<QuantizeOutcome> {
     let scratch = MemoryScratch::new();
     let calibration = Calibration { samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
-    block_on(quantize_calibrated(checkpoint, options, calibration, folder, None, &Silent))
+    block_on(quantize_calibrated(checkpoint, options, calibration, folder, &Silent))
 }

@@ -19,7 +19,7 @@ use lowbit::train::{Goal, MasterType, Origin, Precision, Room, Row, Stored, Trai
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Largest distance of a gradient from PyTorch's in double precision, over the largest of its tensor. PyTorch itself
 /// is 1e-6 off in single precision; measured here 7e-7.
@@ -124,7 +124,7 @@ impl Golden {
         }
         let dir = dir.with("config.json", config.to_string().into_bytes());
         let dir = if case == "tied" { without(&dir, "lm_head.weight") } else { dir };
-        block_on(Checkpoint::open(Rc::new(dir))).unwrap()
+        block_on(Checkpoint::open(Arc::new(dir))).unwrap()
     }
 
     fn batches(&self, case: &str) -> Vec<Vec<Vec<u32>>> {
@@ -398,7 +398,7 @@ fn along_its_gradient_the_loss_of_every_architecture_grows_as_it_should() {
     let mut families = BTreeSet::new();
     for (name, golden, config) in golden::cases() {
         let dir = synthetic::checkpoint(&name, &config, &golden.tensors, golden.a);
-        let checkpoint = block_on(Checkpoint::open(Rc::new(dir.clone()))).unwrap();
+        let checkpoint = block_on(Checkpoint::open(Arc::new(dir.clone()))).unwrap();
         let count = golden.tokens.len() - 1;
         let row = Row { tokens: &golden.tokens[..count], targets: &golden.tokens[1..] };
         let room = Room { tokens: count, context: count };
@@ -423,7 +423,7 @@ fn along_its_gradient_the_loss_of_every_architecture_grows_as_it_should() {
         let length = square.sqrt();
         let loss = |way: f64| {
             let dir = block_on(moved(&dir, &gradients, way / length)).unwrap();
-            let checkpoint = block_on(Checkpoint::open(Rc::new(dir))).unwrap();
+            let checkpoint = block_on(Checkpoint::open(Arc::new(dir))).unwrap();
             backward(&mut trained(&checkpoint, 1, EXACT, 1, count), &[row]).unwrap()
         };
         let slope = (loss(WAY) - loss(-WAY)) / (2.0 * WAY);

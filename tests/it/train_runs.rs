@@ -4,8 +4,7 @@ use crate::support::{fixture, on_disk};
 use lowbit::backend::cpu::{CpuBackend, CpuOptions};
 use lowbit::error::ErrorCode;
 use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::{FsSinkDir, MemorySinkDir};
-use lowbit::format::source::{FsDir, SourceDir};
+use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
 use lowbit::model::decoder::Logits;
 use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::pipeline::train::{StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train};
@@ -17,7 +16,6 @@ use lowbit::train::run::Event;
 use lowbit::train::state::StateFolder;
 use lowbit::train::{Origin, Row, Stored};
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 
 /// Tokens of a row.
 const CONTEXT: usize = 32;
@@ -76,12 +74,10 @@ fn with_job<T>(
 ) -> T {
     let (mut corpus, held_out) = (corpus(checkpoint), held_out(checkpoint));
     let sinks = FsSinkDir::at(state);
-    let source: Rc<dyn SourceDir> = Rc::new(FsDir::at(state));
     let around = TrainSurroundings {
         target,
-        existing: None,
         file: None,
-        state: StateFolder { sinks: &sinks, source: &source },
+        state: StateFolder(&sinks),
         scratch: &MemoryScratch::new(),
         limit: None,
         tell,
@@ -188,7 +184,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
     println!("{losses:?}");
     assert_eq!(losses.borrow().len(), 3);
     assert!(losses.borrow().iter().all(|(first, last)| *last < 0.7 * first), "{losses:?}");
-    assert!(block_on(Checkpoint::open(Rc::new(target.to_dir()))).unwrap().is_quantized());
+    assert!(block_on(Checkpoint::open(target.existing())).unwrap().is_quantized());
 }
 
 /// How many reports of progress a run makes.
@@ -271,7 +267,7 @@ fn a_folder_holds_what_was_trained() {
                 block_on(learned.write(&inputs, &options, around)).unwrap();
                 (codes, expected)
             });
-        let written = block_on(Checkpoint::open(Rc::new(target.to_dir()))).unwrap();
+        let written = block_on(Checkpoint::open(target.existing())).unwrap();
         assert_eq!(written.is_quantized(), bits != TrainedAs::None);
         for (module, codes) in codes {
             let found = block_on(written.layout().read_packed(written.store(), &module)).unwrap();

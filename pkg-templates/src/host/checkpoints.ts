@@ -69,10 +69,10 @@ export class Checkpoints {
     if (!place.readable) return { summary };
     const { Checkpoint } = this.#modules.engine;
     const readers = new Readers();
-    const file = gguf === undefined ? undefined : await place.existing.open(gguf);
+    const file = gguf === undefined ? undefined : await place.target.existing.open(gguf);
     const handle = file
       ? await Checkpoint.openGguf(readers.metered(file))
-      : await Checkpoint.open(meteredFolder(place.existing, readers), {});
+      : await Checkpoint.open(meteredFolder(place.target.existing, readers), {});
     const checkpoint = this.keep(handle, readers);
     if (place.memory === undefined) return { summary, checkpoint };
     this.#folders.set(checkpoint.id, place.memory);

@@ -1,15 +1,14 @@
 /** Opens the places that callers name, for the engine to write. What is there to write to is in `targets.ts` and `folders.ts`. */
 import { LowbitError } from "../errors.js";
-import { directoryFolder, MemoryFolder } from "../folders.js";
-import type { Folder, HostPlatform, TargetFolder } from "../platform.js";
-import { callerTarget, directoryTarget, EMPTY, opfsDirectory } from "../targets.js";
+import { MemoryFolder } from "../folders.js";
+import type { HostPlatform, TargetFolder } from "../platform.js";
+import { callerTarget, directoryTarget, opfsDirectory } from "../targets.js";
 import type { ClientFunctions, TargetSpec } from "../wire.js";
 import { unlessAborted, type Job } from "./jobs.js";
 
-/** A place that is written, and the same place to read from. */
+/** A place that is written. */
 export interface Place {
   target: TargetFolder;
-  existing: Folder;
   readable: boolean;
   memory?: MemoryFolder;
   /** A folder of that name inside it. */
@@ -24,15 +23,14 @@ export async function openPlace(
   switch (target.kind) {
     case "memory": {
       const memory = new MemoryFolder("memory");
-      return { target: memory, existing: memory, readable: true, memory, inside: () => open(target) };
+      return { target: memory, readable: true, memory, inside: () => open(target) };
     }
     case "path": {
       if (platform.targetAtPath === undefined) {
         throw new LowbitError("invalid_argument", `${target.path}: there are no paths here; give a directory handle`);
       }
       const inside = (name: string) => open({ kind: "path", path: `${target.path}/${name}` });
-      const { target: folder, existing } = await platform.targetAtPath(target.path);
-      return { target: tidied(folder, job), existing, readable: true, inside };
+      return { target: tidied(await platform.targetAtPath(target.path), job), readable: true, inside };
     }
     case "opfs":
       return open({ kind: "directory", handle: await opfsDirectory(target.path) });
@@ -40,11 +38,11 @@ export async function openPlace(
       const { handle } = target;
       const inside = async (name: string) =>
         open({ kind: "directory", handle: await handle.getDirectoryHandle(name, { create: true }) });
-      return { target: tidied(directoryTarget(handle), job), existing: directoryFolder(handle), readable: true, inside };
+      return { target: tidied(directoryTarget(handle), job), readable: true, inside };
     }
     case "remote": {
       const inside = () => Promise.reject(new LowbitError("invalid_argument", "streams hold no folders"));
-      return { target: stoppable(callerTarget(target.id, caller), job), existing: EMPTY, readable: false, inside };
+      return { target: stoppable(callerTarget(target.id, caller), job), readable: false, inside };
     }
   }
 }

@@ -24,7 +24,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           try {
             const control = jobs.control(id, job, source.readers);
             const summary = await engine.quantize(
-              source.handle, request, codec, place.target, place.existing, scratch, kept !== undefined, control,
+              source.handle, request, codec, place.target, scratch, kept !== undefined, control,
             );
             return await checkpoints.written(summary, place, ggufFile(format, file));
           } finally {
@@ -43,7 +43,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           }
           const control = jobs.control(id, job, source.readers);
           const summary = await engine.dequantize(
-            source.handle, other?.handle.share(), request, codec, place.target, place.existing, control,
+            source.handle, other?.handle.share(), request, codec, place.target, control,
           );
           return checkpoints.written(summary, place);
         }),
@@ -54,7 +54,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const place = await openPlace(target, platform, caller(), job);
           const control = jobs.control(id, job, source.readers);
-          const summary = await engine.convert(source.handle, request, place.target, place.existing, control);
+          const summary = await engine.convert(source.handle, request, place.target, control);
           return checkpoints.written(summary, place, ggufFile(request.format, request.file));
         }),
       ),
@@ -76,7 +76,6 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const outputs = {
             summary: root.target,
             create: async (name: string) => (await inside(name)).target,
-            open: async (name: string) => (await inside(name)).existing,
           };
           const scratch = await platform.scratch();
           const search = new engine.AutoJob();
@@ -89,7 +88,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
             for (const { attempt, bytes } of outcome.summary.variants) {
               const place = attempt && places.get(attempt.name);
               if (attempt === undefined || place === undefined) continue;
-              const record = (await readJson(place.existing, "quantization_config.json")) as QuantizationRecord;
+              const record = (await readJson(place.target.existing, "quantization_config.json")) as QuantizationRecord;
               const written = await checkpoints.written({ record, bytes } satisfies AttemptSummary, place);
               attempts.push({ name: attempt.name, written });
             }

@@ -135,7 +135,7 @@ fn open_with(metadata: &Entries, tensors: &Tensors, data: &[(&str, Vec<u8>)]) ->
         }
         writer.finish().await?;
         let bytes = dir.to_dir().get("tiny.gguf").unwrap().clone();
-        GgufCheckpoint::open(Rc::new(MemorySource::new("tiny.gguf", bytes))).await
+        GgufCheckpoint::open(Arc::new(MemorySource::new("tiny.gguf", bytes))).await
     })
 }
 

@@ -243,7 +243,7 @@ mod tests {
     use crate::format::source::FsDir;
     use crate::model::{Checkpoint, LoadOptions};
     use crate::task::{Silent, block_on};
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     #[test]
     fn what_follows_broken_logits_is_dropped_and_they_are_known() {
@@ -256,7 +256,7 @@ mod tests {
             }
         };
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tale-llama");
-        let checkpoint = block_on(Checkpoint::open(Rc::new(FsDir::open(folder).unwrap()))).unwrap();
+        let checkpoint = block_on(Checkpoint::open(Arc::new(FsDir::open(folder).unwrap()))).unwrap();
         let model = block_on(CausalLm::load(gpu, &checkpoint, LoadOptions::default(), &Silent));
         let mut model = model.unwrap();
         let mut cache = model.new_cache(8).unwrap();

@@ -6,7 +6,6 @@ use crate::backend::Train;
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir};
-use crate::format::source::{MemoryDir, SourceDir};
 use crate::model::ModelConfig;
 use crate::pipeline::train::{TimeLimit, TrainInputs, TrainOptions, TrainSurroundings, train};
 use crate::quant::Scheme;
@@ -15,7 +14,6 @@ use crate::train::Origin;
 use crate::train::corpus::{Corpus, Document};
 use crate::train::run::Event;
 use crate::train::state::StateFolder;
-use std::rc::Rc;
 
 /// Trains on the devices that a function makes.
 pub struct QatTrainer<'a, B: Train> {
@@ -38,10 +36,10 @@ impl<B: Train> Trainer for QatTrainer<'_, B> {
         &'a self,
         candidate: &'a Candidate<'a>,
         scheme: Scheme,
-        to: (&'a dyn SinkDir, &'a dyn SourceDir),
+        target: &'a dyn SinkDir,
         control: &'a dyn Control,
     ) -> BoxFuture<'a, Result<Trained>> {
-        Box::pin(self.work(candidate, scheme, to, control))
+        Box::pin(self.work(candidate, scheme, target, control))
     }
 }
 
@@ -50,7 +48,7 @@ impl<B: Train> QatTrainer<'_, B> {
         &self,
         candidate: &Candidate<'_>,
         scheme: Scheme,
-        (target, existing): (&dyn SinkDir, &dyn SourceDir),
+        target: &dyn SinkDir,
         control: &dyn Control,
     ) -> Result<Trained> {
         let limit = TimeLimit { clock: self.clock, end: (self.clock)() + self.seconds };
@@ -63,7 +61,6 @@ impl<B: Train> QatTrainer<'_, B> {
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
         // What it was stopped at is not kept: the search begins anew.
         let folder = MemorySinkDir::new("the state");
-        let nothing: Rc<dyn SourceDir> = Rc::new(MemoryDir::new("the state"));
         let inputs = TrainInputs {
             origin: Origin::Checkpoint(checkpoint),
             config_json: checkpoint.config_json(),
@@ -77,9 +74,8 @@ impl<B: Train> QatTrainer<'_, B> {
         };
         let around = TrainSurroundings {
             target,
-            existing: Some(existing),
             file: None,
-            state: StateFolder { sinks: &folder, source: &nothing },
+            state: StateFolder(&folder),
             scratch: self.scratch,
             limit: Some(limit),
             tell: self.tell,

@@ -6,7 +6,6 @@ use crate::artifact::output::{OutputFolder, refuse_foreign};
 use crate::error::{Error, Result};
 use crate::format::safetensors::SafetensorsWriter;
 use crate::format::sink::{ByteSink, SinkDir};
-use crate::format::source::SourceDir;
 use crate::layout::TargetLayout;
 use crate::layout::gguf::GgufOutput;
 use crate::model::Checkpoint;
@@ -17,8 +16,6 @@ use serde::Serialize;
 pub(in crate::pipeline) struct Place<'a> {
     /// The folder.
     pub target: &'a dyn SinkDir,
-    /// The same folder to read from, so that nothing foreign is overwritten.
-    pub existing: Option<&'a dyn SourceDir>,
     /// The name of a GGUF file.
     pub file: Option<&'a str>,
 }
@@ -29,9 +26,9 @@ impl Place<'_> {
     /// # Errors
     /// `invalid_argument`.
     pub async fn refuse_foreign(&self, layout: TargetLayout) -> Result<()> {
-        let Some(existing) = self.existing else { return Ok(()) };
+        let existing = self.target.existing();
         if layout != TargetLayout::Gguf {
-            return refuse_foreign(existing).await;
+            return refuse_foreign(existing.as_ref()).await;
         }
         let file = self.file.unwrap_or(gguf::FILE);
         if existing.open(file).await?.is_none() {
@@ -68,7 +65,7 @@ impl<'a> Output<'a> {
             let (target, writer) = (place.target, Some(Writer::Gguf(output)));
             return Ok(Self { target, folder: None, writer, tokenizer });
         }
-        let folder = OutputFolder::begin(place.target, place.existing, plan.written_last).await?;
+        let folder = OutputFolder::begin(place.target, plan.written_last).await?;
         let config = plan.quantization_config.clone();
         folder.write_config(checkpoint.config_json(), &plan.changes, config).await?;
         folder.copy_side_files(checkpoint.dir().as_ref()).await?;

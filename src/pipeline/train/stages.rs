@@ -25,7 +25,7 @@ use crate::train::start::Start;
 use crate::train::state::StateFolder;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Most windows that GPTQ sees.
 const MOST_WINDOWS: usize = 512;
@@ -155,8 +155,8 @@ async fn gptq<B: Train>(
     let quantize = QuantizeOptions { activations, memory, ..QuantizeOptions::gptq(bits, granularity, true) };
     let folder = MemorySinkDir::new(format!("GPTQ of {}", checkpoint.name()));
     let calibration = Calibration { samples: &samples, new_backend, scratch: around.scratch };
-    quantize_calibrated(checkpoint, &quantize, calibration, &folder, None, around.control).await?;
-    Checkpoint::open(Rc::new(folder.to_dir())).await
+    quantize_calibrated(checkpoint, &quantize, calibration, &folder, around.control).await?;
+    Checkpoint::open(Arc::new(folder.to_dir())).await
 }
 
 /// The first batches of the texts, `most` at most and each once.
@@ -197,8 +197,8 @@ impl Blocks {
             Map::from_iter(files.into_iter().enumerate().map(|(n, file)| (n.to_string(), Value::from(file))));
         let index = json!({ "weight_map": map });
         write_whole(&rest, "model.safetensors.index.json", index.to_string().as_bytes()).await?;
-        let folder = Layered { upper: rest.to_dir(), lower: Rc::clone(state.source) };
-        Ok(Self { checkpoint: Checkpoint::open(Rc::new(folder)).await?, scales })
+        let folder = Layered { upper: rest.to_dir(), lower: state.0.existing() };
+        Ok(Self { checkpoint: Checkpoint::open(Arc::new(folder)).await?, scales })
     }
 }
 
@@ -227,7 +227,7 @@ fn is_in_block(tensor: &str, config: &ModelConfig) -> bool {
 /// A folder in front of another.
 struct Layered {
     upper: MemoryDir,
-    lower: Rc<dyn SourceDir>,
+    lower: Arc<dyn SourceDir>,
 }
 
 impl SourceDir for Layered {
@@ -235,7 +235,7 @@ impl SourceDir for Layered {
         self.upper.name()
     }
 
-    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Rc<dyn ByteSource>>>> {
+    fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>> {
         Box::pin(async move {
             match self.upper.open(file).await? {
                 Some(source) => Ok(Some(source)),

@@ -16,7 +16,7 @@ use crate::task::block_on;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 mod tokenizer;
 
@@ -221,7 +221,7 @@ fn write_with(
         }
         output.finish().await?;
         let bytes = dir.to_dir().get("a.gguf").unwrap().clone();
-        GgufCheckpoint::open(Rc::new(MemorySource::new("a.gguf", bytes))).await
+        GgufCheckpoint::open(Arc::new(MemorySource::new("a.gguf", bytes))).await
     })
 }
 
