@@ -14,7 +14,6 @@ mod compare;
 mod convert;
 mod demo;
 mod dequantize;
-mod destination;
 mod devices;
 mod generate;
 mod inspect;

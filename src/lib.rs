@@ -32,6 +32,8 @@
 //! 8. whole jobs: [`request`], [`recipe`], [`pipeline`], [`plan`]
 //! 9. edges: the command line, and the modules of the npm package
 
+#[cfg(all(feature = "tokenizer", not(target_os = "unknown")))]
+pub mod api;
 pub mod artifact;
 pub mod backend;
 pub mod calibrate;

@@ -2,18 +2,20 @@
 //!
 //! `named!` declares an enum whose values have one name each, in options, records and reports.
 //! `options!` declares a struct of options. From that one declaration come the struct and its default, the
-//! reading of an object of JavaScript's, the arguments of the command line, the types and JSON Schemas of the npm package,
-//! and the check of the bounds. A field is spelled `group_size` in Rust and in records, `groupSize` in JavaScript,
+//! methods that set one option each, the reading of an object of JavaScript's, the arguments of the command line, the types
+//! and JSON Schemas of the npm package, and the check of the bounds. A field is spelled `group_size` in Rust and in records, `groupSize` in JavaScript,
 //! `--group-size` on the command line.
 //!
 //! Not here: which options a command has ([`request`](crate::request), and the floors whose options they are). Floor 0.
 
 mod bounds;
+mod given;
 mod named;
 mod nested;
 mod value;
 
 pub use bounds::Bounds;
+pub use given::Given;
 pub use named::Named;
 pub(crate) use named::{find, named};
 pub(crate) use nested::nested;
@@ -189,8 +191,21 @@ macro_rules! options_macro {
     ) => {
         $(#[doc = $about])+
         #[derive(Clone, Debug, PartialEq $(, $Derive)?)]
+        #[non_exhaustive]
         $visible struct $Options {
             $( $(#[doc = $help])+ pub $name: $Type, )+
+        }
+
+        #[allow(dead_code, reason = "each option can be set, whether somebody does or not")]
+        impl $Options {
+            $(
+                $(#[doc = $help])+
+                #[must_use]
+                pub fn $name(mut self, $name: impl $crate::options::Given<$Type>) -> Self {
+                    self.$name = $name.given();
+                    self
+                }
+            )+
         }
 
         impl Default for $Options {

@@ -12,6 +12,7 @@ mod assess;
 mod gradients;
 mod judge;
 mod quantize;
+mod run;
 #[cfg(feature = "train")]
 mod tasks;
 #[cfg(test)]
@@ -29,11 +30,12 @@ pub use judge::{
     ValidateRequest,
 };
 pub use quantize::{CalibrationRequest, QuantizeRequest, TernaryScale, TextsOptions};
+pub use run::{CalibrationHost, Perplexity};
 #[cfg(feature = "train")]
 pub use tasks::TasksRequest;
 #[cfg(feature = "train")]
 pub use train::{Masters, TrainRequest, TrainedAs, TrainedScales};
-pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType};
+pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, Purpose};
 
 use crate::backend::choice::DeviceRequest;
 use crate::model::{LoadOptions, ModelConfig};

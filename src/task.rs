@@ -46,10 +46,21 @@ pub trait Control {
     fn progress(&self, progress: &Progress<'_>);
 
     /// Whether the work shall stop at the next step.
-    fn cancelled(&self) -> bool;
+    fn cancelled(&self) -> bool {
+        false
+    }
 
     /// Lets the host do other things; ready at once where there is nothing else to do.
-    fn yield_now(&self) -> BoxFuture<'_, ()>;
+    fn yield_now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A function that hears how far the work is, and never stops it.
+impl<F: Fn(&Progress<'_>)> Control for F {
+    fn progress(&self, progress: &Progress<'_>) {
+        self(progress);
+    }
 }
 
 /// Between two steps: lets the host breathe, then stops the work if that was asked for.
@@ -70,14 +81,6 @@ pub struct Silent;
 
 impl Control for Silent {
     fn progress(&self, _: &Progress<'_>) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
-
-    fn yield_now(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
 }
 
 /// Runs a future to its end on this thread: for the native edges, where nothing waits for an event loop.

@@ -10,7 +10,7 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
 
 /// Fewer tokens than this make a warning: statistics of a wide layer are then mostly noise.
-pub const FEW_TOKENS: u64 = 100_000;
+const FEW_TOKENS: u64 = 100_000;
 
 /// How windows are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,14 @@ impl Samples {
     /// Tokens in all windows.
     pub fn tokens(&self) -> u64 {
         self.windows.iter().map(|window| window.len() as u64).sum()
+    }
+
+    /// What a user should know where there is little to learn from.
+    pub fn warning(&self) -> Option<String> {
+        let tokens = self.tokens();
+        (tokens < FEW_TOKENS).then(|| {
+            format!("calibrated with {tokens} tokens; below {FEW_TOKENS} a wide layer's statistics are noisy")
+        })
     }
 
     /// Refuses ids that the model does not have.

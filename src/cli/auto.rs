@@ -7,6 +7,7 @@ use super::options::OptionArgs;
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;
 use super::validate::{MeasureFiles, describe_measurements, machine};
+use crate::api::destination;
 use crate::artifact::output::refuse_foreign;
 use crate::backend::any::AnyBackend;
 use crate::error::{Error, Result};
@@ -118,7 +119,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     request.calibration = args.calibration.cut(&args.cut.0);
     request.validate = args.files.read(&request.validate)?;
     for path in &args.checkpoints {
-        open::output(&args.output, path)?;
+        destination::folder(&args.output, Some(path))?;
     }
     block_on(refuse_foreign(&FsDir::at(&args.output)))?;
     let outcome = block_on(async {

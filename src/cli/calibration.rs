@@ -3,7 +3,7 @@
 use super::open::{self, TokenizerArgs};
 use super::terminal::Terminal;
 use crate::calibrate::Samples;
-use crate::calibrate::samples::{FEW_TOKENS, binary_ids, json_lines};
+use crate::calibrate::samples::{binary_ids, json_lines};
 use crate::error::{Context, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
@@ -100,10 +100,8 @@ impl CalibrationFiles {
         )?;
         let (windows, seen) = (samples.windows.len(), samples.tokens());
         terminal.note(format!("calibrating with {windows} samples, {seen} tokens in all"));
-        if seen < FEW_TOKENS {
-            terminal.note(format!(
-                "warning: fewer than {FEW_TOKENS} calibration tokens; a wide layer's statistics are noisy then"
-            ));
+        if let Some(warning) = samples.warning() {
+            terminal.note(format_args!("warning: {warning}"));
         }
         Ok(samples)
     }

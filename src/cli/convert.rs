@@ -1,13 +1,13 @@
 //! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
 
 use super::Outcome;
-use super::destination::destination;
 use super::open;
 use super::options::OptionArgs;
 use super::terminal::Terminal;
+use crate::api::destination::destination;
 use crate::error::{Error, Result};
-use crate::pipeline::convert::{convert, plan_conversion};
-use crate::request::{ConvertRequest, Format};
+use crate::pipeline::convert::ConversionPlan;
+use crate::request::ConvertRequest;
 use crate::task::block_on;
 use serde_json::json;
 use std::path::PathBuf;
@@ -29,16 +29,12 @@ pub struct Args {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let mut request = args.request.0.clone();
     request.options()?;
-    let to = destination(&args.output, &args.checkpoint, request.format == Some(Format::Gguf))?;
+    let to = destination(&args.output, Some(&args.checkpoint), request.format)?;
     request.file = to.file.clone();
-    let options = request.options()?;
     let (plan, outcome) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;
-        let plan = plan_conversion(&source, &options, terminal).await?;
-        for note in plan.notes() {
-            terminal.note(note);
-        }
-        let outcome = convert(&source, &plan, &to.sinks, terminal).await?;
+        let tell = |plan: &ConversionPlan| plan.notes().iter().for_each(|note| terminal.note(note));
+        let (plan, outcome) = request.run(&source, &to.sinks, tell, terminal).await?;
         for note in &outcome.notes {
             terminal.note(note);
         }

@@ -6,6 +6,7 @@ use super::open::{self, TokenizerArgs};
 use super::perplexity::TextArgs;
 use super::terminal::Terminal;
 use super::validate;
+use crate::api::destination;
 use crate::artifact::summary::{SUMMARY_FILE, Summary};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{FsSinkDir, write_whole};
@@ -71,7 +72,7 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
     let mut reports = Vec::new();
     for (name, options) in variants {
         let folder = args.output.join(name);
-        let sinks = open::output(&folder, &args.checkpoint)?;
+        let sinks = destination::folder(&folder, Some(&args.checkpoint))?;
         quantize(&checkpoint, &options, &sinks, terminal).await?;
         let quantized = open::checkpoint(&folder, terminal).await?;
         let report =

@@ -5,13 +5,14 @@ use super::open::{self, TokenizerArgs};
 use super::options::OptionArgs;
 use super::quantize::append;
 use super::terminal::Terminal;
+use crate::api::destination;
 use crate::artifact::metrics::Metric;
 use crate::artifact::records::Fallback;
 use crate::backend::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint, fall_back};
-use crate::request::DequantizeRequest;
+use crate::request::{DequantizeRequest, Purpose};
 use crate::task::block_on;
 use crate::validate::agreement::{self, Agreement, Forms};
 use crate::validate::windows::Dataset;
@@ -68,7 +69,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             Some(dtype) => dtype.dtype(),
             None => default_dtype(&quantized)?,
         };
-        let sinks = open::output(&args.output, Path::new(quantized.name()))?;
+        let sinks = destination::folder(&args.output, Some(Path::new(quantized.name())))?;
         let original = match &args.original {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
@@ -89,7 +90,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         {
             let fallback = Fallback { retention, min_retention: agreement.min_retention };
             // By another name it may be the folder that is written.
-            open::output(&args.output, Path::new(original.name()))?;
+            destination::folder(&args.output, Some(Path::new(original.name())))?;
             let written = fall_back(original, dtype, fallback, &sinks, terminal).await?;
             (document.modules, document.is_original) = (written.modules.len(), true);
         }
@@ -134,7 +135,8 @@ async fn compare(
     let dequantized = open::checkpoint(&args.output, terminal).await?;
     let forms = Forms { quantized, dequantized: &dequantized, original };
     let windows = request.windows.windows(quantized.config());
-    let min_retention = request.min_retention(args.for_training);
+    let purpose = if args.for_training { Purpose::Training } else { Purpose::Use };
+    let min_retention = request.retention_limit(purpose);
     agreement::measure(forms, &data, &windows, min_retention, CpuBackend::new, terminal).await
 }
 

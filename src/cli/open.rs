@@ -2,19 +2,15 @@
 
 use super::options::OptionArgs;
 use super::terminal::Terminal;
-use crate::artifact::output::refuse_foreign;
+use crate::api;
 use crate::backend::any::AnyBackend;
 use crate::backend::choice::Ran;
 use crate::error::{Context, Error, Result};
-use crate::format::links::{canonical, followed};
-use crate::format::sink::{FsSinkDir, SinkDir};
-use crate::format::source::{FileSource, FsDir, SourceDir};
+use crate::format::links::followed;
 use crate::model::{CausalLm, Checkpoint};
 use crate::request::LoadRequest;
-use crate::task::block_on;
 use crate::tokenizer::HuggingFaceTokenizer;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Options of every command that runs a model.
 #[derive(clap::Args, Default)]
@@ -42,30 +38,6 @@ impl TokenizerArgs {
     }
 }
 
-/// Opens a folder to read from.
-pub fn folder(path: &Path) -> Result<Arc<dyn SourceDir>> {
-    Ok(Arc::new(FsDir::open(path)?))
-}
-
-/// The folder to write, which is made with its first file where there is none.
-///
-/// # Errors
-/// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
-/// checkpoint of someone else.
-pub fn output(output: &Path, source: &Path) -> Result<FsSinkDir> {
-    if followed(output).exists() {
-        let folder = FsDir::open(output)?;
-        let real = |path: &Path| canonical(path).context_with(|| path.display().to_string());
-        if real(folder.path())? == real(source)? {
-            return Err(Error::invalid_argument("the output folder is the source; choose another folder")
-                .context(output.display().to_string()));
-        }
-    }
-    let sinks = FsSinkDir::at(output);
-    block_on(refuse_foreign(sinks.existing().as_ref()))?;
-    Ok(sinks)
-}
-
 /// Finds out before any work whether a file can be written in the end; none is left behind. Nothing is known of files in
 /// the folders that are still to be `made`.
 pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
@@ -83,11 +55,7 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
 
 /// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
-    let checkpoint = if followed(path).is_file() {
-        Checkpoint::open_gguf(Arc::new(FileSource::open(path)?)).await?
-    } else {
-        Checkpoint::open_with(folder(path)?, terminal.open_options()).await?
-    };
+    let checkpoint = api::open::checkpoint(path, terminal.open_options()).await?;
     for warning in checkpoint.warnings() {
         terminal.note(format_args!("warning: {}: {warning}", checkpoint.name()));
     }
@@ -96,15 +64,7 @@ pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> 
 
 /// Opens the checkpoint's tokenizer, or the one that the options name.
 pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<HuggingFaceTokenizer> {
-    let config = checkpoint.config();
-    let dir = match (&args.tokenizer, checkpoint.tokenizer_problem()) {
-        (Some(path), _) => folder(path)?,
-        (None, Some(problem)) => return Err(problem.clone()),
-        (None, None) => checkpoint.dir().clone(),
-    };
-    let mut codec = HuggingFaceTokenizer::open(dir.as_ref(), config.bos_token_id).await?;
-    codec.fit(config.vocab_size).context_with(|| dir.name().to_owned())?;
-    Ok(codec)
+    api::open::tokenizer(checkpoint, args.tokenizer.as_deref()).await
 }
 
 /// A loaded model.

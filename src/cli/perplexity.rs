@@ -4,11 +4,10 @@ use super::Outcome;
 use super::open::{self, ModelArgs};
 use super::options::OptionArgs;
 use super::terminal::Terminal;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::options::Texts;
 use crate::request::PerplexityRequest;
 use crate::task::block_on;
-use crate::validate::walk::score;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -59,31 +58,21 @@ struct Document {
     why_cpu: Option<String>,
 }
 
-/// The sum, the precision of the activations, and the device.
-fn finite(perplexity: f64) -> Result<f64> {
-    if perplexity.is_finite() {
-        return Ok(perplexity);
-    }
-    Err(Error::new(ErrorCode::NonFinite, "the model's logits are not finite, so it has no perplexity"))
-}
-
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
         let request = args.text.read(&args.request.0)?;
-        let data = request.dataset(&codec)?;
         let open::Loaded { mut model, why_cpu } =
             open::model(&checkpoint, &args.model.load.0, terminal).await?;
-        let windows = request.windows.windows(checkpoint.config());
-        let sum = score(&mut model, &data, &windows, terminal).await?;
+        let found = request.run(&mut model, &codec, terminal).await?;
         Ok::<_, Error>(Document {
-            perplexity: finite(sum.perplexity())?,
-            tokens: sum.tokens(),
-            context: windows.context,
-            stride: windows.stride,
-            text: data.name,
-            text_sha256: data.sha256,
+            perplexity: found.perplexity,
+            tokens: found.tokens,
+            context: found.windows.context,
+            stride: found.windows.stride,
+            text: found.dataset.name,
+            text_sha256: found.dataset.sha256,
             checkpoint: checkpoint.name().to_owned(),
             activations: model.activations().name(),
             device: model.capabilities().device.clone(),

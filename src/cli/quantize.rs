@@ -2,24 +2,20 @@
 
 use super::Outcome;
 use super::calibration::CalibrationFiles;
-use super::destination::destination;
 use super::open::{self, TokenizerArgs};
 use super::options::OptionArgs;
 use super::recipe;
 use super::terminal::Terminal;
+use crate::api::destination::{self, destination};
 use crate::artifact::metrics::{Metric, to_json_lines};
-use crate::backend::any::AnyBackend;
-use crate::backend::cpu::CpuBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::{KeptScratch, Scratch};
 use crate::model::Checkpoint;
 use crate::options::Place;
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::{
-    Calibration, QuantizeOutcome, QuantizeSurroundings, Told, quantize_checkpoint, restore,
-};
+use crate::pipeline::{QuantizeOutcome, QuantizeSurroundings, Told};
 use crate::quant::ColumnOrder;
-use crate::request::{CalibrationRequest, Format, QuantizeRequest};
+use crate::request::{CalibrationHost, CalibrationRequest, Format, QuantizeRequest};
 use crate::task::block_on;
 use indicatif::DecimalBytes;
 use serde_json::json;
@@ -108,12 +104,12 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         if *path == args.output {
             return Err(Error::invalid_argument("--output and --also-dequantized name the same folder"));
         }
-        open::output(path, &args.checkpoint)?;
+        destination::folder(path, Some(&args.checkpoint))?;
     }
     let start = Instant::now();
     let (outcome, source_bytes, output) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
-        let to = destination(&args.output, &args.checkpoint, request.format == Some(Format::Gguf))?;
+        let to = destination(&args.output, Some(&args.checkpoint), request.format)?;
         request.file = to.file.clone();
         let around = QuantizeSurroundings {
             target: &to.sinks,
@@ -131,8 +127,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         block_on(async {
             let quantized = open::checkpoint(&output, terminal).await?;
             // By another name it may be the folder that was just written.
-            open::output(path, &output)?;
-            let sinks = open::output(path, &args.checkpoint)?;
+            destination::folder(path, Some(&output))?;
+            let sinks = destination::folder(path, Some(&args.checkpoint))?;
             let dtype = default_dtype(&quantized)?;
             dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await
         })?;
@@ -180,25 +176,23 @@ async fn quantize(
     around: &QuantizeSurroundings<'_>,
     terminal: &Terminal,
 ) -> Result<QuantizeOutcome> {
-    let options = request.options()?;
-    if request.from_metadata {
-        return restore(checkpoint, around.target, around.control).await;
-    }
-    let Some(calibration) = &request.calibration else {
-        return quantize_checkpoint::<CpuBackend>(checkpoint, &options, None, around).await;
+    let samples = match &request.calibration {
+        None => None,
+        Some(calibration) => {
+            Some(args.calibration.samples(checkpoint, calibration, &args.tokenizer, terminal).await?)
+        }
     };
-    let samples = args.calibration.samples(checkpoint, calibration, &args.tokenizer, terminal).await?;
     let scratch: Box<dyn Scratch> = match &args.resume {
         Some(path) => Box::new(KeptScratch::open(path)?),
         None => Box::new(args.calibration.scratch()?),
     };
-    let work = async |backend: AnyBackend| {
-        let new_backend = || backend.another();
-        let calibration =
-            Calibration { samples: &samples, new_backend: &new_backend, scratch: scratch.as_ref() };
-        quantize_checkpoint(checkpoint, &options, Some(calibration), around).await
+    let host = CalibrationHost {
+        samples: samples.as_ref(),
+        scratch: scratch.as_ref(),
+        heap_bytes: None,
+        on_cpu: &|error| terminal.note_cpu(error),
     };
-    let done = request.device().run(|error| terminal.note_cpu(error), work).await?.result;
+    let done = request.run(checkpoint, around, &host).await?;
     if let Some(path) = &args.resume {
         // Whatever else somebody put there stays, and so does the folder then.
         let _ = std::fs::remove_dir(path);

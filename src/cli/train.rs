@@ -1,12 +1,12 @@
 //! `lowbit train`: a checkpoint or a configuration and texts in, a trained model out. Floor 9.
 
 use super::Outcome;
-use super::destination::destination;
 use super::learner::{Learner, LearnerArgs};
 use super::open;
 use super::options::OptionArgs;
 use super::terminal::Terminal;
 use super::train_log::Log;
+use crate::api::destination::destination;
 use crate::artifact::records::SourceRecord;
 use crate::backend::cpu::CpuBackend;
 use crate::digest::sha256_hex;
@@ -15,7 +15,7 @@ use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainInputs, TrainOutcome, TrainSurroundings, train};
-use crate::request::{Format, TrainRequest};
+use crate::request::TrainRequest;
 use crate::task::block_on;
 use crate::train::Room;
 use crate::train::corpus::{Corpus, Position, Sequence};
@@ -64,7 +64,6 @@ pub struct Args {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let request = &args.request.0;
-    let is_file = request.format == Some(Format::Gguf);
     if args.held_out.is_empty() && request.evaluate_every.is_some() {
         return Err(Error::invalid_argument("how often to look belongs to a held-out text; give --held-out"));
     }
@@ -77,7 +76,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             None => None,
         };
         let options = request.options(model.config(), teacher.is_some())?;
-        let to = destination(&args.output, &args.from.model, is_file)?;
+        let to = destination(&args.output, Some(&args.from.model), request.format)?;
         let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",

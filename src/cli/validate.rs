@@ -8,8 +8,6 @@ use super::quantize::append;
 use super::system;
 use super::terminal::Terminal;
 use crate::artifact::metrics::Metric;
-use crate::artifact::records::read_quantization_record;
-use crate::backend::any::AnyBackend;
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
@@ -19,7 +17,7 @@ use crate::task::block_on;
 use crate::validate::benchmark::parse_jsonl;
 use crate::validate::holding::{Execution, Holding, side_by_side_bytes};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::run::{Surroundings, ValidateOptions};
 use crate::validate::verdict::Status;
 use indicatif::DecimalBytes;
 use std::fmt::Write;
@@ -127,13 +125,6 @@ pub async fn measure(
     terminal: &Terminal,
 ) -> Result<ValidationReport> {
     let codec = open::tokenizer(original, tokenizer).await?;
-    let data = request.text.dataset(&codec)?;
-    let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let mut options = request.options(&data, original.config(), &codec, machine())?;
-    if let Some(record) = record {
-        options.method = record.method;
-    }
-    report_holding(original, quantized, &options, terminal)?;
     let scratch = TempScratch::new()?;
     let start = Instant::now();
     let around = Surroundings {
@@ -142,11 +133,8 @@ pub async fn measure(
         scratch: &scratch,
         control: terminal,
     };
-    let judge = async |backend: AnyBackend| {
-        validate(original, quantized, &data, &options, || backend.another(), &around).await
-    };
-    let ran = request.device.run(|error| terminal.note_cpu(error), judge).await?;
-    Ok(ran.result)
+    let tell = |options: &ValidateOptions| report_holding(original, quantized, options, terminal);
+    request.run(original, quantized, machine(), &around, tell, |error| terminal.note_cpu(error)).await
 }
 
 /// Writes a report as it is shown by `--json`.

@@ -56,6 +56,31 @@ options! {
 }
 
 #[test]
+fn options_are_set_one_by_one() {
+    let set = All::default()
+        .texts(["a", "b"])
+        .is_on(true)
+        .colour(Colour::Blue)
+        .inner(Inner::default().some_share(0.25))
+        .beside(Beside::default().far_number(3))
+        .room(1 << 20)
+        .tokens(vec![1])
+        .said("much");
+    let written = All {
+        texts: vec!["a".to_owned(), "b".to_owned()],
+        is_on: true,
+        colour: Some(Colour::Blue),
+        inner: Inner { some_share: 0.25 },
+        beside: Beside { far_number: 3 },
+        room: Some(Bytes(1 << 20)),
+        tokens: vec![1],
+        said: Texts("much".to_owned()),
+    };
+    assert_eq!(set, written);
+    assert_eq!(written.clone().colour(None).colour, None);
+}
+
+#[test]
 fn an_object_is_read() {
     let given = json!({
         "texts": ["a"], "isOn": true, "colour": "light-blue", "inner": {"someShare": 1}, "farNumber": 3.0,

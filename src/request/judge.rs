@@ -35,6 +35,11 @@ options! {
 }
 
 impl PerplexityRequest {
+    /// How well this text is predicted.
+    pub fn of(text: impl Into<String>) -> Self {
+        Self { texts: Texts(text.into()), ..Self::default() }
+    }
+
     /// The text in tokens.
     ///
     /// # Errors
@@ -178,6 +183,11 @@ options! {
 }
 
 impl ValidateRequest {
+    /// A validation with a text that the models have not seen.
+    pub fn of(text: impl Into<String>) -> Self {
+        Self { text: PerplexityRequest::of(text), ..Self::default() }
+    }
+
     /// What is measured of a model with this text.
     ///
     /// # Errors

@@ -265,7 +265,7 @@ impl QuantizeRequest {
     }
 
     /// Where calibration runs the model.
-    pub fn device(&self) -> DeviceRequest {
+    pub fn calibration_device(&self) -> DeviceRequest {
         // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
         if self.memory.is_some() && !self.device.is_given() {
             DeviceRequest::cpu()
@@ -285,7 +285,7 @@ impl TextsOptions {
     ///
     /// # Errors
     /// `invalid_argument` for texts without a tokenizer; whatever that fails with.
-    pub fn tokens(
+    pub fn encode(
         &self,
         config: &ModelConfig,
         codec: Option<&dyn TextCodec>,
@@ -316,12 +316,18 @@ impl TextsOptions {
 }
 
 impl CalibrationRequest {
+    /// What methods learn from this text.
+    pub fn of(text: impl Into<String>) -> Self {
+        let texts = TextsOptions { texts: vec![text.into()], ..TextsOptions::default() };
+        Self { texts, ..Self::default() }
+    }
+
     /// The samples, cut.
     ///
     /// # Errors
-    /// As [`TextsOptions::tokens`] and [`Samples::new`].
-    pub fn samples(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
-        let (tokens, bos) = self.texts.tokens(config, codec)?;
+    /// As [`TextsOptions::encode`] and [`Samples::new`].
+    pub fn draw(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
+        let (tokens, bos) = self.texts.encode(config, codec)?;
         self.samples_of(&tokens, bos, config)
     }
 

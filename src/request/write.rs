@@ -134,10 +134,22 @@ impl FloatType {
 const MIN_RETENTION: f64 = 0.995;
 const MIN_RETENTION_FOR_TRAINING: f64 = 0.99;
 
+/// What a dequantized model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be run as it is.
+    Use,
+    /// For training to go on from.
+    Training,
+}
+
 impl DequantizeRequest {
     /// The limit that was asked for, or the usual one.
-    pub fn min_retention(&self, for_training: bool) -> f64 {
-        self.min_retention.unwrap_or(if for_training { MIN_RETENTION_FOR_TRAINING } else { MIN_RETENTION })
+    pub fn retention_limit(&self, purpose: Purpose) -> f64 {
+        self.min_retention.unwrap_or(match purpose {
+            Purpose::Use => MIN_RETENTION,
+            Purpose::Training => MIN_RETENTION_FOR_TRAINING,
+        })
     }
 
     /// Refuses what only a comparison of predictions is for, where there is no text to compare them on.

@@ -4,6 +4,7 @@
 //! or plus infinity gives NaN, never a plausible number: the verdict fails on it. Minus infinity is a probability of 0.
 //! A row is `[vocab_size]`. Not here: running the model. Floor 7.
 
+use crate::error::{Error, ErrorCode, Result};
 use crate::order;
 
 /// `ln(sum(exp(logits)))`. NaN for a row that is empty or holds NaN, plus infinity or only minus infinity.
@@ -144,6 +145,19 @@ impl PerplexitySum {
     /// `exp` of the mean negative log-likelihood. NaN before the first token.
     pub fn perplexity(&self) -> f64 {
         libm::exp(self.total / self.tokens as f64)
+    }
+
+    /// The same of a model that has one.
+    ///
+    /// # Errors
+    /// `non_finite`.
+    pub fn finite_perplexity(&self) -> Result<f64> {
+        let perplexity = self.perplexity();
+        if perplexity.is_finite() {
+            return Ok(perplexity);
+        }
+        let reason = "the model's logits are not finite, so it has no perplexity";
+        Err(Error::new(ErrorCode::NonFinite, reason))
     }
 }
 

@@ -105,7 +105,7 @@ impl Prepared {
         let config = checkpoint.config();
         let data = request.text.dataset(&codec)?;
         let validate = request.validate_options(&data, config, &codec, Machine::default())?;
-        let (calibration, bos_token_id) = request.calibration.tokens(config, Some(&codec))?;
+        let (calibration, bos_token_id) = request.calibration.encode(config, Some(&codec))?;
         let cut = request.calibration.cut(config, 1);
         Ok(Self { checkpoint, codec, data, validate, calibration, bos_token_id, cut })
     }

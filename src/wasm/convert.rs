@@ -7,17 +7,10 @@ use super::error::to_js;
 use super::sink::{JsTarget, TargetOfJs};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::DequantizationRecord;
-use crate::backend::any::AnyBackend;
-use crate::backend::cpu::CpuBackend;
 use crate::error::Result;
-use crate::format::sink::SinkDir;
-use crate::model::Checkpoint;
-use crate::pipeline::convert::{convert, plan_conversion};
-use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::request::{ConvertRequest, DequantizeRequest};
-use crate::task::Control;
-use crate::validate::agreement::{self, Agreement, Forms};
-use crate::validate::windows::Dataset;
+use crate::tokenizer::TextCodec;
+use crate::validate::agreement::Agreement;
 use serde::Serialize;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -44,43 +37,13 @@ pub async fn dequantize(
     let run = async {
         let request: DequantizeRequest = from_value(request, "dequantize")?;
         let codec = codec.map(CodecOfJs);
-        request.check_comparison(codec.is_some(), original.is_some())?;
-        // A text that is of no use is found before the work.
-        let data = codec.as_ref().map(|codec| Dataset::new("text", &request.texts.0, codec)).transpose()?;
-        let dtype = match request.dtype {
-            Some(dtype) => dtype.dtype(),
-            None => default_dtype(&checkpoint)?,
-        };
-        let target = TargetOfJs::new(target);
-        let control = ControlOfJs::new(control);
-        let record = dequantize_checkpoint(&checkpoint, dtype, &target, &control).await?;
-        let agreement = match &data {
-            None => None,
-            Some(data) => {
-                let dequantized = Checkpoint::open(target.existing()).await?;
-                let forms = Forms {
-                    quantized: &checkpoint,
-                    dequantized: &dequantized,
-                    original: original.as_deref(),
-                };
-                Some(compare(forms, &request, data, &control).await?)
-            }
-        };
+        let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
+        let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
+        let (record, agreement) =
+            request.run(&checkpoint, original.as_deref(), codec, &target, &control).await?;
         Result::Ok(Dequantized { record, agreement })
     };
     to_value(&run.await.map_err(to_js)?)
-}
-
-async fn compare(
-    forms: Forms<'_>,
-    request: &DequantizeRequest,
-    data: &Dataset,
-    control: &dyn Control,
-) -> Result<Agreement> {
-    let windows = request.windows.windows(forms.quantized.config());
-    // The type that models have everywhere, so that they are compiled once.
-    let new_backend = || AnyBackend::Cpu(CpuBackend::new());
-    agreement::measure(forms, data, &windows, request.min_retention(false), new_backend, control).await
 }
 
 #[derive(Serialize)]
@@ -112,8 +75,7 @@ pub async fn convert_checkpoint(
     let run = async {
         let request: ConvertRequest = from_value(request, "convert")?;
         let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
-        let plan = plan_conversion(&checkpoint, &request.options()?, &control).await?;
-        let outcome = convert(&checkpoint, &plan, &target, &control).await?;
+        let (plan, outcome) = request.run(&checkpoint, &target, |_| (), &control).await?;
         let losses = plan
             .modules
             .iter()

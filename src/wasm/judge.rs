@@ -7,15 +7,13 @@ use super::error::to_js;
 use super::model::load;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::values::{JsResult, from_value, to_value};
-use crate::artifact::records::read_quantization_record;
-use crate::backend::any::AnyBackend;
 use crate::backend::{cpu, survey};
 use crate::error::Result;
 use crate::model::Checkpoint;
 use crate::request::{CompareRequest, Machine, ValidateRequest};
 use crate::validate::continuations::{self, Continuation};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, validate};
+use crate::validate::run::Surroundings;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -46,18 +44,9 @@ async fn judge(
     scratch: &ScratchOfJs,
     control: &ControlOfJs,
 ) -> Result<ValidationReport> {
-    let record = read_quantization_record(quantized.dir().as_ref()).await?;
-    let data = request.text.dataset(codec)?;
-    let mut options = request.options(&data, original.config(), codec, Machine::default())?;
-    if let Some(record) = record {
-        options.method = record.method;
-    }
     let clock = || control.seconds();
     let around = Surroundings { codec, clock: &clock, scratch, control };
-    let validate = async |backend: AnyBackend| {
-        validate(original, quantized, &data, &options, || backend.another(), &around).await
-    };
-    Ok(request.device.run(|_| (), validate).await?.result)
+    request.run(original, quantized, Machine::default(), &around, |_| Ok(()), |_| ()).await
 }
 
 /// Lets two models continue the same prompts, one model after the other.

@@ -14,7 +14,7 @@ use crate::model::runner::working_bytes;
 use crate::model::{CausalLm, Checkpoint};
 use crate::request::{LoadRequest, PerplexityRequest};
 use crate::task::Control;
-use crate::validate::walk::score;
+use crate::validate::windows::WindowOptions;
 use js_sys::{Float32Array, Function, Promise};
 use serde::Serialize;
 use std::cell::RefCell;
@@ -301,19 +301,7 @@ async fn perplexity(
     codec: &CodecOfJs,
     control: &dyn Control,
 ) -> Result<Perplexity> {
-    let data = request.dataset(codec)?;
-    let windows = request.windows.windows(model.config());
-    let sum = score(model, &data, &windows, control).await?;
-    if !sum.perplexity().is_finite() {
-        return Err(Error::new(
-            ErrorCode::NonFinite,
-            "the model's logits are not finite, so it has no perplexity",
-        ));
-    }
-    Ok(Perplexity {
-        perplexity: sum.perplexity(),
-        tokens: sum.tokens(),
-        context: windows.context,
-        stride: windows.stride,
-    })
+    let found = request.run(model, codec, control).await?;
+    let WindowOptions { context, stride } = found.windows;
+    Ok(Perplexity { perplexity: found.perplexity, tokens: found.tokens, context, stride })
 }

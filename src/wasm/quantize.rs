@@ -8,16 +8,13 @@ use super::model::HEAP_BYTES;
 use super::scratch::{JsScratch, ScratchOfJs};
 use super::sink::{JsTarget, TargetOfJs};
 use super::values::{JsResult, from_value, to_value};
-use crate::backend::any::AnyBackend;
-use crate::calibrate::samples::FEW_TOKENS;
+use crate::calibrate::Samples;
 use crate::error::Result;
 use crate::model::Checkpoint;
 use crate::options::Place;
 use crate::pipeline::calibrated::memory::CalibrationMemory;
-use crate::pipeline::{
-    Calibration, QuantizeOptions, QuantizeOutcome, QuantizeSurroundings, quantize_checkpoint, restore,
-};
-use crate::request::{CalibrationRequest, QuantizeRequest};
+use crate::pipeline::{QuantizeOutcome, QuantizeSurroundings};
+use crate::request::{CalibrationHost, CalibrationRequest, QuantizeRequest};
 use crate::tokenizer::TextCodec;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -65,63 +62,33 @@ pub async fn quantize_into(
         let notes = RefCell::new(Vec::new());
         let tell = |told: crate::pipeline::Told<'_>| notes.borrow_mut().extend(told.notes());
         let around = QuantizeSurroundings { target: &target, tell: &tell, control: &control };
-        let work = Work { checkpoint: &checkpoint, request: &request, around: &around };
-        let outcome = work.run(codec.map(CodecOfJs), &ScratchOfJs(scratch), &notes).await?;
+        let samples = request.calibration.as_ref();
+        let samples =
+            samples.map(|calibration| samples_of(&checkpoint, calibration, codec.map(CodecOfJs), &notes));
+        let samples = samples.transpose()?;
+        let host = CalibrationHost {
+            samples: samples.as_ref(),
+            scratch: &ScratchOfJs(scratch),
+            // A module whose memory is full ends in a trap, without a word.
+            heap_bytes: Some(HEAP_BYTES),
+            on_cpu: &|_| (),
+        };
+        let outcome = request.run(&checkpoint, &around, &host).await?;
         Result::Ok(summary(&checkpoint, outcome, notes.into_inner()))
     };
     to_value(&run.await.map_err(to_js)?)
 }
 
-struct Work<'a> {
-    checkpoint: &'a Checkpoint,
-    request: &'a QuantizeRequest,
-    around: &'a QuantizeSurroundings<'a>,
-}
-
-impl Work<'_> {
-    async fn run(
-        &self,
-        codec: Option<CodecOfJs>,
-        scratch: &ScratchOfJs,
-        notes: &RefCell<Vec<String>>,
-    ) -> Result<QuantizeOutcome> {
-        let &Self { checkpoint, request, around } = self;
-        let options = request.options()?;
-        if request.from_metadata {
-            return restore(checkpoint, around.target, around.control).await;
-        }
-        let Some(calibration) = &request.calibration else {
-            // The backend that calibration has, so that all of it is compiled once.
-            return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, around).await;
-        };
-        // A module whose memory is full ends in a trap, without a word.
-        let memory = options.memory.unwrap_or(HEAP_BYTES).min(HEAP_BYTES);
-        let options = QuantizeOptions { memory: Some(memory), ..options };
-        let samples = self.samples(calibration, codec, notes)?;
-        let quantize = async |backend: AnyBackend| {
-            let new_backend = || backend.another();
-            let calibration = Calibration { samples: &samples, new_backend: &new_backend, scratch };
-            quantize_checkpoint(checkpoint, &options, Some(calibration), around).await
-        };
-        Ok(request.device().run(|_| (), quantize).await?.result)
-    }
-
-    fn samples(
-        &self,
-        calibration: &CalibrationRequest,
-        codec: Option<CodecOfJs>,
-        notes: &RefCell<Vec<String>>,
-    ) -> Result<crate::calibrate::Samples> {
-        let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
-        let samples = calibration.samples(self.checkpoint.config(), codec)?;
-        if samples.tokens() < FEW_TOKENS {
-            notes.borrow_mut().push(format!(
-                "calibrated with {} tokens; below {FEW_TOKENS} a wide layer's statistics are noisy",
-                samples.tokens()
-            ));
-        }
-        Ok(samples)
-    }
+fn samples_of(
+    checkpoint: &Checkpoint,
+    calibration: &CalibrationRequest,
+    codec: Option<CodecOfJs>,
+    notes: &RefCell<Vec<String>>,
+) -> Result<Samples> {
+    let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
+    let samples = calibration.draw(checkpoint.config(), codec)?;
+    notes.borrow_mut().extend(samples.warning());
+    Ok(samples)
 }
 
 fn summary(checkpoint: &Checkpoint, outcome: QuantizeOutcome, mut notes: Vec<String>) -> Quantized {

@@ -182,7 +182,7 @@ fn judged(max_perplexity_increase: f64) -> ValidateOptions {
         speed_rounds: 0,
         last_level_cache_bytes: None,
         activations: None,
-        limits: Limits { max_perplexity_increase, ..Limits::default() },
+        limits: Limits::default().max_perplexity_increase(max_perplexity_increase),
         holding: Holding::Both,
     }
 }
@@ -219,7 +219,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
         new_backend: &|| Ok(CpuBackend::new()),
         options: &|scheme, config| {
             let request = TrainRequest::to_scheme(scheme).unwrap();
-            TrainRequest { steps: Some(60), batch_tokens: Some(512), ..request }.options(config, true)
+            request.steps(60).batch_tokens(512).options(config, true)
         },
         // No clock may decide this.
         seconds: 1e9,

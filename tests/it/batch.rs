@@ -129,9 +129,9 @@ fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Ve
         [(3, 20), (1, 1), (220, 30), (17, 64), (5, 2), (40, 33), (2, 25), (9, 48), (60, 7), (4, 40)];
     let prompts = lengths.into_iter().enumerate().map(|(i, (length, max_tokens))| {
         let ids = codec.encode_prompt(&words[i * 97..i * 97 + length].join(" ")).unwrap();
-        let sampler = SamplerOptions { seed: i as u64, ..samplers[i % samplers.len()] };
+        let sampler = samplers[i % samplers.len()].seed(i as u64);
         let stop_strings = if i % 4 == 3 { vec!["the".to_owned()] } else { Vec::new() };
-        (ids, GenerateOptions { sampler, max_tokens, stop: stop_strings, ..GenerateOptions::default() })
+        (ids, GenerateOptions::default().sampler(sampler).max_tokens(max_tokens).stop(stop_strings))
     });
     prompts.collect()
 }
@@ -140,9 +140,9 @@ fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Ve
 fn texts_of_a_batch_are_those_of_each_prompt_alone() {
     let codec = codec();
     let greedy = SamplerOptions::default();
-    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy };
-    let top_p = SamplerOptions { temperature: 1.1, top_p: 0.9, ..greedy };
-    let penalized = SamplerOptions { repetition_penalty: 1.2, ..greedy };
+    let top_k = greedy.temperature(0.8).top_k(20);
+    let top_p = greedy.temperature(1.1).top_p(0.9);
+    let penalized = greedy.repetition_penalty(1.2);
     let kinds = [vec![greedy], vec![top_k], vec![greedy, top_k, top_p, penalized]];
     for activations in ACTIVATIONS {
         let mut model = shipped(CpuBackend::new(), activations);
@@ -168,7 +168,7 @@ fn continuations_are_the_texts_of_each_prompt_alone() {
     let codec = codec();
     let lines = std::fs::read_to_string(fixture("tale-llama/prompts.txt")).unwrap();
     let prompts = from_texts(lines.lines(), &codec).unwrap();
-    let options = GenerateOptions { max_tokens: 64, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(64);
     for activations in ACTIVATIONS {
         let mut model = shipped(CpuBackend::new(), activations);
         let found = block_on(continue_all(&mut model, &codec, &prompts, 64, &Silent)).unwrap();
@@ -197,7 +197,7 @@ fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
     };
     let codec = codec();
     let greedy = SamplerOptions::default();
-    let top_k = SamplerOptions { temperature: 0.8, top_k: 20, ..greedy };
+    let top_k = greedy.temperature(0.8).top_k(20);
     let mut cpu = shipped(CpuBackend::new(), Activations::F32);
     let mut gpu = shipped(gpu, Activations::F32);
     let mut cache = gpu.new_batch_cache(3, 4).unwrap();

@@ -414,7 +414,7 @@ fn greedy_text_of_real_files_is_that_of_transformers() {
             continue;
         }
         let prompt = codec.encode_prompt(row["prompt"].as_str().unwrap()).unwrap();
-        let options = GenerateOptions { max_tokens: 64, ignore_eos: true, ..Default::default() };
+        let options = GenerateOptions::default().max_tokens(64).ignore_eos(true);
         let generated = block_on(generate(&mut lm, &codec, &prompt, &options, &Silent, |_| ())).unwrap();
         assert_eq!(generated.text, row["text"].as_str().unwrap());
     }

@@ -55,7 +55,7 @@ fn gptq_is_as_good_as_the_tools_of_the_field() {
         (128, true, ColumnOrder::GroupAware, 37.54, "gptqmodel-gptq-w4-g128-sym"),
     ] {
         let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(group_size), symmetric);
-        options.gptq = GptqOptions { act_order: order, ..GptqOptions::default() };
+        options.gptq = GptqOptions::default().act_order(order);
         let (dir, _) = run(&checkpoint, &samples, &options).unwrap();
         let mut peer = load(on_disk(shared.join("peers").join(folder)));
         let compared = block_on(walk::compare(&mut peer, &mut load(dir), &data, &windows, &Silent)).unwrap();

@@ -167,21 +167,21 @@ fn two_turns<B: Backend>(backend: B, end: u32, options: &GenerateOptions) -> ([T
 
 #[test]
 fn what_ends_a_text_ends_it_on_the_gpu_too_and_the_next_turn_goes_on_from_there() {
-    let first = GenerateOptions { max_tokens: 30, ..GenerateOptions::default() };
+    let first = GenerateOptions::default().max_tokens(30);
     let ([(text, tokens, _), _], _) = two_turns(CpuBackend::new(), 1, &first);
     let words: Vec<&str> = text.split_whitespace().collect();
-    let stopping = |at: usize| GenerateOptions { stop: vec![words[at].to_owned()], ..first.clone() };
-    let sampled = SamplerOptions { temperature: 0.9, top_k: 40, seed: 7, ..SamplerOptions::default() };
-    let penalized = SamplerOptions { repetition_penalty: 1.3, ..SamplerOptions::default() };
+    let stopping = |at: usize| first.clone().stop(vec![words[at].to_owned()]);
+    let sampled = SamplerOptions::default().temperature(0.9).top_k(40).seed(7);
+    let penalized = SamplerOptions::default().repetition_penalty(1.3);
     let cases = [
         ("as many tokens as were asked for", first.clone(), FinishReason::MaxTokens),
-        ("one token", GenerateOptions { max_tokens: 1, ..first.clone() }, FinishReason::MaxTokens),
-        ("two tokens", GenerateOptions { max_tokens: 2, ..first.clone() }, FinishReason::MaxTokens),
+        ("one token", first.clone().max_tokens(1), FinishReason::MaxTokens),
+        ("two tokens", first.clone().max_tokens(2), FinishReason::MaxTokens),
         ("a stop string at once", stopping(0), FinishReason::StopString),
         ("a stop string later", stopping(words.len() / 2), FinishReason::StopString),
         ("the end that the model chose", first.clone(), FinishReason::EndOfSequence),
-        ("candidates", GenerateOptions { sampler: sampled, ..first.clone() }, FinishReason::MaxTokens),
-        ("all logits", GenerateOptions { sampler: penalized, ..first.clone() }, FinishReason::MaxTokens),
+        ("candidates", first.clone().sampler(sampled), FinishReason::MaxTokens),
+        ("all logits", first.clone().sampler(penalized), FinishReason::MaxTokens),
     ];
     for (name, options, reason) in cases {
         let Some(gpu) = gpu() else { return };

@@ -64,7 +64,7 @@ fn greedy_text_is_that_of_transformers() {
         let ids = |key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
         let prompt = codec.encode_prompt(row["prompt"].as_str().unwrap()).unwrap();
         assert_eq!(prompt, ids("prompt_ids"));
-        let options = GenerateOptions { max_tokens: 64, ignore_eos: true, ..Default::default() };
+        let options = GenerateOptions::default().max_tokens(64).ignore_eos(true);
         let generated = block_on(generate(&mut model, &codec, &prompt, &options, &Silent, |_| ())).unwrap();
         assert_eq!(generated.token_ids, ids("new_ids"));
         assert_eq!(generated.text, row["text"].as_str().unwrap());

@@ -14,7 +14,7 @@ fn resumed(
     prompt: &[u32],
     session: Option<Session<CpuBackend>>,
 ) -> (Vec<u32>, usize, Session<CpuBackend>) {
-    let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(24);
     let mut generation =
         block_on(Generation::resume(model, codec, prompt, &options, &Silent, session)).unwrap();
     while block_on(generation.next(&Silent)).unwrap().is_some() {}

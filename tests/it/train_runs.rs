@@ -22,14 +22,12 @@ const CONTEXT: usize = 32;
 
 /// A few steps with everything that a run has.
 fn request() -> TrainRequest {
-    TrainRequest {
-        steps: Some(6),
-        context: Some(CONTEXT),
-        batch_tokens: Some(4 * CONTEXT),
-        evaluate_every: Some(2),
-        keep_every: Some(3),
-        ..TrainRequest::default()
-    }
+    TrainRequest::default()
+        .steps(6)
+        .context(CONTEXT)
+        .batch_tokens(4 * CONTEXT)
+        .evaluate_every(2)
+        .keep_every(3)
 }
 
 fn tale() -> Checkpoint {
@@ -125,11 +123,11 @@ fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>,
 fn threads_and_interruptions_leave_the_bits_as_they_are() {
     let usual = request();
     let cases = [
-        TrainRequest { bits: TrainedAs::Ternary, ..usual.clone() },
-        TrainRequest { bits: TrainedAs::Ternary, block_steps: 2, ..usual.clone() },
-        TrainRequest { bits: TrainedAs::Two, masters: Masters::Bf16, ..usual.clone() },
-        TrainRequest { bits: TrainedAs::Two, block_steps: 3, ..usual.clone() },
-        TrainRequest { bits: TrainedAs::Two, block_steps: 3, steps: Some(0), ..usual },
+        usual.clone().bits(TrainedAs::Ternary),
+        usual.clone().bits(TrainedAs::Ternary).block_steps(2),
+        usual.clone().bits(TrainedAs::Two).masters(Masters::Bf16),
+        usual.clone().bits(TrainedAs::Two).block_steps(3),
+        usual.bits(TrainedAs::Two).block_steps(3).steps(0),
     ];
     for request in cases {
         let what = format!("{}, {} steps of blocks", request.bits, request.block_steps);
@@ -162,14 +160,12 @@ fn threads_and_interruptions_leave_the_bits_as_they_are() {
 #[test]
 fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
     let checkpoint = tale();
-    let request = TrainRequest {
-        bits: TrainedAs::Two,
-        group_size: Some(lowbit::quant::Granularity::Group(32)),
-        start: Some(StartCodes::Nearest),
-        block_steps: 40,
-        steps: Some(0),
-        ..request()
-    };
+    let request = request()
+        .bits(TrainedAs::Two)
+        .group_size(lowbit::quant::Granularity::Group(32))
+        .start(StartCodes::Nearest)
+        .block_steps(40)
+        .steps(0);
     let options = request.options(checkpoint.config(), true).unwrap();
     let (state, target, losses) =
         (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"), RefCell::new(Vec::new()));
@@ -203,7 +199,7 @@ fn reports(request: &TrainRequest) -> usize {
 #[test]
 fn a_run_takes_as_many_steps_as_there_is_time_for() {
     let checkpoint = tale();
-    let request = TrainRequest { bits: TrainedAs::Ternary, steps: Some(100), ..request() };
+    let request = request().bits(TrainedAs::Ternary).steps(100);
     let options = request.options(checkpoint.config(), true).unwrap();
     // Whoever looks at this clock makes a second go by; a step looks once.
     for (end, steps) in [(30.0, 20..=30), (1e9, 100..=100), (0.0, 1..=1)] {
@@ -248,7 +244,7 @@ fn a_folder_holds_what_was_trained() {
     ];
     let checkpoint = tale();
     for (bits, format) in cases {
-        let request = TrainRequest { bits, format, steps: Some(2), ..request() };
+        let request = request().bits(bits).format(format).steps(2);
         let options = request.options(checkpoint.config(), true).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
@@ -303,8 +299,7 @@ const LOGIT_ERROR: f32 = 1e-5;
 fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     let checkpoint = tale();
     // Values leave half precision's range at once.
-    let request =
-        TrainRequest { learning_rate: Some(1e9), warmup: Some(0), bits: TrainedAs::Ternary, ..request() };
+    let request = request().learning_rate(1e9).warmup(0).bits(TrainedAs::Ternary);
     let options = request.options(checkpoint.config(), true).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let heard = RefCell::new(Vec::new());
@@ -326,28 +321,14 @@ fn what_makes_no_sense_is_named_before_a_step() {
     let config = checkpoint.config();
     let usual = request();
     let cases = [
+        (usual.clone().group_size(lowbit::quant::Granularity::Group(32)), "a group size belongs to codes"),
+        (usual.clone().format(Format::Gptq), "a layout belong to quantized weights"),
+        (usual.clone().block_steps(1), "blocks of their own belong to quantized weights"),
+        (usual.clone().steps(0), "expected at least one step"),
+        (usual.clone().block_rate(1e-3), "belongs to steps of blocks"),
+        (usual.clone().bits(TrainedAs::Ternary).start(StartCodes::Gptq), "no ternary ones"),
         (
-            TrainRequest { group_size: Some(lowbit::quant::Granularity::Group(32)), ..usual.clone() },
-            "a group size belongs to codes",
-        ),
-        (
-            TrainRequest { format: Some(Format::Gptq), ..usual.clone() },
-            "a layout belong to quantized weights",
-        ),
-        (TrainRequest { block_steps: 1, ..usual.clone() }, "blocks of their own belong to quantized weights"),
-        (TrainRequest { steps: Some(0), ..usual.clone() }, "expected at least one step"),
-        (TrainRequest { block_rate: Some(1e-3), ..usual.clone() }, "belongs to steps of blocks"),
-        (
-            TrainRequest { bits: TrainedAs::Ternary, start: Some(StartCodes::Gptq), ..usual.clone() },
-            "no ternary ones",
-        ),
-        (
-            TrainRequest {
-                bits: TrainedAs::Two,
-                start: Some(StartCodes::Gptq),
-                scales: Some(TrainedScales::Nearest),
-                ..usual.clone()
-            },
+            usual.clone().bits(TrainedAs::Two).start(StartCodes::Gptq).scales(TrainedScales::Nearest),
             "scales of their own",
         ),
     ];
@@ -357,20 +338,16 @@ fn what_makes_no_sense_is_named_before_a_step() {
     }
     let cases = [
         (
-            TrainRequest { bits: TrainedAs::Ternary, format: Some(Format::Gptq), ..usual.clone() },
+            usual.clone().bits(TrainedAs::Ternary).format(Format::Gptq),
             ErrorCode::InvalidArgument,
             "it holds integer codes, not ternary-tensor",
         ),
         (
-            TrainRequest { memory: Some(lowbit::options::Bytes(1 << 20)), ..usual.clone() },
+            usual.clone().memory(lowbit::options::Bytes(1 << 20)),
             ErrorCode::OutOfMemory,
             "but 1048576 are allowed",
         ),
-        (
-            TrainRequest { context: Some(1 << 20), batch_tokens: None, ..usual },
-            ErrorCode::ContextOverflow,
-            "max_position_embeddings",
-        ),
+        (usual.context(1 << 20).batch_tokens(None), ErrorCode::ContextOverflow, "max_position_embeddings"),
     ];
     for (request, code, message) in cases {
         let options = request.options(config, true).unwrap();
@@ -393,12 +370,12 @@ fn the_state_of_another_run_is_refused() {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()
         })
     };
-    let two = TrainRequest { bits: TrainedAs::Two, start: Some(StartCodes::Nearest), ..request() };
+    let two = request().bits(TrainedAs::Two).start(StartCodes::Nearest);
     let others = [
-        TrainRequest { steps: Some(7), ..two.clone() },
+        two.clone().steps(7),
         // Whose weights would meet other activations.
-        TrainRequest { activations: Some(lowbit::quant::Activations::Int8), ..two.clone() },
-        TrainRequest { format: Some(Format::Gptq), ..two.clone() },
+        two.clone().activations(lowbit::quant::Activations::Int8),
+        two.clone().format(Format::Gptq),
     ];
     run(&two, &Until(Cell::new(8)));
     for other in others {

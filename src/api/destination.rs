@@ -1,8 +1,12 @@
-//! Where a command writes: a folder, or a file in one. Floor 9.
+//! Where an output goes on a disk: a folder, or a file in one. Floor 9.
 
-use super::open;
-use crate::error::Result;
-use crate::format::sink::FsSinkDir;
+use crate::artifact::output::refuse_foreign;
+use crate::error::{Context, Error, Result};
+use crate::format::links::{canonical, followed};
+use crate::format::sink::{FsSinkDir, SinkDir};
+use crate::format::source::FsDir;
+use crate::request::Format;
+use crate::task::block_on;
 use std::path::{Path, PathBuf};
 
 /// Where an output goes.
@@ -15,14 +19,33 @@ pub struct Destination {
     pub path: PathBuf,
 }
 
+/// The folder to write, which is made with its first file where there is none.
+///
+/// # Errors
+/// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
+/// checkpoint of someone else.
+pub fn folder(output: &Path, source: Option<&Path>) -> Result<FsSinkDir> {
+    if let (true, Some(source)) = (followed(output).exists(), source) {
+        let there = FsDir::open(output)?;
+        let real = |path: &Path| canonical(path).context_with(|| path.display().to_string());
+        if real(there.path())? == real(source)? {
+            return Err(Error::invalid_argument("the output folder is the source; choose another folder")
+                .context(output.display().to_string()));
+        }
+    }
+    let sinks = FsSinkDir::at(output);
+    block_on(refuse_foreign(sinks.existing().as_ref()))?;
+    Ok(sinks)
+}
+
 /// The folder of an output, or the file: `-o X.gguf` names it, `-o X` its folder. What a killed run left on the way to the
 /// file goes.
 ///
 /// # Errors
-/// As [`open::output`]'s, for a folder; `io`.
-pub fn destination(output: &Path, source: &Path, is_file: bool) -> Result<Destination> {
-    if !is_file {
-        let sinks = open::output(output, source)?;
+/// As [`folder`]'s, for a folder; `io`.
+pub fn destination(output: &Path, source: Option<&Path>, format: Option<Format>) -> Result<Destination> {
+    if format != Some(Format::Gguf) {
+        let sinks = folder(output, source)?;
         return Ok(Destination { sinks, file: None, path: output.to_owned() });
     }
     let (folder, file) = place(output);

@@ -1,0 +1,176 @@
+//! A loaded model, as programs use it. Floor 9.
+
+use crate::backend::any::AnyBackend;
+use crate::backend::choice::Ran;
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, GenerateOptions, Generated, Generation, Piece, Session};
+use crate::model::{CausalLm, Checkpoint, ModelConfig};
+use crate::request::{LoadRequest, Perplexity, PerplexityRequest};
+use crate::task::{Control, block_on};
+use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A loaded model with its tokenizer.
+pub struct Model {
+    model: CausalLm<AnyBackend>,
+    codec: HuggingFaceTokenizer,
+    /// What the model has seen of a chat.
+    session: Option<Session<AnyBackend>>,
+    why_cpu: Option<Error>,
+    control: Arc<dyn Control + Send + Sync>,
+}
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who says it, by the names of the model's template: `system`, `user`, `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".to_owned(), content: content.into() }
+    }
+
+    /// What the model has answered.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: "assistant".to_owned(), content: content.into() }
+    }
+
+    /// What the model is told before the chat.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: "system".to_owned(), content: content.into() }
+    }
+}
+
+impl Model {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        codec: HuggingFaceTokenizer,
+        request: &LoadRequest,
+        control: Arc<dyn Control + Send + Sync>,
+    ) -> Result<Self> {
+        let options = request.options();
+        let load = async |backend| {
+            CausalLm::load(backend, checkpoint, options, control.as_ref() as &dyn Control).await
+        };
+        let Ran { result: model, why_cpu } = block_on(request.device.run(|_| (), load))?;
+        Ok(Self { model, codec, session: None, why_cpu, control })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    /// What it runs on, by name.
+    pub fn device(&self) -> &str {
+        &self.model.capabilities().device
+    }
+
+    /// Why it runs on the CPU although no device was asked for.
+    pub fn why_cpu(&self) -> Option<&Error> {
+        self.why_cpu.as_ref()
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &HuggingFaceTokenizer {
+        &self.codec
+    }
+
+    /// Continues a text to the end.
+    ///
+    /// # Errors
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` where prompt and answer are longer
+    /// than the model's context; `non_finite` where its logits are no numbers; `cancelled`.
+    pub fn generate(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
+        self.stream(prompt, options)?.collect()
+    }
+
+    /// Continues a text piece by piece.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn stream(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Pieces<'_>> {
+        let ids = self.codec.encode_prompt(prompt)?;
+        let control: &dyn Control = self.control.as_ref();
+        let generation = Generation::start(&mut self.model, &self.codec, &ids, options, control);
+        let generation = Some(block_on(generation)?);
+        Ok(Pieces { generation, session: None, control })
+    }
+
+    /// Answers the last message of a chat piece by piece, by the checkpoint's own template. What the model has seen is kept:
+    /// of the next call's messages only what is new is read.
+    ///
+    /// # Errors
+    /// `not_found` where the checkpoint has no template; as [`generate`](Self::generate).
+    pub fn chat(&mut self, messages: &[Message], options: &GenerateOptions) -> Result<Pieces<'_>> {
+        let messages: Vec<Value> = messages.iter().map(|message| json!(message)).collect();
+        // The template spells out every special token.
+        let ids = self.codec.encode(&self.codec.apply_chat_template(&messages)?)?;
+        let control: &dyn Control = self.control.as_ref();
+        let before = self.session.take();
+        let generation = Generation::resume(&mut self.model, &self.codec, &ids, options, control, before);
+        let generation = Some(block_on(generation)?);
+        Ok(Pieces { generation, session: Some(&mut self.session), control })
+    }
+
+    /// How well the model predicts a text.
+    ///
+    /// # Errors
+    /// `non_finite` where the model's logits are no numbers; `invalid_argument` for a text that is too short.
+    pub fn perplexity(&mut self, request: &PerplexityRequest) -> Result<Perplexity> {
+        block_on(request.run(&mut self.model, &self.codec, self.control.as_ref()))
+    }
+}
+
+/// A text that comes piece by piece. Dropping it stops it; nothing comes after an error.
+pub struct Pieces<'m> {
+    /// Until it is dropped.
+    generation: Option<Generation<'m, AnyBackend>>,
+    /// Where the model keeps what it has seen of a chat.
+    session: Option<&'m mut Option<Session<AnyBackend>>>,
+    control: &'m dyn Control,
+}
+
+impl Pieces<'_> {
+    /// The tokens so far.
+    pub fn token_ids(&self) -> &[u32] {
+        self.generation.as_ref().map_or(&[], Generation::token_ids)
+    }
+
+    /// All the rest as one text.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn collect(mut self) -> Result<Generated> {
+        let (mut text, mut finish_reason) = (String::new(), FinishReason::MaxTokens);
+        for piece in &mut self {
+            let piece = piece?;
+            text.push_str(&piece.text);
+            finish_reason = piece.finished.unwrap_or(finish_reason);
+        }
+        Ok(Generated { token_ids: self.token_ids().to_vec(), text, finish_reason })
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(self.generation.as_mut()?.next(self.control)).transpose()
+    }
+}
+
+impl Drop for Pieces<'_> {
+    fn drop(&mut self) {
+        if let (Some(session), Some(generation)) = (self.session.take(), self.generation.take()) {
+            *session = Some(generation.into_session());
+        }
+    }
+}

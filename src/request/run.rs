@@ -1,0 +1,180 @@
+//! What a request does, alike for every edge: with files and devices that the edge has found. Floor 8.
+
+use super::write::Purpose;
+use super::{
+    ConvertRequest, DequantizeRequest, Machine, PerplexityRequest, QuantizeRequest, ValidateRequest,
+};
+use crate::artifact::records::{DequantizationRecord, read_quantization_record};
+use crate::backend::Backend;
+use crate::backend::any::AnyBackend;
+use crate::backend::cpu::CpuBackend;
+use crate::calibrate::Samples;
+use crate::error::{Error, Result};
+use crate::format::scratch::Scratch;
+use crate::format::sink::SinkDir;
+use crate::model::{CausalLm, Checkpoint};
+use crate::pipeline::convert::{ConversionPlan, ConvertOutcome, convert, plan_conversion};
+use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
+use crate::pipeline::{Calibration, QuantizeOutcome, QuantizeSurroundings, quantize_checkpoint, restore};
+use crate::task::Control;
+use crate::tokenizer::TextCodec;
+use crate::validate::agreement::{self, Agreement, Forms};
+use crate::validate::report::ValidationReport;
+use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::walk::score;
+use crate::validate::windows::{Dataset, WindowOptions};
+
+/// Where a run that may calibrate takes place.
+pub struct CalibrationHost<'a> {
+    /// What is learned from, where the request has texts.
+    pub samples: Option<&'a Samples>,
+    /// Where hidden states and finished matrices wait.
+    pub scratch: &'a dyn Scratch,
+    /// The most memory that there can be, in bytes.
+    pub heap_bytes: Option<u64>,
+    /// Hears why the CPU takes over, where no device was asked for.
+    pub on_cpu: &'a dyn Fn(&Error),
+}
+
+impl QuantizeRequest {
+    /// Quantizes a checkpoint.
+    ///
+    /// # Errors
+    /// As [`options`](Self::options), [`quantize_checkpoint`] and [`restore`]; `no_device`.
+    pub async fn run(
+        &self,
+        checkpoint: &Checkpoint,
+        around: &QuantizeSurroundings<'_>,
+        host: &CalibrationHost<'_>,
+    ) -> Result<QuantizeOutcome> {
+        let mut options = self.options()?;
+        if self.from_metadata {
+            return restore(checkpoint, around.target, around.control).await;
+        }
+        let Some(samples) = host.samples else {
+            // The backend that calibration has, so that all of it is compiled once.
+            return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, around).await;
+        };
+        if let Some(most) = host.heap_bytes {
+            options.memory = Some(options.memory.map_or(most, |memory| memory.min(most)));
+        }
+        let work = async |backend: AnyBackend| {
+            let new_backend = || backend.another();
+            let calibration = Calibration { samples, new_backend: &new_backend, scratch: host.scratch };
+            quantize_checkpoint(checkpoint, &options, Some(calibration), around).await
+        };
+        Ok(self.calibration_device().run(host.on_cpu, work).await?.result)
+    }
+}
+
+impl ConvertRequest {
+    /// Converts a checkpoint. `tell` hears the plan before anything is written.
+    ///
+    /// # Errors
+    /// As [`options`](Self::options), [`plan_conversion`] and [`convert`].
+    pub async fn run(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &dyn SinkDir,
+        tell: impl FnOnce(&ConversionPlan),
+        control: &dyn Control,
+    ) -> Result<(ConversionPlan, ConvertOutcome)> {
+        let plan = plan_conversion(checkpoint, &self.options()?, control).await?;
+        tell(&plan);
+        let outcome = convert(checkpoint, &plan, target, control).await?;
+        Ok((plan, outcome))
+    }
+}
+
+impl DequantizeRequest {
+    /// Writes the weights of a quantized checkpoint as floating-point numbers. With the tokenizer of a text predictions on it
+    /// are compared, with those of `original` too.
+    ///
+    /// # Errors
+    /// As [`check_comparison`](Self::check_comparison), [`dequantize_checkpoint`] and [`agreement::measure`].
+    pub async fn run(
+        &self,
+        checkpoint: &Checkpoint,
+        original: Option<&Checkpoint>,
+        codec: Option<&dyn TextCodec>,
+        target: &dyn SinkDir,
+        control: &dyn Control,
+    ) -> Result<(DequantizationRecord, Option<Agreement>)> {
+        self.check_comparison(codec.is_some(), original.is_some())?;
+        // A text that is of no use is found before the work.
+        let data = codec.map(|codec| Dataset::new("text", &self.texts.0, codec)).transpose()?;
+        let dtype = match self.dtype {
+            Some(dtype) => dtype.dtype(),
+            None => default_dtype(checkpoint)?,
+        };
+        let record = dequantize_checkpoint(checkpoint, dtype, target, control).await?;
+        let Some(data) = data else { return Ok((record, None)) };
+        let dequantized = &Checkpoint::open(target.existing()).await?;
+        let forms = Forms { quantized: checkpoint, dequantized, original };
+        let windows = self.windows.windows(checkpoint.config());
+        // The type that models have everywhere, so that they are compiled once.
+        let new_backend = || AnyBackend::Cpu(CpuBackend::new());
+        let limit = self.retention_limit(Purpose::Use);
+        let agreement = agreement::measure(forms, &data, &windows, limit, new_backend, control).await?;
+        Ok((record, Some(agreement)))
+    }
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Perplexity {
+    /// The exponential of the mean negative log-likelihood of a token; finite.
+    pub perplexity: f64,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// How the text was cut.
+    pub windows: WindowOptions,
+    /// The text.
+    pub dataset: Dataset,
+}
+
+impl PerplexityRequest {
+    /// Predicts the text.
+    ///
+    /// # Errors
+    /// `non_finite` where the model's logits are no numbers; whatever reading and running meet.
+    pub async fn run<B: Backend>(
+        &self,
+        model: &mut CausalLm<B>,
+        codec: &dyn TextCodec,
+        control: &dyn Control,
+    ) -> Result<Perplexity> {
+        let dataset = self.dataset(codec)?;
+        let windows = self.windows.windows(model.config());
+        let sum = score(model, &dataset, &windows, control).await?;
+        Ok(Perplexity { perplexity: sum.finite_perplexity()?, tokens: sum.tokens(), windows, dataset })
+    }
+}
+
+impl ValidateRequest {
+    /// Judges a quantized model against its original. `tell` hears what is measured before it is.
+    ///
+    /// # Errors
+    /// As [`options`](Self::options) and [`validate`]; `no_device`.
+    pub async fn run(
+        &self,
+        original: &Checkpoint,
+        quantized: &Checkpoint,
+        machine: Machine,
+        around: &Surroundings<'_>,
+        tell: impl Fn(&ValidateOptions) -> Result<()>,
+        on_cpu: impl Fn(&Error),
+    ) -> Result<ValidationReport> {
+        let data = self.text.dataset(around.codec)?;
+        let mut options = self.options(&data, original.config(), around.codec, machine)?;
+        if let Some(record) = read_quantization_record(quantized.dir().as_ref()).await? {
+            options.method = record.method;
+        }
+        tell(&options)?;
+        let judge = async |backend: AnyBackend| {
+            validate(original, quantized, &data, &options, || backend.another(), around).await
+        };
+        Ok(self.device.run(on_cpu, judge).await?.result)
+    }
+}
