@@ -8,7 +8,7 @@
 mod checkpoint;
 pub mod destination;
 mod model;
-pub mod open;
+pub mod opening;
 
 pub use checkpoint::{Checkpoint, Written};
 pub use model::{Message, Model, Pieces};

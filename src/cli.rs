@@ -98,6 +98,7 @@ enum Command {
 }
 
 /// Every command with its arguments.
+#[cfg(test)]
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }

@@ -1,66 +1,229 @@
 //! Quantizes, runs and validates language models where the user is.
 //!
-//! # The way the data goes
+//! # Ten lines
 //!
-//! Bytes come from a [`SourceDir`](format::source::SourceDir): a folder on disk, in memory, or wherever else. A
-//! [`Checkpoint`](model::Checkpoint) reads its configuration and the headers of its weight files, never the weights; its
-//! [`Layout`](layout::Layout) knows how the folder spells them.
+//! ```
+//! use lowbit::{Bits, GenerateOptions, Granularity, LoadRequest, QuantizeRequest, ValidateRequest};
+//! # fn main() -> lowbit::Result<()> {
+//! # let place = std::env::temp_dir().join(format!("lowbit-doc-{}", std::process::id()));
+//! # let (folder, output) = ("tests/fixtures/tale-llama", place.join("int4"));
+//! # let unseen: String = std::fs::read_to_string("tests/fixtures/tale-llama/heldout.txt")?.chars().take(2000).collect();
 //!
-//! From there two ways part. [`pipeline::quantize`](pipeline::quantize()) reads one matrix at a time, some rows at once, finds codes for it
-//! ([`quant`]), and writes it to a [`SinkDir`](format::sink::SinkDir) as a [`layout`] spells it. And
-//! [`CausalLm::load`](model::CausalLm::load) brings the same matrices, dense or packed, to a [`Backend`](backend::Backend), and runs them.
+//! let original = lowbit::open(folder)?;
+//! let four = QuantizeRequest::default().bits(Bits::Four).group_size(Granularity::Group(32));
+//! let int4 = original.quantize(output, &four)?.checkpoint;
 //!
-//! A model speaks through [`generate`](mod@generate), and is judged by [`validate`]: perplexity, divergence from its original, broken text,
-//! memory, speed, and a verdict that says what to try next. The way back, from codes to floating point and from there to the
-//! same codes, is in [`pipeline::dequantize`].
+//! let report = int4.validate(&original, &ValidateRequest::of(unseen))?;
+//! println!("{} {}", report.perplexity.increase, report.recommendation);
 //!
-//! Everything that waits is asynchronous, because a browser's files are; native callers block at the edge with
-//! `task::block_on`. Long work is given a [`Control`](task::Control) that hears of progress and can cancel.
+//! let mut model = int4.load(&LoadRequest::default())?;
+//! let said = model.generate("Once upon a time", &GenerateOptions::default().max_tokens(40))?;
+//! println!("{}", said.text);
+//! # assert!(report.perplexity.increase < 0.05 && said.token_ids.len() == 40);
+//! # std::fs::remove_dir_all(place)?;
+//! # Ok(())
+//! # }
+//! ```
 //!
-//! # Floors
+//! [`open`] takes a folder as Hugging Face has them, or a GGUF file. What a [`Checkpoint`] and a [`Model`] can do has the options
+//! of a request: its fields say what there is, what is usual, and within what bounds. An [`Error`] has a stable
+//! [code](ErrorCode) and a message that names the file, the tensor, what was expected and what was found.
 //!
-//! A file imports only from lower floors or from its own module; a test keeps it so.
+//! Weights that lie elsewhere than on a disk come through [`io`]. [`Control`] hears of progress and stops long work. The
+//! features are `gpu` (through wgpu), `tokenizer` (text in and out; without it only [`io`] and the options are left), `train`,
+//! and `cli`, the command line, which is not among the usual ones: `cargo install lowbit --features cli`.
 //!
-//! 0. values: [`error`], [`dtype`], [`shape`], [`digest`], [`options`], [`order`], [`parallel`], [`task`]
-//! 1. bytes: [`format`](mod@format)
-//! 2. maths: [`quant`]
-//! 3. spellings: [`layout`]
-//! 4. devices: [`backend`]
-//! 5. the model: [`model`], [`tokenizer`]
-//! 6. speaking: [`generate`](mod@generate)
-//! 7. judging and training: [`calibrate`], [`validate`], [`artifact`], and with the feature of that name `train`
-//! 8. whole jobs: [`request`], [`recipe`], [`pipeline`], [`plan`]
-//! 9. edges: the command line, and the modules of the npm package
+//! # Inside
+//!
+//! Bytes come from a folder on disk, in memory, or wherever else (`format`). A checkpoint (`model`) reads its configuration and
+//! the headers of its weight files, never the weights; its layout (`layout`) knows how the folder spells them. From there two
+//! ways part. `pipeline` reads one matrix at a time, some rows at once, finds codes for it (`quant`), and writes it as a layout
+//! spells it. And the one decoder (`model`) brings the same matrices, dense or packed, to a device (`backend`), and runs them.
+//! A model speaks through `generate`, and is judged by `validate`: perplexity, divergence from its original, broken text,
+//! memory, speed, and a verdict that says what to try next.
+//!
+//! Inside, everything that waits is asynchronous, because a browser's files are; here calls block.
+//!
+//! A file imports only from lower floors or from its own module; a test keeps it so:
+//!
+//! | floor | | modules |
+//! |---|---|---|
+//! | 9 | edges | `api` (what is here), `cli`, `wasm` (the npm package) |
+//! | 8 | whole jobs | `request`, `recipe`, `pipeline`, `plan` |
+//! | 7 | judging and training | `calibrate`, `validate`, `artifact`, `train` |
+//! | 6 | speaking | `generate` |
+//! | 5 | the model | `model`, `tokenizer` |
+//! | 4 | devices | `backend` |
+//! | 3 | spellings | `layout` |
+//! | 2 | maths | `quant` |
+//! | 1 | bytes | `format` |
+//! | 0 | values | `error`, `dtype`, `shape`, `digest`, `options`, `order`, `parallel`, `task` |
+
+// Which parts are used depends on the features: what the command line alone calls is dead without it. The build with all of
+// them, and `internals`, has no dead code.
+#![cfg_attr(not(all(feature = "cli", feature = "internals")), allow(dead_code, unused_imports))]
+// WebAssembly has one thread; what is shared natively is shared there with nobody.
+#![cfg_attr(target_arch = "wasm32", allow(clippy::arc_with_non_send_sync))]
 
 #[cfg(all(feature = "tokenizer", not(target_os = "unknown")))]
-pub mod api;
-pub mod artifact;
-pub mod backend;
-pub mod calibrate;
+mod api;
+mod artifact;
+mod backend;
+mod calibrate;
 #[cfg(feature = "cli")]
-pub mod cli;
-pub mod digest;
-pub mod dtype;
-pub mod error;
-pub mod format;
-pub mod generate;
-pub mod layout;
-pub mod model;
-pub mod options;
-pub mod order;
-pub mod parallel;
-pub mod pipeline;
-pub mod plan;
-pub mod quant;
-pub mod recipe;
-pub mod request;
-pub mod shape;
-pub mod task;
-pub mod tokenizer;
+mod cli;
+mod digest;
+mod dtype;
+mod error;
+mod format;
+mod generate;
+mod layout;
+mod model;
+mod options;
+mod order;
+mod parallel;
+mod pipeline;
+mod plan;
+mod quant;
+mod recipe;
+mod request;
+mod shape;
+mod task;
+mod tokenizer;
 #[cfg(feature = "train")]
-pub mod train;
-pub mod validate;
+mod train;
+mod validate;
 #[cfg(all(target_arch = "wasm32", feature = "bindings"))]
-pub mod wasm;
+mod wasm;
 
+#[cfg(all(feature = "tokenizer", not(target_os = "unknown")))]
+pub use api::{Checkpoint, Message, Model, Pieces, Written, open};
+pub use backend::GateActivation;
+pub use backend::choice::{DeviceChoice, DeviceRequest};
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use cli::main as command_line;
 pub use error::{Error, ErrorCode, Result};
+pub use generate::{FinishReason, GenerateOptions, Generated, Piece, SamplerOptions};
+pub use model::rope::{RopeConfig, RopeScaling};
+pub use model::{Architecture, ModelConfig};
+pub use options::{Bytes, Given, Place, Texts};
+pub use quant::{
+    Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, ScaleRule,
+};
+pub use recipe::{ModulePattern, Recipe, Rule};
+pub use request::{
+    CalibrationRequest, ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, HoldingOptions,
+    LoadRequest, MeasureOptions, Perplexity, PerplexityRequest, QuantizeRequest, TernaryScale, TextsOptions,
+    ValidateRequest, WindowRequest,
+};
+pub use task::{Control, Progress, Silent};
+#[cfg(feature = "tokenizer")]
+pub use tokenizer::HuggingFaceTokenizer;
+pub use tokenizer::TextCodec;
+pub use validate::verdict::Limits;
+
+/// Where bytes come from and go to, for what is not a folder on a disk.
+pub mod io {
+    pub use crate::format::sink::{ByteSink, MemorySinkDir, SinkDir};
+    pub use crate::format::source::{ByteSource, MemoryDir, MemorySource, SourceDir};
+    #[cfg(not(target_os = "unknown"))]
+    pub use crate::format::{
+        sink::FsSinkDir,
+        source::{FileSource, FsDir},
+    };
+    pub use crate::task::{BoxFuture, Shareable};
+}
+
+/// What is found and recorded: of a validation, and of weights that were written.
+pub mod report {
+    pub use crate::artifact::records::{
+        DequantizationRecord, DequantizedModule, Fallback, ModuleRecord, QuantizationRecord, SourceRecord,
+        TensorReference,
+    };
+    pub use crate::calibrate::method::CalibrationRecord;
+    pub use crate::validate::agreement::Agreement;
+    pub use crate::validate::failures::{FailureKind, PromptFailure};
+    pub use crate::validate::holding::Execution;
+    pub use crate::validate::report::{
+        Benchmark, Dataset, Divergence, Generation, Layer, Memory, OriginalModel, Perplexity, QuantizedModel,
+        Speed, ValidationReport,
+    };
+    pub use crate::validate::verdict::{Criterion, Status};
+}
+
+/// Everything inside, for this project's own tests: nothing here stays what it is from one version to the next.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    pub mod artifact {
+        pub use crate::artifact::*;
+    }
+    pub mod backend {
+        pub use crate::backend::*;
+    }
+    pub mod calibrate {
+        pub use crate::calibrate::*;
+    }
+    pub mod digest {
+        pub use crate::digest::*;
+    }
+    pub mod dtype {
+        pub use crate::dtype::*;
+    }
+    pub mod error {
+        pub use crate::error::*;
+    }
+    pub mod format {
+        pub use crate::format::*;
+    }
+    pub mod generate {
+        pub use crate::generate::*;
+    }
+    pub mod layout {
+        pub use crate::layout::*;
+    }
+    pub mod model {
+        pub use crate::model::*;
+    }
+    pub mod options {
+        pub use crate::options::*;
+    }
+    pub mod order {
+        pub use crate::order::*;
+    }
+    pub mod parallel {
+        pub use crate::parallel::*;
+    }
+    pub mod pipeline {
+        pub use crate::pipeline::*;
+    }
+    pub mod plan {
+        pub use crate::plan::*;
+    }
+    pub mod quant {
+        pub use crate::quant::*;
+    }
+    pub mod recipe {
+        pub use crate::recipe::*;
+    }
+    pub mod request {
+        pub use crate::request::*;
+    }
+    pub mod shape {
+        pub use crate::shape::*;
+    }
+    pub mod task {
+        pub use crate::task::*;
+    }
+    pub mod tokenizer {
+        pub use crate::tokenizer::*;
+    }
+    #[cfg(feature = "train")]
+    pub mod train {
+        pub use crate::train::*;
+    }
+    pub mod validate {
+        pub use crate::validate::*;
+    }
+}

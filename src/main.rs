@@ -6,7 +6,7 @@ fn main() -> std::process::ExitCode {
     give_back_what_is_freed();
     #[cfg(target_os = "wasi")]
     wasi::prepare();
-    lowbit::cli::main(std::env::args_os())
+    lowbit::command_line(std::env::args_os())
 }
 
 /// Asked for their adapters, Mesa's drivers look for a window system too, and where there is none (containers) they write

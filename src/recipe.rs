@@ -22,7 +22,7 @@ const MAX_PATTERNS: usize = 1024;
 /// Rules for modules, in the order of precedence.
 ///
 /// ```
-/// let recipe = lowbit::recipe::Recipe::from_json(
+/// let recipe = lowbit::Recipe::from_json(
 ///     r#"{"rules": [{"modules": "*.self_attn.*", "bits": 8}, {"modules": "*.0.mlp.*", "keep": true}]}"#,
 /// )?;
 /// assert_eq!(recipe.rule_for("model.layers.3.self_attn.q_proj"), Some(0));
@@ -170,7 +170,7 @@ impl Rule {
     ///
     /// # Errors
     /// `invalid_argument` for fields that contradict each other or the method.
-    pub fn choose(&self, usual: Choice) -> Result<Option<Choice>> {
+    pub(crate) fn choose(&self, usual: Choice) -> Result<Option<Choice>> {
         self.check()?;
         if self.keep {
             return Ok(None);

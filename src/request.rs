@@ -60,7 +60,7 @@ options! {
 
 impl LoadRequest {
     /// What that means to the model.
-    pub fn options(&self) -> LoadOptions {
+    pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions { activations: self.activations, ..LoadOptions::default() }
     }
 }
@@ -77,7 +77,7 @@ options! {
 
 impl WindowRequest {
     /// The windows for a model.
-    pub fn windows(&self, config: &ModelConfig) -> WindowOptions {
+    pub(crate) fn windows(&self, config: &ModelConfig) -> WindowOptions {
         let usual = LONGEST.min(config.max_position_embeddings);
         WindowOptions { context: self.context.unwrap_or(usual), stride: self.stride }
     }
@@ -95,7 +95,7 @@ options! {
 
 impl PlanRequest {
     /// What that means for a model of this configuration, or of a number of parameters alone.
-    pub fn options(&self, config: Option<&ModelConfig>) -> PlanOptions {
+    pub(crate) fn options(&self, config: Option<&ModelConfig>) -> PlanOptions {
         let usual = PlanOptions::default();
         let made_for = config.map_or(u64::MAX, |config| config.max_position_embeddings as u64);
         PlanOptions {

@@ -2,7 +2,7 @@
 
 use super::destination::{Destination, destination};
 use super::model::Model;
-use super::open;
+use super::opening;
 use crate::artifact::records::{DequantizationRecord, QuantizationRecord};
 use crate::calibrate::Samples;
 use crate::error::{Error, Result};
@@ -62,7 +62,7 @@ pub struct Written<Record = QuantizationRecord> {
 
 impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let opened = block_on(open::checkpoint(path, &OpenOptions::default()))?;
+        let opened = block_on(opening::checkpoint(path, &OpenOptions::default()))?;
         Ok(Self { path: Some(path.to_owned()), ..Self::new(opened) })
     }
 
@@ -133,7 +133,7 @@ impl Checkpoint {
     /// # Errors
     /// `not_found` where there is none, `tokenizer` where it cannot be used.
     pub fn tokenizer(&self) -> Result<HuggingFaceTokenizer> {
-        block_on(open::tokenizer(&self.opened, self.tokenizer.as_deref()))
+        block_on(opening::tokenizer(&self.opened, self.tokenizer.as_deref()))
     }
 
     /// Loads the model onto the device that the request names; without one, onto a GPU where there is one that can run it.

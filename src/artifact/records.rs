@@ -43,7 +43,7 @@ pub struct SourceRecord {
 
 impl SourceRecord {
     /// Reads what has not passed since the store [hashes](crate::format::shard_index::TensorStore::hash_as_read).
-    pub async fn of(checkpoint: &Checkpoint) -> Result<Self> {
+    pub(crate) async fn of(checkpoint: &Checkpoint) -> Result<Self> {
         Ok(Self {
             path: checkpoint.name().to_owned(),
             parameters: checkpoint.config().parameter_count(),

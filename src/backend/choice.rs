@@ -44,12 +44,12 @@ pub struct Ran<T> {
 
 impl DeviceRequest {
     /// The CPU.
-    pub fn cpu() -> Self {
+    pub(crate) fn cpu() -> Self {
         Self { device: DeviceChoice::Cpu, adapter: None }
     }
 
     /// Whether anything but the usual is asked for.
-    pub fn is_given(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         self.device != DeviceChoice::Auto || self.adapter.is_some()
     }
 
@@ -62,7 +62,7 @@ impl DeviceRequest {
     ///
     /// # Errors
     /// `no_device` when a GPU is asked for and there is none that fits; `invalid_argument` for an adapter of the CPU.
-    pub async fn open(&self) -> Result<(AnyBackend, Option<Error>)> {
+    pub(crate) async fn open(&self) -> Result<(AnyBackend, Option<Error>)> {
         if self.device == DeviceChoice::Cpu {
             if let Some(name) = &self.adapter {
                 return Err(Error::invalid_argument(format!("the CPU has no adapter `{name}`")));
@@ -81,7 +81,7 @@ impl DeviceRequest {
     ///
     /// # Errors
     /// As [`DeviceRequest::open`], and those of `work`.
-    pub async fn run<T>(
+    pub(crate) async fn run<T>(
         &self,
         tell: impl Fn(&Error),
         work: impl AsyncFn(AnyBackend) -> Result<T>,

@@ -55,7 +55,7 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
 
 /// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
-    let checkpoint = api::open::checkpoint(path, terminal.open_options()).await?;
+    let checkpoint = api::opening::checkpoint(path, terminal.open_options()).await?;
     for warning in checkpoint.warnings() {
         terminal.note(format_args!("warning: {}: {warning}", checkpoint.name()));
     }
@@ -64,7 +64,7 @@ pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> 
 
 /// Opens the checkpoint's tokenizer, or the one that the options name.
 pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<HuggingFaceTokenizer> {
-    api::open::tokenizer(checkpoint, args.tokenizer.as_deref()).await
+    api::opening::tokenizer(checkpoint, args.tokenizer.as_deref()).await
 }
 
 /// A loaded model.

@@ -107,7 +107,7 @@ impl ModelConfig {
     }
 
     /// Head counts and sizes, for a cache of `capacity` positions in all.
-    pub fn attention_shape(&self, capacity: usize) -> AttentionShape {
+    pub(crate) fn attention_shape(&self, capacity: usize) -> AttentionShape {
         AttentionShape {
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,

@@ -38,7 +38,7 @@ options! {
         #[form(As("text"))]
         pub texts: Vec<String> = Vec::new(), required = true;
         /// A flag
-        pub is_on: bool = false;
+        pub turned_on: bool = false;
         /// A colour
         pub colour: Option<Colour> = None;
         /// Others
@@ -59,7 +59,7 @@ options! {
 fn options_are_set_one_by_one() {
     let set = All::default()
         .texts(["a", "b"])
-        .is_on(true)
+        .turned_on(true)
         .colour(Colour::Blue)
         .inner(Inner::default().some_share(0.25))
         .beside(Beside::default().far_number(3))
@@ -68,7 +68,7 @@ fn options_are_set_one_by_one() {
         .said("much");
     let written = All {
         texts: vec!["a".to_owned(), "b".to_owned()],
-        is_on: true,
+        turned_on: true,
         colour: Some(Colour::Blue),
         inner: Inner { some_share: 0.25 },
         beside: Beside { far_number: 3 },
@@ -83,12 +83,12 @@ fn options_are_set_one_by_one() {
 #[test]
 fn an_object_is_read() {
     let given = json!({
-        "texts": ["a"], "isOn": true, "colour": "light-blue", "inner": {"someShare": 1}, "farNumber": 3.0,
+        "texts": ["a"], "turnedOn": true, "colour": "light-blue", "inner": {"someShare": 1}, "farNumber": 3.0,
         "room": 5_000_000_000_u64, "tokens": [1, 2], "said": ["b", "c"],
     });
     let expected = All {
         texts: vec!["a".to_owned()],
-        is_on: true,
+        turned_on: true,
         colour: Some(Colour::Blue),
         inner: Inner { some_share: 1.0 },
         beside: Beside { far_number: 3 },
@@ -97,7 +97,7 @@ fn an_object_is_read() {
         said: Texts("b\n\nc".to_owned()),
     };
     assert_eq!(read::<All>(&given).unwrap(), expected);
-    let nothing = json!({"texts": ["a"], "colour": null, "isOn": null, "inner": {}, "said": "b"});
+    let nothing = json!({"texts": ["a"], "colour": null, "turnedOn": null, "inner": {}, "said": "b"});
     let expected = All { texts: vec!["a".to_owned()], said: Texts("b".to_owned()), ..All::default() };
     assert_eq!(read::<All>(&nothing).unwrap(), expected);
 }
@@ -112,11 +112,11 @@ fn mistakes_are_named_as_they_are_spelled() {
         (json!({"texts": [1]}), "`texts`: expected a text but found 1"),
         (
             json!({"far_number": 1}),
-            "unknown field \"far_number\", expected one of texts, isOn, colour, inner, farNumber",
+            "unknown field \"far_number\", expected one of texts, turnedOn, colour, inner, farNumber",
         ),
         (json!({"beside": {}}), "unknown field \"beside\""),
         (json!({"inner": {"someshare": 1}}), "inner: unknown field \"someshare\", expected one of someShare"),
-        (json!({"isOn": 1}), "`isOn`: expected true or false but found 1"),
+        (json!({"turnedOn": 1}), "`turnedOn`: expected true or false but found 1"),
         (json!({"colour": "green"}), "`colour`: expected one of red, light-blue but found \"green\""),
         (json!({"colour": 3}), "`colour`: expected one of red, light-blue but found 3"),
         (json!({"farNumber": -3}), "`farNumber`: expected a whole number of at least 0 but found -3"),
@@ -149,7 +149,7 @@ fn who_sets_the_fields_reads_their_own_names() {
 fn options_are_described_with_their_defaults() {
     let specs = All::specs();
     let names: Vec<&str> = specs.iter().map(|spec| spec.declared.name).collect();
-    assert_eq!(names, ["texts", "is_on", "colour", "inner", "far_number", "room", "tokens", "said"]);
+    assert_eq!(names, ["texts", "turned_on", "colour", "inner", "far_number", "room", "tokens", "said"]);
     assert_eq!(specs[1].default, Some(json!(false)));
     assert_eq!(specs[4].default, Some(json!(7)));
     // Not 0.5 of 32 bits in 64.

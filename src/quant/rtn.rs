@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 /// Quantizes a matrix as its rows arrive.
 ///
 /// ```
-/// use lowbit::quant::{Bits, Granularity, Scheme, ScaleType, RtnQuantizer, dequantize};
+/// use lowbit::internals::quant::{Bits, Granularity, Scheme, ScaleType, RtnQuantizer, dequantize};
 /// let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(4), symmetric: true };
 /// let mut quantizer = RtnQuantizer::new(scheme, 2, 4, ScaleType::F16)?;
 /// quantizer.push_rows(&[0.5, -1.5, 1.0, 0.0])?;

@@ -44,7 +44,7 @@ impl PerplexityRequest {
     ///
     /// # Errors
     /// As [`Dataset::new`].
-    pub fn dataset(&self, codec: &dyn TextCodec) -> Result<Dataset> {
+    pub(crate) fn dataset(&self, codec: &dyn TextCodec) -> Result<Dataset> {
         Dataset::new(self.name.as_deref().unwrap_or(UNNAMED), &self.texts.0, codec)
     }
 }
@@ -101,7 +101,7 @@ impl HoldingOptions {
     ///
     /// # Errors
     /// `invalid_argument` for more than one of the three options.
-    pub fn holding(&self, free: Option<u64>) -> Result<Holding> {
+    pub(crate) fn holding(&self, free: Option<u64>) -> Result<Holding> {
         match (self.memory, self.layer_streamed, self.side_by_side) {
             (Some(Bytes(memory)), false, false) => Ok(Holding::Within(memory)),
             (None, true, false) => Ok(Holding::OneBlock),
@@ -119,7 +119,7 @@ impl MeasureOptions {
     ///
     /// # Errors
     /// `invalid_argument` for limits that nothing can reach, prompts or questions that cannot be read.
-    pub fn options(
+    pub(crate) fn options(
         &self,
         windows: &WindowRequest,
         holding: &HoldingOptions,
@@ -192,7 +192,7 @@ impl ValidateRequest {
     ///
     /// # Errors
     /// As [`MeasureOptions::options`].
-    pub fn options(
+    pub(crate) fn options(
         &self,
         data: &Dataset,
         config: &ModelConfig,
@@ -248,7 +248,7 @@ impl AutoRequest {
     ///
     /// # Errors
     /// As [`MeasureOptions::options`].
-    pub fn validate_options(
+    pub(crate) fn validate_options(
         &self,
         data: &Dataset,
         config: &ModelConfig,
@@ -259,7 +259,7 @@ impl AutoRequest {
     }
 
     /// What it means to the search.
-    pub fn options(&self) -> AutoOptions {
+    pub(crate) fn options(&self) -> AutoOptions {
         AutoOptions {
             method: match self.method {
                 LearningMethod::Gptq => Method::Gptq,

@@ -164,7 +164,7 @@ impl QuantizeRequest {
     ///
     /// # Errors
     /// `invalid_argument` for options that contradict each other.
-    pub fn options(&self) -> Result<QuantizeOptions> {
+    pub(crate) fn options(&self) -> Result<QuantizeOptions> {
         self.check()?;
         let refuse = |reason: &str| Err(Error::invalid_argument(reason));
         if self.from_metadata && *self != (Self { from_metadata: true, ..Self::default() }) {
@@ -265,7 +265,7 @@ impl QuantizeRequest {
     }
 
     /// Where calibration runs the model.
-    pub fn calibration_device(&self) -> DeviceRequest {
+    pub(crate) fn calibration_device(&self) -> DeviceRequest {
         // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
         if self.memory.is_some() && !self.device.is_given() {
             DeviceRequest::cpu()
@@ -277,7 +277,7 @@ impl QuantizeRequest {
 
 impl TextsOptions {
     /// Whether a tokenizer is needed.
-    pub fn needs_codec(&self) -> bool {
+    pub(crate) fn needs_codec(&self) -> bool {
         !self.texts.is_empty()
     }
 
@@ -285,7 +285,7 @@ impl TextsOptions {
     ///
     /// # Errors
     /// `invalid_argument` for texts without a tokenizer; whatever that fails with.
-    pub fn encode(
+    pub(crate) fn encode(
         &self,
         config: &ModelConfig,
         codec: Option<&dyn TextCodec>,
@@ -306,7 +306,7 @@ impl TextsOptions {
     }
 
     /// How they are cut into so many samples.
-    pub fn cut(&self, config: &ModelConfig, samples: usize) -> SampleOptions {
+    pub(crate) fn cut(&self, config: &ModelConfig, samples: usize) -> SampleOptions {
         SampleOptions {
             samples,
             sequence_length: self.sequence_length.unwrap_or(LONGEST.min(config.max_position_embeddings)),
@@ -326,7 +326,7 @@ impl CalibrationRequest {
     ///
     /// # Errors
     /// As [`TextsOptions::encode`] and [`Samples::new`].
-    pub fn draw(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
+    pub(crate) fn draw(&self, config: &ModelConfig, codec: Option<&dyn TextCodec>) -> Result<Samples> {
         let (tokens, bos) = self.texts.encode(config, codec)?;
         self.samples_of(&tokens, bos, config)
     }
@@ -335,7 +335,12 @@ impl CalibrationRequest {
     ///
     /// # Errors
     /// As [`Samples::new`].
-    pub fn samples_of(&self, tokens: &[u32], bos: Option<u32>, config: &ModelConfig) -> Result<Samples> {
+    pub(crate) fn samples_of(
+        &self,
+        tokens: &[u32],
+        bos: Option<u32>,
+        config: &ModelConfig,
+    ) -> Result<Samples> {
         let samples = Samples::new(tokens, bos, &self.texts.cut(config, self.samples))?;
         samples.check_vocabulary(config.vocab_size)?;
         Ok(samples)

@@ -22,7 +22,7 @@ use crate::validate::agreement::{self, Agreement, Forms};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{Surroundings, ValidateOptions, validate};
 use crate::validate::walk::score;
-use crate::validate::windows::{Dataset, WindowOptions};
+use crate::validate::windows::Dataset;
 
 /// Where a run that may calibrate takes place.
 pub struct CalibrationHost<'a> {
@@ -41,7 +41,7 @@ impl QuantizeRequest {
     ///
     /// # Errors
     /// As [`options`](Self::options), [`quantize_checkpoint`] and [`restore`]; `no_device`.
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         checkpoint: &Checkpoint,
         around: &QuantizeSurroundings<'_>,
@@ -72,7 +72,7 @@ impl ConvertRequest {
     ///
     /// # Errors
     /// As [`options`](Self::options), [`plan_conversion`] and [`convert`].
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         checkpoint: &Checkpoint,
         target: &dyn SinkDir,
@@ -92,7 +92,7 @@ impl DequantizeRequest {
     ///
     /// # Errors
     /// As [`check_comparison`](Self::check_comparison), [`dequantize_checkpoint`] and [`agreement::measure`].
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         checkpoint: &Checkpoint,
         original: Option<&Checkpoint>,
@@ -128,10 +128,14 @@ pub struct Perplexity {
     pub perplexity: f64,
     /// Tokens that were predicted.
     pub tokens: u64,
-    /// How the text was cut.
-    pub windows: WindowOptions,
-    /// The text.
-    pub dataset: Dataset,
+    /// Tokens that the model saw at once.
+    pub context: usize,
+    /// Tokens from the start of one window to the next; `None`: windows did not overlap.
+    pub stride: Option<usize>,
+    /// What the text is called.
+    pub text: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub text_sha256: String,
 }
 
 impl PerplexityRequest {
@@ -139,7 +143,7 @@ impl PerplexityRequest {
     ///
     /// # Errors
     /// `non_finite` where the model's logits are no numbers; whatever reading and running meet.
-    pub async fn run<B: Backend>(
+    pub(crate) async fn run<B: Backend>(
         &self,
         model: &mut CausalLm<B>,
         codec: &dyn TextCodec,
@@ -148,7 +152,14 @@ impl PerplexityRequest {
         let dataset = self.dataset(codec)?;
         let windows = self.windows.windows(model.config());
         let sum = score(model, &dataset, &windows, control).await?;
-        Ok(Perplexity { perplexity: sum.finite_perplexity()?, tokens: sum.tokens(), windows, dataset })
+        Ok(Perplexity {
+            perplexity: sum.finite_perplexity()?,
+            tokens: sum.tokens(),
+            context: windows.context,
+            stride: windows.stride,
+            text: dataset.name,
+            text_sha256: dataset.sha256,
+        })
     }
 }
 
@@ -157,7 +168,7 @@ impl ValidateRequest {
     ///
     /// # Errors
     /// As [`options`](Self::options) and [`validate`]; `no_device`.
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         original: &Checkpoint,
         quantized: &Checkpoint,

@@ -28,7 +28,7 @@ named! {
 
 impl Format {
     /// The layout of that name.
-    pub fn layout(self) -> TargetLayout {
+    pub(crate) fn layout(self) -> TargetLayout {
         match self {
             Self::CompressedTensors => TargetLayout::CompressedTensors,
             Self::Gptq => TargetLayout::Gptq(GptqZeros::V1),
@@ -65,7 +65,7 @@ named! {
 
 impl GgufType {
     /// The type of that name.
-    pub fn tensor_type(self) -> TensorType {
+    pub(crate) fn tensor_type(self) -> TensorType {
         match self {
             Self::F32 => TensorType::F32,
             Self::F16 => TensorType::F16,
@@ -99,7 +99,7 @@ impl ConvertRequest {
     ///
     /// # Errors
     /// `invalid_argument` without a format; as [`ConvertOptions::check`].
-    pub fn options(&self) -> Result<ConvertOptions> {
+    pub(crate) fn options(&self) -> Result<ConvertOptions> {
         let format = self.format.ok_or_else(|| Error::invalid_argument("expected a format to write"))?;
         let mut options = ConvertOptions::new(format.layout());
         options.strict = self.strict;
@@ -122,7 +122,7 @@ named! {
 
 impl FloatType {
     /// The type of that name.
-    pub fn dtype(self) -> DType {
+    pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
             Self::F32 => DType::F32,
@@ -145,7 +145,7 @@ pub enum Purpose {
 
 impl DequantizeRequest {
     /// The limit that was asked for, or the usual one.
-    pub fn retention_limit(&self, purpose: Purpose) -> f64 {
+    pub(crate) fn retention_limit(&self, purpose: Purpose) -> f64 {
         self.min_retention.unwrap_or(match purpose {
             Purpose::Use => MIN_RETENTION,
             Purpose::Training => MIN_RETENTION_FOR_TRAINING,
@@ -156,7 +156,7 @@ impl DequantizeRequest {
     ///
     /// # Errors
     /// `invalid_argument`.
-    pub fn check_comparison(&self, has_text: bool, has_original: bool) -> Result<()> {
+    pub(crate) fn check_comparison(&self, has_text: bool, has_original: bool) -> Result<()> {
         let usual = Self::default();
         let asks = has_original || self.windows != usual.windows || self.min_retention != usual.min_retention;
         if asks && !has_text {

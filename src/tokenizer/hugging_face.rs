@@ -125,7 +125,8 @@ impl HuggingFaceTokenizer {
     }
 
     /// Takes the time for templates that print it from elsewhere. Natively it is the system's local time.
-    pub fn set_clock(&mut self, clock: fn() -> Moment) {
+    #[cfg(all(target_arch = "wasm32", feature = "bindings"))]
+    pub(crate) fn set_clock(&mut self, clock: fn() -> Moment) {
         self.clock = clock;
     }
 

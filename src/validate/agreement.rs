@@ -33,11 +33,11 @@ pub struct Agreement {
     /// Tokens that were predicted.
     pub tokens: u64,
     /// Quantized against dequantized, at the activation precision of the quantized folder; INT8 on
-    /// [`ActivationGrid::Absmax127`] on both sides. Below `required` something is broken.
+    /// the symmetric grid up to 127 on both sides. Below `required` something is broken.
     pub quantized_dequantized: f64,
     /// The same with `f32` activations on both sides.
     pub quantized_dequantized_f32: f64,
-    /// [`REQUIRED_AGREEMENT`].
+    /// What both of them must reach.
     pub required: f64,
     /// Original against dequantized; null without an original.
     pub retention: Option<f64>,

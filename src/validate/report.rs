@@ -18,7 +18,7 @@ pub const SCHEMA: &str = "lowbit.validation/1";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the types of the fields are documented")]
 pub struct ValidationReport {
-    /// [`SCHEMA`].
+    /// `lowbit.validation/1`.
     pub schema: String,
     pub original: OriginalModel,
     pub quantized: QuantizedModel,
@@ -190,7 +190,7 @@ pub struct ReportSubject {
 
 impl ValidationReport {
     /// Judges the measurements and puts everything together.
-    pub fn new(subject: ReportSubject, measurements: &Measurements, limits: &Limits) -> Self {
+    pub(crate) fn new(subject: ReportSubject, measurements: &Measurements, limits: &Limits) -> Self {
         let verdict = judge(measurements, limits);
         let (original_bytes, quantized_bytes) = measurements.memory_bytes();
         let share = |right: usize, items: usize| right as f64 / items as f64;

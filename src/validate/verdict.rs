@@ -97,7 +97,7 @@ pub mod criterion {
 /// One row of the verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Criterion {
-    /// One of [`criterion`].
+    /// `perplexity_increase`, `benchmark_drop_points`, `new_generation_failures`, `memory_ratio` or `speed_ratio`.
     pub name: String,
     /// What the value was compared with.
     #[serde(with = "number")]
@@ -129,9 +129,9 @@ pub struct Verdict {
 /// Judges the measurements by the limits.
 ///
 /// ```
-/// # use lowbit::quant::{Activations, Bits, Granularity, Scheme};
-/// # use lowbit::validate::measurements::*;
-/// # use lowbit::validate::verdict::*;
+/// # use lowbit::internals::quant::{Activations, Bits, Granularity, Scheme};
+/// # use lowbit::internals::validate::measurements::*;
+/// # use lowbit::internals::validate::verdict::*;
 /// let scheme = Scheme::integer(Bits::Four, Granularity::Group(32), true).coding();
 /// let measurements = Measurements {
 ///     scheme,

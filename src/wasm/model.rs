@@ -14,7 +14,6 @@ use crate::model::runner::working_bytes;
 use crate::model::{CausalLm, Checkpoint};
 use crate::request::{LoadRequest, PerplexityRequest};
 use crate::task::Control;
-use crate::validate::windows::WindowOptions;
 use js_sys::{Float32Array, Function, Promise};
 use serde::Serialize;
 use std::cell::RefCell;
@@ -302,6 +301,6 @@ async fn perplexity(
     control: &dyn Control,
 ) -> Result<Perplexity> {
     let found = request.run(model, codec, control).await?;
-    let WindowOptions { context, stride } = found.windows;
-    Ok(Perplexity { perplexity: found.perplexity, tokens: found.tokens, context, stride })
+    let crate::request::Perplexity { perplexity, tokens, context, stride, .. } = found;
+    Ok(Perplexity { perplexity, tokens, context, stride })
 }

@@ -1,7 +1,7 @@
 //! A benchmark file: every item can be scored, or the line is named.
 
 use lowbit::ErrorCode;
-use lowbit::validate::benchmark::parse_jsonl;
+use lowbit::internals::validate::benchmark::parse_jsonl;
 
 pub fn run(input: &[u8]) {
     match parse_jsonl(input) {

@@ -1,12 +1,12 @@
 //! A GGUF file: its header is sound or refused, and so are its metadata, its tokenizer and its blocks.
 
 use crate::memory;
-use lowbit::format::gguf::{GgufWriter, Header, TensorType, read_header};
-use lowbit::format::sink::{MemorySinkDir, SinkDir};
-use lowbit::format::source::{MemorySource, SourceDir};
-use lowbit::layout::gguf::GgufCheckpoint;
-use lowbit::layout::{Layout, ModuleStorage};
-use lowbit::task::block_on;
+use lowbit::internals::format::gguf::{GgufWriter, Header, TensorType, read_header};
+use lowbit::internals::format::sink::{MemorySinkDir, SinkDir};
+use lowbit::internals::format::source::{MemorySource, SourceDir};
+use lowbit::internals::layout::gguf::GgufCheckpoint;
+use lowbit::internals::layout::{Layout, ModuleStorage};
+use lowbit::internals::task::block_on;
 use std::sync::Arc;
 
 const FILE: &str = "model.gguf";

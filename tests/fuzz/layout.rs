@@ -1,10 +1,10 @@
 //! Packed weights: a line of JSON, which is the `quantization_config`, and behind it a safetensors file.
 
 use crate::safetensors;
-use lowbit::format::shard_index::TensorStore;
-use lowbit::format::source::MemoryDir;
-use lowbit::layout::{Layout, ModuleStorage, OpenOptions};
-use lowbit::task::block_on;
+use lowbit::internals::format::shard_index::TensorStore;
+use lowbit::internals::format::source::MemoryDir;
+use lowbit::internals::layout::{Layout, ModuleStorage, OpenOptions};
+use lowbit::internals::task::block_on;
 
 /// Decoded weights of larger matrices are not looked at: they are as many as the file has codes.
 const MAX_ELEMENTS: usize = 4096;

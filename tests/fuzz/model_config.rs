@@ -1,7 +1,7 @@
 //! A `config.json`: sizes that can be multiplied, or a refusal.
 
 use lowbit::ErrorCode;
-use lowbit::model::ModelConfig;
+use lowbit::internals::model::ModelConfig;
 
 pub fn run(input: &[u8]) {
     let Ok(json) = serde_json::from_slice(input) else { return };

@@ -1,10 +1,10 @@
 //! A safetensors file: its header is sound or refused, as the format's own library sees it.
 
 use crate::memory;
-use lowbit::format::safetensors::{Header, SafetensorsWriter, read_header};
-use lowbit::format::sink::{MemorySinkDir, SinkDir};
-use lowbit::format::source::MemorySource;
-use lowbit::task::block_on;
+use lowbit::internals::format::safetensors::{Header, SafetensorsWriter, read_header};
+use lowbit::internals::format::sink::{MemorySinkDir, SinkDir};
+use lowbit::internals::format::source::MemorySource;
+use lowbit::internals::task::block_on;
 use lowbit::{Error, ErrorCode};
 
 const FILE: &str = "model.safetensors";

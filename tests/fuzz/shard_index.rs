@@ -1,9 +1,9 @@
 //! A checkpoint folder: the input is `model.safetensors.index.json`, beside two sound shards.
 
 use lowbit::ErrorCode;
-use lowbit::format::shard_index::{INDEX_FILE, TensorStore};
-use lowbit::format::source::MemoryDir;
-use lowbit::task::block_on;
+use lowbit::internals::format::shard_index::{INDEX_FILE, TensorStore};
+use lowbit::internals::format::source::MemoryDir;
+use lowbit::internals::task::block_on;
 
 /// A file with one tensor `name` of four bytes, for which `alias` is another name.
 fn shard(name: &str, alias: &str) -> Vec<u8> {

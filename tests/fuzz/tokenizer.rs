@@ -11,9 +11,9 @@ pub use opened::run;
 #[cfg(feature = "tokenizer")]
 mod opened {
     use lowbit::ErrorCode;
-    use lowbit::format::source::MemoryDir;
-    use lowbit::task::block_on;
-    use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
+    use lowbit::internals::format::source::MemoryDir;
+    use lowbit::internals::task::block_on;
+    use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
 
     pub fn run(input: &[u8]) {
         let dir = MemoryDir::new("checkpoint").with("tokenizer.json", input.to_vec());

@@ -3,29 +3,29 @@
 use crate::support::{fixture, load, on_disk, tokenizer};
 use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
 use lowbit::Result;
-use lowbit::artifact::summary::Summary;
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::calibrate::SampleOptions;
-use lowbit::dtype::DType;
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::{MemorySinkDir, SinkDir};
-use lowbit::format::source::SourceDir;
-use lowbit::layout::ModuleStorage;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::auto::training::QatTrainer;
-use lowbit::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, auto};
-use lowbit::pipeline::dequantize::dequantize_checkpoint;
-use lowbit::pipeline::quantize::quantize;
-use lowbit::pipeline::select::QuantizeOptions;
-use lowbit::quant::{Bits, Granularity};
-use lowbit::request::TrainRequest;
-use lowbit::task::{BoxFuture, Silent, block_on};
-use lowbit::tokenizer::TextCodec;
-use lowbit::validate::continuations::from_dataset;
-use lowbit::validate::holding::Holding;
-use lowbit::validate::run::ValidateOptions;
-use lowbit::validate::verdict::Limits;
-use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::artifact::summary::Summary;
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::calibrate::SampleOptions;
+use lowbit::internals::dtype::DType;
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::{MemorySinkDir, SinkDir};
+use lowbit::internals::format::source::SourceDir;
+use lowbit::internals::layout::ModuleStorage;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::auto::training::QatTrainer;
+use lowbit::internals::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, auto};
+use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::internals::pipeline::quantize::quantize;
+use lowbit::internals::pipeline::select::QuantizeOptions;
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::request::TrainRequest;
+use lowbit::internals::task::{BoxFuture, Silent, block_on};
+use lowbit::internals::tokenizer::TextCodec;
+use lowbit::internals::validate::continuations::from_dataset;
+use lowbit::internals::validate::holding::Holding;
+use lowbit::internals::validate::run::ValidateOptions;
+use lowbit::internals::validate::verdict::Limits;
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -127,7 +127,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     let mixed = open(names[2]);
     assert!(!attempts[2].raised.is_empty());
     for layer in 0..3 {
-        for linear in lowbit::model::names::Linear::ALL {
+        for linear in lowbit::internals::model::names::Linear::ALL {
             let module = linear.module(layer);
             let ModuleStorage::Packed { coding: scheme, .. } = mixed.module(&module).unwrap() else {
                 panic!("{module} is not packed");

@@ -5,17 +5,19 @@ use crate::real_models::{self, shared};
 use crate::support::{
     fixture, held_out, load, load_checkpoint, logits, max_distance, on_disk, perplexity, synthetic, tokenizer,
 };
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::calibrate::{SampleOptions, Samples};
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated};
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::TextCodec;
-use lowbit::validate::walk;
-use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::calibrate::{SampleOptions, Samples};
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::{
+    Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated,
+};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::TextCodec;
+use lowbit::internals::validate::walk;
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,15 +1,17 @@
 //! Several texts at once are those of each prompt alone.
 
 use crate::support::{fixture, logits, on_disk, tokenizer};
-use lowbit::backend::Backend;
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::generate::{Batch, BatchPrompt, FinishReason, GenerateOptions, Generation, SamplerOptions};
-use lowbit::model::decoder::{Logits, Run, Wanted};
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::quant::Activations;
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
-use lowbit::validate::continuations::{continue_all, from_texts};
+use lowbit::internals::backend::Backend;
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::generate::{
+    Batch, BatchPrompt, FinishReason, GenerateOptions, Generation, SamplerOptions,
+};
+use lowbit::internals::model::decoder::{Logits, Run, Wanted};
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::quant::Activations;
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use lowbit::internals::validate::continuations::{continue_all, from_texts};
 
 const ACTIVATIONS: [Activations; 2] = [Activations::F32, Activations::Int8];
 
@@ -185,12 +187,12 @@ fn continuations_are_the_texts_of_each_prompt_alone() {
 #[cfg(feature = "gpu")]
 #[test]
 fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
-    use lowbit::backend::gpu::{GpuBackend, GpuOptions};
+    use lowbit::internals::backend::gpu::{GpuBackend, GpuOptions};
     let open = || block_on(GpuBackend::new(&GpuOptions { software: true, ..GpuOptions::default() }));
     let gpu = match open() {
         Ok(gpu) => gpu,
         Err(error) => {
-            assert_eq!(error.code(), lowbit::error::ErrorCode::NoDevice, "{error}");
+            assert_eq!(error.code(), lowbit::internals::error::ErrorCode::NoDevice, "{error}");
             println!("skipped: no adapter");
             return;
         }

@@ -2,8 +2,8 @@
 
 use crate::support::{fixture, held_out, load, on_disk, perplexity};
 use crate::terminal::{arg, files, lowbit, tale};
-use lowbit::model::Checkpoint;
-use lowbit::task::block_on;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::task::block_on;
 use serde_json::Value;
 use std::path::Path;
 

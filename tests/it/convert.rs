@@ -2,14 +2,14 @@
 
 use crate::support::difference::largest_difference;
 use crate::support::{fixture, on_disk};
-use lowbit::format::sink::FsSinkDir;
-use lowbit::layout::{GptqZeros, ModuleStorage, TargetLayout};
-use lowbit::model::Checkpoint;
-use lowbit::model::names::Linear;
-use lowbit::pipeline::convert::ConversionPlan;
-use lowbit::pipeline::{ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize};
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{Silent, block_on};
+use lowbit::internals::format::sink::FsSinkDir;
+use lowbit::internals::layout::{GptqZeros, ModuleStorage, TargetLayout};
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::model::names::Linear;
+use lowbit::internals::pipeline::convert::ConversionPlan;
+use lowbit::internals::pipeline::{ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{Silent, block_on};
 use std::path::Path;
 
 const CT: TargetLayout = TargetLayout::CompressedTensors;

@@ -2,17 +2,19 @@
 
 use crate::gguf::{every_type, llama_cpp};
 use crate::support::{fixture, load_checkpoint, logits, max_distance, on_disk, synthetic};
-use lowbit::format::gguf::TensorType;
-use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
-use lowbit::format::source::{FileSource, MemorySource};
-use lowbit::layout::TargetLayout;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::convert::{ConversionPlan, ConvertOptions, ConvertOutcome, convert, plan_conversion};
-use lowbit::pipeline::{QuantizeOptions, quantize};
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
-use lowbit::validate::metrics::argmax;
+use lowbit::internals::format::gguf::TensorType;
+use lowbit::internals::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
+use lowbit::internals::format::source::{FileSource, MemorySource};
+use lowbit::internals::layout::TargetLayout;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::convert::{
+    ConversionPlan, ConvertOptions, ConvertOutcome, convert, plan_conversion,
+};
+use lowbit::internals::pipeline::{QuantizeOptions, quantize};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use lowbit::internals::validate::metrics::argmax;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -220,7 +222,7 @@ fn quantizing_straight_to_gguf_keeps_the_codes_of_the_folder() {
         quantize(&folder, if small { &[] } else { &["--group-size", "32"] });
         let file = block_on(Checkpoint::open_gguf(Arc::new(FileSource::open(&file).unwrap()))).unwrap();
         let folder = block_on(Checkpoint::open(on_disk(&folder))).unwrap();
-        for linear in lowbit::model::names::Linear::ALL {
+        for linear in lowbit::internals::model::names::Linear::ALL {
             let module = linear.module(1);
             let read = |checkpoint: &Checkpoint| {
                 block_on(checkpoint.layout().read_packed(checkpoint.store(), &module)).unwrap()

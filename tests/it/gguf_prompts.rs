@@ -3,13 +3,13 @@
 
 use crate::gguf::{Around, llama_cpp};
 use crate::support::fixture;
-use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
-use lowbit::format::source::{MemoryDir, MemorySource};
-use lowbit::layout::TargetLayout;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::{ConvertOptions, ConvertOutcome, convert, plan_conversion};
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use lowbit::internals::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
+use lowbit::internals::format::source::{MemoryDir, MemorySource};
+use lowbit::internals::layout::TargetLayout;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::{ConvertOptions, ConvertOutcome, convert, plan_conversion};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde_json::{Value, json};
 use std::sync::Arc;
 

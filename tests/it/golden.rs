@@ -3,7 +3,7 @@
 
 use crate::support::synthetic::{self, Tensor};
 use crate::support::{distances, fixture, load, logits, max_distance};
-use lowbit::validate::metrics::argmax;
+use lowbit::internals::validate::metrics::argmax;
 use serde::Deserialize;
 use std::fs;
 use std::sync::Arc;

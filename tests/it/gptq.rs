@@ -1,18 +1,20 @@
 //! GPTQ on real models: as good as the field's best tools, and better than rounding.
 
 use crate::support::{calibrated, fixture, held_out, load, on_disk, perplexity, samples, tokenizer};
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::calibrate::Samples;
-use lowbit::error::ErrorCode;
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::format::source::SourceDir;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::{Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated};
-use lowbit::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ReferenceInputs};
-use lowbit::task::{BoxFuture, Control, Progress, Silent, block_on};
-use lowbit::validate::walk;
-use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::calibrate::Samples;
+use lowbit::internals::error::ErrorCode;
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::format::source::SourceDir;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::{
+    Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated,
+};
+use lowbit::internals::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ReferenceInputs};
+use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
+use lowbit::internals::validate::walk;
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::Arc;

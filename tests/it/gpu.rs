@@ -4,21 +4,21 @@
 
 use crate::support::{fixture, held_out, on_disk, tokenizer};
 use crate::terminal::{arg, lowbit, tale};
-use lowbit::backend::Backend;
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
-use lowbit::error::ErrorCode;
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::format::source::{MemoryDir, SourceDir};
-use lowbit::generate::{FinishReason, GenerateOptions, Generation, SamplerOptions};
-use lowbit::model::decoder::{Logits, Next, Run, Wanted};
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::pipeline::{QuantizeOptions, quantize};
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::TextCodec;
-use lowbit::validate::walk::score;
-use lowbit::validate::windows::WindowOptions;
+use lowbit::internals::backend::Backend;
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::backend::gpu::{GpuBackend, GpuOptions, Sabotage};
+use lowbit::internals::error::ErrorCode;
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::format::source::{MemoryDir, SourceDir};
+use lowbit::internals::generate::{FinishReason, GenerateOptions, Generation, SamplerOptions};
+use lowbit::internals::model::decoder::{Logits, Next, Run, Wanted};
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::pipeline::{QuantizeOptions, quantize};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::TextCodec;
+use lowbit::internals::validate::walk::score;
+use lowbit::internals::validate::windows::WindowOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -4,16 +4,16 @@ use crate::golden;
 use crate::support::{fixture, on_disk, synthetic};
 use crate::terminal::{arg, copy_of_tale, edit_safetensors, lowbit, short_text};
 use lowbit::Result;
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::backend::{
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::backend::{
     BackwardStep, Capabilities, DeviceOps, Element, Matrices, PartGradient, Step, Train, TrainOps,
     WeightDesc, WeightView,
 };
-use lowbit::dtype::DType;
-use lowbit::model::Checkpoint;
-use lowbit::task::block_on;
-use lowbit::train::gradients::{GradientReport, SLOPE_ERROR, check};
-use lowbit::train::{Origin, Precision, Room, Row, TrainedModel};
+use lowbit::internals::dtype::DType;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::task::block_on;
+use lowbit::internals::train::gradients::{GradientReport, SLOPE_ERROR, check};
+use lowbit::internals::train::{Origin, Precision, Room, Row, TrainedModel};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;

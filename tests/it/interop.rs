@@ -5,15 +5,15 @@ use crate::support::{
 };
 #[cfg(feature = "train")]
 use crate::terminal::{arg, lowbit};
-use lowbit::dtype::DType;
-use lowbit::format::sink::FsSinkDir;
-use lowbit::layout::{GptqZeros, TargetLayout};
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::dequantize::dequantize_checkpoint;
-use lowbit::pipeline::{QuantizeOptions, quantize};
-use lowbit::quant::{Activations, Bits, ColumnOrder, Granularity};
-use lowbit::recipe::Recipe;
-use lowbit::task::{Silent, block_on};
+use lowbit::internals::dtype::DType;
+use lowbit::internals::format::sink::FsSinkDir;
+use lowbit::internals::layout::{GptqZeros, TargetLayout};
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::internals::pipeline::{QuantizeOptions, quantize};
+use lowbit::internals::quant::{Activations, Bits, ColumnOrder, Granularity};
+use lowbit::internals::recipe::Recipe;
+use lowbit::internals::task::{Silent, block_on};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::Write;

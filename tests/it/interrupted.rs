@@ -3,7 +3,7 @@
 
 use crate::support::large::write_checkpoint;
 use crate::terminal::{arg, files, lowbit, tale};
-use lowbit::task::block_on;
+use lowbit::internals::task::block_on;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;

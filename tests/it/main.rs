@@ -8,6 +8,7 @@ mod batch;
 mod budget;
 mod command_line;
 mod convert;
+mod examples;
 mod floors;
 mod gguf;
 mod gguf_output;

@@ -6,13 +6,13 @@
 use crate::support::large::{LARGEST_TENSOR, write_checkpoint};
 use crate::support::on_disk;
 use crate::terminal::{arg, lowbit};
-use lowbit::calibrate::{SampleOptions, Samples};
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::QuantizeOptions;
-use lowbit::pipeline::calibrated::memory::plan_memory;
-use lowbit::pipeline::select::plan_modules;
-use lowbit::quant::{Bits, Granularity, ReferenceInputs};
-use lowbit::task::block_on;
+use lowbit::internals::calibrate::{SampleOptions, Samples};
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::QuantizeOptions;
+use lowbit::internals::pipeline::calibrated::memory::plan_memory;
+use lowbit::internals::pipeline::select::plan_modules;
+use lowbit::internals::quant::{Bits, Granularity, ReferenceInputs};
+use lowbit::internals::task::block_on;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

@@ -3,13 +3,13 @@
 use crate::real_models::{open, shared};
 use crate::support::difference::largest_difference;
 use crate::support::on_disk;
-use lowbit::format::sink::FsSinkDir;
-use lowbit::layout::{GptqZeros, TargetLayout};
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::{ConvertOptions, convert, plan_conversion};
-use lowbit::task::{Silent, block_on};
-use lowbit::validate::walk::score;
-use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::format::sink::FsSinkDir;
+use lowbit::internals::layout::{GptqZeros, TargetLayout};
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::{ConvertOptions, convert, plan_conversion};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::validate::walk::score;
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use serde_json::Value;
 
 /// Largest relative difference of perplexities. Measured: 3e-6, where the figures have their last digit.

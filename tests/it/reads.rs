@@ -1,21 +1,21 @@
 //! How much of a checkpoint is read for a job: behind a URL every byte is a download.
 
 use crate::support::{fixture, on_disk, samples};
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::error::Result;
-use lowbit::format::gguf::TensorType;
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::format::source::{ByteSource, SourceDir};
-use lowbit::layout::{GptqZeros, TargetLayout};
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::dequantize::dequantize_checkpoint;
-use lowbit::pipeline::{
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::error::Result;
+use lowbit::internals::format::gguf::TensorType;
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::format::source::{ByteSource, SourceDir};
+use lowbit::internals::layout::{GptqZeros, TargetLayout};
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::internals::pipeline::{
     Calibration, ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize, quantize_calibrated,
     restore,
 };
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{BoxFuture, Silent, block_on};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,7 +112,8 @@ fn a_table_is_not_read_to_see_whether_it_fits() {
     let (_, four) = quantized("rtn", tale(), &group(Bits::Four));
     let floats = MemorySinkDir::new("floats");
     let read = times("dequantizing", Arc::new(four.to_dir()), |checkpoint| {
-        block_on(dequantize_checkpoint(checkpoint, lowbit::dtype::DType::F32, &floats, &Silent)).unwrap();
+        block_on(dequantize_checkpoint(checkpoint, lowbit::internals::dtype::DType::F32, &floats, &Silent))
+            .unwrap();
     });
     assert!(read <= 1.05, "{read}");
     let (read, again) = quantized("rtn of F32", Arc::new(floats.to_dir()), &group(Bits::Four));
@@ -189,9 +190,9 @@ fn least_memory(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
     memory: u64,
-    samples: &lowbit::calibrate::Samples,
+    samples: &lowbit::internals::calibrate::Samples,
 ) -> u64 {
-    use lowbit::pipeline::{QuantizationPlan, calibrated::memory::plan_memory};
+    use lowbit::internals::pipeline::{QuantizationPlan, calibrated::memory::plan_memory};
     let options = QuantizeOptions { memory: Some(memory), ..options.clone() };
     let plan = QuantizationPlan::new(checkpoint, &options).unwrap();
     plan_memory(checkpoint, plan.modules(), &options, samples).unwrap().peak_bytes

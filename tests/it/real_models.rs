@@ -1,13 +1,13 @@
 //! The real models: perplexity and greedy text as transformers has them.
 
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::format::source::{FsDir, SourceDir};
-use lowbit::generate::{GenerateOptions, generate};
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::HuggingFaceTokenizer;
-use lowbit::validate::walk::score;
-use lowbit::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::format::source::{FsDir, SourceDir};
+use lowbit::internals::generate::{GenerateOptions, generate};
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::HuggingFaceTokenizer;
+use lowbit::internals::validate::walk::score;
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ fn greedy_text_is_that_of_transformers() {
     let expected: Value =
         serde_json::from_slice(&std::fs::read(shared.join("expected/greedy.json")).unwrap()).unwrap();
     for row in expected["rows"].as_array().unwrap() {
-        use lowbit::tokenizer::TextCodec;
+        use lowbit::internals::tokenizer::TextCodec;
         let (mut model, codec) = open(shared.join("models").join(row["model"].as_str().unwrap()));
         let ids = |key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
         let prompt = codec.encode_prompt(row["prompt"].as_str().unwrap()).unwrap();

@@ -1,20 +1,20 @@
 //! What goes in comes out: the way back from quantized weights, and figures that no memory budget changes.
 
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::dtype::DType;
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::format::source::{FsDir, MemoryDir, SourceDir};
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::pipeline::dequantize::dequantize_checkpoint;
-use lowbit::pipeline::{QuantizeOptions, quantize, restore};
-use lowbit::quant::{Activations, Bits, Granularity};
-use lowbit::recipe::Recipe;
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::HuggingFaceTokenizer;
-use lowbit::validate::agreement::{self, Forms};
-use lowbit::validate::windows::{Dataset, WindowOptions};
-use lowbit::validate::{streamed, walk};
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::dtype::DType;
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::format::source::{FsDir, MemoryDir, SourceDir};
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
+use lowbit::internals::pipeline::{QuantizeOptions, quantize, restore};
+use lowbit::internals::quant::{Activations, Bits, Granularity};
+use lowbit::internals::recipe::Recipe;
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::HuggingFaceTokenizer;
+use lowbit::internals::validate::agreement::{self, Forms};
+use lowbit::internals::validate::windows::{Dataset, WindowOptions};
+use lowbit::internals::validate::{streamed, walk};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ fn dequantized_weights_get_the_codes_that_they_had() {
                 }
                 let restored = open(Arc::new(again.to_dir())).await;
                 for layer in 0..source.config().num_hidden_layers {
-                    for linear in lowbit::model::names::Linear::ALL {
+                    for linear in lowbit::internals::model::names::Linear::ALL {
                         let module = linear.module(layer);
                         let before =
                             quantized.layout().read_packed(quantized.store(), &module).await.unwrap();

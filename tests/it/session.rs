@@ -1,11 +1,11 @@
 //! A chat that goes on: what the model has seen is not computed again, and its words are those of a model that begins anew.
 
 use crate::support::{fixture, load, on_disk, tokenizer};
-use lowbit::backend::cpu::CpuBackend;
-use lowbit::generate::{GenerateOptions, Generation, Session};
-use lowbit::model::CausalLm;
-use lowbit::task::{Silent, block_on};
-use lowbit::tokenizer::{HuggingFaceTokenizer, TextCodec};
+use lowbit::internals::backend::cpu::CpuBackend;
+use lowbit::internals::generate::{GenerateOptions, Generation, Session};
+use lowbit::internals::model::CausalLm;
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
 
 /// The new tokens, how many of the prompt's were there already, and the session.
 fn resumed(

@@ -1,12 +1,12 @@
 //! The model that ships with the repository: what its README says of it, and what quantizing it costs.
 
 use crate::support::{fixture, held_out, load, on_disk, perplexity, tokenizer};
-use lowbit::format::sink::MemorySinkDir;
-use lowbit::model::Checkpoint;
-use lowbit::pipeline::{QuantizeOptions, quantize};
-use lowbit::quant::{Bits, Granularity};
-use lowbit::task::{Silent, block_on};
-use lowbit::validate::continuations::{continue_all, from_texts};
+use lowbit::internals::format::sink::MemorySinkDir;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::pipeline::{QuantizeOptions, quantize};
+use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::validate::continuations::{continue_all, from_texts};
 use std::sync::Arc;
 
 /// The figure of the model's README, in f32, with one digit more.

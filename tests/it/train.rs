@@ -3,19 +3,21 @@
 use crate::golden;
 use crate::support::synthetic;
 use crate::support::{fixture, on_disk};
-use lowbit::backend::cpu::{CpuBackend, CpuOptions};
-use lowbit::dtype::{DType, decode_f32, encode_f32};
-use lowbit::format::safetensors::{SafetensorsWriter, TensorInfo};
-use lowbit::format::shard_index::TensorStore;
-use lowbit::format::sink::{MemorySinkDir, SinkDir, write_whole};
-use lowbit::format::source::MemoryDir;
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::quant::{ActivationGrid, Activations, Bits, Granularity, ScaleType, Scheme};
-use lowbit::task::{Silent, block_on};
-use lowbit::train::optimizer::{Optimizer, OptimizerOptions};
-use lowbit::train::schedule::{Decay, Schedule};
-use lowbit::train::teacher::Teacher;
-use lowbit::train::{Goal, MasterType, Origin, Precision, Room, Row, Stored, TrainedModel, counted};
+use lowbit::internals::backend::cpu::{CpuBackend, CpuOptions};
+use lowbit::internals::dtype::{DType, decode_f32, encode_f32};
+use lowbit::internals::format::safetensors::{SafetensorsWriter, TensorInfo};
+use lowbit::internals::format::shard_index::TensorStore;
+use lowbit::internals::format::sink::{MemorySinkDir, SinkDir, write_whole};
+use lowbit::internals::format::source::MemoryDir;
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::quant::{ActivationGrid, Activations, Bits, Granularity, ScaleType, Scheme};
+use lowbit::internals::task::{Silent, block_on};
+use lowbit::internals::train::optimizer::{Optimizer, OptimizerOptions};
+use lowbit::internals::train::schedule::{Decay, Schedule};
+use lowbit::internals::train::teacher::Teacher;
+use lowbit::internals::train::{
+    Goal, MasterType, Origin, Precision, Room, Row, Stored, TrainedModel, counted,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -440,7 +442,7 @@ fn batches_that_make_no_sense_are_named() {
     let checkpoint = block_on(Checkpoint::open(on_disk(&model))).unwrap();
     let mut trained = trained(&checkpoint, 1, Precision::default(), 2, 4);
     let row = |tokens: &'static [u32], targets: &'static [u32]| Row { tokens, targets };
-    let none = lowbit::backend::NO_INDEX;
+    let none = lowbit::internals::backend::NO_INDEX;
     let masked: &'static [u32] = Box::leak(vec![none; 2].into_boxed_slice());
     let cases = [
         (vec![row(&[1; 3], &[2; 3]); 3], "expected at most 8 tokens in a batch but found 9"),

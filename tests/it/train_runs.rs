@@ -1,20 +1,22 @@
 //! Runs of training: what is written is what was trained, interruptions change nothing, and what makes no sense is named.
 
 use crate::support::{fixture, on_disk};
-use lowbit::backend::cpu::{CpuBackend, CpuOptions};
-use lowbit::error::ErrorCode;
-use lowbit::format::scratch::MemoryScratch;
-use lowbit::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
-use lowbit::model::decoder::Logits;
-use lowbit::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::pipeline::train::{StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train};
-use lowbit::quant::{PackedTensor, dequantize};
-use lowbit::request::{Format, Masters, TrainRequest, TrainedAs, TrainedScales};
-use lowbit::task::{BoxFuture, Control, Progress, Silent, block_on};
-use lowbit::train::corpus::{Corpus, Document, Position, Sequence};
-use lowbit::train::run::Event;
-use lowbit::train::state::StateFolder;
-use lowbit::train::{Origin, Row, Stored};
+use lowbit::internals::backend::cpu::{CpuBackend, CpuOptions};
+use lowbit::internals::error::ErrorCode;
+use lowbit::internals::format::scratch::MemoryScratch;
+use lowbit::internals::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
+use lowbit::internals::model::decoder::Logits;
+use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
+use lowbit::internals::pipeline::train::{
+    StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train,
+};
+use lowbit::internals::quant::{PackedTensor, dequantize};
+use lowbit::internals::request::{Format, Masters, TrainRequest, TrainedAs, TrainedScales};
+use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
+use lowbit::internals::train::corpus::{Corpus, Document, Position, Sequence};
+use lowbit::internals::train::run::Event;
+use lowbit::internals::train::state::StateFolder;
+use lowbit::internals::train::{Origin, Row, Stored};
 use std::cell::{Cell, RefCell};
 
 /// Tokens of a row.
@@ -162,7 +164,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
     let checkpoint = tale();
     let request = request()
         .bits(TrainedAs::Two)
-        .group_size(lowbit::quant::Granularity::Group(32))
+        .group_size(lowbit::internals::quant::Granularity::Group(32))
         .start(StartCodes::Nearest)
         .block_steps(40)
         .steps(0);
@@ -321,7 +323,10 @@ fn what_makes_no_sense_is_named_before_a_step() {
     let config = checkpoint.config();
     let usual = request();
     let cases = [
-        (usual.clone().group_size(lowbit::quant::Granularity::Group(32)), "a group size belongs to codes"),
+        (
+            usual.clone().group_size(lowbit::internals::quant::Granularity::Group(32)),
+            "a group size belongs to codes",
+        ),
         (usual.clone().format(Format::Gptq), "a layout belong to quantized weights"),
         (usual.clone().block_steps(1), "blocks of their own belong to quantized weights"),
         (usual.clone().steps(0), "expected at least one step"),
@@ -343,7 +348,7 @@ fn what_makes_no_sense_is_named_before_a_step() {
             "it holds integer codes, not ternary-tensor",
         ),
         (
-            usual.clone().memory(lowbit::options::Bytes(1 << 20)),
+            usual.clone().memory(lowbit::internals::options::Bytes(1 << 20)),
             ErrorCode::OutOfMemory,
             "but 1048576 are allowed",
         ),
@@ -374,7 +379,7 @@ fn the_state_of_another_run_is_refused() {
     let others = [
         two.clone().steps(7),
         // Whose weights would meet other activations.
-        two.clone().activations(lowbit::quant::Activations::Int8),
+        two.clone().activations(lowbit::internals::quant::Activations::Int8),
         two.clone().format(Format::Gptq),
     ];
     run(&two, &Until(Cell::new(8)));

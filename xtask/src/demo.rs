@@ -16,7 +16,7 @@ const REJECTED: i32 = 1;
 /// # Errors
 /// The build failed, or the demo broke.
 pub fn run() -> Outcome {
-    let binary = ["--release", "--package", "lowbit", "--bin", "lowbit"];
+    let binary = ["--release", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"];
     step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;
     let mut demo = cargo(&[&["run", "--quiet"], binary.as_slice()].concat());
     demo.args(["--", "demo", "--checkpoint"]).arg(root().join(CHECKPOINT));

@@ -35,7 +35,9 @@ const TEXT_BYTES: &str = "24000000";
 /// # Errors
 /// A command failed, or README.md has no place for the table.
 pub fn run() -> Outcome {
-    step("build", || execute(cargo(&["build", "--release", "--package", "lowbit", "--bin", "lowbit"])))?;
+    step("build", || {
+        execute(cargo(&["build", "--release", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"]))
+    })?;
     let lowbit = target_dir().join("release").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
     let text = format!("{CHECKPOINT}/calibration.txt");
     let mut figures = read()?;

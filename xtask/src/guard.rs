@@ -128,7 +128,16 @@ pub fn run(options: Options) -> Outcome {
         }
         None => {
             step("build", || {
-                execute(cargo(&["build", "--release", "--package", "lowbit", "--bin", "lowbit"]))
+                execute(cargo(&[
+                    "build",
+                    "--release",
+                    "--package",
+                    "lowbit",
+                    "--features",
+                    "cli",
+                    "--bin",
+                    "lowbit",
+                ]))
             })?;
             target_dir().join("release").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" })
         }

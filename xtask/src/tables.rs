@@ -23,7 +23,9 @@ const SCHEMES: [(u32, u32, bool); 6] =
 /// # Errors
 /// The build or a command failed, or README.md has no place for the table.
 pub fn run() -> Outcome {
-    step("build", || execute(cargo(&["build", "--package", "lowbit", "--bin", "lowbit"])))?;
+    step("build", || {
+        execute(cargo(&["build", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"]))
+    })?;
     let lowbit = target_dir().join("debug").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
     let original = perplexity(&lowbit, &root().join(CHECKPOINT))?;
     let mut table = format!(

@@ -42,6 +42,13 @@ pub fn run() -> Outcome {
     step("clippy, native", || {
         execute(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    // As programs have it that are made with the library: nothing of the command line, and every type of its face has a name.
+    step("clippy, the library", || {
+        let library = ["clippy", "--package", "lowbit", "--lib", "--", "-D", "warnings"];
+        let mut clippy = cargo(&library);
+        clippy.args(["-D", "unnameable_types"]);
+        execute(clippy)
+    })?;
     for (parts, target, features) in WASM_LINTS {
         step(&format!("clippy, {target} {features}"), || {
             let mut clippy = cargo(&["clippy", "--package", "lowbit", "--no-default-features"]);
@@ -50,7 +57,15 @@ pub fn run() -> Outcome {
         })?;
     }
     step("documentation", || {
-        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+        // Every link: what others read leads nowhere inside, and what is inside leads somewhere.
+        let mut doc = cargo(&[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--features",
+            "lowbit/cli",
+        ]);
         doc.env("RUSTDOCFLAGS", "-D warnings");
         execute(doc)
     })?;

@@ -95,7 +95,7 @@ fn a_header_says_what_is_where() {
 
 #[test]
 fn every_kind_of_value_is_read_and_written() {
-    let nested = Array::Array(vec![Array::U8(vec![1, 2]), Array::String(vec!["x".into(), String::new()])]);
+    let nested = Array::Arrays(vec![Array::U8(vec![1, 2]), Array::String(vec!["x".into(), String::new()])]);
     let values = [
         Value::U8(200),
         Value::I8(-3),

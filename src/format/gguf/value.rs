@@ -39,7 +39,7 @@ pub enum Array {
     F32(Vec<f32>),
     Bool(Vec<bool>),
     String(Vec<String>),
-    Array(Vec<Array>),
+    Arrays(Vec<Array>),
     U64(Vec<u64>),
     I64(Vec<i64>),
     F64(Vec<f64>),
@@ -169,7 +169,7 @@ impl Array {
             Self::F32(v) => v.len(),
             Self::Bool(v) => v.len(),
             Self::String(v) => v.len(),
-            Self::Array(v) => v.len(),
+            Self::Arrays(v) => v.len(),
             Self::U64(v) => v.len(),
             Self::I64(v) => v.len(),
             Self::F64(v) => v.len(),
@@ -228,7 +228,7 @@ impl Array {
                     "expected arrays nested at most {MAX_NESTING} deep but found more"
                 ))));
             }
-            9 => Self::Array(cursor.list(count, 12, |cursor| Self::read(cursor, nesting + 1))?),
+            9 => Self::Arrays(cursor.list(count, 12, |cursor| Self::read(cursor, nesting + 1))?),
             10 => Self::U64(cursor.numbers(count, u64::from_le_bytes)?),
             11 => Self::I64(cursor.numbers(count, i64::from_le_bytes)?),
             12 => Self::F64(cursor.numbers(count, f64::from_le_bytes)?),
@@ -265,7 +265,7 @@ impl Array {
                     write_string(text, out);
                 }
             }
-            Self::Array(v) => {
+            Self::Arrays(v) => {
                 out.extend_from_slice(&9u32.to_le_bytes());
                 out.extend_from_slice(&(v.len() as u64).to_le_bytes());
                 for array in v {

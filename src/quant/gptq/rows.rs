@@ -141,7 +141,7 @@ impl Prepared<'_> {
     }
 
     /// Adds to `ordered`, the `weights` in the order of the factor, what brings the outputs nearest to those of the weights
-    /// on the original inputs: `w C H^-1`, with `C` the mean of `(x_o - x) x^T`. [`Drift`] holds it transposed.
+    /// on the original inputs: `w C H^-1`, with `C` the mean of `(x_o - x) x^T`. [`Drift`](crate::quant::Drift) holds it transposed.
     async fn make_up_for_drift(&self, weights: &[f32], ordered: &mut [f32], pace: &mut Pace) {
         let Some(drift) = self.drift else { return };
         let cols = self.factor.size;

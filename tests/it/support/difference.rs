@@ -1,10 +1,10 @@
 //! How far two checkpoints of one model lie apart, read again from what was written.
 
-use lowbit::layout::ModuleStorage;
-use lowbit::model::Checkpoint;
-use lowbit::model::names::{self, Linear};
-use lowbit::model::weights::DenseRows;
-use lowbit::task::block_on;
+use lowbit::internals::layout::ModuleStorage;
+use lowbit::internals::model::Checkpoint;
+use lowbit::internals::model::names::{self, Linear};
+use lowbit::internals::model::weights::DenseRows;
+use lowbit::internals::task::block_on;
 
 /// The weights of a module, whatever its form.
 fn weights(checkpoint: &Checkpoint, module: &str) -> Vec<f32> {

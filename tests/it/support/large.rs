@@ -1,10 +1,10 @@
 //! Checkpoints that are large, or at least not quantized in a moment.
 
-use lowbit::dtype::DType;
-use lowbit::format::safetensors::{SafetensorsWriter, TensorInfo};
-use lowbit::format::sink::{FsSinkDir, SinkDir, write_whole};
-use lowbit::model::names::{BlockNorm, Linear};
-use lowbit::model::{Architecture, ModelConfig};
+use lowbit::internals::dtype::DType;
+use lowbit::internals::format::safetensors::{SafetensorsWriter, TensorInfo};
+use lowbit::internals::format::sink::{FsSinkDir, SinkDir, write_whole};
+use lowbit::internals::model::names::{BlockNorm, Linear};
+use lowbit::internals::model::{Architecture, ModelConfig};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -3,11 +3,11 @@
 //! The golden models are made of these, so that no weights are committed.
 
 use half::bf16;
-use lowbit::dtype::DType;
-use lowbit::format::safetensors::{SafetensorsWriter, TensorInfo};
-use lowbit::format::sink::{MemorySinkDir, SinkDir, write_whole};
-use lowbit::format::source::MemoryDir;
-use lowbit::task::block_on;
+use lowbit::internals::dtype::DType;
+use lowbit::internals::format::safetensors::{SafetensorsWriter, TensorInfo};
+use lowbit::internals::format::sink::{MemorySinkDir, SinkDir, write_whole};
+use lowbit::internals::format::source::MemoryDir;
+use lowbit::internals::task::block_on;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
