@@ -161,6 +161,37 @@ pub fn camel_case(name: &str) -> String {
     camel
 }
 
+/// Objects whose names are data, and not those of fields: what a record keeps of options, and number formats.
+#[cfg(any(test, all(target_arch = "wasm32", feature = "bindings")))]
+const DATA: [&str; 2] = ["parameters", "linear_formats"];
+
+/// An indented JSON text with the names of a result as JavaScript has them. As a text, because numbers stay what they are then.
+#[cfg(any(test, all(target_arch = "wasm32", feature = "bindings")))]
+pub(crate) fn camel_case_keys(indented: &str) -> String {
+    let mut text = String::with_capacity(indented.len());
+    // How far the object is indented whose names are data, while its lines come.
+    let mut data: Option<usize> = None;
+    for line in indented.lines() {
+        let inside = line.trim_start();
+        let indent = line.len() - inside.len();
+        if data.is_some_and(|outer| indent <= outer) {
+            data = None;
+        }
+        // A field's name has nothing to escape; what looks like one in a text has.
+        match inside.strip_prefix('"').and_then(|rest| rest.split_once("\":")) {
+            Some((name, value)) if data.is_none() && !name.contains(['"', '\\']) => {
+                text.extend([&line[..indent], "\"", &camel_case(name), "\":", value]);
+                if DATA.contains(&name) {
+                    data = Some(indent);
+                }
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// Declares a struct of options.
 ///
 /// ```text

@@ -11,6 +11,28 @@ import type { KeptPlace, Recipe } from "./types.js";
  */
 export type Activations = "f32" | "int8";
 
+/**
+ * What an adapter is
+ *
+ * - `discrete`: A GPU with memory of its own
+ * - `integrated`: A GPU that shares the processor's memory
+ * - `virtual`: A GPU behind virtualization
+ * - `other`: Not known, as in browsers
+ * - `software`: A program that computes on the processor
+ */
+export type AdapterKind = "discrete" | "integrated" | "virtual" | "other" | "software";
+
+/**
+ * The families of decoders that share the one implementation, by the `model_type` of config.json
+ *
+ * - `llama`: Llama 1 to 3 and everything that calls itself `llama`
+ * - `mistral`: Mistral without a sliding window
+ * - `qwen2`: Qwen 2 and 2.5: biases on q, k and v
+ * - `qwen3`: Qwen 3: each head of q and k is normalized
+ * - `bitnet`: BitNet b1.58: squared ReLU and a norm before each output projection
+ */
+export type Architecture = "llama" | "mistral" | "qwen2" | "qwen3" | "bitnet";
+
 /** What a search for a good enough result tries, and by what it judges. */
 export interface AutoRequest {
   /** The text to predict. */
@@ -95,6 +117,17 @@ export interface ConvertRequest {
   file?: string;
 }
 
+/**
+ * By what a quantized model is judged
+ *
+ * - `perplexity_increase`: Quality, decided by perplexity: quantized / original - 1
+ * - `benchmark_drop_points`: Quality, decided by the benchmark: the drop in points
+ * - `new_generation_failures`: Failures that only the quantized model shows
+ * - `memory_ratio`: f16 bytes / packed bytes
+ * - `speed_ratio`: Quantized / original tokens per second
+ */
+export type Criterion = "perplexity_increase" | "benchmark_drop_points" | "new_generation_failures" | "memory_ratio" | "speed_ratio";
+
 /** What dequantizing makes, and on what its predictions are compared. */
 export interface DequantizeRequest {
   /** Type of the weights. Default: f16; f32 where the quantized model rounds activations so that f16 would change its predictions. */
@@ -117,6 +150,33 @@ export interface DequantizeRequest {
  * - `gpu`: On a GPU
  */
 export type DeviceChoice = "auto" | "cpu" | "gpu";
+
+/**
+ * How the two models were run; of no influence on any figure but speed
+ *
+ * - `side-by-side`: Both in memory
+ * - `layer-streamed`: Block by block, hidden states in scratch; speed is not measured
+ */
+export type Execution = "side-by-side" | "layer-streamed";
+
+/**
+ * What went wrong in a generated text
+ *
+ * - `repetition_loop`: The end of the text is one cycle of tokens over and over
+ * - `degenerate_text`: Hardly any variety, or hardly any text
+ * - `non_finite_logits`: NaN or infinity came out of the model
+ * - `empty_output`: Nothing but white space came out
+ */
+export type FailureKind = "repetition_loop" | "degenerate_text" | "non_finite_logits" | "empty_output";
+
+/**
+ * Why generation ended, by the names of Hugging Face's text-generation interfaces
+ *
+ * - `eos_token`: The model chose an end-of-sequence token
+ * - `stop_sequence`: A stop string was complete
+ * - `length`: As many tokens as were asked for
+ */
+export type FinishReason = "eos_token" | "stop_sequence" | "length";
 
 /**
  * A type of weights in floating point.
@@ -197,6 +257,28 @@ export interface GptqOptions {
  * - `v2`: Files store the zero point as it is
  */
 export type GptqZeros = "v1" | "v2";
+
+/**
+ * What a report means for what to try next
+ *
+ * - `good`: Quality and generation are within the limits, or could not be told
+ * - `bad`: One of them is not
+ * - `hopeless`: The original itself has no finite perplexity here, so that no precision can be judged
+ */
+export type Judgement = "good" | "bad" | "hopeless";
+
+/**
+ * How weights are spelled in files
+ *
+ * - `dense`: As floating-point numbers
+ * - `compressed-tensors`: compressed-tensors, which vLLM and transformers read
+ * - `gptq`: GPTQ as version 1, which every tool reads
+ * - `gptq_v2`: GPTQ with zero points as they are
+ * - `awq`: AWQ's gemm
+ * - `bitnet`: BitNet's ternary weights, as transformers has them
+ * - `gguf`: One file for llama.cpp
+ */
+export type Layout = "dense" | "compressed-tensors" | "gptq" | "gptq_v2" | "awq" | "bitnet" | "gguf";
 
 /**
  * The methods that learn from texts.
@@ -282,6 +364,17 @@ export interface PlanRequest {
   context?: number;
 }
 
+/**
+ * A precision of the linear layers
+ *
+ * - `f32`: Single precision
+ * - `f16`: Half precision
+ * - `int8`: 8 bits
+ * - `int4`: 4 bits
+ * - `ternary`: -1, 0 and 1
+ */
+export type Precision = "f32" | "f16" | "int8" | "int4" | "ternary";
+
 /** What to quantize to, and how. */
 export interface QuantizeRequest {
   /** How codes are found; gptq and awq need calibration texts. Default: rtn. */
@@ -345,6 +438,15 @@ export type ReferenceInputs = "original" | "quantized";
  * - `least-error`: A search for the least error, each weight's counted by its importance
  */
 export type ScaleRule = "range" | "least-error";
+
+/**
+ * How a criterion came out
+ *
+ * - `passed`: Within the limit
+ * - `failed`: Outside the limit, or not a finite number
+ * - `inconclusive`: The measurement cannot tell; does not reject
+ */
+export type Status = "passed" | "failed" | "inconclusive";
 
 /**
  * What a ternary scale is for.

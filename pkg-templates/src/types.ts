@@ -1,7 +1,8 @@
 /**
  * The public types. What the engine reads of options is in `options.generated.ts`; here is what only JavaScript has: places, signals,
- * listeners. Options are camelCase; documents that are also files (`ValidationReport`, `QuantizationRecord`, `Plan`)
- * are exactly as the files and the command line spell them.
+ * listeners. Options and results are camelCase. Where a result is also a file (`ValidationReport`, `QuantizationRecord`,
+ * `Summary`), the file spells its names as the command line does, and `fileText` writes it so. Sets of names that are complete
+ * are unions; those that the crate declares are written from there.
  */
 
 import type * as options from "./options.generated.js";
@@ -69,25 +70,24 @@ export interface OpenOptions extends options.OpenOptions {
 /** What a checkpoint is, from its configuration and the headers of its files. */
 export interface CheckpointInfo {
   path: string;
-  /** `llama`, `mistral`, `qwen2`, `qwen3` or `bitnet`. */
-  architecture: string;
+  architecture: options.Architecture;
   parameters: number;
   bytes: number;
   files: string[];
   tensors: number;
-  /** How the weights are spelled: `dense`, `compressed-tensors`, `gptq`, `gptq_v2`, `awq`, `bitnet`, `gguf`. */
-  layout: string;
-  hidden_size: number;
-  intermediate_size: number;
-  num_hidden_layers: number;
-  num_attention_heads: number;
-  num_key_value_heads: number;
-  head_dim: number;
-  vocab_size: number;
-  max_position_embeddings: number;
-  tie_word_embeddings: boolean;
+  /** How the weights are spelled. */
+  layout: options.Layout;
+  hiddenSize: number;
+  intermediateSize: number;
+  numHiddenLayers: number;
+  numAttentionHeads: number;
+  numKeyValueHeads: number;
+  headDim: number;
+  vocabSize: number;
+  maxPositionEmbeddings: number;
+  tieWordEmbeddings: boolean;
   /** How many linear modules of the blocks have each number format. */
-  linear_formats: Record<string, number>;
+  linearFormats: Record<string, number>;
   warnings: string[];
 }
 
@@ -183,11 +183,13 @@ export type Target =
 export interface QuantizationRecord {
   schema: "lowbit.quantization/1";
   version: string;
-  method: string;
+  /** `qat`: trained to be quantized; `unknown`: by another tool. */
+  method: options.Method | "qat" | "unknown";
+  /** Of most modules, as `int4-g32-sym`. */
   scheme: string;
-  format: string;
-  activations: string;
-  bits_per_weight: number;
+  format: options.Layout;
+  activations: options.Activations;
+  bitsPerWeight: number;
   parameters: Record<string, unknown>;
   source: Record<string, unknown>;
   modules: {
@@ -197,8 +199,8 @@ export interface QuantizationRecord {
     reason?: string | null;
     calibration?: {
       method: string;
-      output_error?: number | null;
-      rtn_output_error?: number | null;
+      outputError?: number | null;
+      rtnOutputError?: number | null;
       damping?: number | null;
       ratio?: number;
       clipped?: boolean;
@@ -212,20 +214,20 @@ export interface QuantizeSummary {
   record: QuantizationRecord;
   /** Bytes of all tensors in the output, and in the source. */
   bytes: number;
-  source_bytes: number;
+  sourceBytes: number;
   /** Every quantized module: the error of its weights as signal to noise, and the largest. */
-  modules: { name: string; scheme: string; snr_db: number | null; max_abs_error: number }[];
+  modules: { name: string; scheme: string; snrDb: number | null; maxAbsError: number }[];
   /** What is not as the options say for all, and why: a line for each rule, one for each module whose shape does not allow it. Then what makes the result doubtful. */
   notes: string[];
   /** Bytes that calibrating was to take at its peak, and what they were for; null where nothing was calibrated. */
-  planned_memory: {
-    block_bytes: number;
-    statistics_bytes: number;
-    rows_bytes: number;
-    working_bytes: number;
+  plannedMemory: {
+    blockBytes: number;
+    statisticsBytes: number;
+    rowsBytes: number;
+    workingBytes: number;
     /** All of them, with what the engine takes otherwise. */
-    peak_bytes: number;
-    scratch_bytes: number;
+    peakBytes: number;
+    scratchBytes: number;
   } | null;
 }
 
@@ -237,21 +239,21 @@ export interface DequantizeOptions extends JobOptions, options.DequantizeRequest
 export interface Agreement {
   tokens: number;
   /** Shares of equal predictions. */
-  quantized_dequantized: number;
-  quantized_dequantized_f32: number;
+  quantizedDequantized: number;
+  quantizedDequantizedF32: number;
   /** Of the original's predictions, where it was given. */
   retention: number | null;
-  min_retention: number;
+  minRetention: number;
 }
 
 /** `quantization_metadata.json`: what a dequantized folder was before; and how its predictions agree, where a text was given. */
 export interface DequantizeSummary {
   schema: "lowbit.dequantization/1";
   version: string;
-  dtype: string;
-  method: string;
+  dtype: "F16" | "F32";
+  method: options.Method | "qat" | "unknown" | "none";
   scheme: string;
-  activations: string;
+  activations: options.Activations;
   source: Record<string, unknown>;
   modules: { name: string; scheme: string; sparsity: number }[];
   agreement: Agreement | null;
@@ -263,10 +265,10 @@ export interface ConvertOptions extends JobOptions, options.ConvertRequest {
 
 /** What a conversion kept and lost. */
 export interface ConvertSummary {
-  format: string;
+  format: options.Layout;
   notes: string[];
   losses: { name: string; loss: string }[];
-  largest_weight_difference: number;
+  largestWeightDifference: number;
 }
 
 export interface LoadOptions extends JobOptions, options.LoadRequest {}
@@ -276,32 +278,31 @@ export interface ModelInfo {
   device: string;
   activations: options.Activations;
   /** Why it runs on the CPU although the device was `auto`. */
-  why_cpu: string | null;
-  max_position_embeddings: number;
-  vocab_size: number;
+  whyCpu: string | null;
+  maxPositionEmbeddings: number;
+  vocabSize: number;
 }
 
 export interface GenerateOptions extends JobOptions, options.GenerateOptions {}
 
 /** A token, and the text that it brought: whole characters, perhaps none. */
 export interface Piece {
-  token_id: number;
+  tokenId: number;
   text: string;
 }
 
 /** A finished generation. */
 export interface GenerateResult {
   text: string;
-  token_ids: number[];
-  prompt_ids: number[];
-  /** `eos_token`: the model ended; `length`: after `maxTokens`; `stop_sequence`: before one of `stop`. */
-  finish_reason: string;
+  tokenIds: number[];
+  promptIds: number[];
+  finishReason: options.FinishReason;
   /** Tokens of a chat's prompt that an earlier turn had run already. */
-  reused_tokens: number;
-  tokens_per_second: number | null;
-  prefill_seconds: number;
+  reusedTokens: number;
+  tokensPerSecond: number | null;
+  prefillSeconds: number;
   /** Kernels that a GPU runs for one token. */
-  dispatches_per_token: number | null;
+  dispatchesPerToken: number | null;
 }
 
 /** One turn of a chat. The checkpoint's template gets all of it but what is null, as in transformers. */
@@ -330,32 +331,32 @@ export interface ValidationReport {
   original: { path: string; parameters: number; bytes: number };
   quantized: {
     path: string;
-    method: string;
+    method: options.Method | "qat" | "unknown";
     scheme: string;
-    bits_per_weight: number;
+    bitsPerWeight: number;
     bytes: number;
-    activations: string;
+    activations: options.Activations;
   };
-  execution: "side-by-side" | "layer-streamed";
+  execution: options.Execution;
   dataset: { name: string; tokens: number; sha256: string };
   perplexity: { original: number | null; quantized: number | null; increase: number | null };
-  divergence: { kl_mean: number | null; kl_p99: number | null; top1_agreement: number };
-  benchmark: { items: number; original: number; quantized: number; drop_points: number } | null;
-  layers: { name: string; scheme: string; snr_db: number | null; max_abs_error: number }[];
-  memory: { original_bytes: number; quantized_bytes: number; ratio: number };
+  divergence: { klMean: number | null; klP99: number | null; top1Agreement: number };
+  benchmark: { items: number; original: number; quantized: number; dropPoints: number } | null;
+  layers: { name: string; scheme: string; snrDb: number | null; maxAbsError: number }[];
+  memory: { originalBytes: number; quantizedBytes: number; ratio: number };
   speed: {
     device: string;
-    original_tokens_per_second: number;
-    quantized_tokens_per_second: number;
+    originalTokensPerSecond: number;
+    quantizedTokensPerSecond: number;
     ratio: number;
     spread: number;
   } | null;
   generation: {
     prompts: number;
     /** `text` is what the quantized model wrote after the prompt; of a very long one only its end, after an ellipsis. */
-    failures: { prompt: string; kind: string; detail: string; original_also: boolean; text: string }[];
+    failures: { prompt: string; kind: options.FailureKind; detail: string; originalAlso: boolean; text: string }[];
   };
-  criteria: { name: string; limit: number; value: number | null; status: "passed" | "failed" | "inconclusive" }[];
+  criteria: { name: options.Criterion; limit: number; value: number | null; status: options.Status }[];
   accepted: boolean;
   recommendation: string;
 }
@@ -380,7 +381,7 @@ export type AutoEvent =
   | { kind: "ranked"; name: string; nats: number }
   | { kind: "checkpoint"; name: string; reason: string; rungs: string[] }
   | { kind: "attempt"; name: string; raised: string[] }
-  | { kind: "judged"; name: string; report: ValidationReport; judgement: "good" | "bad" | "hopeless" };
+  | { kind: "judged"; name: string; report: ValidationReport; judgement: options.Judgement };
 
 /** What an attempt of a search made. */
 export interface AttemptSummary {
@@ -394,13 +395,13 @@ export interface Summary {
   schema: "lowbit.summary/1";
   variants: {
     path: string;
-    method: string;
+    method: options.Method | "qat" | "unknown";
     scheme: string;
-    bits_per_weight: number;
+    bitsPerWeight: number;
     bytes: number;
     perplexity: number | null;
-    perplexity_increase: number | null;
-    tokens_per_second: number | null;
+    perplexityIncrease: number | null;
+    tokensPerSecond: number | null;
     accepted: boolean;
     recommendation: string;
     attempt?: {
@@ -421,10 +422,10 @@ export interface CompareOptions extends JobOptions, options.CompareRequest {}
 /** What two models made of one prompt. */
 export interface Comparison {
   prompt: string;
-  a: { token_ids: number[]; text: string; finish_reason: string | null };
-  b: { token_ids: number[]; text: string; finish_reason: string | null };
+  a: { tokenIds: number[]; text: string; finishReason: options.FinishReason | null };
+  b: { tokenIds: number[]; text: string; finishReason: options.FinishReason | null };
   /** The first new token, counted from 0, in which they differ. */
-  first_difference: number | null;
+  firstDifference: number | null;
 }
 
 export interface PlanOptions extends options.PlanRequest {}
@@ -436,18 +437,18 @@ export interface Plan {
   context: number;
   memory: number | null;
   precisions: {
-    precision: "f32" | "f16" | "int8" | "int4" | "ternary";
-    linear_bytes: number;
-    embedding_bytes: number;
-    head_bytes: number;
-    norm_bytes: number;
-    weight_bytes: number;
-    kv_cache_bytes: number;
-    working_bytes: number;
-    total_bytes: number;
+    precision: options.Precision;
+    linearBytes: number;
+    embeddingBytes: number;
+    headBytes: number;
+    normBytes: number;
+    weightBytes: number;
+    kvCacheBytes: number;
+    workingBytes: number;
+    totalBytes: number;
     fits: number | null;
   }[];
-  recommendation: { precision: string; reason: string };
+  recommendation: { precision: options.Precision; reason: string };
 }
 
 /** The processor and the GPU adapters. */
@@ -456,12 +457,12 @@ export interface Devices {
   adapters: {
     name: string;
     api: string;
-    kind: "discrete" | "integrated" | "virtual" | "software" | "other";
+    kind: options.AdapterKind;
     /** The driver in words; browsers do not tell. */
     driver: string;
-    max_binding_bytes: number;
+    maxBindingBytes: number;
     /** Kernels that run because this adapter has more than WebGPU's core. */
-    fast_kernels: string[];
+    fastKernels: string[];
     /** Fast kernels that failed the check and gave way to simpler ones: a sentence each. */
     replaced: string[];
     /** Why no model can run on it; null where its kernels compute what the CPU computes. */
@@ -471,8 +472,8 @@ export interface Devices {
 
 /** What models can run on here. */
 export interface Capabilities extends Devices {
-  /** `simd128`, or `relaxed-simd` where the processor and the runtime do it right. */
-  engine: string;
+  /** `relaxed-simd` where the processor and the runtime do it right. */
+  engine: "simd128" | "relaxed-simd";
   /** Whether the engine runs in a thread of its own. */
   worker: boolean;
   /** Bytes of the engine's memory. */

@@ -111,7 +111,7 @@ async fn continue_prompt(
         if streams {
             terminal.print(&piece.text)?;
         }
-        finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
+        finish_reason = piece.finished.map_or(finish_reason, |reason| reason.name());
     }
     let token_ids = generation.token_ids().to_vec();
     let dispatches_per_token = generation.dispatches_per_token();

@@ -56,7 +56,7 @@ fn table(plan: &Plan) -> String {
         let _ = writeln!(
             text,
             "{:10} {:>12} {:>12} {:>12} {:>12} {:>12} {fits:>6}",
-            row.precision.as_str(),
+            row.precision.name(),
             bytes(row.linear_bytes + row.norm_bytes),
             bytes(row.embedding_bytes + row.head_bytes),
             bytes(row.kv_cache_bytes),
@@ -65,7 +65,7 @@ fn table(plan: &Plan) -> String {
         );
     }
     let recommendation = &plan.recommendation;
-    let _ = writeln!(text, "recommended: {}: {}", recommendation.precision.as_str(), recommendation.reason);
+    let _ = writeln!(text, "recommended: {}: {}", recommendation.precision.name(), recommendation.reason);
     text
 }
 

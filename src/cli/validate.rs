@@ -242,13 +242,8 @@ pub fn describe_measurements(report: &ValidationReport) -> String {
     }
     for failure in &report.generation.failures {
         let also = if failure.original_also { " (the original too)" } else { "" };
-        let _ = writeln!(
-            text,
-            "  {} after {:?}: {}{also}",
-            failure.kind.as_str(),
-            failure.prompt,
-            failure.detail
-        );
+        let _ =
+            writeln!(text, "  {} after {:?}: {}{also}", failure.kind.name(), failure.prompt, failure.detail);
     }
     for criterion in &report.criteria {
         let status = match criterion.status {

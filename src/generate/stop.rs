@@ -8,27 +8,17 @@
 //! Floor 6.
 
 use crate::error::{Error, Result};
+use crate::options::named;
 
-/// Why generation ended. The spellings are those of Hugging Face's text-generation interfaces, which tell an
-/// end-of-sequence token from a stop string.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FinishReason {
-    /// The model chose an end-of-sequence token.
-    EndOfSequence,
-    /// A stop string was complete.
-    StopString,
-    /// As many tokens as were asked for.
-    MaxTokens,
-}
-
-impl FinishReason {
-    /// The stable spelling in reports and options.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::EndOfSequence => "eos_token",
-            Self::StopString => "stop_sequence",
-            Self::MaxTokens => "length",
-        }
+named! {
+    /// Why generation ended, by the names of Hugging Face's text-generation interfaces
+    pub enum FinishReason {
+        /// The model chose an end-of-sequence token
+        EndOfSequence = "eos_token",
+        /// A stop string was complete
+        StopString = "stop_sequence",
+        /// As many tokens as were asked for
+        MaxTokens = "length",
     }
 }
 
@@ -233,7 +223,7 @@ mod tests {
     #[test]
     fn reasons_have_stable_names() {
         let names = [FinishReason::EndOfSequence, FinishReason::StopString, FinishReason::MaxTokens]
-            .map(FinishReason::as_str);
+            .map(FinishReason::name);
         assert_eq!(names, ["eos_token", "stop_sequence", "length"]);
     }
 

@@ -12,36 +12,23 @@ use super::rope::RopeConfig;
 use crate::backend::GateActivation;
 use crate::error::{Error, Result};
 use crate::format::quoted;
+use crate::options::{Named, find, named};
 use raw::Raw;
 use serde_json::Value;
 
-/// The families of decoders that share this crate's one implementation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 1 to 3 and everything that calls itself `llama`.
-    Llama,
-    /// Mistral without a sliding window.
-    Mistral,
-    /// Qwen 2 and 2.5: biases on q, k and v.
-    Qwen2,
-    /// Qwen 3: each head of q and k is normalized.
-    Qwen3,
-    /// BitNet b1.58: squared ReLU and a norm before each output projection.
-    BitNet,
-}
-
-impl Architecture {
-    const ALL: [(Architecture, &'static str); 5] = [
-        (Architecture::Llama, "llama"),
-        (Architecture::Mistral, "mistral"),
-        (Architecture::Qwen2, "qwen2"),
-        (Architecture::Qwen3, "qwen3"),
-        (Architecture::BitNet, "bitnet"),
-    ];
-
-    /// The `model_type` of config.json.
-    pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(architecture, _)| *architecture == self).map_or("", |(_, name)| name)
+named! {
+    /// The families of decoders that share the one implementation, by the `model_type` of config.json
+    pub enum Architecture {
+        /// Llama 1 to 3 and everything that calls itself `llama`
+        Llama = "llama",
+        /// Mistral without a sliding window
+        Mistral = "mistral",
+        /// Qwen 2 and 2.5: biases on q, k and v
+        Qwen2 = "qwen2",
+        /// Qwen 3: each head of q and k is normalized
+        Qwen3 = "qwen3",
+        /// BitNet b1.58: squared ReLU and a norm before each output projection
+        BitNet = "bitnet",
     }
 }
 
@@ -109,12 +96,11 @@ impl ModelConfig {
             .model_type
             .as_deref()
             .ok_or_else(|| Error::invalid_checkpoint("expected `model_type` but found none"))?;
-        let Some(&(architecture, _)) = Architecture::ALL.iter().find(|(_, name)| *name == model_type) else {
-            let known: Vec<_> = Architecture::ALL.iter().map(|(_, name)| *name).collect();
+        let Ok(architecture) = find::<Architecture>(model_type) else {
             return Err(Error::unsupported_model(format!(
                 "model_type {} is not supported; expected one of {}",
                 quoted(model_type),
-                known.join(", ")
+                Architecture::names().join(", ")
             )));
         };
         raw.refuse_what_the_decoder_does_not_do(config, architecture)?;

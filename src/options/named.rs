@@ -37,14 +37,14 @@ fn unknown(names: &[&str], found: &str) -> String {
 macro_rules! named {
     (
         $(#[doc = $about:literal])+
-        $(#[derive($Derive:ident)])?
+        $(#[derive($($Derive:ident),+)])?
         $(#[allow($($allowed:tt)+)])?
         $visible:vis enum $Name:ident {
             $( $(#[doc = $help:literal])+ $(#[$default:ident])? $Value:ident = $name:literal ),+ $(,)?
         }
     ) => {
         $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash $(, $Derive)?)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash $($(, $Derive)+)?)]
         $(#[allow($($allowed)+)])?
         $visible enum $Name {
             $( $(#[doc = $help])+ $(#[$default])? $Value ),+

@@ -56,6 +56,28 @@ options! {
 }
 
 #[test]
+fn results_are_spelled_as_javascript_has_names() {
+    let value = json!({
+        "bits_per_weight": 4.5,
+        "klp": [{ "kl_p99": null, "top1_agreement": 1 }],
+        "parameters": { "group_size": 32 },
+        "linear_formats": { "q8_0": 7 },
+        "a_text": ["some_text", "\"some_text\": 1", "x\": 1", ""],
+        "an_empty": {},
+    });
+    let text = camel_case_keys(&serde_json::to_string_pretty(&value).unwrap());
+    let expected = json!({
+        "bitsPerWeight": 4.5,
+        "klp": [{ "klP99": null, "top1Agreement": 1 }],
+        "parameters": { "group_size": 32 },
+        "linearFormats": { "q8_0": 7 },
+        "aText": ["some_text", "\"some_text\": 1", "x\": 1", ""],
+        "anEmpty": {},
+    });
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), expected);
+}
+
+#[test]
 fn options_are_set_one_by_one() {
     let set = All::default()
         .texts(["a", "b"])

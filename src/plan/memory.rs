@@ -15,35 +15,29 @@ use super::dims::ModelDims;
 use super::{product, sum, too_large};
 use crate::error::{Error, Result};
 use crate::model::runner::longest_chunk;
+use crate::options::named;
 use crate::quant::{Bits, Granularity, Scheme};
 use serde::Serialize;
 
-/// A precision of the linear layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the names are the documentation")]
-pub enum Precision {
-    F32,
-    F16,
-    Int8,
-    Int4,
-    Ternary,
+named! {
+    /// A precision of the linear layers
+    pub enum Precision {
+        /// Single precision
+        F32 = "f32",
+        /// Half precision
+        F16 = "f16",
+        /// 8 bits
+        Int8 = "int8",
+        /// 4 bits
+        Int4 = "int4",
+        /// -1, 0 and 1
+        Ternary = "ternary",
+    }
 }
 
 impl Precision {
     /// All, largest first.
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Int8, Self::Int4, Self::Ternary];
-
-    /// The spelling in reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-            Self::Ternary => "ternary",
-        }
-    }
 }
 
 /// What to plan for.

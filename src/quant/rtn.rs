@@ -13,19 +13,6 @@ use super::ternary::TernaryQuantizer;
 use crate::error::{Context, Error, Result};
 
 /// Quantizes a matrix as its rows arrive.
-///
-/// ```
-/// use lowbit::internals::quant::{Bits, Granularity, Scheme, ScaleType, RtnQuantizer, dequantize};
-/// let scheme = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(4), symmetric: true };
-/// let mut quantizer = RtnQuantizer::new(scheme, 2, 4, ScaleType::F16)?;
-/// quantizer.push_rows(&[0.5, -1.5, 1.0, 0.0])?;
-/// quantizer.push_rows(&[0.0; 4])?;
-/// let tensor = quantizer.finish()?;
-/// let mut row = [0.0; 4];
-/// dequantize::rows(&tensor, 1..2, &mut row);
-/// assert_eq!(row, [0.0; 4]);
-/// # Ok::<(), lowbit::Error>(())
-/// ```
 #[derive(Debug)]
 pub struct RtnQuantizer {
     builder: PackedBuilder,

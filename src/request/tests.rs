@@ -5,10 +5,18 @@ mod schema;
 mod typescript;
 
 use super::*;
+#[cfg(feature = "gpu")]
+use crate::backend::gpu::AdapterKind;
 use crate::error::Result;
-use crate::generate::GenerateOptions;
+use crate::generate::{FinishReason, GenerateOptions};
 use crate::layout::OpenOptions;
-use crate::options::{Kind, OptionSpec, Options, camel_case};
+use crate::model::Architecture;
+use crate::options::{Kind, Named, OptionSpec, OptionValue, Options, camel_case};
+use crate::pipeline::auto::ladder::Judgement;
+use crate::plan::Precision;
+use crate::validate::failures::FailureKind;
+use crate::validate::holding::Execution;
+use crate::validate::verdict::{Status, criterion};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +41,39 @@ fn requests() -> Vec<(&'static str, &'static str, Vec<OptionSpec>)> {
         described::<AutoRequest>(),
         described::<CompareRequest>(),
         described::<PlanRequest>(),
+    ]
+}
+
+/// The sets of names that results have and options have not.
+#[cfg(feature = "gpu")]
+fn unions() -> Vec<Kind> {
+    let layouts = Format::VALUES.iter().map(|(format, _, help)| (format.layout().name(), *help));
+    let criteria = [
+        (criterion::PERPLEXITY_INCREASE, "Quality, decided by perplexity: quantized / original - 1"),
+        (criterion::BENCHMARK_DROP_POINTS, "Quality, decided by the benchmark: the drop in points"),
+        (criterion::NEW_GENERATION_FAILURES, "Failures that only the quantized model shows"),
+        (criterion::MEMORY_RATIO, "f16 bytes / packed bytes"),
+        (criterion::SPEED_RATIO, "Quantized / original tokens per second"),
+    ];
+    vec![
+        FinishReason::kind(),
+        FailureKind::kind(),
+        Status::kind(),
+        Execution::kind(),
+        Judgement::kind(),
+        Precision::kind(),
+        AdapterKind::kind(),
+        Architecture::kind(),
+        Kind::Names {
+            type_name: "Layout",
+            about: "How weights are spelled in files",
+            names: [("dense", "As floating-point numbers")].into_iter().chain(layouts).collect(),
+        },
+        Kind::Names {
+            type_name: "Criterion",
+            about: "By what a quantized model is judged",
+            names: criteria.to_vec(),
+        },
     ]
 }
 
@@ -63,9 +104,10 @@ fn check_written(file: &str, expected: &str) {
     );
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn the_packages_types_are_those_of_the_options() {
-    check_written("options.generated.ts", &typescript::file(&requests()));
+    check_written("options.generated.ts", &typescript::file(&requests(), &unions()));
 }
 
 #[test]

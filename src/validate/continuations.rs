@@ -192,6 +192,6 @@ impl Spoken {
         };
         let failures =
             failures::detect(&Generated { token_ids: spoken, text: &text, finish_reason, non_finite_logits });
-        Continuation { text, finish_reason: finish_reason.map(FinishReason::as_str), failures, token_ids }
+        Continuation { text, finish_reason: finish_reason.map(FinishReason::name), failures, token_ids }
     }
 }

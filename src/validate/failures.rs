@@ -5,32 +5,22 @@
 //! what counts in the end is a failure that the original does not show on the same prompt. Floor 7.
 
 use crate::generate::FinishReason;
+use crate::options::named;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureKind {
-    /// The end of the text is one cycle of tokens over and over.
-    RepetitionLoop,
-    /// Hardly any variety, or hardly any text.
-    DegenerateText,
-    /// NaN or infinity came out of the model.
-    NonFiniteLogits,
-    /// Nothing but white space came out.
-    EmptyOutput,
-}
-
-impl FailureKind {
-    /// The stable spelling in reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RepetitionLoop => "repetition_loop",
-            Self::DegenerateText => "degenerate_text",
-            Self::NonFiniteLogits => "non_finite_logits",
-            Self::EmptyOutput => "empty_output",
-        }
+named! {
+    /// What went wrong in a generated text
+    #[derive(PartialOrd, Ord)]
+    pub enum FailureKind {
+        /// The end of the text is one cycle of tokens over and over
+        RepetitionLoop = "repetition_loop",
+        /// Hardly any variety, or hardly any text
+        DegenerateText = "degenerate_text",
+        /// NaN or infinity came out of the model
+        NonFiniteLogits = "non_finite_logits",
+        /// Nothing but white space came out
+        EmptyOutput = "empty_output",
     }
 }
 
@@ -461,9 +451,9 @@ mod tests {
 
     #[test]
     fn kinds_have_stable_names() {
-        let names = [RepetitionLoop, DegenerateText, NonFiniteLogits, EmptyOutput].map(FailureKind::as_str);
+        let names = [RepetitionLoop, DegenerateText, NonFiniteLogits, EmptyOutput].map(FailureKind::name);
         assert_eq!(names, ["repetition_loop", "degenerate_text", "non_finite_logits", "empty_output"]);
-        assert_eq!(serde_json::to_value(NonFiniteLogits).unwrap(), NonFiniteLogits.as_str());
+        assert_eq!(serde_json::to_value(NonFiniteLogits).unwrap(), NonFiniteLogits.name());
     }
 
     /// Greedy texts of two small models: one of eight is in a loop, the one that a reader would pick.

@@ -6,8 +6,8 @@ use crate::layout::ModuleStorage;
 use crate::model::names::Linear;
 use crate::model::runner::{cache_bytes, working_bytes};
 use crate::model::{Checkpoint, ModelConfig};
+use crate::options::named;
 use crate::{dtype::DType, error::Result};
-use serde::{Deserialize, Serialize};
 
 /// What to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +20,14 @@ pub enum Holding {
     Within(u64),
 }
 
-/// How the two models were run; of no influence on any figure but speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Execution {
-    /// Both in memory.
-    SideBySide,
-    /// Block by block, hidden states in scratch; speed is not measured.
-    LayerStreamed,
+named! {
+    /// How the two models were run; of no influence on any figure but speed
+    pub enum Execution {
+        /// Both in memory
+        SideBySide = "side-by-side",
+        /// Block by block, hidden states in scratch; speed is not measured
+        LayerStreamed = "layer-streamed",
+    }
 }
 
 impl Holding {

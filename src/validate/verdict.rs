@@ -17,7 +17,7 @@
 use super::measurements::{LayerMemory, Measurements};
 use super::number;
 use super::recommendation::recommend;
-use crate::options::{Bounds, options};
+use crate::options::{Bounds, named, options};
 use crate::quant::Coding;
 use serde::{Deserialize, Serialize};
 
@@ -62,16 +62,16 @@ pub fn scheme_memory_limit(scheme: Coding) -> f64 {
     }
 }
 
-/// How a criterion came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Within the limit.
-    Passed,
-    /// Outside the limit, or not a finite number.
-    Failed,
-    /// The measurement cannot tell; does not reject.
-    Inconclusive,
+named! {
+    /// How a criterion came out
+    pub enum Status {
+        /// Within the limit
+        Passed = "passed",
+        /// Outside the limit, or not a finite number
+        Failed = "failed",
+        /// The measurement cannot tell; does not reject
+        Inconclusive = "inconclusive",
+    }
 }
 
 impl Status {
@@ -127,28 +127,6 @@ pub struct Verdict {
 }
 
 /// Judges the measurements by the limits.
-///
-/// ```
-/// # use lowbit::internals::quant::{Activations, Bits, Granularity, Scheme};
-/// # use lowbit::internals::validate::measurements::*;
-/// # use lowbit::internals::validate::verdict::*;
-/// let scheme = Scheme::integer(Bits::Four, Granularity::Group(32), true).coding();
-/// let measurements = Measurements {
-///     scheme,
-///     preparation: Preparation::Rounded,
-///     activations: Activations::F32,
-///     perplexity: PerplexityMeasurement { original: 10.0, quantized: 10.5 },
-///     benchmark: None,
-///     prompts: 0,
-///     failures: vec![],
-///     memory: vec![LayerMemory { scheme, f16_bytes: 3600, packed_bytes: 1000 }],
-///     speed: None,
-///     worst_layers: vec![],
-/// };
-/// let verdict = judge(&measurements, &Limits::default());
-/// assert!(!verdict.accepted, "5% more perplexity is too much");
-/// assert!(verdict.recommendation.contains("calibrat"));
-/// ```
 pub fn judge(measurements: &Measurements, limits: &Limits) -> Verdict {
     let criteria = vec![
         quality(measurements, limits),

@@ -164,7 +164,7 @@ impl ModelHandle {
         to_value(&self.about)
     }
 
-    /// Continues a prompt. `on_piece` is given `{token_id, text}` for each token; the model waits for what it returns. In a
+    /// Continues a prompt. `on_piece` is given `{tokenId, text}` for each token; the model waits for what it returns. In a
     /// `chat`, what the model has seen is kept for the next turn.
     #[wasm_bindgen(unchecked_return_type = "types.GenerateResult")]
     pub async fn generate(
@@ -237,7 +237,7 @@ impl Prompt {
         let (mut text, mut finish_reason) = (String::new(), "");
         while let Some(piece) = generation.next(control).await? {
             text.push_str(&piece.text);
-            finish_reason = piece.finished.map_or(finish_reason, |reason| reason.as_str());
+            finish_reason = piece.finished.map_or(finish_reason, |reason| reason.name());
             self.say(Piece { token_id: piece.token_id, text: piece.text }).await?;
         }
         let seconds = control.seconds() - start;

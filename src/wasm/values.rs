@@ -13,12 +13,12 @@ use wasm_bindgen_futures::JsFuture;
 /// What a binding returns: an error is one that JavaScript can catch.
 pub(super) type JsResult<T> = Result<T, JsValue>;
 
-/// A value as `JSON.parse` would have made it.
+/// A value as `JSON.parse` would have made it, with names as JavaScript has them: `group_size` is `groupSize`.
 pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> JsResult<JsValue> {
     // Indented, as files are: with another spelling, or without the text, every type would be compiled for it once more.
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| to_js(Error::new(ErrorCode::Io, error.to_string())))?;
-    js_sys::JSON::parse(&text)
+    js_sys::JSON::parse(&options::camel_case_keys(&text))
 }
 
 /// Reads an object of options; `what` is what messages call it. Undefined is as an empty object.

@@ -179,7 +179,7 @@ fn continuations_are_the_texts_of_each_prompt_alone() {
             let prompt = BatchPrompt { ids: &prompt.token_ids, options: &options };
             let (token_ids, text, finished) = alone(&mut model, &codec, &prompt);
             let found = (found.token_ids, found.text, found.finish_reason);
-            assert_eq!(found, (token_ids, text, finished.map(FinishReason::as_str)));
+            assert_eq!(found, (token_ids, text, finished.map(FinishReason::name)));
         }
     }
 }

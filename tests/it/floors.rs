@@ -21,7 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["generate"],                                                                  // 6 speaking
     &["calibrate", "validate", "artifact", "train"],                                // 7 judging and training
     &["recipe", "plan", "pipeline", "request"],                                     // 8 workflow
-    &["wasm", "cli", "main"],                                                       // 9 edges
+    &["api", "wasm", "cli", "main"],                                                // 9 edges
 ];
 
 /// Imports between modules of one floor, `(from, to)`. Only from right to left in the table, so never in a circle.
@@ -45,6 +45,8 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("request", "plan"),
     ("request", "recipe"),
     ("request", "pipeline"),
+    // The command line opens and places as programs do.
+    ("cli", "api"),
 ];
 
 /// Names that belong to some files only: `(name, modules or folders)`.

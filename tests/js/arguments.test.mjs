@@ -241,6 +241,6 @@ describe("wrong arguments", () => {
       await at(run, () => fails(run, "invalid_argument", pattern));
     }
     // After all of that, it still answers.
-    assert.equal((await model.generate("Once", options).result()).token_ids.length, 2);
+    assert.equal((await model.generate("Once", options).result()).tokenIds.length, 2);
   });
 });

@@ -14,8 +14,8 @@ async function stillWorks(engine) {
   const small = await engine.quantize(checkpoint, { bits: 8 });
   assert.equal(sha256((await small.files())["model.safetensors"]), golden.quantized.int8["model.safetensors"]);
   const model = await engine.loadModel(small, { device: "cpu" });
-  const { token_ids } = await model.generate(prompt, { maxTokens: 3 }).result();
-  assert.deepEqual(token_ids, golden.run.int8.greedy[0].token_ids.slice(0, 3));
+  const { tokenIds } = await model.generate(prompt, { maxTokens: 3 }).result();
+  assert.deepEqual(tokenIds, golden.run.int8.greedy[0].token_ids.slice(0, 3));
   model.dispose();
   small.dispose();
   checkpoint.dispose();
@@ -130,7 +130,7 @@ for (const worker of [true, false]) {
         break;
       }
       await fails(generation.result(), "cancelled");
-      assert.equal((await model.generate(prompt, { maxTokens: 2 }).result()).token_ids.length, 2);
+      assert.equal((await model.generate(prompt, { maxTokens: 2 }).result()).tokenIds.length, 2);
     });
 
     test("an error in the loop ends the generation too", async () => {

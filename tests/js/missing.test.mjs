@@ -39,9 +39,9 @@ async function site(files, absent, { present = () => ({}), asked = [] } = {}) {
 /** What a chat makes of "Hi". */
 async function promptOf(checkpoint) {
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
-  const { prompt_ids } = await model.chat([{ role: "user", content: "Hi" }], { maxTokens: 1 }).result();
+  const { promptIds } = await model.chat([{ role: "user", content: "Hi" }], { maxTokens: 1 }).result();
   model.dispose();
-  return prompt_ids;
+  return promptIds;
 }
 
 /** The files of its INT8 version. */

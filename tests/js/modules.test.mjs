@@ -30,8 +30,8 @@ for (const worker of [true, false]) {
     await engine.plan(1e9);
     await engine.capabilities();
     const model = await engine.loadModel(checkpoint, { device: "cpu" });
-    const [{ prompt, token_ids }] = golden.run.original.greedy;
-    const speaks = async () => assert.deepEqual((await model.generate(prompt, { maxTokens: 3 }).result()).token_ids, token_ids.slice(0, 3));
+    const [{ prompt, token_ids: tokenIds }] = golden.run.original.greedy;
+    const speaks = async () => assert.deepEqual((await model.generate(prompt, { maxTokens: 3 }).result()).tokenIds, tokenIds.slice(0, 3));
     await speaks();
     await model.logits(await model.tokenize(prompt));
     await model.perplexity(HELD_OUT.slice(0, 200));

@@ -61,13 +61,13 @@ test("a chat does not read again what it has read", async () => {
   const options = { maxTokens: 12, ignoreEos: true };
   const first = [{ role: "user", content: "Tell me of a cat and of a dog in a little town." }];
   const one = await model.chat(first, options).result();
-  assert.equal(one.reused_tokens, 0);
+  assert.equal(one.reusedTokens, 0);
   const next = [...first, { role: "assistant", content: one.text }, { role: "user", content: "And then?" }];
   const two = await model.chat(next, options).result();
-  assert.ok(two.reused_tokens >= one.prompt_ids.length - 1, `${two.reused_tokens} of ${one.prompt_ids.length}`);
+  assert.ok(two.reusedTokens >= one.promptIds.length - 1, `${two.reusedTokens} of ${one.promptIds.length}`);
   // A model that has seen nothing says the same.
   const anew = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
-  assert.deepEqual((await anew.chat(next, options).result()).token_ids, two.token_ids);
+  assert.deepEqual((await anew.chat(next, options).result()).tokenIds, two.tokenIds);
 });
 
 describe("downloads that are kept", () => {

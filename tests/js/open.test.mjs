@@ -27,11 +27,11 @@ async function isTheModel(checkpoint, { layout = "dense" } = {}) {
   assert.equal(checkpoint.info.architecture, "llama");
   assert.equal(checkpoint.info.parameters, 705_408);
   assert.equal(checkpoint.info.layout, layout);
-  const { prompt, prompt_ids, token_ids } = golden.run.original.greedy[0];
-  assert.deepEqual([...(await checkpoint.tokenize(prompt))], prompt_ids);
+  const { prompt, prompt_ids: promptIds, token_ids: tokenIds } = golden.run.original.greedy[0];
+  assert.deepEqual([...(await checkpoint.tokenize(prompt))], promptIds);
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
-  const { token_ids: found } = await model.generate(prompt, { maxTokens: 4 }).result();
-  assert.deepEqual(found, token_ids.slice(0, 4));
+  const { tokenIds: found } = await model.generate(prompt, { maxTokens: 4 }).result();
+  assert.deepEqual(found, tokenIds.slice(0, 4));
   model.dispose();
   checkpoint.dispose();
 }

@@ -38,7 +38,7 @@ describe("a target", () => {
   test("in bits gives each module what it loses least by", async () => {
     const small = await engine.quantize(original, { ...GPTQ, targetBpw: 4.5 });
     const { record, notes } = small.summary;
-    assert.ok(record.bits_per_weight <= 4.5, `${record.bits_per_weight}`);
+    assert.ok(record.bitsPerWeight <= 4.5, `${record.bitsPerWeight}`);
     assert.ok(new Set(record.modules.map(({ scheme }) => scheme)).size > 1);
     assert.ok(notes.some((note) => /bytes for the modules/.test(note)), notes.join("\n"));
     small.dispose();
@@ -104,8 +104,8 @@ describe("dequantizing", () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32 });
     const wide = await engine.dequantize(small, { texts: HELD_OUT, context: 128, original });
     const { agreement } = wide.summary;
-    assert.ok(agreement.quantized_dequantized > 0.99, `${agreement.quantized_dequantized}`);
-    assert.ok(agreement.retention > 0.5 && agreement.min_retention === 0.995);
+    assert.ok(agreement.quantizedDequantized > 0.99, `${agreement.quantizedDequantized}`);
+    assert.ok(agreement.retention > 0.5 && agreement.minRetention === 0.995);
     const back = await engine.quantize(wide, { fromMetadata: true });
     assert.equal(sha256((await back.files())["model.safetensors"]), golden.quantized["int4 group 32"]["model.safetensors"]);
     await fails(engine.quantize(wide, { fromMetadata: true, bits: 4 }), "invalid_argument", /no other option/);

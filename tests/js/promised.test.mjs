@@ -50,9 +50,9 @@ describe("the entry points", () => {
 
 test("arrays that are given stay whole and the caller's", async () => {
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
-  const { prompt_ids } = golden.run.original.greedy[0];
+  const { prompt_ids: promptIds } = golden.run.original.greedy[0];
   // A view in the middle of something larger.
-  const memory = new Uint32Array([7, ...prompt_ids, 7]);
+  const memory = new Uint32Array([7, ...promptIds, 7]);
   const ids = memory.subarray(1, -1);
   await model.generate(ids, { maxTokens: 2 }).result();
   await model.logits(ids);
@@ -60,7 +60,7 @@ test("arrays that are given stay whole and the caller's", async () => {
   await model.detokenize(ids);
   const tokens = Uint32Array.from({ length: 512 }, (_, index) => index);
   await engine.quantize(checkpoint, { method: "gptq", groupSize: 32, calibration: { tokens, samples: 2, sequenceLength: 64 } });
-  assert.deepEqual([...memory], [7, ...prompt_ids, 7]);
+  assert.deepEqual([...memory], [7, ...promptIds, 7]);
   assert.equal(tokens.length, 512);
 
   const files = modelFiles();
@@ -141,5 +141,5 @@ test("without a GPU, asking for one says how to have it, and `auto` runs on the 
   ]) await fails(work(), "no_device", /npm install webgpu/);
   const model = await engine.loadModel(checkpoint, { device: "auto" });
   assert.match(model.info.device, /^cpu/);
-  assert.ok(model.info.why_cpu.length > 10);
+  assert.ok(model.info.whyCpu.length > 10);
 });

@@ -63,14 +63,14 @@ describe("the result is a checkpoint", () => {
 
   test("its record says how it was made", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32, recipe: { rules: [{ modules: "*.mlp.*", bits: 8 }] } });
-    const { record, modules, bytes, source_bytes, notes } = small.summary;
+    const { record, modules, bytes, sourceBytes, notes } = small.summary;
     assert.equal(record.schema, "lowbit.quantization/1");
     assert.equal(record.method, "rtn");
     assert.equal(record.modules.length, 21);
     assert.match(record.modules.find(({ name }) => name.endsWith("mlp.up_proj")).scheme, /int8/i);
     assert.equal(modules.length, 21);
-    assert.ok(modules.every(({ snr_db, max_abs_error }) => snr_db > 10 && max_abs_error > 0));
-    assert.ok(bytes < source_bytes);
+    assert.ok(modules.every(({ snrDb, maxAbsError }) => snrDb > 10 && maxAbsError > 0));
+    assert.ok(bytes < sourceBytes);
     assert.equal(notes.length, 1, "one for the rule, with how many modules it changes");
     assert.match(notes[0], /^9 modules: int8.*rule 1/);
     const files = await small.files();
@@ -97,7 +97,7 @@ describe("the result is a checkpoint", () => {
     for (const [options, format] of [[{}, "F16"], [{ dtype: "f32" }, "F32"]]) {
       const wide = await engine.dequantize(small, options);
       assert.equal(wide.info.layout, "dense");
-      assert.deepEqual(wide.info.linear_formats, { [format]: 21 });
+      assert.deepEqual(wide.info.linearFormats, { [format]: 21 });
       assert.ok("quantization_metadata.json" in (await wide.files()));
     }
   });
@@ -107,7 +107,7 @@ describe("the result is a checkpoint", () => {
     const { summary } = await engine.convert(small, { format: "gguf" });
     assert.equal(summary.format, "gguf");
     assert.ok(Array.isArray(summary.notes) && Array.isArray(summary.losses));
-    assert.equal(typeof summary.largest_weight_difference, "number");
+    assert.equal(typeof summary.largestWeightDifference, "number");
   });
 });
 

@@ -33,12 +33,12 @@ describe("as the native command does it", () => {
       const learned = QUANTIZED.find((entry) => entry.name === name)?.learns !== undefined;
       const off = Math.abs(found.perplexity / perplexity - 1);
       assert.ok(off < (learned ? LEARNED : SUMMING), `${found.perplexity}, natively ${perplexity}`);
-      for (const { prompt, prompt_ids, token_ids, text } of learned ? [] : greedy) {
-        const result = await model.generate(prompt, { maxTokens: token_ids.length, ignoreEos: true }).result();
-        assert.deepEqual(result.prompt_ids, prompt_ids);
-        assert.deepEqual(result.token_ids, token_ids);
+      for (const { prompt, prompt_ids: promptIds, token_ids: tokenIds, text } of learned ? [] : greedy) {
+        const result = await model.generate(prompt, { maxTokens: tokenIds.length, ignoreEos: true }).result();
+        assert.deepEqual(result.promptIds, promptIds);
+        assert.deepEqual(result.tokenIds, tokenIds);
         assert.equal(result.text, text);
-        assert.equal(result.finish_reason, "length");
+        assert.equal(result.finishReason, "length");
       }
       if (learned) t.diagnostic(`perplexity ${found.perplexity}, natively ${perplexity}`);
       model.dispose();
@@ -52,14 +52,14 @@ describe("real models, as transformers has them", () => {
   if (skip) console.log(skip);
   test("greedy text", { skip }, async () => {
     const models = new Map();
-    for (const { model: name, prompt, prompt_ids, new_ids, text } of expected("greedy.json")) {
+    for (const { model: name, prompt, prompt_ids: promptIds, new_ids, text } of expected("greedy.json")) {
       if (!models.has(name)) {
         const checkpoint = await engine.openCheckpoint(join(SHARED, "models", name));
         models.set(name, await engine.loadModel(checkpoint, { device: "cpu" }));
       }
       const result = await models.get(name).generate(prompt, { maxTokens: 64, ignoreEos: true }).result();
-      assert.deepEqual(result.prompt_ids, prompt_ids, `${name}: ${prompt}`);
-      assert.deepEqual(result.token_ids, new_ids, `${name}: ${prompt}`);
+      assert.deepEqual(result.promptIds, promptIds, `${name}: ${prompt}`);
+      assert.deepEqual(result.tokenIds, new_ids, `${name}: ${prompt}`);
       assert.equal(result.text, text);
     }
   });
@@ -87,24 +87,24 @@ describe("a model", () => {
     const text = golden.run.original.greedy[0].text;
     assert.ok(text.startsWith(pieces.join("")));
     assert.equal(await generation.text(), pieces.join(""));
-    const { token_ids, tokens_per_second, prefill_seconds } = await generation.result();
-    assert.equal(token_ids.length, 16);
-    assert.ok(tokens_per_second > 0 && prefill_seconds >= 0);
+    const { tokenIds, tokensPerSecond, prefillSeconds } = await generation.result();
+    assert.equal(tokenIds.length, 16);
+    assert.ok(tokensPerSecond > 0 && prefillSeconds >= 0);
   });
 
   test("takes token ids as they are", async () => {
-    const { prompt_ids, token_ids } = golden.run.original.greedy[0];
-    for (const ids of [prompt_ids, Uint32Array.from(prompt_ids)]) {
+    const { prompt_ids: promptIds, token_ids: tokenIds } = golden.run.original.greedy[0];
+    for (const ids of [promptIds, Uint32Array.from(promptIds)]) {
       const result = await model.generate(ids, { maxTokens: 8 }).result();
-      assert.deepEqual(result.prompt_ids, prompt_ids);
-      assert.deepEqual(result.token_ids, token_ids.slice(0, 8));
+      assert.deepEqual(result.promptIds, promptIds);
+      assert.deepEqual(result.tokenIds, tokenIds.slice(0, 8));
     }
   });
 
   test("stops where it is told to", async () => {
     const result = await model.generate(prompt, { maxTokens: 64, stop: ["river"] }).result();
     assert.equal(result.text, ", in a little town beside a dark ");
-    assert.equal(result.finish_reason, "stop_sequence");
+    assert.equal(result.finishReason, "stop_sequence");
   });
 
   test("samples by a seed, the same each time", async () => {
@@ -128,12 +128,12 @@ describe("a model", () => {
   });
 
   test("has logits for each token, and log-probabilities that fit its greedy text", async () => {
-    const { prompt_ids, token_ids } = golden.run.original.greedy[0];
-    const ids = [...prompt_ids, ...token_ids.slice(0, 4)];
+    const { prompt_ids: promptIds, token_ids: tokenIds } = golden.run.original.greedy[0];
+    const ids = [...promptIds, ...tokenIds.slice(0, 4)];
     const rows = await model.logits(ids);
     assert.equal(rows.length, ids.length);
     assert.ok(rows.every((row) => row instanceof Float32Array && row.length === 2048 && row.every(Number.isFinite)));
-    for (let at = prompt_ids.length - 1; at < ids.length - 1; at++) {
+    for (let at = promptIds.length - 1; at < ids.length - 1; at++) {
       assert.equal(rows[at].indexOf(Math.max(...rows[at])), ids[at + 1], "the likeliest token is the greedy one");
     }
     const logprobs = await model.logprobs(ids);
@@ -182,8 +182,8 @@ describe("a model", () => {
       { role: "assistant", content: null, tool_calls: calls, reasoning_content: "hm" },
       { role: "tool", name: "weather", content: "5 < 6" },
     ];
-    const { prompt_ids } = await chatty.chat(messages, { maxTokens: 1, ignoreEos: true }).result();
-    assert.equal(await chatty.detokenize(prompt_ids), ':hmweather{"town": "Ulm", "days": 2};weather:5 < 6;');
+    const { promptIds } = await chatty.chat(messages, { maxTokens: 1, ignoreEos: true }).result();
+    assert.equal(await chatty.detokenize(promptIds), ':hmweather{"town": "Ulm", "days": 2};weather:5 < 6;');
   });
 
   test("chats by its template", async () => {
@@ -194,9 +194,9 @@ describe("a model", () => {
     const chatty = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
     assert.equal(chatty.canChat, true);
     const messages = [{ role: "system", content: "Be kind." }, { role: "user", content: "Once upon" }];
-    const { prompt_ids, token_ids } = await chatty.chat(messages, { maxTokens: 5, ignoreEos: true }).result();
-    assert.equal(await chatty.detokenize(prompt_ids), "system: Be kind.\nuser: Once upon\nassistant:");
-    assert.equal(token_ids.length, 5);
+    const { promptIds, tokenIds } = await chatty.chat(messages, { maxTokens: 5, ignoreEos: true }).result();
+    assert.equal(await chatty.detokenize(promptIds), "system: Be kind.\nuser: Once upon\nassistant:");
+    assert.equal(tokenIds.length, 5);
     await fails(chatty.chat([{ content: "Hello" }]).text(), "invalid_argument", /messages\[0\].*role/);
     await fails(chatty.chat([messages[0], { role: 5 }]).text(), "invalid_argument", /messages\[1\].*role/);
     await fails(chatty.chat([null]).text(), "invalid_argument", /messages\[0\]/);
@@ -228,10 +228,16 @@ describe("judging", () => {
     assert.ok(report.memory.ratio > 3);
     const { original: before, quantized: after, increase } = report.perplexity;
     assert.ok(Math.abs(increase - (after / before - 1)) < 1e-9);
-    assert.ok(report.divergence.kl_mean > 0 && report.divergence.top1_agreement > 0.8);
+    assert.ok(report.divergence.klMean > 0 && report.divergence.top1Agreement > 0.8);
     assert.ok(report.criteria.every(({ status }) => ["passed", "failed", "inconclusive"].includes(status)));
     assert.equal(typeof report.accepted, "boolean");
     assert.ok(report.recommendation.length > 10);
+    // A file is spelled as the command line spells it.
+    const file = JSON.parse(lowbit.fileText(report));
+    assert.deepEqual(
+      [file.divergence.kl_p99, file.divergence.top1_agreement, file.quantized.bits_per_weight],
+      [report.divergence.klP99, report.divergence.top1Agreement, report.quantized.bitsPerWeight],
+    );
   });
 
   test("one text is that text", async () => {
@@ -264,20 +270,20 @@ describe("judging", () => {
 
   test("compare shows where two models part", async () => {
     const [same] = await engine.compare(original, original, { prompts: [PROMPTS[0]], maxTokens: 8, device: "cpu" });
-    assert.equal(same.first_difference, null);
+    assert.equal(same.firstDifference, null);
     const found = await engine.compare(original, await made("ternary"), { prompts: PROMPTS, maxTokens: 8, device: "cpu" });
     assert.deepEqual(found.map(({ prompt }) => prompt), PROMPTS);
-    for (const [at, { a, b, first_difference }] of found.entries()) {
-      assert.deepEqual(a.token_ids, golden.run.original.greedy[at].token_ids.slice(0, 8));
-      assert.deepEqual(b.token_ids, golden.run.ternary.greedy[at].token_ids.slice(0, 8));
-      assert.equal(first_difference, a.token_ids.findIndex((id, place) => id !== b.token_ids[place]));
+    for (const [at, { a, b, firstDifference }] of found.entries()) {
+      assert.deepEqual(a.tokenIds, golden.run.original.greedy[at].token_ids.slice(0, 8));
+      assert.deepEqual(b.tokenIds, golden.run.ternary.greedy[at].token_ids.slice(0, 8));
+      assert.equal(firstDifference, a.tokenIds.findIndex((id, place) => id !== b.tokenIds[place]));
     }
   });
 
   test("plan says what is needed, of a checkpoint or of a number", async () => {
     for (const plan of [await engine.plan(original), await engine.plan(500_000_000, { memory: 1e9, context: 1024 })]) {
       assert.deepEqual(plan.precisions.map(({ precision }) => precision), ["f32", "f16", "int8", "int4", "ternary"]);
-      const bytes = plan.precisions.map(({ total_bytes }) => total_bytes);
+      const bytes = plan.precisions.map(({ totalBytes }) => totalBytes);
       assert.deepEqual(bytes, [...bytes].sort((a, b) => b - a));
       assert.ok(plan.recommendation.reason.length > 10);
     }

@@ -27,8 +27,8 @@ async function works(engine, source = MODEL) {
   const small = await engine.quantize(checkpoint, { bits: 8 });
   assert.equal(sha256((await small.files())["model.safetensors"]), golden.quantized.int8["model.safetensors"]);
   const model = await engine.loadModel(small, { device: "cpu" });
-  const [{ prompt, token_ids }] = golden.run.int8.greedy;
-  assert.deepEqual((await model.generate(prompt, { maxTokens: 3 }).result()).token_ids, token_ids.slice(0, 3));
+  const [{ prompt, token_ids: tokenIds }] = golden.run.int8.greedy;
+  assert.deepEqual((await model.generate(prompt, { maxTokens: 3 }).result()).tokenIds, tokenIds.slice(0, 3));
 }
 
 describe("modules may be", () => {

@@ -229,7 +229,7 @@ describe("what never answers", () => {
       controller.abort();
       setTimeout(() => release.resolve(), 20);
       await fails(stopped, "cancelled");
-      assert.equal((await (await goesOn).generate("Once", { maxTokens: 2 }).result()).token_ids.length, 2);
+      assert.equal((await (await goesOn).generate("Once", { maxTokens: 2 }).result()).tokenIds.length, 2);
       open.dispose();
       if (!worker) await of.dispose();
     });

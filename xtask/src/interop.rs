@@ -4,7 +4,7 @@
 //! variable [`PYTHON`], with everything that `tests/interop/requirements.txt` names installed. `cargo xtask test` needs
 //! none of this: it checks the golden values that these programs once wrote.
 
-use crate::process::{Outcome, cargo, program, run as execute, step, target_dir};
+use crate::process::{Outcome, TEST_FEATURES, cargo, program, run as execute, step, target_dir};
 use crate::setup;
 use crate::test::cargo_test;
 use std::path::PathBuf;
@@ -27,7 +27,8 @@ pub fn run() -> Outcome {
     let python = step("Python environment", environment)?;
     let packages = step("llama.cpp", node_llama)?;
     let tally = step("comparisons", || {
-        let mut test = cargo(&["test", "--package", "lowbit", "--test", "it", "--no-fail-fast", "interop_"]);
+        let mut test = cargo(&["test", "--package", "lowbit", "--features", TEST_FEATURES, "--test", "it"]);
+        test.args(["--no-fail-fast", "interop_"]);
         test.env(PYTHON, &python);
         test.env(NODE_LLAMA, &packages);
         cargo_test(test, &["--ignored"])

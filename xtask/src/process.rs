@@ -9,6 +9,9 @@ use std::time::Instant;
 /// What a task comes to: an exit code, or one sentence about what broke.
 pub type Outcome = Result<ExitCode, String>;
 
+/// Features of the library that tests have beside the usual ones: they run the command, and look inside.
+pub const TEST_FEATURES: &str = "lowbit/cli,lowbit/internals";
+
 /// The workspace's root: the folder above this crate.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")

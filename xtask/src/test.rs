@@ -6,7 +6,7 @@
 use crate::libtest::{Reading, Tally};
 use crate::nodetest;
 use crate::package;
-use crate::process::{Outcome, cargo, line_of, root, run as execute, step};
+use crate::process::{Outcome, TEST_FEATURES, cargo, line_of, root, run as execute, step};
 use crate::setup;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -40,7 +40,9 @@ pub fn run() -> Outcome {
             .map_err(|message| format!("{message}; `cargo fmt --all` mends it"))
     })?;
     step("clippy, native", || {
-        execute(cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        let all =
+            ["clippy", "--workspace", "--all-targets", "--features", TEST_FEATURES, "--", "-D", "warnings"];
+        execute(cargo(&all))
     })?;
     // As programs have it that are made with the library: nothing of the command line, and every type of its face has a name.
     step("clippy, the library", || {
@@ -64,12 +66,14 @@ pub fn run() -> Outcome {
             "--no-deps",
             "--document-private-items",
             "--features",
-            "lowbit/cli",
+            TEST_FEATURES,
         ]);
         doc.env("RUSTDOCFLAGS", "-D warnings");
         execute(doc)
     })?;
-    let mut tally = step("tests", || cargo_test(cargo(&["test", "--workspace", "--no-fail-fast"]), &[]))?;
+    let mut tally = step("tests", || {
+        cargo_test(cargo(&["test", "--workspace", "--features", TEST_FEATURES, "--no-fail-fast"]), &[])
+    })?;
     package::build(package::Options { fast: true })?;
     step("types of the package", nodetest::types)?;
     step("npm packages of the demo page", || package::install(&root().join("www")))?;

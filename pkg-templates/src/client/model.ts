@@ -52,13 +52,13 @@ export class Model {
     });
   }
 
-  /** The logits after each token: one array of `vocab_size` for each id. */
+  /** The logits after each token: one array of `vocabSize` for each id. */
   async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
     const [rest, job] = jobOptions("logits", options);
     onlyKnown("logits", rest, []);
     const given = tokenIds(ids);
     const all = await this.#connection.run(job, [this], (remote, id) => remote.logits(id, this.#held, given));
-    const width = this.info.vocab_size;
+    const width = this.info.vocabSize;
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
   }
 

@@ -14,7 +14,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
     id: number, job: Job, model: HeldModel, codec: Tokenizer, ids: Uint32Array, chat: boolean, request: GenerateOptions,
   ): Promise<GenerateResult> => {
     const control = jobs.control(id, job, model.checkpoint.readers);
-    const say = (piece: Piece) => caller().piece(id, piece.text, piece.token_id);
+    const say = (piece: Piece) => caller().piece(id, piece.text, piece.tokenId);
     return models.queued(model, job, () =>
       model.handle.generate(ids, chat, request, codec, say, control),
     );

@@ -1,4 +1,5 @@
 /** Work that writes checkpoints: quantizing, converting, the way back, and searches. */
+import { fromFile } from "../documents.js";
 import { LowbitError } from "../errors.js";
 import type { Format } from "../options.generated.js";
 import type { AttemptSummary, AutoEvent, QuantizationRecord } from "../types.js";
@@ -88,7 +89,8 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
             for (const { attempt, bytes } of outcome.summary.variants) {
               const place = attempt && places.get(attempt.name);
               if (attempt === undefined || place === undefined) continue;
-              const record = (await readJson(place.target.existing, "quantization_config.json")) as QuantizationRecord;
+              const file = await readJson(place.target.existing, "quantization_config.json");
+              const record = fromFile(file) as QuantizationRecord;
               const written = await checkpoints.written({ record, bytes } satisfies AttemptSummary, place);
               attempts.push({ name: attempt.name, written });
             }

@@ -2,6 +2,7 @@
 
 use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};
+use crate::options::named;
 use crate::order;
 use std::fmt;
 
@@ -31,31 +32,20 @@ pub enum Sabotage {
     Invalid(&'static str),
 }
 
-/// What an adapter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AdapterKind {
-    /// A GPU with memory of its own.
-    Discrete,
-    /// A GPU that shares the processor's memory.
-    Integrated,
-    /// A GPU behind virtualization.
-    Virtual,
-    /// Not known, as in browsers.
-    Other,
-    /// A program that computes on the processor.
-    Software,
-}
-
-impl AdapterKind {
-    /// The spelling in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Discrete => "discrete",
-            Self::Integrated => "integrated",
-            Self::Virtual => "virtual",
-            Self::Other => "other",
-            Self::Software => "software",
-        }
+named! {
+    /// What an adapter is
+    #[derive(PartialOrd, Ord)]
+    pub enum AdapterKind {
+        /// A GPU with memory of its own
+        Discrete = "discrete",
+        /// A GPU that shares the processor's memory
+        Integrated = "integrated",
+        /// A GPU behind virtualization
+        Virtual = "virtual",
+        /// Not known, as in browsers
+        Other = "other",
+        /// A program that computes on the processor
+        Software = "software",
     }
 }
 

@@ -4,14 +4,13 @@
 //! the next precision, then in INT8, then trained where a host can; then it is the next checkpoint's turn. Only quality and generation count: a result
 //! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
 
-use crate::artifact::records::ModuleRecord;
-use crate::artifact::records::TRAINED;
+use crate::artifact::records::{ModuleRecord, TRAINED};
+use crate::options::named;
 use crate::order;
 use crate::plan::PlanOptions;
 use crate::quant::{Bits, Granularity, Scheme};
 use crate::validate::report::ValidationReport;
 use crate::validate::verdict::{Status, criterion};
-use serde::{Deserialize, Serialize};
 
 /// One thing to try with a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,16 +103,16 @@ pub fn trained_scheme(begin: Beginning) -> Option<Scheme> {
     fitting.next().map(|(_, bits, group)| Scheme::integer(bits, Granularity::Group(group), true))
 }
 
-/// What a report means for what to try next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Judgement {
-    /// Quality and generation are within the limits, or could not be told.
-    Good,
-    /// One of them is not.
-    Bad,
-    /// The original itself has no finite perplexity here, so that no precision can be judged.
-    Hopeless,
+named! {
+    /// What a report means for what to try next
+    pub enum Judgement {
+        /// Quality and generation are within the limits, or could not be told
+        Good = "good",
+        /// One of them is not
+        Bad = "bad",
+        /// The original itself has no finite perplexity here, so that no precision can be judged
+        Hopeless = "hopeless",
+    }
 }
 
 /// Judges by quality and generation alone.

@@ -12,9 +12,12 @@ const HEAD: &str = "\
 import type { KeptPlace, Recipe } from \"./types.js\";
 ";
 
-/// The whole file: an interface for each struct of options, and a type for each enum.
-pub fn file(requests: &[(&'static str, &'static str, Vec<OptionSpec>)]) -> String {
+/// The whole file: an interface for each struct of options, and a type for each enum, those of results too.
+pub fn file(requests: &[(&'static str, &'static str, Vec<OptionSpec>)], unions: &[Kind]) -> String {
     let mut declared = BTreeMap::new();
+    for union in unions {
+        type_of(union, &mut declared);
+    }
     for (name, about, specs) in requests {
         declare(name, about, specs, &mut declared);
     }

@@ -16,13 +16,13 @@ export async function exercise(lowbit, source, input) {
     const model = await loadModel(small, { device: "cpu" });
     const pieces = [];
     for await (const piece of model.generate(prompt, { maxTokens: 16, ignoreEos: true })) pieces.push(piece);
-    const { token_ids } = await model.generate(prompt, { maxTokens: 16, ignoreEos: true }).result();
+    const { tokenIds } = await model.generate(prompt, { maxTokens: 16, ignoreEos: true }).result();
     const report = await validate(original, small, { texts: heldOut, prompts: [prompt], maxTokens: 8, speedRounds: 0, device: "cpu" });
     found.schemes[name] = {
       layout: small.info.layout,
       sha256: await sha256((await small.files())["model.safetensors"]),
       text: pieces.join(""),
-      token_ids,
+      tokenIds,
       perplexity: report.perplexity.quantized,
       accepted: report.accepted,
       phases: [...phases],

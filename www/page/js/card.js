@@ -17,12 +17,12 @@ export function modelCard({ checkpoint, label, from, plan }) {
       ["Architecture", info.architecture],
       ["Parameters", `${parameters(info.parameters)} (${count(info.parameters)})`],
       ["Weights", `${bytes(info.bytes)}, ${LAYOUTS[info.layout] ?? info.layout}`],
-      ["Number formats", formats(info.linear_formats)],
+      ["Number formats", formats(info.linearFormats)],
       ["Tensors", count(info.tensors)],
-      ["Layers", `${info.num_hidden_layers} × ${count(info.hidden_size)} wide, MLP ${count(info.intermediate_size)}`],
-      ["Heads", `${info.num_attention_heads} for queries, ${info.num_key_value_heads} for keys`],
-      ["Vocabulary", `${count(info.vocab_size)}${info.tie_word_embeddings ? ", head tied to the embedding" : ""}`],
-      ["Context", `${count(info.max_position_embeddings)} tokens`],
+      ["Layers", `${info.numHiddenLayers} × ${count(info.hiddenSize)} wide, MLP ${count(info.intermediateSize)}`],
+      ["Heads", `${info.numAttentionHeads} for queries, ${info.numKeyValueHeads} for keys`],
+      ["Vocabulary", `${count(info.vocabSize)}${info.tieWordEmbeddings ? ", head tied to the embedding" : ""}`],
+      ["Context", `${count(info.maxPositionEmbeddings)} tokens`],
     ]),
     info.warnings.length > 0 && el("ul", { class: "notes" }, info.warnings.map((text) => el("li", {}, text))));
   return [about, memory(plan)];
@@ -35,15 +35,15 @@ function formats(linear) {
 
 /** Weights of the linear layers, which quantizing shrinks, and of what stays. */
 function memory(plan) {
-  const largest = Math.max(...plan.precisions.map((entry) => entry.weight_bytes));
+  const largest = Math.max(...plan.precisions.map((entry) => entry.weightBytes));
   const share = (value) => ({ vars: { "--w": `${(value / largest) * 100}%` } });
   const rows = plan.precisions.map((entry) => {
     const best = entry.precision === plan.recommendation.precision;
     return el("li", best ? { class: "best" } : {},
       el("span", { class: "name" }, NAMES[entry.precision] ?? entry.precision),
       el("span", { class: "track", "aria-hidden": "true" },
-        el("i", share(entry.linear_bytes)), el("i", share(entry.weight_bytes - entry.linear_bytes))),
-      el("span", { class: "figures" }, el("b", {}, bytes(entry.weight_bytes)), el("span", { class: "wordy" }, " of weights"), `, ${bytes(entry.total_bytes)} to run`));
+        el("i", share(entry.linearBytes)), el("i", share(entry.weightBytes - entry.linearBytes))),
+      el("span", { class: "figures" }, el("b", {}, bytes(entry.weightBytes)), el("span", { class: "wordy" }, " of weights"), `, ${bytes(entry.totalBytes)} to run`));
   });
   return el("div", {},
     el("h3", {}, "Memory at each precision"),
@@ -57,7 +57,7 @@ const TAB = 4 * 2 ** 30;
 
 function fits(plan) {
   const memory = Math.min((navigator.deviceMemory ?? 4) * 2 ** 30, TAB);
-  const fitting = plan.precisions.find((entry) => entry.total_bytes <= memory);
+  const fitting = plan.precisions.find((entry) => entry.totalBytes <= memory);
   const what = fitting ? `${NAMES[fitting.precision]} ${fitting === plan.precisions[0] ? "and everything smaller fit" : "is the largest that fits"}` : "no precision fits";
   return ` In the ${Math.round(memory / 2 ** 30)} GiB that a tab can have here, ${what}.`;
 }

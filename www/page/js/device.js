@@ -33,7 +33,7 @@ async function featuresOf() {
   return FEATURES.filter((name) => adapter?.features.has(name));
 }
 
-function adapterLine({ name, api, kind, max_binding_bytes: binding, fast_kernels: fast, replaced, error }, features) {
+function adapterLine({ name, api, kind, maxBindingBytes: binding, fastKernels: fast, replaced, error }, features) {
   const checked = error === null ? "its kernels were checked against the CPU and agree" : `not used: ${error}`;
   const faster = [fast.length > 0 && ` Faster with ${fast.join(", ")}.`, ...replaced.map((what) => ` ${what}.`)];
   const software = kind === "software" && error === null ? "; a software adapter, so only taken when it is asked for" : "";

@@ -63,7 +63,7 @@ export function setUpQuantizing(store) {
     if (found === undefined) return;
     const made = found.attempts.map(({ name, output, report }) => ({
       id: nextId++, name: `Auto: ${name}`, method: "auto", output, report,
-      summary: { ...output.summary, source_bytes: model.checkpoint.info.bytes, modules: [], notes: [] },
+      summary: { ...output.summary, sourceBytes: model.checkpoint.info.bytes, modules: [], notes: [] },
     }));
     const chosen = made.find(({ output }) => output === found.accepted) ?? made.at(-1);
     chosen.summary.notes.push(found.recommendation);
@@ -91,7 +91,7 @@ async function calibrationText(fields, signal) {
 
 /** Both sizes to scale, one above the other. */
 function shrunk({ name, summary, seconds: took }) {
-  const { source_bytes: before, bytes: after, record, notes } = summary;
+  const { sourceBytes: before, bytes: after, record, notes } = summary;
   const strip = (value, second) =>
     el("div", { class: `strip${second ? " second" : ""}`, vars: { "--w": `${(value / Math.max(before, after)) * 100}%` } });
   return el("div", { class: "shrunk" },
@@ -99,6 +99,6 @@ function shrunk({ name, summary, seconds: took }) {
     el("p", { class: "label" }, "original, ", bytes(before)), strip(before, false),
     el("p", { class: "label" }, `${name}, ${bytes(after)}`), strip(after, true),
     el("p", { class: "hint" },
-      `${percent(1 - after / before, 0)} smaller; ${record.bits_per_weight.toFixed(2)} bits for each quantized weight, scales included.${took === undefined ? "" : ` Took ${seconds(took)}.`}`),
+      `${percent(1 - after / before, 0)} smaller; ${record.bitsPerWeight.toFixed(2)} bits for each quantized weight, scales included.${took === undefined ? "" : ` Took ${seconds(took)}.`}`),
     notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
 }

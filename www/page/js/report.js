@@ -33,10 +33,10 @@ function figure(caption, ...children) {
 function figures({ perplexity: texts, divergence, memory, speed, dataset, execution }) {
   const pairs = [
     ["Perplexity", perplexity(texts.quantized), `was ${perplexity(texts.original)}, ${change(texts.increase)}`],
-    ["KL divergence", short(divergence.kl_mean), `nats a token; the worst hundredth beyond ${short(divergence.kl_p99)}`],
-    ["Same first choice", percent(divergence.top1_agreement, 1), "of the next tokens"],
-    ["Linear layers", `${short(memory.ratio)}× smaller`, `${bytes(memory.original_bytes)} became ${bytes(memory.quantized_bytes)}`],
-    speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantized_tokens_per_second)} tokens/s, was ${short(speed.original_tokens_per_second)}, on ${speed.device.replace(/^cpu\b.*/, "the CPU")}`],
+    ["KL divergence", short(divergence.klMean), `nats a token; the worst hundredth beyond ${short(divergence.klP99)}`],
+    ["Same first choice", percent(divergence.top1Agreement, 1), "of the next tokens"],
+    ["Linear layers", `${short(memory.ratio)}× smaller`, `${bytes(memory.originalBytes)} became ${bytes(memory.quantizedBytes)}`],
+    speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantizedTokensPerSecond)} tokens/s, was ${short(speed.originalTokensPerSecond)}, on ${speed.device.replace(/^cpu\b.*/, "the CPU")}`],
     ["Read", `${count(dataset.tokens)} tokens`, `${dataset.name}; ${execution === "side-by-side" ? "both models at once" : "layer by layer"}`],
   ].filter(Boolean);
   return el("dl", { class: "big" }, pairs.map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more)))));
@@ -54,7 +54,7 @@ function criteria(report) {
 
 function layerTable({ layers }) {
   const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer.name), el("td", { class: "scheme" }, scheme(layer.scheme)),
-    el("td", { class: "n" }, layer.snr_db === null ? "exact" : `${layer.snr_db.toFixed(1)} dB`), el("td", { class: "n" }, short(layer.max_abs_error))));
+    el("td", { class: "n" }, layer.snrDb === null ? "exact" : `${layer.snrDb.toFixed(1)} dB`), el("td", { class: "n" }, short(layer.maxAbsError))));
   const heads = [["Matrix"], ["Scheme"], ["SNR", "n"], ["Largest error", "n"]];
   return el("details", { class: "more" }, el("summary", {}, "Each matrix as a table"),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Noise of each matrix" }, el("table", {},
@@ -79,7 +79,7 @@ function weightView(store, model, run) {
     }
   };
   select.addEventListener("change", draw);
-  const least = run.report.layers.reduce((a, b) => ((b.snr_db ?? Infinity) < (a.snr_db ?? Infinity) ? b : a), run.report.layers[0]);
+  const least = run.report.layers.reduce((a, b) => ((b.snrDb ?? Infinity) < (a.snrDb ?? Infinity) ? b : a), run.report.layers[0]);
   if (least) select.value = least.name;
   const element = el("figure", {},
     el("div", { class: "head" }, el("h3", {}, "Weights before and after"), el("label", {}, el("span", { class: "offscreen" }, "Matrix"), select)), plot);
@@ -101,8 +101,8 @@ function failures({ prompts, failures: found }) {
   if (found.length === 0) return el("section", {}, heading, el("p", {}, `No failures in ${count(prompts)} continuations: no endless repetition, no collapse, nothing empty.`));
   return el("section", {}, heading,
     el("p", {}, `${found.length} ${found.length === 1 ? "failure" : "failures"} in ${count(prompts)} continuations.`),
-    found.map((failed) => el("div", { class: failed.original_also ? "failure old" : "failure" },
-      el("p", {}, el("strong", {}, sentence(failureName(failed.kind))), failed.original_also && " So does the original on this prompt."),
+    found.map((failed) => el("div", { class: failed.originalAlso ? "failure old" : "failure" },
+      el("p", {}, el("strong", {}, sentence(failureName(failed.kind))), failed.originalAlso && " So does the original on this prompt."),
       wrote(failed), el("p", { class: "hint" }, sentence(failed.detail)))));
 }
 

@@ -20,14 +20,14 @@ function table(store, { runs, run: chosen, model, busy, originalTokensPerSecond 
   const judged = runs.findLast((run) => run.report);
   const original = el("tr", {},
     el("th", { scope: "row", class: "unchosen" }, "Original"),
-    cells("16.00", model.checkpoint.info.bytes, perplexityCell(judged?.report.perplexity.original), judged?.report.speed?.original_tokens_per_second ?? originalTokensPerSecond),
+    cells("16.00", model.checkpoint.info.bytes, perplexityCell(judged?.report.perplexity.original), judged?.report.speed?.originalTokensPerSecond ?? originalTokensPerSecond),
     el("td", {}));
-  if (model.checkpoint.info.layout !== "dense" || model.checkpoint.info.linear_formats?.F32) original.children[1].textContent = "–";
+  if (model.checkpoint.info.layout !== "dense" || model.checkpoint.info.linearFormats?.F32) original.children[1].textContent = "–";
   const rows = runs.map((run) => el("tr", run === chosen ? { class: "chosen" } : {},
     el("th", { scope: "row" }, el("label", { class: "check" },
       el("input", { type: "radio", name: "run", id: `run-${run.id}`, checked: run === chosen, disabled: busy !== undefined, onchange: () => store.set({ run: store.get().runs.find(({ id }) => id === run.id) }) }),
       el("span", {}, `${run.id}. ${run.name}`))),
-    cells(run.summary.record.bits_per_weight.toFixed(2), run.summary.bytes, perplexityCell(run.report?.perplexity.quantized, run.report?.perplexity.increase), run.report?.speed?.quantized_tokens_per_second ?? run.tokensPerSecond),
+    cells(run.summary.record.bitsPerWeight.toFixed(2), run.summary.bytes, perplexityCell(run.report?.perplexity.quantized, run.report?.perplexity.increase), run.report?.speed?.quantizedTokensPerSecond ?? run.tokensPerSecond),
     el("td", {}, verdict(run.report))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", {},
     el("caption", {}, "Bits for each quantized weight, and the size of all. ", el("span", { class: "narrow" }, "The table goes on to the right →")),

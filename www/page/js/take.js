@@ -1,5 +1,5 @@
 // Taking a result away: as a zip or into a folder, as it is or as other tools spell it.
-import { convert } from "../lowbit.js";
+import { convert, fileText } from "../lowbit.js";
 import { byId, el, show } from "./dom.js";
 import { bytes, short } from "./format.js";
 import { failure, job } from "./jobs.js";
@@ -45,7 +45,7 @@ export function setUpTaking(store) {
       try {
         const files = await output.files();
         if (run.report !== undefined && format !== "gguf") {
-          files["validation_report.json"] = new TextEncoder().encode(`${JSON.stringify(run.report, null, 2)}\n`);
+          files["validation_report.json"] = new TextEncoder().encode(fileText(run.report));
         }
         return { summary, ...(await destination(folderName(model, run, format), files, control.signal)) };
       } finally {
@@ -116,7 +116,7 @@ function savedView({ where, size, summary }) {
   const losses = summary?.losses ?? [];
   const notes = [...(summary?.notes ?? []), ...losses.slice(0, 5).map(({ name, loss }) => `${name}: ${loss}`)];
   if (losses.length > 5) notes.push(`and ${losses.length - 5} more matrices`);
-  const difference = summary?.largest_weight_difference;
+  const difference = summary?.largestWeightDifference;
   return el("div", { class: "notice good", role: "status" },
     el("p", {}, `Saved as ${where}, ${bytes(size)}. `,
       summary === undefined ? "Drop it here to open it again."

@@ -36,8 +36,8 @@ export function setUpTalking(store) {
         results.push(await speak(voices[index], loaded, prompt, { ...options, signal, onProgress }, results[0]));
       }
       if (results.length === 2) tellDifference(voices, results);
-      if (run) store.learn(run.id, { tokensPerSecond: results[1].tokens_per_second });
-      store.set({ originalTokensPerSecond: results[0].tokens_per_second });
+      if (run) store.learn(run.id, { tokensPerSecond: results[1].tokensPerSecond });
+      store.set({ originalTokensPerSecond: results[0].tokensPerSecond });
     });
     voices.forEach(({ rest }) => rest());
   });
@@ -121,21 +121,21 @@ async function speak(column, model, prompt, options, before) {
   }
   const result = await generation.result();
   column.rest();
-  const why = model.info.why_cpu;
+  const why = model.info.whyCpu;
   column.figures.append(...[
-    result.tokens_per_second !== null && el("span", {}, el("b", {}, count(result.tokens_per_second)), " tokens/s"),
-    el("span", {}, `${result.token_ids.length} tokens`),
+    result.tokensPerSecond !== null && el("span", {}, el("b", {}, count(result.tokensPerSecond)), " tokens/s"),
+    el("span", {}, `${result.tokenIds.length} tokens`),
     el("span", {}, model.info.device.replace(/^cpu/, "CPU"), why && `; no GPU: ${why}`),
   ].filter(Boolean));
   return result;
 }
 
 function tellDifference(voices, [a, b]) {
-  const at = firstDifference(a.token_ids, b.token_ids);
+  const at = firstDifference(a.tokenIds, b.tokenIds);
   const shared = commonStart(a.text, b.text);
   voices[0].say(a.text, shared);
   voices[1].say(b.text, shared);
-  const total = Math.min(a.token_ids.length, b.token_ids.length);
+  const total = Math.min(a.tokenIds.length, b.tokenIds.length);
   const together = at === 0 ? "They part at the first token" : `They say the same for ${at} ${at === 1 ? "token" : "tokens"}, and part at token ${at + 1}`;
   show(byId("first-difference"), at === null ? `Both say the same, all ${total} tokens of it.` : `${together}; from there on each goes its own way.`);
 }

@@ -59,8 +59,8 @@ const result: GenerateResult = await generation.result();
 const messages: readonly ChatMessage[] = [{ role: "user", content: "Hello" }];
 const chat: string = await model.chat(messages).text().catch((error: LowbitError) => error.code);
 const score: PerplexityResult = await perplexity(model, input.heldOut, { context: 128 });
-const logprobs: Float64Array = await model.logprobs(result.prompt_ids);
-const rows: Float32Array[] = await model.logits(result.prompt_ids);
+const logprobs: Float64Array = await model.logprobs(result.promptIds);
+const rows: Float32Array[] = await model.logits(result.promptIds);
 
 const judging: ValidateOptions = { texts: input.heldOut, prompts: [input.prompt], maxTokens: 2, speedRounds: 0, device: "cpu" };
 const report: ValidationReport = await validate(original, small, judging);
@@ -84,7 +84,7 @@ const five: QuantizeOptions = { bits: 5 };
 console.log(
   JSON.stringify({
     parameters: info.parameters, layout: small.info.layout, method: record.method, files: Object.keys(files), written: pieces.length > 0,
-    code, device: about.device, text, tokens: result.token_ids.length, chat, perplexity: score.perplexity, logprobs: logprobs.length,
+    code, device: about.device, text, tokens: result.tokenIds.length, chat, perplexity: score.perplexity, logprobs: logprobs.length,
     rows: rows.length, schema: report.schema, compared: compared.length, converted: converted.info.layout, wide: wide.info.layout,
     precisions: needs.precisions.length, engine: here.engine, phases: seen.length > 0, unused: [misspelled, five, modules].length,
   }),

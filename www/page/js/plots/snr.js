@@ -14,13 +14,13 @@ const block = (name) => /layers\.(\d+)\./.exec(name)?.[1];
 /** `choose(name)` is called for a matrix that is clicked; `mark(name)` shows which is chosen. */
 export function snrPlot(layers, choose) {
   let chosen;
-  const known = layers.filter(({ snr_db: snr }) => snr !== null);
+  const known = layers.filter(({ snrDb: snr }) => snr !== null);
   if (known.length === 0) return { element: el("p", { class: "hint" }, "Nothing was rounded."), mark: () => {} };
-  const values = known.map(({ snr_db: snr }) => snr);
+  const values = known.map(({ snrDb: snr }) => snr);
   const middle = (Math.min(...values) + Math.max(...values)) / 2;
   const half = Math.max(Math.max(...values) - Math.min(...values), LEAST_SPAN) * 0.6;
   const [low, high] = [middle - half, middle + half];
-  const worst = known.reduce((a, b) => (b.snr_db < a.snr_db ? b : a));
+  const worst = known.reduce((a, b) => (b.snrDb < a.snrDb ? b : a));
   const label = `From ${Math.min(...values).toFixed(1)} to ${Math.max(...values).toFixed(1)} dB over ${known.length} matrices; the least in ${worst.name}.`;
 
   const { element: plot, redraw } = frame((width) => {
@@ -29,9 +29,9 @@ export function snrPlot(layers, choose) {
     const radius = Math.max(2, Math.min(5.5, (width - LEFT) / known.length / 2.6));
     const dots = known.map((layer, at) => {
       const kind = isAttention(layer.name) ? "first" : "second";
-      const dot = svg("circle", { class: `dot ${kind}${layer.name === chosen ? " chosen" : ""}`, cx: x(at), cy: y(layer.snr_db), r: radius, onclick: () => choose(layer.name) },
-        svg("title", {}, `${layer.name}: ${layer.snr_db.toFixed(1)} dB`));
-      return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: HEIGHT - BOTTOM, y2: y(layer.snr_db) }), dot);
+      const dot = svg("circle", { class: `dot ${kind}${layer.name === chosen ? " chosen" : ""}`, cx: x(at), cy: y(layer.snrDb), r: radius, onclick: () => choose(layer.name) },
+        svg("title", {}, `${layer.name}: ${layer.snrDb.toFixed(1)} dB`));
+      return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: HEIGHT - BOTTOM, y2: y(layer.snrDb) }), dot);
     });
     return canvas(width, HEIGHT, label, rows(ticks(low, high, 4), y, LEFT, width - RIGHT, (value) => `${String(value).replace("-", "−")} dB`),
       svg("text", { x: LEFT, y: 8 }, "higher is cleaner"), dots, blocks(x, width));
