@@ -126,7 +126,7 @@ for (const worker of [true, false]) {
       const model = await engine.loadModel(await engine.openCheckpoint(MODEL), { device: "cpu" });
       const generation = model.generate(prompt, { maxTokens: 400, ignoreEos: true });
       for await (const piece of generation) {
-        assert.ok(piece.length > 0);
+        assert.ok(piece.text.length > 0);
         break;
       }
       await fails(generation.result(), "cancelled");

@@ -107,7 +107,7 @@ for (const method of ["gptq", "awq"]) {
     const target = () => ({ write: () => {}, close: () => {} });
     const options = { method, bits: 4, groupSize: 128, calibration: { tokens, samples: 2, sequenceLength: 256 }, device: "cpu", target };
     const { summary } = await engine.quantize(checkpoint, options);
-    const planned = summary.planned_memory.peak_bytes;
+    const planned = summary.plannedMemory.peakBytes;
     const { memory } = await engine.capabilities();
     t.diagnostic(`note: planned ${planned} bytes, ${memory} taken (${(memory / planned - 1).toFixed(3)})`);
     assert.ok(memory > (1 - LESS) * planned && memory < (1 + MORE) * planned, `${memory} of ${planned}`);

@@ -42,7 +42,7 @@ describe("the entry points", () => {
     assert.deepEqual(Object.keys(browser).sort(), Object.keys(node).sort());
     const wanted = [
       "Checkpoint", "Engine", "Generation", "LowbitError", "Model", "Output", "auto", "cache", "capabilities", "compare", "convert",
-      "createEngine", "dequantize", "loadModel", "openCheckpoint", "perplexity", "plan", "quantize", "tools", "validate",
+      "createEngine", "dequantize", "fileText", "loadModel", "openCheckpoint", "perplexity", "plan", "quantize", "tools", "validate",
     ];
     assert.deepEqual(Object.keys(node).sort(), wanted);
   });
@@ -90,7 +90,7 @@ test("a generation can be read as often as one likes, by several at once", async
   assert.ok(one.length > 4);
   assert.deepEqual(two, one);
   assert.deepEqual(await read(), one);
-  assert.equal(await generation.text(), one.join(""));
+  assert.equal(await generation.text(), one.map(({ text }) => text).join(""));
 });
 
 test("what is held can be given back by the language", async () => {

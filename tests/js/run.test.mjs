@@ -83,10 +83,11 @@ describe("a model", () => {
     const generation = model.generate(prompt, { maxTokens: 16 });
     const pieces = [];
     for await (const piece of generation) pieces.push(piece);
-    assert.ok(pieces.length > 4 && pieces.every((piece) => piece !== ""));
-    const text = golden.run.original.greedy[0].text;
-    assert.ok(text.startsWith(pieces.join("")));
-    assert.equal(await generation.text(), pieces.join(""));
+    const { text, token_ids } = golden.run.original.greedy[0];
+    assert.deepEqual(pieces.map(({ tokenId }) => tokenId), token_ids.slice(0, 16), "a piece for each token");
+    const said = pieces.map((piece) => piece.text).join("");
+    assert.ok(said.length > 16 && text.startsWith(said));
+    assert.equal(await generation.text(), said);
     const { tokenIds, tokensPerSecond, prefillSeconds } = await generation.result();
     assert.equal(tokenIds.length, 16);
     assert.ok(tokensPerSecond > 0 && prefillSeconds >= 0);

@@ -66,19 +66,19 @@ const SUMMING = 1e-4;
 export function assertExercised({ parameters, schemes, automatic, capabilities, errors }) {
   assert.equal(parameters, 705_408);
   for (const [name, of] of [["rtn", "int4 group 32"], ["gptq", "gptq int4 group 32"]]) {
-    const { layout, sha256, text, token_ids, perplexity, phases } = schemes[name];
+    const { layout, sha256, text, tokenIds, perplexity, phases } = schemes[name];
     const wanted = golden.run[of];
     assert.equal(layout, "compressed-tensors");
     assert.ok(Math.abs(perplexity / wanted.perplexity - 1) < (name === "gptq" ? LEARNED : SUMMING), `${name}: perplexity ${perplexity}, natively ${wanted.perplexity}`);
-    assert.equal(token_ids.length, 16);
+    assert.equal(tokenIds.length, 16);
     assert.ok(text.length > 16);
     assert.ok(Array.isArray(phases));
     if (name === "gptq") continue;
-    assert.deepEqual(token_ids, wanted.greedy[0].token_ids.slice(0, 16));
+    assert.deepEqual(tokenIds, wanted.greedy[0].token_ids.slice(0, 16));
     assert.ok(wanted.greedy[0].text.startsWith(text), text);
     assert.equal(sha256, golden.quantized[of]["model.safetensors"]);
   }
-  assert.equal(automatic.vocab_size, 2048);
+  assert.equal(automatic.vocabSize, 2048);
   assert.match(capabilities.engine, /^(simd128|relaxed-simd)$/);
   assert.equal(capabilities.worker, true);
   assert.deepEqual(errors, { misspelled: "invalid_argument", missing: "not_found" });

@@ -1,7 +1,7 @@
 /** Text as it comes. Not here: who makes it (`model.ts`). */
 import { jobOptions, plain } from "../requests.js";
 import type { GenerateOptions as EngineOptions } from "../options.generated.js";
-import type { GenerateOptions, GenerateResult, JobOptions } from "../types.js";
+import type { GenerateOptions, GenerateResult, JobOptions, Piece } from "../types.js";
 
 /** Starts a generation; pieces go to `piece`, which may make the model wait. */
 type Start = (
@@ -11,15 +11,15 @@ type Start = (
 ) => Promise<GenerateResult>;
 
 /**
- * Text as it comes. `for await` gives pieces, and leaving the loop ends the generation; `text()` and `result()` wait for all
+ * Text as it comes. `for await` gives a piece for each token, and leaving the loop ends the generation; `text()` and `result()` wait for all
  * of it, and all of this as often as one likes. It begins when it is first asked for anything.
  */
-export class Generation implements AsyncIterable<string> {
+export class Generation implements AsyncIterable<Piece> {
   readonly #start: Start;
   readonly #what: string;
   readonly #options: GenerateOptions;
   readonly #stop = new AbortController();
-  readonly #pieces: string[] = [];
+  readonly #pieces: Piece[] = [];
   /** Called when there is a piece, or none will come. */
   #waiting: (() => void)[] = [];
   #result: Promise<GenerateResult> | undefined;
@@ -50,7 +50,7 @@ export class Generation implements AsyncIterable<string> {
     return (await this.result()).text;
   }
 
-  async *[Symbol.asyncIterator](): AsyncGenerator<string, GenerateResult, undefined> {
+  async *[Symbol.asyncIterator](): AsyncGenerator<Piece, GenerateResult, undefined> {
     const result = this.result();
     try {
       for (let at = 0; ; ) {
@@ -74,9 +74,8 @@ export class Generation implements AsyncIterable<string> {
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
     try {
-      return await this.#start(request, { signal: this.#stop.signal, onProgress }, async (text) => {
-        if (text === "") return;
-        this.#pieces.push(text);
+      return await this.#start(request, { signal: this.#stop.signal, onProgress }, async (text, tokenId) => {
+        this.#pieces.push({ text, tokenId });
         this.#wake();
       });
     } finally {

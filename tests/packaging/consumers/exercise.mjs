@@ -15,7 +15,7 @@ export async function exercise(lowbit, source, input) {
     const small = await quantize(original, { ...options, onProgress: ({ phase }) => phases.add(phase) });
     const model = await loadModel(small, { device: "cpu" });
     const pieces = [];
-    for await (const piece of model.generate(prompt, { maxTokens: 16, ignoreEos: true })) pieces.push(piece);
+    for await (const piece of model.generate(prompt, { maxTokens: 16, ignoreEos: true })) pieces.push(piece.text);
     const { tokenIds } = await model.generate(prompt, { maxTokens: 16, ignoreEos: true }).result();
     const report = await validate(original, small, { texts: heldOut, prompts: [prompt], maxTokens: 8, speedRounds: 0, device: "cpu" });
     found.schemes[name] = {

@@ -116,7 +116,7 @@ async function speak(column, model, prompt, options, before) {
   let said = "";
   const generation = model.generate(prompt, options);
   for await (const piece of generation) {
-    said += piece;
+    said += piece.text;
     column.say(said, before === undefined ? said.length : commonStart(before.text, said));
   }
   const result = await generation.result();

@@ -54,7 +54,7 @@ const about: ModelInfo = model.info;
 const generating: GenerateOptions = { maxTokens: 4, temperature: 0, stop: ["\n\n"] };
 const generation: Generation = model.generate(input.prompt, generating);
 let text = "";
-for await (const piece of generation) text += piece;
+for await (const piece of generation) text += piece.text;
 const result: GenerateResult = await generation.result();
 const messages: readonly ChatMessage[] = [{ role: "user", content: "Hello" }];
 const chat: string = await model.chat(messages).text().catch((error: LowbitError) => error.code);
