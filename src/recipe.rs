@@ -198,7 +198,7 @@ impl Rule {
         };
         let bits = bits.unwrap_or(usual_bits);
         let symmetric = self.symmetric.unwrap_or(usual_symmetric);
-        Ok(Some(Choice { method, scheme: Scheme::integer(bits, granularity, symmetric) }))
+        Ok(Some(Choice { method, scheme: Scheme::symmetric(bits, granularity).with_symmetry(symmetric) }))
     }
 
     fn granularity(&self) -> Result<Option<Granularity>> {

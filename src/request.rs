@@ -34,7 +34,7 @@ pub use run::{CalibrationHost, Perplexity};
 #[cfg(feature = "train")]
 pub use tasks::TasksRequest;
 #[cfg(feature = "train")]
-pub use train::{Masters, TrainRequest, TrainedAs, TrainedScales};
+pub use train::{Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
 pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, Purpose};
 
 use crate::backend::choice::DeviceRequest;

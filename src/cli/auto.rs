@@ -16,7 +16,7 @@ use crate::format::source::FsDir;
 use crate::model::Checkpoint;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
 use crate::pipeline::auto::{AutoSurroundings, Candidate, Event, Outputs, auto};
-use crate::request::{AutoRequest, TextsOptions};
+use crate::request::{AutoRequest, Learns, TextsOptions};
 use crate::task::{BoxFuture, block_on};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use crate::validate::windows::Dataset;
@@ -148,7 +148,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         let trainer = QatTrainer {
             new_backend: &|| Ok(CpuBackend::new()),
             options: &|scheme, config| match TrainRequest::to_scheme(scheme) {
-                Some(request) => TrainRequest { memory, ..request }.options(config, true),
+                Some(request) => TrainRequest { memory, ..request }.options(config, Learns::FromTeacher),
                 None => Err(Error::invalid_argument(format!("{scheme}: no scheme to train to"))),
             },
             seconds: 60.0 * args.training_minutes,

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{FsSinkDir, write_whole};
 use crate::pipeline::auto::variant;
 use crate::pipeline::{QuantizeOptions, quantize};
-use crate::quant::{Bits, Granularity};
+use crate::quant::{Bits, Granularity, Method, Scheme};
 use crate::request::{CompareRequest, PerplexityRequest, ValidateRequest};
 use crate::task::block_on;
 use crate::validate::continuations::Pair;
@@ -63,8 +63,8 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
         checkpoint.bytes()
     ))?;
     let variants = [
-        ("int8", QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true)),
-        ("int4", QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true)),
+        ("int8", QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Eight, Granularity::Channel))),
+        ("int4", QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Four, Granularity::Group(32)))),
         ("ternary", QuantizeOptions::ternary(Granularity::Tensor)),
     ];
     let text = TextArgs { text }.read(&PerplexityRequest::default())?;

@@ -61,7 +61,7 @@ struct Document {
 
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
-    args.request.0.check_comparison(args.text.is_some(), args.original.is_some())?;
+    args.request.0.check_comparison(args.text.as_ref(), args.original.as_ref())?;
     let mut sizes = (0, 0);
     let document = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint, terminal).await?;

@@ -15,7 +15,7 @@ use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainInputs, TrainOutcome, TrainSurroundings, train};
-use crate::request::TrainRequest;
+use crate::request::{Learns, TrainRequest};
 use crate::task::block_on;
 use crate::train::Room;
 use crate::train::corpus::{Corpus, Position, Sequence};
@@ -75,7 +75,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
-        let options = request.options(model.config(), teacher.is_some())?;
+        let learns = if teacher.is_some() { Learns::FromTeacher } else { Learns::FromTexts };
+        let options = request.options(model.config(), learns)?;
         let to = destination(&args.output, Some(&args.from.model), request.format)?;
         let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;
         terminal.note(format_args!(

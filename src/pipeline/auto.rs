@@ -335,8 +335,8 @@ impl Trial<'_> {
         };
         let granularity: Granularity = if bits == Bits::Eight { usual.int8 } else { usual.int4 };
         let mut options = match self.options.method {
-            Method::Awq => QuantizeOptions::awq(bits, granularity, true),
-            _ => QuantizeOptions::gptq(bits, granularity, true),
+            Method::Awq => QuantizeOptions::new(Method::Awq, Scheme::symmetric(bits, granularity)),
+            _ => QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity)),
         };
         if let What::Target(bits) = self.rung.what {
             options.target = Some(Budget::BitsPerWeight(bits));

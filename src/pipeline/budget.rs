@@ -89,7 +89,7 @@ pub struct Allocation {
 fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     let usual = (Bits::Four, Bits::Four.usual_granularity(), true);
     let (_, granularity, symmetric) = options.scheme.as_integer().unwrap_or(usual);
-    let integer = |bits, granularity| Scheme::integer(bits, granularity, symmetric);
+    let integer = |bits, granularity| Scheme::symmetric(bits, granularity).with_symmetry(symmetric);
     let few = [Bits::Two, Bits::Three, Bits::Four].map(|bits| integer(bits, granularity));
     few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
 }

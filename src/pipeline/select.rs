@@ -53,11 +53,11 @@ pub struct QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// Round to nearest with `bits` and `granularity`, everything else as usual.
-    pub fn rtn(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
+    /// A method and a number format, everything else as usual.
+    pub fn new(method: Method, scheme: Scheme) -> Self {
         Self {
-            method: Method::Rtn,
-            scheme: Scheme::integer(bits, granularity, symmetric),
+            method,
+            scheme,
             quantize_head: false,
             quantize_embedding: None,
             layout: None,
@@ -74,21 +74,10 @@ impl QuantizeOptions {
         }
     }
 
-    /// GPTQ with `bits` and `granularity`, everything else as usual.
-    pub fn gptq(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
-        Self { method: Method::Gptq, ..Self::rtn(bits, granularity, symmetric) }
-    }
-
-    /// AWQ with `bits` and `granularity`, everything else as usual.
-    pub fn awq(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
-        Self { method: Method::Awq, ..Self::rtn(bits, granularity, symmetric) }
-    }
-
     /// BitNet ternary with one scale a matrix, or a row.
     pub fn ternary(granularity: Granularity) -> Self {
-        let scheme = Scheme::ternary(granularity);
-        let usual = Self::rtn(Bits::Two, granularity, true);
-        Self { method: Method::Ternary, scheme, activations: Activations::Int8, ..usual }
+        let usual = Self::new(Method::Ternary, Scheme::ternary(granularity));
+        Self { activations: Activations::Int8, ..usual }
     }
 
     /// The layout that holds such a result.
@@ -271,7 +260,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         refuse_wide_groups(config, choice.scheme.granularity())?;
     }
     if let Some(bits) = options.quantize_embedding {
-        let scheme = Scheme::integer(bits, Granularity::Channel, true);
+        let scheme = Scheme::symmetric(bits, Granularity::Channel);
         let choice = Some(Choice { method: Method::Rtn, scheme });
         let (module, source) = (names::EMBEDDING.to_owned(), checkpoint.embedding_module().to_owned());
         let embedding = Asked { module, source, shape: table, rule: None, choice };

@@ -72,7 +72,8 @@ impl Default for PlanOptions {
 
 impl PlanOptions {
     fn scheme(&self, precision: Precision) -> Option<Scheme> {
-        let integer = |bits, granularity| Some(Scheme::integer(bits, granularity, !self.asymmetric));
+        let integer =
+            |bits, granularity| Some(Scheme::symmetric(bits, granularity).with_symmetry(!self.asymmetric));
         match precision {
             Precision::F32 | Precision::F16 => None,
             Precision::Int8 => integer(Bits::Eight, self.int8),
@@ -292,7 +293,8 @@ mod tests {
 
     #[test]
     fn packed_bytes_are_those_of_a_packed_tensor() {
-        let integer = Scheme::integer;
+        let integer =
+            |bits, granularity, symmetric| Scheme::symmetric(bits, granularity).with_symmetry(symmetric);
         let schemes = [
             integer(Bits::Eight, Granularity::Channel, true),
             integer(Bits::Four, Granularity::Group(32), false),

@@ -133,9 +133,23 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Integer codes, with a zero point for each scale unless they are symmetric.
-    pub const fn integer(bits: Bits, granularity: Granularity, symmetric: bool) -> Self {
-        Self::Integer { bits, granularity, symmetric }
+    /// Integer codes whose zero point is always in their middle.
+    pub const fn symmetric(bits: Bits, granularity: Granularity) -> Self {
+        Self::Integer { bits, granularity, symmetric: true }
+    }
+
+    /// Integer codes with a zero point for each scale.
+    pub const fn asymmetric(bits: Bits, granularity: Granularity) -> Self {
+        Self::Integer { bits, granularity, symmetric: false }
+    }
+
+    /// The same, with a zero point for each scale where it is not symmetric. Other codes have none.
+    #[must_use]
+    pub const fn with_symmetry(self, symmetric: bool) -> Self {
+        match self {
+            Self::Integer { bits, granularity, .. } => Self::Integer { bits, granularity, symmetric },
+            other => other,
+        }
     }
 
     /// Weights -1, 0 and 1 times a scale.

@@ -68,7 +68,8 @@ fn patterns_match_whole_names() {
 
 #[test]
 fn a_rule_says_what_differs_from_the_options() {
-    let integer = Scheme::integer;
+    let integer =
+        |bits, granularity, symmetric| Scheme::symmetric(bits, granularity).with_symmetry(symmetric);
     let usual = Choice { method: Method::Gptq, scheme: integer(Bits::Four, Granularity::Group(32), false) };
     let ternary = Choice { method: Method::Ternary, scheme: Scheme::ternary(Granularity::Channel) };
     // (rule, options, method and scheme; none: floating point)

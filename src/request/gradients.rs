@@ -1,6 +1,6 @@
 //! A look at gradients: of a model as it would be trained. Floor 8.
 
-use super::train::{TrainRequest, TrainedAs, TrainedScales};
+use super::train::{Learns, TrainRequest, TrainedAs, TrainedScales};
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::options::{Bounds, Options, options};
@@ -41,6 +41,6 @@ impl CheckGradientsRequest {
             seed: self.seed,
             ..TrainRequest::default()
         };
-        request.options(config, false)
+        request.options(config, Learns::FromTexts)
     }
 }

@@ -9,7 +9,7 @@ use crate::model::ModelConfig;
 use crate::options::{Bounds, Bytes, Kind, OptionValue, Options, Place, named, options};
 use crate::pipeline::QuantizeOptions;
 use crate::pipeline::budget::Budget;
-use crate::quant::{Activations, Bits, GptqOptions, Granularity, Method};
+use crate::quant::{Activations, Bits, GptqOptions, Granularity, Method, Scheme};
 use crate::recipe::Recipe;
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use serde_json::Value;
@@ -193,11 +193,8 @@ impl QuantizeRequest {
                 _ => bits.usual_granularity(),
             };
             let (granularity, symmetric) = (self.group_size.unwrap_or(usual), self.symmetric.unwrap_or(true));
-            match self.method {
-                Method::Gptq => QuantizeOptions::gptq(bits, granularity, symmetric),
-                Method::Awq => QuantizeOptions::awq(bits, granularity, symmetric),
-                Method::Rtn | Method::Ternary => QuantizeOptions::rtn(bits, granularity, symmetric),
-            }
+            let scheme = Scheme::symmetric(bits, granularity).with_symmetry(symmetric);
+            QuantizeOptions::new(self.method, scheme)
         };
         options.recipe = self.recipe.clone();
         options.gptq = self.gptq;

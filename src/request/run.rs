@@ -100,7 +100,7 @@ impl DequantizeRequest {
         target: &dyn SinkDir,
         control: &dyn Control,
     ) -> Result<(DequantizationRecord, Option<Agreement>)> {
-        self.check_comparison(codec.is_some(), original.is_some())?;
+        self.check_comparison(codec, original)?;
         // A text that is of no use is found before the work.
         let data = codec.map(|codec| Dataset::new("text", &self.texts.0, codec)).transpose()?;
         let dtype = match self.dtype {

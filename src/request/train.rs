@@ -53,6 +53,15 @@ named! {
     }
 }
 
+/// What a model learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learns {
+    /// Texts alone.
+    FromTexts,
+    /// What another model says of them.
+    FromTeacher,
+}
+
 /// Tokens of a row where nothing else is asked for.
 const USUAL_CONTEXT: usize = 256;
 /// Tokens of a batch, likewise.
@@ -133,12 +142,13 @@ impl TrainRequest {
         Some(Self { bits, group_size: Some(granularity), ..Self::default() })
     }
 
-    /// What it means to the job, for a model, and with a teacher or without.
+    /// What it means to the job, for a model.
     ///
     /// # Errors
     /// `invalid_argument` for options that contradict each other.
-    pub fn options(&self, config: &ModelConfig, has_teacher: bool) -> Result<TrainOptions> {
+    pub fn options(&self, config: &ModelConfig, learns: Learns) -> Result<TrainOptions> {
         self.check()?;
+        let has_teacher = learns == Learns::FromTeacher;
         let refuse = |reason: &str| Err(Error::invalid_argument(reason));
         let bits = match self.bits {
             TrainedAs::None | TrainedAs::Ternary => None,

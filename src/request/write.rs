@@ -156,10 +156,11 @@ impl DequantizeRequest {
     ///
     /// # Errors
     /// `invalid_argument`.
-    pub(crate) fn check_comparison(&self, has_text: bool, has_original: bool) -> Result<()> {
+    pub(crate) fn check_comparison<T, O>(&self, text: Option<T>, original: Option<O>) -> Result<()> {
         let usual = Self::default();
-        let asks = has_original || self.windows != usual.windows || self.min_retention != usual.min_retention;
-        if asks && !has_text {
+        let asks =
+            original.is_some() || self.windows != usual.windows || self.min_retention != usual.min_retention;
+        if asks && text.is_none() {
             return Err(Error::invalid_argument(
                 "an original, a context, a stride and a retention belong to a text on which predictions are compared",
             ));

@@ -152,7 +152,7 @@ pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Re
 
 /// The weight formats that are timed, and the activations that they meet.
 fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
-    let integer = |bits, granularity| WeightFormat::Packed(Scheme::integer(bits, granularity, true).into());
+    let integer = |bits, granularity| WeightFormat::Packed(Scheme::symmetric(bits, granularity).into());
     let ternary = WeightFormat::Packed(Scheme::ternary(Granularity::Tensor).into());
     vec![
         ("f16", WeightFormat::Dense(DType::F16), Activations::F32),

@@ -17,8 +17,8 @@ use lowbit::internals::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate
 use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::internals::pipeline::quantize::quantize;
 use lowbit::internals::pipeline::select::QuantizeOptions;
-use lowbit::internals::quant::{Bits, Granularity};
-use lowbit::internals::request::TrainRequest;
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
+use lowbit::internals::request::{Learns, TrainRequest};
 use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use lowbit::internals::tokenizer::TextCodec;
 use lowbit::internals::validate::continuations::from_dataset;
@@ -194,8 +194,10 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
     // The same model, but for what 2 bits lose.
     let worse = MemorySinkDir::new("worse");
     block_on(async {
-        let (packed, options) =
-            (MemorySinkDir::new("packed"), QuantizeOptions::rtn(Bits::Two, Granularity::Group(32), true));
+        let (packed, options) = (
+            MemorySinkDir::new("packed"),
+            QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Two, Granularity::Group(32))),
+        );
         quantize(&good, &options, &packed, &Silent).await.unwrap();
         let packed = Checkpoint::open(Arc::new(packed.to_dir())).await.unwrap();
         dequantize_checkpoint(&packed, DType::F16, &worse, &Silent).await.unwrap();
@@ -219,7 +221,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
         new_backend: &|| Ok(CpuBackend::new()),
         options: &|scheme, config| {
             let request = TrainRequest::to_scheme(scheme).unwrap();
-            request.steps(60).batch_tokens(512).options(config, true)
+            request.steps(60).batch_tokens(512).options(config, Learns::FromTeacher)
         },
         // No clock may decide this.
         seconds: 1e9,

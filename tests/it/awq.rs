@@ -13,7 +13,7 @@ use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::{
     Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated,
 };
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::tokenizer::TextCodec;
 use lowbit::internals::validate::walk;
@@ -56,7 +56,7 @@ fn every_architecture_computes_the_same_after_folding() {
         let vocab_size = checkpoint.config().vocab_size as u32;
         let windows = (0..6).map(|i| synthetic::tokens(&format!("{name} {i}"), 20, vocab_size)).collect();
         let samples = Samples { windows, sha256: String::new() };
-        let options = QuantizeOptions::awq(Bits::Eight, Granularity::Channel, true);
+        let options = QuantizeOptions::new(Method::Awq, Scheme::symmetric(Bits::Eight, Granularity::Channel));
         let (folder, outcome) = awq(&checkpoint, &samples, &options);
         let scaled = outcome.record.modules.iter().filter(|module| {
             module.calibration.as_ref().and_then(|record| record.ratio).is_some_and(|ratio| ratio > 0.0)
@@ -68,7 +68,7 @@ fn every_architecture_computes_the_same_after_folding() {
             let found = logits(&mut load(Arc::new(folder.to_dir())), &golden.tokens, golden.tokens.len());
             max_distance(&original, &found)
         };
-        let options = QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true);
+        let options = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Eight, Granularity::Channel));
         let (found, rounded) = (distance(folder), distance(rtn(&checkpoint, &options)));
         println!("{name}: {found:.2e} from the original, rounded to nearest {rounded:.2e}; {scaled} scaled");
         assert!(scaled > 0, "{name}: nothing was scaled");
@@ -92,8 +92,9 @@ fn the_shipped_model_loses_less_than_by_rounding() {
     let samples = text_samples(&place, &fixture("tale-llama/calibration.txt"), 8);
     let data = held_out();
     let (bits, granularity) = (Bits::Three, Granularity::Group(32));
-    let rounded = rtn(&checkpoint, &QuantizeOptions::rtn(bits, granularity, false));
-    let (folder, outcome) = awq(&checkpoint, &samples, &QuantizeOptions::awq(bits, granularity, false));
+    let rounded = rtn(&checkpoint, &QuantizeOptions::new(Method::Rtn, Scheme::asymmetric(bits, granularity)));
+    let (folder, outcome) =
+        awq(&checkpoint, &samples, &QuantizeOptions::new(Method::Awq, Scheme::asymmetric(bits, granularity)));
     for module in &outcome.record.modules {
         let record = module.calibration.as_ref().unwrap();
         assert_eq!(record.method, "awq");
@@ -125,7 +126,8 @@ fn a_real_model_loses_no_more_than_by_llm_compressor() {
     println!("original {:.4}", perplexity(&mut model, &data));
     let windows = WindowOptions { context: 512, stride: None };
     for (group_size, target, peer) in TARGETS {
-        let options = QuantizeOptions::awq(Bits::Four, Granularity::Group(group_size), false);
+        let options =
+            QuantizeOptions::new(Method::Awq, Scheme::asymmetric(Bits::Four, Granularity::Group(group_size)));
         let (folder, _) = awq(&checkpoint, &samples, &options);
         let mut theirs = load(on_disk(shared.join("peers").join(peer)));
         let mut ours = load(Arc::new(folder.to_dir()));

@@ -8,7 +8,7 @@ use lowbit::internals::model::Checkpoint;
 use lowbit::internals::model::names::Linear;
 use lowbit::internals::pipeline::convert::ConversionPlan;
 use lowbit::internals::pipeline::{ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize};
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{Silent, block_on};
 use std::path::Path;
 
@@ -51,7 +51,9 @@ fn quantized(place: &Path, options: QuantizeOptions) {
 #[test]
 fn integer_codes_move_exactly_through_every_layout_and_back() {
     let place = tempfile::tempdir().unwrap();
-    let rtn = QuantizeOptions::rtn;
+    let rtn = |bits, granularity, symmetric| {
+        QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric))
+    };
     let group = Granularity::Group(32);
     let routes = [
         ("sym", rtn(Bits::Four, group, true), &[GPTQ, AWQ, GPTQ_V2, CT][..]),
@@ -81,7 +83,7 @@ fn integer_codes_move_exactly_through_every_layout_and_back() {
 #[test]
 fn written_folders_have_the_same_bytes_each_time() {
     let place = tempfile::tempdir().unwrap();
-    let rtn = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), false);
+    let rtn = QuantizeOptions::new(Method::Rtn, Scheme::asymmetric(Bits::Four, Granularity::Group(32)));
     for layout in [GPTQ, AWQ] {
         let paths = ["a", "b"].map(|name| place.path().join(format!("{name}-{}", layout.name())));
         for path in &paths {
@@ -98,7 +100,10 @@ fn written_folders_have_the_same_bytes_each_time() {
 fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     let place = tempfile::tempdir().unwrap();
     let eight = place.path().join("eight");
-    quantized(&eight, QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true));
+    quantized(
+        &eight,
+        QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Eight, Granularity::Channel)),
+    );
     let error = planned(&open(&eight), AWQ, false).unwrap_err();
     assert!(error.to_string().contains("the awq layout can hold none of the modules"), "{error}");
     let error = planned(&open(&eight), AWQ, true).unwrap_err();
@@ -109,7 +114,7 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
 
     // A quantized head has no place in AWQ: it becomes F16, and the plan says so.
     let head = place.path().join("head");
-    let four = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
+    let four = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
     quantized(&head, QuantizeOptions { quantize_head: true, ..four });
     let plan = planned(&open(&head), AWQ, false).unwrap();
     let lost: Vec<_> = plan.modules.iter().filter_map(|module| module.loss.as_deref()).collect();
@@ -127,7 +132,7 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
 fn layouts_are_refused_for_schemes_that_they_never_hold() {
     let rtn = |bits, layout| QuantizeOptions {
         layout: Some(layout),
-        ..QuantizeOptions::rtn(bits, Granularity::Group(32), true)
+        ..QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, Granularity::Group(32)))
     };
     let head = QuantizeOptions { quantize_head: true, ..rtn(Bits::Four, AWQ) };
     let embedding = QuantizeOptions { quantize_embedding: Some(Bits::Eight), ..rtn(Bits::Four, GPTQ) };

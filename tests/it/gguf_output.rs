@@ -11,7 +11,7 @@ use lowbit::internals::pipeline::convert::{
     ConversionPlan, ConvertOptions, ConvertOutcome, convert, plan_conversion,
 };
 use lowbit::internals::pipeline::{QuantizeOptions, quantize};
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use lowbit::internals::validate::metrics::argmax;
@@ -83,12 +83,17 @@ fn a_file_with_the_weights_as_they_are_says_the_same() {
 #[test]
 fn packed_modules_keep_their_codes() {
     let original = tale();
-    let group = |bits, size, symmetric| QuantizeOptions::rtn(bits, Granularity::Group(size), symmetric);
+    let group = |bits, size, symmetric| {
+        QuantizeOptions::new(
+            Method::Rtn,
+            Scheme::symmetric(bits, Granularity::Group(size)).with_symmetry(symmetric),
+        )
+    };
     for (options_in, exact) in [
         (group(Bits::Four, 32, true), true),
         (group(Bits::Four, 64, true), true),
         (group(Bits::Three, 32, true), true),
-        (QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true), true),
+        (QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Eight, Granularity::Channel)), true),
         (group(Bits::Four, 32, false), false),
     ] {
         let folder = MemorySinkDir::new("quantized");

@@ -11,7 +11,9 @@ use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::{
     Calibration, QuantizeOptions, QuantizeOutcome, quantize, quantize_calibrated,
 };
-use lowbit::internals::quant::{Bits, ColumnOrder, GptqOptions, Granularity, ReferenceInputs};
+use lowbit::internals::quant::{
+    Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, Scheme,
+};
 use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::internals::validate::walk;
 use lowbit::internals::validate::windows::{Dataset, WindowOptions};
@@ -56,7 +58,10 @@ fn gptq_is_as_good_as_the_tools_of_the_field() {
         (32, false, ColumnOrder::GroupAware, 36.62, "llmcompressor-gptq-w4-g32-asym"),
         (128, true, ColumnOrder::GroupAware, 37.54, "gptqmodel-gptq-w4-g128-sym"),
     ] {
-        let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(group_size), symmetric);
+        let mut options = QuantizeOptions::new(
+            Method::Gptq,
+            Scheme::symmetric(Bits::Four, Granularity::Group(group_size)).with_symmetry(symmetric),
+        );
         options.gptq = GptqOptions::default().act_order(order);
         let (dir, _) = run(&checkpoint, &samples, &options).unwrap();
         let mut peer = load(on_disk(shared.join("peers").join(folder)));
@@ -98,7 +103,8 @@ fn layers_that_make_up_for_those_before_them_lose_less() {
         let data = Dataset::new("held out", &held_out, &codec).unwrap();
         let [mut own, mut original] =
             [ReferenceInputs::Quantized, ReferenceInputs::Original].map(|reference| {
-                let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(32), true);
+                let mut options =
+                    QuantizeOptions::new(Method::Gptq, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
                 options.gptq.reference_inputs = reference;
                 load(run(&checkpoint, &samples, &options).unwrap().0)
             });
@@ -133,11 +139,13 @@ fn gptq_beats_rounding_on_the_shipped_model() {
         (Bits::Four, Granularity::Channel, true),
     ] {
         let rtn = MemorySinkDir::new("rtn");
-        let options = QuantizeOptions::rtn(bits, granularity, symmetric);
+        let options =
+            QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric));
         block_on(quantize(&checkpoint, &options, &rtn, &Silent)).unwrap();
         let rounded = perplexity(&mut load(Arc::new(rtn.to_dir())), &data);
 
-        let options = QuantizeOptions::gptq(bits, granularity, symmetric);
+        let options =
+            QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity).with_symmetry(symmetric));
         let (dir, outcome) = run(&checkpoint, &samples, &options).unwrap();
         let found = perplexity(&mut load(dir), &data);
         println!("{}: gptq {found:.4}, rtn {rounded:.4}", options.scheme);
@@ -157,7 +165,7 @@ fn gptq_beats_rounding_on_the_shipped_model() {
 fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     let model = fixture("tale-llama");
     let checkpoint = block_on(Checkpoint::open(on_disk(&model))).unwrap();
-    let options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(32), true);
+    let options = QuantizeOptions::new(Method::Gptq, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
     let windows = |ids: Vec<u32>| Samples { windows: vec![ids], sha256: String::new() };
     let vocab = checkpoint.config().vocab_size as u32;
     let longest = checkpoint.config().max_position_embeddings;
@@ -173,7 +181,7 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     let folder = MemorySinkDir::new("none");
     let error = block_on(quantize(&checkpoint, &options, &folder, &Silent)).unwrap_err();
     assert!(error.to_string().contains("needs calibration samples"), "{error}");
-    let rtn = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
+    let rtn = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
     let error = run(&checkpoint, &windows(vec![1, 2]), &rtn).err().unwrap();
     assert!(error.to_string().contains("takes no calibration samples"), "{error}");
 }
@@ -207,22 +215,19 @@ fn a_run_tells_how_far_it_is_and_can_be_cancelled_anywhere() {
     let model = fixture("tale-llama");
     let checkpoint = block_on(Checkpoint::open(on_disk(&model))).unwrap();
     let samples = samples(&model, &model.join("calibration.txt"), 2, 64);
-    let listen = |method: fn(Bits, Granularity, bool) -> QuantizeOptions, stops_allowed| {
+    let listen = |method, stops_allowed| {
         let listener = Listener { stops: Cell::new(0), stops_allowed, heard: RefCell::default() };
         let (folder, scratch) = (MemorySinkDir::new("out"), MemoryScratch::new());
         let calibration =
             Calibration { samples: &samples, new_backend: &|| Ok(CpuBackend::new()), scratch: &scratch };
-        let options = method(Bits::Four, Granularity::Group(32), true);
+        let options = QuantizeOptions::new(method, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
         let run = quantize_calibrated(&checkpoint, &options, calibration, &folder, &listener);
         let result = block_on(run);
         let is_whole = folder.to_dir().names().any(|name| name == "quantization_config.json");
         assert_eq!(is_whole, result.is_ok());
         (result.map(drop).map_err(|error| error.code()), listener)
     };
-    for (name, method) in [
-        ("gptq", QuantizeOptions::gptq as fn(Bits, Granularity, bool) -> QuantizeOptions),
-        ("awq", QuantizeOptions::awq),
-    ] {
+    for (name, method) in [("gptq", Method::Gptq), ("awq", Method::Awq)] {
         let (result, listener) = listen(method, usize::MAX);
         assert_eq!(result, Ok(()));
         let heard = listener.heard.take();

@@ -14,7 +14,7 @@ use lowbit::internals::generate::{FinishReason, GenerateOptions, Generation, Sam
 use lowbit::internals::model::decoder::{Logits, Next, Run, Wanted};
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::internals::pipeline::{QuantizeOptions, quantize};
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::tokenizer::TextCodec;
 use lowbit::internals::validate::walk::score;
@@ -92,7 +92,7 @@ fn greedy<B: Backend>(model: &mut CausalLm<B>, prompt: &[u32], count: usize) -> 
 }
 
 fn rtn(bits: Bits, granularity: Granularity, symmetric: bool) -> Option<QuantizeOptions> {
-    Some(QuantizeOptions::rtn(bits, granularity, symmetric))
+    Some(QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric)))
 }
 
 #[test]

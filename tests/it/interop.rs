@@ -11,7 +11,7 @@ use lowbit::internals::layout::{GptqZeros, TargetLayout};
 use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::internals::pipeline::{QuantizeOptions, quantize};
-use lowbit::internals::quant::{Activations, Bits, ColumnOrder, Granularity};
+use lowbit::internals::quant::{Activations, Bits, ColumnOrder, Granularity, Method, Scheme};
 use lowbit::internals::recipe::Recipe;
 use lowbit::internals::task::{Silent, block_on};
 use serde::Deserialize;
@@ -79,12 +79,15 @@ struct JudgedText {
 
 /// What lowbit makes of the model that ships with the repository, each in a folder below `place`.
 fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
-    let rtn = QuantizeOptions::rtn;
+    let rtn = |bits, granularity, symmetric| {
+        QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric))
+    };
     let int8 = rtn(Bits::Eight, Granularity::Channel, true);
     let int4 = rtn(Bits::Four, Granularity::Group(32), true);
     let in_layout = |options, layout| QuantizeOptions { layout: Some(layout), ..options };
     let act_order = || {
-        let mut options = QuantizeOptions::gptq(Bits::Four, Granularity::Group(32), true);
+        let mut options =
+            QuantizeOptions::new(Method::Gptq, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
         options.gptq.act_order = ColumnOrder::GroupIndex;
         options
     };

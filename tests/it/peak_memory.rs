@@ -11,7 +11,7 @@ use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::QuantizeOptions;
 use lowbit::internals::pipeline::calibrated::memory::plan_memory;
 use lowbit::internals::pipeline::select::plan_modules;
-use lowbit::internals::quant::{Bits, Granularity, ReferenceInputs};
+use lowbit::internals::quant::{Bits, Granularity, Method, ReferenceInputs, Scheme};
 use lowbit::internals::task::block_on;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -82,8 +82,8 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
         let checkpoint = block_on(Checkpoint::open(on_disk(&source))).unwrap();
         let (bits, granularity) = (Bits::Four, Granularity::Group(64));
         let mut options = match method {
-            "awq" => QuantizeOptions::awq(bits, granularity, true),
-            _ => QuantizeOptions::gptq(bits, granularity, true),
+            "awq" => QuantizeOptions::new(Method::Awq, Scheme::symmetric(bits, granularity)),
+            _ => QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity)),
         };
         if more.contains(&"quantized") {
             options.gptq.reference_inputs = ReferenceInputs::Quantized;

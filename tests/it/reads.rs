@@ -14,7 +14,7 @@ use lowbit::internals::pipeline::{
     Calibration, ConvertOptions, QuantizeOptions, convert, plan_conversion, quantize, quantize_calibrated,
     restore,
 };
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,7 +77,7 @@ fn tale() -> Arc<dyn SourceDir> {
 }
 
 fn group(bits: Bits) -> QuantizeOptions {
-    QuantizeOptions::rtn(bits, Granularity::Group(32), true)
+    QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, Granularity::Group(32)))
 }
 
 fn quantized(name: &str, dir: Arc<dyn SourceDir>, options: &QuantizeOptions) -> (f64, MemorySinkDir) {
@@ -160,8 +160,8 @@ fn calibrating_reads_a_checkpoint_twice_at_most() {
     let samples = samples(&model, &model.join("calibration.txt"), 2, 64);
     let group = Granularity::Group(32);
     for (name, options) in [
-        ("gptq", QuantizeOptions::gptq(Bits::Four, group, true)),
-        ("awq", QuantizeOptions::awq(Bits::Four, group, false)),
+        ("gptq", QuantizeOptions::new(Method::Gptq, Scheme::symmetric(Bits::Four, group))),
+        ("awq", QuantizeOptions::new(Method::Awq, Scheme::asymmetric(Bits::Four, group))),
     ] {
         let mut outputs = Vec::new();
         for memory in [None, Some(0)] {

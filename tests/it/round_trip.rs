@@ -8,7 +8,7 @@ use lowbit::internals::format::source::{FsDir, MemoryDir, SourceDir};
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::internals::pipeline::{QuantizeOptions, quantize, restore};
-use lowbit::internals::quant::{Activations, Bits, Granularity};
+use lowbit::internals::quant::{Activations, Bits, Granularity, Method, Scheme};
 use lowbit::internals::recipe::Recipe;
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::tokenizer::HuggingFaceTokenizer;
@@ -33,7 +33,9 @@ fn weights(dir: &MemoryDir) -> &[u8] {
 
 /// The options that a folder can be made with, and what they are called in a failure.
 fn every_kind() -> Vec<(&'static str, QuantizeOptions)> {
-    let rtn = QuantizeOptions::rtn;
+    let rtn = |bits, granularity, symmetric| {
+        QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric))
+    };
     let mut with_tables = rtn(Bits::Four, Granularity::Group(64), true);
     with_tables.quantize_head = true;
     with_tables.quantize_embedding = Some(Bits::Eight);
@@ -102,7 +104,8 @@ fn running_block_by_block_changes_no_figure() {
     block_on(async {
         let source = open(shipped()).await;
         let packed = MemorySinkDir::new("packed");
-        let options = QuantizeOptions::rtn(Bits::Four, Granularity::Group(32), true);
+        let options =
+            QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
         quantize(&source, &options, &packed, &Silent).await.unwrap();
         let quantized = open(Arc::new(packed.to_dir())).await;
         let data = dataset(&source, 6000).await;
@@ -133,7 +136,7 @@ fn running_block_by_block_changes_no_figure() {
 
 #[test]
 fn both_forms_of_a_model_predict_the_same() {
-    let int8 = QuantizeOptions::rtn(Bits::Eight, Granularity::Channel, true);
+    let int8 = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Eight, Granularity::Channel));
     let w8a8 = QuantizeOptions { activations: Activations::Int8, ..int8 };
     for (name, options) in every_kind().into_iter().chain([("w8a8", w8a8)]) {
         block_on(async {

@@ -4,7 +4,7 @@ use crate::support::{fixture, held_out, load, on_disk, perplexity, tokenizer};
 use lowbit::internals::format::sink::MemorySinkDir;
 use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::{QuantizeOptions, quantize};
-use lowbit::internals::quant::{Bits, Granularity};
+use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::validate::continuations::{continue_all, from_texts};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn quantizing_costs_what_the_readme_says() {
         [(Bits::Four, Granularity::Group(32), 0.01, 0.15), (Bits::Eight, Granularity::Channel, -0.005, 0.005)]
     {
         let folder = MemorySinkDir::new("quantized");
-        let options = QuantizeOptions::rtn(bits, granularity, true);
+        let options = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity));
         block_on(quantize(&checkpoint, &options, &folder, &Silent)).unwrap();
         let quantized = perplexity(&mut load(Arc::new(folder.to_dir())), &data);
         let cost = quantized / original - 1.0;

@@ -11,7 +11,7 @@ use lowbit::internals::pipeline::train::{
     StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train,
 };
 use lowbit::internals::quant::{PackedTensor, dequantize};
-use lowbit::internals::request::{Format, Masters, TrainRequest, TrainedAs, TrainedScales};
+use lowbit::internals::request::{Format, Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
 use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::internals::train::corpus::{Corpus, Document, Position, Sequence};
 use lowbit::internals::train::run::Event;
@@ -100,7 +100,7 @@ fn with_job<T>(
 /// The weights that a run writes, with so many threads and stopped after each of these numbers of reports; and what was heard.
 fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>, Vec<Event>) {
     let checkpoint = tale();
-    let options = request.options(checkpoint.config(), true).unwrap();
+    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let backend = || Ok(CpuBackend::with_options(CpuOptions { threads: Some(threads), simd: true }));
     let state = tempfile::tempdir().unwrap();
     let heard = RefCell::new(Vec::new());
@@ -168,7 +168,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
         .start(StartCodes::Nearest)
         .block_steps(40)
         .steps(0);
-    let options = request.options(checkpoint.config(), true).unwrap();
+    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let (state, target, losses) =
         (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"), RefCell::new(Vec::new()));
     let tell = |event| {
@@ -189,7 +189,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
 fn reports(request: &TrainRequest) -> usize {
     let most = 1 << 20;
     let checkpoint = tale();
-    let options = request.options(checkpoint.config(), true).unwrap();
+    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let control = Until(Cell::new(most));
     with_job(&checkpoint, state.path(), &target, &control, &|_| (), |inputs, around| {
@@ -202,7 +202,7 @@ fn reports(request: &TrainRequest) -> usize {
 fn a_run_takes_as_many_steps_as_there_is_time_for() {
     let checkpoint = tale();
     let request = request().bits(TrainedAs::Ternary).steps(100);
-    let options = request.options(checkpoint.config(), true).unwrap();
+    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     // Whoever looks at this clock makes a second go by; a step looks once.
     for (end, steps) in [(30.0, 20..=30), (1e9, 100..=100), (0.0, 1..=1)] {
         let seconds = Cell::new(0.0);
@@ -247,7 +247,7 @@ fn a_folder_holds_what_was_trained() {
     let checkpoint = tale();
     for (bits, format) in cases {
         let request = request().bits(bits).format(format).steps(2);
-        let options = request.options(checkpoint.config(), true).unwrap();
+        let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
         let row = Row { tokens: &tokens, targets: &tokens };
@@ -302,7 +302,7 @@ fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     let checkpoint = tale();
     // Values leave half precision's range at once.
     let request = request().learning_rate(1e9).warmup(0).bits(TrainedAs::Ternary);
-    let options = request.options(checkpoint.config(), true).unwrap();
+    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let heard = RefCell::new(Vec::new());
     let tell = |event| heard.borrow_mut().push(event);
@@ -338,7 +338,7 @@ fn what_makes_no_sense_is_named_before_a_step() {
         ),
     ];
     for (request, message) in cases {
-        let error = request.options(config, true).unwrap_err().to_string();
+        let error = request.options(config, Learns::FromTeacher).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
     let cases = [
@@ -355,7 +355,7 @@ fn what_makes_no_sense_is_named_before_a_step() {
         (usual.context(1 << 20).batch_tokens(None), ErrorCode::ContextOverflow, "max_position_embeddings"),
     ];
     for (request, code, message) in cases {
-        let options = request.options(config, true).unwrap();
+        let options = request.options(config, Learns::FromTeacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let error = with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |inputs, around| {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err()
@@ -369,7 +369,7 @@ fn the_state_of_another_run_is_refused() {
     let checkpoint = tale();
     let state = tempfile::tempdir().unwrap();
     let run = |request: &TrainRequest, control: &dyn Control| {
-        let options = request.options(checkpoint.config(), true).unwrap();
+        let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
         let target = MemorySinkDir::new("out");
         with_job(&checkpoint, state.path(), &target, control, &|_| (), |inputs, around| {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()

@@ -36,7 +36,7 @@ pub fn self_check() -> Result<()> {
     let isa = Isa::detect();
     instructions(isa, &halves().step_by(83).collect::<Vec<_>>())?;
     let integer = |bits, granularity, symmetric| {
-        WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into())
+        WeightFormat::Packed(Scheme::symmetric(bits, granularity).with_symmetry(symmetric).into())
     };
     for format in [
         WeightFormat::Dense(DType::F32),
@@ -92,7 +92,9 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     ] {
         for bits in [Bits::Two, Bits::Three, Bits::Four, Bits::Eight] {
             for symmetric in [true, false] {
-                formats.push(WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into()));
+                formats.push(WeightFormat::Packed(
+                    Scheme::symmetric(bits, granularity).with_symmetry(symmetric).into(),
+                ));
             }
             formats.push(WeightFormat::Packed(Scheme::IntegerMinimum { bits, granularity }.into()));
         }

@@ -90,7 +90,7 @@ impl GpuBackend {
     /// As [`GpuBackend::new`]. A fast kernel that fails is no error: see [`Capabilities::replaced`].
     pub async fn check_formats(&mut self) -> Result<()> {
         let integer = |bits, granularity, symmetric| {
-            WeightFormat::Packed(Scheme::integer(bits, granularity, symmetric).into())
+            WeightFormat::Packed(Scheme::symmetric(bits, granularity).with_symmetry(symmetric).into())
         };
         let ternary = WeightFormat::Packed(Scheme::ternary(Granularity::Tensor).into());
         for (format, activations) in [

@@ -133,7 +133,7 @@ fn what_is_not_read_is_named() {
 #[test]
 fn the_layout_holds_one_group_size() {
     let format = |granularity, symmetric| PackedFormat {
-        coding: Scheme::integer(Bits::Four, granularity, symmetric).into(),
+        coding: Scheme::symmetric(Bits::Four, granularity).with_symmetry(symmetric).into(),
         scale_type: ScaleType::F16,
         reordered: false,
     };

@@ -92,15 +92,15 @@ const SCALE_BITS: f64 = 16.0;
 pub fn trained_scheme(begin: Beginning) -> Option<Scheme> {
     let PlanOptions { int4, int8, .. } = PlanOptions::default();
     let most = match begin {
-        Beginning::Bits(Bits::Eight) => return Some(Scheme::integer(Bits::Eight, int8, true)),
-        Beginning::Bits(bits) => return Some(Scheme::integer(bits, int4, true)),
+        Beginning::Bits(Bits::Eight) => return Some(Scheme::symmetric(Bits::Eight, int8)),
+        Beginning::Bits(bits) => return Some(Scheme::symmetric(bits, int4)),
         Beginning::Target(most) => most,
     };
     let integers = [Bits::Four, Bits::Three, Bits::Two].into_iter().flat_map(|bits| {
         GROUPS.map(|group| (f64::from(bits.get()) + SCALE_BITS / group as f64, bits, group))
     });
     let mut fitting = integers.filter(|&(takes, ..)| takes <= most);
-    fitting.next().map(|(_, bits, group)| Scheme::integer(bits, Granularity::Group(group), true))
+    fitting.next().map(|(_, bits, group)| Scheme::symmetric(bits, Granularity::Group(group)))
 }
 
 named! {

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::options::named;
 use crate::pipeline::select::QuantizeOptions;
-use crate::quant::{Activations, Bits, Granularity, ScaleType, Scheme};
+use crate::quant::{Activations, Bits, Granularity, Method, ScaleType, Scheme};
 use crate::train::optimizer::OptimizerOptions;
 use crate::train::schedule::Schedule;
 use crate::train::{Goal, MasterType, Origin, Precision, Room};
@@ -68,7 +68,7 @@ impl TrainOptions {
     /// What linear layers become; `None` for floating point.
     pub fn scheme(&self) -> Option<Scheme> {
         match self.bits {
-            Some(bits) => Some(Scheme::integer(bits, self.granularity, true)),
+            Some(bits) => Some(Scheme::symmetric(bits, self.granularity)),
             None => self.is_ternary.then(|| Scheme::ternary(self.granularity)),
         }
     }
@@ -85,7 +85,7 @@ impl TrainOptions {
     /// The same as options of quantizing.
     pub(super) fn quantize_options(&self, file: Option<&str>) -> Option<QuantizeOptions> {
         let options = match self.bits {
-            Some(bits) => QuantizeOptions::rtn(bits, self.granularity, true),
+            Some(bits) => QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, self.granularity)),
             None if self.is_ternary => QuantizeOptions::ternary(self.granularity),
             None => return None,
         };

@@ -15,7 +15,7 @@ use crate::model::{Checkpoint, ModelConfig};
 use crate::pipeline::calibrated::Calibration;
 use crate::pipeline::quantize::{quantize_calibrated, write_trained};
 use crate::pipeline::select::QuantizeOptions;
-use crate::quant::Scales;
+use crate::quant::{Method, Scales, Scheme};
 use crate::task::BoxFuture;
 use crate::train::Origin;
 use crate::train::blocks::{BlockByBlock, BlockOptions};
@@ -152,7 +152,11 @@ async fn gptq<B: Train>(
     let windows = batches(corpus, options, MOST_WINDOWS.div_ceil(rows))?.into_iter().flatten();
     let windows = windows.take(MOST_WINDOWS).map(|sequence| sequence.tokens).collect();
     let samples = Samples::of(windows);
-    let quantize = QuantizeOptions { activations, memory, ..QuantizeOptions::gptq(bits, granularity, true) };
+    let quantize = QuantizeOptions {
+        activations,
+        memory,
+        ..QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity))
+    };
     let folder = MemorySinkDir::new(format!("GPTQ of {}", checkpoint.name()));
     let calibration = Calibration { samples: &samples, new_backend, scratch: around.scratch };
     quantize_calibrated(checkpoint, &quantize, calibration, &folder, around.control).await?;

@@ -10,10 +10,10 @@ use crate::quant::{Activations, Bits, Granularity, Scheme};
 use Status::{Failed, Inconclusive, Passed};
 
 fn int(bits: Bits, granularity: Granularity) -> Coding {
-    Scheme::integer(bits, granularity, true).into()
+    Scheme::symmetric(bits, granularity).into()
 }
 
-const INT4: Coding = Scheme::integer(Bits::Four, Granularity::Group(32), true).coding();
+const INT4: Coding = Scheme::symmetric(Bits::Four, Granularity::Group(32)).coding();
 const TERNARY: Coding = Scheme::ternary(Granularity::Tensor).coding();
 
 fn rounds(ratios: &[f64]) -> Vec<SpeedRound> {

@@ -67,7 +67,7 @@ proptest! {
 #[test]
 fn the_config_says_what_is_not_the_rule() {
     let format = |bits, granularity| PackedFormat {
-        coding: Scheme::integer(bits, granularity, true).into(),
+        coding: Scheme::symmetric(bits, granularity).into(),
         scale_type: crate::quant::ScaleType::F16,
         reordered: false,
     };
