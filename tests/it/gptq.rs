@@ -85,7 +85,7 @@ const HELD_OUT: std::ops::Range<usize> = 150_000..290_000;
 fn layers_that_make_up_for_those_before_them_lose_less() {
     let shared = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let tale = fixture("tale-llama");
-    let mut gained = 0.0;
+    let (mut gained, mut variance) = (0.0, 0.0);
     for (model, text) in [
         (tale.clone(), tale.join("calibration.txt")),
         (shared.join("models/story-llama-0.66M"), shared.join("text/calibration.txt")),
@@ -119,8 +119,10 @@ fn layers_that_make_up_for_those_before_them_lose_less() {
         );
         assert!(mean < 2.0 * error, "{}: {mean}", checkpoint.name());
         gained -= mean;
+        variance += error * error;
     }
-    assert!(gained > 0.0, "{gained}");
+    // Measured: 2.2 standard errors on the shipped model alone, 3.3 on all three.
+    assert!(gained > variance.sqrt(), "{gained} of {variance}");
 }
 
 /// Most of rounding's output error that GPTQ may leave in a module. Measured on the shipped model: 0.14 to 0.41.

@@ -49,7 +49,8 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
     let mut wrong = Vec::new();
     // Where there is memory for it a block's stored bytes are held; the least is what a run takes without.
     for (method, least, more) in [
-        ("gptq", false, &["--scales", "range", "--sweeps", "0"][..]),
+        ("gptq", false, &[][..]),
+        ("gptq", true, &[]),
         ("gptq", true, &["--scales", "range", "--sweeps", "0"]),
         ("gptq", true, &["--scales", "range", "--sweeps", "0", "--reference-inputs", "quantized"]),
         ("awq", false, &[]),
