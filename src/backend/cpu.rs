@@ -22,6 +22,7 @@ mod gate;
 mod gram;
 mod linear;
 mod linear_float;
+mod linear_input;
 mod linear_int8;
 mod memory;
 mod parallel;

@@ -52,9 +52,20 @@ pub(super) enum Terms {
     Codes,
     /// High with high, high with middle, middle with high: half the work, and 16 bits of 24. Low parts are not looked at.
     Three,
+    /// High with high, and the numbers have no other parts: integers of at most 8 bits, whose sums are exact below `2^24`.
+    One,
 }
 
 impl Terms {
+    /// How many parts of a number they look at.
+    fn parts(self) -> usize {
+        match self {
+            Self::Six | Self::Five | Self::Codes => PARTS,
+            Self::Three => 2,
+            Self::One => 1,
+        }
+    }
+
     /// Those that give the same sum where numbers of the right side have so many parts.
     pub(super) fn of(self, right: usize) -> Self {
         match (self, right) {

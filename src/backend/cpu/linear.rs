@@ -4,19 +4,17 @@
 //! [`super::amx`]. Floor 4.
 
 use super::amx::{Amx, Block, EDGE, Region, Split, Step, Terms};
-use super::columns::{Columns, UNIT};
+use super::columns::UNIT;
 use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, TILE_ROWS, Target};
-use super::linear_int8::{Int8Task, QuantizedTokens, round_trip};
-use super::memory::Aligned;
+use super::linear_input::{BLOCK, Input, Values, at_least};
+use super::linear_int8::{Int8Task, QuantizedTokens, nearest};
 use super::parallel::{Tiles, Workers};
 use super::rows::{Bf16Matrix, CodeMatrix, F16Matrix, F32Matrix, FloatMatrix};
 use super::rows::{MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use super::simd::Isa;
 use super::weight::{CpuWeight, Data, Packed, Part, Zeros};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::Result;
 use crate::quant::linalg::{Matrix, add_product};
-use crate::quant::{ActivationGrid, column_order};
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -33,125 +31,6 @@ pub(super) const WHOLE_TOKENS: usize = 64;
 const SPLIT_STEPS: usize = 160;
 /// Tasks for each thread when there is one token: enough to even out, few enough to start fast.
 const DECODE_TASKS_PER_THREAD: usize = 4;
-
-/// The tokens as the dot products of one part read them.
-struct Input<'a> {
-    /// As [`Part::order`]: a part with act-order meets activations in the order of its stored columns.
-    order: Option<&'a [u32]>,
-    values: Values<'a>,
-}
-
-enum Values<'a> {
-    /// `[count, units, 32]`; `rounded` where each value is one of a grid of INT8.
-    F32 {
-        columns: Columns,
-        rounded: Option<ActivationGrid>,
-        values: Floats<'a>,
-    },
-    Int8(QuantizedTokens),
-    /// Left panels of 32 tokens, each `[units]`, and perhaps some that mean nothing.
-    Split {
-        amx: Amx,
-        /// The panels hold the parts that these are of.
-        terms: Terms,
-        columns: Columns,
-        panels: Vec<Step>,
-    },
-}
-
-/// Padded rows, or the caller's where they need no padding.
-enum Floats<'a> {
-    Borrowed(&'a [f32]),
-    Padded(Aligned<f32>),
-}
-
-impl Floats<'_> {
-    fn units(&self) -> &[[f32; UNIT]] {
-        match self {
-            Self::Borrowed(x) => x.as_chunks().0,
-            Self::Padded(x) => x.as_chunks().0,
-        }
-    }
-}
-
-impl Input<'_> {
-    fn serves(&self, part: &Part) -> bool {
-        let fits = match &self.values {
-            Values::F32 { columns, rounded, .. } => {
-                !meets_int8(part) && *rounded == part.grid && *columns == part.columns
-            }
-            Values::Split { columns, .. } => part.grid.is_none() && *columns == part.columns,
-            Values::Int8(tokens) => {
-                meets_int8(part) && Some(tokens.grid) == part.grid && tokens.columns == part.columns
-            }
-        };
-        fits && self.order == part.order.as_deref()
-    }
-}
-
-/// Dense weights have no integer product, so their activations are rounded to INT8 and back.
-fn meets_int8(part: &Part) -> bool {
-    part.grid.is_some() && matches!(part.data, Data::Packed(_))
-}
-
-impl Input<'_> {
-    /// Cuts the tokens up for split products, where they are not rounded.
-    fn split(&mut self, split: &mut Split, workers: &Workers) -> Result<()> {
-        let Values::F32 { columns, rounded: None, values } = &self.values else { return Ok(()) };
-        let columns = *columns;
-        let rows = values.units();
-        let panel = columns.units * EDGE;
-        let needed = rows.len().div_ceil(panel) * columns.units;
-        let mut panels = split.panels(needed)?;
-        workers.run_chunks(&mut panels[..needed], columns.units, rows.len() * UNIT, |index, out| {
-            let rows = &rows[index * panel..];
-            let rows = Region::padded(&rows[..panel.min(rows.len())], columns.units);
-            split.amx.split_rows(rows, None, out, split.terms);
-        });
-        self.values = Values::Split { amx: split.amx, terms: split.terms, columns, panels };
-        Ok(())
-    }
-}
-
-fn prepare<'a>(workers: &Workers, x: &'a [f32], part: &'a Part) -> Result<Input<'a>> {
-    let order = part.order.as_deref();
-    let values = match order {
-        None => arrange(workers, Cow::Borrowed(x), part)?,
-        Some(order) => {
-            let cols = part.columns.cols;
-            let mut gathered = Vec::new();
-            gathered.try_reserve_exact(x.len()).map_err(|_| {
-                Error::new(ErrorCode::OutOfMemory, format!("{} activations do not fit in memory", x.len()))
-            })?;
-            gathered.resize(x.len(), 0.0);
-            for (x, gathered) in x.chunks_exact(cols).zip(gathered.chunks_exact_mut(cols)) {
-                column_order::gather(x, order, gathered);
-            }
-            arrange(workers, Cow::Owned(gathered), part)?
-        }
-    };
-    Ok(Input { order, values })
-}
-
-/// `x`, in the order of the part's columns, in the form that its kernel reads.
-fn arrange<'a>(workers: &Workers, x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
-    let columns = part.columns;
-    let rounded = part.grid;
-    if let (Data::Packed(_), Some(grid)) = (&part.data, rounded) {
-        return Ok(Values::Int8(QuantizedTokens::new(workers, &x, columns, grid)?));
-    }
-    if let (true, None, Cow::Borrowed(x)) = (columns.is_plain(), rounded, &x) {
-        return Ok(Values::F32 { columns, rounded, values: Floats::Borrowed(x) });
-    }
-    let mut padded = Aligned::zeroed(x.len() / columns.cols * columns.padded())?;
-    for (x, padded) in x.chunks_exact(columns.cols).zip(padded.chunks_exact_mut(columns.padded())) {
-        columns.spread(x, padded);
-        if let Some(grid) = rounded {
-            round_trip(padded, grid);
-        }
-    }
-    Ok(Values::F32 { columns, rounded, values: Floats::Padded(padded) })
-}
 
 /// Some rows of one part times some tokens.
 struct Task {
@@ -224,15 +103,15 @@ pub(super) fn linear(
         let input = match inputs.iter().position(|input| input.serves(part)) {
             Some(input) => input,
             None => {
-                let mut input = prepare(workers, x, part)?;
-                if let Some(split) = split.as_deref_mut().filter(|_| count >= SPLIT_TOKENS) {
-                    input.split(split, workers)?;
-                }
-                inputs.push(input);
+                let input = Input::prepare(workers, x, part)?;
+                inputs.push(match split.as_deref_mut().filter(|_| count >= SPLIT_TOKENS) {
+                    Some(split) => input.split(split, workers, part)?,
+                    None => input,
+                });
                 inputs.len() - 1
             }
         };
-        let is_split = matches!(inputs[input].values, Values::Split { .. });
+        let is_split = matches!(inputs[input].values, Values::Split { .. } | Values::Int8Split { .. });
         cut(index, part, count, workers.threads(), is_split, &mut tasks);
         places.push((input, column));
         column += part.rows;
@@ -249,7 +128,7 @@ pub(super) fn linear(
     if let Some(split) = split {
         // The memory stays for the next product.
         for input in inputs {
-            if let Values::Split { panels, .. } = input.values {
+            if let Values::Split { panels, .. } | Values::Int8Split { panels, .. } = input.values {
                 split.shared = panels;
             }
         }
@@ -300,18 +179,8 @@ pub(super) fn split_bytes(tokens: usize, width: usize, threads: usize) -> usize 
 }
 
 thread_local! {
-    /// A block of converted rows; kept between tasks because it is too large to clear each time.
-    static BLOCK: RefCell<Vec<[f32; UNIT]>> = const { RefCell::new(Vec::new()) };
-    /// The same, as right panels.
+    /// Rows of a matrix as right panels; kept as a block is.
     static PANELS: RefCell<Vec<Step>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The first `len` elements, which there are then.
-fn at_least<T: Copy>(kept: &mut Vec<T>, len: usize, zero: T) -> &mut [T] {
-    if kept.len() < len {
-        kept.resize(len, zero);
-    }
-    &mut kept[..len]
 }
 
 impl Job<'_> {
@@ -321,10 +190,11 @@ impl Job<'_> {
             Data::F32(values) => {
                 let values = values.as_chunks().0;
                 if let Values::Split { amx, terms, panels, .. } = &self.input.values {
-                    self.split_products(*amx, *terms, panels, |rows, panel| {
+                    let split_rows = |rows: Range<usize>, panel: &mut [Step]| {
                         let rows = &values[rows.start * units..rows.end * units];
                         amx.split_rows(Region::padded(rows, units), None, panel, *terms)
-                    });
+                    };
+                    self.split_products(*amx, *terms, panels, split_rows, |_, _, _| ());
                 } else if self.task.tokens.len() == 1 {
                     self.float(&F32Matrix(values, units));
                 } else {
@@ -357,6 +227,7 @@ impl Job<'_> {
         let matrix = CodeMatrix::<N, OFFSET> { packed, columns: self.part.columns };
         match &self.input.values {
             Values::F32 { .. } | Values::Split { .. } => self.float(&matrix),
+            Values::Int8Split { amx, tokens, panels } => self.integers(*amx, packed, &matrix, tokens, panels),
             Values::Int8(x) => self.isa.run(Int8Task {
                 matrix: &matrix,
                 rows: self.task.rows.clone(),
@@ -365,6 +236,35 @@ impl Job<'_> {
                 target: self.target,
             }),
         }
+    }
+
+    /// Multiplies integers with integers, and then with their scales: to the bit what [`Int8Task`] makes of them.
+    fn integers<M: FloatMatrix>(
+        &self,
+        amx: Amx,
+        packed: &Packed,
+        matrix: &M,
+        tokens: &QuantizedTokens,
+        panels: &[Step],
+    ) {
+        let columns = self.part.columns;
+        let scales = packed.scales_of_rows(columns).unwrap_or_default();
+        let mut kept = BLOCK.take();
+        let split_rows = |rows: Range<usize>, panel: &mut [Step]| {
+            let out = at_least(&mut kept, rows.len() * columns.units, [0.0; UNIT]);
+            self.isa.run(Expand { matrix, columns, rows: rows.clone(), out: &mut *out });
+            for (row, scale) in out.chunks_exact_mut(columns.units).zip(&scales[rows]) {
+                // Integers, but for the rounding of their products with the scale.
+                row.as_flattened_mut().iter_mut().for_each(|value| *value = nearest(*value / scale));
+            }
+            amx.split_rows(Region::padded(out, columns.units), None, panel, Terms::One)
+        };
+        self.split_products(amx, Terms::One, panels, split_rows, |rows, token, sums| {
+            for (sum, scale) in sums.iter_mut().zip(&scales[rows]) {
+                *sum = *sum / tokens.scales()[token] * scale;
+            }
+        });
+        BLOCK.set(kept);
     }
 
     fn float<M: FloatMatrix>(&self, matrix: &M) {
@@ -384,11 +284,12 @@ impl Job<'_> {
         // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
         let mut kept = BLOCK.take();
         if let Values::Split { amx, terms, panels, .. } = &self.input.values {
-            self.split_products(*amx, *terms, panels, |rows, panel| {
+            let split_rows = |rows: Range<usize>, panel: &mut [Step]| {
                 let block = at_least(&mut kept, rows.len() * units, [0.0; UNIT]);
                 decode(rows, block);
                 amx.split_rows(Region::padded(block, units), None, panel, *terms)
-            });
+            };
+            self.split_products(*amx, *terms, panels, split_rows, |_, _, _| ());
         } else {
             // With one token a task has many rows.
             for start in self.task.rows.clone().step_by(MAX_ROWS) {
@@ -403,13 +304,14 @@ impl Job<'_> {
 
     /// Multiplies with the tokens' `panels`, which have the parts that `terms` are of. `split_rows` makes a left panel of some
     /// rows of the matrix, and says how many parts weights have: those of 16 bits have no low one, nor have codes of 4 bits with such
-    /// a scale.
+    /// a scale. `finish` is given the sums of some rows with one token.
     fn split_products(
         &self,
         amx: Amx,
         terms: Terms,
         panels: &[Step],
         mut split_rows: impl FnMut(Range<usize>, &mut [Step]) -> usize,
+        finish: impl Fn(Range<usize>, usize, &mut [f32]),
     ) {
         let units = self.part.columns.units;
         let Task { rows, tokens, .. } = self.task;
@@ -426,11 +328,11 @@ impl Job<'_> {
         for (panel, first) in panels.chunks_exact(units).zip(tokens.clone().step_by(EDGE)) {
             for (matrix, first_row) in matrix.chunks_exact(units).zip(rows.clone().step_by(EDGE)) {
                 tiles.multiply(panel, matrix, terms, &mut products);
+                let rows = first_row..rows.end.min(first_row + EDGE);
                 for (token, products) in (first..tokens.end).zip(&mut products.0) {
+                    finish(rows.clone(), token, &mut products[..]);
                     // SAFETY: tasks differ in rows.
-                    unsafe {
-                        self.target.put_run(first_row..rows.end.min(first_row + EDGE), token, products)
-                    };
+                    unsafe { self.target.put_run(rows.clone(), token, products) };
                 }
             }
         }
@@ -452,7 +354,7 @@ impl Job<'_> {
     fn x(&self) -> &[[f32; UNIT]] {
         match &self.input.values {
             Values::F32 { values, .. } => values.units(),
-            Values::Split { .. } | Values::Int8(_) => {
+            Values::Split { .. } | Values::Int8(_) | Values::Int8Split { .. } => {
                 unreachable!("this part meets floating-point activations")
             }
         }
@@ -785,6 +687,48 @@ mod tests {
             }
         }
         println!("worst relative error {worst:e}");
+    }
+
+    #[test]
+    fn integers_have_the_same_bits_on_the_matrix_unit() {
+        if super::Split::detect().is_none() {
+            return println!("skipped: this processor has no AMX");
+        }
+        let mut random = Random::new(9);
+        let grids = [ActivationGrid::Absmax127, ActivationGrid::FullRange];
+        let mut integers = 0;
+        for format in formats() {
+            for (rows, cols, grid) in
+                [(3, 33, grids[0]), (67, 130, grids[1]), (300, 64, grids[0]), (33, 2100, grids[1])]
+            {
+                let matrix = Matrix::random(&mut random, rows, cols, format);
+                let mut x = random.floats(70 * cols);
+                x[cols..2 * cols].fill(0.0);
+                x[3 * cols] = f32::NAN;
+                let bias = random.floats(rows);
+                let found =
+                    [(1, Sums::Repeatable), (1, Sums::Reordered), (3, Sums::Whole)].map(|(threads, sums)| {
+                        let mut backend = backend(threads, true);
+                        backend.set_sums(sums);
+                        let weight =
+                            load(&mut backend, &[(&matrix, rows)], cols, Some(grid), &[Some(bias.clone())]);
+                        let input = f32_buffer(&mut backend, &x);
+                        let mut output = backend.buffer(Element::F32, 70 * rows).unwrap();
+                        backend.linear(&input, 70, &weight, &mut output).unwrap();
+                        integers += usize::from(
+                            weight.parts.iter().any(|part| super::super::linear_input::is_exact(part)),
+                        );
+                        let bits: Vec<u32> =
+                            read(&mut backend, &output).into_iter().map(f32::to_bits).collect();
+                        bits
+                    });
+                let is_integer = matches!(format, WeightFormat::Packed(_));
+                if is_integer {
+                    assert!(found[0] == found[1] && found[0] == found[2], "{rows} x {cols} {format:?}");
+                }
+            }
+        }
+        assert!(integers > 20, "{integers} products of integers");
     }
 
     #[test]

@@ -62,6 +62,27 @@ impl QuantizedTokens {
 }
 
 impl QuantizedTokens {
+    /// The integers of some tokens, `[tokens, units]`.
+    pub(super) fn integers(&self, tokens: Range<usize>, out: &mut [[f32; UNIT]]) {
+        let units = self.columns.units;
+        let values: &[[i8; UNIT]] = self.values.as_chunks().0;
+        for (out, values) in out.iter_mut().zip(&values[tokens.start * units..tokens.end * units]) {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = f32::from(*value);
+            }
+        }
+    }
+
+    /// By what the integers of each token are divided; NaN where one was no number.
+    pub(super) fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.scales.len()
+    }
+
     /// A token's part of everything.
     #[inline(always)]
     fn token(&self, token: usize) -> Token<'_> {
@@ -161,6 +182,12 @@ fn shifted(x: f32) -> f32 {
 #[inline(always)]
 pub(super) fn rounded(x: f32) -> f32 {
     shifted(x) - MAGIC
+}
+
+/// The nearest integer of a number below `2^22`, halves to even.
+#[inline(always)]
+pub(super) fn nearest(x: f32) -> f32 {
+    (x + MAGIC) - MAGIC
 }
 
 #[inline(always)]

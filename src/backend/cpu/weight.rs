@@ -137,7 +137,6 @@ impl Packed {
     }
 
     /// The scale of each row, where it has one, no minimum, and a size that products with integers are rounded from evenly.
-    #[cfg(feature = "train")]
     pub(super) fn scales_of_rows(&self, columns: Columns) -> Option<&[f32]> {
         let has_one = columns.groups == 1 && !matches!(self.zeros, Zeros::Minimums(_));
         (has_one && self.scales.iter().all(|scale| scale.is_normal())).then_some(&*self.scales)

@@ -40,10 +40,10 @@ impl Amx {
         assert_eq!(panel.len(), rows.cols.div_ceil(EDGE), "a step for every 32 columns");
         // SAFETY: a value of this type exists only where `detect` found the features.
         unsafe {
-            if terms == Terms::Three {
-                split_rows::<2>(rows, factors, panel)
-            } else {
-                split_rows::<PARTS>(rows, factors, panel)
+            match terms.parts() {
+                1 => split_rows::<1>(rows, factors, panel),
+                2 => split_rows::<2>(rows, factors, panel),
+                _ => split_rows::<PARTS>(rows, factors, panel),
             }
         }
     }
@@ -65,9 +65,8 @@ impl Amx {
 
     /// Turns a left panel into a right one, and a right one into a left one: the parts that `terms` are of.
     pub(in super::super) fn turn(self, panel: &mut [Step], terms: Terms) {
-        let parts = if terms == Terms::Three { 2 } else { PARTS };
         for half in panel.iter_mut().flat_map(|step| &mut step.0) {
-            for tile in &mut half[..parts] {
+            for tile in &mut half[..terms.parts()] {
                 // SAFETY: as above.
                 unsafe { transpose(tile) };
             }
@@ -115,6 +114,9 @@ impl Tiles {
         if left.is_empty() {
             *products = Block::ZERO;
             return;
+        }
+        if terms == Terms::One {
+            return self.multiply_high(left, right, products);
         }
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
         // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are in tmm4 (upper)
@@ -204,6 +206,47 @@ impl Tiles {
                 five = in(reg) usize::from(matches!(terms, Terms::Six | Terms::Five)),
                 middle = in(reg) usize::from(terms != Terms::Codes),
                 low = in(reg) usize::from(terms != Terms::Three),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// As [`multiply`](Self::multiply), for numbers that are their high parts.
+    fn multiply_high(&self, left: &[Step], right: &[Step], products: &mut Block) {
+        assert!(left.len() == right.len() && !left.is_empty(), "as many columns on both sides");
+        let lower = (&raw mut products.0[TILE]).cast::<f32>();
+        // SAFETY: as above; of each step the first tile of the upper rows is read, and of the lower ones.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{left} + {row}*1]",
+                "tileloadd tmm6, [{right} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{right} + {row}*1 + 3072]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 6144",
+                "add {right}, 6144",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{upper} + {row}*2], tmm0",
+                "tilestored [{upper} + {row}*2 + 64], tmm1",
+                "tilestored [{lower} + {row}*2], tmm2",
+                "tilestored [{lower} + {row}*2 + 64], tmm3",
+                left = inout(reg) left.as_ptr() => _,
+                right = inout(reg) right.as_ptr() => _,
+                steps = inout(reg) left.len() => _,
+                upper = in(reg) products,
+                lower = in(reg) lower,
+                row = in(reg) size_of::<[u32; TILE]>(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
@@ -312,7 +355,9 @@ fn split_rows<const N: usize>(rows: Region<'_>, factors: Option<&[f32]>, panel: 
                 (first, second) = (_mm512_mul_ps(first, load(left)), _mm512_mul_ps(second, load(right)));
             }
             let (first, second): ([_; N], [_; N]) = (split(first), split(second));
-            middle = _mm512_or_si512(middle, _mm512_or_si512(first[1], second[1]));
+            if N > 1 {
+                middle = _mm512_or_si512(middle, _mm512_or_si512(first[N.min(2) - 1], second[N.min(2) - 1]));
+            }
             if N == PARTS {
                 low = _mm512_or_si512(low, _mm512_or_si512(first[N - 1], second[N - 1]));
             }

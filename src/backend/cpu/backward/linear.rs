@@ -4,7 +4,7 @@ use crate::backend::cpu::amx::{Region, Split};
 use crate::backend::cpu::columns::{Columns, UNIT};
 use crate::backend::cpu::linear::WHOLE_TOKENS;
 use crate::backend::cpu::linear_float::Expand;
-use crate::backend::cpu::linear_int8::{round_to_codes, round_trip, rounded};
+use crate::backend::cpu::linear_int8::{nearest, round_to_codes, round_trip};
 use crate::backend::cpu::parallel::Workers;
 use crate::backend::cpu::rows::{CodeMatrix, MINIMUMS, NO_OFFSET, ZERO_POINTS};
 use crate::backend::cpu::simd::Isa;
@@ -177,7 +177,7 @@ impl Means<'_> {
                     let scales = scales.get(rows).unwrap_or_default();
                     for (row, scale) in out.chunks_exact_mut(columns.cols).zip(scales) {
                         // Integers, but for the rounding of their products with the scale.
-                        row.iter_mut().for_each(|value| *value = rounded(*value / scale));
+                        row.iter_mut().for_each(|value| *value = nearest(*value / scale));
                     }
                 }
                 _ => {
@@ -377,14 +377,16 @@ mod tests {
 
     #[test]
     fn every_format_is_multiplied_as_the_forward_step_has_it() {
-        let (rows, cols) = (6, 80);
         let mut random = Random::new(7);
         // So many that whole matrices are multiplied, on the matrix unit where there is one.
         let cases = [(4, Sums::Repeatable), (70, Sums::Whole)];
         let grids = [None, Some(ActivationGrid::Absmax127)];
-        for (format, (count, sums)) in
-            formats().into_iter().flat_map(|format| cases.map(|case| (format, case)))
-        {
+        // Rows that are padded, and rows that are not.
+        let formats = formats();
+        let all = [(6, 80), (6, 96)]
+            .into_iter()
+            .flat_map(|shape| formats.iter().map(move |format| (shape, *format)));
+        for (((rows, cols), format), (count, sums)) in all.flat_map(|of| cases.map(|case| (of, case))) {
             for grid in grids {
                 let matrix = Matrix::random(&mut random, rows, cols, format);
                 let mut backend = backend(1, true);
