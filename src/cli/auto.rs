@@ -16,7 +16,7 @@ use crate::format::source::FsDir;
 use crate::model::Checkpoint;
 use crate::pipeline::auto::ladder::{Judgement, Rung};
 use crate::pipeline::auto::{AutoSurroundings, Candidate, Event, Outputs, auto};
-use crate::request::{AutoRequest, Learns, TextsOptions};
+use crate::request::{AutoRequest, TextsOptions};
 use crate::task::{BoxFuture, block_on};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use crate::validate::windows::Dataset;
@@ -26,8 +26,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 #[cfg(feature = "train")]
 use {
-    crate::backend::cpu::CpuBackend, crate::pipeline::auto::training::QatTrainer,
-    crate::request::TrainRequest,
+    crate::backend::cpu::CpuBackend,
+    crate::pipeline::auto::training::QatTrainer,
+    crate::request::{Learns, TrainRequest},
 };
 
 /// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed

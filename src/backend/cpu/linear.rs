@@ -715,9 +715,8 @@ mod tests {
                         let input = f32_buffer(&mut backend, &x);
                         let mut output = backend.buffer(Element::F32, 70 * rows).unwrap();
                         backend.linear(&input, 70, &weight, &mut output).unwrap();
-                        integers += usize::from(
-                            weight.parts.iter().any(|part| super::super::linear_input::is_exact(part)),
-                        );
+                        integers +=
+                            usize::from(weight.parts.iter().any(super::super::linear_input::is_exact));
                         let bits: Vec<u32> =
                             read(&mut backend, &output).into_iter().map(f32::to_bits).collect();
                         bits
