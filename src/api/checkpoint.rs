@@ -8,7 +8,7 @@ use crate::calibrate::Samples;
 use crate::error::{Error, Result};
 use crate::format::scratch::{KeptScratch, Scratch, TempScratch};
 use crate::format::sink::SinkDir;
-use crate::format::source::SourceDir;
+use crate::format::source::{ByteSource, SourceDir};
 use crate::layout::OpenOptions;
 use crate::model::{self, ModelConfig};
 use crate::options::Place;
@@ -24,6 +24,7 @@ use crate::validate::agreement::Agreement;
 use crate::validate::report::ValidationReport;
 use crate::validate::run::Surroundings;
 use std::cell::RefCell;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,7 +50,14 @@ pub struct Checkpoint {
     control: Arc<dyn Control + Send + Sync>,
 }
 
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Checkpoint").field(&self.name()).finish()
+    }
+}
+
 /// A checkpoint that was written, and what there is to say of it.
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Written<Record = QuantizationRecord> {
     /// The checkpoint, opened.
@@ -72,6 +80,14 @@ impl Checkpoint {
     /// As [`open`](crate::open).
     pub fn from_dir(dir: Arc<dyn SourceDir>) -> Result<Self> {
         block_on(model::Checkpoint::open(dir)).map(Self::new)
+    }
+
+    /// Opens a GGUF file that is not on a disk.
+    ///
+    /// # Errors
+    /// As [`open`](crate::open).
+    pub fn from_gguf(source: Arc<dyn ByteSource>) -> Result<Self> {
+        block_on(model::Checkpoint::open_gguf(source)).map(Self::new)
     }
 
     fn new(opened: model::Checkpoint) -> Self {

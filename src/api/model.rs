@@ -10,6 +10,7 @@ use crate::task::{Control, block_on};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::fmt;
 use std::sync::Arc;
 
 /// A loaded model with its tokenizer.
@@ -20,6 +21,12 @@ pub struct Model {
     session: Option<Session<AnyBackend>>,
     why_cpu: Option<Error>,
     control: Arc<dyn Control + Send + Sync>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Model").field(&self.device()).finish()
+    }
 }
 
 /// One message of a chat.
@@ -89,7 +96,7 @@ impl Model {
     /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` where prompt and answer are longer
     /// than the model's context; `non_finite` where its logits are no numbers; `cancelled`.
     pub fn generate(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
-        self.stream(prompt, options)?.collect()
+        self.stream(prompt, options)?.finish()
     }
 
     /// Continues a text piece by piece.
@@ -148,7 +155,7 @@ impl Pieces<'_> {
     ///
     /// # Errors
     /// As [`Model::generate`].
-    pub fn collect(mut self) -> Result<Generated> {
+    pub fn finish(mut self) -> Result<Generated> {
         let (mut text, mut finish_reason) = (String::new(), FinishReason::MaxTokens);
         for piece in &mut self {
             let piece = piece?;

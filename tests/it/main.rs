@@ -1,6 +1,7 @@
 //! The integration tests: one binary, a module for each thing that a user gets.
 #![cfg(feature = "cli")]
 
+mod api;
 mod auto;
 mod awq;
 mod bad_input;
