@@ -94,15 +94,15 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Makes the file with the tensors appear.
+    /// Makes the folder's file with the tensors appear. A file that is all there is appears with [`finish`](Self::finish): what
+    /// comes between can fail, or be stopped.
     pub(super) async fn end_tensors(&mut self) -> Result<()> {
         match self.writer.take() {
             Some(Writer::Safetensors(writer)) => writer.finish().await,
-            Some(Writer::Gguf(output)) => {
-                output.finish().await?;
-                self.target.flush().await
+            other => {
+                self.writer = other;
+                Ok(())
             }
-            None => Ok(()),
         }
     }
 
@@ -114,8 +114,12 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes the last file of a folder, which is whole from here on.
+    /// Writes the last file of a folder, or the last byte of a file: it is whole from here on.
     pub(in crate::pipeline) async fn finish(self, record: &impl Serialize) -> Result<()> {
+        if let Some(Writer::Gguf(output)) = self.writer {
+            output.finish().await?;
+            return self.target.flush().await;
+        }
         match self.folder {
             Some(folder) => folder.finish(record).await,
             None => Ok(()),
