@@ -1,6 +1,6 @@
 //! An open checkpoint, as programs use it. Floor 9.
 
-use super::destination::{Destination, destination};
+use super::destination::{Destination, destination, refuse_source};
 use super::model::Model;
 use super::opening;
 use crate::artifact::records::{DequantizationRecord, QuantizationRecord};
@@ -41,8 +41,6 @@ use std::time::Instant;
 #[derive(Clone)]
 pub struct Checkpoint {
     opened: Arc<model::Checkpoint>,
-    /// Where it is, if that is a path.
-    path: Option<PathBuf>,
     /// Whose tokenizer it has, where not its own.
     tokenizer: Option<PathBuf>,
     /// Where a calibration keeps what is done.
@@ -70,8 +68,7 @@ pub struct Written<Record = QuantizationRecord> {
 
 impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let opened = block_on(opening::checkpoint(path, &OpenOptions::default()))?;
-        Ok(Self { path: Some(path.to_owned()), ..Self::new(opened) })
+        block_on(opening::checkpoint(path, &OpenOptions::default())).map(Self::new)
     }
 
     /// Opens a folder that is not on a disk: in memory, or behind whatever a program reads from.
@@ -91,13 +88,7 @@ impl Checkpoint {
     }
 
     fn new(opened: model::Checkpoint) -> Self {
-        Self {
-            opened: Arc::new(opened),
-            path: None,
-            tokenizer: None,
-            resume: None,
-            control: Arc::new(Silent),
-        }
+        Self { opened: Arc::new(opened), tokenizer: None, resume: None, control: Arc::new(Silent) }
     }
 
     /// Lets `control` hear how far work with this checkpoint is, and stop it. A function of [`Progress`](crate::Progress) is
@@ -183,6 +174,9 @@ impl Checkpoint {
         }
         let request = QuantizeRequest { resume: Place(self.resume.is_some()), ..request.clone() };
         request.options()?;
+        if request.format != Some(Format::Gguf) {
+            refuse_source(Path::new(target.name()), Path::new(self.name()))?;
+        }
         let notes = RefCell::new(Vec::new());
         let tell = |told: Told<'_>| notes.borrow_mut().extend(told.notes());
         let control: &dyn Control = self.control.as_ref();
@@ -273,7 +267,7 @@ impl Checkpoint {
     }
 
     fn destination(&self, output: &Path, format: Option<Format>) -> Result<Destination> {
-        destination(output, self.path.as_deref(), format)
+        destination(output, Path::new(self.name()), format)
     }
 
     /// What was written, opened to be used as this one is.
@@ -296,7 +290,6 @@ impl Checkpoint {
         })?;
         let checkpoint = Self {
             opened: Arc::new(opened),
-            path: None,
             tokenizer: self.tokenizer.clone(),
             resume: None,
             control: self.control.clone(),

@@ -1,7 +1,7 @@
 //! Where an output goes on a disk: a folder, or a file in one. Floor 9.
 
 use crate::artifact::output::refuse_foreign;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::format::links::{canonical, followed};
 use crate::format::sink::{FsSinkDir, SinkDir};
 use crate::format::source::FsDir;
@@ -24,18 +24,28 @@ pub struct Destination {
 /// # Errors
 /// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
 /// checkpoint of someone else.
-pub fn folder(output: &Path, source: Option<&Path>) -> Result<FsSinkDir> {
-    if let (true, Some(source)) = (followed(output).exists(), source) {
-        let there = FsDir::open(output)?;
-        let real = |path: &Path| canonical(path).context_with(|| path.display().to_string());
-        if real(there.path())? == real(source)? {
-            return Err(Error::invalid_argument("the output folder is the source; choose another folder")
-                .context(output.display().to_string()));
-        }
+pub fn folder(output: &Path, source: &Path) -> Result<FsSinkDir> {
+    if followed(output).exists() {
+        FsDir::open(output)?;
     }
+    refuse_source(output, source)?;
     let sinks = FsSinkDir::at(output);
     block_on(refuse_foreign(sinks.existing().as_ref()))?;
     Ok(sinks)
+}
+
+/// Refuses to write over what is read. What is not on a disk is nowhere.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn refuse_source(output: &Path, source: &Path) -> Result<()> {
+    match (canonical(output), canonical(source)) {
+        (Ok(real), Ok(source)) if real == source => {
+            let reason = "the output folder is the source; choose another folder";
+            Err(Error::invalid_argument(reason).context(output.display().to_string()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The folder of an output, or the file: `-o X.gguf` names it, `-o X` its folder. What a killed run left on the way to the
@@ -43,7 +53,7 @@ pub fn folder(output: &Path, source: Option<&Path>) -> Result<FsSinkDir> {
 ///
 /// # Errors
 /// As [`folder`]'s, for a folder; `io`.
-pub fn destination(output: &Path, source: Option<&Path>, format: Option<Format>) -> Result<Destination> {
+pub fn destination(output: &Path, source: &Path, format: Option<Format>) -> Result<Destination> {
     if format != Some(Format::Gguf) {
         let sinks = folder(output, source)?;
         return Ok(Destination { sinks, file: None, path: output.to_owned() });

@@ -120,7 +120,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     request.calibration = args.calibration.cut(&args.cut.0);
     request.validate = args.files.read(&request.validate)?;
     for path in &args.checkpoints {
-        destination::folder(&args.output, Some(path))?;
+        destination::folder(&args.output, path)?;
     }
     block_on(refuse_foreign(&FsDir::at(&args.output)))?;
     let outcome = block_on(async {

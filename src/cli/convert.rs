@@ -29,7 +29,7 @@ pub struct Args {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let mut request = args.request.0.clone();
     request.options()?;
-    let to = destination(&args.output, Some(&args.checkpoint), request.format)?;
+    let to = destination(&args.output, &args.checkpoint, request.format)?;
     request.file = to.file.clone();
     let (plan, outcome) = block_on(async {
         let source = open::checkpoint(&args.checkpoint, terminal).await?;

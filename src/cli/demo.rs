@@ -72,7 +72,7 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
     let mut reports = Vec::new();
     for (name, options) in variants {
         let folder = args.output.join(name);
-        let sinks = destination::folder(&folder, Some(&args.checkpoint))?;
+        let sinks = destination::folder(&folder, &args.checkpoint)?;
         quantize(&checkpoint, &options, &sinks, terminal).await?;
         let quantized = open::checkpoint(&folder, terminal).await?;
         let report =

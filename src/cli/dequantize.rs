@@ -69,7 +69,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             Some(dtype) => dtype.dtype(),
             None => default_dtype(&quantized)?,
         };
-        let sinks = destination::folder(&args.output, Some(Path::new(quantized.name())))?;
+        let sinks = destination::folder(&args.output, Path::new(quantized.name()))?;
         let original = match &args.original {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
@@ -90,7 +90,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         {
             let fallback = Fallback { retention, min_retention: agreement.min_retention };
             // By another name it may be the folder that is written.
-            destination::folder(&args.output, Some(Path::new(original.name())))?;
+            destination::folder(&args.output, Path::new(original.name()))?;
             let written = fall_back(original, dtype, fallback, &sinks, terminal).await?;
             (document.modules, document.is_original) = (written.modules.len(), true);
         }

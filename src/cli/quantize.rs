@@ -104,12 +104,12 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         if *path == args.output {
             return Err(Error::invalid_argument("--output and --also-dequantized name the same folder"));
         }
-        destination::folder(path, Some(&args.checkpoint))?;
+        destination::folder(path, &args.checkpoint)?;
     }
     let start = Instant::now();
     let (outcome, source_bytes, output) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
-        let to = destination(&args.output, Some(&args.checkpoint), request.format)?;
+        let to = destination(&args.output, &args.checkpoint, request.format)?;
         request.file = to.file.clone();
         let around = QuantizeSurroundings {
             target: &to.sinks,
@@ -127,8 +127,8 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         block_on(async {
             let quantized = open::checkpoint(&output, terminal).await?;
             // By another name it may be the folder that was just written.
-            destination::folder(path, Some(&output))?;
-            let sinks = destination::folder(path, Some(&args.checkpoint))?;
+            destination::folder(path, &output)?;
+            let sinks = destination::folder(path, &args.checkpoint)?;
             let dtype = default_dtype(&quantized)?;
             dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await
         })?;

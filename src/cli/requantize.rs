@@ -34,7 +34,7 @@ pub struct Args {
 pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     let (outcome, compared) = block_on(async {
         let dense = open::checkpoint(&args.checkpoint, terminal).await?;
-        let sinks = destination::folder(&args.output, Some(Path::new(dense.name())))?;
+        let sinks = destination::folder(&args.output, Path::new(dense.name()))?;
         let outcome = restore(&dense, &sinks, terminal).await?;
         let mut compared = None;
         if let Some(path) = &args.text {

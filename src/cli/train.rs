@@ -77,7 +77,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         };
         let learns = if teacher.is_some() { Learns::FromTeacher } else { Learns::FromTexts };
         let options = request.options(model.config(), learns)?;
-        let to = destination(&args.output, Some(&args.from.model), request.format)?;
+        let to = destination(&args.output, &args.from.model, request.format)?;
         let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",

@@ -1,7 +1,7 @@
 //! The face for Rust programs: what others can do with the crate, and what they are refused.
 
 use crate::support::fixture;
-use lowbit::io::{ByteSink, FileSource, MemorySinkDir, SinkDir};
+use lowbit::io::{ByteSink, FileSource, FsDir, FsSinkDir, MemorySinkDir, SinkDir};
 use lowbit::{
     Bits, CalibrationRequest, Checkpoint, Control, ConvertRequest, DequantizeRequest, ErrorCode, Format,
     GenerateOptions, Granularity, LoadRequest, Message, Method, Model, PerplexityRequest, Progress,
@@ -149,9 +149,22 @@ fn what_is_not_ours_is_never_overwritten() {
     refused(original.quantize_into(&memory, &four_bits()).unwrap_err());
     assert_eq!(memory.to_dir().get("model.safetensors").unwrap().as_slice(), b"somebody's");
 
-    let folder = fixture("tale-llama");
-    let error = original.quantize(&folder, &four_bits()).unwrap_err();
-    assert!(error.to_string().contains("the output folder is the source"), "{error}");
+    // Nor is what is read, wherever it came from.
+    let (folder, int4) = (fixture("tale-llama"), out.path().join("int4"));
+    let written = original.quantize(&int4, &four_bits()).unwrap().checkpoint;
+    let weights = std::fs::read(int4.join("model.safetensors")).unwrap();
+    let opened = Checkpoint::from_dir(Arc::new(FsDir::open(&int4).unwrap())).unwrap();
+    let gptq = ConvertRequest::default().format(Format::Gptq);
+    for error in [
+        original.quantize(&folder, &four_bits()).unwrap_err(),
+        written.convert(&int4, &gptq).unwrap_err(),
+        opened.convert(&int4, &gptq).unwrap_err(),
+        opened.dequantize(&int4, None, &DequantizeRequest::default()).unwrap_err(),
+        original.quantize_into(&FsSinkDir::at(&folder), &four_bits()).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("the output folder is the source"), "{error}");
+    }
+    assert!(std::fs::read(int4.join("model.safetensors")).unwrap() == weights);
 }
 
 fn put(memory: &MemorySinkDir, file: &str, bytes: &[u8]) {

@@ -2,7 +2,7 @@
 //!
 //! Not here: the measuring, which is `lowbit bench`.
 
-use crate::process::{Outcome, cargo, root, run as execute, step};
+use crate::process::{COMMAND, Outcome, cargo, root, run as execute, step};
 use std::process::ExitCode;
 
 /// The checkpoint whose decoding is timed beside those that are named.
@@ -13,7 +13,7 @@ const CHECKPOINT: &str = "tests/fixtures/tale-llama";
 /// # Errors
 /// The build failed, or the benchmark did: there is no GPU, for example.
 pub fn run(gpu: bool, arguments: &[String]) -> Outcome {
-    let binary = ["--release", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"];
+    let binary = [&["--release"], COMMAND.as_slice()].concat();
     step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;
     let mut bench = cargo(&[&["run", "--quiet"], binary.as_slice()].concat());
     bench.args(["--", "bench", "--device", if gpu { "gpu" } else { "cpu" }]).args(arguments);

@@ -2,7 +2,7 @@
 //!
 //! Not here: the work itself, which is `lowbit demo`.
 
-use crate::process::{Outcome, cargo, line_of, root, run as execute, step, target_dir};
+use crate::process::{COMMAND, Outcome, cargo, line_of, root, run as execute, step, target_dir};
 use std::process::ExitCode;
 
 /// The checkpoint that ships with the repository.
@@ -16,7 +16,7 @@ const REJECTED: i32 = 1;
 /// # Errors
 /// The build failed, or the demo broke.
 pub fn run() -> Outcome {
-    let binary = ["--release", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"];
+    let binary = [&["--release"], COMMAND.as_slice()].concat();
     step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;
     let mut demo = cargo(&[&["run", "--quiet"], binary.as_slice()].concat());
     demo.args(["--", "demo", "--checkpoint"]).arg(root().join(CHECKPOINT));

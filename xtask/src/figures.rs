@@ -3,7 +3,7 @@
 //!
 //! Not here: the measuring itself, which is `lowbit qat`, `quantize` and `perplexity`.
 
-use crate::process::{Outcome, cargo, program, root, run as execute, step, target_dir};
+use crate::process::{COMMAND, Outcome, cargo, program, root, run as execute, step, target_dir};
 use crate::tables::{perplexity, replaced};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -35,9 +35,7 @@ const TEXT_BYTES: &str = "24000000";
 /// # Errors
 /// A command failed, or README.md has no place for the table.
 pub fn run() -> Outcome {
-    step("build", || {
-        execute(cargo(&["build", "--release", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"]))
-    })?;
+    step("build", || execute(cargo(&[&["build", "--release"], COMMAND.as_slice()].concat())))?;
     let lowbit = target_dir().join("release").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
     let text = format!("{CHECKPOINT}/calibration.txt");
     let mut figures = read()?;

@@ -4,7 +4,7 @@
 //! thread: with more, sums are added in another order. Figures are of one machine: record before a change and check after
 //! it on the same one. Reports are compared without what a clock measured.
 
-use crate::process::{Outcome, cargo, line_of, root, run as execute, step, target_dir};
+use crate::process::{COMMAND, Outcome, cargo, line_of, root, run as execute, step, target_dir};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -127,18 +127,7 @@ pub fn run(options: Options) -> Outcome {
             std::path::absolute(&lowbit).map_err(|error| format!("{}: {error}", lowbit.display()))?
         }
         None => {
-            step("build", || {
-                execute(cargo(&[
-                    "build",
-                    "--release",
-                    "--package",
-                    "lowbit",
-                    "--features",
-                    "cli",
-                    "--bin",
-                    "lowbit",
-                ]))
-            })?;
+            step("build", || execute(cargo(&[&["build", "--release"], COMMAND.as_slice()].concat())))?;
             target_dir().join("release").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" })
         }
     };

@@ -12,6 +12,9 @@ pub type Outcome = Result<ExitCode, String>;
 /// Features of the library that tests have beside the usual ones: they run the command, and look inside.
 pub const TEST_FEATURES: &str = "lowbit/cli,lowbit/internals";
 
+/// What cargo builds and runs the command by.
+pub const COMMAND: [&str; 6] = ["--package", "lowbit", "--features", "cli", "--bin", "lowbit"];
+
 /// The workspace's root: the folder above this crate.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")

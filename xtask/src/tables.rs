@@ -3,7 +3,7 @@
 //! Not here: the measuring itself, which is `lowbit quantize` and `lowbit perplexity`, and tables about models that are
 //! not in the repository.
 
-use crate::process::{Outcome, cargo, line_of, program, root, run as execute, step, target_dir};
+use crate::process::{COMMAND, Outcome, cargo, line_of, program, root, run as execute, step, target_dir};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,9 +23,7 @@ const SCHEMES: [(u32, u32, bool); 6] =
 /// # Errors
 /// The build or a command failed, or README.md has no place for the table.
 pub fn run() -> Outcome {
-    step("build", || {
-        execute(cargo(&["build", "--package", "lowbit", "--features", "cli", "--bin", "lowbit"]))
-    })?;
+    step("build", || execute(cargo(&[&["build"], COMMAND.as_slice()].concat())))?;
     let lowbit = target_dir().join("debug").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
     let original = perplexity(&lowbit, &root().join(CHECKPOINT))?;
     let mut table = format!(
