@@ -71,30 +71,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Inspect(inspect::Args),
-    Plan(plan::Args),
-    Quantize(Box<quantize::Args>),
-    Dequantize(dequantize::Args),
-    Requantize(requantize::Args),
-    Convert(convert::Args),
-    Auto(Box<auto::Args>),
+    Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
+    Quantize(Box<quantize::QuantizeArgs>),
+    Dequantize(dequantize::DequantizeArgs),
+    Requantize(requantize::RequantizeArgs),
+    Convert(convert::ConvertArgs),
+    Auto(Box<auto::AutoArgs>),
     #[cfg(feature = "train")]
-    Train(Box<train::Args>),
+    Train(Box<train::TrainArgs>),
     #[cfg(feature = "train")]
-    Qat(Box<qat::Args>),
+    Qat(Box<qat::QatArgs>),
     #[cfg(feature = "train")]
-    CheckGradients(Box<check_gradients::Args>),
+    CheckGradients(Box<check_gradients::CheckGradientsArgs>),
     #[cfg(feature = "train")]
-    Tasks(tasks::Args),
+    Tasks(tasks::TasksArgs),
     #[cfg(feature = "train")]
-    Assess(assess::Args),
-    Validate(Box<validate::Args>),
-    Compare(compare::Args),
-    Perplexity(perplexity::Args),
-    Generate(generate::Args),
-    Demo(demo::Args),
-    Devices(devices::Args),
-    Bench(bench::Args),
+    Assess(assess::AssessArgs),
+    Validate(Box<validate::ValidateArgs>),
+    Compare(compare::CompareArgs),
+    Perplexity(perplexity::PerplexityArgs),
+    Generate(generate::GenerateArgs),
+    Demo(demo::DemoArgs),
+    Devices(devices::DevicesArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Every command with its arguments.

@@ -80,7 +80,6 @@ mod generate;
 mod layout;
 mod model;
 mod options;
-mod order;
 mod parallel;
 mod pipeline;
 mod plan;
@@ -88,6 +87,7 @@ mod quant;
 mod recipe;
 mod request;
 mod shape;
+mod sort;
 mod task;
 mod tokenizer;
 #[cfg(feature = "train")]
@@ -107,15 +107,15 @@ pub use error::{Error, ErrorCode, Result};
 pub use generate::{FinishReason, GenerateOptions, Generated, Piece, SamplerOptions};
 pub use model::rope::{RopeConfig, RopeScaling};
 pub use model::{Architecture, ModelConfig};
-pub use options::{Bytes, Given, Place, Texts};
+pub use options::{Bytes, Given, LocationGiven, Texts};
 pub use quant::{
     Activations, Bits, ColumnOrder, GptqOptions, Granularity, Method, ReferenceInputs, ScaleRule,
 };
 pub use recipe::{ModulePattern, Recipe, Rule};
 pub use request::{
-    CalibrationRequest, ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, HoldingOptions,
-    LoadRequest, MeasureOptions, Perplexity, PerplexityRequest, QuantizeRequest, TernaryScale, TextsOptions,
-    ValidateRequest, WindowRequest,
+    CalibrationRequest, ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, LoadRequest,
+    MeasureOptions, Perplexity, PerplexityRequest, QuantizeRequest, ResidencyOptions, TernaryScale,
+    TextsOptions, ValidateRequest, WindowRequest,
 };
 pub use task::{Control, Progress, Silent};
 #[cfg(feature = "tokenizer")]
@@ -144,11 +144,11 @@ pub mod report {
     pub use crate::calibrate::method::CalibrationRecord;
     pub use crate::validate::agreement::Agreement;
     pub use crate::validate::failures::{FailureKind, PromptFailure};
-    pub use crate::validate::holding::Execution;
     pub use crate::validate::report::{
         Benchmark, Dataset, Divergence, Generation, Layer, Memory, OriginalModel, Perplexity, QuantizedModel,
         Speed, ValidationReport,
     };
+    pub use crate::validate::residency::Execution;
     pub use crate::validate::verdict::{Criterion, Status};
 }
 
@@ -189,8 +189,8 @@ pub mod internals {
     pub mod options {
         pub use crate::options::*;
     }
-    pub mod order {
-        pub use crate::order::*;
+    pub mod sort {
+        pub use crate::sort::*;
     }
     pub mod parallel {
         pub use crate::parallel::*;

@@ -20,7 +20,7 @@ pub use named::Named;
 pub(crate) use named::{find, named};
 pub(crate) use nested::nested;
 pub(crate) use options_macro as options;
-pub use value::{Bytes, Kind, OptionValue, Place, Texts};
+pub use value::{Bytes, Kind, LocationGiven, OptionValue, Texts};
 
 use crate::error::{Error, Result};
 use serde_json::Value;

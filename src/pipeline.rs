@@ -25,7 +25,7 @@ pub mod train;
 pub use calibrated::Calibration;
 pub use convert::{ConvertOptions, ConvertOutcome, convert, plan_conversion};
 pub use quantize::{
-    QuantizationPlan, QuantizeOutcome, QuantizeSurroundings, Told, quantize, quantize_calibrated,
+    QuantizationPlan, QuantizeContext, QuantizeEvent, QuantizeOutcome, quantize, quantize_calibrated,
     quantize_checkpoint, restore,
 };
 pub use select::{Method, ModulePlan, QuantizeOptions};

@@ -1,6 +1,6 @@
 //! What a model needs before any of it is loaded: bytes at each precision, what fits, and which precision to take.
 //!
-//! Pure arithmetic over a model's dimensions, exact for the weights. [`Plan`] is also the document that `plan --json`
+//! Pure arithmetic over a model's dimensions, exact for the weights. [`MemoryPlan`] is also the document that `plan --json`
 //! prints. Not here: reading a checkpoint's config. Floor 8.
 
 pub mod dims;
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 /// A plan for one model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// Weights and biases; a tied table counts once.
     pub parameters: u64,
     /// Whether `dims` were made up from a parameter count. `parameters` then counts `dims`, within 2% of what was asked.
@@ -35,7 +35,7 @@ pub struct Plan {
     pub recommendation: Recommendation,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// Plans for known dimensions.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Plan {
     /// Plans for a parameter count, by the typical dimensions of [`ModelDims::typical`].
     ///
     /// # Errors
-    /// As [`Plan::new`], and for a count that no model has.
+    /// As [`MemoryPlan::new`], and for a count that no model has.
     pub fn for_parameters(parameters: u64, options: &PlanOptions) -> Result<Self> {
         let mut plan = Self::new(ModelDims::typical(parameters)?, options)?;
         plan.estimated = true;
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn the_document_has_every_figure() {
         let options = PlanOptions { memory: Some(8_000_000_000), ..PlanOptions::default() };
-        let plan = Plan::for_parameters(500_000_000, &options).unwrap();
+        let plan = MemoryPlan::for_parameters(500_000_000, &options).unwrap();
         let json = serde_json::to_value(&plan).unwrap();
         assert_eq!(json["estimated"], true);
         assert_eq!(json["memory"], 8_000_000_000u64);
@@ -107,7 +107,7 @@ mod tests {
     fn dimensions_that_overflow_are_errors() {
         let mut dims = ModelDims::typical(1_000_000_000).unwrap();
         dims.hidden_size = u64::MAX / 2;
-        let error = Plan::new(dims, &PlanOptions::default()).unwrap_err();
+        let error = MemoryPlan::new(dims, &PlanOptions::default()).unwrap_err();
         assert!(error.message().contains("64 bits"), "{error}");
     }
 }

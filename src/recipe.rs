@@ -63,7 +63,7 @@ pub struct Rule {
 
 /// How the codes of a module are found, and on which grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub struct MethodChoice {
     /// How codes are found.
     pub method: Method,
     /// The grid.
@@ -170,7 +170,7 @@ impl Rule {
     ///
     /// # Errors
     /// `invalid_argument` for fields that contradict each other or the method.
-    pub(crate) fn choose(&self, usual: Choice) -> Result<Option<Choice>> {
+    pub(crate) fn choose(&self, usual: MethodChoice) -> Result<Option<MethodChoice>> {
         self.check()?;
         if self.keep {
             return Ok(None);
@@ -186,7 +186,7 @@ impl Rule {
             if self.bits.is_some() || self.symmetric.is_some() {
                 return Err(no_ternary("bits or zero points"));
             }
-            return Ok(Some(Choice { method, scheme: Scheme::ternary(granularity) }));
+            return Ok(Some(MethodChoice { method, scheme: Scheme::ternary(granularity) }));
         }
         let (usual_bits, usual_granularity, usual_symmetric) =
             usual.scheme.as_integer().unwrap_or((Bits::Four, Bits::Four.usual_granularity(), true));
@@ -198,7 +198,10 @@ impl Rule {
         };
         let bits = bits.unwrap_or(usual_bits);
         let symmetric = self.symmetric.unwrap_or(usual_symmetric);
-        Ok(Some(Choice { method, scheme: Scheme::symmetric(bits, granularity).with_symmetry(symmetric) }))
+        Ok(Some(MethodChoice {
+            method,
+            scheme: Scheme::symmetric(bits, granularity).with_symmetry(symmetric),
+        }))
     }
 
     fn granularity(&self) -> Result<Option<Granularity>> {

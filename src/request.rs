@@ -26,8 +26,8 @@ pub use assess::AssessRequest;
 #[cfg(feature = "train")]
 pub use gradients::CheckGradientsRequest;
 pub use judge::{
-    AutoRequest, CompareRequest, HoldingOptions, LearningMethod, Machine, MeasureOptions, PerplexityRequest,
-    ValidateRequest,
+    AutoRequest, CompareRequest, LearningMethod, Machine, MeasureOptions, PerplexityRequest,
+    ResidencyOptions, ValidateRequest,
 };
 pub use quantize::{CalibrationRequest, QuantizeRequest, TernaryScale, TextsOptions};
 pub use run::{CalibrationHost, Perplexity};

@@ -5,12 +5,12 @@
 //! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
 //! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
 
+mod activations;
 pub mod assess;
 pub mod blocks;
 pub mod corpus;
 pub mod curriculum;
 pub mod gradients;
-mod kept;
 pub mod memory;
 pub mod noise;
 pub mod optimizer;
@@ -30,7 +30,7 @@ use crate::model::runner::{
 };
 pub use crate::model::trained::{MasterType, Parameter, Stored};
 use crate::model::{KvCache, ModelConfig};
-use kept::Kept;
+use activations::BlockActivations;
 use optimizer::Trained;
 pub use parameters::{Origin, Parameters, Precision};
 use teacher::Teacher;
@@ -86,7 +86,7 @@ pub struct TrainedModel<B: Train> {
     parameters: Parameters<B>,
     /// A layer for each of the first blocks whose inside is kept, and one for the others.
     cache: KvCache<B>,
-    kept: Vec<Kept<B>>,
+    kept: Vec<BlockActivations<B>>,
     /// The input of each block.
     inputs: Vec<B::Buffer>,
     back: BackwardWorkspace<B>,
@@ -126,7 +126,7 @@ impl<B: Train> TrainedModel<B> {
         let parameters = Parameters::new(&mut backend, origin, precision).await?;
         // Rows are packed one behind the other; none begins beyond the tokens that there are.
         let blocks: Vec<_> = parameters.blocks.iter().map(|_| Block::empty()).collect();
-        let kept = Kept::of_blocks(&mut backend, config, room.tokens, blocks.len())?;
+        let kept = BlockActivations::of_blocks(&mut backend, config, room.tokens, blocks.len())?;
         let sequences = room.tokens.div_ceil(room.context);
         let layers = (kept.len() + 1).min(blocks.len());
         let cache = KvCache::new(&mut backend, config, layers, sequences, room.context)?;

@@ -64,7 +64,7 @@ export interface AutoRequest {
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
   /** Run on the GPU adapter with this in its name, as the list of devices has it. */
-  adapter?: string;
+  gpu?: string;
 }
 
 /** What a method learns from. */
@@ -102,7 +102,7 @@ export interface CompareRequest {
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
   /** Run on the GPU adapter with this in its name, as the list of devices has it. */
-  adapter?: string;
+  gpu?: string;
 }
 
 /** What a conversion makes. */
@@ -245,7 +245,7 @@ export interface GptqOptions {
   /** gptq: where the scale of a group comes from. Default: least-error. */
   scales?: ScaleRule;
   /** gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along the order of columns, which are scattered. Default: 2. */
-  sweeps?: number;
+  refinementPasses?: number;
   /** gptq: the inputs that define a layer's target output. Default: original. */
   referenceInputs?: ReferenceInputs;
 }
@@ -309,7 +309,7 @@ export interface LoadRequest {
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
   /** Run on the GPU adapter with this in its name, as the list of devices has it. */
-  adapter?: string;
+  gpu?: string;
 }
 
 /** What to measure beside perplexity, and by what to judge it. */
@@ -420,7 +420,7 @@ export interface QuantizeRequest {
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
   /** Run on the GPU adapter with this in its name, as the list of devices has it. */
-  adapter?: string;
+  gpu?: string;
 }
 
 /**
@@ -499,5 +499,5 @@ export interface ValidateRequest {
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
   /** Run on the GPU adapter with this in its name, as the list of devices has it. */
-  adapter?: string;
+  gpu?: string;
 }

@@ -217,7 +217,7 @@ export const QuantizeRequest = {
           "description": "gptq: where the scale of a group comes from. Default: least-error.",
           "default": "least-error"
         },
-        "sweeps": {
+        "refinementPasses": {
           "type": "integer",
           "minimum": 0,
           "description": "gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along the order of columns, which are scattered. Default: 2.",
@@ -294,7 +294,7 @@ export const QuantizeRequest = {
       "description": "Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto.",
       "default": "auto"
     },
-    "adapter": {
+    "gpu": {
       "type": "string",
       "description": "Run on the GPU adapter with this in its name, as the list of devices has it."
     }
@@ -411,7 +411,7 @@ export const LoadRequest = {
       "description": "Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto.",
       "default": "auto"
     },
-    "adapter": {
+    "gpu": {
       "type": "string",
       "description": "Run on the GPU adapter with this in its name, as the list of devices has it."
     }
@@ -653,7 +653,7 @@ export const ValidateRequest = {
       "description": "Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto.",
       "default": "auto"
     },
-    "adapter": {
+    "gpu": {
       "type": "string",
       "description": "Run on the GPU adapter with this in its name, as the list of devices has it."
     }
@@ -865,7 +865,7 @@ export const AutoRequest = {
       "description": "Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto.",
       "default": "auto"
     },
-    "adapter": {
+    "gpu": {
       "type": "string",
       "description": "Run on the GPU adapter with this in its name, as the list of devices has it."
     }
@@ -909,7 +909,7 @@ export const CompareRequest = {
       "description": "Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto.",
       "default": "auto"
     },
-    "adapter": {
+    "gpu": {
       "type": "string",
       "description": "Run on the GPU adapter with this in its name, as the list of devices has it."
     }

@@ -278,7 +278,7 @@ export interface ModelInfo {
   device: string;
   activations: options.Activations;
   /** Why it runs on the CPU although the device was `auto`. */
-  whyCpu: string | null;
+  fallbackReason: string | null;
   maxPositionEmbeddings: number;
   vocabSize: number;
 }
@@ -379,8 +379,8 @@ export interface SearchOutcome {
 
 export type AutoEvent =
   | { kind: "ranked"; name: string; nats: number }
-  | { kind: "checkpoint"; name: string; reason: string; rungs: string[] }
-  | { kind: "attempt"; name: string; raised: string[] }
+  | { kind: "checkpoint"; name: string; reason: string; attempts: string[] }
+  | { kind: "attempt"; name: string; promoted: string[] }
   | { kind: "judged"; name: string; report: ValidationReport; judgement: options.Judgement };
 
 /** What an attempt of a search made. */
@@ -409,7 +409,7 @@ export interface Summary {
       checkpoint: string;
       samples: number;
       tokens: number;
-      raised: string[];
+      promoted: string[];
       failed: string[];
       good: boolean;
     };

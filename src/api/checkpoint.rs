@@ -11,9 +11,9 @@ use crate::format::sink::SinkDir;
 use crate::format::source::{ByteSource, SourceDir};
 use crate::layout::OpenOptions;
 use crate::model::{self, ModelConfig};
-use crate::options::Place;
+use crate::options::LocationGiven;
 use crate::pipeline::convert::ConversionPlan;
-use crate::pipeline::{QuantizeSurroundings, Told};
+use crate::pipeline::{QuantizeContext, QuantizeEvent};
 use crate::request::{
     CalibrationHost, ConvertRequest, DequantizeRequest, Format, LoadRequest, Machine, QuantizeRequest,
     ValidateRequest,
@@ -22,7 +22,7 @@ use crate::task::{Control, Silent, block_on};
 use crate::tokenizer::HuggingFaceTokenizer;
 use crate::validate::agreement::Agreement;
 use crate::validate::report::ValidationReport;
-use crate::validate::run::Surroundings;
+use crate::validate::run::RunContext;
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -172,15 +172,15 @@ impl Checkpoint {
             let reason = "resume: expected the folder to go on from; name it by Checkpoint::with_resume";
             return Err(Error::invalid_argument(reason));
         }
-        let request = QuantizeRequest { resume: Place(self.resume.is_some()), ..request.clone() };
+        let request = QuantizeRequest { resume: LocationGiven(self.resume.is_some()), ..request.clone() };
         request.options()?;
         if request.format != Some(Format::Gguf) {
             refuse_source(Path::new(target.name()), Path::new(self.name()))?;
         }
         let notes = RefCell::new(Vec::new());
-        let tell = |told: Told<'_>| notes.borrow_mut().extend(told.notes());
+        let tell = |told: QuantizeEvent<'_>| notes.borrow_mut().extend(told.notes());
         let control: &dyn Control = self.control.as_ref();
-        let around = QuantizeSurroundings { target, tell: &tell, control };
+        let context = QuantizeContext { target, tell: &tell, control };
         let samples = self.samples(&request)?;
         let scratch: Box<dyn Scratch> = match &self.resume {
             Some(folder) => Box::new(KeptScratch::open(folder)?),
@@ -193,7 +193,7 @@ impl Checkpoint {
             heap_bytes: None,
             on_cpu: &on_cpu,
         };
-        let outcome = block_on(request.run(&self.opened, &around, &host))?;
+        let outcome = block_on(request.run(&self.opened, &context, &host))?;
         if let Some(folder) = &self.resume {
             // Whatever else somebody put there stays, and so does the folder then.
             let _ = std::fs::remove_dir(folder);
@@ -256,14 +256,14 @@ impl Checkpoint {
     pub fn validate(&self, original: &Checkpoint, request: &ValidateRequest) -> Result<ValidationReport> {
         let codec = original.tokenizer()?;
         let (scratch, start) = (TempScratch::new()?, Instant::now());
-        let around = Surroundings {
+        let context = RunContext {
             codec: &codec,
             clock: &|| start.elapsed().as_secs_f64(),
             scratch: &scratch,
             control: self.control.as_ref(),
         };
         let machine = Machine::default();
-        block_on(request.run(&original.opened, &self.opened, machine, &around, |_| Ok(()), |_| ()))
+        block_on(request.run(&original.opened, &self.opened, machine, &context, |_| Ok(()), |_| ()))
     }
 
     fn destination(&self, output: &Path, format: Option<Format>) -> Result<Destination> {

@@ -1,7 +1,7 @@
 //! A loaded model, as programs use it. Floor 9.
 
 use crate::backend::any::AnyBackend;
-use crate::backend::choice::Ran;
+use crate::backend::choice::DeviceOutcome;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generated, Generation, Piece, Session};
 use crate::model::{CausalLm, Checkpoint, ModelConfig};
@@ -19,7 +19,7 @@ pub struct Model {
     codec: HuggingFaceTokenizer,
     /// What the model has seen of a chat.
     session: Option<Session<AnyBackend>>,
-    why_cpu: Option<Error>,
+    fallback_reason: Option<Error>,
     control: Arc<dyn Control + Send + Sync>,
 }
 
@@ -66,8 +66,8 @@ impl Model {
         let load = async |backend| {
             CausalLm::load(backend, checkpoint, options, control.as_ref() as &dyn Control).await
         };
-        let Ran { result: model, why_cpu } = block_on(request.device.run(|_| (), load))?;
-        Ok(Self { model, codec, session: None, why_cpu, control })
+        let DeviceOutcome { result: model, fallback_reason } = block_on(request.device.run(|_| (), load))?;
+        Ok(Self { model, codec, session: None, fallback_reason, control })
     }
 
     /// What the model is.
@@ -81,8 +81,8 @@ impl Model {
     }
 
     /// Why it runs on the CPU although no device was asked for.
-    pub fn why_cpu(&self) -> Option<&Error> {
-        self.why_cpu.as_ref()
+    pub fn fallback_reason(&self) -> Option<&Error> {
+        self.fallback_reason.as_ref()
     }
 
     /// Its tokenizer.

@@ -30,7 +30,7 @@ pub struct Outcome {
 
 /// What an attempt was that a variant comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Attempt {
+pub struct AttemptRecord {
     /// The name of its folder beside the summary.
     pub name: String,
     /// The checkpoint that it was made from.
@@ -40,7 +40,7 @@ pub struct Attempt {
     /// Their tokens.
     pub tokens: u64,
     /// Modules that got more bits than the others.
-    pub raised: Vec<String>,
+    pub promoted: Vec<String>,
     /// Criteria of its report that failed.
     pub failed: Vec<String>,
     /// Whether quality and generation are within the limits: memory and speed do not count here.
@@ -72,7 +72,7 @@ pub struct Variant {
     pub recommendation: String,
     /// Where it is one of several attempts to find a good variant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<Attempt>,
+    pub attempt: Option<AttemptRecord>,
 }
 
 impl Summary {

@@ -50,7 +50,7 @@ impl From<GpuBackend> for AnyBackend {
 }
 
 /// What belongs to a backend of either device: a buffer, a weight.
-pub enum On<C, G> {
+pub enum PerDevice<C, G> {
     /// Of the processor.
     Cpu(C),
     /// Of a GPU.
@@ -89,16 +89,16 @@ macro_rules! operand {
 
             fn on_cpu(self) -> Result<Self::OnCpu> {
                 match self {
-                    On::Cpu(operand) => Ok(operand),
-                    On::Gpu(_) => Err(elsewhere()),
+                    PerDevice::Cpu(operand) => Ok(operand),
+                    PerDevice::Gpu(_) => Err(elsewhere()),
                 }
             }
 
             #[cfg(feature = "gpu")]
             fn on_gpu(self) -> Result<Self::OnGpu> {
                 match self {
-                    On::Gpu(operand) => Ok(operand),
-                    On::Cpu(_) => Err(elsewhere()),
+                    PerDevice::Gpu(operand) => Ok(operand),
+                    PerDevice::Cpu(_) => Err(elsewhere()),
                 }
             }
         }
@@ -106,9 +106,9 @@ macro_rules! operand {
 }
 
 operand! {
-    [] On<C, G> => C, G;
-    ['a] &'a On<C, G> => &'a C, &'a G;
-    ['a] &'a mut On<C, G> => &'a mut C, &'a mut G;
+    [] PerDevice<C, G> => C, G;
+    ['a] &'a PerDevice<C, G> => &'a C, &'a G;
+    ['a] &'a mut PerDevice<C, G> => &'a mut C, &'a mut G;
 }
 
 /// The same for what holds several operands, each of which is asked.
@@ -154,7 +154,7 @@ impl<T: Operand> Operand for Option<T> {
 /// The same for a step, each of whose operands is asked.
 macro_rules! steps {
     ($($name:ident { $($operand:ident),*; $($value:ident),* })*) => {
-        impl<'a, C, D, G, H> Operand for Step<'a, On<C, G>, On<D, H>> {
+        impl<'a, C, D, G, H> Operand for Step<'a, PerDevice<C, G>, PerDevice<D, H>> {
             type OnCpu = Step<'a, C, D>;
             type OnGpu = Step<'a, G, H>;
 
@@ -190,7 +190,7 @@ steps! {
     TopK { x, out; count, width, k }
 }
 
-impl<C: Elements, G: Elements> Elements for On<C, G> {
+impl<C: Elements, G: Elements> Elements for PerDevice<C, G> {
     fn element(&self) -> Element {
         match self {
             Self::Cpu(buffer) => buffer.element(),
@@ -206,7 +206,7 @@ impl<C: Elements, G: Elements> Elements for On<C, G> {
     }
 }
 
-impl<C: Matrices, G: Matrices> Matrices for On<C, G> {
+impl<C: Matrices, G: Matrices> Matrices for PerDevice<C, G> {
     fn cols(&self) -> usize {
         match self {
             Self::Cpu(weight) => weight.cols(),
@@ -250,18 +250,18 @@ macro_rules! step {
 macro_rules! make {
     ($any:expr, |$backend:ident| $made:expr) => {
         Ok(match $any {
-            AnyBackend::Cpu($backend) => On::Cpu($made?),
+            AnyBackend::Cpu($backend) => PerDevice::Cpu($made?),
             #[cfg(feature = "gpu")]
-            AnyBackend::Gpu($backend) => On::Gpu($made?),
+            AnyBackend::Gpu($backend) => PerDevice::Gpu($made?),
         })
     };
 }
 
 impl DeviceOps for AnyBackend {
-    type Buffer = On<CpuBuffer, GpuBuffer>;
-    type Weight = On<CpuWeight, GpuWeight>;
-    type WeightBuilder = On<CpuWeightBuilder, GpuWeightBuilder>;
-    type Reading = On<Vec<u32>, GpuReading>;
+    type Buffer = PerDevice<CpuBuffer, GpuBuffer>;
+    type Weight = PerDevice<CpuWeight, GpuWeight>;
+    type WeightBuilder = PerDevice<CpuWeightBuilder, GpuWeightBuilder>;
+    type Reading = PerDevice<Vec<u32>, GpuReading>;
 
     fn capabilities(&self) -> &Capabilities {
         step!(self, => |b| b.capabilities())
@@ -287,9 +287,9 @@ impl DeviceOps for AnyBackend {
 
     async fn finish_weight(&mut self, builder: Self::WeightBuilder) -> Result<Self::Weight> {
         Ok(match self {
-            Self::Cpu(cpu) => On::Cpu(cpu.finish_weight(builder.on_cpu()?).await?),
+            Self::Cpu(cpu) => PerDevice::Cpu(cpu.finish_weight(builder.on_cpu()?).await?),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => On::Gpu(gpu.finish_weight(builder.on_gpu()?).await?),
+            Self::Gpu(gpu) => PerDevice::Gpu(gpu.finish_weight(builder.on_gpu()?).await?),
         })
     }
 
@@ -323,13 +323,13 @@ impl DeviceOps for AnyBackend {
             Self::Cpu(cpu) => {
                 let here: Result<Vec<_>> =
                     ranges.map(|(source, range)| Ok((source.on_cpu()?, range))).collect();
-                On::Cpu(cpu.begin_reading(&here?)?)
+                PerDevice::Cpu(cpu.begin_reading(&here?)?)
             }
             #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => {
                 let here: Result<Vec<_>> =
                     ranges.map(|(source, range)| Ok((source.on_gpu()?, range))).collect();
-                On::Gpu(gpu.begin_reading(&here?)?)
+                PerDevice::Gpu(gpu.begin_reading(&here?)?)
             }
         })
     }
@@ -344,14 +344,14 @@ impl DeviceOps for AnyBackend {
 
     fn in_memory<'b>(&self, buffer: &'b Self::Buffer, len: usize) -> Option<&'b [f32]> {
         match (self, buffer) {
-            (Self::Cpu(backend), On::Cpu(buffer)) => backend.in_memory(buffer, len),
+            (Self::Cpu(backend), PerDevice::Cpu(buffer)) => backend.in_memory(buffer, len),
             _ => None,
         }
     }
 
     fn in_memory_mut<'b>(&self, buffer: &'b mut Self::Buffer, len: usize) -> Option<&'b mut [f32]> {
         match (self, buffer) {
-            (Self::Cpu(backend), On::Cpu(buffer)) => backend.in_memory_mut(buffer, len),
+            (Self::Cpu(backend), PerDevice::Cpu(buffer)) => backend.in_memory_mut(buffer, len),
             _ => None,
         }
     }

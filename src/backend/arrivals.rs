@@ -6,14 +6,14 @@ use std::ops::Range;
 
 /// What was announced of a weight, and what of it has come.
 pub(super) struct Arrivals {
-    matrices: Vec<Matrix>,
+    matrices: Vec<ArrivingMatrix>,
     /// Input features.
     pub(super) cols: usize,
     /// Output features of all matrices.
     pub(super) rows: usize,
 }
 
-struct Matrix {
+struct ArrivingMatrix {
     desc: WeightDesc,
     /// The rows that are here, as runs in their order.
     here: Vec<Range<usize>>,
@@ -39,7 +39,7 @@ impl Arrivals {
             .iter()
             .try_fold(0usize, |sum, desc| sum.checked_add(desc.rows))
             .ok_or_else(|| Error::invalid_argument("the rows of a weight are more than can be counted"))?;
-        let matrix = |desc: &WeightDesc| Matrix { desc: desc.clone(), here: Vec::new(), bias: false };
+        let matrix = |desc: &WeightDesc| ArrivingMatrix { desc: desc.clone(), here: Vec::new(), bias: false };
         Ok(Self { matrices: descs.iter().map(matrix).collect(), cols: first.cols, rows })
     }
 
@@ -49,7 +49,7 @@ impl Arrivals {
         self.matrices.iter().map(|matrix| &matrix.desc)
     }
 
-    fn matrix(&mut self, part: usize) -> Result<&mut Matrix> {
+    fn matrix(&mut self, part: usize) -> Result<&mut ArrivingMatrix> {
         let count = self.matrices.len();
         self.matrices.get_mut(part).ok_or_else(|| {
             Error::invalid_argument(format!("the weight has {count} matrices, no number {part}"))
@@ -66,7 +66,7 @@ impl Arrivals {
         rows: &Range<usize>,
         data: &WeightView<'_>,
     ) -> Result<bool> {
-        let Matrix { desc, here, .. } = self.matrix(part)?;
+        let ArrivingMatrix { desc, here, .. } = self.matrix(part)?;
         if rows.start > rows.end || rows.end > desc.rows {
             return Err(Error::invalid_argument(format!(
                 "rows {}..{} are outside matrix {part} of {} rows",
@@ -92,7 +92,7 @@ impl Arrivals {
     /// # Errors
     /// `invalid_argument` for one that came before, was not announced, or has another length.
     pub(super) fn put_bias(&mut self, part: usize, len: usize) -> Result<()> {
-        let Matrix { desc, bias, .. } = self.matrix(part)?;
+        let ArrivingMatrix { desc, bias, .. } = self.matrix(part)?;
         if !desc.bias || *bias {
             let why = if desc.bias { "came twice" } else { "was not announced" };
             return Err(Error::invalid_argument(format!("the bias of matrix {part} {why}")));
@@ -112,7 +112,7 @@ impl Arrivals {
     /// # Errors
     /// `invalid_argument` naming what is missing.
     pub(super) fn finish(&self) -> Result<()> {
-        for (part, Matrix { desc, here, bias }) in self.matrices.iter().enumerate() {
+        for (part, ArrivingMatrix { desc, here, bias }) in self.matrices.iter().enumerate() {
             let missing = desc.rows - here.iter().map(Range::len).sum::<usize>();
             if missing > 0 {
                 let row = here.iter().fold(0, |row, run| if run.start == row { run.end } else { row });

@@ -29,28 +29,28 @@ options! {
         /// Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU
         pub device: DeviceChoice = DeviceChoice::Auto;
         /// Run on the GPU adapter with this in its name, as the list of devices has it
-        pub adapter: Option<String> = None;
+        pub gpu: Option<String> = None;
     }
 }
 
 /// What a run gave.
 #[derive(Debug)]
-pub struct Ran<T> {
+pub struct DeviceOutcome<T> {
     /// Its result.
     pub result: T,
     /// Why it was on the CPU although no device was asked for.
-    pub why_cpu: Option<Error>,
+    pub fallback_reason: Option<Error>,
 }
 
 impl DeviceRequest {
     /// The CPU.
     pub(crate) fn cpu() -> Self {
-        Self { device: DeviceChoice::Cpu, adapter: None }
+        Self { device: DeviceChoice::Cpu, gpu: None }
     }
 
     /// Whether anything but the usual is asked for.
     pub(crate) fn is_given(&self) -> bool {
-        self.device != DeviceChoice::Auto || self.adapter.is_some()
+        self.device != DeviceChoice::Auto || self.gpu.is_some()
     }
 
     /// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
@@ -64,7 +64,7 @@ impl DeviceRequest {
     /// `no_device` when a GPU is asked for and there is none that fits; `invalid_argument` for an adapter of the CPU.
     pub(crate) async fn open(&self) -> Result<(AnyBackend, Option<Error>)> {
         if self.device == DeviceChoice::Cpu {
-            if let Some(name) = &self.adapter {
+            if let Some(name) = &self.gpu {
                 return Err(Error::invalid_argument(format!("the CPU has no adapter `{name}`")));
             }
             return Ok((CpuBackend::new().into(), None));
@@ -85,23 +85,26 @@ impl DeviceRequest {
         &self,
         tell: impl Fn(&Error),
         work: impl AsyncFn(AnyBackend) -> Result<T>,
-    ) -> Result<Ran<T>> {
-        let (backend, why_cpu) = self.open().await?;
-        why_cpu.iter().for_each(&tell);
+    ) -> Result<DeviceOutcome<T>> {
+        let (backend, fallback_reason) = self.open().await?;
+        fallback_reason.iter().for_each(&tell);
         let on_cpu = matches!(backend, AnyBackend::Cpu(_));
         match work(backend).await {
             Err(error) if !on_cpu && self.may_fall_back(&error) => {
                 tell(&error);
-                Ok(Ran { result: work(CpuBackend::new().into()).await?, why_cpu: Some(error) })
+                Ok(DeviceOutcome {
+                    result: work(CpuBackend::new().into()).await?,
+                    fallback_reason: Some(error),
+                })
             }
-            result => Ok(Ran { result: result?, why_cpu }),
+            result => Ok(DeviceOutcome { result: result?, fallback_reason }),
         }
     }
 
     #[cfg(feature = "gpu")]
     async fn open_gpu(&self) -> Result<AnyBackend> {
         let options = GpuOptions {
-            adapter: self.adapter.clone(),
+            adapter: self.gpu.clone(),
             software: self.device == DeviceChoice::Gpu,
             ..GpuOptions::default()
         };
@@ -120,8 +123,7 @@ mod tests {
 
     #[test]
     fn only_what_nobody_asked_for_falls_back() {
-        let request =
-            |device, adapter: Option<&str>| DeviceRequest { device, adapter: adapter.map(str::to_owned) };
+        let request = |device, gpu: Option<&str>| DeviceRequest { device, gpu: gpu.map(str::to_owned) };
         let auto = request(DeviceChoice::Auto, None);
         for code in
             [ErrorCode::NoDevice, ErrorCode::WrongResult, ErrorCode::OutOfMemory, ErrorCode::DeviceLost]

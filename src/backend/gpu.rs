@@ -52,7 +52,7 @@ use pipeline::Pipelines;
 use readback::Staging;
 use recording::{NormCommand, Recording, Submitter};
 use segments::{Segments, Table};
-use select::Plan;
+use select::Dispatch;
 use std::ops::Range;
 use std::sync::Arc;
 use variants::Variants;
@@ -109,7 +109,7 @@ impl GpuBackend {
         self.submitter.submissions()
     }
 
-    fn record<P: bytemuck::Pod>(&mut self, plan: Plan, bindings: &[&Memory], params: &P) -> Result<()> {
+    fn record<P: bytemuck::Pod>(&mut self, plan: Dispatch, bindings: &[&Memory], params: &P) -> Result<()> {
         if plan.workgroups.contains(&0) {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::model::block::LinearInput;
 use crate::model::names::{BlockNorm, Linear};
 use crate::model::weights::{RowMemory, WeightSource, read_vector};
 use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
-use crate::quant::awq::{AwqOutcome, Candidate, Clipping, Measure, Moments, RATIOS, ScaleSearch};
+use crate::quant::awq::{AwqOutcome, Clipping, Measure, Moments, RATIOS, ScaleCandidate, ScaleSearch};
 use crate::quant::{Granularity, Hessian, Method, QuantizedTensor};
 use std::cell::Cell;
 
@@ -106,7 +106,7 @@ impl Layers<'_> {
             let weight = read_vector(checkpoint, &tensor, norm.width(config)).await?;
             let dtype = checkpoint.store().require(&tensor)?.dtype;
             let fit = |scales: &mut [f32]| divide_norm(&weight, dtype, scales).map(drop);
-            let Candidate { mut scales, ratio } = self.search(walk, mean, fit).await?;
+            let ScaleCandidate { mut scales, ratio } = self.search(walk, mean, fit).await?;
             let divided = divide_norm(&weight, dtype, &mut scales)?;
             modules.keep_vector(&tensor, &divided).await?;
             return Ok(Folded { scales, ratio: Some(ratio), reason: None });
@@ -132,7 +132,7 @@ impl Layers<'_> {
         if let Some(sharing) = sharing {
             sharing.average(&mut mean);
         }
-        let Candidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
+        let ScaleCandidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
         let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
         let Ok(divided) = divide_rows(tensor, &rows) else {
             return without("the layer before cannot hold the scales");
@@ -154,7 +154,7 @@ impl Layers<'_> {
         walk: &mut Walk<'_, B>,
         mean: Vec<f32>,
         fit: impl Fn(&mut [f32]) -> Result<()>,
-    ) -> Result<Candidate> {
+    ) -> Result<ScaleCandidate> {
         let control = self.context.control;
         let parent = walk.keep_parent_outputs(control).await?;
         let measure = if parent { Measure::Nothing } else { Measure::Error(self.moments) };

@@ -7,8 +7,8 @@ use super::method::{CalibrationRecord, QuantizedLayer};
 use crate::error::Result;
 use crate::format::scratch::Scratch;
 use crate::layout::PackedFormat;
-use crate::order;
 use crate::quant::{QuantizedTensor, WeightError};
+use crate::sort;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Matrices, norms and biases of a model that are not as they were.
@@ -55,7 +55,7 @@ impl<'a> CalibratedModules<'a> {
     pub fn notes(&self) -> ModuleNotes {
         let modules = self.modules.iter();
         let notes = modules.map(|(name, of)| (name.clone(), (of.record.clone(), of.error.clone())));
-        (order::map(notes), self.vectors.clone())
+        (sort::map(notes), self.vectors.clone())
     }
 
     /// Keeps a layer.

@@ -5,7 +5,7 @@ use super::rows::{quantize_rows, weight_error};
 use super::walk::Statistics;
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
-use crate::format::passing::Held;
+use crate::format::passing::ResidentTensors;
 use crate::layout::ModuleStorage;
 use crate::model::Checkpoint;
 use crate::model::weights::{DenseRows, RowMemory};
@@ -131,7 +131,7 @@ pub async fn round_measured(
 ///
 /// # Errors
 /// As [`Checkpoint::master`].
-pub fn hold(checkpoint: &Checkpoint, source: &str) -> Result<Option<Held>> {
+pub fn hold(checkpoint: &Checkpoint, source: &str) -> Result<Option<ResidentTensors>> {
     let ModuleStorage::Dense { tensor, .. } = checkpoint.master(source)? else { return Ok(None) };
     Ok(Some(checkpoint.store().hold([tensor])))
 }

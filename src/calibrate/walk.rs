@@ -15,7 +15,7 @@ use super::moments::MomentSums;
 use super::samples::Samples;
 use crate::backend::{Backend, Sums};
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::passing::Held;
+use crate::format::passing::ResidentTensors;
 use crate::format::scratch::Scratch;
 use crate::model::block::{Block, LinearInput, Stage};
 use crate::model::hidden_store::{HiddenStore, StoreSlot};
@@ -57,7 +57,7 @@ pub struct Walk<'a, B: Backend> {
     /// By [`Stream`]: the block that the samples are in, and the same as it is in the checkpoint.
     blocks: [Option<Block<B>>; 2],
     /// The block's tensors.
-    held: Option<Held>,
+    held: Option<ResidentTensors>,
     layer: usize,
     /// Where in the block the samples are; `None` before it.
     input: Option<LinearInput>,

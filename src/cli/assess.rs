@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 /// Ask a model graded questions: how many it answers right at each level, and which level is at the edge of what it can do
 #[derive(clap::Args)]
-pub struct Args {
+pub struct AssessArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
@@ -37,7 +37,7 @@ pub struct Args {
     metrics: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &AssessArgs, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[])?;
     let (name, found) = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;

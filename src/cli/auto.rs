@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::format::sink::{FsSinkDir, SinkDir};
 use crate::format::source::FsDir;
 use crate::model::Checkpoint;
-use crate::pipeline::auto::ladder::{Judgement, Rung};
-use crate::pipeline::auto::{AutoSurroundings, Candidate, Event, Outputs, auto};
+use crate::pipeline::auto::search::{Attempt, Judgement};
+use crate::pipeline::auto::{AutoContext, Event, Outputs, SearchCandidate, auto};
 use crate::request::{AutoRequest, TextsOptions};
 use crate::task::{BoxFuture, block_on};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
@@ -34,7 +34,7 @@ use {
 /// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed
 /// precision, INT8, training, the next checkpoint
 #[derive(clap::Args)]
-pub struct Args {
+pub struct AutoArgs {
     /// Checkpoints to try. Of several the one that predicts the text best comes first
     #[arg(required = true)]
     checkpoints: Vec<PathBuf>,
@@ -94,7 +94,7 @@ impl Outputs for Folders {
     }
 }
 
-impl Args {
+impl AutoArgs {
     async fn open(&self, path: &Path, request: &AutoRequest, terminal: &Terminal) -> Result<Opened> {
         let checkpoint = open::checkpoint(path, terminal).await?;
         let codec = open::tokenizer(&checkpoint, &self.tokenizer).await?;
@@ -104,7 +104,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &AutoArgs, terminal: &Terminal) -> Result<Outcome> {
     if !args.calibration.is_given() {
         return Err(Error::invalid_argument("expected texts to calibrate with; give --calibration FILE"));
     }
@@ -130,7 +130,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         }
         let candidates = opened.iter().map(|opened| {
             let Opened { checkpoint, codec, data, calibration, bos_token_id } = opened;
-            Ok(Candidate {
+            Ok(SearchCandidate {
                 checkpoint,
                 codec: codec as &dyn TextCodec,
                 data,
@@ -144,7 +144,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         let start = Instant::now();
         let (clock, scratch) = (|| start.elapsed().as_secs_f64(), args.calibration.scratch()?);
         #[cfg(feature = "train")]
-        let memory = request.holding.memory;
+        let memory = request.residency.memory;
         #[cfg(feature = "train")]
         let trainer = QatTrainer {
             new_backend: &|| Ok(CpuBackend::new()),
@@ -157,7 +157,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             scratch: &scratch,
             tell: &|_| (),
         };
-        let around = AutoSurroundings {
+        let context = AutoContext {
             outputs: &Folders(FsSinkDir::at(&args.output)),
             scratch: &scratch,
             clock: &clock,
@@ -170,7 +170,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         };
         let options = request.options();
         let search =
-            async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
+            async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &context).await;
         let ran = request.device.run(|error| terminal.note_cpu(error), search).await?;
         Ok::<_, Error>(ran.result)
     })?;
@@ -194,13 +194,13 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 fn tell(event: &Event<'_>, terminal: &Terminal) {
     match event {
         Event::Ranked { name, nats } => terminal.note(format_args!("{name}: the text takes {nats:.1} nats")),
-        Event::Checkpoint { name, reason, rungs } => {
-            let rungs: Vec<String> = rungs.iter().map(Rung::name).collect();
-            terminal.note(format_args!("{name}: {reason}\nto try: {}", rungs.join(", ")));
+        Event::Checkpoint { name, reason, attempts } => {
+            let attempts: Vec<String> = attempts.iter().map(Attempt::name).collect();
+            terminal.note(format_args!("{name}: {reason}\nto try: {}", attempts.join(", ")));
         }
-        Event::Attempt { name, raised: [] } => terminal.note(format_args!("{name}")),
-        Event::Attempt { name, raised } => {
-            terminal.note(format_args!("{name}, with more bits for {}", raised.join(", ")));
+        Event::Attempt { name, promoted: [] } => terminal.note(format_args!("{name}")),
+        Event::Attempt { name, promoted } => {
+            terminal.note(format_args!("{name}, with more bits for {}", promoted.join(", ")));
         }
         Event::Judged { report, judgement, .. } => {
             // Not the verdict of the report, in which memory and speed count too.

@@ -23,7 +23,7 @@ const TOKENS: usize = 64;
 
 /// Time the steps of a model on a device, and whole models
 #[derive(clap::Args)]
-pub struct Args {
+pub struct BenchArgs {
     /// Checkpoints whose decoding is timed
     checkpoints: Vec<PathBuf>,
 
@@ -47,7 +47,7 @@ enum SizeArg {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct BenchReport {
     device: String,
     /// Variants that run in the place of base kernels, in words.
     fast_kernels: Vec<&'static str>,
@@ -80,12 +80,12 @@ struct Decoding {
     tokens_per_second: f64,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Outcome> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64();
     let document = block_on(async {
-        let (backend, why_cpu) = args.device.0.open().await?;
-        why_cpu.iter().for_each(|error| terminal.note_cpu(error));
+        let (backend, fallback_reason) = args.device.0.open().await?;
+        fallback_reason.iter().for_each(|error| terminal.note_cpu(error));
         match backend {
             AnyBackend::Cpu(_) => {
                 measure(backend, args, SizeArg::Small, Known::default(), &clock, terminal).await
@@ -129,12 +129,12 @@ struct Known {
 
 async fn measure(
     mut device: AnyBackend,
-    args: &Args,
+    args: &BenchArgs,
     usual: SizeArg,
     Known { label, limits, fast_kernels }: Known,
     clock: speed::Clock<'_>,
     terminal: &Terminal,
-) -> Result<Document> {
+) -> Result<BenchReport> {
     let sizes = args.size.unwrap_or(usual).sizes();
     let timed = if args.models_only {
         Vec::new()
@@ -151,7 +151,7 @@ async fn measure(
             tokens_per_second: speed::greedy(&mut model, TOKENS, clock, terminal).await?,
         });
     }
-    Ok(Document {
+    Ok(BenchReport {
         device: device.capabilities().device.clone(),
         fast_kernels,
         label,
@@ -178,7 +178,7 @@ impl Step {
     }
 }
 
-fn text(document: &Document) -> String {
+fn text(document: &BenchReport) -> String {
     let mut text = format!("{}\n", document.device);
     // Writing to a string cannot fail.
     if !document.fast_kernels.is_empty() {
@@ -267,7 +267,7 @@ mod tests {
             timed("matvec int4-g32 a8", "14336 x 4096, 1 token", 2e-5),
             timed("gate", "14336, 512 tokens", 0.012),
         ];
-        let document = |limits: Option<Limits>, label| Document {
+        let document = |limits: Option<Limits>, label| BenchReport {
             device: "gpu: some GPU (vulkan, discrete)".to_owned(),
             fast_kernels: limits.map_or_else(Vec::new, |_| vec!["packed dot products", "norms that round"]),
             label,

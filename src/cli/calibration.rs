@@ -32,7 +32,7 @@ pub struct CalibrationFiles {
 }
 
 /// Documents that are text are tokenized; others are ids already.
-enum Document {
+enum CalibrationReport {
     Text(String),
     Ids(Vec<u32>),
 }
@@ -68,7 +68,7 @@ impl CalibrationFiles {
         }
         let mut bos = checkpoint.config().bos_token_id;
         let mut codec = None;
-        if documents.iter().any(|document| matches!(document, Document::Text(_))) {
+        if documents.iter().any(|document| matches!(document, CalibrationReport::Text(_))) {
             let opened = open::tokenizer(checkpoint, tokenizer).await?;
             bos = opened.bos_token_id();
             codec = Some(opened);
@@ -76,9 +76,11 @@ impl CalibrationFiles {
         let mut tokens = Vec::new();
         for document in documents {
             match (document, &codec) {
-                (Document::Text(text), Some(codec)) => tokens.extend(codec.encode(&unify_line_ends(&text))?),
-                (Document::Ids(ids), _) => tokens.extend(ids),
-                (Document::Text(_), None) => unreachable!("a text has opened the tokenizer"),
+                (CalibrationReport::Text(text), Some(codec)) => {
+                    tokens.extend(codec.encode(&unify_line_ends(&text))?)
+                }
+                (CalibrationReport::Ids(ids), _) => tokens.extend(ids),
+                (CalibrationReport::Text(_), None) => unreachable!("a text has opened the tokenizer"),
             }
         }
         Ok((tokens, bos))
@@ -106,16 +108,16 @@ impl CalibrationFiles {
         Ok(samples)
     }
 
-    fn documents(&self, path: &Path) -> Result<Vec<Document>> {
-        let ids = |size| Ok(vec![Document::Ids(binary_ids(&open::bytes(path)?, size)?)]);
+    fn documents(&self, path: &Path) -> Result<Vec<CalibrationReport>> {
+        let ids = |size| Ok(vec![CalibrationReport::Ids(binary_ids(&open::bytes(path)?, size)?)]);
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("u16") => ids(2),
             Some("u32") => ids(4),
             Some("jsonl" | "ndjson") => Ok(json_lines(&open::text(path)?, &self.calibration_field)?
                 .into_iter()
-                .map(Document::Text)
+                .map(CalibrationReport::Text)
                 .collect()),
-            _ => Ok(vec![Document::Text(open::text(path)?)]),
+            _ => Ok(vec![CalibrationReport::Text(open::text(path)?)]),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 /// Look at the gradients of a model: whether all parameters have one, a step helps, and the loss has that slope
 #[derive(clap::Args)]
-pub struct Args {
+pub struct CheckGradientsArgs {
     #[command(flatten)]
     from: LearnerArgs,
 
@@ -29,7 +29,7 @@ pub struct Args {
     metrics: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &CheckGradientsArgs, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[])?;
     let request = &args.request.0;
     let (name, report) = block_on(async {

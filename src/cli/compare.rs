@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Let two models continue the same prompts
 #[derive(clap::Args)]
-pub struct Args {
+pub struct CompareArgs {
     /// A checkpoint: a folder, or a GGUF file
     a: PathBuf,
 
@@ -27,7 +27,7 @@ pub struct Args {
     tokenizer: TokenizerArgs,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &CompareArgs, terminal: &Terminal) -> Result<Outcome> {
     let pairs = block_on(pairs(&args.a, &args.b, &args.request.0, &args.tokenizer, terminal))?;
     terminal.result(&pairs, describe(&pairs))?;
     Ok(Outcome::Done)

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// Convert a checkpoint to another tool's format, with the same codes, scales and zero points where it is quantized
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ConvertArgs {
     /// A checkpoint: a folder, quantized except for gguf, or a GGUF file
     checkpoint: PathBuf,
 
@@ -26,7 +26,7 @@ pub struct Args {
     request: OptionArgs<ConvertRequest>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Outcome> {
     let mut request = args.request.0.clone();
     request.options()?;
     let to = destination(&args.output, &args.checkpoint, request.format)?;

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 /// Quantize a checkpoint in several ways, judge the results, and let both models speak
 #[derive(clap::Args)]
-pub struct Args {
+pub struct DemoArgs {
     /// A checkpoint: a folder, or a GGUF file
     #[arg(long, value_name = "DIR", default_value = "tests/fixtures/tale-llama")]
     checkpoint: PathBuf,
@@ -37,13 +37,13 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct DemoReport {
     output: PathBuf,
     variants: Vec<ValidationReport>,
     texts: Vec<Pair>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &DemoArgs, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(demo(args, terminal))?;
     if terminal.is_json() {
         terminal.result(&document, "")?;
@@ -52,7 +52,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
+async fn demo(args: &DemoArgs, terminal: &Terminal) -> Result<DemoReport> {
     let say = |text: String| if terminal.is_json() { Ok(()) } else { terminal.print(&text) };
     let text = args.text.clone().unwrap_or_else(|| args.checkpoint.join("heldout.txt"));
     let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
@@ -92,11 +92,11 @@ async fn demo(args: &Args, terminal: &Terminal) -> Result<Document> {
         compare::pairs(&args.checkpoint, &int4, &request, &TokenizerArgs::default(), terminal).await?;
     say(format!("A: the original, B: INT4\n\n{}", compare::describe(&texts)))?;
     say(format!("The folders, reports and {SUMMARY_FILE} are in {}\n", args.output.display()))?;
-    Ok(Document { output: args.output.clone(), variants: reports, texts })
+    Ok(DemoReport { output: args.output.clone(), variants: reports, texts })
 }
 
 /// The checkpoint's own prompts where it has some.
-fn prompts(args: &Args) -> Result<Vec<String>> {
+fn prompts(args: &DemoArgs) -> Result<Vec<String>> {
     let path = args.checkpoint.join("prompts.txt");
     if !path.is_file() {
         return Ok(vec!["Once upon a time".to_owned()]);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Make an ordinary checkpoint of a quantized one, for training to go on from
 #[derive(clap::Args)]
-pub struct Args {
+pub struct DequantizeArgs {
     /// A quantized checkpoint folder
     checkpoint: PathBuf,
 
@@ -50,7 +50,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct DequantizeReport {
     output: PathBuf,
     dtype: String,
     modules: usize,
@@ -59,7 +59,7 @@ struct Document {
     is_original: bool,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &DequantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
     args.request.0.check_comparison(args.text.as_ref(), args.original.as_ref())?;
     let mut sizes = (0, 0);
@@ -75,7 +75,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             None => None,
         };
         let record = dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await?;
-        let mut document = Document {
+        let mut document = DequantizeReport {
             output: args.output.clone(),
             dtype: record.dtype,
             modules: record.modules.len(),
@@ -125,7 +125,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 async fn compare(
     quantized: &Checkpoint,
     original: Option<&Checkpoint>,
-    args: &Args,
+    args: &DequantizeArgs,
     text: &Path,
     terminal: &Terminal,
 ) -> Result<Agreement> {

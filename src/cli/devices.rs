@@ -9,9 +9,9 @@ use std::fmt::Write as _;
 
 /// List the processor and the GPU adapters that models can run on
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct DevicesArgs {}
 
-pub fn run(_: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(_: &DevicesArgs, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(devices());
     let mut text = format!("{}\n", document.cpu);
     // Writing to a string cannot fail.

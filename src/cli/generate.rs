@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// Continue a prompt
 #[derive(clap::Args)]
-pub struct Args {
+pub struct GenerateArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
@@ -37,7 +37,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct GenerateReport {
     text: String,
     token_ids: Vec<u32>,
     prompt_ids: Vec<u32>,
@@ -51,10 +51,10 @@ struct Document {
     activations: &'static str,
     device: String,
     /// Why it ran on the CPU although no device was asked for.
-    why_cpu: Option<String>,
+    fallback_reason: Option<String>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(generate(args, terminal))?;
     if terminal.is_json() {
         terminal.result(&document, "")?;
@@ -67,7 +67,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
+async fn generate(args: &GenerateArgs, terminal: &Terminal) -> Result<GenerateReport> {
     let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
     let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
     let prompt_ids = if args.chat {
@@ -77,9 +77,10 @@ async fn generate(args: &Args, terminal: &Terminal) -> Result<Document> {
     } else {
         codec.encode_prompt(&args.prompt)?
     };
-    let open::Loaded { model, why_cpu } = open::model(&checkpoint, &args.model.load.0, terminal).await?;
+    let open::Loaded { model, fallback_reason } =
+        open::model(&checkpoint, &args.model.load.0, terminal).await?;
     let document = continue_prompt(model, &codec, prompt_ids, args, terminal).await?;
-    Ok(Document { checkpoint: checkpoint.name().to_owned(), why_cpu, ..document })
+    Ok(GenerateReport { checkpoint: checkpoint.name().to_owned(), fallback_reason, ..document })
 }
 
 /// All of the document but what only the caller knows.
@@ -87,9 +88,9 @@ async fn continue_prompt(
     mut model: CausalLm<AnyBackend>,
     codec: &HuggingFaceTokenizer,
     prompt_ids: Vec<u32>,
-    args: &Args,
+    args: &GenerateArgs,
     terminal: &Terminal,
-) -> Result<Document> {
+) -> Result<GenerateReport> {
     let activations = model.activations().name();
     let device = model.capabilities().device.clone();
 
@@ -117,7 +118,7 @@ async fn continue_prompt(
     let dispatches_per_token = generation.dispatches_per_token();
     // The first token comes from the prompt's pass.
     let decoded = token_ids.len().saturating_sub(1);
-    Ok(Document {
+    Ok(GenerateReport {
         text,
         tokens_per_second: (decoded > 0).then(|| decoded as f64 / start.elapsed().as_secs_f64()),
         token_ids,
@@ -128,6 +129,6 @@ async fn continue_prompt(
         checkpoint: String::new(),
         activations,
         device,
-        why_cpu: None,
+        fallback_reason: None,
     })
 }

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 
 /// Show what a checkpoint is: architecture, sizes, number formats
 #[derive(clap::Args)]
-pub struct Args {
+pub struct InspectArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome> {
     let inspection =
         block_on(async { Inspection::new(&open::checkpoint(&args.checkpoint, terminal).await?) })?;
     terminal.result(&inspection, Words(&inspection))?;

@@ -4,7 +4,7 @@ use super::options::OptionArgs;
 use super::terminal::Terminal;
 use crate::api;
 use crate::backend::any::AnyBackend;
-use crate::backend::choice::Ran;
+use crate::backend::choice::DeviceOutcome;
 use crate::error::{Context, Error, Result};
 use crate::format::links::followed;
 use crate::model::{CausalLm, Checkpoint};
@@ -71,7 +71,7 @@ pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<
 pub struct Loaded {
     pub model: CausalLm<AnyBackend>,
     /// Why it is on the CPU although no device was asked for.
-    pub why_cpu: Option<String>,
+    pub fallback_reason: Option<String>,
 }
 
 /// Loads a model onto the device that the options ask for. Where none is asked for and the GPU cannot run the model, the
@@ -79,11 +79,12 @@ pub struct Loaded {
 pub async fn model(checkpoint: &Checkpoint, request: &LoadRequest, terminal: &Terminal) -> Result<Loaded> {
     let options = request.options();
     let load = async |backend| CausalLm::load(backend, checkpoint, options, terminal).await;
-    let Ran { result: model, why_cpu } = request.device.run(|error| terminal.note_cpu(error), load).await?;
+    let DeviceOutcome { result: model, fallback_reason } =
+        request.device.run(|error| terminal.note_cpu(error), load).await?;
     for replaced in &model.capabilities().replaced {
         terminal.note(format!("note: {replaced}"));
     }
-    Ok(Loaded { model, why_cpu: why_cpu.map(|error| error.to_string()) })
+    Ok(Loaded { model, fallback_reason: fallback_reason.map(|error| error.to_string()) })
 }
 
 /// Reads a file that is small beside a checkpoint.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Measure how well a model predicts a text
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PerplexityArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
@@ -44,7 +44,7 @@ impl TextArgs {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct PerplexityReport {
     perplexity: f64,
     tokens: u64,
     context: usize,
@@ -55,18 +55,18 @@ struct Document {
     activations: &'static str,
     device: String,
     /// Why it ran on the CPU although no device was asked for.
-    why_cpu: Option<String>,
+    fallback_reason: Option<String>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &PerplexityArgs, terminal: &Terminal) -> Result<Outcome> {
     let document = block_on(async {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
         let request = args.text.read(&args.request.0)?;
-        let open::Loaded { mut model, why_cpu } =
+        let open::Loaded { mut model, fallback_reason } =
             open::model(&checkpoint, &args.model.load.0, terminal).await?;
         let found = request.run(&mut model, &codec, terminal).await?;
-        Ok::<_, Error>(Document {
+        Ok::<_, Error>(PerplexityReport {
             perplexity: found.perplexity,
             tokens: found.tokens,
             context: found.context,
@@ -76,7 +76,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             checkpoint: checkpoint.name().to_owned(),
             activations: model.activations().name(),
             device: model.capabilities().device.clone(),
-            why_cpu,
+            fallback_reason,
         })
     })?;
     let text = format!(

@@ -4,7 +4,7 @@ use super::options::OptionArgs;
 use super::terminal::Terminal;
 use super::{Outcome, open};
 use crate::error::Result;
-use crate::plan::{Plan, parse_params};
+use crate::plan::{MemoryPlan, parse_params};
 use crate::request::PlanRequest;
 use crate::task::block_on;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// Show what a model needs at each precision
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PlanArgs {
     /// A checkpoint: a folder, or a GGUF file
     #[arg(required_unless_present = "params", conflicts_with = "params")]
     checkpoint: Option<PathBuf>,
@@ -25,23 +25,24 @@ pub struct Args {
     request: OptionArgs<PlanRequest>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Outcome> {
     let request = &args.request.0;
     let plan = match (&args.checkpoint, &args.params) {
         (Some(path), _) => {
             let checkpoint = block_on(open::checkpoint(path, terminal))?;
             let config = checkpoint.config();
-            Plan::new(config.into(), &request.options(Some(config)))?
+            MemoryPlan::new(config.into(), &request.options(Some(config)))?
         }
-        (None, count) => {
-            Plan::for_parameters(parse_params(count.as_deref().unwrap_or_default())?, &request.options(None))?
-        }
+        (None, count) => MemoryPlan::for_parameters(
+            parse_params(count.as_deref().unwrap_or_default())?,
+            &request.options(None),
+        )?,
     };
     terminal.result(&plan, table(&plan))?;
     Ok(Outcome::Done)
 }
 
-fn table(plan: &Plan) -> String {
+fn table(plan: &MemoryPlan) -> String {
     let mut text = String::new();
     let estimated = if plan.estimated { " (typical dimensions)" } else { "" };
     // Writing to a string cannot fail.

@@ -10,12 +10,12 @@ use crate::request::TrainedAs;
 #[derive(clap::Args)]
 // The group of the flattened arguments has the same name.
 #[group(skip)]
-pub struct Args {
+pub struct QatArgs {
     #[command(flatten)]
-    train: train::Args,
+    train: train::TrainArgs,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &QatArgs, terminal: &Terminal) -> Result<Outcome> {
     if args.train.request.0.bits == TrainedAs::None {
         return Err(Error::invalid_argument("expected what to quantize to: --bits ternary, 2, 3, 4 or 8"));
     }

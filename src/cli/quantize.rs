@@ -11,9 +11,9 @@ use crate::artifact::metrics::{Metric, to_json_lines};
 use crate::error::{Context, Error, Result};
 use crate::format::scratch::{KeptScratch, Scratch};
 use crate::model::Checkpoint;
-use crate::options::Place;
+use crate::options::LocationGiven;
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::{QuantizeOutcome, QuantizeSurroundings, Told};
+use crate::pipeline::{QuantizeContext, QuantizeEvent, QuantizeOutcome};
 use crate::quant::ColumnOrder;
 use crate::request::{CalibrationHost, CalibrationRequest, Format, QuantizeRequest};
 use crate::task::block_on;
@@ -25,7 +25,7 @@ use std::time::Instant;
 
 /// Quantize a checkpoint
 #[derive(clap::Args)]
-pub struct Args {
+pub struct QuantizeArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
@@ -67,7 +67,7 @@ pub struct Args {
     metrics: Option<PathBuf>,
 }
 
-impl Args {
+impl QuantizeArgs {
     /// The request with what comes from files.
     fn request(&self) -> Result<QuantizeRequest> {
         let mut request = self.request.0.clone();
@@ -75,7 +75,7 @@ impl Args {
             request.gptq.act_order = ColumnOrder::GroupIndex;
         }
         request.recipe = self.recipe.as_deref().map(recipe::read).transpose()?;
-        request.resume = Place(self.resume.is_some());
+        request.resume = LocationGiven(self.resume.is_some());
         request.calibration = self.calibration.is_given().then(|| self.cut.0.clone());
         let texts = self.calibration.cut(&self.cut.0.texts);
         let cut = CalibrationRequest { texts, ..self.cut.0.clone() };
@@ -86,7 +86,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &QuantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     let mut request = args.request()?;
     request.options()?;
     if args.also_dequantized.is_some() && request.format == Some(Format::Gguf) {
@@ -111,12 +111,9 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
         let to = destination(&args.output, &args.checkpoint, request.format)?;
         request.file = to.file.clone();
-        let around = QuantizeSurroundings {
-            target: &to.sinks,
-            tell: &|told| show(&told, terminal),
-            control: terminal,
-        };
-        let outcome = quantize(args, &request, &checkpoint, &around, terminal).await?;
+        let context =
+            QuantizeContext { target: &to.sinks, tell: &|told| show(&told, terminal), control: terminal };
+        let outcome = quantize(args, &request, &checkpoint, &context, terminal).await?;
         Ok::<_, Error>((outcome, checkpoint.bytes(), to.path))
     })?;
     for note in &outcome.notes {
@@ -170,10 +167,10 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
 
 /// Quantizes by the request, on the device that it asks for.
 async fn quantize(
-    args: &Args,
+    args: &QuantizeArgs,
     request: &QuantizeRequest,
     checkpoint: &Checkpoint,
-    around: &QuantizeSurroundings<'_>,
+    context: &QuantizeContext<'_>,
     terminal: &Terminal,
 ) -> Result<QuantizeOutcome> {
     let samples = match &request.calibration {
@@ -192,7 +189,7 @@ async fn quantize(
         heap_bytes: None,
         on_cpu: &|error| terminal.note_cpu(error),
     };
-    let done = request.run(checkpoint, around, &host).await?;
+    let done = request.run(checkpoint, context, &host).await?;
     if let Some(path) = &args.resume {
         // Whatever else somebody put there stays, and so does the folder then.
         let _ = std::fs::remove_dir(path);
@@ -201,11 +198,11 @@ async fn quantize(
 }
 
 /// Says what will be done.
-fn show(told: &Told<'_>, terminal: &Terminal) {
+fn show(told: &QuantizeEvent<'_>, terminal: &Terminal) {
     for note in told.notes() {
         terminal.note(note);
     }
-    if let Told::Plan(plan) = told
+    if let QuantizeEvent::Plan(plan) = told
         && let Some(needed) = plan.memory()
     {
         terminal.note(format_args!(

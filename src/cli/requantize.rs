@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Put weights that were dequantized, and perhaps trained, back on the grid that they were on: unchanged ones get the very codes
 /// that they had
 #[derive(clap::Args)]
-pub struct Args {
+pub struct RequantizeArgs {
     /// A folder that `lowbit dequantize` wrote, with its quantization_metadata.json
     checkpoint: PathBuf,
 
@@ -31,7 +31,7 @@ pub struct Args {
     text: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &RequantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     let (outcome, compared) = block_on(async {
         let dense = open::checkpoint(&args.checkpoint, terminal).await?;
         let sinks = destination::folder(&args.output, Path::new(dense.name()))?;

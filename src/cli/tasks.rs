@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Write graded questions, to learn from and to judge by, a file of JSON lines for each level
 #[derive(clap::Args)]
-pub struct Args {
+pub struct TasksArgs {
     /// What they are about
     #[arg(value_name = "TASK", value_parser = clap::builder::PossibleValuesParser::new(Task::names()))]
     task: String,
@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct TasksReport {
     task: &'static str,
     files: Vec<Written>,
 }
@@ -39,7 +39,7 @@ struct Written {
     questions: usize,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &TasksArgs, terminal: &Terminal) -> Result<Outcome> {
     let task: Task = find(&args.task).map_err(Error::invalid_argument)?;
     let TasksRequest { levels, train, test, seed } = &args.request.0;
     let mut files = Vec::new();
@@ -60,7 +60,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
     }
     let line = |written: &Written| format!("{}: {} questions\n", written.file.display(), written.questions);
     let text: String = files.iter().map(line).collect();
-    terminal.result(&Document { task: task.name(), files }, text)?;
+    terminal.result(&TasksReport { task: task.name(), files }, text)?;
     Ok(Outcome::Done)
 }
 

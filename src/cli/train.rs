@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::model::Checkpoint;
-use crate::pipeline::train::{TrainInputs, TrainOutcome, TrainSurroundings, train};
+use crate::pipeline::train::{TrainContext, TrainInputs, TrainOutcome, train};
 use crate::request::{Learns, TrainRequest};
 use crate::task::block_on;
 use crate::train::Room;
@@ -28,7 +28,7 @@ use std::time::Instant;
 
 /// Train a model: from its weights, or anew from a configuration
 #[derive(clap::Args, Clone)]
-pub struct Args {
+pub struct TrainArgs {
     #[command(flatten)]
     pub(super) from: LearnerArgs,
 
@@ -62,7 +62,7 @@ pub struct Args {
     metrics: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
     let request = &args.request.0;
     if args.held_out.is_empty() && request.evaluate_every.is_some() {
         return Err(Error::invalid_argument("how often to look belongs to a held-out text; give --held-out"));
@@ -94,7 +94,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
         };
         let sinks = FsSinkDir::at(folder);
         let log = Log::open(args.metrics.as_deref(), terminal)?;
-        let around = TrainSurroundings {
+        let context = TrainContext {
             target: &to.sinks,
             file: to.file.as_deref(),
             state: StateFolder(&sinks),
@@ -114,7 +114,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
             sha256: args.sha256(&model, teacher.as_ref()).await?,
             teacher: teacher.as_ref(),
         };
-        let outcome = train(&|| Ok(CpuBackend::new()), inputs, &options, around).await?;
+        let outcome = train(&|| Ok(CpuBackend::new()), inputs, &options, context).await?;
         log.close()?;
         Ok::<_, Error>((outcome, to.path))
     })?;
@@ -170,7 +170,7 @@ struct Texts {
     curriculum: Option<Curriculum>,
 }
 
-impl Args {
+impl TrainArgs {
     fn texts(&self, model: &Learner, room: Room) -> Result<Texts> {
         let from = &self.from;
         if !self.curriculum {

@@ -15,9 +15,9 @@ use crate::options::Options;
 use crate::request::{Machine, MeasureOptions, ValidateRequest};
 use crate::task::block_on;
 use crate::validate::benchmark::parse_jsonl;
-use crate::validate::holding::{Execution, Holding, side_by_side_bytes};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, ValidateOptions};
+use crate::validate::residency::{Execution, Residency, side_by_side_bytes};
+use crate::validate::run::{RunContext, ValidateOptions};
 use crate::validate::verdict::Status;
 use indicatif::DecimalBytes;
 use std::fmt::Write;
@@ -26,7 +26,7 @@ use std::time::Instant;
 
 /// Judge a quantized model against its original
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ValidateArgs {
     /// The original checkpoint folder
     original: PathBuf,
 
@@ -94,7 +94,7 @@ pub fn machine() -> Machine {
     Machine { free_bytes: system::available_memory(), last_level_cache_bytes: system::last_level_cache() }
 }
 
-pub fn run(args: &Args, terminal: &Terminal) -> Result<Outcome> {
+pub fn run(args: &ValidateArgs, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.output.as_ref(), &[])?;
     open::check_writable(args.metrics.as_ref(), &[])?;
     let mut request = args.request.0.clone();
@@ -127,14 +127,14 @@ pub async fn measure(
     let codec = open::tokenizer(original, tokenizer).await?;
     let scratch = TempScratch::new()?;
     let start = Instant::now();
-    let around = Surroundings {
+    let context = RunContext {
         codec: &codec,
         clock: &|| start.elapsed().as_secs_f64(),
         scratch: &scratch,
         control: terminal,
     };
     let tell = |options: &ValidateOptions| report_holding(original, quantized, options, terminal);
-    request.run(original, quantized, machine(), &around, tell, |error| terminal.note_cpu(error)).await
+    request.run(original, quantized, machine(), &context, tell, |error| terminal.note_cpu(error)).await
 }
 
 /// Writes a report as it is shown by `--json`.
@@ -154,9 +154,9 @@ fn report_holding(
 ) -> Result<()> {
     let timed = options.speed_rounds > 0;
     let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
-    if options.holding.execution(needed) == Execution::LayerStreamed {
-        let why = match options.holding {
-            Holding::Within(memory) => format!(
+    if options.residency.execution(needed) == Execution::LayerStreamed {
+        let why = match options.residency {
+            Residency::Within(memory) => format!(
                 "the models need about {} side by side and {} are free",
                 DecimalBytes(needed),
                 DecimalBytes(memory)

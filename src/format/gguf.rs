@@ -17,7 +17,7 @@
 use crate::error::{Error, Result};
 use crate::format::source::ByteSource;
 use crate::format::{quoted, zeroed};
-use crate::order;
+use crate::sort;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -265,7 +265,7 @@ fn check_disjoint(tensors: &BTreeMap<String, Entry>) -> Result<()> {
         .filter(|(_, entry)| !entry.range.is_empty())
         .map(|(name, e)| (&e.range, name))
         .collect();
-    order::sort_by_key(&mut entries, |&(range, name)| (range.start, name));
+    sort::sort_by_key(&mut entries, |&(range, name)| (range.start, name));
     for pair in entries.windows(2) {
         let [(before, first), (after, second)] = pair else { continue };
         if after.start < before.end {

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::format::shard_index::TensorStore;
-use crate::order;
+use crate::sort;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -97,12 +97,12 @@ impl Passing {
 }
 
 /// Tensors whose bytes stay in memory once they were read, until this is dropped.
-pub struct Held {
+pub struct ResidentTensors {
     shared: Arc<Mutex<Shared>>,
     tensors: Vec<String>,
 }
 
-impl Drop for Held {
+impl Drop for ResidentTensors {
     fn drop(&mut self) {
         let held = &mut shared(&self.shared).held;
         for tensor in &self.tensors {
@@ -142,7 +142,7 @@ impl TensorStore {
     #[must_use]
     pub fn with_blank(&self, tensors: impl IntoIterator<Item = String>) -> Self {
         let mut blank: Vec<String> = tensors.into_iter().collect();
-        order::sort(&mut blank);
+        sort::sort(&mut blank);
         let mut store = self.clone();
         store.passing.blank = blank;
         store
@@ -150,13 +150,13 @@ impl TensorStore {
 
     /// Holds tensors, for readers that will want them more than once. Others than those that are stored are no error.
     #[must_use]
-    pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> Held {
+    pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> ResidentTensors {
         let tensors: Vec<String> = tensors.into_iter().collect();
         let held = &mut shared(&self.passing.shared).held;
         for tensor in &tensors {
             held.insert(tensor.clone(), Vec::new());
         }
-        Held { shared: self.passing.shared.clone(), tensors }
+        ResidentTensors { shared: self.passing.shared.clone(), tensors }
     }
 }
 

@@ -16,8 +16,8 @@ use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::source::ByteSource;
 use crate::format::{clipped, foreign, quoted, zeroed};
-use crate::order;
 use crate::shape::Shape;
+use crate::sort;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, Visitor};
 use std::collections::BTreeMap;
@@ -159,7 +159,7 @@ impl Header {
     fn check_cover(&self, data: Range<u64>) -> Result<()> {
         let mut entries: Vec<_> = self.tensors.iter().map(|(name, entry)| (&entry.range, name)).collect();
         // By the end too: an empty tensor comes before the one that starts where it does.
-        order::sort_by_key(&mut entries, |&(range, name)| (range.start, range.end, name));
+        sort::sort_by_key(&mut entries, |&(range, name)| (range.start, range.end, name));
         let mut end = data.start;
         let mut before = None;
         for (range, name) in entries {

@@ -15,7 +15,7 @@ use crate::format::row_order::RowOrder;
 use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
 use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
 use crate::format::{check_inner_name, clipped, foreign, quoted, zeroed};
-use crate::order;
+use crate::sort;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -254,7 +254,7 @@ impl TensorStore {
             tensors.insert(new, located);
         }
         self.tensors = tensors;
-        self.aliases = order::map(self.aliases.iter().map(|(name, target)| (rename(name), rename(target))));
+        self.aliases = sort::map(self.aliases.iter().map(|(name, target)| (rename(name), rename(target))));
         Ok(self)
     }
 
@@ -413,7 +413,7 @@ async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
             }
         }
         let mut names: Vec<_> = weight_map.into_values().map(in_folder).collect();
-        order::sort(&mut names);
+        sort::sort(&mut names);
         names.dedup();
         Ok(names)
     };
@@ -488,7 +488,7 @@ fn find_aliases(
 ) -> BTreeMap<String, String> {
     let is_alias =
         |(name, target): &(&String, &String)| tensors.contains_key(*target) && !tensors.contains_key(*name);
-    order::map(metadata.iter().filter(is_alias).map(|(name, target)| (name.clone(), target.clone())))
+    sort::map(metadata.iter().filter(is_alias).map(|(name, target)| (name.clone(), target.clone())))
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

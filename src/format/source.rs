@@ -182,7 +182,7 @@ mod native {
     use crate::error::{Context, Error, ErrorCode, Result};
     use crate::format::check_inner_name;
     use crate::format::links::followed;
-    use crate::order;
+    use crate::sort;
     use crate::task::BoxFuture;
     use std::fs::{self, File};
     use std::io;
@@ -321,7 +321,7 @@ mod native {
             let entries = fs::read_dir(followed(&folder)).ok()?;
             let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
             let mut names: Vec<_> = entries.filter_map(name).collect();
-            order::sort(&mut names);
+            sort::sort(&mut names);
             Some(names)
         }
     }

@@ -44,7 +44,7 @@ options! {
 
 /// A token that can still be chosen, with its probability times a common factor: `exp((logit - max) / temperature)`.
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
+struct TokenCandidate {
     id: u32,
     weight: f64,
 }
@@ -54,7 +54,7 @@ struct Candidate {
 pub struct Sampler {
     options: SamplerOptions,
     random: Pcg32,
-    candidates: Vec<Candidate>,
+    candidates: Vec<TokenCandidate>,
     seen: Vec<bool>,
 }
 
@@ -171,7 +171,7 @@ impl Sampler {
                 return None;
             }
             let weight = libm::exp((f64::from(logit) - f64::from(max)) / temperature);
-            Some(Candidate { id: id as u32, weight })
+            Some(TokenCandidate { id: id as u32, weight })
         }));
     }
 

@@ -26,8 +26,8 @@ use crate::format::json;
 use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
 use crate::format::{clipped, quoted};
-use crate::order;
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
+use crate::sort;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -71,14 +71,14 @@ struct RawConfig {
 }
 
 /// The names under which a module's tensors are stored.
-struct Names {
+struct AwqNames {
     weight: String,
     qweight: String,
     qzeros: String,
     scales: String,
 }
 
-impl Names {
+impl AwqNames {
     fn new(module: &str) -> Self {
         let name = |suffix: &str| format!("{module}.{suffix}");
         Self {
@@ -91,13 +91,13 @@ impl Names {
 }
 
 /// A packed module whose tensors fit together.
-struct Found {
+struct ModuleTensors {
     granularity: Granularity,
     rows: usize,
     cols: usize,
 }
 
-impl Found {
+impl ModuleTensors {
     fn scheme(&self) -> Scheme {
         Scheme::Integer { bits: Bits::Four, granularity: self.granularity, symmetric: false }
     }
@@ -162,8 +162,8 @@ impl Config {
         let Some(found) = self.find(store, module)? else {
             return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
         };
-        let names = Names::new(module);
-        let Found { granularity, rows, cols } = found;
+        let names = AwqNames::new(module);
+        let ModuleTensors { granularity, rows, cols } = found;
         let groups = granularity.groups_per_row(cols);
         let stored_scales = scales(store, &names.scales).await?;
         let mut zero_points = vec![0u8; rows * groups];
@@ -187,8 +187,8 @@ impl Config {
     }
 
     /// Checks everything about a module that headers tell; `None` for floating point.
-    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<Found>> {
-        let names = Names::new(module);
+    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
+        let names = AwqNames::new(module);
         let Some(info) = store.get(&names.qweight) else { return Ok(None) };
         if store.get(&names.weight).is_some() {
             return Err(Error::invalid_checkpoint("expected one of `weight` and `qweight` but found both"));
@@ -209,7 +209,7 @@ impl Config {
         require_shape(&names.scales, require_float(store, &names.scales)?, &[&[groups, rows as u64]])?;
         let zeros = require_type(store, &names.qzeros, DType::I32)?;
         require_shape(&names.qzeros, zeros, &[&[groups, words as u64]])?;
-        Ok(Some(Found { granularity, rows, cols }))
+        Ok(Some(ModuleTensors { granularity, rows, cols }))
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn planned_tensors(
     cols: usize,
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
-    let names = Names::new(module);
+    let names = AwqNames::new(module);
     let groups = format.scheme().granularity().groups_per_row(cols) as u64;
     let (rows, cols) = (rows as u64, cols as u64);
     vec![
@@ -262,7 +262,7 @@ pub(super) fn planned_tensors(
 pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8>)> {
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let groups = tensor.scheme().granularity().groups_per_row(cols);
-    let names = Names::new(module);
+    let names = AwqNames::new(module);
     let across = rows / 8;
     // Where a row's field is in a word.
     let shift = |row: usize| 4 * ORDER.iter().position(|&output| output == row % 8).unwrap_or(0);
@@ -304,7 +304,7 @@ pub(super) fn quantization_config(entries: &[(String, PackedFormat)], ignore: &[
     let asymmetric = entries.iter().any(|(_, format)| format.scheme().constant_zero_point().is_none());
     // The head is left out without a word.
     let mut left_out: Vec<&String> = ignore.iter().filter(|module| *module != "lm_head").collect();
-    order::sort(&mut left_out);
+    sort::sort(&mut left_out);
     Ok(json!({
         "bits": 4,
         "group_size": match usual {

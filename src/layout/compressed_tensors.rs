@@ -38,7 +38,7 @@ pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
 use crate::quant::PackedTensor;
 
 /// The names under which a module's tensors are stored.
-struct Names {
+struct CompressedNames {
     weight: String,
     packed: String,
     scale: String,
@@ -47,7 +47,7 @@ struct Names {
     g_idx: String,
 }
 
-impl Names {
+impl CompressedNames {
     fn new(module: &str) -> Self {
         let name = |suffix: &str| format!("{module}.{suffix}");
         Self {

@@ -30,7 +30,7 @@ pub use zeros::GptqZeros;
 const QUANTIZER: &str = "lowbit";
 
 /// The names under which a module's tensors are stored.
-struct Names {
+struct GptqNames {
     weight: String,
     qweight: String,
     qzeros: String,
@@ -38,7 +38,7 @@ struct Names {
     g_idx: String,
 }
 
-impl Names {
+impl GptqNames {
     fn new(module: &str) -> Self {
         let name = |suffix: &str| format!("{module}.{suffix}");
         Self {

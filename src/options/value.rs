@@ -46,7 +46,7 @@ pub enum Kind {
     /// A text, or several.
     Texts,
     /// Where something is kept. What is read is only whether a place was named.
-    Place,
+    Location,
     /// The rules of a recipe.
     Recipe,
 }
@@ -248,11 +248,11 @@ impl OptionValue for Texts {
 
 /// Whether a place to keep something in was named; where that is, only the edges know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place(pub bool);
+pub struct LocationGiven(pub bool);
 
-impl OptionValue for Place {
+impl OptionValue for LocationGiven {
     fn kind() -> Kind {
-        Kind::Place
+        Kind::Location
     }
 
     fn read(value: &Value) -> Result<Self, String> {

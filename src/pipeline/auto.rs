@@ -1,10 +1,10 @@
 //! Quantizes, validates, and tries the next thing until the quality is good enough.
 //!
-//! [`ladder`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
+//! [`attempts`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
 //! `validation_report.json`, and `quantization_summary.json` beside them lists all attempts so far. Everything that
 //! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results. Floor 8.
 
-pub mod ladder;
+pub mod search;
 #[cfg(feature = "train")]
 pub mod training;
 
@@ -12,7 +12,7 @@ use super::budget::Budget;
 use super::calibrated::Calibration;
 use super::quantize::{QuantizeOutcome, quantize_calibrated};
 use super::select::{Method, QuantizeOptions, plan_modules};
-use crate::artifact::summary::{Attempt, Outcome, SUMMARY_FILE, Summary, Variant};
+use crate::artifact::summary::{AttemptRecord, Outcome, SUMMARY_FILE, Summary, Variant};
 use crate::backend::Backend;
 use crate::calibrate::{SampleOptions, Samples};
 use crate::error::{Context, Error, ErrorCode, Result};
@@ -20,19 +20,19 @@ use crate::format::scratch::Scratch;
 use crate::format::sink::{SinkDir, write_whole};
 use crate::model::{Checkpoint, LoadOptions, ModelConfig};
 use crate::options::Options;
-use crate::order;
-use crate::plan::{Plan, PlanOptions, Precision};
+use crate::plan::{MemoryPlan, PlanOptions, Precision};
 use crate::quant::{Bits, Granularity, Scheme};
 use crate::recipe::{ModulePattern, Recipe, Rule};
+use crate::sort;
 use crate::task::{BoxFuture, Control};
 use crate::tokenizer::TextCodec;
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::run::{RunContext, ValidateOptions, validate};
 use crate::validate::speed::Clock;
 use crate::validate::streamed;
 use crate::validate::verdict::Status;
 use crate::validate::windows::Dataset;
-use ladder::{Beginning, Judgement, Next, Rung, Tried, What};
+use search::{Attempt, Judged, Judgement, Next, Start, Target};
 use serde::Serialize;
 
 /// The report of an attempt, in its folder.
@@ -42,7 +42,7 @@ const REPORT_FILE: &str = "validation_report.json";
 pub const SAMPLES: [usize; 2] = [512, 2048];
 
 /// A checkpoint that may be quantized, with the texts to do it by.
-pub struct Candidate<'a> {
+pub struct SearchCandidate<'a> {
     /// The checkpoint, not quantized.
     pub checkpoint: &'a Checkpoint,
     /// Its tokenizer.
@@ -53,13 +53,13 @@ pub struct Candidate<'a> {
     pub validate: ValidateOptions,
     /// The texts to calibrate with, in its tokens, end to end and without special tokens.
     pub calibration: &'a [u32],
-    /// What stands in front of each calibration sample.
+    /// Target stands in front of each calibration sample.
     pub bos_token_id: Option<u32>,
     /// How samples are cut. `samples` is of no importance.
     pub cut: SampleOptions,
 }
 
-/// What to try.
+/// Target to try.
 #[derive(Clone, Debug)]
 pub struct AutoOptions {
     /// [`Method::Gptq`] or [`Method::Awq`].
@@ -94,28 +94,28 @@ pub trait Trainer {
     /// Trains to `scheme` within the time that it has, and writes into a folder.
     fn train<'a>(
         &'a self,
-        candidate: &'a Candidate<'a>,
+        candidate: &'a SearchCandidate<'a>,
         scheme: Scheme,
         target: &'a dyn SinkDir,
         control: &'a dyn Control,
     ) -> BoxFuture<'a, Result<Trained>>;
 }
 
-/// What training gave.
+/// Target training gave.
 pub struct Trained {
-    /// What was written.
+    /// Target was written.
     pub outcome: QuantizeOutcome,
     /// Tokens that were seen.
     pub tokens: u64,
 }
 
-/// What happens, as it happens.
+/// Target happens, as it happens.
 pub enum Event<'a> {
     /// Of several checkpoints the one that predicts the text best comes first.
     Ranked {
         /// Its name.
         name: &'a str,
-        /// What the whole text takes it, in nats.
+        /// Target the whole text takes it, in nats.
         nats: f64,
     },
     /// A checkpoint's turn has come.
@@ -124,15 +124,15 @@ pub enum Event<'a> {
         name: &'a str,
         /// Where its attempts begin, and why.
         reason: &'a str,
-        /// What may be tried, in this order.
-        rungs: &'a [Rung],
+        /// Target may be tried, in this order.
+        attempts: &'a [Attempt],
     },
     /// An attempt begins.
     Attempt {
         /// The name of its folder.
         name: &'a str,
         /// Modules that get more bits than the others.
-        raised: &'a [String],
+        promoted: &'a [String],
     },
     /// It was judged.
     Judged {
@@ -145,9 +145,9 @@ pub enum Event<'a> {
     },
 }
 
-/// What the work needs from outside.
+/// Target the work needs from outside.
 #[derive(Clone, Copy)]
-pub struct AutoSurroundings<'a> {
+pub struct AutoContext<'a> {
     /// Where the attempts go.
     pub outputs: &'a dyn Outputs,
     /// For hidden states and finished matrices.
@@ -178,31 +178,32 @@ impl AutoOutcome {
     }
 }
 
-/// Climbs the ladder of each candidate until an attempt is good; that of the one that predicts the text best comes first. Models are calibrated on the backends
+/// Climbs the attempts of each candidate until an attempt is good; that of the one that predicts the text best comes first. Models are calibrated on the backends
 /// of the first function and judged on those of the second.
 ///
 /// # Errors
 /// `invalid_argument` for options that make no sense and checkpoints that are quantized already, before any work;
 /// whatever quantizing and validating meet. A bad result is no error but a rejection.
 pub async fn auto<B: Backend>(
-    candidates: &[Candidate<'_>],
+    candidates: &[SearchCandidate<'_>],
     options: &AutoOptions,
     new_backend: impl Fn() -> Result<B>,
-    around: &AutoSurroundings<'_>,
+    context: &AutoContext<'_>,
 ) -> Result<AutoOutcome> {
     for candidate in candidates {
         // Mistakes come out before the work.
-        Start::of(candidate, options, around.trainer.is_some())?;
+        CandidatePlan::of(candidate, options, context.trainer.is_some())?;
     }
-    let candidates = ranked(candidates, &new_backend, around).await?;
-    let starts = candidates.iter().map(|candidate| Start::of(candidate, options, around.trainer.is_some()));
+    let candidates = ranked(candidates, &new_backend, context).await?;
+    let starts =
+        candidates.iter().map(|candidate| CandidatePlan::of(candidate, options, context.trainer.is_some()));
     let starts = starts.collect::<Result<Vec<_>>>()?;
-    let ladder: Vec<usize> = starts.iter().map(|start| start.rungs.len()).collect();
-    let mut run = Run { around, summary: Summary::new(Vec::new()), reports: Vec::new() };
-    let mut last: Option<(Tried, QuantizeOutcome)> = None;
+    let attempts: Vec<usize> = starts.iter().map(|start| start.attempts.len()).collect();
+    let mut run = Run { context, summary: Summary::new(Vec::new()), reports: Vec::new() };
+    let mut last: Option<(Judged, QuantizeOutcome)> = None;
     loop {
-        let (checkpoint, rung) = match ladder::next(&ladder, last.as_ref().map(|(tried, _)| *tried)) {
-            Next::Try { checkpoint, rung } => (checkpoint, rung),
+        let (checkpoint, attempt) = match search::next(&attempts, last.as_ref().map(|(tried, _)| *tried)) {
+            Next::Try { checkpoint, attempt } => (checkpoint, attempt),
             Next::Accept => return run.end(true).await,
             Next::Reject => return run.end(false).await,
         };
@@ -210,46 +211,50 @@ pub async fn auto<B: Backend>(
         let before = last.as_ref().filter(|(tried, _)| tried.checkpoint == checkpoint);
         if before.is_none() {
             let name = candidate.checkpoint.name();
-            (around.tell)(Event::Checkpoint { name, reason: &start.reason, rungs: &start.rungs });
+            (context.tell)(Event::Checkpoint { name, reason: &start.reason, attempts: &start.attempts });
         }
-        let trial =
-            Trial { candidate, rung: start.rungs[rung], options, before: before.map(|(_, outcome)| outcome) };
+        let trial = Trial {
+            candidate,
+            attempt: start.attempts[attempt],
+            options,
+            before: before.map(|(_, outcome)| outcome),
+        };
         let (judgement, outcome) = run.attempt(&trial, &new_backend).await?;
-        last = Some((Tried { checkpoint, rung, judgement }, outcome));
+        last = Some((Judged { checkpoint, attempt, judgement }, outcome));
     }
 }
 
 /// The candidates, those first whose original predicts the text best: what quantizing leaves of a better model is mostly better.
 async fn ranked<'c, 'd, B: Backend>(
-    candidates: &'c [Candidate<'d>],
+    candidates: &'c [SearchCandidate<'d>],
     new_backend: &impl Fn() -> Result<B>,
-    around: &AutoSurroundings<'_>,
-) -> Result<Vec<&'c Candidate<'d>>> {
+    context: &AutoContext<'_>,
+) -> Result<Vec<&'c SearchCandidate<'d>>> {
     if candidates.len() < 2 {
         return Ok(candidates.iter().collect());
     }
     let mut all = Vec::new();
     for candidate in candidates {
-        let Candidate { checkpoint, data, validate, .. } = candidate;
+        let SearchCandidate { checkpoint, data, validate, .. } = candidate;
         let one = (*checkpoint, LoadOptions::default());
         let sum =
-            streamed::score(one, data, &validate.windows, new_backend()?, around.scratch, around.control);
+            streamed::score(one, data, &validate.windows, new_backend()?, context.scratch, context.control);
         let nats = sum.await?.nats();
-        (around.tell)(Event::Ranked { name: checkpoint.name(), nats });
+        (context.tell)(Event::Ranked { name: checkpoint.name(), nats });
         all.push((if nats.is_finite() { nats } else { f64::INFINITY }, candidate));
     }
-    order::sort_by(&mut all, |a, b| a.0.total_cmp(&b.0));
+    sort::sort_by(&mut all, |a, b| a.0.total_cmp(&b.0));
     Ok(all.into_iter().map(|(_, candidate)| candidate).collect())
 }
 
 /// Where a candidate's attempts begin.
-struct Start {
+struct CandidatePlan {
     reason: String,
-    rungs: Vec<Rung>,
+    attempts: Vec<Attempt>,
 }
 
-impl Start {
-    fn of(candidate: &Candidate<'_>, options: &AutoOptions, trains: bool) -> Result<Self> {
+impl CandidatePlan {
+    fn of(candidate: &SearchCandidate<'_>, options: &AutoOptions, trains: bool) -> Result<Self> {
         if !options.method.is_calibrated() {
             return Err(Error::invalid_argument(format!(
                 "expected a method that learns from texts, gptq or awq, but found {}",
@@ -268,10 +273,10 @@ impl Start {
                 ));
             }
             (Some(target), None) => {
-                (Beginning::Target(target), format!("at most {target} bits a weight were asked for"))
+                (Start::BitsPerWeight(target), format!("at most {target} bits a weight were asked for"))
             }
             (None, Some(bits @ (Bits::Four | Bits::Eight))) => {
-                (Beginning::Bits(bits), format!("INT{} was asked for", bits.get()))
+                (Start::Bits(bits), format!("INT{} was asked for", bits.get()))
             }
             (None, Some(bits)) => {
                 return Err(Error::invalid_argument(format!(
@@ -281,20 +286,20 @@ impl Start {
             }
             (None, None) => {
                 let (bits, reason) = recommended(config, options)?;
-                (Beginning::Bits(bits), reason)
+                (Start::Bits(bits), reason)
             }
         };
         let SampleOptions { sequence_length, .. } = candidate.cut;
         let available =
             Samples::available(candidate.calibration.len(), candidate.bos_token_id, sequence_length);
-        let trained = if trains { ladder::trained_scheme(begin) } else { None };
-        let rungs = ladder::rungs(begin, &options.samples, available, trained);
-        for &rung in rungs.iter().filter(|rung| !matches!(rung.what, What::Trained(_))) {
+        let trained = if trains { search::trained_scheme(begin) } else { None };
+        let attempts = search::planned_attempts(begin, &options.samples, available, trained);
+        for &attempt in attempts.iter().filter(|attempt| !matches!(attempt.target, Target::Trained(_))) {
             // Mistakes come out before the work, not after hours of it.
-            let trial = Trial { candidate, rung, options, before: None };
+            let trial = Trial { candidate, attempt, options, before: None };
             plan_modules(candidate.checkpoint, &trial.quantize_options(&[])?)?;
         }
-        Ok(Self { reason, rungs })
+        Ok(Self { reason, attempts })
     }
 }
 
@@ -302,15 +307,15 @@ impl Start {
 fn recommended(config: &ModelConfig, options: &AutoOptions) -> Result<(Bits, String)> {
     let usual = PlanOptions::default();
     let context = usual.context.min(config.max_position_embeddings as u64).max(1);
-    let plan = Plan::new(config.into(), &PlanOptions { memory: options.memory, context, ..usual })?;
+    let plan = MemoryPlan::new(config.into(), &PlanOptions { memory: options.memory, context, ..usual })?;
     let bits = if plan.recommendation.precision == Precision::Int4 { Bits::Four } else { Bits::Eight };
     Ok((bits, plan.recommendation.reason))
 }
 
 /// One attempt that is to be made.
 struct Trial<'a> {
-    candidate: &'a Candidate<'a>,
-    rung: Rung,
+    candidate: &'a SearchCandidate<'a>,
+    attempt: Attempt,
     options: &'a AutoOptions,
     /// The checkpoint's attempt before.
     before: Option<&'a QuantizeOutcome>,
@@ -318,32 +323,32 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     /// The modules that mixed precision raises.
-    fn raised(&self) -> Vec<String> {
-        let (What::Mixed(_), Some(before)) = (self.rung.what, self.before) else { return Vec::new() };
+    fn promoted(&self) -> Vec<String> {
+        let (Target::Mixed(_), Some(before)) = (self.attempt.target, self.before) else { return Vec::new() };
         let weights = |name: &str| {
             let shape = self.candidate.checkpoint.module(name).map(|module| module.shape());
             shape.map_or(0, |(rows, cols)| rows as u64 * cols as u64)
         };
-        ladder::worst_modules(&before.record.modules, weights)
+        search::worst_modules(&before.record.modules, weights)
     }
 
-    fn quantize_options(&self, raised: &[String]) -> Result<QuantizeOptions> {
+    fn quantize_options(&self, promoted: &[String]) -> Result<QuantizeOptions> {
         let usual = PlanOptions::default();
-        let bits = match self.rung.what {
-            What::Bits(bits) | What::Mixed(bits) => bits,
-            What::Target(_) | What::Trained(_) => Bits::Four,
+        let bits = match self.attempt.target {
+            Target::Bits(bits) | Target::Mixed(bits) => bits,
+            Target::BitsPerWeight(_) | Target::Trained(_) => Bits::Four,
         };
         let granularity: Granularity = if bits == Bits::Eight { usual.int8 } else { usual.int4 };
         let mut options = match self.options.method {
             Method::Awq => QuantizeOptions::new(Method::Awq, Scheme::symmetric(bits, granularity)),
             _ => QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity)),
         };
-        if let What::Target(bits) = self.rung.what {
+        if let Target::BitsPerWeight(bits) = self.attempt.target {
             options.target = Some(Budget::BitsPerWeight(bits));
         }
         options.memory = self.options.memory;
-        if !raised.is_empty() {
-            let modules = raised.iter().map(|name| ModulePattern::try_from(name.clone()));
+        if !promoted.is_empty() {
+            let modules = promoted.iter().map(|name| ModulePattern::try_from(name.clone()));
             let modules = modules.collect::<Result<_, _>>().map_err(Error::invalid_argument)?;
             let rule = match bits {
                 Bits::Eight => Rule { modules, keep: true, ..Rule::default() },
@@ -355,9 +360,12 @@ impl Trial<'_> {
     }
 
     fn samples(&self) -> Result<Samples> {
-        let Candidate { calibration, bos_token_id, cut, checkpoint, .. } = self.candidate;
-        let samples =
-            Samples::new(calibration, *bos_token_id, &SampleOptions { samples: self.rung.samples, ..*cut })?;
+        let SearchCandidate { calibration, bos_token_id, cut, checkpoint, .. } = self.candidate;
+        let samples = Samples::new(
+            calibration,
+            *bos_token_id,
+            &SampleOptions { samples: self.attempt.samples, ..*cut },
+        )?;
         samples.check_vocabulary(checkpoint.config().vocab_size)?;
         Ok(samples)
     }
@@ -365,7 +373,7 @@ impl Trial<'_> {
 
 /// Attempts so far.
 struct Run<'a> {
-    around: &'a AutoSurroundings<'a>,
+    context: &'a AutoContext<'a>,
     summary: Summary,
     reports: Vec<ValidationReport>,
 }
@@ -376,14 +384,14 @@ impl Run<'_> {
         trial: &Trial<'_>,
         new_backend: &impl Fn() -> Result<B>,
     ) -> Result<(Judgement, QuantizeOutcome)> {
-        let AutoSurroundings { outputs, scratch, clock, control, tell, trainer } = *self.around;
-        let Trial { candidate, rung, .. } = *trial;
-        let name = format!("{}-{}", self.reports.len() + 1, rung.name());
-        let raised = trial.raised();
-        tell(Event::Attempt { name: &name, raised: &raised });
+        let AutoContext { outputs, scratch, clock, control, tell, trainer } = *self.context;
+        let Trial { candidate, attempt, .. } = *trial;
+        let name = format!("{}-{}", self.reports.len() + 1, attempt.name());
+        let promoted = trial.promoted();
+        tell(Event::Attempt { name: &name, promoted: &promoted });
         let target = outputs.create(&name).await?;
-        let (outcome, windows, tokens) = match (rung.what, trainer) {
-            (What::Trained(scheme), Some(trainer)) => {
+        let (outcome, windows, tokens) = match (attempt.target, trainer) {
+            (Target::Trained(scheme), Some(trainer)) => {
                 let Trained { outcome, tokens } =
                     trainer.train(candidate, scheme, target.as_ref(), control).await?;
                 (outcome, 0, tokens)
@@ -391,7 +399,7 @@ impl Run<'_> {
             _ => {
                 let samples = trial.samples()?;
                 let calibration = Calibration { samples: &samples, new_backend, scratch };
-                let options = trial.quantize_options(&raised)?;
+                let options = trial.quantize_options(&promoted)?;
                 let checkpoint = candidate.checkpoint;
                 let outcome =
                     quantize_calibrated(checkpoint, &options, calibration, target.as_ref(), control).await?;
@@ -400,18 +408,18 @@ impl Run<'_> {
         };
         let quantized = Checkpoint::open(target.existing()).await?;
         let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
-        let needs = Surroundings { codec: candidate.codec, clock, scratch, control };
+        let needs = RunContext { codec: candidate.codec, clock, scratch, control };
         let report =
             validate(candidate.checkpoint, &quantized, candidate.data, &judged, new_backend, &needs).await?;
         write_json(target.as_ref(), REPORT_FILE, &report).await?;
-        let judgement = ladder::judge(&report);
+        let judgement = search::judge(&report);
         tell(Event::Judged { name: &name, report: &report, judgement });
-        let attempt = Attempt {
+        let attempt = AttemptRecord {
             name,
             checkpoint: candidate.checkpoint.name().to_owned(),
             samples: windows,
             tokens,
-            raised,
+            promoted,
             failed: failed(&report),
             good: judgement == Judgement::Good,
         };
@@ -430,10 +438,10 @@ impl Run<'_> {
         let recommendation = if accepted {
             "accepted: quality and generation are within the limits".to_owned()
         } else {
-            ladder::recommend(self.reports.len(), last)
+            search::recommend(self.reports.len(), last)
         };
         self.summary.outcome = Some(Outcome { accepted: name.filter(|_| accepted), recommendation });
-        write_json(self.around.outputs.summary(), SUMMARY_FILE, &self.summary).await?;
+        write_json(self.context.outputs.summary(), SUMMARY_FILE, &self.summary).await?;
         Ok(AutoOutcome { summary: self.summary, reports: self.reports })
     }
 }

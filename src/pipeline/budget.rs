@@ -21,15 +21,15 @@ use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::block::LinearInput;
 use crate::model::names::Linear;
-use crate::order;
 use crate::plan::memory::packed_bytes;
 use crate::quant::awq::{Measure, Moments};
 use crate::quant::{Bits, Granularity, ScaleType, Scheme};
 use crate::recipe::{ModulePattern, Recipe, Rule};
+use crate::sort;
 use crate::task::{Control, checkpoint as stop};
-use crate::validate::influence::{Influence, influence};
+use crate::validate::sensitivity::{self, LayerSensitivity};
 use serde::Serialize;
-use solve::Choice;
+use solve::SchemeCost;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub enum Budget {
 
 /// What a module loses in one scheme.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Sensitivity {
+pub struct SchemeSensitivity {
     /// `int4-g32-sym`
     pub scheme: String,
     /// What the module takes, in the units of the budget.
@@ -64,7 +64,7 @@ pub struct ModuleChoice {
     /// The scheme that it got.
     pub chosen: String,
     /// All that it could have got.
-    pub candidates: Vec<Sensitivity>,
+    pub candidates: Vec<SchemeSensitivity>,
 }
 
 /// What was chosen, and why.
@@ -140,9 +140,11 @@ pub(super) async fn choose<B: Backend>(
     let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
     let mut measured = measure(checkpoint, (plan, &in_blocks), calibration, in_file, control).await?;
     weigh(checkpoint, &mut measured, calibration, control).await?;
-    let choices: Vec<Vec<Choice>> = measured
+    let choices: Vec<Vec<SchemeCost>> = measured
         .iter()
-        .map(|(_, found)| found.iter().map(|(_, s)| Choice { bytes: s.bytes, error: s.divergence }).collect())
+        .map(|(_, found)| {
+            found.iter().map(|(_, s)| SchemeCost { bytes: s.bytes, error: s.divergence }).collect()
+        })
         .collect();
     let chosen = solve::solve(&choices, budget).map_err(|least| {
         Error::invalid_argument(match target {
@@ -165,7 +167,8 @@ pub(super) async fn choose<B: Backend>(
         let scheme = found[choice].0;
         let pattern = ModulePattern::try_from(module.clone()).map_err(Error::invalid_argument)?;
         rules.entry(scheme.to_string()).or_insert((scheme, Vec::new())).1.push(pattern);
-        let candidates: Vec<Sensitivity> = found.into_iter().map(|(_, sensitivity)| sensitivity).collect();
+        let candidates: Vec<SchemeSensitivity> =
+            found.into_iter().map(|(_, sensitivity)| sensitivity).collect();
         modules.push(ModuleChoice { module, chosen: scheme.to_string(), candidates });
     }
     let recipe =
@@ -191,7 +194,7 @@ fn rule(scheme: Scheme, modules: Vec<ModulePattern>) -> Rule {
 /// not so few that it ruins the model.
 const PROBE: u32 = 3;
 
-type Measured = (String, Vec<(Scheme, Sensitivity)>);
+type Measured = (String, Vec<(Scheme, SchemeSensitivity)>);
 
 /// What each module loses in each scheme that the layout holds for it.
 async fn measure<B: Backend>(
@@ -225,7 +228,7 @@ async fn measure<B: Backend>(
             for &linear in input.linears() {
                 let module = linear.module(layer);
                 let Some(plan) = plans.iter().find(|plan| plan.module == module) else { continue };
-                let mut found: Vec<(Scheme, Sensitivity)> = Vec::new();
+                let mut found: Vec<(Scheme, SchemeSensitivity)> = Vec::new();
                 for &wanted in &schemes {
                     walk.report_quantizing(done, parts, &module, control);
                     done += 1;
@@ -241,7 +244,7 @@ async fn measure<B: Backend>(
                     let bytes = bytes_of(plan, scheme, scale_type, in_file)?;
                     found.push((
                         scheme,
-                        Sensitivity { scheme: scheme.to_string(), bytes, error, divergence: 0.0 },
+                        SchemeSensitivity { scheme: scheme.to_string(), bytes, error, divergence: 0.0 },
                     ));
                     stop(control).await?;
                 }
@@ -265,7 +268,7 @@ async fn weigh<B: Backend>(
 ) -> Result<()> {
     let Calibration { samples, new_backend, scratch } = *calibration;
     // The scheme that is nearest to the probe's bits, and what the module loses in it.
-    let probes = order::map(measured.iter().map(|(module, found)| {
+    let probes = sort::map(measured.iter().map(|(module, found)| {
         let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
         let (scheme, sensitivity) = nearest.expect("a module has a candidate");
         (module.clone(), (*scheme, sensitivity.error))
@@ -280,9 +283,9 @@ async fn weigh<B: Backend>(
         let outcome = round_measured(context, &target, None, None, measure, &memory).await?;
         Ok(Some(outcome.tensor.into()))
     };
-    let influences =
-        influence(checkpoint, &samples.windows, change, new_backend()?, scratch, control).await?;
-    for Influence { layer, linear, divergence } in influences {
+    let layers =
+        sensitivity::measure(checkpoint, &samples.windows, change, new_backend()?, scratch, control).await?;
+    for LayerSensitivity { layer, linear, divergence } in layers {
         let module = linear.module(layer);
         let Some((_, found)) = measured.iter_mut().find(|(name, _)| *name == module) else { continue };
         let (_, error) = probes[&module];

@@ -10,7 +10,7 @@ mod plan;
 pub use plan::{Conversion, ConversionPlan, plan_conversion};
 
 use super::float_type::config_changes;
-use super::output::{self, Form, Made, OutputPlan, Place, Tensor, distance, gguf};
+use super::output::{self, Form, Made, OutputPlace, OutputPlan, Tensor, distance, gguf};
 use crate::artifact::records::{
     ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_quantization_record,
 };
@@ -106,9 +106,9 @@ pub async fn convert(
     target: &dyn SinkDir,
     control: &dyn Control,
 ) -> Result<ConvertOutcome> {
-    let place = Place { target, file: plan.options.file.as_deref() };
+    let place = OutputPlace { target, file: plan.options.file.as_deref() };
     place.refuse_foreign(plan.options.layout).await?;
-    let mut job = Job { checkpoint, plan };
+    let mut job = ConvertJob { checkpoint, plan };
     let (output, mut written) = output::write(&mut job, checkpoint, &place, control).await?;
     let before = read_quantization_record(checkpoint.dir().as_ref()).await?;
     let usual = usual_coding(&plan.modules);
@@ -154,12 +154,12 @@ async fn read(checkpoint: &Checkpoint, store: &TensorStore, module: &str) -> Res
     packed.context_with(|| format!("{}: module `{module}`", checkpoint.name()))
 }
 
-struct Job<'a> {
+struct ConvertJob<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a ConversionPlan,
 }
 
-impl Job<'_> {
+impl ConvertJob<'_> {
     fn quantization_config(&self) -> Result<serde_json::Value> {
         let packed: Vec<_> =
             self.plan.modules.iter().filter_map(|module| Some((module.module.clone(), module.to?))).collect();
@@ -194,7 +194,7 @@ impl Job<'_> {
     }
 }
 
-impl output::Job for Job<'_> {
+impl output::Job for ConvertJob<'_> {
     fn plan(&mut self, _wide: &BTreeSet<String>) -> Result<OutputPlan> {
         let (plan, store) = (self.plan, self.checkpoint.store());
         let mut tensors = self.of_modules()?;

@@ -4,7 +4,7 @@
 //! long as the weights were not changed, and a quantized model on the same grid where they were. Floor 8.
 
 use super::float_type::config_changes;
-use super::output::{self, Form, Made, Output, OutputPlan, Place, Tensor};
+use super::output::{self, Form, Made, Output, OutputPlace, OutputPlan, Tensor};
 use crate::artifact::records::{
     DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, Fallback, PARAMETERS_FILE, SourceRecord,
     TensorReference, read_quantization_record,
@@ -53,10 +53,10 @@ pub async fn dequantize_checkpoint(
             checkpoint.name()
         )));
     }
-    let place = Place { target, file: None };
-    let mut job = Job { checkpoint, modules, dtype, parameters: Parameters::default() };
+    let place = OutputPlace { target, file: None };
+    let mut job = DequantizeJob { checkpoint, modules, dtype, parameters: Parameters::default() };
     let (output, _) = output::write(&mut job, checkpoint, &place, control).await?;
-    let Job { modules, parameters, .. } = job;
+    let DequantizeJob { modules, parameters, .. } = job;
     let described = parameters.write(&modules, &output).await?;
     let quantization = read_quantization_record(checkpoint.dir().as_ref()).await?;
     let record = DequantizationRecord {
@@ -91,9 +91,9 @@ pub async fn fall_back(
             original.name()
         )));
     }
-    let place = Place { target, file: None };
+    let place = OutputPlace { target, file: None };
     let (modules, parameters) = (Vec::new(), Parameters::default());
-    let mut job = Job { checkpoint: original, modules, dtype, parameters };
+    let mut job = DequantizeJob { checkpoint: original, modules, dtype, parameters };
     let (output, _) = output::write(&mut job, original, &place, control).await?;
     let record = DequantizationRecord {
         schema: "lowbit.dequantization/1".to_owned(),
@@ -110,14 +110,14 @@ pub async fn fall_back(
     Ok(record)
 }
 
-struct Job<'a> {
+struct DequantizeJob<'a> {
     checkpoint: &'a Checkpoint,
     modules: Vec<String>,
     dtype: DType,
     parameters: Parameters,
 }
 
-impl output::Job for Job<'_> {
+impl output::Job for DequantizeJob<'_> {
     fn plan(&mut self, _wide: &BTreeSet<String>) -> Result<OutputPlan> {
         let (checkpoint, dtype) = (self.checkpoint, self.dtype);
         let mut tensors = Vec::new();

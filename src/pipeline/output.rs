@@ -10,14 +10,14 @@ mod place;
 
 pub(super) use copy::f16_holds;
 pub(super) use form::Form;
-pub(super) use place::{Output, Place};
+pub(super) use place::{Output, OutputPlace};
 
 use crate::error::{Context, Result};
 use crate::format::safetensors::TensorInfo;
 use crate::layout::{PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
-use crate::order;
 use crate::quant::QuantizedTensor;
+use crate::sort;
 use crate::task::{self, Control, Progress};
 use copy::Copying;
 use serde_json::Value;
@@ -158,7 +158,7 @@ impl Written {
 pub(super) async fn write<'a>(
     job: &mut impl Job,
     checkpoint: &Checkpoint,
-    place: &Place<'a>,
+    place: &OutputPlace<'a>,
     control: &dyn Control,
 ) -> Result<(Output<'a>, Written)> {
     // For the record.
@@ -184,7 +184,7 @@ async fn write_tensors(
     output: &mut Output<'_>,
     control: &dyn Control,
 ) -> Result<Result<Written, String>> {
-    let by_name = order::map(plan.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)));
+    let by_name = sort::map(plan.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)));
     let mut written = Written::default();
     // Pieces of a matrix whose turn comes later: scales, mostly.
     let mut waiting: HashMap<String, Vec<u8>> = HashMap::new();

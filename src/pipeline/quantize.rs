@@ -14,7 +14,7 @@ use super::calibrated::memory::CalibrationMemory;
 use super::calibrated::resume::{blocks_done, refuse_other_files};
 use super::calibrated::{self, Calibration, calibrate_modules};
 use super::encode::{Encoder, SCALE_TYPE, open_parameters};
-use super::output::Place;
+use super::output::OutputPlace;
 use super::select::{QuantizeOptions, plan_restore};
 #[cfg(feature = "train")]
 use crate::artifact::records::TRAINED;
@@ -31,7 +31,7 @@ use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
 use crate::quant::{Granularity, Scheme};
 use crate::task::Control;
-use job::{About, Job};
+use job::{About, QuantizeJob};
 use serde_json::{Map, Value, json};
 #[cfg(feature = "train")]
 use {crate::quant::Scales, std::collections::BTreeMap};
@@ -55,7 +55,7 @@ pub struct QuantizeOutcome {
 }
 
 /// What a host hears while its checkpoint is quantized, before the work that it is about.
-pub enum Told<'a> {
+pub enum QuantizeEvent<'a> {
     /// An earlier run is gone on with.
     Resuming {
         /// Blocks that are done.
@@ -69,7 +69,7 @@ pub enum Told<'a> {
     Plan(&'a QuantizationPlan),
 }
 
-impl Told<'_> {
+impl QuantizeEvent<'_> {
     /// The same in words, a sentence each; none where all is as the options say.
     pub fn notes(&self) -> Vec<String> {
         match self {
@@ -85,11 +85,11 @@ impl Told<'_> {
 
 /// What the work needs from outside.
 #[derive(Clone, Copy)]
-pub struct QuantizeSurroundings<'a> {
+pub struct QuantizeContext<'a> {
     /// The folder to write into.
     pub target: &'a dyn SinkDir,
     /// Hears what happens.
-    pub tell: &'a dyn Fn(Told<'_>),
+    pub tell: &'a dyn Fn(QuantizeEvent<'_>),
     /// Progress and cancellation.
     pub control: &'a dyn Control,
 }
@@ -106,10 +106,10 @@ pub async fn quantize_checkpoint<B: Backend>(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
     calibration: Option<Calibration<'_, B>>,
-    around: &QuantizeSurroundings<'_>,
+    context: &QuantizeContext<'_>,
 ) -> Result<QuantizeOutcome> {
-    let QuantizeSurroundings { tell, control, .. } = *around;
-    let place = around.place(options);
+    let QuantizeContext { tell, control, .. } = *context;
+    let place = context.place(options);
     let plan = QuantizationPlan::new(checkpoint, options)?;
     place.refuse_foreign(plan.layout()).await?;
     let (calibrated, method) = (options.calibrated_method(), options.method);
@@ -123,10 +123,10 @@ pub async fn quantize_checkpoint<B: Backend>(
             return Err(Error::invalid_argument(message));
         }
         (None, None) => {
-            tell(Told::Plan(&plan));
+            tell(QuantizeEvent::Plan(&plan));
             let encoder = Encoder::Direct { sparsity_threshold: options.sparsity_threshold };
             let parameters = plan.parameters();
-            return Job::new(checkpoint, &plan, encoder, parameters)?.run(&place, control).await;
+            return QuantizeJob::new(checkpoint, &plan, encoder, parameters)?.run(&place, control).await;
         }
         (Some(_), Some(calibration)) => calibration,
     };
@@ -135,27 +135,27 @@ pub async fn quantize_checkpoint<B: Backend>(
     if options.resume {
         refuse_other_files(scratch).await?;
         if let Some(blocks) = blocks_done(scratch).await? {
-            tell(Told::Resuming { blocks, of: checkpoint.config().num_hidden_layers });
+            tell(QuantizeEvent::Resuming { blocks, of: checkpoint.config().num_hidden_layers });
         }
     }
-    let plan = plan.for_calibration(checkpoint, &calibration, around).await?;
-    tell(Told::Plan(&plan));
+    let plan = plan.for_calibration(checkpoint, &calibration, context).await?;
+    tell(QuantizeEvent::Plan(&plan));
     let parameters = plan.calibrated_parameters(calibration.samples);
     let key = if options.resume { Some(run_key(checkpoint, &plan, &parameters).await?) } else { None };
     let modules = calibrate_modules(checkpoint, &plan, SCALE_TYPE, calibration, key, control).await?;
     let slots = modules.slots();
-    let job = Job::new(checkpoint, &plan, Encoder::Calibrated(modules), parameters)?;
+    let job = QuantizeJob::new(checkpoint, &plan, Encoder::Calibrated(modules), parameters)?;
     let outcome = job.run(&place, control).await?;
     calibrated::clear(scratch, slots).await?;
     Ok(QuantizeOutcome { planned_memory: plan.memory(), ..outcome })
 }
 
-impl<'a> QuantizeSurroundings<'a> {
-    fn place<'p>(&self, options: &'p QuantizeOptions) -> Place<'p>
+impl<'a> QuantizeContext<'a> {
+    fn place<'p>(&self, options: &'p QuantizeOptions) -> OutputPlace<'p>
     where
         'a: 'p,
     {
-        Place { target: self.target, file: options.file.as_deref() }
+        OutputPlace { target: self.target, file: options.file.as_deref() }
     }
 }
 
@@ -170,14 +170,14 @@ pub(super) async fn write_trained(
     options: &QuantizeOptions,
     scales: BTreeMap<String, Scales>,
     parameters: Map<String, Value>,
-    place: &Place<'_>,
+    place: &OutputPlace<'_>,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
     let plan = QuantizationPlan::new(checkpoint, options)?;
     place.refuse_foreign(plan.layout()).await?;
     let method = ("method".to_owned(), json!(TRAINED));
     let parameters = plan.parameters().into_iter().chain([method]).chain(parameters).collect();
-    let job = Job::new(checkpoint, &plan, Encoder::Trained { scales }, parameters)?;
+    let job = QuantizeJob::new(checkpoint, &plan, Encoder::Trained { scales }, parameters)?;
     job.by(TRAINED).run(place, control).await
 }
 
@@ -191,8 +191,8 @@ pub async fn quantize(
     target: &dyn SinkDir,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
-    let around = QuantizeSurroundings { target, tell: &|_| (), control };
-    quantize_checkpoint::<CpuBackend>(checkpoint, options, None, &around).await
+    let context = QuantizeContext { target, tell: &|_| (), control };
+    quantize_checkpoint::<CpuBackend>(checkpoint, options, None, &context).await
 }
 
 /// As [`quantize_checkpoint`], for a method that calibrates and a host that wants to hear nothing.
@@ -206,8 +206,8 @@ pub async fn quantize_calibrated<B: Backend>(
     target: &dyn SinkDir,
     control: &dyn Control,
 ) -> Result<QuantizeOutcome> {
-    let around = QuantizeSurroundings { target, tell: &|_| (), control };
-    quantize_checkpoint(checkpoint, options, Some(calibration), &around).await
+    let context = QuantizeContext { target, tell: &|_| (), control };
+    quantize_checkpoint(checkpoint, options, Some(calibration), &context).await
 }
 
 /// What the result of a run depends on, but for the device that it runs on.
@@ -257,6 +257,6 @@ pub async fn restore(
         strict: false,
     };
     let encoder = Encoder::Restore { record: &record, parameters: &parameters };
-    let place = Place { target, file: None };
-    Job::about(checkpoint, &modules, encoder, about).run(&place, control).await
+    let place = OutputPlace { target, file: None };
+    QuantizeJob::about(checkpoint, &modules, encoder, about).run(&place, control).await
 }

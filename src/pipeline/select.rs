@@ -10,10 +10,10 @@ use crate::layout::{Fit, TargetLayout};
 use crate::model::block::LinearInput;
 use crate::model::names::{self, Linear};
 use crate::model::{Checkpoint, ModelConfig};
-use crate::order;
 pub use crate::quant::Method;
 use crate::quant::{Activations, Bits, ColumnOrder, GptqOptions, Granularity, Scheme};
-use crate::recipe::{Choice, Recipe};
+use crate::recipe::{MethodChoice, Recipe};
+use crate::sort;
 
 /// What to make of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,12 +108,12 @@ impl QuantizeOptions {
         self.choices().filter_map(Result::ok).map(|choice| choice.method)
     }
 
-    fn choice(&self) -> Choice {
-        Choice { method: self.method, scheme: self.scheme }
+    fn choice(&self) -> MethodChoice {
+        MethodChoice { method: self.method, scheme: self.scheme }
     }
 
     /// What the options ask for, and then each rule that keeps nothing.
-    fn choices(&self) -> impl Iterator<Item = Result<Choice>> {
+    fn choices(&self) -> impl Iterator<Item = Result<MethodChoice>> {
         let rules = self.recipe.iter().flat_map(|recipe| &recipe.rules);
         let of_rules = rules.filter_map(|rule| rule.choose(self.choice()).transpose());
         std::iter::once(Ok(self.choice())).chain(of_rules)
@@ -235,7 +235,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     for layer in 0..config.num_hidden_layers {
         for linear in Linear::ALL {
             let module = linear.module(layer);
-            let mut one = Asked::new(options, module.clone(), module, linear.shape(config))?;
+            let mut one = ModuleRequest::new(options, module.clone(), module, linear.shape(config))?;
             if checkpoint.layout().has_masters() && !checkpoint.module(&one.module)?.is_packed() {
                 one.choice = None;
             }
@@ -245,7 +245,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     let table = (config.vocab_size, config.hidden_size);
     if options.quantize_head {
         let source = head_source(checkpoint, config);
-        let mut head = Asked::new(options, names::HEAD.to_owned(), source, table)?;
+        let mut head = ModuleRequest::new(options, names::HEAD.to_owned(), source, table)?;
         // Calibration sees the blocks alone.
         if let Some(choice) = head.choice.as_mut().filter(|choice| choice.method.is_calibrated()) {
             choice.method = Method::Rtn;
@@ -261,9 +261,9 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     }
     if let Some(bits) = options.quantize_embedding {
         let scheme = Scheme::symmetric(bits, Granularity::Channel);
-        let choice = Some(Choice { method: Method::Rtn, scheme });
+        let choice = Some(MethodChoice { method: Method::Rtn, scheme });
         let (module, source) = (names::EMBEDDING.to_owned(), checkpoint.embedding_module().to_owned());
-        let embedding = Asked { module, source, shape: table, rule: None, choice };
+        let embedding = ModuleRequest { module, source, shape: table, rule: None, choice };
         // Before the head.
         asked.insert(asked.len() - usize::from(options.quantize_head), embedding);
     }
@@ -289,16 +289,16 @@ fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
 }
 
 /// What is wanted of one module, before its layout has a say.
-struct Asked {
+struct ModuleRequest {
     module: String,
     source: String,
     shape: (usize, usize),
     rule: Option<usize>,
     /// `None`: floating point.
-    choice: Option<Choice>,
+    choice: Option<MethodChoice>,
 }
 
-impl Asked {
+impl ModuleRequest {
     fn new(options: &QuantizeOptions, module: String, source: String, shape: (usize, usize)) -> Result<Self> {
         let found = options.recipe.as_ref().and_then(|recipe| Some((recipe, recipe.rule_for(&module)?)));
         let (rule, choice) = match found {
@@ -313,7 +313,7 @@ impl Asked {
 }
 
 /// Refuses rules that change nothing, and what the layout cannot hold side by side.
-fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Result<()> {
+fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[ModuleRequest]) -> Result<()> {
     for (index, rule) in recipe.rules.iter().enumerate() {
         if asked.iter().any(|asked| asked.rule == Some(index)) {
             continue;
@@ -353,7 +353,7 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[Asked]) -> Resul
 
 /// Refuses AWQ beside another method where layers share an input: it divides that input by numbers that are good for its
 /// own rounding, which the others would have to undo.
-fn check_shared_inputs(asked: &[Asked], layers: usize) -> Result<()> {
+fn check_shared_inputs(asked: &[ModuleRequest], layers: usize) -> Result<()> {
     for (layer, input) in (0..layers).flat_map(|layer| LinearInput::ALL.map(|input| (layer, input))) {
         let methods = input.linears().iter().filter_map(|linear| {
             let module = linear.module(layer);
@@ -420,7 +420,7 @@ pub(super) fn copied_tensors<'a>(
         .filter(|plan| !(unties && plan.module == names::HEAD))
         .map(|plan| format!("{}.weight", plan.source))
         .collect();
-    order::sort(&mut consumed);
+    sort::sort(&mut consumed);
     let is_consumed = |name: &str| consumed.binary_search_by(|known| known.as_str().cmp(name)).is_ok();
     let table = format!("{}.weight", checkpoint.embedding_module());
     let head = format!("{}.weight", names::HEAD);
@@ -433,10 +433,10 @@ fn head_source(checkpoint: &Checkpoint, config: &ModelConfig) -> String {
     if config.tie_word_embeddings { checkpoint.embedding_module() } else { names::HEAD }.to_owned()
 }
 
-fn plan_one(options: &QuantizeOptions, asked: Asked) -> Result<ModulePlan> {
-    let Asked { module, source, shape: (rows, cols), rule, choice } = asked;
+fn plan_one(options: &QuantizeOptions, asked: ModuleRequest) -> Result<ModulePlan> {
+    let ModuleRequest { module, source, shape: (rows, cols), rule, choice } = asked;
     let rule_name = options.recipe.as_ref().zip(rule).map(|(recipe, rule)| recipe.name(rule));
-    let Some(Choice { method, scheme: wanted }) = choice else {
+    let Some(MethodChoice { method, scheme: wanted }) = choice else {
         let keeper = rule_name.unwrap_or_else(|| "the model".to_owned());
         let reason = Some(format!("{keeper} keeps it"));
         return Ok(ModulePlan { module, source, rows, cols, scheme: None, method: None, rule, reason });

@@ -6,7 +6,7 @@
 mod options;
 mod stages;
 
-use super::output::Place;
+use super::output::OutputPlace;
 use super::quantize::{QuantizationPlan, QuantizeOutcome, write_trained};
 use super::select::QuantizeOptions;
 use crate::artifact::output::OutputFolder;
@@ -61,7 +61,7 @@ pub struct TrainInputs<'a> {
 
 /// What the work needs from outside.
 #[derive(Clone, Copy)]
-pub struct TrainSurroundings<'a> {
+pub struct TrainContext<'a> {
     /// The folder to write into.
     pub target: &'a dyn SinkDir,
     /// The name of a GGUF file.
@@ -145,17 +145,17 @@ impl Prepared {
     async fn new(
         inputs: &TrainInputs<'_>,
         options: &TrainOptions,
-        around: TrainSurroundings<'_>,
+        context: TrainContext<'_>,
     ) -> Result<Self> {
         if inputs.curriculum.is_some() && (options.schedule.steps == 0 || options.blocks.is_some()) {
             return Err(Error::invalid_argument(
                 "blocks that are trained alone see what is learned from all at once; give no curriculum",
             ));
         }
-        let quantize = options.quantize_options(around.file);
+        let quantize = options.quantize_options(context.file);
         let layout =
             quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
-        around.place().refuse_foreign(layout).await?;
+        context.place().refuse_foreign(layout).await?;
         if let (Some(quantize), Origin::Checkpoint(checkpoint)) = (&quantize, inputs.origin) {
             // What no layout holds is known before any step.
             QuantizationPlan::new(checkpoint, quantize)?;
@@ -185,15 +185,15 @@ pub async fn train<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     mut inputs: TrainInputs<'_>,
     options: &TrainOptions,
-    around: TrainSurroundings<'_>,
+    context: TrainContext<'_>,
 ) -> Result<TrainOutcome> {
     let outcome = if options.schedule.steps == 0 {
-        stages::blocks_alone(new_backend, &mut inputs, options, around).await?
+        stages::blocks_alone(new_backend, &mut inputs, options, context).await?
     } else {
-        learn(new_backend, &mut inputs, options, around).await?.write(&inputs, options, around).await?
+        learn(new_backend, &mut inputs, options, context).await?.write(&inputs, options, context).await?
     };
-    around.state.clear().await?;
-    around.state.clear_blocks(inputs.origin.config().num_hidden_layers).await?;
+    context.state.clear().await?;
+    context.state.clear_blocks(inputs.origin.config().num_hidden_layers).await?;
     Ok(outcome)
 }
 
@@ -205,10 +205,10 @@ pub async fn learn<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     inputs: &mut TrainInputs<'_>,
     options: &TrainOptions,
-    around: TrainSurroundings<'_>,
+    context: TrainContext<'_>,
 ) -> Result<Learned<B>> {
-    let prepared = Prepared::new(inputs, options, around).await?;
-    let begun = Begun::new(new_backend, inputs, options, &prepared, around).await?;
+    let prepared = Prepared::new(inputs, options, context).await?;
+    let begun = Begun::new(new_backend, inputs, options, &prepared, context).await?;
     let Prepared { quantize, precision, memory, mut parameters, key } = prepared;
     let TrainInputs { origin, name, teacher, .. } = *inputs;
     let made = TrainedModel::new(new_backend()?, begun.origin(origin), precision, options.room).await;
@@ -224,7 +224,7 @@ pub async fn learn<B: Train>(
     let mut taught = match teacher {
         Some(checkpoint) => {
             let on = new_backend()?;
-            let model = CausalLm::load(on, checkpoint, LoadOptions::default(), around.control).await?;
+            let model = CausalLm::load(on, checkpoint, LoadOptions::default(), context.control).await?;
             Some(Teacher::new(model, options.room)?)
         }
         None => None,
@@ -240,8 +240,8 @@ pub async fn learn<B: Train>(
         corpus: &mut *inputs.corpus,
         held_out: inputs.held_out,
         curriculum: inputs.curriculum.as_ref(),
-        state: around.state,
-        limit: around.limit,
+        state: context.state,
+        limit: context.limit,
         options: RunOptions {
             goal: options.goal,
             schedule: options.schedule,
@@ -252,7 +252,7 @@ pub async fn learn<B: Train>(
             key,
         },
     };
-    let ended = run.run(around.tell, around.control).await?;
+    let ended = run.run(context.tell, context.control).await?;
     parameters.insert("steps_done".into(), json!(ended.steps));
     if let Some(best) = ended.best {
         parameters.insert("best_step".into(), json!(best.step));
@@ -270,17 +270,17 @@ impl<B: Train> Learned<B> {
         self,
         inputs: &TrainInputs<'_>,
         options: &TrainOptions,
-        around: TrainSurroundings<'_>,
+        context: TrainContext<'_>,
     ) -> Result<TrainOutcome> {
         let Self { mut model, ended, memory, parameters } = self;
         let record = TrainingRecord::new(inputs, parameters);
-        let place = around.place();
-        let quantized = match options.quantize_options(around.file) {
+        let place = context.place();
+        let quantized = match options.quantize_options(context.file) {
             Some(quantize) => {
                 let (checkpoint, scales) = stored(&mut model, inputs).await?;
                 drop(model);
                 let record = record.within();
-                Some(write_trained(&checkpoint, &quantize, scales, record, &place, around.control).await?)
+                Some(write_trained(&checkpoint, &quantize, scales, record, &place, context.control).await?)
             }
             None => {
                 write_dense(&mut model, inputs, &place, &record).await?;
@@ -291,9 +291,9 @@ impl<B: Train> Learned<B> {
     }
 }
 
-impl<'a> TrainSurroundings<'a> {
-    fn place(self) -> Place<'a> {
-        Place { target: self.target, file: self.file }
+impl<'a> TrainContext<'a> {
+    fn place(self) -> OutputPlace<'a> {
+        OutputPlace { target: self.target, file: self.file }
     }
 }
 
@@ -341,7 +341,7 @@ fn pytorch() -> BTreeMap<String, String> {
 async fn write_dense<B: Train>(
     model: &mut TrainedModel<B>,
     inputs: &TrainInputs<'_>,
-    place: &Place<'_>,
+    place: &OutputPlace<'_>,
     record: &TrainingRecord<'_>,
 ) -> Result<()> {
     let folder = OutputFolder::begin(place.target, TRAINING_RECORD).await?;

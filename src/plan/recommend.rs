@@ -73,13 +73,13 @@ fn instead(precision: Precision, fits: &impl Fn(Precision) -> Option<bool>) -> &
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ModelDims, Plan, PlanOptions};
+    use super::super::{MemoryPlan, ModelDims, PlanOptions};
     use super::*;
 
     #[test]
     fn by_size_and_memory() {
         let bytes_of = |parameters, precision| {
-            let plan = Plan::for_parameters(parameters, &PlanOptions::default()).unwrap();
+            let plan = MemoryPlan::for_parameters(parameters, &PlanOptions::default()).unwrap();
             plan.precisions.iter().find(|p| p.precision == precision).unwrap().total_bytes
         };
         use Precision::{Int4, Int8};
@@ -99,7 +99,7 @@ mod tests {
         ];
         for (parameters, memory, precision, fits, words) in cases {
             let options = PlanOptions { memory, ..PlanOptions::default() };
-            let found = Plan::for_parameters(parameters, &options).unwrap().recommendation;
+            let found = MemoryPlan::for_parameters(parameters, &options).unwrap().recommendation;
             assert_eq!((found.precision, found.fits), (precision, fits), "{parameters} in {memory:?}");
             assert!(found.reason.contains(words), "{}", found.reason);
         }
@@ -117,7 +117,7 @@ mod tests {
         }
         let dims = ModelDims::typical(1_000_000).unwrap();
         assert_eq!(
-            Plan::new(dims, &PlanOptions::default()).unwrap().recommendation.precision,
+            MemoryPlan::new(dims, &PlanOptions::default()).unwrap().recommendation.precision,
             Precision::Int8
         );
     }

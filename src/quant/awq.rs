@@ -41,7 +41,7 @@ use super::scheme::{Granularity, Scheme};
 use super::stats::WeightError;
 use crate::error::{Error, Result};
 use crate::task::Steps;
-use rows::{Grid, Task};
+use rows::{ClippedRows, Grid};
 
 /// Ratios that are tried.
 pub const RATIOS: usize = 20;
@@ -50,7 +50,7 @@ const SMALLEST: f32 = 1e-4;
 
 /// Scales to try.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
+pub struct ScaleCandidate {
     /// The exponent of the mean input.
     pub ratio: f32,
     /// What each input column of the weights is multiplied by; positive and finite.
@@ -75,7 +75,7 @@ impl ScaleSearch {
     }
 
     /// The next candidate, the first of which leaves the weights as they are; `None` after the last.
-    pub fn next_candidate(&mut self) -> Option<Candidate> {
+    pub fn next_candidate(&mut self) -> Option<ScaleCandidate> {
         (self.next < RATIOS).then(|| {
             self.next += 1;
             self.candidate(self.next - 1)
@@ -95,11 +95,11 @@ impl ScaleSearch {
     }
 
     /// The best of the candidates so far; without any, the one that leaves the weights as they are.
-    pub fn best(&self) -> Candidate {
+    pub fn best(&self) -> ScaleCandidate {
         self.candidate(self.best)
     }
 
-    fn candidate(&self, index: usize) -> Candidate {
+    fn candidate(&self, index: usize) -> ScaleCandidate {
         let ratio = index as f32 / RATIOS as f32;
         let powers = self.mean.iter().map(|&mean| libm::powf(mean, ratio).max(SMALLEST));
         let mut scales: Vec<f32> = powers.collect();
@@ -112,7 +112,7 @@ impl ScaleSearch {
         if index == 0 || scales.iter().any(|scale| !(scale.is_finite() && *scale > 0.0)) {
             scales.fill(1.0);
         }
-        Candidate { ratio, scales }
+        ScaleCandidate { ratio, scales }
     }
 }
 
@@ -228,7 +228,7 @@ pub struct AwqQuantizer<'a> {
     signal: f64,
     weights: WeightError,
     /// Rows on their way.
-    tasks: RowQueue<'a, Result<Task>>,
+    tasks: RowQueue<'a, Result<ClippedRows>>,
     /// Rows that were taken in.
     taken: usize,
 }
@@ -297,7 +297,7 @@ impl RowQuantizer for AwqQuantizer<'_> {
             let (first_row, rows) = (self.taken, rows.to_vec());
             self.taken += rows.len() / cols;
             self.tasks.push(Steps::new(move |mut pace| async move {
-                Task::run(grid, rows, first_row, &mut pace).await
+                ClippedRows::run(grid, rows, first_row, &mut pace).await
             }));
         }
     }

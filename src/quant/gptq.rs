@@ -23,21 +23,21 @@
 //! sums over earlier columns are taken block by block as products; (3) every row is rounded to nearest as well, and the
 //! caller learns both output errors; (4) by default a group's scale is searched for the least `sum of D[k] (w[k] - q[k])^2`
 //! instead of spanning its range, and on symmetric grids among negative scales too; (5) the result is gone over again
-//! (`gptq/polish.rs`).
+//! (`gptq/refine.rs`).
 //!
 //! What each is worth, and what was tried beside them, in a prototype of these steps: the loss in nats a token that INT4 in
 //! symmetric groups of 32 adds to a model of 656,000 parameters, mean over five choices of 64 calibration windows, on two
 //! texts (standard errors 0.001 to 0.002 and 0.001): positive scales and own inputs 0.0304 and 0.0166, negative scales too 0.0251 and 0.0147, original inputs
 //! too 0.0194 and 0.0091. With three quarters of the change for the original inputs 0.0232 and 0.0112; with what the residual
-//! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five sweeps instead of two
+//! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five refinement_passes instead of two
 //! 0.0218 and 0.0099; with a damping of 0.02 0.0212 and 0.0107; with all scales of a row fitted at once by least squares and
-//! two sweeps after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
+//! two refinement_passes after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
 //! gate lets through, did not help either, in one run each.
 //!
 //! Not here: how `H` is captured (`calibrate`). Floor 2.
 
 mod options;
-mod polish;
+mod refine;
 mod rows;
 
 pub use options::{ColumnOrder, GptqOptions, ReferenceInputs, ScaleRule};
@@ -54,7 +54,7 @@ use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::task::{Pace, Steps};
-use rows::{RoundedRow, Sums, Task};
+use rows::{RoundedRow, RoundedRows, Sums};
 
 /// The Hessian of an input, made ready for all layers that share the input.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub struct Prepared<'a> {
     damped: Vec<f32>,
     /// What damped it.
     ridge: f32,
-    sweeps: usize,
+    refinement_passes: usize,
     order: ColumnOrder,
     scales: ScaleRule,
     group_size: usize,
@@ -162,7 +162,11 @@ impl<'a> Prepared<'a> {
                     drift: None,
                     damped,
                     ridge,
-                    sweeps: if options.act_order == ColumnOrder::GroupIndex { 0 } else { options.sweeps },
+                    refinement_passes: if options.act_order == ColumnOrder::GroupIndex {
+                        0
+                    } else {
+                        options.refinement_passes
+                    },
                     factor,
                     order: options.act_order,
                     scales: options.scales,
@@ -250,7 +254,7 @@ pub struct GptqQuantizer<'a> {
     rtn: PackedBuilder,
     sums: Sums,
     /// Rows on their way.
-    tasks: RowQueue<'a, Result<Task>>,
+    tasks: RowQueue<'a, Result<RoundedRows>>,
     /// Rows that were taken in.
     taken: usize,
 }
@@ -348,7 +352,7 @@ impl RowQuantizer for GptqQuantizer<'_> {
             let (first_row, rows) = (self.taken, rows.to_vec());
             self.taken += rows.len() / cols;
             self.tasks.push(Steps::new(move |mut pace| async move {
-                Task::run(prepared, grid, &rows, first_row, &mut pace).await
+                RoundedRows::run(prepared, grid, &rows, first_row, &mut pace).await
             }));
         }
     }
@@ -403,7 +407,7 @@ mod tests {
         damping: 0.01,
         act_order: ColumnOrder::Stored,
         scales: ScaleRule::Range,
-        sweeps: 0,
+        refinement_passes: 0,
         reference_inputs: ReferenceInputs::Quantized,
     };
 
@@ -747,7 +751,7 @@ mod tests {
 
     /// Multiply-adds that factoring and rounding take at the least, for `rows` rows of `cols` columns: a third of the
     /// cube for the factor, and for each row products with half of the square (its outputs, what is left of them, what
-    /// columns hand on) and with the whole square (one in front of the sweeps).
+    /// columns hand on) and with the whole square (one in front of the refinement_passes).
     fn least_work(rows: u64, cols: u64) -> u64 {
         cols.pow(3) / 6 + rows * cols.pow(2) * 5 / 2
     }

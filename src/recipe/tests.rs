@@ -70,8 +70,9 @@ fn patterns_match_whole_names() {
 fn a_rule_says_what_differs_from_the_options() {
     let integer =
         |bits, granularity, symmetric| Scheme::symmetric(bits, granularity).with_symmetry(symmetric);
-    let usual = Choice { method: Method::Gptq, scheme: integer(Bits::Four, Granularity::Group(32), false) };
-    let ternary = Choice { method: Method::Ternary, scheme: Scheme::ternary(Granularity::Channel) };
+    let usual =
+        MethodChoice { method: Method::Gptq, scheme: integer(Bits::Four, Granularity::Group(32), false) };
+    let ternary = MethodChoice { method: Method::Ternary, scheme: Scheme::ternary(Granularity::Channel) };
     // (rule, options, method and scheme; none: floating point)
     for (json, usual, expected) in [
         (r#""keep": true"#, usual, None),
@@ -88,7 +89,7 @@ fn a_rule_says_what_differs_from_the_options() {
         (r#""method": "rtn", "bits": 8"#, ternary, Some("rtn int8-channel-sym")),
     ] {
         let choice = rule(json).unwrap().choose(usual).unwrap();
-        let found = choice.map(|Choice { method, scheme }| format!("{} {scheme}", method.name()));
+        let found = choice.map(|MethodChoice { method, scheme }| format!("{} {scheme}", method.name()));
         assert_eq!(found.as_deref(), expected, "{json}");
     }
     for (json, usual, expected) in [

@@ -11,7 +11,7 @@ use crate::quant::{Activations, Bits, Method};
 use crate::tokenizer::TextCodec;
 use crate::validate::benchmark::parse_jsonl;
 use crate::validate::continuations;
-use crate::validate::holding::Holding;
+use crate::validate::residency::Residency;
 use crate::validate::run::ValidateOptions;
 use crate::validate::verdict::Limits;
 use crate::validate::windows::Dataset;
@@ -85,7 +85,7 @@ options! {
 
 options! {
     /// How much of two models is in memory at once.
-    pub struct HoldingOptions {
+    pub struct ResidencyOptions {
         /// Memory that may be used, in bytes; two models that take more run layer by layer [default: what is free, where that is
         /// known]
         pub memory: Option<Bytes> = None;
@@ -96,17 +96,17 @@ options! {
     }
 }
 
-impl HoldingOptions {
+impl ResidencyOptions {
     /// How much of two models is in memory; `free` is what the machine has left, where that is known.
     ///
     /// # Errors
     /// `invalid_argument` for more than one of the three options.
-    pub(crate) fn holding(&self, free: Option<u64>) -> Result<Holding> {
+    pub(crate) fn residency(&self, free: Option<u64>) -> Result<Residency> {
         match (self.memory, self.layer_streamed, self.side_by_side) {
-            (Some(Bytes(memory)), false, false) => Ok(Holding::Within(memory)),
-            (None, true, false) => Ok(Holding::OneBlock),
-            (None, false, true) => Ok(Holding::Both),
-            (None, false, false) => Ok(free.map_or(Holding::Both, Holding::Within)),
+            (Some(Bytes(memory)), false, false) => Ok(Residency::Within(memory)),
+            (None, true, false) => Ok(Residency::LayerStreamed),
+            (None, false, true) => Ok(Residency::SideBySide),
+            (None, false, false) => Ok(free.map_or(Residency::SideBySide, Residency::Within)),
             _ => Err(Error::invalid_argument(
                 "expected a limit of memory, layer by layer or side by side, and not several of them",
             )),
@@ -122,7 +122,7 @@ impl MeasureOptions {
     pub(crate) fn options(
         &self,
         windows: &WindowRequest,
-        holding: &HoldingOptions,
+        residency: &ResidencyOptions,
         data: &Dataset,
         config: &ModelConfig,
         codec: &dyn TextCodec,
@@ -150,7 +150,7 @@ impl MeasureOptions {
             last_level_cache_bytes: machine.last_level_cache_bytes,
             activations: self.activations,
             limits: self.limits.clone(),
-            holding: holding.holding(machine.free_bytes)?,
+            residency: residency.residency(machine.free_bytes)?,
         })
     }
 }
@@ -175,7 +175,7 @@ options! {
         pub measure: MeasureOptions = MeasureOptions::default();
         /// How much of the models is in memory.
         #[form(Group)]
-        pub holding: HoldingOptions = HoldingOptions::default();
+        pub residency: ResidencyOptions = ResidencyOptions::default();
         /// Where the models run.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
@@ -199,7 +199,7 @@ impl ValidateRequest {
         codec: &dyn TextCodec,
         machine: Machine,
     ) -> Result<ValidateOptions> {
-        self.measure.options(&self.text.windows, &self.holding, data, config, codec, machine)
+        self.measure.options(&self.text.windows, &self.residency, data, config, codec, machine)
     }
 }
 
@@ -236,7 +236,7 @@ options! {
         pub validate: MeasureOptions = MeasureOptions::default();
         /// How much of the models is in memory.
         #[form(Group)]
-        pub holding: HoldingOptions = HoldingOptions::default();
+        pub residency: ResidencyOptions = ResidencyOptions::default();
         /// Where the models run that learn and are judged.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
@@ -255,7 +255,7 @@ impl AutoRequest {
         codec: &dyn TextCodec,
         machine: Machine,
     ) -> Result<ValidateOptions> {
-        self.validate.options(&self.text.windows, &self.holding, data, config, codec, machine)
+        self.validate.options(&self.text.windows, &self.residency, data, config, codec, machine)
     }
 
     /// What it means to the search.
@@ -267,7 +267,7 @@ impl AutoRequest {
             },
             bits: self.bits,
             target_bpw: self.target_bpw,
-            memory: self.holding.memory.map(|bytes| bytes.0),
+            memory: self.residency.memory.map(|bytes| bytes.0),
             samples: self.samples.clone(),
         }
     }

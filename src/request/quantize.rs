@@ -6,7 +6,7 @@ use crate::backend::choice::DeviceRequest;
 use crate::calibrate::{SampleOptions, Samples};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::options::{Bounds, Bytes, Kind, OptionValue, Options, Place, named, options};
+use crate::options::{Bounds, Bytes, Kind, LocationGiven, OptionValue, Options, named, options};
 use crate::pipeline::QuantizeOptions;
 use crate::pipeline::budget::Budget;
 use crate::quant::{Activations, Bits, GptqOptions, Granularity, Method, Scheme};
@@ -76,7 +76,7 @@ options! {
         /// Methods that calibrate: keep what is done here, and go on from there after a run that was stopped. It is empty
         /// again when the work is done
         #[form(By("resume"))]
-        pub resume: Place = Place::default();
+        pub resume: LocationGiven = LocationGiven::default();
         /// Where calibration runs the model.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();

@@ -15,12 +15,12 @@ use crate::format::sink::SinkDir;
 use crate::model::{CausalLm, Checkpoint};
 use crate::pipeline::convert::{ConversionPlan, ConvertOutcome, convert, plan_conversion};
 use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
-use crate::pipeline::{Calibration, QuantizeOutcome, QuantizeSurroundings, quantize_checkpoint, restore};
+use crate::pipeline::{Calibration, QuantizeContext, QuantizeOutcome, quantize_checkpoint, restore};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
 use crate::validate::agreement::{self, Agreement, Forms};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::{Surroundings, ValidateOptions, validate};
+use crate::validate::run::{RunContext, ValidateOptions, validate};
 use crate::validate::walk::score;
 use crate::validate::windows::Dataset;
 
@@ -44,16 +44,16 @@ impl QuantizeRequest {
     pub(crate) async fn run(
         &self,
         checkpoint: &Checkpoint,
-        around: &QuantizeSurroundings<'_>,
+        context: &QuantizeContext<'_>,
         host: &CalibrationHost<'_>,
     ) -> Result<QuantizeOutcome> {
         let mut options = self.options()?;
         if self.from_metadata {
-            return restore(checkpoint, around.target, around.control).await;
+            return restore(checkpoint, context.target, context.control).await;
         }
         let Some(samples) = host.samples else {
             // The backend that calibration has, so that all of it is compiled once.
-            return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, around).await;
+            return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, context).await;
         };
         if let Some(most) = host.heap_bytes {
             options.memory = Some(options.memory.map_or(most, |memory| memory.min(most)));
@@ -61,7 +61,7 @@ impl QuantizeRequest {
         let work = async |backend: AnyBackend| {
             let new_backend = || backend.another();
             let calibration = Calibration { samples, new_backend: &new_backend, scratch: host.scratch };
-            quantize_checkpoint(checkpoint, &options, Some(calibration), around).await
+            quantize_checkpoint(checkpoint, &options, Some(calibration), context).await
         };
         Ok(self.calibration_device().run(host.on_cpu, work).await?.result)
     }
@@ -173,18 +173,18 @@ impl ValidateRequest {
         original: &Checkpoint,
         quantized: &Checkpoint,
         machine: Machine,
-        around: &Surroundings<'_>,
+        context: &RunContext<'_>,
         tell: impl Fn(&ValidateOptions) -> Result<()>,
         on_cpu: impl Fn(&Error),
     ) -> Result<ValidationReport> {
-        let data = self.text.dataset(around.codec)?;
-        let mut options = self.options(&data, original.config(), around.codec, machine)?;
+        let data = self.text.dataset(context.codec)?;
+        let mut options = self.options(&data, original.config(), context.codec, machine)?;
         if let Some(record) = read_quantization_record(quantized.dir().as_ref()).await? {
             options.method = record.method;
         }
         tell(&options)?;
         let judge = async |backend: AnyBackend| {
-            validate(original, quantized, &data, &options, || backend.another(), around).await
+            validate(original, quantized, &data, &options, || backend.another(), context).await
         };
         Ok(self.device.run(on_cpu, judge).await?.result)
     }

@@ -3,7 +3,7 @@
 //! For each parameter its master, its gradient, the optimizer's two means and what runs; for each token the hidden states between blocks,
 //! what is inside those that are kept and inside one on the way back, and its logits with their derivatives. Floor 7.
 
-use super::kept::{count, elements};
+use super::activations::{count, elements};
 use super::{MasterType, Precision, Room};
 use crate::backend::cpu::split_bytes;
 use crate::error::{Error, ErrorCode, Result};

@@ -1,6 +1,6 @@
 //! How often the two forms of one model, quantized and dequantized, predict the same next token. Floor 7.
 
-use super::holding::is_single_precision;
+use super::residency::is_single_precision;
 use super::walk;
 use super::windows::{Dataset, WindowOptions};
 use crate::backend::Backend;

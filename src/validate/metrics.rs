@@ -5,7 +5,7 @@
 //! A row is `[vocab_size]`. Not here: running the model. Floor 7.
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::order;
+use crate::sort;
 
 /// `ln(sum(exp(logits)))`. NaN for a row that is empty or holds NaN, plus infinity or only minus infinity.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
@@ -87,7 +87,7 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
         return f64::NAN;
     }
     let mut sorted = values.to_vec();
-    order::sort_by(&mut sorted, f64::total_cmp);
+    sort::sort_by(&mut sorted, f64::total_cmp);
     let position = percent / 100.0 * (sorted.len() - 1) as f64;
     let below = position as usize;
     let fraction = position - below as f64;

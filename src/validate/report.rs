@@ -4,11 +4,11 @@
 //! no NaN, and a report of a broken model must still be a document. Not here: measuring, or writing the file. Floor 7.
 
 use super::failures::PromptFailure;
-use super::holding::Execution;
 use super::measurements::Measurements;
 use super::number;
+use super::residency::Execution;
 use super::verdict::{Criterion, Limits, judge};
-use crate::order;
+use crate::sort;
 use serde::{Deserialize, Serialize};
 
 /// The schema that this crate writes.
@@ -232,7 +232,7 @@ impl ValidationReport {
 /// The names of the layers that lost most, worst first, for [`Measurements::worst_layers`].
 pub fn worst_layers(layers: &[Layer]) -> Vec<String> {
     let mut order: Vec<&Layer> = layers.iter().filter(|layer| !layer.snr_db.is_nan()).collect();
-    order::sort_by(&mut order, |a, b| a.snr_db.total_cmp(&b.snr_db));
+    sort::sort_by(&mut order, |a, b| a.snr_db.total_cmp(&b.snr_db));
     order.into_iter().map(|layer| layer.name.clone()).collect()
 }
 

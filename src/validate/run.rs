@@ -3,12 +3,12 @@
 use super::benchmark::Item;
 use super::continuations::{Continuation, Prompt, continue_all};
 use super::failures;
-use super::holding::{Execution, Holding, is_single_precision, side_by_side_bytes};
 use super::layers::{self, Layers};
 use super::measurements::{
     BenchmarkMeasurement, Measurements, PerplexityMeasurement, Preparation, SpeedMeasurement,
 };
 use super::report::{self, OriginalModel, QuantizedModel, ReportSubject, ValidationReport, worst_layers};
+use super::residency::{Execution, Residency, is_single_precision, side_by_side_bytes};
 use super::speed::{self, Clock};
 use super::verdict::Limits;
 use super::walk::{self, Comparison};
@@ -46,7 +46,7 @@ pub struct ValidateOptions {
     pub limits: Limits,
     /// How much of the models is in memory at once. Where it is one block, speed is left out, and the models generate one
     /// after the other.
-    pub holding: Holding,
+    pub residency: Residency,
 }
 
 impl ValidateOptions {
@@ -61,7 +61,7 @@ impl ValidateOptions {
 }
 
 /// Everything that the measurements need from outside.
-pub struct Surroundings<'a> {
+pub struct RunContext<'a> {
     /// The tokenizer of both models.
     pub codec: &'a dyn TextCodec,
     /// For timing.
@@ -82,20 +82,20 @@ pub async fn validate<B: Backend>(
     data: &Dataset,
     options: &ValidateOptions,
     mut new_backend: impl FnMut() -> Result<B>,
-    around: &Surroundings<'_>,
+    context: &RunContext<'_>,
 ) -> Result<ValidationReport> {
     options.limits.check()?;
     walk::check_same_vocabulary(original.config(), quantized.config())?;
-    let layers = layers::measure(original, quantized, around.control).await?;
+    let layers = layers::measure(original, quantized, context.control).await?;
     let timed = options.speed_rounds > 0;
     let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
-    let execution = options.holding.execution(needed);
+    let execution = options.residency.execution(needed);
     let measured = match execution {
         Execution::LayerStreamed => {
-            measure_streamed(original, quantized, data, options, &mut new_backend, around).await?
+            measure_streamed(original, quantized, data, options, &mut new_backend, context).await?
         }
         Execution::SideBySide => {
-            measure_side_by_side(original, quantized, data, options, &mut new_backend, around).await?
+            measure_side_by_side(original, quantized, data, options, &mut new_backend, context).await?
         }
     };
     Ok(put_together(original, quantized, data, options, execution, layers, measured))
@@ -129,15 +129,15 @@ async fn measure_side_by_side<B: Backend>(
     data: &Dataset,
     options: &ValidateOptions,
     new_backend: &mut impl FnMut() -> Result<B>,
-    around: &Surroundings<'_>,
+    context: &RunContext<'_>,
 ) -> Result<Measured> {
-    let control = around.control;
+    let control = context.control;
     let (first, second) = load_options(options);
     let mut a = CausalLm::load(new_backend()?, original, first, control).await?;
     let mut b = CausalLm::load(new_backend()?, quantized, second, control).await?;
     let comparison = walk::compare(&mut a, &mut b, data, &options.windows, control).await?;
     let (by_original, by_quantized) =
-        (speak(&mut a, options, around).await?, speak(&mut b, options, around).await?);
+        (speak(&mut a, options, context).await?, speak(&mut b, options, context).await?);
     let mut speed = None;
     if options.speed_rounds > 0 {
         // The fastest floating-point path counts: half precision moves half the bytes of single precision.
@@ -148,7 +148,7 @@ async fn measure_side_by_side<B: Backend>(
         }
         let mut originals: Vec<_> = std::iter::once(&mut a).chain(half.as_mut()).collect();
         let rounds =
-            speed::measure(&mut originals, &mut b, options.speed_rounds, around.clock, control).await?;
+            speed::measure(&mut originals, &mut b, options.speed_rounds, context.clock, control).await?;
         speed = Some(SpeedMeasurement {
             device: b.capabilities().device.clone(),
             rounds,
@@ -166,7 +166,7 @@ async fn measure_streamed<B: Backend>(
     data: &Dataset,
     options: &ValidateOptions,
     new_backend: &mut impl FnMut() -> Result<B>,
-    around: &Surroundings<'_>,
+    context: &RunContext<'_>,
 ) -> Result<Measured> {
     let (first, second) = load_options(options);
     let comparison = streamed::compare(
@@ -175,13 +175,13 @@ async fn measure_streamed<B: Backend>(
         data,
         &options.windows,
         new_backend,
-        around.scratch,
-        around.control,
+        context.scratch,
+        context.control,
     )
     .await?;
     let mut alone = async |checkpoint: &Checkpoint, load: LoadOptions| {
-        let mut model = CausalLm::load(new_backend()?, checkpoint, load, around.control).await?;
-        speak(&mut model, options, around).await
+        let mut model = CausalLm::load(new_backend()?, checkpoint, load, context.control).await?;
+        speak(&mut model, options, context).await
     };
     let (by_original, by_quantized) = (alone(original, first).await?, alone(quantized, second).await?);
     Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed: None })
@@ -191,9 +191,9 @@ async fn measure_streamed<B: Backend>(
 async fn speak<B: Backend>(
     model: &mut CausalLm<B>,
     options: &ValidateOptions,
-    around: &Surroundings<'_>,
+    context: &RunContext<'_>,
 ) -> Result<Spoken> {
-    let (codec, control) = (around.codec, around.control);
+    let (codec, control) = (context.codec, context.control);
     Ok(Spoken {
         continuations: continue_all(model, codec, &options.prompts, options.max_tokens, control).await?,
         right: choices::answer_all(model, codec, &options.benchmark, control).await?,

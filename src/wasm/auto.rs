@@ -1,19 +1,19 @@
 //! The search for a good enough result. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
-use super::codec::{CodecOfJs, JsCodec};
-use super::control::{ControlOfJs, JsControl};
+use super::codec::{CodecHandle, JsCodec};
+use super::control::{ControlHandle, JsControl};
 use super::error::{from_js, to_js};
-use super::scratch::{JsScratch, ScratchOfJs};
-use super::sink::{JsTarget, TargetOfJs};
+use super::scratch::{JsScratch, ScratchHandle};
+use super::sink::{JsTarget, TargetHandle};
 use super::values::{JsResult, from_value, settled, to_value};
 use crate::backend::any::AnyBackend;
 use crate::calibrate::SampleOptions;
 use crate::error::{Error, Result};
 use crate::format::sink::SinkDir;
 use crate::model::Checkpoint;
-use crate::pipeline::auto::ladder::{Judgement, Rung};
-use crate::pipeline::auto::{AutoOutcome, AutoSurroundings, Candidate, Event, Outputs, auto};
+use crate::pipeline::auto::search::{Attempt, Judgement};
+use crate::pipeline::auto::{AutoContext, AutoOutcome, Event, Outputs, SearchCandidate, auto};
 use crate::request::{AutoRequest, Machine};
 use crate::task::BoxFuture;
 use crate::tokenizer::TextCodec;
@@ -29,23 +29,23 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{summary: JsTarget, create(name): Promise<JsTarget>}`
+    /// `{summary: TargetHandle, create(name): Promise<TargetHandle>}`
     #[wasm_bindgen(typescript_type = "Outputs")]
-    pub type JsOutputs;
+    pub type OutputsHandle;
 
     #[wasm_bindgen(method, getter)]
-    fn summary(this: &JsOutputs) -> JsTarget;
+    fn summary(this: &OutputsHandle) -> TargetHandle;
 
     #[wasm_bindgen(method, catch)]
-    fn create(this: &JsOutputs, name: &str) -> Result<Promise, JsValue>;
+    fn create(this: &OutputsHandle, name: &str) -> Result<Promise, JsValue>;
 }
 
-struct OutputsOfJs {
-    outputs: JsOutputs,
-    summary: TargetOfJs,
+struct JsOutputs {
+    outputs: OutputsHandle,
+    summary: JsTarget,
 }
 
-impl Outputs for OutputsOfJs {
+impl Outputs for JsOutputs {
     fn summary(&self) -> &dyn SinkDir {
         &self.summary
     }
@@ -53,7 +53,7 @@ impl Outputs for OutputsOfJs {
     fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>> {
         Box::pin(async move {
             let target = settled(self.outputs.create(name).map_err(|error| from_js(&error))?).await?;
-            Ok(Box::new(TargetOfJs::new(target.unchecked_into())) as Box<dyn SinkDir>)
+            Ok(Box::new(JsTarget::new(target.unchecked_into())) as Box<dyn SinkDir>)
         })
     }
 }
@@ -62,27 +62,27 @@ impl Outputs for OutputsOfJs {
 #[wasm_bindgen]
 #[derive(Default)]
 pub struct AutoJob {
-    candidates: RefCell<Vec<(Rc<Checkpoint>, JsCodec)>>,
+    candidates: RefCell<Vec<(Rc<Checkpoint>, CodecHandle)>>,
 }
 
 /// What happens, as it happens.
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-enum Told<'a> {
+enum SearchEvent<'a> {
     Ranked { name: &'a str, nats: f64 },
-    Checkpoint { name: &'a str, reason: &'a str, rungs: Vec<String> },
-    Attempt { name: &'a str, raised: &'a [String] },
+    Checkpoint { name: &'a str, reason: &'a str, attempts: Vec<String> },
+    Attempt { name: &'a str, promoted: &'a [String] },
     Judged { name: &'a str, report: &'a ValidationReport, judgement: Judgement },
 }
 
-impl<'a> From<&Event<'a>> for Told<'a> {
+impl<'a> From<&Event<'a>> for SearchEvent<'a> {
     fn from(event: &Event<'a>) -> Self {
         match *event {
             Event::Ranked { name, nats } => Self::Ranked { name, nats },
-            Event::Checkpoint { name, reason, rungs } => {
-                Self::Checkpoint { name, reason, rungs: rungs.iter().map(Rung::name).collect() }
+            Event::Checkpoint { name, reason, attempts } => {
+                Self::Checkpoint { name, reason, attempts: attempts.iter().map(Attempt::name).collect() }
             }
-            Event::Attempt { name, raised } => Self::Attempt { name, raised },
+            Event::Attempt { name, promoted } => Self::Attempt { name, promoted },
             Event::Judged { name, report, judgement } => Self::Judged { name, report, judgement },
         }
     }
@@ -91,7 +91,7 @@ impl<'a> From<&Event<'a>> for Told<'a> {
 /// A checkpoint with its texts.
 struct Prepared {
     checkpoint: Rc<Checkpoint>,
-    codec: CodecOfJs,
+    codec: JsCodec,
     data: Dataset,
     validate: ValidateOptions,
     calibration: Vec<u32>,
@@ -100,8 +100,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(checkpoint: Rc<Checkpoint>, codec: JsCodec, request: &AutoRequest) -> Result<Self> {
-        let codec = CodecOfJs(codec);
+    fn new(checkpoint: Rc<Checkpoint>, codec: CodecHandle, request: &AutoRequest) -> Result<Self> {
+        let codec = JsCodec(codec);
         let config = checkpoint.config();
         let data = request.text.dataset(&codec)?;
         let validate = request.validate_options(&data, config, &codec, Machine::default())?;
@@ -110,8 +110,8 @@ impl Prepared {
         Ok(Self { checkpoint, codec, data, validate, calibration, bos_token_id, cut })
     }
 
-    fn candidate(&self) -> Candidate<'_> {
-        Candidate {
+    fn candidate(&self) -> SearchCandidate<'_> {
+        SearchCandidate {
             checkpoint: &self.checkpoint,
             codec: &self.codec as &dyn TextCodec,
             data: &self.data,
@@ -132,7 +132,7 @@ impl AutoJob {
     }
 
     /// Adds a checkpoint that is tried after those before it.
-    pub fn add(&self, checkpoint: &CheckpointHandle, codec: JsCodec) {
+    pub fn add(&self, checkpoint: &CheckpointHandle, codec: CodecHandle) {
         self.candidates.borrow_mut().push((checkpoint.get(), codec));
     }
 
@@ -141,13 +141,13 @@ impl AutoJob {
     pub async fn run(
         &self,
         #[wasm_bindgen(unchecked_param_type = "options.AutoRequest")] request: JsValue,
-        outputs: JsOutputs,
-        scratch: JsScratch,
+        outputs: OutputsHandle,
+        scratch: ScratchHandle,
         #[wasm_bindgen(unchecked_param_type = "(event: types.AutoEvent) => void")] tell: Function,
-        control: JsControl,
+        control: ControlHandle,
     ) -> JsResult<JsValue> {
         let candidates = self.candidates.take();
-        let control = ControlOfJs::new(control);
+        let control = JsControl::new(control);
         let run = async {
             let request: AutoRequest = from_value(request, "auto")?;
             if candidates.is_empty() {
@@ -155,15 +155,15 @@ impl AutoJob {
             }
             let prepared = candidates.into_iter().map(|(of, codec)| Prepared::new(of, codec, &request));
             let prepared = prepared.collect::<Result<Vec<_>>>()?;
-            let candidates: Vec<Candidate<'_>> = prepared.iter().map(Prepared::candidate).collect();
-            let around = AutoSurroundings {
-                outputs: &OutputsOfJs { summary: TargetOfJs::new(outputs.summary()), outputs },
-                scratch: &ScratchOfJs(scratch),
+            let candidates: Vec<SearchCandidate<'_>> = prepared.iter().map(Prepared::candidate).collect();
+            let context = AutoContext {
+                outputs: &JsOutputs { summary: JsTarget::new(outputs.summary()), outputs },
+                scratch: &JsScratch(scratch),
                 clock: &|| control.seconds(),
                 control: &control,
                 trainer: None,
                 tell: &|event| {
-                    if let Ok(told) = to_value(&Told::from(&event)) {
+                    if let Ok(told) = to_value(&SearchEvent::from(&event)) {
                         // A listener's own failure is its caller's to see, not a reason to lose the work.
                         let _ = tell.call1(&JsValue::NULL, &told);
                     }
@@ -171,7 +171,7 @@ impl AutoJob {
             };
             let options = request.options();
             let search =
-                async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &around).await;
+                async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &context).await;
             Ok(request.device.run(|_| (), search).await?.result)
         };
         let outcome: AutoOutcome = run.await.map_err(to_js)?;

@@ -1,13 +1,13 @@
 //! Open checkpoints, and what is known of them before any weight is read. Floor 9.
 
 use super::error::to_js;
-use super::source::{FileOfJs, FolderOfJs, JsFile, JsFolder};
+use super::source::{FileHandle, FolderHandle, JsFile, JsFolder};
 use super::values::{JsResult, from_value, to_value};
 use crate::error::Result;
 use crate::format::small_file::read_file;
 use crate::layout::OpenOptions;
 use crate::model::{Checkpoint, Inspection};
-use crate::plan::{ModelDims, Plan};
+use crate::plan::{MemoryPlan, ModelDims};
 use crate::request::PlanRequest;
 use js_sys::{Object, Reflect, Uint8Array};
 use std::rc::Rc;
@@ -32,20 +32,20 @@ const TOKENIZER_FILES: [&str; 5] = [
 impl CheckpointHandle {
     /// Opens a folder.
     pub async fn open(
-        folder: JsFolder,
+        folder: FolderHandle,
         #[wasm_bindgen(unchecked_param_type = "options.OpenOptions")] options: JsValue,
     ) -> JsResult<CheckpointHandle> {
         let opened = async {
             let options: OpenOptions = from_value(options, "openCheckpoint")?;
-            Checkpoint::open_with(Arc::new(FolderOfJs::new(folder)), &options).await
+            Checkpoint::open_with(Arc::new(JsFolder::new(folder)), &options).await
         };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 
     /// Opens a GGUF file.
     #[wasm_bindgen(js_name = openGguf)]
-    pub async fn open_gguf(file: JsFile) -> JsResult<CheckpointHandle> {
-        let opened = async { Checkpoint::open_gguf(Arc::new(FileOfJs::new(file)?)).await };
+    pub async fn open_gguf(file: FileHandle) -> JsResult<CheckpointHandle> {
+        let opened = async { Checkpoint::open_gguf(Arc::new(JsFile::new(file)?)).await };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 
@@ -69,7 +69,7 @@ impl CheckpointHandle {
         let plan = || {
             let request: PlanRequest = from_value(request, "plan")?;
             let config = self.0.config();
-            Plan::new(ModelDims::from(config), &request.options(Some(config)))
+            MemoryPlan::new(ModelDims::from(config), &request.options(Some(config)))
         };
         to_value(&plan().map_err(to_js)?)
     }
@@ -121,7 +121,7 @@ pub fn plan_parameters(
 ) -> JsResult<JsValue> {
     let plan = || {
         let request: PlanRequest = from_value(request, "plan")?;
-        Plan::for_parameters(parameters as u64, &request.options(None))
+        MemoryPlan::for_parameters(parameters as u64, &request.options(None))
     };
     to_value(&plan().map_err(to_js)?)
 }

@@ -11,26 +11,26 @@ extern "C" {
     /// The methods of the module `tokenizer`'s class.
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Codec")]
-    pub type JsCodec;
+    pub type CodecHandle;
 
     #[wasm_bindgen(method, catch)]
-    fn encode(this: &JsCodec, text: &str) -> Result<Vec<u32>, JsValue>;
+    fn encode(this: &CodecHandle, text: &str) -> Result<Vec<u32>, JsValue>;
 
     #[wasm_bindgen(method, catch, js_name = encodePrompt)]
-    fn encode_prompt(this: &JsCodec, text: &str) -> Result<Vec<u32>, JsValue>;
+    fn encode_prompt(this: &CodecHandle, text: &str) -> Result<Vec<u32>, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn decode(this: &JsCodec, ids: &[u32]) -> Result<String, JsValue>;
+    fn decode(this: &CodecHandle, ids: &[u32]) -> Result<String, JsValue>;
 
     #[wasm_bindgen(method, getter, js_name = bosTokenId)]
-    fn bos_token_id(this: &JsCodec) -> Option<u32>;
+    fn bos_token_id(this: &CodecHandle) -> Option<u32>;
 
     #[wasm_bindgen(method, getter, js_name = vocabSize)]
-    fn vocab_size(this: &JsCodec) -> usize;
+    fn vocab_size(this: &CodecHandle) -> usize;
 }
 
 /// A tokenizer of JavaScript's.
-pub(super) struct CodecOfJs(pub(super) JsCodec);
+pub(super) struct JsCodec(pub(super) CodecHandle);
 
 fn text_error(thrown: &JsValue) -> Error {
     let error = from_js(thrown);
@@ -41,7 +41,7 @@ fn text_error(thrown: &JsValue) -> Error {
     }
 }
 
-impl TextCodec for CodecOfJs {
+impl TextCodec for JsCodec {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.0.encode(text).map_err(|error| text_error(&error))
     }

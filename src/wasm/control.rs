@@ -14,19 +14,19 @@ extern "C" {
     /// `{progress(phase, done, total, item), cancelled(): boolean, turn(): Promise, now(): milliseconds}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Control")]
-    pub type JsControl;
+    pub type ControlHandle;
 
     #[wasm_bindgen(method, catch)]
-    fn progress(this: &JsControl, phase: &str, done: f64, total: f64, item: &str) -> Result<(), JsValue>;
+    fn progress(this: &ControlHandle, phase: &str, done: f64, total: f64, item: &str) -> Result<(), JsValue>;
 
     #[wasm_bindgen(method)]
-    fn cancelled(this: &JsControl) -> bool;
+    fn cancelled(this: &ControlHandle) -> bool;
 
     #[wasm_bindgen(method)]
-    fn turn(this: &JsControl) -> Promise;
+    fn turn(this: &ControlHandle) -> Promise;
 
     #[wasm_bindgen(method)]
-    fn now(this: &JsControl) -> f64;
+    fn now(this: &ControlHandle) -> f64;
 }
 
 /// Work goes on for so long before the event loop has a turn.
@@ -36,8 +36,8 @@ const TURN_MS: f64 = 20.0;
 const REPORT_MS: f64 = 50.0;
 
 /// Passes on the newest report, and gives the event loop a turn after each: a page's timers tick between any two of them.
-pub(super) struct ControlOfJs {
-    host: JsControl,
+pub(super) struct JsControl {
+    host: ControlHandle,
     last_turn: Cell<f64>,
     last_report: Cell<f64>,
     newest: RefCell<Option<Report>>,
@@ -50,8 +50,8 @@ struct Report {
     item: String,
 }
 
-impl ControlOfJs {
-    pub(super) fn new(host: JsControl) -> Self {
+impl JsControl {
+    pub(super) fn new(host: ControlHandle) -> Self {
         let last_turn = Cell::new(host.now());
         Self { host, last_turn, last_report: Cell::new(f64::NEG_INFINITY), newest: RefCell::new(None) }
     }
@@ -73,7 +73,7 @@ impl ControlOfJs {
     }
 }
 
-impl Control for ControlOfJs {
+impl Control for JsControl {
     fn progress(&self, progress: &Progress<'_>) {
         let &Progress { phase, done, total, item } = progress;
         let report = Report { phase: phase.to_owned(), done, total, item: item.to_owned() };

@@ -1,10 +1,10 @@
 //! The way back to floating point, and from one layout to another. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
-use super::codec::{CodecOfJs, JsCodec};
-use super::control::{ControlOfJs, JsControl};
+use super::codec::{CodecHandle, JsCodec};
+use super::control::{ControlHandle, JsControl};
 use super::error::to_js;
-use super::sink::{JsTarget, TargetOfJs};
+use super::sink::{JsTarget, TargetHandle};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::DequantizationRecord;
 use crate::error::Result;
@@ -29,16 +29,16 @@ pub async fn dequantize(
     checkpoint: &CheckpointHandle,
     original: Option<CheckpointHandle>,
     #[wasm_bindgen(unchecked_param_type = "options.DequantizeRequest")] request: JsValue,
-    codec: Option<JsCodec>,
-    target: JsTarget,
-    control: JsControl,
+    codec: Option<CodecHandle>,
+    target: TargetHandle,
+    control: ControlHandle,
 ) -> JsResult<JsValue> {
     let (checkpoint, original) = (checkpoint.get(), original.map(|original| original.get()));
     let run = async {
         let request: DequantizeRequest = from_value(request, "dequantize")?;
-        let codec = codec.map(CodecOfJs);
+        let codec = codec.map(JsCodec);
         let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
-        let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
+        let (target, control) = (JsTarget::new(target), JsControl::new(control));
         let (record, agreement) =
             request.run(&checkpoint, original.as_deref(), codec, &target, &control).await?;
         Result::Ok(Dequantized { record, agreement })
@@ -68,13 +68,13 @@ struct Loss {
 pub async fn convert_checkpoint(
     checkpoint: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.ConvertRequest")] request: JsValue,
-    target: JsTarget,
-    control: JsControl,
+    target: TargetHandle,
+    control: ControlHandle,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
     let run = async {
         let request: ConvertRequest = from_value(request, "convert")?;
-        let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
+        let (target, control) = (JsTarget::new(target), JsControl::new(control));
         let (plan, outcome) = request.run(&checkpoint, &target, |_| (), &control).await?;
         let losses = plan
             .modules

@@ -1,11 +1,11 @@
 //! Validation of a quantized model against its original, and what there is to run on. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
-use super::codec::{CodecOfJs, JsCodec};
-use super::control::{ControlOfJs, JsControl};
+use super::codec::{CodecHandle, JsCodec};
+use super::control::{ControlHandle, JsControl};
 use super::error::to_js;
 use super::model::load;
-use super::scratch::{JsScratch, ScratchOfJs};
+use super::scratch::{JsScratch, ScratchHandle};
 use super::values::{JsResult, from_value, to_value};
 use crate::backend::{cpu, survey};
 use crate::error::Result;
@@ -13,7 +13,7 @@ use crate::model::Checkpoint;
 use crate::request::{CompareRequest, Machine, ValidateRequest};
 use crate::validate::continuations::{self, Continuation};
 use crate::validate::report::ValidationReport;
-use crate::validate::run::Surroundings;
+use crate::validate::run::RunContext;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -23,15 +23,15 @@ pub async fn validate_checkpoints(
     original: &CheckpointHandle,
     quantized: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.ValidateRequest")] request: JsValue,
-    codec: JsCodec,
-    scratch: JsScratch,
-    control: JsControl,
+    codec: CodecHandle,
+    scratch: ScratchHandle,
+    control: ControlHandle,
 ) -> JsResult<JsValue> {
     let (original, quantized) = (original.get(), quantized.get());
-    let control = ControlOfJs::new(control);
+    let control = JsControl::new(control);
     let run = async {
         let request: ValidateRequest = from_value(request, "validate")?;
-        judge(&original, &quantized, &request, &CodecOfJs(codec), &ScratchOfJs(scratch), &control).await
+        judge(&original, &quantized, &request, &JsCodec(codec), &JsScratch(scratch), &control).await
     };
     to_value(&run.await.map_err(to_js)?)
 }
@@ -40,13 +40,13 @@ async fn judge(
     original: &Checkpoint,
     quantized: &Checkpoint,
     request: &ValidateRequest,
-    codec: &CodecOfJs,
-    scratch: &ScratchOfJs,
-    control: &ControlOfJs,
+    codec: &JsCodec,
+    scratch: &JsScratch,
+    control: &JsControl,
 ) -> Result<ValidationReport> {
     let clock = || control.seconds();
-    let around = Surroundings { codec, clock: &clock, scratch, control };
-    request.run(original, quantized, Machine::default(), &around, |_| Ok(()), |_| ()).await
+    let context = RunContext { codec, clock: &clock, scratch, control };
+    request.run(original, quantized, Machine::default(), &context, |_| Ok(()), |_| ()).await
 }
 
 /// Lets two models continue the same prompts, one model after the other.
@@ -55,16 +55,16 @@ pub async fn compare(
     a: &CheckpointHandle,
     b: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.CompareRequest")] request: JsValue,
-    codec_a: JsCodec,
-    codec_b: JsCodec,
-    control: JsControl,
+    codec_a: CodecHandle,
+    codec_b: CodecHandle,
+    control: ControlHandle,
 ) -> JsResult<JsValue> {
     let (a, b) = (a.get(), b.get());
-    let control = ControlOfJs::new(control);
+    let control = JsControl::new(control);
     let run = async {
         let request: CompareRequest = from_value(request, "compare")?;
-        let first = continued(&a, &request, &CodecOfJs(codec_a), &control).await?;
-        let second = continued(&b, &request, &CodecOfJs(codec_b), &control).await?;
+        let first = continued(&a, &request, &JsCodec(codec_a), &control).await?;
+        let second = continued(&b, &request, &JsCodec(codec_b), &control).await?;
         let prompts: Vec<&str> = request.prompts.iter().map(String::as_str).collect();
         Result::Ok(continuations::pair(&prompts, first, second))
     };
@@ -74,8 +74,8 @@ pub async fn compare(
 async fn continued(
     checkpoint: &Checkpoint,
     request: &CompareRequest,
-    codec: &CodecOfJs,
-    control: &ControlOfJs,
+    codec: &JsCodec,
+    control: &JsControl,
 ) -> Result<Vec<Continuation>> {
     let prompts = continuations::from_texts(request.prompts.iter().map(String::as_str), codec)?;
     let mut model = load(checkpoint, &request.load, control).await?.result;

@@ -1,12 +1,12 @@
 //! Loaded models: text, logits, perplexity. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
-use super::codec::{CodecOfJs, JsCodec};
-use super::control::{ControlOfJs, JsControl, busy};
+use super::codec::{CodecHandle, JsCodec};
+use super::control::{ControlHandle, JsControl, busy};
 use super::error::{from_js, to_js};
 use super::values::{JsResult, from_value, settled, to_value};
 use crate::backend::any::AnyBackend;
-use crate::backend::choice::Ran;
+use crate::backend::choice::DeviceOutcome;
 use crate::error::{Error, ErrorCode, Result};
 use crate::generate::{GenerateOptions, Generation, Session};
 use crate::model::decoder::Logits;
@@ -40,18 +40,18 @@ struct About {
     device: String,
     activations: &'static str,
     /// Why it runs on the CPU although no device was asked for.
-    why_cpu: Option<String>,
+    fallback_reason: Option<String>,
     max_position_embeddings: usize,
     vocab_size: usize,
 }
 
 /// Holds a model while it works, and puts it back whatever becomes of the work.
-struct Held {
+struct ModelGuard {
     place: Rc<RefCell<Option<Loaded>>>,
     model: Option<Loaded>,
 }
 
-impl Held {
+impl ModelGuard {
     fn take(place: &Rc<RefCell<Option<Loaded>>>) -> Result<Self> {
         let model = place.borrow_mut().take().ok_or_else(|| busy("model"))?;
         Ok(Self { place: place.clone(), model: Some(model) })
@@ -62,7 +62,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ModelGuard {
     fn drop(&mut self) {
         *self.place.borrow_mut() = self.model.take();
     }
@@ -102,7 +102,7 @@ pub(super) async fn load(
     checkpoint: &Checkpoint,
     request: &LoadRequest,
     control: &dyn Control,
-) -> Result<Ran<CausalLm<AnyBackend>>> {
+) -> Result<DeviceOutcome<CausalLm<AnyBackend>>> {
     let options = request.options();
     let load = async |backend| {
         if let AnyBackend::Cpu(_) = backend {
@@ -138,19 +138,19 @@ impl ModelHandle {
     pub async fn load(
         checkpoint: &CheckpointHandle,
         #[wasm_bindgen(unchecked_param_type = "options.LoadRequest")] request: JsValue,
-        control: JsControl,
+        control: ControlHandle,
     ) -> JsResult<ModelHandle> {
         let checkpoint = checkpoint.get();
         let run = async {
             let request: LoadRequest = from_value(request, "loadModel")?;
-            load(&checkpoint, &request, &ControlOfJs::new(control)).await
+            load(&checkpoint, &request, &JsControl::new(control)).await
         };
-        let Ran { result: model, why_cpu } = run.await.map_err(to_js)?;
+        let DeviceOutcome { result: model, fallback_reason } = run.await.map_err(to_js)?;
         let config = checkpoint.config();
         let about = About {
             device: model.capabilities().device.clone(),
             activations: model.activations().name(),
-            why_cpu: why_cpu.map(|error| error.to_string()),
+            fallback_reason: fallback_reason.map(|error| error.to_string()),
             max_position_embeddings: config.max_position_embeddings,
             vocab_size: config.vocab_size,
         };
@@ -172,15 +172,15 @@ impl ModelHandle {
         prompt_ids: Vec<u32>,
         chat: bool,
         #[wasm_bindgen(unchecked_param_type = "options.GenerateOptions")] request: JsValue,
-        codec: JsCodec,
+        codec: CodecHandle,
         #[wasm_bindgen(unchecked_param_type = "(piece: types.Piece) => Promise<void>")] on_piece: Function,
-        control: JsControl,
+        control: ControlHandle,
     ) -> JsResult<JsValue> {
-        let held = Held::take(&self.model);
+        let held = ModelGuard::take(&self.model);
         let run = async {
             let mut held = held?;
             let options: GenerateOptions = from_value(request, "generate")?;
-            let (codec, control) = (CodecOfJs(codec), ControlOfJs::new(control));
+            let (codec, control) = (JsCodec(codec), JsControl::new(control));
             let prompt = Prompt { ids: prompt_ids, chat, options, on_piece };
             prompt.run(held.get(), &codec, &control).await
         };
@@ -188,11 +188,11 @@ impl ModelHandle {
     }
 
     /// The logits after each of `ids`, row by row.
-    pub async fn logits(&self, ids: Vec<u32>, control: JsControl) -> JsResult<Float32Array> {
-        let held = Held::take(&self.model);
+    pub async fn logits(&self, ids: Vec<u32>, control: ControlHandle) -> JsResult<Float32Array> {
+        let held = ModelGuard::take(&self.model);
         let run = async {
             let mut held = held?;
-            logits(&mut held.get().model, &ids, &ControlOfJs::new(control)).await
+            logits(&mut held.get().model, &ids, &JsControl::new(control)).await
         };
         run.await.map_err(to_js)
     }
@@ -202,15 +202,15 @@ impl ModelHandle {
     pub async fn perplexity(
         &self,
         #[wasm_bindgen(unchecked_param_type = "options.PerplexityRequest")] request: JsValue,
-        codec: JsCodec,
-        control: JsControl,
+        codec: CodecHandle,
+        control: ControlHandle,
     ) -> JsResult<JsValue> {
-        let held = Held::take(&self.model);
+        let held = ModelGuard::take(&self.model);
         let run = async {
             let mut held = held?;
             let request: PerplexityRequest = from_value(request, "perplexity")?;
-            let control = ControlOfJs::new(control);
-            perplexity(&mut held.get().model, &request, &CodecOfJs(codec), &control).await
+            let control = JsControl::new(control);
+            perplexity(&mut held.get().model, &request, &JsCodec(codec), &control).await
         };
         to_value(&run.await.map_err(to_js)?)
     }
@@ -224,7 +224,7 @@ struct Prompt {
 }
 
 impl Prompt {
-    async fn run(self, loaded: &mut Loaded, codec: &CodecOfJs, control: &ControlOfJs) -> Result<Generated> {
+    async fn run(self, loaded: &mut Loaded, codec: &JsCodec, control: &JsControl) -> Result<Generated> {
         let Loaded { model, session } = loaded;
         let start = control.seconds();
         let mut generation = if self.chat {
@@ -297,7 +297,7 @@ async fn logits(
 async fn perplexity(
     model: &mut CausalLm<AnyBackend>,
     request: &PerplexityRequest,
-    codec: &CodecOfJs,
+    codec: &JsCodec,
     control: &dyn Control,
 ) -> Result<Perplexity> {
     let found = request.run(model, codec, control).await?;

@@ -1,19 +1,19 @@
 //! Quantizing. Floor 9.
 
 use super::checkpoint::CheckpointHandle;
-use super::codec::{CodecOfJs, JsCodec};
-use super::control::{ControlOfJs, JsControl};
+use super::codec::{CodecHandle, JsCodec};
+use super::control::{ControlHandle, JsControl};
 use super::error::to_js;
 use super::model::HEAP_BYTES;
-use super::scratch::{JsScratch, ScratchOfJs};
-use super::sink::{JsTarget, TargetOfJs};
+use super::scratch::{JsScratch, ScratchHandle};
+use super::sink::{JsTarget, TargetHandle};
 use super::values::{JsResult, from_value, to_value};
 use crate::calibrate::Samples;
 use crate::error::Result;
 use crate::model::Checkpoint;
-use crate::options::Place;
+use crate::options::LocationGiven;
 use crate::pipeline::calibrated::memory::CalibrationMemory;
-use crate::pipeline::{QuantizeOutcome, QuantizeSurroundings};
+use crate::pipeline::{QuantizeContext, QuantizeOutcome};
 use crate::request::{CalibrationHost, CalibrationRequest, QuantizeRequest};
 use crate::tokenizer::TextCodec;
 use serde::Serialize;
@@ -48,32 +48,32 @@ struct Module {
 pub async fn quantize_into(
     checkpoint: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.QuantizeRequest")] request: JsValue,
-    codec: Option<JsCodec>,
-    target: JsTarget,
-    scratch: JsScratch,
+    codec: Option<CodecHandle>,
+    target: TargetHandle,
+    scratch: ScratchHandle,
     kept: bool,
-    control: JsControl,
+    control: ControlHandle,
 ) -> JsResult<JsValue> {
     let checkpoint = checkpoint.get();
-    let (target, control) = (TargetOfJs::new(target), ControlOfJs::new(control));
+    let (target, control) = (JsTarget::new(target), JsControl::new(control));
     let run = async {
         let mut request: QuantizeRequest = from_value(request, "quantize")?;
-        request.resume = Place(kept);
+        request.resume = LocationGiven(kept);
         let notes = RefCell::new(Vec::new());
-        let tell = |told: crate::pipeline::Told<'_>| notes.borrow_mut().extend(told.notes());
-        let around = QuantizeSurroundings { target: &target, tell: &tell, control: &control };
+        let tell = |told: crate::pipeline::QuantizeEvent<'_>| notes.borrow_mut().extend(told.notes());
+        let context = QuantizeContext { target: &target, tell: &tell, control: &control };
         let samples = request.calibration.as_ref();
         let samples =
-            samples.map(|calibration| samples_of(&checkpoint, calibration, codec.map(CodecOfJs), &notes));
+            samples.map(|calibration| samples_of(&checkpoint, calibration, codec.map(JsCodec), &notes));
         let samples = samples.transpose()?;
         let host = CalibrationHost {
             samples: samples.as_ref(),
-            scratch: &ScratchOfJs(scratch),
+            scratch: &JsScratch(scratch),
             // A module whose memory is full ends in a trap, without a word.
             heap_bytes: Some(HEAP_BYTES),
             on_cpu: &|_| (),
         };
-        let outcome = request.run(&checkpoint, &around, &host).await?;
+        let outcome = request.run(&checkpoint, &context, &host).await?;
         Result::Ok(summary(&checkpoint, outcome, notes.into_inner()))
     };
     to_value(&run.await.map_err(to_js)?)
@@ -82,7 +82,7 @@ pub async fn quantize_into(
 fn samples_of(
     checkpoint: &Checkpoint,
     calibration: &CalibrationRequest,
-    codec: Option<CodecOfJs>,
+    codec: Option<JsCodec>,
     notes: &RefCell<Vec<String>>,
 ) -> Result<Samples> {
     let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);

@@ -14,26 +14,27 @@ extern "C" {
     /// `{writeAt(blob, offset, bytes), readAt(blob, offset, length), size(blob), delete(blob), names()}`, all giving promises.
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Scratch")]
-    pub type JsScratch;
+    pub type ScratchHandle;
 
     #[wasm_bindgen(method, catch, js_name = writeAt)]
-    fn write_at(this: &JsScratch, blob: &str, offset: f64, bytes: Uint8Array) -> Result<Promise, JsValue>;
+    fn write_at(this: &ScratchHandle, blob: &str, offset: f64, bytes: Uint8Array)
+    -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch, js_name = readAt)]
-    fn read_at(this: &JsScratch, blob: &str, offset: f64, length: f64) -> Result<Promise, JsValue>;
+    fn read_at(this: &ScratchHandle, blob: &str, offset: f64, length: f64) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn size(this: &JsScratch, blob: &str) -> Result<Promise, JsValue>;
+    fn size(this: &ScratchHandle, blob: &str) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch, js_name = delete)]
-    fn remove(this: &JsScratch, blob: &str) -> Result<Promise, JsValue>;
+    fn remove(this: &ScratchHandle, blob: &str) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn names(this: &JsScratch) -> Result<Promise, JsValue>;
+    fn names(this: &ScratchHandle) -> Result<Promise, JsValue>;
 }
 
 /// Scratch space of JavaScript's.
-pub(super) struct ScratchOfJs(pub(super) JsScratch);
+pub(super) struct JsScratch(pub(super) ScratchHandle);
 
 async fn answer(called: Result<Promise, JsValue>, blob: &str) -> Result<JsValue> {
     let answered = match called {
@@ -43,7 +44,7 @@ async fn answer(called: Result<Promise, JsValue>, blob: &str) -> Result<JsValue>
     answered.context_with(|| format!("scratch blob `{blob}`"))
 }
 
-impl Scratch for ScratchOfJs {
+impl Scratch for JsScratch {
     fn write_at<'a>(&'a self, blob: &'a str, offset: u64, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
         Box::pin(
             async move { answer(self.0.write_at(blob, number(offset), copied(bytes)), blob).await.map(drop) },

@@ -1,7 +1,7 @@
 //! Folders that JavaScript writes: directory handles, paths, streams, memory. Floor 9.
 
 use super::error::from_js;
-use super::source::{FolderOfJs, JsFolder};
+use super::source::{FolderHandle, JsFolder};
 use super::values::{copied, settled};
 use crate::error::{Context, Result};
 use crate::format::check_plain_name;
@@ -15,58 +15,58 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{name, existing: JsFolder, create(file): Promise<JsSink>, remove(file): Promise, removeUnfinished(): Promise}`
+    /// `{name, existing: FolderHandle, create(file): Promise<SinkHandle>, remove(file): Promise, removeUnfinished(): Promise}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "TargetFolder")]
-    pub type JsTarget;
+    pub type TargetHandle;
 
     #[wasm_bindgen(method, getter)]
-    fn name(this: &JsTarget) -> String;
+    fn name(this: &TargetHandle) -> String;
 
     #[wasm_bindgen(method, getter)]
-    fn existing(this: &JsTarget) -> JsFolder;
+    fn existing(this: &TargetHandle) -> FolderHandle;
 
     #[wasm_bindgen(method, catch)]
-    fn create(this: &JsTarget, file: &str) -> Result<Promise, JsValue>;
+    fn create(this: &TargetHandle, file: &str) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn remove(this: &JsTarget, file: &str) -> Result<Promise, JsValue>;
+    fn remove(this: &TargetHandle, file: &str) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch, js_name = removeUnfinished)]
-    fn remove_unfinished(this: &JsTarget) -> Result<Promise, JsValue>;
+    fn remove_unfinished(this: &TargetHandle) -> Result<Promise, JsValue>;
 
     /// `{write(bytes): Promise, finish(): Promise, abort(): void}`
     #[wasm_bindgen(typescript_type = "Sink")]
-    pub type JsSink;
+    pub type SinkHandle;
 
     #[wasm_bindgen(method, catch)]
-    fn write(this: &JsSink, bytes: Uint8Array) -> Result<Promise, JsValue>;
+    fn write(this: &SinkHandle, bytes: Uint8Array) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn finish(this: &JsSink) -> Result<Promise, JsValue>;
+    fn finish(this: &SinkHandle) -> Result<Promise, JsValue>;
 
     #[wasm_bindgen(method, catch)]
-    fn abort(this: &JsSink) -> Result<(), JsValue>;
+    fn abort(this: &SinkHandle) -> Result<(), JsValue>;
 }
 
 /// Writes are gathered to this many bytes: each crosses into JavaScript, and perhaps to another thread.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// A folder of JavaScript's.
-pub(super) struct TargetOfJs {
-    target: JsTarget,
+pub(super) struct JsTarget {
+    target: TargetHandle,
     name: String,
 }
 
-impl TargetOfJs {
-    pub(super) fn new(target: JsTarget) -> Self {
+impl JsTarget {
+    pub(super) fn new(target: TargetHandle) -> Self {
         Self { name: target.name(), target }
     }
 
     async fn start(&self, file: &str) -> Result<Box<dyn ByteSink>> {
         check_plain_name(file)?;
         let sink = settled(self.target.create(file).map_err(|error| from_js(&error))?).await?;
-        Ok(Box::new(SinkOfJs {
+        Ok(Box::new(JsSink {
             sink: Some(sink.unchecked_into()),
             name: file.to_owned(),
             gathered: Vec::new(),
@@ -74,13 +74,13 @@ impl TargetOfJs {
     }
 }
 
-impl SinkDir for TargetOfJs {
+impl SinkDir for JsTarget {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn existing(&self) -> Arc<dyn SourceDir> {
-        Arc::new(FolderOfJs::new(self.target.existing()))
+        Arc::new(JsFolder::new(self.target.existing()))
     }
 
     fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>> {
@@ -103,13 +103,13 @@ impl SinkDir for TargetOfJs {
 }
 
 /// A file of JavaScript's that is being written; dropped unfinished, it is aborted.
-struct SinkOfJs {
-    sink: Option<JsSink>,
+struct JsSink {
+    sink: Option<SinkHandle>,
     name: String,
     gathered: Vec<u8>,
 }
 
-impl SinkOfJs {
+impl JsSink {
     async fn flush(&mut self) -> Result<()> {
         if let (Some(sink), false) = (&self.sink, self.gathered.is_empty()) {
             let written = sink.write(copied(&self.gathered)).map_err(|error| from_js(&error));
@@ -141,7 +141,7 @@ impl SinkOfJs {
     }
 }
 
-impl ByteSink for SinkOfJs {
+impl ByteSink for JsSink {
     fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let written = self.write_all(bytes).await;
@@ -157,7 +157,7 @@ impl ByteSink for SinkOfJs {
     }
 }
 
-impl Drop for SinkOfJs {
+impl Drop for JsSink {
     fn drop(&mut self) {
         if let Some(sink) = &self.sink {
             // Whatever fails while giving up is of no interest: the reason for giving up is reported already.

@@ -16,40 +16,40 @@ extern "C" {
     /// `{name, size, read(offset, length): Promise<Uint8Array>}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "OpenFile")]
-    pub type JsFile;
+    pub type FileHandle;
 
     #[wasm_bindgen(method, getter)]
-    fn name(this: &JsFile) -> String;
+    fn name(this: &FileHandle) -> String;
 
     #[wasm_bindgen(method, getter)]
-    fn size(this: &JsFile) -> f64;
+    fn size(this: &FileHandle) -> f64;
 
     #[wasm_bindgen(method, catch)]
-    fn read(this: &JsFile, offset: f64, length: f64) -> Result<Promise, JsValue>;
+    fn read(this: &FileHandle, offset: f64, length: f64) -> Result<Promise, JsValue>;
 
-    /// `{name, open(file): Promise<JsFile | undefined>}`
+    /// `{name, open(file): Promise<FileHandle | undefined>}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Folder")]
-    pub type JsFolder;
+    pub type FolderHandle;
 
     #[wasm_bindgen(method, getter)]
-    fn name(this: &JsFolder) -> String;
+    fn name(this: &FolderHandle) -> String;
 
     #[wasm_bindgen(method, catch)]
-    fn open(this: &JsFolder, file: &str) -> Result<Promise, JsValue>;
+    fn open(this: &FolderHandle, file: &str) -> Result<Promise, JsValue>;
 }
 
 /// A file of JavaScript's.
-pub(super) struct FileOfJs {
-    file: JsFile,
+pub(super) struct JsFile {
+    file: FileHandle,
     name: String,
     len: u64,
 }
 
-impl FileOfJs {
+impl JsFile {
     /// # Errors
     /// `invalid_argument` for a size that is no count of bytes.
-    pub(super) fn new(file: JsFile) -> Result<Self> {
+    pub(super) fn new(file: FileHandle) -> Result<Self> {
         let (name, size) = (file.name(), file.size());
         if !(size >= 0.0 && size.fract() == 0.0 && size <= 9_007_199_254_740_991.0) {
             return Err(
@@ -87,7 +87,7 @@ impl FileOfJs {
     }
 }
 
-impl ByteSource for FileOfJs {
+impl ByteSource for JsFile {
     fn name(&self) -> &str {
         &self.name
     }
@@ -102,13 +102,13 @@ impl ByteSource for FileOfJs {
 }
 
 /// A folder of JavaScript's.
-pub(super) struct FolderOfJs {
-    folder: JsFolder,
+pub(super) struct JsFolder {
+    folder: FolderHandle,
     name: String,
 }
 
-impl FolderOfJs {
-    pub(super) fn new(folder: JsFolder) -> Self {
+impl JsFolder {
+    pub(super) fn new(folder: FolderHandle) -> Self {
         Self { name: folder.name(), folder }
     }
 
@@ -118,11 +118,11 @@ impl FolderOfJs {
         if opened.is_undefined() || opened.is_null() {
             return Ok(None);
         }
-        Ok(Some(Arc::new(FileOfJs::new(opened.unchecked_into())?)))
+        Ok(Some(Arc::new(JsFile::new(opened.unchecked_into())?)))
     }
 }
 
-impl SourceDir for FolderOfJs {
+impl SourceDir for JsFolder {
     fn name(&self) -> &str {
         &self.name
     }

@@ -13,7 +13,7 @@ use lowbit::internals::format::source::SourceDir;
 use lowbit::internals::layout::ModuleStorage;
 use lowbit::internals::model::Checkpoint;
 use lowbit::internals::pipeline::auto::training::QatTrainer;
-use lowbit::internals::pipeline::auto::{AutoOptions, AutoSurroundings, Candidate, Event, Outputs, auto};
+use lowbit::internals::pipeline::auto::{AutoContext, AutoOptions, Event, Outputs, SearchCandidate, auto};
 use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::internals::pipeline::quantize::quantize;
 use lowbit::internals::pipeline::select::QuantizeOptions;
@@ -22,7 +22,7 @@ use lowbit::internals::request::{Learns, TrainRequest};
 use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use lowbit::internals::tokenizer::TextCodec;
 use lowbit::internals::validate::continuations::from_dataset;
-use lowbit::internals::validate::holding::Holding;
+use lowbit::internals::validate::residency::Residency;
 use lowbit::internals::validate::run::ValidateOptions;
 use lowbit::internals::validate::verdict::Limits;
 use lowbit::internals::validate::windows::{Dataset, WindowOptions};
@@ -66,7 +66,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
         // INT8 costs next to nothing on this model; INT4 far more than this, mixed or not.
         ..judged(0.001)
     };
-    let candidate = Candidate {
+    let candidate = SearchCandidate {
         checkpoint: &checkpoint,
         codec: &codec,
         data: &data,
@@ -77,7 +77,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     };
     let outputs = InMemory { summary: MemorySinkDir::new("out"), folders: RefCell::default() };
     let told = RefCell::new(Vec::new());
-    let around = AutoSurroundings {
+    let context = AutoContext {
         outputs: &outputs,
         scratch: &MemoryScratch::new(),
         clock: &|| 0.0,
@@ -94,7 +94,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     };
     let options = AutoOptions { bits: Some(Bits::Four), samples: vec![2, 4], ..AutoOptions::default() };
     let new = || Ok(CpuBackend::new());
-    let outcome = block_on(auto(&[candidate], &options, new, &around)).unwrap();
+    let outcome = block_on(auto(&[candidate], &options, new, &context)).unwrap();
 
     for variant in &outcome.summary.variants {
         let attempt = variant.attempt.as_ref().unwrap();
@@ -122,17 +122,17 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     assert_eq!(attempts.iter().map(|attempt| attempt.samples).collect::<Vec<_>>(), [2, 4, 4, 4]);
     assert_eq!(attempts.iter().map(|attempt| attempt.good).collect::<Vec<_>>(), [false, false, false, true]);
 
-    // Mixed precision: the raised modules, and no others, are INT8.
+    // Mixed precision: the promoted modules, and no others, are INT8.
     let open = |name: &str| block_on(Checkpoint::open(outputs.folders.borrow()[name].existing())).unwrap();
     let mixed = open(names[2]);
-    assert!(!attempts[2].raised.is_empty());
+    assert!(!attempts[2].promoted.is_empty());
     for layer in 0..3 {
         for linear in lowbit::internals::model::names::Linear::ALL {
             let module = linear.module(layer);
             let ModuleStorage::Packed { coding: scheme, .. } = mixed.module(&module).unwrap() else {
                 panic!("{module} is not packed");
             };
-            let bits = if attempts[2].raised.contains(&module) { 8 } else { 4 };
+            let bits = if attempts[2].promoted.contains(&module) { 8 } else { 4 };
             assert_eq!(scheme.code_bits(), bits, "{module}");
         }
     }
@@ -183,7 +183,7 @@ fn judged(max_perplexity_increase: f64) -> ValidateOptions {
         last_level_cache_bytes: None,
         activations: None,
         limits: Limits::default().max_perplexity_increase(max_perplexity_increase),
-        holding: Holding::Both,
+        residency: Residency::SideBySide,
     }
 }
 
@@ -206,7 +206,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
     let codec = tokenizer(dir.as_ref());
     let data = Dataset::new("heldout.txt", &text("heldout.txt", 12_000), &codec).unwrap();
     let calibration = codec.encode(&text("calibration.txt", 60_000)).unwrap();
-    let candidate = |checkpoint| Candidate {
+    let candidate = |checkpoint| SearchCandidate {
         checkpoint,
         codec: &codec,
         data: &data,
@@ -230,7 +230,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
         tell: &|_| (),
     };
     let outputs = InMemory { summary: MemorySinkDir::new("out"), folders: RefCell::default() };
-    let around = AutoSurroundings {
+    let context = AutoContext {
         outputs: &outputs,
         scratch: &scratch,
         clock: &|| 0.0,
@@ -248,7 +248,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
     };
     let options = AutoOptions { target_bpw: Some(2.5), samples: vec![64], ..AutoOptions::default() };
     let candidates = [candidate(&worse), candidate(&good)];
-    let outcome = block_on(auto(&candidates, &options, || Ok(CpuBackend::new()), &around)).unwrap();
+    let outcome = block_on(auto(&candidates, &options, || Ok(CpuBackend::new()), &context)).unwrap();
     let expected = [good.name(), "1-2.5bpw-64", "Bad", "2-qat-int2-g32-sym", "Good"];
     assert_eq!(told.take(), expected);
     assert_eq!(outcome.accepted(), Some("2-qat-int2-g32-sym"));

@@ -1,14 +1,15 @@
 //! Bad input: each a clear sentence and exit code 2, and no output that looks whole.
 
 use crate::terminal::{
-    Ran, arg, copy, copy_of_tale, edit_json, edit_safetensors, files, join, lowbit, short_text, split, tale,
+    DeviceOutcome, arg, copy, copy_of_tale, edit_json, edit_safetensors, files, join, lowbit, short_text,
+    split, tale,
 };
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The run was refused: one sentence that says all of `words`, and nothing that a program would take for a result.
-fn refused(what: &str, ran: &Ran, words: &[&str]) {
+fn refused(what: &str, ran: &DeviceOutcome, words: &[&str]) {
     println!("{what}: {}", ran.stderr.trim());
     assert_eq!(ran.code, 2, "{what}: {} {}", ran.stdout, ran.stderr);
     assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);

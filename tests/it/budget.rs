@@ -7,7 +7,7 @@ use lowbit::internals::task::block_on;
 use serde_json::Value;
 use std::path::Path;
 
-fn quantize(output: &Path, more: &[&str]) -> crate::terminal::Ran {
+fn quantize(output: &Path, more: &[&str]) -> crate::terminal::DeviceOutcome {
     let calibration = arg(tale().join("calibration.txt"));
     let args = [
         "quantize",

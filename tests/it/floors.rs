@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `src/`, floor by floor. A new module needs its place here.
 const FLOORS: &[&[&str]] = &[
-    &["error", "digest", "dtype", "options", "order", "parallel", "shape", "task"], // 0 values
-    &["format"],                                                                    // 1 bytes
-    &["quant"],                                                                     // 2 quantizing
-    &["layout"],                                                                    // 3 layouts
-    &["backend"],                                                                   // 4 device
-    &["model", "tokenizer"],                                                        // 5 model
-    &["generate"],                                                                  // 6 speaking
-    &["calibrate", "validate", "artifact", "train"],                                // 7 judging and training
-    &["recipe", "plan", "pipeline", "request"],                                     // 8 workflow
-    &["api", "wasm", "cli", "main"],                                                // 9 edges
+    &["error", "digest", "dtype", "options", "parallel", "shape", "sort", "task"], // 0 values
+    &["format"],                                                                   // 1 bytes
+    &["quant"],                                                                    // 2 quantizing
+    &["layout"],                                                                   // 3 layouts
+    &["backend"],                                                                  // 4 device
+    &["model", "tokenizer"],                                                       // 5 model
+    &["generate"],                                                                 // 6 speaking
+    &["calibrate", "validate", "artifact", "train"],                               // 7 judging and training
+    &["recipe", "plan", "pipeline", "request"],                                    // 8 workflow
+    &["api", "wasm", "cli", "main"],                                               // 9 edges
 ];
 
 /// Imports between modules of one floor, `(from, to)`. Only from right to left in the table, so never in a circle.

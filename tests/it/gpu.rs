@@ -350,11 +350,11 @@ fn the_command_line_picks_the_device() {
     };
     let cpu = generate(&["--device", "cpu"]).done().json();
     assert!(cpu["device"].as_str().unwrap().starts_with("cpu"), "{cpu}");
-    assert!(cpu["dispatches_per_token"].is_null() && cpu["why_cpu"].is_null(), "{cpu}");
+    assert!(cpu["dispatches_per_token"].is_null() && cpu["fallback_reason"].is_null(), "{cpu}");
     let refused = [
-        (&["--device", "cpu", "--adapter", "x"][..], "invalid_argument"),
-        (&["--adapter", "Voodoo 2"], "no_device"),
-        (&["--device", "gpu", "--adapter", "Voodoo 2"], "no_device"),
+        (&["--device", "cpu", "--gpu", "x"][..], "invalid_argument"),
+        (&["--gpu", "Voodoo 2"], "no_device"),
+        (&["--device", "gpu", "--gpu", "Voodoo 2"], "no_device"),
     ];
     for (args, code) in refused {
         let ran = generate(args);

@@ -1,6 +1,6 @@
 //! Graded questions, from the generator to the level at the edge of what a model can do.
 
-use crate::terminal::{Ran, arg, lowbit, tale};
+use crate::terminal::{DeviceOutcome, arg, lowbit, tale};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ fn rows(file: &str) -> Vec<Value> {
 #[test]
 fn tasks_are_files_of_which_none_shares_a_question_with_another() {
     let folder = tempfile::tempdir().unwrap();
-    let made = |task: &str, seed: &str, to: &PathBuf| -> Ran {
+    let made = |task: &str, seed: &str, to: &PathBuf| -> DeviceOutcome {
         let counts = ["--train", "300", "--test", "50", "--levels", "1", "2", "10"];
         lowbit([&["tasks", task, "-o", &arg(to), "--seed", seed, "--json"][..], &counts].concat()).done()
     };

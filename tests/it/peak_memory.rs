@@ -51,8 +51,8 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
     for (method, least, more) in [
         ("gptq", false, &[][..]),
         ("gptq", true, &[]),
-        ("gptq", true, &["--scales", "range", "--sweeps", "0"]),
-        ("gptq", true, &["--scales", "range", "--sweeps", "0", "--reference-inputs", "quantized"]),
+        ("gptq", true, &["--scales", "range", "--refinement-passes", "0"]),
+        ("gptq", true, &["--scales", "range", "--refinement-passes", "0", "--reference-inputs", "quantized"]),
         ("awq", false, &[]),
         ("awq", true, &[]),
     ] {

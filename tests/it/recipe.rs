@@ -1,6 +1,6 @@
 //! Recipes: some modules become something else than the rest.
 
-use crate::terminal::{Ran, arg, files, lowbit, short_text, tale};
+use crate::terminal::{DeviceOutcome, arg, files, lowbit, short_text, tale};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn recipe(folder: &Path, name: &str, text: &str) -> String {
     arg(folder.join(name))
 }
 
-fn quantize(output: &Path, recipe: &str, options: &[&str]) -> Ran {
+fn quantize(output: &Path, recipe: &str, options: &[&str]) -> DeviceOutcome {
     let (tale, output) = (arg(tale()), arg(output));
     let args = ["quantize", &tale, "-o", &output, "--recipe", recipe, "--json"];
     lowbit(args.iter().chain(options))

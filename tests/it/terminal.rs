@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// How a run ended.
-pub struct Ran {
+pub struct DeviceOutcome {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Ran {
+impl DeviceOutcome {
     /// The one JSON document on standard output.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
@@ -34,14 +34,14 @@ fn command() -> OsString {
 }
 
 /// Runs `lowbit` with these arguments.
-pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
+pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> DeviceOutcome {
     let output = Command::new(command())
         .args(args)
         // Without it, Mesa's drivers complain on standard error when adapters are listed.
         .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
         .unwrap();
-    Ran {
+    DeviceOutcome {
         // Without a code a signal has ended it, which no input may bring about.
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),

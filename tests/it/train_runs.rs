@@ -7,9 +7,7 @@ use lowbit::internals::format::scratch::MemoryScratch;
 use lowbit::internals::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
 use lowbit::internals::model::decoder::Logits;
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
-use lowbit::internals::pipeline::train::{
-    StartCodes, TimeLimit, TrainInputs, TrainSurroundings, learn, train,
-};
+use lowbit::internals::pipeline::train::{StartCodes, TimeLimit, TrainContext, TrainInputs, learn, train};
 use lowbit::internals::quant::{PackedTensor, dequantize};
 use lowbit::internals::request::{Format, Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
 use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
@@ -70,11 +68,11 @@ fn with_job<T>(
     target: &MemorySinkDir,
     control: &dyn Control,
     tell: &dyn Fn(Event),
-    work: impl FnOnce(TrainInputs<'_>, TrainSurroundings<'_>) -> T,
+    work: impl FnOnce(TrainInputs<'_>, TrainContext<'_>) -> T,
 ) -> T {
     let (mut corpus, held_out) = (corpus(checkpoint), held_out(checkpoint));
     let sinks = FsSinkDir::at(state);
-    let around = TrainSurroundings {
+    let context = TrainContext {
         target,
         file: None,
         state: StateFolder(&sinks),
@@ -94,7 +92,7 @@ fn with_job<T>(
         sha256: "a text".to_owned(),
         teacher: Some(checkpoint),
     };
-    work(inputs, around)
+    work(inputs, context)
 }
 
 /// The weights that a run writes, with so many threads and stopped after each of these numbers of reports; and what was heard.
@@ -107,8 +105,8 @@ fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>,
     let run = |control: &dyn Control| {
         let target = MemorySinkDir::new("out");
         let tell = |event| heard.borrow_mut().push(event);
-        let done = with_job(&checkpoint, state.path(), &target, control, &tell, |inputs, around| {
-            block_on(train(&backend, inputs, &options, around))
+        let done = with_job(&checkpoint, state.path(), &target, control, &tell, |inputs, context| {
+            block_on(train(&backend, inputs, &options, context))
         });
         done.map(|_| target.to_dir().get("model.safetensors").unwrap().to_vec())
     };
@@ -176,8 +174,8 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
             losses.borrow_mut().push(report.losses.unwrap());
         }
     };
-    with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
-        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap();
+    with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap();
     });
     println!("{losses:?}");
     assert_eq!(losses.borrow().len(), 3);
@@ -192,8 +190,8 @@ fn reports(request: &TrainRequest) -> usize {
     let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let control = Until(Cell::new(most));
-    with_job(&checkpoint, state.path(), &target, &control, &|_| (), |inputs, around| {
-        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap();
+    with_job(&checkpoint, state.path(), &target, &control, &|_| (), |inputs, context| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap();
     });
     most - control.0.get()
 }
@@ -217,9 +215,9 @@ fn a_run_takes_as_many_steps_as_there_is_time_for() {
             }
         };
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
-        let outcome = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
-            let around = TrainSurroundings { limit: Some(TimeLimit { clock: &clock, end }), ..around };
-            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap()
+        let outcome = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+            let context = TrainContext { limit: Some(TimeLimit { clock: &clock, end }), ..context };
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap()
         });
         let done = outcome.ended.steps;
         assert!(steps.contains(&done), "{done} until {end}");
@@ -252,9 +250,9 @@ fn a_folder_holds_what_was_trained() {
         let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
         let row = Row { tokens: &tokens, targets: &tokens };
         let (codes, expected) =
-            with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |mut inputs, around| {
+            with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |mut inputs, context| {
                 let mut learned =
-                    block_on(learn(&|| Ok(CpuBackend::new()), &mut inputs, &options, around)).unwrap();
+                    block_on(learn(&|| Ok(CpuBackend::new()), &mut inputs, &options, context)).unwrap();
                 let expected = block_on(learned.model.logits(&[row])).unwrap();
                 let mut codes = Vec::new();
                 let (backend, parameters) = learned.model.parts();
@@ -262,7 +260,7 @@ fn a_folder_holds_what_was_trained() {
                     let module = parameter.tensor.strip_suffix(".weight").unwrap().to_owned();
                     codes.push((module, block_on(parameter.codes(backend)).unwrap().unwrap()));
                 }
-                block_on(learned.write(&inputs, &options, around)).unwrap();
+                block_on(learned.write(&inputs, &options, context)).unwrap();
                 (codes, expected)
             });
         let written = block_on(Checkpoint::open(target.existing())).unwrap();
@@ -306,8 +304,8 @@ fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let heard = RefCell::new(Vec::new());
     let tell = |event| heard.borrow_mut().push(event);
-    let error = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, around| {
-        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err()
+    let error = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
     });
     assert_eq!(error.code(), ErrorCode::NonFinite);
     let message = error.to_string();
@@ -357,8 +355,8 @@ fn what_makes_no_sense_is_named_before_a_step() {
     for (request, code, message) in cases {
         let options = request.options(config, Learns::FromTeacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
-        let error = with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |inputs, around| {
-            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err()
+        let error = with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |inputs, context| {
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
         });
         assert!(error.code() == code && error.to_string().contains(message), "{:?}: {error}", error.code());
     }
@@ -371,8 +369,8 @@ fn the_state_of_another_run_is_refused() {
     let run = |request: &TrainRequest, control: &dyn Control| {
         let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
         let target = MemorySinkDir::new("out");
-        with_job(&checkpoint, state.path(), &target, control, &|_| (), |inputs, around| {
-            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, around)).unwrap_err().to_string()
+        with_job(&checkpoint, state.path(), &target, control, &|_| (), |inputs, context| {
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err().to_string()
         })
     };
     let two = request().bits(TrainedAs::Two).start(StartCodes::Nearest);

@@ -141,5 +141,5 @@ test("without a GPU, asking for one says how to have it, and `auto` runs on the 
   ]) await fails(work(), "no_device", /npm install webgpu/);
   const model = await engine.loadModel(checkpoint, { device: "auto" });
   assert.match(model.info.device, /^cpu/);
-  assert.ok(model.info.whyCpu.length > 10);
+  assert.ok(model.info.fallbackReason.length > 10);
 });

@@ -123,8 +123,8 @@ test("generating: the native command's tokens, and why not on a GPU", async () =
   const document = await json(args);
   assert.deepEqual(document.token_ids, token_ids);
   assert.equal(document.text, text);
-  assert.match(document.why_cpu, /built without GPU support/);
-  assert.equal((await json([...args, "--device", "cpu"])).why_cpu, null);
+  assert.match(document.fallback_reason, /built without GPU support/);
+  assert.equal((await json([...args, "--device", "cpu"])).fallback_reason, null);
   assert.match(await refused([...args, "--device", "gpu"]), /built without GPU support/);
   const { stdout, stderr } = await lowbit(args);
   assert.equal(stdout, `${prompt}${text}\n`);

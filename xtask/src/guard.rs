@@ -78,7 +78,7 @@ const RUNS: [Run; 42] = [
     ),
     writing(
         "gptq-paper",
-        "quantize {model} --method gptq --bits 4 --group-size 32 --act-order none --scales range --sweeps 0 --reference-inputs quantized {calibrated}",
+        "quantize {model} --method gptq --bits 4 --group-size 32 --act-order none --scales range --refinement-passes 0 --reference-inputs quantized {calibrated}",
     ),
     writing("awq", "quantize {model} --method awq --bits 4 --group-size 32 --asym {calibrated}"),
     writing("target", "quantize {model} --method gptq --group-size 32 --target-bpw 3.5 {calibrated}"),

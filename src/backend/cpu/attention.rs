@@ -45,7 +45,7 @@ pub(super) fn attention(
         let (run, kv_head) = (task / kv_heads, task % kv_heads);
         let (first_row, segment, tokens) = run_of(segments, run);
         let cached = (kv_head * capacity + segment.start) * head_dim..(kv_head + 1) * capacity * head_dim;
-        isa.run(Task {
+        isa.run(AttentionTask {
             shape,
             qkv,
             segment,
@@ -76,7 +76,7 @@ fn run_of(segments: &[Segment], mut run: usize) -> (usize, &Segment, Range<usize
 }
 
 /// Some tokens' queries of the heads that share one key and value head.
-struct Task<'a> {
+struct AttentionTask<'a> {
     shape: &'a AttentionShape,
     /// `[rows, qkv_width]`
     qkv: &'a [f32],
@@ -96,7 +96,7 @@ struct Task<'a> {
 
 /// Memory that a thread keeps between tasks.
 #[derive(Default)]
-struct Scratch {
+struct AttentionScratch {
     /// `[blocks, head_dim, UNIT]`
     keys: Vec<[f32; UNIT]>,
     /// `[queries, blocks, UNIT]`
@@ -118,10 +118,10 @@ macro_rules! for_each_query {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<AttentionScratch> = RefCell::default();
 }
 
-impl Kernel for Task<'_> {
+impl Kernel for AttentionTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
@@ -136,9 +136,9 @@ impl Kernel for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl AttentionTask<'_> {
     #[inline(always)]
-    fn run_with<S: Simd, const Q: usize>(&self, s: S, scratch: &mut Scratch) {
+    fn run_with<S: Simd, const Q: usize>(&self, s: S, scratch: &mut AttentionScratch) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
         // The last token sees most.
         let end = self.segment.seen(self.tokens.end - 1);
@@ -168,7 +168,13 @@ impl Task<'_> {
     /// Attention of `Q` queries, the first of which is number `first` among those that share the keys, token by token. Each of
     /// them has `blocks` blocks of scores.
     #[inline(always)]
-    fn attend<S: Simd, const Q: usize>(&self, s: S, scratch: &mut Scratch, blocks: usize, first: usize) {
+    fn attend<S: Simd, const Q: usize>(
+        &self,
+        s: S,
+        scratch: &mut AttentionScratch,
+        blocks: usize,
+        first: usize,
+    ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
         let group = heads / kv_heads;
         // The row of each, and the column of its head.

@@ -5,7 +5,7 @@
 
 use super::amx::{Amx, Block, EDGE, Region, Split, Step, Terms};
 use super::columns::UNIT;
-use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, TILE_ROWS, Target};
+use super::linear_float::{Dot, Expand, MAX_ROWS, Multiply, OutputColumns, TILE_ROWS};
 use super::linear_input::{BLOCK, Input, Values, at_least};
 use super::linear_int8::{Int8Task, QuantizedTokens, nearest};
 use super::parallel::{Tiles, Workers};
@@ -33,14 +33,14 @@ const SPLIT_STEPS: usize = 160;
 const DECODE_TASKS_PER_THREAD: usize = 4;
 
 /// Some rows of one part times some tokens.
-struct Task {
+struct ProductTask {
     part: usize,
     rows: Range<usize>,
     tokens: Range<usize>,
 }
 
 /// Cuts the products of one part. `split` says whether they are split ones.
-fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tasks: &mut Vec<Task>) {
+fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tasks: &mut Vec<ProductTask>) {
     let (rows, tokens) = if split {
         ((SPLIT_STEPS / part.columns.units).max(1) * EDGE, count)
     } else if count == 1 {
@@ -51,7 +51,7 @@ fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tas
     let rows = rows.clamp(1, part.rows).next_multiple_of(TILE_ROWS);
     for first_row in (0..part.rows).step_by(rows) {
         for token in (0..count).step_by(tokens) {
-            tasks.push(Task {
+            tasks.push(ProductTask {
                 part: index,
                 rows: first_row..(first_row + rows).min(part.rows),
                 tokens: token..(token + tokens).min(count),
@@ -122,8 +122,8 @@ pub(super) fn linear(
         let task = &tasks[task];
         let (input, column) = places[task.part];
         let part = &weight.parts[task.part];
-        let target = Target { y: &y, column, bias: part.bias.as_deref() };
-        Job { isa, part, task, input: &inputs[input], target }.run();
+        let target = OutputColumns { y: &y, column, bias: part.bias.as_deref() };
+        ProductJob { isa, part, task, input: &inputs[input], target }.run();
     });
     if let Some(split) = split {
         // The memory stays for the next product.
@@ -161,12 +161,12 @@ fn whole_product(
 }
 
 /// One task with everything that it needs.
-struct Job<'a> {
+struct ProductJob<'a> {
     isa: Isa,
     part: &'a Part,
-    task: &'a Task,
+    task: &'a ProductTask,
     input: &'a Input<'a>,
-    target: Target<'a>,
+    target: OutputColumns<'a>,
 }
 
 /// Bytes that are kept for split products of `tokens` tokens of `width` elements: the tokens, and for each thread the rows of a
@@ -183,7 +183,7 @@ thread_local! {
     static PANELS: RefCell<Vec<Step>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Job<'_> {
+impl ProductJob<'_> {
     fn run(&self) {
         let units = self.part.columns.units;
         match &self.part.data {
@@ -269,7 +269,7 @@ impl Job<'_> {
 
     fn float<M: FloatMatrix>(&self, matrix: &M) {
         let columns = self.part.columns;
-        let Task { rows, tokens, .. } = self.task;
+        let ProductTask { rows, tokens, .. } = self.task;
         if let (Values::F32 { .. }, 1) = (&self.input.values, tokens.len()) {
             let x = &self.x()[tokens.start * columns.units..(tokens.start + 1) * columns.units];
             let rows = rows.clone();
@@ -314,7 +314,7 @@ impl Job<'_> {
         finish: impl Fn(Range<usize>, usize, &mut [f32]),
     ) {
         let units = self.part.columns.units;
-        let Task { rows, tokens, .. } = self.task;
+        let ProductTask { rows, tokens, .. } = self.task;
         let mut kept = PANELS.take();
         let matrix = at_least(&mut kept, rows.len().div_ceil(EDGE) * units, Step::ZERO);
         let mut parts = 1;

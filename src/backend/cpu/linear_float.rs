@@ -22,7 +22,7 @@ pub(super) const MAX_ROWS: usize = 32;
 
 /// Where a task's results go.
 #[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
+pub(super) struct OutputColumns<'a> {
     /// `[count, rows of all parts]`
     pub(super) y: &'a Tiles<'a>,
     /// The column where row 0 of the matrix stands.
@@ -31,7 +31,7 @@ pub(super) struct Target<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-impl Target<'_> {
+impl OutputColumns<'_> {
     /// Stores the result of one row and one token.
     ///
     /// # Safety
@@ -44,11 +44,11 @@ impl Target<'_> {
     }
 }
 
-impl Target<'_> {
+impl OutputColumns<'_> {
     /// Adds the bias to the sums of some rows and one token, and stores the results.
     ///
     /// # Safety
-    /// As for [`Target::put`].
+    /// As for [`OutputColumns::put`].
     pub(super) unsafe fn put_run(&self, rows: Range<usize>, token: usize, sums: &mut [f32]) {
         let sums = &mut sums[..rows.len()];
         if let Some(bias) = self.bias {
@@ -60,10 +60,10 @@ impl Target<'_> {
         unsafe { self.y.set_run(token, self.column + rows.start, sums) };
     }
 
-    /// As [`Target::put_run`], of the rows of a tile from `row` on; those from `end` on are dropped.
+    /// As [`OutputColumns::put_run`], of the rows of a tile from `row` on; those from `end` on are dropped.
     ///
     /// # Safety
-    /// As for [`Target::put`].
+    /// As for [`OutputColumns::put`].
     #[inline(always)]
     pub(super) unsafe fn put_tile(&self, row: usize, end: usize, token: usize, mut sums: [f32; TILE_ROWS]) {
         if row + TILE_ROWS > end {
@@ -91,7 +91,7 @@ pub(super) struct Dot<'a, M> {
     pub(super) token: usize,
     /// `[units]`: this token
     pub(super) x: &'a [[f32; UNIT]],
-    pub(super) target: Target<'a>,
+    pub(super) target: OutputColumns<'a>,
 }
 
 impl<M: FloatMatrix> Kernel for Dot<'_, M> {
@@ -157,7 +157,7 @@ pub(super) struct Multiply<'a> {
     pub(super) tokens: Range<usize>,
     /// `[count, units]`
     pub(super) x: &'a [[f32; UNIT]],
-    pub(super) target: Target<'a>,
+    pub(super) target: OutputColumns<'a>,
 }
 
 impl Kernel for Multiply<'_> {

@@ -12,7 +12,7 @@
 //! Floor 4.
 
 use super::columns::{Columns, UNIT};
-use super::linear_float::{TILE_ROWS, Target};
+use super::linear_float::{OutputColumns, TILE_ROWS};
 use super::memory::Aligned;
 use super::parallel::Workers;
 use super::rows::{CodeMatrix, CodeRow, FloatMatrix, MINIMUMS};
@@ -220,7 +220,7 @@ pub(super) struct Int8Task<'a, const N: usize, const OFFSET: u8> {
     pub(super) rows: Range<usize>,
     pub(super) tokens: Range<usize>,
     pub(super) x: &'a QuantizedTokens,
-    pub(super) target: Target<'a>,
+    pub(super) target: OutputColumns<'a>,
 }
 
 /// One rounded token.

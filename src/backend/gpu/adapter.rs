@@ -3,7 +3,7 @@
 use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};
 use crate::options::named;
-use crate::order;
+use crate::sort;
 use std::fmt;
 
 /// Which adapter a [`GpuBackend`](super::GpuBackend) runs on.
@@ -78,7 +78,7 @@ pub async fn adapters() -> Vec<AdapterDescription> {
 }
 
 /// An adapter that can be opened once.
-pub(super) struct Candidate {
+pub(super) struct AvailableAdapter {
     pub(super) adapter: wgpu::Adapter,
     pub(super) description: AdapterDescription,
     /// The variants that its kernels may be.
@@ -118,7 +118,7 @@ fn instance() -> wgpu::Instance {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-async fn all() -> Result<Vec<Candidate>> {
+async fn all() -> Result<Vec<AvailableAdapter>> {
     let instance = instance();
     let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
     let describe = |adapter: wgpu::Adapter| {
@@ -131,11 +131,11 @@ async fn all() -> Result<Vec<Candidate>> {
             driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
             max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         };
-        Candidate { adapter, description, variants }
+        AvailableAdapter { adapter, description, variants }
     };
     let mut candidates: Vec<_> = adapters.into_iter().map(describe).collect();
     // Stable: among equals the driver's order stays.
-    order::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
+    sort::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)
 }
 
@@ -151,7 +151,7 @@ fn kind(device_type: wgpu::DeviceType) -> AdapterKind {
 }
 
 #[cfg(target_arch = "wasm32")]
-async fn all() -> Result<Vec<Candidate>> {
+async fn all() -> Result<Vec<AvailableAdapter>> {
     use super::web;
 
     if !web::has_webgpu() {
@@ -167,7 +167,7 @@ async fn all() -> Result<Vec<Candidate>> {
         rounding_norm: true,
         ..Variants::default()
     });
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut candidates: Vec<AvailableAdapter> = Vec::new();
     for (spelled, preference) in [
         ("high-performance", wgpu::PowerPreference::HighPerformance),
         ("low-power", wgpu::PowerPreference::LowPower),
@@ -189,9 +189,13 @@ async fn all() -> Result<Vec<Candidate>> {
         };
         // A browser that does not say what its WGSL has gets base kernels only.
         let half_tiles = packed_dot.is_some() && has_f16(&adapter);
-        candidates.push(Candidate { description, variants: Variants { half_tiles, ..variants }, adapter });
+        candidates.push(AvailableAdapter {
+            description,
+            variants: Variants { half_tiles, ..variants },
+            adapter,
+        });
     }
-    order::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
+    sort::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)
 }
 
@@ -206,11 +210,11 @@ fn is_software(name: &str) -> bool {
 ///
 /// # Errors
 /// `no_device` when there is none.
-pub(super) async fn choose(options: &GpuOptions) -> Result<Candidate> {
+pub(super) async fn choose(options: &GpuOptions) -> Result<AvailableAdapter> {
     let candidates = all().await?;
     let names: Vec<String> = candidates.iter().map(|candidate| candidate.description.to_string()).collect();
     let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let fits = |candidate: &Candidate| fits(&candidate.description, options);
+    let fits = |candidate: &AvailableAdapter| fits(&candidate.description, options);
     candidates.into_iter().find(fits).ok_or_else(|| {
         let expected = match &options.adapter {
             Some(name) => format!("a GPU adapter named `{name}`"),

@@ -1,6 +1,6 @@
 //! The device that is opened on an adapter, and what went wrong on it. Floor 4.
 
-use super::adapter::{self, AdapterDescription, Candidate, GpuOptions, Sabotage};
+use super::adapter::{self, AdapterDescription, AvailableAdapter, GpuOptions, Sabotage};
 #[cfg(not(target_arch = "wasm32"))]
 use super::failure::Watch;
 use super::failure::{Failure, Work};
@@ -39,7 +39,7 @@ impl Device {
     /// # Errors
     /// `no_device` when there is none, or it cannot be opened.
     pub(super) async fn open(options: &GpuOptions) -> Result<Self> {
-        let Candidate { adapter, description, variants } = adapter::choose(options).await?;
+        let AvailableAdapter { adapter, description, variants } = adapter::choose(options).await?;
         let variants = if options.base_kernels { Variants::default() } else { variants };
         let offered = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {

@@ -1,7 +1,7 @@
 //! Linear steps and embeddings: what they bind, part by part of a weight. Floor 4.
 
 use super::buffers::Memory;
-use super::weight::{Matrix, Shard};
+use super::weight::{Shard, StackedMatrices};
 use super::{GpuBackend, kernels, params, select};
 use crate::error::Result;
 use crate::quant::{ActivationGrid, Activations};
@@ -12,7 +12,7 @@ impl GpuBackend {
         &mut self,
         x: &Memory,
         count: usize,
-        matrix: &Matrix,
+        matrix: &StackedMatrices,
         y: &Memory,
         y_stride: usize,
     ) -> Result<()> {
@@ -67,7 +67,7 @@ impl GpuBackend {
 
     /// Rounds activations to INT8, in the order in which the units of `matrix` meet them: together with the norm that makes
     /// them where that comes right before.
-    fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<()> {
+    fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &StackedMatrices) -> Result<()> {
         let units = &matrix.units;
         let bytes = count as u64 * units.quads() as u64 * 4;
         let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
@@ -111,7 +111,7 @@ impl GpuBackend {
     }
 
     /// Rounds activations to INT8 and back.
-    fn record_round_trip(&mut self, x: &Memory, count: usize, matrix: &Matrix) -> Result<Memory> {
+    fn record_round_trip(&mut self, x: &Memory, count: usize, matrix: &StackedMatrices) -> Result<Memory> {
         let cols = matrix.units.cols;
         let bytes = count as u64 * cols as u64 * 4;
         let rounded = self.rounded.reserve(&self.device, &self.pool, bytes)?;
@@ -130,7 +130,7 @@ impl GpuBackend {
         &mut self,
         tokens: &Memory,
         count: usize,
-        matrix: &Matrix,
+        matrix: &StackedMatrices,
         out: &Memory,
     ) -> Result<()> {
         let units = &matrix.units;

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::kernels::{Access, Kernel};
-use super::select::Choice;
+use super::select::KernelChoice;
 use crate::error::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ type LayoutKey = (&'static [Access], usize);
 pub(super) struct Pipelines {
     modules: HashMap<&'static str, wgpu::ShaderModule>,
     layouts: HashMap<LayoutKey, (wgpu::BindGroupLayout, u64)>,
-    pipelines: HashMap<Choice, Arc<Pipeline>>,
+    pipelines: HashMap<KernelChoice, Arc<Pipeline>>,
 }
 
 impl Pipelines {
@@ -34,7 +34,7 @@ impl Pipelines {
     ///
     /// # Errors
     /// `shader_error` when the device refuses the kernel; in a browser that is known when the device settles.
-    pub(super) fn get(&mut self, device: &Device, choice: Choice) -> Result<Arc<Pipeline>> {
+    pub(super) fn get(&mut self, device: &Device, choice: KernelChoice) -> Result<Arc<Pipeline>> {
         if let Some(pipeline) = self.pipelines.get(&choice) {
             return Ok(pipeline.clone());
         }
@@ -44,7 +44,7 @@ impl Pipelines {
         Ok(pipeline)
     }
 
-    fn compile(&mut self, device: &Device, choice: &Choice) -> Pipeline {
+    fn compile(&mut self, device: &Device, choice: &KernelChoice) -> Pipeline {
         let kernel = choice.kernel();
         let (layout, layout_id) = self.layout(device, kernel);
         let module = self.modules.entry(kernel.name).or_insert_with(|| {

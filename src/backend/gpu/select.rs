@@ -27,12 +27,12 @@ const MOST_WORKGROUPS: usize = 65_535;
 
 /// A kernel and the numbers that are compiled into it.
 #[derive(Clone, Debug)]
-pub(super) struct Choice {
+pub(super) struct KernelChoice {
     kernel: &'static Kernel,
     constants: Vec<(&'static str, u32)>,
 }
 
-impl Choice {
+impl KernelChoice {
     pub(super) fn plain(kernel: &'static Kernel) -> Self {
         Self { kernel, constants: Vec::new() }
     }
@@ -57,15 +57,15 @@ impl Choice {
     }
 }
 
-impl PartialEq for Choice {
+impl PartialEq for KernelChoice {
     fn eq(&self, other: &Self) -> bool {
         self.kernel.name == other.kernel.name && self.constants == other.constants
     }
 }
 
-impl Eq for Choice {}
+impl Eq for KernelChoice {}
 
-impl Hash for Choice {
+impl Hash for KernelChoice {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.kernel.name.hash(state);
         self.constants.hash(state);
@@ -74,8 +74,8 @@ impl Hash for Choice {
 
 /// A kernel and how many workgroups of it run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
-    pub(super) choice: Choice,
+pub(super) struct Dispatch {
+    pub(super) choice: KernelChoice,
     pub(super) workgroups: [u32; 3],
 }
 
@@ -99,7 +99,7 @@ pub(super) fn linear(
     rows: usize,
     tokens: usize,
     variants: Variants,
-) -> Result<Plan> {
+) -> Result<Dispatch> {
     let int8 = meets_int8(units, activations);
     // A code of 8 bits less any zero point may need a ninth.
     let packed = variants.packed_dot && !(has_zeros && units.values == Values::Codes(8));
@@ -129,7 +129,7 @@ pub(super) fn linear(
         let [x, y, _] = grid(rows.div_ceil(MATVEC_INVOCATIONS / lanes * MATVEC_ROWS))?;
         [x, y, tokens as u32]
     };
-    Ok(Plan { choice: Choice::of(kernel, constants, variants), workgroups })
+    Ok(Dispatch { choice: KernelChoice::of(kernel, constants, variants), workgroups })
 }
 
 /// The kernels that read such weights.
@@ -151,9 +151,9 @@ fn format_constants(units: &Units, has_zeros: bool) -> Vec<(&'static str, u32)> 
 }
 
 /// Embeddings of `tokens` tokens.
-pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Plan> {
-    let choice = Choice { kernel: readers(units).embed, constants: format_constants(units, has_zeros) };
-    Ok(Plan { choice, workgroups: grid(tokens)? })
+pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Dispatch> {
+    let choice = KernelChoice { kernel: readers(units).embed, constants: format_constants(units, has_zeros) };
+    Ok(Dispatch { choice, workgroups: grid(tokens)? })
 }
 
 /// Attention of queries that are tiled as `tiling` says. Where a segment fills a tile, all are tiled: the tiles of short
@@ -161,7 +161,7 @@ pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Pla
 ///
 /// # Errors
 /// `unsupported_model` for heads that no kernel has room for.
-pub(super) fn attention(shape: &AttentionShape, tiling: Tiling) -> Result<Plan> {
+pub(super) fn attention(shape: &AttentionShape, tiling: Tiling) -> Result<Dispatch> {
     if shape.head_dim > MOST_DECODE_HEAD_DIM {
         return Err(Error::unsupported_model(format!(
             "expected attention heads of at most {MOST_DECODE_HEAD_DIM} elements on a GPU but found {}",
@@ -174,40 +174,40 @@ pub(super) fn attention(shape: &AttentionShape, tiling: Tiling) -> Result<Plan> 
     } else {
         (&kernels::ATTENTION_DECODE, tiling.rows * shape.heads)
     };
-    Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(workgroups)? })
+    Ok(Dispatch { choice: KernelChoice::plain(kernel), workgroups: grid(workgroups)? })
 }
 
 /// The gate of an MLP, over `elements` elements.
-pub(super) fn gate(activation: GateActivation, elements: usize) -> Result<Plan> {
+pub(super) fn gate(activation: GateActivation, elements: usize) -> Result<Dispatch> {
     let activation = match activation {
         GateActivation::Silu => 0,
         GateActivation::SquaredRelu => 1,
     };
-    let choice = Choice { kernel: &kernels::GATE, constants: vec![("ACTIVATION", activation)] };
-    Ok(Plan { choice, workgroups: grid(elements.div_ceil(64))? })
+    let choice = KernelChoice { kernel: &kernels::GATE, constants: vec![("ACTIVATION", activation)] };
+    Ok(Dispatch { choice, workgroups: grid(elements.div_ceil(64))? })
 }
 
 /// `rows` rows of `X^T X` for `cols` columns.
 ///
 /// # Errors
 /// `unsupported_format` for more rows than one dimension of workgroups covers.
-pub(super) fn gram(rows: usize, cols: usize) -> Result<Plan> {
+pub(super) fn gram(rows: usize, cols: usize) -> Result<Dispatch> {
     let [x, y, _] = grid(cols.div_ceil(TILE))?;
     let z = rows.div_ceil(TILE);
     if z > MOST_WORKGROUPS {
         return Err(Error::unsupported_format(format!("{rows} rows are more than a GPU can count")));
     }
-    Ok(Plan { choice: Choice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
+    Ok(Dispatch { choice: KernelChoice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
 }
 
 /// A kernel with one workgroup for each item, whose invocations add up what they have.
-pub(super) fn each_sum(kernel: &'static Kernel, items: usize, variants: Variants) -> Result<Plan> {
-    Ok(Plan { choice: Choice::of(kernel, Vec::new(), variants), workgroups: grid(items)? })
+pub(super) fn each_sum(kernel: &'static Kernel, items: usize, variants: Variants) -> Result<Dispatch> {
+    Ok(Dispatch { choice: KernelChoice::of(kernel, Vec::new(), variants), workgroups: grid(items)? })
 }
 
 /// A kernel with one workgroup for each item.
-pub(super) fn each(kernel: &'static Kernel, items: usize) -> Result<Plan> {
-    Ok(Plan { choice: Choice::plain(kernel), workgroups: grid(items)? })
+pub(super) fn each(kernel: &'static Kernel, items: usize) -> Result<Dispatch> {
+    Ok(Dispatch { choice: KernelChoice::plain(kernel), workgroups: grid(items)? })
 }
 
 #[cfg(test)]
@@ -328,7 +328,7 @@ mod tests {
         ];
         for (kernel, subgroups, name, constants) in cases {
             let variants = Variants { subgroups, ..Variants::default() };
-            let Plan { choice, workgroups } = each_sum(kernel, 70_000, variants).unwrap();
+            let Dispatch { choice, workgroups } = each_sum(kernel, 70_000, variants).unwrap();
             assert_eq!((choice.kernel().name, choice.constants()), (name, constants));
             assert_eq!(workgroups, [35_000, 2, 1]);
         }

@@ -12,8 +12,8 @@ use crate::backend::{
     WeightDesc,
 };
 use crate::error::{Context, Error, ErrorCode, Result};
-use crate::order;
 use crate::quant::Activations;
+use crate::sort;
 
 /// Most that results may differ, `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe: below 1e-6; an activation that is
 /// rounded to INT8 the other way moves it by less than 1e-3.
@@ -120,7 +120,7 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let mut ids = [0; 60];
     b.read_u32(&top.ids, 0, &mut ids).await?;
     let mut ids: Vec<f32> = ids[..index[0].min(60) as usize].iter().map(|&id| id as f32).collect();
-    order::sort_by(&mut ids, f32::total_cmp);
+    sort::sort_by(&mut ids, f32::total_cmp);
     ids.resize(60, 0.0);
     results.push(("top_k", ids));
 

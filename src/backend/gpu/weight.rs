@@ -22,7 +22,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 pub struct GpuWeight {
     pub(super) cols: usize,
     pub(super) rows: usize,
-    pub(super) matrices: Vec<Matrix>,
+    pub(super) matrices: Vec<StackedMatrices>,
     /// Of the parts that it was made of.
     pub(super) parts: usize,
 }
@@ -51,7 +51,7 @@ impl GpuWeight {
 
 /// Matrices that are written alike, one below the other.
 #[derive(Debug)]
-pub(super) struct Matrix {
+pub(super) struct StackedMatrices {
     pub(super) units: Units,
     pub(super) activations: Activations,
     pub(super) grid: ActivationGrid,
@@ -123,7 +123,7 @@ impl GpuWeightBuilder {
         let (mut matrices, mut host) = (Vec::new(), Vec::new());
         let mut rows = 0usize;
         for desc in &merged {
-            let matrix = Matrix::new(device, pool, desc, rows)?;
+            let matrix = StackedMatrices::new(device, pool, desc, rows)?;
             rows += desc.rows;
             host.push(Host {
                 zeros: vec![0; if matrix.has_zeros { desc.rows * matrix.units.groups } else { 0 }],
@@ -212,7 +212,7 @@ fn upload(device: &Device, pool: &Pool, bytes: &[u8]) -> Result<Memory> {
     Ok(memory)
 }
 
-impl Matrix {
+impl StackedMatrices {
     fn new(device: &Device, pool: &Pool, desc: &WeightDesc, y_start: usize) -> Result<Self> {
         let units = Units::new(desc.cols, desc.format)?;
         if desc.rows == 0 {

@@ -6,7 +6,7 @@
 use super::{MAX_HEADER_BYTES, METADATA, TensorInfo, tensor};
 use crate::error::{Error, Result};
 use crate::format::sink::ByteSink;
-use crate::order;
+use crate::sort;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ use std::fmt;
 /// # Errors
 /// `invalid_argument`, naming the tensor, when a size overflows.
 pub fn write_order(tensors: &mut [(String, TensorInfo)]) -> Result<()> {
-    order::sort_by(tensors, |(a, _), (b, _)| a.cmp(b));
+    sort::sort_by(tensors, |(a, _), (b, _)| a.cmp(b));
     let mut offset = 0u64;
     let mut aligned = true;
     for (name, info) in &*tensors {
@@ -37,7 +37,7 @@ pub fn write_order(tensors: &mut [(String, TensorInfo)]) -> Result<()> {
     }
     if !aligned {
         // Stable, so names stay sorted within a size.
-        order::sort_by_key(tensors, |(_, info)| std::cmp::Reverse(info.dtype.size()));
+        sort::sort_by_key(tensors, |(_, info)| std::cmp::Reverse(info.dtype.size()));
     }
     Ok(())
 }
@@ -74,7 +74,7 @@ impl SafetensorsWriter {
         let lens = tensors.iter().map(|(_, info)| info.byte_len().expect("write_order checked it")).collect();
         let order: Vec<_> = tensors.into_iter().map(|(name, _)| name).collect();
         let mut sorted: Vec<_> = order.iter().collect();
-        order::sort(&mut sorted);
+        sort::sort(&mut sorted);
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error::invalid_argument("the name is given twice").context(tensor(pair[0])));
         }

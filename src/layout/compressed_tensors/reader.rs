@@ -1,6 +1,6 @@
 //! compressed-tensors modules to [`PackedTensor`]s. Floor 3.
 
-use super::Names;
+use super::CompressedNames;
 use super::config::{Config, Group, Spelling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::layout::{ModuleStorage, dense};
 use crate::quant::{Granularity, PackedTensor, Scheme, column_order, packing};
 
 /// A packed module whose tensors fit together.
-struct Found {
+struct ModuleTensors {
     group: Group,
     spelling: Spelling,
     rows: usize,
@@ -23,7 +23,7 @@ impl Config {
     pub(in crate::layout) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
         Ok(match self.find(store, module)? {
             None => dense::module(store, module)?,
-            Some(Found { group, rows, cols, .. }) => ModuleStorage::Packed {
+            Some(ModuleTensors { group, rows, cols, .. }) => ModuleStorage::Packed {
                 coding: group.scheme.into(),
                 activations: group.activations,
                 rows,
@@ -40,8 +40,8 @@ impl Config {
         let Some(found) = self.find(store, module)? else {
             return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
         };
-        let names = Names::new(module);
-        let Found { group: Group { scheme, .. }, rows, cols, .. } = found;
+        let names = CompressedNames::new(module);
+        let ModuleTensors { group: Group { scheme, .. }, rows, cols, .. } = found;
         let scales = scales(store, &names.scale).await?;
         let zero_points = read_zero_points(store, &names, &found).await?;
         let order = read_column_order(store, &names.g_idx, scheme).await?;
@@ -81,8 +81,8 @@ impl Config {
     }
 
     /// Checks everything about a module that headers and `weight_shape` tell; `None` for floating point.
-    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<Found>> {
-        let names = Names::new(module);
+    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
+        let names = CompressedNames::new(module);
         let (packed, plain) = (store.get(&names.packed), store.get(&names.weight));
         let spelling = match (packed, plain) {
             (Some(_), Some(_)) => {
@@ -122,7 +122,7 @@ impl Config {
             Spelling::Packed => self.packed_shape(store, &names, group.scheme)?,
             Spelling::Bytes => matrix(&names.weight, store.require(&names.weight)?)?,
         };
-        let found = Found { group, spelling, rows, cols };
+        let found = ModuleTensors { group, spelling, rows, cols };
         check_scales(store, &names, &found)?;
         if store.get(&names.g_idx).is_some() {
             let info = require_type(store, &names.g_idx, DType::I32)?;
@@ -132,7 +132,12 @@ impl Config {
     }
 
     /// Rows and columns from `weight_shape`, which must agree with the shape of `weight_packed`.
-    fn packed_shape(&self, store: &TensorStore, names: &Names, scheme: Scheme) -> Result<(usize, usize)> {
+    fn packed_shape(
+        &self,
+        store: &TensorStore,
+        names: &CompressedNames,
+        scheme: Scheme,
+    ) -> Result<(usize, usize)> {
         let (packed_rows, words) = matrix(&names.packed, require_type(store, &names.packed, DType::I32)?)?;
         store.require(&names.shape)?;
         let bits = scheme.storage_bits();
@@ -196,7 +201,7 @@ async fn read_column_order(store: &TensorStore, name: &str, scheme: Scheme) -> R
 }
 
 /// The shape `[rows, groups]` of scales and unpacked zero points, or `[1]`, and other spellings of the same.
-fn check_scales(store: &TensorStore, names: &Names, found: &Found) -> Result<()> {
+fn check_scales(store: &TensorStore, names: &CompressedNames, found: &ModuleTensors) -> Result<()> {
     let info = store.require(&names.scale)?;
     let rows = found.rows as u64;
     match found.group.scheme.granularity() {
@@ -210,7 +215,11 @@ fn check_scales(store: &TensorStore, names: &Names, found: &Found) -> Result<()>
 }
 
 /// The zero points, `[rows, groups]` or `[1]`, unsigned; `None` for symmetric schemes.
-async fn read_zero_points(store: &TensorStore, names: &Names, found: &Found) -> Result<Option<Vec<u8>>> {
+async fn read_zero_points(
+    store: &TensorStore,
+    names: &CompressedNames,
+    found: &ModuleTensors,
+) -> Result<Option<Vec<u8>>> {
     let name = &names.zero_point;
     let scheme = found.group.scheme;
     let info = match (store.get(name), scheme.constant_zero_point()) {

@@ -14,13 +14,13 @@ const MAX_PATTERN_BYTES: usize = 32 * 1024;
 const MAX_PATTERNS: usize = 256;
 
 #[derive(Debug)]
-enum Target {
+enum TargetPattern {
     /// A module's name or a class.
     Name(String),
     Pattern(Regex),
 }
 
-impl Target {
+impl TargetPattern {
     fn parse(text: &str) -> Result<Self> {
         let Some(pattern) = text.strip_prefix("re:") else {
             return Ok(Self::Name(text.to_owned()));
@@ -51,8 +51,8 @@ impl Target {
 #[derive(Debug)]
 pub(super) struct Targets {
     /// Names before patterns, then by text: the order in which they are tried.
-    targets: Vec<(Target, usize)>,
-    ignore: Vec<Target>,
+    targets: Vec<(TargetPattern, usize)>,
+    ignore: Vec<TargetPattern>,
 }
 
 impl Targets {
@@ -74,9 +74,9 @@ impl Targets {
         Ok(Self {
             targets: sorted
                 .into_iter()
-                .map(|((_, target), group)| Ok((Target::parse(target)?, group)))
+                .map(|((_, target), group)| Ok((TargetPattern::parse(target)?, group)))
                 .collect::<Result<_>>()?,
-            ignore: ignore.iter().map(|target| Target::parse(target)).collect::<Result<_>>()?,
+            ignore: ignore.iter().map(|target| TargetPattern::parse(target)).collect::<Result<_>>()?,
         })
     }
 

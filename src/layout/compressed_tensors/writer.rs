@@ -1,12 +1,12 @@
 //! [`PackedTensor`]s to compressed-tensors modules and their config. Floor 3.
 
-use super::Names;
+use super::CompressedNames;
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::stored::word_bytes;
 use crate::layout::{PackedFormat, is_embedding};
-use crate::order;
 use crate::quant::{Activations, Bits, Granularity, PackedTensor, Scheme, packing};
+use crate::sort;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ pub(in crate::layout) fn planned_tensors(
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
     let scheme = stored_scheme(format.scheme());
-    let names = Names::new(module);
+    let names = CompressedNames::new(module);
     let (rows_u64, cols_u64) = (rows as u64, cols as u64);
     let groups = scheme.granularity().groups_per_row(cols) as u64;
     let asymmetric = scheme.constant_zero_point().is_none();
@@ -89,7 +89,7 @@ pub(in crate::layout) fn encode(
     tensor: &PackedTensor,
     format: PackedFormat,
 ) -> Vec<(String, Vec<u8>)> {
-    let names = Names::new(module);
+    let names = CompressedNames::new(module);
     let scales = (names.scale, tensor.scales().to_bytes());
     let zero_points = tensor.zero_points();
     let mut tensors = Vec::new();
@@ -197,7 +197,7 @@ pub(in crate::layout) fn quantization_config(
     for (key, (packed, modules)) in first.into_iter().chain(others) {
         let scheme = packed.scheme();
         let mut modules = modules.clone();
-        order::sort(&mut modules);
+        sort::sort(&mut modules);
         let targets = if Some(key) == default_key.as_ref() { json!(["Linear"]) } else { json!(modules) };
         let format = if as_bytes(modules[0], scheme) { "int-quantized" } else { "pack-quantized" };
         formats.push(format);
@@ -216,7 +216,7 @@ pub(in crate::layout) fn quantization_config(
     }
     formats.dedup();
     let mut ignore = ignore.to_vec();
-    order::sort(&mut ignore);
+    sort::sort(&mut ignore);
     json!({
         "config_groups": config_groups,
         "format": if formats.len() == 1 { formats[0] } else { "mixed-precision" },

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::gguf::{GgufWriter, TensorType, Value as GgufValue};
 use crate::format::quoted;
 use crate::format::sink::ByteSink;
-use crate::order;
+use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -68,7 +68,7 @@ impl GgufOutput {
         let mut metadata = config::to_metadata(config_json, file_type(tensors))?;
         // A file without a tokenizer says so, or readers would look for one.
         let none =
-            || order::map([("tokenizer.ggml.model".to_owned(), GgufValue::String("no_vocab".to_owned()))]);
+            || sort::map([("tokenizer.ggml.model".to_owned(), GgufValue::String("no_vocab".to_owned()))]);
         metadata.extend(tokenizer.unwrap_or_else(none));
         let head_dim = config::interleaved_head_dim(config_json)?;
         let factors = config::rope_factors(config_json)?;

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
-use crate::order;
+use crate::sort;
 use regex_lite::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
@@ -77,7 +77,7 @@ impl Dynamic {
             };
             found.names.push((name, rule));
         }
-        order::sort_by(&mut found.names, |a, b| a.0.cmp(&b.0));
+        sort::sort_by(&mut found.names, |a, b| a.0.cmp(&b.0));
         for (pattern, settings) in &dynamic {
             found.patterns.push(parse_rule(pattern, settings)?);
         }

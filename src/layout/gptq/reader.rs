@@ -1,6 +1,6 @@
 //! GPTQ modules to [`PackedTensor`]s. Floor 3.
 
-use super::Names;
+use super::GptqNames;
 use super::config::{Config, Settings};
 use super::zeros::{decode_all, not_symmetric, version_of_symmetric};
 use crate::dtype::DType;
@@ -14,13 +14,13 @@ use crate::layout::{ModuleStorage, dense};
 use crate::quant::{Activations, PackedTensor, Scheme, packing};
 
 /// A packed module whose tensors fit together.
-struct Found {
+struct ModuleTensors {
     settings: Settings,
     rows: usize,
     cols: usize,
 }
 
-impl Found {
+impl ModuleTensors {
     fn scheme(&self) -> Scheme {
         let Settings { bits, granularity, symmetric } = self.settings;
         Scheme::Integer { bits, granularity, symmetric }
@@ -48,8 +48,8 @@ impl Config {
         let Some(found) = self.find(store, module)? else {
             return Err(Error::invalid_checkpoint("expected packed weights but found floating point"));
         };
-        let names = Names::new(module);
-        let Found { settings: Settings { bits, granularity, symmetric }, rows, cols } = found;
+        let names = GptqNames::new(module);
+        let ModuleTensors { settings: Settings { bits, granularity, symmetric }, rows, cols } = found;
         let order = match store.get(&names.g_idx) {
             None => None,
             Some(_) => Some(read_order(store, &names.g_idx, granularity.group_size(cols)).await?),
@@ -83,8 +83,8 @@ impl Config {
     }
 
     /// Checks everything about a module that headers tell; `None` for floating point.
-    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<Found>> {
-        let names = Names::new(module);
+    fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
+        let names = GptqNames::new(module);
         if store.get(&names.qweight).is_none() {
             return Ok(None);
         }
@@ -107,7 +107,7 @@ impl Config {
             ));
             return Err(in_tensor(&names.qweight, error));
         };
-        let found = Found { settings, rows, cols };
+        let found = ModuleTensors { settings, rows, cols };
         let groups = settings.granularity.groups_per_row(cols) as u64;
         require_shape(&names.scales, require_float(store, &names.scales)?, &[&[groups, rows as u64]])?;
         let words = packing::words(rows, settings.bits.get()) as u64;

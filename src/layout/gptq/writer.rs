@@ -1,13 +1,13 @@
 //! [`PackedTensor`]s to GPTQ modules and their config. Floor 3.
 
 use super::zeros::{GptqZeros, Storage};
-use super::{Names, QUANTIZER};
+use super::{GptqNames, QUANTIZER};
 use crate::dtype::DType;
 use crate::format::safetensors::TensorInfo;
 use crate::layout::PackedFormat;
 use crate::layout::stored::{transpose, transpose_scales, word_bytes};
-use crate::order;
 use crate::quant::{Bits, Granularity, PackedTensor, Scheme, packing};
+use crate::sort;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ pub(in crate::layout) fn planned_tensors(
     format: PackedFormat,
 ) -> Vec<(String, TensorInfo)> {
     let (bits, granularity, _) = integer(format.scheme());
-    let names = Names::new(module);
+    let names = GptqNames::new(module);
     let groups = granularity.groups_per_row(cols) as u64;
     let words = |count| packing::words(count, bits.get()) as u64;
     vec![
@@ -74,7 +74,7 @@ pub(in crate::layout) fn encode(
     let (bits, granularity, _) = integer(tensor.scheme());
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let groups = granularity.groups_per_row(cols);
-    let names = Names::new(module);
+    let names = GptqNames::new(module);
 
     let words_down = packing::words(cols, bits.get());
     let mut qweight = vec![0u32; words_down * rows];
@@ -131,12 +131,12 @@ pub(in crate::layout) fn quantization_config(
     let in_blocks = |module: &&String| module.contains(".layers.");
     let mut dynamic = Map::new();
     let mut left_out: Vec<&String> = ignore.iter().filter(in_blocks).collect();
-    order::sort(&mut left_out);
+    sort::sort(&mut left_out);
     for module in &left_out {
         dynamic.insert(format!("-:^{}$", escaped(module)), json!({}));
     }
     let mut others: Vec<_> = entries.iter().filter(|(_, format)| format.scheme() != usual).collect();
-    order::sort_by_key(&mut others, |(module, _)| module);
+    sort::sort_by_key(&mut others, |(module, _)| module);
     for (module, format) in others {
         dynamic.insert(format!("+:^{}$", escaped(module)), Value::Object(settings(format.scheme())));
     }
@@ -160,7 +160,7 @@ pub(in crate::layout) fn quantization_config(
         config.insert("dynamic".into(), Value::Object(dynamic));
     }
     let mut config: Vec<_> = config.into_iter().collect();
-    order::sort_by(&mut config, |(a, _), (b, _)| a.cmp(b));
+    sort::sort_by(&mut config, |(a, _), (b, _)| a.cmp(b));
     Value::Object(config.into_iter().collect())
 }
 
@@ -169,7 +169,7 @@ pub(in crate::layout) fn quantization_config(
 fn names_in_blocks(entries: &[(String, PackedFormat)], left_out: &[&String]) -> Option<Vec<String>> {
     let inside = |module: &str| Some(module.split_once(".layers.")?.1.split_once('.')?.1.to_owned());
     let mut names: Vec<String> = entries.iter().filter_map(|(module, _)| inside(module)).collect();
-    order::sort(&mut names);
+    sort::sort(&mut names);
     names.dedup();
     let differ = left_out.iter().filter_map(|module| inside(module)).any(|name| names.contains(&name));
     (!differ).then_some(names)

@@ -1,13 +1,13 @@
 //! The last thing that is tried with a checkpoint: training to be quantized, with the checkpoint itself as the teacher and the texts that
 //! methods calibrate with, for as long as there is time. Floor 8.
 
-use super::{Candidate, Trained, Trainer};
+use super::{SearchCandidate, Trained, Trainer};
 use crate::backend::Train;
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir};
 use crate::model::ModelConfig;
-use crate::pipeline::train::{TimeLimit, TrainInputs, TrainOptions, TrainSurroundings, train};
+use crate::pipeline::train::{TimeLimit, TrainContext, TrainInputs, TrainOptions, train};
 use crate::quant::Scheme;
 use crate::task::{BoxFuture, Control};
 use crate::train::Origin;
@@ -34,7 +34,7 @@ pub struct QatTrainer<'a, B: Train> {
 impl<B: Train> Trainer for QatTrainer<'_, B> {
     fn train<'a>(
         &'a self,
-        candidate: &'a Candidate<'a>,
+        candidate: &'a SearchCandidate<'a>,
         scheme: Scheme,
         target: &'a dyn SinkDir,
         control: &'a dyn Control,
@@ -46,7 +46,7 @@ impl<B: Train> Trainer for QatTrainer<'_, B> {
 impl<B: Train> QatTrainer<'_, B> {
     async fn work(
         &self,
-        candidate: &Candidate<'_>,
+        candidate: &SearchCandidate<'_>,
         scheme: Scheme,
         target: &dyn SinkDir,
         control: &dyn Control,
@@ -59,7 +59,7 @@ impl<B: Train> QatTrainer<'_, B> {
         let eos = config.eos_token_ids.first().copied();
         let context = options.room.context;
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
-        // What it was stopped at is not kept: the search begins anew.
+        // Target it was stopped at is not kept: the search begins anew.
         let folder = MemorySinkDir::new("the state");
         let inputs = TrainInputs {
             origin: Origin::Checkpoint(checkpoint),
@@ -72,7 +72,7 @@ impl<B: Train> QatTrainer<'_, B> {
             sha256: String::new(),
             teacher: Some(checkpoint),
         };
-        let around = TrainSurroundings {
+        let context = TrainContext {
             target,
             file: None,
             state: StateFolder(&folder),
@@ -81,7 +81,7 @@ impl<B: Train> QatTrainer<'_, B> {
             tell: self.tell,
             control,
         };
-        let outcome = train(self.new_backend, inputs, &options, around).await?;
+        let outcome = train(self.new_backend, inputs, &options, context).await?;
         let tokens = outcome.ended.tokens;
         let quantized =
             outcome.quantized.ok_or_else(|| Error::invalid_argument("expected a scheme of codes"));

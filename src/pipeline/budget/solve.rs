@@ -1,15 +1,15 @@
 //! Chooses one of several schemes for each module so that their bytes fit a budget and their errors are few: pure maths.
 //!
 //! The problem is the knapsack with multiple choices. Its relaxation is solved by going up the lower hull of each module's
-//! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-Choice Knapsack
+//! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-SchemeCost Knapsack
 //! Problem*, 1979); what room is left is used by whatever single changes still fit, best first. No more is promised than
 //! this: the budget is kept, and no scheme for all modules that fits it has less error. Floor 8.
 
-use crate::order;
+use crate::sort;
 
 /// A scheme that a module may get.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub struct SchemeCost {
     /// What it takes.
     pub bytes: u64,
     /// What it costs; at least 0.
@@ -20,9 +20,9 @@ pub struct Choice {
 ///
 /// # Panics
 /// When a module has no choice.
-pub fn solve(modules: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>, u64> {
+pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64> {
     // The smallest first; among equals the one of least error, then the first.
-    let smallest = |choices: &Vec<Choice>| {
+    let smallest = |choices: &Vec<SchemeCost>| {
         let order = |&a: &usize, &b: &usize| {
             let (a, b) = (choices[a], choices[b]);
             a.bytes.cmp(&b.bytes).then(a.error.total_cmp(&b.error))
@@ -48,7 +48,7 @@ pub fn solve(modules: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>, u64> {
         }
     }
     // A hull gets flatter, so sorting keeps the steps of one module in order.
-    order::sort_by(&mut steps, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    sort::sort_by(&mut steps, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut stopped = vec![false; modules.len()];
     for (_, module, to) in steps {
         let more = modules[module][to].bytes - modules[module][chosen[module]].bytes;
@@ -88,10 +88,10 @@ pub fn solve(modules: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>, u64> {
 }
 
 /// The choice from which most error is saved for each byte more, seen from `from`, and how much.
-fn steepest(choices: &[Choice], from: usize) -> Option<(f64, usize)> {
+fn steepest(choices: &[SchemeCost], from: usize) -> Option<(f64, usize)> {
     let now = choices[from];
-    let rate = |choice: &Choice| (now.error - choice.error) / (choice.bytes - now.bytes) as f64;
-    let steeper = |best: Option<(f64, usize)>, (index, choice): (usize, &Choice)| {
+    let rate = |choice: &SchemeCost| (now.error - choice.error) / (choice.bytes - now.bytes) as f64;
+    let steeper = |best: Option<(f64, usize)>, (index, choice): (usize, &SchemeCost)| {
         let rate = if choice.bytes > now.bytes { rate(choice) } else { 0.0 };
         // Of equals the largest, so that no step is as steep as the one before.
         let better = rate > 0.0
@@ -106,17 +106,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn choices(points: &[(u64, f64)]) -> Vec<Choice> {
-        points.iter().map(|&(bytes, error)| Choice { bytes, error }).collect()
+    fn choices(points: &[(u64, f64)]) -> Vec<SchemeCost> {
+        points.iter().map(|&(bytes, error)| SchemeCost { bytes, error }).collect()
     }
 
-    fn total(modules: &[Vec<Choice>], chosen: &[usize]) -> (u64, f64) {
+    fn total(modules: &[Vec<SchemeCost>], chosen: &[usize]) -> (u64, f64) {
         let picked = modules.iter().zip(chosen).map(|(choices, &choice)| choices[choice]);
         picked.fold((0, 0.0), |(bytes, error), choice| (bytes + choice.bytes, error + choice.error))
     }
 
     /// The least error of all combinations that fit.
-    fn best(modules: &[Vec<Choice>], budget: u64) -> Option<f64> {
+    fn best(modules: &[Vec<SchemeCost>], budget: u64) -> Option<f64> {
         let mut combinations = vec![Vec::new()];
         for choices in modules {
             combinations = combinations
@@ -156,7 +156,7 @@ mod tests {
         fn the_budget_is_kept_and_little_is_lost(
             modules in prop::collection::vec(
                 prop::collection::vec((1u64..40, 0u32..100), 1..4).prop_map(|points| {
-                    points.iter().map(|&(bytes, error)| Choice { bytes, error: f64::from(error) }).collect::<Vec<_>>()
+                    points.iter().map(|&(bytes, error)| SchemeCost { bytes, error: f64::from(error) }).collect::<Vec<_>>()
                 }),
                 1..5,
             ),

@@ -113,7 +113,7 @@ fn plan_holding(
     holds_block: bool,
 ) -> Result<CalibrationMemory> {
     let follows = statistics(options).drift;
-    let job = Job { checkpoint, config: checkpoint.config(), plans, follows, holds_block };
+    let job = CalibrationJob { checkpoint, config: checkpoint.config(), plans, follows, holds_block };
     let working_bytes = job.working_bytes(samples);
     let hole = job.largest_square();
     let hole = if LARGEST_KEPT.is_none_or(|kept| hole <= kept) { hole } else { 0 };
@@ -142,7 +142,7 @@ fn plan_holding(
     Ok(CalibrationMemory { scratch_bytes: job.scratch_bytes(samples)?, ..peak })
 }
 
-struct Job<'a> {
+struct CalibrationJob<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
     plans: &'a [ModulePlan],
@@ -152,7 +152,7 @@ struct Job<'a> {
     holds_block: bool,
 }
 
-impl Job<'_> {
+impl CalibrationJob<'_> {
     /// What becomes of a layer in each block.
     fn plans(&self, linear: Linear) -> impl Iterator<Item = &ModulePlan> {
         let modules = (0..self.config.num_hidden_layers).map(move |layer| linear.module(layer));

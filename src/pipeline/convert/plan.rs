@@ -7,10 +7,10 @@ use crate::format::gguf::TensorType;
 use crate::layout::{ModuleStorage, PackedFormat, TargetLayout};
 use crate::model::Checkpoint;
 use crate::model::names;
-use crate::order;
 use crate::pipeline::float_type::{one_exact_type, scale_type};
 use crate::pipeline::output::{Form, gguf};
 use crate::quant::{Activations, Coding, Granularity, PackedTensor, QuantizedTensor, ScaleType, regroup};
+use crate::sort;
 use crate::task::{self, Control};
 
 /// What becomes of one matrix.
@@ -241,7 +241,7 @@ impl ConversionPlan {
     /// Everything but the weights of quantized modules.
     pub(super) fn copied_tensors<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<&'a str> {
         let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
-        order::sort(&mut packed);
+        sort::sort(&mut packed);
         let is_copied = |name: &&str| {
             let (module, what) = name.rsplit_once('.').unwrap_or((name, ""));
             packed.binary_search(&module).is_err() || what == "bias"

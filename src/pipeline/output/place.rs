@@ -9,18 +9,18 @@ use crate::format::sink::{ByteSink, SinkDir};
 use crate::layout::TargetLayout;
 use crate::layout::gguf::GgufOutput;
 use crate::model::Checkpoint;
-use crate::order;
+use crate::sort;
 use serde::Serialize;
 
 /// Where to write.
-pub(in crate::pipeline) struct Place<'a> {
+pub(in crate::pipeline) struct OutputPlace<'a> {
     /// The folder.
     pub target: &'a dyn SinkDir,
     /// The name of a GGUF file.
     pub file: Option<&'a str>,
 }
 
-impl Place<'_> {
+impl OutputPlace<'_> {
     /// Refuses to overwrite a checkpoint of someone else. A file has no mark that says whose it is, so none is overwritten.
     ///
     /// # Errors
@@ -57,7 +57,11 @@ enum Writer {
 
 impl<'a> Output<'a> {
     /// Writes all that comes before the tensors.
-    pub(super) async fn begin(plan: &OutputPlan, checkpoint: &Checkpoint, place: &Place<'a>) -> Result<Self> {
+    pub(super) async fn begin(
+        plan: &OutputPlan,
+        checkpoint: &Checkpoint,
+        place: &OutputPlace<'a>,
+    ) -> Result<Self> {
         if plan.layout == Some(TargetLayout::Gguf) {
             let file = place.file.unwrap_or(gguf::FILE);
             let sink = place.target.create(file).await?;
@@ -71,7 +75,7 @@ impl<'a> Output<'a> {
         folder.copy_side_files(checkpoint.dir().as_ref()).await?;
         let sink = folder.create("model.safetensors").await?;
         let infos = plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.clone())).collect();
-        let metadata = order::map([("format".to_owned(), "pt".to_owned())]);
+        let metadata = sort::map([("format".to_owned(), "pt".to_owned())]);
         let writer = Writer::Safetensors(SafetensorsWriter::begin(sink, infos, metadata).await?);
         let (target, tokenizer) = (place.target, FileTokenizer::default());
         Ok(Self { target, folder: Some(folder), writer: Some(writer), tokenizer })

@@ -11,7 +11,7 @@ use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
 use crate::pipeline::encode::{Encoder, stored_scale_type};
 use crate::pipeline::float_type::{config_changes, one_type, scale_type};
-use crate::pipeline::output::{self, Form, Made, Origin, OutputPlan, Place, Tensor, f16_holds, gguf};
+use crate::pipeline::output::{self, Form, Made, Origin, OutputPlace, OutputPlan, Tensor, f16_holds, gguf};
 use crate::pipeline::select::{ModulePlan, copied_tensors};
 use crate::quant::stats::WeightError;
 use crate::quant::{Activations, ScaleType};
@@ -32,7 +32,7 @@ pub(super) struct About {
     pub strict: bool,
 }
 
-pub(super) struct Job<'a> {
+pub(super) struct QuantizeJob<'a> {
     checkpoint: &'a Checkpoint,
     plans: &'a [ModulePlan],
     encoder: Encoder<'a>,
@@ -50,7 +50,7 @@ fn one_or_mixed(mut names: impl Iterator<Item = String>) -> Option<String> {
     Some(if names.all(|name| name == first) { first } else { "mixed".to_owned() })
 }
 
-impl<'a> Job<'a> {
+impl<'a> QuantizeJob<'a> {
     pub(super) fn new(
         checkpoint: &'a Checkpoint,
         plan: &'a QuantizationPlan,
@@ -107,7 +107,11 @@ impl<'a> Job<'a> {
         }
     }
 
-    pub(super) async fn run(mut self, place: &Place<'_>, control: &dyn Control) -> Result<QuantizeOutcome> {
+    pub(super) async fn run(
+        mut self,
+        place: &OutputPlace<'_>,
+        control: &dyn Control,
+    ) -> Result<QuantizeOutcome> {
         let checkpoint = self.checkpoint;
         let (output, written) = output::write(&mut self, checkpoint, place, control).await?;
         let modules = self.plans.iter().map(|plan| self.module_record(plan)).collect();
@@ -216,7 +220,7 @@ impl<'a> Job<'a> {
     }
 }
 
-impl output::Job for Job<'_> {
+impl output::Job for QuantizeJob<'_> {
     fn plan(&mut self, wide: &BTreeSet<String>) -> Result<OutputPlan> {
         let layout = self.about.layout;
         let copied = copied_tensors(self.checkpoint, self.plans, false);
@@ -279,7 +283,7 @@ pub(in crate::pipeline) async fn copied_bytes(
 ) -> Result<u64> {
     use output::Job as _;
     let encoder = Encoder::Direct { sparsity_threshold: None };
-    let mut job = Job::new(checkpoint, plan, encoder, Map::new())?;
+    let mut job = QuantizeJob::new(checkpoint, plan, encoder, Map::new())?;
     let mut wide = BTreeSet::new();
     for tensor in job.plan(&wide)?.tensors {
         if let Origin::Copy { tensor, hoped: true } = tensor.origin

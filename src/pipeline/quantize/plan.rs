@@ -1,7 +1,7 @@
 //! What becomes of a checkpoint, decided once and handed on: which module gets which scheme, what the records say of that,
 //! and what memory it takes. Floor 8.
 
-use super::{QuantizeSurroundings, Told, is_in_block};
+use super::{QuantizeContext, QuantizeEvent, is_in_block};
 use crate::backend::Backend;
 use crate::calibrate::Samples;
 use crate::dtype::DType;
@@ -49,12 +49,12 @@ impl QuantizationPlan {
         self,
         checkpoint: &Checkpoint,
         calibration: &Calibration<'_, B>,
-        around: &QuantizeSurroundings<'_>,
+        context: &QuantizeContext<'_>,
     ) -> Result<Self> {
         let plan = self.within_memory(checkpoint, calibration.samples)?;
         let Some(target) = plan.options.target else { return Ok(plan) };
-        let allocation = choose(checkpoint, &plan, calibration, target, around.control).await?;
-        (around.tell)(Told::Allocation(&allocation));
+        let allocation = choose(checkpoint, &plan, calibration, target, context.control).await?;
+        (context.tell)(QuantizeEvent::Allocation(&allocation));
         let recipe = Some(allocation.recipe.clone());
         let options = QuantizeOptions { recipe, allocation: Some(allocation), target: None, ..plan.options };
         Self::new(checkpoint, &options)?.within_memory(checkpoint, calibration.samples)
@@ -173,7 +173,7 @@ impl QuantizationPlan {
         if options.asks_for(Method::Gptq) {
             map.insert("damping".into(), json!(options.gptq.damping));
             map.insert("scales".into(), json!(options.gptq.scales.name()));
-            map.insert("sweeps".into(), json!(options.gptq.sweeps));
+            map.insert("refinement_passes".into(), json!(options.gptq.refinement_passes));
             map.insert("act_order".into(), json!(options.gptq.act_order.name()));
             map.insert("reference_inputs".into(), json!(options.gptq.reference_inputs.name()));
         }

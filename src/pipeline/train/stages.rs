@@ -1,8 +1,7 @@
 //! What comes before a whole model is trained: codes of GPTQ, and blocks that are trained alone. Floor 8.
 
 use super::{
-    Prepared, StartCodes, TrainInputs, TrainOptions, TrainOutcome, TrainSurroundings, TrainingRecord,
-    of_masters,
+    Prepared, StartCodes, TrainContext, TrainInputs, TrainOptions, TrainOutcome, TrainingRecord, of_masters,
 };
 use crate::backend::Train;
 use crate::calibrate::Samples;
@@ -54,7 +53,7 @@ impl Begun {
         inputs: &mut TrainInputs<'_>,
         options: &TrainOptions,
         prepared: &Prepared,
-        around: TrainSurroundings<'_>,
+        context: TrainContext<'_>,
     ) -> Result<Self> {
         let mut begun = Self::default();
         let Origin::Checkpoint(checkpoint) = inputs.origin else {
@@ -65,11 +64,11 @@ impl Begun {
             }
             return Ok(begun);
         };
-        if around.state.has_begun().await? {
+        if context.state.has_begun().await? {
             return Ok(begun);
         }
         if options.start() == StartCodes::Gptq {
-            begun.codes = Some(gptq(new_backend, checkpoint, inputs.corpus, options, around).await?);
+            begun.codes = Some(gptq(new_backend, checkpoint, inputs.corpus, options, context).await?);
         }
         if let Some(schedule) = options.blocks {
             let most = usize::try_from(schedule.steps).unwrap_or(usize::MAX);
@@ -77,15 +76,15 @@ impl Begun {
             let (learned_scales, optimizer) = (options.learned_scales, options.optimizer);
             let on = (checkpoint, prepared.precision);
             let how = BlockOptions { schedule, optimizer, learned_scales };
-            let kept = (around.state, prepared.key.clone());
+            let kept = (context.state, prepared.key.clone());
             let mut run =
-                BlockByBlock::begin(new_backend()?, on, (&texts, options.room), how, around.scratch, kept)
+                BlockByBlock::begin(new_backend()?, on, (&texts, options.room), how, context.scratch, kept)
                     .await?;
             for _ in 0..checkpoint.config().num_hidden_layers {
-                (around.tell)(Event::Block(run.train(begun.start(), around.control).await?));
+                (context.tell)(Event::Block(run.train(begun.start(), context.control).await?));
             }
             run.end().await?;
-            begun.blocks = Some(Blocks::open(checkpoint, inputs, around.state, &prepared.key).await?);
+            begun.blocks = Some(Blocks::open(checkpoint, inputs, context.state, &prepared.key).await?);
         }
         Ok(begun)
     }
@@ -113,10 +112,10 @@ pub(super) async fn blocks_alone<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     inputs: &mut TrainInputs<'_>,
     options: &TrainOptions,
-    around: TrainSurroundings<'_>,
+    context: TrainContext<'_>,
 ) -> Result<TrainOutcome> {
-    let prepared = Prepared::new(inputs, options, around).await?;
-    let begun = Begun::new(new_backend, inputs, options, &prepared, around).await?;
+    let prepared = Prepared::new(inputs, options, context).await?;
+    let begun = Begun::new(new_backend, inputs, options, &prepared, context).await?;
     let Prepared { quantize, precision, memory, parameters, .. } = prepared;
     let (Some(quantize), Some(Blocks { checkpoint, scales })) = (quantize, begun.blocks) else {
         return Err(Error::invalid_argument("expected steps to train, of blocks or of the whole model"));
@@ -130,8 +129,8 @@ pub(super) async fn blocks_alone<B: Train>(
         stored.insert(module, scales);
     }
     let record = TrainingRecord::new(inputs, parameters).within();
-    let place = around.place();
-    let quantized = write_trained(&checkpoint, &quantize, stored, record, &place, around.control).await?;
+    let place = context.place();
+    let quantized = write_trained(&checkpoint, &quantize, stored, record, &place, context.control).await?;
     let ended = Ended { steps: 0, tokens: 0, first: None, best: None };
     Ok(TrainOutcome { ended, quantized: Some(quantized), memory })
 }
@@ -142,7 +141,7 @@ async fn gptq<B: Train>(
     checkpoint: &Checkpoint,
     corpus: &mut Corpus,
     options: &TrainOptions,
-    around: TrainSurroundings<'_>,
+    context: TrainContext<'_>,
 ) -> Result<Checkpoint> {
     let Some(bits) = options.bits else {
         return Err(Error::invalid_argument("GPTQ finds codes of 2, 3, 4 or 8 bits; give bits"));
@@ -158,8 +157,8 @@ async fn gptq<B: Train>(
         ..QuantizeOptions::new(Method::Gptq, Scheme::symmetric(bits, granularity))
     };
     let folder = MemorySinkDir::new(format!("GPTQ of {}", checkpoint.name()));
-    let calibration = Calibration { samples: &samples, new_backend, scratch: around.scratch };
-    quantize_calibrated(checkpoint, &quantize, calibration, &folder, around.control).await?;
+    let calibration = Calibration { samples: &samples, new_backend, scratch: context.scratch };
+    quantize_calibrated(checkpoint, &quantize, calibration, &folder, context.control).await?;
     Checkpoint::open(Arc::new(folder.to_dir())).await
 }
 

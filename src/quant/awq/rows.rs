@@ -30,7 +30,7 @@ pub(super) struct Grid<'a> {
 }
 
 /// Rows that were rounded together.
-pub(super) struct Task {
+pub(super) struct ClippedRows {
     /// `[rows, cols]`
     pub(super) codes: Vec<u8>,
     /// `[rows, groups]`
@@ -45,7 +45,7 @@ pub(super) struct Task {
     pub(super) signal: f64,
 }
 
-impl Task {
+impl ClippedRows {
     /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
     pub(super) async fn run(
         grid: Grid<'_>,

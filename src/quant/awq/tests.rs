@@ -121,7 +121,7 @@ fn the_search_finds_the_ratio_of_least_output_error() {
             losses.push((expected, candidate));
         }
         assert_eq!(losses.len(), RATIOS);
-        assert_eq!(losses[0].1, Candidate { ratio: 0.0, scales: vec![1.0; cols] });
+        assert_eq!(losses[0].1, ScaleCandidate { ratio: 0.0, scales: vec![1.0; cols] });
         let (least, best) = losses.iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
         assert_eq!(search.best(), *best);
         assert!(best.ratio > 0.0 && *least < 0.9 * losses[0].0, "{least} of {}", losses[0].0);

@@ -1,8 +1,8 @@
 //! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with. Floor 2.
 
 use crate::options::{Bounds, named, options};
-use crate::order;
 use crate::quant::hessian::Hessian;
+use crate::sort;
 
 named! {
     /// The order in which columns are rounded.
@@ -34,7 +34,7 @@ impl ColumnOrder {
                     |group: &[u32]| group.iter().map(|&c| hessian.diagonal(c as usize)).fold(0.0, f32::max);
                 let mut groups: Vec<&[u32]> = columns.chunks(group_size).collect();
                 // A group that is shorter than the others stays last, so that all begin at multiples of the size.
-                order::sort_by(&mut groups, |a, b| {
+                sort::sort_by(&mut groups, |a, b| {
                     b.len().cmp(&a.len()).then_with(|| descending(largest(a), largest(b)))
                 });
                 columns = groups.concat();
@@ -42,7 +42,7 @@ impl ColumnOrder {
         }
         let span = if self == Self::GroupAware { group_size } else { columns.len().max(1) };
         for part in columns.chunks_mut(span) {
-            order::sort_by(part, |&a, &b| {
+            sort::sort_by(part, |&a, &b| {
                 descending(hessian.diagonal(a as usize), hessian.diagonal(b as usize))
             });
         }
@@ -86,7 +86,7 @@ options! {
         pub scales: ScaleRule = ScaleRule::LeastError;
         /// gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along
         /// the order of columns, which are scattered
-        pub sweeps: usize = 2;
+        pub refinement_passes: usize = 2;
         /// gptq: the inputs that define a layer's target output
         pub reference_inputs: ReferenceInputs = ReferenceInputs::Original;
     }

@@ -1,6 +1,6 @@
 //! Some rows of a matrix, rounded to nearest and by GPTQ, in steps. Floor 2.
 
-use super::polish::polish;
+use super::refine::refine;
 use super::{BLOCK, Grid, Prepared};
 use crate::error::{Context, Result};
 use crate::quant::column_order;
@@ -16,7 +16,7 @@ const SEARCH_WORK: u64 = 256;
 const ROUND_WORK: u64 = 8;
 
 /// Rows that were rounded together.
-pub(super) struct Task {
+pub(super) struct RoundedRows {
     pub(super) gptq: Vec<RoundedRow>,
     pub(super) rtn: Vec<RoundedRow>,
     pub(super) sums: Sums,
@@ -43,7 +43,7 @@ pub(super) struct Sums {
     pub(super) failed: bool,
 }
 
-impl Task {
+impl RoundedRows {
     /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
     pub(super) async fn run(
         prepared: &Prepared<'_>,
@@ -82,11 +82,12 @@ impl Task {
         rounding.run(pace).await;
         sums.gptq = rounding.error;
         sums.failed = rounding.failed;
-        if prepared.sweeps > 0 && !rounding.failed {
+        if prepared.refinement_passes > 0 && !rounding.failed {
             for (place, _) in prepared.dead.iter().enumerate().filter(|(_, dead)| **dead) {
                 wanted.iter_mut().skip(prepared.column(place)).step_by(cols).for_each(|w| *w = 0.0);
             }
-            sums.gptq = polish(prepared, grid, &wanted, &mut rounding.rows, prepared.sweeps, pace).await;
+            sums.gptq =
+                refine(prepared, grid, &wanted, &mut rounding.rows, prepared.refinement_passes, pace).await;
         }
         Ok(Self { gptq: rounding.rows, rtn, sums })
     }

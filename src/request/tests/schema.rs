@@ -69,7 +69,7 @@ fn described(kind: &Kind, bounds: Bounds) -> Map<String, Value> {
         }
         Kind::Numbers(numbers) => json!({"enum": numbers}),
         Kind::Names { names, .. } => json!({"enum": names.iter().map(|(name, _)| *name).collect::<Vec<_>>()}),
-        Kind::Text | Kind::Place => json!({"type": "string"}),
+        Kind::Text | Kind::Location => json!({"type": "string"}),
         Kind::Texts => {
             json!({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]})
         }

@@ -81,7 +81,7 @@ fn type_of(kind: &Kind, declared: &mut BTreeMap<&'static str, String>) -> String
         Kind::List(element) => format!("readonly {}[]", type_of(element, declared)),
         Kind::Tokens => "Uint32Array | readonly number[]".to_owned(),
         Kind::Recipe => "Recipe".to_owned(),
-        Kind::Place => "KeptPlace".to_owned(),
+        Kind::Location => "KeptPlace".to_owned(),
         Kind::Object { type_name, about, options } => {
             declare(type_name, about, options, declared);
             (*type_name).to_owned()

@@ -121,7 +121,7 @@ async function speak(column, model, prompt, options, before) {
   }
   const result = await generation.result();
   column.rest();
-  const why = model.info.whyCpu;
+  const why = model.info.fallbackReason;
   column.figures.append(...[
     result.tokensPerSecond !== null && el("span", {}, el("b", {}, count(result.tokensPerSecond)), " tokens/s"),
     el("span", {}, `${result.tokenIds.length} tokens`),

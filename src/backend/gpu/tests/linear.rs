@@ -1,6 +1,6 @@
 //! Linear steps and embeddings of every format. Floor 4.
 
-use super::operands::{Matrix, Random, buffer, formats, ids, load, read, some, worst, zeros};
+use super::operands::{Random, TestMatrix, buffer, formats, ids, load, read, some, worst, zeros};
 use super::{gpu, gpu_with};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::GpuOptions;
@@ -18,7 +18,7 @@ const INT8_TOLERANCE: f64 = 1e-6;
 const GRID: ActivationGrid = ActivationGrid::Absmax127;
 
 /// `(expected, sum of magnitudes)` for each element of `y`.
-fn reference(parts: &[Matrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
+fn reference(parts: &[TestMatrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
     let mut expected = Vec::new();
     for x in x.chunks_exact(parts[0].cols) {
         let absmax = x.iter().fold(0.0f32, |most, v| most.max(v.abs()));
@@ -42,13 +42,18 @@ fn reference(parts: &[Matrix], x: &[f32], int8: bool) -> Vec<(f64, f64)> {
     expected
 }
 
-async fn run<B: Backend>(backend: &mut B, parts: &[Matrix], x: &[f32], activations: Activations) -> Vec<f32> {
+async fn run<B: Backend>(
+    backend: &mut B,
+    parts: &[TestMatrix],
+    x: &[f32],
+    activations: Activations,
+) -> Vec<f32> {
     run_on_grid(backend, parts, x, activations, GRID).await
 }
 
 async fn run_on_grid<B: Backend>(
     backend: &mut B,
-    parts: &[Matrix],
+    parts: &[TestMatrix],
     x: &[f32],
     activations: Activations,
     grid: ActivationGrid,
@@ -75,7 +80,7 @@ pub(super) async fn every_format_agrees_with_the_reference_and_the_cpu() {
     for (index, format) in formats().into_iter().enumerate() {
         for &(rows, cols, count) in some(&shapes, index) {
             for activations in [Activations::F32, Activations::Int8] {
-                let parts = [Matrix::random(&mut random, rows, cols, format)];
+                let parts = [TestMatrix::random(&mut random, rows, cols, format)];
                 let x = random.floats(count * cols);
                 let int8 = activations == Activations::Int8;
                 let expected = reference(&parts, &x, int8);
@@ -111,8 +116,11 @@ pub(super) async fn parts_of_one_or_several_formats_stand_side_by_side() {
     for formats in [vec![f16; 3], vec![int4(32); 3], vec![int4(32), int4(48), f32], vec![f16, f32]] {
         for count in [1, 11] {
             let rows = [24, 8, 9];
-            let parts: Vec<Matrix> =
-                formats.iter().zip(rows).map(|(&f, rows)| Matrix::random(&mut random, rows, 96, f)).collect();
+            let parts: Vec<TestMatrix> = formats
+                .iter()
+                .zip(rows)
+                .map(|(&f, rows)| TestMatrix::random(&mut random, rows, 96, f))
+                .collect();
             let x = random.floats(count * 96);
             for activations in [Activations::F32, Activations::Int8] {
                 let expected = reference(&parts, &x, activations == Activations::Int8);
@@ -136,7 +144,7 @@ pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
     let int8 = Scheme::Integer { bits: Bits::Eight, granularity: Granularity::Channel, symmetric: true };
     for format in [WeightFormat::Dense(DType::F16), WeightFormat::Packed(int8.into())] {
         for count in [1, 10] {
-            let parts = [Matrix::random(&mut random, 20, 131, format)];
+            let parts = [TestMatrix::random(&mut random, 20, 131, format)];
             let mut x = random.floats(count * 131);
             // The largest magnitude on either side of zero lies on a tie; a token of zeros has a grid of its own.
             x[5] = if count == 1 { -2.0 } else { 2.0 };
@@ -165,7 +173,7 @@ pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
     let cases = [(172, 1, GRID), (43, 9, ActivationGrid::FullRange), (1030, 3, GRID), (1, 2, GRID)];
     for (index, format) in formats().into_iter().enumerate() {
         for &(cols, count, grid) in some(&cases, index) {
-            let parts = [Matrix::random(&mut random, 9, cols, format)];
+            let parts = [TestMatrix::random(&mut random, 9, cols, format)];
             let (x, delta) = (random.floats(count * cols), random.floats(count * cols));
             let w = random.floats(cols);
             let run = async |b: &mut crate::backend::gpu::GpuBackend| {
@@ -226,7 +234,7 @@ pub(super) async fn weights_over_one_binding_are_split() {
     let mut random = Random::new(3);
     let int4 = Scheme::Integer { bits: Bits::Four, granularity: Granularity::Group(20), symmetric: false };
     for format in [WeightFormat::Dense(DType::F32), WeightFormat::Packed(int4.into())] {
-        let matrix = Matrix::random(&mut random, 2003, 100, format);
+        let matrix = TestMatrix::random(&mut random, 2003, 100, format);
         let tokens = [0, 2002, 1000, 163, 164];
         let mut parts = [matrix];
         let x = random.floats(3 * 100);
@@ -242,7 +250,7 @@ pub(super) async fn weights_over_one_binding_are_split() {
         }
     }
     // A row that is longer than a binding cannot be split.
-    let wide = Matrix::random(&mut random, 1, 20_000, WeightFormat::Dense(DType::F32));
+    let wide = TestMatrix::random(&mut random, 1, 20_000, WeightFormat::Dense(DType::F32));
     let desc = crate::backend::WeightDesc {
         rows: 1,
         cols: wide.cols,
@@ -260,7 +268,7 @@ pub(super) async fn more_rows_than_one_dimension_has_workgroups() {
     let mut random = Random::new(4);
     // With rows this short a workgroup has 64 of them: 65,536 workgroups and some.
     let rows = 65_536 * 64 + 129;
-    let parts = [Matrix::random(&mut random, rows, 4, WeightFormat::Dense(DType::F16))];
+    let parts = [TestMatrix::random(&mut random, rows, 4, WeightFormat::Dense(DType::F16))];
     let x = random.floats(4);
     let expected = reference(&parts, &x, false);
     assert!(worst(&run(&mut gpu, &parts, &x, Activations::F32).await, &expected) < F32_TOLERANCE);
@@ -271,7 +279,7 @@ pub(super) async fn embeddings_of_every_format_are_exact() {
     let mut random = Random::new(5);
     let (rows, cols, tokens) = (11, 172, [3, 0, 10, 3]);
     for format in formats() {
-        let matrix = Matrix::random(&mut random, rows, cols, format).without_bias();
+        let matrix = TestMatrix::random(&mut random, rows, cols, format).without_bias();
         let table =
             load(&mut gpu, std::slice::from_ref(&matrix), Activations::F32, ActivationGrid::Absmax127).await;
         let ids = ids(&mut gpu, &tokens);
@@ -291,7 +299,7 @@ pub(super) async fn broken_numbers_stay_visible() {
     for (index, format) in formats().into_iter().enumerate() {
         for activations in [Activations::F32, Activations::Int8] {
             for &(broken, count) in some(&cases, index) {
-                let parts = [Matrix::random(&mut random, 6, 40, format)];
+                let parts = [TestMatrix::random(&mut random, 6, 40, format)];
                 let mut x = random.floats(count * 40);
                 x[(count - 1) * 40 + 17] = broken;
                 let y = run(&mut gpu, &parts, &x, activations).await;
@@ -301,7 +309,7 @@ pub(super) async fn broken_numbers_stay_visible() {
             }
         }
     }
-    let table = Matrix::random(&mut random, 4, 8, WeightFormat::Dense(DType::F32)).without_bias();
+    let table = TestMatrix::random(&mut random, 4, 8, WeightFormat::Dense(DType::F32)).without_bias();
     let table = load(&mut gpu, &[table], Activations::F32, ActivationGrid::Absmax127).await;
     let ids = ids(&mut gpu, &[3, 4]);
     let mut out = zeros(&mut gpu, 16);

@@ -31,7 +31,7 @@ impl Random {
 }
 
 /// A matrix with its exact values beside it.
-pub(super) struct Matrix {
+pub(super) struct TestMatrix {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) format: WeightFormat,
@@ -46,7 +46,7 @@ enum Data {
     Packed(QuantizedTensor),
 }
 
-impl Matrix {
+impl TestMatrix {
     pub(super) fn random(random: &mut Random, rows: usize, cols: usize, format: WeightFormat) -> Self {
         let (data, values) = match format {
             WeightFormat::Dense(dtype) => {
@@ -118,7 +118,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
 /// Loads matrices as one weight, in two runs of rows each, the second first.
 pub(super) async fn load<B: Backend>(
     backend: &mut B,
-    parts: &[Matrix],
+    parts: &[TestMatrix],
     activations: Activations,
     grid: ActivationGrid,
 ) -> B::Weight {

@@ -1,6 +1,6 @@
 //! A device that computes wrong is found out before its results are used. Floor 4.
 
-use super::operands::{Matrix, Random, buffer, load, read, zeros};
+use super::operands::{Random, TestMatrix, buffer, load, read, zeros};
 use super::{gpu, gpu_with};
 use crate::backend::gpu::kernels::{Kernel, all};
 use crate::backend::gpu::variants::{Variant, Variants};
@@ -87,11 +87,11 @@ async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
     let mut random = Random::new(2);
     let grid = ActivationGrid::Absmax127;
-    let matrix = [Matrix::random(&mut random, 70, 96, ternary)];
+    let matrix = [TestMatrix::random(&mut random, 70, 96, ternary)];
     let weight = load(gpu, &matrix, Activations::Int8, grid).await;
-    let matrix = [Matrix::random(&mut random, 70, 96, WeightFormat::Dense(DType::F16))];
+    let matrix = [TestMatrix::random(&mut random, 70, 96, WeightFormat::Dense(DType::F16))];
     let exact = load(gpu, &matrix, Activations::F32, grid).await;
-    let matrix = [Matrix::random(&mut random, 70, 96, WeightFormat::Packed(Codebook::Iq4Nl.into()))];
+    let matrix = [TestMatrix::random(&mut random, 70, 96, WeightFormat::Packed(Codebook::Iq4Nl.into()))];
     let coded = load(gpu, &matrix, Activations::F32, grid).await;
     let norm = Norm { weight: buffer(gpu, &random.floats(96)), width: 96, epsilon: 1e-5 };
     let mut results = Vec::new();
@@ -153,7 +153,7 @@ pub(super) async fn each_format_is_checked_once() {
     let Some(mut gpu) = gpu_with(&GpuOptions { software: true, ..GpuOptions::default() }).await else {
         return;
     };
-    let matrix = || [Matrix::random(&mut Random::new(1), 10, 40, WeightFormat::Dense(DType::F32))];
+    let matrix = || [TestMatrix::random(&mut Random::new(1), 10, 40, WeightFormat::Dense(DType::F32))];
     let before = gpu.dispatches();
     load(&mut gpu, &matrix(), Activations::F32, ActivationGrid::Absmax127).await;
     let checked = gpu.dispatches();

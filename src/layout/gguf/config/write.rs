@@ -4,7 +4,7 @@ use super::llama3::Llama3;
 use crate::error::{Error, Result};
 use crate::format::gguf::Value as GgufValue;
 use crate::format::quoted;
-use crate::order;
+use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub(in crate::layout::gguf) fn to_metadata(
     refuse_what_decoders_do_not_do(config, architecture)?;
     let heads = require("num_attention_heads")?;
     let head_dim = u32::try_from(head_dim_of(config)?).unwrap_or(u32::MAX);
-    let mut metadata = order::map([
+    let mut metadata = sort::map([
         ("general.architecture".to_owned(), GgufValue::String(architecture.to_owned())),
         ("general.type".to_owned(), GgufValue::String("model".to_owned())),
         ("general.file_type".to_owned(), GgufValue::U32(file_type)),

@@ -3,7 +3,7 @@
 use super::{BYTE, BpeModel, ById, CONTROL, TokenizerFile, UNKNOWN, USER_DEFINED, Vocabulary, problem};
 use crate::error::Result;
 use crate::layout::gguf::metadata::Metadata;
-use crate::order;
+use crate::sort;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
@@ -97,7 +97,7 @@ fn merges<'a>(
             ));
         }
     }
-    order::sort_by(&mut merges, |a, b| {
+    sort::sort_by(&mut merges, |a, b| {
         let lengths = |merge: &(f32, &str, &str)| Reverse((merge.1.chars().count(), merge.2.chars().count()));
         b.0.total_cmp(&a.0).then_with(|| lengths(a).cmp(&lengths(b)))
     });

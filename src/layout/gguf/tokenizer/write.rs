@@ -7,8 +7,8 @@
 //!
 //! A tokenizer that differs at rare places only is written with a note that names them. Floor 3.
 
-mod around;
 mod special;
+mod special_tokens;
 mod templates;
 
 use super::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, split};
@@ -134,7 +134,7 @@ fn carried(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> BTreeM
     if let Some(bos) = named.bos {
         set("ggml.bos_token_id", GgufValue::U32(bos));
     }
-    set("ggml.add_bos_token", GgufValue::Bool(around::asks_for_bos(tokenizer_config)));
+    set("ggml.add_bos_token", GgufValue::Bool(special_tokens::asks_for_bos(tokenizer_config)));
     metadata
 }
 
@@ -200,9 +200,9 @@ fn exact(
     let mut named = special::named(tokenizer_config, config, id_of);
     named.bos = within(named.bos);
     named.eos = within(named.eos);
-    let around = around::of_prompt(file.post_processor.as_ref(), tokenizer_config, named.bos)?;
-    let front = around::only("in front of", &around.front, named.bos, &tokens)?;
-    let behind = around::only("behind", &around.behind, named.eos, &tokens)?;
+    let around = special_tokens::of_prompt(file.post_processor.as_ref(), tokenizer_config, named.bos)?;
+    let front = special_tokens::only("in front of", &around.front, named.bos, &tokens)?;
+    let behind = special_tokens::only("behind", &around.behind, named.eos, &tokens)?;
     if let Some(bos) = front.filter(|_| around.unless_there) {
         let text = quoted(&tokens[bos as usize]);
         notes.push(format!("a text that begins with {text} itself gets a second one in llama.cpp"));

@@ -4,7 +4,7 @@ use super::{Added, File, inexact};
 use crate::error::Result;
 use crate::format::quoted;
 use crate::layout::gguf::tokenizer::ends;
-use crate::order;
+use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -83,7 +83,7 @@ pub(super) fn leave_out(added: &mut Vec<Added>, rows: Option<usize>, notes: &mut
         notes.push(format!("the tokens beyond the {rows} rows of the embedding are left out: {texts}"));
     }
     let mut ids: Vec<u32> = beyond.into_iter().map(|token| token.id).collect();
-    order::sort(&mut ids);
+    sort::sort(&mut ids);
     ids
 }
 
@@ -157,7 +157,7 @@ pub(super) fn end_keys(
         notes.push(format!("GGUF has no key for so many tokens that end a text: {more} no longer do"));
     }
     let mut not_wanted: Vec<u32> = known.into_iter().chain(eos).filter(|id| !wanted.contains(id)).collect();
-    order::sort(&mut not_wanted);
+    sort::sort(&mut not_wanted);
     not_wanted.dedup();
     if !not_wanted.is_empty() {
         notes.push(format!(

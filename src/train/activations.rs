@@ -22,13 +22,13 @@ pub(super) fn count(config: &ModelConfig, tokens: usize, blocks: usize) -> usize
 }
 
 /// What a block has made of the tokens at hand.
-pub(super) struct Kept<B: Train> {
+pub(super) struct BlockActivations<B: Train> {
     pub(super) work: Workspace<B>,
     /// The residual stream, with what attention adds.
     pub(super) residual: B::Buffer,
 }
 
-impl<B: Train> Kept<B> {
+impl<B: Train> BlockActivations<B> {
     /// Room for `tokens` tokens of as many blocks as there is memory for, at most `blocks`.
     pub(super) fn of_blocks(
         backend: &mut B,

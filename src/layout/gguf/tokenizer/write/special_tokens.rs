@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// The ids in front of a text and behind it.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Around {
+pub(super) struct SpecialTokens {
     pub(super) front: Vec<u32>,
     pub(super) behind: Vec<u32>,
     /// Whether the first is there only where a text does not begin with it already.
@@ -21,7 +21,7 @@ pub(super) fn of_prompt(
     post_processor: Option<&Value>,
     tokenizer_config: &Value,
     bos: Option<u32>,
-) -> Result<Around> {
+) -> Result<SpecialTokens> {
     let mut around = of(post_processor.unwrap_or(&Value::Null))?;
     if let Some(bos) = bos.filter(|_| asks_for_bos(tokenizer_config))
         && around.front.first() != Some(&bos)
@@ -62,36 +62,36 @@ pub(super) fn only(place: &str, ids: &[u32], named: Option<u32>, tokens: &[Strin
     }
 }
 
-fn of(post_processor: &Value) -> Result<Around> {
+fn of(post_processor: &Value) -> Result<SpecialTokens> {
     let unknown =
         || inexact(format_args!("its post-processor is {}", clipped(&post_processor.to_string(), 80)));
     let kind = match post_processor {
-        Value::Null => return Ok(Around::default()),
+        Value::Null => return Ok(SpecialTokens::default()),
         other => other.get("type").and_then(Value::as_str).ok_or_else(unknown)?,
     };
     match kind {
         // It is about places in the text and changes no id.
-        "ByteLevel" => Ok(Around::default()),
+        "ByteLevel" => Ok(SpecialTokens::default()),
         "TemplateProcessing" => of_template(post_processor).ok_or_else(unknown),
         "BertProcessing" | "RobertaProcessing" => {
             let id = |key: &str| u32::try_from(post_processor.get(key)?.get(1)?.as_u64()?).ok();
             let (Some(front), Some(behind)) = (id("cls"), id("sep")) else { return Err(unknown()) };
-            Ok(Around { front: vec![front], behind: vec![behind], unless_there: false })
+            Ok(SpecialTokens { front: vec![front], behind: vec![behind], unless_there: false })
         }
         "Sequence" => {
             let steps = post_processor.get("processors").and_then(Value::as_array).ok_or_else(unknown)?;
-            let mut all = Around::default();
+            let mut all = SpecialTokens::default();
             for step in steps {
                 // Sequences inside sequences are nobody's, and could be nested without end.
                 if step.get("type").is_some_and(|kind| kind == "Sequence") {
                     return Err(unknown());
                 }
                 let around = of(step)?;
-                if around == Around::default() {
+                if around == SpecialTokens::default() {
                     continue;
                 }
                 // A second step takes the first one's tokens for a text of a pair.
-                if all != Around::default() {
+                if all != SpecialTokens::default() {
                     return Err(unknown());
                 }
                 all = around;
@@ -102,8 +102,8 @@ fn of(post_processor: &Value) -> Result<Around> {
     }
 }
 
-fn of_template(template: &Value) -> Option<Around> {
-    let mut around = Around::default();
+fn of_template(template: &Value) -> Option<SpecialTokens> {
+    let mut around = SpecialTokens::default();
     let mut texts = 0;
     for piece in template.get("single")?.as_array()? {
         if let Some(special) = piece.get("SpecialToken") {

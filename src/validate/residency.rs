@@ -11,11 +11,11 @@ use crate::{dtype::DType, error::Result};
 
 /// What to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holding {
+pub enum Residency {
     /// Both models, whatever they need.
-    Both,
+    SideBySide,
     /// One block of one model at a time. For prompts and questions one model is whole in memory, without the other.
-    OneBlock,
+    LayerStreamed,
     /// Both if they fit so many bytes, otherwise one block.
     Within(u64),
 }
@@ -30,13 +30,13 @@ named! {
     }
 }
 
-impl Holding {
+impl Residency {
     /// What this means for models that need `side_by_side` bytes together.
     pub fn execution(self, side_by_side: u64) -> Execution {
         match self {
-            Self::Both => Execution::SideBySide,
+            Self::SideBySide => Execution::SideBySide,
             Self::Within(bytes) if side_by_side <= bytes => Execution::SideBySide,
-            Self::OneBlock | Self::Within(_) => Execution::LayerStreamed,
+            Self::LayerStreamed | Self::Within(_) => Execution::LayerStreamed,
         }
     }
 }
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn both_are_held_where_they_fit() {
         for (holding, needed, expected) in [
-            (Holding::Within(100), 100, Execution::SideBySide),
-            (Holding::Within(99), 100, Execution::LayerStreamed),
-            (Holding::Both, u64::MAX, Execution::SideBySide),
-            (Holding::OneBlock, 0, Execution::LayerStreamed),
+            (Residency::Within(100), 100, Execution::SideBySide),
+            (Residency::Within(99), 100, Execution::LayerStreamed),
+            (Residency::SideBySide, u64::MAX, Execution::SideBySide),
+            (Residency::LayerStreamed, 0, Execution::LayerStreamed),
         ] {
             assert_eq!(holding.execution(needed), expected, "{holding:?}");
         }

@@ -28,7 +28,7 @@ const LEAST_COMPARED: usize = 16;
 
 /// What the predictions lose by one change.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Influence {
+pub struct LayerSensitivity {
     /// The block.
     pub layer: usize,
     /// The layer in it.
@@ -41,14 +41,14 @@ pub struct Influence {
 ///
 /// # Errors
 /// Whatever `change`, running the model and scratch meet; `cancelled`.
-pub async fn influence<B: Backend>(
+pub async fn measure<B: Backend>(
     checkpoint: &Checkpoint,
     texts: &[Vec<u32>],
     mut change: impl AsyncFnMut(usize, Linear) -> Result<Option<QuantizedTensor>>,
     backend: B,
     scratch: &dyn Scratch,
     control: &dyn Control,
-) -> Result<Vec<Influence>> {
+) -> Result<Vec<LayerSensitivity>> {
     let mut row = 0;
     let beginnings = texts.iter().take(TEXTS).map(|text| {
         let text = &text[..text.len().min(TEXT_TOKENS)];
@@ -75,7 +75,7 @@ pub async fn influence<B: Backend>(
             let mut any = false;
             for &linear in input.linears() {
                 control.progress(&Progress {
-                    phase: "influence",
+                    phase: "sensitivity",
                     done: layer as u64,
                     total: layers as u64,
                     item: &linear.module(layer),
@@ -98,14 +98,14 @@ pub async fn influence<B: Backend>(
         scratch.delete(&slot(stream)).await?;
     }
     let found = changes.into_iter().zip(divergences);
-    Ok(found.map(|((layer, linear), divergence)| Influence { layer, linear, divergence }).collect())
+    Ok(found.map(|((layer, linear), divergence)| LayerSensitivity { layer, linear, divergence }).collect())
 }
 
 /// The stream of the model as it is; the changes' follow.
 const UNCHANGED: usize = 0;
 
 fn slot(stream: usize) -> String {
-    format!("influence-{stream}")
+    format!("sensitivity-{stream}")
 }
 
 /// The texts on their way through the model, once for each change. In its slot each stream has the texts end to end.

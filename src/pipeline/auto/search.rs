@@ -1,4 +1,4 @@
-//! What `auto` tries, and when it stops: pure decisions about reports.
+//! Target `auto` tries, and when it stops: pure decisions about reports.
 //!
 //! A checkpoint is tried in one precision with more and more calibration samples, then with the layers that lost most in
 //! the next precision, then in INT8, then trained where a host can; then it is the next checkpoint's turn. Only quality and generation count: a result
@@ -6,80 +6,85 @@
 
 use crate::artifact::records::{ModuleRecord, TRAINED};
 use crate::options::named;
-use crate::order;
 use crate::plan::PlanOptions;
 use crate::quant::{Bits, Granularity, Scheme};
+use crate::sort;
 use crate::validate::report::ValidationReport;
 use crate::validate::verdict::{Status, criterion};
 
 /// One thing to try with a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rung {
-    /// What is made of it.
-    pub what: What,
+pub struct Attempt {
+    /// Target is made of it.
+    pub target: Target,
     /// Calibration samples; none where it is trained.
     pub samples: usize,
 }
 
-/// What is made of a checkpoint.
+/// Target is made of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum What {
+pub enum Target {
     /// Most linear layers have 4 or 8 bits.
     Bits(Bits),
     /// The layers that lost most in the attempt before get INT8 beside INT4, or floating point beside INT8.
     Mixed(Bits),
     /// Each module gets what fits so many bits a weight best.
-    Target(f64),
+    BitsPerWeight(f64),
     /// Every layer, by training.
     Trained(Scheme),
 }
 
-impl Rung {
+impl Attempt {
     /// `int4-512`, `int4-2048-mixed`, `2.5bpw-512`, `qat-int2-g32-sym`: what folders are called.
     pub fn name(&self) -> String {
         let samples = self.samples;
-        match self.what {
-            What::Bits(bits) => format!("int{}-{samples}", bits.get()),
-            What::Mixed(bits) => format!("int{}-{samples}-mixed", bits.get()),
-            What::Target(bits) => format!("{bits}bpw-{samples}"),
-            What::Trained(scheme) => format!("qat-{scheme}"),
+        match self.target {
+            Target::Bits(bits) => format!("int{}-{samples}", bits.get()),
+            Target::Mixed(bits) => format!("int{}-{samples}-mixed", bits.get()),
+            Target::BitsPerWeight(bits) => format!("{bits}bpw-{samples}"),
+            Target::Trained(scheme) => format!("qat-{scheme}"),
         }
     }
 }
 
 /// Where a checkpoint begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Beginning {
+pub enum Start {
     /// With 4 or 8 bits.
     Bits(Bits),
     /// With what fits so many bits a weight, and never more.
-    Target(f64),
+    BitsPerWeight(f64),
 }
 
-/// What to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
-/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. What would only
+/// Target to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
+/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. Target would only
 /// repeat an attempt is left out.
-pub fn rungs(begin: Beginning, samples: &[usize], available: usize, trained: Option<Scheme>) -> Vec<Rung> {
-    let what = match begin {
-        Beginning::Bits(bits) => What::Bits(bits),
-        Beginning::Target(bits) => What::Target(bits),
+pub fn planned_attempts(
+    begin: Start,
+    samples: &[usize],
+    available: usize,
+    trained: Option<Scheme>,
+) -> Vec<Attempt> {
+    let target = match begin {
+        Start::Bits(bits) => Target::Bits(bits),
+        Start::BitsPerWeight(bits) => Target::BitsPerWeight(bits),
     };
-    let mut rungs: Vec<Rung> = Vec::new();
+    let mut attempts: Vec<Attempt> = Vec::new();
     for &samples in samples {
         let samples = samples.min(available);
-        if samples > rungs.last().map_or(0, |last| last.samples) {
-            rungs.push(Rung { what, samples });
+        if samples > attempts.last().map_or(0, |last| last.samples) {
+            attempts.push(Attempt { target, samples });
         }
     }
-    let Some(&Rung { samples, .. }) = rungs.last() else { return rungs };
-    if let Beginning::Bits(bits) = begin {
-        rungs.push(Rung { what: What::Mixed(bits), samples });
+    let Some(&Attempt { samples, .. }) = attempts.last() else { return attempts };
+    if let Start::Bits(bits) = begin {
+        attempts.push(Attempt { target: Target::Mixed(bits), samples });
         if bits != Bits::Eight {
-            rungs.push(Rung { what: What::Bits(Bits::Eight), samples });
+            attempts.push(Attempt { target: Target::Bits(Bits::Eight), samples });
         }
     }
-    rungs.extend(trained.map(|scheme| Rung { what: What::Trained(scheme), samples: 0 }));
-    rungs
+    attempts.extend(trained.map(|scheme| Attempt { target: Target::Trained(scheme), samples: 0 }));
+    attempts
 }
 
 /// Weights that share a scale, where a target decides.
@@ -88,13 +93,13 @@ const GROUPS: [usize; 3] = [32, 64, 128];
 /// Of a scale, in half precision.
 const SCALE_BITS: f64 = 16.0;
 
-/// What to train to: of one scheme for all layers, the one of most bits that fits.
-pub fn trained_scheme(begin: Beginning) -> Option<Scheme> {
+/// Target to train to: of one scheme for all layers, the one of most bits that fits.
+pub fn trained_scheme(begin: Start) -> Option<Scheme> {
     let PlanOptions { int4, int8, .. } = PlanOptions::default();
     let most = match begin {
-        Beginning::Bits(Bits::Eight) => return Some(Scheme::symmetric(Bits::Eight, int8)),
-        Beginning::Bits(bits) => return Some(Scheme::symmetric(bits, int4)),
-        Beginning::Target(most) => most,
+        Start::Bits(Bits::Eight) => return Some(Scheme::symmetric(Bits::Eight, int8)),
+        Start::Bits(bits) => return Some(Scheme::symmetric(bits, int4)),
+        Start::BitsPerWeight(most) => most,
     };
     let integers = [Bits::Four, Bits::Three, Bits::Two].into_iter().flat_map(|bits| {
         GROUPS.map(|group| (f64::from(bits.get()) + SCALE_BITS / group as f64, bits, group))
@@ -130,26 +135,26 @@ pub fn judge(report: &ValidationReport) -> Judgement {
     if failed { Judgement::Bad } else { Judgement::Good }
 }
 
-/// An attempt, by checkpoint and rung, and what became of it.
+/// An attempt, by checkpoint and attempt, and what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tried {
+pub struct Judged {
     /// Which checkpoint.
     pub checkpoint: usize,
-    /// Which of its rungs.
-    pub rung: usize,
+    /// Which of its attempts.
+    pub attempt: usize,
     /// How it was judged.
     pub judgement: Judgement,
 }
 
-/// What to do after some attempts.
+/// Target to do after some attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Try this rung of this checkpoint.
+    /// Try this attempt of this checkpoint.
     Try {
         /// Which checkpoint.
         checkpoint: usize,
-        /// Which of its rungs.
-        rung: usize,
+        /// Which of its attempts.
+        attempt: usize,
     },
     /// The last attempt is good.
     Accept,
@@ -157,24 +162,24 @@ pub enum Next {
     Reject,
 }
 
-/// What to do after `last`, the last attempt, where checkpoint `i` has `ladder[i]` rungs.
-pub fn next(ladder: &[usize], last: Option<Tried>) -> Next {
-    let (mut checkpoint, mut rung) = match last {
+/// Target to do after `last`, the last attempt, where checkpoint `i` has `attempts[i]` attempts.
+pub fn next(attempts: &[usize], last: Option<Judged>) -> Next {
+    let (mut checkpoint, mut attempt) = match last {
         None => (0, 0),
-        Some(Tried { judgement: Judgement::Good, .. }) => return Next::Accept,
-        Some(Tried { checkpoint, rung, judgement: Judgement::Bad }) => (checkpoint, rung + 1),
-        Some(Tried { checkpoint, judgement: Judgement::Hopeless, .. }) => (checkpoint + 1, 0),
+        Some(Judged { judgement: Judgement::Good, .. }) => return Next::Accept,
+        Some(Judged { checkpoint, attempt, judgement: Judgement::Bad }) => (checkpoint, attempt + 1),
+        Some(Judged { checkpoint, judgement: Judgement::Hopeless, .. }) => (checkpoint + 1, 0),
     };
-    while checkpoint < ladder.len() {
-        if rung < ladder[checkpoint] {
-            return Next::Try { checkpoint, rung };
+    while checkpoint < attempts.len() {
+        if attempt < attempts[checkpoint] {
+            return Next::Try { checkpoint, attempt };
         }
-        (checkpoint, rung) = (checkpoint + 1, 0);
+        (checkpoint, attempt) = (checkpoint + 1, 0);
     }
     Next::Reject
 }
 
-/// What to do when nothing was good; `last` is the last report.
+/// Target to do when nothing was good; `last` is the last report.
 pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     let tried =
         if attempts == 1 { "the only attempt".to_owned() } else { format!("all {attempts} attempts") };
@@ -203,7 +208,7 @@ pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) ->
         .filter_map(|module| Some((module.name.as_str(), module.calibration.as_ref()?.output_error?)))
         .collect();
     let all: u64 = measured.iter().map(|(name, _)| weights(name)).sum();
-    order::sort_by(&mut measured, |a, b| b.1.total_cmp(&a.1));
+    sort::sort_by(&mut measured, |a, b| b.1.total_cmp(&a.1));
     let room = (all as f64 * RAISED_SHARE) as u64;
     let mut taken = 0;
     let mut worst: Vec<String> = Vec::new();
@@ -272,10 +277,9 @@ mod tests {
     #[test]
     fn rungs_go_up_and_never_repeat() {
         let named = |begin, samples: &[usize], available, trained| {
-            rungs(begin, samples, available, trained).iter().map(Rung::name).collect::<Vec<_>>()
+            planned_attempts(begin, samples, available, trained).iter().map(Attempt::name).collect::<Vec<_>>()
         };
-        let names =
-            |bits, samples: &[usize], available| named(Beginning::Bits(bits), samples, available, None);
+        let names = |bits, samples: &[usize], available| named(Start::Bits(bits), samples, available, None);
         let four = Bits::Four;
         assert_eq!(
             names(four, &[512, 2048], 9999),
@@ -292,7 +296,7 @@ mod tests {
         assert!(names(four, &[512], 0).is_empty());
         let trained = |begin| named(begin, &[512, 2048], 700, trained_scheme(begin));
         assert_eq!(
-            trained(Beginning::Bits(four)),
+            trained(Start::Bits(four)),
             ["int4-512", "int4-700", "int4-700-mixed", "int8-700", "qat-int4-g32-sym"]
         );
         // Within a target nothing gets more bits.
@@ -300,17 +304,17 @@ mod tests {
             [(2.5, "int2-g32-sym"), (2.2, "int2-g128-sym"), (3.6, "int3-g32-sym"), (9.0, "int4-g32-sym")]
         {
             let expected = [format!("{target}bpw-512"), format!("{target}bpw-700"), format!("qat-{scheme}")];
-            assert_eq!(trained(Beginning::Target(target)), expected);
+            assert_eq!(trained(Start::BitsPerWeight(target)), expected);
         }
-        assert_eq!(trained(Beginning::Target(2.0)), ["2bpw-512", "2bpw-700"]);
+        assert_eq!(trained(Start::BitsPerWeight(2.0)), ["2bpw-512", "2bpw-700"]);
     }
 
     #[test]
     fn the_ladder_is_climbed_rung_by_rung_and_checkpoint_by_checkpoint() {
         use Judgement::{Bad, Good, Hopeless};
-        let tried = |checkpoint, rung, judgement| Some(Tried { checkpoint, rung, judgement });
-        let go_on = |checkpoint, rung| Next::Try { checkpoint, rung };
-        for (ladder, last, expected) in [
+        let tried = |checkpoint, attempt, judgement| Some(Judged { checkpoint, attempt, judgement });
+        let go_on = |checkpoint, attempt| Next::Try { checkpoint, attempt };
+        for (attempts, last, expected) in [
             (&[4, 3][..], None, go_on(0, 0)),
             (&[4, 3], tried(0, 0, Bad), go_on(0, 1)),
             (&[4, 3], tried(0, 3, Bad), go_on(1, 0)),
@@ -322,14 +326,14 @@ mod tests {
             (&[0, 0, 2], None, go_on(2, 0)),
             (&[], None, Next::Reject),
         ] {
-            assert_eq!(next(ladder, last), expected, "{ladder:?} {last:?}");
+            assert_eq!(next(attempts, last), expected, "{attempts:?} {last:?}");
         }
-        // Whatever is bad, every rung is tried once, in order.
+        // Whatever is bad, every attempt is tried once, in order.
         let mut seen = Vec::new();
         let mut last = None;
-        while let Next::Try { checkpoint, rung } = next(&[2, 0, 3], last) {
-            seen.push((checkpoint, rung));
-            last = tried(checkpoint, rung, Bad);
+        while let Next::Try { checkpoint, attempt } = next(&[2, 0, 3], last) {
+            seen.push((checkpoint, attempt));
+            last = tried(checkpoint, attempt, Bad);
         }
         assert_eq!(seen, [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]);
     }
@@ -364,7 +368,7 @@ mod tests {
         };
         let weights = |name: &str| if name == "large" { 50 } else { 10 };
         for (modules, expected) in [
-            // 110 weights in all: 27 may be raised, and the large one does not fit.
+            // 110 weights in all: 27 may be promoted, and the large one does not fit.
             (
                 vec![
                     module("a", Some(0.1)),

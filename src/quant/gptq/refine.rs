@@ -11,7 +11,7 @@
 //!    if the error falls;
 //! 3. a group is gone over a few times, then the other columns' `r` learn of it in one product, and the next group follows.
 //!
-//! The error can only fall, so no limit is needed but the number of sweeps. Floor 2.
+//! The error can only fall, so no limit is needed but the number of refinement_passes. Floor 2.
 
 use super::rows::RoundedRow;
 use super::{BLOCK, Grid, Prepared};
@@ -25,12 +25,12 @@ const LOCAL_SWEEPS: usize = 2;
 
 /// Improves `rows`, whose original weights are `weights`, `[n, cols]`, in the order of the input. Returns what is left of
 /// the output error, with the Hessian as it was before damping.
-pub(super) async fn polish(
+pub(super) async fn refine(
     prepared: &Prepared<'_>,
     grid: Grid,
     weights: &[f32],
     rows: &mut [RoundedRow],
-    sweeps: usize,
+    refinement_passes: usize,
     pace: &mut Pace,
 ) -> f64 {
     let Grid { cols, group_size, .. } = grid;
@@ -55,7 +55,7 @@ pub(super) async fn polish(
     let mut change = Vec::new();
     let mut steps = Vec::new();
     let mut products = Vec::new();
-    for _ in 0..sweeps {
+    for _ in 0..refinement_passes {
         let mut changed = false;
         for start in (0..cols).step_by(width) {
             let end = (start + width).min(cols);
