@@ -3,7 +3,7 @@
 //!
 //! For programs that have files; what they have instead goes in through [`SourceDir`](crate::format::source::SourceDir) and out
 //! through [`SinkDir`](crate::format::sink::SinkDir). Each call does what the command of its name does, by the same request.
-//! Not here: options ([`request`](crate::request)), and the work. Floor 9.
+//! Not here: options ([`request`](crate::request)), and the work.
 
 mod checkpoint;
 pub mod destination;

@@ -2,7 +2,7 @@
 //!
 //! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
 //! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`DeviceOps::finish_read`], its shorthands
-//! and [`DeviceOps::finish_weight`] wait. Floor 4.
+//! and [`DeviceOps::finish_weight`] wait.
 
 pub mod any;
 mod arrivals;

@@ -4,7 +4,7 @@
 //! [`moments`] adds up, at each [`LinearInput`](crate::model::block::LinearInput), while the block's matrices are replaced one after the
 //! other. [`method`] says what a method makes of them: [`gptq`], [`awq`] and [`rtn`] are there; what they found waits in
 //! [`modules`]. [`rows`] brings weights to a quantizer. Not here: the maths (`quant`), and which modules are quantized how
-//! (`pipeline`). Floor 7.
+//! (`pipeline`).
 
 pub mod awq;
 pub mod gptq;

@@ -1,7 +1,7 @@
 //! The command line: options as people type them, and what they see.
 //!
 //! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
-//! messages. Exit codes: 0 done, 1 a check rejected the model, 2 bad input or usage, 130 interrupted. Floor 9.
+//! messages. Exit codes: 0 done, 1 a check rejected the model, 2 bad input or usage, 130 interrupted.
 
 #[cfg(feature = "train")]
 mod assess;

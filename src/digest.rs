@@ -1,4 +1,4 @@
-//! SHA-256 as people write it. Floor 0.
+//! SHA-256 as people write it.
 
 use sha2::{Digest, Sha256};
 

@@ -1,6 +1,6 @@
 //! Element types of stored tensors, and how floating-point bytes become `f32` and back.
 //!
-//! Not here: packed integer weights (see `quant`). Floor 0.
+//! Not here: packed integer weights (see `quant`).
 
 use crate::error::{Error, Result};
 use half::slice::HalfFloatSliceExt;

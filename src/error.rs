@@ -1,7 +1,7 @@
 //! The one public error type: a stable code for programs, one sentence for people.
 //!
 //! Not here: the private enums that some modules keep for their own failures; they turn into this type at the
-//! module's edge. Floor 0.
+//! module's edge.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Containers: where bytes come from, where they go, and how files divide them into named tensors.
 //!
-//! Not here: what the tensors mean (`layout`, `model`). Floor 1.
+//! Not here: what the tensors mean (`layout`, `model`).
 
 pub mod foreign;
 pub mod gguf;

@@ -1,7 +1,7 @@
 //! From logits to text: choosing tokens, deciding when to stop, and streaming text that is always whole.
 //!
 //! `generator` runs a model step by step for one prompt, `batch` for several; `sequence` is what one text needs of the other
-//! three, which see slices of logits, token ids and pieces of text. Floor 6.
+//! three, which see slices of logits, token ids and pieces of text.
 
 pub mod batch;
 pub mod generator;

@@ -1,7 +1,7 @@
 //! How checkpoint folders spell weights, and the one form that the rest of the crate sees.
 //!
 //! What a packed weight's tensors are called (`weight_packed`, `qweight`, blocks) is known here. A [`Layout`] is opened with a
-//! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`). Floor 3.
+//! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`).
 
 mod auto_round;
 pub mod awq;

@@ -1,4 +1,4 @@
-//! The `lowbit` command. Floor 9.
+//! The `lowbit` command.
 
 fn main() -> std::process::ExitCode {
     quieten_drivers();

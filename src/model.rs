@@ -2,7 +2,7 @@
 //!
 //! `config` reads what a model is, `checkpoint` opens the folder that holds it, `weights` brings single modules to a
 //! backend, `block` has their steps, `runner` takes tokens through them, from one `hidden_store` to another or, in `decoder`,
-//! to logits. Not here: choosing tokens (`generate`) and judging them (`validate`). Floor 5.
+//! to logits. Not here: choosing tokens (`generate`) and judging them (`validate`).
 
 pub mod block;
 pub mod checkpoint;

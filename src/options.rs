@@ -6,7 +6,7 @@
 //! and JSON Schemas of the npm package, and the check of the bounds. A field is spelled `group_size` in Rust and in records, `groupSize` in JavaScript,
 //! `--group-size` on the command line.
 //!
-//! Not here: which options a command has ([`request`](crate::request), and the floors whose options they are). Floor 0.
+//! Not here: which options a command has ([`request`](crate::request), and the floors whose options they are).
 
 mod bounds;
 mod given;

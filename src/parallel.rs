@@ -1,7 +1,7 @@
 //! Pure maths on several threads: the pieces of a slice, each worked on alone.
 //!
 //! Work is cut by what is computed, never inside a sum, so the number of threads does not change a result. One thread in
-//! WebAssembly. Not here: how a backend cuts its work (its threads are these, unless it is asked for others). Floor 0.
+//! WebAssembly. Not here: how a backend cuts its work (its threads are these, unless it is asked for others).
 
 /// How many tasks can run at once.
 pub fn lanes() -> usize {

@@ -3,7 +3,7 @@
 //! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor, `calibrated` finds
 //! codes with the help of samples first, `budget` chooses schemes that fit one, `auto` goes on until a result is good, and
 //! `convert` spells what is quantized already in another way. All of them write by the plan and the loop of `output`. Not
-//! here: options as people type them (`cli`, `wasm`). Floor 8.
+//! here: options as people type them (`cli`, `wasm`).
 
 #[cfg(feature = "train")]
 pub mod assess;

@@ -1,7 +1,7 @@
 //! What a model needs before any of it is loaded: bytes at each precision, what fits, and which precision to take.
 //!
 //! Pure arithmetic over a model's dimensions, exact for the weights. [`MemoryPlan`] is also the document that `plan --json`
-//! prints. Not here: reading a checkpoint's config. Floor 8.
+//! prints. Not here: reading a checkpoint's config.
 
 pub mod dims;
 pub mod memory;

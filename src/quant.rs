@@ -1,6 +1,6 @@
 //! Quantization as pure maths: schemes, packed tensors, and the methods that make them from float weights.
 //!
-//! Nothing here knows a file, a model or a device, so every method is tested on small matrices. Floor 2.
+//! Nothing here knows a file, a model or a device, so every method is tested on small matrices.
 
 pub mod awq;
 pub mod builder;

@@ -2,7 +2,7 @@
 //!
 //! A recipe is a list of rules, as JSON or (on the command line) as TOML. The first rule whose pattern matches a module's
 //! name holds for it; modules that no rule matches take the options of the job. Not here: which modules there are, and
-//! whether a layout can hold the result (`pipeline::select`). Floor 8.
+//! whether a layout can hold the result (`pipeline::select`).
 
 mod pattern;
 

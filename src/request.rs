@@ -4,7 +4,7 @@
 //! line and the modules of the npm package read the same structs, and nothing else; the package's types and the schemas of
 //! its tools are written from them. Here too is what a request means to the floors below.
 //!
-//! Not here: where files come from and go to, which every edge finds in its own way. Floor 8.
+//! Not here: where files come from and go to, which every edge finds in its own way.
 
 #[cfg(feature = "train")]
 mod assess;

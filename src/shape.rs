@@ -1,6 +1,6 @@
 //! The shape of a stored tensor.
 //!
-//! Dimensions are `u64`: a file may describe more elements than a 32-bit `usize` counts. Floor 0.
+//! Dimensions are `u64`: a file may describe more elements than a 32-bit `usize` counts.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! Sorting, in one place: the standard library's sorts are compiled anew for each type, five kilobytes of a WebAssembly
 //! module each time. Here only moving items is; comparing goes through one sort of indices.
 //!
-//! Not for what is sorted for each token or for millions of numbers: there the standard library's own sorts stand. Floor 0.
+//! Not for what is sorted for each token or for millions of numbers: there the standard library's own sorts stand.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

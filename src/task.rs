@@ -1,7 +1,7 @@
 //! How long work reports, yields and is cancelled.
 //!
 //! The same code runs in a browser worker, where a synchronous loop would hear no abort, and natively, where futures never
-//! wait on anything but themselves. [`steps`] cuts computations that know no host into steps. Floor 0.
+//! wait on anything but themselves. [`steps`] cuts computations that know no host into steps.
 
 pub mod steps;
 

@@ -2,7 +2,7 @@
 //!
 //! [`TextCodec`] is what the rest of the crate sees, so that a page can bring a tokenizer of its own. The rooms: the
 //! tokenizer of a folder and its files, Oniguruma's patterns as the library here reads them, chats, and how a tokenizer is made of
-//! texts (`train`). Floor 5.
+//! texts (`train`).
 
 #[cfg(feature = "tokenizer")]
 pub mod chat;

@@ -3,7 +3,7 @@
 //! A forward pass keeps what is inside the first blocks, as far as it fits. Of the others it keeps the input; on the way
 //! back such a block is run once more and then backward, so that memory grows with the number of blocks and not with what is inside
 //! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
-//! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates. Floor 7.
+//! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates.
 
 mod activations;
 pub mod assess;

@@ -3,7 +3,7 @@
 //! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
 //! one thing each, `kernels` times single steps of a device, `agreement` measures what the way back from a quantized model
 //! keeps, and `influence` how much each layer matters. `streamed` compares models too large to hold twice. The rest are pure
-//! functions of logits, texts and figures, so that the verdict can be tested with injected measurements. Floor 7.
+//! functions of logits, texts and figures, so that the verdict can be tested with injected measurements.
 
 pub mod agreement;
 pub mod benchmark;

@@ -4,7 +4,7 @@
 //! engine is packed, what only some of its functions need becomes a module of its own (`xtask/src/package/wasm.rs`). The
 //! package's own JavaScript puts them together, and is their only caller. Bytes, targets, scratch space, text, progress
 //! and clocks are objects of JavaScript that are handed in ([`source`], [`sink`], [`scratch`], [`codec`], [`control`]), so
-//! that one module serves browsers, Node and Deno alike. Every failure is an `Error` with a `code`. Floor 9.
+//! that one module serves browsers, Node and Deno alike. Every failure is an `Error` with a `code`.
 
 pub mod error;
 #[cfg(feature = "tokenizer-module")]

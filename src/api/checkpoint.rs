@@ -1,4 +1,4 @@
-//! An open checkpoint, as programs use it. Floor 9.
+//! An open checkpoint, as programs use it.
 
 use super::destination::{Destination, destination, refuse_source};
 use super::model::Model;

@@ -1,4 +1,4 @@
-//! Where an output goes on a disk: a folder, or a file in one. Floor 9.
+//! Where an output goes on a disk: a folder, or a file in one.
 
 use crate::artifact::output::refuse_foreign;
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! A loaded model, as programs use it. Floor 9.
+//! A loaded model, as programs use it.
 
 use crate::backend::any::AnyBackend;
 use crate::backend::choice::DeviceOutcome;

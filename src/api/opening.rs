@@ -1,4 +1,4 @@
-//! Opens checkpoints and their tokenizers by paths. Floor 9.
+//! Opens checkpoints and their tokenizers by paths.
 
 use crate::error::{Context, Result};
 use crate::format::links::followed;

@@ -1,6 +1,4 @@
 //! `--metrics FILE`: figures as JSON lines with stable names, for whoever follows many runs.
-//!
-//! Floor 7.
 
 use serde::Serialize;
 

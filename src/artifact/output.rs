@@ -2,7 +2,7 @@
 //!
 //! `config.json` comes first and names the file that is written last; opening a folder that lacks it is an error
 //! (see [`crate::model::Checkpoint::open`]). An earlier output of this crate is replaced: its files go before the first
-//! new one comes. A checkpoint that something else wrote is never overwritten. Floor 7.
+//! new one comes. A checkpoint that something else wrote is never overwritten.
 
 use super::records::{DEQUANTIZATION_RECORD, PARAMETERS_FILE, QUANTIZATION_RECORD, TRAINING_RECORD};
 use crate::error::{Error, ErrorCode, Result};

@@ -1,6 +1,6 @@
 //! The records that go with a quantized or dequantized checkpoint.
 //!
-//! Field names are part of the public interface. No times and no machine: equal input gives equal bytes. Floor 7.
+//! Field names are part of the public interface. No times and no machine: equal input gives equal bytes.
 
 use crate::calibrate::CalibrationRecord;
 use crate::digest;

@@ -1,6 +1,4 @@
 //! `quantization_summary.json`: several variants of one model side by side.
-//!
-//! Floor 7.
 
 use serde::{Deserialize, Serialize};
 

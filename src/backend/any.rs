@@ -1,7 +1,7 @@
 //! Either device behind one type, for callers that learn only at run time which one it is.
 //!
 //! Whatever is generic over [`Backend`](super::Backend) is then compiled once, not once for each device: in a WebAssembly module that halves
-//! the decoder. Choosing costs a comparison a step, of which a token has a few dozen. It computes nothing itself. Floor 4.
+//! the decoder. Choosing costs a comparison a step, of which a token has a few dozen. It computes nothing itself.
 
 use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]

@@ -1,4 +1,4 @@
-//! A weight on its way to a device: every row and every announced bias must come exactly once, and as announced. Floor 4.
+//! A weight on its way to a device: every row and every announced bias must come exactly once, and as announced.
 
 use super::{WeightDesc, WeightFormat, WeightView};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Which device a run asks for, and what becomes of the run where that device fails. Floor 4.
+//! Which device a run asks for, and what becomes of the run where that device fails.
 
 use super::any::AnyBackend;
 use super::cpu::CpuBackend;

@@ -6,8 +6,6 @@
 //!   [allows](DeviceOps::set_sums) otherwise.
 //! - `linear`, `gram` and backward steps that multiply matrices add in the order of the instruction set in use, so their last bits
 //!   differ between instruction sets; every other step gives the same bits on every target.
-//!
-//! Floor 4.
 
 mod add_rms_norm;
 mod amx;

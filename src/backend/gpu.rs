@@ -3,7 +3,7 @@
 //! Steps only record what is to be done ([`recording`](self)); [`DeviceOps::flush`] and the reading methods submit it, and
 //! only they and [`DeviceOps::finish_weight`] wait. Which kernel runs is decided by pure functions (`select`).
 //! Whatever this backend cannot do is an error with a code, so that the caller can take the CPU instead; after an error
-//! of the device every later call fails with it. Floor 4.
+//! of the device every later call fails with it.
 #![cfg_attr(
     target_arch = "wasm32",
     allow(

@@ -1,4 +1,4 @@
-//! Small operands that look random and are always the same, for the checks that a device computes right. Floor 4.
+//! Small operands that look random and are always the same, for the checks that a device computes right.
 
 #[cfg(feature = "gpu")]
 use super::Element;

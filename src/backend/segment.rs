@@ -1,4 +1,4 @@
-//! Which rows of a batch belong to which sequence, and what each of them sees. Floor 4.
+//! Which rows of a batch belong to which sequence, and what each of them sees.
 
 use super::AttentionShape;
 use crate::error::{Error, ErrorCode, Result};

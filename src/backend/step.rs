@@ -1,4 +1,4 @@
-//! Transformer steps with their operands, and what is checked of them before any device runs one. Floor 4.
+//! Transformer steps with their operands, and what is checked of them before any device runs one.
 
 use super::segment::{Extent, check_segments};
 use super::{AttentionShape, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, TopK};

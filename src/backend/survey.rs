@@ -1,4 +1,4 @@
-//! What models can run on here, each adapter checked against the CPU. Floor 4.
+//! What models can run on here, each adapter checked against the CPU.
 
 use super::DeviceOps;
 use super::cpu::CpuBackend;

@@ -1,4 +1,4 @@
-//! Backward steps, at the size of the forward ones: what training asks of a device beside [`DeviceOps`]. Floor 4.
+//! Backward steps, at the size of the forward ones: what training asks of a device beside [`DeviceOps`].
 
 use super::segment::{Extent, check_segments};
 use super::step::check;

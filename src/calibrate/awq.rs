@@ -3,7 +3,7 @@
 //!
 //! While the samples are walked through the model, layers hold `Q(W s) / s` and the input is as it was: the same outputs
 //! as after folding, so nothing that is in scratch needs to change. Candidates are tried as they would be stored, `Q(W s)`, with
-//! their input divided by `s`. The maths is in [`quant::awq`](crate::quant::awq). Floor 7.
+//! their input divided by `s`. The maths is in [`quant::awq`](crate::quant::awq).
 
 use super::method::{
     CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedLayer,

@@ -1,7 +1,7 @@
 //! GPTQ on the layers that share an input: each is rounded by it and to nearest, and what leaves the smaller error in its
 //! output is taken.
 //!
-//! The maths is in [`quant::gptq`](crate::quant::gptq). Floor 7.
+//! The maths is in [`quant::gptq`](crate::quant::gptq).
 
 use super::method::{
     CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedLayer,

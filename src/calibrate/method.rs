@@ -3,7 +3,7 @@
 //!
 //! [`Gptq`](super::gptq::Gptq) and [`Awq`](super::awq::Awq) are two; [`Direct`](super::rtn::Direct) takes the layers that need
 //! no statistics, because those after them are calibrated on their quantized outputs. Not here: which module is made how
-//! (`pipeline`). Floor 7.
+//! (`pipeline`).
 
 use super::modules::CalibratedModules;
 use super::walk::{InputStatistics, Statistics, Walk};

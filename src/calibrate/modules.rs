@@ -1,5 +1,5 @@
 //! The matrices that calibration has found, which wait in scratch until their turn comes to be written: they are found in the
-//! order of the data flow and written in the order of the file. Floor 7.
+//! order of the data flow and written in the order of the file.
 
 mod stored;
 

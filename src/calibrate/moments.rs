@@ -2,7 +2,7 @@
 //! [`Drift`] beside it.
 //!
 //! A token's row is the input `x`, and with a drift `[x, d]`, where `d` is by how much the original model's input is another.
-//! One product of such rows then gives both, so the backend needs no other one. Not here: running a model (`walk`). Floor 7.
+//! One product of such rows then gives both, so the backend needs no other one. Not here: running a model (`walk`).
 
 use crate::backend::{Backend, Element};
 use crate::error::Result;

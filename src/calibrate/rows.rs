@@ -1,4 +1,4 @@
-//! Brings the rows of a matrix from the checkpoint to a quantizer, as it wants them. Floor 7.
+//! Brings the rows of a matrix from the checkpoint to a quantizer, as it wants them.
 
 use super::method::{LayerContext, ModuleTarget};
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! Codes of a matrix from its weights alone: to nearest, ternary, or those that the model brings. Floor 7.
+//! Codes of a matrix from its weights alone: to nearest, ternary, or those that the model brings.
 
 use super::method::{CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedLayer};
 use super::rows::{quantize_rows, weight_error};

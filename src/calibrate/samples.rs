@@ -1,7 +1,7 @@
 //! The tokens that a model is calibrated with.
 //!
 //! Documents are put end to end and cut into windows of equal length, each with the beginning-of-sequence token in front
-//! where the model has one: the way in which the field's tools draw them. Floor 7.
+//! where the model has one: the way in which the field's tools draw them.
 
 use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};

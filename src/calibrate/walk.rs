@@ -4,7 +4,6 @@
 //! through the replaced ones. So every layer is calibrated with inputs that the layers before it, already quantized, really
 //! make ("true-sequential"), and every step runs once. In memory: one block, one chunk of tokens, one statistic; all else is
 //! in scratch. A walk that measures a [drift](Statistics::drift) takes the samples through the original blocks as well.
-//! Floor 7.
 
 mod parent;
 mod slots;

@@ -1,4 +1,4 @@
-//! `lowbit assess`: at which level of a task is a model at the edge of what it can do? Floor 9.
+//! `lowbit assess`: at which level of a task is a model at the edge of what it can do?
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};

@@ -1,4 +1,4 @@
-//! `lowbit auto`: quantizes and validates until the quality is good enough. Floor 9.
+//! `lowbit auto`: quantizes and validates until the quality is good enough.
 
 use super::Outcome;
 use super::calibration::CalibrationFiles;

@@ -1,4 +1,4 @@
-//! `lowbit bench`: how fast a device does the steps of a model, beside what it can do at most. Floor 9.
+//! `lowbit bench`: how fast a device does the steps of a model, beside what it can do at most.
 
 use super::Outcome;
 use super::open;

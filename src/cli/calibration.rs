@@ -1,4 +1,4 @@
-//! The options by which calibration samples are given. Floor 9.
+//! The options by which calibration samples are given.
 
 use super::open::{self, TokenizerArgs};
 use super::terminal::Terminal;

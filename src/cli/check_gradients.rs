@@ -1,4 +1,4 @@
-//! `lowbit check-gradients`: can this model be trained? Floor 9.
+//! `lowbit check-gradients`: can this model be trained?
 
 use super::Outcome;
 use super::learner::LearnerArgs;

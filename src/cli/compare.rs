@@ -1,4 +1,4 @@
-//! `lowbit compare`: two models continue the same prompts. Floor 9.
+//! `lowbit compare`: two models continue the same prompts.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};

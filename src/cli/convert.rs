@@ -1,4 +1,4 @@
-//! `lowbit convert`: a quantized checkpoint in another layout. Floor 9.
+//! `lowbit convert`: a quantized checkpoint in another layout.
 
 use super::Outcome;
 use super::open;

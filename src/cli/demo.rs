@@ -1,4 +1,4 @@
-//! `lowbit demo`: the whole path on one checkpoint: quantize, judge, let both models speak. Floor 9.
+//! `lowbit demo`: the whole path on one checkpoint: quantize, judge, let both models speak.
 
 use super::Outcome;
 use super::compare;

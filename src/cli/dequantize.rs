@@ -1,4 +1,4 @@
-//! `lowbit dequantize`: a quantized folder becomes an ordinary checkpoint again. Floor 9.
+//! `lowbit dequantize`: a quantized folder becomes an ordinary checkpoint again.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};

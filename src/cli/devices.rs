@@ -1,4 +1,4 @@
-//! `lowbit devices`: what models can run on. Floor 9.
+//! `lowbit devices`: what models can run on.
 
 use super::Outcome;
 use super::terminal::Terminal;

@@ -1,4 +1,4 @@
-//! `lowbit generate`: continues a prompt. Floor 9.
+//! `lowbit generate`: continues a prompt.
 
 use super::Outcome;
 use super::open::{self, ModelArgs};

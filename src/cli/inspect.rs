@@ -1,4 +1,4 @@
-//! `lowbit inspect`: what a checkpoint is, without loading it. Floor 9.
+//! `lowbit inspect`: what a checkpoint is, without loading it.
 
 use super::terminal::Terminal;
 use super::{Outcome, open};

@@ -1,4 +1,4 @@
-//! What `train`, `qat` and `check-gradients` work on: a checkpoint or a configuration, and texts. Floor 9.
+//! What `train`, `qat` and `check-gradients` work on: a checkpoint or a configuration, and texts.
 
 use super::open::{self, TokenizerArgs};
 use super::terminal::Terminal;

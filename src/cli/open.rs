@@ -1,4 +1,4 @@
-//! Opens what the command line names: checkpoints, tokenizers, texts. Floor 9.
+//! Opens what the command line names: checkpoints, tokenizers, texts.
 
 use super::options::OptionArgs;
 use super::terminal::Terminal;

@@ -1,4 +1,4 @@
-//! Options as arguments: what is declared of an option becomes an argument of clap's, and what clap found an option. Floor 9.
+//! Options as arguments: what is declared of an option becomes an argument of clap's, and what clap found an option.
 
 use crate::options::{Bounds, Form, Kind, OptionSpec, Options, camel_case};
 use crate::plan::parse_bytes;

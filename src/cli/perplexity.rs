@@ -1,4 +1,4 @@
-//! `lowbit perplexity`: how well a model predicts a text. Floor 9.
+//! `lowbit perplexity`: how well a model predicts a text.
 
 use super::Outcome;
 use super::open::{self, ModelArgs};

@@ -1,4 +1,4 @@
-//! `lowbit plan`: what a model needs at each precision, before any of it is loaded. Floor 9.
+//! `lowbit plan`: what a model needs at each precision, before any of it is loaded.
 
 use super::options::OptionArgs;
 use super::terminal::Terminal;

@@ -1,4 +1,4 @@
-//! `lowbit qat`: training that makes up for what quantizing loses, with the original as the teacher. Floor 9.
+//! `lowbit qat`: training that makes up for what quantizing loses, with the original as the teacher.
 
 use super::Outcome;
 use super::terminal::Terminal;

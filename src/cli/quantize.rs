@@ -1,4 +1,4 @@
-//! `lowbit quantize`: a checkpoint in, a smaller one out. Floor 9.
+//! `lowbit quantize`: a checkpoint in, a smaller one out.
 
 use super::Outcome;
 use super::calibration::CalibrationFiles;

@@ -1,4 +1,4 @@
-//! `--recipe`: reads the file. Floor 9.
+//! `--recipe`: reads the file.
 
 use crate::error::{Context, Error, Result};
 use crate::format::links::followed;

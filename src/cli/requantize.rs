@@ -1,4 +1,4 @@
-//! `lowbit requantize`: weights that were dequantized, and perhaps trained, go back to the grid that they were on. Floor 9.
+//! `lowbit requantize`: weights that were dequantized, and perhaps trained, go back to the grid that they were on.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};

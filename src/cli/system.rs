@@ -1,4 +1,4 @@
-//! What the machine has, where the system tells. Floor 9.
+//! What the machine has, where the system tells.
 
 /// Bytes that programs may still take without swapping: the machine's, or those of the container if they are fewer.
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,4 +1,4 @@
-//! `lowbit tasks`: graded questions as files. Floor 9.
+//! `lowbit tasks`: graded questions as files.
 
 use super::Outcome;
 use super::options::OptionArgs;

@@ -1,4 +1,4 @@
-//! What a person, or a program, sees of a running command. Floor 9.
+//! What a person, or a program, sees of a running command.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::layout::OpenOptions;

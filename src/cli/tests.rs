@@ -1,4 +1,4 @@
-//! No option is on the command line alone, and none in JavaScript alone. Floor 9.
+//! No option is on the command line alone, and none in JavaScript alone.
 
 use crate::generate::GenerateOptions;
 use crate::layout::OpenOptions;

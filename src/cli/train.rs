@@ -1,4 +1,4 @@
-//! `lowbit train`: a checkpoint or a configuration and texts in, a trained model out. Floor 9.
+//! `lowbit train`: a checkpoint or a configuration and texts in, a trained model out.
 
 use super::Outcome;
 use super::learner::{Learner, LearnerArgs};

@@ -1,4 +1,4 @@
-//! What `train` and `qat` say of a run as it goes, on the terminal and in a file. Floor 9.
+//! What `train` and `qat` say of a run as it goes, on the terminal and in a file.
 
 use super::terminal::Terminal;
 use crate::error::{Context, Error, Result};

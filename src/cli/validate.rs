@@ -1,4 +1,4 @@
-//! `lowbit validate`: is the quantized model good? Floor 9.
+//! `lowbit validate`: is the quantized model good?
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};

@@ -1,7 +1,7 @@
 //! What a file is that stands where another was expected, by its first bytes.
 //!
 //! Downloads leave things behind that have the right name: the page of a server that knows no such file, the pointer that
-//! Git keeps instead of a large file. A parser's complaint about them helps nobody. Floor 1.
+//! Git keeps instead of a large file. A parser's complaint about them helps nobody.
 
 use super::source::ByteSource;
 use crate::error::{Error, Result};

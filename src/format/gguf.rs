@@ -12,7 +12,7 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The header's length is written nowhere, so it is
 //! read in growing pieces until it is whole.
 //!
-//! Not here: what keys and tensors mean, and what is in a block (`layout`). Floor 1.
+//! Not here: what keys and tensors mean, and what is in a block (`layout`).
 
 use crate::error::{Error, Result};
 use crate::format::source::ByteSource;

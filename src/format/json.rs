@@ -3,7 +3,7 @@
 //! `serde_json` can read each of them from text, from a value and from a reference to one, and each of these readers is
 //! compiled anew for each structure, with a second way for arrays that stand for structures. That was fifteen kilobytes
 //! of what every page loads. Here is one reader for all, and a structure is an object. Not for headers of weight files:
-//! those are large, and what comes twice in them has to be seen. Floor 1.
+//! those are large, and what comes twice in them has to be seen.
 
 use super::quoted;
 use serde::de::value::StrDeserializer;

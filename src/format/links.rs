@@ -2,7 +2,7 @@
 //!
 //! Systems do that themselves, but not the host of WASI in Node: it looks for a relative target from where the path says
 //! that the link is, and not from where it is. A folder of such links, as the Hugging Face cache has them, could not be
-//! read by way of a link to that folder. Floor 1.
+//! read by way of a link to that folder.
 
 use std::borrow::Cow;
 use std::io;

@@ -1,5 +1,5 @@
 //! What is kept of tensors while they pass: their digests, and bytes that will be wanted again, so that a file behind a slow
-//! line is read once. Floor 1.
+//! line is read once.
 
 use crate::error::Result;
 use crate::format::shard_index::TensorStore;

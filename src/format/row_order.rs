@@ -1,4 +1,4 @@
-//! Tensors whose rows a container holds in another order than their readers want. Floor 1.
+//! Tensors whose rows a container holds in another order than their readers want.
 
 use super::source::ByteSource;
 use super::zeroed;

@@ -10,7 +10,7 @@
 //! wasm32 ends at 4 GiB, and it wants the whole file in memory. The crate is the oracle of the tests.
 //! Format: <https://huggingface.co/docs/safetensors/index#format>.
 //!
-//! Not here: several files as one checkpoint (`shard_index`), and what tensors mean (`layout`). Floor 1.
+//! Not here: several files as one checkpoint (`shard_index`), and what tensors mean (`layout`).
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};

@@ -1,7 +1,7 @@
 //! Scratch space: named blobs that are written, read back by range and thrown away, such as the hidden states of a
 //! run that goes through a model layer by layer.
 //!
-//! Not here: output that the user keeps (`sink`). Floor 1.
+//! Not here: output that the user keeps (`sink`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_plain_name;

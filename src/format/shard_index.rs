@@ -7,7 +7,7 @@
 //! - A name that two shards hold is read where both hold the same, and is an error where they do not: readers disagree
 //!   about which one counts.
 //!
-//! Not here: what tensors mean (`layout`, `model`). Floor 1.
+//! Not here: what tensors mean (`layout`, `model`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::passing::Passing;

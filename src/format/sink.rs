@@ -1,6 +1,6 @@
 //! Where bytes go: files written front to back that appear only when they are whole.
 //!
-//! Not here: scratch space that is read again (`scratch`). Floor 1.
+//! Not here: scratch space that is read again (`scratch`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_plain_name;

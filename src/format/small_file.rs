@@ -1,4 +1,4 @@
-//! The small files beside the weights: configurations, tokenizers, records. Floor 1.
+//! The small files beside the weights: configurations, tokenizers, records.
 
 use super::source::{SourceDir, read_whole};
 use super::{foreign, json};

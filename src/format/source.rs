@@ -1,7 +1,7 @@
 //! Where bytes come from: random-access files and the folders that hold them.
 //!
 //! The traits are asynchronous because a browser's sources are; native sources are ready at once. Not here: what
-//! the bytes mean (`safetensors`), and files that are written and read again (`scratch`). Floor 1.
+//! the bytes mean (`safetensors`), and files that are written and read again (`scratch`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_inner_name;

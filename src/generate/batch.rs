@@ -3,7 +3,7 @@
 //! Weights are read once for all texts, which is most of the work of a single one. As in Orca (Yu et al. 2022) texts do not
 //! wait for each other: one that ends leaves the batch, and the prompt that waits longest takes its place, while the others go
 //! on. On the CPU each text is the one that [`Generation`](super::Generation) makes of its prompt, to the bit; a GPU takes
-//! other kernels for many tokens, whose last bits differ. Floor 6.
+//! other kernels for many tokens, whose last bits differ.
 
 use super::generator::{GenerateOptions, Piece};
 use super::sequence::Sequence;

@@ -1,6 +1,6 @@
 //! Text from a model: a prompt goes in, pieces of text come out one token at a time.
 //!
-//! Not here: what a token does to its text (`sequence`), several prompts at once (`batch`). Floor 6.
+//! Not here: what a token does to its text (`sequence`), several prompts at once (`batch`).
 
 use super::sampler::SamplerOptions;
 use super::sequence::Sequence;

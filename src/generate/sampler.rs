@@ -15,7 +15,7 @@
 //! before the division by the temperature, in `f64`, so that no temperature overflows.
 //!
 //! The same seed and logits give the same tokens on every target: `exp` is libm's, sums run in one fixed order, and the
-//! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed. Floor 6.
+//! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::decoder::{Next, Wanted};

@@ -1,5 +1,5 @@
 //! One text on its way: which token comes next, what can be said of its text, and whether it is the last. Knows no model, and
-//! not how many texts there are. Floor 6.
+//! not how many texts there are.
 
 use super::generator::{GenerateOptions, Piece};
 use super::sampler::Sampler;

@@ -5,7 +5,6 @@
 //! string that is complete first wins, the longest of those that are complete at the same character.
 //!
 //! Not here: the context limit. Asking for more than the context holds is an error (`context_overflow`), not an end.
-//! Floor 6.
 
 use crate::error::{Error, Result};
 use crate::options::named;

@@ -13,7 +13,7 @@
 //! the stream. 2. Tokens without text of their own (special ones) do not enter the window, and a long window is cut
 //! where decoding its two parts gives the same text, so the work for each token stays bounded. 3. Where a tokenizer
 //! changes text that was already shown (the byte-fallback decoder turns a whole run of byte tokens into marks
-//! when one byte is wrong), what was shown stays and the rest is decoded alone. Floor 6.
+//! when one byte is wrong), what was shown stays and the rest is decoded alone.
 
 use crate::error::Result;
 

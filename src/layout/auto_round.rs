@@ -7,8 +7,6 @@
 //! | `auto_round:auto_gptq`, `auto_round:gptq`, none | GPTQ, zero points minus one, field by field |
 //! | `auto_round`, `auto_round:gptqmodel` | GPTQ, zero points as they are |
 //! | `auto_round:auto_awq`, `auto_round:awq` | AWQ `gemm` |
-//!
-//! Floor 3.
 
 use super::keys;
 use crate::error::{Error, Result};

@@ -11,7 +11,7 @@
 //! Symmetric files (`zero_point: false`) carry zero points too, so they are read from the tensors, and every module is
 //! read as asymmetric. AWQ changes norms and dense weights as well, which come from the same files as all else.
 //!
-//! Not read: `gemv`, `gemv_fast`, `marlin` and other packings, and other widths. Floor 3.
+//! Not read: `gemv`, `gemv_fast`, `marlin` and other packings, and other widths.
 
 use super::gptq::dynamic::Dynamic;
 use super::gptq::granularity;

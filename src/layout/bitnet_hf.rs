@@ -10,7 +10,7 @@
 //! made ternary in every pass. They are read as what the pass makes of them, and can be packed for good.
 //!
 //! Rows that 4 does not divide are padded by the packer but refused by the loader, so they are neither read nor written.
-//! Activations are always INT8 per token. Floor 3.
+//! Activations are always INT8 per token.
 
 use super::stored::{in_tensor, matrix, require_shape, scales, zeroed_words};
 use super::{ModuleStorage, dense, is_embedding, keys};

@@ -24,7 +24,7 @@
 //! Columns are stored in the order of the input. Where groups are not runs of columns (`actorder: "group"`),
 //! `weight_g_idx`, I32 `[in]`, has the group of each.
 //!
-//! Not read: float and block-wise formats, transforms, quantized caches. Floor 3.
+//! Not read: float and block-wise formats, transforms, quantized caches.
 
 mod config;
 mod reader;

@@ -1,4 +1,4 @@
-//! Ordinary checkpoints: `{module}.weight`, `[out, in]`, in floating point. Floor 3.
+//! Ordinary checkpoints: `{module}.weight`, `[out, in]`, in floating point.
 
 use super::ModuleStorage;
 use super::stored::{in_tensor, matrix};

@@ -1,4 +1,4 @@
-//! What a layout does with a matrix that it cannot hold as wanted. Floor 3.
+//! What a layout does with a matrix that it cannot hold as wanted.
 
 use super::{TargetLayout, gguf};
 use crate::quant::{Granularity, Scheme};

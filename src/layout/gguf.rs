@@ -9,7 +9,7 @@
 //! - the tokenizer may have been lost on the way.
 //!
 //! Activations stay `f32` whatever the type, ternary ones too: the file asks for nothing else. Not here: the container
-//! (`format::gguf`). Floor 3.
+//! (`format::gguf`).
 
 mod blocks;
 mod config;

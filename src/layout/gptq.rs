@@ -13,7 +13,7 @@
 //! symmetric zero points, which are all alike, tell the version themselves. Asymmetric ones do not; there the label and the
 //! tool that wrote it decide, or the caller.
 //!
-//! Not read: other packings under the same method (`marlin`, `gptq_p`, ...), words other than 32 bits wide. Floor 3.
+//! Not read: other packings under the same method (`marlin`, `gptq_p`, ...), words other than 32 bits wide.
 
 mod config;
 pub(super) mod dynamic;

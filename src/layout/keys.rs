@@ -1,4 +1,4 @@
-//! Which keys of a `quantization_config` may be there: whatever else is, may change what the weights mean. Floor 3.
+//! Which keys of a `quantization_config` may be there: whatever else is, may change what the weights mean.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};

@@ -1,4 +1,4 @@
-//! Reading the small set of tensor shapes that layouts are made of, with every check in one place. Floor 3.
+//! Reading the small set of tensor shapes that layouts are made of, with every check in one place.
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};

@@ -1,4 +1,4 @@
-//! What each layout can hold, and how it is written. Floor 3.
+//! What each layout can hold, and how it is written.
 
 use super::{PackedFormat, TargetLayout, awq, bitnet_hf, compressed_tensors, gguf, gptq};
 use crate::error::{Error, Result};

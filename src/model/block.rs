@@ -1,6 +1,6 @@
 //! One transformer block: attention and a gated MLP, each behind a norm and added to the residual stream.
 //!
-//! A block is loaded, run and dropped alone, so a model larger than memory runs block by block. Floor 5.
+//! A block is loaded, run and dropped alone, so a model larger than memory runs block by block.
 
 #[cfg(feature = "train")]
 mod backward;

@@ -1,7 +1,6 @@
 //! An open checkpoint, a folder or a GGUF file: its configuration, its tensors, and the layout that spells its weights.
 //!
 //! Opening reads `config.json` and the headers of the weight files, and of the weights only what may be there twice.
-//! Floor 5.
 
 mod folder_kind;
 

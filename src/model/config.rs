@@ -1,7 +1,6 @@
 //! What a model is: `config.json`, as transformers 4 and 5 write it, reduced to what the decoder does.
 //!
 //! Whatever the decoder does not do is an error that names it: a run that is silently wrong is the worst outcome.
-//! Floor 5.
 
 mod family;
 mod raw;

@@ -1,7 +1,7 @@
 //! The decoder: embedding, blocks, head.
 //!
 //! There is exactly one, for every architecture, number format and device. Not here: what of the logits comes back to the
-//! host (`next`), how tokens of many sequences go together (`runs`), choosing the next token (`generate`). Floor 5.
+//! host (`next`), how tokens of many sequences go together (`runs`), choosing the next token (`generate`).
 
 mod next;
 mod runs;

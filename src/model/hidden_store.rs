@@ -1,6 +1,6 @@
 //! Hidden states that wait in scratch while a model is run block by block.
 //!
-//! Always `f32`, so that a memory budget never changes a result. A slot holds one row a token. Floor 5.
+//! Always `f32`, so that a memory budget never changes a result. A slot holds one row a token.
 
 use super::block::Hidden;
 use crate::backend::Backend;

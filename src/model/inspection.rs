@@ -1,4 +1,4 @@
-//! What a checkpoint is, without loading it. Floor 5.
+//! What a checkpoint is, without loading it.
 
 use super::checkpoint::Checkpoint;
 use super::names::Linear;

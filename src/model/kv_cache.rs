@@ -1,6 +1,4 @@
 //! Keys and values of the positions that a model has seen.
-//!
-//! Floor 5.
 
 use super::config::ModelConfig;
 use crate::backend::{AttentionShape, Backend, Element, KvLayer, Segment};

@@ -1,6 +1,6 @@
 //! How Hugging Face checkpoints call the parts of a decoder.
 //!
-//! One place spells them, for loading, quantizing and reporting alike. Floor 5.
+//! One place spells them, for loading, quantizing and reporting alike.
 
 use super::config::ModelConfig;
 

@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021): the table of cosines and sines that every layer shares.
 //!
-//! The table is made on the host with `libm`, so every backend rotates by the same numbers. Floor 5.
+//! The table is made on the host with `libm`, so every backend rotates by the same numbers.
 
 use super::config::ModelConfig;
 use crate::backend::{Backend, Element};

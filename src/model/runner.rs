@@ -1,7 +1,7 @@
 //! Runs tokens through a model: a device, and what a run holds beside weights and cache.
 //!
 //! [`CausalLm`](super::CausalLm) has all its blocks loaded; [`LayerStreamed`] has one at a time. Not here: a block's steps
-//! (`block`), and what comes of the logits (`decoder`). Floor 5.
+//! (`block`), and what comes of the logits (`decoder`).
 
 #[cfg(feature = "train")]
 mod backward;

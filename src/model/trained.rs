@@ -1,7 +1,7 @@
 //! Parameters that are trained: the values that an optimizer changes, and the weight that runs, made from them.
 //!
 //! What runs is what a file will hold: a matrix is quantized as it will be stored, a norm rounded to its stored type. So what is
-//! trained is what is written. Floor 5.
+//! trained is what is written.
 
 use super::weights::refuse_non_finite;
 use crate::backend::{

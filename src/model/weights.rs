@@ -1,6 +1,6 @@
 //! Brings single modules from a checkpoint to a backend, some rows at a time.
 //!
-//! Peak memory on the host is one chunk of rows, or one packed matrix where the module is quantized. Floor 5.
+//! Peak memory on the host is one chunk of rows, or one packed matrix where the module is quantized.
 
 use super::checkpoint::Checkpoint;
 use super::names::Linear;

@@ -1,4 +1,4 @@
-//! What numbers an option may be. Floor 0.
+//! What numbers an option may be.
 
 use std::fmt;
 

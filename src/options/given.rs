@@ -1,4 +1,4 @@
-//! What an option can be set to: a value of its type, or what stands for one. Floor 0.
+//! What an option can be set to: a value of its type, or what stands for one.
 
 use super::{Bytes, Texts};
 

@@ -1,4 +1,4 @@
-//! Enums whose values have one name each. Floor 0.
+//! Enums whose values have one name each.
 
 /// An enum that `named!` declared.
 pub trait Named: Copy + PartialEq + 'static {

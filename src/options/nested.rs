@@ -1,4 +1,4 @@
-//! Structs of options as options themselves: a group beside others, or an object of its own. Floor 0.
+//! Structs of options as options themselves: a group beside others, or an object of its own.
 
 /// Makes a struct of options the type of an option: a group, or an object of its own.
 macro_rules! nested {

@@ -1,4 +1,4 @@
-//! Options as callers give them, and what they hear of mistakes. Floor 0.
+//! Options as callers give them, and what they hear of mistakes.
 
 use super::*;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What the values of options are, and how they are read. Floor 0.
+//! What the values of options are, and how they are read.
 
 use super::{Bounds, Declared, Named, OptionSpec, Spelling, find};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Looks at a checkpoint's answers level by level, and at its gradients beside them. Floor 8.
+//! Looks at a checkpoint's answers level by level, and at its gradients beside them.
 
 use crate::backend::Train;
 use crate::dtype::DType;

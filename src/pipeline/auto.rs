@@ -1,8 +1,8 @@
 //! Quantizes, validates, and tries the next thing until the quality is good enough.
 //!
-//! [`attempts`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
+//! [`search`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
 //! `validation_report.json`, and `quantization_summary.json` beside them lists all attempts so far. Everything that
-//! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results. Floor 8.
+//! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results.
 
 pub mod search;
 #[cfg(feature = "train")]
@@ -53,13 +53,13 @@ pub struct SearchCandidate<'a> {
     pub validate: ValidateOptions,
     /// The texts to calibrate with, in its tokens, end to end and without special tokens.
     pub calibration: &'a [u32],
-    /// Target stands in front of each calibration sample.
+    /// What stands in front of each calibration sample.
     pub bos_token_id: Option<u32>,
     /// How samples are cut. `samples` is of no importance.
     pub cut: SampleOptions,
 }
 
-/// Target to try.
+/// What to try.
 #[derive(Clone, Debug)]
 pub struct AutoOptions {
     /// [`Method::Gptq`] or [`Method::Awq`].
@@ -101,21 +101,21 @@ pub trait Trainer {
     ) -> BoxFuture<'a, Result<Trained>>;
 }
 
-/// Target training gave.
+/// What training gave.
 pub struct Trained {
-    /// Target was written.
+    /// What was written.
     pub outcome: QuantizeOutcome,
     /// Tokens that were seen.
     pub tokens: u64,
 }
 
-/// Target happens, as it happens.
+/// What happens, as it happens.
 pub enum Event<'a> {
     /// Of several checkpoints the one that predicts the text best comes first.
     Ranked {
         /// Its name.
         name: &'a str,
-        /// Target the whole text takes it, in nats.
+        /// What the whole text takes it, in nats.
         nats: f64,
     },
     /// A checkpoint's turn has come.
@@ -124,7 +124,7 @@ pub enum Event<'a> {
         name: &'a str,
         /// Where its attempts begin, and why.
         reason: &'a str,
-        /// Target may be tried, in this order.
+        /// What may be tried, in this order.
         attempts: &'a [Attempt],
     },
     /// An attempt begins.
@@ -145,7 +145,7 @@ pub enum Event<'a> {
     },
 }
 
-/// Target the work needs from outside.
+/// What the work needs from outside.
 #[derive(Clone, Copy)]
 pub struct AutoContext<'a> {
     /// Where the attempts go.

@@ -5,7 +5,7 @@
 //! measured once for each module: with 3 bits in it alone, how far do the model's predictions diverge? A divergence grows
 //! with the square of a small error, so the one measured is scaled by the shares to those of the other schemes; and those of
 //! several modules about add up. [`solve`] then takes, within the budget, the schemes of the least sum. The result is a
-//! recipe. Floor 8.
+//! recipe.
 
 pub mod solve;
 

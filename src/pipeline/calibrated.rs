@@ -1,6 +1,6 @@
 //! Finds the codes of a model's blocks with the help of calibration samples, block by block.
 //!
-//! What is done is noted after each block, so that another run can go on. Not here: the methods (`calibrate`). Floor 8.
+//! What is done is noted after each block, so that another run can go on. Not here: the methods (`calibrate`).
 
 pub mod memory;
 pub mod resume;

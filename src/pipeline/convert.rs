@@ -3,7 +3,6 @@
 //! Nothing goes through floating point where it can be avoided. What a layout cannot hold as it is, it may hold in finer
 //! groups, which is exact too; scales of another type are rounded, and a module that fits in no way becomes floating point.
 //! Both are said before the work starts. A GGUF file holds floating-point matrices as well, rounded to a type of its own.
-//! Floor 8.
 
 mod plan;
 

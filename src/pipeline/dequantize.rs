@@ -1,7 +1,7 @@
 //! The way back: a quantized folder becomes an ordinary floating-point checkpoint, from which training can go on.
 //!
 //! The scales and zero points go with it, in a file of their own, so that [`restore`](super::quantize::restore) finds the very same codes again as
-//! long as the weights were not changed, and a quantized model on the same grid where they were. Floor 8.
+//! long as the weights were not changed, and a quantized model on the same grid where they were.
 
 use super::float_type::config_changes;
 use super::output::{self, Form, Made, Output, OutputPlace, OutputPlan, Tensor};

@@ -1,4 +1,4 @@
-//! Finds the codes of one module, chunk of rows by chunk of rows. Floor 8.
+//! Finds the codes of one module, chunk of rows by chunk of rows.
 
 use super::select::ModulePlan;
 use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorReference};

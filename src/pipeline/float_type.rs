@@ -1,7 +1,7 @@
 //! The one type of floating-point numbers in a folder whose loaders mix none.
 //!
 //! transformers runs BitNet's layers in the type of their scale, and everything around them in that of the other tensors:
-//! where these differ it loads the folder and then fails. Floor 8.
+//! where these differ it loads the folder and then fails.
 
 use crate::dtype::DType;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! Looks at the gradients of a model as it would be trained. Not here: what is looked at (`train::gradients`). Floor 8.
+//! Looks at the gradients of a model as it would be trained. Not here: what is looked at (`train::gradients`).
 
 use super::train::TrainOptions;
 use crate::backend::Train;

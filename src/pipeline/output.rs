@@ -1,7 +1,7 @@
 //! One output: what it holds, where each tensor comes from, and the loop that writes it.
 //!
 //! Quantizing, converting and dequantizing are a [`Job`] each: they plan the tensors and make the matrices. A folder of
-//! safetensors and a GGUF file are both a [`place::Output`]. Floor 8.
+//! safetensors and a GGUF file are both a [`place::Output`].
 
 mod copy;
 mod form;

@@ -1,7 +1,7 @@
 //! Quantizes a checkpoint into a folder or a file, one module at a time.
 //!
 //! The source is read by ranges and the result written as it comes: at no time is more in memory than a few chunks of
-//! rows and one packed matrix. Floor 8.
+//! rows and one packed matrix.
 
 mod job;
 mod plan;

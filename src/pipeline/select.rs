@@ -1,6 +1,4 @@
 //! Which module becomes what: decided, and told, before any work starts.
-//!
-//! Floor 8.
 
 use super::budget::{Allocation, Budget};
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};

@@ -1,7 +1,7 @@
 //! Trains a model and writes it, as floating point or as the codes that it was trained to have.
 //!
 //! What is written is what ran: the same codes, the same rounded tables and norms. Not here: steps and states (`train`), how a folder is
-//! written (`output`). Floor 8.
+//! written (`output`).
 
 mod options;
 mod stages;

@@ -1,4 +1,4 @@
-//! The dimensions of a decoder, how many parameters they make, and typical dimensions for a parameter count. Floor 8.
+//! The dimensions of a decoder, how many parameters they make, and typical dimensions for a parameter count.
 
 use super::{product, sum};
 use crate::error::{Error, Result};

@@ -8,8 +8,6 @@
 //! - **Working memory** (an estimate): for a chunk of prefill, as long as the decoder takes for such a vocabulary, in f32:
 //!   hidden states and what becomes of them within a block, and logits, on the device and once more where they are read;
 //!   and for one token attention scores of every head.
-//!
-//! Floor 8.
 
 use super::dims::ModelDims;
 use super::{product, sum, too_large};

@@ -1,7 +1,7 @@
 //! Which precision to take, and why.
 //!
 //! Small models have little redundancy, so rounding costs them more while their memory hardly matters; large models are
-//! the other way round. Floor 8.
+//! the other way round.
 
 use super::memory::{Precision, PrecisionPlan};
 use serde::Serialize;

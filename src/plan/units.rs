@@ -1,4 +1,4 @@
-//! Reads counts and sizes as people write them: `500M`, `1.5B`, `8GB`, `512MiB`. Floor 8.
+//! Reads counts and sizes as people write them: `500M`, `1.5B`, `8GB`, `512MiB`.
 
 use crate::error::{Error, Result};
 

@@ -27,7 +27,7 @@
 //!
 //! Layers are not scaled, only clipped, where not all layers with the same input, or not the layer before, are quantized.
 //!
-//! Not here: running the model, and what is folded into what (`calibrate`). Floor 2.
+//! Not here: running the model, and what is folded into what (`calibrate`).
 
 pub mod fold;
 mod rows;

@@ -1,6 +1,6 @@
 //! Builds a [`PackedTensor`] row by row, so that a matrix is never whole in floating point.
 //!
-//! Not here: where codes and scales come from. Floor 2.
+//! Not here: where codes and scales come from.
 
 use super::packed_tensor::{PackedTensor, Scales};
 use super::packing;

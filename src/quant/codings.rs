@@ -2,7 +2,7 @@
 //!
 //! A coding is a file below here, a line in the list, and the shader that the line names. [`Coding`] is what is known
 //! before the tensors of a matrix are read, [`QuantizedTensor`] the matrix. Floors above ask these two, and never which coding it is: the CPU
-//! decodes rows and multiplies unless it has kernels for a coding, the GPU's kernels read values through the shader. Floor 2.
+//! decodes rows and multiplies unless it has kernels for a coding, the GPU's kernels read values through the shader.
 
 mod affine;
 mod codebook;

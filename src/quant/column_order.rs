@@ -2,7 +2,7 @@
 //!
 //! GPTQ with `desc_act` forms groups of columns that do not stand side by side: a file keeps the group of each input
 //! column, `g_idx`. Sorted by group, without changing the order inside a group, the columns of a group stand side by side
-//! again; that order is what [`PackedTensor`](super::PackedTensor) keeps. Floor 2.
+//! again; that order is what [`PackedTensor`](super::PackedTensor) keeps.
 
 use crate::error::{Error, Result};
 

@@ -1,7 +1,5 @@
 //! Packed rows back to `f32`: `(code - zero_point) * scale`, each factor exact, the product rounded once; where the
 //! scheme has minimums, `code * scale + minimum`, the sum rounded too.
-//!
-//! Floor 2.
 
 use super::column_order;
 use super::packed_tensor::PackedTensor;

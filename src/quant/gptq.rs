@@ -29,12 +29,12 @@
 //! symmetric groups of 32 adds to a model of 656,000 parameters, mean over five choices of 64 calibration windows, on two
 //! texts (standard errors 0.001 to 0.002 and 0.001): positive scales and own inputs 0.0304 and 0.0166, negative scales too 0.0251 and 0.0147, original inputs
 //! too 0.0194 and 0.0091. With three quarters of the change for the original inputs 0.0232 and 0.0112; with what the residual
-//! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five refinement_passes instead of two
+//! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five refinement passes instead of two
 //! 0.0218 and 0.0099; with a damping of 0.02 0.0212 and 0.0107; with all scales of a row fitted at once by least squares and
-//! two refinement_passes after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
+//! two refinement passes after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
 //! gate lets through, did not help either, in one run each.
 //!
-//! Not here: how `H` is captured (`calibrate`). Floor 2.
+//! Not here: how `H` is captured (`calibrate`).
 
 mod options;
 mod refine;
@@ -751,7 +751,7 @@ mod tests {
 
     /// Multiply-adds that factoring and rounding take at the least, for `rows` rows of `cols` columns: a third of the
     /// cube for the factor, and for each row products with half of the square (its outputs, what is left of them, what
-    /// columns hand on) and with the whole square (one in front of the refinement_passes).
+    /// columns hand on) and with the whole square (one in front of the refinement passes).
     fn least_work(rows: u64, cols: u64) -> u64 {
         cols.pow(3) / 6 + rows * cols.pow(2) * 5 / 2
     }

@@ -2,7 +2,7 @@
 //! `x (x_o - x)^T`, where `x_o` is the original model's input for the same token.
 //!
 //! Up to a factor of two the first is the Hessian of the layer's squared output error; the second says what the output is
-//! short of because of the layers before. Not here: running a model to see the tokens (`calibrate`). Floor 2.
+//! short of because of the layers before. Not here: running a model to see the tokens (`calibrate`).
 
 /// Second moments of the input of a linear layer.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 //!
 //! Matrices are row-major `f32`. Sums are cut the same way whatever the number of threads; the product itself is
 //! `matrixmultiply`'s, whose last bits depend on the processor's vector instructions. A factor is found in steps, by a
-//! [`Pace`]. Floor 2.
+//! [`Pace`].
 
 use crate::parallel;
 use crate::task::Pace;

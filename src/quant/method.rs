@@ -1,4 +1,4 @@
-//! The methods that find codes. Floor 2.
+//! The methods that find codes.
 
 use crate::options::named;
 

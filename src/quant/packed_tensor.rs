@@ -1,6 +1,6 @@
 //! The one in-memory form of a quantized matrix, whatever file it comes from or goes to.
 //!
-//! Not here: file spellings (`layout`) and device layouts (`backend`). Floor 2.
+//! Not here: file spellings (`layout`) and device layouts (`backend`).
 
 use super::qparams::ScaleType;
 use super::scheme::Scheme;

@@ -1,7 +1,7 @@
 //! Codes to dense bit streams and back: least significant bit first in 32-bit words, no padding between codes.
 //!
 //! This is the stream of [`PackedTensor`](super::PackedTensor) rows. Not here: the bit orders of particular files
-//! (`layout`). Floor 2.
+//! (`layout`).
 
 /// 32-bit words that `count` codes of `bits` bits take.
 pub fn words(count: usize, bits: u32) -> usize {

@@ -15,7 +15,7 @@
 //!    2^-24 for `F16` (a subnormal: kernels must decode those exactly), the smallest normal number for `BF16` and `F32`.
 //!    Scales are therefore always finite and never 0; those that come from a range are positive.
 //!
-//! Not here: which weights form a group (`rtn`, later `gptq`). Floor 2.
+//! Not here: which weights form a group (`rtn`, later `gptq`).
 
 use super::packed_tensor::Scales;
 use super::scheme::Bits;

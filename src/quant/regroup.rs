@@ -1,6 +1,6 @@
 //! The same weights in another scheme: finer groups, other codes, another type of scales.
 //!
-//! Every step but [`round_scales`] is exact. Floor 2.
+//! Every step but [`round_scales`] is exact.
 
 use super::packed_tensor::{PackedTensor, Scales};
 use super::packing;

@@ -1,6 +1,6 @@
 //! Rows of a matrix on their way: tasks that are worked on side by side, in steps, and whose results come in order.
 //!
-//! Not here: what is done to the rows (`gptq`, `awq`). Floor 2.
+//! Not here: what is done to the rows (`gptq`, `awq`).
 
 use crate::error::Result;
 use crate::parallel;

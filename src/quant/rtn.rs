@@ -2,7 +2,6 @@
 //!
 //! The baseline of every other method, and what they fall back to. The rules are in [`qparams`](super::qparams).
 //! [`ParamsEncoder`] is the second half alone: weights that were dequantized go back to the very codes they had.
-//! Floor 2.
 
 use super::builder::PackedBuilder;
 use super::column_order;

@@ -10,7 +10,6 @@
 //!
 //! Step 1 is the "mse" option of GPTQ's own code with weights; step 2 is how llama.cpp's K-quants refine their scales.
 //! Negative scales are those of llama.cpp's `Q4_0` and of auto-round's GPTQ files, in which half of the scales are.
-//! Floor 2.
 
 use super::qparams::{QParams, ScaleType, encode_group};
 use super::scheme::Bits;

@@ -1,6 +1,6 @@
 //! What a quantized weight looks like: bits, granularity, symmetry.
 //!
-//! Not here: how the codes are found (`rtn`, `ternary`, ...) and how a file spells them (`layout`). Floor 2.
+//! Not here: how the codes are found (`rtn`, `ternary`, ...) and how a file spells them (`layout`).
 
 use crate::error::{Error, Result};
 use crate::options::named;

@@ -1,6 +1,6 @@
 //! How far quantized weights are from the original ones.
 //!
-//! Not here: what that does to a model's predictions (`validate`). Floor 2.
+//! Not here: what that does to a model's predictions (`validate`).
 
 use super::codings::Coded;
 use serde::{Deserialize, Serialize};

@@ -15,7 +15,7 @@
 //!    Plain rounding is a threshold of 0.5 at which ties become 0. The scale stays the mean over all weights.
 //!
 //! The mean needs all rows before the first code is known, so every row is shown twice. An ordinary checkpoint does not
-//! survive this: the method is meant for weights that were trained for it. Floor 2.
+//! survive this: the method is meant for weights that were trained for it.
 
 use super::builder::PackedBuilder;
 use super::packed_tensor::PackedTensor;

@@ -1,6 +1,6 @@
 //! Patterns for module names, as shells have them for file names.
 //!
-//! They become regular expressions of an engine that takes linear time, so no pattern can hang. Floor 8.
+//! They become regular expressions of an engine that takes linear time, so no pattern can hang.
 
 use crate::format::quoted;
 use regex_lite::Regex;

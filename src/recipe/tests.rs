@@ -1,4 +1,4 @@
-//! Recipes that are understood, and those that are refused with their place. Floor 8.
+//! Recipes that are understood, and those that are refused with their place.
 
 use super::*;
 use crate::error::ErrorCode;

@@ -1,4 +1,4 @@
-//! A look at what a model can do, level by level. Floor 8.
+//! A look at what a model can do, level by level.
 
 use crate::options::options;
 

@@ -1,4 +1,4 @@
-//! A look at gradients: of a model as it would be trained. Floor 8.
+//! A look at gradients: of a model as it would be trained.
 
 use super::train::{Learns, TrainRequest, TrainedAs, TrainedScales};
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! What measures and judges: perplexity, comparison, validation, and the search for a good enough result. Floor 8.
+//! What measures and judges: perplexity, comparison, validation, and the search for a good enough result.
 
 use super::quantize::TextsOptions;
 use super::{LoadRequest, WindowRequest};

@@ -1,4 +1,4 @@
-//! Quantizing: what becomes of the weights, and what methods learn from. Floor 8.
+//! Quantizing: what becomes of the weights, and what methods learn from.
 
 use super::LONGEST;
 use super::write::Format;

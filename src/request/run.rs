@@ -1,4 +1,4 @@
-//! What a request does, alike for every edge: with files and devices that the edge has found. Floor 8.
+//! What a request does, alike for every edge: with files and devices that the edge has found.
 
 use super::write::Purpose;
 use super::{

@@ -1,4 +1,4 @@
-//! Questions to be made. Floor 8.
+//! Questions to be made.
 
 use crate::options::{Bounds, options};
 use crate::train::tasks::LEVELS;

@@ -1,5 +1,5 @@
 //! The options are the same everywhere: the command line's arguments, the package's types and schemas come from here. What is
-//! written of them, in `pkg-templates/src`, is checked against what is declared; `cargo xtask generate` writes it anew. Floor 8.
+//! written of them, in `pkg-templates/src`, is checked against what is declared; `cargo xtask generate` writes it anew.
 
 mod schema;
 mod typescript;

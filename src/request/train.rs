@@ -1,4 +1,4 @@
-//! Training: from where, what for, how fast. Floor 8.
+//! Training: from where, what for, how fast.
 
 use super::quantize::TernaryScale;
 use super::write::{FloatType, Format};

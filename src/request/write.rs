@@ -1,4 +1,4 @@
-//! What writes weights without looking for codes: from one layout to another, and back to floating point. Floor 8.
+//! What writes weights without looking for codes: from one layout to another, and back to floating point.
 
 use super::WindowRequest;
 use crate::dtype::DType;

@@ -2,7 +2,7 @@
 //!
 //! Pure maths knows no host, yet a browser's worker must hear an abort between two pieces of it. So a computation is an
 //! `async` function that awaits nothing but its [`Pace`], and whoever drives it by [`Steps`] does other things between
-//! two steps. Where it stops depends on the work alone, and never changes a result. Floor 0.
+//! two steps. Where it stops depends on the work alone, and never changes a result.
 
 use super::{Control, checkpoint};
 use crate::error::Result;

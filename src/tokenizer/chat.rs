@@ -2,7 +2,7 @@
 //!
 //! The language is `minijinja`'s. Here is what transformers adds to Jinja2 (`tojson`, `strftime_now`, `raise_exception`,
 //! the `generation` tags), and what templates take from Python itself: methods, and the operator `%` on text. What is
-//! neither here nor there is an error that names it. Floor 5.
+//! neither here nor there is an error that names it.
 
 mod date;
 mod json;

@@ -1,4 +1,4 @@
-//! The small files beside tokenizer.json: settings, special tokens, chat templates, as transformers reads them. Floor 5.
+//! The small files beside tokenizer.json: settings, special tokens, chat templates, as transformers reads them.
 
 use super::hugging_face::broken;
 use crate::error::{Error, ErrorCode, Result};

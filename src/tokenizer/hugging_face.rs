@@ -1,4 +1,4 @@
-//! The tokenizer of a Hugging Face folder. Floor 5.
+//! The tokenizer of a Hugging Face folder.
 
 use super::chat::{self, ChatTemplate, Moment};
 use super::files::{self, Templates};

@@ -4,7 +4,7 @@
 //! runs `fancy-regex`, which spells some things otherwise and takes others for something else without a word: `^` is the
 //! start of every line there, `\w` has no joiners, `[[:alpha:]]` is Unicode's. Each pattern is parsed by Oniguruma's rules and
 //! written anew, so that both mean the same; what has no such spelling is refused by name. The sets of characters were
-//! compared one by one (both know Unicode 16). Floor 5.
+//! compared one by one (both know Unicode 16).
 //!
 //! 1. The file is searched for the key `Regex` alone: vocabularies of megabytes are not read twice.
 //! 2. Oniguruma ignores case with foldings of more characters than one (`ss` and `ß`), the engine here of one; what could

@@ -4,7 +4,7 @@
 //! A text is split into words by GPT-2's pattern, and a word is its bytes. The most frequent pair of neighbours becomes a
 //! token, again and again, until the vocabulary is full or no pair is left. Of pairs that are as frequent the one with the
 //! smaller ids comes first, so the same texts give the same file: what the library keeps in hash maps it only looks up and
-//! adds up. Not here: reading files, and other kinds of tokenizers. Floor 5.
+//! adds up. Not here: reading files, and other kinds of tokenizers.
 
 use super::hugging_face::broken;
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! What becomes of tokens inside of blocks, kept for the way back. Floor 7.
+//! What becomes of tokens inside of blocks, kept for the way back.
 
 use crate::backend::{Element, Train};
 use crate::error::Result;

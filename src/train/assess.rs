@@ -4,7 +4,7 @@
 //! tokens before it. So one pass over question and answer is enough, and greedy generation would give the same.
 //!
 //! The edge is folklore: the highest level of which the model gets between 70% and 80% right, or the one nearest to 75%. Each accuracy has
-//! its interval of 95% (Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927). Floor 7.
+//! its interval of 95% (Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927).
 
 use super::corpus::Document;
 use crate::backend::Backend;

@@ -2,7 +2,7 @@
 //! (Nagel, Amjad, van Baalen, Louizos, Blankevoort, *Up or Down? Adaptive Rounding for Post-Training Quantization*, 2020, layer by layer;
 //! Li et al., *BRECQ*, 2021, block by block).
 //!
-//! In memory: one block with what training takes, and one batch; hidden states of all texts wait in scratch. Floor 7.
+//! In memory: one block with what training takes, and one batch; hidden states of all texts wait in scratch.
 
 use super::corpus::Sequence;
 use super::optimizer::{Optimizer, OptimizerOptions, Trained, zero_gradients};

@@ -7,7 +7,7 @@
 //! Each token is predicted from what stands before it in its piece. In front of each piece stands the
 //! beginning-of-sequence token where the model has one, as in front of calibration samples and of the windows of validation; else the
 //! token before. So inputs are `[bos, t0, .., t(n-2)]` where targets are `[t0, .., t(n-1)]`. The rooms: [`read`] makes
-//! documents of files, and [`chats`] of conversations. Not here: files themselves, and the padding of batches. Floor 7.
+//! documents of files, and [`chats`] of conversations. Not here: files themselves, and the padding of batches.
 
 #[cfg(feature = "tokenizer")]
 pub mod chats;

@@ -3,7 +3,7 @@
 //! Spitkovsky, Alshawi, Jurafsky, 2010).
 //!
 //! A level is mastered when more of its held-out questions are answered right than a level at the [edge](super::assess::EDGE) has. A model that
-//! masters the first levels already begins behind them: at the edge of what it can do. Floor 7.
+//! masters the first levels already begins behind them: at the edge of what it can do.
 
 use super::TrainedModel;
 use super::assess::{Accuracy, EDGE};

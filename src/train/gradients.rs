@@ -7,7 +7,7 @@
 //!
 //! Such a direction goes along every tensor's own gradient, as far in each up to a random factor. So a gradient that is too long or too
 //! short for one tensor is seen, and so is one that is wrong in some places. Not seen is what a gradient leaves out in places. Rounding is
-//! passed straight through: where something is rounded, gradients are no derivatives, and the directions are left out. Floor 7.
+//! passed straight through: where something is rounded, gradients are no derivatives, and the directions are left out.
 
 use super::optimizer::{Optimizer, OptimizerOptions, Rate};
 use super::{Goal, Row, Stored, TrainedModel, counted};

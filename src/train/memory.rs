@@ -1,7 +1,7 @@
 //! What a training run takes, computed before it starts.
 //!
 //! For each parameter its master, its gradient, the optimizer's two means and what runs; for each token the hidden states between blocks,
-//! what is inside those that are kept and inside one on the way back, and its logits with their derivatives. Floor 7.
+//! what is inside those that are kept and inside one on the way back, and its logits with their derivatives.
 
 use super::activations::{count, elements};
 use super::{MasterType, Precision, Room};

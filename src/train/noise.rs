@@ -2,7 +2,7 @@
 //!
 //! It is a figure beside accuracy and no measure of difficulty. Of n questions whose gradients have nothing in common it comes to about
 //! n - 1, so that only figures of as many questions can be compared. Sums run: one gradient is held beside the model's own, however many
-//! questions there are. Floor 7.
+//! questions there are.
 
 use super::corpus::Document;
 use super::{Goal, Row, TrainedModel};

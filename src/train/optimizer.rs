@@ -1,4 +1,4 @@
-//! AdamW over all parameters of a model, learned scales included. Floor 7.
+//! AdamW over all parameters of a model, learned scales included.
 
 use crate::backend::{AdamW, Backend, BackwardStep, Element, Master, Train};
 use crate::error::{Error, ErrorCode, Result};

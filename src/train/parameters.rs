@@ -1,4 +1,4 @@
-//! All parameters of a model, and where they begin: at a checkpoint's weights, or at random. Floor 7.
+//! All parameters of a model, and where they begin: at a checkpoint's weights, or at random.
 
 use crate::backend::Train;
 use crate::dtype::DType;

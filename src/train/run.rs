@@ -1,4 +1,4 @@
-//! A run: step after step over a text, judged by another one, kept as it goes, and able to go back. Floor 7.
+//! A run: step after step over a text, judged by another one, kept as it goes, and able to go back.
 
 use super::blocks::BlockReport;
 use super::corpus::{Corpus, Position, Sequence};

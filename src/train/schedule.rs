@@ -1,4 +1,4 @@
-//! How fast a model learns from step to step. Floor 7.
+//! How fast a model learns from step to step.
 
 use super::optimizer::Rate;
 use crate::options::named;

@@ -1,5 +1,5 @@
 //! Where layers that are quantized begin: at their weights rounded to nearest, at codes that another method found, or on scales that
-//! were learned before. Floor 7.
+//! were learned before.
 
 use super::optimizer::Trained;
 use crate::backend::Train;

@@ -1,6 +1,6 @@
 //! What a run needs to go on from where it was, to the same bits: parameters, what the optimizer has seen, and where in the text it is.
 //!
-//! A state is one file of safetensors that appears when it is whole. Not here: what a run does (`run`). Floor 7.
+//! A state is one file of safetensors that appears when it is whole. Not here: what a run does (`run`).
 
 use super::TrainedModel;
 use super::corpus::Position;

@@ -4,7 +4,7 @@
 //! one kind is ever among the other, however often and with whatever seeds both are made. For Sudoku that is the solved grid, so that a
 //! grid which was learned is never asked for; for the others the prompt. An answer ends with a line end. No question comes twice.
 //!
-//! Not here: files, and how a question becomes tokens (`corpus::questions`). Floor 7.
+//! Not here: files, and how a question becomes tokens (`corpus::questions`).
 
 mod sort;
 mod sudoku;

@@ -1,4 +1,4 @@
-//! The model whose predictions another one learns. Floor 7.
+//! The model whose predictions another one learns.
 
 use super::{Room, Row};
 use crate::backend::Train;

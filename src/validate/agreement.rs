@@ -1,4 +1,4 @@
-//! How often the two forms of one model, quantized and dequantized, predict the same next token. Floor 7.
+//! How often the two forms of one model, quantized and dequantized, predict the same next token.
 
 use super::residency::is_single_precision;
 use super::walk;

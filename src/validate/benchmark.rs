@@ -12,7 +12,7 @@
 //!
 //! Other fields are ignored. The model scores each choice by the log-likelihood of its tokens after the prompt (see
 //! [`Item::continuation`]), and predicts the choice with the largest, as EleutherAI's lm-evaluation-harness does: `acc`
-//! takes the plain sum, `acc_norm` divides it by the choice's bytes. Not here: running the model. Floor 7.
+//! takes the plain sum, `acc_norm` divides it by the choice's bytes. Not here: running the model.
 
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::json;

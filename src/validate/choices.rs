@@ -1,4 +1,4 @@
-//! Lets a model answer multiple-choice questions by the likelihood of each answer. Floor 7.
+//! Lets a model answer multiple-choice questions by the likelihood of each answer.
 
 use super::benchmark::{ChoiceScore, Item, Normalization, count_right, predict};
 use super::metrics::negative_log_likelihood;

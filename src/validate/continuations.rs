@@ -1,4 +1,4 @@
-//! Lets models continue prompts and looks for text that is plainly broken. Floor 7.
+//! Lets models continue prompts and looks for text that is plainly broken.
 
 use super::failures::{self, Failure, Generated};
 use super::windows::Dataset;

@@ -2,7 +2,7 @@
 //!
 //! Each detector looks for damage that a reader would see at once, and has a threshold with a reason. They do not judge
 //! style, truth or grammar: wrong words in good order are perplexity's affair. Because small models loop by themselves,
-//! what counts in the end is a failure that the original does not show on the same prompt. Floor 7.
+//! what counts in the end is a failure that the original does not show on the same prompt.
 
 use crate::generate::FinishReason;
 use crate::options::named;

@@ -1,7 +1,7 @@
 //! Times single steps of a model on a device, by the bytes that they move and the operations that they do.
 //!
 //! Weights are random codes, several of a kind where a cache could hold one, as a model has many. What a device can do at
-//! most is measured in the same run. Floor 7.
+//! most is measured in the same run.
 
 use super::speed::Clock;
 #[cfg(feature = "gpu")]

@@ -1,4 +1,4 @@
-//! What quantization did to the weights of each layer, and how many bytes it saved. Floor 7.
+//! What quantization did to the weights of each layer, and how many bytes it saved.
 
 use super::measurements::LayerMemory;
 use super::report::Layer;

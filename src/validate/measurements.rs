@@ -1,6 +1,6 @@
 //! What a validation run measures, and the figures that follow from it alone.
 //!
-//! Not here: limits and the verdict. Floor 7.
+//! Not here: limits and the verdict.
 
 use super::failures::PromptFailure;
 use super::metrics::{median, percentile};

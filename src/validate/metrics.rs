@@ -2,7 +2,7 @@
 //!
 //! Everything is summed in `f64` and in the order given, with the maximum subtracted before `exp`. A row that holds NaN
 //! or plus infinity gives NaN, never a plausible number: the verdict fails on it. Minus infinity is a probability of 0.
-//! A row is `[vocab_size]`. Not here: running the model. Floor 7.
+//! A row is `[vocab_size]`. Not here: running the model.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::sort;

@@ -1,4 +1,4 @@
-//! Numbers of a report that may not be finite: null in JSON, NaN when read back. Floor 7.
+//! Numbers of a report that may not be finite: null in JSON, NaN when read back.
 
 use serde::{Deserialize, Deserializer, Serializer};
 

@@ -1,6 +1,6 @@
 //! What to try next, in words: depends on what failed, on the scheme and on what was already tried.
 //!
-//! Not here: the verdict itself. Floor 7.
+//! Not here: the verdict itself.
 
 use super::measurements::{Measurements, Preparation};
 use super::verdict::{Criterion, Status, criterion};

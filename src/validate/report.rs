@@ -1,7 +1,7 @@
 //! `validation_report.json`: the measurements and the verdict as one JSON document, schema `lowbit.validation/1`.
 //!
 //! Field order is part of the schema. A number that is not finite is written as null, and null is read as NaN: JSON has
-//! no NaN, and a report of a broken model must still be a document. Not here: measuring, or writing the file. Floor 7.
+//! no NaN, and a report of a broken model must still be a document. Not here: measuring, or writing the file.
 
 use super::failures::PromptFailure;
 use super::measurements::Measurements;

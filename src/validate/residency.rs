@@ -1,6 +1,6 @@
 //! How much of two models is in memory while they are compared: both whole, or one block of one of them.
 //!
-//! A pure decision over sizes; nothing here asks the system. Floor 7.
+//! A pure decision over sizes; nothing here asks the system.
 
 use crate::layout::ModuleStorage;
 use crate::model::names::Linear;

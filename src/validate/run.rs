@@ -1,4 +1,4 @@
-//! The whole validation of a quantized checkpoint against its original: every measurement, then the report. Floor 7.
+//! The whole validation of a quantized checkpoint against its original: every measurement, then the report.
 
 use super::benchmark::Item;
 use super::continuations::{Continuation, Prompt, continue_all};

@@ -3,7 +3,7 @@
 //! The error of a layer's own output says little of that: what comes after it may damp or magnify it. So each change is
 //! followed to the end of the model: the text as it is, and one more stream of hidden states for every change made so far, go
 //! through the blocks side by side, one block in memory at a time, and the streams' predictions are compared at the end. With
-//! `L` blocks of 7 layers that is about `3.5 L^2` blocks' work on few tokens: less than calibrating takes. Floor 7.
+//! `L` blocks of 7 layers that is about `3.5 L^2` blocks' work on few tokens: less than calibrating takes.
 
 use super::metrics::kl_divergence;
 use crate::backend::Backend;

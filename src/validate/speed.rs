@@ -1,4 +1,4 @@
-//! Times decoding, the models taking turns, so that a busy machine slows both alike. Floor 7.
+//! Times decoding, the models taking turns, so that a busy machine slows both alike.
 
 use super::measurements::SpeedRound;
 use crate::backend::Backend;

@@ -1,7 +1,7 @@
 //! Scores two models that are too large to hold twice: one block of one model at a time, hidden states in scratch.
 //!
 //! The steps are those of [`walk::compare`](super::walk::compare) in another order, on the same chunks of tokens, so the
-//! result is the same to the last bit: a memory budget never changes a figure. Hidden states are kept in f32. Floor 7.
+//! result is the same to the last bit: a memory budget never changes a figure. Hidden states are kept in f32.
 
 use super::metrics::{PerplexitySum, negative_log_likelihood};
 use super::walk::{Comparison, check_same_vocabulary, check_vocabulary, report};

@@ -12,7 +12,7 @@
 //!   last-level cache is not limited by memory, which is what fewer bits save; both make the row inconclusive.
 //!
 //! `inconclusive` does not reject: a model is accepted when no criterion failed. A measurement that is not a finite
-//! number fails. Everything is a pure function. Not here: measuring. Floor 7.
+//! number fails. Everything is a pure function. Not here: measuring.
 
 use super::measurements::{LayerMemory, Measurements};
 use super::number;

@@ -1,7 +1,7 @@
 //! Walks one or two models through a text, window by window, and scores what they predict.
 //!
 //! Two models go side by side, some tokens of the one and then of the other, so that no more logits are held than one
-//! chunk's. Floor 7.
+//! chunk's.
 
 use super::metrics::{DivergenceSum, PairedDifference, PerplexitySum, negative_log_likelihood};
 use super::windows::{Dataset, WindowOptions};

@@ -1,7 +1,7 @@
 //! Cuts a text into the windows that a model scores.
 //!
 //! The protocol is that of the field: the text is tokenized whole, without special tokens; windows do not overlap unless
-//! a stride is given; the beginning-of-sequence token stands in front of each window and is not scored. Floor 7.
+//! a stride is given; the beginning-of-sequence token stands in front of each window and is not scored.
 
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};

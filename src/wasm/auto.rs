@@ -1,4 +1,4 @@
-//! The search for a good enough result. Floor 9.
+//! The search for a good enough result.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -29,7 +29,7 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{summary: TargetHandle, create(name): Promise<TargetHandle>}`
+    /// `{summary: Target, create(name): Promise<Target>}`
     #[wasm_bindgen(typescript_type = "Outputs")]
     pub type OutputsHandle;
 

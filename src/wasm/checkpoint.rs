@@ -1,4 +1,4 @@
-//! Open checkpoints, and what is known of them before any weight is read. Floor 9.
+//! Open checkpoints, and what is known of them before any weight is read.
 
 use super::error::to_js;
 use super::source::{FileHandle, FolderHandle, JsFile, JsFolder};

@@ -1,4 +1,4 @@
-//! Text by the module `tokenizer`, or by a tokenizer that a page brings itself. Floor 9.
+//! Text by the module `tokenizer`, or by a tokenizer that a page brings itself.
 
 use super::error::from_js;
 use crate::error::{Error, ErrorCode, Result};

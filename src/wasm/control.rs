@@ -1,4 +1,4 @@
-//! Progress, cancellation and turns of the event loop. Floor 9.
+//! Progress, cancellation and turns of the event loop.
 
 use crate::error::Error;
 use crate::task::{BoxFuture, Control, Progress};

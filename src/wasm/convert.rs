@@ -1,4 +1,4 @@
-//! The way back to floating point, and from one layout to another. Floor 9.
+//! The way back to floating point, and from one layout to another.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};

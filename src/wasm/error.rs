@@ -1,4 +1,4 @@
-//! Errors on their way to JavaScript and back. Floor 9.
+//! Errors on their way to JavaScript and back.
 
 use crate::error::{Error, ErrorCode};
 use js_sys::Reflect;

@@ -1,4 +1,4 @@
-//! Validation of a quantized model against its original, and what there is to run on. Floor 9.
+//! Validation of a quantized model against its original, and what there is to run on.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};

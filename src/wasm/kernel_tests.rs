@@ -1,5 +1,4 @@
 //! The kernels' own tests, for the browsers and programs that the package runs in. Not in the package that is published.
-//! Floor 9.
 
 use super::error::to_js;
 use super::values::{JsResult, to_value};

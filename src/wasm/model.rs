@@ -1,4 +1,4 @@
-//! Loaded models: text, logits, perplexity. Floor 9.
+//! Loaded models: text, logits, perplexity.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};

@@ -1,4 +1,4 @@
-//! Quantizing. Floor 9.
+//! Quantizing.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};

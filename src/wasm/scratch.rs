@@ -1,4 +1,4 @@
-//! Scratch space that JavaScript holds, outside this module's memory. Floor 9.
+//! Scratch space that JavaScript holds, outside this module's memory.
 
 use super::error::from_js;
 use super::values::{copied, number, settled};

@@ -1,4 +1,4 @@
-//! Folders that JavaScript writes: directory handles, paths, streams, memory. Floor 9.
+//! Folders that JavaScript writes: directory handles, paths, streams, memory.
 
 use super::error::from_js;
 use super::source::{FolderHandle, JsFolder};
@@ -15,7 +15,7 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{name, existing: FolderHandle, create(file): Promise<SinkHandle>, remove(file): Promise, removeUnfinished(): Promise}`
+    /// `{name, existing: Folder, create(file): Promise<Sink>, remove(file): Promise, removeUnfinished(): Promise}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "TargetFolder")]
     pub type TargetHandle;

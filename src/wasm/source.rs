@@ -1,4 +1,4 @@
-//! Files and folders that JavaScript reads: `Blob`s, URLs, directory handles, paths, whatever has `read`. Floor 9.
+//! Files and folders that JavaScript reads: `Blob`s, URLs, directory handles, paths, whatever has `read`.
 
 use super::error::from_js;
 use super::values::{number, settled};
@@ -27,7 +27,7 @@ extern "C" {
     #[wasm_bindgen(method, catch)]
     fn read(this: &FileHandle, offset: f64, length: f64) -> Result<Promise, JsValue>;
 
-    /// `{name, open(file): Promise<FileHandle | undefined>}`
+    /// `{name, open(file): Promise<File | undefined>}`
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Folder")]
     pub type FolderHandle;

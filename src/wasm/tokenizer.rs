@@ -1,4 +1,4 @@
-//! The module `tokenizer`: text to token ids and back, by the files of a checkpoint. Floor 9.
+//! The module `tokenizer`: text to token ids and back, by the files of a checkpoint.
 
 use super::error::to_js;
 use crate::error::{Error, Result};

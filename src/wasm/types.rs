@@ -1,5 +1,5 @@
 //! What the bindings' declarations call what passes through them: the package's own types, so that its TypeScript needs no
-//! casts. Floor 9.
+//! casts.
 
 use wasm_bindgen::prelude::wasm_bindgen;
 

@@ -1,4 +1,4 @@
-//! Rust values as plain objects of JavaScript, and back. Floor 9.
+//! Rust values as plain objects of JavaScript, and back.
 
 use super::error::{from_js, to_js};
 use crate::error::{Context, Error, ErrorCode, Result};

@@ -1,4 +1,4 @@
-//! Residual addition and RMS normalization. Floor 4.
+//! Residual addition and RMS normalization.
 
 use super::parallel::Workers;
 

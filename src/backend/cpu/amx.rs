@@ -6,7 +6,7 @@
 //! enough, [three products](Terms::Three) are.
 //!
 //! The operands are panels: 32 rows (of either side), cut in [`Step`]s of 32 columns, over which a product sums. A left panel
-//! keeps its rows; a right one has them turned, as the unit wants it. Floor 4.
+//! keeps its rows; a right one has them turned, as the unit wants it.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod absent;

@@ -1,4 +1,4 @@
-//! The index of the largest element of each row. Floor 4.
+//! The index of the largest element of each row.
 
 /// What stands for a row that has no largest element.
 pub(super) const NONE: u32 = u32::MAX;

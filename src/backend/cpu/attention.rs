@@ -6,7 +6,7 @@
 //!    softmax with the maximum subtracted, weighted sum of values.
 //!
 //! Every sum takes its terms in the order of elements or positions, in `f32` without fused multiply-adds, so all
-//! instruction sets, batch sizes and numbers of threads give the same bits. Floor 4.
+//! instruction sets, batch sizes and numbers of threads give the same bits.
 
 use super::columns::UNIT;
 use super::exp::exp;

@@ -2,7 +2,6 @@
 //!
 //! Kernels never meet a ragged end. A group whose length is no multiple of 32 is filled up with zeros, in the
 //! weights and in the activations that meet them, so the padding adds nothing to any sum. Usual sizes need none.
-//! Floor 4.
 
 /// Columns of a unit: 32 bytes of INT8, four AVX2 or two AVX-512 vectors of `f32`.
 pub(super) const UNIT: usize = 32;

@@ -1,4 +1,4 @@
-//! Token embeddings: rows of a table. Floor 4.
+//! Token embeddings: rows of a table.
 
 use super::parallel::Workers;
 use super::weight::CpuWeight;

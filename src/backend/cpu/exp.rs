@@ -4,7 +4,7 @@
 //! 2. The Taylor polynomial of degree 7 gives `exp(r)`; what it leaves out is below `6e-9` of the result.
 //! 3. Multiplied with `2^n` in two steps, so that results below the smallest normal number come out too.
 //!
-//! No branch and no fused multiply-add: compilers turn loops over it into vectors of any width. Floor 4.
+//! No branch and no fused multiply-add: compilers turn loops over it into vectors of any width.
 
 /// `e^x`: 0 below -104, infinity above 89, NaN for NaN.
 #[inline(always)]

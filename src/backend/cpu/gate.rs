@@ -1,4 +1,4 @@
-//! The gate of a gated MLP. Floor 4.
+//! The gate of a gated MLP.
 
 use super::exp::exp;
 use super::parallel::Workers;

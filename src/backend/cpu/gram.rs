@@ -1,4 +1,4 @@
-//! Products of the columns of activations, for Hessians: `X^T X`, on and above the diagonal. Floor 4.
+//! Products of the columns of activations, for Hessians: `X^T X`, on and above the diagonal.
 
 use super::amx::{Region, Split};
 use super::parallel::Workers;

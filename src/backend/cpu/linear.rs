@@ -1,7 +1,7 @@
 //! `y = W x + bias` for every weight format: prepares the input once, cuts the work, and picks the kernel.
 //!
 //! The sums themselves are in [`super::linear_float`] and [`super::linear_int8`], and where split products are allowed in
-//! [`super::amx`]. Floor 4.
+//! [`super::amx`].
 
 use super::amx::{Amx, Block, EDGE, Region, Split, Step, Terms};
 use super::columns::UNIT;

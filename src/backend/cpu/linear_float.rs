@@ -2,7 +2,7 @@
 //! the conversion of a block of rows, kept for many tokens; and many tokens against rows of floats.
 //!
 //! Each dot product keeps one vector of partial sums and takes the columns in order, whatever the number of tokens
-//! and rows that are computed beside it. So a token gives the same bits alone and in a batch. Floor 4.
+//! and rows that are computed beside it. So a token gives the same bits alone and in a batch.
 
 use super::columns::{Columns, UNIT};
 use super::parallel::Tiles;

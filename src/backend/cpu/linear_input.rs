@@ -1,4 +1,4 @@
-//! The tokens that a product meets: padded, rounded, or cut up for the matrix unit. Floor 4.
+//! The tokens that a product meets: padded, rounded, or cut up for the matrix unit.
 
 use super::amx::{Amx, EDGE, Region, Split, Step, Terms};
 use super::columns::{Columns, UNIT};

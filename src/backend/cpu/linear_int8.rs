@@ -9,7 +9,6 @@
 //! Departures: (a) in step 3 with several groups each lane's integers are scaled and added as `f32` before the lanes
 //! are added up, which saves a reduction per group; with one scale per row nothing is rounded before the end.
 //! (b) A token with a NaN or an infinity gives NaN, where the published code gives an arbitrary number.
-//! Floor 4.
 
 use super::columns::{Columns, UNIT};
 use super::linear_float::{OutputColumns, TILE_ROWS};

@@ -1,4 +1,4 @@
-//! Zeroed memory on cache-line boundaries, and the buffers made of it. Floor 4.
+//! Zeroed memory on cache-line boundaries, and the buffers made of it.
 
 use crate::backend::{Element, Elements};
 use crate::error::{Error, ErrorCode, Result};

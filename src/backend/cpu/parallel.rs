@@ -1,7 +1,7 @@
 //! Splits work over threads without ever changing a result.
 //!
 //! Work is cut by what is computed (output rows, tokens, heads), never inside a sum, so one thread and many give the
-//! same bits. Single-threaded on wasm32. Floor 4.
+//! same bits. Single-threaded on wasm32.
 
 use std::marker::PhantomData;
 

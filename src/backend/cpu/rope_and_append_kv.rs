@@ -1,4 +1,4 @@
-//! Rotary position embedding of q and k, then k and v into the cache. Floor 4.
+//! Rotary position embedding of q and k, then k and v into the cache.
 
 use super::add_rms_norm::normalize_in_place;
 use crate::backend::{AttentionShape, Segment};

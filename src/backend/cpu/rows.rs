@@ -1,5 +1,4 @@
 //! Rows of weight matrices as the dot products read them: one unit of 32 columns at a time, as floats or as codes.
-//! Floor 4.
 
 use super::columns::{Columns, UNIT};
 use super::simd::Simd;

@@ -3,7 +3,7 @@
 //! Engines miscompile: the baseline compiler of V8 11.3 (Node 20) drops the accumulator of a relaxed dot product, until its
 //! optimizing one takes over. So a build for WebAssembly runs [`self_check`] when it is loaded, in code that nothing has
 //! run before, and gives way to a plainer build where it fails. A test runs the same natively. The inputs are fixed and
-//! small, and sums do not start from zero. Floor 4.
+//! small, and sums do not start from zero.
 
 use super::columns::UNIT;
 use super::linear;

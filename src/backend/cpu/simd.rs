@@ -2,7 +2,7 @@
 //!
 //! A kernel is one generic function over [`Simd`]. Implementations are thin: [`Portable`] is arrays that compilers turn
 //! into whatever the target has by default (SSE2, NEON); per-architecture files exist where that is not enough. Which
-//! one runs is decided once, when the backend is made; [`super::self_check()`] compares it with the portable one. Floor 4.
+//! one runs is decided once, when the backend is made; [`super::self_check()`] compares it with the portable one.
 
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm32;

@@ -1,4 +1,4 @@
-//! Products of whole matrices on the [matrix unit](super::amx). Floor 4.
+//! Products of whole matrices on the [matrix unit](super::amx).
 //!
 //! A product is cut along its sums into blocks, so that what a task reads again and again stays in a second-level cache. How many
 //! tasks there are depends on the threads; a sum's order does not.

@@ -1,4 +1,4 @@
-//! Random operands, naive `f64` oracles and small shorthands for the tests of this folder. Floor 4.
+//! Random operands, naive `f64` oracles and small shorthands for the tests of this folder.
 
 pub(super) use super::self_check::formats;
 use super::simd::Isa;

@@ -1,4 +1,4 @@
-//! The largest elements of each row. Floor 4.
+//! The largest elements of each row.
 
 use super::argmax::NONE;
 

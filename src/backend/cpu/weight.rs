@@ -3,7 +3,7 @@
 //! Dense values keep their type: decoding is bound by memory, and converting in registers is free beside it. Codes stay
 //! packed in units of 32 columns ([`super::columns`]) whose bits are interleaved so that one shift-and-mask per vector
 //! gives them back in order: byte `i` of an INT4 unit holds columns `i` and `i + 16`, byte `i` of a 2-bit unit columns
-//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits. Floor 4.
+//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits.
 
 use super::columns::{Columns, UNIT};
 use super::linear_int8::MAX_GROUP as MAX_INT8_GROUP;

@@ -1,4 +1,4 @@
-//! A weight on its way into the form that the CPU likes. Floor 4.
+//! A weight on its way into the form that the CPU likes.
 
 use super::weight::{CpuWeight, Part};
 use crate::backend::arrivals::Arrivals;

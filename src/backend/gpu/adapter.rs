@@ -1,4 +1,4 @@
-//! The adapters of this machine, and which of them serves. Floor 4.
+//! The adapters of this machine, and which of them serves.
 
 use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};

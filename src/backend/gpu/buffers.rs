@@ -1,4 +1,4 @@
-//! Memory on the device: handles that own it, and the pool that they return to. Floor 4.
+//! Memory on the device: handles that own it, and the pool that they return to.
 
 use super::device::Device;
 use crate::backend::{Element, Elements};

@@ -1,4 +1,4 @@
-//! The device that is opened on an adapter, and what went wrong on it. Floor 4.
+//! The device that is opened on an adapter, and what went wrong on it.
 
 use super::adapter::{self, AdapterDescription, AvailableAdapter, GpuOptions, Sabotage};
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,4 +1,4 @@
-//! What went wrong on a device, and how natively it becomes known; `web` has how in a browser. Floor 4.
+//! What went wrong on a device, and how natively it becomes known; `web` has how in a browser.
 
 use crate::error::{Error, ErrorCode, Result};
 use std::sync::{Arc, Mutex, PoisonError};

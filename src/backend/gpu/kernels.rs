@@ -1,6 +1,6 @@
 //! The kernels: their texts, put together when the crate is built, and what each of them binds.
 //!
-//! A test reads every text with naga and compares the bindings and parameters with what stands here. Floor 4.
+//! A test reads every text with naga and compares the bindings and parameters with what stands here.
 
 use crate::quant::codings::codings;
 

@@ -1,4 +1,4 @@
-//! Linear steps and embeddings: what they bind, part by part of a weight. Floor 4.
+//! Linear steps and embeddings: what they bind, part by part of a weight.
 
 use super::buffers::Memory;
 use super::weight::{Shard, StackedMatrices};

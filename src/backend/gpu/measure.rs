@@ -1,4 +1,4 @@
-//! What a device can do at most, for benchmarks: copies, and arithmetic without memory. No step of a model. Floor 4.
+//! What a device can do at most, for benchmarks: copies, and arithmetic without memory. No step of a model.
 
 use super::{GpuBackend, GpuBuffer, kernels, params, select};
 use crate::backend::step::check;

@@ -1,4 +1,4 @@
-//! The parameters of the kernels, field by field as their shaders declare them. Floor 4.
+//! The parameters of the kernels, field by field as their shaders declare them.
 
 use bytemuck::{Pod, Zeroable};
 

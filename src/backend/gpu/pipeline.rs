@@ -1,4 +1,4 @@
-//! Compiled kernels, made when they are first needed and kept. Floor 4.
+//! Compiled kernels, made when they are first needed and kept.
 
 use super::device::Device;
 use super::kernels::{Access, Kernel};

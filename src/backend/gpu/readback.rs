@@ -1,4 +1,4 @@
-//! From the device to the host: the only place that waits. Floor 4.
+//! From the device to the host: the only place that waits.
 
 use super::GpuBackend;
 use super::buffers::Memory;

@@ -2,7 +2,7 @@
 //!
 //! Steps only append to the list; a submission encodes it into one command buffer. The parameters of all its commands
 //! travel in one buffer, each in a slot of its own: a queue runs its writes before the commands that are submitted after
-//! them, so a slot that were written twice would hold the second value for both. Floor 4.
+//! them, so a slot that were written twice would hold the second value for both.
 
 use super::buffers::Memory;
 use super::device::Device;

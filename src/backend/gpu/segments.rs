@@ -1,4 +1,4 @@
-//! The segments of a batch as kernels read them: one table for all workgroups of a dispatch. Floor 4.
+//! The segments of a batch as kernels read them: one table for all workgroups of a dispatch.
 
 use super::buffers::Memory;
 use super::select::PREFILL_QUERIES;

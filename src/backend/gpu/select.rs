@@ -1,4 +1,4 @@
-//! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device. Floor 4.
+//! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device.
 
 use super::kernels::{self, Kernel, Readers};
 use super::segments::Tiling;

@@ -2,7 +2,7 @@
 //!
 //! Drivers miscompile, and a wrong result looks like any other. So each step runs on a small random input here and on
 //! the CPU: those that no weight takes part in when the device is opened, those of a weight when the first one of its
-//! format is loaded. The limit catches what is wrong, not what is a little less exact. Floor 4.
+//! format is loaded. The limit catches what is wrong, not what is a little less exact.
 
 use super::GpuBackend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};

@@ -1,4 +1,4 @@
-//! Something that will be known once, and a future that waits for it. Floor 4.
+//! Something that will be known once, and a future that waits for it.
 
 use crate::error::Result;
 use std::pin::Pin;

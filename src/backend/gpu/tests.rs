@@ -2,7 +2,7 @@
 //!
 //! Where there is no adapter, not even a software one, the tests that need one say so and do nothing. Tests are `async`, so
 //! that browsers, which wait for nothing, run the very same ones: there, a module that is built with the feature
-//! `kernel-tests` has them under their names. Floor 4.
+//! `kernel-tests` has them under their names.
 
 mod kernels;
 mod linear;

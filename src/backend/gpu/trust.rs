@@ -1,4 +1,4 @@
-//! Opening a backend, and finding out which of a device's kernels are to be trusted. Floor 4.
+//! Opening a backend, and finding out which of a device's kernels are to be trusted.
 
 use super::device::Device;
 use super::pipeline::Pipelines;

@@ -1,7 +1,7 @@
 //! How the columns of a matrix row lie in device memory.
 //!
 //! A row is a run of units (`shaders/shared/weights.wgsl` says how values lie in one); every group that shares a scale
-//! begins at a unit, and what is beyond its end is zero. Floor 4.
+//! begins at a unit, and what is beyond its end is zero.
 
 use crate::backend::WeightFormat;
 use crate::dtype::DType;

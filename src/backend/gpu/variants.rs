@@ -1,4 +1,4 @@
-//! Variants: kernels that a device may run in the place of base kernels, and those that were found wanting. Floor 4.
+//! Variants: kernels that a device may run in the place of base kernels, and those that were found wanting.
 
 /// A way to compute a step that not every device has or does right. Its base computes the same from the same operands, with
 /// activations of the same precision.

@@ -2,7 +2,7 @@
 //!
 //! In a browser a call only sends a command to another process, and its errors come back later. So everything runs inside
 //! of error scopes; they are exchanged for new ones before results are used, and then every error is known. wgpu's own
-//! scopes panic at errors of the kind `internal`, which a driver that cannot compile a kernel causes. Floor 4.
+//! scopes panic at errors of the kind `internal`, which a driver that cannot compile a kernel causes.
 
 use super::failure::{Failure, Kind, Work, error};
 use super::signal::Signal;

@@ -1,6 +1,6 @@
 //! Weights on the GPU: arranged on the way in, split where one binding is not enough.
 //!
-//! Matrices of a weight that are written alike become one, so that `q|k|v` is one dispatch. Floor 4.
+//! Matrices of a weight that are written alike become one, so that `q|k|v` is one dispatch.
 
 use super::buffers::{Memory, Pool};
 use super::device::Device;

@@ -1,7 +1,7 @@
 //! Packed matrices, and vectors, that wait in scratch until their turn comes to be written.
 //!
 //! The slot of a matrix is a line of JSON that says what it is, and its parts as little-endian bytes; that of a vector its
-//! values as `f32`. Floor 7.
+//! values as `f32`.
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};

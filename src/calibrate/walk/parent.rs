@@ -1,5 +1,5 @@
 //! Runs the parent of an input, attention or the MLP, with one candidate's weights after the other, and compares what it
-//! gives with what it gave before. Floor 7.
+//! gives with what it gave before.
 
 use super::slots::{PARENT, Stream};
 use super::{Walk, no_block};

@@ -1,4 +1,4 @@
-//! The slots in which a walk keeps hidden states in scratch. Floor 7.
+//! The slots in which a walk keeps hidden states in scratch.
 
 use crate::model::block::LinearInput;
 

@@ -1,5 +1,4 @@
 //! Reads a header's bytes front to back, and tells a header that is cut off from one whose rest was not read yet.
-//! Floor 1.
 
 use crate::error::{Error, ErrorCode};
 

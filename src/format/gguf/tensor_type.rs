@@ -1,4 +1,4 @@
-//! The element types of GGUF tensors: their numbers, names and block sizes. Floor 1.
+//! The element types of GGUF tensors: their numbers, names and block sizes.
 
 use std::fmt;
 

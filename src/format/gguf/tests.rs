@@ -1,4 +1,4 @@
-//! Tests of the container: what a header says, what is refused, and that whatever is written is read again. Floor 1.
+//! Tests of the container: what a header says, what is refused, and that whatever is written is read again.
 
 use super::value::write_string;
 use super::*;

@@ -1,4 +1,4 @@
-//! Values of GGUF metadata, and how they are read from a header's bytes and written again. Floor 1.
+//! Values of GGUF metadata, and how they are read from a header's bytes and written again.
 
 use super::cursor::{Cursor, Stop};
 use crate::error::Error;

@@ -1,7 +1,7 @@
 //! Writes a safetensors file front to back, tensor by tensor, in pieces of any size.
 //!
 //! The header comes first, so every tensor's type and shape is known before the first byte of data; the data then
-//! never has to be in memory at once. Not here: what is written (`layout`). Floor 1.
+//! never has to be in memory at once. Not here: what is written (`layout`).
 
 use super::{MAX_HEADER_BYTES, METADATA, TensorInfo, tensor};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! AWQ against files packed field by field, as the documents of its tools describe them. Floor 3.
+//! AWQ against files packed field by field, as the documents of its tools describe them.
 
 use super::*;
 use crate::error::ErrorCode;

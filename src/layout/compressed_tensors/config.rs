@@ -1,4 +1,4 @@
-//! `quantization_config` as compressed-tensors writes it, reduced to what its groups mean for weights. Floor 3.
+//! `quantization_config` as compressed-tensors writes it, reduced to what its groups mean for weights.
 
 use super::targets::Targets;
 use crate::error::{Context, Error, Result};

@@ -1,4 +1,4 @@
-//! compressed-tensors modules to [`PackedTensor`]s. Floor 3.
+//! compressed-tensors modules to [`PackedTensor`]s.
 
 use super::CompressedNames;
 use super::config::{Config, Group, Spelling};

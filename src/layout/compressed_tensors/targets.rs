@@ -2,7 +2,7 @@
 //!
 //! A target is a module's name, a pattern (`re:` and a regular expression that matches from the start of the name), or a
 //! class. Of several that match, names come before patterns and patterns before classes; among equals the first in
-//! the order of the alphabet. Floor 3.
+//! the order of the alphabet.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};

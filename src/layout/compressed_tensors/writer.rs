@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to compressed-tensors modules and their config. Floor 3.
+//! [`PackedTensor`]s to compressed-tensors modules and their config.
 
 use super::CompressedNames;
 use crate::dtype::DType;

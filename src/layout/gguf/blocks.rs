@@ -13,7 +13,7 @@
 //! | `TQ1_0`, `TQ2_0` | `ternary-g256` |
 //! | `IQ4_NL` | `iq4_nl`: the same codes, of a table |
 //!
-//! The bit layouts are those of ggml's `ggml-common.h` and `ggml-quants.c`. Floor 3.
+//! The bit layouts are those of ggml's `ggml-common.h` and `ggml-quants.c`.
 
 use super::quantize::{push_half, push_nibbles};
 use crate::error::{Error, ErrorCode, Result};

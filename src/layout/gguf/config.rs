@@ -1,7 +1,7 @@
 //! GGUF metadata as the config.json that transformers would write for the same model, and the other way.
 //!
 //! Whatever says that the model does something else than what config.json can say is an error that names its key: a key
-//! of the architecture that is not listed here may change what the weights mean. Floor 3.
+//! of the architecture that is not listed here may change what the weights mean.
 
 mod llama3;
 mod write;

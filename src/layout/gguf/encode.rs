@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says. Floor 3.
+//! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says.
 
 use super::blocks;
 use super::quantize::{push_half, push_nibbles, push_ternary};

@@ -1,4 +1,4 @@
-//! Typed access to GGUF metadata, with errors that name the key. Floor 3.
+//! Typed access to GGUF metadata, with errors that name the key.
 
 use crate::error::{Error, Result};
 use crate::format::gguf::{Array, Value};

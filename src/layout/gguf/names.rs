@@ -1,4 +1,4 @@
-//! What GGUF calls the parts of a decoder that Hugging Face checkpoints call otherwise. Floor 3.
+//! What GGUF calls the parts of a decoder that Hugging Face checkpoints call otherwise.
 
 /// Modules outside the blocks.
 const ENDS: [(&str, &str); 3] =

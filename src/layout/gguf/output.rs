@@ -1,5 +1,4 @@
 //! A GGUF file being written from a checkpoint in Hugging Face's terms: names, metadata and row order are translated here.
-//! Floor 3.
 
 use super::{config, names};
 use crate::error::{Error, Result};

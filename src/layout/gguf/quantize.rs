@@ -10,7 +10,7 @@
 //!
 //! Codes are found with the scale before it is rounded to a half, as ggml does; only `Q4_K` finds them again afterwards.
 //!
-//! Departures: values that are no numbers, and scales that a half cannot hold, are errors. Floor 3.
+//! Departures: values that are no numbers, and scales that a half cannot hold, are errors.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::TensorType;

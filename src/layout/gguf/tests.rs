@@ -1,4 +1,4 @@
-//! Tests of GGUF as a layout: blocks against ggml's own decoder, and what a file's metadata means. Floor 3.
+//! Tests of GGUF as a layout: blocks against ggml's own decoder, and what a file's metadata means.
 
 use super::blocks::Decoder;
 use super::*;

@@ -5,7 +5,7 @@
 //!   are no tokens.
 //! - `gpt2`: byte-level BPE with its merges, behind one of the pre-tokenizers that are named in [`split`].
 //!
-//! Anything else is an error that says what to do. Floor 3.
+//! Anything else is an error that says what to do.
 
 mod ends;
 mod split;

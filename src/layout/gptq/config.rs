@@ -1,4 +1,4 @@
-//! `quantization_config` as GPTQ's tools write it, reduced to what it means for weights. Floor 3.
+//! `quantization_config` as GPTQ's tools write it, reduced to what it means for weights.
 
 use super::dynamic::Dynamic;
 use super::zeros::{GptqZeros, Storage};

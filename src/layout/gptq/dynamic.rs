@@ -1,4 +1,4 @@
-//! What single modules have otherwise than the rest: `dynamic` of GPTQModel, and names as auto-round lists them. Floor 3.
+//! What single modules have otherwise than the rest: `dynamic` of GPTQModel, and names as auto-round lists them.
 //!
 //! `dynamic` is a map from regular expressions, which match from the start of a module's name, to settings: `+:pattern` or `pattern`
 //! changes some, `-:pattern` leaves the module in floating point. The first that matches counts.

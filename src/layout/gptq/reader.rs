@@ -1,4 +1,4 @@
-//! GPTQ modules to [`PackedTensor`]s. Floor 3.
+//! GPTQ modules to [`PackedTensor`]s.
 
 use super::GptqNames;
 use super::config::{Config, Settings};

@@ -1,4 +1,4 @@
-//! GPTQ against files packed bit by bit, as the documents of its tools describe them. Floor 3.
+//! GPTQ against files packed bit by bit, as the documents of its tools describe them.
 
 mod written;
 

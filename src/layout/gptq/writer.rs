@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to GPTQ modules and their config. Floor 3.
+//! [`PackedTensor`]s to GPTQ modules and their config.
 
 use super::zeros::{GptqZeros, Storage};
 use super::{GptqNames, QUANTIZER};

@@ -1,4 +1,4 @@
-//! How GPTQ files store zero points. Floor 3.
+//! How GPTQ files store zero points.
 //!
 //! A row of `qzeros` is a dense bit stream along the outputs. Version 2 stores the zero point `z`; version 1 stores
 //! `z - 1`, in one of two ways that differ where a `z` is 0:

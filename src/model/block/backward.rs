@@ -1,4 +1,4 @@
-//! A block, backward: each of its forward steps in the opposite order. Floor 5.
+//! A block, backward: each of its forward steps in the opposite order.
 
 use super::{Block, LinearInput, incomplete};
 use crate::backend::{Backend, BackwardStep, Element, HeadNorms, KvLayer, QkNorm, Segment, Train};

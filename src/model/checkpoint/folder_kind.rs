@@ -1,4 +1,4 @@
-//! What a folder is that is no checkpoint of this crate: people have many that look like one. Floor 5.
+//! What a folder is that is no checkpoint of this crate: people have many that look like one.
 
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::small_file::{read_file, read_json};

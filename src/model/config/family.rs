@@ -1,4 +1,4 @@
-//! What the configuration classes of transformers take for a key that config.json does not have. Floor 5.
+//! What the configuration classes of transformers take for a key that config.json does not have.
 
 use super::Architecture;
 

@@ -1,4 +1,4 @@
-//! config.json as it is spelled, and what the decoder does not do of it. Floor 5.
+//! config.json as it is spelled, and what the decoder does not do of it.
 
 use super::Architecture;
 use super::family::Defaults;

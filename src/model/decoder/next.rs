@@ -1,6 +1,6 @@
 //! The step of decoding: what of the logits after the last tokens comes back to the host, and when.
 //!
-//! A device that runs ahead of its caller is given the next step before the host has read the last one's tokens. Floor 5.
+//! A device that runs ahead of its caller is given the next step before the host has read the last one's tokens.
 
 use super::runs::{Piece, check_room};
 use super::{CausalLm, KvCache, Run};

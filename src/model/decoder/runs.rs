@@ -1,4 +1,4 @@
-//! What goes through the model: runs of tokens of some sequences, cut into chunks that go together. Floor 5.
+//! What goes through the model: runs of tokens of some sequences, cut into chunks that go together.
 
 use super::{CausalLm, KvCache};
 use crate::backend::Backend;

@@ -1,4 +1,4 @@
-//! The loss of a batch and the way back through the head. Floor 5.
+//! The loss of a batch and the way back through the head.
 
 use super::{EmbeddingAndHead, Runner};
 use crate::backend::{Backend, BackwardStep, Element, Train};

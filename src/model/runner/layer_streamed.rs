@@ -1,5 +1,5 @@
 //! A model of which one block is in memory at a time: texts go through it block by block, and their hidden states wait in a
-//! store. Floor 5.
+//! store.
 
 use super::{EmbeddingAndHead, Runner, chunk_tokens};
 use crate::backend::{Backend, Element, Segment};

@@ -1,8 +1,8 @@
-//! Target `auto` tries, and when it stops: pure decisions about reports.
+//! What `auto` tries, and when it stops: pure decisions about reports.
 //!
 //! A checkpoint is tried in one precision with more and more calibration samples, then with the layers that lost most in
 //! the next precision, then in INT8, then trained where a host can; then it is the next checkpoint's turn. Only quality and generation count: a result
-//! that is too large or too slow does not get better further up. Not here: doing any of it. Floor 8.
+//! that is too large or too slow does not get better further up. Not here: doing any of it.
 
 use crate::artifact::records::{ModuleRecord, TRAINED};
 use crate::options::named;
@@ -15,13 +15,13 @@ use crate::validate::verdict::{Status, criterion};
 /// One thing to try with a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attempt {
-    /// Target is made of it.
+    /// What is made of it.
     pub target: Target,
     /// Calibration samples; none where it is trained.
     pub samples: usize,
 }
 
-/// Target is made of a checkpoint.
+/// What is made of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// Most linear layers have 4 or 8 bits.
@@ -56,8 +56,8 @@ pub enum Start {
     BitsPerWeight(f64),
 }
 
-/// Target to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
-/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. Target would only
+/// What to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
+/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. What would only
 /// repeat an attempt is left out.
 pub fn planned_attempts(
     begin: Start,
@@ -93,7 +93,7 @@ const GROUPS: [usize; 3] = [32, 64, 128];
 /// Of a scale, in half precision.
 const SCALE_BITS: f64 = 16.0;
 
-/// Target to train to: of one scheme for all layers, the one of most bits that fits.
+/// What to train to: of one scheme for all layers, the one of most bits that fits.
 pub fn trained_scheme(begin: Start) -> Option<Scheme> {
     let PlanOptions { int4, int8, .. } = PlanOptions::default();
     let most = match begin {
@@ -146,7 +146,7 @@ pub struct Judged {
     pub judgement: Judgement,
 }
 
-/// Target to do after some attempts.
+/// What to do after some attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Try this attempt of this checkpoint.
@@ -162,7 +162,7 @@ pub enum Next {
     Reject,
 }
 
-/// Target to do after `last`, the last attempt, where checkpoint `i` has `attempts[i]` attempts.
+/// What to do after `last`, the last attempt, where checkpoint `i` has `attempts[i]` attempts.
 pub fn next(attempts: &[usize], last: Option<Judged>) -> Next {
     let (mut checkpoint, mut attempt) = match last {
         None => (0, 0),
@@ -179,7 +179,7 @@ pub fn next(attempts: &[usize], last: Option<Judged>) -> Next {
     Next::Reject
 }
 
-/// Target to do when nothing was good; `last` is the last report.
+/// What to do when nothing was good; `last` is the last report.
 pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     let tried =
         if attempts == 1 { "the only attempt".to_owned() } else { format!("all {attempts} attempts") };

@@ -1,5 +1,5 @@
 //! The last thing that is tried with a checkpoint: training to be quantized, with the checkpoint itself as the teacher and the texts that
-//! methods calibrate with, for as long as there is time. Floor 8.
+//! methods calibrate with, for as long as there is time.
 
 use super::{SearchCandidate, Trained, Trainer};
 use crate::backend::Train;
@@ -59,7 +59,7 @@ impl<B: Train> QatTrainer<'_, B> {
         let eos = config.eos_token_ids.first().copied();
         let context = options.room.context;
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
-        // Target it was stopped at is not kept: the search begins anew.
+        // What it was stopped at is not kept: the search begins anew.
         let folder = MemorySinkDir::new("the state");
         let inputs = TrainInputs {
             origin: Origin::Checkpoint(checkpoint),

@@ -1,9 +1,9 @@
 //! Chooses one of several schemes for each module so that their bytes fit a budget and their errors are few: pure maths.
 //!
 //! The problem is the knapsack with multiple choices. Its relaxation is solved by going up the lower hull of each module's
-//! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-SchemeCost Knapsack
+//! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-Choice Knapsack
 //! Problem*, 1979); what room is left is used by whatever single changes still fit, best first. No more is promised than
-//! this: the budget is kept, and no scheme for all modules that fits it has less error. Floor 8.
+//! this: the budget is kept, and no scheme for all modules that fits it has less error.
 
 use crate::sort;
 

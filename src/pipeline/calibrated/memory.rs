@@ -12,7 +12,7 @@
 //!
 //! Everything else, the process itself among it, is one small constant. What was freed is not always in one piece again:
 //! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden
-//! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`). Floor 8.
+//! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`).
 
 use super::statistics;
 use crate::backend::cpu::split_bytes;

@@ -3,7 +3,7 @@
 //! After each block a note says how many are done and how their codes were found; the matrices and the residual streams
 //! are in scratch already. A note is a line with the SHA-256 of the rest, and there are two that take turns, so that one is
 //! whole whenever a process ends. It carries a key of everything that the result depends on: source, options, samples,
-//! version and device. Floor 8.
+//! version and device.
 
 use crate::calibrate::modules::{CalibratedModules, ModuleNotes};
 use crate::digest::sha256_hex;

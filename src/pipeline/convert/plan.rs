@@ -1,4 +1,4 @@
-//! What becomes of each matrix of a checkpoint in another layout, decided before anything is written. Floor 8.
+//! What becomes of each matrix of a checkpoint in another layout, decided before anything is written.
 
 use super::{ConvertOptions, read};
 use crate::dtype::DType;

@@ -1,6 +1,4 @@
 //! Copies single tensors from a checkpoint into a file that is being written, some bytes at a time.
-//!
-//! Floor 8.
 
 use super::form::Form;
 use super::{Output, Tensor};

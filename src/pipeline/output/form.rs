@@ -1,4 +1,4 @@
-//! What the values of a tensor are written as: floating-point numbers, or blocks that ggml's rules round them to. Floor 8.
+//! What the values of a tensor are written as: floating-point numbers, or blocks that ggml's rules round them to.
 
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::Result;

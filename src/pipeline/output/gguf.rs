@@ -1,7 +1,7 @@
 //! What a GGUF file says of a checkpoint beside its weights, and which tensors it has, in their order.
 //!
 //! Packed matrices keep their codes where a type of the format holds them; everything else is rounded by ggml's own rules to
-//! the type that was asked for, or to `F16` where its width is no whole blocks. Norms and biases are `F32`. Floor 8.
+//! the type that was asked for, or to `F16` where its width is no whole blocks. Norms and biases are `F32`.
 
 mod model;
 

@@ -1,4 +1,4 @@
-//! Where an output goes: a folder with config.json, tokenizer and weights, or one GGUF file that says all of that. Floor 8.
+//! Where an output goes: a folder with config.json, tokenizer and weights, or one GGUF file that says all of that.
 
 use super::gguf::{self, FileTokenizer};
 use super::{OutputPlan, Tensor};

@@ -1,4 +1,4 @@
-//! The tensors of a quantized checkpoint, and how each is made. Floor 8.
+//! The tensors of a quantized checkpoint, and how each is made.
 
 use super::{QuantizationPlan, QuantizeOutcome};
 use crate::artifact::records::{ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord};

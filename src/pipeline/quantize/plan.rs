@@ -1,5 +1,5 @@
 //! What becomes of a checkpoint, decided once and handed on: which module gets which scheme, what the records say of that,
-//! and what memory it takes. Floor 8.
+//! and what memory it takes.
 
 use super::{QuantizeContext, QuantizeEvent, is_in_block};
 use crate::backend::Backend;

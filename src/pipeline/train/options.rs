@@ -1,4 +1,4 @@
-//! How a model is trained, and what that makes of its parameters. Floor 8.
+//! How a model is trained, and what that makes of its parameters.
 
 use crate::dtype::DType;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! What comes before a whole model is trained: codes of GPTQ, and blocks that are trained alone. Floor 8.
+//! What comes before a whole model is trained: codes of GPTQ, and blocks that are trained alone.
 
 use super::{
     Prepared, StartCodes, TrainContext, TrainInputs, TrainOptions, TrainOutcome, TrainingRecord, of_masters,

@@ -1,6 +1,6 @@
 //! Where the division by AWQ's scales goes: into the norm before, or into the rows of the linear layer before.
 //!
-//! Not here: which module that is (`pipeline`). Floor 2.
+//! Not here: which module that is (`pipeline`).
 
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Some rows of a matrix, scaled, clipped and rounded, in steps. Floor 2.
+//! Some rows of a matrix, scaled, clipped and rounded, in steps.
 
 use super::{Clipping, Measure, Moments};
 use crate::error::{Context, Result};

@@ -1,4 +1,4 @@
-//! AWQ against direct sums over inputs. Floor 2.
+//! AWQ against direct sums over inputs.
 
 use super::fold::{Sharing, divide_norm, divide_rows};
 use super::*;

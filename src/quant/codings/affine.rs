@@ -1,7 +1,7 @@
 //! Integer codes with scales, and zero points or minimums, as a coding: weight = `(code - zero_point) * scale`, or
 //! `code * scale + minimum`.
 //!
-//! Not here: the matrix itself (`packed_tensor`) and how codes are found (`rtn`, `gptq`, ...). Floor 2.
+//! Not here: the matrix itself (`packed_tensor`) and how codes are found (`rtn`, `gptq`, ...).
 
 use super::{Coded, Coding, Format, QuantizedTensor, Section, section};
 use crate::dtype::DType;

@@ -1,7 +1,7 @@
 //! Codes that name values of a fixed table, times a scale for each group: weight = `values[code] * scale`.
 //!
 //! `Iq4Nl` is ggml's IQ4_NL: its values lie closer where weights are frequent (`kvalues_iq4nl` in `ggml-common.h`, 16
-//! bytes that llama.cpp's authors found by experiment). Not here: how a file keeps them (`layout`). Floor 2.
+//! bytes that llama.cpp's authors found by experiment). Not here: how a file keeps them (`layout`).
 
 use super::{Coded, Coding, Format, QuantizedTensor, Section, section};
 use crate::dtype::DType;

@@ -1,4 +1,4 @@
-//! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with. Floor 2.
+//! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with.
 
 use crate::options::{Bounds, named, options};
 use crate::quant::hessian::Hessian;

@@ -11,7 +11,7 @@
 //!    if the error falls;
 //! 3. a group is gone over a few times, then the other columns' `r` learn of it in one product, and the next group follows.
 //!
-//! The error can only fall, so no limit is needed but the number of refinement_passes. Floor 2.
+//! The error can only fall, so no limit is needed but the number of refinement passes.
 
 use super::rows::RoundedRow;
 use super::{BLOCK, Grid, Prepared};

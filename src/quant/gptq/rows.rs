@@ -1,4 +1,4 @@
-//! Some rows of a matrix, rounded to nearest and by GPTQ, in steps. Floor 2.
+//! Some rows of a matrix, rounded to nearest and by GPTQ, in steps.
 
 use super::refine::refine;
 use super::{BLOCK, Grid, Prepared};

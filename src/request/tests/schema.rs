@@ -1,4 +1,4 @@
-//! The options as JSON Schemas. Floor 8.
+//! The options as JSON Schemas.
 
 use super::typescript::comment;
 use crate::options::{Bounds, Kind, OptionSpec, camel_case};

@@ -1,4 +1,4 @@
-//! The options as TypeScript's types. Floor 8.
+//! The options as TypeScript's types.
 
 use crate::options::{Kind, OptionSpec, camel_case};
 use std::collections::BTreeMap;

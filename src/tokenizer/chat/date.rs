@@ -1,4 +1,4 @@
-//! The date for templates that print it: `strftime_now`, as Python spells it in the C locale. Floor 5.
+//! The date for templates that print it: `strftime_now`, as Python spells it in the C locale.
 
 /// A point of time as clocks on the wall show it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

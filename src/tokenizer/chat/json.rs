@@ -1,4 +1,4 @@
-//! `tojson` as transformers has it: Python's `json.dumps`, without escapes for HTML. Floor 5.
+//! `tojson` as transformers has it: Python's `json.dumps`, without escapes for HTML.
 
 use super::failure;
 use minijinja::value::{Kwargs, Rest, ValueKind};

@@ -1,7 +1,7 @@
 //! Python's methods of text, lists and dicts, as templates call them.
 //!
 //! What `minijinja-contrib` has is taken from there, unless it means something else than Python does. Methods that
-//! change a value are refused in transformers' sandbox, and here. Floor 5.
+//! change a value are refused in transformers' sandbox, and here.
 
 use super::{MOST_BYTES, failure};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};

@@ -1,4 +1,4 @@
-//! Python's operator `%`: what is left over of numbers, and formatting of text. Floor 5.
+//! Python's operator `%`: what is left over of numbers, and formatting of text.
 
 use super::failure;
 use super::python::repr;

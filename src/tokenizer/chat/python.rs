@@ -1,4 +1,4 @@
-//! Values as Python shows them. Floor 5.
+//! Values as Python shows them.
 
 use super::MOST_BYTES;
 use super::json::float;

@@ -7,7 +7,7 @@
 //!   where `a` is all of the product so far, and `b` the next operand with what belongs to it.
 //!
 //! It reads a template as Jinja2's lexer does: comments, raw blocks and strings stay as they are. What it cannot follow it
-//! leaves, and the parser refuses it. Floor 5.
+//! leaves, and the parser refuses it.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What templates make of a chat. Expected values are those of transformers 5.23 with Jinja2 3.1.6. Floor 5.
+//! What templates make of a chat. Expected values are those of transformers 5.23 with Jinja2 3.1.6.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Tokenizers of small folders. Expected values are those of transformers 5.23. Floor 5.
+//! Tokenizers of small folders. Expected values are those of transformers 5.23.
 
 use super::*;
 use crate::format::source::MemoryDir;

@@ -1,4 +1,4 @@
-//! Classes of characters: brackets, and the sets that have names. Floor 5.
+//! Classes of characters: brackets, and the sets that have names.
 
 use super::escape::{Escaped, WORD, WORD_ALONE};
 use super::parser::{Options, Parsed, Parser, escaped, folds_alone};

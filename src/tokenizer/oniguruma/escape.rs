@@ -1,4 +1,4 @@
-//! What a backslash stands for. Floor 5.
+//! What a backslash stands for.
 
 use super::class::property;
 use super::parser::{Parsed, Parser};

@@ -1,4 +1,4 @@
-//! Oniguruma's syntax, parsed and written anew in one pass. Floor 5.
+//! Oniguruma's syntax, parsed and written anew in one pass.
 
 use super::escape::Escaped;
 

@@ -1,4 +1,4 @@
-//! What patterns find. Expected values are those of the Python package tokenizers 0.23.3, which has Oniguruma. Floor 5.
+//! What patterns find. Expected values are those of the Python package tokenizers 0.23.3, which has Oniguruma.
 
 use super::*;
 use crate::format::source::MemoryDir;

@@ -11,7 +11,7 @@
 //!    prompt begins a row of its own, as where a template leaves out the reasoning of earlier answers. Each answer counts
 //!    in one row.
 //!
-//! Not here: the language of templates (`tokenizer::chat`). Floor 7.
+//! Not here: the language of templates (`tokenizer::chat`).
 
 use super::questions::{behind, question};
 use super::read::{row, text_of};

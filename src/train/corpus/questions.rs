@@ -2,7 +2,7 @@
 //!
 //! The prompt is encoded by itself, as when the model is asked, and the answer is what encoding both adds to it, or is encoded by itself
 //! too where the tokens of both do not begin with the prompt's. An answer that ends with a line end is over there. Behind any other the
-//! token at which the model stops is put, where it has one: without an end a longer answer would be as good. Floor 7.
+//! token at which the model stops is put, where it has one: without an end a longer answer would be as good.
 
 use super::read::text_of;
 use super::{Document, DocumentKind};

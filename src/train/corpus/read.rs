@@ -1,6 +1,6 @@
 //! Documents of files: plain text, JSON lines, token ids.
 //!
-//! Not here: opening files, and conversations, which need a chat template (`chats`). Floor 7.
+//! Not here: opening files, and conversations, which need a chat template (`chats`).
 
 use super::Document;
 use crate::calibrate::samples::{binary_ids, json_rows};

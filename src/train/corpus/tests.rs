@@ -1,4 +1,4 @@
-//! What epochs, pieces and batches hold. Floor 7.
+//! What epochs, pieces and batches hold.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The digits of a string in order. Floor 7.
+//! The digits of a string in order.
 
 use super::{Drawn, below};
 use rand_pcg::Pcg64Mcg;

@@ -1,5 +1,5 @@
 //! Sudoku of four by four: each row, column and quarter has the digits from 1 to 4, and what is given leaves one solution.
-//! A grid is written row by row, blanks as dots. Floor 7.
+//! A grid is written row by row, blanks as dots.
 
 use super::{Drawn, below};
 use rand_pcg::Pcg64Mcg;

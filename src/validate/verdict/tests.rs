@@ -1,4 +1,4 @@
-//! The verdict on injected measurements. Floor 7.
+//! The verdict on injected measurements.
 
 use super::super::failures::{FailureKind, PromptFailure};
 use super::super::measurements::{

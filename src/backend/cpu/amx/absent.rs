@@ -1,4 +1,4 @@
-//! Stands for the matrix unit where there is none: values of these types cannot be made. Floor 4.
+//! Stands for the matrix unit where there is none: values of these types cannot be made.
 
 use super::{Block, Region, Step, Terms};
 use std::convert::Infallible;

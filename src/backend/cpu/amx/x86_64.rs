@@ -1,5 +1,5 @@
 //! The matrix unit on Linux, which hands it to programs that ask for it. Its instructions are written as assembly, because Rust has
-//! no stable functions for them. Floor 4.
+//! no stable functions for them.
 
 use super::{Block, EDGE, PARTS, Region, Step, TILE, Terms, Tile};
 use std::arch::asm;

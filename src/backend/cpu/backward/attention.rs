@@ -1,7 +1,7 @@
 //! Attention, backward. For a query `i` with probabilities `p = softmax(s)`, `s[j] = q . k[j] / sqrt(d)`:
 //! `dp[j] = dy . v[j]`, `ds[j] = p[j] (dp[j] - sum p dp) / sqrt(d)`; then `dv[j] += p[j] dy`, `dq = sum ds[j] k[j]` and
 //! `dk[j] += ds[j] q`. The probabilities are computed again. Some queries at a time, so that all but the softmax are products of
-//! matrices. Floor 4.
+//! matrices.
 
 use crate::backend::cpu::exp::exp;
 use crate::backend::cpu::parallel::{Tiles, Workers};

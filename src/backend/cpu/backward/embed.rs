@@ -1,4 +1,4 @@
-//! Token embeddings, backward: each token's row takes in what its places have, in their order. Floor 4.
+//! Token embeddings, backward: each token's row takes in what its places have, in their order.
 
 use crate::error::{Error, Result};
 

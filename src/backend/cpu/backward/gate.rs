@@ -1,4 +1,4 @@
-//! The gate of a gated MLP, backward: `dup = dy * act(gate)`, `dgate = dy * up * act'(gate)`. Floor 4.
+//! The gate of a gated MLP, backward: `dup = dy * act(gate)`, `dgate = dy * up * act'(gate)`.
 
 use crate::backend::GateActivation;
 use crate::backend::cpu::exp::exp;

@@ -1,4 +1,4 @@
-//! `y = W x + bias`, backward: two products for each matrix, and a sum of columns. Floor 4.
+//! `y = W x + bias`, backward: two products for each matrix, and a sum of columns.
 
 use crate::backend::cpu::amx::{Region, Split};
 use crate::backend::cpu::columns::{Columns, UNIT};

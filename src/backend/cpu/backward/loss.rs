@@ -1,5 +1,5 @@
 //! Losses of predictions, and their derivatives by the logits. With `p = softmax(z / t)` and `q` the teacher's: cross-entropy
-//! `-ln p[target]` and `p - onehot(target)` (`t` is 1), divergence `sum q (ln q - ln p)` and `(p - q) / t`. Floor 4.
+//! `-ln p[target]` and `p - onehot(target)` (`t` is 1), divergence `sum q (ln q - ln p)` and `(p - q) / t`.
 
 use crate::backend::NO_INDEX;
 use crate::backend::cpu::exp::exp;

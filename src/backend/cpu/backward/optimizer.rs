@@ -1,4 +1,4 @@
-//! What happens to parameters once their derivatives are known: the length of the gradient, learned scales, a step of AdamW. Floor 4.
+//! What happens to parameters once their derivatives are known: the length of the gradient, learned scales, a step of AdamW.
 
 use crate::backend::cpu::parallel::Workers;
 use crate::backend::{AdamW, Master, ScaledGrid};

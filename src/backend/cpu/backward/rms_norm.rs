@@ -1,5 +1,5 @@
 //! RMS normalization, backward. With `r = 1 / sqrt(mean(x^2) + eps)` and `n = x r`: `dg += dy * n`, and
-//! `dx += r (dy * g - n mean(dy * g * n))`. Floor 4.
+//! `dx += r (dy * g - n mean(dy * g * n))`.
 
 use crate::backend::cpu::parallel::Workers;
 use multiversion::multiversion;

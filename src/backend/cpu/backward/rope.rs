@@ -1,4 +1,4 @@
-//! Rotation and the norms of heads, backward: turned by the opposite angles, then through the norm. Floor 4.
+//! Rotation and the norms of heads, backward: turned by the opposite angles, then through the norm.
 
 use super::rms_norm::rms_norm;
 use crate::backend::cpu::parallel::Workers;

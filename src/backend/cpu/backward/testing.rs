@@ -1,4 +1,4 @@
-//! Derivatives against central differences of the forward step, in double precision. Floor 4.
+//! Derivatives against central differences of the forward step, in double precision.
 
 use super::super::testing::{Random, backend, f32_buffer, read};
 use super::super::{CpuBackend, CpuBuffer, CpuWeight};

@@ -25,8 +25,6 @@
 //!   against 5.9 in groups of 128, with memory cold. It is right on Node 20, but INT8 activations are worth more where they
 //!   are fastest.
 //! - No checks of bounds in the loop (INT8 activations): no difference. Slices cut to one length: slower in groups of 32.
-//!
-//! Floor 4.
 
 use super::{Integers, Simd, UNIT, exactly};
 use crate::backend::cpu::rows::MINIMUMS;

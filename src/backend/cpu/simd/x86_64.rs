@@ -1,4 +1,4 @@
-//! Vectors of x86-64: which ones the processor has, and what both implementations use. Floor 4.
+//! Vectors of x86-64: which ones the processor has, and what both implementations use.
 
 mod avx2;
 mod avx512;

@@ -1,4 +1,4 @@
-//! Norms, rotation, attention and gates. Floor 4.
+//! Norms, rotation, attention and gates.
 
 use super::operands::{Random, buffer, read, some, worst, zeros};
 use super::{gpu, gpu_with};

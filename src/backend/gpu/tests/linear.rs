@@ -1,4 +1,4 @@
-//! Linear steps and embeddings of every format. Floor 4.
+//! Linear steps and embeddings of every format.
 
 use super::operands::{Random, TestMatrix, buffer, formats, ids, load, read, some, worst, zeros};
 use super::{gpu, gpu_with};

@@ -1,4 +1,4 @@
-//! Random operands and small shorthands, for any backend. Floor 4.
+//! Random operands and small shorthands, for any backend.
 
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};

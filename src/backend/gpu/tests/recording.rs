@@ -1,4 +1,4 @@
-//! Recording, buffers and errors. Floor 4.
+//! Recording, buffers and errors.
 
 use super::gpu;
 use super::operands::{buffer, ids, read, zeros};

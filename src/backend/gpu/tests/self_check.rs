@@ -1,4 +1,4 @@
-//! A device that computes wrong is found out before its results are used. Floor 4.
+//! A device that computes wrong is found out before its results are used.
 
 use super::operands::{Random, TestMatrix, buffer, load, read, zeros};
 use super::{gpu, gpu_with};

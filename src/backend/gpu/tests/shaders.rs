@@ -1,4 +1,4 @@
-//! The shaders' texts, without a device: they are valid, and declare what the host binds. Floor 4.
+//! The shaders' texts, without a device: they are valid, and declare what the host binds.
 
 use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all, without_comments};
 use super::super::params;

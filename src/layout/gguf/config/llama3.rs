@@ -1,4 +1,4 @@
-//! Llama 3.1's scaling of RoPE, which GGUF files hold as a tensor of factors. Floor 3.
+//! Llama 3.1's scaling of RoPE, which GGUF files hold as a tensor of factors.
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! A config.json as GGUF metadata. Floor 3.
+//! A config.json as GGUF metadata.
 
 use super::llama3::Llama3;
 use crate::error::{Error, Result};

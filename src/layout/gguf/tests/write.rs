@@ -1,4 +1,4 @@
-//! Tests of writing: ggml's own quantizers as the judge, and reading as the inverse. Floor 3.
+//! Tests of writing: ggml's own quantizers as the judge, and reading as the inverse.
 
 use super::{decode, golden, unhex};
 use crate::error::{ErrorCode, Result};

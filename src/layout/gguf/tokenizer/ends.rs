@@ -1,5 +1,5 @@
 //! Tokens that llama.cpp knows by their text, because metadata often leaves them out: those that end a text, and those that
-//! are no words whatever kind the file calls them. The lists are facts about llama.cpp's `llama-vocab.cpp`. Floor 3.
+//! are no words whatever kind the file calls them. The lists are facts about llama.cpp's `llama-vocab.cpp`.
 
 use super::{CONTROL, NORMAL, USER_DEFINED};
 use crate::error::Result;

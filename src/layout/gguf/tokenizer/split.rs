@@ -1,5 +1,4 @@
 //! llama.cpp's names for the ways in which byte-level BPE cuts a text into words, as far as they can be stated exactly.
-//! Floor 3.
 
 use serde_json::{Value, json};
 

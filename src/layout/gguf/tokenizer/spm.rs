@@ -1,4 +1,4 @@
-//! SentencePiece vocabularies with scores as BPE with merges. Floor 3.
+//! SentencePiece vocabularies with scores as BPE with merges.
 
 use super::{BYTE, BpeModel, ById, CONTROL, TokenizerFile, UNKNOWN, USER_DEFINED, Vocabulary, problem};
 use crate::error::Result;

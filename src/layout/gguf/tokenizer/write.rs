@@ -5,7 +5,7 @@
 //!   pair. So every pair that makes a token must be a merge, and the merges of a token must follow each other. The
 //!   vocabularies that were SentencePiece's once are like this.
 //!
-//! A tokenizer that differs at rare places only is written with a note that names them. Floor 3.
+//! A tokenizer that differs at rare places only is written with a note that names them.
 
 mod special;
 mod special_tokens;

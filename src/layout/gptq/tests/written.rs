@@ -1,4 +1,4 @@
-//! What is written in GPTQ's layout, against GPTQModel's own words and against the reader. Floor 3.
+//! What is written in GPTQ's layout, against GPTQModel's own words and against the reader.
 
 use super::*;
 

@@ -1,5 +1,5 @@
 //! What a checkpoint's model is, as the config.json that GGUF's metadata is made of: every default filled in, so that nothing is
-//! read from the folder's own config.json a second time and differently. Floor 8.
+//! read from the folder's own config.json a second time and differently.
 
 use crate::backend::GateActivation;
 use crate::model::ModelConfig;

@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C. Floor 4.
+//! AVX2 with FMA and F16C.
 
 use super::{Avx2, Dot256, UNIT, at, exactly, reduce_four_ps, reduce_ps};
 use crate::backend::cpu::simd::Simd;

@@ -1,4 +1,4 @@
-//! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve. Floor 4.
+//! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve.
 
 use super::{Avx512, Dot256, UNIT, at, exactly, reduce_four_ps, reduce_ps};
 use crate::backend::cpu::simd::Simd;

@@ -1,4 +1,4 @@
-//! Tests of tokenizers on their way into a file: what GGUF says of them, and what it cannot. Floor 3.
+//! Tests of tokenizers on their way into a file: what GGUF says of them, and what it cannot.
 
 use super::{llama, tensors, write_with};
 use crate::error::ErrorCode;

@@ -1,4 +1,4 @@
-//! Special tokens on their way into a GGUF file: which are named, which cannot be held, and at which llama.cpp ends. Floor 3.
+//! Special tokens on their way into a GGUF file: which are named, which cannot be held, and at which llama.cpp ends.
 
 use super::{Added, File, inexact};
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! What a folder's tokenizer puts around a prompt, which GGUF says by two flags. Floor 3.
+//! What a folder's tokenizer puts around a prompt, which GGUF says by two flags.
 
 use super::inexact;
 use crate::error::Result;

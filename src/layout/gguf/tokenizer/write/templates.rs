@@ -1,4 +1,4 @@
-//! Chat templates as GGUF has them: one without a name, and any number with one. Floor 3.
+//! Chat templates as GGUF has them: one without a name, and any number with one.
 
 use crate::format::gguf::{Array, Value as GgufValue};
 use crate::format::quoted;
