@@ -1,6 +1,6 @@
-//! What this crate writes: output folders that are either whole or say that they are not, and the records in them.
+//! What this crate writes: output folders that are either complete or marked as incomplete, and the records in them.
 //!
-//! Not here: which weights are written and how they were found (`pipeline`).
+//! Not here: which weights are written and how they were quantized (`pipeline`).
 
 pub mod metrics;
 pub mod output;

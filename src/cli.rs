@@ -1,7 +1,7 @@
-//! The command line: options as people type them, and what they see.
+//! The command line: arguments and terminal output.
 //!
-//! One file for each command; none holds logic of its own. Standard output carries results, standard error progress and
-//! messages. Exit codes: 0 done, 1 a check rejected the model, 2 bad input or usage, 130 interrupted.
+//! Each command has a file without logic. Results go to standard output, progress and messages to
+//! standard error. Exit codes: 0 done, 1 a check rejected the model, 2 invalid input or usage, 130 interrupted.
 
 #[cfg(feature = "train")]
 mod assess;
@@ -49,18 +49,18 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::Terminal;
 
-/// Quantize, run and validate language models where you are.
+/// Quantize, run, train and validate language models locally.
 #[derive(Parser)]
 #[command(name = "lowbit", version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Print one JSON document to standard output and nothing else.
+    /// Print a single JSON document to standard output.
     #[arg(long, global = true)]
     json: bool,
 
-    /// Use so many threads of the processor [default: as many as it has]; results do not depend on it.
+    /// Number of CPU threads [default: all]; results do not depend on it.
     #[cfg(not(target_arch = "wasm32"))]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -103,24 +103,24 @@ pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
 
-/// The exit code of an interrupted command, as shells have it: 128 and the number of the signal.
+/// The exit code of an interrupted command, as in shells: 128 plus the signal's number.
 const INTERRUPTED: u8 = 130;
 
-/// How a command that did its work ended.
+/// The outcome of a completed command.
 enum Outcome {
     Done,
     /// A check rejected the model.
     Rejected,
 }
 
-/// Runs the command line and says how the process shall end.
+/// Runs the command line and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    // Asked before parsing, which may fail: programs get their document for wrong usage too.
+    // Checked before parsing, because usage errors are reported as JSON too.
     let json = args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        // A wrong value is said in one sentence, like everything that is found out later.
+        // Invalid values are reported in one sentence, like later errors.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
             Terminal::new(json, Default::default()).error(&usage_error(&error));
             return ExitCode::from(2);
@@ -129,7 +129,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             if json && error.use_stderr() {
                 Terminal::new(json, Default::default()).error_document(&usage_error(&error));
             }
-            // Help and version arrive here too; clap knows where they go and with which code.
+            // Help and version arrive here too. clap knows their stream and exit code.
             error.exit()
         }
     };
@@ -147,7 +147,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The first paragraph of what clap says; the rest is advice for people.
+/// The first paragraph of clap's message, without its advice.
 fn usage_error(error: &clap::Error) -> Error {
     let text = error.to_string();
     let sentence = text.split("\n\n").next().unwrap_or_default();

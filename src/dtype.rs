@@ -1,13 +1,13 @@
-//! Element types of stored tensors, and how floating-point bytes become `f32` and back.
+//! Element types of stored tensors, and conversion between floating-point bytes and `f32`.
 //!
-//! Not here: packed integer weights (see `quant`).
+//! Packed integer weights are in `quant`.
 
 use crate::error::{Error, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::fmt;
 
-/// The element type of a stored tensor, named as safetensors names it.
+/// The element type of a stored tensor, with safetensors' name.
 #[allow(missing_docs, reason = "the names are the documentation")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
@@ -47,7 +47,7 @@ impl DType {
         (DType::F64, "F64", 8),
     ];
 
-    /// The type that safetensors calls `name`, if this crate knows it.
+    /// The type with safetensors' `name`, if supported.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, spelling, _)| *spelling == name).map(|(dtype, ..)| *dtype)
     }
@@ -62,7 +62,7 @@ impl DType {
         Self::ALL[self as usize].2
     }
 
-    /// Whether [`decode_f32`] reads it: the types that weights come in.
+    /// Whether [`decode_f32`] reads it: the floating-point types of weights.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::BF16 | Self::F32)
     }
@@ -80,7 +80,7 @@ impl fmt::Display for DType {
 /// Another type is an `unsupported_format`.
 ///
 /// # Panics
-/// When `bytes` does not hold exactly `out.len()` elements: lengths are the caller's invariant.
+/// When `bytes` does not hold exactly `out.len()` elements.
 pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     assert_eq!(bytes.len(), out.len() * dtype.size(), "byte length and element count disagree");
     match dtype {
@@ -90,7 +90,7 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
             }
         }
         DType::F16 => {
-            /// Converted at once: one at a time is a call each.
+            /// Values are converted in blocks, because single conversions are calls.
             const HALVES: usize = 64;
             let mut halves = [f16::ZERO; HALVES];
             for (values, bytes) in out.chunks_mut(HALVES).zip(bytes.as_chunks::<2>().0.chunks(HALVES)) {
@@ -114,7 +114,7 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// The index of the first NaN or infinity among `F32`, `F16` or `BF16` elements; other types have none.
+/// The index of the first NaN or infinity among `F32`, `F16` or `BF16` elements. `None` for other types.
 pub fn first_non_finite(dtype: DType, bytes: &[u8]) -> Option<usize> {
     match dtype {
         DType::F32 => bytes.as_chunks::<4>().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),

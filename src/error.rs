@@ -1,7 +1,6 @@
 //! The one public error type: a stable code for programs, one sentence for people.
 //!
-//! Not here: the private enums that some modules keep for their own failures; they turn into this type at the
-//! module's edge.
+//! Some modules have private error enums, which they convert to this type.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,43 +8,43 @@ use std::sync::Arc;
 /// The result of everything fallible in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure it was. The spelling of [`ErrorCode::as_str`] is part of the public interface.
+/// The kind of a failure. The names of [`ErrorCode::as_str`] are part of the public interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// An option or argument that makes no sense, alone or together with others.
+    /// An invalid option or argument, or a contradiction between several.
     InvalidArgument,
-    /// A file, folder or tensor that was asked for by name is not there.
+    /// A file, folder or tensor is missing.
     NotFound,
     /// Reading or writing failed.
     Io,
-    /// No room is left where the output goes.
+    /// The output's disk or storage is full.
     StorageFull,
     /// The bytes contradict the format or each other.
     InvalidCheckpoint,
-    /// A folder whose writer did not finish.
+    /// An unfinished folder.
     UnfinishedOutput,
-    /// A model whose configuration asks for something that the decoder does not do.
+    /// A setting of a model's configuration that the decoder does not implement.
     UnsupportedModel,
     /// A data type, container or layout that is not supported, or cannot hold what it should.
     UnsupportedFormat,
-    /// NaN or infinity where only finite numbers make sense.
+    /// NaN or infinity in place of a finite number.
     NonFinite,
     /// The tokenizer's files are broken, or text cannot be encoded.
     Tokenizer,
-    /// More tokens than the model or the cache has room for.
+    /// More tokens than the context of the model or cache.
     ContextOverflow,
-    /// The work does not fit the memory that it may use.
+    /// The work needs more memory than it may use.
     OutOfMemory,
-    /// There is no GPU adapter that fits, or it cannot be opened.
+    /// No suitable GPU adapter, or it cannot be opened.
     NoDevice,
-    /// The GPU went away: unplugged, reset, or its driver gave up.
+    /// The GPU was lost: unplugged, reset, or its driver failed.
     DeviceLost,
     /// The GPU refused a kernel.
     ShaderError,
     /// The GPU refused a command.
     DeviceError,
-    /// A device computes something else than the CPU.
+    /// A device's results differ from the CPU's.
     WrongResult,
     /// The caller cancelled the work.
     Cancelled,
@@ -77,12 +76,12 @@ impl ErrorCode {
         Self::Changed,
     ];
 
-    /// The code of a spelling, for errors that come back from JavaScript.
+    /// The code of a name, for errors from JavaScript.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == name)
     }
 
-    /// Whether another device may do better: the GPU is missing, went away, is wrong, or cannot hold or run this model.
+    /// Whether another device may succeed: the GPU is missing, lost, wrong, or cannot hold or run this model.
     pub fn is_of_device(self) -> bool {
         matches!(
             self,
@@ -97,7 +96,7 @@ impl ErrorCode {
         )
     }
 
-    /// The stable spelling, as JavaScript and `--json` show it.
+    /// The stable name, as in JavaScript and `--json`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InvalidArgument => "invalid_argument",
@@ -123,7 +122,7 @@ impl ErrorCode {
     }
 }
 
-/// An error: a code, one lower-case sentence, and where it happened. Cloning costs a reference count.
+/// An error: a code, one lower-case sentence, and its location. Cloning is cheap.
 ///
 /// ```
 /// use lowbit::{Error, ErrorCode};
@@ -170,14 +169,14 @@ impl Error {
         Self::new(ErrorCode::UnsupportedFormat, message)
     }
 
-    /// Says where it happened: a file, a tensor, a module. The outermost context is added last and shown first.
+    /// Adds a location: a file, a tensor, a module. The outermost context is added last and shown first.
     #[must_use]
     pub fn context(mut self, place: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.0).context.push(place.into());
         self
     }
 
-    /// Says in which folder it happened, once: where the error names the folder already, or a file in it, nothing is added.
+    /// Adds the folder, unless the error already names it or a file in it.
     #[must_use]
     pub fn within(mut self, folder: &str) -> Self {
         let folder = folder.trim_end_matches(['/', std::path::MAIN_SEPARATOR]);
@@ -192,7 +191,7 @@ impl Error {
         self
     }
 
-    /// What kind of failure it was.
+    /// The kind of failure.
     pub fn code(&self) -> ErrorCode {
         self.0.code
     }
@@ -236,7 +235,7 @@ impl From<std::io::Error> for Error {
 
 /// Adds context to the error of a [`Result`].
 pub trait Context<T> {
-    /// As [`Error::context`]; `place` is only made when there is an error.
+    /// As [`Error::context`]. `place` is called only on errors.
     fn context_with<S: Into<String>>(self, place: impl FnOnce() -> S) -> Result<T>;
 }
 
@@ -261,7 +260,7 @@ mod tests {
             (&["a/b", "module `m`"], "a/b", "a/b: module `m`: no"),
             (&["a/b/file"], "a/b", "a/b/file: no"),
             (&["a/b/file"], "a/b/", "a/b/file: no"),
-            // Another folder whose name begins alike.
+            // Another folder with the same prefix.
             (&["a/bc/file"], "a/b", "a/b: a/bc/file: no"),
         ] {
             assert_eq!(error(places).within(folder).to_string(), expected);

@@ -1,4 +1,4 @@
-//! Quantizes, runs and validates language models where the user is.
+//! Quantizes, runs, trains and validates language models on the user's machine.
 //!
 //! # Ten lines
 //!
@@ -25,44 +25,47 @@
 //! # }
 //! ```
 //!
-//! [`open`] takes a folder as Hugging Face has them, or a GGUF file. What a [`Checkpoint`] and a [`Model`] can do has the options
-//! of a request: its fields say what there is, what is usual, and within what bounds. An [`Error`] has a stable
+//! [`open`] opens a Hugging Face folder or a GGUF file. Methods of [`Checkpoint`] and [`Model`] take requests, whose fields
+//! document options, defaults and bounds. An [`Error`] has a stable
 //! [code](ErrorCode) and a message that names the file, the tensor, what was expected and what was found.
 //!
-//! Weights that lie elsewhere than on a disk come through [`io`]. [`Control`] hears of progress and stops long work. The
-//! features are `gpu` (through wgpu), `tokenizer` (text in and out; without it only [`io`] and the options are left), `train`,
-//! and `cli`, the command line, which is not among the usual ones: `cargo install lowbit --features cli`.
+//! [`io`] provides weights that are not on disk. [`Control`] receives progress and cancels work.
+//!
+//! | feature | default | provides |
+//! |---|---|---|
+//! | `gpu` | yes | GPUs through wgpu |
+//! | `tokenizer` | yes | text; without it only [`io`] and the options remain |
+//! | `train` | yes | training |
+//! | `cli` | no | the command line: `cargo install lowbit --features cli` |
 //!
 //! # Inside
 //!
-//! Bytes come from a folder on disk, in memory, or wherever else (`format`). A checkpoint (`model`) reads its configuration and
-//! the headers of its weight files, never the weights; its layout (`layout`) knows how the folder spells them. From there two
-//! ways part. `pipeline` reads one matrix at a time, some rows at once, finds codes for it (`quant`), and writes it as a layout
-//! spells it. And the one decoder (`model`) brings the same matrices, dense or packed, to a device (`backend`), and runs them.
-//! A model speaks through `generate`, and is judged by `validate`: perplexity, divergence from its original, broken text,
-//! memory, speed, and a verdict that says what to try next.
+//! `format` reads bytes from disk, memory or elsewhere. Opening a checkpoint (`model`) reads its configuration and
+//! the headers of its weight files, but not the weights. Its `layout` decodes packed tensors. `pipeline` quantizes one matrix at a
+//! time, some rows at once (`quant`), and writes it in a layout. The one decoder (`model`) loads dense or packed matrices onto a
+//! device (`backend`) and runs them. `generate` produces text. `validate` measures perplexity, divergence, broken text,
+//! memory and speed, and gives a verdict with a recommendation.
 //!
-//! Inside, everything that waits is asynchronous, because a browser's files are; here calls block.
+//! Internals are asynchronous, because a browser's files are. The public calls block.
 //!
-//! A file imports only from lower floors or from its own module; a test keeps it so:
+//! A file imports only from lower floors or from its own module (`tests/it/floors.rs`):
 //!
 //! | floor | | modules |
 //! |---|---|---|
-//! | 9 | edges | `api` (what is here), `cli`, `wasm` (the npm package) |
+//! | 9 | edges | `api` (this façade), `cli`, `wasm` (the npm package) |
 //! | 8 | whole jobs | `request`, `recipe`, `pipeline`, `plan` |
 //! | 7 | judging and training | `calibrate`, `validate`, `artifact`, `train` |
-//! | 6 | speaking | `generate` |
+//! | 6 | generation | `generate` |
 //! | 5 | the model | `model`, `tokenizer` |
 //! | 4 | devices | `backend` |
-//! | 3 | spellings | `layout` |
+//! | 3 | layouts | `layout` |
 //! | 2 | maths | `quant` |
 //! | 1 | bytes | `format` |
-//! | 0 | values | `error`, `dtype`, `shape`, `digest`, `options`, `order`, `parallel`, `task` |
+//! | 0 | values | `error`, `dtype`, `shape`, `digest`, `options`, `parallel`, `sort`, `task` |
 
-// Which parts are used depends on the features: what the command line alone calls is dead without it. The build with all of
-// them, and `internals`, has no dead code.
+// Features decide which parts are used. The build with all features and `internals` has no dead code.
 #![cfg_attr(not(all(feature = "cli", feature = "internals")), allow(dead_code, unused_imports))]
-// WebAssembly has one thread; what is shared natively is shared there with nobody.
+// WebAssembly has one thread, so `Arc` is not shared between threads there.
 #![cfg_attr(target_arch = "wasm32", allow(clippy::arc_with_non_send_sync))]
 
 #[cfg(all(feature = "tokenizer", not(target_os = "unknown")))]
@@ -123,7 +126,7 @@ pub use tokenizer::HuggingFaceTokenizer;
 pub use tokenizer::TextCodec;
 pub use validate::verdict::Limits;
 
-/// Where bytes come from and go to, for what is not a folder on a disk.
+/// Sources and sinks that are not folders on disk.
 pub mod io {
     pub use crate::format::sink::{ByteSink, MemorySinkDir, SinkDir};
     pub use crate::format::source::{ByteSource, MemoryDir, MemorySource, SourceDir};
@@ -135,7 +138,7 @@ pub mod io {
     pub use crate::task::{BoxFuture, Shareable};
 }
 
-/// What is found and recorded: of a validation, and of weights that were written.
+/// Reports of validations and records of written weights.
 pub mod report {
     pub use crate::artifact::records::{
         DequantizationRecord, DequantizedModule, Fallback, ModuleRecord, QuantizationRecord, SourceRecord,
@@ -152,7 +155,7 @@ pub mod report {
     pub use crate::validate::verdict::{Criterion, Status};
 }
 
-/// Everything inside, for this project's own tests: nothing here stays what it is from one version to the next.
+/// Internals for this project's tests, without any stability.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {

@@ -9,50 +9,50 @@ fn main() -> std::process::ExitCode {
     lowbit::command_line(std::env::args_os())
 }
 
-/// Asked for their adapters, Mesa's drivers look for a window system too, and where there is none (containers) they write
-/// an error about `XDG_RUNTIME_DIR` to standard error. A folder without a socket in it tells them the same in silence.
+/// When adapters are listed, Mesa's drivers look for a window system. Without one, as in containers, they print
+/// an error about `XDG_RUNTIME_DIR`. A folder without a socket avoids the message.
 fn quieten_drivers() {
     const FOLDER: &str = "XDG_RUNTIME_DIR";
     if cfg!(target_os = "linux") && std::env::var_os(FOLDER).is_none() {
-        // SAFETY: this is the first thing that the process does, so no other thread can be reading the environment.
+        // SAFETY: the process has just started, so no other thread can be reading the environment.
         unsafe { std::env::set_var(FOLDER, std::env::temp_dir()) };
     }
 }
 
-/// Lets glibc give large pieces of memory back to the system as soon as they are freed. By itself it does so only until the
-/// first of a size was freed, and then keeps the next ones, up to 32 MiB each, for later: a run takes more than it was planned
-/// to, by 40 % where matrices come and go, as in AWQ's search.
+/// Makes glibc return large allocations to the system when they are freed. By default it raises the threshold with the first
+/// free of a size and then keeps allocations of up to 32 MiB. A run then exceeds its memory plan,
+/// by 40 % in AWQ's search, which allocates and frees many matrices.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back_what_is_freed() {
     use std::ffi::c_int;
 
-    /// From this size on memory comes from the system and goes back to it: what tasks hold of a few rows is smaller, and so is
-    /// what a matrix product packs its operands into.
+    /// Allocations of at least this size are mapped directly. Row buffers of tasks and packed operands of
+    /// matrix products are smaller.
     const LARGE: c_int = (1 << 20) + (96 << 10);
-    /// So much may lie unused at the end of a heap, for the next product. By itself glibc would give it back after each one,
-    /// and getting it again took half as long as the products.
+    /// Unused memory kept at the end of a heap for the next product. Otherwise glibc returns it after each product,
+    /// and getting it again takes half as long as the products.
     const UNUSED: c_int = 4 << 20;
-    /// Of `malloc.h`.
+    /// From `malloc.h`.
     const M_TRIM_THRESHOLD: c_int = -1;
     const M_MMAP_THRESHOLD: c_int = -3;
     const M_ARENA_MAX: c_int = -8;
     unsafe extern "C" {
         fn mallopt(parameter: c_int, value: c_int) -> c_int;
     }
-    // One heap for all threads: each of its own would keep as much. They seldom ask for memory.
+    // One heap for all threads, because each heap would keep as much. Threads seldom allocate.
     for (parameter, value) in [(M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, UNUSED), (M_ARENA_MAX, 1)] {
-        // SAFETY: as glibc declares it. It changes nothing of what is allocated already, and no other thread runs yet. Where
-        // it refuses, nothing changes.
+        // SAFETY: declared as in glibc. It does not affect existing allocations, and no other thread runs yet. If
+        // it fails, nothing changes.
         unsafe { mallopt(parameter, value) };
     }
 }
 
-/// The command as a WebAssembly module, which the npm package starts: what a process has and a module has not.
+/// The command as a WebAssembly module for the npm package.
 #[cfg(target_os = "wasi")]
 mod wasi {
     use std::{env, panic, process};
 
-    /// The exit code of a panic, as of any program of Rust.
+    /// The exit code of a panic, as in any Rust program.
     const PANICKED: i32 = 101;
 
     pub fn prepare() {
@@ -60,7 +60,7 @@ mod wasi {
         enter_folder();
     }
 
-    /// A panic would end in a trap, of which whoever started the module could only say that it happened.
+    /// A panic would end in a trap without a message for the caller.
     fn exit_on_panic() {
         let report = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
@@ -69,10 +69,10 @@ mod wasi {
         }));
     }
 
-    /// A module starts in the root. Where the user is, `PWD` says.
+    /// A module starts in the root. `PWD` has the user's folder.
     fn enter_folder() {
         let Some(folder) = env::var_os("PWD") else { return };
-        // Going on would read and write the wrong files.
+        // Continuing would read and write the wrong files.
         if let Err(error) = env::set_current_dir(&folder) {
             eprintln!("error: {}: {error}", folder.display());
             process::exit(2);

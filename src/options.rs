@@ -1,12 +1,12 @@
-//! Options, each written once: its name, what it is for, its type, its default and its bounds.
+//! Declarations of options: name, help, type, default and bounds, written once.
 //!
 //! `named!` declares an enum whose values have one name each, in options, records and reports.
-//! `options!` declares a struct of options. From that one declaration come the struct and its default, the
-//! methods that set one option each, the reading of an object of JavaScript's, the arguments of the command line, the types
-//! and JSON Schemas of the npm package, and the check of the bounds. A field is spelled `group_size` in Rust and in records, `groupSize` in JavaScript,
+//! `options!` declares a struct of options. From the declaration are derived the struct and its default, a setter for each
+//! field, the reader of JavaScript objects, command-line arguments, the npm package's types
+//! and JSON Schemas, and the check of bounds. A field is `group_size` in Rust and in records, `groupSize` in JavaScript,
 //! `--group-size` on the command line.
 //!
-//! Not here: which options a command has ([`request`](crate::request), and the floors whose options they are).
+//! The options of each command are in [`request`](crate::request) and in the modules that use them.
 
 mod bounds;
 mod given;
@@ -25,66 +25,66 @@ pub use value::{Bytes, Kind, LocationGiven, OptionValue, Texts};
 use crate::error::{Error, Result};
 use serde_json::Value;
 
-/// How an option is given on the command line, where not by an argument of its name and a value of its kind.
+/// The command-line form of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `--group-size N`
     Named,
-    /// A flag of this name, which says `false`, and its help.
+    /// A flag with this name and help that sets `false`.
     Not(&'static str, &'static str),
-    /// An argument of another name.
+    /// An argument with another name.
     As(&'static str),
-    /// The command reads it from what another argument names: files, mostly. Or it depends on how the command is used.
+    /// Another argument provides it, usually a file, or the command derives it.
     By(&'static str),
-    /// The field is a struct of options, which stand beside the others.
+    /// The field is a struct of options, which are flattened into this one.
     Group,
 }
 
-/// What the declaration says of an option beside its type and its default.
+/// The declaration of an option, besides type and default.
 #[derive(Clone, Copy, Debug)]
 pub struct Declared {
-    /// As the field.
+    /// The field's name.
     pub name: &'static str,
-    /// What it is for. Empty in the modules of the npm package, which show no help.
+    /// The help. Empty in the npm package's modules, which show no help.
     pub help: &'static str,
-    /// How the command line has it.
+    /// Its command-line form.
     pub form: Form,
-    /// What numbers it may be.
+    /// Its bounds, for numbers.
     pub bounds: Bounds,
-    /// Whether it has to be given.
+    /// Whether it is required.
     pub required: bool,
 }
 
-/// One option, described.
+/// The description of one option.
 #[derive(Clone, Debug)]
 pub struct OptionSpec {
-    /// As it is declared.
+    /// The declaration.
     pub declared: Declared,
-    /// What its values are.
+    /// The kind of its values.
     pub kind: Kind,
-    /// What it is where it is not given; `None` where that depends on something else.
+    /// The default. `None` if it depends on other options.
     pub default: Option<Value>,
 }
 
 /// A struct of options.
 pub trait Options: Default {
-    /// What they are the options of.
+    /// The help of the struct.
     const ABOUT: &'static str;
 
-    /// Every option, in the order of the declaration; those of a group in its place.
+    /// All options in declaration order, with flattened groups.
     fn specs() -> Vec<OptionSpec>;
 
-    /// Every name; nested options are inside their own.
+    /// All names, without those inside nested options.
     fn names(names: &mut Vec<&'static str>);
 
-    /// Takes the value of the option `name`; `false` where there is none of that name.
+    /// Sets the option `name`. Returns `false` if there is no such option.
     ///
     /// # Errors
     /// `invalid_argument`, naming the option.
     fn take(&mut self, name: &str, value: &Value) -> Result<bool>;
 
-    /// Refuses numbers that are out of their bounds, and what has to be given and is not: of callers who set the fields
-    /// themselves.
+    /// Refuses numbers out of bounds and missing required options, for callers that set the fields
+    /// directly.
     ///
     /// # Errors
     /// `invalid_argument`, naming the option.
@@ -92,14 +92,14 @@ pub trait Options: Default {
         self.check_as(Spelling::Rust)
     }
 
-    /// As [`check`](Self::check), with names as the caller spells them.
+    /// As [`check`](Self::check), with names in the caller's spelling.
     ///
     /// # Errors
     /// As [`check`](Self::check).
     fn check_as(&self, spelling: Spelling) -> Result<()>;
 }
 
-/// How messages spell the names of options.
+/// The spelling of option names in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spelling {
     /// `group_size`
@@ -118,8 +118,8 @@ impl Spelling {
     }
 }
 
-/// Reads an object of options in JavaScript's spelling. A name that is not known is an error: a misspelled option must not be
-/// taken for one that was left out.
+/// Reads an object of options in JavaScript's spelling. An unknown name is an error, so that a misspelled option is not
+/// ignored.
 ///
 /// # Errors
 /// `invalid_argument`, naming the option.
@@ -140,7 +140,7 @@ pub fn read<T: Options>(object: &Value) -> Result<T> {
                 known.join(", ")
             )));
         };
-        // Null is as good as left out.
+        // Null means absent.
         if !value.is_null() {
             options.take(name, value)?;
         }
@@ -149,7 +149,7 @@ pub fn read<T: Options>(object: &Value) -> Result<T> {
     Ok(options)
 }
 
-/// `group_size` as JavaScript has it: `groupSize`.
+/// JavaScript's spelling: `group_size` becomes `groupSize`.
 pub fn camel_case(name: &str) -> String {
     let mut words = name.split('_');
     let mut camel = words.next().unwrap_or_default().to_owned();
@@ -161,15 +161,15 @@ pub fn camel_case(name: &str) -> String {
     camel
 }
 
-/// Objects whose names are data, and not those of fields: what a record keeps of options, and number formats.
+/// Objects whose keys are data instead of field names: options in records, and number formats.
 #[cfg(any(test, all(target_arch = "wasm32", feature = "bindings")))]
 const DATA: [&str; 2] = ["parameters", "linear_formats"];
 
-/// An indented JSON text with the names of a result as JavaScript has them. As a text, because numbers stay what they are then.
+/// Renames the keys of an indented JSON text to JavaScript's spelling. It works on text, which keeps numbers exact.
 #[cfg(any(test, all(target_arch = "wasm32", feature = "bindings")))]
 pub(crate) fn camel_case_keys(indented: &str) -> String {
     let mut text = String::with_capacity(indented.len());
-    // How far the object is indented whose names are data, while its lines come.
+    // The indentation of the current object whose keys are data.
     let mut data: Option<usize> = None;
     for line in indented.lines() {
         let inside = line.trim_start();
@@ -177,7 +177,7 @@ pub(crate) fn camel_case_keys(indented: &str) -> String {
         if data.is_some_and(|outer| indent <= outer) {
             data = None;
         }
-        // A field's name has nothing to escape; what looks like one in a text has.
+        // A field's name has no escapes, unlike text that looks like one.
         match inside.strip_prefix('"').and_then(|rest| rest.split_once("\":")) {
             Some((name, value)) if data.is_none() && !name.contains(['"', '\\']) => {
                 text.extend([&line[..indent], "\"", &camel_case(name), "\":", value]);

@@ -1,9 +1,9 @@
-//! Pure maths on several threads: the pieces of a slice, each worked on alone.
+//! Parallel work on chunks of a slice.
 //!
-//! Work is cut by what is computed, never inside a sum, so the number of threads does not change a result. One thread in
-//! WebAssembly. Not here: how a backend cuts its work (its threads are these, unless it is asked for others).
+//! Work is split between results, never inside a sum, so the number of threads does not change a result. WebAssembly
+//! has one thread. Backends split their work themselves, on the same threads by default.
 
-/// How many tasks can run at once.
+/// The number of parallel tasks.
 pub fn lanes() -> usize {
     #[cfg(not(target_arch = "wasm32"))]
     return rayon::current_num_threads().max(1);
@@ -11,12 +11,12 @@ pub fn lanes() -> usize {
     1
 }
 
-/// Makes the calling thread one of those that tasks run on, instead of one more that waits for them: of so many, or of as many as
-/// the machine offers. For the first thread of a process, before there is any task; later it does nothing.
+/// Makes the calling thread a worker of the thread pool, which has `threads` threads or as many as the machine offers.
+/// Call it on the first thread of a process before any task. Later calls have no effect.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn take_part(threads: Option<std::num::NonZeroUsize>) {
     let threads = threads.map_or(0, std::num::NonZeroUsize::get);
-    // An error says that there are threads already.
+    // An error means that the pool exists already.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
 }
 

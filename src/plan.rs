@@ -1,7 +1,6 @@
-//! What a model needs before any of it is loaded: bytes at each precision, what fits, and which precision to take.
+//! Memory plans without loading a model: bytes at each precision, what fits, and the recommended precision.
 //!
-//! Pure arithmetic over a model's dimensions, exact for the weights. [`MemoryPlan`] is also the document that `plan --json`
-//! prints. Not here: reading a checkpoint's config.
+//! Pure arithmetic on a model's dimensions, exact for the weights. `plan --json` prints [`MemoryPlan`].
 
 pub mod dims;
 pub mod memory;
@@ -19,19 +18,19 @@ use serde::Serialize;
 /// A plan for one model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemoryPlan {
-    /// Weights and biases; a tied table counts once.
+    /// Weights and biases. A tied embedding counts once.
     pub parameters: u64,
-    /// Whether `dims` were made up from a parameter count. `parameters` then counts `dims`, within 2% of what was asked.
+    /// Whether `dims` are estimated from a parameter count. `parameters` is that of `dims`, within 2% of the given count.
     pub estimated: bool,
-    /// The dimensions that the figures are for.
+    /// The model's dimensions.
     pub dims: ModelDims,
-    /// Tokens that the KV cache has room for.
+    /// Tokens in the KV cache.
     pub context: u64,
-    /// Bytes that may be used, when given.
+    /// Available bytes, if given.
     pub memory: Option<u64>,
     /// One for each precision, largest first.
     pub precisions: Vec<PrecisionPlan>,
-    /// Which to take.
+    /// The recommended precision.
     pub recommendation: Recommendation,
 }
 
@@ -39,8 +38,8 @@ impl MemoryPlan {
     /// Plans for known dimensions.
     ///
     /// # Errors
-    /// `invalid_argument` for dimensions or options that are zero where they must not be, or so large that bytes do not
-    /// fit 64 bits.
+    /// `invalid_argument` for dimensions or options that are zero, or so large that bytes exceed
+    /// 64 bits.
     pub fn new(dims: ModelDims, options: &PlanOptions) -> Result<Self> {
         let parameters = dims.parameters()?;
         let precisions = memory::plan_precisions(&dims, options)?;
@@ -56,10 +55,10 @@ impl MemoryPlan {
         })
     }
 
-    /// Plans for a parameter count, by the typical dimensions of [`ModelDims::typical`].
+    /// Plans for a parameter count with [`ModelDims::typical`] dimensions.
     ///
     /// # Errors
-    /// As [`MemoryPlan::new`], and for a count that no model has.
+    /// As [`MemoryPlan::new`], and for an implausible count.
     pub fn for_parameters(parameters: u64, options: &PlanOptions) -> Result<Self> {
         let mut plan = Self::new(ModelDims::typical(parameters)?, options)?;
         plan.estimated = true;
@@ -67,12 +66,12 @@ impl MemoryPlan {
     }
 }
 
-/// Multiplies, or says that the model is too large to count.
+/// Multiplies, or fails for models beyond 64-bit counts.
 fn product(factors: &[u64]) -> Result<u64> {
     factors.iter().try_fold(1u64, |product, &factor| product.checked_mul(factor)).ok_or_else(too_large)
 }
 
-/// Adds, or says that the model is too large to count.
+/// Adds, or fails for models beyond 64-bit counts.
 fn sum(terms: &[u64]) -> Result<u64> {
     terms.iter().try_fold(0u64, |sum, &term| sum.checked_add(term)).ok_or_else(too_large)
 }

@@ -33,40 +33,40 @@ const MAX_PATTERNS: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// The first that matches a module holds for it.
+    /// The first rule that matches a module applies.
     pub rules: Vec<Rule>,
 }
 
-/// What some modules become. What a rule leaves out is as the options of the job say, but for the group size beside `bits`.
+/// Settings of some modules. Omitted settings come from the job's options, except for the group size next to `bits`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// One pattern or several; the rule is for the modules that any of them matches.
+    /// One or several patterns. The rule applies to modules that any of them matches.
     #[serde(deserialize_with = "pattern::one_or_more")]
     pub modules: Vec<ModulePattern>,
     /// Keep the modules in floating point.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
-    /// Bits of a weight: 2, 3, 4 or 8.
+    /// Bits per weight: 2, 3, 4 or 8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
-    /// Weights that share a scale; -1: a whole row. Beside `bits` the default is [`Bits::usual_granularity`].
+    /// Weights per scale; -1: a whole row. With `bits` the default is [`Bits::usual_granularity`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<i64>,
     /// No zero points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symmetric: Option<bool>,
-    /// How codes are found.
+    /// Quantization method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
 }
 
-/// How the codes of a module are found, and on which grid.
+/// The method and scheme of a module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MethodChoice {
-    /// How codes are found.
+    /// Quantization method.
     pub method: Method,
-    /// The grid.
+    /// The scheme.
     pub scheme: Scheme,
 }
 
@@ -74,7 +74,7 @@ impl Recipe {
     /// Reads and [checks](Self::check) a recipe in JSON.
     ///
     /// # Errors
-    /// `invalid_argument` saying where: no JSON, an unknown field, a broken pattern, a rule that makes no sense.
+    /// `invalid_argument` with the place: no JSON, an unknown field, an invalid pattern, a contradictory rule.
     pub fn from_json(text: &str) -> Result<Self> {
         check_size(text)?;
         let recipe: Self = serde_json::from_slice(text.as_bytes())
@@ -83,7 +83,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Takes and [checks](Self::check) a recipe that was read already.
+    /// Parses and [checks](Self::check) a JSON value.
     ///
     /// # Errors
     /// As [`from_json`](Self::from_json).
@@ -113,7 +113,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Refuses rules that make no sense whatever the options of the job are.
+    /// Refuses rules that are invalid with any options of the job.
     ///
     /// # Errors
     /// `invalid_argument` naming the rule.
@@ -133,12 +133,12 @@ impl Recipe {
             .try_for_each(|(index, rule)| rule.check().context_with(|| self.name(index)))
     }
 
-    /// The rule that holds for a module: the index in [`rules`](Self::rules).
+    /// The index in [`rules`](Self::rules) of the rule for a module.
     pub fn rule_for(&self, module: &str) -> Option<usize> {
         self.rules.iter().position(|rule| rule.matches(module))
     }
 
-    /// ``recipe rule 1 (`*.self_attn.*`)``: what messages call a rule. Counted from 1, as people do.
+    /// A rule's name in messages, counted from 1: ``recipe rule 1 (`*.self_attn.*`)``.
     ///
     /// # Panics
     /// When there is no such rule.
@@ -161,12 +161,12 @@ fn check_size(text: &str) -> Result<()> {
 }
 
 impl Rule {
-    /// Whether one of its patterns matches the module's name.
+    /// Whether a pattern matches the module's name.
     pub fn matches(&self, module: &str) -> bool {
         self.modules.iter().any(|pattern| pattern.matches(module))
     }
 
-    /// What its modules become where the options of the job ask for `usual`; `None`: floating point.
+    /// The method and scheme of its modules, given the job's `usual` choice. `None`: floating point.
     ///
     /// # Errors
     /// `invalid_argument` for fields that contradict each other or the method.

@@ -1,10 +1,10 @@
-//! What callers ask for: the options of every command, for all edges alike.
+//! Requests: the options of every command, shared by all edges.
 //!
-//! Each command has a struct of options, made of those of the floors below and of what only a whole job has. The command
-//! line and the modules of the npm package read the same structs, and nothing else; the package's types and the schemas of
-//! its tools are written from them. Here too is what a request means to the floors below.
+//! Each command has a struct of options, composed of options of lower floors and of its own. The command
+//! line and the npm package's modules read these structs; the package's types and the schemas of
+//! its tools are generated from them. A request also translates itself into the options of lower floors.
 //!
-//! Not here: where files come from and go to, which every edge finds in its own way.
+//! Files are not handled here: each edge opens sources and sinks itself.
 
 #[cfg(feature = "train")]
 mod assess;
@@ -44,22 +44,22 @@ use crate::plan::PlanOptions;
 use crate::quant::Activations;
 use crate::validate::windows::WindowOptions;
 
-/// The longest samples, contexts and windows that are taken without being asked for.
+/// Upper limit of the default length of samples, contexts and windows.
 const LONGEST: usize = 2048;
 
 options! {
     /// How a model is loaded.
     pub struct LoadRequest {
-        /// Precision of the activations that meet the linear layers [default: what the checkpoint says, mostly f32]
+        /// Precision of the linear layers' input activations [default: the checkpoint's, usually f32]
         pub activations: Option<Activations> = None;
-        /// Where it runs.
+        /// The device.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
     }
 }
 
 impl LoadRequest {
-    /// What that means to the model.
+    /// The model's load options.
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions { activations: self.activations, ..LoadOptions::default() }
     }
@@ -68,9 +68,9 @@ impl LoadRequest {
 options! {
     /// How a text is cut into windows.
     pub struct WindowRequest {
-        /// Tokens that the model sees at once [default: what the model was made for, at most 2048]
+        /// Tokens in a window [default: the model's context, at most 2048]
         pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens from the start of one window to the next [default: windows do not overlap]
+        /// Tokens from the start of one window to the next [default: no overlap]
         pub stride: Option<usize> = None, within Bounds::from(1.0);
     }
 }
@@ -84,17 +84,17 @@ impl WindowRequest {
 }
 
 options! {
-    /// For what a plan of memory is made.
+    /// The workload of a memory plan.
     pub struct PlanRequest {
-        /// Memory that may be used, in bytes
+        /// Available memory in bytes
         pub memory: Option<Bytes> = None;
-        /// Tokens that the KV cache has room for [default: what the model was made for, at most 2048]
+        /// Tokens in the KV cache [default: the model's context, at most 2048]
         pub context: Option<u64> = None, within Bounds::from(1.0);
     }
 }
 
 impl PlanRequest {
-    /// What that means for a model of this configuration, or of a number of parameters alone.
+    /// The plan's options, for a model's configuration or for a number of parameters.
     pub(crate) fn options(&self, config: Option<&ModelConfig>) -> PlanOptions {
         let usual = PlanOptions::default();
         let made_for = config.map_or(u64::MAX, |config| config.max_position_embeddings as u64);

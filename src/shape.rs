@@ -9,7 +9,7 @@ use std::fmt;
 pub struct Shape(Vec<u64>);
 
 impl Shape {
-    /// A shape of these dimensions; none at all is a scalar.
+    /// A shape of these dimensions. No dimensions: a scalar.
     pub fn new(dims: impl Into<Vec<u64>>) -> Self {
         Self(dims.into())
     }
@@ -19,7 +19,7 @@ impl Shape {
         &self.0
     }
 
-    /// How many elements, or `None` when the product overflows.
+    /// The number of elements, or `None` on overflow.
     pub fn element_count(&self) -> Option<u64> {
         self.0.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))
     }

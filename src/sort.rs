@@ -1,15 +1,15 @@
-//! Sorting, in one place: the standard library's sorts are compiled anew for each type, five kilobytes of a WebAssembly
-//! module each time. Here only moving items is; comparing goes through one sort of indices.
+//! Sorting with small code. The standard library's sorts are compiled for each type, five kilobytes of a WebAssembly
+//! module each. Here only the moving of items is; comparisons go through one sort of indices.
 //!
-//! Not for what is sorted for each token or for millions of numbers: there the standard library's own sorts stand.
+//! Sorts for each token and of millions of numbers use the standard library.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// Sorts `items` as [`slice::sort_by`] does: what compares as equal keeps its order.
+/// Sorts `items` stably, as [`slice::sort_by`].
 pub fn sort_by<T>(items: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
     let mut order = sorted_indices(items.len(), &|a, b| compare(&items[a], &items[b]));
-    // `order[at]` is where the item that belongs to `at` stood. Each circle of them is walked once, from swap to swap.
+    // `order[at]` is the original position of the item that belongs at `at`. Each cycle is followed once, by swaps.
     for start in 0..items.len() {
         let mut at = start;
         while order[at] != start {
@@ -26,7 +26,7 @@ pub fn sort<T: Ord>(items: &mut [T]) {
     sort_by(items, T::cmp);
 }
 
-/// Sorts `items` by what `key` gives for each, and leaves equal ones in their order.
+/// Sorts `items` stably by key.
 pub fn sort_by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     sort_by(items, |a, b| key(a).cmp(&key(b)));
 }
@@ -38,7 +38,7 @@ fn sorted_indices(len: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec
     indices
 }
 
-/// A map of `entries`; of equal keys the last one stays. As `collect`, which would sort the entries first.
+/// A map of `entries`, where the last of equal keys wins, as with `collect`, which would instantiate a sort.
 pub fn map<K: Ord, V>(entries: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
     let mut map = BTreeMap::new();
     for (key, value) in entries {

@@ -1,7 +1,7 @@
-//! How long work reports, yields and is cancelled.
+//! Progress, yielding and cancelling of long work.
 //!
-//! The same code runs in a browser worker, where a synchronous loop would hear no abort, and natively, where futures never
-//! wait on anything but themselves. [`steps`] cuts computations that know no host into steps.
+//! The same code runs in a browser worker, where a synchronous loop could not receive an abort, and natively, where futures are
+//! always ready. [`steps`] splits computations that know no host into steps.
 
 pub mod steps;
 
@@ -9,18 +9,18 @@ use crate::error::{Error, ErrorCode, Result};
 use std::pin::Pin;
 pub use steps::{Pace, Steps};
 
-/// A boxed future that need not be `Send`: JavaScript values never are.
+/// A boxed future without `Send`, because JavaScript values are not `Send`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// What goes from one thread to another, where there are threads: everything that is `Send` and `Sync`. In WebAssembly it is
-/// every type, because JavaScript's values stay where they are and so does the work.
+/// `Send + Sync` where there are threads. In WebAssembly every type qualifies, because work and JavaScript values
+/// stay on one thread.
 #[cfg(not(target_arch = "wasm32"))]
 pub trait Shareable: Send + Sync {}
 
 #[cfg(not(target_arch = "wasm32"))]
 impl<T: Send + Sync + ?Sized> Shareable for T {}
 
-/// What goes from one thread to another, where there are threads; here it is every type.
+/// `Send + Sync` where there are threads; here every type.
 #[cfg(target_arch = "wasm32")]
 pub trait Shareable {}
 
@@ -30,44 +30,44 @@ impl<T: ?Sized> Shareable for T {}
 /// One progress report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress<'a> {
-    /// What is going on: `quantize`, `perplexity`, ...
+    /// The phase: `quantize`, `perplexity`, ...
     pub phase: &'a str,
-    /// Units done and in all; the unit depends on the phase (bytes, tokens, modules).
+    /// Finished units. The unit depends on the phase (bytes, tokens, modules).
     pub done: u64,
-    /// See `done`.
+    /// Units in all.
     pub total: u64,
-    /// The tensor, prompt or text at hand; may be empty.
+    /// The current tensor, prompt or text; may be empty.
     pub item: &'a str,
 }
 
-/// What long work is given by whoever started it.
+/// The caller's control over long work.
 pub trait Control {
-    /// Hears how far the work is. Called between steps, from the thread that does the work.
+    /// Receives progress between steps, on the working thread.
     fn progress(&self, progress: &Progress<'_>);
 
-    /// Whether the work shall stop at the next step.
+    /// Whether to stop at the next step.
     fn cancelled(&self) -> bool {
         false
     }
 
-    /// Lets the host do other things; ready at once where there is nothing else to do.
+    /// Yields to the host. Ready at once if there is no event loop.
     fn yield_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
 }
 
-/// A function that hears how far the work is, and never stops it.
+/// A function that receives progress and never cancels.
 impl<F: Fn(&Progress<'_>)> Control for F {
     fn progress(&self, progress: &Progress<'_>) {
         self(progress);
     }
 }
 
-/// Between two steps: lets the host breathe, then stops the work if that was asked for.
+/// Yields to the host between two steps, then checks for cancellation.
 ///
 /// # Errors
-/// `cancelled` when the caller asked for it.
-pub async fn checkpoint(control: &dyn Control) -> Result<()> {
+/// `cancelled`.
+pub async fn yield_point(control: &dyn Control) -> Result<()> {
     control.yield_now().await;
     if control.cancelled() {
         return Err(Error::new(ErrorCode::Cancelled, "cancelled before the end"));
@@ -75,7 +75,7 @@ pub async fn checkpoint(control: &dyn Control) -> Result<()> {
     Ok(())
 }
 
-/// A [`Control`] that says nothing and never cancels.
+/// A [`Control`] that ignores progress and never cancels.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -83,7 +83,7 @@ impl Control for Silent {
     fn progress(&self, _: &Progress<'_>) {}
 }
 
-/// Runs a future to its end on this thread: for the native edges, where nothing waits for an event loop.
+/// Runs a future to completion on this thread, for edges without an event loop.
 #[cfg(not(target_os = "unknown"))]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     pollster::block_on(future)

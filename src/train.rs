@@ -1,9 +1,10 @@
-//! Training: a model whose parameters are changed, as it will be stored.
+//! Training: a model whose forward pass uses the weights as they will be stored.
 //!
-//! A forward pass keeps what is inside the first blocks, as far as it fits. Of the others it keeps the input; on the way
-//! back such a block is run once more and then backward, so that memory grows with the number of blocks and not with what is inside
-//! them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost*, 2016).
-//! Derivatives are written by hand, step by step ([`Train`]); the decoder is the one that generates.
+//! The forward pass saves the activations of the first blocks, as many as fit. For the other blocks it saves only the
+//! input, and the backward pass runs the block again first (activation checkpointing). Memory then grows with the
+//! number of blocks, not with the activations inside them (Chen, Xu, Zhang, Guestrin, *Training Deep Nets with
+//! Sublinear Memory Cost*, 2016).
+//! Derivatives are written by hand for each step ([`Train`]). The decoder is the one that generation uses.
 
 mod activations;
 pub mod assess;
@@ -35,56 +36,56 @@ use optimizer::Trained;
 pub use parameters::{Origin, Parameters, Precision};
 use teacher::Teacher;
 
-/// A row of a batch: a sequence, and what follows each of its tokens. Rows do not see each other.
+/// A row of a batch: a sequence and the targets of its tokens. Rows do not attend to each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
-    /// Ids.
+    /// Token ids.
     pub tokens: &'a [u32],
-    /// As many ids; [`NO_INDEX`] where the prediction does not count.
+    /// As many ids; [`NO_INDEX`] masks a prediction.
     pub targets: &'a [u32],
 }
 
-/// For what a model has room.
+/// The batch size that a model allocates buffers for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Tokens of all rows of a batch together.
+    /// Tokens of a batch, all rows together.
     pub tokens: usize,
-    /// Tokens of a row.
+    /// Tokens of the longest row.
     pub context: usize,
 }
 
-/// What is made smaller.
+/// The training objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Goal {
-    /// How much the cross-entropy of the text counts.
+    /// Weight of the cross-entropy with the text.
     pub cross_entropy: f32,
-    /// How much the divergence from a teacher's predictions counts.
+    /// Weight of the divergence from a teacher's predictions.
     pub divergence: f32,
-    /// By what logits are divided before they are compared with a teacher's.
+    /// Divides the logits of both models before the divergence.
     pub temperature: f32,
 }
 
 impl Goal {
-    /// The text alone.
+    /// Cross-entropy alone.
     pub const TEXT: Self = Self { cross_entropy: 1.0, divergence: 0.0, temperature: 1.0 };
-    /// The teacher alone.
+    /// Divergence from the teacher alone.
     pub const TEACHER: Self = Self { cross_entropy: 0.0, divergence: 1.0, temperature: 1.0 };
 
-    /// What it comes to.
+    /// The weighted sum of both losses.
     pub fn loss(&self, sums: LossSums) -> f64 {
         sums.cross_entropy.map_or(0.0, |sum| sum * f64::from(self.cross_entropy))
             + sums.divergence.map_or(0.0, |sum| sum * f64::from(self.divergence))
     }
 }
 
-/// A model that is trained.
+/// A model in training.
 pub struct TrainedModel<B: Train> {
     runner: Runner<B>,
-    /// `None` after bringing them has failed.
+    /// `None` after [`TrainedModel::bring`] has failed.
     ends: Option<EmbeddingAndHead<B>>,
     blocks: Vec<Block<B>>,
     parameters: Parameters<B>,
-    /// A layer for each of the first blocks whose inside is kept, and one for the others.
+    /// One layer for each block whose activations are saved, and one that all others share.
     cache: KvCache<B>,
     kept: Vec<BlockActivations<B>>,
     /// The input of each block.
@@ -94,7 +95,7 @@ pub struct TrainedModel<B: Train> {
     room: Room,
 }
 
-/// Where rows stand that are packed one behind the other, and the tokens of all of them.
+/// The segments of rows packed one after another, and the tokens of all rows.
 fn segments_of<'a>(rows: impl Iterator<Item = &'a [u32]>) -> (Vec<Segment>, Vec<u32>) {
     let (mut segments, mut all) = (Vec::new(), Vec::new());
     for tokens in rows {
@@ -104,27 +105,28 @@ fn segments_of<'a>(rows: impl Iterator<Item = &'a [u32]>) -> (Vec<Segment>, Vec<
     (segments, all)
 }
 
-/// How many predictions of a batch count.
+/// The number of unmasked predictions in a batch.
 pub fn counted(batch: &[Row<'_>]) -> usize {
     batch.iter().flat_map(|row| row.targets).filter(|&&target| target != NO_INDEX).count()
 }
 
 impl<B: Train> TrainedModel<B> {
-    /// A model that begins at `origin`.
+    /// A model whose parameters start at `origin`.
     ///
     /// # Errors
-    /// As [`Parameters::new`]; `context_overflow` for more than the model was made for; `invalid_argument` for no room.
+    /// As [`Parameters::new`]; `context_overflow` for a context longer than the model's; `invalid_argument` for no
+    /// room.
     pub async fn new(mut backend: B, origin: Origin<'_>, precision: Precision, room: Room) -> Result<Self> {
         let config = origin.config();
         config.check_context(room.context)?;
         if room.context == 0 || room.tokens < room.context {
             return Err(Error::invalid_argument(format!(
-                "expected room for a row of tokens at least but found {} tokens for rows of {}",
+                "expected room for at least one row of tokens but found {} tokens for rows of {}",
                 room.tokens, room.context
             )));
         }
         let parameters = Parameters::new(&mut backend, origin, precision).await?;
-        // Rows are packed one behind the other; none begins beyond the tokens that there are.
+        // Rows are packed one after another, so none starts beyond `room.tokens`.
         let blocks: Vec<_> = parameters.blocks.iter().map(|_| Block::empty()).collect();
         let kept = BlockActivations::of_blocks(&mut backend, config, room.tokens, blocks.len())?;
         let sequences = room.tokens.div_ceil(room.context);
@@ -137,7 +139,7 @@ impl<B: Train> TrainedModel<B> {
         let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
         let mut runner = Runner::new(backend, config, room.tokens)?;
         runner.work = work;
-        // No step is compared with one of other batches.
+        // Batches of different sizes need not give the same bits.
         runner.backend.set_sums(Sums::Whole);
         let mut model =
             Self { runner, ends: None, blocks, parameters, cache, kept, inputs, back, predictions, room };
@@ -145,25 +147,25 @@ impl<B: Train> TrainedModel<B> {
         Ok(model)
     }
 
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.runner.config
     }
 
-    /// For what it has room.
+    /// The batch size that buffers are allocated for.
     pub fn room(&self) -> Room {
         self.room
     }
 
-    /// Device and parameters; what is changed runs after [`TrainedModel::bring`].
+    /// Device and parameters. Changed parameters take effect after [`TrainedModel::bring`].
     pub fn parts(&mut self) -> (&mut B, &mut Parameters<B>) {
         (&mut self.runner.backend, &mut self.parameters)
     }
 
-    /// Makes what runs from the parameters: quantized and rounded as they will be stored.
+    /// Makes the running weights from the master weights: quantized and rounded as they will be stored.
     ///
     /// # Errors
-    /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
+    /// `non_finite` naming a tensor that training made NaN or infinite; errors of the device.
     pub async fn bring(&mut self) -> Result<()> {
         let Self { runner: Runner { backend, config, .. }, ends, blocks, parameters, .. } = self;
         parameters.ends.bring(backend, config, ends).await?;
@@ -176,17 +178,19 @@ impl<B: Train> TrainedModel<B> {
     /// Sets all gradients to 0.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub fn zero_gradients(&mut self) -> Result<()> {
         optimizer::zero_gradients(self)
     }
 
-    /// The losses of the predictions that count, and adds `share` times the derivatives of what they come to by `goal` to the gradients.
-    /// Where scales are learned that is the derivative by what they and the codes stand for, until [`TrainedModel::pass_on`].
+    /// Adds `share` times the gradient of `goal`'s loss to the parameters' gradients, and returns the losses summed
+    /// over unmasked predictions. For learned scales the gradient is that of the dequantized weights until
+    /// [`TrainedModel::pass_on`] is called.
     ///
     /// # Errors
-    /// `invalid_argument` for more tokens than there is room for, rows that are too long or empty, whose targets are not as many as their
-    /// tokens, for a batch without a prediction that counts, and for a divergence without a teacher; what goes wrong on the device.
+    /// `invalid_argument` for more tokens than there is room for, for rows that are empty or too long, for a number of
+    /// targets other than that of tokens, for a batch without an unmasked prediction, and for a divergence without a
+    /// teacher; errors of the device.
     pub async fn backward(
         &mut self,
         batch: &[Row<'_>],
@@ -199,7 +203,7 @@ impl<B: Train> TrainedModel<B> {
         let Self { runner, ends, blocks, parameters, cache, kept, inputs, back, predictions, .. } = self;
         let ends = ends.as_ref().ok_or_else(not_brought)?;
         let len = tokens.len() * runner.config.hidden_size;
-        // Layers of the cache: one for all blocks that are not kept.
+        // The cache layer of all blocks whose activations are not saved.
         let shared = kept.len();
         runner.embed(ends, &tokens)?;
         for (layer, (block, input)) in blocks.iter().zip(inputs.iter_mut()).enumerate() {
@@ -236,7 +240,7 @@ impl<B: Train> TrainedModel<B> {
         Ok(losses)
     }
 
-    /// The losses alone.
+    /// The losses summed over unmasked predictions, without gradients.
     ///
     /// # Errors
     /// As [`TrainedModel::backward`].
@@ -269,7 +273,7 @@ impl<B: Train> TrainedModel<B> {
         Ok(found)
     }
 
-    /// The likeliest next token at each token.
+    /// The most likely next token at each position.
     ///
     /// # Errors
     /// As [`TrainedModel::backward`].
@@ -280,14 +284,14 @@ impl<B: Train> TrainedModel<B> {
         self.runner.guesses(ends, &mut self.predictions).await
     }
 
-    /// Takes tokens behind the last block.
+    /// Runs tokens through all blocks.
     fn forward(&mut self, segments: &[Segment], tokens: &[u32]) -> Result<()> {
         let Self { runner, ends, blocks, cache, .. } = self;
         runner.embed(ends.as_ref().ok_or_else(not_brought)?, tokens)?;
         blocks.iter().try_for_each(|block| block.run(runner, segments, cache, 0, (Stage::Start, Stage::End)))
     }
 
-    /// What a teacher says of a batch, where that counts.
+    /// The teacher's logits of a batch; `None` where the goal has no divergence.
     async fn taught(
         &mut self,
         batch: &[Row<'_>],
@@ -298,7 +302,7 @@ impl<B: Train> TrainedModel<B> {
             return Ok(None);
         }
         let Some(teacher) = teacher else {
-            return Err(Error::invalid_argument("expected a teacher for a goal that counts its predictions"));
+            return Err(Error::invalid_argument("expected a teacher for the divergence but found none"));
         };
         let logits = teacher.logits(batch).await?;
         let mut buffer = self.runner.backend.buffer(Element::F32, logits.len())?;
@@ -306,7 +310,7 @@ impl<B: Train> TrainedModel<B> {
         Ok(Some(buffer))
     }
 
-    /// Where the rows of a batch stand, their tokens and their targets.
+    /// Segments, tokens and targets of a batch.
     fn laid_out(&self, batch: &[Row<'_>]) -> Result<(Vec<Segment>, Vec<u32>, Vec<u32>)> {
         let Room { tokens: most, context } = self.room;
         for (index, Row { tokens, targets }) in batch.iter().enumerate() {
@@ -334,19 +338,20 @@ impl<B: Train> TrainedModel<B> {
         Ok((segments, all, wanted))
     }
 
-    /// Passes the derivatives by what learned scales and codes stand for on to scales and weights: once, when those of all batches
-    /// are added up.
+    /// Converts the gradients of dequantized weights into gradients of master weights and learned scales. Call it once,
+    /// after the gradients of all batches are accumulated.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub fn pass_on(&mut self) -> Result<()> {
         optimizer::pass_on(self)
     }
 
-    /// The gradient of every parameter, with its tensor's name; that of learned scales is called as they are, `.weight_scale`.
+    /// The gradient of every parameter, with its tensor's name. That of learned scales is named like the stored tensor,
+    /// `.weight_scale`.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn gradients(&mut self) -> Result<Vec<(String, Vec<f32>)>> {
         let mut gradients = Vec::new();
         let backend = &mut self.runner.backend;
@@ -381,7 +386,7 @@ fn objective<'a, B: Train>(
     Objective { targets, cross_entropy, teacher, share }
 }
 
-/// Copies the first elements of a buffer.
+/// Copies the first `len` elements of a buffer.
 async fn copy<B: Train>(backend: &mut B, from: &B::Buffer, to: &mut B::Buffer, len: usize) -> Result<()> {
     if let Some(values) = backend.in_memory(from, len) {
         return backend.write_f32(to, values);
@@ -416,7 +421,7 @@ mod tests {
             let mut model = block_on(model).unwrap();
             assert_eq!(model.kept.len(), 3);
             model.kept.truncate(kept);
-            // Twice: what is kept changes places.
+            // Twice: the saved buffers are swapped with the runner's.
             for _ in 0..2 {
                 block_on(model.backward(&batch, Goal::TEXT, None, 1.0)).unwrap();
             }

@@ -1,9 +1,13 @@
 //! Judges a quantized model by measurements: what is measured, what counts as a failure, and the verdict.
 //!
-//! `run` measures everything and puts the report together; `walk`, `layers`, `continuations`, `choices` and `speed` measure
-//! one thing each, `kernels` times single steps of a device, `agreement` measures what the way back from a quantized model
-//! keeps, and `influence` how much each layer matters. `streamed` compares models too large to hold twice. The rest are pure
-//! functions of logits, texts and figures, so that the verdict can be tested with injected measurements.
+//! - `run` measures everything and assembles the report.
+//! - `walk`, `layers`, `continuations`, `choices` and `speed` measure one thing each.
+//! - `streamed` compares models too large to hold both in memory.
+//! - `kernels` times single steps of a device.
+//! - `agreement` compares a quantized model with its dequantized form.
+//! - `sensitivity` measures how much each layer matters.
+//! - The rest are pure functions of logits, texts and figures, so that the verdict can be tested with injected
+//!   measurements.
 
 pub mod agreement;
 pub mod benchmark;

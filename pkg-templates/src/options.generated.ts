@@ -33,33 +33,33 @@ export type AdapterKind = "discrete" | "integrated" | "virtual" | "other" | "sof
  */
 export type Architecture = "llama" | "mistral" | "qwen2" | "qwen3" | "bitnet";
 
-/** What a search for a good enough result tries, and by what it judges. */
+/** Attempts and limits of a search. */
 export interface AutoRequest {
   /** The text to predict. */
   texts: string | readonly string[];
-  /** What results call the text. Default: text. */
+  /** Name of the text in results. Default: text. */
   name?: string;
-  /** Tokens that the model sees at once. Default: what the model was made for, at most 2048. */
+  /** Tokens in a window. Default: the model's context, at most 2048. */
   context?: number;
-  /** Tokens from the start of one window to the next. Default: windows do not overlap. */
+  /** Tokens from the start of one window to the next. Default: no overlap. */
   stride?: number;
-  /** What is learned from. */
+  /** Calibration texts. */
   calibration?: TextsOptions;
-  /** Numbers of calibration samples to try, growing. Default: 512, 2048. */
+  /** Numbers of calibration samples to try, ascending. Default: 512, 2048. */
   samples?: readonly number[];
-  /** How codes are found. Default: gptq. */
+  /** Quantization method. Default: gptq. */
   method?: LearningMethod;
-  /** Where to begin, 4 or 8 bits. Default: what a plan recommends for the size. */
+  /** Initial precision, 4 or 8 bits. Default: recommended for the model's size. */
   bits?: 2 | 3 | 4 | 8;
-  /** The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best. */
+  /** Upper limit of mean bits per weight with scales, instead of an initial precision; bits are chosen for each layer. */
   targetBpw?: number;
-  /** What is measured beside perplexity. */
+  /** Measurements besides perplexity. */
   validate?: MeasureOptions;
-  /** Memory that may be used, in bytes; two models that take more run layer by layer. Default: what is free, where that is known. */
+  /** Available memory in bytes; two models that need more run layer by layer. Default: free memory, if known. */
   memory?: number;
-  /** Hold one block at a time instead of two models, however much memory there is. Default: false. */
+  /** Always hold one block at a time instead of two models. Default: false. */
   layerStreamed?: boolean;
-  /** Hold both models, however little memory there is. Default: false. */
+  /** Always hold both models. Default: false. */
   sideBySide?: boolean;
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
@@ -67,15 +67,15 @@ export interface AutoRequest {
   gpu?: string;
 }
 
-/** What a method learns from. */
+/** Calibration data. */
 export interface CalibrationRequest {
-  /** Texts to learn from. */
+  /** Calibration texts. */
   texts?: readonly string[];
-  /** Token ids, after those of the texts. */
+  /** Token ids, appended to those of the texts. */
   tokens?: Uint32Array | readonly number[];
-  /** Tokens of a sample, the one in front included. Default: what the model was made for, at most 2048. */
+  /** Tokens in a sample, including the BOS token. Default: the model's context, at most 2048. */
   sequenceLength?: number;
-  /** Draw samples from everywhere in the texts, by this number, instead of from their start. */
+  /** Seed to draw samples from the whole texts instead of their start. */
   seed?: number;
   /** Calibration samples. Default: 128. */
   samples?: number;
@@ -91,13 +91,13 @@ export interface CalibrationRequest {
  */
 export type ColumnOrder = "none" | "group-aware" | "static" | "group-index";
 
-/** What two models continue. */
+/** Prompts for two models. */
 export interface CompareRequest {
   /** Texts to continue. */
   prompts: readonly string[];
   /** At most this many new tokens. Default: 64. */
   maxTokens?: number;
-  /** Precision of the activations that meet the linear layers. Default: what the checkpoint says, mostly f32. */
+  /** Precision of the linear layers' input activations. Default: the checkpoint's, usually f32. */
   activations?: Activations;
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
@@ -105,15 +105,15 @@ export interface CompareRequest {
   gpu?: string;
 }
 
-/** What a conversion makes. */
+/** The output of a conversion. */
 export interface ConvertRequest {
   /** The layout to write. */
   format: Format;
-  /** Fail where anything would be lost. Default: false. */
+  /** Fail if anything would be lost. Default: false. */
   strict?: boolean;
-  /** For gguf: what floating-point matrices of the blocks become. Default: f16. */
+  /** For gguf: the type of the blocks' floating-point matrices. Default: f16. */
   ggufType?: GgufType;
-  /** For gguf: the name of the file. Default: model.gguf. */
+  /** For gguf: the file name. Default: model.gguf. */
   file?: string;
 }
 
@@ -128,17 +128,17 @@ export interface ConvertRequest {
  */
 export type Criterion = "perplexity_increase" | "benchmark_drop_points" | "new_generation_failures" | "memory_ratio" | "speed_ratio";
 
-/** What dequantizing makes, and on what its predictions are compared. */
+/** The output of dequantizing, and the comparison of its predictions. */
 export interface DequantizeRequest {
-  /** Type of the weights. Default: f16; f32 where the quantized model rounds activations so that f16 would change its predictions. */
+  /** Type of the weights. Default: f16; f32 where f16 would change the predictions because activations are rounded. */
   dtype?: FloatType;
   /** Compare predictions on this text. */
   texts?: string | readonly string[];
-  /** Tokens that the model sees at once. Default: what the model was made for, at most 2048. */
+  /** Tokens in a window. Default: the model's context, at most 2048. */
   context?: number;
-  /** Tokens from the start of one window to the next. Default: windows do not overlap. */
+  /** Tokens from the start of one window to the next. Default: no overlap. */
   stride?: number;
-  /** The share of predictions that the dequantized model shall keep of the original's. Default: 0.995; 0.99 for training. */
+  /** Minimal share of the original's predictions that the dequantized model must keep. Default: 0.995; 0.99 for training. */
   minRetention?: number;
 }
 
@@ -152,7 +152,7 @@ export interface DequantizeRequest {
 export type DeviceChoice = "auto" | "cpu" | "gpu";
 
 /**
- * How the two models were run; of no influence on any figure but speed
+ * How the two models were run; affects no figure but speed
  *
  * - `side-by-side`: Both in memory
  * - `layer-streamed`: Block by block, hidden states in scratch; speed is not measured
@@ -160,12 +160,12 @@ export type DeviceChoice = "auto" | "cpu" | "gpu";
 export type Execution = "side-by-side" | "layer-streamed";
 
 /**
- * What went wrong in a generated text
+ * A kind of failure in a generated text
  *
- * - `repetition_loop`: The end of the text is one cycle of tokens over and over
- * - `degenerate_text`: Hardly any variety, or hardly any text
- * - `non_finite_logits`: NaN or infinity came out of the model
- * - `empty_output`: Nothing but white space came out
+ * - `repetition_loop`: The text ends in a repeating cycle of tokens
+ * - `degenerate_text`: Little variety, or mostly characters that are not text
+ * - `non_finite_logits`: The model's logits contain NaN or infinity
+ * - `empty_output`: Only white space was generated
  */
 export type FailureKind = "repetition_loop" | "degenerate_text" | "non_finite_logits" | "empty_output";
 
@@ -179,7 +179,7 @@ export type FailureKind = "repetition_loop" | "degenerate_text" | "non_finite_lo
 export type FinishReason = "eos_token" | "stop_sequence" | "length";
 
 /**
- * A type of weights in floating point.
+ * Floating-point types of weights.
  *
  * - `f16`: Half precision
  * - `f32`: Single precision
@@ -187,13 +187,13 @@ export type FinishReason = "eos_token" | "stop_sequence" | "length";
 export type FloatType = "f16" | "f32";
 
 /**
- * How weights are spelled: as the tools of these names do.
+ * Layouts of the output.
  *
- * - `compressed-tensors`: compressed-tensors, which vLLM and transformers read
- * - `gptq`: GPTQ as version 1, which every tool reads
- * - `gptq-v2`: GPTQ with zero points as they are
- * - `awq`: AWQ's gemm
- * - `bitnet`: BitNet's ternary weights, as transformers has them
+ * - `compressed-tensors`: compressed-tensors, for vLLM and transformers
+ * - `gptq`: GPTQ version 1, read by every tool
+ * - `gptq-v2`: GPTQ version 2, with exact zero points
+ * - `awq`: AWQ gemm
+ * - `bitnet`: BitNet ternary weights, as in transformers
  * - `gguf`: One file for llama.cpp
  */
 export type Format = "compressed-tensors" | "gptq" | "gptq-v2" | "awq" | "bitnet" | "gguf";
@@ -223,16 +223,16 @@ export interface GenerateOptions {
 }
 
 /**
- * What floating-point matrices become in a GGUF file, by the names of the format.
+ * GGUF types for floating-point matrices.
  *
  * - `f32`: Single precision
  * - `f16`: Half precision
  * - `bf16`: bfloat16
  * - `q8_0`: 8 bits
  * - `q4_0`: 4 bits
- * - `q4_1`: 4 bits and a minimum
- * - `q4_k`: 4 bits in blocks of 256 columns
- * - `tq2_0`: Ternary; rows of 256 columns
+ * - `q4_1`: 4 bits with a minimum
+ * - `q4_k`: 4 bits, blocks of 256 columns
+ * - `tq2_0`: Ternary, blocks of 256 columns
  */
 export type GgufType = "f32" | "f16" | "bf16" | "q8_0" | "q4_0" | "q4_1" | "q4_k" | "tq2_0";
 
@@ -271,40 +271,40 @@ export type Judgement = "good" | "bad" | "hopeless";
  * How weights are spelled in files
  *
  * - `dense`: As floating-point numbers
- * - `compressed-tensors`: compressed-tensors, which vLLM and transformers read
- * - `gptq`: GPTQ as version 1, which every tool reads
- * - `gptq_v2`: GPTQ with zero points as they are
- * - `awq`: AWQ's gemm
- * - `bitnet`: BitNet's ternary weights, as transformers has them
+ * - `compressed-tensors`: compressed-tensors, for vLLM and transformers
+ * - `gptq`: GPTQ version 1, read by every tool
+ * - `gptq_v2`: GPTQ version 2, with exact zero points
+ * - `awq`: AWQ gemm
+ * - `bitnet`: BitNet ternary weights, as in transformers
  * - `gguf`: One file for llama.cpp
  */
 export type Layout = "dense" | "compressed-tensors" | "gptq" | "gptq_v2" | "awq" | "bitnet" | "gguf";
 
 /**
- * The methods that learn from texts.
+ * The calibrated methods.
  *
- * - `gptq`: Which way to round, column by column
- * - `awq`: Which columns to round more finely
+ * - `gptq`: Rounds column by column and compensates errors
+ * - `awq`: Scales columns with large inputs
  */
 export type LearningMethod = "gptq" | "awq";
 
-/** What a model must reach. */
+/** The limits of the verdict. */
 export interface Limits {
-  /** Perplexity must increase by less than this share. Default: 0.02. */
+  /** Perplexity may increase by less than this fraction. Default: 0.02. */
   maxPerplexityIncrease?: number;
-  /** Benchmark accuracy must drop by less than so many points. Default: 2.0. */
+  /** Benchmark accuracy may drop by less than this many percentage points. Default: 2.0. */
   maxBenchmarkDropPoints?: number;
-  /** At most so many generation failures that the original does not show. Default: 0. */
+  /** Allowed number of generation failures that the original does not show. Default: 0. */
   maxNewFailures?: number;
-  /** Quantized layers must be so many times smaller than in f16. Default: by scheme, 3.4 for INT4. */
+  /** Required ratio of f16 to packed bytes of the quantized layers. Default: by scheme, 3.4 for INT4. */
   minMemoryRatio?: number;
-  /** Decoding must be so many times faster. Default: 1.5. */
+  /** Required decoding speed, as a multiple of the original's. Default: 1.5. */
   minSpeedRatio?: number;
 }
 
 /** How a model is loaded. */
 export interface LoadRequest {
-  /** Precision of the activations that meet the linear layers. Default: what the checkpoint says, mostly f32. */
+  /** Precision of the linear layers' input activations. Default: the checkpoint's, usually f32. */
   activations?: Activations;
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
@@ -312,7 +312,7 @@ export interface LoadRequest {
   gpu?: string;
 }
 
-/** What to measure beside perplexity, and by what to judge it. */
+/** Measurements besides perplexity, and their limits. */
 export interface MeasureOptions {
   /** Prompts that both models continue. Default: passages of the text. */
   prompts?: readonly string[];
@@ -320,11 +320,11 @@ export interface MeasureOptions {
   maxTokens?: number;
   /** Multiple-choice questions as JSON lines. */
   benchmark?: string;
-  /** Rounds of the speed measurement; 0 leaves it out. Default: 7. */
+  /** Rounds of the speed measurement; 0 turns it off. Default: 7. */
   speedRounds?: number;
-  /** By what the measurements are judged. */
+  /** Limits of the verdict. */
   limits?: Limits;
-  /** Precision of the quantized model's activations. Default: what the checkpoint says, mostly f32. */
+  /** Precision of the quantized model's activations. Default: the checkpoint's, usually f32. */
   activations?: Activations;
 }
 
@@ -344,23 +344,23 @@ export interface OpenOptions {
   gptqZeros?: GptqZeros;
 }
 
-/** The text that a model predicts. */
+/** The text for perplexity. */
 export interface PerplexityRequest {
   /** The text to predict. */
   texts: string | readonly string[];
-  /** What results call the text. Default: text. */
+  /** Name of the text in results. Default: text. */
   name?: string;
-  /** Tokens that the model sees at once. Default: what the model was made for, at most 2048. */
+  /** Tokens in a window. Default: the model's context, at most 2048. */
   context?: number;
-  /** Tokens from the start of one window to the next. Default: windows do not overlap. */
+  /** Tokens from the start of one window to the next. Default: no overlap. */
   stride?: number;
 }
 
-/** For what a plan of memory is made. */
+/** The workload of a memory plan. */
 export interface PlanRequest {
-  /** Memory that may be used, in bytes. */
+  /** Available memory in bytes. */
   memory?: number;
-  /** Tokens that the KV cache has room for. Default: what the model was made for, at most 2048. */
+  /** Tokens in the KV cache. Default: the model's context, at most 2048. */
   context?: number;
 }
 
@@ -375,47 +375,47 @@ export interface PlanRequest {
  */
 export type Precision = "f32" | "f16" | "int8" | "int4" | "ternary";
 
-/** What to quantize to, and how. */
+/** Options of quantizing. */
 export interface QuantizeRequest {
-  /** How codes are found; gptq and awq need calibration texts. Default: rtn. */
+  /** Quantization method; gptq and awq need calibration texts. Default: rtn. */
   method?: Method;
-  /** Bits of a weight. Default: 4. */
+  /** Bits per weight. Default: 4. */
   bits?: 2 | 3 | 4 | 8;
-  /** Weights that share a scale; -1: a whole row. Default: 128, and -1 for 8 bits. */
+  /** Weights per scale; -1: a whole row. Default: 128, and -1 for 8 bits. */
   groupSize?: number;
-  /** Whether groups have no zero point of their own. Default: true. */
+  /** Symmetric codes, without zero points. Default: true. */
   symmetric?: boolean;
-  /** Rules that give some modules other bits, group size or method, or keep them. */
+  /** Rules that change bits, group size or method of some modules, or keep them in floating point. */
   recipe?: Recipe;
-  /** Choose bits for each module so that all files' tensors take at most so many bytes; by what each loses on the calibration texts. */
+  /** Choose bits for each module so that all output tensors take at most so many bytes, by sensitivity on the calibration texts. */
   targetBytes?: number;
-  /** The same, for mean bits of a weight in the quantized modules, scales and zero points included. */
+  /** The same for mean bits per weight of the quantized modules, including scales and zero points. */
   targetBpw?: number;
   /** Quantize the head too. Default: false. */
   quantizeHead?: boolean;
-  /** Quantize the embedding too, to so many bits. */
+  /** Quantize the embedding too, to this many bits. */
   quantizeEmbedding?: 2 | 3 | 4 | 8;
-  /** What a ternary scale is for. Default: tensor. */
+  /** Weights per ternary scale. Default: tensor. */
   ternaryScale?: TernaryScale;
-  /** Ternary weights below this share of the scale become 0. Default: those that round to 0. */
+  /** Ternary threshold: weights below this share of the scale become 0. Default: 0.5, rounding to nearest. */
   sparsityThreshold?: number;
-  /** Precision of the activations that the result is meant to run with. */
+  /** Precision of activations declared in the output. */
   activations?: Activations;
-  /** The layout to write. Default: compressed-tensors, and bitnet for ternary weights with one scale a tensor. */
+  /** The layout to write. Default: compressed-tensors; bitnet for ternary weights with one scale a tensor. */
   format?: Format;
-  /** The name of a GGUF file. Default: model.gguf. */
+  /** Name of a GGUF file. Default: model.gguf. */
   file?: string;
-  /** Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme. Default: false. */
+  /** Fail if the layout cannot hold a module's scheme, instead of using the nearest one. Default: false. */
   strict?: boolean;
-  /** Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had. Default: false. */
+  /** Round a dequantized checkpoint to its former grid; unchanged weights get their former codes. Default: false. */
   fromMetadata?: boolean;
-  /** How gptq works. */
+  /** Options of gptq. */
   gptq?: GptqOptions;
-  /** What gptq and awq learn from, best of the kind that the model will read. */
+  /** Calibration texts of gptq and awq, preferably like those the model will read. */
   calibration?: CalibrationRequest;
-  /** Methods that calibrate: do not start where more memory than this would be needed, in bytes. Runs on the CPU then, for which it is planned, unless a device is chosen. */
+  /** Calibrated methods: refuse to start if more bytes of memory are needed; then runs on the CPU unless a device is given. */
   memory?: number;
-  /** Methods that calibrate: keep what is done here, and go on from there after a run that was stopped. It is empty again when the work is done. */
+  /** Calibrated methods: keep finished blocks here and continue after an interruption; emptied at the end. */
   resume?: KeptPlace;
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;
@@ -440,7 +440,7 @@ export type ReferenceInputs = "original" | "quantized";
 export type ScaleRule = "range" | "least-error";
 
 /**
- * How a criterion came out
+ * The result of a criterion
  *
  * - `passed`: Within the limit
  * - `failed`: Outside the limit, or not a finite number
@@ -449,34 +449,34 @@ export type ScaleRule = "range" | "least-error";
 export type Status = "passed" | "failed" | "inconclusive";
 
 /**
- * What a ternary scale is for.
+ * Granularities of ternary scales.
  *
  * - `tensor`: A whole matrix
- * - `channel`: A row of it
+ * - `channel`: A row
  */
 export type TernaryScale = "tensor" | "channel";
 
-/** Texts that a method learns from, and how they are cut. */
+/** Calibration texts and their samples. */
 export interface TextsOptions {
-  /** Texts to learn from. */
+  /** Calibration texts. */
   texts?: readonly string[];
-  /** Token ids, after those of the texts. */
+  /** Token ids, appended to those of the texts. */
   tokens?: Uint32Array | readonly number[];
-  /** Tokens of a sample, the one in front included. Default: what the model was made for, at most 2048. */
+  /** Tokens in a sample, including the BOS token. Default: the model's context, at most 2048. */
   sequenceLength?: number;
-  /** Draw samples from everywhere in the texts, by this number, instead of from their start. */
+  /** Seed to draw samples from the whole texts instead of their start. */
   seed?: number;
 }
 
-/** What a validation measures, and by what it judges. */
+/** Measurements and limits of a validation. */
 export interface ValidateRequest {
   /** The text to predict. */
   texts: string | readonly string[];
-  /** What results call the text. Default: text. */
+  /** Name of the text in results. Default: text. */
   name?: string;
-  /** Tokens that the model sees at once. Default: what the model was made for, at most 2048. */
+  /** Tokens in a window. Default: the model's context, at most 2048. */
   context?: number;
-  /** Tokens from the start of one window to the next. Default: windows do not overlap. */
+  /** Tokens from the start of one window to the next. Default: no overlap. */
   stride?: number;
   /** Prompts that both models continue. Default: passages of the text. */
   prompts?: readonly string[];
@@ -484,17 +484,17 @@ export interface ValidateRequest {
   maxTokens?: number;
   /** Multiple-choice questions as JSON lines. */
   benchmark?: string;
-  /** Rounds of the speed measurement; 0 leaves it out. Default: 7. */
+  /** Rounds of the speed measurement; 0 turns it off. Default: 7. */
   speedRounds?: number;
-  /** By what the measurements are judged. */
+  /** Limits of the verdict. */
   limits?: Limits;
-  /** Precision of the quantized model's activations. Default: what the checkpoint says, mostly f32. */
+  /** Precision of the quantized model's activations. Default: the checkpoint's, usually f32. */
   activations?: Activations;
-  /** Memory that may be used, in bytes; two models that take more run layer by layer. Default: what is free, where that is known. */
+  /** Available memory in bytes; two models that need more run layer by layer. Default: free memory, if known. */
   memory?: number;
-  /** Hold one block at a time instead of two models, however much memory there is. Default: false. */
+  /** Always hold one block at a time instead of two models. Default: false. */
   layerStreamed?: boolean;
-  /** Hold both models, however little memory there is. Default: false. */
+  /** Always hold both models. Default: false. */
   sideBySide?: boolean;
   /** Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU. Default: auto. */
   device?: DeviceChoice;

@@ -28,7 +28,7 @@ export const QuantizeRequest = {
         "awq",
         "ternary"
       ],
-      "description": "How codes are found; gptq and awq need calibration texts. Default: rtn.",
+      "description": "Quantization method; gptq and awq need calibration texts. Default: rtn.",
       "default": "rtn"
     },
     "bits": {
@@ -38,7 +38,7 @@ export const QuantizeRequest = {
         4,
         8
       ],
-      "description": "Bits of a weight. Default: 4."
+      "description": "Bits per weight. Default: 4."
     },
     "groupSize": {
       "type": "integer",
@@ -46,11 +46,11 @@ export const QuantizeRequest = {
       "not": {
         "const": 0
       },
-      "description": "Weights that share a scale; -1: a whole row. Default: 128, and -1 for 8 bits."
+      "description": "Weights per scale; -1: a whole row. Default: 128, and -1 for 8 bits."
     },
     "symmetric": {
       "type": "boolean",
-      "description": "Whether groups have no zero point of their own. Default: true."
+      "description": "Symmetric codes, without zero points. Default: true."
     },
     "recipe": {
       "type": "object",
@@ -119,17 +119,17 @@ export const QuantizeRequest = {
         "rules"
       ],
       "additionalProperties": false,
-      "description": "Rules that give some modules other bits, group size or method, or keep them."
+      "description": "Rules that change bits, group size or method of some modules, or keep them in floating point."
     },
     "targetBytes": {
       "type": "integer",
       "minimum": 1,
-      "description": "Choose bits for each module so that all files' tensors take at most so many bytes; by what each loses on the calibration texts."
+      "description": "Choose bits for each module so that all output tensors take at most so many bytes, by sensitivity on the calibration texts."
     },
     "targetBpw": {
       "type": "number",
       "exclusiveMinimum": 0.0,
-      "description": "The same, for mean bits of a weight in the quantized modules, scales and zero points included."
+      "description": "The same for mean bits per weight of the quantized modules, including scales and zero points."
     },
     "quantizeHead": {
       "type": "boolean",
@@ -143,26 +143,26 @@ export const QuantizeRequest = {
         4,
         8
       ],
-      "description": "Quantize the embedding too, to so many bits."
+      "description": "Quantize the embedding too, to this many bits."
     },
     "ternaryScale": {
       "enum": [
         "tensor",
         "channel"
       ],
-      "description": "What a ternary scale is for. Default: tensor."
+      "description": "Weights per ternary scale. Default: tensor."
     },
     "sparsityThreshold": {
       "type": "number",
       "exclusiveMinimum": 0.0,
-      "description": "Ternary weights below this share of the scale become 0. Default: those that round to 0."
+      "description": "Ternary threshold: weights below this share of the scale become 0. Default: 0.5, rounding to nearest."
     },
     "activations": {
       "enum": [
         "f32",
         "int8"
       ],
-      "description": "Precision of the activations that the result is meant to run with."
+      "description": "Precision of activations declared in the output."
     },
     "format": {
       "enum": [
@@ -173,20 +173,20 @@ export const QuantizeRequest = {
         "bitnet",
         "gguf"
       ],
-      "description": "The layout to write. Default: compressed-tensors, and bitnet for ternary weights with one scale a tensor."
+      "description": "The layout to write. Default: compressed-tensors; bitnet for ternary weights with one scale a tensor."
     },
     "file": {
       "type": "string",
-      "description": "The name of a GGUF file. Default: model.gguf."
+      "description": "Name of a GGUF file. Default: model.gguf."
     },
     "strict": {
       "type": "boolean",
-      "description": "Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme. Default: false.",
+      "description": "Fail if the layout cannot hold a module's scheme, instead of using the nearest one. Default: false.",
       "default": false
     },
     "fromMetadata": {
       "type": "boolean",
-      "description": "Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had. Default: false.",
+      "description": "Round a dequantized checkpoint to its former grid; unchanged weights get their former codes. Default: false.",
       "default": false
     },
     "gptq": {
@@ -234,7 +234,7 @@ export const QuantizeRequest = {
       },
       "required": [],
       "additionalProperties": false,
-      "description": "How gptq works."
+      "description": "Options of gptq."
     },
     "calibration": {
       "type": "object",
@@ -245,7 +245,7 @@ export const QuantizeRequest = {
             "type": "string"
           },
           "minItems": 1,
-          "description": "Texts to learn from."
+          "description": "Calibration texts."
         },
         "tokens": {
           "type": "array",
@@ -253,17 +253,17 @@ export const QuantizeRequest = {
             "type": "integer",
             "minimum": 0
           },
-          "description": "Token ids, after those of the texts."
+          "description": "Token ids, appended to those of the texts."
         },
         "sequenceLength": {
           "type": "integer",
           "minimum": 2,
-          "description": "Tokens of a sample, the one in front included. Default: what the model was made for, at most 2048."
+          "description": "Tokens in a sample, including the BOS token. Default: the model's context, at most 2048."
         },
         "seed": {
           "type": "integer",
           "minimum": 0,
-          "description": "Draw samples from everywhere in the texts, by this number, instead of from their start."
+          "description": "Seed to draw samples from the whole texts instead of their start."
         },
         "samples": {
           "type": "integer",
@@ -274,16 +274,16 @@ export const QuantizeRequest = {
       },
       "required": [],
       "additionalProperties": false,
-      "description": "What gptq and awq learn from, best of the kind that the model will read."
+      "description": "Calibration texts of gptq and awq, preferably like those the model will read."
     },
     "memory": {
       "type": "integer",
       "minimum": 0,
-      "description": "Methods that calibrate: do not start where more memory than this would be needed, in bytes. Runs on the CPU then, for which it is planned, unless a device is chosen."
+      "description": "Calibrated methods: refuse to start if more bytes of memory are needed; then runs on the CPU unless a device is given."
     },
     "resume": {
       "type": "string",
-      "description": "Methods that calibrate: keep what is done here, and go on from there after a run that was stopped. It is empty again when the work is done."
+      "description": "Calibrated methods: keep finished blocks here and continue after an interruption; emptied at the end."
     },
     "device": {
       "enum": [
@@ -311,7 +311,7 @@ export const DequantizeRequest = {
         "f16",
         "f32"
       ],
-      "description": "Type of the weights. Default: f16; f32 where the quantized model rounds activations so that f16 would change its predictions."
+      "description": "Type of the weights. Default: f16; f32 where f16 would change the predictions because activations are rounded."
     },
     "texts": {
       "anyOf": [
@@ -331,18 +331,18 @@ export const DequantizeRequest = {
     "context": {
       "type": "integer",
       "minimum": 2,
-      "description": "Tokens that the model sees at once. Default: what the model was made for, at most 2048."
+      "description": "Tokens in a window. Default: the model's context, at most 2048."
     },
     "stride": {
       "type": "integer",
       "minimum": 1,
-      "description": "Tokens from the start of one window to the next. Default: windows do not overlap."
+      "description": "Tokens from the start of one window to the next. Default: no overlap."
     },
     "minRetention": {
       "type": "number",
       "minimum": 0.0,
       "maximum": 1.0,
-      "description": "The share of predictions that the dequantized model shall keep of the original's. Default: 0.995; 0.99 for training."
+      "description": "Minimal share of the original's predictions that the dequantized model must keep. Default: 0.995; 0.99 for training."
     }
   },
   "required": [],
@@ -365,7 +365,7 @@ export const ConvertRequest = {
     },
     "strict": {
       "type": "boolean",
-      "description": "Fail where anything would be lost. Default: false.",
+      "description": "Fail if anything would be lost. Default: false.",
       "default": false
     },
     "ggufType": {
@@ -379,11 +379,11 @@ export const ConvertRequest = {
         "q4_k",
         "tq2_0"
       ],
-      "description": "For gguf: what floating-point matrices of the blocks become. Default: f16."
+      "description": "For gguf: the type of the blocks' floating-point matrices. Default: f16."
     },
     "file": {
       "type": "string",
-      "description": "For gguf: the name of the file. Default: model.gguf."
+      "description": "For gguf: the file name. Default: model.gguf."
     }
   },
   "required": [
@@ -400,7 +400,7 @@ export const LoadRequest = {
         "f32",
         "int8"
       ],
-      "description": "Precision of the activations that meet the linear layers. Default: what the checkpoint says, mostly f32."
+      "description": "Precision of the linear layers' input activations. Default: the checkpoint's, usually f32."
     },
     "device": {
       "enum": [
@@ -510,17 +510,17 @@ export const PerplexityRequest = {
     },
     "name": {
       "type": "string",
-      "description": "What results call the text. Default: text."
+      "description": "Name of the text in results. Default: text."
     },
     "context": {
       "type": "integer",
       "minimum": 2,
-      "description": "Tokens that the model sees at once. Default: what the model was made for, at most 2048."
+      "description": "Tokens in a window. Default: the model's context, at most 2048."
     },
     "stride": {
       "type": "integer",
       "minimum": 1,
-      "description": "Tokens from the start of one window to the next. Default: windows do not overlap."
+      "description": "Tokens from the start of one window to the next. Default: no overlap."
     }
   },
   "required": [
@@ -549,17 +549,17 @@ export const ValidateRequest = {
     },
     "name": {
       "type": "string",
-      "description": "What results call the text. Default: text."
+      "description": "Name of the text in results. Default: text."
     },
     "context": {
       "type": "integer",
       "minimum": 2,
-      "description": "Tokens that the model sees at once. Default: what the model was made for, at most 2048."
+      "description": "Tokens in a window. Default: the model's context, at most 2048."
     },
     "stride": {
       "type": "integer",
       "minimum": 1,
-      "description": "Tokens from the start of one window to the next. Default: windows do not overlap."
+      "description": "Tokens from the start of one window to the next. Default: no overlap."
     },
     "prompts": {
       "type": "array",
@@ -582,7 +582,7 @@ export const ValidateRequest = {
     "speedRounds": {
       "type": "integer",
       "minimum": 0,
-      "description": "Rounds of the speed measurement; 0 leaves it out. Default: 7.",
+      "description": "Rounds of the speed measurement; 0 turns it off. Default: 7.",
       "default": 7
     },
     "limits": {
@@ -591,57 +591,57 @@ export const ValidateRequest = {
         "maxPerplexityIncrease": {
           "type": "number",
           "minimum": -1.0,
-          "description": "Perplexity must increase by less than this share. Default: 0.02.",
+          "description": "Perplexity may increase by less than this fraction. Default: 0.02.",
           "default": 0.02
         },
         "maxBenchmarkDropPoints": {
           "type": "number",
           "minimum": -100.0,
-          "description": "Benchmark accuracy must drop by less than so many points. Default: 2.0.",
+          "description": "Benchmark accuracy may drop by less than this many percentage points. Default: 2.0.",
           "default": 2.0
         },
         "maxNewFailures": {
           "type": "integer",
           "minimum": 0,
-          "description": "At most so many generation failures that the original does not show. Default: 0.",
+          "description": "Allowed number of generation failures that the original does not show. Default: 0.",
           "default": 0
         },
         "minMemoryRatio": {
           "type": "number",
           "minimum": 0.0,
-          "description": "Quantized layers must be so many times smaller than in f16. Default: by scheme, 3.4 for INT4."
+          "description": "Required ratio of f16 to packed bytes of the quantized layers. Default: by scheme, 3.4 for INT4."
         },
         "minSpeedRatio": {
           "type": "number",
           "minimum": 0.0,
-          "description": "Decoding must be so many times faster. Default: 1.5.",
+          "description": "Required decoding speed, as a multiple of the original's. Default: 1.5.",
           "default": 1.5
         }
       },
       "required": [],
       "additionalProperties": false,
-      "description": "By what the measurements are judged."
+      "description": "Limits of the verdict."
     },
     "activations": {
       "enum": [
         "f32",
         "int8"
       ],
-      "description": "Precision of the quantized model's activations. Default: what the checkpoint says, mostly f32."
+      "description": "Precision of the quantized model's activations. Default: the checkpoint's, usually f32."
     },
     "memory": {
       "type": "integer",
       "minimum": 0,
-      "description": "Memory that may be used, in bytes; two models that take more run layer by layer. Default: what is free, where that is known."
+      "description": "Available memory in bytes; two models that need more run layer by layer. Default: free memory, if known."
     },
     "layerStreamed": {
       "type": "boolean",
-      "description": "Hold one block at a time instead of two models, however much memory there is. Default: false.",
+      "description": "Always hold one block at a time instead of two models. Default: false.",
       "default": false
     },
     "sideBySide": {
       "type": "boolean",
-      "description": "Hold both models, however little memory there is. Default: false.",
+      "description": "Always hold both models. Default: false.",
       "default": false
     },
     "device": {
@@ -684,17 +684,17 @@ export const AutoRequest = {
     },
     "name": {
       "type": "string",
-      "description": "What results call the text. Default: text."
+      "description": "Name of the text in results. Default: text."
     },
     "context": {
       "type": "integer",
       "minimum": 2,
-      "description": "Tokens that the model sees at once. Default: what the model was made for, at most 2048."
+      "description": "Tokens in a window. Default: the model's context, at most 2048."
     },
     "stride": {
       "type": "integer",
       "minimum": 1,
-      "description": "Tokens from the start of one window to the next. Default: windows do not overlap."
+      "description": "Tokens from the start of one window to the next. Default: no overlap."
     },
     "calibration": {
       "type": "object",
@@ -705,7 +705,7 @@ export const AutoRequest = {
             "type": "string"
           },
           "minItems": 1,
-          "description": "Texts to learn from."
+          "description": "Calibration texts."
         },
         "tokens": {
           "type": "array",
@@ -713,22 +713,22 @@ export const AutoRequest = {
             "type": "integer",
             "minimum": 0
           },
-          "description": "Token ids, after those of the texts."
+          "description": "Token ids, appended to those of the texts."
         },
         "sequenceLength": {
           "type": "integer",
           "minimum": 2,
-          "description": "Tokens of a sample, the one in front included. Default: what the model was made for, at most 2048."
+          "description": "Tokens in a sample, including the BOS token. Default: the model's context, at most 2048."
         },
         "seed": {
           "type": "integer",
           "minimum": 0,
-          "description": "Draw samples from everywhere in the texts, by this number, instead of from their start."
+          "description": "Seed to draw samples from the whole texts instead of their start."
         }
       },
       "required": [],
       "additionalProperties": false,
-      "description": "What is learned from."
+      "description": "Calibration texts."
     },
     "samples": {
       "type": "array",
@@ -737,7 +737,7 @@ export const AutoRequest = {
         "minimum": 0
       },
       "minItems": 1,
-      "description": "Numbers of calibration samples to try, growing. Default: 512, 2048.",
+      "description": "Numbers of calibration samples to try, ascending. Default: 512, 2048.",
       "default": [
         512,
         2048
@@ -748,7 +748,7 @@ export const AutoRequest = {
         "gptq",
         "awq"
       ],
-      "description": "How codes are found. Default: gptq.",
+      "description": "Quantization method. Default: gptq.",
       "default": "gptq"
     },
     "bits": {
@@ -758,12 +758,12 @@ export const AutoRequest = {
         4,
         8
       ],
-      "description": "Where to begin, 4 or 8 bits. Default: what a plan recommends for the size."
+      "description": "Initial precision, 4 or 8 bits. Default: recommended for the model's size."
     },
     "targetBpw": {
       "type": "number",
       "exclusiveMinimum": 0.0,
-      "description": "The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best."
+      "description": "Upper limit of mean bits per weight with scales, instead of an initial precision; bits are chosen for each layer."
     },
     "validate": {
       "type": "object",
@@ -789,7 +789,7 @@ export const AutoRequest = {
         "speedRounds": {
           "type": "integer",
           "minimum": 0,
-          "description": "Rounds of the speed measurement; 0 leaves it out. Default: 7.",
+          "description": "Rounds of the speed measurement; 0 turns it off. Default: 7.",
           "default": 7
         },
         "limits": {
@@ -798,62 +798,62 @@ export const AutoRequest = {
             "maxPerplexityIncrease": {
               "type": "number",
               "minimum": -1.0,
-              "description": "Perplexity must increase by less than this share. Default: 0.02.",
+              "description": "Perplexity may increase by less than this fraction. Default: 0.02.",
               "default": 0.02
             },
             "maxBenchmarkDropPoints": {
               "type": "number",
               "minimum": -100.0,
-              "description": "Benchmark accuracy must drop by less than so many points. Default: 2.0.",
+              "description": "Benchmark accuracy may drop by less than this many percentage points. Default: 2.0.",
               "default": 2.0
             },
             "maxNewFailures": {
               "type": "integer",
               "minimum": 0,
-              "description": "At most so many generation failures that the original does not show. Default: 0.",
+              "description": "Allowed number of generation failures that the original does not show. Default: 0.",
               "default": 0
             },
             "minMemoryRatio": {
               "type": "number",
               "minimum": 0.0,
-              "description": "Quantized layers must be so many times smaller than in f16. Default: by scheme, 3.4 for INT4."
+              "description": "Required ratio of f16 to packed bytes of the quantized layers. Default: by scheme, 3.4 for INT4."
             },
             "minSpeedRatio": {
               "type": "number",
               "minimum": 0.0,
-              "description": "Decoding must be so many times faster. Default: 1.5.",
+              "description": "Required decoding speed, as a multiple of the original's. Default: 1.5.",
               "default": 1.5
             }
           },
           "required": [],
           "additionalProperties": false,
-          "description": "By what the measurements are judged."
+          "description": "Limits of the verdict."
         },
         "activations": {
           "enum": [
             "f32",
             "int8"
           ],
-          "description": "Precision of the quantized model's activations. Default: what the checkpoint says, mostly f32."
+          "description": "Precision of the quantized model's activations. Default: the checkpoint's, usually f32."
         }
       },
       "required": [],
       "additionalProperties": false,
-      "description": "What is measured beside perplexity."
+      "description": "Measurements besides perplexity."
     },
     "memory": {
       "type": "integer",
       "minimum": 0,
-      "description": "Memory that may be used, in bytes; two models that take more run layer by layer. Default: what is free, where that is known."
+      "description": "Available memory in bytes; two models that need more run layer by layer. Default: free memory, if known."
     },
     "layerStreamed": {
       "type": "boolean",
-      "description": "Hold one block at a time instead of two models, however much memory there is. Default: false.",
+      "description": "Always hold one block at a time instead of two models. Default: false.",
       "default": false
     },
     "sideBySide": {
       "type": "boolean",
-      "description": "Hold both models, however little memory there is. Default: false.",
+      "description": "Always hold both models. Default: false.",
       "default": false
     },
     "device": {
@@ -898,7 +898,7 @@ export const CompareRequest = {
         "f32",
         "int8"
       ],
-      "description": "Precision of the activations that meet the linear layers. Default: what the checkpoint says, mostly f32."
+      "description": "Precision of the linear layers' input activations. Default: the checkpoint's, usually f32."
     },
     "device": {
       "enum": [
@@ -926,12 +926,12 @@ export const PlanRequest = {
     "memory": {
       "type": "integer",
       "minimum": 0,
-      "description": "Memory that may be used, in bytes."
+      "description": "Available memory in bytes."
     },
     "context": {
       "type": "integer",
       "minimum": 1,
-      "description": "Tokens that the KV cache has room for. Default: what the model was made for, at most 2048."
+      "description": "Tokens in the KV cache. Default: the model's context, at most 2048."
     }
   },
   "required": [],

@@ -1,4 +1,4 @@
-//! An open checkpoint, as programs use it.
+//! The façade's checkpoint.
 
 use super::destination::{Destination, destination, refuse_source};
 use super::model::Model;
@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// An open checkpoint: what the model is, and where its weights are.
+/// An open checkpoint: the configuration, and the location of the weights.
 ///
 /// ```no_run
 /// # fn main() -> lowbit::Result<()> {
@@ -41,9 +41,9 @@ use std::time::Instant;
 #[derive(Clone)]
 pub struct Checkpoint {
     opened: Arc<model::Checkpoint>,
-    /// Whose tokenizer it has, where not its own.
+    /// The folder of a separate tokenizer.
     tokenizer: Option<PathBuf>,
-    /// Where a calibration keeps what is done.
+    /// The folder for the state of a calibration.
     resume: Option<PathBuf>,
     control: Arc<dyn Control + Send + Sync>,
 }
@@ -54,15 +54,15 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
-/// A checkpoint that was written, and what there is to say of it.
+/// A written checkpoint, with its record.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Written<Record = QuantizationRecord> {
     /// The checkpoint, opened.
     pub checkpoint: Checkpoint,
-    /// As it stands in the folder.
+    /// The record in the folder.
     pub record: Record,
-    /// What a user should know, a sentence each.
+    /// Notes for users, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ impl Checkpoint {
         block_on(opening::checkpoint(path, &OpenOptions::default())).map(Self::new)
     }
 
-    /// Opens a folder that is not on a disk: in memory, or behind whatever a program reads from.
+    /// Opens a folder that is not on disk, such as one in memory.
     ///
     /// # Errors
     /// As [`open`](crate::open).
@@ -79,7 +79,7 @@ impl Checkpoint {
         block_on(model::Checkpoint::open(dir)).map(Self::new)
     }
 
-    /// Opens a GGUF file that is not on a disk.
+    /// Opens a GGUF file that is not on disk.
     ///
     /// # Errors
     /// As [`open`](crate::open).
@@ -91,26 +91,26 @@ impl Checkpoint {
         Self { opened: Arc::new(opened), tokenizer: None, resume: None, control: Arc::new(Silent) }
     }
 
-    /// Lets `control` hear how far work with this checkpoint is, and stop it. A function of [`Progress`](crate::Progress) is
-    /// one too. It goes on to what is made of this checkpoint: models, and other checkpoints.
+    /// Sets the receiver of progress, which can cancel work. A function of [`Progress`](crate::Progress) is a
+    /// control too. Models and checkpoints derived from this one inherit it.
     #[must_use]
     pub fn with_control(self, control: impl Control + Send + Sync + 'static) -> Self {
         Self { control: Arc::new(control), ..self }
     }
 
-    /// Takes the tokenizer from another folder.
+    /// Uses the tokenizer of another folder.
     #[must_use]
     pub fn with_tokenizer(self, folder: impl Into<PathBuf>) -> Self {
         Self { tokenizer: Some(folder.into()), ..self }
     }
 
-    /// Lets calibrations keep in `folder` what is done, and go on from there after a run that was stopped.
+    /// Makes calibrations store finished blocks in `folder`, and continue from there after an interruption.
     #[must_use]
     pub fn with_resume(self, folder: impl Into<PathBuf>) -> Self {
         Self { resume: Some(folder.into()), ..self }
     }
 
-    /// How messages call it.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         self.opened.name()
     }
@@ -120,12 +120,12 @@ impl Checkpoint {
         self.opened.config()
     }
 
-    /// What a user should know about how the files were understood.
+    /// Warnings about the interpretation of the files.
     pub fn warnings(&self) -> &[String] {
         self.opened.warnings()
     }
 
-    /// Whether weights of its blocks are quantized.
+    /// Whether the blocks' weights are quantized.
     pub fn is_quantized(&self) -> bool {
         self.opened.is_quantized()
     }
@@ -138,32 +138,32 @@ impl Checkpoint {
     /// Its tokenizer.
     ///
     /// # Errors
-    /// `not_found` where there is none, `tokenizer` where it cannot be used.
+    /// `not_found` if there is none, `tokenizer` if it cannot be used.
     pub fn tokenizer(&self) -> Result<HuggingFaceTokenizer> {
         block_on(opening::tokenizer(&self.opened, self.tokenizer.as_deref()))
     }
 
-    /// Loads the model onto the device that the request names; without one, onto a GPU where there is one that can run it.
+    /// Loads the model onto the requested device; by default onto a GPU that can run it, else onto the CPU.
     ///
     /// # Errors
-    /// `no_device` where the one that was asked for is not there; `out_of_memory`; whatever reading meets.
+    /// `no_device` if the requested one is missing; `out_of_memory`; errors of reading.
     pub fn load(&self, request: &LoadRequest) -> Result<Model> {
         Model::load(&self.opened, self.tokenizer()?, request, self.control.clone())
     }
 
-    /// Quantizes into a folder, or into the GGUF file that `output` names. Another checkpoint there that lowbit has not
-    /// written is never overwritten.
+    /// Quantizes into a folder, or into the GGUF file that `output` names. Another tool's checkpoint is
+    /// never overwritten.
     ///
     /// # Errors
-    /// `invalid_argument` for options that contradict each other; `out_of_memory` before the work where a calibration would
-    /// take more than the request allows; whatever reading and writing meet, with the tensor's name; `cancelled`.
+    /// `invalid_argument` for options that contradict each other; `out_of_memory` before the work if a calibration needs
+    /// more memory than the request allows; errors of reading and writing, with the tensor's name; `cancelled`.
     pub fn quantize(&self, output: impl AsRef<Path>, request: &QuantizeRequest) -> Result<Written> {
         let to = self.destination(output.as_ref(), request.format)?;
         let file = to.file.or_else(|| request.file.clone());
         self.quantize_into(&to.sinks, &QuantizeRequest { file, ..request.clone() })
     }
 
-    /// As [`quantize`](Self::quantize), into any folder that can be written.
+    /// As [`quantize`](Self::quantize), into any [`SinkDir`].
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
@@ -195,7 +195,7 @@ impl Checkpoint {
         };
         let outcome = block_on(request.run(&self.opened, &context, &host))?;
         if let Some(folder) = &self.resume {
-            // Whatever else somebody put there stays, and so does the folder then.
+            // A folder with other files stays.
             let _ = std::fs::remove_dir(folder);
         }
         let mut notes = notes.into_inner();
@@ -212,10 +212,10 @@ impl Checkpoint {
         calibration.draw(self.config(), codec).map(Some)
     }
 
-    /// Spells the weights as another layout does, into a folder or into the GGUF file that `output` names.
+    /// Converts to another layout, into a folder or into the GGUF file that `output` names.
     ///
     /// # Errors
-    /// `unsupported_format` where the layout cannot hold the weights and the request is strict; as
+    /// `unsupported_format` if the layout cannot hold the weights and the request is strict; as
     /// [`quantize`](Self::quantize).
     pub fn convert(&self, output: impl AsRef<Path>, request: &ConvertRequest) -> Result<Written> {
         let to = self.destination(output.as_ref(), request.format)?;
@@ -228,8 +228,8 @@ impl Checkpoint {
         self.written(&to.sinks, (request.format, request.file.as_deref()), outcome.record, notes)
     }
 
-    /// Writes the quantized weights as floating-point numbers, for other tools and for training. Where the request has a text,
-    /// predictions on it are compared, with those of `original` too.
+    /// Writes the quantized weights as floating point, for other tools and for training. If the request has a text,
+    /// predictions on it are compared, also with those of `original`.
     ///
     /// # Errors
     /// `invalid_argument` for a checkpoint that is not quantized; as [`quantize`](Self::quantize).
@@ -248,11 +248,11 @@ impl Checkpoint {
         Ok((self.written(&sinks, (None, None), record, Vec::new())?, agreement))
     }
 
-    /// Judges this quantized checkpoint against its original: by perplexity, divergence, texts, memory and speed.
+    /// Validates this quantized checkpoint against its original: perplexity, divergence, texts, memory and speed.
     ///
     /// # Errors
-    /// `invalid_argument` without a text, or for limits that nothing can reach; whatever reading and running meet. A bad result
-    /// is no error but a report that is not accepted and says what to try next.
+    /// `invalid_argument` without a text or for impossible limits; errors of reading and running. A bad result
+    /// is not an error but a rejecting report with a recommendation.
     pub fn validate(&self, original: &Checkpoint, request: &ValidateRequest) -> Result<ValidationReport> {
         let codec = original.tokenizer()?;
         let (scratch, start) = (TempScratch::new()?, Instant::now());
@@ -270,7 +270,7 @@ impl Checkpoint {
         destination(output, Path::new(self.name()), format)
     }
 
-    /// What was written, opened to be used as this one is.
+    /// Opens the written checkpoint with this one's settings.
     fn written<Record>(
         &self,
         target: &dyn SinkDir,

@@ -1,4 +1,4 @@
-//! Where an output goes on a disk: a folder, or a file in one.
+//! Outputs on disk: a folder, or a file in one.
 
 use crate::artifact::output::refuse_foreign;
 use crate::error::{Error, Result};
@@ -9,21 +9,21 @@ use crate::request::Format;
 use crate::task::block_on;
 use std::path::{Path, PathBuf};
 
-/// Where an output goes.
+/// The location of an output.
 pub struct Destination {
     /// The folder to write.
     pub sinks: FsSinkDir,
-    /// The name of the file in it, where it is one.
+    /// The file's name, for a file.
     pub file: Option<String>,
-    /// What is written, folder or file.
+    /// The path of the folder or file.
     pub path: PathBuf,
 }
 
-/// The folder to write, which is made with its first file where there is none.
+/// The output folder. It is created with its first file.
 ///
 /// # Errors
-/// `invalid_argument` for a file, for the folder of the `source`, which the first file written would destroy, and for a
-/// checkpoint of someone else.
+/// `invalid_argument` for a file, for the folder of the `source`, which the first written file would destroy, and for
+/// another tool's checkpoint.
 pub fn folder(output: &Path, source: &Path) -> Result<FsSinkDir> {
     if followed(output).exists() {
         FsDir::open(output)?;
@@ -34,7 +34,7 @@ pub fn folder(output: &Path, source: &Path) -> Result<FsSinkDir> {
     Ok(sinks)
 }
 
-/// Refuses to write over what is read. What is not on a disk is nowhere.
+/// Refuses to write over the source. Sources that are not on disk cannot conflict.
 ///
 /// # Errors
 /// `invalid_argument`.
@@ -48,8 +48,7 @@ pub fn refuse_source(output: &Path, source: &Path) -> Result<()> {
     }
 }
 
-/// The folder of an output, or the file: `-o X.gguf` names it, `-o X` its folder. What a killed run left on the way to the
-/// file goes.
+/// The output folder or file: `-o X.gguf` is a file, `-o X` its folder. Deletes what a killed run left of the file.
 ///
 /// # Errors
 /// As [`folder`]'s, for a folder; `io`.

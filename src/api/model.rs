@@ -32,9 +32,9 @@ impl fmt::Debug for Model {
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
-    /// Who says it, by the names of the model's template: `system`, `user`, `assistant`.
+    /// The role, as in the model's template: `system`, `user`, `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
@@ -44,12 +44,12 @@ impl Message {
         Self { role: "user".to_owned(), content: content.into() }
     }
 
-    /// What the model has answered.
+    /// An answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self { role: "assistant".to_owned(), content: content.into() }
     }
 
-    /// What the model is told before the chat.
+    /// A system message.
     pub fn system(content: impl Into<String>) -> Self {
         Self { role: "system".to_owned(), content: content.into() }
     }
@@ -75,12 +75,12 @@ impl Model {
         self.model.config()
     }
 
-    /// What it runs on, by name.
+    /// The device's name.
     pub fn device(&self) -> &str {
         &self.model.capabilities().device
     }
 
-    /// Why it runs on the CPU although no device was asked for.
+    /// The reason for a fallback to the CPU.
     pub fn fallback_reason(&self) -> Option<&Error> {
         self.fallback_reason.as_ref()
     }
@@ -93,13 +93,13 @@ impl Model {
     /// Continues a text to the end.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` where prompt and answer are longer
-    /// than the model's context; `non_finite` where its logits are no numbers; `cancelled`.
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` if prompt and answer exceed
+    /// the model's context; `non_finite` if logits are NaN; `cancelled`.
     pub fn generate(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
         self.stream(prompt, options)?.finish()
     }
 
-    /// Continues a text piece by piece.
+    /// Continues a text and streams pieces.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -111,14 +111,14 @@ impl Model {
         Ok(Pieces { generation, session: None, control })
     }
 
-    /// Answers the last message of a chat piece by piece, by the checkpoint's own template. What the model has seen is kept:
-    /// of the next call's messages only what is new is read.
+    /// Answers the last message of a chat with the checkpoint's template, and streams pieces. The KV cache is kept:
+    /// the next call processes only new messages.
     ///
     /// # Errors
-    /// `not_found` where the checkpoint has no template; as [`generate`](Self::generate).
+    /// `not_found` if the checkpoint has no template; as [`generate`](Self::generate).
     pub fn chat(&mut self, messages: &[Message], options: &GenerateOptions) -> Result<Pieces<'_>> {
         let messages: Vec<Value> = messages.iter().map(|message| json!(message)).collect();
-        // The template spells out every special token.
+        // The template contains all special tokens.
         let ids = self.codec.encode(&self.codec.apply_chat_template(&messages)?)?;
         let control: &dyn Control = self.control.as_ref();
         let before = self.session.take();
@@ -127,16 +127,16 @@ impl Model {
         Ok(Pieces { generation, session: Some(&mut self.session), control })
     }
 
-    /// How well the model predicts a text.
+    /// Measures the perplexity of a text.
     ///
     /// # Errors
-    /// `non_finite` where the model's logits are no numbers; `invalid_argument` for a text that is too short.
+    /// `non_finite` if logits are NaN; `invalid_argument` for a text that is too short.
     pub fn perplexity(&mut self, request: &PerplexityRequest) -> Result<Perplexity> {
         block_on(request.run(&mut self.model, &self.codec, self.control.as_ref()))
     }
 }
 
-/// A text that comes piece by piece. Dropping it stops it; nothing comes after an error.
+/// A stream of text. Dropping it stops generation. It ends after an error.
 pub struct Pieces<'m> {
     /// Until it is dropped.
     generation: Option<Generation<'m, AnyBackend>>,
@@ -151,7 +151,7 @@ impl Pieces<'_> {
         self.generation.as_ref().map_or(&[], Generation::token_ids)
     }
 
-    /// All the rest as one text.
+    /// The remaining text.
     ///
     /// # Errors
     /// As [`Model::generate`].

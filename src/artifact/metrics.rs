@@ -1,20 +1,20 @@
-//! `--metrics FILE`: figures as JSON lines with stable names, for whoever follows many runs.
+//! `--metrics FILE`: metrics as JSON lines with stable names, for tracking many runs.
 
 use serde::Serialize;
 
-/// One figure.
+/// One metric.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metric {
     /// Stable name: `quantized_model_size_mb`, `perplexity`, ...
     pub name: &'static str,
-    /// The figure.
+    /// The value.
     pub value: f64,
-    /// What it was measured on; a path or a module.
+    /// What was measured: a path or a module.
     pub subject: String,
 }
 
 impl Metric {
-    /// Names that this crate writes; each documented in the README.
+    /// All names that this crate writes. The README documents each.
     pub const NAMES: [&'static str; 17] = [
         "original_model_size_mb",
         "quantized_model_size_mb",
@@ -35,14 +35,14 @@ impl Metric {
         "gradient_variance_optimal",
     ];
 
-    /// A figure about `subject`.
+    /// A metric of `subject`.
     pub fn new(name: &'static str, value: f64, subject: impl Into<String>) -> Self {
         debug_assert!(Self::NAMES.contains(&name), "{name} is not a documented metric");
         Self { name, value, subject: subject.into() }
     }
 }
 
-/// The figures as JSON lines.
+/// Metrics as JSON lines.
 pub fn to_json_lines(metrics: &[Metric]) -> String {
     metrics.iter().map(|metric| serde_json::to_string(metric).expect("plain values") + "\n").collect()
 }

@@ -1,8 +1,8 @@
 //! An output folder, from the first file to the last.
 //!
-//! `config.json` comes first and names the file that is written last; opening a folder that lacks it is an error
-//! (see [`crate::model::Checkpoint::open`]). An earlier output of this crate is replaced: its files go before the first
-//! new one comes. A checkpoint that something else wrote is never overwritten.
+//! `config.json` is written first and names the file that is written last. Opening a folder without that last file is
+//! an error (see [`crate::model::Checkpoint::open`]). An earlier output of this crate is replaced: its files are
+//! removed before the first new one is written. A checkpoint that another tool wrote is never overwritten.
 
 use super::records::{DEQUANTIZATION_RECORD, PARAMETERS_FILE, QUANTIZATION_RECORD, TRAINING_RECORD};
 use crate::error::{Error, ErrorCode, Result};
@@ -13,7 +13,7 @@ use crate::model::checkpoint::PRODUCER_KEY;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Files of a checkpoint folder that go with the weights unchanged.
+/// Side files of a checkpoint, copied unchanged.
 const SIDE_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,7 +28,7 @@ const SIDE_FILES: [&str; 11] = [
     "LICENSE",
 ];
 
-/// Files whose presence shows that a folder is somebody's checkpoint.
+/// Files that mark a folder as a checkpoint.
 const CHECKPOINT_FILES: [&str; 5] = [
     "config.json",
     "model.safetensors",
@@ -37,8 +37,9 @@ const CHECKPOINT_FILES: [&str; 5] = [
     "tokenizer.json",
 ];
 
-/// What this crate writes into a folder beside config.json and the [`SIDE_FILES`]. The records come first: without them
-/// the folder counts as unfinished. The validation's report speaks of weights that go too.
+/// Files that this crate writes beside config.json and the [`SIDE_FILES`], removed in this order. The records come
+/// first: without them the folder counts as unfinished. The validation report is removed too, because it describes the
+/// removed weights.
 const OWN_FILES: [&str; 6] = [
     QUANTIZATION_RECORD,
     DEQUANTIZATION_RECORD,
@@ -48,31 +49,31 @@ const OWN_FILES: [&str; 6] = [
     "validation_report.json",
 ];
 
-/// A folder being written.
+/// A folder that is being written.
 pub struct OutputFolder<'a> {
     sinks: &'a dyn SinkDir,
     written_last: &'static str,
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Starts a folder that is whole once `written_last` is in it. Files of an earlier output go, and what
-    /// killed runs left; other files stay.
+    /// Starts a folder that is complete once `written_last` is in it. Files of an earlier output and leftovers of
+    /// killed runs are removed; other files stay.
     ///
     /// # Errors
     /// `invalid_argument` when the folder holds a checkpoint that this crate did not write.
     pub async fn begin(sinks: &'a dyn SinkDir, written_last: &'static str) -> Result<Self> {
         refuse_foreign(sinks.existing().as_ref()).await?;
         sinks.remove_unfinished().await?;
-        // config.json stays until another takes its place: by it a run that is killed from here on leaves a folder that is
-        // known to be ours and unfinished.
+        // config.json stays until it is replaced: it marks the folder as ours and unfinished if the run is killed from
+        // here on.
         for file in OWN_FILES.iter().chain(&SIDE_FILES) {
             sinks.remove(file).await?;
         }
         Ok(Self { sinks, written_last })
     }
 
-    /// Writes `config.json`: the source's, without its quantization, with `quantization_config` where there is one and
-    /// with the mark by which [`crate::model::Checkpoint`] knows whether the folder is whole.
+    /// Writes `config.json`: the source's without its quantization, with `changes`, with `quantization_config` if
+    /// given, and with the mark that tells [`crate::model::Checkpoint`] whether the folder is complete.
     pub async fn write_config(
         &self,
         source: &Value,
@@ -95,7 +96,7 @@ impl<'a> OutputFolder<'a> {
         self.write_json("config.json", &config).await
     }
 
-    /// Copies tokenizer, template and generation settings.
+    /// Copies the side files: tokenizer, template and generation settings.
     pub async fn copy_side_files(&self, source: &dyn SourceDir) -> Result<()> {
         for (file, bytes) in side_files(source).await? {
             self.write(file, &bytes).await?;
@@ -109,13 +110,13 @@ impl<'a> OutputFolder<'a> {
         self.sinks.create(file).await
     }
 
-    /// Writes a file whole.
+    /// Writes a whole file.
     pub async fn write(&self, file: &str, bytes: &[u8]) -> Result<()> {
         debug_assert_known(file);
         write_whole(self.sinks, file, bytes).await
     }
 
-    /// Writes a JSON file, indented, with a newline at its end.
+    /// Writes a JSON file, indented, with a final newline.
     pub async fn write_json(&self, file: &str, value: &impl Serialize) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value)
             .map_err(|error| Error::new(ErrorCode::Io, format!("{file}: {error}")))?;
@@ -123,7 +124,7 @@ impl<'a> OutputFolder<'a> {
         self.write(file, &bytes).await
     }
 
-    /// Writes the last file. The folder is whole from here on, whatever fails: where the last file is, the others are.
+    /// Writes the last file, after all others are flushed. From here on the folder is complete.
     pub async fn finish(self, record: &impl Serialize) -> Result<()> {
         self.sinks.flush().await?;
         self.write_json(self.written_last, record).await?;
@@ -131,10 +132,10 @@ impl<'a> OutputFolder<'a> {
     }
 }
 
-/// Tokenizer, template and generation settings of a folder, by their names.
+/// The side files of a folder (tokenizer, template, generation settings), by name.
 ///
 /// # Errors
-/// Whatever reading meets.
+/// Errors of reading.
 pub async fn side_files(source: &dyn SourceDir) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
     for file in SIDE_FILES {
@@ -143,18 +144,18 @@ pub async fn side_files(source: &dyn SourceDir) -> Result<Vec<(&'static str, Vec
     Ok(files)
 }
 
-/// A file that is not in the lists would stay behind when the folder is written again.
+/// A file that is in no list would survive when the folder is overwritten.
 fn debug_assert_known(file: &str) {
     let known = file == "config.json" || OWN_FILES.contains(&file) || SIDE_FILES.contains(&file);
-    debug_assert!(known, "`{file}` belongs into OWN_FILES");
+    debug_assert!(known, "`{file}` belongs in OWN_FILES");
 }
 
-/// Refuses a folder that holds a checkpoint of someone else.
+/// Refuses a folder that holds a checkpoint of another tool.
 ///
 /// # Errors
 /// `invalid_argument`.
 pub async fn refuse_foreign(existing: &dyn SourceDir) -> Result<()> {
-    // A broken config.json is foreign too: nothing of ours leaves one.
+    // A broken config.json is foreign too: this crate never leaves one.
     let config = read_json(existing, "config.json").await.unwrap_or(Some(Value::Null));
     if config.as_ref().is_some_and(|config| config.get(PRODUCER_KEY).is_some()) {
         return Ok(());

@@ -24,12 +24,12 @@ pub async fn quantize_rows(
         quantizer.take_rows(values);
         while !quantizer.wants_rows() {
             quantizer.step()?;
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
         }
         report(range.end);
     }
     while quantizer.step()? {
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
     }
     Ok(())
 }

@@ -174,7 +174,7 @@ impl<'a, B: Backend> Walk<'a, B> {
                 moments.join(backend, values, original)?;
             }
             for tile in 0..moments.tiles() {
-                task::checkpoint(control).await?;
+                task::yield_point(control).await?;
                 moments.add(backend, tile, count, rows)?;
             }
             backend.flush()?;
@@ -203,7 +203,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         control: &dyn Control,
     ) -> Result<()> {
         self.report_moving(input, sample, stream, control);
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
         let from = self.waiting(stream);
         let block = self.blocks[stream as usize].as_ref().ok_or_else(no_block)?;
         self.model.run(block, chunk, from, input.stage(), |_| ()).await?;
@@ -228,7 +228,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             let (from, to) =
                 (self.waiting(stream), stream.before(self.layer + 1, self.options.start.keeps()));
             for (_, chunk) in self.chunks() {
-                task::checkpoint(control).await?;
+                task::yield_point(control).await?;
                 let block = self.blocks[stream as usize].as_ref().ok_or_else(no_block)?;
                 self.model.run(block, chunk, from, Stage::End, |_| ()).await?;
                 self.model.save_residual(chunk, to).await?;

@@ -1,4 +1,4 @@
-//! `lowbit auto`: quantizes and validates until the quality is good enough.
+//! `lowbit auto`: quantizes and validates until quality is kept.
 
 use super::Outcome;
 use super::calibration::CalibrationFiles;
@@ -31,15 +31,15 @@ use {
     crate::request::{Learns, TrainRequest},
 };
 
-/// Quantize, validate, and try the next thing until the quality is good enough: more calibration samples, mixed
-/// precision, INT8, training, the next checkpoint
+/// Quantize and validate until quality is kept: more calibration samples, mixed precision, INT8, training, the next
+/// checkpoint
 #[derive(clap::Args)]
 pub struct AutoArgs {
-    /// Checkpoints to try. Of several the one that predicts the text best comes first
+    /// Checkpoints to try, ranked by their loss on the text
     #[arg(required = true)]
     checkpoints: Vec<PathBuf>,
 
-    /// The folder that gets a folder for each attempt, and quantization_summary.json
+    /// Output folder: a folder for each attempt, and quantization_summary.json
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
@@ -55,7 +55,7 @@ pub struct AutoArgs {
     #[command(flatten)]
     request: OptionArgs<AutoRequest>,
 
-    /// Minutes for training each checkpoint, where nothing else was good enough; 0: it is not trained
+    /// Minutes for training each checkpoint after other attempts were rejected; 0: no training
     #[cfg(feature = "train")]
     #[arg(long, value_name = "N", default_value_t = 10.0)]
     training_minutes: f64,
@@ -68,7 +68,7 @@ pub struct AutoArgs {
 }
 
 #[cfg(feature = "train")]
-/// A week: longer is a slip of the finger.
+/// A week. A longer time is a typing error.
 const MOST_MINUTES: f64 = 7.0 * 24.0 * 60.0;
 
 /// A checkpoint with its texts.
@@ -203,7 +203,7 @@ fn tell(event: &Event<'_>, terminal: &Terminal) {
             terminal.note(format_args!("{name}, with more bits for {}", promoted.join(", ")));
         }
         Event::Judged { report, judgement, .. } => {
-            // Not the verdict of the report, in which memory and speed count too.
+            // Not the report's verdict, which includes memory and speed.
             let verdict = match judgement {
                 Judgement::Good => "good enough",
                 Judgement::Bad => "not good enough",

@@ -1,4 +1,4 @@
-//! `lowbit bench`: how fast a device does the steps of a model, beside what it can do at most.
+//! `lowbit bench`: times a model's steps on a device, next to the device's limits.
 
 use super::Outcome;
 use super::open;
@@ -18,16 +18,16 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Tokens that a model decodes.
+/// Decoded tokens.
 const TOKENS: usize = 64;
 
-/// Time the steps of a model on a device, and whole models
+/// Time a model's steps and whole models on a device
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// Checkpoints whose decoding is timed
+    /// Checkpoints for timing decoding
     checkpoints: Vec<PathBuf>,
 
-    /// Operands of a model of 8 billion parameters, or small ones [default: large on a GPU that is no software]
+    /// Operand sizes of an 8B model, or small ones [default: large on a hardware GPU]
     #[arg(long, value_enum)]
     size: Option<SizeArg>,
 

@@ -1,4 +1,4 @@
-//! `lowbit check-gradients`: can this model be trained?
+//! `lowbit check-gradients`: checks that a model can be trained.
 
 use super::Outcome;
 use super::learner::LearnerArgs;
@@ -15,7 +15,7 @@ use crate::task::block_on;
 use crate::train::gradients::{GradientReport, SLOPE_ERROR};
 use std::path::PathBuf;
 
-/// Look at the gradients of a model: whether all parameters have one, a step helps, and the loss has that slope
+/// Check a model's gradients: every tensor has one, a step lowers the loss, directional derivatives fit
 #[derive(clap::Args)]
 pub struct CheckGradientsArgs {
     #[command(flatten)]
@@ -24,7 +24,7 @@ pub struct CheckGradientsArgs {
     #[command(flatten)]
     request: OptionArgs<CheckGradientsRequest>,
 
-    /// Append figures to a file as JSON lines
+    /// Append metrics to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
@@ -49,7 +49,7 @@ pub fn run(args: &CheckGradientsArgs, terminal: &Terminal) -> Result<Outcome> {
     Ok(if report.passed { Outcome::Done } else { Outcome::Rejected })
 }
 
-/// The report in words.
+/// Formats the report for people.
 fn describe(report: &GradientReport) -> String {
     let mut text = format!(
         "{}: {} tensors, {} elements, {} predictions of loss {:.5}, gradients of length {:.5}\n",

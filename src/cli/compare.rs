@@ -1,4 +1,4 @@
-//! `lowbit compare`: two models continue the same prompts.
+//! `lowbit compare`: continues prompts with two models.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};
@@ -11,13 +11,13 @@ use crate::validate::continuations::{Pair, continue_all, from_texts, pair};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Let two models continue the same prompts
+/// Continue prompts with two models
 #[derive(clap::Args)]
 pub struct CompareArgs {
     /// A checkpoint: a folder, or a GGUF file
     a: PathBuf,
 
-    /// Another one of the same vocabulary
+    /// Another checkpoint with the same vocabulary
     b: PathBuf,
 
     #[command(flatten)]

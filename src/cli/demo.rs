@@ -1,4 +1,4 @@
-//! `lowbit demo`: the whole path on one checkpoint: quantize, judge, let both models speak.
+//! `lowbit demo`: quantizes a checkpoint, validates the results, and generates text from two models.
 
 use super::Outcome;
 use super::compare;
@@ -20,18 +20,18 @@ use crate::validate::report::ValidationReport;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Quantize a checkpoint in several ways, judge the results, and let both models speak
+/// Quantize a checkpoint in several ways, validate the results, and generate text from two models
 #[derive(clap::Args)]
 pub struct DemoArgs {
     /// A checkpoint: a folder, or a GGUF file
     #[arg(long, value_name = "DIR", default_value = "tests/fixtures/tale-llama")]
     checkpoint: PathBuf,
 
-    /// The text to judge by [default: heldout.txt in the checkpoint's folder]
+    /// Held-out text [default: heldout.txt in the checkpoint's folder]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
 
-    /// Where the results go
+    /// Output folder
     #[arg(short, long, value_name = "DIR", default_value = "target/demo")]
     output: PathBuf,
 }
@@ -48,7 +48,7 @@ pub fn run(args: &DemoArgs, terminal: &Terminal) -> Result<Outcome> {
     if terminal.is_json() {
         terminal.result(&document, "")?;
     }
-    // A rejected variant is what a demo may show.
+    // A rejected variant is not a failure of the demo.
     Ok(Outcome::Done)
 }
 
@@ -95,7 +95,7 @@ async fn demo(args: &DemoArgs, terminal: &Terminal) -> Result<DemoReport> {
     Ok(DemoReport { output: args.output.clone(), variants: reports, texts })
 }
 
-/// The checkpoint's own prompts where it has some.
+/// The checkpoint's own prompts, if it has some.
 fn prompts(args: &DemoArgs) -> Result<Vec<String>> {
     let path = args.checkpoint.join("prompts.txt");
     if !path.is_file() {

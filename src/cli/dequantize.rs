@@ -1,4 +1,4 @@
-//! `lowbit dequantize`: a quantized folder becomes an ordinary checkpoint again.
+//! `lowbit dequantize`: converts a quantized folder to a floating-point checkpoint.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};
@@ -19,13 +19,13 @@ use crate::validate::windows::Dataset;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Make an ordinary checkpoint of a quantized one, for training to go on from
+/// Dequantize to a floating-point checkpoint
 #[derive(clap::Args)]
 pub struct DequantizeArgs {
     /// A quantized checkpoint folder
     checkpoint: PathBuf,
 
-    /// The folder to write
+    /// Output folder
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
@@ -36,15 +36,15 @@ pub struct DequantizeArgs {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
 
-    /// The checkpoint that was quantized, to compare with too
+    /// The original checkpoint, for a second comparison
     #[arg(long, value_name = "DIR", requires = "text")]
     original: Option<PathBuf>,
 
-    /// For training to begin with: where too little of the original's predictions is left, the original itself is written
+    /// Prepare for training: write the original's weights if too few of its predictions are kept
     #[arg(long, requires = "text", requires = "original")]
     for_training: bool,
 
-    /// Append figures to a file as JSON lines
+    /// Append metrics to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ struct DequantizeReport {
     dtype: String,
     modules: usize,
     agreement: Option<Agreement>,
-    /// Whether the original was written instead.
+    /// Whether the original's weights were written.
     is_original: bool,
 }
 
@@ -89,7 +89,7 @@ pub fn run(args: &DequantizeArgs, terminal: &Terminal) -> Result<Outcome> {
             && let (Some(false), Some(retention)) = (agreement.retained, agreement.retention)
         {
             let fallback = Fallback { retention, min_retention: agreement.min_retention };
-            // By another name it may be the folder that is written.
+            // Under another name it may be the output folder.
             destination::folder(&args.output, Path::new(original.name()))?;
             let written = fall_back(original, dtype, fallback, &sinks, terminal).await?;
             (document.modules, document.is_original) = (written.modules.len(), true);
@@ -140,7 +140,7 @@ async fn compare(
     agreement::measure(forms, &data, &windows, min_retention, CpuBackend::new, terminal).await
 }
 
-/// The shares in words.
+/// Formats the shares for people.
 pub fn describe(agreement: &Agreement) -> String {
     let percent = |share: f64| format!("{:.2}%", 100.0 * share);
     let mut text = format!(

@@ -1,4 +1,4 @@
-//! `lowbit devices`: what models can run on.
+//! `lowbit devices`: lists devices.
 
 use super::Outcome;
 use super::terminal::Terminal;
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::task::block_on;
 use std::fmt::Write as _;
 
-/// List the processor and the GPU adapters that models can run on
+/// List the CPU and the GPU adapters that can run models
 #[derive(clap::Args)]
 pub struct DevicesArgs {}
 

@@ -21,11 +21,11 @@ pub struct GenerateArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
-    /// The text to continue
+    /// The prompt
     #[arg(long, value_name = "TEXT")]
     prompt: String,
 
-    /// Treat the prompt as a message of a chat, by the checkpoint's template
+    /// Use the prompt as a chat message, with the checkpoint's template
     #[arg(long)]
     chat: bool,
 
@@ -42,15 +42,15 @@ struct GenerateReport {
     token_ids: Vec<u32>,
     prompt_ids: Vec<u32>,
     finish_reason: &'static str,
-    /// Of decoding; the prompt's time is not in it. Null when only one token was generated.
+    /// Decoding speed without the prompt. Null when only one token was generated.
     tokens_per_second: Option<f64>,
     prefill_seconds: f64,
-    /// Kernels that a GPU runs for one token. Null on the CPU.
+    /// GPU dispatches for one token. Null on the CPU.
     dispatches_per_token: Option<f64>,
     checkpoint: String,
     activations: &'static str,
     device: String,
-    /// Why it ran on the CPU although no device was asked for.
+    /// The reason for a fallback to the CPU.
     fallback_reason: Option<String>,
 }
 
@@ -72,7 +72,7 @@ async fn generate(args: &GenerateArgs, terminal: &Terminal) -> Result<GenerateRe
     let codec = open::tokenizer(&checkpoint, &args.model.tokenizer).await?;
     let prompt_ids = if args.chat {
         let message = json!({ "role": "user", "content": args.prompt });
-        // The template spells out every special token.
+        // The template contains all special tokens.
         codec.encode(&codec.apply_chat_template(&[message])?)?
     } else {
         codec.encode_prompt(&args.prompt)?
@@ -83,7 +83,7 @@ async fn generate(args: &GenerateArgs, terminal: &Terminal) -> Result<GenerateRe
     Ok(GenerateReport { checkpoint: checkpoint.name().to_owned(), fallback_reason, ..document })
 }
 
-/// All of the document but what only the caller knows.
+/// The document without the fields that only the caller knows.
 async fn continue_prompt(
     mut model: CausalLm<AnyBackend>,
     codec: &HuggingFaceTokenizer,
@@ -94,7 +94,7 @@ async fn continue_prompt(
     let activations = model.activations().name();
     let device = model.capabilities().device.clone();
 
-    // People read the prompt and its continuation as one text; programs want the new text alone.
+    // The terminal shows the prompt and its continuation as one text. JSON has the new text alone.
     let streams = !terminal.is_json();
     let options = GenerateOptions { continue_prompt: streams && !args.chat, ..args.request.0.clone() };
     let start = Instant::now();
@@ -104,7 +104,7 @@ async fn continue_prompt(
     let (mut text, mut finish_reason) = (String::new(), "");
     let mut prompt_is_due = streams && !args.chat;
     while let Some(piece) = generation.next(terminal).await? {
-        // Not before there is a token: wrong options, a long prompt or broken weights leave standard output empty.
+        // Printed with the first token, so that standard output stays empty on errors.
         if std::mem::take(&mut prompt_is_due) {
             terminal.print(&args.prompt)?;
         }
@@ -116,7 +116,7 @@ async fn continue_prompt(
     }
     let token_ids = generation.token_ids().to_vec();
     let dispatches_per_token = generation.dispatches_per_token();
-    // The first token comes from the prompt's pass.
+    // Prefill produces the first token.
     let decoded = token_ids.len().saturating_sub(1);
     Ok(GenerateReport {
         text,

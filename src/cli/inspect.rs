@@ -1,4 +1,4 @@
-//! `lowbit inspect`: what a checkpoint is, without loading it.
+//! `lowbit inspect`: describes a checkpoint without loading it.
 
 use super::terminal::Terminal;
 use super::{Outcome, open};
@@ -8,7 +8,7 @@ use crate::task::block_on;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Show what a checkpoint is: architecture, sizes, number formats
+/// Describe a checkpoint: architecture, sizes, number formats
 #[derive(clap::Args)]
 pub struct InspectArgs {
     /// A checkpoint: a folder, or a GGUF file
@@ -22,7 +22,7 @@ pub fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The inspection in words.
+/// Formats the inspection for people.
 struct Words<'a>(&'a Inspection);
 
 impl fmt::Display for Words<'_> {

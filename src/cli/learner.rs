@@ -1,4 +1,4 @@
-//! What `train`, `qat` and `check-gradients` work on: a checkpoint or a configuration, and texts.
+//! Inputs of `train`, `qat` and `check-gradients`: a checkpoint or a configuration, and texts.
 
 use super::open::{self, TokenizerArgs};
 use super::terminal::Terminal;
@@ -18,19 +18,18 @@ use crate::train::{Origin, Room};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Where a model begins, and the texts.
+/// Arguments for the initial model and the texts.
 #[derive(clap::Args, Clone)]
 pub struct LearnerArgs {
-    /// A checkpoint to go on from, or a config.json (a folder with one) to begin anew from: sizes in it, and a tokenizer beside it or made
-    /// of the texts
+    /// A checkpoint, or a config.json (or its folder) for a new model; its tokenizer is next to it or trained on the texts
     pub model: PathBuf,
 
-    /// Texts to learn from: plain text, .jsonl with a text, chat `messages`, or a `prompt` and an `answer` in each line (only answers count then), or token ids
-    /// as .u16 or .u32 (little-endian)
+    /// Training data: plain text; .jsonl with a text, chat `messages`, or a `prompt` and an `answer` in each line (only answers
+    /// count); or token ids as .u16 or .u32 (little-endian)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
 
-    /// Where the text is in each line of a .jsonl file
+    /// Key of the text in each line of a .jsonl file
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub field: String,
 
@@ -38,24 +37,24 @@ pub struct LearnerArgs {
     tokenizer: TokenizerArgs,
 }
 
-/// Where a model begins, read.
+/// The initial model.
 enum Begun {
     Checkpoint(Box<Checkpoint>),
     Config(Box<ModelConfig>),
 }
 
-/// What is trained, and what goes with it.
+/// The model to train, with its files.
 pub struct Learner {
     begun: Begun,
     /// Its config.json.
     pub config_json: Value,
-    /// What goes with it: tokenizer, template.
+    /// Side files: tokenizer, template.
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// Its tokenizer.
     pub codec: HuggingFaceTokenizer,
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
-    /// Of what it begins with.
+    /// Digest of the initial model.
     pub sha256: String,
 }
 
@@ -67,7 +66,7 @@ impl Learner {
         }
     }
 
-    /// Where its training begins; `seed` is that of random weights.
+    /// The origin of the parameters. `seed` is that of random weights.
     pub fn origin(&self, seed: u64) -> Origin<'_> {
         match &self.begun {
             Begun::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
@@ -77,7 +76,7 @@ impl Learner {
 }
 
 impl LearnerArgs {
-    /// Opens what is trained.
+    /// Opens the model.
     pub async fn open(&self, terminal: &Terminal) -> Result<Learner> {
         let path = followed(&self.model);
         let is_config = path.is_file() && path.extension().is_some_and(|extension| extension == "json");
@@ -126,7 +125,7 @@ impl LearnerArgs {
         })
     }
 
-    /// A tokenizer of the texts, of as many tokens as the configuration says.
+    /// Trains a tokenizer on the texts, with the configuration's vocabulary size.
     fn made_tokenizer(
         &self,
         config: &mut Value,
@@ -194,7 +193,7 @@ impl LearnerArgs {
         Ok(by_level(files.collect::<Result<Vec<_>>>()?))
     }
 
-    /// Makes a text of documents.
+    /// Builds a corpus from documents.
     pub fn corpus_of(&self, model: &Learner, room: Room, documents: Vec<Document>) -> Result<Corpus> {
         let (config, bos) = (model.config(), model.codec.bos_token_id());
         let eos = config.eos_token_ids.first().copied();

@@ -1,4 +1,4 @@
-//! Opens what the command line names: checkpoints, tokenizers, texts.
+//! Opens checkpoints, tokenizers and texts named on the command line.
 
 use super::options::OptionArgs;
 use super::terminal::Terminal;
@@ -12,7 +12,7 @@ use crate::request::LoadRequest;
 use crate::tokenizer::HuggingFaceTokenizer;
 use std::path::{Path, PathBuf};
 
-/// Options of every command that runs a model.
+/// Arguments of every command that runs a model.
 #[derive(clap::Args, Default)]
 pub struct ModelArgs {
     #[command(flatten)]
@@ -22,24 +22,24 @@ pub struct ModelArgs {
     pub load: OptionArgs<LoadRequest>,
 }
 
-/// Where the tokenizer is, where not with the checkpoint.
+/// The location of a separate tokenizer.
 #[derive(clap::Args, Clone, Default)]
 pub struct TokenizerArgs {
-    /// Take the tokenizer from another folder
+    /// Use the tokenizer of another folder
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
 }
 
 impl TokenizerArgs {
-    /// The folder that was named.
+    /// The given folder.
     #[cfg(feature = "train")]
     pub fn folder(&self) -> Option<&Path> {
         self.tokenizer.as_deref()
     }
 }
 
-/// Finds out before any work whether a file can be written in the end; none is left behind. Nothing is known of files in
-/// the folders that are still to be `made`.
+/// Checks before any work that a file can be written, and leaves no file behind. Files inside the
+/// folders that are yet to be `made` are not checked.
 pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
     let Some(file) = file.filter(|file| !made.iter().any(|folder| file.starts_with(folder))) else {
         return Ok(());
@@ -53,7 +53,7 @@ pub fn check_writable(file: Option<&PathBuf>, made: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Opens a checkpoint, a folder or a GGUF file, and says what a user should know about it.
+/// Opens a checkpoint, a folder or a GGUF file, and prints its warnings.
 pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> {
     let checkpoint = api::opening::checkpoint(path, terminal.open_options()).await?;
     for warning in checkpoint.warnings() {
@@ -62,7 +62,7 @@ pub async fn checkpoint(path: &Path, terminal: &Terminal) -> Result<Checkpoint> 
     Ok(checkpoint)
 }
 
-/// Opens the checkpoint's tokenizer, or the one that the options name.
+/// Opens the checkpoint's tokenizer, or the given one.
 pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<HuggingFaceTokenizer> {
     api::opening::tokenizer(checkpoint, args.tokenizer.as_deref()).await
 }
@@ -70,12 +70,12 @@ pub async fn tokenizer(checkpoint: &Checkpoint, args: &TokenizerArgs) -> Result<
 /// A loaded model.
 pub struct Loaded {
     pub model: CausalLm<AnyBackend>,
-    /// Why it is on the CPU although no device was asked for.
+    /// The reason for a fallback to the CPU.
     pub fallback_reason: Option<String>,
 }
 
-/// Loads a model onto the device that the options ask for. Where none is asked for and the GPU cannot run the model, the
-/// CPU does, and standard error says why.
+/// Loads a model onto the chosen device. With automatic choice, if the GPU cannot run the model, the
+/// CPU does, and standard error has the reason.
 pub async fn model(checkpoint: &Checkpoint, request: &LoadRequest, terminal: &Terminal) -> Result<Loaded> {
     let options = request.options();
     let load = async |backend| CausalLm::load(backend, checkpoint, options, terminal).await;
@@ -87,7 +87,7 @@ pub async fn model(checkpoint: &Checkpoint, request: &LoadRequest, terminal: &Te
     Ok(Loaded { model, fallback_reason: fallback_reason.map(|error| error.to_string()) })
 }
 
-/// Reads a file that is small beside a checkpoint.
+/// Reads a small file.
 pub fn bytes(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(followed(path)).context_with(|| path.display().to_string())
 }

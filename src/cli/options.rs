@@ -1,4 +1,4 @@
-//! Options as arguments: what is declared of an option becomes an argument of clap's, and what clap found an option.
+//! Converts declared options to clap arguments, and clap's matches to options.
 
 use crate::options::{Bounds, Form, Kind, OptionSpec, Options, camel_case};
 use crate::plan::parse_bytes;
@@ -8,7 +8,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use serde_json::{Map, Value};
 
-/// A struct of options among the arguments of a command. Those that are declared to come from elsewhere are left to it.
+/// A struct of options as arguments of a command. Options that the command reads from elsewhere are left to it.
 #[derive(Clone, Debug, Default)]
 pub struct OptionArgs<T>(pub T);
 
@@ -39,7 +39,7 @@ impl<T: Options> FromArgMatches for OptionArgs<T> {
     }
 }
 
-/// The arguments of options; those of an object stand beside the others.
+/// The arguments of options. Nested options become arguments at the same level.
 pub fn arguments(specs: Vec<OptionSpec>) -> Vec<Arg> {
     let mut arguments = Vec::new();
     for spec in specs {
@@ -52,7 +52,7 @@ pub fn arguments(specs: Vec<OptionSpec>) -> Vec<Arg> {
     arguments
 }
 
-/// `group_size` as an argument has it: `group-size`.
+/// Argument name of an option: `group_size` becomes `group-size`.
 pub fn kebab_case(name: &str) -> String {
     name.replace('_', "-")
 }
@@ -101,7 +101,7 @@ fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// What one of the values is.
+/// The parser of one value.
 fn element(kind: &Kind) -> &Kind {
     match kind {
         Kind::List(element) => element,
@@ -124,7 +124,7 @@ fn value_name(kind: &Kind) -> &'static str {
     }
 }
 
-/// A text of the command line as a value.
+/// Converts a command-line text to a value.
 fn value(kind: &Kind, bounds: Bounds, text: &str) -> Result<Value, String> {
     let number = |what: &str| {
         let number: f64 = text.parse().map_err(|_| format!("expected {what}"))?;
@@ -150,7 +150,7 @@ fn value(kind: &Kind, bounds: Bounds, text: &str) -> Result<Value, String> {
     }
 }
 
-/// The options that were given, by name; objects in JavaScript's spelling, as they are read.
+/// The given options by name. Nested options use JavaScript's names, as the reader expects.
 fn given(specs: &[OptionSpec], matches: &ArgMatches) -> Vec<(&'static str, Value)> {
     let mut given = Vec::new();
     for spec in specs {
@@ -170,7 +170,7 @@ fn given(specs: &[OptionSpec], matches: &ArgMatches) -> Vec<(&'static str, Value
             (_, Kind::Flag) => given.push((name, Value::Bool(true))),
             (_, kind) => {
                 let texts = matches.get_many::<String>(name).into_iter().flatten();
-                // Each was read before.
+                // Each was parsed before.
                 let mut values = texts.filter_map(|text| value(element(kind), Bounds::NONE, text).ok());
                 let value = match kind {
                     Kind::List(_) => Some(values.collect()),

@@ -1,4 +1,4 @@
-//! `lowbit perplexity`: how well a model predicts a text.
+//! `lowbit perplexity`: measures the perplexity of a text.
 
 use super::Outcome;
 use super::open::{self, ModelArgs};
@@ -11,7 +11,7 @@ use crate::task::block_on;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Measure how well a model predicts a text
+/// Measure the perplexity of a text
 #[derive(clap::Args)]
 pub struct PerplexityArgs {
     /// A checkpoint: a folder, or a GGUF file
@@ -27,7 +27,7 @@ pub struct PerplexityArgs {
     model: ModelArgs,
 }
 
-/// Which text.
+/// The text.
 #[derive(clap::Args)]
 pub struct TextArgs {
     /// The text to predict
@@ -36,7 +36,7 @@ pub struct TextArgs {
 }
 
 impl TextArgs {
-    /// The request with the text, which is called as its file.
+    /// The request with the text, named after its file.
     pub fn read(&self, request: &PerplexityRequest) -> Result<PerplexityRequest> {
         let texts = Texts(open::text(&self.text)?);
         Ok(PerplexityRequest { texts, name: Some(self.text.display().to_string()), ..request.clone() })
@@ -54,7 +54,7 @@ struct PerplexityReport {
     checkpoint: String,
     activations: &'static str,
     device: String,
-    /// Why it ran on the CPU although no device was asked for.
+    /// The reason for a fallback to the CPU.
     fallback_reason: Option<String>,
 }
 

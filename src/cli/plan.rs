@@ -1,4 +1,4 @@
-//! `lowbit plan`: what a model needs at each precision, before any of it is loaded.
+//! `lowbit plan`: memory at each precision, without loading the model.
 
 use super::options::OptionArgs;
 use super::terminal::Terminal;
@@ -10,14 +10,14 @@ use crate::task::block_on;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Show what a model needs at each precision
+/// Show a model's memory at each precision
 #[derive(clap::Args)]
 pub struct PlanArgs {
     /// A checkpoint: a folder, or a GGUF file
     #[arg(required_unless_present = "params", conflicts_with = "params")]
     checkpoint: Option<PathBuf>,
 
-    /// Plan for a parameter count instead, as 500M or 1.5B
+    /// Plan for a parameter count instead, such as 500M or 1.5B
     #[arg(long, value_name = "COUNT")]
     params: Option<String>,
 

@@ -1,4 +1,4 @@
-//! `lowbit qat`: training that makes up for what quantizing loses, with the original as the teacher.
+//! `lowbit qat`: quantization-aware training with the original as the teacher.
 
 use super::Outcome;
 use super::terminal::Terminal;
@@ -6,9 +6,9 @@ use super::train;
 use crate::error::{Error, Result};
 use crate::request::TrainedAs;
 
-/// Quantize a checkpoint by training: it learns to predict with codes what it predicted without
+/// Quantize a checkpoint by training: distill the original into a quantized model
 #[derive(clap::Args)]
-// The group of the flattened arguments has the same name.
+// The flattened arguments' group has the same name.
 #[group(skip)]
 pub struct QatArgs {
     #[command(flatten)]

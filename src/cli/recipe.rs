@@ -1,4 +1,4 @@
-//! `--recipe`: reads the file.
+//! Reads the file of `--recipe`.
 
 use crate::error::{Context, Error, Result};
 use crate::format::links::followed;
@@ -7,12 +7,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Reads a recipe: JSON, or TOML in a file that ends in `.toml`, or the `quantization_config.json` of a folder that was
-/// made by one.
+/// Reads a recipe: JSON, TOML in a `.toml` file, or the `quantization_config.json` of a folder that a recipe produced.
 pub fn read(path: &Path) -> Result<Recipe> {
     let in_file = || path.display().to_string();
     let mut bytes = Vec::new();
-    // One byte more than fits shows that it does not.
+    // One byte more than the limit detects larger files.
     let file =
         File::open(followed(path)).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
     file.context_with(in_file)?;
@@ -32,7 +31,7 @@ pub fn read(path: &Path) -> Result<Recipe> {
     recipe.context_with(in_file)
 }
 
-/// The recipe by which a folder was made, where the text is a folder's `quantization_config.json`.
+/// The recipe in the text of a `quantization_config.json`.
 fn recipe_of_record(text: &str) -> Option<String> {
     let record: serde_json::Value = serde_json::from_str(text).ok()?;
     record

@@ -1,6 +1,6 @@
-//! What the machine has, where the system tells.
+//! Properties of the machine.
 
-/// Bytes that programs may still take without swapping: the machine's, or those of the container if they are fewer.
+/// Memory available without swapping, in bytes: the machine's, or the container's if it is smaller.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn available_memory() -> Option<u64> {
     use sysinfo::{MemoryRefreshKind, System};
@@ -9,11 +9,11 @@ pub fn available_memory() -> Option<u64> {
     let free = [system.available_memory()]
         .into_iter()
         .chain(system.cgroup_limits().map(|limits| limits.free_memory));
-    // 0 is what is said where nothing is known.
+    // 0 means unknown.
     free.filter(|&bytes| bytes > 0).min()
 }
 
-/// Bytes that a module may still take, of those that it can address; nothing is known of the machine's.
+/// Addressable memory that a module does not use yet, in bytes. The machine's memory is unknown.
 #[cfg(target_arch = "wasm32")]
 pub fn available_memory() -> Option<u64> {
     const PAGE_BYTES: u64 = 1 << 16;
@@ -21,7 +21,7 @@ pub fn available_memory() -> Option<u64> {
     Some((1 << 32) - taken)
 }
 
-/// Bytes of the largest cache of the first processor.
+/// Size of the first processor's last-level cache in bytes.
 pub fn last_level_cache() -> Option<u64> {
     let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
     let size = |entry: std::io::Result<std::fs::DirEntry>| {

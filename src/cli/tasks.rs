@@ -1,4 +1,4 @@
-//! `lowbit tasks`: graded questions as files.
+//! `lowbit tasks`: writes graded questions.
 
 use super::Outcome;
 use super::options::OptionArgs;
@@ -10,14 +10,14 @@ use crate::train::tasks::{Part, Question, Task, questions};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Write graded questions, to learn from and to judge by, a file of JSON lines for each level
+/// Write graded questions for training and evaluation, one JSON lines file for each level
 #[derive(clap::Args)]
 pub struct TasksArgs {
-    /// What they are about
+    /// The task
     #[arg(value_name = "TASK", value_parser = clap::builder::PossibleValuesParser::new(Task::names()))]
     task: String,
 
-    /// The folder to write: train-01.jsonl, test-01.jsonl and so on
+    /// Output folder: train-01.jsonl, test-01.jsonl and so on
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 

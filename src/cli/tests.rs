@@ -1,4 +1,4 @@
-//! No option is on the command line alone, and none in JavaScript alone.
+//! Every option is on the command line and in JavaScript.
 
 use crate::generate::GenerateOptions;
 use crate::layout::OpenOptions;
@@ -9,7 +9,7 @@ use crate::request::{
 };
 use std::collections::BTreeSet;
 
-/// Arguments that are no options of a request, and why.
+/// Arguments that are not options of a request, each with its reason.
 const OF_THE_COMMAND_LINE: &[(&str, &str)] = &[
     ("checkpoint", "a handle in JavaScript"),
     ("checkpoints", "handles in JavaScript"),
@@ -36,7 +36,7 @@ const OF_THE_COMMAND_LINE: &[(&str, &str)] = &[
     ("training_minutes", "JavaScript cannot train"),
 ];
 
-/// The commands and the requests that they read.
+/// The commands and their requests.
 fn commands() -> Vec<(&'static str, Vec<Vec<OptionSpec>>)> {
     vec![
         ("quantize", vec![QuantizeRequest::specs()]),
@@ -51,7 +51,7 @@ fn commands() -> Vec<(&'static str, Vec<Vec<OptionSpec>>)> {
     ]
 }
 
-/// The arguments that options have: by the name of the option, or of what gives it.
+/// The arguments of options: by the option's name, or the name of the argument that provides it.
 fn expected(specs: &[OptionSpec], arguments: &mut BTreeSet<String>) {
     for spec in specs {
         match (spec.declared.form, &spec.kind) {

@@ -1,4 +1,4 @@
-//! `lowbit train`: a checkpoint or a configuration and texts in, a trained model out.
+//! `lowbit train`: trains a model from a checkpoint or a configuration, on texts.
 
 use super::Outcome;
 use super::learner::{Learner, LearnerArgs};
@@ -26,38 +26,38 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Train a model: from its weights, or anew from a configuration
+/// Train a model, from a checkpoint or from a configuration
 #[derive(clap::Args, Clone)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub(super) from: LearnerArgs,
 
-    /// The folder to write, or the file *.gguf
+    /// Output folder, or file *.gguf
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Texts that are not learned from: the weights that predict them best are written
+    /// Held-out texts; the weights with the least loss on them are written
     #[arg(long, value_name = "FILE", num_args = 1..)]
     held_out: Vec<PathBuf>,
 
-    /// Learn the easiest questions first, and take in the next level when more than 80% of the held-out ones of the last are answered right. The
-    /// data are questions then: a file for each level from the easiest on, or the number of the `level` in each line
+    /// Train on questions level by level: add the next level when more than 80% of the last level's held-out questions are
+    /// answered correctly. Files are levels in ascending order, or lines have a `level`
     #[arg(long, requires = "held_out", conflicts_with = "field")]
     curriculum: bool,
 
-    /// A model whose predictions are learned, of the same vocabulary [default: qat takes the checkpoint itself]
+    /// Teacher for distillation, with the same vocabulary [default: for qat, the checkpoint itself]
     #[arg(long, value_name = "DIR")]
     pub(super) teacher: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) request: OptionArgs<TrainRequest>,
 
-    /// Keep the state in this folder, and go on from there after a run that was stopped: the result is the same to the last bit. The state
-    /// goes when the work is done
+    /// Save the state in this folder and continue from it after an interruption, with a bit-identical result; deleted at the
+    /// end
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
 
-    /// Append a line for each step and each look at the held-out text: JSON lines, or CSV in *.csv
+    /// Append a line for each step and evaluation: JSON lines, or CSV for *.csv
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
@@ -119,7 +119,7 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
         Ok::<_, Error>((outcome, to.path))
     })?;
     if let Some(path) = &args.resume {
-        // Whatever else somebody put there stays, and so does the folder then.
+        // A folder with other files stays.
         let _ = std::fs::remove_dir(path);
     }
     for note in outcome.quantized.iter().flat_map(|quantized| &quantized.notes) {
@@ -129,7 +129,7 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// What came of it.
+/// Prints the result.
 fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal) -> Result<()> {
     let TrainOutcome { ended, quantized, memory } = outcome;
     let perplexity = |loss: Option<f64>| loss.map(f64::exp);
@@ -163,7 +163,7 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
     terminal.result(&document, format!("{text}\n"))
 }
 
-/// What is learned from, and what that is judged by.
+/// Training and held-out data.
 struct Texts {
     corpus: Corpus,
     held_out: Vec<Sequence>,
@@ -204,7 +204,7 @@ impl TrainArgs {
         Ok(Texts { corpus, held_out, curriculum })
     }
 
-    /// Of everything that the run's result depends on beside its options.
+    /// Digest of everything besides options that determines the result.
     async fn sha256(&self, model: &Learner, teacher: Option<&Checkpoint>) -> Result<String> {
         let digests = |paths: &[PathBuf]| -> Result<Vec<String>> {
             paths.iter().map(|path| Ok(sha256_hex(&open::bytes(path)?))).collect()
@@ -224,7 +224,7 @@ impl TrainArgs {
     }
 }
 
-/// All sequences of a text that is not learned from.
+/// All sequences of a held-out text.
 fn sequences(mut corpus: Corpus, room: Room) -> Result<Vec<Sequence>> {
     let (mut position, mut all) = (Position::default(), Vec::new());
     while position.epoch == 0 {

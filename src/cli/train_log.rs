@@ -1,4 +1,4 @@
-//! What `train` and `qat` say of a run as it goes, on the terminal and in a file.
+//! Progress of `train` and `qat`, on the terminal and in a file.
 
 use super::terminal::Terminal;
 use crate::error::{Context, Error, Result};
@@ -12,17 +12,17 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-/// What is written of the run as it goes.
+/// The log of a run.
 pub(super) struct Log<'a> {
     terminal: &'a Terminal,
     start: Instant,
-    /// The file, and whether it is one of columns.
+    /// The file, and whether it is CSV.
     file: Option<(File, bool)>,
     state: RefCell<LogState>,
 }
 
 struct LogState {
-    /// When the last step was done, and tokens up to then.
+    /// Time of the last step, and tokens until then.
     last: Option<(f64, u64)>,
     speed: f64,
     failed: Option<std::io::Error>,
@@ -156,7 +156,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// What went wrong while writing.
+    /// An error of writing.
     pub(super) fn close(self) -> Result<()> {
         match self.state.into_inner().failed {
             Some(error) => Err(Error::from(error).context("the metrics")),

@@ -1,4 +1,4 @@
-//! `lowbit validate`: is the quantized model good?
+//! `lowbit validate`: validates a quantized model.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};
@@ -24,7 +24,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Judge a quantized model against its original
+/// Validate a quantized model against its original
 #[derive(clap::Args)]
 pub struct ValidateArgs {
     /// The original checkpoint folder
@@ -49,15 +49,15 @@ pub struct ValidateArgs {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
 
-    /// Append figures to a file as JSON lines
+    /// Append metrics to a file as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
 
-/// What is measured that comes from files.
+/// Measurements whose inputs are files.
 #[derive(clap::Args, Default)]
 pub struct MeasureFiles {
-    /// Prompts that both models continue, one a line [default: passages of the text]
+    /// Prompts for both models, one per line [default: passages of the text]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 
@@ -67,7 +67,7 @@ pub struct MeasureFiles {
 }
 
 impl MeasureFiles {
-    /// The request with what is in the files.
+    /// The request with the files' contents.
     pub fn read(&self, request: &MeasureOptions) -> Result<MeasureOptions> {
         let mut request = request.clone();
         if let Some(path) = &self.prompts {
@@ -81,7 +81,7 @@ impl MeasureFiles {
         }
         if let Some(path) = &self.benchmark {
             let lines = open::text(path)?;
-            // What is wrong in a file is said with its name.
+            // Errors name the file.
             parse_jsonl(lines.as_bytes()).context_with(|| path.display().to_string())?;
             request.benchmark = Some(lines);
         }
@@ -89,7 +89,7 @@ impl MeasureFiles {
     }
 }
 
-/// What is known of this machine.
+/// Properties of this machine.
 pub fn machine() -> Machine {
     Machine { free_bytes: system::available_memory(), last_level_cache_bytes: system::last_level_cache() }
 }
@@ -116,7 +116,7 @@ pub fn run(args: &ValidateArgs, terminal: &Terminal) -> Result<Outcome> {
     Ok(if report.accepted { Outcome::Done } else { Outcome::Rejected })
 }
 
-/// Measures and judges.
+/// Validates.
 pub async fn measure(
     original: &Checkpoint,
     quantized: &Checkpoint,
@@ -137,7 +137,7 @@ pub async fn measure(
     request.run(original, quantized, machine(), &context, tell, |error| terminal.note_cpu(error)).await
 }
 
-/// Writes a report as it is shown by `--json`.
+/// Writes the report as `--json` prints it.
 pub fn write_report(path: &Path, report: &ValidationReport) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(report)
         .map_err(|error| Error::new(crate::error::ErrorCode::Io, error.to_string()))?;
@@ -145,7 +145,7 @@ pub fn write_report(path: &Path, report: &ValidationReport) -> Result<()> {
     std::fs::write(path, json).context_with(|| path.display().to_string())
 }
 
-/// Says so where the models do not run side by side.
+/// Notes when the models do not run side by side.
 fn report_holding(
     original: &Checkpoint,
     quantized: &Checkpoint,
@@ -184,14 +184,14 @@ fn metrics(report: &ValidationReport) -> Vec<Metric> {
     metrics
 }
 
-/// The report in words.
+/// Formats the report for people.
 pub fn describe(report: &ValidationReport) -> String {
     let verdict = if report.accepted { "ACCEPTED" } else { "REJECTED" };
     let recommendation = report.recommendation.trim_start_matches("accepted: ");
     format!("{}{verdict}: {recommendation}\n", describe_measurements(report))
 }
 
-/// The report in words, without the verdict.
+/// Formats the report without the verdict.
 pub fn describe_measurements(report: &ValidationReport) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.

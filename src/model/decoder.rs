@@ -86,7 +86,7 @@ impl<B: Backend> CausalLm<B> {
                 total: config.num_hidden_layers as u64,
                 item: checkpoint.name(),
             });
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             blocks.push(Block::load(&mut backend, checkpoint, layer, options).await?);
         }
         let ends = EmbeddingAndHead::load(&mut backend, checkpoint, options).await?;
@@ -179,7 +179,7 @@ impl<B: Backend> CausalLm<B> {
         let vocab = self.runner.config.vocab_size;
         let mut host = Vec::new();
         for chunk in chunks(with, self.runner.work.tokens) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             self.run_blocks(&chunk, cache)?;
             self.runner.head(&self.ends, &mut self.logits)?;
             host.resize(self.runner.hidden.count * vocab, 0.0);
@@ -206,7 +206,7 @@ impl<B: Backend> CausalLm<B> {
         control: &dyn Control,
     ) -> Result<()> {
         for chunk in chunks(pieces, self.runner.work.tokens) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             self.run_blocks(&chunk, cache)?;
             self.runner.backend.flush()?;
         }

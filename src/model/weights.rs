@@ -360,7 +360,7 @@ impl<'a> DenseRows<'a> {
     ) -> Result<()> {
         while let Some((range, values)) = self.next().await? {
             each(range, values)?;
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
         }
         Ok(())
     }

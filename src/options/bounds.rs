@@ -1,13 +1,13 @@
-//! What numbers an option may be.
+//! Bounds of numeric options.
 
 use std::fmt;
 
-/// An interval, each end in it or not.
+/// An interval with open or closed ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bounds {
-    /// The lower end, and whether the interval has it.
+    /// The lower end, and whether it is included.
     pub low: Option<(f64, bool)>,
-    /// The upper end, and whether the interval has it.
+    /// The upper end, and whether it is included.
     pub high: Option<(f64, bool)>,
 }
 
@@ -15,27 +15,27 @@ impl Bounds {
     /// Any number.
     pub const NONE: Self = Self { low: None, high: None };
 
-    /// This number and those above it.
+    /// At least this number.
     pub const fn from(low: f64) -> Self {
         Self { low: Some((low, true)), high: None }
     }
 
-    /// The numbers above this one.
+    /// Greater than this number.
     pub const fn above(low: f64) -> Self {
         Self { low: Some((low, false)), high: None }
     }
 
-    /// No more than this.
+    /// At most this number.
     pub const fn up_to(self, high: f64) -> Self {
         Self { high: Some((high, true)), ..self }
     }
 
-    /// Less than this.
+    /// Less than this number.
     pub const fn below(self, high: f64) -> Self {
         Self { high: Some((high, false)), ..self }
     }
 
-    /// Whether a number is in the interval; one that is not finite is in none.
+    /// Whether a finite number is in the interval.
     pub fn contains(&self, value: f64) -> bool {
         let above = self.low.is_none_or(|(low, with)| value > low || with && value == low);
         let below = self.high.is_none_or(|(high, with)| value < high || with && value == high);

@@ -1,8 +1,8 @@
-//! What an option can be set to: a value of its type, or what stands for one.
+//! Values that a setter accepts: the option's type, or something that converts to it.
 
 use super::{Bytes, Texts};
 
-/// A value that an option of type `T` can be given: `T` itself; `T` for `Option<T>`; a text or a number where the option wraps one.
+/// A value for an option of type `T`: `T`; `T` for `Option<T>`; a text or a number if the option wraps one.
 pub trait Given<T> {
     /// The option's value.
     fn given(self) -> T;

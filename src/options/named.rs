@@ -1,14 +1,14 @@
-//! Enums whose values have one name each.
+//! Enums with one name for each value.
 
 /// An enum that `named!` declared.
 pub trait Named: Copy + PartialEq + 'static {
     /// The name of the enum.
     const TYPE: &'static str;
 
-    /// What it is. Empty in the modules of the npm package, as the help of the values.
+    /// Its help. Empty in the npm package's modules, like the help of the values.
     const ABOUT: &'static str;
 
-    /// Every value with its name, and what it means in words.
+    /// Every value with its name and help.
     const VALUES: &'static [(Self, &'static str, &'static str)];
 
     /// Every name, for messages.
@@ -17,10 +17,10 @@ pub trait Named: Copy + PartialEq + 'static {
     }
 }
 
-/// The value of a name.
+/// Finds the value of a name.
 ///
 /// # Errors
-/// What was expected.
+/// The expected names.
 pub fn find<T: Named>(name: &str) -> Result<T, String> {
     T::VALUES
         .iter()

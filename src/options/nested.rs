@@ -1,6 +1,6 @@
-//! Structs of options as options themselves: a group beside others, or an object of its own.
+//! Structs of options as options: flattened into the outer struct, or as a nested object.
 
-/// Makes a struct of options the type of an option: a group, or an object of its own.
+/// Implements [`OptionValue`](crate::options::OptionValue) for a struct of options.
 macro_rules! nested {
     ($Options:ident) => {
         impl $crate::options::OptionValue for $Options {

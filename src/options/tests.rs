@@ -1,4 +1,4 @@
-//! Options as callers give them, and what they hear of mistakes.
+//! Reading of options, and messages about mistakes.
 
 use super::*;
 use serde_json::json;

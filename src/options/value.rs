@@ -1,17 +1,17 @@
-//! What the values of options are, and how they are read.
+//! Types of option values, and their readers.
 
 use super::{Bounds, Declared, Named, OptionSpec, Spelling, find};
 use crate::error::{Error, Result};
 use serde_json::{Number, Value};
 
-/// What the values of an option are.
+/// The kind of an option's values.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// `true` or `false`.
     Flag,
     /// A whole number.
     Whole,
-    /// A number of bytes; on the command line with a unit, as `8GB`.
+    /// A number of bytes; on the command line with a unit, such as `8GB`.
     Bytes,
     /// A number.
     Real,
@@ -23,14 +23,14 @@ pub enum Kind {
     Names {
         /// The name of the enum.
         type_name: &'static str,
-        /// What the enum is.
+        /// The enum's help.
         about: &'static str,
-        /// The names, and what each means.
+        /// The names with their help.
         names: Vec<(&'static str, &'static str)>,
     },
     /// A text.
     Text,
-    /// Some values of a kind.
+    /// A list of values of a kind.
     List(Box<Kind>),
     /// Token ids.
     Tokens,
@@ -38,14 +38,14 @@ pub enum Kind {
     Object {
         /// The name of the struct.
         type_name: &'static str,
-        /// What it is.
+        /// Its help.
         about: &'static str,
-        /// What is in it.
+        /// Its options.
         options: Vec<OptionSpec>,
     },
-    /// A text, or several.
+    /// One or several texts.
     Texts,
-    /// Where something is kept. What is read is only whether a place was named.
+    /// A location. The value is only whether one was given.
     Location,
     /// The rules of a recipe.
     Recipe,
@@ -53,24 +53,24 @@ pub enum Kind {
 
 /// The type of an option.
 pub trait OptionValue: Sized {
-    /// What its values are.
+    /// The kind of its values.
     fn kind() -> Kind;
 
     /// Reads a value.
     ///
     /// # Errors
-    /// What was expected, and what was found.
+    /// What was expected and what was found.
     fn read(value: &Value) -> Result<Self, String>;
 
-    /// As a value, where it is one: a default for help.
+    /// The value as JSON, if it can be shown as a default.
     fn show(&self) -> Option<Value>;
 
-    /// As a number, where it is one.
+    /// The value as a number, if it is one.
     fn number(&self) -> Option<f64> {
         None
     }
 
-    /// Whether something that has to be given is.
+    /// Whether a required value is present.
     fn is_given(&self) -> bool {
         true
     }
@@ -93,7 +93,7 @@ pub trait OptionValue: Sized {
         Self::read(value).map_err(|reason| refused(declared, Spelling::JavaScript, &reason))
     }
 
-    /// Takes `value` where it is of this option.
+    /// Sets the option if `name` is its name.
     ///
     /// # Errors
     /// `invalid_argument`, naming the option.
@@ -105,7 +105,7 @@ pub trait OptionValue: Sized {
         Ok(true)
     }
 
-    /// Refuses a number that is out of bounds, and what has to be given and is not.
+    /// Refuses a number out of bounds, and a missing required value.
     ///
     /// # Errors
     /// `invalid_argument`, naming the option.
@@ -131,7 +131,7 @@ fn refused(declared: Declared, spelling: Spelling, reason: &str) -> Error {
     Error::invalid_argument(format!("`{}`: {reason}", spelling.of(declared.name)))
 }
 
-/// A text as messages show it.
+/// A text as shown in messages.
 pub(super) fn quoted(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {
@@ -163,9 +163,9 @@ impl OptionValue for bool {
     }
 }
 
-/// A number that JavaScript and JSON write with or without a fraction.
+/// A whole number, also when written with a fraction of zero.
 fn whole(value: &Value) -> Result<u64, String> {
-    // Every whole number that JavaScript has is below.
+    // JavaScript's exact integers are below.
     const END: f64 = (1u64 << 53) as f64;
     let whole = value.as_u64().or_else(|| {
         let number = value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..=END).contains(number));
@@ -219,7 +219,7 @@ impl OptionValue for Bytes {
     }
 }
 
-/// A text, given in one piece or in several, which then have a blank line between them.
+/// A text, or several that are joined by a blank line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Texts(pub String);
 
@@ -246,7 +246,7 @@ impl OptionValue for Texts {
     }
 }
 
-/// Whether a place to keep something in was named; where that is, only the edges know.
+/// Whether a location was given. Only the edges know which.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocationGiven(pub bool);
 
@@ -296,7 +296,7 @@ impl OptionValue for f32 {
     }
 
     fn show(&self) -> Option<Value> {
-        // As people write it: 0.05, and not what is nearest to it among numbers of 32 bits.
+        // The shortest decimal, such as 0.05, instead of the nearest 32-bit number.
         self.to_string().parse().ok().and_then(Number::from_f64).map(Value::Number)
     }
 
@@ -409,7 +409,7 @@ impl<T: OptionValue> OptionValue for Option<T> {
     }
 
     fn read_named(declared: Declared, value: &Value) -> Result<Self> {
-        // A struct of options names the option inside it.
+        // Nested errors name the inner option.
         T::read_named(declared, value).map(Some)
     }
 

@@ -26,7 +26,7 @@ use crate::quant::awq::{Measure, Moments};
 use crate::quant::{Bits, Granularity, ScaleType, Scheme};
 use crate::recipe::{ModulePattern, Recipe, Rule};
 use crate::sort;
-use crate::task::{Control, checkpoint as stop};
+use crate::task::{Control, yield_point};
 use crate::validate::sensitivity::{self, LayerSensitivity};
 use serde::Serialize;
 use solve::SchemeCost;
@@ -246,7 +246,7 @@ async fn measure<B: Backend>(
                         scheme,
                         SchemeSensitivity { scheme: scheme.to_string(), bytes, error, divergence: 0.0 },
                     ));
-                    stop(control).await?;
+                    yield_point(control).await?;
                 }
                 if !found.is_empty() {
                     measured.push((module, found));

@@ -210,7 +210,7 @@ async fn write_tensors(
             &Origin::Pieces(index, format) => {
                 if !waiting.contains_key(name) {
                     waiting.extend(pieces(job, (index, format), plan, &mut written, control).await?);
-                    task::checkpoint(control).await?;
+                    task::yield_point(control).await?;
                 }
                 let bytes = waiting.remove(name).expect("a layout writes what it planned");
                 output.write(name, &bytes).await?;
@@ -263,7 +263,7 @@ async fn write_rows(
         tensor.form.encode(&values, &mut bytes)?;
         largest = largest.max(tensor.form.difference(packed.cols(), &values, &bytes)?);
         output.write(&tensor.name, &bytes).await?;
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
     }
     Ok(largest)
 }

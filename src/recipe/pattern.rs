@@ -1,6 +1,6 @@
-//! Patterns for module names, as shells have them for file names.
+//! Glob patterns for module names.
 //!
-//! They become regular expressions of an engine that takes linear time, so no pattern can hang.
+//! They become regular expressions of a linear-time engine, so no pattern can hang.
 
 use crate::format::quoted;
 use regex_lite::Regex;
@@ -10,11 +10,11 @@ use std::fmt;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// Characters of a pattern; module names are far shorter.
+/// Largest length of a pattern; module names are far shorter.
 const MAX_CHARS: usize = 512;
 
-/// A pattern for whole module names: `*` is any text, dots included, `?` any one character, `[0-3]` and `[!qk]` one
-/// character of a set or outside it. Everything else is itself.
+/// A pattern for whole module names: `*` matches any text including dots, `?` one character, `[0-3]` and `[!qk]` one
+/// character inside or outside a set. Other characters match themselves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModulePattern {
@@ -23,7 +23,7 @@ pub struct ModulePattern {
 }
 
 impl ModulePattern {
-    /// The pattern as it is written.
+    /// The pattern's text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -95,7 +95,7 @@ fn set(chars: &mut Peekable<Chars>, out: &mut String) -> Result<(), &'static str
         is_empty = false;
         push_char(out, first);
         if chars.next_if_eq(&'-').is_some() {
-            // At the end of a set it is itself.
+            // At the end of a set it is literal.
             if chars.peek() == Some(&']') {
                 push_char(out, '-');
                 continue;

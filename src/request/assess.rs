@@ -1,11 +1,11 @@
-//! A look at what a model can do, level by level.
+//! The request of `assess`.
 
 use crate::options::options;
 
 options! {
-    /// What is looked at beside the answers.
+    /// What is measured besides the answers.
     pub struct AssessRequest {
-        /// Questions of each level whose gradients are compared; 0 leaves that out
+        /// Questions of each level for the gradient noise; 0 turns it off
         pub noise_questions: usize = 32;
     }
 }

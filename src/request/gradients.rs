@@ -1,4 +1,4 @@
-//! A look at gradients: of a model as it would be trained.
+//! The request of `check-gradients`.
 
 use super::train::{Learns, TrainRequest, TrainedAs, TrainedScales};
 use crate::error::Result;
@@ -8,25 +8,25 @@ use crate::pipeline::train::TrainOptions;
 use crate::quant::Granularity;
 
 options! {
-    /// As what a model's gradients are looked at, and on how much text.
+    /// How a model would be trained, and how much text the check uses.
     pub struct CheckGradientsRequest {
-        /// What the linear layers of the blocks are trained as; none: everything is F32, and nothing is rounded
+        /// Scheme of the blocks' linear layers; none: all in F32, without rounding
         pub bits: TrainedAs = TrainedAs::None;
-        /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+        /// Weights per scale; -1: a whole row [default: 128, and -1 for 8 bits]
         pub group_size: Option<Granularity> = None;
-        /// Where scales come from [default: nearest for ternary weights, learned for others]
+        /// How scales are determined [default: nearest for ternary weights, learned for others]
         pub scales: Option<TrainedScales> = None;
-        /// Tokens that the model sees at once [default: what it was made for, at most 256]
+        /// Tokens in a row [default: the model's context, at most 256]
         pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens of the batch, a row at least [default: 1024, or a row where that has more]
+        /// Tokens in the batch, at least one row [default: 1024, or one row if that is longer]
         pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
-        /// Which batch of the text, which directions, and with what a new model begins
+        /// Seed of the batch, the directions and a new model's weights
         pub seed: u64 = 0;
     }
 }
 
 impl CheckGradientsRequest {
-    /// The same as options of training.
+    /// The equivalent training options.
     ///
     /// # Errors
     /// As [`TrainRequest::options`].

@@ -1,4 +1,4 @@
-//! What measures and judges: perplexity, comparison, validation, and the search for a good enough result.
+//! Requests of `perplexity`, `compare`, `validate` and `auto`.
 
 use super::quantize::TextsOptions;
 use super::{LoadRequest, WindowRequest};
@@ -16,26 +16,26 @@ use crate::validate::run::ValidateOptions;
 use crate::validate::verdict::Limits;
 use crate::validate::windows::Dataset;
 
-/// What a text is called that has no name.
+/// The default name of a text.
 const UNNAMED: &str = "text";
 
 options! {
-    /// The text that a model predicts.
+    /// The text for perplexity.
     pub struct PerplexityRequest {
         /// The text to predict
         #[form(By("text"))]
         pub texts: Texts = Texts::default(), required = true;
-        /// What results call the text [default: text]
+        /// Name of the text in results [default: text]
         #[form(By("text"))]
         pub name: Option<String> = None;
-        /// How it is cut.
+        /// Its windows.
         #[form(Group)]
         pub windows: WindowRequest = WindowRequest::default();
     }
 }
 
 impl PerplexityRequest {
-    /// How well this text is predicted.
+    /// Perplexity of this text.
     pub fn of(text: impl Into<String>) -> Self {
         Self { texts: Texts(text.into()), ..Self::default() }
     }
@@ -50,7 +50,7 @@ impl PerplexityRequest {
 }
 
 options! {
-    /// What two models continue.
+    /// Prompts for two models.
     pub struct CompareRequest {
         /// Texts to continue
         #[form(As("prompt"))]
@@ -64,7 +64,7 @@ options! {
 }
 
 options! {
-    /// What to measure beside perplexity, and by what to judge it.
+    /// Measurements besides perplexity, and their limits.
     pub struct MeasureOptions {
         /// Prompts that both models continue [default: passages of the text]
         #[form(By("prompts"))]
@@ -74,30 +74,29 @@ options! {
         /// Multiple-choice questions as JSON lines
         #[form(By("benchmark"))]
         pub benchmark: Option<String> = None;
-        /// Rounds of the speed measurement; 0 leaves it out
+        /// Rounds of the speed measurement; 0 turns it off
         pub speed_rounds: usize = ValidateOptions::SPEED_ROUNDS;
-        /// By what the measurements are judged
+        /// Limits of the verdict
         pub limits: Limits = Limits::default();
-        /// Precision of the quantized model's activations [default: what the checkpoint says, mostly f32]
+        /// Precision of the quantized model's activations [default: the checkpoint's, usually f32]
         pub activations: Option<Activations> = None;
     }
 }
 
 options! {
-    /// How much of two models is in memory at once.
+    /// How much of two models is in memory.
     pub struct ResidencyOptions {
-        /// Memory that may be used, in bytes; two models that take more run layer by layer [default: what is free, where that is
-        /// known]
+        /// Available memory in bytes; two models that need more run layer by layer [default: free memory, if known]
         pub memory: Option<Bytes> = None;
-        /// Hold one block at a time instead of two models, however much memory there is
+        /// Always hold one block at a time instead of two models
         pub layer_streamed: bool = false;
-        /// Hold both models, however little memory there is
+        /// Always hold both models
         pub side_by_side: bool = false;
     }
 }
 
 impl ResidencyOptions {
-    /// How much of two models is in memory; `free` is what the machine has left, where that is known.
+    /// The residency. `free` is the machine's free memory, if known.
     ///
     /// # Errors
     /// `invalid_argument` for more than one of the three options.
@@ -115,10 +114,10 @@ impl ResidencyOptions {
 }
 
 impl MeasureOptions {
-    /// What is measured of models with this text. `machine` is what is known of it.
+    /// The validation's options for models with this text.
     ///
     /// # Errors
-    /// `invalid_argument` for limits that nothing can reach, prompts or questions that cannot be read.
+    /// `invalid_argument` for impossible limits and unreadable prompts or questions.
     pub(crate) fn options(
         &self,
         windows: &WindowRequest,
@@ -155,40 +154,40 @@ impl MeasureOptions {
     }
 }
 
-/// What an edge knows of the machine.
+/// Properties of the machine, if the edge knows them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Machine {
-    /// Bytes that may still be taken.
+    /// Free memory in bytes.
     pub free_bytes: Option<u64>,
-    /// Bytes of the processor's largest cache.
+    /// Size of the last-level cache in bytes.
     pub last_level_cache_bytes: Option<u64>,
 }
 
 options! {
-    /// What a validation measures, and by what it judges.
+    /// Measurements and limits of a validation.
     pub struct ValidateRequest {
-        /// The text that the models have not seen.
+        /// Held-out text.
         #[form(Group)]
         pub text: PerplexityRequest = PerplexityRequest::default();
-        /// What is measured beside perplexity.
+        /// Measurements besides perplexity.
         #[form(Group)]
         pub measure: MeasureOptions = MeasureOptions::default();
         /// How much of the models is in memory.
         #[form(Group)]
         pub residency: ResidencyOptions = ResidencyOptions::default();
-        /// Where the models run.
+        /// The device.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
     }
 }
 
 impl ValidateRequest {
-    /// A validation with a text that the models have not seen.
+    /// A validation on a held-out text.
     pub fn of(text: impl Into<String>) -> Self {
         Self { text: PerplexityRequest::of(text), ..Self::default() }
     }
 
-    /// What is measured of a model with this text.
+    /// The validation's options for a model with this text.
     ///
     /// # Errors
     /// As [`MeasureOptions::options`].
@@ -204,47 +203,47 @@ impl ValidateRequest {
 }
 
 named! {
-    /// The methods that learn from texts.
+    /// The calibrated methods.
     #[derive(Default)]
     pub enum LearningMethod {
-        /// Which way to round, column by column
+        /// Rounds column by column and compensates errors
         #[default]
         Gptq = "gptq",
-        /// Which columns to round more finely
+        /// Scales columns with large inputs
         Awq = "awq",
     }
 }
 
 options! {
-    /// What a search for a good enough result tries, and by what it judges.
+    /// Attempts and limits of a search.
     pub struct AutoRequest {
-        /// The text that the models have not seen.
+        /// Held-out text.
         #[form(Group)]
         pub text: PerplexityRequest = PerplexityRequest::default();
-        /// What is learned from
+        /// Calibration texts
         #[form(By("calibration"))]
         pub calibration: TextsOptions = TextsOptions::default();
-        /// Numbers of calibration samples to try, growing
+        /// Numbers of calibration samples to try, ascending
         pub samples: Vec<usize> = SAMPLES.to_vec();
-        /// How codes are found
+        /// Quantization method
         pub method: LearningMethod = LearningMethod::Gptq;
-        /// Where to begin, 4 or 8 bits [default: what a plan recommends for the size]
+        /// Initial precision, 4 or 8 bits [default: recommended for the model's size]
         pub bits: Option<Bits> = None;
-        /// The most bits a weight that may be used, with scales, in place of bits to begin with: each layer gets what fits best
+        /// Upper limit of mean bits per weight with scales, instead of an initial precision; bits are chosen for each layer
         pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
-        /// What is measured beside perplexity
+        /// Measurements besides perplexity
         pub validate: MeasureOptions = MeasureOptions::default();
         /// How much of the models is in memory.
         #[form(Group)]
         pub residency: ResidencyOptions = ResidencyOptions::default();
-        /// Where the models run that learn and are judged.
+        /// The device for calibration and validation.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
     }
 }
 
 impl AutoRequest {
-    /// How an attempt is judged with this text.
+    /// The validation's options for attempts with this text.
     ///
     /// # Errors
     /// As [`MeasureOptions::options`].
@@ -258,7 +257,7 @@ impl AutoRequest {
         self.validate.options(&self.text.windows, &self.residency, data, config, codec, machine)
     }
 
-    /// What it means to the search.
+    /// The search's options.
     pub(crate) fn options(&self) -> AutoOptions {
         AutoOptions {
             method: match self.method {

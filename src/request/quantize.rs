@@ -1,4 +1,4 @@
-//! Quantizing: what becomes of the weights, and what methods learn from.
+//! The request of `quantize`, and calibration texts.
 
 use super::LONGEST;
 use super::write::Format;
@@ -15,92 +15,89 @@ use crate::tokenizer::{TextCodec, unify_line_ends};
 use serde_json::Value;
 
 named! {
-    /// What a ternary scale is for.
+    /// Granularities of ternary scales.
     #[derive(Default)]
     pub enum TernaryScale {
         /// A whole matrix
         #[default]
         Tensor = "tensor",
-        /// A row of it
+        /// A row
         Channel = "channel",
     }
 }
 
 options! {
-    /// What to quantize to, and how.
+    /// Options of quantizing.
     pub struct QuantizeRequest {
-        /// How codes are found; gptq and awq need calibration texts
+        /// Quantization method; gptq and awq need calibration texts
         pub method: Method = Method::Rtn;
-        /// Bits of a weight [default: 4]
+        /// Bits per weight [default: 4]
         pub bits: Option<Bits> = None;
-        /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+        /// Weights per scale; -1: a whole row [default: 128, and -1 for 8 bits]
         pub group_size: Option<Granularity> = None;
-        /// Whether groups have no zero point of their own [default: true]
+        /// Symmetric codes, without zero points [default: true]
         #[form(Not("asym", "Give each group a zero point of its own"))]
         pub symmetric: Option<bool> = None;
-        /// Rules that give some modules other bits, group size or method, or keep them
+        /// Rules that change bits, group size or method of some modules, or keep them in floating point
         #[form(By("recipe"))]
         pub recipe: Option<Recipe> = None;
-        /// Choose bits for each module so that all files' tensors take at most so many bytes; by what each loses on the
-        /// calibration texts
+        /// Choose bits for each module so that all output tensors take at most so many bytes, by sensitivity on the calibration texts
         pub target_bytes: Option<Bytes> = None, within Bounds::from(1.0);
-        /// The same, for mean bits of a weight in the quantized modules, scales and zero points included
+        /// The same for mean bits per weight of the quantized modules, including scales and zero points
         pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
         /// Quantize the head too
         pub quantize_head: bool = false;
-        /// Quantize the embedding too, to so many bits
+        /// Quantize the embedding too, to this many bits
         pub quantize_embedding: Option<Bits> = None;
-        /// What a ternary scale is for [default: tensor]
+        /// Weights per ternary scale [default: tensor]
         pub ternary_scale: Option<TernaryScale> = None;
-        /// Ternary weights below this share of the scale become 0 [default: those that round to 0]
+        /// Ternary threshold: weights below this share of the scale become 0 [default: 0.5, rounding to nearest]
         pub sparsity_threshold: Option<f32> = None, within Bounds::above(0.0);
-        /// Precision of the activations that the result is meant to run with
+        /// Precision of activations declared in the output
         pub activations: Option<Activations> = None;
-        /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale a tensor]
         pub format: Option<Format> = None;
-        /// The name of a GGUF file [default: model.gguf]
+        /// Name of a GGUF file [default: model.gguf]
         #[form(By("output"))]
         pub file: Option<String> = None;
-        /// Fail where the layout cannot hold a module as asked for, instead of taking the nearest scheme
+        /// Fail if the layout cannot hold a module's scheme, instead of using the nearest one
         pub strict: bool = false;
-        /// Go back to the grid that a dequantized checkpoint was on: unchanged weights get the codes that they had
+        /// Round a dequantized checkpoint to its former grid; unchanged weights get their former codes
         pub from_metadata: bool = false;
-        /// How gptq works
+        /// Options of gptq
         pub gptq: GptqOptions = GptqOptions::default();
-        /// What gptq and awq learn from, best of the kind that the model will read
+        /// Calibration texts of gptq and awq, preferably like those the model will read
         #[form(By("calibration"))]
         pub calibration: Option<CalibrationRequest> = None;
-        /// Methods that calibrate: do not start where more memory than this would be needed, in bytes. Runs on the CPU then,
-        /// for which it is planned, unless a device is chosen
+        /// Calibrated methods: refuse to start if more bytes of memory are needed; then runs on the CPU unless a device is given
         pub memory: Option<Bytes> = None;
-        /// Methods that calibrate: keep what is done here, and go on from there after a run that was stopped. It is empty
-        /// again when the work is done
+        /// Calibrated methods: keep finished blocks here and continue after an interruption; emptied at the end
         #[form(By("resume"))]
         pub resume: LocationGiven = LocationGiven::default();
-        /// Where calibration runs the model.
+        /// The device for calibration.
         #[form(Group)]
         pub device: DeviceRequest = DeviceRequest::default();
     }
 }
 
 options! {
-    /// Texts that a method learns from, and how they are cut.
+    /// Calibration texts and their samples.
     pub struct TextsOptions {
-        /// Texts to learn from
+        /// Calibration texts
         #[form(By("calibration"))]
         pub texts: Vec<String> = Vec::new();
-        /// Token ids, after those of the texts
+        /// Token ids, appended to those of the texts
         #[form(By("calibration"))]
         pub tokens: Vec<u32> = Vec::new();
-        /// Tokens of a sample, the one in front included [default: what the model was made for, at most 2048]
+        /// Tokens in a sample, including the BOS token [default: the model's context, at most 2048]
         pub sequence_length: Option<usize> = None, within Bounds::from(2.0);
-        /// Draw samples from everywhere in the texts, by this number, instead of from their start
+        /// Seed to draw samples from the whole texts instead of their start
         pub seed: Option<u64> = None;
     }
 }
 
 options! {
-    /// What a method learns from.
+    /// Calibration data.
     pub struct CalibrationRequest {
         /// Texts or token ids.
         #[form(Group)]
@@ -160,7 +157,7 @@ impl OptionValue for Recipe {
 }
 
 impl QuantizeRequest {
-    /// What it means to the job.
+    /// The job's options.
     ///
     /// # Errors
     /// `invalid_argument` for options that contradict each other.
@@ -188,7 +185,7 @@ impl QuantizeRequest {
             }
             let bits = self.bits.unwrap_or(Bits::Four);
             let usual = match self.format {
-                // Its blocks have a scale for every 32 columns, whether it is another one or not.
+                // GGUF's blocks have a scale for every 32 columns, even if scales repeat.
                 Some(Format::Gguf) => Granularity::Group(32),
                 _ => bits.usual_granularity(),
             };
@@ -219,7 +216,7 @@ impl QuantizeRequest {
         Ok(options)
     }
 
-    /// What the result may take.
+    /// The budget of the output.
     fn target(&self) -> Result<Option<Budget>> {
         match (self.target_bytes, self.target_bpw) {
             (Some(_), Some(_)) => {
@@ -231,7 +228,7 @@ impl QuantizeRequest {
         }
     }
 
-    /// Refuses texts that nothing learns from, methods without texts, and options of a run that there will not be.
+    /// Refuses unused texts, calibrated methods without texts, and options that need calibration without it.
     fn check_calibration(&self, options: &QuantizeOptions) -> Result<()> {
         let given = self.calibration.is_some();
         if options.target.is_some() && !given {
@@ -261,9 +258,9 @@ impl QuantizeRequest {
         }
     }
 
-    /// Where calibration runs the model.
+    /// The device for calibration.
     pub(crate) fn calibration_device(&self) -> DeviceRequest {
-        // What is planned is the CPU backend's; a GPU's driver alone takes tens of megabytes.
+        // The plan is that of the CPU backend. A GPU's driver alone takes tens of megabytes.
         if self.memory.is_some() && !self.device.is_given() {
             DeviceRequest::cpu()
         } else {
@@ -278,10 +275,10 @@ impl TextsOptions {
         !self.texts.is_empty()
     }
 
-    /// The tokens of all texts, end to end, and what stands in front of each sample.
+    /// The concatenated tokens of all texts, and the BOS token of each sample.
     ///
     /// # Errors
-    /// `invalid_argument` for texts without a tokenizer; whatever that fails with.
+    /// `invalid_argument` for texts without a tokenizer; errors of the tokenizer.
     pub(crate) fn encode(
         &self,
         config: &ModelConfig,
@@ -302,7 +299,7 @@ impl TextsOptions {
         Ok((tokens, bos))
     }
 
-    /// How they are cut into so many samples.
+    /// The options for cutting so many samples.
     pub(crate) fn cut(&self, config: &ModelConfig, samples: usize) -> SampleOptions {
         SampleOptions {
             samples,
@@ -313,13 +310,13 @@ impl TextsOptions {
 }
 
 impl CalibrationRequest {
-    /// What methods learn from this text.
+    /// Calibration data of one text.
     pub fn of(text: impl Into<String>) -> Self {
         let texts = TextsOptions { texts: vec![text.into()], ..TextsOptions::default() };
         Self { texts, ..Self::default() }
     }
 
-    /// The samples, cut.
+    /// The samples.
     ///
     /// # Errors
     /// As [`TextsOptions::encode`] and [`Samples::new`].
@@ -328,7 +325,7 @@ impl CalibrationRequest {
         self.samples_of(&tokens, bos, config)
     }
 
-    /// Samples of tokens that come from elsewhere.
+    /// Samples of given tokens.
     ///
     /// # Errors
     /// As [`Samples::new`].

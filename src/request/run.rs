@@ -1,4 +1,4 @@
-//! What a request does, alike for every edge: with files and devices that the edge has found.
+//! Runs requests for every edge, with files and devices that the edge has opened.
 
 use super::write::Purpose;
 use super::{
@@ -24,15 +24,15 @@ use crate::validate::run::{RunContext, ValidateOptions, validate};
 use crate::validate::walk::score;
 use crate::validate::windows::Dataset;
 
-/// Where a run that may calibrate takes place.
+/// Resources of a run that may calibrate.
 pub struct CalibrationHost<'a> {
-    /// What is learned from, where the request has texts.
+    /// Calibration samples, if the request has texts.
     pub samples: Option<&'a Samples>,
-    /// Where hidden states and finished matrices wait.
+    /// Scratch space for hidden states and finished matrices.
     pub scratch: &'a dyn Scratch,
-    /// The most memory that there can be, in bytes.
+    /// Upper limit of memory in bytes.
     pub heap_bytes: Option<u64>,
-    /// Hears why the CPU takes over, where no device was asked for.
+    /// Receives the reason for a fallback to the CPU.
     pub on_cpu: &'a dyn Fn(&Error),
 }
 
@@ -52,7 +52,7 @@ impl QuantizeRequest {
             return restore(checkpoint, context.target, context.control).await;
         }
         let Some(samples) = host.samples else {
-            // The backend that calibration has, so that all of it is compiled once.
+            // The same backend type as calibration, so that generic code is compiled once.
             return quantize_checkpoint::<AnyBackend>(checkpoint, &options, None, context).await;
         };
         if let Some(most) = host.heap_bytes {
@@ -68,7 +68,7 @@ impl QuantizeRequest {
 }
 
 impl ConvertRequest {
-    /// Converts a checkpoint. `tell` hears the plan before anything is written.
+    /// Converts a checkpoint. `tell` receives the plan before anything is written.
     ///
     /// # Errors
     /// As [`options`](Self::options), [`plan_conversion`] and [`convert`].
@@ -87,8 +87,8 @@ impl ConvertRequest {
 }
 
 impl DequantizeRequest {
-    /// Writes the weights of a quantized checkpoint as floating-point numbers. With the tokenizer of a text predictions on it
-    /// are compared, with those of `original` too.
+    /// Writes the weights of a quantized checkpoint as floating point. With a text and its tokenizer it compares predictions,
+    /// also with those of `original`.
     ///
     /// # Errors
     /// As [`check_comparison`](Self::check_comparison), [`dequantize_checkpoint`] and [`agreement::measure`].
@@ -101,7 +101,7 @@ impl DequantizeRequest {
         control: &dyn Control,
     ) -> Result<(DequantizationRecord, Option<Agreement>)> {
         self.check_comparison(codec, original)?;
-        // A text that is of no use is found before the work.
+        // An unusable text is reported before the work.
         let data = codec.map(|codec| Dataset::new("text", &self.texts.0, codec)).transpose()?;
         let dtype = match self.dtype {
             Some(dtype) => dtype.dtype(),
@@ -112,7 +112,7 @@ impl DequantizeRequest {
         let dequantized = &Checkpoint::open(target.existing()).await?;
         let forms = Forms { quantized: checkpoint, dequantized, original };
         let windows = self.windows.windows(checkpoint.config());
-        // The type that models have everywhere, so that they are compiled once.
+        // The usual backend type, so that generic code is compiled once.
         let new_backend = || AnyBackend::Cpu(CpuBackend::new());
         let limit = self.retention_limit(Purpose::Use);
         let agreement = agreement::measure(forms, &data, &windows, limit, new_backend, control).await?;
@@ -126,23 +126,23 @@ impl DequantizeRequest {
 pub struct Perplexity {
     /// The exponential of the mean negative log-likelihood of a token; finite.
     pub perplexity: f64,
-    /// Tokens that were predicted.
+    /// Predicted tokens.
     pub tokens: u64,
-    /// Tokens that the model saw at once.
+    /// Tokens in a window.
     pub context: usize,
-    /// Tokens from the start of one window to the next; `None`: windows did not overlap.
+    /// Tokens from the start of one window to the next; `None`: no overlap.
     pub stride: Option<usize>,
-    /// What the text is called.
+    /// The text's name.
     pub text: String,
     /// SHA-256 of its bytes, in hexadecimal.
     pub text_sha256: String,
 }
 
 impl PerplexityRequest {
-    /// Predicts the text.
+    /// Measures the perplexity of the text.
     ///
     /// # Errors
-    /// `non_finite` where the model's logits are no numbers; whatever reading and running meet.
+    /// `non_finite` if logits are NaN; errors of reading and running.
     pub(crate) async fn run<B: Backend>(
         &self,
         model: &mut CausalLm<B>,
@@ -164,7 +164,7 @@ impl PerplexityRequest {
 }
 
 impl ValidateRequest {
-    /// Judges a quantized model against its original. `tell` hears what is measured before it is.
+    /// Validates a quantized model against its original. `tell` receives what will be measured.
     ///
     /// # Errors
     /// As [`options`](Self::options) and [`validate`]; `no_device`.

@@ -1,18 +1,18 @@
-//! Questions to be made.
+//! The request of `tasks`.
 
 use crate::options::{Bounds, options};
 use crate::train::tasks::LEVELS;
 
 options! {
-    /// Which questions of a task are made.
+    /// The generated questions of a task.
     pub struct TasksRequest {
         /// Levels, from 1 to 10
         pub levels: Vec<usize> = (1..=LEVELS).collect();
-        /// Questions of a level to learn from
+        /// Training questions of each level
         pub train: usize = 4000, within Bounds::from(0.0);
-        /// Questions of a level to judge by
+        /// Test questions of each level
         pub test: usize = 200, within Bounds::from(0.0);
-        /// Equal numbers give equal questions
+        /// Seed of the questions
         pub seed: u64 = 0;
     }
 }

@@ -1,5 +1,5 @@
-//! The options are the same everywhere: the command line's arguments, the package's types and schemas come from here. What is
-//! written of them, in `pkg-templates/src`, is checked against what is declared; `cargo xtask generate` writes it anew.
+//! Options are the same everywhere: command-line arguments, the package's types and its schemas are derived from them. These tests
+//! compare the generated files in `pkg-templates/src` with the declarations. `cargo xtask generate` rewrites the files.
 
 mod schema;
 mod typescript;
@@ -20,7 +20,7 @@ use crate::validate::verdict::{Status, criterion};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every struct of options that JavaScript gives, and its description.
+/// Every struct of options that JavaScript passes, with its description.
 fn requests() -> Vec<(&'static str, &'static str, Vec<OptionSpec>)> {
     fn described<T: Options + crate::options::OptionValue>() -> (&'static str, &'static str, Vec<OptionSpec>)
     {
@@ -44,7 +44,7 @@ fn requests() -> Vec<(&'static str, &'static str, Vec<OptionSpec>)> {
     ]
 }
 
-/// The sets of names that results have and options have not.
+/// Closed sets of names that occur only in results.
 #[cfg(feature = "gpu")]
 fn unions() -> Vec<Kind> {
     let layouts = Format::VALUES.iter().map(|(format, _, help)| (format.layout().name(), *help));
@@ -115,7 +115,7 @@ fn the_packages_schemas_are_those_of_the_options() {
     check_written("schemas.generated.ts", &schema::file(&requests()));
 }
 
-/// The options and those inside them, `gptq.damping`.
+/// The options with nested ones, such as `gptq.damping`.
 fn names(specs: &[OptionSpec], prefix: &str) -> Vec<String> {
     let inside = specs.iter().flat_map(|spec| {
         let name = format!("{prefix}{}", camel_case(spec.declared.name));
@@ -128,7 +128,7 @@ fn names(specs: &[OptionSpec], prefix: &str) -> Vec<String> {
     inside.collect()
 }
 
-/// That an option is refused beyond its bounds and taken within them, by the code that reads it.
+/// Asserts that the reader accepts an option within its bounds and refuses it beyond.
 fn check_bounds<T: Options>(read: impl Fn(serde_json::Value) -> Result<T>) {
     use crate::options::Bounds;
     for spec in T::specs().iter().filter(|spec| spec.declared.bounds != Bounds::NONE) {

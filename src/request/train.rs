@@ -1,4 +1,4 @@
-//! Training: from where, what for, how fast.
+//! The request of `train` and `qat`.
 
 use super::quantize::TernaryScale;
 use super::write::{FloatType, Format};
@@ -12,125 +12,125 @@ use crate::train::schedule::{Decay, Schedule};
 use crate::train::{Goal, MasterType, Room};
 
 named! {
-    /// What linear layers are trained as.
+    /// Training schemes of linear layers.
     #[derive(Default)]
     pub enum TrainedAs {
         /// Floating point
         #[default]
         None = "none",
-        /// -1, 0 and 1 with INT8 activations, as BitNet has them
+        /// -1, 0 and 1 with INT8 activations, as in BitNet
         Ternary = "ternary",
-        /// Codes of 2 bits
+        /// 2-bit codes
         Two = "2",
-        /// Codes of 3 bits
+        /// 3-bit codes
         Three = "3",
-        /// Codes of 4 bits
+        /// 4-bit codes
         Four = "4",
-        /// Codes of 8 bits
+        /// 8-bit codes
         Eight = "8",
     }
 }
 
 named! {
-    /// Where the scales of codes come from.
+    /// How scales are determined.
     pub enum TrainedScales {
-        /// From the weights, after every step
+        /// Computed from the weights after every step
         Nearest = "nearest",
-        /// They are learned as the weights are
+        /// Learned like the weights
         Learned = "learned",
     }
 }
 
 named! {
-    /// In what the optimizer keeps parameters.
+    /// Types of the master weights.
     #[derive(Default)]
     pub enum Masters {
-        /// 4 bytes
+        /// 4 bytes a weight
         #[default]
         F32 = "f32",
-        /// 2 bytes, rounded up or down at random
+        /// 2 bytes a weight, with stochastic rounding
         Bf16 = "bf16",
     }
 }
 
-/// What a model learns from.
+/// The source of the training signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learns {
     /// Texts alone.
     FromTexts,
-    /// What another model says of them.
+    /// A teacher's predictions.
     FromTeacher,
 }
 
-/// Tokens of a row where nothing else is asked for.
+/// Default tokens of a row.
 const USUAL_CONTEXT: usize = 256;
-/// Tokens of a batch, likewise.
+/// Default tokens of a batch.
 const USUAL_TOKENS: usize = 1024;
 
 options! {
-    /// What is trained, and how.
+    /// Options of training.
     pub struct TrainRequest {
-        /// What the linear layers of the blocks are trained as, and stored
+        /// Scheme in which the blocks' linear layers are trained and stored
         pub bits: TrainedAs = TrainedAs::None;
-        /// Weights that share a scale; -1: a whole row [default: 128, and -1 for 8 bits]
+        /// Weights per scale; -1: a whole row [default: 128, and -1 for 8 bits]
         pub group_size: Option<Granularity> = None;
-        /// What a ternary scale is for [default: tensor]
+        /// Weights per ternary scale [default: tensor]
         pub ternary_scale: Option<TernaryScale> = None;
-        /// Where scales come from [default: nearest for ternary weights, learned for others]
+        /// How scales are determined [default: nearest for ternary weights, learned for others]
         pub scales: Option<TrainedScales> = None;
-        /// Precision of the activations that quantized layers meet [default: int8 for ternary weights, f32 for others]
+        /// Precision of quantized layers' input activations [default: int8 for ternary weights, f32 for others]
         pub activations: Option<Activations> = None;
-        /// Type of weights in floating point [default: the checkpoint's, and f16 for a new model]
+        /// Type of floating-point weights [default: the checkpoint's, and f16 for a new model]
         pub dtype: Option<FloatType> = None;
-        /// In what the optimizer keeps the weights
+        /// Type of the master weights
         pub masters: Masters = Masters::F32;
-        /// At which codes quantized layers begin [default: gptq where a checkpoint's scales are learned, else nearest]
+        /// Initial codes of quantized layers [default: gptq if a checkpoint's scales are learned, else nearest]
         pub start: Option<StartCodes> = None;
-        /// Steps of each block alone, whose output learns to be the original's, before the whole model's: one block at a time is in memory
+        /// Steps of training each block alone to reproduce the original's output, before end-to-end training; one block is in memory
         pub block_steps: u64 = 0;
-        /// The highest learning rate of those [default: that of the whole model]
+        /// Peak learning rate of these steps [default: that of end-to-end training]
         pub block_rate: Option<f64> = None, within Bounds::above(0.0);
-        /// Steps [default: 1000, and with a teacher 400]; 0 with blocks that are trained alone
+        /// Steps of end-to-end training [default: 1000, and 400 with a teacher]; 0 is possible with block steps
         pub steps: Option<u64> = None;
-        /// Tokens that the model sees at once [default: what it was made for, at most 256]
+        /// Tokens in a row [default: the model's context, at most 256]
         pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens of a batch, a row at least [default: 1024, or a row where that has more]
+        /// Tokens in a batch, at least one row [default: 1024, or one row if that is longer]
         pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
-        /// Batches whose gradients are added up for a step
+        /// Batches per step (gradient accumulation)
         pub accumulate: usize = 1, within Bounds::from(1.0);
-        /// The highest learning rate [default: 1e-3; with a teacher 5e-4 for 3 bits, 2e-4 for 4 and 1e-4 for 8]
+        /// Peak learning rate [default: 1e-3; with a teacher 5e-4 for 3 bits, 2e-4 for 4 and 1e-4 for 8]
         pub learning_rate: Option<f64> = None, within Bounds::above(0.0);
-        /// Steps in which it grows evenly [default: a twentieth of all]
+        /// Warmup steps, in which the rate grows linearly [default: 5% of all]
         pub warmup: Option<u64> = None;
-        /// How it falls
+        /// Schedule of the learning rate
         pub decay: Decay = Decay::Cosine;
-        /// To which share of it the rate falls
+        /// Final learning rate as a share of the peak
         pub last_rate: f64 = 0.1, within Bounds::from(0.0).up_to(1.0);
-        /// How much slower or faster than weights scales are learned [default: 1]
+        /// Learning rate of scales relative to that of weights [default: 1]
         pub scale_rate: Option<f64> = None, within Bounds::above(0.0);
-        /// How much of the rate matrices lose at each step
+        /// Weight decay of matrices
         pub weight_decay: f64 = 0.1, within Bounds::from(0.0);
-        /// The longest gradient; a longer one is made as short
+        /// Largest gradient norm; larger gradients are clipped to it
         pub clip: f64 = 1.0, within Bounds::above(0.0);
-        /// In what order the text is seen, and with what a new model begins
+        /// Seed of the order of texts and of a new model's weights
         pub seed: u64 = 0;
-        /// How much the teacher's predictions count; what is left of 1 is the text's [default: 1 with a teacher]
+        /// Weight of the teacher's predictions in the loss; the rest is the text's [default: 1 with a teacher]
         pub teacher_share: Option<f32> = None, within Bounds::from(0.0).up_to(1.0);
-        /// By what the logits of both are divided before they are compared [default: 1]
+        /// Temperature of both models' logits in distillation [default: 1]
         pub temperature: Option<f32> = None, within Bounds::above(0.0);
-        /// Steps from one look at the held-out text to the next [default: a tenth of all]
+        /// Steps between evaluations on the held-out text [default: 10% of all]
         pub evaluate_every: Option<u64> = None, within Bounds::from(1.0);
-        /// Steps after which the state is kept [default: a tenth of all]
+        /// Steps between saved states [default: 10% of all]
         pub keep_every: Option<u64> = None, within Bounds::from(1.0);
-        /// The layout to write [default: compressed-tensors, and bitnet for ternary weights with one scale a tensor]
+        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale a tensor]
         pub format: Option<Format> = None;
-        /// Do not start where more memory than this would be needed, in bytes
+        /// Refuse to start if more bytes of memory are needed
         pub memory: Option<Bytes> = None;
     }
 }
 
 impl TrainRequest {
-    /// A checkpoint's own predictions learned in a scheme; `None` for one that is not trained to.
+    /// Self-distillation to a scheme. `None` if the scheme cannot be trained.
     pub fn to_scheme(scheme: Scheme) -> Option<Self> {
         let (bits, granularity, _) = scheme.as_integer()?;
         let bits = match bits {
@@ -142,7 +142,7 @@ impl TrainRequest {
         Some(Self { bits, group_size: Some(granularity), ..Self::default() })
     }
 
-    /// What it means to the job, for a model.
+    /// The job's options, for a model.
     ///
     /// # Errors
     /// `invalid_argument` for options that contradict each other.

@@ -1,4 +1,4 @@
-//! What writes weights without looking for codes: from one layout to another, and back to floating point.
+//! Requests of `convert` and `dequantize`.
 
 use super::WindowRequest;
 use crate::dtype::DType;
@@ -9,17 +9,17 @@ use crate::options::{Bounds, Texts, named, options};
 use crate::pipeline::convert::ConvertOptions;
 
 named! {
-    /// How weights are spelled: as the tools of these names do.
+    /// Layouts of the output.
     pub enum Format {
-        /// compressed-tensors, which vLLM and transformers read
+        /// compressed-tensors, for vLLM and transformers
         CompressedTensors = "compressed-tensors",
-        /// GPTQ as version 1, which every tool reads
+        /// GPTQ version 1, read by every tool
         Gptq = "gptq",
-        /// GPTQ with zero points as they are
+        /// GPTQ version 2, with exact zero points
         GptqV2 = "gptq-v2",
-        /// AWQ's gemm
+        /// AWQ gemm
         Awq = "awq",
-        /// BitNet's ternary weights, as transformers has them
+        /// BitNet ternary weights, as in transformers
         Bitnet = "bitnet",
         /// One file for llama.cpp
         Gguf = "gguf",
@@ -27,7 +27,7 @@ named! {
 }
 
 impl Format {
-    /// The layout of that name.
+    /// The layout.
     pub(crate) fn layout(self) -> TargetLayout {
         match self {
             Self::CompressedTensors => TargetLayout::CompressedTensors,
@@ -41,7 +41,7 @@ impl Format {
 }
 
 named! {
-    /// What floating-point matrices become in a GGUF file, by the names of the format.
+    /// GGUF types for floating-point matrices.
     #[allow(non_camel_case_types, reason = "the names of the format")]
     pub enum GgufType {
         /// Single precision
@@ -54,17 +54,17 @@ named! {
         Q8_0 = "q8_0",
         /// 4 bits
         Q4_0 = "q4_0",
-        /// 4 bits and a minimum
+        /// 4 bits with a minimum
         Q4_1 = "q4_1",
-        /// 4 bits in blocks of 256 columns
+        /// 4 bits, blocks of 256 columns
         Q4_K = "q4_k",
-        /// Ternary; rows of 256 columns
+        /// Ternary, blocks of 256 columns
         TQ2_0 = "tq2_0",
     }
 }
 
 impl GgufType {
-    /// The type of that name.
+    /// The type.
     pub(crate) fn tensor_type(self) -> TensorType {
         match self {
             Self::F32 => TensorType::F32,
@@ -80,22 +80,22 @@ impl GgufType {
 }
 
 options! {
-    /// What a conversion makes.
+    /// The output of a conversion.
     pub struct ConvertRequest {
         /// The layout to write
         pub format: Option<Format> = None, required = true;
-        /// Fail where anything would be lost
+        /// Fail if anything would be lost
         pub strict: bool = false;
-        /// For gguf: what floating-point matrices of the blocks become [default: f16]
+        /// For gguf: the type of the blocks' floating-point matrices [default: f16]
         pub gguf_type: Option<GgufType> = None;
-        /// For gguf: the name of the file [default: model.gguf]
+        /// For gguf: the file name [default: model.gguf]
         #[form(By("output"))]
         pub file: Option<String> = None;
     }
 }
 
 impl ConvertRequest {
-    /// What it means to the job.
+    /// The job's options.
     ///
     /// # Errors
     /// `invalid_argument` without a format; as [`ConvertOptions::check`].
@@ -111,7 +111,7 @@ impl ConvertRequest {
 }
 
 named! {
-    /// A type of weights in floating point.
+    /// Floating-point types of weights.
     pub enum FloatType {
         /// Half precision
         F16 = "f16",
@@ -121,7 +121,7 @@ named! {
 }
 
 impl FloatType {
-    /// The type of that name.
+    /// The type.
     pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
@@ -130,21 +130,21 @@ impl FloatType {
     }
 }
 
-/// The share of the original's predictions that is usually to be kept, and below which training begins with the original instead.
+/// The default minimal share of the original's predictions that must be kept. Below it, training starts from the original instead.
 const MIN_RETENTION: f64 = 0.995;
 const MIN_RETENTION_FOR_TRAINING: f64 = 0.99;
 
-/// What a dequantized model is for.
+/// The purpose of a dequantized model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be run as it is.
+    /// Inference.
     Use,
-    /// For training to go on from.
+    /// A starting point for training.
     Training,
 }
 
 impl DequantizeRequest {
-    /// The limit that was asked for, or the usual one.
+    /// The given limit, or the default.
     pub(crate) fn retention_limit(&self, purpose: Purpose) -> f64 {
         self.min_retention.unwrap_or(match purpose {
             Purpose::Use => MIN_RETENTION,
@@ -152,7 +152,7 @@ impl DequantizeRequest {
         })
     }
 
-    /// Refuses what only a comparison of predictions is for, where there is no text to compare them on.
+    /// Refuses options of the comparison of predictions if there is no text for it.
     ///
     /// # Errors
     /// `invalid_argument`.
@@ -170,18 +170,17 @@ impl DequantizeRequest {
 }
 
 options! {
-    /// What dequantizing makes, and on what its predictions are compared.
+    /// The output of dequantizing, and the comparison of its predictions.
     pub struct DequantizeRequest {
-        /// Type of the weights [default: f16; f32 where the quantized model rounds activations so that f16 would change its
-        /// predictions]
+        /// Type of the weights [default: f16; f32 where f16 would change the predictions because activations are rounded]
         pub dtype: Option<FloatType> = None;
         /// Compare predictions on this text
         #[form(By("text"))]
         pub texts: Texts = Texts::default();
-        /// How the text is cut.
+        /// The windows of the text.
         #[form(Group)]
         pub windows: WindowRequest = WindowRequest::default();
-        /// The share of predictions that the dequantized model shall keep of the original's [default: 0.995; 0.99 for training]
+        /// Minimal share of the original's predictions that the dequantized model must keep [default: 0.995; 0.99 for training]
         pub min_retention: Option<f64> = None, within Bounds::from(0.0).up_to(1.0);
     }
 }

@@ -1,27 +1,26 @@
-//! Long computations in steps: code that reads from top to bottom and stops by itself after some work, to be gone on with.
+//! Long computations in steps: straight-line code that pauses after some work and can be resumed.
 //!
-//! Pure maths knows no host, yet a browser's worker must hear an abort between two pieces of it. So a computation is an
-//! `async` function that awaits nothing but its [`Pace`], and whoever drives it by [`Steps`] does other things between
-//! two steps. Where it stops depends on the work alone, and never changes a result.
+//! Pure maths knows no host, but a browser's worker must receive an abort in between. A computation is therefore an
+//! `async` function that awaits only its [`Pace`], and the driver, [`Steps`], can do other things between
+//! two steps. The pauses depend on the work alone, and do not change results.
 
-use super::{Control, checkpoint};
+use super::{Control, yield_point};
 use crate::error::Result;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-/// Multiply-adds between two stops: a few milliseconds natively, and some twenty at the one thousand million a second
-/// that WebAssembly without vector instructions is assumed to do.
+/// Multiply-adds between two pauses: a few milliseconds natively, and about twenty in WebAssembly at an assumed 10^9 a second.
 pub const STEP_WORK: u64 = 1 << 24;
 
-/// Tells a computation when to stop.
+/// Tells a computation when to pause.
 #[derive(Debug)]
 pub struct Pace {
     left: u64,
 }
 
 impl Pace {
-    /// Says that about so many multiply-adds were done. Stops here when they are enough for one step.
+    /// Reports about so many multiply-adds, and pauses if they complete a step.
     pub async fn spend(&mut self, work: u64) {
         match self.left.checked_sub(work) {
             Some(left) => self.left = left,
@@ -39,19 +38,19 @@ impl Pace {
     }
 }
 
-/// A computation that is run step by step.
+/// A computation that runs step by step.
 pub struct Steps<'a, T> {
     running: Option<Pin<Box<dyn Future<Output = T> + Send + 'a>>>,
     result: Option<T>,
 }
 
 impl<'a, T> Steps<'a, T> {
-    /// A computation, of which nothing is done yet. It may await its pace, and nothing else.
+    /// A computation that has not started. It may await only its pace.
     pub fn new<F: Future<Output = T> + Send + 'a>(computation: impl FnOnce(Pace) -> F) -> Self {
         Self { running: Some(Box::pin(computation(Pace { left: STEP_WORK }))), result: None }
     }
 
-    /// Does a step; `false` when the computation is at its end.
+    /// Runs a step. Returns `false` at the end.
     pub fn step(&mut self) -> bool {
         if let Some(running) = &mut self.running
             && let Poll::Ready(result) = running.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -62,24 +61,24 @@ impl<'a, T> Steps<'a, T> {
         self.running.is_some()
     }
 
-    /// The result, once, when the computation is at its end.
+    /// Takes the result after the end.
     pub fn take(&mut self) -> Option<T> {
         self.result.take()
     }
 
-    /// Does all steps at once.
+    /// Runs all steps.
     pub fn finish(mut self) -> T {
         while self.step() {}
         self.take().expect("a computation that is at its end has a result")
     }
 
-    /// Does all steps, with a [`checkpoint`] after each.
+    /// Runs all steps, with a [`yield_point`] after each.
     ///
     /// # Errors
     /// `cancelled`.
     pub async fn run(mut self, control: &dyn Control) -> Result<T> {
         while self.step() {
-            checkpoint(control).await?;
+            yield_point(control).await?;
         }
         Ok(self.take().expect("a computation that is at its end has a result"))
     }
@@ -89,7 +88,7 @@ impl<'a, T> Steps<'a, T> {
 mod tests {
     use super::*;
 
-    /// Adds the numbers below `count`, each at the price of a part of a step.
+    /// Adds the numbers below `count`, each for a part of a step.
     fn sum(count: u64, parts: u64) -> Steps<'static, u64> {
         Steps::new(move |mut pace| async move {
             let mut sum = 0;

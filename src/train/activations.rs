@@ -1,4 +1,4 @@
-//! What becomes of tokens inside of blocks, kept for the way back.
+//! Block activations saved for the backward pass.
 
 use crate::backend::{Element, Train};
 use crate::error::Result;
@@ -6,30 +6,30 @@ use crate::model::ModelConfig;
 use crate::model::block::{Workspace, elements_per_token};
 use crate::model::runner::Runner;
 
-/// Most bytes that are kept; blocks beyond them run once more on the way back. A model of ten million parameters takes a
-/// good quarter of them for a thousand tokens.
+/// Most bytes of saved activations; blocks beyond it run again in the backward pass. A model of ten million parameters
+/// takes a good quarter of it for a thousand tokens.
 const MOST_BYTES: usize = 512 << 20;
 
-/// Elements of a token in a block that is kept, its keys and values among them.
+/// Elements per token in a block whose activations are saved, keys and values included.
 pub(super) fn elements(config: &ModelConfig) -> usize {
     elements_per_token(config) + 2 * config.attention_shape(1).cache_len()
 }
 
-/// Of how many of so many blocks what is inside is kept.
+/// The number of blocks, at most `blocks`, whose activations for `tokens` tokens fit [`MOST_BYTES`].
 pub(super) fn count(config: &ModelConfig, tokens: usize, blocks: usize) -> usize {
     let bytes = tokens.saturating_mul(elements(config) * size_of::<f32>());
     blocks.min(MOST_BYTES.checked_div(bytes).unwrap_or(0))
 }
 
-/// What a block has made of the tokens at hand.
+/// Activations of one block for the current batch.
 pub(super) struct BlockActivations<B: Train> {
     pub(super) work: Workspace<B>,
-    /// The residual stream, with what attention adds.
+    /// The residual stream after attention.
     pub(super) residual: B::Buffer,
 }
 
 impl<B: Train> BlockActivations<B> {
-    /// Room for `tokens` tokens of as many blocks as there is memory for, at most `blocks`.
+    /// Room for `tokens` tokens of as many blocks as fit, at most `blocks`.
     pub(super) fn of_blocks(
         backend: &mut B,
         config: &ModelConfig,
@@ -45,7 +45,7 @@ impl<B: Train> BlockActivations<B> {
             .collect()
     }
 
-    /// Exchanges it with what the runner has: one is as good as the other for what comes.
+    /// Swaps the buffers with the runner's. Both are the same size, and what the runner held is no longer needed.
     pub(super) fn swap(&mut self, runner: &mut Runner<B>) {
         std::mem::swap(&mut self.work, &mut runner.work);
         std::mem::swap(&mut self.residual, &mut runner.hidden.residual);

@@ -1,10 +1,10 @@
-//! How well a model does at each level of a task, and at which level it learns most: at the edge of what it can do.
+//! Accuracy of a model at each level of a task, and the level at which it learns most: the edge of its ability.
 //!
-//! An answer is right where it is what the model would say: at each of its tokens, its end included, the likeliest one with the right
-//! tokens before it. So one pass over question and answer is enough, and greedy generation would give the same.
+//! An answer is right if each of its tokens, the end token included, is the most likely one after the right tokens
+//! before it. One pass over question and answer is therefore enough: greedy generation would give the same result.
 //!
-//! The edge is folklore: the highest level of which the model gets between 70% and 80% right, or the one nearest to 75%. Each accuracy has
-//! its interval of 95% (Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927).
+//! The edge is folklore: the highest level with an accuracy from 70% to 80%, or else the one nearest to 75%. Each
+//! accuracy has a 95% interval (Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927).
 
 use super::corpus::Document;
 use crate::backend::Backend;
@@ -17,31 +17,31 @@ use crate::task::{Control, Progress};
 use crate::validate::metrics::argmax;
 use serde::Serialize;
 
-/// Shares of right answers between which the edge is.
+/// The accuracies that count as the edge.
 pub const EDGE: (f64, f64) = (0.70, 0.80);
-/// The middle of them.
+/// The middle of that range.
 pub const TARGET: f64 = 0.75;
 
-/// The normal distribution is within so many deviations in 95% of all cases.
+/// Standard deviations within which 95% of a normal distribution lie.
 const DEVIATIONS: f64 = 1.959_963_984_540_054;
 
-/// Right answers among all.
+/// Right answers out of all.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Accuracy {
     /// Questions.
     pub questions: usize,
     /// Right answers.
     pub right: usize,
-    /// Their share.
+    /// Right answers as a fraction of questions.
     pub share: f64,
-    /// The lower end of its interval of 95%.
+    /// The lower end of the 95% interval.
     pub low: f64,
-    /// The upper end.
+    /// The upper end of the 95% interval.
     pub high: f64,
 }
 
 impl Accuracy {
-    /// Of at least one question.
+    /// Needs at least one question.
     pub fn new(right: usize, questions: usize) -> Self {
         let (n, share) = (questions as f64, right as f64 / questions as f64);
         let squared = DEVIATIONS * DEVIATIONS;
@@ -52,53 +52,53 @@ impl Accuracy {
     }
 }
 
-/// A level that was looked at.
+/// A level that was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Level {
     /// Its number.
     pub level: usize,
-    /// How many answers are right.
+    /// The accuracy on its questions.
     pub accuracy: Accuracy,
-    /// How much the gradients of its questions differ: see [`noise`](super::noise). It decides nothing.
+    /// How much the gradients of its questions differ (see [`noise`](super::noise)). It does not influence the choice.
     pub gradient_noise: Option<f64>,
 }
 
 named! {
-    /// What a model's levels are like.
+    /// How a model's accuracies over the levels relate to the edge.
     pub enum Verdict {
-        /// A level has between 70% and 80%
+        /// A level has an accuracy from 70% to 80%
         AtTheEdge = "at the edge",
-        /// No level has, though some have more and some less
+        /// No level has, but some are above and some below
         Between = "between levels",
-        /// All levels have more
+        /// All levels are above 80%
         TooEasy = "too easy",
-        /// All levels have less
+        /// All levels are below 70%
         TooHard = "too hard",
     }
 }
 
-/// What was found.
+/// The levels and the choice among them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Assessment {
-    /// From the first on.
+    /// From the first level on.
     pub levels: Vec<Level>,
     /// The number of the level at the edge, or of the one nearest to it.
     pub chosen: usize,
-    /// Which of the two it is, and why.
+    /// Whether it is at the edge or only nearest, and why.
     pub verdict: Verdict,
-    /// Whether no level has certainly more right answers than one before it.
+    /// Whether no level is significantly easier than one before it.
     pub monotonic: bool,
-    /// Pairs of levels of which the later one has more: their intervals are apart.
+    /// Pairs of levels in which the later one has the higher accuracy, with disjoint intervals.
     pub inversions: Vec<(usize, usize)>,
-    /// Why gradients were left out.
+    /// Why gradient noise was not measured.
     pub no_gradient_noise: Option<String>,
 }
 
 impl Assessment {
-    /// Chooses among levels, which come in the order of their difficulty.
+    /// Chooses among levels, given in order of difficulty.
     ///
     /// # Errors
-    /// `invalid_argument` without a level.
+    /// `invalid_argument` without levels.
     pub fn new(levels: Vec<Level>) -> Result<Self> {
         let share = |level: &Level| level.accuracy.share;
         let at_edge = |level: &&Level| (EDGE.0..=EDGE.1).contains(&share(level));
@@ -116,7 +116,7 @@ impl Assessment {
                 };
                 (level.level, verdict)
             }
-            (None, None) => return Err(Error::invalid_argument("expected a level at least but found none")),
+            (None, None) => return Err(Error::invalid_argument("expected a level but found none")),
         };
         let mut inversions = Vec::new();
         for (index, harder) in levels.iter().enumerate() {
@@ -127,17 +127,17 @@ impl Assessment {
         Ok(Self { levels, chosen, verdict, monotonic, inversions, no_gradient_noise: None })
     }
 
-    /// The level that was chosen.
+    /// The chosen level.
     pub fn optimal(&self) -> Option<&Level> {
         self.levels.iter().find(|level| level.level == self.chosen)
     }
 }
 
-/// How many of these questions a model answers right.
+/// The model's accuracy on `questions`.
 ///
 /// # Errors
-/// `invalid_argument` without a question, and `context_overflow` for one that is longer than what the model was made for, with its number;
-/// `cancelled`; what goes wrong on the device.
+/// `invalid_argument` without a question; `context_overflow` with the question's number for one longer than the model's
+/// context; `cancelled`; errors of the device.
 pub async fn accuracy<B: Backend>(
     model: &mut CausalLm<B>,
     questions: &[Document],

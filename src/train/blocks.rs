@@ -1,8 +1,8 @@
-//! Block by block: each block alone learns to give what the original's gives, from inputs that the trained blocks before it made
-//! (Nagel, Amjad, van Baalen, Louizos, Blankevoort, *Up or Down? Adaptive Rounding for Post-Training Quantization*, 2020, layer by layer;
-//! Li et al., *BRECQ*, 2021, block by block).
+//! Block-by-block training: each block alone learns to reproduce the original block's output, with inputs from the
+//! trained blocks before it (Nagel, Amjad, van Baalen, Louizos, Blankevoort, *Up or Down? Adaptive Rounding for
+//! Post-Training Quantization*, 2020, layer by layer; Li et al., *BRECQ*, 2021, block by block).
 //!
-//! In memory: one block with what training takes, and one batch; hidden states of all texts wait in scratch.
+//! In memory are one block with its training state and one batch; hidden states of all texts are in scratch.
 
 use super::corpus::Sequence;
 use super::optimizer::{Optimizer, OptimizerOptions, Trained, zero_gradients};
@@ -21,31 +21,32 @@ use crate::model::trained::Parameter;
 use crate::model::{Checkpoint, KvCache, LoadOptions};
 use crate::task::{self, Control, Progress};
 
-/// Where the texts are behind the original's blocks, and behind the trained ones.
+/// Scratch slots of the hidden states after the original's blocks, and after the trained ones.
 const ORIGINAL: &str = "blocks-original";
 const TRAINED: &str = "blocks-trained";
 
 /// How each block is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockOptions {
-    /// Steps, and how fast: anew for each block.
+    /// Steps and learning rate, restarted for each block.
     pub schedule: Schedule,
-    /// How a step is made.
+    /// The optimizer's settings.
     pub optimizer: OptimizerOptions,
     /// Whether scales are learned.
     pub learned_scales: bool,
 }
 
-/// What training a block gave. Losses are squared distances from the original's output, as shares of that one's squares.
+/// The result of training a block. Losses are squared distances from the original's output, divided by that output's
+/// squared norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockReport {
     /// Which block.
     pub layer: usize,
-    /// Means of the first tenth of the steps, and of the last; `None` where a run before has trained it.
+    /// Means over the first and the last tenth of the steps; `None` if an earlier run has trained the block.
     pub losses: Option<(f64, f64)>,
 }
 
-/// Texts on their way through the blocks of a model.
+/// Trains the blocks of a model one after another.
 pub struct BlockByBlock<'a, B: Train> {
     checkpoint: &'a Checkpoint,
     texts: &'a [Vec<Sequence>],
@@ -55,19 +56,19 @@ pub struct BlockByBlock<'a, B: Train> {
     store: HiddenStore<'a>,
     cache: KvCache<B>,
     back: BackwardWorkspace<B>,
-    /// The input of the block, and derivatives: `[tokens, hidden_size]`.
+    /// The block's input and the derivatives: `[tokens, hidden_size]`.
     input: B::Buffer,
     d: B::Buffer,
-    /// Where each batch begins in scratch.
+    /// The first row of each batch in scratch.
     rows: Vec<usize>,
-    /// Which block comes next.
+    /// The next block.
     layer: usize,
-    /// Where blocks that are done are kept, and what a block's result depends on.
+    /// Where finished blocks are saved, and the key of everything that a block's result depends on.
     state: StateFolder<'a>,
     key: String,
 }
 
-/// The parameters of the block at hand, on the device.
+/// The parameters of the current block, on the device.
 struct OneBlock<'m, B: Train> {
     backend: &'m mut B,
     parameters: &'m mut BlockParameters<B>,
@@ -80,10 +81,10 @@ impl<B: Train> Trained<B> for OneBlock<'_, B> {
 }
 
 impl<'a, B: Train> BlockByBlock<'a, B> {
-    /// Puts the embeddings of batches of texts into scratch.
+    /// Writes the embeddings of all batches into scratch.
     ///
     /// # Errors
-    /// `context_overflow` for more than the model was made for; whatever reading and scratch meet.
+    /// `context_overflow` for a context longer than the model's; errors of reading and of scratch.
     pub async fn begin(
         mut backend: B,
         (checkpoint, precision): (&'a Checkpoint, Precision),
@@ -143,10 +144,10 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok(())
     }
 
-    /// Trains the next block from `start` on, unless a run before has; takes the texts through it, and keeps it.
+    /// Trains the next block from `start` unless an earlier run has saved it, then runs the texts through it.
     ///
     /// # Errors
-    /// `non_finite` naming the block whose loss is no number; `cancelled`; what goes wrong on the device and in the folder.
+    /// `non_finite` naming the block whose loss is not finite; `cancelled`; errors of the device and the folder.
     pub async fn train(&mut self, start: Start<'_>, control: &dyn Control) -> Result<BlockReport> {
         let layer = self.layer;
         let Self { runner: Runner { backend, config, .. }, checkpoint, precision, options, .. } = self;
@@ -169,7 +170,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok(BlockReport { layer, losses })
     }
 
-    /// All steps of the block at hand. Gives the means of the losses of the first and the last tenth of them.
+    /// Runs all steps of the current block. Returns the mean losses of the first and the last tenth.
     async fn steps(
         &mut self,
         block: &mut Block<B>,
@@ -182,7 +183,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         let layers = self.runner.config.num_hidden_layers as u64;
         let mut losses = Vec::new();
         for step in 0..steps {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let done = layer as u64 * steps + step;
             control.progress(&Progress { phase: "train blocks", done, total: layers * steps, item: "" });
             let batch = (step % self.texts.len().max(1) as u64) as usize;
@@ -190,7 +191,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
             if !loss.is_finite() {
                 return Err(Error::new(
                     ErrorCode::NonFinite,
-                    format!("block {layer}, step {}: expected a loss but found {loss}", step + 1),
+                    format!("block {layer}, step {}: expected a finite loss but found {loss}", step + 1),
                 ));
             }
             losses.push(loss);
@@ -203,10 +204,10 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok((mean(&losses[..tenth]), mean(&losses[losses.len() - tenth..])))
     }
 
-    /// Removes what waits in scratch.
+    /// Removes the hidden states from scratch.
     ///
     /// # Errors
-    /// Whatever scratch fails with.
+    /// Errors of scratch.
     pub async fn end(self) -> Result<()> {
         for slot in [ORIGINAL, TRAINED] {
             self.store.scratch.delete(slot).await?;
@@ -214,7 +215,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok(())
     }
 
-    /// Takes the texts through the original's block.
+    /// Runs the texts through the original's block.
     async fn original(&mut self, control: &dyn Control) -> Result<()> {
         let backend = &mut self.runner.backend;
         let block = Block::load(backend, self.checkpoint, self.layer, LoadOptions::EXACT).await?;
@@ -223,7 +224,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
 
     async fn through(&mut self, block: &Block<B>, slot: &str, control: &dyn Control) -> Result<()> {
         for batch in 0..self.texts.len() {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let segments = self.load(batch, slot).await?;
             let Self { runner, cache, store, rows, .. } = self;
             block.run(runner, &segments, cache, 0, (Stage::Start, Stage::End))?;
@@ -233,7 +234,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok(())
     }
 
-    /// Brings a batch in front of the block.
+    /// Loads a batch's hidden states as the block's input.
     async fn load(&mut self, batch: usize, slot: &str) -> Result<Vec<Segment>> {
         let (segments, tokens) = segments_of(self.texts[batch].iter().map(|row| row.tokens.as_slice()));
         let Runner { backend, hidden, config, .. } = &mut self.runner;
@@ -242,7 +243,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         Ok(segments)
     }
 
-    /// Adds the derivatives of the loss by the parameters to their gradients, which were 0, and gives the loss.
+    /// Sets the gradients to those of one batch's loss, and returns the loss.
     async fn backward(
         &mut self,
         block: &Block<B>,

@@ -1,13 +1,15 @@
-//! What a model learns from, and batches of it.
+//! Training data, and batches of it.
 //!
-//! A [`Document`] is tokens, and which of them count as predictions. A [`Corpus`] cuts documents into pieces of at most
-//! `context` tokens, in an order that is another in each epoch, and packs pieces into batches. A batch is a function of a
-//! seed and a [`Position`] alone: a run that goes on where another ended gets the batches that the other would have got.
+//! A [`Document`] is tokens with a loss mask. A [`Corpus`] cuts documents into pieces of at most `context` tokens,
+//! shuffles them anew in each epoch, and packs pieces into batches. A batch is a function of a seed and a [`Position`]
+//! alone, so a resumed run gets the batches that the interrupted one would have got.
 //!
-//! Each token is predicted from what stands before it in its piece. In front of each piece stands the
-//! beginning-of-sequence token where the model has one, as in front of calibration samples and of the windows of validation; else the
-//! token before. So inputs are `[bos, t0, .., t(n-2)]` where targets are `[t0, .., t(n-1)]`. The rooms: [`read`] makes
-//! documents of files, and [`chats`] of conversations. Not here: files themselves, and the padding of batches.
+//! Each token is predicted from the tokens before it in its piece. Each piece starts with the beginning-of-sequence
+//! token, if the model has one, as calibration samples and validation windows do; otherwise with the token before the
+//! piece. Inputs are therefore `[bos, t0, .., t(n-2)]` for targets `[t0, .., t(n-1)]`.
+//!
+//! [`read`] makes documents from files, [`questions`] from questions with answers, and `chats` from conversations. Not
+//! here: opening files, and padding of batches.
 
 #[cfg(feature = "tokenizer")]
 pub mod chats;
@@ -22,74 +24,74 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// How a document may be cut, and what stands around it.
+/// How a document may be cut, and which special tokens are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DocumentKind {
-    /// A text that may be cut anywhere. Nothing says where it ends.
+    /// Running text. May be cut anywhere; no end token is added.
     Text,
-    /// A whole of its own, between the tokens for the beginning and the end of a sequence.
+    /// A document of its own, between beginning-of-sequence and end-of-sequence tokens.
     Row,
-    /// A row that has its special tokens already: nothing is put around it.
+    /// A row that contains its special tokens: none are added.
     Complete,
 }
 
-/// Tokens to learn from.
+/// Tokens to learn from, with a loss mask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// Ids.
+    /// Token ids.
     pub tokens: Vec<u32>,
-    /// As many: whether it counts how well the token is predicted.
+    /// The loss mask, one flag per token: whether its prediction counts.
     pub counts: Vec<bool>,
     /// How it may be cut.
     pub kind: DocumentKind,
 }
 
 impl Document {
-    /// A running text of which every token counts.
+    /// Running text in which every token counts.
     pub fn text(tokens: Vec<u32>) -> Self {
         Self { counts: vec![true; tokens.len()], tokens, kind: DocumentKind::Text }
     }
 
-    /// A row of which every token counts.
+    /// A row in which every token counts.
     pub fn row(tokens: Vec<u32>) -> Self {
         Self { kind: DocumentKind::Row, ..Self::text(tokens) }
     }
 }
 
-/// A piece of a document as a model is given it.
+/// A piece of a document, as the model's input and targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// Ids, from one to the corpus's `context`.
+    /// Token ids, from one to the corpus's `context`.
     pub tokens: Vec<u32>,
-    /// As many: what follows each token, or [`NO_INDEX`] where the prediction does not count.
+    /// As many: the next token of each, or [`NO_INDEX`] if that prediction does not count.
     pub targets: Vec<u32>,
 }
 
-/// Where a run is in its corpus. The default is the beginning.
+/// A run's position in its corpus. The default is the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// How often the whole corpus was seen.
+    /// Completed epochs.
     pub epoch: u64,
-    /// How many pieces of this epoch were seen.
+    /// Pieces of this epoch that were seen.
     pub index: usize,
-    /// The last level whose documents are seen in it; 0: those of all levels.
+    /// The highest level whose documents this epoch contains; 0: all levels.
     #[serde(default)]
     pub level: usize,
 }
 
 impl Position {
-    /// The beginning of the next epoch, in which documents up to a level are seen.
+    /// The beginning of the next epoch, with documents up to `level`.
     pub fn on_level(self, level: usize) -> Self {
         Self { epoch: self.epoch.saturating_add(1), index: 0, level }
     }
 }
 
-/// Documents, ready to be cut.
+/// Documents, ready to be cut into pieces.
 #[derive(Clone, Debug)]
 pub struct Corpus {
-    /// Rows end in their last token; no document begins with the `bos` that is put in front.
+    /// Rows include their `eos`. No text or row includes a leading `bos`.
     documents: Vec<Document>,
-    /// How hard each document is; empty where that is not known.
+    /// The level of each document; empty without levels.
     levels: Vec<usize>,
     bos: Option<u32>,
     context: usize,
@@ -117,13 +119,13 @@ struct Piece {
 }
 
 impl Corpus {
-    /// Documents for a model that sees `context` tokens at once and has ids below `vocab_size`. `bos` is put in front of each
-    /// piece of a text or a row that does not begin with it, `eos` behind each row that does not end with it: it counts
-    /// where the last token of the row does.
+    /// Documents for a model with a context of `context` tokens and ids below `vocab_size`. Each piece of a text or a
+    /// row starts with `bos`, which is not doubled. A row that does not end with `eos` gets one, which counts if the
+    /// row's last token does.
     ///
     /// # Errors
-    /// `invalid_argument` for no documents, for a context without a token, and, with the document's number (the first is
-    /// 1), for one without a prediction or without one that counts, or with an id outside the vocabulary.
+    /// `invalid_argument` for no documents and for a context of 0. With the document's number, from 1: also for a
+    /// document without a prediction or with none that counts, and for an id outside the vocabulary.
     pub fn new(
         documents: Vec<Document>,
         bos: Option<u32>,
@@ -159,10 +161,10 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The same, with the level of each document, from 1 on.
+    /// The same corpus, with the level of each document, from 1 on.
     ///
     /// # Errors
-    /// `invalid_argument` for another number of levels than of documents.
+    /// `invalid_argument` if there are not as many levels as documents.
     pub fn graded(self, levels: Vec<usize>) -> Result<Self> {
         if levels.len() != self.documents.len() {
             return Err(Error::invalid_argument(format!(
@@ -174,17 +176,17 @@ impl Corpus {
         Ok(Self { levels, epoch: None, ..self })
     }
 
-    /// Levels of which there are documents, from the easiest on.
+    /// Levels with documents, easiest first.
     pub fn levels(&self) -> BTreeSet<usize> {
         self.levels.iter().copied().collect()
     }
 
-    /// Checks a document, counts what is in it, and puts the `eos` behind a row.
+    /// Checks a document, adds its counts to the totals, and appends the `eos` of a row.
     fn prepare(&mut self, mut document: Document, eos: Option<u32>, vocab_size: usize) -> Result<Document> {
         let Document { tokens, counts, kind } = &mut document;
         if tokens.len() != counts.len() {
             return Err(Error::invalid_argument(format!(
-                "expected for each of {} tokens whether it counts but found {}",
+                "expected a loss mask of {} entries, one per token, but found {}",
                 tokens.len(),
                 counts.len()
             )));
@@ -217,34 +219,33 @@ impl Corpus {
         Ok(document)
     }
 
-    /// The token in front of every piece of a document.
+    /// The special token before every piece of a document.
     fn front(&self, kind: DocumentKind) -> Option<u32> {
         self.bos.filter(|_| kind != DocumentKind::Complete)
     }
 
-    /// The first token of a document that is predicted: without one in front, its own first is not.
+    /// The first token that is predicted: without a special token before it, a document's own first token is not.
     fn first(&self, kind: DocumentKind) -> usize {
         usize::from(self.front(kind).is_none())
     }
 
-    /// How many predictions of an epoch count.
+    /// Predictions of an epoch that count.
     pub fn predictions(&self) -> u64 {
         self.predictions
     }
 
-    /// Tokens of all documents, with what stands behind rows, and without what stands in front of pieces.
+    /// Tokens of all documents, `eos` of rows included, `bos` of pieces not.
     pub fn tokens(&self) -> u64 {
         self.documents.iter().map(|document| document.tokens.len() as u64).sum()
     }
 
-    /// The batch at a position, and the position of the next one. Pieces are packed one after the other until the next would
-    /// exceed `tokens_per_batch`; they do not see each other. The last batch of an epoch may be short.
+    /// The batch at a position, and the position of the next one. Pieces are packed in order until the next would
+    /// exceed `tokens_per_batch`. They do not attend to each other. The last batch of an epoch may be short.
     ///
-    /// It costs what the batch holds; a seed or an epoch other than the call's before costs a pass over the corpus.
+    /// The cost is that of the batch; a new seed, epoch or level costs a pass over the corpus.
     ///
     /// # Errors
-    /// `invalid_argument` for batches in which the longest piece has no room, and for a position that the corpus does not
-    /// have.
+    /// `invalid_argument` for batches smaller than the longest piece, and for a position outside the corpus.
     pub fn batch(
         &mut self,
         seed: u64,
@@ -275,7 +276,7 @@ impl Corpus {
         self.epoch = Some(epoch);
         if batch.is_empty() {
             return Err(Error::invalid_argument(format!(
-                "expected a position below {all} in epoch {} but found {}: this is another corpus",
+                "expected a position below {all} in epoch {} but found {}: the corpus has changed",
                 at.epoch, at.index
             )));
         }
@@ -286,10 +287,10 @@ impl Corpus {
         Ok((batch, next))
     }
 
-    /// Cuts every document, and shuffles the pieces. A text's first piece has another length in each epoch, so that the
-    /// same tokens do not always stand at an edge; what fits in one piece is never cut.
+    /// Cuts every document and shuffles the pieces. The first piece of a text has a random length in each epoch, so
+    /// that cuts fall on different tokens. A document that fits in one piece is never cut.
     fn draw(&self, seed: u64, epoch: u64, level: usize) -> Epoch {
-        // Neighbouring seeds and epochs have nothing in common so.
+        // Decorrelates neighbouring seeds and epochs.
         let key = seed ^ Pcg32::seed_from_u64(epoch).next_u64();
         let mut random = Pcg32::seed_from_u64(key);
         let order = random.next_u64();
@@ -317,7 +318,7 @@ impl Corpus {
 
     fn sequence(&self, &Piece { document, start, end }: &Piece) -> Sequence {
         let Document { tokens, counts, kind } = &self.documents[document];
-        // `first` leaves out the token that nothing stands before.
+        // `first` skips a first token that has nothing before it.
         let front = self.front(*kind).unwrap_or_else(|| tokens[start - 1]);
         let targets = tokens[start..end].iter().zip(&counts[start..end]);
         Sequence {

@@ -1,9 +1,9 @@
-//! Levels one after the other: a model learns the easiest until it masters them, and then the next one with all before it, so that
-//! nothing is forgotten (Bengio, Louradour, Collobert, Weston, *Curriculum Learning*, 2009; that levels stay is the "baby steps" of
-//! Spitkovsky, Alshawi, Jurafsky, 2010).
+//! Curriculum learning: a model learns the easiest level until it masters it, and then adds the next one. Earlier
+//! levels stay in the data, so that they are not forgotten (Bengio, Louradour, Collobert, Weston, *Curriculum
+//! Learning*, 2009; keeping levels is the "baby steps" of Spitkovsky, Alshawi, Jurafsky, 2010).
 //!
-//! A level is mastered when more of its held-out questions are answered right than a level at the [edge](super::assess::EDGE) has. A model that
-//! masters the first levels already begins behind them: at the edge of what it can do.
+//! A level is mastered if the accuracy on its held-out questions is above the [edge](super::assess::EDGE). A model that
+//! masters the first levels from the start skips them and begins at the edge of its ability.
 
 use super::TrainedModel;
 use super::assess::{Accuracy, EDGE};
@@ -14,29 +14,29 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// The held-out questions of each level, from the easiest on.
+/// The held-out questions of each level, easiest first.
 #[derive(Clone, Debug, Default)]
 pub struct Curriculum {
     levels: Vec<(usize, Vec<Sequence>)>,
 }
 
-/// A look at the level that is learned.
+/// An evaluation of the current level.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Mastered {
     /// Its number.
     pub level: usize,
-    /// How many of its questions are answered right.
+    /// The accuracy on its held-out questions.
     pub accuracy: Accuracy,
-    /// The level that is learned from now on; `None` where it stays.
+    /// The next level to learn; `None` if it stays the same.
     pub next: Option<usize>,
 }
 
 impl Curriculum {
-    /// Of questions by their levels, for a text whose documents have those.
+    /// From held-out questions by level, for a corpus whose documents have levels `learned`.
     ///
     /// # Errors
-    /// `invalid_argument` without levels, for a level that is learned and has no held-out questions, and for one that has some and is not
-    /// learned.
+    /// `invalid_argument` without levels, for a level to learn without held-out questions, and for held-out questions
+    /// of a level that is not learned.
     pub fn new(levels: Vec<(usize, Vec<Sequence>)>, learned: &BTreeSet<usize>) -> Result<Self> {
         let held_out: BTreeSet<usize> = levels.iter().map(|(level, _)| *level).collect();
         if let Some(level) = learned.symmetric_difference(&held_out).next() {
@@ -55,10 +55,10 @@ impl Curriculum {
         self.levels.first().map_or(0, |(level, _)| *level)
     }
 
-    /// Asks a model the held-out questions of a level, and says whether the next one comes.
+    /// Evaluates a model on the held-out questions of a level, and decides whether the next one follows.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn look<B: Train>(&self, model: &mut TrainedModel<B>, level: usize) -> Result<Mastered> {
         let at = self.levels.iter().position(|(number, _)| *number == level).unwrap_or(0);
         let (level, questions) = &self.levels[at];

@@ -1,13 +1,16 @@
-//! Whether a model can be trained: every parameter has a gradient, and gradients are the slope of the loss.
+//! Gradient check: every parameter has a gradient, and gradients are the slope of the loss.
 //!
-//! Of one batch three things are looked at. First the gradients themselves: one that is exactly 0 everywhere is dead, and one with NaN
-//! or infinity is none. Rows of a table whose tokens do not occur are 0, which is as it should be. Then a step of AdamW, which has to
-//! make the loss of the same batch smaller. And where nothing is rounded the derivative of the loss along a few directions, by central
-//! differences.
+//! On one batch there are three checks:
 //!
-//! Such a direction goes along every tensor's own gradient, as far in each up to a random factor. So a gradient that is too long or too
-//! short for one tensor is seen, and so is one that is wrong in some places. Not seen is what a gradient leaves out in places. Rounding is
-//! passed straight through: where something is rounded, gradients are no derivatives, and the directions are left out.
+//! 1. The gradients. One that is 0 everywhere is dead; one with NaN or infinity is invalid. Rows of the embedding whose
+//!    tokens do not occur are 0, as they should be.
+//! 2. A step of AdamW must lower the loss of the same batch.
+//! 3. If nothing is rounded, the derivative of the loss along a few directions, by central differences.
+//!
+//! A direction moves each tensor along its own normalized gradient, times a random factor from 0.5 to 1.5. It detects a
+//! gradient of the wrong length in one tensor, and wrong values in places. It does not detect gradients that are
+//! wrongly zero. Rounding is passed through by a straight-through estimator, so gradients of a rounded model are not
+//! derivatives and the third check is left out.
 
 use super::optimizer::{Optimizer, OptimizerOptions, Rate};
 use super::{Goal, Row, Stored, TrainedModel, counted};
@@ -18,75 +21,75 @@ use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
-/// How many directions are tried.
+/// Number of directions.
 const DIRECTIONS: usize = 3;
-/// The share of itself by which the loss should change along a direction, each way: far above what adding up in single precision loses,
-/// 1e-7, and small enough for the loss to be straight.
+/// The relative change of the loss along a direction, each way. It is far above the error of sums in single precision,
+/// 1e-7, and small enough for the loss to be linear.
 const CHANGE: f64 = 1e-3;
-/// How far the loss may change otherwise than the gradients say, as a share of that. Measured on every architecture of the golden files:
-/// at most 4.4e-4, 2.9e-5 of a trained model.
+/// Largest relative difference between the slope by differences and by gradients. Measured on every architecture of the
+/// golden files: at most 4.4e-4, and 2.9e-5 for a trained model.
 pub const SLOPE_ERROR: f64 = 1e-2;
-/// Learning rates of the step, the next where one is too fast for the loss to fall.
+/// Learning rates of the step, tried in order until the loss falls.
 const RATES: [f64; 3] = [1e-3, 1e-4, 1e-5];
 
-/// What was found.
+/// The result of the gradient check.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GradientReport {
-    /// Whether nothing was wrong.
+    /// Whether all checks passed.
     pub passed: bool,
-    /// What was wrong, each in a sentence.
+    /// One sentence per failure.
     pub failures: Vec<String>,
     /// Tensors that have a gradient.
     pub tensors: usize,
-    /// Elements of all of them.
+    /// Elements of all those tensors.
     pub elements: u64,
     /// Predictions of the batch.
     pub predictions: usize,
     /// Mean loss of the batch, in nats.
     pub loss: f64,
-    /// The length of all gradients together.
+    /// The norm of all gradients together.
     pub length: f64,
     /// Tensors whose gradient is exactly 0 everywhere.
     pub dead: Vec<String>,
     /// Tensors whose gradient has NaN or infinity.
     pub non_finite: Vec<String>,
-    /// What one step does; `None` where the gradients were no numbers.
+    /// The result of one step; `None` if the gradients are not finite.
     pub step: Option<CheckedStep>,
-    /// The loss along directions; `None` where the gradients were no numbers or something is rounded.
+    /// The slopes along directions; `None` if the gradients are not finite or something is rounded.
     pub slopes: Option<Vec<Slope>>,
-    /// Whether something is rounded in the model that ran.
+    /// Whether the model that ran rounds anything.
     pub rounded: bool,
 }
 
 /// A step of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CheckedStep {
-    /// Its learning rate: the fastest of those that were tried at which the loss fell, or the slowest of all.
+    /// The largest tried learning rate at which the loss fell, or the smallest of all.
     pub learning_rate: f64,
-    /// Mean loss of the same batch behind it.
+    /// Mean loss of the same batch after it.
     pub loss: f64,
 }
 
 /// The derivative of the loss along a direction of length 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Slope {
-    /// As the gradients say.
+    /// According to the gradients.
     pub expected: f64,
     /// By central differences.
     pub found: f64,
 }
 
 impl Slope {
-    /// How far it is from what the gradients say, as a share of that.
+    /// The relative difference from what the gradients say.
     pub fn error(&self) -> f64 {
         (self.found / self.expected - 1.0).abs()
     }
 }
 
-/// Looks at the gradients of a batch. The model has its parameters again afterwards.
+/// Checks the gradients of a batch. Afterwards the model has its initial parameters again.
 ///
 /// # Errors
-/// As [`TrainedModel::backward`]'s and [`TrainedModel::bring`]'s.
+/// As [`TrainedModel::backward`] and [`TrainedModel::bring`].
 pub async fn check<B: Train>(
     model: &mut TrainedModel<B>,
     batch: &[Row<'_>],
@@ -127,7 +130,7 @@ pub async fn check<B: Train>(
 }
 
 impl GradientReport {
-    /// Says what is wrong.
+    /// Collects the failures.
     fn judge(&mut self) {
         let mut failures = Vec::new();
         for name in &self.dead {
@@ -157,7 +160,7 @@ impl GradientReport {
     }
 }
 
-/// Makes the gradients of a batch, and gives its mean loss.
+/// Computes the gradients of a batch and returns its mean loss.
 async fn differentiate<B: Train>(model: &mut TrainedModel<B>, batch: &[Row<'_>]) -> Result<f64> {
     let share = 1.0 / counted(batch).max(1) as f64;
     model.zero_gradients()?;
@@ -174,14 +177,14 @@ fn length(values: &[f32]) -> f64 {
     libm::sqrt(values.iter().map(|&value| f64::from(value) * f64::from(value)).sum())
 }
 
-/// Whether what runs is not what the optimizer has.
+/// Whether the running weights differ from the master weights, or the masters are of half precision.
 fn is_rounded<B: Train>(model: &mut TrainedModel<B>) -> bool {
     model.parts().1.all().any(|parameter| {
         parameter.stored != Stored::Float(DType::F32) || matches!(parameter.master, Master::Half(_))
     })
 }
 
-/// The loss along a few directions. Tensors without a gradient stay where they are.
+/// The slopes of the loss along a few directions. Tensors without a gradient stay where they are.
 async fn slopes<B: Train>(
     model: &mut TrainedModel<B>,
     batch: &[Row<'_>],
@@ -225,7 +228,7 @@ async fn slopes<B: Train>(
     Ok(slopes)
 }
 
-/// Makes one step, more slowly where the loss does not fall.
+/// Makes one step, at a lower rate where the loss does not fall.
 async fn step<B: Train>(
     model: &mut TrainedModel<B>,
     batch: &[Row<'_>],
@@ -247,7 +250,7 @@ async fn step<B: Train>(
     Ok(last)
 }
 
-/// The values of all parameters, and of the scales that are held, in their order.
+/// The values of all parameters and of their held scales, in order.
 struct Snapshot {
     parameters: Vec<(Vec<f32>, Option<Vec<f32>>)>,
 }

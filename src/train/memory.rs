@@ -1,7 +1,8 @@
-//! What a training run takes, computed before it starts.
+//! The memory of a training run, computed before it starts.
 //!
-//! For each parameter its master, its gradient, the optimizer's two means and what runs; for each token the hidden states between blocks,
-//! what is inside those that are kept and inside one on the way back, and its logits with their derivatives.
+//! For each parameter: its master, its gradient, the optimizer's two means and the running weight. For each token: the
+//! hidden states between blocks, the saved block activations, those of one block in the backward pass, and the logits
+//! with their derivatives.
 
 use super::activations::{count, elements};
 use super::{MasterType, Precision, Room};
@@ -14,10 +15,10 @@ use serde::Serialize;
 
 const F32: u64 = 4;
 
-/// What a process of this crate takes that has a tokenizer and a checkpoint open. Measured: 15 MB.
+/// The process with a tokenizer and a checkpoint open. Measured: 15 MB.
 const PROCESS_BYTES: u64 = 15 << 20;
 
-/// What encoding a text takes for each token of it, most of which stays with the allocator. Measured: 235 bytes.
+/// Encoding a text, per token; most of it stays with the allocator. Measured: 235 bytes.
 const ENCODED_BYTES: u64 = 235;
 
 /// Bytes of a training run.
@@ -25,23 +26,23 @@ const ENCODED_BYTES: u64 = 235;
 pub struct TrainingMemory {
     /// Masters, gradients, and the optimizer's means.
     pub parameter_bytes: u64,
-    /// What runs: codes, tables, norms.
+    /// The running weights: codes, tables, norms.
     pub weight_bytes: u64,
-    /// Hidden states, what blocks make of them on the way there and back, logits.
+    /// Hidden states, activations and derivatives of blocks, logits.
     pub activation_bytes: u64,
-    /// The teacher, with its cache and logits.
+    /// The teacher, with its KV cache and logits.
     pub teacher_bytes: u64,
-    /// The text, and what encoding it took.
+    /// The text, and the memory of encoding it.
     pub text_bytes: u64,
-    /// All of it, with what the process takes.
+    /// The sum, and what the process takes.
     pub peak_bytes: u64,
 }
 
 impl TrainingMemory {
-    /// For a model that is trained so.
+    /// The plan for training a whole model.
     ///
     /// # Errors
-    /// Whatever the teacher's layout says of its modules.
+    /// Errors of the teacher's layout.
     pub fn plan(
         config: &ModelConfig,
         precision: &Precision,
@@ -78,11 +79,11 @@ impl TrainingMemory {
         let attended = (config.num_attention_heads * config.head_dim) as u64;
         let inner = config.intermediate_size as u64;
         let kept = count(config, room.tokens, config.num_hidden_layers) as u64;
-        // The runner's own with its keys and values, what is inside blocks that are kept, and the inputs of all.
+        // The runner's activations with keys and values, those saved, and the inputs of all blocks.
         let forward = elements(config) as u64 * (1 + kept) + hidden * (2 * kept + layers + 2);
         let back = 2 * hidden + attended + 3 * inner + qkv + 2 * hidden;
         let rounded = if precision.scheme.is_some() { inner.max(attended).max(hidden) } else { 0 };
-        // Logits and their derivatives, and a teacher's twice: as they come and as they are compared.
+        // Logits and their derivatives, and a teacher's logits twice: as it returns them and on the device.
         let heads = if teacher.is_some() { 4 } else { 2 };
         let products = split_bytes(room.tokens, inner.max(attended).max(hidden) as usize) as u64;
         let activation_bytes =
@@ -98,7 +99,7 @@ impl TrainingMemory {
         Ok(Self { parameter_bytes, weight_bytes, activation_bytes, teacher_bytes, text_bytes, peak_bytes })
     }
 
-    /// For blocks of a model that are trained alone, one after the other.
+    /// The plan for training blocks one after another.
     pub fn plan_block(config: &ModelConfig, precision: &Precision, room: Room, text_tokens: u64) -> Self {
         let in_block: u64 = Linear::ALL.iter().map(|linear| area(linear.shape(config))).sum();
         let largest = Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0);
@@ -115,14 +116,14 @@ impl TrainingMemory {
         let activation_bytes =
             tokens * F32 * (elements(config) as u64 + back + host) + largest * F32 + products;
         let parameter_bytes = in_block * (master + 3 * F32);
-        // The block that runs, or the original's; and what is in no block, as the checkpoint has it.
+        // The running block or the original's, and in F32 everything outside blocks.
         let weight_bytes = in_block * F32 + tables * F32;
         let text_bytes = text_tokens * ENCODED_BYTES;
         let peak_bytes = PROCESS_BYTES + parameter_bytes + weight_bytes + activation_bytes + text_bytes;
         Self { parameter_bytes, weight_bytes, activation_bytes, teacher_bytes: 0, text_bytes, peak_bytes }
     }
 
-    /// Refuses a run that would take more.
+    /// Refuses a run that needs more than `limit`.
     ///
     /// # Errors
     /// `out_of_memory`, with both numbers.
@@ -131,7 +132,7 @@ impl TrainingMemory {
             Some(limit) if self.peak_bytes > limit => Err(Error::new(
                 ErrorCode::OutOfMemory,
                 format!(
-                    "training needs about {} bytes but {limit} are allowed; take fewer tokens in a batch, or masters of half \
+                    "training needs about {} bytes but {limit} are allowed; use fewer tokens per batch, or masters of half \
                      precision",
                     self.peak_bytes
                 ),

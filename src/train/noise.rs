@@ -1,8 +1,8 @@
-//! How much the gradients of questions differ: `mean |g_i - mean g|^2 / |mean g|^2` over a sample, noise over signal.
+//! Gradient noise: `mean |g_i - mean g|^2 / |mean g|^2` over a sample of questions, noise over signal.
 //!
-//! It is a figure beside accuracy and no measure of difficulty. Of n questions whose gradients have nothing in common it comes to about
-//! n - 1, so that only figures of as many questions can be compared. Sums run: one gradient is held beside the model's own, however many
-//! questions there are.
+//! It is reported beside accuracy and does not measure difficulty. For n questions with unrelated gradients it is about
+//! n - 1, so only samples of the same size are comparable. Sums are accumulated: one gradient is held beside the
+//! model's own, whatever the number of questions.
 
 use super::corpus::Document;
 use super::{Goal, Row, TrainedModel};
@@ -10,10 +10,12 @@ use crate::backend::{Backend, NO_INDEX, Train};
 use crate::error::{Context, Error, Result};
 use crate::task::{self, Control, Progress};
 
-/// The figure of these questions; the loss of a question is the mean over its answer's tokens. `None` where the mean gradient is 0.
+/// The gradient noise of `questions`. The loss of a question is the mean over its answer's tokens. `None` if the mean
+/// gradient is 0.
 ///
 /// # Errors
-/// `invalid_argument` for less than two questions; as [`TrainedModel::backward`]'s, with the question's number; `cancelled`.
+/// `invalid_argument` for fewer than two questions; as [`TrainedModel::backward`], with the question's number;
+/// `cancelled`.
 pub async fn gradient_noise<B: Train>(
     model: &mut TrainedModel<B>,
     questions: &[Document],
@@ -21,7 +23,7 @@ pub async fn gradient_noise<B: Train>(
 ) -> Result<Option<f64>> {
     if questions.len() < 2 {
         return Err(Error::invalid_argument(format!(
-            "expected two questions at least, whose gradients may differ, but found {}",
+            "expected at least two questions, whose gradients may differ, but found {}",
             questions.len()
         )));
     }
@@ -31,7 +33,7 @@ pub async fn gradient_noise<B: Train>(
     for (index, question) in questions.iter().enumerate() {
         let (done, total) = (index as u64, questions.len() as u64);
         control.progress(&Progress { phase: "gradients", done, total, item: "" });
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
         model.zero_gradients()?;
         backward(model, question).await.context_with(|| format!("question {}", index + 1))?;
         let (backend, parameters) = model.parts();

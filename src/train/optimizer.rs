@@ -5,16 +5,16 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::model::runner::zero;
 use crate::model::trained::Parameter;
 
-/// What has parameters that are trained together.
+/// Something with parameters that are trained together.
 pub trait Trained<B: Train> {
-    /// The device that they are on, and all of them, in a fixed order.
+    /// The device of the parameters, and all parameters in a fixed order.
     fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>);
 }
 
 /// Sets all gradients to 0.
 ///
 /// # Errors
-/// What goes wrong on the device.
+/// Errors of the device.
 pub fn zero_gradients<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
     let (backend, parameters) = of.trained();
     for parameter in parameters {
@@ -27,11 +27,11 @@ pub fn zero_gradients<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
     Ok(())
 }
 
-/// Passes the derivatives by what learned scales and codes stand for on to scales and weights: once, when those of all batches
-/// are added up.
+/// Converts the gradients of dequantized weights into gradients of master weights and learned scales. Call it once,
+/// after the gradients of all batches are accumulated.
 ///
 /// # Errors
-/// What goes wrong on the device.
+/// Errors of the device.
 pub fn pass_on<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
     let (backend, parameters) = of.trained();
     for parameter in parameters {
@@ -47,18 +47,18 @@ pub fn pass_on<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
     Ok(())
 }
 
-/// What stays the same from step to step.
+/// Settings that stay the same from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptimizerOptions {
-    /// Shares of the old means of gradients and of their squares.
+    /// Decay rates of the running means of gradients and of their squares.
     pub betas: (f64, f64),
     /// Keeps the quotient finite.
     pub epsilon: f64,
-    /// The longest gradient, all parameters together; a longer one is made as short. Infinite for none.
+    /// Largest gradient norm over all parameters; a larger gradient is clipped to it. Infinite: no clipping.
     pub longest: f64,
-    /// How much slower or faster than weights scales are learned.
+    /// Learning rate of scales, relative to that of weights.
     pub scale_rate: f64,
-    /// What masters of half precision are rounded by.
+    /// Seed of the stochastic rounding of half-precision masters.
     pub seed: u64,
 }
 
@@ -68,7 +68,7 @@ impl Default for OptimizerOptions {
     }
 }
 
-/// What a step is like.
+/// Settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
     /// Learning rate.
@@ -77,17 +77,17 @@ pub struct Rate {
     pub decay: f64,
 }
 
-/// The running means of what an optimizer has seen.
+/// AdamW with its running means.
 pub struct Optimizer<B: Train> {
     options: OptimizerOptions,
-    /// Steps that are done.
+    /// Completed steps.
     steps: u64,
-    /// In the order of the parameters: those of a parameter, then those of its learned scales.
+    /// In parameter order: those of a parameter, then those of its learned scales.
     moments: Vec<Moments<B>>,
     sum: B::Buffer,
 }
 
-/// Of one parameter.
+/// The running means of one parameter.
 pub struct Moments<B: Train> {
     /// Of the gradient.
     pub mean: B::Buffer,
@@ -98,7 +98,7 @@ pub struct Moments<B: Train> {
 }
 
 impl<B: Train> Optimizer<B> {
-    /// Before the first step.
+    /// An optimizer before its first step.
     ///
     /// # Errors
     /// `out_of_memory`
@@ -116,21 +116,21 @@ impl<B: Train> Optimizer<B> {
         Ok(Self { options, steps: 0, moments, sum })
     }
 
-    /// Steps that are done.
+    /// Completed steps.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The running means, for a state that is kept, and how many steps they are of.
+    /// Step count and running means, to save or restore them.
     pub fn moments(&mut self) -> (&mut u64, &mut Vec<Moments<B>>) {
         (&mut self.steps, &mut self.moments)
     }
 
-    /// Changes the parameters along the gradients, and gives the length of the gradient before it was shortened. What the
-    /// parameters are runs after it was brought.
+    /// Updates the parameters, and returns the gradient norm before clipping. The running weights change with the next
+    /// [`TrainedModel::bring`](super::TrainedModel::bring).
     ///
     /// # Errors
-    /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; what goes wrong on the device.
+    /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; errors of the device.
     pub async fn step(&mut self, model: &mut impl Trained<B>, at: Rate) -> Result<f64> {
         pass_on(model)?;
         let (backend, parameters) = model.trained();
@@ -146,7 +146,7 @@ impl<B: Train> Optimizer<B> {
         if !length.is_finite() {
             return Err(Error::new(
                 ErrorCode::NonFinite,
-                "expected a gradient of finite length but found none",
+                "expected a gradient of finite norm but found NaN or infinity",
             ));
         }
         let OptimizerOptions { betas, epsilon, longest, scale_rate, seed } = self.options;

@@ -1,4 +1,4 @@
-//! All parameters of a model, and where they begin: at a checkpoint's weights, or at random.
+//! All parameters of a model, and their initial values: a checkpoint's weights, or random ones.
 
 use crate::backend::Train;
 use crate::dtype::DType;
@@ -14,34 +14,34 @@ use crate::task::Silent;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-/// Where a model begins.
+/// Initial values of a model.
 #[derive(Clone, Copy)]
 pub enum Origin<'a> {
-    /// At its weights.
+    /// The checkpoint's weights.
     Checkpoint(&'a Checkpoint),
-    /// At random ones of this configuration.
+    /// Random weights for this configuration.
     Random {
-        /// What the model is.
+        /// The model's configuration.
         config: &'a ModelConfig,
-        /// Equal numbers give equal weights, on every machine.
+        /// Equal seeds give equal weights on every machine.
         seed: u64,
     },
 }
 
-/// What the parameters will be stored as.
+/// The types in which parameters are stored and trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Precision {
-    /// Of the linear layers of the blocks; `None` leaves them in floating point.
+    /// Scheme of the linear layers of the blocks; `None` leaves them in floating point.
     pub scheme: Option<Scheme>,
-    /// Of their scales.
+    /// Type of their scales.
     pub scale_type: ScaleType,
-    /// What the quantized layers meet.
+    /// Activations of the quantized layers.
     pub activations: Activations,
     /// How INT8 activations are rounded.
     pub grid: ActivationGrid,
-    /// Everything else; `None` leaves it in the checkpoint's type, and random ones are `F16`.
+    /// Type of everything else; `None` keeps the checkpoint's type, and random weights are `F16`.
     pub float: Option<DType>,
-    /// In what the optimizer keeps them.
+    /// Type of the optimizer's masters.
     pub master: MasterType,
 }
 
@@ -60,17 +60,17 @@ impl Default for Precision {
 
 /// The parameters of a whole model.
 pub struct Parameters<B: Train> {
-    /// Before the first block and after the last.
+    /// Embedding, final norm and head.
     pub ends: EndParameters<B>,
     /// Block by block.
     pub blocks: Vec<BlockParameters<B>>,
 }
 
-/// What weights begin with, as far from 0 as the field begins (Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019).
+/// Standard deviation of random weights (Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019).
 const DEVIATION: f64 = 0.02;
 
 impl<'a> Origin<'a> {
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(self) -> &'a ModelConfig {
         match self {
             Self::Checkpoint(checkpoint) => checkpoint.config(),
@@ -79,7 +79,7 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Reads or makes one parameter after the other.
+/// Reads or initializes parameters one after another.
 struct Maker<'a, B> {
     backend: &'a mut B,
     origin: Origin<'a>,
@@ -88,7 +88,7 @@ struct Maker<'a, B> {
 }
 
 impl<B: Train> Maker<'_, B> {
-    /// A matrix; `deviation` is that of random values.
+    /// A matrix; `deviation` is the standard deviation of random values.
     async fn matrix(
         &mut self,
         module: &str,
@@ -120,7 +120,7 @@ impl<B: Train> Maker<'_, B> {
         Parameter::new(self.backend, tensor, Shape::Matrix(rows, cols), stored, master, &values)
     }
 
-    /// A vector; random ones begin with `value`.
+    /// A vector; random initialization fills it with `value`.
     async fn vector(&mut self, tensor: String, len: usize, value: f32) -> Result<Parameter<B>> {
         let (dtype, values) = match self.origin {
             Origin::Checkpoint(checkpoint) => {
@@ -129,7 +129,7 @@ impl<B: Train> Maker<'_, B> {
             Origin::Random { .. } => (DType::F16, vec![value; len]),
         };
         let stored = Stored::Float(self.precision.float.unwrap_or(dtype));
-        // They are few, and half precision is too coarse for values near 1.
+        // Vectors are small, and half precision is too coarse for values near 1.
         Parameter::new(self.backend, tensor, Shape::Vector(len), stored, MasterType::Single, &values)
     }
 
@@ -145,7 +145,7 @@ impl<B: Train> Maker<'_, B> {
         Ok(LinearParameters { weight, bias })
     }
 
-    /// A table of tokens, which stays in floating point.
+    /// A token table (embedding or head), which stays in floating point.
     async fn table(&mut self, module: &str, shape: (usize, usize)) -> Result<LinearParameters<B>> {
         Ok(LinearParameters { weight: self.matrix(module, shape, None, DEVIATION).await?, bias: None })
     }
@@ -153,7 +153,7 @@ impl<B: Train> Maker<'_, B> {
     /// The parameters of a block.
     async fn block(&mut self, layer: usize) -> Result<BlockParameters<B>> {
         let config = self.origin.config();
-        // What adds to the residual stream is smaller the more often that is added to.
+        // Layers that add to the residual stream start smaller, the more of them there are.
         let adding = DEVIATION / libm::sqrt(2.0 * config.num_hidden_layers as f64);
         let mut norms = [const { None }; 6];
         for norm in BlockNorm::ALL.into_iter().filter(|norm| norm.is_in(config)) {
@@ -173,7 +173,7 @@ impl<B: Train> Maker<'_, B> {
         Ok(BlockParameters { norms, linears })
     }
 
-    /// From the standard normal distribution, by Box and Muller.
+    /// A sample of the standard normal distribution, by Box and Muller.
     fn normal(&mut self) -> f64 {
         // 53 bits, never 0.
         let mut uniform = || ((self.random.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
@@ -185,7 +185,7 @@ impl<B: Train> Maker<'_, B> {
 /// Reads the parameters of one block.
 ///
 /// # Errors
-/// As [`Parameters::new`]'s.
+/// As [`Parameters::new`].
 pub async fn of_block<B: Train>(
     backend: &mut B,
     checkpoint: &Checkpoint,
@@ -197,10 +197,10 @@ pub async fn of_block<B: Train>(
 }
 
 impl<B: Train> Parameters<B> {
-    /// Reads them from a checkpoint, or begins anew.
+    /// Reads the parameters from a checkpoint, or initializes them at random.
     ///
     /// # Errors
-    /// `invalid_argument` for quantized weights; `non_finite` naming a tensor with NaN or infinity; whatever reading meets.
+    /// `invalid_argument` for quantized weights; `non_finite` naming a tensor with NaN or infinity; errors of reading.
     pub async fn new(backend: &mut B, origin: Origin<'_>, precision: Precision) -> Result<Self> {
         let config = origin.config();
         let (seed, embedding) = match origin {
@@ -220,7 +220,7 @@ impl<B: Train> Parameters<B> {
         Ok(Self { ends: EndParameters { embedding, norm, head }, blocks })
     }
 
-    /// All of them, in a fixed order.
+    /// All parameters, in a fixed order.
     pub fn all(&self) -> impl Iterator<Item = &Parameter<B>> {
         let EndParameters { embedding, norm, head } = &self.ends;
         let blocks = self.blocks.iter().flat_map(BlockParameters::all);
@@ -228,7 +228,7 @@ impl<B: Train> Parameters<B> {
         std::iter::once(&embedding.weight).chain(blocks).chain(last)
     }
 
-    /// The same, to be changed.
+    /// The same, mutable.
     pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Parameter<B>> {
         let EndParameters { embedding, norm, head } = &mut self.ends;
         let blocks = self.blocks.iter_mut().flat_map(BlockParameters::all_mut);

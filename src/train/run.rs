@@ -1,4 +1,4 @@
-//! A run: step after step over a text, judged by another one, kept as it goes, and able to go back.
+//! A training run: steps over a corpus, evaluation on held-out data, saved states, and recovery from non-finite losses.
 
 use super::blocks::BlockReport;
 use super::corpus::{Corpus, Position, Sequence};
@@ -13,138 +13,139 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::model::runner::LossSums;
 use crate::task::{self, Control, Progress};
 
-/// How a run goes.
+/// The settings of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunOptions {
-    /// What is made smaller.
+    /// The training objective.
     pub goal: Goal,
-    /// How fast.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// Batches whose gradients are added up for a step.
+    /// Batches per step, whose gradients are accumulated.
     pub accumulate: usize,
-    /// In what order the text is seen.
+    /// Seed of the order of the corpus.
     pub seed: u64,
-    /// Steps from one look at the held-out text to the next; 0: at the end alone.
+    /// Steps between evaluations on the held-out data; 0: only before the first step and at the end.
     pub evaluate_every: u64,
-    /// Steps after which the state is kept; positive.
+    /// Steps between saved states; positive.
     pub keep_every: u64,
-    /// What the result depends on beside these options: the model, the texts.
+    /// Identifies what else the result depends on: the model, the data.
     pub key: String,
 }
 
-/// Most times that a run goes back before it gives up.
+/// How often a run goes back before it fails.
 const MOST_RETURNS: u32 = 3;
 
-/// What happens in a run.
+/// Events of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// It goes on from a state that was kept.
+    /// The run resumes from a saved state.
     Resumed {
-        /// Steps that are done.
+        /// Completed steps.
         step: u64,
     },
     /// A block was trained alone.
     Block(BlockReport),
-    /// A step is done.
+    /// A step is complete.
     Step(StepReport),
-    /// The held-out text was looked at.
+    /// The held-out data was evaluated.
     Evaluated {
-        /// Steps that are done.
+        /// Completed steps.
         step: u64,
-        /// Mean loss, in nats a token.
+        /// Mean loss, in nats per token.
         loss: f64,
         /// Whether it is the best so far.
         is_best: bool,
     },
-    /// The level of a curriculum that is learned was looked at.
+    /// The current level of the curriculum was evaluated.
     Level(Mastered),
-    /// Loss or gradient were no numbers: the run went back to the state that was kept last, goes on behind the batch that it met, and
-    /// learns half as fast.
+    /// Loss or gradient were not finite. The run went back to the last saved state, skips the batches up to the failed
+    /// one, and halves the learning rate.
     WentBack {
-        /// The step that met it.
+        /// The step that failed.
         from: u64,
-        /// Steps that are done now.
+        /// Completed steps after going back.
         to: u64,
-        /// What was met.
+        /// The error.
         reason: String,
     },
 }
 
-/// A step that is done.
+/// A completed step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Its number, from 1.
     pub step: u64,
-    /// Mean over the predictions that count, before the step: what the goal makes of both.
+    /// Mean of the goal's loss over the predictions that count, before the step.
     pub loss: f64,
-    /// Cross-entropy, where it counts.
+    /// Mean cross-entropy, if the goal includes it.
     pub cross_entropy: Option<f64>,
-    /// Divergence from the teacher, where it counts.
+    /// Mean divergence from the teacher, if the goal includes it.
     pub divergence: Option<f64>,
-    /// The gradient's length, before it was shortened.
+    /// The gradient norm before clipping.
     pub gradient: f64,
     /// Learning rate.
     pub rate: f64,
-    /// Tokens that were seen so far.
+    /// Tokens seen so far.
     pub tokens: u64,
-    /// How often the whole text was seen.
+    /// Completed epochs.
     pub epoch: u64,
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ended {
-    /// Steps.
+    /// Completed steps.
     pub steps: u64,
-    /// Tokens.
+    /// Tokens seen.
     pub tokens: u64,
-    /// Mean loss of the held-out text before the first step, in nats a token.
+    /// Mean loss on the held-out data before the first step, in nats per token.
     pub first: Option<f64>,
-    /// The parameters that the model has now, where a held-out text chose them.
+    /// The best step, whose parameters the model now has; `None` without held-out data.
     pub best: Option<Best>,
 }
 
-/// Until when a run has time. Its result then depends on how fast the machine is.
+/// A time limit. The result then depends on the speed of the machine.
 #[derive(Clone, Copy)]
 pub struct TimeLimit<'a> {
     /// Seconds since some fixed moment.
     pub clock: &'a dyn Fn() -> f64,
-    /// When the last step has to be done.
+    /// The time by which the last step must be complete.
     pub end: f64,
 }
 
-/// Steps after which it is known how many there is time for: fewer than a warmup has, so that what they learned does not depend on it.
+/// The first steps, timed to estimate how many fit the time limit. If the planned warmup is at least as long, it stays
+/// so, and the learning rate does not decay before the estimate is final.
 const TIMED_STEPS: u64 = 5;
 
-/// Everything that a run works on.
+/// A run with everything that it works on.
 pub struct Run<'a, B: Train> {
     /// The model.
     pub model: &'a mut TrainedModel<B>,
-    /// What has seen the gradients.
+    /// The optimizer with its running means.
     pub optimizer: Optimizer<B>,
-    /// Whose predictions are learned.
+    /// The model whose predictions are learned.
     pub teacher: Option<&'a mut Teacher<B>>,
-    /// What is learned from.
+    /// The training data.
     pub corpus: &'a mut Corpus,
-    /// What the best is chosen by; may be empty.
+    /// Held-out data that selects the best parameters; may be empty.
     pub held_out: &'a [Sequence],
-    /// In what order what is learned from is taken up; `None`: all at once.
+    /// The order of levels; `None`: all at once.
     pub curriculum: Option<&'a Curriculum>,
-    /// Where the state is kept.
+    /// Where states are saved.
     pub state: StateFolder<'a>,
-    /// How it goes.
+    /// The settings.
     pub options: RunOptions,
-    /// Until when it has time: it then takes as many steps as there is time for, and its learning rate falls within them.
+    /// The time limit: the number of steps and the learning-rate schedule are fitted to it.
     pub limit: Option<TimeLimit<'a>>,
 }
 
 impl<B: Train> Run<'_, B> {
-    /// Runs to the end, from where a run of the same kind was stopped; the result is the same to the last bit. The model then has
-    /// the best parameters, or the last ones without a held-out text.
+    /// Runs to the end, resuming from a saved state with the same key. The result is bit-identical to that of an
+    /// uninterrupted run. Afterwards the model has the best parameters, or the last ones without held-out data.
     ///
     /// # Errors
-    /// `non_finite` when losses are no numbers again and again; `cancelled`, with the state kept; what goes wrong on the device and in the
-    /// folder.
+    /// `non_finite` when losses stay non-finite after 3 returns; `cancelled`, with the state saved; errors of the
+    /// device and the folder.
     pub async fn run(mut self, tell: &dyn Fn(Event), control: &dyn Control) -> Result<Ended> {
         let key = self.options.key.clone();
         let mut notes = Notes { key: key.clone(), ..Notes::default() };
@@ -179,7 +180,7 @@ impl<B: Train> Run<'_, B> {
             if notes.step.is_multiple_of(self.options.keep_every) {
                 self.keep(&mut notes).await?;
             }
-            if let Err(cancelled) = task::checkpoint(control).await {
+            if let Err(cancelled) = task::yield_point(control).await {
                 self.keep(&mut notes).await?;
                 return Err(cancelled);
             }
@@ -212,10 +213,10 @@ impl<B: Train> Run<'_, B> {
         self.state.keep(self.model, &mut self.optimizer, notes).await
     }
 
-    /// Judges the model by the held-out text, and keeps it where it is the best so far.
+    /// Evaluates the model on the held-out data, saves it if it is the best so far, and advances the curriculum.
     async fn look(&mut self, notes: &mut Notes, tell: &dyn Fn(Event)) -> Result<()> {
         let step = notes.step;
-        // A run that goes on has looked already.
+        // A resumed run may have evaluated this step already.
         if self.held_out.is_empty() || notes.looked == Some(step) {
             return Ok(());
         }
@@ -239,7 +240,7 @@ impl<B: Train> Run<'_, B> {
         Ok(())
     }
 
-    /// One step, after which what was learned runs.
+    /// One step, after which the running weights are updated.
     async fn step(&mut self, notes: &mut Notes) -> Result<StepReport> {
         let Self { model, optimizer, teacher, corpus, options, .. } = self;
         let RunOptions { goal, schedule, accumulate, seed, .. } = options;
@@ -250,7 +251,7 @@ impl<B: Train> Run<'_, B> {
             position = next;
             batches.push(batch);
         }
-        // Behind it even where this fails.
+        // The position advances even if the step fails.
         notes.position = position;
         let count: usize = batches.iter().map(|batch| counted(&rows(batch))).sum();
         let share = 1.0 / count as f64;
@@ -264,7 +265,7 @@ impl<B: Train> Run<'_, B> {
         }
         let loss = goal.loss(sums) * share;
         if !loss.is_finite() {
-            return Err(Error::new(ErrorCode::NonFinite, format!("expected a loss but found {loss}")));
+            return Err(Error::new(ErrorCode::NonFinite, format!("expected a finite loss but found {loss}")));
         }
         let Rate { rate, decay } = schedule.at(notes.step);
         let rate = rate / f64::from(1u32 << notes.returns.min(30));
@@ -284,7 +285,7 @@ impl<B: Train> Run<'_, B> {
         })
     }
 
-    /// Takes up the last state that was kept, and leaves the batches up to the one that went wrong out.
+    /// Restores the last saved state, and skips the batches up to the failed one.
     async fn go_back(
         &mut self,
         notes: &mut Notes,
@@ -298,29 +299,30 @@ impl<B: Train> Run<'_, B> {
             return given_up(&format!("after going back {MOST_RETURNS} times"));
         }
         if behind == before {
-            return given_up("whose batch has no end");
+            return given_up("whose batch cannot be skipped");
         }
         match self.state.restore(self.model, &mut self.optimizer, &notes.key).await? {
-            // The best that was kept since then is still there.
+            // A best that was saved after that state is still there.
             Some(kept) => {
                 *notes = Notes { position: behind, returns, best: notes.best.or(kept.best), ..kept }
             }
-            None => return given_up("before anything was kept"),
+            None => return given_up("before any state was saved"),
         }
         self.model.bring().await?;
-        // So that a run which is stopped goes back to here as well.
+        // An interrupted run then resumes from here too.
         self.keep(notes).await?;
         tell(Event::WentBack { from: from + 1, to: notes.step, reason: error.to_string() });
         Ok(())
     }
 }
 
-/// Sequences as a model is given them.
+/// Sequences as rows of a batch.
 pub fn rows(batch: &[Sequence]) -> Vec<Row<'_>> {
     batch.iter().map(|sequence| Row { tokens: &sequence.tokens, targets: &sequence.targets }).collect()
 }
 
-/// As many sequences at a time as a model has room for; one that is too long comes alone, and is refused by name there.
+/// Splits sequences into batches of at most `tokens` tokens. A longer sequence is a batch alone, which the model
+/// refuses.
 pub fn batches(sequences: &[Sequence], tokens: usize) -> impl Iterator<Item = &[Sequence]> {
     let mut rest = sequences;
     std::iter::from_fn(move || {
@@ -335,10 +337,10 @@ pub fn batches(sequences: &[Sequence], tokens: usize) -> impl Iterator<Item = &[
     })
 }
 
-/// Mean cross-entropy of sequences, in nats a token.
+/// Mean cross-entropy of sequences, in nats per token.
 ///
 /// # Errors
-/// As [`TrainedModel::losses`]'s.
+/// As [`TrainedModel::losses`].
 pub async fn held_out_loss<B: Train>(model: &mut TrainedModel<B>, sequences: &[Sequence]) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches(sequences, model.room().tokens) {

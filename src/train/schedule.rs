@@ -1,18 +1,18 @@
-//! How fast a model learns from step to step.
+//! Learning-rate schedules.
 
 use super::optimizer::Rate;
 use crate::options::named;
 
 named! {
-    /// How the learning rate falls.
+    /// How the learning rate decays after the warmup.
     #[derive(Default)]
     pub enum Decay {
         /// Along a half cosine
         #[default]
         Cosine = "cosine",
-        /// Along a half cosine, a third lower and without weight decay from the middle on: for ternary weights
+        /// Along a half cosine; from the middle on a third lower and without weight decay, for ternary weights
         TwoStage = "two-stage",
-        /// Not before the last fifth, and then evenly
+        /// Linearly over the last fifth, constant before
         Trapezoid = "trapezoid",
         /// Not at all
         Constant = "constant",
@@ -22,29 +22,29 @@ named! {
 /// The learning rate of every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// How it falls.
+    /// The shape of the decay.
     pub decay: Decay,
     /// Steps in all.
     pub steps: u64,
-    /// Steps in which it grows evenly to `peak`.
+    /// Warmup steps, in which the rate grows linearly to `peak`.
     pub warmup: u64,
     /// The highest learning rate.
     pub peak: f64,
-    /// To which share of it the rate falls.
+    /// The final rate as a fraction of `peak`.
     pub last: f64,
     /// Weight decay.
     pub weight_decay: f64,
 }
 
-/// What is left of the rate after the middle of a schedule of two stages (Ma et al., *The Era of 1-bit LLMs: Training Tips,
+/// Factor on the rate in the second half of the two-stage schedule (Ma et al., *The Era of 1-bit LLMs: Training Tips,
 /// Code and FAQ*, 2024).
 const SECOND_STAGE: f64 = 2.0 / 3.0;
-/// The share of a trapezoid in which the rate falls (Hägele et al., *Scaling Laws and Compute-Optimal Training Beyond Fixed
-/// Training Durations*, 2024).
+/// The fraction of a trapezoid in which the rate falls (Hägele et al., *Scaling Laws and Compute-Optimal Training
+/// Beyond Fixed Training Durations*, 2024).
 const FALLING: f64 = 0.2;
 
 impl Schedule {
-    /// What step `step` is like; the first is 0.
+    /// Rate and weight decay of step `step`, from 0.
     pub fn at(&self, step: u64) -> Rate {
         let Self { decay, steps, warmup, peak, last, weight_decay } = *self;
         if step < warmup {
@@ -92,7 +92,7 @@ mod tests {
             assert!((found.rate - share * 1e-3).abs() < 1e-12, "{decay:?} {step}: {found:?}");
             assert_eq!(found.decay, weight_decay, "{decay:?} {step}");
         }
-        // Without room for a fall there is none.
+        // Without steps there is no decay.
         assert_eq!(Schedule { steps: 0, warmup: 0, ..schedule(Decay::Cosine) }.at(0).rate, 1e-3);
     }
 }

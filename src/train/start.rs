@@ -1,5 +1,5 @@
-//! Where layers that are quantized begin: at their weights rounded to nearest, at codes that another method found, or on scales that
-//! were learned before.
+//! Initial values of quantized layers: their weights rounded to nearest, the codes of another method, or learned scales
+//! of an earlier stage.
 
 use super::optimizer::Trained;
 use crate::backend::Train;
@@ -9,22 +9,23 @@ use crate::model::trained::{Parameter, Stored};
 use crate::quant::Scales;
 use std::collections::BTreeMap;
 
-/// Where quantized layers begin.
+/// Initial values of quantized layers.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
-    /// At the weights, on the scales that rounding them to nearest takes.
+    /// The weights, with the scales of round-to-nearest.
     Nearest,
-    /// At what the codes of this checkpoint stand for, on its scales.
+    /// The dequantized values of this checkpoint's codes, with its scales.
     Codes(&'a Checkpoint),
-    /// At the weights, on these scales by the names of modules.
+    /// The weights, with these scales by module name.
     Scales(&'a BTreeMap<String, Vec<f32>>),
 }
 
 impl Start<'_> {
-    /// Makes parameters begin there; `learned`: scales are parameters too. What they are runs after it was brought.
+    /// Sets the parameters' initial values; with `learned`, scales become parameters too. The running weights change
+    /// with the next `bring`.
     ///
     /// # Errors
-    /// `invalid_checkpoint` naming the module whose codes are others than were asked for; whatever reading meets.
+    /// `invalid_checkpoint` naming a module whose codes differ from the requested scheme or shape; errors of reading.
     pub async fn give<B: Train>(self, of: &mut impl Trained<B>, learned: bool) -> Result<()> {
         let (backend, parameters) = of.trained();
         for parameter in parameters {
@@ -54,7 +55,7 @@ impl Start<'_> {
     }
 }
 
-/// Gives a parameter the values of a module's codes, and returns their scales.
+/// Sets a parameter to the dequantized values of a module's codes, and returns their scales.
 async fn codes<B: Train>(
     backend: &mut B,
     parameter: &mut Parameter<B>,
@@ -67,7 +68,7 @@ async fn codes<B: Train>(
     let affine = found.affine().filter(|affine| affine.scheme() == scheme && affine.column_order().is_none());
     let (Some(affine), true) = (affine, shape == (parameter.rows, parameter.cols)) else {
         return Err(Error::invalid_checkpoint(format!(
-            "expected {scheme} codes of {} x {}, each in its column, but found {} of {} x {}",
+            "expected {scheme} codes of {} x {} in column order but found {} of {} x {}",
             parameter.rows,
             parameter.cols,
             found.coding(),

@@ -1,6 +1,7 @@
-//! What a run needs to go on from where it was, to the same bits: parameters, what the optimizer has seen, and where in the text it is.
+//! The saved state of a run: parameters, the optimizer's running means, and the position in the corpus. A run resumes
+//! from it bit-identically.
 //!
-//! A state is one file of safetensors that appears when it is whole. Not here: what a run does (`run`).
+//! A state is one safetensors file that appears when it is complete. Not here: the run itself (`run`).
 
 use super::TrainedModel;
 use super::corpus::Position;
@@ -20,36 +21,36 @@ use std::collections::BTreeMap;
 const STATE: &str = "training_state.safetensors";
 /// The best parameters so far.
 const BEST: &str = "training_best.safetensors";
-/// What the names of blocks that were trained alone begin with.
+/// Prefix of the files of blocks that were trained alone.
 const BLOCK: &str = "training_block_";
 /// The key of [`Notes`] in a file's metadata.
 const NOTES: &str = "lowbit.training";
 
-/// The best that was found.
+/// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Steps that had been done.
+    /// Completed steps.
     pub step: u64,
-    /// Mean loss of the held-out text, in nats a token.
+    /// Mean loss on the held-out data, in nats per token.
     pub loss: f64,
 }
 
-/// Where a run is.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Notes {
-    /// What the result of the run depends on. A state of another run is of no use.
+    /// Identifies the run: everything that its result depends on. A state with another key is refused.
     pub key: String,
-    /// Steps that are done.
+    /// Completed steps.
     pub step: u64,
-    /// Where the next batch begins.
+    /// The position of the next batch.
     pub position: Position,
-    /// Tokens that were seen.
+    /// Tokens seen.
     pub tokens: u64,
-    /// How often the run went back, each time to half of the learning rate.
+    /// How often the run went back; each time halves the learning rate.
     pub returns: u32,
-    /// Steps that had been done when the held-out text was looked at last.
+    /// Completed steps at the last evaluation.
     pub looked: Option<u64>,
-    /// Its mean loss before the first step.
+    /// Mean loss on the held-out data before the first step.
     pub first: Option<f64>,
     /// The best so far.
     pub best: Option<Best>,
@@ -67,7 +68,7 @@ impl Notes {
 #[derive(Clone, Copy)]
 pub struct StateFolder<'a>(pub &'a dyn SinkDir);
 
-/// Values of a tensor, on their way.
+/// Values of a tensor to be written.
 struct Values<'m> {
     name: String,
     dtype: DType,
@@ -75,10 +76,10 @@ struct Values<'m> {
 }
 
 impl StateFolder<'_> {
-    /// Keeps where a run is.
+    /// Saves the state of a run.
     ///
     /// # Errors
-    /// Whatever writing meets.
+    /// Errors of writing.
     pub async fn keep<B: Train>(
         &self,
         model: &mut TrainedModel<B>,
@@ -112,10 +113,10 @@ impl StateFolder<'_> {
         self.0.flush().await
     }
 
-    /// Keeps the parameters alone, as the best so far.
+    /// Saves the parameters alone, as the best so far.
     ///
     /// # Errors
-    /// Whatever writing meets.
+    /// Errors of writing.
     pub async fn keep_best<B: Train>(&self, model: &mut TrainedModel<B>, notes: &Notes) -> Result<()> {
         let mut writer = self.begin(BEST, parameter_infos(model), notes).await?;
         for name in writer.order().to_vec() {
@@ -125,10 +126,10 @@ impl StateFolder<'_> {
         self.0.flush().await
     }
 
-    /// Goes back to where a run with this key was; `None` where nothing was kept.
+    /// Restores the state of the run with this key; `None` if none was saved.
     ///
     /// # Errors
-    /// `invalid_argument` for the state of another run; `invalid_checkpoint` for a file that is none.
+    /// `invalid_argument` for the state of another run; `invalid_checkpoint` for a file that is not a state.
     pub async fn restore<B: Train>(
         &self,
         model: &mut TrainedModel<B>,
@@ -149,23 +150,23 @@ impl StateFolder<'_> {
         Ok(Some(notes))
     }
 
-    /// Takes the best parameters that were kept.
+    /// Loads the best parameters that were saved.
     ///
     /// # Errors
-    /// As [`StateFolder::restore`]'s; `not_found` where there are none.
+    /// As [`StateFolder::restore`]; `not_found` if there are none.
     pub async fn take_best<B: Train>(&self, model: &mut TrainedModel<B>, key: &str) -> Result<()> {
         match self.open(BEST, key).await? {
             Some((store, _)) => read_parameters(&store, model).await,
             None => {
-                Err(Error::new(crate::error::ErrorCode::NotFound, format!("{BEST}: expected it to be there")))
+                Err(Error::new(crate::error::ErrorCode::NotFound, format!("{BEST}: the file is missing")))
             }
         }
     }
 
-    /// Whether a run has begun, and its state was kept.
+    /// Whether the folder has a saved state.
     ///
     /// # Errors
-    /// Whatever the folder fails with.
+    /// Errors of the folder.
     pub async fn has_begun(&self) -> Result<bool> {
         Ok(self.0.existing().open(STATE).await?.is_some())
     }
@@ -175,10 +176,10 @@ impl StateFolder<'_> {
         format!("{BLOCK}{layer}.safetensors")
     }
 
-    /// Keeps a block that is done.
+    /// Saves a trained block.
     ///
     /// # Errors
-    /// Whatever writing meets.
+    /// Errors of writing.
     pub async fn keep_block<B: Train>(
         &self,
         block: &mut impl Trained<B>,
@@ -197,15 +198,15 @@ impl StateFolder<'_> {
             writer.write(&name, &encoded(&scales[&name])?).await?;
         }
         writer.finish().await?;
-        // Where this one is, so is the other.
+        // The block's file comes last: if it is there, so are the scales.
         write_tensors(block, self.0.create(&Self::block_file(layer)).await?, metadata).await?;
         self.0.flush().await
     }
 
-    /// The scales of a block that was kept, by the names of its tensors.
+    /// The saved scales of a block, by tensor name.
     ///
     /// # Errors
-    /// As [`StateFolder::restore`]'s.
+    /// As [`StateFolder::restore`].
     pub async fn block_scales(&self, layer: usize, key: &str) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut all = BTreeMap::new();
         if let Some((store, _)) = self.open(&scales_file(layer), key).await? {
@@ -219,10 +220,10 @@ impl StateFolder<'_> {
         Ok(all)
     }
 
-    /// Gives a block what was kept of it; `false` where nothing was.
+    /// Loads a saved block; `false` if none was saved.
     ///
     /// # Errors
-    /// As [`StateFolder::restore`]'s.
+    /// As [`StateFolder::restore`].
     pub async fn restore_block<B: Train>(
         &self,
         block: &mut impl Trained<B>,
@@ -249,10 +250,10 @@ impl StateFolder<'_> {
         }
     }
 
-    /// Removes the blocks that were kept.
+    /// Removes the saved blocks.
     ///
     /// # Errors
-    /// Whatever the folder fails with.
+    /// Errors of the folder.
     pub async fn clear_blocks(&self, layers: usize) -> Result<()> {
         for layer in 0..layers {
             self.0.remove(&Self::block_file(layer)).await?;
@@ -261,12 +262,12 @@ impl StateFolder<'_> {
         Ok(())
     }
 
-    /// Removes what was kept.
+    /// Removes the saved state and the best parameters.
     ///
     /// # Errors
-    /// Whatever the folder fails with.
+    /// Errors of the folder.
     pub async fn clear(&self) -> Result<()> {
-        // Without the state the other is of no use.
+        // Without the state, the best parameters are useless.
         self.0.remove(STATE).await?;
         self.0.remove(BEST).await
     }
@@ -351,15 +352,15 @@ async fn put_parameter<B: Train>(
 
 async fn put(writer: &mut SafetensorsWriter, values: Values<'_>) -> Result<()> {
     let mut bytes = Vec::new();
-    // Masters of half precision hold nothing that the type does not.
+    // Exact: masters of half precision are BF16 already.
     encode_f32(values.dtype, &values.values, &mut bytes)?;
     writer.write(&values.name, &bytes).await
 }
 
-/// Writes parameters as tensors: floating point as it is stored, masters of codes in `F32`.
+/// Writes parameters as tensors: floating-point ones in their stored type, masters of codes in `F32`.
 ///
 /// # Errors
-/// `non_finite` naming the tensor that training made NaN or infinite; whatever writing meets.
+/// `non_finite` naming a tensor that training made NaN or infinite; errors of writing.
 pub async fn write_tensors<B: Train>(
     of: &mut impl Trained<B>,
     sink: Box<dyn ByteSink>,
@@ -392,10 +393,10 @@ pub async fn write_tensors<B: Train>(
     writer.finish().await
 }
 
-/// The scales that are held, by the tensors' names.
+/// The held scales, by tensor name.
 ///
 /// # Errors
-/// What goes wrong on the device.
+/// Errors of the device.
 pub async fn held_scales<B: Train>(of: &mut impl Trained<B>) -> Result<BTreeMap<String, Vec<f32>>> {
     let (backend, parameters) = of.trained();
     let mut all = BTreeMap::new();

@@ -1,8 +1,8 @@
-//! Graded tasks: questions with one right answer, harder from level to level, made from a seed.
+//! Graded tasks: generated questions with one right answer, harder from level to level.
 //!
-//! What a question is about decides, by a hash and not by the seed, whether it is for learning or for judging: so no question of the
-//! one kind is ever among the other, however often and with whatever seeds both are made. For Sudoku that is the solved grid, so that a
-//! grid which was learned is never asked for; for the others the prompt. An answer ends with a line end. No question comes twice.
+//! A hash of a question's subject, not the seed, assigns it to the training or the test part. The parts are therefore
+//! disjoint, whatever the seeds and counts. The subject of a Sudoku is the solved grid, so that a learned grid is never
+//! tested; that of other tasks is the prompt. An answer ends with a line end. No question occurs twice.
 //!
 //! Not here: files, and how a question becomes tokens (`corpus::questions`).
 
@@ -18,53 +18,53 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 
 named! {
-    /// What questions are about.
+    /// The kind of question.
     pub enum Task {
-        /// The digits of a string in order: three at level 1, one more at each level
+        /// Sort the digits of a string: three at level 1, one more per level
         Sort = "sort",
-        /// A Sudoku of four by four with one solution: two blanks at level 1, one more at each level
+        /// A 4x4 Sudoku with one solution: two blanks at level 1, one more per level
         Sudoku = "sudoku",
     }
 }
 
 named! {
-    /// What questions are for.
+    /// The part of a task that a question belongs to.
     pub enum Part {
-        /// To learn from
+        /// For training
         Train = "train",
-        /// To judge by
+        /// For evaluation
         Test = "test",
     }
 }
 
-/// How many levels a task has; the first is 1.
+/// Levels of each task; the first is 1.
 pub const LEVELS: usize = 10;
 
-/// One in so many subjects is kept for judging.
+/// One in this many subjects is in the test part.
 const TEST_SHARE: u64 = 5;
 
-/// After so many draws in a row that gave nothing new there is taken to be nothing new.
+/// Draws without a new question after which the level counts as exhausted.
 const MOST_MISSES: usize = 2000;
 
-/// A question and its answer; a line of a file.
+/// A question and its answer; one line of a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Question {
-    /// What stands before the answer.
+    /// The text before the answer.
     pub prompt: String,
-    /// The answer, with the line end that ends it.
+    /// The answer, with its final line end.
     pub answer: String,
-    /// How hard it is, from 1.
+    /// The level, from 1.
     pub level: usize,
 }
 
-/// What a task draws: a question, and what it is about.
+/// A drawn question with its subject.
 struct Drawn {
     subject: String,
     prompt: String,
     answer: String,
 }
 
-/// So many questions of a level, all different, or fewer where there are no more.
+/// `count` different questions of a level, or fewer if there are no more.
 ///
 /// # Errors
 /// `invalid_argument` for a level that the task does not have.
@@ -76,7 +76,7 @@ pub fn questions(task: Task, level: usize, part: Part, count: usize, seed: u64) 
         )));
     }
     let mut seeds = Pcg64Mcg::seed_from_u64(seed);
-    // Neighbouring levels have nothing in common so.
+    // Decorrelates neighbouring levels.
     let mut random =
         Pcg64Mcg::seed_from_u64(seeds.next_u64() ^ Pcg64Mcg::seed_from_u64(level as u64).next_u64());
     let (mut known, mut found, mut misses) = (BTreeSet::new(), Vec::new(), 0);
@@ -94,16 +94,16 @@ pub fn questions(task: Task, level: usize, part: Part, count: usize, seed: u64) 
     Ok(found)
 }
 
-/// What questions about a subject are for.
+/// The part that a subject belongs to.
 fn part_of(subject: &str) -> Part {
     let digest = sha256_hex(subject.as_bytes());
     let number = digest.bytes().take(8).fold(0u64, |number, byte| number << 8 | u64::from(byte));
     if number.is_multiple_of(TEST_SHARE) { Part::Test } else { Part::Train }
 }
 
-/// A number below `end`.
+/// A random number below `end`.
 fn below(end: usize, random: &mut Pcg64Mcg) -> usize {
-    // The remainder favours small numbers by less than 2^-50 here.
+    // The modulo bias is below 2^-50 here.
     (random.next_u64() % end.max(1) as u64) as usize
 }
 

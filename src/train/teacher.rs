@@ -1,4 +1,4 @@
-//! The model whose predictions another one learns.
+//! The teacher: a model whose predictions another one learns.
 
 use super::{Room, Row};
 use crate::backend::Train;
@@ -7,24 +7,24 @@ use crate::model::decoder::{Logits, Run};
 use crate::model::{CausalLm, KvCache, ModelConfig};
 use crate::task::Silent;
 
-/// A model that only predicts.
+/// A model for inference only.
 pub struct Teacher<B: Train> {
     model: CausalLm<B>,
     cache: KvCache<B>,
 }
 
 impl<B: Train> Teacher<B> {
-    /// For batches of that room.
+    /// A teacher for batches of size `room`.
     ///
     /// # Errors
-    /// `context_overflow` for a context that it was not made for; `out_of_memory`.
+    /// `context_overflow` for a context longer than the model's; `out_of_memory`.
     pub fn new(mut model: CausalLm<B>, room: Room) -> Result<Self> {
         let sequences = (room.tokens / room.context.max(1)).max(1);
         let cache = model.new_batch_cache(sequences, room.context)?;
         Ok(Self { model, cache })
     }
 
-    /// Refuses a pupil that has other tokens.
+    /// Refuses a student with another vocabulary.
     ///
     /// # Errors
     /// `invalid_argument`
@@ -32,16 +32,16 @@ impl<B: Train> Teacher<B> {
         let (own, other) = (self.model.config().vocab_size, pupil.vocab_size);
         if own != other {
             return Err(Error::invalid_argument(format!(
-                "expected a teacher with the vocabulary of its pupil, {other} tokens, but found one of {own}"
+                "expected a teacher with the student's vocabulary of {other} tokens but found one of {own}"
             )));
         }
         Ok(())
     }
 
-    /// Its logits of all tokens of a batch, `[tokens, vocab_size]`.
+    /// The teacher's logits of all tokens of a batch, `[tokens, vocab_size]`.
     ///
     /// # Errors
-    /// `invalid_argument` for tokens that it does not know; what goes wrong on the device.
+    /// `invalid_argument` for unknown tokens; errors of the device.
     pub async fn logits(&mut self, batch: &[Row<'_>]) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         let sequences = self.cache.sequences();

@@ -1,4 +1,4 @@
-//! How often the two forms of one model, quantized and dequantized, predict the same next token.
+//! How often the quantized and the dequantized form of a model predict the same next token.
 
 use super::residency::is_single_precision;
 use super::walk;
@@ -11,47 +11,47 @@ use crate::quant::{ActivationGrid, Activations};
 use crate::task::Control;
 use serde::Serialize;
 
-/// What the two forms of one model must agree on: they differ by the rounding of products to the stored type.
+/// Required agreement of the two forms. They differ only by the rounding of dequantized weights to the stored type.
 pub const REQUIRED_AGREEMENT: f64 = 0.995;
 
-/// The checkpoints that are compared.
+/// The compared checkpoints.
 #[derive(Clone, Copy)]
 pub struct Forms<'a> {
-    /// Codes and scales.
+    /// The quantized checkpoint, with codes and scales.
     pub quantized: &'a Checkpoint,
-    /// What `dequantize` made of it.
+    /// The result of `dequantize` on it.
     pub dequantized: &'a Checkpoint,
-    /// What was quantized.
+    /// The checkpoint before quantization.
     pub original: Option<&'a Checkpoint>,
 }
 
-/// Shares of positions at which two models predict the same next token.
+/// Fractions of positions at which two models predict the same next token.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agreement {
-    /// The text.
+    /// Name of the text.
     pub text: String,
-    /// Tokens that were predicted.
+    /// Predicted tokens.
     pub tokens: u64,
-    /// Quantized against dequantized, at the activation precision of the quantized folder; INT8 on
-    /// the symmetric grid up to 127 on both sides. Below `required` something is broken.
+    /// Quantized against dequantized, at the activation precision of the quantized folder. INT8 uses the symmetric grid
+    /// up to 127 on both sides. A value below `required` is a bug.
     pub quantized_dequantized: f64,
     /// The same with `f32` activations on both sides.
     pub quantized_dequantized_f32: f64,
-    /// What both of them must reach.
+    /// The lower limit of both.
     pub required: f64,
-    /// Original against dequantized; null without an original.
+    /// Original against dequantized, the retention; null without an original.
     pub retention: Option<f64>,
-    /// The limit that was set for `retention`.
+    /// The lower limit of `retention`.
     pub min_retention: f64,
-    /// Whether the retention reaches its limit; a finding about the quantization, not about the way back.
+    /// Whether the retention reaches its limit. It judges the quantization, not the dequantization.
     pub retained: Option<bool>,
 }
 
-/// Measures all shares.
+/// Measures all agreements.
 ///
 /// # Errors
-/// `invalid_argument` for a limit that is no share; `invalid_checkpoint` where the two forms agree on less than
-/// [`REQUIRED_AGREEMENT`]; whatever reading and running meet.
+/// `invalid_argument` for a limit outside 0 to 1; `invalid_checkpoint` if the two forms agree on less than
+/// [`REQUIRED_AGREEMENT`]; errors of reading and running.
 pub async fn measure<B: Backend>(
     forms: Forms<'_>,
     data: &Dataset,
@@ -66,8 +66,8 @@ pub async fn measure<B: Backend>(
         CausalLm::load(new_backend(), checkpoint, options, control).await
     };
     let activations = forms.quantized.module(&Linear::Q.module(0))?.activations();
-    // On the full range a token's largest activation, if negative, lies on a tie, so that the noise of f32 sums decides how it
-    // is rounded: two equal models were seen to agree on 0.98. What is judged here are weights.
+    // On the full INT8 range, a token's largest activation lies on a rounding tie if it is negative. Noise of f32 sums
+    // then decides how it is rounded: two equal models agreed on only 0.98. This check is about weights.
     let alike = LoadOptions {
         activations: Some(activations),
         grid: Some(ActivationGrid::Absmax127),
@@ -115,7 +115,7 @@ pub async fn measure<B: Backend>(
     })
 }
 
-/// Refuses what cannot be a share of predictions.
+/// Refuses a limit that is not between 0 and 1.
 ///
 /// # Errors
 /// `invalid_argument`.
@@ -126,7 +126,7 @@ pub fn check_share(min_retention: f64) -> Result<()> {
     Err(Error::invalid_argument(format!("expected a retention between 0 and 1 but found {min_retention}")))
 }
 
-/// The share of equal predictions, and over how many tokens.
+/// The fraction of equal predictions, and the number of predicted tokens.
 async fn share<B: Backend>(
     first: &mut CausalLm<B>,
     second: &mut CausalLm<B>,

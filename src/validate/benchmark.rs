@@ -1,6 +1,6 @@
 //! Multiple-choice benchmarks: the file format, and the score from log-likelihoods.
 //!
-//! A file is JSON lines, one item a line; blank lines do not count:
+//! A file is JSON lines, one item per line; blank lines are skipped:
 //!
 //! ```json
 //! {"prompt": "The opposite of hot is", "choices": ["cold", "loud", "late"], "answer": 0}
@@ -11,14 +11,15 @@
 //! - `answer` (also `label` or `gold`): the index of the right choice, from 0.
 //!
 //! Other fields are ignored. The model scores each choice by the log-likelihood of its tokens after the prompt (see
-//! [`Item::continuation`]), and predicts the choice with the largest, as EleutherAI's lm-evaluation-harness does: `acc`
-//! takes the plain sum, `acc_norm` divides it by the choice's bytes. Not here: running the model.
+//! [`Item::continuation`]), and predicts the choice with the highest score. This follows EleutherAI's
+//! lm-evaluation-harness: `acc` takes the plain sum, `acc_norm` divides it by the choice's bytes. Not here: running the
+//! model.
 
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::json;
 use serde::Deserialize;
 
-/// The most choices of one item; more is a mistake in the file.
+/// Most choices of one item; more indicate a mistake in the file.
 const MAX_CHOICES: usize = 256;
 
 /// One question.
@@ -30,14 +31,14 @@ pub struct Item {
     /// The texts to choose from.
     #[serde(alias = "endings")]
     pub choices: Vec<String>,
-    /// Which of them is right.
+    /// The index of the right choice.
     #[serde(alias = "label", alias = "gold")]
     pub answer: usize,
 }
 
 impl Item {
-    /// The text of choice `index` as it follows the prompt: with a space between, unless there is white space already
-    /// or the prompt is empty.
+    /// The text of choice `index` after the prompt. A space separates them, unless there is white space already or the
+    /// prompt is empty.
     ///
     /// # Panics
     /// When there is no such choice.
@@ -71,8 +72,7 @@ fn invalid(message: String) -> Error {
 /// Reads a whole file of items.
 ///
 /// # Errors
-/// `invalid_argument` naming the line, for a line that is not UTF-8, not JSON or not an item, and for a file without
-/// items.
+/// `invalid_argument` naming a line that is not UTF-8, not JSON or not an item, and for a file without items.
 pub fn parse_jsonl(bytes: &[u8]) -> Result<Vec<Item>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut items = Vec::new();
@@ -99,7 +99,7 @@ fn parse_line(line: &[u8]) -> Result<Item> {
     Ok(item)
 }
 
-/// What a model says about one choice.
+/// A model's score of one choice.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ChoiceScore {
     /// The sum over the choice's tokens, in nats.
@@ -110,20 +110,20 @@ pub struct ChoiceScore {
     pub bytes: usize,
 }
 
-/// By what a log-likelihood is divided before choices are compared.
+/// The divisor of a log-likelihood before choices are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Normalization {
-    /// By nothing: the harness's `acc`. Favours short choices.
+    /// None: the harness's `acc`. Favours short choices.
     #[default]
     None,
-    /// By bytes: the harness's `acc_norm`.
+    /// Bytes: the harness's `acc_norm`.
     Bytes,
-    /// By tokens: depends on the tokenizer.
+    /// Tokens: depends on the tokenizer.
     Tokens,
 }
 
-/// The choice with the largest score, the first among equals. `None`, which counts as wrong, when a score is NaN or no
-/// score is finite: a model that says nothing shall not be right by standing first.
+/// The choice with the highest score, the first among equals. `None`, which counts as wrong, if a score is NaN or none
+/// is finite: a broken model must not be right by a default to the first choice.
 pub fn predict(scores: &[ChoiceScore], normalization: Normalization) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
     for (index, score) in scores.iter().enumerate() {
@@ -143,10 +143,10 @@ pub fn predict(scores: &[ChoiceScore], normalization: Normalization) -> Option<u
     best.map(|(index, _)| index)
 }
 
-/// How many predictions are right. A count, not a share: the drop in points is then exact at its limit.
+/// The number of right predictions. A count, not a fraction, so that the drop in points is exact at its limit.
 ///
 /// # Panics
-/// When there is not one prediction for each item.
+/// If there is not one prediction per item.
 pub fn count_right(items: &[Item], predictions: &[Option<usize>]) -> usize {
     assert_eq!(items.len(), predictions.len(), "one prediction for each item");
     items.iter().zip(predictions).filter(|(item, guess)| **guess == Some(item.answer)).count()

@@ -1,4 +1,4 @@
-//! Lets a model answer multiple-choice questions by the likelihood of each answer.
+//! Answers multiple-choice questions with a model, by the likelihood of each choice.
 
 use super::benchmark::{ChoiceScore, Item, Normalization, count_right, predict};
 use super::metrics::negative_log_likelihood;
@@ -9,10 +9,10 @@ use crate::model::{CausalLm, KvCache};
 use crate::task::{Control, Progress};
 use crate::tokenizer::TextCodec;
 
-/// How many questions the model answers right.
+/// The number of questions that the model answers right.
 ///
-/// Prompt and choice are tokenized together, and the tokens after the prompt's own are scored, as
-/// lm-evaluation-harness does. What does not fit the model's context is cut from the front.
+/// Prompt and choice are tokenized together, and the tokens after the prompt's are scored, as in lm-evaluation-harness.
+/// An input longer than the model's context is cut at the front.
 ///
 /// # Errors
 /// `invalid_argument` for a choice without a token of its own; `cancelled`.
@@ -60,7 +60,7 @@ async fn score<B: Backend>(
         return Err(Error::invalid_argument(format!("choice {index} adds no token to its prompt")));
     }
     let tokens = whole.len() - prompt;
-    // The last token is predicted, never fed.
+    // The last token is predicted but not fed.
     let cut = (whole.len() - 1).saturating_sub(cache.capacity());
     let inputs = &whole[cut..whole.len() - 1];
     let first_scored = prompt.saturating_sub(cut + 1);

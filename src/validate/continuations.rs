@@ -1,4 +1,4 @@
-//! Lets models continue prompts and looks for text that is plainly broken.
+//! Continues prompts with a model, and looks for broken text.
 
 use super::failures::{self, Failure, Generated};
 use super::windows::Dataset;
@@ -11,50 +11,51 @@ use crate::task::{Control, Progress};
 use crate::tokenizer::TextCodec;
 use serde::Serialize;
 
-/// Texts that are continued at once. Each needs a cache of its own, and more of them gain little: on two threads 16 prompts took
-/// 1/1.6 of their time one by one with 8 at once as with 16 (the shipped model), 1/1.7 and 1/2.0 (another of 0.7M parameters).
+/// Prompts continued at once. Each needs its own KV cache, and more of them gain little. Measured:
+/// `docs/measurements.md`, "Prompts continued at once in validation".
 const MOST_AT_ONCE: usize = 8;
-/// Bytes of keys and values that texts under way may take together; one may take more. The default passages and new tokens of
-/// eight texts need 42 MiB in a model of 1B parameters with grouped heads, and 640 MiB in one of 7B without.
+/// Most KV cache bytes of all prompts in progress; a single prompt may exceed it. The default prompts and new tokens,
+/// eight at once, need 42 MiB in a model of 1B parameters with grouped-query attention, and 640 MiB in one of 7B
+/// without.
 const MOST_CACHE_BYTES: u64 = 256 << 20;
 
 /// A text to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// As people read it.
+    /// The text.
     pub text: String,
-    /// With the tokens that the model expects in front.
+    /// Its tokens, with leading special tokens.
     pub token_ids: Vec<u32>,
 }
 
-/// What one model made of one prompt.
+/// One model's continuation of one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Continuation {
     /// New tokens.
     pub token_ids: Vec<u32>,
     /// Their text.
     pub text: String,
-    /// Why it ended; null where the model's logits were not finite.
+    /// Why it ended; null if the logits were not finite.
     pub finish_reason: Option<&'static str>,
-    /// What is wrong with it.
+    /// The failures found in it.
     #[serde(skip)]
     pub failures: Vec<Failure>,
 }
 
-/// What two models made of one prompt.
+/// Two models' continuations of one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pair {
-    /// As people read it.
+    /// The prompt's text.
     pub prompt: String,
-    /// What the first made of it.
+    /// The first model's continuation.
     pub a: Continuation,
-    /// What the second made of it.
+    /// The second model's continuation.
     pub b: Continuation,
-    /// The first new token, counted from 0, in which they differ; null where they do not.
+    /// The index of the first new token in which they differ; null if they are equal.
     pub first_difference: Option<usize>,
 }
 
-/// Puts together what two models made of the same prompts.
+/// Pairs two models' continuations of the same prompts.
 pub fn pair(prompts: &[&str], first: Vec<Continuation>, second: Vec<Continuation>) -> Vec<Pair> {
     let pairs = prompts.iter().zip(first.into_iter().zip(second)).map(|(prompt, (a, b))| {
         let same = a.token_ids.iter().zip(&b.token_ids).take_while(|(x, y)| x == y).count();
@@ -64,10 +65,10 @@ pub fn pair(prompts: &[&str], first: Vec<Continuation>, second: Vec<Continuation
     pairs.collect()
 }
 
-/// Prompts from `texts`, one each.
+/// Prompts from texts, one each.
 ///
 /// # Errors
-/// `invalid_argument` when there is none.
+/// `invalid_argument` without prompts, and for an empty one.
 pub fn from_texts<'a>(
     texts: impl IntoIterator<Item = &'a str>,
     codec: &dyn TextCodec,
@@ -82,7 +83,7 @@ pub fn from_texts<'a>(
     Ok(prompts)
 }
 
-/// Prompts of `tokens` tokens each from `count` places of a text, evenly spaced.
+/// Prompts of `tokens` tokens each, from `count` evenly spaced positions of a text.
 pub fn from_dataset(
     data: &Dataset,
     count: usize,
@@ -103,7 +104,7 @@ pub fn from_dataset(
 
 /// Continues each prompt greedily by at most `max_tokens` tokens.
 ///
-/// Broken logits are a finding here, not an error.
+/// Non-finite logits are a finding here, not an error.
 ///
 /// # Errors
 /// As [`Batch::new`] and [`Batch::next`].
@@ -119,7 +120,7 @@ pub async fn continue_all<B: Backend>(
     let options: Vec<_> = prompts
         .iter()
         .map(|prompt| {
-            // Short contexts leave less room; a prompt without any is the caller's error.
+            // Limits the new tokens to the context's room; a prompt that leaves none is the caller's error.
             let room = (longest + 1).saturating_sub(prompt.token_ids.len()).max(1);
             GenerateOptions { max_tokens: max_tokens.min(room), ..GenerateOptions::default() }
         })
@@ -158,7 +159,7 @@ fn at_once(config: &ModelConfig, positions: usize) -> usize {
     usize::try_from(fit).unwrap_or(MOST_AT_ONCE).clamp(1, MOST_AT_ONCE)
 }
 
-/// What a model has made of a prompt so far.
+/// A continuation in progress.
 #[derive(Default)]
 struct Spoken {
     text: String,

@@ -1,8 +1,8 @@
-//! Finds generated text that is plainly broken: loops, degenerate text, logits that are no numbers, no output.
+//! Finds generated text that is plainly broken: loops, degenerate text, non-finite logits, no output.
 //!
-//! Each detector looks for damage that a reader would see at once, and has a threshold with a reason. They do not judge
-//! style, truth or grammar: wrong words in good order are perplexity's affair. Because small models loop by themselves,
-//! what counts in the end is a failure that the original does not show on the same prompt.
+//! Each detector looks for damage that a reader sees at once, and has a threshold with a reason. Style, truth and
+//! grammar are not judged: plausible but wrong words are measured by perplexity. Small models loop by themselves, so
+//! only a failure that the original does not show on the same prompt counts in the verdict.
 
 use crate::generate::FinishReason;
 use crate::options::named;
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 named! {
-    /// What went wrong in a generated text
+    /// A kind of failure in a generated text
     #[derive(PartialOrd, Ord)]
     pub enum FailureKind {
-        /// The end of the text is one cycle of tokens over and over
+        /// The text ends in a repeating cycle of tokens
         RepetitionLoop = "repetition_loop",
-        /// Hardly any variety, or hardly any text
+        /// Little variety, or mostly characters that are not text
         DegenerateText = "degenerate_text",
-        /// NaN or infinity came out of the model
+        /// The model's logits contain NaN or infinity
         NonFiniteLogits = "non_finite_logits",
-        /// Nothing but white space came out
+        /// Only white space was generated
         EmptyOutput = "empty_output",
     }
 }
 
-/// One finding about one text.
+/// A failure found in one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What went wrong.
+    /// The kind of failure.
     pub kind: FailureKind,
     /// One sentence with the figures.
     pub detail: String,
@@ -36,25 +36,25 @@ pub struct Failure {
 /// A failure of the quantized model on one prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptFailure {
-    /// The text that was continued.
+    /// The prompt's text.
     pub prompt: String,
-    /// What went wrong.
+    /// The kind of failure.
     pub kind: FailureKind,
     /// One sentence with the figures.
     pub detail: String,
-    /// Whether the original shows a failure of the same kind on this prompt: then it is not the quantization's.
+    /// Whether the original fails in the same way on this prompt; then quantization is not the cause.
     pub original_also: bool,
-    /// What the quantized model wrote, without the prompt. Of a very long text only its end, after an ellipsis. Empty in
-    /// reports of versions that did not keep it.
+    /// The generated text, without the prompt. Of a very long text only the end, after an ellipsis. Empty in reports of
+    /// versions that did not record it.
     #[serde(default)]
     pub text: String,
 }
 
-/// Characters of a text that a report keeps: many times what the usual 64 tokens come to, and a page at most where
-/// someone lets models write on and on.
+/// Characters of a text in a report: many times the usual 64 tokens, and at most about a page if the token limit is
+/// high.
 const MAX_TEXT_CHARS: usize = 2000;
 
-/// The failures of the quantized model, which wrote `text` after `prompt`, beside those of the original there.
+/// The quantized model's failures in `text`, generated after `prompt`, compared with the original's.
 pub fn compare(prompt: &str, text: &str, original: &[Failure], quantized: &[Failure]) -> Vec<PromptFailure> {
     let with_prompt = |failure: &Failure| PromptFailure {
         prompt: prompt.to_owned(),
@@ -66,7 +66,7 @@ pub fn compare(prompt: &str, text: &str, original: &[Failure], quantized: &[Fail
     quantized.iter().map(with_prompt).collect()
 }
 
-/// The text, or its last [`MAX_TEXT_CHARS`] characters after an ellipsis: loops and broken logits are found at its end.
+/// The text, or an ellipsis and its last [`MAX_TEXT_CHARS`] characters: loops and broken logits show at the end.
 fn bounded(text: &str) -> String {
     match text.char_indices().rev().nth(MAX_TEXT_CHARS - 1) {
         Some((start, _)) if start > 0 => format!("…{}", &text[start..]),
@@ -81,21 +81,21 @@ pub struct Generated<'a> {
     pub token_ids: &'a [u32],
     /// Their text.
     pub text: &'a str,
-    /// Why generation ended; `None` where an error, such as a NaN, ended it.
+    /// Why generation ended; `None` after an error, such as a NaN.
     pub finish_reason: Option<FinishReason>,
     /// Whether a logit was NaN or plus infinity at any step.
     pub non_finite_logits: bool,
 }
 
-/// A text that was cut off is in a loop when a third round has begun: at that point nothing but the token limit ends
-/// it. Twice alone is a refrain ("And miles to go before I sleep").
+/// Repeats above which a truncated text is in a loop: the third round has begun, and only the token limit ended it. Two
+/// repeats are a refrain ("And miles to go before I sleep").
 const CUT_OFF_REPEATS: f64 = 2.0;
-/// Shorter than this may be laughter, a drum roll or a row of table cells.
+/// Shorter loops may be laughter, a drum roll or a row of table cells.
 const CUT_OFF_LOOP_TOKENS: usize = 16;
-/// The loop's share of a text that was cut off. Small models fall into loops late: a real one takes 30% of 64 tokens.
+/// The loop's share of a truncated text. Small models fall into loops late: a real one takes 30% of 64 tokens.
 const CUT_OFF_LOOP_SHARE: f64 = 0.25;
 
-/// A text that ended by itself got out of its loop, so it must be long and most of the text to count.
+/// A text that ended by itself left its loop, so the loop must be long and most of the text to count.
 const ENDED_REPEATS: f64 = 4.0;
 /// See [`ENDED_REPEATS`]: a chorus of "let it be" sung four times is 16 tokens.
 const ENDED_LOOP_TOKENS: usize = 32;
@@ -106,27 +106,27 @@ const ENDED_LOOP_SHARE: f64 = 0.5;
 const VARIETY_WINDOW: usize = 64;
 /// Fewer tokens say nothing about variety.
 const VARIETY_MIN_TOKENS: usize = 32;
-/// Shannon entropy of the tokens in the window: 2 bits is the variety of four tokens used equally often. Greedy texts
-/// of a model with 260,000 parameters have 4.9 bits and more, digits of a number 3.3.
+/// Shannon entropy of the tokens in the window. 2 bits is the variety of four equally frequent tokens. Greedy texts of
+/// a model with 260,000 parameters have at least 4.9 bits, digits of a number 3.3.
 const MIN_ENTROPY_BITS: f64 = 2.0;
 
-/// A run of one character this long that fills [`MAX_RUN_SHARE`] of the text is no ruler or heading any more.
+/// A run of one character that is this long and fills [`MAX_RUN_SHARE`] of the text is no ruler or heading.
 const MAX_RUN_CHARS: usize = 32;
 /// See [`MAX_RUN_CHARS`].
 const MAX_RUN_SHARE: f64 = 0.5;
 
-/// Marks and control characters up to this number can be one character that the token limit cut in the middle.
+/// Up to this many replacement marks and control characters can be one character that the token limit truncated.
 const MAX_CUT_MARKS: usize = 3;
-/// Replacement marks, control and private-use characters as a share of all.
+/// Replacement marks, control and private-use characters as a fraction of all.
 const MAX_NON_TEXT_SHARE: f64 = 0.1;
 
-/// Characters other than white space that are needed to judge the share of letters and digits.
+/// Characters other than white space needed to judge the fraction of letters and digits.
 const SYMBOLS_MIN_CHARS: usize = 32;
-/// Letters and digits as a share of what is not white space. Dense code has 65%, a table drawn with lines 40%, a matrix
-/// in brackets 35%.
+/// Letters and digits as a fraction of characters other than white space. Dense code has 65%, a table drawn with lines
+/// 40%, a matrix in brackets 35%.
 const MIN_LETTER_SHARE: f64 = 0.2;
 
-/// Everything that is wrong with one text, at most one failure of each kind.
+/// All failures of one text, at most one of each kind.
 pub fn detect(generated: &Generated<'_>) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut found = |kind, detail: Option<String>| {
@@ -140,7 +140,7 @@ pub fn detect(generated: &Generated<'_>) -> Vec<Failure> {
         );
     }
     if generated.text.trim().is_empty() {
-        // When a NaN stopped generation at once, the empty text is its consequence.
+        // If a NaN stopped generation at once, the empty text is its consequence.
         if !generated.non_finite_logits {
             let tokens = generated.token_ids.len();
             found(FailureKind::EmptyOutput, Some(format!("{tokens} generated tokens gave no visible text")));
@@ -168,7 +168,7 @@ fn repetition_loop(generated: &Generated<'_>) -> Option<String> {
         (CUT_OFF_REPEATS, CUT_OFF_LOOP_TOKENS, CUT_OFF_LOOP_SHARE)
     };
     let (period, length) = periodic_tail(generated.token_ids, |period, length| {
-        // Ended texts may end exactly after the last round; in a text cut off the next round must have begun.
+        // A complete text may end exactly after the last round; in a truncated text the next round must have begun.
         let repeats = length as f64 / period as f64;
         let enough = if ended { repeats >= min_repeats } else { repeats > min_repeats };
         enough && length >= min_tokens && length as f64 >= min_share * total as f64
@@ -247,7 +247,7 @@ mod tests {
     use FailureKind::*;
     use FinishReason::{EndOfSequence, MaxTokens};
 
-    /// Words, runs of white space and single other characters: coarse, but it repeats where the text does.
+    /// Words, runs of white space and other single characters: coarse, but it repeats where the text does.
     fn tokens(text: &str) -> Vec<u32> {
         let mut ids = BTreeMap::new();
         let mut tokens = Vec::new();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn kinds(text: &str, finish_reason: FinishReason) -> Vec<FailureKind> {
-        // No tokenizer ends a text with half a token, as a lone space would be.
+        // Drops a trailing space: no tokenizer ends a text with half a token.
         let token_ids = tokens(text.trim_end());
         let generated = Generated {
             token_ids: &token_ids,
@@ -293,10 +293,10 @@ mod tests {
              rub it, glue it and wait.",
             "- apples\n- pears\n- plums\n- a bag of flour\n- two lemons\n- soap\n",
             "Buy milk, bread, milk for the neighbour, bread for the ducks, and milk again.",
-            // A refrain comes back, with verses between.
+            // A refrain returns, with verses between.
             "The tide goes out, the tide comes in,\nand I am waiting still.\nThe boats are grey, the ropes are thin,\n\
              and I am waiting still.\nThe gulls complain, the lamps begin,\nand I am waiting still.",
-            // A doubled last line is a poet's choice.
+            // A repeated last line is a stylistic choice.
             "The lamp is low, the road is deep,\nI have a promise yet to keep,\nand far to go, and far to go,\n\
              and far to go before I sleep,\nand far to go before I sleep.",
             "\"Ha ha ha ha!\" said the clown. \"Ha ha ha ha ha!\" said the children.",
@@ -313,7 +313,7 @@ mod tests {
             "Great news 😀😀😀 we won 🎉🎉🎉",
             "Yes.",
             "42",
-            // The token limit cut an emoji into marks.
+            // The token limit truncated an emoji into replacement marks.
             "See you tomorrow \u{fffd}\u{fffd}\u{fffd}",
             "He wanted the red ball. He wanted the blue ball. He wanted the green ball. He wanted to go home.",
         ];
@@ -330,7 +330,7 @@ mod tests {
         let marks = "\u{fffd}".repeat(12);
         let dashes = "-".repeat(200);
         let cases: [(String, &[FailureKind]); 15] = [
-            // Into the third round when the limit came.
+            // The third round has begun at the token limit.
             (format!("{story}{line}{line}She had"), &[RepetitionLoop]),
             (line.repeat(6), &[RepetitionLoop]),
             ("the ".repeat(40), &[RepetitionLoop]),

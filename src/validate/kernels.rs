@@ -1,7 +1,7 @@
 //! Times single steps of a model on a device, by the bytes that they move and the operations that they do.
 //!
-//! Weights are random codes, several of a kind where a cache could hold one, as a model has many. What a device can do at
-//! most is measured in the same run.
+//! Weights are random codes. Several of each kind take turns if a cache could hold one, since a model has many. The
+//! device's peak rates are measured in the same run.
 
 use super::speed::Clock;
 #[cfg(feature = "gpu")]
@@ -16,24 +16,24 @@ use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 use crate::task::{self, Control, Progress};
 use half::f16;
 
-/// A step runs for at least so long, in one go.
+/// Shortest duration of a timed pass.
 const LEAST_SECONDS: f64 = 0.1;
-/// And at most so often.
+/// Most runs of a step in a pass.
 const MOST_RUNS: usize = 1 << 14;
-/// Goes; the fastest counts, because others on the machine only ever make it slower.
+/// Timed passes. The fastest counts, because other load can only slow a pass down.
 const GOES: usize = 3;
-/// Steps that are timed: five formats of a weight, two shapes of each, and the others; each for one token and for many, but for
-/// the four around the blocks.
+/// Number of timed steps: five weight formats in two shapes each and four other steps of a block, each for one token
+/// and for many, plus four steps outside the blocks.
 const STEPS: usize = 2 * (5 * 2 + 4) + 4;
-/// Runs of a step before what is recorded is submitted, so that the device works while the next ones are recorded.
+/// Runs of a step between submissions, so that the device works while later runs are recorded.
 const RUNS_IN_FLIGHT: usize = 32;
 
-/// How large the operands are.
+/// Sizes of the operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Columns of the residual stream.
+    /// Width of the residual stream.
     pub hidden: usize,
-    /// Columns between the projections of an MLP.
+    /// Width between the projections of an MLP.
     pub intermediate: usize,
     /// Tokens of a prompt.
     pub prompt: usize,
@@ -46,7 +46,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Of a model of 8 billion parameters, and more weights than caches hold.
+    /// A model of 8 billion parameters, with more weights than caches hold.
     pub const LARGE: Self = Self {
         hidden: 4096,
         intermediate: 14_336,
@@ -55,7 +55,7 @@ impl Sizes {
         vocabulary: 128_256,
         weight_bytes: 256 << 20,
     };
-    /// For processors, and software that plays a GPU.
+    /// For CPUs and for software GPUs.
     pub const SMALL: Self = Self {
         hidden: 1024,
         intermediate: 2816,
@@ -66,31 +66,31 @@ impl Sizes {
     };
 }
 
-/// One step and how long it took.
+/// One timed step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timed {
     /// `matvec int4-g32`, `attention`, ...
     pub step: String,
     /// `14336 x 4096, 1 token`
     pub shape: String,
-    /// Read and written: weights as they are stored, activations, caches.
+    /// Bytes read and written: stored weights, activations, KV caches.
     pub bytes: u64,
     /// Multiplications and additions.
     pub operations: u64,
-    /// Of one run.
+    /// Time of one run.
     pub seconds: f64,
 }
 
-/// The most that a device was seen to do.
+/// Peak rates of a device, as measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Read and written by a copy.
+    /// Bytes read and written by a copy.
     pub bytes_per_second: f64,
-    /// Multiplications and additions in `f32`, without memory.
+    /// Multiplications and additions in `f32`, without memory access.
     pub operations_per_second: f64,
 }
 
-/// Seconds of one run of `step`, which works on `device`. `done` is a buffer that can be read.
+/// Seconds of one run of `step` on `device`. `done` is any readable buffer, for synchronization.
 async fn time<B: Backend>(
     device: &mut B,
     done: &B::Buffer,
@@ -118,14 +118,14 @@ async fn time<B: Backend>(
         fastest = fastest.min(seconds / runs as f64);
         goes += 1;
     }
-    // A clock may be coarser than one run is long.
+    // The clock may be coarser than one run.
     Ok(fastest.max(1e-9))
 }
 
-/// Measures what a GPU can do at most.
+/// Measures a GPU's peak rates.
 ///
 /// # Errors
-/// What goes wrong on the device.
+/// Errors of the device.
 #[cfg(feature = "gpu")]
 pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Result<Limits> {
     use crate::backend::DeviceOps;
@@ -136,7 +136,7 @@ pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Re
     let done = gpu.buffer(Element::F32, 1)?;
     let copy = time(gpu, &done, clock, |gpu, _| gpu.copy(&from, &mut to)).await?;
     let mut out = gpu.buffer(Element::F32, 1 << 18)?;
-    // Short on software, which would be at it for minutes.
+    // Fewer rounds on a software GPU, which would take minutes.
     let rounds = if sizes.weight_bytes == 0 { 64 } else { 4096 };
     let mut operations = 0;
     let arithmetic = time(gpu, &done, clock, |gpu, _| {
@@ -150,7 +150,7 @@ pub async fn limits(gpu: &mut GpuBackend, sizes: &Sizes, clock: Clock<'_>) -> Re
     })
 }
 
-/// The weight formats that are timed, and the activations that they meet.
+/// The timed weight formats, with their activations.
 fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
     let integer = |bits, granularity| WeightFormat::Packed(Scheme::symmetric(bits, granularity).into());
     let ternary = WeightFormat::Packed(Scheme::ternary(Granularity::Tensor).into());
@@ -163,7 +163,7 @@ fn formats() -> Vec<(&'static str, WeightFormat, Activations)> {
     ]
 }
 
-/// Bytes of a matrix as it is stored: values, and scales of four bytes.
+/// Bytes of a stored matrix: values, and scales of four bytes.
 fn weight_bytes(format: WeightFormat, rows: usize, cols: usize) -> u64 {
     let bytes = match format {
         WeightFormat::Dense(dtype) => rows * cols * dtype.size(),
@@ -179,10 +179,10 @@ fn in_words(tokens: usize) -> String {
     if tokens == 1 { "1 token".to_owned() } else { format!("{tokens} tokens") }
 }
 
-/// Times every step of a block, what stands around the blocks, and what calibration adds.
+/// Times all steps of a block, the steps outside the blocks, and those of calibration.
 ///
 /// # Errors
-/// What goes wrong on the device; `cancelled`.
+/// Errors of the device; `cancelled`.
 pub async fn steps<B: Backend>(
     device: &mut B,
     sizes: &Sizes,
@@ -228,10 +228,10 @@ pub async fn steps<B: Backend>(
 
 async fn report(control: &dyn Control, done: usize, item: &str) -> Result<()> {
     control.progress(&Progress { phase: "bench", done: done as u64, total: STEPS as u64, item });
-    task::checkpoint(control).await
+    task::yield_point(control).await
 }
 
-/// The steps of a block that no weight takes part in.
+/// The steps of a block without weights.
 async fn other_steps<B: Backend>(
     b: &mut B,
     sizes: &Sizes,
@@ -266,7 +266,7 @@ async fn other_steps<B: Backend>(
     let len = tokens * intermediate;
     push("gate", format!("{intermediate}, {these}"), 12 * len, 4 * len, seconds);
 
-    // Groups of four query heads, as models of that size have.
+    // One KV head per four query heads, as in models of that size.
     let shape =
         AttentionShape { heads: hidden / 128, kv_heads: hidden / 512, head_dim: 128, capacity: context };
     let mut cache = KvLayer { keys: values(b, shape.cache_len())?, values: values(b, shape.cache_len())? };
@@ -285,13 +285,13 @@ async fn other_steps<B: Backend>(
         time(b, &done, clock, |b, _| b.attention(&qkv, &segments, &shape, cache.as_ref(), &mut attended))
             .await?;
     let moved = 4 * (2 * shape.cache_len() + 2 * tokens * hidden);
-    // Each query meets what is before it: scores, and sums of values.
+    // Each query attends to the positions before it: scores, and sums of values.
     let operations = 4 * hidden * tokens * (past + tokens.div_ceil(2));
     push("attention", format!("{context} positions, {these}"), moved, operations, seconds);
     Ok(timed)
 }
 
-/// What stands before and after the blocks, and what calibration adds.
+/// The steps before and after the blocks, and those of calibration.
 async fn steps_around<B: Backend>(b: &mut B, sizes: &Sizes, clock: Clock<'_>) -> Result<Vec<Timed>> {
     let Sizes { hidden, intermediate, prompt, vocabulary, .. } = *sizes;
     let mut timed = Vec::new();
@@ -329,13 +329,13 @@ async fn steps_around<B: Backend>(b: &mut B, sizes: &Sizes, clock: Clock<'_>) ->
     let mut sums = b.buffer(Element::F32, hidden * hidden)?;
     let seconds = time(b, &done, clock, |b, _| b.gram(&x, prompt, hidden, 0..hidden, &mut sums)).await?;
     let shape = format!("{hidden} columns, {}", in_words(prompt));
-    // The half of the products that is wanted.
+    // Only half of the symmetric products is computed.
     let pairs = hidden * (hidden + 1) / 2;
     push("gram", shape, 4 * (prompt * hidden + 2 * pairs), 2 * prompt * pairs, seconds);
     Ok(timed)
 }
 
-/// A buffer of numbers in `[-1, 1)` that are always the same.
+/// A buffer of fixed numbers in `[-1, 1)`.
 fn values<B: Backend>(b: &mut B, len: usize) -> Result<B::Buffer> {
     let mut buffer = b.buffer(Element::F32, len)?;
     let numbers: Vec<f32> = (0..len).map(|i| (i * 7919 % 2048) as f32 / 1024.0 - 1.0).collect();
@@ -391,7 +391,7 @@ mod tests {
             vocabulary: 30,
             weight_bytes: 100_000,
         };
-        // A clock that jumps a second each time somebody looks: each go is one run of one second.
+        // A clock that advances a second at each reading: each pass is one run of one second.
         let now = Cell::new(0.0);
         let clock = || {
             now.set(now.get() + 1.0);

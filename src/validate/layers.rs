@@ -1,4 +1,4 @@
-//! What quantization did to the weights of each layer, and how many bytes it saved.
+//! Weight errors of quantized layers, and the bytes that they save.
 
 use super::measurements::LayerMemory;
 use super::report::Layer;
@@ -12,10 +12,10 @@ use crate::quant::stats::WeightError;
 use crate::task::{Control, Progress};
 use std::ops::Range;
 
-/// Every quantized module of a checkpoint.
+/// All quantized modules of a checkpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
-    /// Error of the weights, in the order of the data flow.
+    /// Weight errors, in data-flow order.
     pub layers: Vec<Layer>,
     /// Bytes, in the same order.
     pub memory: Vec<LayerMemory>,
@@ -35,7 +35,7 @@ impl Layers {
         bytes.into_iter().rev().max_by_key(|(_, sum)| *sum).map(|(scheme, _)| scheme)
     }
 
-    /// Mean bits of a weight, scales and zero points included. NaN without any.
+    /// Mean bits per weight, scales and zero points included. NaN without any.
     pub fn bits_per_weight(&self) -> f64 {
         let packed: u64 = self.memory.iter().map(|layer| layer.packed_bytes).sum();
         let f16: u64 = self.memory.iter().map(|layer| layer.f16_bytes).sum();
@@ -46,7 +46,7 @@ impl Layers {
 /// Compares the weights of every quantized module with the original's.
 ///
 /// # Errors
-/// `invalid_argument` where the two checkpoints do not belong together, or the second is not quantized.
+/// `invalid_argument` if the two checkpoints do not belong together, or the second is not quantized.
 pub async fn measure(original: &Checkpoint, quantized: &Checkpoint, control: &dyn Control) -> Result<Layers> {
     let mut measured = Layers::default();
     let count = quantized.config().num_hidden_layers;
@@ -88,7 +88,7 @@ pub async fn measure(original: &Checkpoint, quantized: &Checkpoint, control: &dy
     Ok(measured)
 }
 
-/// Where the original keeps what the quantized checkpoint calls `module`: a table that is shared has one name.
+/// The original's name of `module`: a tied table has only one name there.
 fn source_module(original: &Checkpoint, module: &str) -> String {
     let is_table = module == names::EMBEDDING || module == names::HEAD;
     if is_table && (original.config().tie_word_embeddings || module == names::EMBEDDING) {

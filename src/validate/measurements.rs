@@ -1,4 +1,4 @@
-//! What a validation run measures, and the figures that follow from it alone.
+//! Raw measurements of a validation run, and the figures derived from them alone.
 //!
 //! Not here: limits and the verdict.
 
@@ -34,7 +34,7 @@ pub struct BenchmarkMeasurement {
 }
 
 impl BenchmarkMeasurement {
-    /// By how many points, of 100, accuracy falls; negative where it rises.
+    /// The drop of accuracy in percentage points; negative if it rises.
     pub fn drop_points(&self) -> f64 {
         (self.original_right as f64 - self.quantized_right as f64) * 100.0 / self.items as f64
     }
@@ -43,7 +43,7 @@ impl BenchmarkMeasurement {
 /// The bytes of one quantized layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerMemory {
-    /// How it is quantized.
+    /// Its scheme.
     pub scheme: Coding,
     /// Its weights at two bytes each.
     pub f16_bytes: u64,
@@ -51,7 +51,7 @@ pub struct LayerMemory {
     pub packed_bytes: u64,
 }
 
-/// One turn of a timing in which the two models take turns.
+/// One round of a timing in which the two models take turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpeedRound {
     /// Of the original, on the fastest f16/f32 path of the device.
@@ -63,13 +63,13 @@ pub struct SpeedRound {
 /// An interleaved timing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpeedMeasurement {
-    /// Where it ran, in words.
+    /// Description of the device.
     pub device: String,
-    /// One for each turn.
+    /// One per round.
     pub rounds: Vec<SpeedRound>,
-    /// Weight bytes that the original reads for each token.
+    /// The original's weight bytes.
     pub original_bytes: u64,
-    /// The device's last-level cache, where it is known.
+    /// The device's last-level cache, if known.
     pub last_level_cache_bytes: Option<u64>,
 }
 
@@ -93,8 +93,8 @@ impl SpeedMeasurement {
         self.quantized_tokens_per_second() / self.original_tokens_per_second()
     }
 
-    /// How far the rounds scatter: the middle half of the rounds' own ratios lies within `ratio() ± spread()`. Quartiles,
-    /// so that one round in which the machine did something else does not make the whole timing useless.
+    /// The scatter of the rounds: the middle half of their ratios lies within `ratio() ± spread()`. Quartiles, so that
+    /// one disturbed round does not invalidate the whole timing.
     pub fn spread(&self) -> f64 {
         let ratios =
             self.column(|round| round.quantized_tokens_per_second / round.original_tokens_per_second);
@@ -110,7 +110,7 @@ impl SpeedMeasurement {
     }
 }
 
-/// What was done to find the codes; it decides what is still worth a try.
+/// How the codes were found. It decides what is still worth a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preparation {
     /// Weights were rounded, without data.
@@ -122,7 +122,7 @@ pub enum Preparation {
 }
 
 impl Preparation {
-    /// What the method of a record stands for; methods that are not known count as rounding.
+    /// The preparation for a record's method; unknown methods count as rounding.
     pub fn of_method(name: &str) -> Self {
         match name {
             "gptq" | "awq" => Self::Calibrated,
@@ -139,21 +139,21 @@ pub struct Measurements {
     pub scheme: Coding,
     /// How the codes were found.
     pub preparation: Preparation,
-    /// The precision of the activations in the run.
+    /// The precision of the activations.
     pub activations: Activations,
     /// On the validation text.
     pub perplexity: PerplexityMeasurement,
-    /// When a benchmark was given.
+    /// The benchmark's results, if one was given.
     pub benchmark: Option<BenchmarkMeasurement>,
     /// Prompts that were continued.
     pub prompts: usize,
-    /// What went wrong there.
+    /// Failures in those continuations.
     pub failures: Vec<PromptFailure>,
     /// The quantized layers.
     pub memory: Vec<LayerMemory>,
     /// `None` where it was not measured.
     pub speed: Option<SpeedMeasurement>,
-    /// Names of the layers that lost most, worst first; for the recommendation. May be empty.
+    /// Names of the layers with the lowest SNR, worst first, for the recommendation. May be empty.
     pub worst_layers: Vec<String>,
 }
 

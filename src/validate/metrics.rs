@@ -1,13 +1,13 @@
 //! How well a row of logits predicts a token, and how far two rows are from each other.
 //!
-//! Everything is summed in `f64` and in the order given, with the maximum subtracted before `exp`. A row that holds NaN
-//! or plus infinity gives NaN, never a plausible number: the verdict fails on it. Minus infinity is a probability of 0.
+//! Sums are in `f64` and in the given order, with the maximum subtracted before `exp`. A row with NaN or plus infinity
+//! gives NaN, so that the verdict fails on it. Minus infinity is a probability of 0.
 //! A row is `[vocab_size]`. Not here: running the model.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::sort;
 
-/// `ln(sum(exp(logits)))`. NaN for a row that is empty or holds NaN, plus infinity or only minus infinity.
+/// `ln(sum(exp(logits)))`. NaN for a row that is empty, contains NaN or plus infinity, or is all minus infinity.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let mut max = f32::NEG_INFINITY;
     for &logit in logits {
@@ -24,21 +24,21 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     max + libm::log(sum)
 }
 
-/// The negative log-likelihood of token `target`, in nats: `-ln softmax(logits)[target]`. Infinite where the row rules
-/// the token out.
+/// The negative log-likelihood of token `target`, in nats: `-ln softmax(logits)[target]`. Infinite if the token's
+/// probability is 0.
 ///
 /// # Panics
-/// When `target` is outside the row: the caller has checked its tokens against the vocabulary.
+/// If `target` is outside the row. Callers check tokens against the vocabulary first.
 pub fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
     assert!(target < logits.len(), "target {target} is outside a row of {} logits", logits.len());
     log_sum_exp(logits) - f64::from(logits[target])
 }
 
-/// The Kullback-Leibler divergence KL(P || Q) in nats, where P is the softmax of `original` and Q that of `quantized`.
-/// Infinite where Q rules out what P does not; never negative.
+/// The Kullback-Leibler divergence KL(P || Q) in nats, with P the softmax of `original` and Q that of `quantized`.
+/// Never negative. Infinite if Q gives probability 0 to a token that P does not.
 ///
 /// # Panics
-/// When the rows differ in length.
+/// If the rows differ in length.
 pub fn kl_divergence(original: &[f32], quantized: &[f32]) -> f64 {
     assert_eq!(original.len(), quantized.len(), "rows of different vocabularies");
     let (p_total, q_total) = (log_sum_exp(original), log_sum_exp(quantized));
@@ -53,11 +53,11 @@ pub fn kl_divergence(original: &[f32], quantized: &[f32]) -> f64 {
             divergence += probability * (log_p - (f64::from(q) - q_total));
         }
     }
-    // Rounding can leave a tiny negative sum where the rows are nearly equal.
+    // Rounding can leave a tiny negative sum for nearly equal rows.
     if divergence < 0.0 { 0.0 } else { divergence }
 }
 
-/// The id of the largest logit, the lowest among equals; `None` for a row as [`log_sum_exp`] gives NaN for.
+/// The id of the largest logit, the lowest among equals; `None` for a row whose [`log_sum_exp`] is NaN.
 pub fn argmax(logits: &[f32]) -> Option<usize> {
     let mut best: Option<usize> = None;
     for (id, &logit) in logits.iter().enumerate() {
@@ -76,11 +76,11 @@ pub fn top1_agrees(original: &[f32], quantized: &[f32]) -> bool {
     matches!((argmax(original), argmax(quantized)), (Some(a), Some(b)) if a == b)
 }
 
-/// The `percent`-th percentile, linearly interpolated between the closest ranks: position `percent / 100 * (n - 1)` of
-/// the sorted values, as numpy's default has it. NaN for no values or where one is NaN.
+/// The `percent`-th percentile, linearly interpolated between the closest ranks at position `percent / 100 * (n - 1)`
+/// of the sorted values, like numpy's default. NaN without values or if one is NaN.
 ///
 /// # Panics
-/// When `percent` is outside 0 to 100.
+/// If `percent` is outside 0 to 100.
 pub fn percentile(values: &[f64], percent: f64) -> f64 {
     assert!((0.0..=100.0).contains(&percent), "percentile {percent} is outside 0 to 100");
     if values.is_empty() || values.iter().any(|value| value.is_nan()) {
@@ -102,7 +102,7 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
 
-/// The mean. NaN for no values.
+/// The mean. NaN without values.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -118,7 +118,7 @@ pub fn standard_error(values: &[f64]) -> f64 {
     (squares / (values.len() - 1) as f64 / values.len() as f64).sqrt()
 }
 
-/// Adds up negative log-likelihoods to a perplexity.
+/// Accumulates negative log-likelihoods into a perplexity.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PerplexitySum {
     total: f64,
@@ -147,7 +147,7 @@ impl PerplexitySum {
         libm::exp(self.total / self.tokens as f64)
     }
 
-    /// The same of a model that has one.
+    /// The perplexity, or an error if it is not finite.
     ///
     /// # Errors
     /// `non_finite`.
@@ -161,8 +161,8 @@ impl PerplexitySum {
     }
 }
 
-/// Collects, token by token, how much less likely one model finds what another has scored too. Both see the same tokens, so
-/// that what makes a text hard cancels out. Keeps 8 bytes a token.
+/// Collects per-token differences between two models' losses on the same tokens. The difficulty of the text cancels
+/// out. Takes 8 bytes per token.
 #[derive(Clone, Debug, Default)]
 pub struct PairedDifference {
     differences: Vec<f64>,
@@ -185,7 +185,7 @@ impl PairedDifference {
     }
 }
 
-/// Collects, position by position, how a quantized model's logits differ from the original's. Keeps 8 bytes a position.
+/// Collects how a quantized model's logits differ from the original's, per position. Takes 8 bytes per position.
 #[derive(Clone, Debug, Default)]
 pub struct DivergenceSum {
     divergences: Vec<f64>,
@@ -196,7 +196,7 @@ impl DivergenceSum {
     /// Adds the rows of one position, each `[vocab_size]`.
     ///
     /// # Panics
-    /// When the rows differ in length.
+    /// If the rows differ in length.
     pub fn add(&mut self, original: &[f32], quantized: &[f32]) {
         self.divergences.push(kl_divergence(original, quantized));
         self.agreeing += usize::from(top1_agrees(original, quantized));
@@ -217,7 +217,7 @@ impl DivergenceSum {
         percentile(&self.divergences, 99.0)
     }
 
-    /// The share of positions where both predict the same token.
+    /// The fraction of positions where both predict the same token.
     pub fn top1_agreement(&self) -> f64 {
         self.agreeing as f64 / self.divergences.len() as f64
     }
@@ -235,7 +235,7 @@ mod tests {
         weights.iter().map(|w| w / total).collect()
     }
 
-    /// `f64` arithmetic over 40 terms of moderate size: far below what a report shows.
+    /// `f64` arithmetic over 40 terms of moderate size: far below the precision of a report.
     const TOLERANCE: f64 = 1e-10;
 
     proptest! {

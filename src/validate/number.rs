@@ -1,4 +1,4 @@
-//! Numbers of a report that may not be finite: null in JSON, NaN when read back.
+//! Serialization of numbers that may not be finite: null in JSON, read back as NaN.
 
 use serde::{Deserialize, Deserializer, Serializer};
 

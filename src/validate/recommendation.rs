@@ -1,4 +1,4 @@
-//! What to try next, in words: depends on what failed, on the scheme and on what was already tried.
+//! The recommendation of a verdict: depends on what failed, on the scheme, and on what was already tried.
 //!
 //! Not here: the verdict itself.
 
@@ -6,14 +6,14 @@ use super::measurements::{Measurements, Preparation};
 use super::verdict::{Criterion, Status, criterion};
 use crate::quant::{Activations, Granularity};
 
-/// Above this increase calibrating INT4 is not worth a first try: it recovers a part of what rounding lost (on
-/// LLaMA-7B GPTQ turns 10.7% into 7.2%), which cannot lead from here to a limit of a few percent.
+/// Perplexity increase above which calibrating INT4 is not worth a first try. Calibration recovers only a part of the
+/// loss (on LLaMA-7B, GPTQ turns 10.7% into 7.2%), which cannot reach a limit of a few percent from here.
 const SEVERE_INCREASE: f64 = 0.25;
 
-/// How many layers are named.
+/// Most layers that are named.
 const NAMED_LAYERS: usize = 3;
 
-/// The recommendation for measurements that gave these criteria.
+/// The recommendation for these measurements and their criteria.
 pub(super) fn recommend(measurements: &Measurements, criteria: &[Criterion]) -> String {
     let status = |name: &str| criteria.iter().find(|row| row.name == name).map(|row| row.status);
     let failed = |name: &str| status(name) == Some(Status::Failed);
@@ -138,8 +138,8 @@ fn smaller(measurements: &Measurements) -> String {
 fn why_speed_is_open(measurements: &Measurements) -> Option<String> {
     let speed = measurements.speed.as_ref()?;
     Some(if speed.original_fits_cache() {
-        "speed says little here, because the original fits the last-level cache".to_owned()
+        "speed is inconclusive, because the original fits the last-level cache".to_owned()
     } else {
-        "speed is open: time it again with more rounds on a machine that does nothing else".to_owned()
+        "speed is inconclusive: repeat the timing with more rounds on an idle machine".to_owned()
     })
 }

@@ -1,7 +1,7 @@
-//! `validation_report.json`: the measurements and the verdict as one JSON document, schema `lowbit.validation/1`.
+//! `validation_report.json`: measurements and verdict as one JSON document, schema `lowbit.validation/1`.
 //!
 //! Field order is part of the schema. A number that is not finite is written as null, and null is read as NaN: JSON has
-//! no NaN, and a report of a broken model must still be a document. Not here: measuring, or writing the file.
+//! no NaN, and the report of a broken model must still be valid JSON. Not here: measuring, and writing the file.
 
 use super::failures::PromptFailure;
 use super::measurements::Measurements;
@@ -11,7 +11,7 @@ use super::verdict::{Criterion, Limits, judge};
 use crate::sort;
 use serde::{Deserialize, Serialize};
 
-/// The schema that this crate writes.
+/// The schema of written reports.
 pub const SCHEMA: &str = "lowbit.validation/1";
 
 /// The whole report.
@@ -27,11 +27,11 @@ pub struct ValidationReport {
     pub dataset: Dataset,
     pub perplexity: Perplexity,
     pub divergence: Divergence,
-    /// Null when no benchmark was given.
+    /// Null without a benchmark.
     pub benchmark: Option<Benchmark>,
     pub layers: Vec<Layer>,
     pub memory: Memory,
-    /// Null when speed was not measured.
+    /// Null if speed was not measured.
     pub speed: Option<Speed>,
     pub generation: Generation,
     pub criteria: Vec<Criterion>,
@@ -44,7 +44,7 @@ pub struct ValidationReport {
 /// The model that was quantized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OriginalModel {
-    /// As the user gave it.
+    /// As given.
     pub path: String,
     /// Weights and biases; a tied table counts once.
     pub parameters: u64,
@@ -52,16 +52,16 @@ pub struct OriginalModel {
     pub bytes: u64,
 }
 
-/// What it was quantized to.
+/// The quantized model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedModel {
-    /// As the user gave it.
+    /// As given.
     pub path: String,
     /// `rtn`, `ternary`, ...
     pub method: String,
-    /// The scheme of most layers, as `int4-g32-sym`.
+    /// The scheme of most weights, such as `int4-g32-sym`.
     pub scheme: String,
-    /// Over the quantized layers, with scales and zero points.
+    /// Mean over the quantized layers, scales and zero points included.
     #[serde(with = "number")]
     pub bits_per_weight: f64,
     /// Of its weight files.
@@ -77,7 +77,7 @@ pub struct Dataset {
     pub name: String,
     /// Scored tokens.
     pub tokens: u64,
-    /// Of the text's bytes, in hexadecimal.
+    /// SHA-256 of the text's bytes, in hexadecimal.
     pub sha256: String,
 }
 
@@ -94,7 +94,7 @@ pub struct Perplexity {
     pub increase: f64,
 }
 
-/// How far the predictions are from the original's, over the scored tokens.
+/// Distance of the predictions from the original's, over the scored tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
     /// Mean KL divergence in nats.
@@ -103,7 +103,7 @@ pub struct Divergence {
     /// Its 99th percentile.
     #[serde(with = "number")]
     pub kl_p99: f64,
-    /// The share of positions where both predict the same token.
+    /// The fraction of positions where both predict the same token.
     #[serde(with = "number")]
     pub top1_agreement: f64,
 }
@@ -123,17 +123,17 @@ pub struct Benchmark {
     pub drop_points: f64,
 }
 
-/// What quantization did to one layer's weights.
+/// Weight errors of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The module, as `model.layers.0.mlp.up_proj`.
+    /// The module, such as `model.layers.0.mlp.up_proj`.
     pub name: String,
-    /// As `int4-g32-sym`.
+    /// Such as `int4-g32-sym`.
     pub scheme: String,
-    /// Signal-to-noise ratio of the weights; null (infinite) where they are exact.
+    /// Signal-to-noise ratio of the weights; null (infinite) if they are exact.
     #[serde(with = "number")]
     pub snr_db: f64,
-    /// The largest difference of a weight.
+    /// The largest absolute error of a weight.
     #[serde(with = "number")]
     pub max_abs_error: f64,
 }
@@ -145,7 +145,7 @@ pub struct Memory {
     pub original_bytes: u64,
     /// Codes, scales and zero points.
     pub quantized_bytes: u64,
-    /// Their quotient.
+    /// `original_bytes / quantized_bytes`.
     #[serde(with = "number")]
     pub ratio: f64,
 }
@@ -167,16 +167,16 @@ pub struct Speed {
     pub spread: f64,
 }
 
-/// What the quantized model wrote.
+/// The result of generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     /// Prompts that were continued.
     pub prompts: usize,
-    /// What went wrong.
+    /// Failures of the quantized model.
     pub failures: Vec<PromptFailure>,
 }
 
-/// The parts of a report that the verdict does not depend on.
+/// The parts of a report that do not affect the verdict.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the types of the fields are documented")]
 pub struct ReportSubject {
@@ -189,7 +189,7 @@ pub struct ReportSubject {
 }
 
 impl ValidationReport {
-    /// Judges the measurements and puts everything together.
+    /// Judges the measurements and assembles the report.
     pub(crate) fn new(subject: ReportSubject, measurements: &Measurements, limits: &Limits) -> Self {
         let verdict = judge(measurements, limits);
         let (original_bytes, quantized_bytes) = measurements.memory_bytes();
@@ -229,7 +229,7 @@ impl ValidationReport {
     }
 }
 
-/// The names of the layers that lost most, worst first, for [`Measurements::worst_layers`].
+/// The names of the layers by SNR, lowest first, for [`Measurements::worst_layers`].
 pub fn worst_layers(layers: &[Layer]) -> Vec<String> {
     let mut order: Vec<&Layer> = layers.iter().filter(|layer| !layer.snr_db.is_nan()).collect();
     sort::sort_by(&mut order, |a, b| a.snr_db.total_cmp(&b.snr_db));

@@ -1,6 +1,6 @@
-//! How much of two models is in memory while they are compared: both whole, or one block of one of them.
+//! How much of two compared models is in memory: both, or one block of one of them.
 //!
-//! A pure decision over sizes; nothing here asks the system.
+//! A pure decision by sizes; nothing here queries the system.
 
 use crate::layout::ModuleStorage;
 use crate::model::names::Linear;
@@ -9,19 +9,19 @@ use crate::model::{Checkpoint, ModelConfig};
 use crate::options::named;
 use crate::{dtype::DType, error::Result};
 
-/// What to hold.
+/// The requested residency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residency {
     /// Both models, whatever they need.
     SideBySide,
-    /// One block of one model at a time. For prompts and questions one model is whole in memory, without the other.
+    /// One block of one model at a time. For prompts and questions, one whole model at a time.
     LayerStreamed,
-    /// Both if they fit so many bytes, otherwise one block.
+    /// Both if they fit this many bytes, otherwise one block.
     Within(u64),
 }
 
 named! {
-    /// How the two models were run; of no influence on any figure but speed
+    /// How the two models were run; affects no figure but speed
     pub enum Execution {
         /// Both in memory
         SideBySide = "side-by-side",
@@ -31,7 +31,7 @@ named! {
 }
 
 impl Residency {
-    /// What this means for models that need `side_by_side` bytes together.
+    /// The execution for models that need `side_by_side` bytes together.
     pub fn execution(self, side_by_side: u64) -> Execution {
         match self {
             Self::SideBySide => Execution::SideBySide,
@@ -41,8 +41,8 @@ impl Residency {
     }
 }
 
-/// An estimate of the bytes that two models need side by side, with caches for `context` positions; `timed` where speed is
-/// measured, for which an original in single precision is also held in half precision.
+/// Estimated bytes of two models side by side, with KV caches for `context` positions. `timed`: speed is measured, for
+/// which an F32 original is also held in half precision.
 ///
 /// # Errors
 /// As [`Checkpoint::module`].
@@ -54,7 +54,7 @@ pub fn side_by_side_bytes(
 ) -> Result<u64> {
     let first = original.bytes();
     let half = if timed && is_single_precision(original)? { first / 2 } else { 0 };
-    // A backend widens scales, and codes of 3 bits.
+    // A backend widens scales, and 3-bit codes.
     let second = quantized.bytes();
     let second = second.saturating_add(second / 4);
     let run = |config: &ModelConfig| cache_bytes(config, context).saturating_add(working_bytes(config));
@@ -62,7 +62,7 @@ pub fn side_by_side_bytes(
     Ok(first.saturating_add(half).saturating_add(second).saturating_add(runs))
 }
 
-/// Whether the first linear module, and so most likely all of them, is stored in F32.
+/// Whether the first linear module, and so probably all of them, is stored in F32.
 pub(super) fn is_single_precision(checkpoint: &Checkpoint) -> Result<bool> {
     let storage = checkpoint.module(&Linear::Q.module(0))?;
     Ok(matches!(storage, ModuleStorage::Dense { dtype: DType::F32, .. }))

@@ -1,4 +1,4 @@
-//! The whole validation of a quantized checkpoint against its original: every measurement, then the report.
+//! The whole validation of a quantized checkpoint against its original: all measurements, then the report.
 
 use super::benchmark::Item;
 use super::continuations::{Continuation, Prompt, continue_all};
@@ -23,12 +23,12 @@ use crate::quant::Activations;
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
 
-/// What to measure, and by what to judge it.
+/// What to measure, and the limits.
 #[derive(Clone, Debug)]
 pub struct ValidateOptions {
-    /// How the codes were found, for the report.
+    /// The quantization method, for the report.
     pub method: String,
-    /// How the text is cut.
+    /// How the text is cut into windows.
     pub windows: WindowOptions,
     /// Texts that both models continue.
     pub prompts: Vec<Prompt>,
@@ -36,46 +36,46 @@ pub struct ValidateOptions {
     pub max_tokens: usize,
     /// Multiple-choice questions; may be empty.
     pub benchmark: Vec<Item>,
-    /// Rounds of the timing; 0 leaves speed out.
+    /// Rounds of the timing; 0 skips it.
     pub speed_rounds: usize,
-    /// The device's last-level cache, where it is known.
+    /// The device's last-level cache, if known.
     pub last_level_cache_bytes: Option<u64>,
     /// Precision of the activations of the quantized model; `None` follows the checkpoint.
     pub activations: Option<Activations>,
-    /// By what the measurements are judged.
+    /// The limits of the verdict.
     pub limits: Limits,
-    /// How much of the models is in memory at once. Where it is one block, speed is left out, and the models generate one
-    /// after the other.
+    /// How much of the models is in memory at once. If it is one block, speed is not measured, and the models generate
+    /// one after the other.
     pub residency: Residency,
 }
 
 impl ValidateOptions {
-    /// Passages of the text that are continued where no prompts are given.
+    /// Default number of prompts: passages of the text, if no prompts are given.
     pub const PROMPTS: usize = 8;
     /// Tokens of each passage.
     pub const PROMPT_TOKENS: usize = 16;
-    /// New tokens for each prompt: enough for a loop to show.
+    /// New tokens for each prompt: enough to show a loop.
     pub const MAX_TOKENS: usize = 64;
-    /// Rounds of timing; the verdict wants at least 5.
+    /// Rounds of timing; the verdict needs at least 5.
     pub const SPEED_ROUNDS: usize = 7;
 }
 
-/// Everything that the measurements need from outside.
+/// The dependencies of a run.
 pub struct RunContext<'a> {
     /// The tokenizer of both models.
     pub codec: &'a dyn TextCodec,
     /// For timing.
     pub clock: Clock<'a>,
-    /// For hidden states, where the models run block by block.
+    /// For hidden states, if the models run block by block.
     pub scratch: &'a dyn Scratch,
     /// Progress and cancellation.
     pub control: &'a dyn Control,
 }
 
-/// Measures and judges.
+/// Measures both models and judges the result.
 ///
 /// # Errors
-/// Whatever reading and running meet; a bad result is no error but a rejected report.
+/// Errors of reading and running. A bad result is not an error but a rejected report.
 pub async fn validate<B: Backend>(
     original: &Checkpoint,
     quantized: &Checkpoint,
@@ -101,7 +101,7 @@ pub async fn validate<B: Backend>(
     Ok(put_together(original, quantized, data, options, execution, layers, measured))
 }
 
-/// What running the two models gave.
+/// The results of running both models.
 struct Measured {
     comparison: Comparison,
     original: Spoken,
@@ -109,7 +109,7 @@ struct Measured {
     speed: Option<SpeedMeasurement>,
 }
 
-/// What one model said.
+/// The results of one model on prompts and questions.
 struct Spoken {
     continuations: Vec<Continuation>,
     /// Questions answered right.
@@ -117,7 +117,7 @@ struct Spoken {
     activations: Activations,
 }
 
-/// How the original and the quantized model are run.
+/// Load options of the original and the quantized model.
 fn load_options(options: &ValidateOptions) -> (LoadOptions, LoadOptions) {
     let quantized = LoadOptions { activations: options.activations, ..LoadOptions::default() };
     (LoadOptions::default(), quantized)
@@ -140,7 +140,7 @@ async fn measure_side_by_side<B: Backend>(
         (speak(&mut a, options, context).await?, speak(&mut b, options, context).await?);
     let mut speed = None;
     if options.speed_rounds > 0 {
-        // The fastest floating-point path counts: half precision moves half the bytes of single precision.
+        // The fastest floating-point path counts: F16 weights are half the bytes of F32 ones.
         let mut half = None;
         if is_single_precision(original)? {
             let load = LoadOptions { dense_as_f16: true, ..first };
@@ -159,7 +159,7 @@ async fn measure_side_by_side<B: Backend>(
     Ok(Measured { comparison, original: by_original, quantized: by_quantized, speed })
 }
 
-/// As [`measure_side_by_side`], with one model at a time, and for the text one block at a time.
+/// As [`measure_side_by_side`], with one model at a time; for the text one block at a time.
 async fn measure_streamed<B: Backend>(
     original: &Checkpoint,
     quantized: &Checkpoint,

@@ -1,9 +1,10 @@
-//! What a model's predictions lose when one of its linear layers alone is changed: how much each layer matters.
+//! Sensitivity: the loss in a model's predictions when one linear layer alone is changed.
 //!
-//! The error of a layer's own output says little of that: what comes after it may damp or magnify it. So each change is
-//! followed to the end of the model: the text as it is, and one more stream of hidden states for every change made so far, go
-//! through the blocks side by side, one block in memory at a time, and the streams' predictions are compared at the end. With
-//! `L` blocks of 7 layers that is about `3.5 L^2` blocks' work on few tokens: less than calibrating takes.
+//! The error of a layer's own output says little about this, because later layers may damp or amplify it. Each change
+//! is therefore followed to the end of the model. The text unchanged and one more stream of hidden states per change
+//! run through the blocks side by side, with one block in memory at a time. At the end the streams' predictions are
+//! compared. With `L` blocks of 7 layers this takes the work of about `3.5 L^2` blocks on few tokens, less than
+//! calibration.
 
 use super::metrics::kl_divergence;
 use crate::backend::Backend;
@@ -17,30 +18,31 @@ use crate::model::{Checkpoint, LoadOptions};
 use crate::quant::QuantizedTensor;
 use crate::task::{self, Control, Progress};
 
-/// The texts that are read at most, and tokens of each. Mean divergences of 512 tokens rank layers well enough; the price
-/// grows with every one of them.
+/// Most texts, and tokens of each. Mean divergences over 512 tokens rank layers well enough; the cost grows with each
+/// token.
 const TEXTS: usize = 4;
 const TEXT_TOKENS: usize = 128;
 
-/// Multiplications of the head for each stream and text: of large vocabularies only the last tokens are compared.
+/// Multiplications of the head per stream and text; with a large vocabulary only the last tokens are compared.
 const HEAD_WORK: usize = 1 << 29;
 const LEAST_COMPARED: usize = 16;
 
-/// What the predictions lose by one change.
+/// The sensitivity of the predictions to one change.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSensitivity {
     /// The block.
     pub layer: usize,
-    /// The layer in it.
+    /// The linear layer in it.
     pub linear: Linear,
-    /// Mean divergence of the predictions from the unchanged model's, in nats a token.
+    /// Mean divergence of the predictions from the unchanged model's, in nats per token.
     pub divergence: f64,
 }
 
-/// Measures the influence of each layer that `change` gives other weights for, on the beginnings of the first of `texts`.
+/// Measures the sensitivity of each layer for which `change` returns other weights, on the beginnings of the first few
+/// `texts`.
 ///
 /// # Errors
-/// Whatever `change`, running the model and scratch meet; `cancelled`.
+/// Errors of `change`, of running the model and of scratch; `cancelled`.
 pub async fn measure<B: Backend>(
     checkpoint: &Checkpoint,
     texts: &[Vec<u32>],
@@ -101,22 +103,22 @@ pub async fn measure<B: Backend>(
     Ok(found.map(|((layer, linear), divergence)| LayerSensitivity { layer, linear, divergence }).collect())
 }
 
-/// The stream of the model as it is; the changes' follow.
+/// The stream of the unchanged model; those of the changes follow.
 const UNCHANGED: usize = 0;
 
 fn slot(stream: usize) -> String {
     format!("sensitivity-{stream}")
 }
 
-/// The texts on their way through the model, once for each change. In its slot each stream has the texts end to end.
+/// The streams of hidden states, one per change. Each has a slot with all texts end to end.
 struct Streams<'a, B: Backend> {
     model: LayerStreamed<'a, B>,
-    /// Each with the row of its first token.
+    /// Each text with the row of its first token.
     texts: Vec<(usize, &'a [u32])>,
 }
 
 impl<B: Backend> Streams<'_, B> {
-    /// Takes the stream `from` through a block, to be the stream `to`.
+    /// Runs stream `from` through a block and saves it as stream `to`.
     async fn through(
         &mut self,
         block: &Block<B>,
@@ -131,7 +133,7 @@ impl<B: Backend> Streams<'_, B> {
         Ok(())
     }
 
-    /// The mean divergence of the predictions of each of `changes` streams from those of the unchanged one.
+    /// The mean divergence of each changed stream's predictions from the unchanged one's.
     async fn divergences(&mut self, changes: usize, control: &dyn Control) -> Result<Vec<f64>> {
         let ends = self.model.load_ends().await?;
         let config = self.model.checkpoint.config();
@@ -144,7 +146,7 @@ impl<B: Backend> Streams<'_, B> {
                 let expected = self.model.logits(&ends, chunk, &slot(UNCHANGED)).await?;
                 total += chunk.count;
                 for (stream, sum) in (1..).zip(&mut sums) {
-                    task::checkpoint(control).await?;
+                    task::yield_point(control).await?;
                     let found = self.model.logits(&ends, chunk, &slot(stream)).await?;
                     let pairs = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
                     *sum += pairs.map(|(expected, found)| kl_divergence(expected, found)).sum::<f64>();

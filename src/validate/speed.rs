@@ -1,4 +1,4 @@
-//! Times decoding, the models taking turns, so that a busy machine slows both alike.
+//! Times decoding. The models take turns, so that other load on the machine slows both.
 
 use super::measurements::SpeedRound;
 use crate::backend::Backend;
@@ -7,13 +7,13 @@ use crate::model::CausalLm;
 use crate::model::decoder::{Logits, Next, Run, Wanted};
 use crate::task::{Control, Progress};
 
-/// Seconds since some fixed moment. Injected, because browsers and native programs read different clocks.
+/// Seconds since some fixed moment. Injected, because browsers and native programs have different clocks.
 pub type Clock<'a> = &'a dyn Fn() -> f64;
 
-/// Tokens that are decoded in one turn.
+/// Tokens decoded per turn.
 const TOKENS: usize = 32;
 
-/// Runs `rounds` rounds after one that does not count. Of several original models the fastest counts in each round.
+/// Runs `rounds` rounds after a warmup round. Of several originals, the fastest counts in each round.
 pub async fn measure<B: Backend>(
     originals: &mut [&mut CausalLm<B>],
     quantized: &mut CausalLm<B>,
@@ -29,7 +29,7 @@ pub async fn measure<B: Backend>(
             total: rounds as u64 + 1,
             item: "",
         });
-        // Who goes first takes turns too.
+        // The order alternates too.
         let early = if round % 2 == 0 { Some(decode(quantized, clock, control).await?) } else { None };
         let mut fastest = 0.0f64;
         for original in originals.iter_mut() {
@@ -47,7 +47,7 @@ pub async fn measure<B: Backend>(
     Ok(measured)
 }
 
-/// Tokens per second of one turn: a short prompt, then one token after the other.
+/// Tokens per second of one turn: a short prompt, then one token after another.
 async fn decode<B: Backend>(model: &mut CausalLm<B>, clock: Clock<'_>, control: &dyn Control) -> Result<f64> {
     let tokens = TOKENS.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
     let mut cache = model.new_cache(tokens + 1)?;
@@ -57,14 +57,14 @@ async fn decode<B: Backend>(model: &mut CausalLm<B>, clock: Clock<'_>, control: 
         let id = (token % model.config().vocab_size) as u32;
         model.forward(&[id], &mut cache, Logits::Last, control, |_, _| Ok(())).await?;
     }
-    // A clock may be coarser than a very small model is fast.
+    // The clock may be coarser than the time of a very small model.
     Ok(tokens as f64 / (clock() - start).max(1e-6))
 }
 
 /// Greedy tokens per second: a short prompt, then up to `tokens` tokens, each chosen on the device.
 ///
 /// # Errors
-/// What running the model meets; `cancelled`.
+/// Errors of running the model; `cancelled`.
 pub async fn greedy<B: Backend>(
     model: &mut CausalLm<B>,
     tokens: usize,
@@ -78,7 +78,7 @@ pub async fn greedy<B: Backend>(
     for left in (0..=tokens).rev() {
         let (next, ahead) = model.finish_next(pending, &mut cache, left > 0, control).await?;
         if left == tokens {
-            // Kernels are compiled now.
+            // The kernels are compiled now.
             start = clock();
         }
         if left == 0 {
@@ -89,7 +89,7 @@ pub async fn greedy<B: Backend>(
             (None, &[Next::Token(last)]) => {
                 model.start_next(&[Run::only(&[last])], &mut cache, Wanted::Largest, control).await?
             }
-            // Broken logits: the speed is the same.
+            // Non-finite logits: the speed is the same.
             (None, _) => model.start_next(&[Run::only(&[0])], &mut cache, Wanted::Largest, control).await?,
         };
     }

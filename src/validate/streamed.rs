@@ -1,7 +1,7 @@
-//! Scores two models that are too large to hold twice: one block of one model at a time, hidden states in scratch.
+//! Scores two models that are too large to hold both: one block of one model at a time, hidden states in scratch.
 //!
-//! The steps are those of [`walk::compare`](super::walk::compare) in another order, on the same chunks of tokens, so the
-//! result is the same to the last bit: a memory budget never changes a figure. Hidden states are kept in f32.
+//! The steps are those of [`walk::compare`](super::walk::compare) in another order, on the same chunks of tokens. The
+//! result is bit-identical, so a memory budget never changes a figure. Hidden states are in F32.
 
 use super::metrics::{PerplexitySum, negative_log_likelihood};
 use super::walk::{Comparison, check_same_vocabulary, check_vocabulary, report};
@@ -16,7 +16,7 @@ use crate::task::{self, Control};
 /// As [`walk::compare`](super::walk::compare), with at most one block in memory.
 ///
 /// # Errors
-/// As there, and whatever scratch meets.
+/// As there, and errors of scratch.
 pub async fn compare<B: Backend>(
     original: (&Checkpoint, LoadOptions),
     quantized: (&Checkpoint, LoadOptions),
@@ -40,7 +40,7 @@ pub async fn compare<B: Backend>(
         report(control, "compare", index, windows.len(), data);
         let slots = [ORIGINAL, QUANTIZED].map(|name| slot(name, index));
         for chunk in a.chunks(data.inputs(window).len(), 0) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let rows = a.logits(&a_ends, chunk, &slots[0]).await?;
             let others = b.logits(&b_ends, chunk, &slots[1]).await?;
             let vocab = original.0.config().vocab_size;
@@ -60,7 +60,7 @@ pub async fn compare<B: Backend>(
 /// As [`walk::score`](super::walk::score), with at most one block in memory.
 ///
 /// # Errors
-/// As there, and whatever scratch meets.
+/// As there, and errors of scratch.
 pub async fn score<B: Backend>(
     (checkpoint, load): (&Checkpoint, LoadOptions),
     data: &Dataset,
@@ -79,7 +79,7 @@ pub async fn score<B: Backend>(
         report(control, "perplexity", index, windows.len(), data);
         let slot = slot(ORIGINAL, index);
         for chunk in model.chunks(data.inputs(window).len(), 0) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let rows = model.logits(&ends, chunk, &slot).await?;
             for (index, row) in (chunk.past..).zip(rows.chunks(vocab)) {
                 if let Some(target) = data.target(window, index) {
@@ -92,7 +92,7 @@ pub async fn score<B: Backend>(
     Ok(sum)
 }
 
-/// The models' names, which keep their hidden states in scratch apart.
+/// Prefixes of the two models' slots in scratch.
 const ORIGINAL: &str = "original";
 const QUANTIZED: &str = "quantized";
 
@@ -101,7 +101,7 @@ fn slot(name: &str, window: usize) -> String {
     format!("{name}-{window}")
 }
 
-/// Takes every window through all blocks; their outputs are in scratch then.
+/// Runs every window through all blocks; their outputs end up in scratch.
 async fn run_blocks<B: Backend>(
     model: &mut LayerStreamed<'_, B>,
     name: &str,

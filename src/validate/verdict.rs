@@ -3,16 +3,17 @@
 //! Four criteria, each one row of the report:
 //!
 //! - **Quality.** The perplexity increase is below its limit, or the benchmark's drop is. One of the two is enough, so
-//!   there is one row, named after the measurement that decided: the one that passes, perplexity first; if none passes,
-//!   perplexity.
+//!   there is one row, named after the deciding measurement. That is the one that passes, perplexity first; if none
+//!   passes, perplexity.
 //! - **Generation.** No failure that the original does not show on the same prompt.
-//! - **Memory.** Over the quantized layers, f16 bytes / packed bytes with scales is at least what the scheme promises
+//! - **Memory.** Over the quantized layers, f16 bytes / packed bytes (scales included) is at least the scheme's limit
 //!   ([`scheme_memory_limit`]).
-//! - **Speed.** Tokens per second against the fastest f16/f32 path. Timing is noisy, and a model that fits the
-//!   last-level cache is not limited by memory, which is what fewer bits save; both make the row inconclusive.
+//! - **Speed.** Tokens per second relative to the fastest f16/f32 path. The row is inconclusive if the timing is too
+//!   noisy, or if the original fits the last-level cache: memory bandwidth, which fewer bits save, is then not the
+//!   limit.
 //!
-//! `inconclusive` does not reject: a model is accepted when no criterion failed. A measurement that is not a finite
-//! number fails. Everything is a pure function. Not here: measuring.
+//! `inconclusive` does not reject: a model is accepted if no criterion failed. A measurement that is not finite fails.
+//! Everything is a pure function. Not here: measuring.
 
 use super::measurements::{LayerMemory, Measurements};
 use super::number;
@@ -22,36 +23,36 @@ use crate::quant::Coding;
 use serde::{Deserialize, Serialize};
 
 options! {
-    /// What a model must reach.
+    /// The limits of the verdict.
     pub struct Limits {
-        /// Perplexity must increase by less than this share
+        /// Perplexity may increase by less than this fraction
         pub max_perplexity_increase: f64 = 0.02, within Bounds::from(-1.0);
-        /// Benchmark accuracy must drop by less than so many points
+        /// Benchmark accuracy may drop by less than this many percentage points
         #[form(As("max-benchmark-drop"))]
         pub max_benchmark_drop_points: f64 = 2.0, within Bounds::from(-100.0);
-        /// At most so many generation failures that the original does not show
+        /// Allowed number of generation failures that the original does not show
         pub max_new_failures: usize = 0;
-        /// Quantized layers must be so many times smaller than in f16 [default: by scheme, 3.4 for INT4]
+        /// Required ratio of f16 to packed bytes of the quantized layers [default: by scheme, 3.4 for INT4]
         pub min_memory_ratio: Option<f64> = None, within Bounds::from(0.0);
-        /// Decoding must be so many times faster
+        /// Required decoding speed, as a multiple of the original's
         pub min_speed_ratio: f64 = 1.5, within Bounds::from(0.0);
     }
 }
 
-/// With fewer rounds speed is inconclusive.
+/// With fewer rounds, speed is inconclusive.
 const MIN_SPEED_ROUNDS: usize = 5;
 
-/// The least memory ratio that a scheme must reach: a little less than what the second column gives.
+/// The smallest accepted memory ratio of a scheme, slightly below the ratio in this table:
 ///
-/// | scheme | bits a weight, group 32 asymmetric | ratio to f16 | limit |
+/// | scheme | bits per weight, group 32 asymmetric | ratio to f16 | limit |
 /// |---|---|---|---|
 /// | INT8 | 8 + 16/32 (symmetric) | 1.88 | 1.85 |
 /// | INT4 | 4 + 16/32 + 4/32 | 3.46 | 3.4 |
 /// | INT3 | 3 + 16/32 + 3/32 | 4.45 | 4.4 |
 /// | INT2 | 2 + 16/32 + 2/32 | 6.24 | 6.2 |
-/// | ternary | 2 + 16/64 (a scale for each row of 64) | 7.11 | 7.0 |
+/// | ternary | 2 + 16/64 (one scale per row of 64) | 7.11 | 7.0 |
 ///
-/// INT8 is the exception: with zero points in groups of 32 (1.83) it does not reach its limit.
+/// INT8 is an exception: with zero points in groups of 32, its ratio of 1.83 misses the limit.
 pub fn scheme_memory_limit(scheme: Coding) -> f64 {
     match scheme.levels() {
         ..=3 => 7.0,
@@ -63,7 +64,7 @@ pub fn scheme_memory_limit(scheme: Coding) -> f64 {
 }
 
 named! {
-    /// How a criterion came out
+    /// The result of a criterion
     pub enum Status {
         /// Within the limit
         Passed = "passed",
@@ -99,13 +100,13 @@ pub mod criterion {
 pub struct Criterion {
     /// `perplexity_increase`, `benchmark_drop_points`, `new_generation_failures`, `memory_ratio` or `speed_ratio`.
     pub name: String,
-    /// What the value was compared with.
+    /// The limit of the value.
     #[serde(with = "number")]
     pub limit: f64,
-    /// What was measured; NaN (in JSON: null) where nothing was.
+    /// The measured value; NaN (null in JSON) if not measured.
     #[serde(with = "number")]
     pub value: f64,
-    /// How it came out.
+    /// The result.
     pub status: Status,
 }
 
@@ -115,7 +116,7 @@ impl Criterion {
     }
 }
 
-/// What became of it.
+/// The result of judging measurements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// Quality, generation, memory, speed.
@@ -142,7 +143,7 @@ pub fn judge(measurements: &Measurements, limits: &Limits) -> Verdict {
 fn quality(measurements: &Measurements, limits: &Limits) -> Criterion {
     let perplexity = measurements.perplexity;
     let increase = perplexity.increase();
-    // A perplexity is a finite number of at least 1. Anything else means a broken model, whatever a quotient or a
+    // A perplexity is a finite number of at least 1. Anything else means a broken model, whatever the ratio or the
     // benchmark says.
     let sound = [perplexity.original, perplexity.quantized].iter().all(|p| p.is_finite() && *p >= 1.0);
     let limit = limits.max_perplexity_increase;
@@ -179,7 +180,7 @@ fn memory(measurements: &Measurements, limits: &Limits) -> Criterion {
     Criterion::new(criterion::MEMORY_RATIO, limit, ratio, Status::of(ratio.is_finite() && ratio >= limit))
 }
 
-/// The ratio that all layers reach together when each just reaches the limit of its scheme.
+/// The ratio of all layers together if each just reaches its scheme's limit.
 fn memory_limit(measurements: &Measurements) -> f64 {
     let of = |layer: &LayerMemory| scheme_memory_limit(layer.scheme);
     let Some(first) = measurements.memory.first().map(of) else {

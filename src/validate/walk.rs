@@ -1,7 +1,6 @@
-//! Walks one or two models through a text, window by window, and scores what they predict.
+//! Runs one or two models over a text, window by window, and scores their predictions.
 //!
-//! Two models go side by side, some tokens of the one and then of the other, so that no more logits are held than one
-//! chunk's.
+//! Two models run side by side, chunk by chunk in turn, so that at most one chunk's logits are held.
 
 use super::metrics::{DivergenceSum, PairedDifference, PerplexitySum, negative_log_likelihood};
 use super::windows::{Dataset, WindowOptions};
@@ -12,21 +11,21 @@ use crate::model::runner::chunk_tokens;
 use crate::model::{CausalLm, ModelConfig};
 use crate::task::{Control, Progress};
 
-/// What two models predict of the same tokens.
+/// Predictions of two models on the same tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
     /// Perplexity of the first.
     pub original: PerplexitySum,
     /// Perplexity of the second.
     pub quantized: PerplexitySum,
-    /// How far the second's predictions are from the first's, over the scored tokens.
+    /// Distance of the second's predictions from the first's, over the scored tokens.
     pub divergence: DivergenceSum,
-    /// How much less likely the second finds each scored token.
+    /// The per-token difference of losses, second minus first.
     pub loss: PairedDifference,
 }
 
 impl Comparison {
-    /// Takes in the logits of both models for one scored token.
+    /// Adds the logits of both models for one scored token.
     pub(super) fn add(&mut self, original: &[f32], quantized: &[f32], target: u32) {
         let first = negative_log_likelihood(original, target as usize);
         let second = negative_log_likelihood(quantized, target as usize);
@@ -40,8 +39,8 @@ impl Comparison {
 /// Scores `data` with one model.
 ///
 /// # Errors
-/// `context_overflow` for a context longer than the model's, `cancelled`. Logits that are not finite are no error:
-/// they make the sum NaN.
+/// `context_overflow` for a context longer than the model's; `cancelled`. Logits that are not finite are no error: they
+/// make the sum NaN.
 pub async fn score<B: Backend>(
     model: &mut CausalLm<B>,
     data: &Dataset,
@@ -70,7 +69,7 @@ pub async fn score<B: Backend>(
 /// Scores `data` with two models side by side.
 ///
 /// # Errors
-/// As [`score`]; `invalid_argument` for models of different vocabularies.
+/// As [`score`]; `invalid_argument` for models with different vocabularies.
 pub async fn compare<B: Backend>(
     original: &mut CausalLm<B>,
     quantized: &mut CausalLm<B>,
@@ -108,7 +107,7 @@ pub async fn compare<B: Backend>(
     Ok(comparison)
 }
 
-/// Refuses two models whose logits cannot be compared.
+/// Refuses two models with different vocabularies.
 pub(super) fn check_same_vocabulary(original: &ModelConfig, quantized: &ModelConfig) -> Result<()> {
     if original.vocab_size != quantized.vocab_size {
         return Err(Error::invalid_argument(format!(

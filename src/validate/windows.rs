@@ -1,7 +1,7 @@
-//! Cuts a text into the windows that a model scores.
+//! Cuts a text into the windows that are scored.
 //!
-//! The protocol is that of the field: the text is tokenized whole, without special tokens; windows do not overlap unless
-//! a stride is given; the beginning-of-sequence token stands in front of each window and is not scored.
+//! The protocol is the usual one. The text is tokenized whole, without special tokens. Windows do not overlap unless a
+//! stride is given. The beginning-of-sequence token precedes each window and is not scored.
 
 use crate::digest::sha256_hex;
 use crate::error::{Error, Result};
@@ -11,18 +11,18 @@ use std::ops::Range;
 /// A tokenized text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
-    /// As it was given.
+    /// As given.
     pub name: String,
     /// SHA-256 of the text.
     pub sha256: String,
     /// Without special tokens.
     pub tokens: Vec<u32>,
-    /// Stands in front of every window. A model without such a token leaves the first token of each window unscored.
+    /// Precedes every window. Without such a token, the first token of each window is not scored.
     pub bos_token_id: Option<u32>,
 }
 
 impl Dataset {
-    /// Tokenizes `text`. Line ends are read as `\n`, whatever system wrote them, as other tools read text files.
+    /// Tokenizes `text`. Line ends of any system are read as `\n`, as other tools read text files.
     ///
     /// # Errors
     /// `invalid_argument` for a text without a token to score.
@@ -51,7 +51,7 @@ impl Dataset {
             )));
         }
         let room = options.context - bos;
-        // Without a token in front, the first of a window has nothing to be predicted from.
+        // Without a token before it, a window's first token cannot be predicted.
         let unscored = 1 - bos;
         let stride = options.stride.unwrap_or(room);
         if stride == 0 || stride > room - unscored && options.stride.is_some() {
@@ -76,35 +76,35 @@ impl Dataset {
         Ok(windows)
     }
 
-    /// The tokens that the model sees for `window`: what stands in front, then the text up to but without its last token.
+    /// The model's input for `window`: the `bos`, if any, then the window's text without its last token.
     pub fn inputs(&self, window: &Window) -> Vec<u32> {
         let text = &self.tokens[window.start..window.scored.end - 1];
         self.bos_token_id.into_iter().chain(text.iter().copied()).collect()
     }
 
-    /// Which token follows input `index` of `window`, and whether it is scored there.
+    /// The token after input `index` of `window`, if it is scored in this window.
     pub fn target(&self, window: &Window, index: usize) -> Option<u32> {
         let position = window.start + index + 1 - usize::from(self.bos_token_id.is_some());
         window.scored.contains(&position).then(|| self.tokens[position])
     }
 }
 
-/// How a text is cut.
+/// How a text is cut into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowOptions {
-    /// Tokens that the model sees at once, the one in front included.
+    /// Tokens of a window, the `bos` included.
     pub context: usize,
-    /// Tokens from the start of one window to the next; `None`: windows do not overlap. Every token is scored once, in the
-    /// first window that reaches it.
+    /// Tokens from the start of one window to the next; `None`: windows do not overlap. A token is scored at most once,
+    /// in the first window that can predict it.
     pub stride: Option<usize>,
 }
 
-/// One window: text tokens from `start` on, of which `scored` are scored (indices into the text).
+/// One window: the text from `start` on, of which the tokens in `scored` are scored (indices into the text).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// First text token that the model sees.
+    /// The first text token in the window.
     pub start: usize,
-    /// Text tokens that are scored.
+    /// The scored text tokens.
     pub scored: Range<usize>,
 }
 
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn windows_cover_the_text_as_the_protocol_says() {
         assert_eq!(cut(7, Some(99), 4, None), [(0, 0..3), (3, 3..6), (6, 6..7)]);
-        // Without a token in front the first of each window is not scored.
+        // Without a `bos`, the first token of each window is not scored.
         assert_eq!(cut(7, None, 4, None), [(0, 1..4), (4, 5..7)]);
         assert_eq!(cut(7, Some(99), 5, Some(2)), [(0, 0..4), (2, 4..6), (4, 6..7)]);
     }

@@ -1,4 +1,4 @@
-//! The face for Rust programs: what others can do with the crate, and what they are refused.
+//! The Rust façade, used like a dependent program.
 
 use crate::support::fixture;
 use lowbit::io::{ByteSink, FileSource, FsDir, FsSinkDir, MemorySinkDir, SinkDir};
@@ -60,7 +60,7 @@ fn a_checkpoint_goes_through_every_form_and_says_the_same() {
 
     let gptq = int4.convert(place("gptq"), &ConvertRequest::default().format(Format::Gptq)).unwrap();
     assert_eq!(again(gptq.checkpoint), expected);
-    // A GGUF file by its name; from elsewhere than a disk too.
+    // A GGUF file by its name, and from memory.
     let gguf = int4.convert(place("tale.gguf"), &ConvertRequest::default().format(Format::Gguf)).unwrap();
     assert_eq!(again(gguf.checkpoint), expected);
     let source = Arc::new(FileSource::open(place("tale.gguf")).unwrap());
@@ -96,7 +96,7 @@ fn pieces_make_the_text_and_a_prompt_is_not_a_chat() {
     assert_eq!(error.code(), ErrorCode::NotFound, "the checkpoint has no template: {error}");
 }
 
-/// Stops the work when it has heard so much.
+/// Cancels the work after so many reports.
 struct Until(AtomicUsize);
 
 impl Control for Until {
@@ -143,13 +143,13 @@ fn what_is_not_ours_is_never_overwritten() {
     refused(original.quantize(&theirs, &four_bits()).unwrap_err());
     assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 1);
 
-    // Whoever brings a sink of their own cannot leave the look out: it knows what stands in it.
+    // A custom sink cannot bypass the protection, because it reports its contents.
     let memory = MemorySinkDir::new("memory");
     put(&memory, "model.safetensors", b"somebody's");
     refused(original.quantize_into(&memory, &four_bits()).unwrap_err());
     assert_eq!(memory.to_dir().get("model.safetensors").unwrap().as_slice(), b"somebody's");
 
-    // Nor is what is read, wherever it came from.
+    // The source is protected too, however it was opened.
     let (folder, int4) = (fixture("tale-llama"), out.path().join("int4"));
     let written = original.quantize(&int4, &four_bits()).unwrap().checkpoint;
     let weights = std::fs::read(int4.join("model.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! `auto`: climbs until a result is good, keeps every attempt, and works for other edges than the command line.
+//! `auto` tries until a result is accepted, records every attempt, and does not depend on the command line.
 
 use crate::support::{fixture, load, on_disk, tokenizer};
 use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
@@ -32,7 +32,7 @@ use std::fs;
 use std::future::ready;
 use std::sync::Arc;
 
-/// Folders in memory, as a page has them.
+/// Output folders in memory, as in a page.
 struct InMemory {
     summary: MemorySinkDir,
     folders: RefCell<BTreeMap<String, MemorySinkDir>>,
@@ -63,7 +63,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     let calibration = codec.encode(&text("calibration.txt", 6000)).unwrap();
     let validate = ValidateOptions {
         prompts: from_dataset(&data, 2, 8, &codec).unwrap(),
-        // INT8 costs next to nothing on this model; INT4 far more than this, mixed or not.
+        // On this model INT8 costs almost nothing, and INT4 far more than this limit, mixed or not.
         ..judged(0.001)
     };
     let candidate = SearchCandidate {
@@ -110,7 +110,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     assert_eq!(told.take(), expected);
     assert_eq!(outcome.accepted(), Some(names[3]));
 
-    // The summary that was written is the one that came back, and it has every attempt.
+    // The written summary equals the returned one, and has every attempt.
     let file = outputs.summary.to_dir();
     let file = block_on(file.open("quantization_summary.json")).unwrap().unwrap();
     let mut bytes = vec![0; file.len() as usize];
@@ -122,7 +122,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     assert_eq!(attempts.iter().map(|attempt| attempt.samples).collect::<Vec<_>>(), [2, 4, 4, 4]);
     assert_eq!(attempts.iter().map(|attempt| attempt.good).collect::<Vec<_>>(), [false, false, false, true]);
 
-    // Mixed precision: the promoted modules, and no others, are INT8.
+    // Mixed precision: exactly the promoted modules are INT8.
     let open = |name: &str| block_on(Checkpoint::open(outputs.folders.borrow()[name].existing())).unwrap();
     let mixed = open(names[2]);
     assert!(!attempts[2].promoted.is_empty());
@@ -136,7 +136,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
             assert_eq!(scheme.code_bits(), bits, "{module}");
         }
     }
-    // The accepted folder runs, and says how it was judged.
+    // The accepted folder runs and contains its report.
     let folder = outputs.folders.borrow()[names[3]].to_dir();
     assert!(block_on(folder.open("validation_report.json")).unwrap().is_some());
     load(Arc::new(folder));
@@ -171,7 +171,7 @@ fn the_recommended_precision_is_tried_first_and_accepted() {
     lowbit(["generate", &arg(output.join("1-int8-2")), "--prompt", "Once", "--max-tokens", "4"]).done();
 }
 
-/// By perplexity alone.
+/// Judges by perplexity alone.
 fn judged(max_perplexity_increase: f64) -> ValidateOptions {
     ValidateOptions {
         method: String::new(),
@@ -191,7 +191,7 @@ fn judged(max_perplexity_increase: f64) -> ValidateOptions {
 fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_comes_first() {
     let dir = on_disk(fixture("tale-llama"));
     let good = block_on(Checkpoint::open(dir.clone())).unwrap();
-    // The same model, but for what 2 bits lose.
+    // The same model, damaged by 2 bits.
     let worse = MemorySinkDir::new("worse");
     block_on(async {
         let (packed, options) = (
@@ -210,7 +210,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
         checkpoint,
         codec: &codec,
         data: &data,
-        // GPTQ loses 14 %.
+        // GPTQ raises perplexity by 14 %.
         validate: judged(0.12),
         calibration: &calibration,
         bos_token_id: codec.bos_token_id(),
@@ -223,7 +223,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
             let request = TrainRequest::to_scheme(scheme).unwrap();
             request.steps(60).batch_tokens(512).options(config, Learns::FromTeacher)
         },
-        // No clock may decide this.
+        // The test must not depend on a clock.
         seconds: 1e9,
         clock: &|| 0.0,
         scratch: &scratch,
@@ -254,7 +254,7 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
     assert_eq!(outcome.accepted(), Some("2-qat-int2-g32-sym"));
     let trained = outcome.summary.variants.last().unwrap();
     assert_eq!((trained.method.as_str(), trained.bits_per_weight), ("qat", 2.5));
-    // Batches are whole rows, so that some have a few tokens less.
+    // Batches consist of whole rows, so some have fewer tokens.
     assert!((60 * 400..=60 * 512).contains(&trained.attempt.as_ref().unwrap().tokens));
 }
 
@@ -300,7 +300,7 @@ fn a_rejection_tries_every_checkpoint_and_recommends_training() {
     assert_eq!(summary.variants.len(), names.len());
     assert_eq!(summary.outcome.unwrap().accepted, None);
 
-    // What makes no sense is said before any work.
+    // Invalid options are refused before any work.
     for (more, says) in [
         (["--bits", "3"], "4 or 8 bits"),
         (["--samples", "0"], "above 0"),

@@ -1,4 +1,4 @@
-//! AWQ on whole models: what folding leaves as it was, and what it gains.
+//! AWQ on whole models: folding does not change the model, and AWQ improves on rounding.
 
 use crate::golden;
 use crate::real_models::{self, shared};
@@ -39,7 +39,7 @@ fn rtn(checkpoint: &Checkpoint, options: &QuantizeOptions) -> MemorySinkDir {
     folder
 }
 
-/// How much further than rounding to nearest AWQ may move the logits of a random model, where features are alike and there
+/// Largest ratio of AWQ's logit error to that of rounding to nearest, on a random model, whose features are alike so that there
 /// is little to gain. Measured: 0.6 to 1.3, and 1.8 with BitNet's sub-norms.
 const AS_FAR: f32 = 2.0;
 
@@ -109,8 +109,8 @@ fn the_shipped_model_loses_less_than_by_rounding() {
     assert!(figures[1] < figures[0], "{figures:?}");
 }
 
-/// llm-compressor's perplexity (asymmetric, group size; `quantizers.json`), of which 0.3 % is near the noise, and a folder of
-/// another tool's AWQ to be compared with token by token.
+/// llm-compressor's perplexity (asymmetric, group size; `quantizers.json`), with noise of about 0.3 %, and a folder of
+/// another tool's AWQ for a comparison token by token.
 const TARGETS: [(usize, f64, &str); 2] =
     [(32, 37.0549, "gptqmodel-awq-w4-g32"), (128, 38.3784, "llmcompressor-awq-w4-g128-asym")];
 

@@ -1,15 +1,15 @@
-//! Bad input: each a clear sentence and exit code 2, and no output that looks whole.
+//! Bad input: a clear sentence, exit code 2, and no output that looks complete.
 
 use crate::terminal::{
-    DeviceOutcome, arg, copy, copy_of_tale, edit_json, edit_safetensors, files, join, lowbit, short_text,
+    CommandResult, arg, copy, copy_of_tale, edit_json, edit_safetensors, files, join, lowbit, short_text,
     split, tale,
 };
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The run was refused: one sentence that says all of `words`, and nothing that a program would take for a result.
-fn refused(what: &str, ran: &DeviceOutcome, words: &[&str]) {
+/// Asserts that the run was refused with one sentence that contains all `words`, and without a result.
+fn refused(what: &str, ran: &CommandResult, words: &[&str]) {
     println!("{what}: {}", ran.stderr.trim());
     assert_eq!(ran.code, 2, "{what}: {} {}", ran.stdout, ran.stderr);
     assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);
@@ -24,7 +24,7 @@ fn refused(what: &str, ran: &DeviceOutcome, words: &[&str]) {
     assert_eq!(ran.json()["error"]["message"], error["error: ".len()..], "{what}");
 }
 
-/// Runs the command as it is and with `--json`; both are refused, with the error that is returned.
+/// Runs the command without and with `--json`. Both must be refused; returns the error.
 fn both_refused(what: &str, args: &[String], words: &[&str]) -> String {
     let plain = lowbit(args);
     refused(what, &plain, words);
@@ -35,7 +35,7 @@ fn both_refused(what: &str, args: &[String], words: &[&str]) -> String {
     plain.stderr
 }
 
-/// As [`both_refused`], by an error that names the folder, and only once.
+/// As [`both_refused`], with an error that names the folder exactly once.
 fn both_refused_naming(folder: &Path, what: &str, args: &[String], words: &[&str]) {
     let error = both_refused(what, args, words);
     assert_eq!(error.matches(&arg(folder)).count(), 1, "{what}: {error}");
@@ -45,7 +45,7 @@ fn args(args: &[&str]) -> Vec<String> {
     args.iter().map(|&arg| arg.to_owned()).collect()
 }
 
-/// Whoever opens the folder sees that it is not whole.
+/// Asserts that opening the folder reports it as incomplete.
 fn does_not_look_whole(what: &str, output: &Path) {
     if !output.exists() {
         return;
@@ -58,7 +58,7 @@ fn does_not_look_whole(what: &str, output: &Path) {
     }
 }
 
-/// What breaks a checkpoint, how, and what the message says.
+/// A broken checkpoint: its name, the damage, and words of the message.
 type Broken = (&'static str, fn(&Path), &'static [&'static str]);
 
 fn weights(folder: &Path, edit: impl FnOnce(&mut Value, &mut Vec<u8>)) {
@@ -81,7 +81,7 @@ const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 const NORM: &str = "model.norm.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// A header length that the file does not have.
+/// Sets a header length that the file does not have.
 fn header_length(folder: &Path, length: u64) {
     let path = folder.join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -95,7 +95,7 @@ fn truncate(folder: &Path, file: &str, length: usize) {
     fs::write(path, &bytes[..length]).unwrap();
 }
 
-/// Splits the weights into two shards with an index, and leaves the second away.
+/// Splits the weights into two shards with an index, and omits the second.
 fn shard_away(folder: &Path) {
     let path = folder.join("model.safetensors");
     let (header, data) = split(&fs::read(&path).unwrap());
@@ -254,7 +254,7 @@ fn broken_checkpoints_are_refused_by_name() {
         let output = scratch.path().join(format!("{index}-out"));
         let generate = args(&["generate", &arg(&folder), "--prompt", "a", "--max-tokens", "1"]);
         both_refused_naming(&folder, what, &generate, words);
-        // A norm of another shape is copied as it is: only loading the model gives it a meaning.
+        // A norm of another shape is copied unchanged. Only loading the model interprets it.
         if !words.contains(&NORM) {
             let quantize = args(&["quantize", &arg(&folder), "-o", &arg(&output)]);
             both_refused_naming(&folder, what, &quantize, words);
@@ -453,7 +453,7 @@ fn texts_and_paths_that_are_not_there_or_not_texts() {
     assert_eq!(fs::read(&file).unwrap(), b"x");
     let inside = format!("{file}/out");
     both_refused("output inside a file", &args(&["quantize", &tale, "-o", &inside]), &["file"]);
-    // Files that could not be written in the end are found out in the beginning.
+    // Unwritable files are reported before any work.
     let nowhere = arg(scratch.path().join("nowhere/file"));
     let output = arg(scratch.path().join("never"));
     for file in [&folder, &nowhere] {
@@ -472,7 +472,7 @@ fn texts_and_paths_that_are_not_there_or_not_texts() {
     both_refused("over the source", &args(foreign), &["source"]);
     assert!(!Path::new(&output).exists());
     assert!(!scratch.path().join("nowhere").exists());
-    // One inside the folder that is being made is welcome.
+    // A file inside the output folder is allowed.
     let inside = format!("{output}/metrics.jsonl");
     lowbit(["quantize", &tale, "-o", &output, "--metrics", &inside]).done();
     assert!(Path::new(&inside).is_file());
@@ -520,14 +520,14 @@ fn folders_that_do_not_fit_the_command() {
         let own = ["validate", &tale, &quantized, option, value];
         both_refused(option, &args(&[&own, &common[..]].concat()), &words);
     }
-    // Better than its original: a wish, if one that is rarely granted.
+    // A negative limit is valid: better than the original.
     let wish = ["validate", &tale, &quantized, "--max-perplexity-increase", "-0.5"];
     assert_eq!(lowbit([&wish, &common[..]].concat()).code, 1);
     let retention = ["dequantize", &quantized, "-o", &out, "--min-retention", "-1"];
     both_refused("retention", &args(&retention), &["--min-retention", "at least 0 and at most 1", "-1"]);
     assert!(!output.exists());
 
-    // A model of half the vocabulary.
+    // A model with half the vocabulary.
     let small = scratch.path().join("small");
     copy_of_tale(&small);
     config(&small, "vocab_size", json!(1024));
@@ -587,7 +587,7 @@ fn an_unfinished_folder_is_refused_by_every_command() {
         }
         assert_eq!(files(&unfinished), before);
         assert!(!Path::new(&out).exists());
-        // Done again, it is whole.
+        // A second run completes it.
         if folder == &whole {
             lowbit(["quantize", &tale, "-o", &u, "--bits", "8"]).done();
             lowbit(["inspect", &u]).done();

@@ -1,4 +1,4 @@
-//! Several texts at once are those of each prompt alone.
+//! Batched generation gives the texts of each prompt alone.
 
 use crate::support::{fixture, logits, on_disk, tokenizer};
 use lowbit::internals::backend::Backend;
@@ -27,7 +27,7 @@ fn codec() -> HuggingFaceTokenizer {
 
 #[test]
 fn tokens_of_several_sequences_have_the_logits_that_they_have_alone() {
-    // Tokens of each sequence, in two rounds: more than run together, one, none of a sequence in a round.
+    // Tokens of each sequence in two rounds: more than fit in one batch, one, or none.
     let counts: [[(usize, usize); 3]; 2] = [[(0, 300), (2, 1), (3, 40)], [(3, 270), (1, 5), (0, 2)]];
     for activations in ACTIVATIONS {
         let mut model = shipped(CpuBackend::new(), activations);
@@ -84,7 +84,7 @@ fn runs_that_do_not_fit_are_errors() {
     assert_eq!([cache.len(0), cache.len(1)], [0, 0]);
 }
 
-/// New tokens, their text and why it ended.
+/// New tokens, their text and the finish reason.
 type Text = (Vec<u32>, String, Option<FinishReason>);
 
 fn alone<B: Backend>(model: &mut CausalLm<B>, codec: &dyn TextCodec, prompt: &BatchPrompt<'_>) -> Text {
@@ -123,7 +123,7 @@ fn at_once<B: Backend>(
     texts
 }
 
-/// Prompts of several lengths, one longer than what runs together, each with options of its own.
+/// Prompts of several lengths, one longer than a batch, each with its own options.
 fn prompts(codec: &HuggingFaceTokenizer, samplers: &[SamplerOptions]) -> Vec<(Vec<u32>, GenerateOptions)> {
     let story = std::fs::read_to_string(fixture("tale-llama/heldout.txt")).unwrap();
     let words: Vec<&str> = story.split(' ').collect();

@@ -1,4 +1,4 @@
-//! A target in bytes or bits: what it costs, that it is kept, and that its recipe makes the same folder again.
+//! Targets in bytes or bits are kept, are better than a uniform scheme, and their recipe reproduces the same folder.
 
 use crate::support::{fixture, held_out, load, on_disk, perplexity};
 use crate::terminal::{arg, files, lowbit, tale};
@@ -7,7 +7,7 @@ use lowbit::internals::task::block_on;
 use serde_json::Value;
 use std::path::Path;
 
-fn quantize(output: &Path, more: &[&str]) -> crate::terminal::DeviceOutcome {
+fn quantize(output: &Path, more: &[&str]) -> crate::terminal::CommandResult {
     let calibration = arg(tale().join("calibration.txt"));
     let args = [
         "quantize",
@@ -45,7 +45,7 @@ fn bits_go_to_the_modules_that_need_them_and_the_budget_is_kept() {
         let target: f64 = bits.parse().unwrap();
         let reached = document["bits_per_weight"].as_f64().unwrap();
         assert!(reached <= target, "{reached} of {target}");
-        // Not much is left: a module of this model has at most a thirteenth of the weights.
+        // Little of the budget is unused: a module of this model has at most a thirteenth of the weights.
         assert!(reached > target - 0.3, "{reached} of {target}");
 
         let record = record(&output);
@@ -62,7 +62,7 @@ fn bits_go_to_the_modules_that_need_them_and_the_budget_is_kept() {
                 .collect();
             assert!(errors.len() == 4 && errors.is_sorted_by(|a, b| a > b), "more bits lose less: {module}");
         }
-        // No scheme for all modules that fits has less.
+        // No uniform scheme within the budget has a smaller loss.
         let candidates = |module: &Value, which: usize| module["candidates"][which].clone();
         for which in 0..4 {
             let modules = allocation["modules"].as_array().unwrap();
@@ -78,7 +78,7 @@ fn bits_go_to_the_modules_that_need_them_and_the_budget_is_kept() {
     }
     assert!(found.is_sorted_by(|a, b| a > b), "more bits cost less: {found:?}");
 
-    // The same bits for all modules, 3 and half a bit of scales, are worse than the same number spread by what they do.
+    // 3 bits and half a bit of scales for all modules are worse than the same number allocated by sensitivity.
     let output = folder.path().join("uniform");
     quantize(&output, &["--bits", "3"]).done();
     let uniform = perplexity(&mut load(on_disk(&output)), &data);

@@ -1,4 +1,4 @@
-//! The commands on good input: what they print, what they write, how they end.
+//! The commands on valid input: output, files, exit codes.
 
 use crate::terminal::{arg, copy, files, lowbit, short_text, tale};
 use serde_json::Value;
@@ -57,7 +57,7 @@ fn inspect_and_plan_print_one_document() {
     }
 }
 
-/// Options of `quantize`, and the scheme that they give.
+/// Options of `quantize`, and the resulting scheme.
 const QUANTIZATIONS: &[(&[&str], &str)] = &[
     (&[], "int4-g128-sym"),
     (&["--method", "rtn", "--bits", "2", "--group-size", "32"], "int2-g32-sym"),
@@ -102,7 +102,7 @@ fn every_quantized_folder_opens_again_and_predicts() {
             assert!(output.join(file).is_file(), "{options:?}: {file}");
         }
         let inspection = lowbit(["inspect", &arg(&output), "--json"]).done().json();
-        // compressed-tensors has no ternary type: -1, 0 and 1 are three of the four values of 2 bits.
+        // compressed-tensors has no ternary type. -1, 0 and 1 are three of the four 2-bit values.
         let stored = if *scheme == "ternary-channel" { "int2-channel-sym" } else { scheme };
         assert_eq!(inspection["linear_formats"][stored], 21, "{options:?} {inspection:#}");
         let measured = lowbit(["perplexity", &arg(&output), "--text", &text, "--context", "128", "--json"]);
@@ -120,7 +120,7 @@ fn the_same_command_writes_the_same_bytes() {
         quantize(&first, options);
         quantize(&second, options);
         assert_eq!(files(&first), files(&second));
-        // Over its own output, too.
+        // Also over its own output.
         quantize(&first, options);
         assert_eq!(files(&first), files(&second));
         let [way_back, again] = ["back", "again"].map(|name| arg(scratch.path().join(name)));
@@ -167,12 +167,12 @@ fn generate_repeats_for_a_seed_and_stops_where_it_is_told() {
     assert!(!stopped["text"].as_str().unwrap().contains(word));
     assert_eq!(run(&["--ignore-eos"])["token_ids"].as_array().unwrap().len(), 24);
 
-    // People see the prompt and its continuation as one text.
+    // The prompt and its continuation are printed as one text.
     let ran = lowbit(["generate", &tale, "--prompt", "Once upon", "--max-tokens", "24"]).done();
     assert_eq!(ran.stdout, format!("Once upon{}\n", greedy["text"].as_str().unwrap()));
 }
 
-/// A quantized folder, its text, and the folder they are in.
+/// A quantized folder, its text, and their parent folder.
 fn quantized() -> (tempfile::TempDir, PathBuf, String) {
     let scratch = tempfile::tempdir().unwrap();
     let output = scratch.path().join("quantized");
@@ -239,7 +239,7 @@ fn models_that_do_not_fit_the_memory_are_validated_layer_by_layer() {
         (&["--memory", "1GB"], "side-by-side"),
         (&["--layer-streamed"], "layer-streamed"),
         (&["--side-by-side"], "side-by-side"),
-        // Two small models fit any machine that runs this test.
+        // Two small models fit on any machine.
         (&[], "side-by-side"),
     ] {
         let ran = lowbit(common.iter().chain(options)).done();
@@ -247,7 +247,7 @@ fn models_that_do_not_fit_the_memory_are_validated_layer_by_layer() {
         assert_eq!(report["execution"], execution, "{options:?}");
         assert_eq!(ran.stderr.contains("layer by layer"), execution == "layer-streamed", "{}", ran.stderr);
         assert_eq!(ran.stderr.contains("1.00 MB are free"), options == ["--memory", "1MB"], "{}", ran.stderr);
-        // Memory changes no figure.
+        // The memory limit does not change figures.
         let found = (report["perplexity"].clone(), report["divergence"].clone());
         assert_eq!(*figures.get_or_insert_with(|| found.clone()), found, "{options:?}");
     }
@@ -292,7 +292,7 @@ fn a_dequantized_folder_is_an_ordinary_checkpoint() {
 #[test]
 fn a_dequantized_folder_keeps_the_predictions_by_default() {
     let scratch = tempfile::tempdir().unwrap();
-    // 2,746 tokens: of few hundred, one or two that are rounded the other way would be more than the limit.
+    // 2,746 tokens: with a few hundred, one or two flipped predictions would exceed the limit.
     let text = arg(scratch.path().join("text.txt"));
     let held_out = std::fs::read_to_string(tale().join("heldout.txt")).unwrap();
     std::fs::write(&text, &held_out[..12_000]).unwrap();
@@ -323,7 +323,7 @@ fn an_earlier_output_is_replaced_without_a_trace() {
     lowbit([&["validate", &arg(tale()), &arg(&output)], &common[..]].concat()).done();
     std::fs::write(output.join("notes.txt"), "mine").unwrap();
     std::fs::write(output.join(".model.safetensors.Ab12Cd.lowbit.tmp"), "what a killed run left").unwrap();
-    // A dequantized checkpoint takes the place of a quantized one, and the other way round.
+    // A dequantized checkpoint replaces a quantized one, and the reverse.
     let other = arg(scratch.path().join("other"));
     quantize(Path::new(&other), &["--bits", "4", "--group-size", "64"]);
     for (command, expected) in [
@@ -349,14 +349,14 @@ fn a_checkpoint_of_someone_else_is_never_overwritten() {
     let foreign = scratch.path().join("foreign");
     copy(&tale(), &foreign);
     let before = files(&foreign);
-    // Another's folder, and the source itself.
+    // Another tool's folder, and the source itself.
     for source in [tale(), foreign.clone()] {
         let ran = lowbit(["quantize", &arg(source), "-o", &arg(&foreign)]);
         assert_eq!(ran.code, 2);
         assert!(ran.stderr.contains("foreign"), "{}", ran.stderr);
         assert_eq!(files(&foreign), before);
     }
-    // Half a checkpoint is somebody's too.
+    // A partial checkpoint of another tool is protected too.
     for file in ["tokenizer.json", "model.safetensors"] {
         let folder = scratch.path().join(file.replace('.', "-"));
         std::fs::create_dir(&folder).unwrap();
@@ -375,7 +375,7 @@ fn a_command_never_writes_over_its_own_source() {
     lowbit(["dequantize", &arg(&output), "-o", &arg(&back)]).done();
     for (command, folder) in [("dequantize", &output), ("quantize", &back)] {
         let before = files(folder);
-        // The same folder by another name.
+        // The same folder under another name.
         let roundabout = folder.join("../").join(folder.file_name().unwrap());
         for target in [folder, &roundabout] {
             let ran = lowbit([command, &arg(folder), "-o", &arg(target)]);

@@ -1,4 +1,4 @@
-//! From layout to layout: what moves exactly does, and what does not is said.
+//! Conversion between layouts is exact, or reports its losses.
 
 use crate::support::difference::largest_difference;
 use crate::support::{fixture, on_disk};
@@ -26,7 +26,7 @@ fn planned(source: &Checkpoint, layout: TargetLayout, strict: bool) -> lowbit::R
     block_on(plan_conversion(source, &options, &Silent))
 }
 
-/// The largest weight difference of a conversion, and whether any loss was announced.
+/// The largest weight difference of a conversion, and whether a loss was reported.
 fn converted(source: &Path, output: &Path, layout: TargetLayout) -> (f32, bool) {
     let source = open(source);
     let plan = planned(&source, layout, false).unwrap();
@@ -72,7 +72,7 @@ fn integer_codes_move_exactly_through_every_layout_and_back() {
             from = to;
         }
     }
-    // Symmetric weights are symmetric again after layouts that keep zero points for them.
+    // Symmetric weights stay symmetric through layouts that store zero points for them.
     let scheme = |path: &str| match open(&place.path().join(path)).module(&Linear::Up.module(0)).unwrap() {
         ModuleStorage::Packed { coding, .. } => coding.to_string(),
         dense => format!("{dense:?}"),
@@ -112,7 +112,7 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     let error = planned(&dense, GPTQ, false).unwrap_err();
     assert!(error.to_string().contains("expected a quantized checkpoint"), "{error}");
 
-    // A quantized head has no place in AWQ: it becomes F16, and the plan says so.
+    // AWQ cannot hold a quantized head. It becomes F16, and the plan says so.
     let head = place.path().join("head");
     let four = QuantizeOptions::new(Method::Rtn, Scheme::symmetric(Bits::Four, Granularity::Group(32)));
     quantized(&head, QuantizeOptions { quantize_head: true, ..four });
@@ -121,7 +121,7 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     assert_eq!(lost, ["floating point, F16: its loaders leave the head in floating point"]);
     let (difference, announced) = converted(&head, &place.path().join("head-awq"), AWQ);
     assert!(announced && difference < 1e-3, "{difference}");
-    // Ternary weights run with INT8 activations, which GPTQ cannot say.
+    // Ternary weights use INT8 activations, which GPTQ cannot express.
     let ternary = place.path().join("ternary");
     quantized(&ternary, QuantizeOptions::ternary(Granularity::Tensor));
     let plan = planned(&open(&ternary), GPTQ, false).unwrap();

@@ -1,10 +1,10 @@
-//! The programs in `examples/` do what they say, with what the crate shows and nothing else.
+//! The programs in `examples/` work, using public items only.
 
 use crate::support::fixture;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Runs an example; `None` where it was not built, as when cargo builds these tests alone.
+/// Runs an example. `None` if it was not built, as when cargo builds only these tests.
 fn run(name: &str, arguments: &[&str]) -> Option<String> {
     let target = PathBuf::from(env!("CARGO_BIN_EXE_lowbit"));
     let program =

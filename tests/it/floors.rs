@@ -1,8 +1,8 @@
-//! The layout shows the architecture: reads `src/` and `shaders/` and fails where a file breaks the map of the project.
+//! The floors test: `src/` and `shaders/` follow the architecture in CONTRIBUTING.md.
 //!
-//! Data flows one way, from bytes to the edges. Each module of `src/` stands on a floor, and a file imports only from
-//! lower floors or from its own module. `rules` has one function for each rule; here they meet the real sources, and
-//! small made-up sources that break them.
+//! Each module of `src/` is on a floor, and a file imports only from
+//! lower floors or from its own module. `rules` has a function for each rule. They are applied here to the real sources, and
+//! to small made-up sources that break them.
 
 mod rules;
 
@@ -10,7 +10,7 @@ use rules::{Source, Violation};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of `src/`, floor by floor. A new module needs its place here.
+/// The modules of `src/` by floor. A new module needs an entry.
 const FLOORS: &[&[&str]] = &[
     &["error", "digest", "dtype", "options", "parallel", "shape", "sort", "task"], // 0 values
     &["format"],                                                                   // 1 bytes
@@ -24,38 +24,38 @@ const FLOORS: &[&[&str]] = &[
     &["api", "wasm", "cli", "main"],                                               // 9 edges
 ];
 
-/// Imports between modules of one floor, `(from, to)`. Only from right to left in the table, so never in a circle.
+/// Allowed imports between modules of one floor, `(from, to)`. They go from right to left in the table, so there are no cycles.
 const NEIGHBOURS: &[(&str, &str)] = &[
-    // A folder's record says how calibration did on each module.
+    // A folder's record has each module's calibration errors.
     ("artifact", "calibrate"),
-    // Every value reports with the one error type.
+    // There is one error type.
     ("dtype", "error"),
     ("shape", "error"),
     ("task", "error"),
     ("options", "error"),
-    // Files to learn from are read, and shuffled, as those to calibrate with.
+    // Training texts are read and shuffled like calibration texts.
     ("train", "calibrate"),
-    // An answer is right where it is what validation takes for the likeliest token.
+    // An answer is compared with the most likely tokens, as validation finds them.
     ("train", "validate"),
-    // `auto` begins with the precision that a plan recommends.
+    // `auto` starts at the precision that a plan recommends.
     ("pipeline", "plan"),
-    // What a recipe asks for is part of the options of a job.
+    // A job's options contain a recipe.
     ("pipeline", "recipe"),
-    // A request says what it means to the jobs.
+    // A request is translated into the options of jobs.
     ("request", "plan"),
     ("request", "recipe"),
     ("request", "pipeline"),
-    // The command line opens and places as programs do.
+    // The command line opens checkpoints and outputs through the façade.
     ("cli", "api"),
 ];
 
-/// Names that belong to some files only: `(name, modules or folders)`.
+/// Names that only some modules or folders may use.
 const CONFINED: &[(&str, &[&str])] = &[
     ("wgpu", &["backend/gpu"]),
     ("JsValue", &["wasm"]),
     ("clap", &["cli", "main"]),
     ("indicatif", &["cli", "main"]),
-    // Who is above asks a coding, and does not look which one it is.
+    // Code above these modules does not ask which coding a matrix has.
     ("Scheme::Integer", CODERS),
     ("Scheme::IntegerMinimum", CODERS),
     ("Scheme::Ternary", CODERS),
@@ -65,10 +65,10 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("QuantizedTensor::Codebook", CODERS),
 ];
 
-/// Where codings are made, written and multiplied.
+/// Modules that create, store and multiply codings.
 const CODERS: &[&str] = &["quant", "layout", "backend"];
 
-/// Lines of a file without its tests: about 350 is the aim; from `NOTED` on a note is printed, above `MOST` it fails.
+/// Lines of a file without its tests. The aim is 350; from `NOTED` a note is printed, above `MOST` the test fails.
 const NOTED: usize = 450;
 const MOST: usize = 500;
 
@@ -76,7 +76,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files below `folder`, as paths relative to the root with `/`, sorted.
+/// Sorted paths of the files below `folder`, relative to the root, with `/`.
 fn files(folder: &str, extension: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::from(folder)];
@@ -150,7 +150,7 @@ fn the_table_has_no_circles_and_no_module_twice() {
     }
 }
 
-/// Rules that look at one source: path, text, and a part of the one message; `None`: no violation.
+/// Path, text, and a part of the single violation's message; `None`: no violation.
 const CASES: &[(&str, &str, Option<&str>)] = &[
     // Headers.
     ("src/quant/rtn.rs", "//! Rounding.\n", None),
@@ -159,7 +159,7 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
     ("src/extra.rs", "//! A header.\n", Some("has no floor")),
     ("src/extra/deep/inside.rs", "//! A header.\n", Some("has no floor")),
     ("src/quant/rtn.rs", "//! A header.\nfn f( {", Some("does not parse")),
-    // Upward and sideways imports.
+    // Imports upwards and sideways.
     ("src/quant/rtn.rs", "//! A header.\nuse crate::error::Error;\nuse crate::quant::scheme::Bits;", None),
     ("src/quant/rtn.rs", "//! A header.\nuse crate::model::Config;", Some("`crate::model`")),
     ("src/quant/rtn.rs", "//! A header.\nuse crate::{error::Error, model::Config};", Some("`crate::model`")),
@@ -196,7 +196,7 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
     ("src/error.rs", "//! A header.\nuse crate::shape::Shape;", Some("the same floor")),
     ("src/main.rs", "//! A header.\nfn main() { lowbit::cli::run() }", None),
     ("src/lib.rs", "//! The crate.\npub mod cli;\npub use crate::error::Error;", None),
-    // Names that belong elsewhere.
+    // Confined names.
     ("src/backend/gpu/device.rs", "//! A header.\nuse wgpu::Device;", None),
     ("src/backend/gpu.rs", "//! A header.\nuse wgpu::Device;", None),
     ("src/backend/gpusim.rs", "//! A header.\nuse wgpu::Device;", Some("`wgpu`")),

@@ -1,5 +1,5 @@
-//! GGUF files: a model of every block type as transformers and llama.cpp run it, tokenizers as llama.cpp has them, and the
-//! files of real models.
+//! GGUF files: a model with every block type agrees with transformers and llama.cpp, tokenizers agree with llama.cpp, and
+//! files of real models run.
 
 use crate::support::synthetic::stream;
 use crate::support::{distances, fixture, load_checkpoint, logits, on_disk};
@@ -22,11 +22,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// The largest distance of a logit from the one that transformers computes of the same decoded weights; measured 8.6e-6.
+/// Largest distance of a logit from transformers' with the same decoded weights; measured 8.6e-6.
 const TOLERANCE: f32 = 1e-4;
 
-/// The largest relative distance of a perplexity from the expected one; measured at most 1e-6 against the same weights, and
-/// 0.001 where 8 bits are compared with the model itself.
+/// Largest relative difference of a perplexity; measured at most 1e-6 for the same weights, and
+/// 0.001 for 8 bits against the model itself.
 const PERPLEXITY_TOLERANCE: f64 = 0.002;
 
 /// What `tests/interop/make_gguf_models.py` wrote.
@@ -43,7 +43,7 @@ struct Model {
     /// Name, type, dimensions.
     tensors: Vec<(String, String, Vec<u64>)>,
     vocabulary: Vocabulary,
-    /// For each type: where the halves of a block are, and what the block's step is multiplied with.
+    /// For each type: the offsets of a block's half-precision values, and the factor of its step.
     halves: BTreeMap<String, Vec<(usize, f32)>>,
     prompt: Vec<u32>,
     greedy: Vec<u32>,
@@ -54,7 +54,7 @@ struct Model {
 #[derive(Deserialize)]
 struct Tokenizer {
     vocabulary: Vocabulary,
-    /// Of each text, by llama.cpp.
+    /// llama.cpp's ids of each text.
     ids: Vec<Vec<u32>>,
 }
 
@@ -114,7 +114,7 @@ impl Model {
         metadata
     }
 
-    /// The bytes that `make_gguf_models.py` makes of a tensor's name.
+    /// The bytes of `make_gguf_models.py` for a tensor's name.
     fn data(&self, name: &str, kind: &str, dims: &[u64]) -> Vec<u8> {
         let count = dims.iter().product::<u64>() as usize;
         let uniform = |x: u64| (x >> 40) as f32 * 2f32.powi(-23) - 1.0;
@@ -166,7 +166,7 @@ fn write(model: &Model, vocabulary: &Vocabulary) -> Arc<dyn ByteSource> {
     Arc::new(MemorySource::new("model.gguf", bytes))
 }
 
-/// What llama.cpp puts around a prompt, where its texts end, and its ids.
+/// llama.cpp's special tokens around a prompt, its end tokens, and its ids.
 #[derive(Deserialize)]
 pub struct Around {
     pub ids: Vec<Vec<u32>>,
@@ -175,7 +175,7 @@ pub struct Around {
     pub ends: Vec<u32>,
 }
 
-/// llama.cpp's answers to `jobs`, see `tests/interop/judge_gguf.mjs`; `None`, with a word, where it is not there.
+/// llama.cpp's answers to `jobs` (`tests/interop/judge_gguf.mjs`), or `None` with a `skipped:` line.
 pub fn llama_cpp<T: for<'a> Deserialize<'a>>(jobs: &[serde_json::Value]) -> Option<Vec<T>> {
     let Some(node_llama) = std::env::var_os("LOWBIT_NODE_LLAMA") else {
         println!("skipped: LOWBIT_NODE_LLAMA names no folder; `cargo xtask interop` prepares one");
@@ -195,7 +195,7 @@ pub fn llama_cpp<T: for<'a> Deserialize<'a>>(jobs: &[serde_json::Value]) -> Opti
     Some(serde_json::from_str(text.lines().last().unwrap()).unwrap())
 }
 
-/// The file of every block type.
+/// The file with every block type.
 pub fn every_type() -> Arc<dyn ByteSource> {
     let Golden { model, .. } = golden();
     write(&model, &model.vocabulary)
@@ -246,7 +246,7 @@ fn tokenizers_are_those_of_llama_cpp() {
     }
 }
 
-/// Every name that is read, where this llama.cpp knows it too; and files that name no pre-tokenizer or no end.
+/// Every supported pre-tokenizer name that this llama.cpp supports too, and files without a pre-tokenizer or an end token.
 #[test]
 #[ignore = "needs Node: cargo xtask interop"]
 fn interop_pre_tokenizers_and_ends_are_those_of_llama_cpp() {
@@ -268,7 +268,7 @@ fn interop_pre_tokenizers_and_ends_are_those_of_llama_cpp() {
         ["<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "</s>", "<|fim_pad|>", "<|file_sep|>"]
     {
         let mut vocabulary = byte_level.vocabulary.clone();
-        // The last but one is the named end, the one before it an ordinary token.
+        // The last but one is the declared end, the one before it an ordinary token.
         let at = vocabulary.tokens.len() - 3;
         vocabulary.tokens[at] = text.to_owned();
         vocabulary.merges.as_mut().unwrap().pop();
@@ -334,7 +334,7 @@ fn tokenizers_that_cannot_be_translated_say_why() {
     for (message, spoil) in cases {
         let mut vocabulary = model.vocabulary.clone();
         spoil(&mut vocabulary);
-        // The model itself is usable, with another tokenizer.
+        // The model is usable with another tokenizer.
         let checkpoint = block_on(Checkpoint::open_gguf(write(&model, &vocabulary))).unwrap();
         let problem = checkpoint.tokenizer_problem().expect(message);
         assert!(problem.to_string().contains(message), "expected {message:?} but found {problem}");
@@ -344,7 +344,7 @@ fn tokenizers_that_cannot_be_translated_say_why() {
     }
 }
 
-/// The folder of real models and texts beside the repository, or `None` with a word on the terminal.
+/// The folder of real models and texts next to the repository, or `None` with a `skipped:` line.
 fn shared(what: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     if path.is_dir() {
@@ -376,7 +376,7 @@ fn perplexity_of_real_files_is_that_of_llama_cpp() {
             rows.push((path, tokenizer, row["perplexity"].as_f64().unwrap()));
         }
     }
-    // The 8-bit file of the other model against that model's own figure.
+    // The 8-bit file of the other model, against that model's figure.
     let expected = read("expected/perplexity.json");
     let of_260k = expected["rows"].as_array().unwrap().iter();
     let mut of_260k = of_260k.filter(|row| row["model"] == "stories260K" && row["text"] == "stories.txt");
@@ -401,7 +401,7 @@ fn perplexity_of_real_files_is_that_of_llama_cpp() {
     }
 }
 
-/// An f16 file of an f16 model says the same; the other file's weights were rounded to 8 bits and may part from it later.
+/// An f16 file of an f16 model generates the same text. The other file's weights have 8 bits, so its text may diverge later.
 #[test]
 fn greedy_text_of_real_files_is_that_of_transformers() {
     let Some(shared) = shared("greedy text of GGUF files") else { return };

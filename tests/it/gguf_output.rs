@@ -1,4 +1,4 @@
-//! GGUF files that lowbit writes: they say what the checkpoint said, to lowbit and (`cargo xtask interop`) to llama.cpp.
+//! GGUF files that lowbit writes agree with the checkpoint, in lowbit and (`cargo xtask interop`) in llama.cpp.
 
 use crate::gguf::{every_type, llama_cpp};
 use crate::support::{fixture, load_checkpoint, logits, max_distance, on_disk, synthetic};
@@ -21,10 +21,10 @@ use std::sync::Arc;
 
 const FILE: &str = "model.gguf";
 
-/// How near the two best logits may be for two correct programs to choose differently: llama.cpp rounds activations to 8
+/// Margin of the two best logits below which correct programs may choose differently: llama.cpp rounds activations to 8
 /// bits. At 0.1 the trained model's files agree in every token of 40 prompts.
 const NEAR_TIE: f32 = 0.1;
-/// The same for random weights, whose larger logits that rounding moves further: at 0.1 one prompt parted, at 0.3 none.
+/// The same for random weights, whose logits are larger: at 0.1 one prompt diverged, at 0.3 none.
 const NEAR_TIE_RANDOM: f32 = 0.3;
 
 fn options(linear: TensorType) -> ConvertOptions {
@@ -79,7 +79,7 @@ fn a_file_with_the_weights_as_they_are_says_the_same() {
     assert_eq!(again.to_dir().get(FILE), target.to_dir().get(FILE), "identical inputs make identical files");
 }
 
-/// Codes go from one layout to the other untouched, so not a bit of the logits changes.
+/// Conversion keeps the codes, so the logits are bit-identical.
 #[test]
 fn packed_modules_keep_their_codes() {
     let original = tale();
@@ -109,7 +109,7 @@ fn packed_modules_keep_their_codes() {
         let expected = logits(&mut load_checkpoint(&packed), &ids, 20);
         let distance = max_distance(&logits(&mut load_checkpoint(&reopened(&target)), &ids, 20), &expected);
         println!("{scheme}: weights {largest:.1e}, logits {distance:.1e} apart");
-        // Groups of 64 and channels are repeated as groups of 32, which are summed in another order.
+        // Scales of groups of 64 and of channels are repeated for groups of 32, which changes the order of summation.
         assert!(distance < if exact { 1e-4 } else { 0.05 }, "{scheme}: {distance}");
     }
 }
@@ -118,7 +118,7 @@ fn packed_modules_keep_their_codes() {
 fn what_cannot_be_exact_is_said_before_and_measured_after() {
     let original = tale();
     let target = MemorySinkDir::new("out");
-    // 128 columns are no blocks of 256.
+    // 128 columns do not form blocks of 256.
     let (plan, outcome) = written(&original, &options(TensorType::Q4_K), &target);
     let (mut narrow, mut wide) = (0, 0);
     for (module, difference) in plan.modules.iter().zip(&outcome.differences).skip(1) {
@@ -140,7 +140,7 @@ fn what_cannot_be_exact_is_said_before_and_measured_after() {
     assert!(block_on(plan_conversion(&original, &options(TensorType::TQ1_0), &Silent)).is_err());
 }
 
-/// The tokens that lowbit takes greedily, as far as the winner is clear.
+/// lowbit's greedy tokens up to the first small margin.
 fn clear_tokens(checkpoint: &Checkpoint, prompt: &[u32], count: usize, near_tie: f32) -> Vec<u32> {
     let mut lm = load_checkpoint(checkpoint);
     let mut ids = prompt.to_vec();
@@ -186,7 +186,7 @@ fn interop_llama_cpp_continues_what_lowbit_writes() {
         let checkpoint = block_on(Checkpoint::open_gguf(Arc::new(FileSource::open(path).unwrap()))).unwrap();
         for salt in 0..8 {
             let near_tie = if *vocabulary == 2048 { NEAR_TIE } else { NEAR_TIE_RANDOM };
-            // Words for the trained model, which is surer of them than of random ones.
+            // Words for the trained model, whose margins are larger on text.
             let prompt = match *vocabulary {
                 2048 => words[100 * salt..100 * salt + 24].to_vec(),
                 other => synthetic::tokens(&format!("gguf {salt}"), 8, other),
@@ -239,7 +239,7 @@ fn quantizing_straight_to_gguf_keeps_the_codes_of_the_folder() {
             }
             let farthest =
                 weights[0].iter().zip(&weights[1]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-            // Zero points become minimums in half precision; everything else is exact.
+            // Zero points become half-precision minimums; everything else is exact.
             let allowed = if tensor_type == TensorType::Q4_1 { 1e-3 } else { 0.0 };
             assert!(farthest <= allowed, "{tensor_type}, {module}: {farthest}");
         }

@@ -1,5 +1,5 @@
-//! Prompts, ends and templates of GGUF files that lowbit writes: those of the folder they come from, to lowbit and (`cargo xtask
-//! interop`) to llama.cpp.
+//! GGUF files that lowbit writes have the prompts, end tokens and templates of their source folder, in lowbit and (`cargo xtask
+//! interop`) in llama.cpp.
 
 use crate::gguf::{Around, llama_cpp};
 use crate::support::fixture;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const FILE: &str = "model.gguf";
-// Behind 256 bytes and nine merges.
+// Ids after 256 bytes and nine merges.
 const BOS: u32 = 265;
 const EOS: u32 = 266;
 const EOT: u32 = 267;
@@ -29,7 +29,7 @@ const TEXTS: [&str; 6] = [
     "",
 ];
 
-/// The characters that stand for bytes.
+/// The characters that represent bytes.
 fn letters() -> Vec<char> {
     let shown = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut hidden = 256..;
@@ -39,7 +39,7 @@ fn letters() -> Vec<char> {
         .collect()
 }
 
-/// A tokenizer of Llama 3's kind: bytes, a few merges, and special tokens.
+/// A tokenizer like Llama 3's: bytes, a few merges, and special tokens.
 fn tokenizer() -> Value {
     let mut vocab = serde_json::Map::new();
     for (id, letter) in letters().into_iter().enumerate() {
@@ -84,7 +84,7 @@ fn template(front: &[(&str, u32)], behind: &[(&str, u32)]) -> Value {
     json!({"type": "TemplateProcessing", "single": single, "pair": [text("A"), text("B")], "special_tokens": tokens})
 }
 
-/// The small model of the repository with this tokenizer.
+/// The shipped model with this tokenizer.
 fn folder(tokenizer: &Value, tokenizer_config: &Value, changes: &Value) -> Checkpoint {
     let file = |name: &str| std::fs::read(fixture("tale-llama").join(name)).unwrap();
     let mut config: Value = serde_json::from_slice(&file("config.json")).unwrap();
@@ -116,7 +116,7 @@ fn codec(checkpoint: &Checkpoint) -> HuggingFaceTokenizer {
     block_on(HuggingFaceTokenizer::open(checkpoint.dir().as_ref(), bos)).unwrap()
 }
 
-/// Tokenizers, with what tokenizer_config.json says, and whether llama.cpp has them too.
+/// Tokenizers, their tokenizer_config.json, and whether llama.cpp supports them.
 fn cases() -> Vec<(&'static str, Value, Value, bool)> {
     let offsets =
         json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true});
@@ -164,7 +164,7 @@ fn cases() -> Vec<(&'static str, Value, Value, bool)> {
     cases
 }
 
-/// A text that begins with the first token, where the report says that it gets a second one.
+/// A text that begins with the BOS token, for which the report announces a second one.
 fn is_excepted(text: &str, report: &ConvertOutcome) -> bool {
     let said = "a text that begins with `<|begin|>` itself gets a second one in llama.cpp";
     text.starts_with("<|begin|>") && report.notes.iter().any(|note| note == said)

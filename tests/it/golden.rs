@@ -1,5 +1,5 @@
-//! The decoder against transformers: the logits of tiny models of every architecture and option, as transformers computed
-//! them (`tests/interop/README.md`).
+//! The decoder's logits equal those of transformers, for tiny models of every architecture and option
+//! (`tests/interop/README.md`).
 
 use crate::support::synthetic::{self, Tensor};
 use crate::support::{distances, fixture, load, logits, max_distance};
@@ -8,24 +8,24 @@ use serde::Deserialize;
 use std::fs;
 use std::sync::Arc;
 
-/// The largest distance of a logit from the golden one; measured at most 7.0e-6, the order of additions.
+/// Largest distance of a logit from the golden one; measured at most 7.0e-6, from the order of summation.
 const TOLERANCE: f32 = 1e-4;
 
-/// What `tests/interop/make_golden.py` wrote.
+/// The output of `tests/interop/make_golden.py`.
 #[derive(Deserialize)]
 pub(crate) struct Golden {
     /// Matrices are uniform in [-a, a).
     pub(crate) a: f32,
     pub(crate) tokens: Vec<u32>,
-    /// After every token.
+    /// The most likely token after each token.
     argmax: Vec<usize>,
-    /// Of the rows of `logits`.
+    /// Positions of the rows of `logits`.
     positions: Vec<usize>,
     logits: Vec<Vec<f32>>,
     pub(crate) tensors: Vec<Tensor>,
 }
 
-/// Each case and each of its configurations: how it is called, and config.json. All configurations of a case say the same.
+/// Each case with its name and config.json. All configurations of a case are equivalent.
 pub(crate) fn cases() -> Vec<(String, Golden, Vec<u8>)> {
     let mut cases = Vec::new();
     for entry in fs::read_dir(fixture("golden")).unwrap() {

@@ -1,4 +1,4 @@
-//! GPTQ on real models: as good as the field's best tools, and better than rounding.
+//! GPTQ on real models: at least as good as other tools, and better than rounding to nearest.
 
 use crate::support::{calibrated, fixture, held_out, load, on_disk, perplexity, samples, tokenizer};
 use lowbit::internals::backend::cpu::CpuBackend;
@@ -31,8 +31,8 @@ fn run(
     Ok((Arc::new(folder.to_dir()), outcome))
 }
 
-/// How far above another tool's figure a perplexity may be. The noise of one model and 18,337 tokens is about as large: the
-/// paired differences that are printed have standard errors of 0.0023 to 0.0034.
+/// Largest relative excess over another tool's perplexity. The noise of one model and 18,337 tokens is about as large: the
+/// printed paired differences have standard errors of 0.0023 to 0.0034.
 const TOLERANCE: f64 = 1.003;
 
 #[test]
@@ -49,9 +49,9 @@ fn gptq_is_as_good_as_the_tools_of_the_field() {
     let text = std::fs::read_to_string(shared.join("text/stories.txt")).unwrap();
     let data = Dataset::new("stories.txt", &text, &tokenizer(on_disk(&model).as_ref())).unwrap();
     let windows = WindowOptions { context: 512, stride: None };
-    // Their figures are in ../shared/expected/quantizers.json; a folder of theirs is compared token by token.
+    // Other tools' figures are in ../shared/expected/quantizers.json. One of their folders is compared token by token.
     for (group_size, symmetric, order, theirs, folder) in [
-        // auto-round's, which takes minutes of gradient descent.
+        // auto-round, which uses minutes of gradient descent.
         (32, true, ColumnOrder::GroupAware, 36.61, "llmcompressor-rtn-w4-g32-sym"),
         (32, true, ColumnOrder::StaticGroups, 37.72, "llmcompressor-rtn-w4-g32-sym"),
         (32, true, ColumnOrder::GroupIndex, 37.23, "llmcompressor-rtn-w4-g32-sym"),
@@ -77,8 +77,8 @@ fn gptq_is_as_good_as_the_tools_of_the_field() {
     }
 }
 
-/// The part of a calibration text, in characters, that the models are compared on. The samples end before it; that many
-/// tokens bring the standard error of the difference to 0.001 to 0.003 nats.
+/// Characters at the end of a calibration text for comparing models. The samples end before it. So many
+/// tokens give a standard error of 0.001 to 0.003 nats.
 const HELD_OUT: std::ops::Range<usize> = 150_000..290_000;
 
 #[test]
@@ -125,7 +125,7 @@ fn layers_that_make_up_for_those_before_them_lose_less() {
     assert!(gained > variance.sqrt(), "{gained} of {variance}");
 }
 
-/// Most of rounding's output error that GPTQ may leave in a module. Measured on the shipped model: 0.14 to 0.41.
+/// Largest ratio of GPTQ's output error of a module to that of rounding to nearest. Measured on the shipped model: 0.14 to 0.41.
 const MOST_OF_ROUNDING: f64 = 0.5;
 
 #[test]
@@ -179,7 +179,7 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
         assert_eq!(error.code(), code);
         assert!(error.to_string().contains(says), "{error}");
     }
-    // Each method where it belongs.
+    // Each method on its modules.
     let folder = MemorySinkDir::new("none");
     let error = block_on(quantize(&checkpoint, &options, &folder, &Silent)).unwrap_err();
     assert!(error.to_string().contains("needs calibration samples"), "{error}");
@@ -188,7 +188,7 @@ fn what_cannot_be_calibrated_is_refused_before_anything_is_written() {
     assert!(error.to_string().contains("takes no calibration samples"), "{error}");
 }
 
-/// Hears everything, and cancels after so many stops.
+/// Records progress, and cancels after so many yields.
 struct Listener {
     stops: Cell<usize>,
     stops_allowed: usize,

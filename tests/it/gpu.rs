@@ -1,6 +1,6 @@
-//! Models on a GPU say what they say on the CPU.
+//! Models give the same results on a GPU and on the CPU.
 //!
-//! Where there is no adapter, not even a software one, these tests say so and do nothing.
+//! Without any adapter, even a software one, these tests are skipped.
 
 use crate::support::{fixture, held_out, on_disk, tokenizer};
 use crate::terminal::{arg, lowbit, tale};
@@ -22,17 +22,17 @@ use lowbit::internals::validate::windows::WindowOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Perplexity may differ by this share.
+/// Largest relative difference of perplexity.
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
-/// Of tokens that follow the reference's tokens, this share is the same.
+/// Smallest share of equal predictions after the reference's tokens.
 const LEAST_AGREEMENT: f64 = 0.99;
-/// A token may differ where the reference's two largest logits are this close: an activation on the edge between two
-/// integers turns a difference in the last bit into a whole step. Measured 0.07 on lavapipe.
+/// A token may differ if the reference's two largest logits are this close: near a rounding tie of INT8 activations
+/// a difference in the last bit becomes a whole step. Measured: 0.07 on lavapipe.
 const CLOSE_LOGITS: f32 = 0.2;
 
-/// Kernels of one block with F16 or integer weights, and those beside the blocks: embedding, norm, head, argmax.
+/// Dispatches of one block with F16 or integer weights, and those outside blocks: embedding, norm, head, argmax.
 const DISPATCHES_OF_A_BLOCK: u64 = 9;
-/// As [`DISPATCHES_OF_A_BLOCK`] with ternary weights: attention's output and the gate's are rounded by kernels of their own.
+/// As [`DISPATCHES_OF_A_BLOCK`] with ternary weights, where separate kernels round the outputs of attention and gate.
 const DISPATCHES_OF_A_TERNARY_BLOCK: u64 = 11;
 const DISPATCHES_OF_THE_ENDS: u64 = 4;
 
@@ -47,7 +47,7 @@ fn gpu() -> Option<GpuBackend> {
     }
 }
 
-/// The shipped model, and the real ones where they are at hand.
+/// The shipped model, and the real ones if present.
 fn models() -> Vec<PathBuf> {
     let shared = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
     let real = ["story-llama-0.66M", "stories260K", "stories260K-f16"].map(|name| shared.join(name));
@@ -62,7 +62,7 @@ fn models() -> Vec<PathBuf> {
     models
 }
 
-/// A checkpoint, quantized in memory by `options` where there are some.
+/// A checkpoint, quantized in memory if `options` are given.
 fn checkpoint(dir: Arc<dyn SourceDir>, options: Option<&QuantizeOptions>) -> Checkpoint {
     block_on(async {
         let original = Checkpoint::open(dir).await.unwrap();
@@ -77,7 +77,7 @@ fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> CausalLm<B> {
     block_on(CausalLm::load(backend, checkpoint, LoadOptions::default(), &Silent)).unwrap()
 }
 
-/// `count` tokens after `prompt`, the likeliest each time.
+/// `count` greedy tokens after `prompt`.
 fn greedy<B: Backend>(model: &mut CausalLm<B>, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut cache = model.new_cache(prompt.len() + count).unwrap();
     let mut tokens = prompt.to_vec();
@@ -123,7 +123,7 @@ fn greedy_text_is_that_of_the_cpu() {
     }
 }
 
-/// The shipped model, which takes `token` for the end of a text.
+/// The shipped model with `token` as its end-of-text token.
 fn ending_with(token: u32) -> Arc<dyn SourceDir> {
     let file = |name: &str| std::fs::read(fixture("tale-llama").join(name)).unwrap();
     let config = String::from_utf8(file("config.json")).unwrap();
@@ -134,10 +134,10 @@ fn ending_with(token: u32) -> Arc<dyn SourceDir> {
     )
 }
 
-/// A text, its tokens and why it ended.
+/// A text, its tokens and the finish reason.
 type Turn = (String, Vec<u32>, Option<FinishReason>);
 
-/// Two turns, and how many tokens of the second one's prompt were there already.
+/// Two turns, and the number of reused tokens of the second prompt.
 fn two_turns<B: Backend>(backend: B, end: u32, options: &GenerateOptions) -> ([Turn; 2], usize) {
     let dir = ending_with(end);
     let codec = tokenizer(dir.as_ref());
@@ -190,7 +190,7 @@ fn what_ends_a_text_ends_it_on_the_gpu_too_and_the_next_turn_goes_on_from_there(
         let (found, on_gpu) = two_turns(gpu, end, &options);
         assert_eq!(expected[0].2, Some(reason), "{name}");
         assert_eq!(found, expected, "{name}");
-        // The step that had begun before it was known that nothing shall follow.
+        // The step submitted before the end was known.
         let more = usize::from(matches!(reason, FinishReason::StopString | FinishReason::EndOfSequence));
         assert!(on_gpu == on_cpu || on_gpu == on_cpu + more, "{name}: {on_gpu} and {on_cpu} positions");
     }
@@ -247,7 +247,7 @@ fn perplexity_is_that_of_the_cpu() {
     }
 }
 
-/// The likeliest token after each of `tokens`, and how far the second is behind.
+/// The most likely token after each of `tokens`, and its margin over the second.
 fn predictions<B: Backend>(model: &mut CausalLm<B>, tokens: &[u32]) -> Vec<(usize, f32)> {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let mut predictions = Vec::new();
@@ -334,7 +334,7 @@ fn sampled_text_is_that_of_the_cpu() {
             Next::Candidates(candidates) => candidates.iter().map(|&(id, _)| id).collect::<Vec<_>>(),
             other => panic!("expected candidates but found {other:?}"),
         };
-        // At the cut two logits may be as close as the devices' arithmetic.
+        // At the cut two logits may differ by less than the devices' rounding.
         let same = ids(&on_cpu).iter().filter(|id| ids(&on_gpu).contains(id)).count();
         assert!(same + 1 >= k, "{same} of {k}");
     }
@@ -400,7 +400,7 @@ fn calibrating_on_the_gpu_gives_what_it_gives_on_the_cpu() {
         println!("{method} {more:?}: perplexity {} on the CPU, {} on the GPU", found[0], found[1]);
         assert!((found[1] / found[0] - 1.0).abs() < PERPLEXITY_TOLERANCE, "{method} {more:?}: {found:?}");
     }
-    // What does not calibrate runs no model.
+    // Methods without calibration run no model.
     let place = arg(folder.path().join("rtn"));
     let ran = lowbit(["quantize", &arg(tale()), "-o", &place, "--device", "gpu"]);
     assert_eq!(ran.code, 2);

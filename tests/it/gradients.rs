@@ -1,4 +1,4 @@
-//! The look at gradients: it passes where they are right, on every architecture, and names the tensor where one is not.
+//! `check-gradients` passes on every architecture with correct gradients, and names the tensor of a wrong one.
 
 use crate::golden;
 use crate::support::{fixture, on_disk, synthetic};
@@ -20,7 +20,7 @@ use std::fs;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The report on some tokens, with nothing rounded.
+/// The report for some tokens, without rounding.
 fn report<B: Train>(backend: B, checkpoint: &Checkpoint, tokens: &[u32]) -> Result<GradientReport> {
     let count = tokens.len() - 1;
     let row = Row { tokens: &tokens[..count], targets: &tokens[1..] };
@@ -53,16 +53,16 @@ fn gradients_of_every_architecture_pass() {
     assert!(families.len() >= 4, "{families:?}");
 }
 
-/// How a device goes wrong.
+/// A fault of a device.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
-    /// The gradient of the projection to v is lost.
+    /// The gradient of the v projection is zero.
     Lost,
-    /// Those of q, k and v are twice as long.
+    /// The gradients of q, k and v are doubled.
     Twice,
 }
 
-/// A device that goes wrong on the way back through the last block.
+/// A device with a fault in the backward pass of the last block.
 struct Wrong {
     inner: CpuBackend,
     fault: Fault,
@@ -110,7 +110,7 @@ impl DeviceOps for Wrong {
     }
 
     fn run(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()> {
-        // The way there begins.
+        // The forward pass begins.
         if matches!(step, Step::Embed { .. }) {
             self.done = false;
         }
@@ -197,7 +197,7 @@ fn the_command_passes_or_rejects() {
         assert_eq!((&said["passed"], &said["rounded"]), (&true.into(), &rounded.into()), "{said:#}");
         assert_eq!(said["slopes"].is_null(), rounded, "{said:#}");
     }
-    // A model of random weights, of a configuration alone.
+    // A model with random weights, from a configuration.
     let config = folder.path().join("config.json");
     fs::copy(fixture("tale-llama/config.json"), &config).unwrap();
     let said = lowbit(
@@ -205,7 +205,7 @@ fn the_command_passes_or_rejects() {
     );
     assert!(said.done().stdout.starts_with("passed: "));
 
-    // Nothing comes of the last MLP, so nothing goes back to what it multiplies.
+    // The last MLP's output is zero, so its inputs get no gradient.
     let broken = folder.path().join("broken");
     copy_of_tale(&broken);
     let layers = block_on(Checkpoint::open(on_disk(&tale))).unwrap().config().num_hidden_layers;

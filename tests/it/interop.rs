@@ -1,4 +1,4 @@
-//! transformers as the judge of what lowbit reads and writes. Run by `cargo xtask interop`; see `tests/interop/README.md`.
+//! transformers judges what lowbit reads and writes. Run by `cargo xtask interop`; see `tests/interop/README.md`.
 
 use crate::support::{
     calibrated, distances, fixture, held_out, load, logits, on_disk, perplexity, samples, synthetic::tokens,
@@ -20,17 +20,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The largest distance of a logit from that of transformers where activations are f32; measured at most 1.7e-5.
+/// Largest distance of a logit from transformers' with f32 activations; measured at most 1.7e-5.
 const TOLERANCE: f32 = 1e-3;
-/// The share of logits within [`TOLERANCE`] where activations are rounded to INT8. A value near a tie may round either way
-/// in two correct programs and moves every logit of its token and of those after it; on another grid the share is 0.01.
+/// Smallest share of logits within [`TOLERANCE`] with INT8 activations. A value near a rounding tie may round either way
+/// in two correct programs, which moves all logits of its token and of later ones. On a wrong grid the share is 0.01.
 const ROUNDED_SHARE: f64 = 0.7;
-/// The median distance of those logits, which values near ties do not move: measured 4.8e-7; on another grid 0.055.
+/// Largest median distance of those logits, which ties do not affect. Measured: 4.8e-7; on a wrong grid 0.055.
 const ROUNDED_MEDIAN: f32 = 1e-5;
-/// The largest relative distance of perplexities.
+/// Largest relative difference of perplexities.
 const PERPLEXITY_TOLERANCE: f64 = 0.001;
 
-/// A script of `tests/interop` in the Python that `cargo xtask interop` prepared.
+/// Runs a script of `tests/interop` with the Python of `cargo xtask interop`.
 fn script(name: &str) -> Option<Command> {
     let Some(python) = std::env::var_os("LOWBIT_PYTHON") else {
         println!("skipped: {name}: LOWBIT_PYTHON names no Python; `cargo xtask interop` prepares one");
@@ -41,7 +41,7 @@ fn script(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// The answers of `judge.py` to `jobs`, in their order.
+/// The answers of `judge.py` to `jobs`, in order.
 fn judge<T: for<'a> Deserialize<'a>>(jobs: &[Value]) -> Option<Vec<T>> {
     let mut child = script("judge.py")?
         .arg("batch")
@@ -77,7 +77,7 @@ struct JudgedText {
     tokens: usize,
 }
 
-/// What lowbit makes of the model that ships with the repository, each in a folder below `place`.
+/// Outputs of lowbit for the shipped model, each in a folder below `place`.
 fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
     let rtn = |bits, granularity, symmetric| {
         QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric))
@@ -111,7 +111,7 @@ fn written(place: &Path) -> Vec<(&'static str, PathBuf)> {
         ("gptq-int8-channel", in_layout(rtn(Bits::Eight, Granularity::Channel, true), gptq)),
         ("awq-int4-g32-asym", in_layout(rtn(Bits::Four, Granularity::Group(32), false), TargetLayout::Awq)),
         ("awq-int4-g32-sym", in_layout(int4.clone(), TargetLayout::Awq)),
-        // Not in the compressed-tensors layout: version 0.20 of that package no longer knows groups in act-order.
+        // Not in the compressed-tensors layout: version 0.20 of that package does not support groups in act-order.
         ("gptq-act-order", in_layout(act_order(), gptq)),
         ("recipe-int8-int4", with_recipe(r#"{"modules": "*.self_attn.*", "bits": 8}"#)),
         ("recipe-keep", with_recipe(r#"{"modules": ["*.0.*", "*.down_proj"], "keep": true}"#)),
@@ -165,7 +165,7 @@ fn interop_the_committed_files_are_what_the_scripts_make() {
 fn interop_transformers_opens_what_lowbit_writes() {
     let place = tempfile::tempdir().unwrap();
     let folders = written(place.path());
-    // Short sequences where activations are rounded: a value near a tie spoils few tokens.
+    // Short sequences with rounded activations: a value near a tie affects few tokens.
     let sequences = |name: &str| -> Vec<Vec<u32>> {
         let rounds = name.ends_with("ternary") || name.ends_with("-int8");
         let lengths: &[usize] = if rounds { &[1, 1, 1, 1, 2, 2, 2, 3, 3, 3] } else { &[1, 24, 100] };

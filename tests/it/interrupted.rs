@@ -1,4 +1,4 @@
-//! Work that is ended before its time leaves nothing that looks whole, and nothing for good.
+//! Interrupted work leaves nothing that looks complete, and nothing permanent.
 #![cfg(unix)]
 
 use crate::support::large::write_checkpoint;
@@ -8,16 +8,16 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// Blocks of 32 MiB: seconds of work.
+/// Tensors of 32 MiB: seconds of work.
 const LAYERS: usize = 4;
-/// A signal goes out as soon as the weights are being written; waiting longer than this means that they never were.
+/// The signal is sent when weights are being written. After this time the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn weights_being_written(folder: &Path) -> bool {
     folder.is_dir() && files(folder).keys().any(|file| file.starts_with(".model.safetensors."))
 }
 
-/// Quantizes until weights are being written, then sends a signal.
+/// Starts quantizing, and sends a signal when weights are being written.
 fn interrupt(source: &Path, output: &Path, signal: &str) -> ExitStatus {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
     command.arg("quantize").arg(source).arg("-o").arg(output).args(["--bits", "4"]);
@@ -49,14 +49,14 @@ fn an_interrupted_run_clears_away_and_a_killed_one_is_cleared_away() {
         assert_eq!(weights_being_written(&output), killed, "{signal}: {left:?}");
         let opened = lowbit(["inspect", &arg(&output), "--json"]);
         assert_eq!(opened.json()["error"]["code"], "unfinished_output", "{signal}");
-        // Another run makes a whole folder of it.
+        // Another run completes the folder.
         lowbit(["quantize", &arg(tale()), "-o", &arg(&output), "--bits", "8"]).done();
         assert!(!weights_being_written(&output), "{signal}");
         lowbit(["inspect", &arg(&output)]).done();
     }
 }
 
-/// What lies in a folder, folders among it.
+/// The entries of a folder, subfolders included.
 fn entries(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -67,7 +67,7 @@ fn what_a_killed_run_left_on_the_way_to_a_gguf_file_goes_with_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("source"), folder.path().join("output"));
     block_on(write_checkpoint(&source, LAYERS));
-    // Whoever writes another file there at the moment is left alone.
+    // Files that another process is writing there are kept.
     std::fs::create_dir_all(output.join(".other.gguf.1.lowbit.tmp")).unwrap();
     let args = |source: &Path| {
         let file = output.join("small.gguf");
@@ -92,7 +92,7 @@ fn what_a_killed_run_left_on_the_way_to_a_gguf_file_goes_with_the_next() {
     assert_eq!(left, [".other.gguf.1.lowbit.tmp", "small.gguf"]);
 }
 
-/// Starts calibrating with a state that outlives the process, and kills it when block `block` is in work.
+/// Starts calibrating with `--resume`, and kills the process during block `block`.
 fn kill_in_block(args: &[String], state: &Path, block: usize) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lowbit"));
     let mut child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -146,7 +146,7 @@ fn a_killed_calibration_goes_on_and_comes_to_the_same_bytes() {
             kill_in_block(&args(&resumed, &keep), &state, block);
             assert!(!resumed.join("model.safetensors").exists());
         }
-        // The state belongs to this run alone.
+        // The state belongs to exactly this run.
         let other = lowbit(args(&resumed, &[&keep[..], &["--strict"]].concat()));
         assert!(other.code == 2 && other.stderr.contains("of another run"), "{}", other.stderr);
 
@@ -155,7 +155,7 @@ fn a_killed_calibration_goes_on_and_comes_to_the_same_bytes() {
         assert_eq!(files(&resumed), files(&whole), "{method}");
         assert!(!state.exists(), "the state goes when the work is done");
     }
-    // A folder with something else in it is left alone.
+    // A folder with other files is kept.
     let (output, other) = (path("out"), path("other"));
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("mine"), "x").unwrap();

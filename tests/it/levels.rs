@@ -1,12 +1,12 @@
-//! Graded questions, from the generator to the level at the edge of what a model can do.
+//! Graded questions: the generators, the curriculum, and the level in the learning zone.
 
-use crate::terminal::{DeviceOutcome, arg, lowbit, tale};
+use crate::terminal::{CommandResult, arg, lowbit, tale};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Writes Sudokus, and gives the files of a part.
+/// The files of a part.
 fn sudokus(folder: &Path, part: &str, levels: std::ops::RangeInclusive<usize>) -> Vec<String> {
     levels.map(|level| arg(folder.join(format!("{part}-{level:02}.jsonl")))).collect()
 }
@@ -18,7 +18,7 @@ fn rows(file: &str) -> Vec<Value> {
 #[test]
 fn tasks_are_files_of_which_none_shares_a_question_with_another() {
     let folder = tempfile::tempdir().unwrap();
-    let made = |task: &str, seed: &str, to: &PathBuf| -> DeviceOutcome {
+    let made = |task: &str, seed: &str, to: &PathBuf| -> CommandResult {
         let counts = ["--train", "300", "--test", "50", "--levels", "1", "2", "10"];
         lowbit([&["tasks", task, "-o", &arg(to), "--seed", seed, "--json"][..], &counts].concat()).done()
     };
@@ -53,7 +53,7 @@ fn files_of_levels_that_make_no_sense_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("level.jsonl");
     for (text, expected) in [
-        ("", "expected a level at least but found none"),
+        ("", "expected a level but found none"),
         ("{\"prompt\": \"a\"}", "level.jsonl: line 1: expected a text under `answer`"),
         (
             "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"answer\": \"b\"}",
@@ -79,7 +79,7 @@ fn files_of_levels_that_make_no_sense_are_named() {
     assert!(ran.code == 2 && ran.stderr.contains("level 1: question 1: "), "{}", ran.stderr);
 }
 
-/// A model that learns the easier levels in less than half a minute.
+/// A model that learns the easy levels in less than half a minute.
 fn config(folder: &Path) -> PathBuf {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 258,
@@ -136,12 +136,12 @@ fn a_curriculum_takes_in_the_next_level_when_one_is_mastered() {
         assert_eq!(look["next"], next, "{look}");
         expected += u64::from(!next.is_null());
     }
-    // Measured: level 2 comes after 80 steps and level 3 after 140.
+    // Measured: level 2 is added after 80 steps and level 3 after 140.
     assert!(looks.len() > 15 && expected >= 2, "{looks:#?}");
 }
 
-/// How often the model may learn on. Its accuracies depend on the processor's order of additions: where no level is at the edge, the next
-/// ones come there from above or below.
+/// Most rounds of training. Accuracies depend on the instruction set. If no level is in the learning zone after a round, one
+/// comes into it in a later round.
 const ROUNDS: usize = 8;
 
 #[test]
@@ -178,7 +178,7 @@ fn a_model_that_learned_five_levels_is_at_the_edge_of_what_it_can_do() {
     let levels = said["levels"].as_array().unwrap();
     assert_eq!(levels.len(), 10);
     let figure = |level: &Value, name: &str| level["accuracy"][name].as_f64().unwrap();
-    // Each level whose interval is below that of the last one that was taken.
+    // Levels whose intervals are below that of the previously counted level.
     let mut apart: Vec<&Value> = Vec::new();
     for level in levels {
         assert_eq!(figure(level, "questions"), 500.0);
@@ -199,7 +199,7 @@ fn a_model_that_learned_five_levels_is_at_the_edge_of_what_it_can_do() {
     assert_eq!(found("edge_of_chaos_optimal_level"), Some(highest["level"].as_f64()));
     assert_eq!(found("gradient_variance_optimal"), Some(Some(noise)));
 
-    // A quantized model answers too, and has no gradients.
+    // A quantized model is assessed too, without gradients.
     let small = folder.path().join("small");
     let args = ["quantize", &arg(&model), "-o", &arg(&small), "--bits", "8"];
     lowbit(args).done();
@@ -207,7 +207,7 @@ fn a_model_that_learned_five_levels_is_at_the_edge_of_what_it_can_do() {
     let shares = |said: &Value| -> Vec<f64> {
         said["levels"].as_array().unwrap().iter().map(|level| figure(level, "share")).collect()
     };
-    // Measured: at most 0.006 apart.
+    // Measured: they differ by at most 0.006.
     assert!(shares(&said).iter().zip(shares(&quantized)).all(|(a, b)| (a - b).abs() < 0.05));
     assert!(quantized["levels"][0]["gradient_noise"].is_null());
     let text = assess(&small, &[]).stdout;

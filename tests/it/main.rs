@@ -1,4 +1,4 @@
-//! The integration tests: one binary, a module for each thing that a user gets.
+//! The integration tests: one binary, a module for each topic.
 #![cfg(feature = "cli")]
 
 mod api;

@@ -1,4 +1,4 @@
-//! What a checkpoint says is done as transformers does it, or refused by name: folders as people have them.
+//! Every setting of a checkpoint is honoured as in transformers, or refused by name. The folders are like published ones.
 
 use crate::golden::{self, Golden};
 use crate::support::synthetic;
@@ -24,7 +24,7 @@ fn folder(case: &str) -> (Golden, MemoryDir) {
     (golden, dir)
 }
 
-/// The folder with other weights, or a changed header.
+/// The folder with changed weights or a changed header.
 fn with_weights(dir: &MemoryDir, edit: impl FnOnce(&mut Value, &mut Vec<u8>)) -> MemoryDir {
     let (mut header, mut data) = split(dir.get("model.safetensors").unwrap());
     edit(&mut header, &mut data);
@@ -49,7 +49,7 @@ fn refused(dir: MemoryDir, code: ErrorCode, words: &[&str]) {
     }
 }
 
-/// A copy of the embedding, under the name of the head, at the end of the data.
+/// Appends a copy of the embedding under the head's name.
 fn store_head(header: &mut Value, data: &mut Vec<u8>, change: impl FnOnce(&mut [u8])) {
     let embedding = header["model.embed_tokens.weight"].clone();
     let offsets = |index: usize| embedding["data_offsets"][index].as_u64().unwrap() as usize;
@@ -61,7 +61,7 @@ fn store_head(header: &mut Value, data: &mut Vec<u8>, change: impl FnOnce(&mut [
     header["lm_head.weight"]["data_offsets"] = json!([start, data.len()]);
 }
 
-/// transformers 5 and vLLM use a head that is stored beside a tied embedding, where the two differ.
+/// transformers 5 and vLLM use a stored head that differs from the tied embedding.
 #[test]
 fn a_stored_head_is_used_although_the_config_ties_it() {
     let (golden, tied) = folder("qwen2-tied");
@@ -75,13 +75,13 @@ fn a_stored_head_is_used_although_the_config_ties_it() {
     assert!(!checkpoint.config().tie_word_embeddings);
     assert!(checkpoint.warnings()[0].contains("lm_head.weight"), "{:?}", checkpoint.warnings());
 
-    // A copy is no head of its own: it would be held and written twice.
+    // A copy is not a separate head: it would be loaded and written twice.
     let copy = with_weights(&tied, |header, data| store_head(header, data, |_| {}));
     let checkpoint = block_on(Checkpoint::open(Arc::new(copy))).unwrap();
     assert!(checkpoint.config().tie_word_embeddings && checkpoint.warnings().is_empty());
 }
 
-/// What is written from such a model is that model too.
+/// Outputs of such a model keep the head.
 #[test]
 fn a_stored_head_comes_into_what_is_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -99,7 +99,7 @@ fn a_stored_head_comes_into_what_is_written() {
     assert_eq!(config["tie_word_embeddings"], false);
 }
 
-/// Embedding models are saved as their decoder alone.
+/// Embedding models are saved without the prefix `model.`.
 #[test]
 fn tensor_names_may_lack_the_prefix() {
     let (golden, dir) = folder("qwen3");
@@ -141,7 +141,7 @@ fn a_model_without_a_head_is_no_language_model() {
     refused(classifier, ErrorCode::UnsupportedModel, &["score.weight"]);
 }
 
-/// Folders of other kinds, and what is said of each.
+/// Folders of other kinds, and the message for each.
 #[test]
 fn a_folder_of_another_kind_is_called_by_its_name() {
     let (_, model) = folder("llama");
@@ -217,11 +217,11 @@ fn a_folder_of_another_kind_is_called_by_its_name() {
     let more = model.clone().with("additional_chat_templates/tool_use.jinja", text("{{ messages }}"));
     let opened = block_on(Checkpoint::open(Arc::new(more))).unwrap();
     assert!(opened.warnings()[0].contains("`tool_use.jinja`"), "{:?}", opened.warnings());
-    // An upload that broke off leaves an empty file, which transformers takes for none.
+    // An interrupted upload leaves an empty file, which transformers treats as missing.
     block_on(Checkpoint::open(Arc::new(model.with("generation_config.json", text("\n"))))).unwrap();
 }
 
-/// Python's JSON has numbers that JSON has not; only who needs one of them refuses it.
+/// Python's JSON has NaN and infinities. Only a reader that needs such a number refuses it.
 #[test]
 fn nan_in_a_config_is_refused_only_where_a_number_is_needed() {
     let (_, model) = folder("llama");
@@ -237,7 +237,7 @@ fn nan_in_a_config_is_refused_only_where_a_number_is_needed() {
     );
 }
 
-/// Keys of quantized folders that change what the weights mean, and spellings of what is read.
+/// Keys of quantized folders that change the weights' meaning, and accepted spellings.
 #[test]
 fn a_quantization_config_says_nothing_that_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -280,7 +280,7 @@ fn a_quantization_config_says_nothing_that_is_not_read() {
         ("a float", &|config| config["bits"] = json!(4.0)),
         ("nothing said", &|config| config["rotation"] = json!(null)),
         ("auto-round", &auto_round("auto_round:auto_gptq")),
-        // Symmetric zero points tell their version themselves.
+        // Symmetric zero points reveal their version.
         ("auto-round of another version", &auto_round("auto_round:gptqmodel")),
     ];
     for (what, edit) in same {
@@ -288,7 +288,7 @@ fn a_quantization_config_says_nothing_that_is_not_read() {
     }
 }
 
-/// transformers runs BitNet's layers in the type of their scale, so a folder has one type of floating point.
+/// transformers runs BitNet's layers in the type of their scale, so a folder has one floating-point type.
 #[test]
 fn ternary_folders_have_one_floating_point_type() {
     let folder = tempfile::tempdir().unwrap();
@@ -314,7 +314,7 @@ fn ternary_folders_have_one_floating_point_type() {
         };
         let said = config.get("dtype").or_else(|| config.get("torch_dtype")).unwrap();
         assert_eq!(said, name, "{dtype}");
-        // Back to floating point and again to the same codes.
+        // To floating point and back to the same codes.
         let (dense, again) = (folder.path().join("dense"), folder.path().join("again"));
         lowbit(["dequantize", &arg(&output), "-o", &arg(&dense)]).done();
         lowbit(["quantize", &arg(&dense), "-o", &arg(&again), "--from-metadata"]).done();
@@ -333,7 +333,7 @@ fn ternary_folders_have_one_floating_point_type() {
     }
 }
 
-/// The shipped model's weights in another type; one of a norm beyond f16 where `large` says so.
+/// The shipped model's weights in another type. With `large`, one value of a norm is beyond f16.
 fn in_dtype(folder: &Path, dtype: &str, large: bool) {
     edit_safetensors(&folder.join("model.safetensors"), |header, data| {
         let mut converted = Vec::new();
@@ -360,7 +360,7 @@ fn in_dtype(folder: &Path, dtype: &str, large: bool) {
     });
 }
 
-/// Master weights become what every pass makes of them: the packed folder is the same model.
+/// Packed master weights are the same model.
 #[test]
 fn master_weights_are_packed_for_good() {
     let (_, online) = folder("bitnet-online");

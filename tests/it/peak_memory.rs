@@ -1,6 +1,6 @@
-//! Quantizing a checkpoint of 2 GB takes little memory, and calibrating what was planned.
+//! Quantizing a checkpoint of 2 GB takes little memory, and calibrating takes what was planned.
 //!
-//! Only on Linux, where the kernel tells the high-water mark of a child process.
+//! Linux only: its kernel reports the high-water mark of a child process.
 #![cfg(target_os = "linux")]
 
 use crate::support::large::{LARGEST_TENSOR, write_checkpoint};
@@ -34,8 +34,8 @@ fn two_gigabytes_are_quantized_in_a_few_tensors_of_memory() {
     assert!(peak <= LIMIT, "{peak} bytes resident, above the limit of {LIMIT}");
 }
 
-/// How far the plan of a run may be from what the run took. Measured on one block: by GPTQ it takes 2.7 % less, 4.7 % less
-/// without the original beside it, by AWQ 6.7 % less.
+/// Largest relative difference of planned and used memory. Measured on one block: GPTQ uses 2.7 % less than planned, 4.7 % less
+/// without the original model, AWQ 6.7 % less.
 const PLAN_ERROR: f64 = 0.10;
 
 #[test]
@@ -47,7 +47,7 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
     let ids = folder.path().join("ids.u32");
     std::fs::write(&ids, tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).unwrap();
     let mut wrong = Vec::new();
-    // Where there is memory for it a block's stored bytes are held; the least is what a run takes without.
+    // With enough memory a block's stored bytes are kept. The least is what a run needs without them.
     for (method, least, more) in [
         ("gptq", false, &[][..]),
         ("gptq", true, &[]),
@@ -124,8 +124,8 @@ fn calibrating_takes_the_memory_that_was_planned_and_none_where_it_is_too_much()
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The resident high-water mark of a command, in bytes: what the kernel says of the running process, again and again.
-/// (`wait4` would count the memory of this process too, from which the child was forked.)
+/// The resident high-water mark of a command in bytes, polled from the kernel.
+/// (`wait4` would include the memory of this process, from which the child is forked.)
 fn peak_of(mut command: Command) -> u64 {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
@@ -134,7 +134,7 @@ fn peak_of(mut command: Command) -> u64 {
         let ended = child.try_wait().unwrap();
         let text = std::fs::read_to_string(&status).unwrap_or_default();
         let mark = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"));
-        // Before it becomes the program it was told to be, the child is a copy of this process.
+        // Before `exec`, the child is a copy of this process.
         if let Some(mark) = mark.filter(|_| text.starts_with("Name:\tlowbit\n")) {
             peak = peak.max(mark.trim().parse::<u64>().unwrap() * 1024);
         }

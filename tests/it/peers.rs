@@ -1,4 +1,4 @@
-//! Checkpoints that other tools quantized: their perplexity, as an independent implementation has it.
+//! Checkpoints that other tools quantized have the perplexity of an independent implementation.
 
 use crate::real_models::{open, shared};
 use crate::support::difference::largest_difference;
@@ -12,10 +12,10 @@ use lowbit::internals::validate::walk::score;
 use lowbit::internals::validate::windows::{Dataset, WindowOptions};
 use serde_json::Value;
 
-/// Largest relative difference of perplexities. Measured: 3e-6, where the figures have their last digit.
+/// Largest relative difference of perplexities. Measured: 3e-6, the precision of the figures.
 const RELATIVE_TOLERANCE: f64 = 0.002;
 
-/// Largest weight difference where scales of F32 become F16: half a unit of the last place, times 15 steps.
+/// Largest weight difference when F32 scales become F16: half a unit in the last place, times 15 steps.
 const F16_SCALES: f32 = 2e-3;
 
 #[test]
@@ -36,7 +36,7 @@ fn their_codes_move_to_every_other_layout() {
         ] {
             let name = format!("{} to {}", folder.file_name().unwrap().display(), layout.name());
             let Ok(plan) = block_on(plan_conversion(&source, &ConvertOptions::new(layout), &Silent)) else {
-                // The one folder of INT8 weights has no place in AWQ.
+                // AWQ cannot hold the folder of INT8 weights.
                 assert_eq!(name, "llmcompressor-rtn-w8-channel to awq");
                 continue;
             };

@@ -1,4 +1,4 @@
-//! How much of a checkpoint is read for a job: behind a URL every byte is a download.
+//! How many bytes of a checkpoint a job reads. Behind a URL every byte is a download.
 
 use crate::support::{fixture, on_disk, samples};
 use lowbit::internals::backend::cpu::CpuBackend;
@@ -19,7 +19,7 @@ use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A folder that counts the bytes which are read from its weights.
+/// A folder that counts the bytes read from its weights.
 struct Counting {
     dir: Arc<dyn SourceDir>,
     read: Arc<AtomicU64>,
@@ -60,8 +60,7 @@ impl ByteSource for Counted {
     }
 }
 
-/// Opens a folder, does something with it, and says how many times the bytes of its tensors were read for both. The header
-/// counts too.
+/// Opens a folder, runs a job, and returns the bytes read in units of the tensors' bytes, including the header.
 fn times(name: &str, dir: Arc<dyn SourceDir>, job: impl FnOnce(&Checkpoint)) -> f64 {
     let read = Arc::new(AtomicU64::new(0));
     let counting = Counting { dir, read: read.clone() };
@@ -97,7 +96,7 @@ fn rounding_reads_a_checkpoint_once() {
         ("rtn", group(Bits::Four), 1.05),
         ("rtn to gguf", gguf, 1.05),
         ("ternary", QuantizeOptions::ternary(Granularity::Tensor), 1.05),
-        // A tied table is quantized twice, as embedding and as head.
+        // A tied embedding is quantized twice, as embedding and as head.
         ("rtn with tables", head, 2.0),
     ];
     for (name, options, most) in cases {
@@ -106,7 +105,7 @@ fn rounding_reads_a_checkpoint_once() {
     }
 }
 
-/// Behind it the weights are in single precision.
+/// A folder with the weights in single precision.
 #[test]
 fn a_table_is_not_read_to_see_whether_it_fits() {
     let (_, four) = quantized("rtn", tale(), &group(Bits::Four));
@@ -153,7 +152,7 @@ fn converting_reads_scales_twice_and_everything_else_once() {
     assert!(read <= 1.05, "{read}");
 }
 
-/// A block is read once and held; tables are read to embed the samples and again to be copied.
+/// A block is read once and kept. Embeddings are read to embed the samples, and again to be copied.
 #[test]
 fn calibrating_reads_a_checkpoint_twice_at_most() {
     let model = fixture("tale-llama");
@@ -171,7 +170,7 @@ fn calibrating_reads_a_checkpoint_twice_at_most() {
                 let new_backend = || Ok(CpuBackend::new());
                 let calibration =
                     Calibration { samples: &samples, new_backend: &new_backend, scratch: &scratch };
-                // The least memory in which the run starts is that in which no block is held.
+                // With the least memory in which the run starts, no block is kept.
                 let memory = memory.map(|memory| least_memory(checkpoint, &options, memory, &samples));
                 let options = QuantizeOptions { memory, ..options.clone() };
                 block_on(quantize_calibrated(checkpoint, &options, calibration, &out, &Silent)).unwrap();

@@ -1,4 +1,4 @@
-//! The real models: perplexity and greedy text as transformers has them.
+//! Real models: perplexity and greedy text agree with transformers.
 
 use lowbit::internals::backend::cpu::CpuBackend;
 use lowbit::internals::format::source::{FsDir, SourceDir};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The folder of real models and texts beside the repository, or `None` with a word on the terminal.
+/// The folder of real models and texts next to the repository, or `None` with a `skipped:` line.
 pub(crate) fn shared(what: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     if path.is_dir() {

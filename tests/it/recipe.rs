@@ -1,6 +1,6 @@
-//! Recipes: some modules become something else than the rest.
+//! Recipes: different precision for some modules.
 
-use crate::terminal::{DeviceOutcome, arg, files, lowbit, short_text, tale};
+use crate::terminal::{CommandResult, arg, files, lowbit, short_text, tale};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ bits = 4
 group_size = 32
 "#;
 
-/// A recipe in a file of `folder`.
+/// Writes a recipe to a file of `folder`.
 fn recipe(folder: &Path, name: &str, text: &str) -> String {
     fs::write(folder.join(name), text).unwrap();
     arg(folder.join(name))
 }
 
-fn quantize(output: &Path, recipe: &str, options: &[&str]) -> DeviceOutcome {
+fn quantize(output: &Path, recipe: &str, options: &[&str]) -> CommandResult {
     let (tale, output) = (arg(tale()), arg(output));
     let args = ["quantize", &tale, "-o", &output, "--recipe", recipe, "--json"];
     lowbit(args.iter().chain(options))
@@ -38,7 +38,7 @@ fn perplexity(folder: &Path, text: &str) -> f64 {
     ran.done().json()["perplexity"].as_f64().unwrap()
 }
 
-/// Bits of a weight in matrices of these shapes: codes, and F16 scales.
+/// Bits for each weight in matrices of these shapes: codes and F16 scales.
 fn bits_per_weight(config: &Value) -> f64 {
     let size = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}")) as f64;
     let (hidden, inner, heads) =
@@ -82,7 +82,7 @@ fn attention_in_int8_and_mlp_in_int4() {
     let inspection = lowbit(["inspect", &arg(&output), "--json"]).done().json();
     assert_eq!(inspection["linear_formats"], json!({"int4-g32-sym": 9, "int8-channel-sym": 12}));
 
-    // Between what all in INT4 and all in INT8 lose; and another spelling of the same codes predicts the same.
+    // Between the losses of INT4 and INT8 for all modules. The same codes in another format predict the same.
     let all = |name: &str, options: &[&str]| {
         let path = scratch.path().join(name);
         let (tale, output) = (arg(tale()), arg(&path));
@@ -103,7 +103,7 @@ fn attention_in_int8_and_mlp_in_int4() {
     let args = ["validate", &arg(tale()), &arg(&output), "--text", &text, "-o", &arg(&report)];
     let ran = lowbit(args);
     println!("{}", ran.stdout);
-    // Memory and speed of this machine have a say too.
+    // Memory and speed of this machine count too.
     assert!(matches!(ran.code, 0 | 1), "{}", ran.stderr);
     let report = read(report);
     for criterion in report["criteria"].as_array().unwrap() {
@@ -171,8 +171,8 @@ fn methods_are_mixed_too() {
     assert!(perplexity(&output, &text) > 1.0);
 }
 
-/// How far INT8 weights may move the perplexity of the shipped checkpoint, relatively. Scales that were folded into the
-/// wrong place move it by more than all of it.
+/// Largest relative change of the shipped checkpoint's perplexity by INT8 weights. Scales folded in the
+/// wrong place more than double it.
 const INT8_MOVES: f64 = 2e-3;
 
 #[test]
@@ -188,7 +188,7 @@ fn awq_is_mixed_with_other_methods_where_no_input_is_shared() {
     };
     for (name, rules, options) in [
         ("awq-for-mlp", r#"{"modules": "*.mlp.*", "method": "awq"}"#, &["--method", "gptq"][..]),
-        // What comes before a scaled input, and takes in its scales, is made by another method.
+        // The layer that absorbs an input's scales is quantized by another method.
         (
             "awq-after-others",
             r#"{"modules": ["*.o_proj", "*.down_proj"], "method": "awq"},
@@ -239,7 +239,7 @@ fn what_cannot_be_is_refused_before_any_work() {
     let output = scratch.path().join("out");
     let bits = |modules: &str, bits: u32| format!(r#"{{"modules": "{modules}", "bits": {bits}}}"#);
     let (attention, mlp) = (bits("*.self_attn.*", 8), bits("*.mlp.*", 4));
-    // (rules, options, what is said)
+    // (rules, options, message)
     let cases: [(&str, &[&str], &str); 9] = [
         (
             &attention,

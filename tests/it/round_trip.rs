@@ -1,4 +1,4 @@
-//! What goes in comes out: the way back from quantized weights, and figures that no memory budget changes.
+//! Round trips through quantized weights, and figures that do not depend on the memory budget.
 
 use lowbit::internals::backend::cpu::CpuBackend;
 use lowbit::internals::dtype::DType;
@@ -31,7 +31,7 @@ fn weights(dir: &MemoryDir) -> &[u8] {
     dir.get("model.safetensors").unwrap()
 }
 
-/// The options that a folder can be made with, and what they are called in a failure.
+/// Options of a folder, and their name in a failure.
 fn every_kind() -> Vec<(&'static str, QuantizeOptions)> {
     let rtn = |bits, granularity, symmetric| {
         QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, granularity).with_symmetry(symmetric))
@@ -74,7 +74,7 @@ fn dequantized_weights_get_the_codes_that_they_had() {
                 assert!(!dequantized.is_quantized(), "{name}");
                 let again = MemorySinkDir::new("again");
                 restore(&dequantized, &again, &Silent).await.unwrap();
-                // Tables that were rounded up to F32 stay F32; everything else is the same to the last bit.
+                // Embeddings that became F32 stay F32. Everything else is identical to the last bit.
                 if dtype == DType::F16 {
                     assert!(weights(&packed.to_dir()) == weights(&again.to_dir()), "{name}: other bytes");
                 }
@@ -145,14 +145,14 @@ fn both_forms_of_a_model_predict_the_same() {
             quantize(&source, &options, &packed, &Silent).await.unwrap();
             let quantized = open(Arc::new(packed.to_dir())).await;
             let floats = MemorySinkDir::new("floats");
-            // In F16 the products of codes and scales are rounded, which INT8 activations magnify: 0.974 of predictions.
+            // F16 rounds the products of codes and scales, and INT8 activations magnify that: 0.974 of predictions agree.
             let dtype = if name == "w8a8" { DType::F32 } else { DType::F16 };
             dequantize_checkpoint(&quantized, dtype, &floats, &Silent).await.unwrap();
             let dequantized = open(Arc::new(floats.to_dir())).await;
             let data = dataset(&source, 20_000).await;
             let windows = WindowOptions { context: 512, stride: None };
             let forms = Forms { quantized: &quantized, dequantized: &dequantized, original: Some(&source) };
-            // What agrees too little is an error.
+            // Too little agreement is an error.
             let found =
                 agreement::measure(forms, &data, &windows, 0.9, CpuBackend::new, &Silent).await.unwrap();
             println!("{name}: {found:?}");

@@ -1,4 +1,4 @@
-//! A chat that goes on: what the model has seen is not computed again, and its words are those of a model that begins anew.
+//! Chat sessions reuse the KV cache, and generate the same text as without it.
 
 use crate::support::{fixture, load, on_disk, tokenizer};
 use lowbit::internals::backend::cpu::CpuBackend;
@@ -7,7 +7,7 @@ use lowbit::internals::model::CausalLm;
 use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::tokenizer::{HuggingFaceTokenizer, TextCodec};
 
-/// The new tokens, how many of the prompt's were there already, and the session.
+/// The new tokens, the number of reused prompt tokens, and the session.
 fn resumed(
     model: &mut CausalLm<CpuBackend>,
     codec: &HuggingFaceTokenizer,
@@ -32,7 +32,7 @@ fn turns_go_on_where_the_last_one_ended() {
     let whole = [first.clone(), said.clone()].concat();
 
     let cases = [
-        // The last token that was generated has not been run.
+        // The last generated token has not run through the model.
         ("the next turn", [whole.clone(), words(" The cat was glad.")].concat(), Some(whole.len() - 1)),
         ("the same prompt again", first.clone(), Some(first.len() - 1)),
         ("a turn that was changed", [first.clone(), words(" there was a king")].concat(), None),

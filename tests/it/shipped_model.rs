@@ -1,4 +1,4 @@
-//! The model that ships with the repository: what its README says of it, and what quantizing it costs.
+//! The shipped model: the figures of its README, and the cost of quantizing it.
 
 use crate::support::{fixture, held_out, load, on_disk, perplexity, tokenizer};
 use lowbit::internals::format::sink::MemorySinkDir;
@@ -9,7 +9,7 @@ use lowbit::internals::task::{Silent, block_on};
 use lowbit::internals::validate::continuations::{continue_all, from_texts};
 use std::sync::Arc;
 
-/// The figure of the model's README, in f32, with one digit more.
+/// The f32 perplexity of the model's README, with one more digit.
 const PERPLEXITY: f64 = 4.1617;
 
 #[test]

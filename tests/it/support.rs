@@ -1,4 +1,4 @@
-//! What several tests need: folders, models, logits.
+//! Helpers of several tests: folders, models, logits.
 
 pub mod difference;
 pub mod large;
@@ -29,17 +29,17 @@ pub fn on_disk(path: impl Into<PathBuf>) -> Arc<dyn SourceDir> {
     Arc::new(FsDir::open(path).unwrap())
 }
 
-/// The checkpoint of a folder, on the CPU, as the checkpoint asks to be run.
+/// Loads the checkpoint of a folder on the CPU with its default options.
 pub fn load(dir: Arc<dyn SourceDir>) -> CausalLm<CpuBackend> {
     load_checkpoint(&block_on(Checkpoint::open(dir)).unwrap())
 }
 
-/// As [`load`], of an open checkpoint.
+/// As [`load`], for an open checkpoint.
 pub fn load_checkpoint(checkpoint: &Checkpoint) -> CausalLm<CpuBackend> {
     block_on(CausalLm::load(CpuBackend::new(), checkpoint, LoadOptions::default(), &Silent)).unwrap()
 }
 
-/// Logits after each of `tokens`, which run in pieces of `piece` tokens.
+/// Logits after each of `tokens`, computed in batches of `piece` tokens.
 pub fn logits(model: &mut CausalLm<CpuBackend>, tokens: &[u32], piece: usize) -> Vec<Vec<f32>> {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let mut rows = Vec::new();
@@ -54,13 +54,13 @@ pub fn logits(model: &mut CausalLm<CpuBackend>, tokens: &[u32], piece: usize) ->
     rows
 }
 
-/// The largest distance between two logits; infinite where one is no number.
+/// The largest distance between two logits; infinite if one is NaN.
 pub fn max_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).flat_map(|(a, b)| distances(a, b)).fold(0.0, f32::max)
 }
 
-/// Distances of the logits of two rows; infinite where one is no number.
+/// Distances of the logits of two rows; infinite if one is NaN.
 pub fn distances(a: &[f32], b: &[f32]) -> impl Iterator<Item = f32> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() })
@@ -71,13 +71,13 @@ pub fn tokenizer(dir: &dyn SourceDir) -> HuggingFaceTokenizer {
     block_on(HuggingFaceTokenizer::open(dir, None)).unwrap()
 }
 
-/// Perplexity of `model` on a text, in windows of 512 positions that do not overlap.
+/// Perplexity of `model` on a text, in disjoint windows of 512 positions.
 pub fn perplexity(model: &mut CausalLm<CpuBackend>, data: &Dataset) -> f64 {
     let options = WindowOptions { context: 512, stride: None };
     block_on(score(model, data, &options, &Silent)).unwrap().perplexity()
 }
 
-/// The held-out text of the model that ships with the repository.
+/// The held-out text of the shipped model.
 pub fn held_out() -> Dataset {
     let text = std::fs::read_to_string(fixture("tale-llama/heldout.txt")).unwrap();
     Dataset::new("heldout.txt", &text, &tokenizer(on_disk(fixture("tale-llama")).as_ref())).unwrap()
@@ -91,7 +91,7 @@ pub fn samples(model: &Path, text: &Path, samples: usize, sequence_length: usize
     Samples::new(&codec.encode(&unify_line_ends(&text)).unwrap(), codec.bos_token_id(), &options).unwrap()
 }
 
-/// Quantizes by a method that calibrates, on the CPU and in memory.
+/// Quantizes with a calibrated method, on the CPU and in memory.
 pub fn calibrated(
     checkpoint: &Checkpoint,
     samples: &Samples,

@@ -1,4 +1,4 @@
-//! Runs the `lowbit` binary as a user does, and makes folders for it. Not a test itself.
+//! Runs the `lowbit` binary as a user does, and prepares folders. Not a test itself.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -7,49 +7,49 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// How a run ended.
-pub struct DeviceOutcome {
+/// The result of a run.
+pub struct CommandResult {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl DeviceOutcome {
+impl CommandResult {
     /// The one JSON document on standard output.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("expected one JSON document but {error}\n{}", self.stdout))
     }
 
-    /// The run, which must have done its work.
+    /// Asserts success.
     pub fn done(self) -> Self {
         assert_eq!(self.code, 0, "{}", self.stderr);
         self
     }
 }
 
-/// The command under test, or the one that `LOWBIT_COMMAND` names: the npm package's has to answer alike.
+/// The command under test, or the one in `LOWBIT_COMMAND`, such as that of the npm package.
 fn command() -> OsString {
     std::env::var_os("LOWBIT_COMMAND").unwrap_or_else(|| env!("CARGO_BIN_EXE_lowbit").into())
 }
 
 /// Runs `lowbit` with these arguments.
-pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> DeviceOutcome {
+pub fn lowbit<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> CommandResult {
     let output = Command::new(command())
         .args(args)
-        // Without it, Mesa's drivers complain on standard error when adapters are listed.
+        // Without it, Mesa's drivers print warnings to standard error.
         .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
         .unwrap();
-    DeviceOutcome {
-        // Without a code a signal has ended it, which no input may bring about.
+    CommandResult {
+        // No code means that a signal ended it, which no input may cause.
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
 }
 
-/// The checkpoint that ships with the repository.
+/// The shipped checkpoint.
 pub fn tale() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tale-llama")
 }
@@ -59,7 +59,7 @@ pub fn arg(path: impl AsRef<Path>) -> String {
     path.as_ref().to_str().unwrap().to_owned()
 }
 
-/// A short piece of the text that the shipped checkpoint was not trained on.
+/// A short part of the shipped checkpoint's held-out text.
 pub fn short_text(folder: &Path) -> String {
     let text = fs::read_to_string(tale().join("heldout.txt")).unwrap();
     let path = folder.join("short.txt");
@@ -82,7 +82,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The shipped checkpoint again, for a test to break: only the files that a model needs.
+/// A copy of the shipped checkpoint, with only the files that a model needs.
 pub fn copy_of_tale(to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
@@ -97,13 +97,13 @@ pub fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
 }
 
-/// Takes a safetensors file apart into its header and its data.
+/// Splits a safetensors file into header and data.
 pub fn split(bytes: &[u8]) -> (Value, Vec<u8>) {
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
     (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
 }
 
-/// Puts a safetensors file together.
+/// Joins header and data to a safetensors file.
 pub fn join(header: &Value, data: &[u8]) -> Vec<u8> {
     let json = serde_json::to_vec(header).unwrap();
     [&(json.len() as u64).to_le_bytes(), json.as_slice(), data].concat()

@@ -1,4 +1,4 @@
-//! Gradients of whole models, against what PyTorch's autograd says (`../shared/golden/training`), and against the loss itself.
+//! Gradients of whole models, compared with PyTorch's autograd (`../shared/golden/training`) and with finite differences of the loss.
 
 use crate::golden;
 use crate::support::synthetic;
@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Largest distance of a gradient from PyTorch's in double precision, over the largest of its tensor. PyTorch itself
-/// is 1e-6 off in single precision; measured here 7e-7.
+/// Largest distance of a gradient from PyTorch's in double precision, relative to the largest of its tensor. PyTorch in single
+/// precision is 1e-6 off; measured here 7e-7.
 const GRADIENT_ERROR: f64 = 1e-5;
 const LOSS_ERROR: f64 = 1e-6;
 
@@ -41,7 +41,7 @@ fn floats(store: &TensorStore, name: &str) -> Vec<f32> {
     block_on(store.read(name)).unwrap().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-/// Everything as it is, in F32.
+/// No quantization, all in F32.
 const EXACT: Precision = Precision {
     scheme: None,
     scale_type: ScaleType::F32,
@@ -66,7 +66,7 @@ fn trained(
     block_on(TrainedModel::new(backend(threads), Origin::Checkpoint(checkpoint), precision, room)).unwrap()
 }
 
-/// The mean loss, after its derivatives were added.
+/// Accumulates gradients and returns the mean loss.
 fn backward(model: &mut TrainedModel<CpuBackend>, rows: &[Row<'_>]) -> lowbit::Result<f64> {
     let share = 1.0 / counted(rows).max(1) as f32;
     let sums = block_on(model.backward(rows, Goal::TEXT, None, share))?;
@@ -83,7 +83,7 @@ fn without(dir: &MemoryDir, left_out: &str) -> MemoryDir {
     block_on(moved(dir, &zeros.collect(), 0.0)).unwrap()
 }
 
-/// What PyTorch says, and the models that it says it of.
+/// PyTorch's figures and their models.
 struct Golden {
     folder: PathBuf,
     said: Value,
@@ -147,7 +147,7 @@ fn rows(batch: &[Vec<u32>]) -> Vec<Row<'_>> {
     batch.iter().map(|row| Row { tokens: &row[..32], targets: &row[1..] }).collect()
 }
 
-/// As a case of the golden file has it.
+/// The precision of a golden case.
 fn precision(case: &str) -> Precision {
     let four = |scale_type| Precision {
         scheme: Some(Scheme::Integer {
@@ -170,7 +170,7 @@ fn precision(case: &str) -> Precision {
     }
 }
 
-/// A model of a case. Where its scales are not this crate's they are held, and learned in one of the cases.
+/// A model of a case. Scales that this crate would compute differently are given; one case learns them.
 fn model_of(golden: &Golden, case: &str, threads: usize) -> TrainedModel<CpuBackend> {
     let mut model = trained(&golden.checkpoint(case), threads, precision(case), 2, 32);
     if matches!(case, "int4" | "int4-lsq") {
@@ -180,7 +180,7 @@ fn model_of(golden: &Golden, case: &str, threads: usize) -> TrainedModel<CpuBack
     model
 }
 
-/// The golden file's other grid: the largest of each group of 32 is the code 7.
+/// The golden file's second grid: the largest of each group of 32 gets the code 7.
 fn hold_scales_of_sevenths(model: &mut TrainedModel<CpuBackend>, learned: bool) {
     let (backend, parameters) = model.parts();
     for parameter in
@@ -190,7 +190,7 @@ fn hold_scales_of_sevenths(model: &mut TrainedModel<CpuBackend>, learned: bool) 
         let largest = |group: &[f32]| group.iter().fold(0.0f32, |most, value| most.max(value.abs()));
         let scale = |group: &[f32]| {
             let (largest, mut scale) = (largest(group), largest(group) / 7.0);
-            // Where the largest is positive it stands at the very bound: on the side of it here to which double precision rounds it.
+            // A positive largest value is exactly at the bound. It is moved to the side where double precision rounds it.
             let outside = f64::from(largest) / (f64::from(largest) / 7.0) >= 7.0;
             while (largest / scale >= 7.0) != outside {
                 scale = if outside { scale.next_down() } else { scale.next_up() };
@@ -257,7 +257,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
                     compare(name, &found[name], &floats(&all, name));
                 }
                 if case != "int4" {
-                    // Of the rows that occur; all others are 0.
+                    // Rows that occur; all others are 0.
                     let ids = block_on(all.read("embed_rows")).unwrap();
                     let ids: Vec<usize> =
                         ids.as_chunks().0.iter().map(|id| i32::from_le_bytes(*id) as usize).collect();
@@ -271,7 +271,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
             }
             _ => {}
         }
-        // And what the golden file says of every tensor.
+        // The golden file's norms of every tensor.
         let summaries = golden.said["cases"][case]["tensors"].as_object().unwrap();
         assert_eq!(summaries.len(), found.len(), "{case}");
         for (name, summary) in summaries {
@@ -297,10 +297,10 @@ fn losses_and_gradients_are_those_of_pytorch() {
     }
 }
 
-/// How far a loss may be from PyTorch's in double precision, until a code turns. PyTorch's own in single precision is within
+/// Largest distance of a loss from PyTorch's in double precision, until a code flips. PyTorch in single precision is within
 /// 7e-7; measured here 9e-7.
 const CURVE_ERROR: f64 = 1e-5;
-/// The same after a code has turned, from where on runs part for good: two of PyTorch's are up to 0.019 apart.
+/// The same after a code has flipped, when runs diverge for good. Two runs of PyTorch differ by up to 0.019.
 const PARTED: f64 = 0.05;
 
 #[test]
@@ -320,9 +320,8 @@ fn thirty_steps_of_adamw_are_those_of_pytorch() {
             block_on(model.bring()).unwrap();
             model.zero_gradients().unwrap();
             let loss = backward(&mut model, &rows(&batch)).unwrap();
-            // PyTorch's own show when a code of a weight turns. Of an input one does at once: in the second batch one is 2e-14 of
-            // a step from the middle between two.
-            // And in `bitnet`'s first one is 6e-6 away.
+            // PyTorch's runs show when a weight's code flips. Activation codes flip at once: in the second batch one value is 2e-14 of
+            // a step from a rounding tie, and in the first batch of `bitnet` one is 6e-6 away.
             turned |= spread[step] > CURVE_ERROR || case == "bitnet" || case == "ternary" && step > 0;
             let off = (loss - losses[step]).abs();
             let most = if turned { PARTED } else { CURVE_ERROR };
@@ -358,13 +357,13 @@ fn thirty_steps_of_adamw_are_those_of_pytorch() {
     }
 }
 
-/// The length of the way that parameters go along the gradient.
+/// Step length along the gradient for finite differences.
 const WAY: f64 = 1e-3;
-/// How far the loss may change otherwise than the gradient says, relatively. Measured 8e-3 for squared ReLU behind norms, 4e-5
+/// Largest relative difference of the directional derivative. Measured: 8e-3 for squared ReLU after norms, 4e-5
 /// for the others.
 const SLOPE_ERROR: f64 = 1e-2;
 
-/// A checkpoint of the tensors that have a gradient, as `F32`, moved by `way` times it.
+/// The checkpoint in F32, moved by `way` times its gradient.
 async fn moved(
     dir: &MemoryDir,
     gradients: &BTreeMap<String, Vec<f32>>,
@@ -463,6 +462,6 @@ fn batches_that_make_no_sense_are_named() {
         let error = backward(&mut trained, &batch).unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
     }
-    // And goes on.
+    // Training continues.
     assert!(backward(&mut trained, &[row(&[1, 2], &[2, 3])]).unwrap() > 0.0);
 }

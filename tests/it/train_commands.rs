@@ -1,4 +1,4 @@
-//! `lowbit train` and `lowbit qat` as people use them.
+//! `lowbit train` and `lowbit qat` on the command line.
 
 use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A model so small that a step takes no time.
+/// A model with very fast steps.
 fn config(folder: &Path) -> PathBuf {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 300,
@@ -25,14 +25,14 @@ fn verse(folder: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// What is said of wrong input.
+/// The message about invalid input.
 fn refused<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> String {
     let ran = lowbit(args);
     assert_eq!(ran.code, 2, "{}", ran.stderr);
     ran.stderr
 }
 
-/// What runs of a few steps have.
+/// Options of short runs.
 const SHORT: [&str; 6] = ["--steps", "60", "--context", "32", "--batch-tokens", "128"];
 
 #[test]
@@ -51,7 +51,7 @@ fn a_model_begins_anew_with_a_configuration_and_a_text() {
         assert!(ran.stderr.contains("made a tokenizer of "), "{}", ran.stderr);
         let said = ran.json();
         let perplexity = |key: &str| said[key].as_f64().unwrap();
-        // Every token of the verse follows from the one before.
+        // Each token of the verse determines the next.
         assert!(perplexity("perplexity") < 2.0, "{said:#}");
         assert!(perplexity("perplexity_before") > 100.0, "{said:#}");
         let prompt = ["--prompt", "Twinkle,", "--max-tokens", "12", "--temperature", "0"];
@@ -90,7 +90,7 @@ fn a_checkpoint_learns_answers_and_learns_to_be_small() {
         let words = [&[command][..], &rest, more].concat();
         words.into_iter().map(str::to_owned).chain(paths).collect::<Vec<_>>()
     };
-    // Without a template nobody knows what a chat looks like.
+    // Chats need a template.
     let said = refused(args("train", &[]));
     assert!(said.contains("chats.jsonl: line 1: ") && said.contains("template"), "{said}");
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
@@ -99,7 +99,7 @@ fn a_checkpoint_learns_answers_and_learns_to_be_small() {
     let said = lowbit(args("train", &["--json"])).done().json();
     assert_eq!(said["steps"], 2);
     assert!(folder.path().join("out/chat_template.jinja").exists());
-    // What was trained goes on: to fewer bits, all at once or block by block.
+    // A trained model is trained to fewer bits, end to end or block by block.
     let trained = arg(folder.path().join("trained"));
     fs::rename(folder.path().join("out"), &trained).unwrap();
     for more in [&["--steps", "2"][..], &["--steps", "0", "--block-steps", "2"]] {
@@ -182,7 +182,7 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
     assert_eq!(said["agreement"]["min_retention"], 0.99);
     assert!(said["agreement"]["quantized_dequantized"].as_f64().unwrap() >= 0.995, "{said:#}");
 
-    // The way back, of weights that nobody has changed.
+    // Requantizing unchanged weights.
     let again = place("again");
     let said =
         lowbit(["requantize", &place("floats8"), "-o", &again, "--json", "--text", &text]).done().json();
@@ -190,7 +190,7 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
     let weights = |folder: &str| fs::read(Path::new(folder).join("model.safetensors")).unwrap();
     assert!(weights(&again) == weights(&place("int8")), "the very codes and scales");
 
-    // 2 bits leave too little.
+    // 2 bits lose too much.
     let said = handed_over("2");
     assert_eq!((said["modules"].as_u64(), said["is_original"].as_bool()), (Some(0), Some(true)), "{said:#}");
     assert!(said["agreement"]["retention"].as_f64().unwrap() < 0.99);

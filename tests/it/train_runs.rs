@@ -1,6 +1,7 @@
-//! Runs of training: what is written is what was trained, interruptions change nothing, and what makes no sense is named.
+//! Training runs: the output is the trained model, interruptions change nothing, and invalid input is named.
 
 use crate::support::{fixture, on_disk};
+use lowbit::internals::backend::NO_INDEX;
 use lowbit::internals::backend::cpu::{CpuBackend, CpuOptions};
 use lowbit::internals::error::ErrorCode;
 use lowbit::internals::format::scratch::MemoryScratch;
@@ -12,6 +13,7 @@ use lowbit::internals::quant::{PackedTensor, dequantize};
 use lowbit::internals::request::{Format, Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
 use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::internals::train::corpus::{Corpus, Document, Position, Sequence};
+use lowbit::internals::train::curriculum::Curriculum;
 use lowbit::internals::train::run::Event;
 use lowbit::internals::train::state::StateFolder;
 use lowbit::internals::train::{Origin, Row, Stored};
@@ -20,7 +22,7 @@ use std::cell::{Cell, RefCell};
 /// Tokens of a row.
 const CONTEXT: usize = 32;
 
-/// A few steps with everything that a run has.
+/// A few steps with evaluation and saved states.
 fn request() -> TrainRequest {
     TrainRequest::default()
         .steps(6)
@@ -34,7 +36,7 @@ fn tale() -> Checkpoint {
     block_on(Checkpoint::open(on_disk(fixture("tale-llama")))).unwrap()
 }
 
-/// A text of which every next token follows from the two before.
+/// A deterministic text.
 fn corpus(checkpoint: &Checkpoint) -> Corpus {
     let tokens = (0..3000u32).map(|i| (i * i / 7 + i) % 500).collect();
     Corpus::new(vec![Document::text(tokens)], Some(1), None, CONTEXT, checkpoint.config().vocab_size).unwrap()
@@ -44,7 +46,7 @@ fn held_out(checkpoint: &Checkpoint) -> Vec<Sequence> {
     corpus(checkpoint).batch(9, Position::default(), 4 * CONTEXT).unwrap().0
 }
 
-/// Ends the run after so many reports of progress.
+/// Cancels the run after so many progress reports.
 struct Until(Cell<usize>);
 
 impl Control for Until {
@@ -61,8 +63,29 @@ impl Control for Until {
     }
 }
 
-/// Runs `work` with everything that a job needs beside its options.
+/// The same text in three levels. The held-out questions of the first two have no target, so each is mastered when it is first asked.
+fn levels(checkpoint: &Checkpoint) -> (Corpus, Curriculum) {
+    let documents = (1..=3u32).map(|level| Document::text((0..700).map(|i| (i * level) % 500).collect()));
+    let vocabulary = checkpoint.config().vocab_size;
+    let corpus = Corpus::new(documents.collect(), Some(1), None, CONTEXT, vocabulary).unwrap();
+    let corpus = corpus.graded(vec![1, 2, 3]).unwrap();
+    let question = |target| Sequence { tokens: vec![1, 2, 3], targets: vec![NO_INDEX, NO_INDEX, target] };
+    let held_out =
+        [(1, NO_INDEX), (2, NO_INDEX), (3, 499)].map(|(level, target)| (level, vec![question(target)]));
+    let curriculum = Curriculum::new(held_out.to_vec(), &corpus.levels()).unwrap();
+    (corpus, curriculum)
+}
+
+/// What a run trains on.
+#[derive(Clone, Copy, PartialEq)]
+enum Lesson {
+    Text,
+    Levels,
+}
+
+/// Runs `work` with a job's inputs and context.
 fn with_job<T>(
+    lesson: Lesson,
     checkpoint: &Checkpoint,
     state: &std::path::Path,
     target: &MemorySinkDir,
@@ -70,7 +93,14 @@ fn with_job<T>(
     tell: &dyn Fn(Event),
     work: impl FnOnce(TrainInputs<'_>, TrainContext<'_>) -> T,
 ) -> T {
-    let (mut corpus, held_out) = (corpus(checkpoint), held_out(checkpoint));
+    let held_out = held_out(checkpoint);
+    let (mut corpus, curriculum) = match lesson {
+        Lesson::Text => (corpus(checkpoint), None),
+        Lesson::Levels => {
+            let (corpus, curriculum) = levels(checkpoint);
+            (corpus, Some(curriculum))
+        }
+    };
     let sinks = FsSinkDir::at(state);
     let context = TrainContext {
         target,
@@ -88,15 +118,15 @@ fn with_job<T>(
         name: "tale",
         corpus: &mut corpus,
         held_out: &held_out,
-        curriculum: None,
+        curriculum,
         sha256: "a text".to_owned(),
         teacher: Some(checkpoint),
     };
     work(inputs, context)
 }
 
-/// The weights that a run writes, with so many threads and stopped after each of these numbers of reports; and what was heard.
-fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>, Vec<Event>) {
+/// The weights and events of a run with so many threads, interrupted after each of these numbers of reports.
+fn written(lesson: Lesson, request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>, Vec<Event>) {
     let checkpoint = tale();
     let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let backend = || Ok(CpuBackend::with_options(CpuOptions { threads: Some(threads), simd: true }));
@@ -105,7 +135,8 @@ fn written(request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>,
     let run = |control: &dyn Control| {
         let target = MemorySinkDir::new("out");
         let tell = |event| heard.borrow_mut().push(event);
-        let done = with_job(&checkpoint, state.path(), &target, control, &tell, |inputs, context| {
+        let state = state.path();
+        let done = with_job(lesson, &checkpoint, state, &target, control, &tell, |inputs, context| {
             block_on(train(&backend, inputs, &options, context))
         });
         done.map(|_| target.to_dir().get("model.safetensors").unwrap().to_vec())
@@ -131,7 +162,7 @@ fn threads_and_interruptions_leave_the_bits_as_they_are() {
     ];
     for request in cases {
         let what = format!("{}, {} steps of blocks", request.bits, request.block_steps);
-        let (expected, heard) = written(&request, 1, &[]);
+        let (expected, heard) = written(Lesson::Text, &request, 1, &[]);
         let count = |of: fn(&Event) -> bool| heard.iter().filter(|event| of(event)).count() as u64;
         let steps = request.steps.unwrap();
         assert_eq!(count(|event| matches!(event, Event::Step(_))), steps, "{what}: {heard:?}");
@@ -139,10 +170,10 @@ fn threads_and_interruptions_leave_the_bits_as_they_are() {
         assert_eq!(count(|event| matches!(event, Event::Evaluated { .. })), looks, "{what}: {heard:?}");
         let blocks = if request.block_steps == 0 { 0 } else { 3 };
         assert_eq!(count(|event| matches!(event, Event::Block(_))), blocks, "{what}: {heard:?}");
-        assert!(written(&request, 2, &[]).0 == expected, "{what}: threads");
-        let reports = reports(&request);
+        assert!(written(Lesson::Text, &request, 2, &[]).0 == expected, "{what}: threads");
+        let reports = reports(Lesson::Text, &request);
         let last = reports - 1;
-        // Once in each stage; late and early again; and early in what then begins.
+        // Once in each stage, twice in a late stage, and early after a resume.
         for stops in [
             &[1][..],
             &[reports / 4],
@@ -152,8 +183,27 @@ fn threads_and_interruptions_leave_the_bits_as_they_are() {
             &[last, 1],
             &[reports / 2, 1, 2],
         ] {
-            assert!(written(&request, 1, stops).0 == expected, "{what}: stopped at {stops:?}");
+            assert!(written(Lesson::Text, &request, 1, stops).0 == expected, "{what}: stopped at {stops:?}");
         }
+    }
+}
+
+#[test]
+fn a_curriculum_goes_on_at_its_level() {
+    let request = request();
+    let (expected, heard) = written(Lesson::Levels, &request, 1, &[]);
+    let reached: Vec<Option<usize>> = heard
+        .iter()
+        .filter_map(|event| match event {
+            Event::Level(mastered) => Some(mastered.next),
+            _ => None,
+        })
+        .collect();
+    assert!(reached.starts_with(&[Some(2), Some(3), None]), "{heard:?}");
+    assert!(written(Lesson::Text, &request, 1, &[]).0 != expected, "the levels decide what is learned");
+    let reports = reports(Lesson::Levels, &request);
+    for stops in [&[reports / 4][..], &[reports / 2], &[3 * reports / 4], &[reports / 2, 1, 2]] {
+        assert!(written(Lesson::Levels, &request, 1, stops).0 == expected, "stopped at {stops:?}");
     }
 }
 
@@ -174,7 +224,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
             losses.borrow_mut().push(report.losses.unwrap());
         }
     };
-    with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+    with_job(Lesson::Text, &checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
         block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap();
     });
     println!("{losses:?}");
@@ -184,13 +234,13 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
 }
 
 /// How many reports of progress a run makes.
-fn reports(request: &TrainRequest) -> usize {
+fn reports(lesson: Lesson, request: &TrainRequest) -> usize {
     let most = 1 << 20;
     let checkpoint = tale();
     let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let control = Until(Cell::new(most));
-    with_job(&checkpoint, state.path(), &target, &control, &|_| (), |inputs, context| {
+    with_job(lesson, &checkpoint, state.path(), &target, &control, &|_| (), |inputs, context| {
         block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap();
     });
     most - control.0.get()
@@ -215,10 +265,11 @@ fn a_run_takes_as_many_steps_as_there_is_time_for() {
             }
         };
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
-        let outcome = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
-            let context = TrainContext { limit: Some(TimeLimit { clock: &clock, end }), ..context };
-            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap()
-        });
+        let outcome =
+            with_job(Lesson::Text, &checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+                let context = TrainContext { limit: Some(TimeLimit { clock: &clock, end }), ..context };
+                block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap()
+            });
         let done = outcome.ended.steps;
         assert!(steps.contains(&done), "{done} until {end}");
         if done > 10 {
@@ -249,8 +300,14 @@ fn a_folder_holds_what_was_trained() {
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
         let row = Row { tokens: &tokens, targets: &tokens };
-        let (codes, expected) =
-            with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |mut inputs, context| {
+        let (codes, expected) = with_job(
+            Lesson::Text,
+            &checkpoint,
+            state.path(),
+            &target,
+            &Silent,
+            &|_| (),
+            |mut inputs, context| {
                 let mut learned =
                     block_on(learn(&|| Ok(CpuBackend::new()), &mut inputs, &options, context)).unwrap();
                 let expected = block_on(learned.model.logits(&[row])).unwrap();
@@ -262,7 +319,8 @@ fn a_folder_holds_what_was_trained() {
                 }
                 block_on(learned.write(&inputs, &options, context)).unwrap();
                 (codes, expected)
-            });
+            },
+        );
         let written = block_on(Checkpoint::open(target.existing())).unwrap();
         assert_eq!(written.is_quantized(), bits != TrainedAs::None);
         for (module, codes) in codes {
@@ -304,9 +362,10 @@ fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let heard = RefCell::new(Vec::new());
     let tell = |event| heard.borrow_mut().push(event);
-    let error = with_job(&checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
-        block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
-    });
+    let error =
+        with_job(Lesson::Text, &checkpoint, state.path(), &target, &Silent, &tell, |inputs, context| {
+            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
+        });
     assert_eq!(error.code(), ErrorCode::NonFinite);
     let message = error.to_string();
     assert!(message.contains("after going back 3 times: ") && message.contains("tensor `"), "{message}");
@@ -355,9 +414,17 @@ fn what_makes_no_sense_is_named_before_a_step() {
     for (request, code, message) in cases {
         let options = request.options(config, Learns::FromTeacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
-        let error = with_job(&checkpoint, state.path(), &target, &Silent, &|_| (), |inputs, context| {
-            block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
-        });
+        let error = with_job(
+            Lesson::Text,
+            &checkpoint,
+            state.path(),
+            &target,
+            &Silent,
+            &|_| (),
+            |inputs, context| {
+                block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err()
+            },
+        );
         assert!(error.code() == code && error.to_string().contains(message), "{:?}: {error}", error.code());
     }
 }
@@ -369,7 +436,7 @@ fn the_state_of_another_run_is_refused() {
     let run = |request: &TrainRequest, control: &dyn Control| {
         let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
         let target = MemorySinkDir::new("out");
-        with_job(&checkpoint, state.path(), &target, control, &|_| (), |inputs, context| {
+        with_job(Lesson::Text, &checkpoint, state.path(), &target, control, &|_| (), |inputs, context| {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err().to_string()
         })
     };

@@ -1,17 +1,17 @@
-//! `cargo xtask bench`: how fast a device does the steps of a model, and decodes the shipped checkpoint.
+//! `cargo xtask bench`: times a model's steps on a device, and decoding of the shipped checkpoint.
 //!
-//! Not here: the measuring, which is `lowbit bench`.
+//! The measuring itself is `lowbit bench`.
 
 use crate::process::{COMMAND, Outcome, cargo, root, run as execute, step};
 use std::process::ExitCode;
 
-/// The checkpoint whose decoding is timed beside those that are named.
+/// The checkpoint whose decoding is timed besides the given ones.
 const CHECKPOINT: &str = "tests/fixtures/tale-llama";
 
-/// Builds the command in release mode and runs it: on the GPU, or on the processor.
+/// Builds the command in release mode and runs it, on the GPU or the CPU.
 ///
 /// # Errors
-/// The build failed, or the benchmark did: there is no GPU, for example.
+/// The build or the benchmark failed, for example because there is no GPU.
 pub fn run(gpu: bool, arguments: &[String]) -> Outcome {
     let binary = [&["--release"], COMMAND.as_slice()].concat();
     step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;

@@ -1,6 +1,6 @@
-//! `cargo xtask demo`: the shipped checkpoint quantized, validated, and heard side by side with the original.
+//! `cargo xtask demo`: quantizes the shipped checkpoint, validates it, and generates text next to the original.
 //!
-//! Not here: the work itself, which is `lowbit demo`.
+//! The work itself is `lowbit demo`.
 
 use crate::process::{COMMAND, Outcome, cargo, line_of, root, run as execute, step, target_dir};
 use std::process::ExitCode;
@@ -8,13 +8,13 @@ use std::process::ExitCode;
 /// The checkpoint that ships with the repository.
 const CHECKPOINT: &str = "tests/fixtures/tale-llama";
 
-/// The exit code of `lowbit` that says: all was done, and the validation rejected the result.
+/// The exit code of `lowbit` for a result that validation rejected.
 const REJECTED: i32 = 1;
 
-/// Builds and runs the demo. A rejected result is a result, so it ends in success too.
+/// Builds and runs the demo. A rejected result is a success too: the demo shows it.
 ///
 /// # Errors
-/// The build failed, or the demo broke.
+/// The build or the demo failed.
 pub fn run() -> Outcome {
     let binary = [&["--release"], COMMAND.as_slice()].concat();
     step("build", || execute(cargo(&[&["build"], binary.as_slice()].concat())))?;

@@ -1,7 +1,7 @@
-//! `cargo xtask figures`: makes the long measurements of README.md, in release, and writes them to `figures/` and into README.md's
-//! tables. What was measured stays, so a run that was stopped goes on; deleting an entry measures it again.
+//! `cargo xtask figures`: runs the long measurements of README.md in release, and writes them to `figures/` and into README.md's
+//! tables. Finished measurements are kept, so an interrupted run continues. Delete an entry to measure it again.
 //!
-//! Not here: the measuring itself, which is `lowbit qat`, `quantize` and `perplexity`.
+//! The measuring itself is `lowbit qat`, `quantize` and `perplexity`.
 
 use crate::process::{COMMAND, Outcome, cargo, program, root, run as execute, step, target_dir};
 use crate::tables::{perplexity, replaced};
@@ -13,11 +13,11 @@ use std::time::Instant;
 const CHECKPOINT: &str = "tests/fixtures/tale-llama";
 const FILE: &str = "figures/training.json";
 
-/// What stands around the table in README.md.
+/// The marks around the table in README.md.
 const BEGIN: &str = "<!-- training, by `cargo xtask figures` -->\n";
 const END: &str = "<!-- end of training -->\n";
 
-/// What it is trained to, and how other ways of quantizing to that are asked for.
+/// The trained schemes, and the options that quantize to each without training.
 const SCHEMES: [(&str, &str, &[&str]); 4] = [
     ("ternary", "ternary, INT8 activations", &["--method", "ternary"]),
     ("2", "INT2 group 32", &["--method", "gptq", "--bits", "2", "--group-size", "32"]),
@@ -25,15 +25,15 @@ const SCHEMES: [(&str, &str, &[&str]); 4] = [
     ("4", "INT4 group 32", &["--method", "gptq", "--bits", "4", "--group-size", "32"]),
 ];
 const SEEDS: [u32; 3] = [0, 1, 2];
-/// Steps of the runs with the generator's text.
+/// Training steps of the runs with the generator's text.
 const STEPS: [u32; 3] = [400, 1600, 6400];
 /// Bytes of that text.
 const TEXT_BYTES: &str = "24000000";
 
-/// Measures what is missing, and rewrites README.md.
+/// Runs the missing measurements and rewrites README.md.
 ///
 /// # Errors
-/// A command failed, or README.md has no place for the table.
+/// A command failed, or README.md lacks the marks.
 pub fn run() -> Outcome {
     step("build", || execute(cargo(&[&["build", "--release"], COMMAND.as_slice()].concat())))?;
     let lowbit = target_dir().join("release").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
@@ -94,7 +94,7 @@ fn write(figures: &Map<String, Value>) -> Result<(), String> {
     std::fs::write(path, text + "\n").map_err(broke)
 }
 
-/// The table of what was measured.
+/// The table of the measurements.
 fn table(figures: &Map<String, Value>) -> Result<String, String> {
     let figure = |key: &str, what: &str| figures.get(key).and_then(|found| found[what].as_f64());
     let of = |key: &str| figure(key, "perplexity");

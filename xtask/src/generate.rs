@@ -1,17 +1,17 @@
-//! `cargo xtask generate`: files of the package that come from what the crate declares.
+//! `cargo xtask generate`: writes the package's files that are derived from the crate's declarations.
 //!
-//! The tests that find them stale are those that write them.
+//! The tests that detect stale files also write them.
 
 use crate::process::{Outcome, cargo, run as execute, step};
 use std::process::ExitCode;
 
-/// Tells the tests to write.
+/// Makes the tests write.
 const GENERATE: &str = "LOWBIT_GENERATE";
 
-/// Writes them.
+/// Writes the files.
 ///
 /// # Errors
-/// What the tests failed with.
+/// A test failed.
 pub fn run() -> Outcome {
     step("generate", || {
         let mut tests = cargo(&["test", "--lib", "--", "request::tests::the_packages"]);

@@ -1,8 +1,8 @@
-//! `cargo xtask guard`: what every command writes, as SHA-256, so that a change of shape can show that it changed nothing else.
+//! `cargo xtask guard`: SHA-256 of what every command writes, to show that a refactoring changes no output.
 //!
-//! `record FILE` writes the digests, `check FILE` compares with them and names what is different. Calibration runs on one
-//! thread: with more, sums are added in another order. Figures are of one machine: record before a change and check after
-//! it on the same one. Reports are compared without what a clock measured.
+//! `record FILE` writes the digests. `check FILE` compares with them and names the differences. Record before a change and check
+//! after it on the same machine: calibration depends on the instruction set. Reports are compared without
+//! times. Calibration runs on one thread.
 
 use crate::process::{COMMAND, Outcome, cargo, line_of, root, run as execute, step, target_dir};
 use clap::{Args, Subcommand};
@@ -17,31 +17,31 @@ use std::process::{Command, ExitCode};
 pub struct Options {
     #[command(subcommand)]
     action: Action,
-    /// Another build of the command than the release build that is made
+    /// Use this command instead of building it
     #[arg(long, global = true, value_name = "FILE")]
     lowbit: Option<PathBuf>,
-    /// Leave a key out of JSON documents, as source.sha256, whose value a change is meant to change; for both runs
+    /// Ignore this key of JSON documents, such as source.sha256; give it to both runs
     #[arg(long, global = true, value_name = "KEY")]
     without: Vec<String>,
 }
 
 #[derive(Subcommand)]
 enum Action {
-    /// Write the digests of everything into a file
+    /// Write all digests into a file
     Record { file: PathBuf },
-    /// Compare everything with the digests in a file
+    /// Compare with the digests in a file
     Check { file: PathBuf },
 }
 
-/// Keys of reports whose values a clock or the operating system gave. Keys that end in `_seconds` are measured too.
+/// Keys of reports whose values are measured, besides those that end in `_seconds`.
 const MEASURED: [&str; 5] = ["seconds", "tokens_per_second", "speed", "speed_ratio", "peak_memory"];
 
-/// A run of the command; `{model}`, `{texts}` and `{out}` stand for folders, `{out}/NAME` for the result of an earlier run.
+/// A run of the command. `{model}`, `{texts}` and `{out}` stand for folders, `{out}/NAME` for the result of an earlier run.
 struct Run {
     name: &'static str,
-    /// Separated by spaces.
+    /// Its arguments, separated by spaces.
     arguments: &'static str,
-    /// Whether it writes `{out}/NAME`; otherwise its JSON on standard output counts.
+    /// Whether it writes `{out}/NAME`. Otherwise its JSON on standard output is compared.
     writes: bool,
 }
 
@@ -53,7 +53,7 @@ const fn telling(name: &'static str, arguments: &'static str) -> Run {
     Run { name, arguments, writes: false }
 }
 
-/// In an order in which what is read has been written.
+/// Ordered so that inputs are written before they are read.
 const RUNS: [Run; 42] = [
     telling("inspect", "inspect {model}"),
     telling("plan", "plan {model}"),
@@ -113,11 +113,11 @@ const RUNS: [Run; 42] = [
 
 const RECIPE: &str = "[[rules]]\nmodules = \"*.self_attn.*\"\nbits = 8\n\n[[rules]]\nmodules = \"*.layers.0.mlp.*\"\nkeep = true\n";
 
-/// Characters of the texts that models are calibrated and judged on: every run takes seconds.
+/// Characters of the calibration and evaluation texts, so that every run takes seconds.
 const TEXT_CHARS: usize = 60_000;
 const JUDGED_CHARS: usize = 6_000;
 
-/// Records or checks.
+/// Records digests or checks them.
 ///
 /// # Errors
 /// The build or a run failed, or the file cannot be read or written.
@@ -160,7 +160,7 @@ pub fn run(options: Options) -> Outcome {
     }
 }
 
-/// The checkpoint that ships here, and those that may lie beside the repository.
+/// The shipped checkpoint, and those that may be next to the repository.
 fn models() -> Vec<PathBuf> {
     let mut models = vec![root().join("tests/fixtures/tale-llama")];
     for name in ["stories260K-f16", "story-llama-0.66M"] {
@@ -214,7 +214,7 @@ fn of_model(lowbit: &Path, model: &Path, out: &Path, without: &[String]) -> Resu
         command.arg("--json");
         let output =
             command.output().map_err(|error| format!("cannot run `{}`: {error}", line_of(&command)))?;
-        // A refusal is a result too, and has to stay one.
+        // A refusal is a result too.
         let told = || digest(&told(&output.stdout, out, model, without));
         let digest = match output.status.code() {
             Some(0 | 1) if *writes => of_folder(&target, without)?,
@@ -255,7 +255,7 @@ fn of_folder(folder: &Path, without: &[String]) -> Result<Value, String> {
     Ok(Value::Object(digests))
 }
 
-/// A document without what was measured, and without the places of this run.
+/// A document without measured values and without paths of this run.
 fn told(document: &[u8], out: &Path, model: &Path, without: &[String]) -> Vec<u8> {
     let mut document: Value = serde_json::from_slice(document).unwrap_or(Value::Null);
     forget_measured(&mut document);
@@ -266,7 +266,7 @@ fn told(document: &[u8], out: &Path, model: &Path, without: &[String]) -> Vec<u8
         .into_bytes()
 }
 
-/// Takes a value out, by the keys that lead to it with dots between them.
+/// Removes a value, given its dotted path of keys.
 fn leave_out(document: &mut Value, key: &str) {
     match key.split_once('.') {
         Some((first, rest)) => {
@@ -297,7 +297,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where two trees of digests disagree.
+/// The differences between two trees of digests.
 fn differences(expected: &Value, found: &Value) -> Vec<String> {
     match (expected, found) {
         (Value::Object(expected), Value::Object(found)) => {

@@ -1,8 +1,8 @@
-//! `cargo xtask interop`: lowbit against Hugging Face transformers and llama.cpp, each opening what the other wrote.
+//! `cargo xtask interop`: compares lowbit with Hugging Face transformers and llama.cpp. Each opens what the other wrote.
 //!
-//! The comparisons are the ignored tests of `tests/it` whose names begin with `interop_`. They find Python by the
-//! variable [`PYTHON`], with everything that `tests/interop/requirements.txt` names installed. `cargo xtask test` needs
-//! none of this: it checks the golden values that these programs once wrote.
+//! The comparisons are the ignored tests of `tests/it` whose names begin with `interop_`. The variable [`PYTHON`] names
+//! a Python with `tests/interop/requirements.txt` installed. `cargo xtask test` needs none of this: it checks golden values
+//! that these programs wrote.
 
 use crate::process::{Outcome, TEST_FEATURES, cargo, program, run as execute, step, target_dir};
 use crate::setup;
@@ -22,7 +22,7 @@ const NODE_LLAMA_PACKAGE: &str = "node-llama-cpp@3.22.1";
 /// Prepares the Python environment and runs the comparisons.
 ///
 /// # Errors
-/// Python or a package could not be had, the tests do not build, or there is none.
+/// Python or a package is missing, the tests do not build, or there are none.
 pub fn run() -> Outcome {
     let python = step("Python environment", environment)?;
     let packages = step("llama.cpp", node_llama)?;
@@ -40,7 +40,7 @@ pub fn run() -> Outcome {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Installs llama.cpp's prebuilt binaries for Node; the folder that holds them.
+/// Installs llama.cpp's prebuilt binaries for Node and returns their folder.
 fn node_llama() -> Result<PathBuf, String> {
     let folder = target_dir().join("node-llama");
     if !folder.join("node_modules/node-llama-cpp").exists() {
@@ -52,7 +52,7 @@ fn node_llama() -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Makes or updates the environment; its interpreter.
+/// Creates or updates the environment and returns its interpreter.
 fn environment() -> Result<PathBuf, String> {
     setup::system(setup::FOR_INTEROP)?;
     let folder = target_dir().join("python");
@@ -62,7 +62,7 @@ fn environment() -> Result<PathBuf, String> {
         venv.arg(&folder);
         execute(venv)?;
     }
-    // Quick where all is there already, and right after requirements.txt has changed.
+    // Fast when everything is installed, and correct after requirements.txt changed.
     let mut pip = program(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
     pip.args(["--requirement", "tests/interop/requirements.txt"]);
     execute(pip)?;

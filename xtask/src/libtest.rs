@@ -1,18 +1,18 @@
-//! Reads what `cargo test -- --show-output` prints: totals, skipped tests, and what passing tests want known.
+//! Parses the output of `cargo test -- --show-output`: totals, skipped tests, and notes of passing tests.
 //!
-//! libtest has no "skipped" at run time, and it hides what a passing test prints. `--show-output` prints it after each
-//! binary's results; here those blocks are left out of the display again, except for two kinds of lines:
+//! libtest cannot skip at run time, and hides what a passing test prints. `--show-output` prints it after each
+//! binary's results. This module hides those blocks again, except for two kinds of lines:
 //!
 //! - `skipped: REASON`: the test counts as skipped, not as passed;
-//! - `note: TEXT`: something that a reader should see though nothing failed.
+//! - `note: TEXT`: a remark of a passing test.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// The sum of all result lines.
+/// Sums over all result lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// Tests that ran to their end and did not say that they skipped.
+    /// Tests that passed and printed no `skipped:` line.
     pub passed: u64,
     /// Tests that failed, and test binaries that died without a result.
     pub failed: u64,
@@ -34,20 +34,20 @@ impl fmt::Display for Tally {
     }
 }
 
-/// What has been read so far.
+/// The parser's state.
 #[derive(Debug, Default)]
 pub struct Reading {
     tally: Tally,
     remarks: Vec<Remark>,
-    /// Whether any test binary began.
+    /// Whether any test binary started.
     began: bool,
-    /// Binaries that began and have not given a result.
+    /// Binaries that started and have no result yet.
     unfinished: u64,
     /// Inside the output of passing tests.
     quiet: bool,
-    /// The passing test whose output comes next.
+    /// The passing test whose output follows.
     test: String,
-    /// The tests of this binary that said that they skip; its result line, still to come, counts them as passed.
+    /// Tests of this binary that skipped. Its result line, which follows, counts them as passed.
     skips: BTreeSet<String>,
 }
 
@@ -61,7 +61,7 @@ pub struct Remark {
 }
 
 impl Reading {
-    /// Takes one line; whether it belongs on the screen.
+    /// Takes one line and returns whether to display it.
     pub fn take(&mut self, line: &str) -> bool {
         if let Some(counts) = line.strip_prefix("test result: ") {
             let skips = std::mem::take(&mut self.skips).len() as u64;
@@ -97,8 +97,7 @@ impl Reading {
         }
     }
 
-    /// The totals and remarks, given whether cargo itself succeeded; none when no test binary began, as after an error
-    /// of the compiler.
+    /// The totals and remarks. `None` when no test binary started, as after a compiler error.
     pub fn finish(mut self, success: bool) -> Option<(Tally, Vec<Remark>)> {
         self.tally.failed += self.unfinished;
         if !success && self.tally.failed == 0 {

@@ -1,7 +1,7 @@
-//! The project's one task runner: what people type and what CI calls.
+//! The project's task runner, for people and CI.
 //!
-//! Not here: anything about models or formats. A task only strings together cargo, rustup, npm, Python and the
-//! `lowbit` command, always in the workspace's root, from wherever it was called.
+//! A task calls cargo, rustup, npm, Python and the `lowbit` command, always in the workspace's root. Nothing here knows models
+//! or formats.
 
 mod bench;
 mod demo;
@@ -21,34 +21,34 @@ mod test;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Everything that this repository does, by one command.
+/// Tasks of this repository
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Task {
-    /// Quantize the checkpoint that ships with the repository, validate it, and generate text from both models
+    /// Quantize the shipped checkpoint, validate it, and generate text from both models
     Demo,
     /// Install what the tests need, then check formatting, lints and documentation, and run every test
     Test,
-    /// Measure the table of README.md that is about few bits of the shipped checkpoint, and write it there
+    /// Measure README.md's table of 3 and 2 bits, and write it there
     Tables,
-    /// Make the long measurements of README.md that are missing, and write them to figures/ and into its tables
+    /// Run the missing long measurements of README.md, and write them to figures/ and into its tables
     Figures,
-    /// Compare with Hugging Face transformers, in a Python environment under target/
+    /// Compare with Hugging Face transformers and llama.cpp, installed under target/
     Interop,
     /// Build the npm package, in target/package
     Package(package::Options),
-    /// Write what is made of the crate's options: the package's types of them, and the schemas of its tools
+    /// Generate the package's types and JSON Schemas from the crate's options
     Generate,
     /// Build the npm package and serve the demo page on this machine
     Serve(serve::Options),
-    /// Record what every command writes, or check that it writes the same as before
+    /// Record what every command writes, or compare with a record
     Guard(guard::Options),
-    /// Time the steps of a model on the processor, or with `--gpu` on the GPU
+    /// Time a model's steps on the CPU, or with `--gpu` on the GPU
     Bench {
-        /// On the GPU, also where it is software
+        /// Run on the GPU, even a software one
         #[arg(long)]
         gpu: bool,
-        /// For `lowbit bench`: `-- --size small --json`
+        /// Arguments for `lowbit bench`: `-- --size small --json`
         #[arg(last = true)]
         arguments: Vec<String>,
     },

@@ -1,4 +1,4 @@
-//! Runs tests that are written for Node's own test runner, and counts them as `libtest` counts Rust's.
+//! Runs tests for Node's test runner and counts them as `libtest` counts Rust's.
 
 use crate::libtest::Tally;
 use crate::package;
@@ -7,20 +7,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the tests find the package that was built.
+/// Names the built package for the tests.
 const PACKAGE: &str = "LOWBIT_PACKAGE";
-/// And its tarball.
+/// Names its tarball.
 const TARBALL: &str = "LOWBIT_TARBALL";
 
-/// And the modules alone.
+/// Names the WebAssembly modules.
 const MODULES: &str = "LOWBIT_MODULES";
 
-/// Where they find Deno's command.
+/// Names Deno's command.
 const DENO: &str = "LOWBIT_DENO";
 const DENO_PACKAGE: &str = "deno@2.9.6";
 
-/// Installs Deno by npm. By itself, because its packages for other systems cannot be had from every registry, and a lock file
-/// without them is refused.
+/// Installs Deno with npm, without a lock file: not every registry has Deno's packages for other systems, and npm refuses a lock
+/// file that lacks them.
 fn deno() -> Result<PathBuf, String> {
     let folder = target_dir().join("deno");
     let command = folder.join("node_modules/deno/bin.cjs");
@@ -36,8 +36,7 @@ fn deno() -> Result<PathBuf, String> {
     Ok(command)
 }
 
-/// As many files at once as there are processors: by itself Node leaves one idle, which is half of two. Node knows the option
-/// from version 20.10 on.
+/// Runs as many files at once as there are processors. By default Node leaves one idle. The option needs Node 20.10.
 fn files_at_once() -> Option<String> {
     let count = std::thread::available_parallelism().map_or(1, |count| count.get());
     let option = format!("--test-concurrency={count}");
@@ -45,10 +44,10 @@ fn files_at_once() -> Option<String> {
     known.then_some(option)
 }
 
-/// Runs the tests of one folder; its packages are installed first where it has any.
+/// Installs the packages of a folder, if it has any, and runs its tests.
 ///
 /// # Errors
-/// Node cannot run, or its packages cannot be installed.
+/// Node does not run, or its packages cannot be installed.
 pub fn run(folder: &str) -> Result<Tally, String> {
     let place = root().join(folder);
     if place.join("package-lock.json").exists() {
@@ -72,7 +71,7 @@ pub fn run(folder: &str) -> Result<Tally, String> {
     for line in text.lines().filter_map(skip_of) {
         println!("{folder}: skipped: {line}");
     }
-    // A runner that dies is a failure too, whatever it had counted.
+    // A runner that dies is a failure too.
     Ok(if status || tally.failed > 0 { tally } else { Tally { failed: 1, ..tally } })
 }
 
@@ -89,15 +88,15 @@ fn test_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-/// Checks the types of the package's own sources.
+/// Type-checks the package's sources.
 ///
 /// # Errors
-/// What the compiler found.
+/// A type error.
 pub fn types() -> Result<(), String> {
     execute(package::tool("tsc", &["--project", ".", "--noEmit"]))
 }
 
-/// The totals of TAP: comments at its end.
+/// The totals, from the comments at the end of TAP output.
 fn read(tap: &str) -> Tally {
     let count = |name: &str| {
         let line = tap.lines().rev().find_map(|line| line.strip_prefix("# ")?.strip_prefix(name));
@@ -110,7 +109,7 @@ fn read(tap: &str) -> Tally {
     }
 }
 
-/// `NAME: REASON` of a line that says that a test was skipped.
+/// `NAME: REASON` of a line about a skipped test.
 fn skip_of(line: &str) -> Option<String> {
     let (name, reason) = line.trim().strip_prefix("ok ")?.split_once(" # SKIP")?;
     let name = name.split_once(" - ").map_or(name, |(_, name)| name);

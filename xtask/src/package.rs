@@ -1,8 +1,8 @@
-//! `cargo xtask package`: the npm package, in `target/package/lowbit` and as a tarball beside it.
+//! `cargo xtask package`: builds the npm package in `target/package/lowbit` and as a tarball next to it.
 //!
-//! Rust becomes WebAssembly modules ([`wasm`]): those that JavaScript calls, and the command line. The package's own
-//! TypeScript, in `pkg-templates/src`, becomes one file for each entry point and declarations. Tests take `--fast`, which
-//! leaves out what only makes modules smaller.
+//! [`wasm`] builds the WebAssembly modules: those that JavaScript calls, and the command line. The package's
+//! TypeScript, in `pkg-templates/src`, becomes one file for each entry point and declarations. Tests use `--fast`, which
+//! skips size optimization.
 
 mod wasm;
 
@@ -16,29 +16,29 @@ use std::process::ExitCode;
 /// How the package is built.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Options {
-    /// Build quickly, for tests: larger modules with the kernels' own tests in them, and no look at the sizes
+    /// Build quickly, for tests: larger modules with the kernel tests, sizes unchecked
     #[arg(long)]
     pub fast: bool,
 }
 
-/// The folder of the package's own files.
+/// The folder of the package's sources.
 pub fn templates() -> PathBuf {
     root().join("pkg-templates")
 }
 
-/// The folder of the WebAssembly modules that were built, with the JavaScript that binds them.
+/// The folder of the built WebAssembly modules and their JavaScript bindings.
 pub fn modules() -> PathBuf {
     target_dir().join("package/modules")
 }
 
-/// Entry points of the package: a page or a program, its worker, and the engine in the caller's own thread; the command.
+/// Entry points of the package: for a page or a program, its worker, the engine in the caller's thread, and the command.
 const BROWSER: [&str; 4] = ["index.browser", "worker.browser", "host.browser", "slim"];
 const NODE: [&str; 4] = ["index.node", "worker.node", "host.node", "cli"];
 
 /// Builds the package.
 ///
 /// # Errors
-/// The first step that failed.
+/// The first failed step.
 pub fn run(options: Options) -> Outcome {
     step("set-up", || {
         setup::system(setup::FOR_PACKAGE)?;
@@ -49,10 +49,10 @@ pub fn run(options: Options) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the package; its folder.
+/// Builds the package and returns its folder.
 ///
 /// # Errors
-/// The first step that failed.
+/// The first failed step.
 pub fn build(options: Options) -> Result<PathBuf, String> {
     let modules = modules();
     let folder = target_dir().join("package/lowbit");
@@ -62,7 +62,7 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     step("command line", || wasm::build_command(options.fast, &modules))?;
     step("npm packages", || install(&templates()))?;
     step("package", || assemble(&modules, &folder, options.fast))?;
-    // A package that is too large is a package all the same, and the task says what is wrong with it in the end.
+    // A package that is too large is completed all the same; the task fails at its end.
     let sizes = if options.fast { Ok(()) } else { step("sizes", || sizes(&folder)) };
     step("tarball", || {
         let mut pack = program("npm", &["pack", "--silent", "--pack-destination"]);
@@ -75,7 +75,7 @@ pub fn build(options: Options) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Installs a folder's npm packages, as its `package-lock.json` has them, where that is not done yet.
+/// Installs a folder's npm packages from its `package-lock.json`, unless that is done.
 pub fn install(folder: &Path) -> Result<(), String> {
     let stamp = folder.join("node_modules/.lowbit-installed");
     let wanted = read(&folder.join("package-lock.json"))?;
@@ -88,7 +88,7 @@ pub fn install(folder: &Path) -> Result<(), String> {
     write(&stamp, &wanted)
 }
 
-/// What `npm pack` makes.
+/// Runs `npm pack` and returns the tarball.
 pub fn tarball() -> PathBuf {
     target_dir().join(concat!("package/lowbit-", env!("CARGO_PKG_VERSION"), ".tgz"))
 }
@@ -99,7 +99,7 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
         fs::remove_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     }
     create(&dist)?;
-    // TypeScript finds the bindings beside the sources that import them.
+    // TypeScript expects the bindings next to the sources that import them.
     let bindings = templates().join("src/wasm");
     create(&bindings)?;
     for entry in fs::read_dir(modules).map_err(|error| format!("{}: {error}", modules.display()))? {
@@ -111,7 +111,7 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
             copy(&path, &bindings.join(&name))?;
         }
     }
-    // Two builds of the same sources, so one may stand for the other; by declarations of its own it might not.
+    // Both builds have the same sources. Declarations of its own would make the types differ nominally.
     write(
         &bindings.join("engine_relaxed.d.ts"),
         "export * from \"./engine.js\";\nexport { default } from \"./engine.js\";\n",
@@ -133,7 +133,7 @@ fn assemble(modules: &Path, folder: &Path, fast: bool) -> Result<(), String> {
     for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
         copy(&root().join(licence), &folder.join(licence))?;
     }
-    // The libraries whose text is in the bundles.
+    // Licences of the bundled libraries.
     copy(&templates().join("node_modules/birpc/LICENSE"), &folder.join("licenses/birpc.txt"))?;
     copy(
         &templates().join("node_modules/wasm-feature-detect/LICENSE"),
@@ -149,7 +149,7 @@ fn bundle(dist: &Path, entries: &[&str], arguments: &[&str]) -> Result<(), Strin
     execute(esbuild)
 }
 
-/// The manifest as it is published: without what only builds the package. A quick build says that it is one.
+/// The published manifest, without build-only fields. A quick build is marked as one.
 fn publishable(to: &Path, fast: bool) -> Result<(), String> {
     let text = read(&templates().join("package.json"))?;
     let mut manifest: Map<String, Value> =
@@ -159,21 +159,21 @@ fn publishable(to: &Path, fast: bool) -> Result<(), String> {
     }
     manifest.insert("version".into(), env!("CARGO_PKG_VERSION").into());
     if fast {
-        // Tests of sizes look for it.
+        // Size tests check this mark.
         manifest.insert("optimized".into(), false.into());
     }
     let text = serde_json::to_string_pretty(&manifest).map_err(|error| error.to_string())?;
     write(to, &(text + "\n"))
 }
 
-/// What a page loads, compressed as servers do it, is written into the README and must stay within what that promises.
+/// Writes the compressed sizes of what a page loads into the README, and fails above the budget.
 fn sizes(folder: &Path) -> Result<(), String> {
     let mut node = program("node", &["pkg-templates/sizes.mjs"]);
     node.arg(folder);
     execute(node)
 }
 
-/// A program of the package's own `node_modules`, which runs in `pkg-templates`.
+/// A program from `pkg-templates/node_modules`, run in `pkg-templates`.
 pub fn tool(name: &str, arguments: &[&str]) -> std::process::Command {
     let suffix = if cfg!(windows) { ".cmd" } else { "" };
     let path = templates().join("node_modules/.bin").join(format!("{name}{suffix}"));

@@ -1,18 +1,16 @@
-//! Running other programs in the workspace's root.
-//!
-//! Not here: which programs; see the tasks.
+//! Runs other programs in the workspace's root.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-/// What a task comes to: an exit code, or one sentence about what broke.
+/// A task's result: an exit code, or one sentence about the failure.
 pub type Outcome = Result<ExitCode, String>;
 
-/// Features of the library that tests have beside the usual ones: they run the command, and look inside.
+/// Features that tests need besides the default ones: the command and the internals.
 pub const TEST_FEATURES: &str = "lowbit/cli,lowbit/internals";
 
-/// What cargo builds and runs the command by.
+/// Cargo's arguments that select the command.
 pub const COMMAND: [&str; 6] = ["--package", "lowbit", "--features", "cli", "--bin", "lowbit"];
 
 /// The workspace's root: the folder above this crate.
@@ -20,12 +18,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
 }
 
-/// The folder that cargo builds in.
+/// Cargo's target folder.
 pub fn target_dir() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// A command that will run in the root.
+/// A command that runs in the root.
 pub fn program(name: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
     let mut command = Command::new(name);
     command.args(args).current_dir(root());
@@ -40,7 +38,7 @@ pub fn cargo(args: &[&str]) -> Command {
 /// Runs a command with its output shown.
 ///
 /// # Errors
-/// A sentence with the command line, when it cannot start or does not succeed.
+/// A sentence with the command line when it cannot start or fails.
 pub fn run(mut command: Command) -> Result<(), String> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
@@ -63,10 +61,10 @@ pub fn line_of(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Does one step of a task under a headline, and says how long it took.
+/// Runs one step of a task under a heading and prints its duration.
 ///
 /// # Errors
-/// The step's own, with the step's name in front.
+/// The step's error, prefixed with its name.
 pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     println!("== {name}");
     let start = Instant::now();

@@ -1,34 +1,33 @@
-//! `cargo xtask serve`: the demo page, on this machine.
+//! `cargo xtask serve`: serves the demo page on this machine.
 //!
-//! The page is put together in `target/site` from `www/page`, the package and the checkpoint that ships with the
-//! repository; that folder is all that another host needs. Not here: how it is put together (`www/site.mjs`) and the
-//! headers that it is served with (`www/serve.mjs`).
+//! `www/site.mjs` assembles the page in `target/site` from `www/page`, the package and the shipped checkpoint.
+//! That folder is all that another host needs. `www/serve.mjs` serves it and sets the headers.
 
 use crate::process::{Outcome, program, root, run as execute, step, target_dir};
 use crate::{package, setup};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What is served, and where.
+/// What to serve, and where.
 #[derive(clap::Args)]
 pub struct Options {
     /// The port on this machine
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
 
-    /// A package that is built already, instead of building one
+    /// Use this package instead of building one
     #[arg(long, value_name = "DIR")]
     pub package: Option<PathBuf>,
 
-    /// Build the package quickly: larger modules
+    /// Build the package quickly, with larger modules
     #[arg(long, conflicts_with = "package")]
     pub fast: bool,
 }
 
-/// Builds the package, puts the page together and serves it until it is interrupted.
+/// Builds the package, assembles the page and serves it until it is interrupted.
 ///
 /// # Errors
-/// The first step that failed.
+/// The first failed step.
 pub fn run(options: Options) -> Outcome {
     step("set-up", || {
         setup::system(setup::FOR_PACKAGE)?;

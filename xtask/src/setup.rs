@@ -1,30 +1,29 @@
-//! What the tasks need on a machine, and how it gets there.
+//! What the tasks need on a machine, and its installation.
 //!
-//! Rust components come by rustup, system packages by apt where this runs as root on Debian or Ubuntu; everywhere else
-//! the message says what to install.
+//! rustup installs Rust components. apt installs system packages when this runs as root on Debian or Ubuntu; elsewhere
+//! a message says what to install.
 
 use crate::process::{program, run, succeeds};
 use std::process::Command;
 
 /// One thing that a task needs from the system.
 pub struct Need {
-    /// A command that succeeds where it is already there.
+    /// A command that succeeds if it is installed.
     probe: &'static [&'static str],
-    /// The Debian and Ubuntu package that brings it.
+    /// Its Debian and Ubuntu package.
     package: &'static str,
     /// Why the task needs it.
     reason: &'static str,
 }
 
-/// For `test`. No crate compiles C today: a linker and the C library's headers are all.
+/// Needs of `test`: only a linker and the C library's headers, because no crate compiles C.
 pub const FOR_TESTS: &[Need] = &[Need {
     probe: &["cc", "--version"],
     package: "build-essential",
     reason: "Rust links its programs with cc",
 }];
 
-/// What gives the tests of the GPU backend an adapter: Mesa's lavapipe, which computes on the processor. Without it
-/// those tests are skipped, and say so.
+/// A software adapter for the GPU tests: Mesa's lavapipe. Without it those tests are skipped with a message.
 const FOR_GPU_TESTS: &[Need] = &[
     Need {
         probe: &[
@@ -42,7 +41,7 @@ const FOR_GPU_TESTS: &[Need] = &[
     },
 ];
 
-/// The browsers in which the package is tried. Without one its tests are skipped, and say so.
+/// Browsers for the package's tests. Without one its tests are skipped with a message.
 const FOR_BROWSER_TESTS: &[Need] = &[
     Need {
         probe: &[
@@ -60,7 +59,7 @@ const FOR_BROWSER_TESTS: &[Need] = &[
     },
 ];
 
-/// For `package`.
+/// Needs of `package`.
 pub const FOR_PACKAGE: &[Need] = &[
     Need {
         probe: &["cc", "--version"],
@@ -75,7 +74,7 @@ pub const FOR_PACKAGE: &[Need] = &[
     Need { probe: &["npm", "--version"], package: "npm", reason: "those programs come as npm packages" },
 ];
 
-/// For `interop`.
+/// Needs of `interop`.
 pub const FOR_INTEROP: &[Need] = &[
     Need {
         probe: &["python3", "-c", "import venv, ensurepip"],
@@ -85,10 +84,10 @@ pub const FOR_INTEROP: &[Need] = &[
     Need { probe: &["npm", "--version"], package: "npm", reason: "llama.cpp comes as a package for Node" },
 ];
 
-/// Makes sure that every need is met, installing packages where that is possible.
+/// Meets every need, installing packages where possible.
 ///
 /// # Errors
-/// What to install, when it is missing and cannot be installed from here.
+/// Names what to install when it is missing and cannot be installed from here.
 pub fn system(needs: &[Need]) -> Result<(), String> {
     let missing: Vec<&Need> =
         needs.iter().filter(|need| !succeeds(need.probe[0], &need.probe[1..])).collect();
@@ -109,7 +108,7 @@ pub fn system(needs: &[Need]) -> Result<(), String> {
     run(apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat()))
 }
 
-/// Installs a software GPU adapter on Debian and Ubuntu, where that is possible. Tests can do without.
+/// Installs a software GPU adapter on Debian and Ubuntu if possible. It is optional.
 pub fn gpu() {
     if cfg!(target_os = "linux")
         && let Err(message) = system(FOR_GPU_TESTS)
@@ -118,7 +117,7 @@ pub fn gpu() {
     }
 }
 
-/// Installs browsers on Debian, where that is possible. Tests can do without.
+/// Installs browsers on Debian if possible. They are optional.
 pub fn browsers() {
     if cfg!(target_os = "linux")
         && let Err(message) = system(FOR_BROWSER_TESTS)
@@ -138,10 +137,10 @@ fn is_root() -> bool {
     id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
-/// Makes sure that rustfmt, clippy and the standard libraries for WebAssembly are there.
+/// Installs rustfmt, clippy and the standard libraries for WebAssembly if they are missing.
 ///
 /// # Errors
-/// rustup's failure, or what to install where there is no rustup.
+/// rustup failed, or what to install where there is no rustup.
 pub fn rust() -> Result<(), String> {
     for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !succeeds("cargo", &[subcommand, "--version"]) {
@@ -156,13 +155,13 @@ pub fn rust() -> Result<(), String> {
     Ok(())
 }
 
-/// The target of the package's modules, which JavaScript calls.
+/// The target of the package's modules.
 pub const WASM: &str = "wasm32-unknown-unknown";
 
-/// The target of the package's command, which has files, arguments and clocks by WASI's interface.
+/// The target of the package's command: WASI provides files, arguments and clocks.
 pub const WASI: &str = "wasm32-wasip1";
 
-/// Asks the compiler and not rustup, so that a Rust from elsewhere serves as well.
+/// Asks the compiler instead of rustup, so that another installation of Rust works too.
 fn has_target(target: &str) -> bool {
     let library = program("rustc", &["--print", "target-libdir", "--target", target]).output();
     library.is_ok_and(|output| {

@@ -1,7 +1,6 @@
-//! `cargo xtask tables`: measures the tables of README.md that are about the shipped checkpoint, and writes them there.
+//! `cargo xtask tables`: measures README.md's tables about the shipped checkpoint, and writes them there.
 //!
-//! Not here: the measuring itself, which is `lowbit quantize` and `lowbit perplexity`, and tables about models that are
-//! not in the repository.
+//! The measuring itself is `lowbit quantize` and `lowbit perplexity`. Tables about models outside the repository are not made here.
 
 use crate::process::{COMMAND, Outcome, cargo, line_of, program, root, run as execute, step, target_dir};
 use serde_json::Value;
@@ -10,18 +9,18 @@ use std::process::ExitCode;
 
 const CHECKPOINT: &str = "tests/fixtures/tale-llama";
 
-/// What stands around the table in README.md.
+/// The marks around the table in README.md.
 const BEGIN: &str = "<!-- 3 and 2 bits, by `cargo xtask tables` -->\n";
 const END: &str = "<!-- end -->\n";
 
-/// Bits, group size, whether with zero points.
+/// Bits, group size, and whether there are zero points.
 const SCHEMES: [(u32, u32, bool); 6] =
     [(3, 32, false), (3, 32, true), (3, 128, true), (2, 32, false), (2, 32, true), (2, 128, true)];
 
-/// Measures, and rewrites README.md.
+/// Measures and rewrites README.md.
 ///
 /// # Errors
-/// The build or a command failed, or README.md has no place for the table.
+/// The build or a command failed, or README.md lacks the marks.
 pub fn run() -> Outcome {
     step("build", || execute(cargo(&[&["build"], COMMAND.as_slice()].concat())))?;
     let lowbit = target_dir().join("debug").join(if cfg!(windows) { "lowbit.exe" } else { "lowbit" });
@@ -47,10 +46,10 @@ pub fn run() -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The text with `table` between two marks.
+/// Replaces the text between two marks with `table`.
 ///
 /// # Errors
-/// Where they are not there in that order.
+/// The marks are missing or in another order.
 pub fn replaced(text: &str, (begin, end): (&str, &str), table: &str) -> Result<String, String> {
     let start = text.find(begin).map(|at| at + begin.len());
     let Some((start, end)) = start.and_then(|start| Some((start, start + text[start..].find(end)?))) else {
@@ -87,7 +86,7 @@ fn measure(
     perplexity(lowbit, &output)
 }
 
-/// What `lowbit perplexity` says of a folder and the held-out text.
+/// The perplexity of a folder on the held-out text.
 ///
 /// # Errors
 /// The command failed.

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: everything that has to hold before a change lands.
+//! `cargo xtask test`: every check that a change must pass.
 //!
-//! The steps run in the order of their cost, and the first failure ends the run. Only the tests themselves go on after
-//! a failure, so that one run shows all of them. The last line of the output is `N passed, N failed, N skipped`.
+//! Steps run cheapest first, and the first failure ends the run. The test suites all run, so that one run shows every
+//! failing test. The last line of the output is `N passed, N failed, N skipped`.
 
 use crate::libtest::{Reading, Tally};
 use crate::nodetest;
@@ -11,7 +11,7 @@ use crate::setup;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-/// Lints as the npm package's modules and its command are built: what, for which target, with which features.
+/// Lints of the npm package's modules and command, as they are built: what, the target, the features.
 const WASM_LINTS: [(&[&str], &str, &str); 5] = [
     (&["--lib"], setup::WASM, ""),
     (&["--lib"], setup::WASM, "engine"),
@@ -20,13 +20,13 @@ const WASM_LINTS: [(&[&str], &str, &str); 5] = [
     (&["--lib", "--bins"], setup::WASI, "cli"),
 ];
 
-/// Tests of the npm package, by Node's own runner.
+/// Tests of the npm package, run by Node's test runner.
 const NODE_TESTS: [&str; 4] = ["tests/kernels", "tests/js", "tests/packaging", "tests/browser"];
 
 /// Runs all steps.
 ///
 /// # Errors
-/// The first step that failed. Failing tests are an exit code instead: they were named where they ran.
+/// The first failed step. Failing tests are an exit code instead, because their output names them.
 pub fn run() -> Outcome {
     step("set-up", || {
         setup::system(setup::FOR_TESTS)?;
@@ -44,7 +44,7 @@ pub fn run() -> Outcome {
             ["clippy", "--workspace", "--all-targets", "--features", TEST_FEATURES, "--", "-D", "warnings"];
         execute(cargo(&all))
     })?;
-    // As programs have it that are made with the library: nothing of the command line, and every type of its face has a name.
+    // As dependent programs see the library: without the command line, and every public type can be named.
     step("clippy, the library", || {
         let library = ["clippy", "--package", "lowbit", "--lib", "--", "-D", "warnings"];
         let mut clippy = cargo(&library);
@@ -59,7 +59,7 @@ pub fn run() -> Outcome {
         })?;
     }
     step("documentation", || {
-        // Every link: what others read leads nowhere inside, and what is inside leads somewhere.
+        // All links resolve, and public docs do not link to private items.
         let mut doc = cargo(&[
             "doc",
             "--workspace",
@@ -84,11 +84,11 @@ pub fn run() -> Outcome {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs a `cargo test` command with `arguments` for the test binaries, shows its output without that of passing tests,
-/// then their `skipped:` and `note:` lines.
+/// Runs a `cargo test` command with `arguments` for the test binaries. Hides the output of passing tests, except for their
+/// `skipped:` and `note:` lines, which it prints at the end.
 ///
 /// # Errors
-/// Nothing could be run: cargo is missing, or the tests do not build.
+/// Cargo is missing, or the tests do not build.
 pub fn cargo_test(mut command: Command, arguments: &[&str]) -> Result<Tally, String> {
     command.args(["--", "--show-output"]).args(arguments).stdout(Stdio::piped());
     let broke = |error: std::io::Error| format!("cannot run `{}`: {error}", line_of(&cargo(&["test"])));

@@ -31,7 +31,7 @@ impl<B: Backend> Walk<'_, B> {
         }
         self.model.store.scratch.delete(PARENT).await?;
         for chunk in self.parent_chunks() {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let end = self.run_parent(chunk, None).await?;
             let (store, backend, output, width) = output(&mut self.model, end);
             store.save(backend, output, chunk.count, width, slot(chunk)).await?;
@@ -48,7 +48,7 @@ impl<B: Backend> Walk<'_, B> {
         let mut reader = HiddenStore::new(self.model.store.scratch);
         let mut loss = 0.0;
         for chunk in chunks {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             let end = self.run_parent(chunk, Some(scales)).await?;
             let kept = reader.fetch(chunk.count, width, slot(chunk)).await?;
             let (store, backend, output, width) = output(&mut self.model, end);

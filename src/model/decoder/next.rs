@@ -92,7 +92,7 @@ impl<B: Backend> CausalLm<B> {
         }
         let (without, last) = Piece::split(runs, 1);
         self.run_without_head(without, cache, control).await?;
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
         self.run_blocks(&last, cache)?;
         self.begin_reading(wanted, false, runs.iter().map(|run| run.sequence).collect())
     }
@@ -115,7 +115,7 @@ impl<B: Backend> CausalLm<B> {
         if !(follows && runs_ahead && pending.wanted == Wanted::Largest) {
             return Ok((self.results(pending).await?, None));
         }
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
         let ahead = self.start_after(&pending, cache)?;
         match self.results(pending).await {
             Ok(nexts) if nexts.iter().all(|next| matches!(next, Next::Token(_))) => Ok((nexts, Some(ahead))),

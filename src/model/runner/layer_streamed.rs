@@ -104,7 +104,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         control: &dyn Control,
     ) -> Result<()> {
         for chunk in self.chunks(text.len(), row) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             self.runner.embed(ends, &text[chunk.past..chunk.past + chunk.count])?;
             for slot in slots {
                 self.save_residual(chunk, slot).await?;
@@ -124,7 +124,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
     ) -> Result<()> {
         let waiting = Waiting { input: None, residual: from, activations: "" };
         for chunk in self.chunks(len, row) {
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
             self.run(block, chunk, waiting, Stage::End, |_| ()).await?;
             self.save_residual(chunk, to).await?;
         }

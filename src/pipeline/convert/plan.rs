@@ -133,7 +133,7 @@ pub async fn plan_conversion(
         let adapted = plan.adapt(&module, tensor).map(format);
         let conversion = plan.conversion((module, source), coding, (rows, cols), adapted);
         plan.modules.push(conversion);
-        task::checkpoint(control).await?;
+        task::yield_point(control).await?;
     }
     for (index, adapted) in symmetric.into_iter().enumerate() {
         if let (true, Some(adapted)) = (plan.symmetric, adapted) {

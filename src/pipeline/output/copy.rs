@@ -57,7 +57,7 @@ impl<'a> Copying<'a> {
             if !self.put(bytes, output).await? {
                 return Ok(false);
             }
-            task::checkpoint(control).await?;
+            task::yield_point(control).await?;
         }
         Ok(true)
     }

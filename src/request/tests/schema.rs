@@ -1,4 +1,4 @@
-//! The options as JSON Schemas.
+//! Options as JSON Schemas.
 
 use super::typescript::comment;
 use crate::options::{Bounds, Kind, OptionSpec, camel_case};
@@ -6,7 +6,7 @@ use crate::quant::Method;
 use crate::recipe::Recipe;
 use serde_json::{Map, Value, json};
 
-/// What the file begins with.
+/// The file's first lines.
 const HEAD: &str = "\
 /**
  * The options as JSON Schemas, for tools that language models call. Written by `cargo xtask generate` from what the crate
@@ -86,7 +86,7 @@ fn described(kind: &Kind, bounds: Bounds) -> Map<String, Value> {
     }
 }
 
-/// The rules of a recipe, whose files are read by other names than options.
+/// The rules of a recipe, whose keys are spelled differently from options.
 fn recipe() -> Value {
     let methods = <Method as crate::options::Named>::names();
     json!({
@@ -117,7 +117,7 @@ fn a_rules_fields_are_those_that_recipes_have() {
     let schema = recipe();
     let rule = &schema["properties"]["rules"]["items"]["properties"];
     let fields: Vec<&str> = rule.as_object().unwrap().keys().map(String::as_str).collect();
-    // What the reader says of a field that it does not know.
+    // The reader's message about an unknown field.
     let error =
         Recipe::from_json(r#"{"rules": [{"modules": "*", "no_such_field": 1}]}"#).unwrap_err().to_string();
     let known: Vec<&str> = error.split('`').skip(3).step_by(2).collect();

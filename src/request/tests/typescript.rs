@@ -1,10 +1,10 @@
-//! The options as TypeScript's types.
+//! Options as TypeScript types.
 
 use crate::options::{Kind, OptionSpec, camel_case};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What the file begins with.
+/// The file's first lines.
 const HEAD: &str = "\
 /**
  * The options as the engine reads them. Written by `cargo xtask generate` from what the crate declares; changes belong there.
@@ -12,7 +12,7 @@ const HEAD: &str = "\
 import type { KeptPlace, Recipe } from \"./types.js\";
 ";
 
-/// The whole file: an interface for each struct of options, and a type for each enum, those of results too.
+/// The whole file: an interface for each struct of options, and a union for each enum, including those of results.
 pub fn file(requests: &[(&'static str, &'static str, Vec<OptionSpec>)], unions: &[Kind]) -> String {
     let mut declared = BTreeMap::new();
     for union in unions {
@@ -51,7 +51,7 @@ fn declare(
     declared.insert(name, text);
 }
 
-/// The help as a sentence, with what holds where the option is left out.
+/// The help as a sentence, with the default.
 pub fn comment(spec: &OptionSpec) -> String {
     let help = spec.declared.help.trim();
     let (help, usual) = match help.split_once(" [default: ") {

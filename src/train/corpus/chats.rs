@@ -1,17 +1,16 @@
-//! Conversations as documents: only what the assistant says counts.
+//! Conversations as documents: only the assistant's tokens count.
 //!
-//! The model's own template writes each chat as the model reads it when it is spoken to: for each answer the prompt before
-//! it, and the chat with the answer, which has to begin with that prompt. What it adds is the answer.
+//! The model's own chat template renders the prompt before each answer, as in generation, and the chat with the answer.
+//! The latter must begin with the former; the rest is the answer.
 //!
-//! 1. A prompt is encoded by itself, as when the model is asked. The answer is what encoding both adds to it, or is encoded by
-//!    itself too where the tokens of both do not begin with the prompt's.
-//! 2. An answer counts up to the first token at which the model stops; what a template writes behind it, nobody generates.
-//!    Where it writes no such token, one is put there.
-//! 3. An answer's row goes on with the next answer where the next prompt begins with all of the row's tokens. Else the next
-//!    prompt begins a row of its own, as where a template leaves out the reasoning of earlier answers. Each answer counts
-//!    in one row.
+//! 1. The prompt is encoded alone, as in generation. The answer's tokens are those that follow the prompt's when both
+//!    are encoded together. If the joint tokens do not begin with the prompt's, the answer is encoded alone.
+//! 2. An answer counts up to the first stop token, because what the template writes after it is never generated. If the
+//!    template writes no stop token, one is appended.
+//! 3. The next answer continues the same row if its prompt begins with all of the row's tokens. Otherwise it starts a
+//!    new row, for instance because the template drops the reasoning of earlier answers. Each answer counts in one row.
 //!
-//! Not here: the language of templates (`tokenizer::chat`).
+//! Not here: the template language (`tokenizer::chat`).
 
 use super::questions::{behind, question};
 use super::read::{row, text_of};
@@ -21,13 +20,17 @@ use crate::error::{Context, Error, Result};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec};
 use serde_json::Value;
 
-/// The chats and texts of a JSON-lines file. A line with `messages`, a list of objects with a `role` and `content`, is a chat,
-/// with the JSON schemas of its `tools` where it has them; one with a text under `field` is a row; one with a `prompt` and an `answer` a
-/// [`question`]. The model stops at `stops`, its configuration's `eos_token_ids`.
+/// The chats and texts of a JSON-lines file. A line is one of:
+///
+/// - a chat: `messages`, a list of objects with `role` and `content`, and optionally `tools`, a list of JSON schemas;
+/// - a row: a text under `field`;
+/// - a [`question`]: a `prompt` and an `answer`.
+///
+/// The model stops at `stops`, its configuration's `eos_token_ids`.
 ///
 /// # Errors
-/// With the line's number: `invalid_argument` for what is no JSON object or has neither, and what [`chat`] and
-/// [`text_rows`](super::read::text_rows) refuse.
+/// With the line's number: `invalid_argument` for a line that is not a JSON object or none of these, and the errors of
+/// [`chat`] and [`text_rows`](super::read::text_rows).
 pub fn chat_rows(
     text: &str,
     field: &str,
@@ -57,12 +60,12 @@ pub fn chat_rows(
     Ok(rows.into_iter().flatten().collect())
 }
 
-/// The rows of one chat, by the tokenizer's chat template.
+/// The rows of one chat, rendered with the tokenizer's chat template.
 ///
 /// # Errors
-/// `invalid_argument`, with the message's place (the first is 0), for an answer that nothing stands before, that the template
-/// leaves out, or with which the chat does not begin with its prompt; the same for a chat without an answer;
-/// what rendering and encoding refuse.
+/// `invalid_argument`, with the message's index from 0, for an answer without a message before it, that the template
+/// leaves out, or with which the chat does not begin with its prompt; the same for a chat without an answer; errors of
+/// rendering and encoding.
 pub fn chat(
     messages: &[Value],
     tools: Option<&[Value]>,
@@ -104,7 +107,7 @@ pub fn chat(
     Ok(rows)
 }
 
-/// The tokens before the last of `messages`, an answer, and its own.
+/// The tokens of the prompt and of the answer, which is the last of `messages`.
 fn turn(
     messages: &[Value],
     tools: Option<&[Value]>,
@@ -129,12 +132,12 @@ fn turn(
     Ok((prompt, answer))
 }
 
-/// Where the last token stands that counts, plus 1.
+/// The position after the last token that counts.
 fn counted_until(row: &Document) -> usize {
     row.counts.iter().rposition(|&counts| counts).map_or(0, |last| last + 1)
 }
 
-/// Whether the last answer ends with a token at which the model stops.
+/// Whether the last answer ends with a stop token.
 fn ends_with_stop(row: &Document, stops: &[u32]) -> bool {
     row.tokens[..counted_until(row)].last().is_some_and(|last| stops.contains(last))
 }
@@ -147,7 +150,7 @@ mod tests {
     use crate::tokenizer::train::{BpeOptions, train_bpe};
     use crate::train::corpus::{Corpus, Position};
 
-    /// A token for each byte, but for `<s>`, `</s>`, the marks of chats and what is frequent in `texts`.
+    /// One token per byte, and tokens for `<s>`, `</s>`, the chat marks and frequent strings of `texts`.
     fn codec(template: &str, texts: &[&str]) -> HuggingFaceTokenizer {
         let marks = ["<|user|>", "<|bot|>", "<|end|>"].map(String::from);
         let options =
@@ -160,13 +163,13 @@ mod tests {
         block_on(HuggingFaceTokenizer::open(&dir, None)).unwrap()
     }
 
-    /// Special tokens around each message, and a line end that nobody generates.
+    /// Special tokens around each message, and a line end that is never generated.
     const MARKS: &str = "{{ bos_token }}{% for m in messages %}\
         {{ '<|bot|>' if m.role == 'assistant' else '<|user|>' }}{{ m.content }}<|end|>{{ '\n' }}{% endfor %}\
         {% if add_generation_prompt %}<|bot|>{% endif %}";
     const END: u32 = 4;
 
-    /// What counts in each row is in brackets.
+    /// Renders rows with the tokens that count in brackets.
     fn shown(rows: &[Document], codec: &HuggingFaceTokenizer) -> Vec<String> {
         const SPECIAL: [&str; 5] = ["<s>", "</s>", "<|user|>", "<|bot|>", "<|end|>"];
         let show = |row: &Document| {
@@ -197,7 +200,7 @@ mod tests {
     fn only_answers_count_and_each_counts_once() {
         let plain = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}\
             {% if add_generation_prompt %}a: {% endif %}";
-        // Earlier answers are left out.
+        // Leaves out earlier answers.
         let forgets = "{% for m in messages %}{{ '<|bot|>' if m.role == 'assistant' else '<|user|>' }}\
             {{ m.content if loop.last or m.role == 'user' else '' }}<|end|>{% endfor %}\
             {% if add_generation_prompt %}<|bot|>{% endif %}";
@@ -211,7 +214,7 @@ mod tests {
                 &[1, END],
                 &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>]\n<|user|>c<|end|>\n<|bot|>[d<|end|>]"],
             ),
-            // Without a token to stop at, all that the template writes counts.
+            // Without a stop token, all that the template writes counts.
             (
                 MARKS,
                 TWO,
@@ -219,7 +222,7 @@ mod tests {
                 &["<s><|user|>a<|end|>\n<|bot|>[b<|end|>\n]<|user|>c<|end|>\n<|bot|>[d<|end|>\n]"],
             ),
             (plain, TWO, &[], &["u: a\na: [b\n]u: c\na: [d\n]"]),
-            // What the template does not write is put behind each answer.
+            // A missing stop token is appended to each answer.
             (plain, TWO, &[1], &["u: a\na: [b\n</s>]", "u: a\na: b\nu: c\na: [d\n</s>]"]),
             (
                 forgets,
@@ -240,7 +243,7 @@ mod tests {
 
     #[test]
     fn prompts_are_the_tokens_that_the_model_sees() {
-        // ` b` is a token, which a prompt that ends in a space cannot have.
+        // ` b` is one token, but a prompt that ends in a space cannot contain it.
         let template = "{{ messages[0].content }} {% if messages[1] %}{{ messages[1].content }}{% endif %}";
         let codec = codec(template, &["a b a b a b", "b"]);
         let rows = chat(&messages(&TWO[..2]), None, &codec, &[]).unwrap();
@@ -260,13 +263,13 @@ mod tests {
 {"text": "c"}"#;
         let rows = chat_rows(lines, "text", &codec, &[END]).unwrap();
         assert_eq!((rows.len(), rows[1].kind), (2, DocumentKind::Row));
-        // An answer with a line end is over there.
+        // An answer with a line end needs no stop token.
         for (answer, end) in [("b", "</s>"), ("b\\n", "\n")] {
             let line = format!("{{\"prompt\": \"a\", \"answer\": \"{answer}\", \"level\": 1}}");
             let asked = chat_rows(&line, "text", &codec, &[1]).unwrap();
             assert_eq!(shown(&asked, &codec), [format!("<s>a[b{end}]")]);
         }
-        // The corpus puts nothing around what the template wrote.
+        // The corpus adds nothing to the rendered chat.
         let mut corpus = Corpus::new(rows[..1].to_vec(), Some(0), Some(1), 64, 261).unwrap();
         let (batch, _) = corpus.batch(0, Position::default(), 64).unwrap();
         assert_eq!(batch[0].tokens, rows[0].tokens[..rows[0].tokens.len() - 1]);

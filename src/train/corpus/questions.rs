@@ -1,8 +1,9 @@
 //! Questions as documents: only the answer counts.
 //!
-//! The prompt is encoded by itself, as when the model is asked, and the answer is what encoding both adds to it, or is encoded by itself
-//! too where the tokens of both do not begin with the prompt's. An answer that ends with a line end is over there. Behind any other the
-//! token at which the model stops is put, where it has one: without an end a longer answer would be as good.
+//! The prompt is encoded alone, as in generation. The answer's tokens are those that follow the prompt's when both are
+//! encoded together. If the joint tokens do not begin with the prompt's, the answer is encoded alone. A line end ends
+//! an answer. Any other answer gets the model's stop token, if it has one: without an end, the model would learn that a
+//! longer answer is as good.
 
 use super::read::text_of;
 use super::{Document, DocumentKind};
@@ -11,20 +12,20 @@ use crate::error::{Error, Result};
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use serde_json::Value;
 
-/// A question, and how hard it is.
+/// A question with its level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Graded {
-    /// From 1, where the file says it.
+    /// From 1; `None` if the file gives none.
     pub level: Option<usize>,
     /// Prompt and answer.
     pub document: Document,
 }
 
-/// The questions of a JSON-lines file: the strings under `prompt` and `answer` of each line, and the whole number under `level` where there is
-/// one.
+/// The questions of a JSON-lines file: the strings `prompt` and `answer` of each line, and optionally the integer
+/// `level`.
 ///
 /// # Errors
-/// `invalid_argument` naming the line that is no JSON object or has no such values, and what [`question`] refuses.
+/// `invalid_argument` naming a line that is not a JSON object or lacks such values, and the errors of [`question`].
 pub fn graded_rows(text: &str, codec: &dyn TextCodec, stops: &[u32]) -> Result<Vec<Graded>> {
     json_rows(text, |line| {
         let text = |name: &str| {
@@ -47,10 +48,11 @@ pub fn graded_rows(text: &str, codec: &dyn TextCodec, stops: &[u32]) -> Result<V
     })
 }
 
-/// A question and its answer as the model is trained on it, and asked. It stops at `stops`, its configuration's `eos_token_ids`.
+/// A question and its answer, as the model is trained and evaluated on it. It stops at `stops`, its configuration's
+/// `eos_token_ids`.
 ///
 /// # Errors
-/// `invalid_argument` for a prompt or an answer without a token; `tokenizer` for what cannot be encoded.
+/// `invalid_argument` for a prompt or an answer without a token; `tokenizer` for text that cannot be encoded.
 pub fn question(prompt: &str, answer: &str, codec: &dyn TextCodec, stops: &[u32]) -> Result<Document> {
     let (prompt, answer) = (unify_line_ends(prompt), unify_line_ends(answer));
     let mut tokens = codec.encode_prompt(&prompt)?;
@@ -71,7 +73,7 @@ pub fn question(prompt: &str, answer: &str, codec: &dyn TextCodec, stops: &[u32]
     Ok(Document { tokens, counts, kind: DocumentKind::Complete })
 }
 
-/// What stands behind a prompt: what the tokens of both have more, or the answer's own.
+/// The answer's tokens: what `both` has after `prompt`, or else the answer encoded alone.
 pub(super) fn behind(
     prompt: &[u32],
     mut both: Vec<u32>,
@@ -84,7 +86,7 @@ pub(super) fn behind(
 mod tests {
     use super::*;
 
-    /// A token for each byte, but one for `ab`; 0 in front of prompts.
+    /// One token per byte, one for `ab`, and 0 before prompts.
     struct Bytes;
 
     impl TextCodec for Bytes {
@@ -119,7 +121,7 @@ mod tests {
             ("c", "b\r\n", &[END], &[0, c, b, line], 2),
             ("c", "b", &[], &[0, c, b], 2),
             ("c", "ab", &[END, 2], &[0, c, 0x7f, END], 2),
-            // The prompt's own tokens, though both together have others.
+            // The prompt keeps its own tokens, though the joint text is tokenized differently.
             ("a", "b", &[END], &[0, a, b, END], 2),
         ];
         for (prompt, answer, stops, tokens, first) in cases {

@@ -1,4 +1,4 @@
-//! Documents of files: plain text, JSON lines, token ids.
+//! Documents from files: plain text, JSON lines, token ids.
 //!
 //! Not here: opening files, and conversations, which need a chat template (`chats`).
 
@@ -8,19 +8,19 @@ use crate::error::{Error, Result};
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use serde_json::Value;
 
-/// One running text. Line ends are read as `\n`.
+/// Running text as one document. Line ends are read as `\n`.
 ///
 /// # Errors
-/// `tokenizer` for a text that cannot be encoded.
+/// `tokenizer` for text that cannot be encoded.
 pub fn running_text(text: &str, codec: &dyn TextCodec) -> Result<Document> {
     Ok(Document::text(codec.encode(&unify_line_ends(text))?))
 }
 
-/// The texts of a JSON-lines file, each a row: the string under `field` of each line. Line ends in it are read as `\n`.
+/// The rows of a JSON-lines file: the string under `field` of each line. Line ends in it are read as `\n`.
 ///
 /// # Errors
-/// `invalid_argument` naming the line that is no JSON object, has no such string, or a string without a token; `tokenizer` for a
-/// text that cannot be encoded.
+/// `invalid_argument` naming a line that is not a JSON object, lacks the string, or has one without a token;
+/// `tokenizer` for text that cannot be encoded.
 pub fn text_rows(text: &str, field: &str, codec: &dyn TextCodec) -> Result<Vec<Document>> {
     json_rows(text, |line| match text_of(line, field) {
         Some(text) => row(text, codec),
@@ -28,11 +28,11 @@ pub fn text_rows(text: &str, field: &str, codec: &dyn TextCodec) -> Result<Vec<D
     })
 }
 
-/// The texts of a JSON-lines file as they are, to make a tokenizer of: the string under `field` of each line, or what is said in its
-/// `messages`, or its `prompt` and `answer`. Line ends in them are read as `\n`.
+/// The raw texts of a JSON-lines file, to train a tokenizer on: of each line the string under `field`, or its `prompt`
+/// and `answer`, or the contents of its `messages`. Line ends in them are read as `\n`.
 ///
 /// # Errors
-/// `invalid_argument` naming the line that is no JSON object or has neither.
+/// `invalid_argument` naming a line that is not a JSON object or has none of these.
 pub fn texts(text: &str, field: &str) -> Result<Vec<String>> {
     let lines = json_rows(text, |line| {
         if let Some(text) = text_of(line, field) {
@@ -52,10 +52,10 @@ pub fn texts(text: &str, field: &str) -> Result<Vec<String>> {
     Ok(lines.into_iter().flatten().collect())
 }
 
-/// One running text of token ids: little-endian, `size` bytes each (2 or 4).
+/// Running text as one document of token ids: little-endian, `size` bytes each (2 or 4).
 ///
 /// # Errors
-/// `invalid_argument` for a length that is no multiple of the size.
+/// `invalid_argument` for a length that is not a multiple of the size.
 pub fn token_ids(bytes: &[u8], size: usize) -> Result<Document> {
     Ok(Document::text(binary_ids(bytes, size)?))
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::train::corpus::DocumentKind;
 
-    /// A token for each byte.
+    /// One token per byte.
     struct Bytes;
 
     impl TextCodec for Bytes {

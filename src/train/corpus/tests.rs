@@ -1,4 +1,4 @@
-//! What epochs, pieces and batches hold.
+//! Contents of epochs, pieces and batches.
 
 use super::*;
 use proptest::prelude::*;
@@ -51,17 +51,17 @@ fn rows_stand_between_their_tokens() {
         (&row, (true, false), 9, &[(&[BOS, 1, 2], &[1, 2, 3])]),
         (&row, (false, true), 9, &[(&[1, 2, 3], &[2, 3, EOS])]),
         (&row, (false, false), 9, &[(&[1, 2], &[2, 3])]),
-        // Longer rows are cut; each piece has the token in front, or else the one before.
+        // Longer rows are cut; each piece starts with `bos`, or else with the token before.
         (&row, (true, true), 2, &[(&[BOS, 1], &[1, 2]), (&[BOS, 3], &[3, EOS])]),
         (&row, (false, true), 2, &[(&[1, 2], &[2, 3]), (&[3], &[EOS])]),
         (&row, (true, true), 3, &[(&[BOS], &[EOS]), (&[BOS, 1, 2], &[1, 2, 3])]),
-        // The token at the end counts where the last one does; pieces in which nothing counts are left out.
+        // The added `eos` counts if the last token does; pieces in which nothing counts are left out.
         (&asked, (true, true), 9, &[(&[BOS, 1, 2, 3, 4, 5], &[NO, NO, NO, 4, NO, NO])]),
         (&asked, (true, true), 2, &[(&[BOS, 3], &[NO, 4])]),
         (&answered, (true, true), 9, &[(&[BOS, 1, 2, 3], &[NO, NO, 3, EOS])]),
         (&complete, (true, true), 9, &[(&[1, 2], &[2, 3])]),
         (&complete, (true, true), 1, &[(&[1], &[2]), (&[2], &[3])]),
-        // No token stands there twice.
+        // Special tokens are not doubled.
         (&spelled, (true, true), 9, &[(&[BOS, 1, 2], &[1, 2, EOS])]),
         (&spelled, (false, true), 9, &[(&[BOS, 1, 2], &[1, 2, EOS])]),
     ];
@@ -141,7 +141,7 @@ fn what_cannot_be_learned_from_is_refused() {
         ),
         (
             new(uneven, None, None, 4),
-            "document 2: expected for each of 2 tokens whether it counts but found 1",
+            "document 2: expected a loss mask of 2 entries, one per token, but found 1",
         ),
         (new(Document::row(vec![]), Some(BOS), Some(EOS), 4), "document 2: expected a token to predict"),
         (new(Document::text(vec![BOS]), Some(BOS), None, 4), "document 2: expected a token to predict"),
@@ -174,12 +174,13 @@ fn a_position_is_kept_in_a_file() {
     let text = serde_json::to_string(&at).unwrap();
     assert_eq!(text, "{\"epoch\":3,\"index\":17,\"level\":2}");
     assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), at);
-    // As states had it before there were levels.
+    // Saved states from before there were levels.
     let before = serde_json::from_str::<Position>("{\"epoch\":3,\"index\":17}").unwrap();
     assert_eq!(before, Position { level: 0, ..at });
 }
 
-/// Documents whose tokens are all different, so that a target tells where it stands. At least one token of each counts.
+/// Documents whose tokens are all different, so that a target identifies its position. At least one token of each
+/// counts.
 fn documents() -> impl Strategy<Value = Vec<Document>> {
     let kind = prop::sample::select(vec![DocumentKind::Text, DocumentKind::Row, DocumentKind::Complete]);
     let counts = prop::collection::vec(prop::bool::weighted(0.6), 2..30);
@@ -215,11 +216,11 @@ proptest! {
                 prop_assert!(tokens.len() <= context && tokens.len() == targets.len());
                 prop_assert!(targets.iter().any(|&target| target != NO_INDEX));
                 for (index, &target) in targets.iter().enumerate() {
-                    // A target is the next input.
+                    // A target is the next input ...
                     if target != NO_INDEX && index + 1 < tokens.len() {
                         prop_assert_eq!(target, tokens[index + 1]);
                     }
-                    // And follows the token before it in its document, or the one in front of the piece.
+                    // ... and follows its predecessor in the document, or the `bos` before the piece.
                     if target != NO_INDEX && target != EOS {
                         prop_assert!(tokens[index] + 1 == target || bos && index == 0 && tokens[0] == BOS);
                     }
@@ -256,7 +257,7 @@ proptest! {
         let mut fresh = corpus(&documents, true, true, context);
         let expected = running.batch(seed, at, budget).unwrap();
         prop_assert_eq!(fresh.batch(seed, at, budget).unwrap(), expected.clone());
-        // Nor does it matter what was asked before.
+        // Earlier calls do not matter.
         fresh.batch(seed ^ 1, Position::default(), budget).unwrap();
         prop_assert_eq!(fresh.batch(seed, at, budget).unwrap(), expected);
     }

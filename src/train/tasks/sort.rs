@@ -1,4 +1,4 @@
-//! The digits of a string in order.
+//! Sorting the digits of a string.
 
 use super::{Drawn, below};
 use rand_pcg::Pcg64Mcg;

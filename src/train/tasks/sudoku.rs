@@ -1,5 +1,5 @@
-//! Sudoku of four by four: each row, column and quarter has the digits from 1 to 4, and what is given leaves one solution.
-//! A grid is written row by row, blanks as dots.
+//! Sudoku of 4x4: each row, column and quarter has the digits from 1 to 4, and the given digits leave one solution. A
+//! grid is written row by row, with blanks as dots.
 
 use super::{Drawn, below};
 use rand_pcg::Pcg64Mcg;
@@ -14,7 +14,7 @@ const BLANKS: usize = 1;
 pub(super) fn draw(level: usize, random: &mut Pcg64Mcg) -> Drawn {
     let mut grid = [0; CELLS];
     fill(&mut grid, random);
-    // Up to here a third of all choices of blanks leaves one solution, and of eleven one in a hundred or so.
+    // Up to here a third of all choices of blanks leaves one solution; with eleven blanks it is about one in a hundred.
     loop {
         let given = blanked(&grid, BLANKS + level, random);
         if solutions(&mut given.clone(), 2) == 1 {
@@ -24,7 +24,7 @@ pub(super) fn draw(level: usize, random: &mut Pcg64Mcg) -> Drawn {
     }
 }
 
-/// Whether a digit may stand in a cell.
+/// Whether a digit may be placed in a cell.
 fn fits(grid: &Grid, cell: usize, digit: u8) -> bool {
     let quarter = |cell: usize| (cell / 8, cell % 4 / 2);
     (0..CELLS).all(|other| {
@@ -33,11 +33,11 @@ fn fits(grid: &Grid, cell: usize, digit: u8) -> bool {
     })
 }
 
-/// Fills the blanks in an order of digits that is drawn for each; `false` where nothing fits.
+/// Fills the blanks with random digits by backtracking; `false` if nothing fits.
 fn fill(grid: &mut Grid, random: &mut Pcg64Mcg) -> bool {
     let Some(cell) = grid.iter().position(|&digit| digit == 0) else { return true };
     let first = below(24, random);
-    // The permutation of that number.
+    // The permutation with that number.
     let (mut rest, mut number) = (vec![1, 2, 3, 4], first);
     while !rest.is_empty() {
         let digit = rest.remove(number % rest.len());
@@ -53,7 +53,7 @@ fn fill(grid: &mut Grid, random: &mut Pcg64Mcg) -> bool {
     false
 }
 
-/// How many solutions there are, up to `most`.
+/// The number of solutions, up to `most`.
 fn solutions(grid: &mut Grid, most: usize) -> usize {
     let Some(cell) = grid.iter().position(|&digit| digit == 0) else { return 1 };
     let mut found = 0;
@@ -67,7 +67,7 @@ fn solutions(grid: &mut Grid, most: usize) -> usize {
     found
 }
 
-/// The grid with so many blanks.
+/// The grid with `blanks` random blanks.
 fn blanked(grid: &Grid, blanks: usize, random: &mut Pcg64Mcg) -> Grid {
     let mut given = *grid;
     let mut cells: Vec<usize> = (0..CELLS).collect();
@@ -113,7 +113,7 @@ mod tests {
                 }
             }
         }
-        // There are 288.
+        // There are 288 grids.
         assert_eq!(solutions(&mut [0; CELLS], 1000), 288);
         assert!(grids.len() > 250, "{}", grids.len());
     }

@@ -82,17 +82,17 @@ fn quality() {
     let benchmark = |original_right, quantized_right| {
         Some(BenchmarkMeasurement { items: 100, original_right, quantized_right })
     };
-    // original, quantized, benchmark -> which row, value, status
+    // original, quantized, benchmark -> row, value, status
     let cases = [
         (10.0, 9.5, None, "perplexity_increase", -0.05, Passed),
         (100.0, 101.9, None, "perplexity_increase", 0.019, Passed),
-        // 2% itself is not below 2%.
+        // Exactly 2% is not below 2%.
         (50.0, 51.0, None, "perplexity_increase", 0.02, Failed),
         (10.0, 10.5, None, "perplexity_increase", 0.05, Failed),
         (10.0, 10.1, benchmark(80, 20), "perplexity_increase", 0.01, Passed),
         (10.0, 10.5, benchmark(80, 79), "benchmark_drop_points", 1.0, Passed),
         (10.0, 10.5, benchmark(50, 55), "benchmark_drop_points", -5.0, Passed),
-        // Two points themselves are not below two points.
+        // Exactly two points are not below two points.
         (10.0, 10.5, benchmark(30, 28), "perplexity_increase", 0.05, Failed),
         (10.0, 10.5, benchmark(80, 20), "perplexity_increase", 0.05, Failed),
         (
@@ -110,7 +110,7 @@ fn quality() {
         (0.0, 0.0, None, "perplexity_increase", f64::NAN, Failed),
         (10.0, 0.0, None, "perplexity_increase", -1.0, Failed),
         (10.0, -3.0, None, "perplexity_increase", -1.3, Failed),
-        // A model without a finite perplexity is broken, however it guesses.
+        // A model without a finite perplexity is broken, whatever its benchmark result.
         (10.0, f64::NAN, benchmark(80, 80), "perplexity_increase", f64::NAN, Failed),
     ];
     for (original, quantized, benchmark, name, value, status) in cases {
@@ -274,7 +274,7 @@ fn recommendations() {
     let coarse4 = int(Bits::Four, Granularity::Group(128));
     let two = int(Bits::Two, Granularity::Group(32));
     let three = int(Bits::Three, Granularity::Group(32));
-    // scheme, preparation, perplexity (the original's is 10) -> words that are there, words that are not
+    // scheme, preparation, perplexity (the original's is 10) -> words that must occur, words that must not
     type Case<'a> = (Coding, Preparation, f64, &'a [&'a str], &'a [&'a str]);
     let cases: [Case; 13] = [
         (

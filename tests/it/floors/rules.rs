@@ -1,14 +1,13 @@
-//! The rules of the floors, each a function from a source's path and text to its violations.
+//! The rules of the floors test. Each is a function from a source's path and text to its violations.
 //!
-//! The text is split into tokens, so that comments and strings cannot look like code, and the insides of macros count.
-//! Not seen: a path that a macro puts together from pieces, and names that reach a file through a lower module's
-//! re-export.
+//! The rules see tokens, so comments and strings are not taken for code, and macro bodies count.
+//! They do not see paths that a macro assembles, and names that a lower module re-exports.
 
 use super::{CONFINED, FLOORS, NEIGHBOURS};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::fmt;
 
-/// One thing that a file must not do.
+/// A broken rule.
 #[derive(Clone, Debug)]
 pub struct Violation {
     path: String,
@@ -32,12 +31,12 @@ pub struct Source<'a> {
     path: &'a str,
     text: &'a str,
     tokens: TokenStream,
-    /// `quant`, `rtn` for `src/quant/rtn.rs`; nothing for `src/lib.rs`.
+    /// `quant`, `rtn` for `src/quant/rtn.rs`; empty for `src/lib.rs`.
     modules: Vec<&'a str>,
 }
 
 impl<'a> Source<'a> {
-    /// A source from its path (with `/`, from the root on) and its text.
+    /// Parses a source, given its path relative to the root (with `/`) and its text.
     pub fn new(path: &'a str, text: &'a str) -> Result<Source<'a>, Violation> {
         let tokens =
             text.parse().map_err(|error| Violation::new(path, format!("does not parse: {error}")))?;
@@ -57,12 +56,12 @@ pub fn floor_of(module: &str) -> Option<usize> {
     FLOORS.iter().position(|modules| modules.contains(&module))
 }
 
-/// Every rule that looks at one source.
+/// All rules about one source.
 pub fn all(source: &Source) -> Vec<Violation> {
     [header(source), imports(source), confined(source)].concat()
 }
 
-/// A source begins with a `//!` header, and its module stands in the table; `lib.rs` stands above all floors.
+/// A source begins with a `//!` header, and the table has its module. `lib.rs` is above all floors.
 fn header(source: &Source) -> Vec<Violation> {
     if !source.text.lines().next().is_some_and(|line| line.starts_with("//!")) {
         return vec![source.violation("does not begin with a //! header".into())];
@@ -78,7 +77,7 @@ fn header(source: &Source) -> Vec<Violation> {
     }
 }
 
-/// A source names only modules of lower floors, its own, and the allowed neighbours.
+/// A source uses only modules of lower floors, its own module, and allowed neighbours.
 fn imports(source: &Source) -> Vec<Violation> {
     let Some(own) = source.modules.first() else { return Vec::new() };
     let Some(own_floor) = floor_of(own) else { return Vec::new() };
@@ -102,8 +101,8 @@ fn imports(source: &Source) -> Vec<Violation> {
     violations
 }
 
-/// Collects the name after every `crate::` and after every chain of `super::` that reaches the crate's root; `*` stands
-/// for all names. `depth` is the number of modules around the tokens.
+/// Collects the name after every `crate::` and after every chain of `super::` that reaches the crate's root; `*` means
+/// all names. `depth` is the number of enclosing modules.
 fn crate_paths(tokens: &TokenStream, depth: usize, found: &mut Vec<String>) {
     let tokens: Vec<TokenTree> = tokens.clone().into_iter().collect();
     let word = |at: usize| match tokens.get(at) {
@@ -134,7 +133,7 @@ fn crate_paths(tokens: &TokenStream, depth: usize, found: &mut Vec<String>) {
     }
 }
 
-/// The names that a path goes on with: one, or those of a `{a::b, c}` group.
+/// The next names of a path: one, or those of a `{a::b, c}` group.
 fn names_at(token: Option<&TokenTree>, found: &mut Vec<String>) {
     match token {
         Some(TokenTree::Ident(name)) => found.push(name.to_string()),
@@ -152,7 +151,7 @@ fn names_at(token: Option<&TokenTree>, found: &mut Vec<String>) {
     }
 }
 
-/// A source names no library that belongs to other modules.
+/// A source does not use a library that is confined to other modules.
 fn confined(source: &Source) -> Vec<Violation> {
     let mut identifiers = Vec::new();
     collect_identifiers(&source.tokens, &mut identifiers);
@@ -168,7 +167,7 @@ fn confined(source: &Source) -> Vec<Violation> {
     violations
 }
 
-/// Every name, and after the second name of a path both of them: `Scheme::Integer`.
+/// Every name, and every pair of names in a path: `Scheme::Integer`.
 fn collect_identifiers(tokens: &TokenStream, found: &mut Vec<String>) {
     let mut before: Option<String> = None;
     let mut colons = 0;
@@ -190,8 +189,8 @@ fn collect_identifiers(tokens: &TokenStream, found: &mut Vec<String>) {
     }
 }
 
-/// Every shader has its CPU twin of the same stem, up to its first dot: `linear_float.matvec.wgsl` and
-/// `linear_float.matmul.wgsl` share one. `shaders/shared/` holds pieces, not kernels.
+/// Every shader has a CPU twin with the same stem, up to the first dot: `linear_float.matvec.wgsl` and
+/// `linear_float.matmul.wgsl` share one. `shaders/shared/` holds pieces of kernels.
 pub fn twins(shaders: &[String], sources: &[String]) -> Vec<Violation> {
     let mut violations = Vec::new();
     for shader in shaders {
@@ -205,7 +204,7 @@ pub fn twins(shaders: &[String], sources: &[String]) -> Vec<Violation> {
     violations
 }
 
-/// The lines of a file up to the `mod tests { ... }` at its end.
+/// The number of lines before the `mod tests { ... }` at a file's end.
 pub fn lines_without_tests(text: &str) -> usize {
     let lines: Vec<&str> = text.lines().collect();
     let guards = ["#[cfg(test)]", "#[cfg(all(test,"];

@@ -1,4 +1,4 @@
-//! How far two checkpoints of one model lie apart, read again from what was written.
+//! The weight difference of two written checkpoints of one model.
 
 use lowbit::internals::layout::ModuleStorage;
 use lowbit::internals::model::Checkpoint;
@@ -6,7 +6,7 @@ use lowbit::internals::model::names::{self, Linear};
 use lowbit::internals::model::weights::DenseRows;
 use lowbit::internals::task::block_on;
 
-/// The weights of a module, whatever its form.
+/// The dequantized weights of a module.
 fn weights(checkpoint: &Checkpoint, module: &str) -> Vec<f32> {
     let mut all = Vec::new();
     match checkpoint.module(module).unwrap() {

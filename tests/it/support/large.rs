@@ -1,4 +1,4 @@
-//! Checkpoints that are large, or at least not quantized in a moment.
+//! Large checkpoints, or at least slow to quantize.
 
 use lowbit::internals::dtype::DType;
 use lowbit::internals::format::safetensors::{SafetensorsWriter, TensorInfo};
@@ -15,7 +15,7 @@ const VOCABULARY: u64 = 4096;
 /// Bytes of the largest tensor, of F16 values.
 pub const LARGEST_TENSOR: u64 = 2 * HIDDEN * INNER;
 
-/// Writes a Llama with the same pattern in every tensor, and says how many bytes of tensors that is.
+/// Writes a Llama with the same pattern in every tensor, and returns the tensors' bytes.
 pub async fn write_checkpoint(path: &Path, layers: usize) -> u64 {
     let config = json!({
         "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": layers,

@@ -1,6 +1,6 @@
-//! Weights made of tensor names by a hash, as `tests/interop/synthetic.py` makes them.
+//! Weights derived from tensor names by a hash, as in `tests/interop/synthetic.py`.
 //!
-//! The golden models are made of these, so that no weights are committed.
+//! The golden models use them, so that no weights are committed.
 
 use half::bf16;
 use lowbit::internals::dtype::DType;
@@ -11,21 +11,21 @@ use lowbit::internals::task::block_on;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Name, type, stored shape, and how the values are made.
+/// Name, type, stored shape, and the kind of values.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Tensor(pub String, pub String, pub Vec<u64>, pub Fill);
 
-/// How the values of a tensor are made.
+/// The kind of a tensor's values.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Fill {
-    /// Every element is this number: the scale of a ternary matrix.
+    /// A constant: the scale of a ternary matrix.
     Constant(f32),
     /// `matrix`, `norm` or `ternary`.
     Named(String),
 }
 
-/// The 64-bit values that belong to a name: splitmix64 from the name's FNV-1a hash on.
+/// The 64-bit values of a name: splitmix64, seeded with the name's FNV-1a hash.
 pub fn stream(name: &str) -> impl Iterator<Item = u64> {
     let seed = name
         .bytes()
@@ -74,7 +74,7 @@ impl Tensor {
     }
 }
 
-/// BitNet bytes: row quarter `i` of the matrix sits in bits `2i` and `2i + 1` of every byte, as code + 1.
+/// BitNet bytes: bits `2i` and `2i + 1` of every byte hold code + 1 of row quarter `i`.
 fn ternary(name: &str, stored_shape: &[u64]) -> Vec<u8> {
     let quarter = stored_shape.iter().product::<u64>() as usize;
     let codes: Vec<u8> = stream(name).take(4 * quarter).map(|x| (x % 3) as u8).collect();

@@ -1,9 +1,9 @@
-//! What a module's functions and data name: functions by their places in the table, data by their addresses. Not here: direct
-//! calls, which the code itself shows.
+//! References of a module's functions and data: to functions by table index, to data by address. Direct
+//! calls are not included, because the code shows them.
 //!
-//! To WebAssembly both are plain numbers, so only the linker knows them. Asked by `--emit-relocs`, it leaves a list of every place
-//! that holds such a number, and a list of the symbols. Each place is compared with what it should hold, so a list that does not
-//! fit its module is an error and never a wrong answer.
+//! In WebAssembly both are plain numbers, so only the linker knows them. With `--emit-relocs` it writes a relocation for every
+//! such number, and a symbol table. Each relocation is compared with the number at its place, so relocations that do not
+//! fit the module are an error.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
@@ -13,35 +13,35 @@ use wasmparser::{
     RelocSectionReader, RelocationEntry, RelocationType, SymbolInfo,
 };
 
-/// Something that is named by a number.
+/// The target of a reference.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Named {
-    /// A function, by its place in the table.
+    /// A function, by table index.
     Slot(u32),
-    /// One of [`Links::data`].
+    /// An index into [`Links::data`].
     Data(usize),
 }
 
-/// Data that stay together: a symbol's, or those of several that share bytes.
+/// Data of one symbol, or of several that share bytes.
 #[derive(Debug)]
 pub struct Data {
-    /// Where they are in memory.
+    /// Its addresses.
     pub addresses: Range<u32>,
     pub names: Vec<Named>,
 }
 
-/// What names what.
+/// All references.
 #[derive(Debug, Default)]
 pub struct Links {
-    /// What each function names, by its index in the module as it was linked.
+    /// References of each function, by its index in the linked module.
     pub functions: HashMap<u32, Vec<Named>>,
-    /// By address.
+    /// Data, by address.
     pub data: Vec<Data>,
-    /// What data name that belong to no symbol.
+    /// References from data without a symbol.
     pub loose: Vec<Named>,
 }
 
-/// A data segment: the address of its first byte, and where that is in the file.
+/// A data segment: the address of its first byte, and its offset in the file.
 struct Segment {
     address: u32,
     file: Range<usize>,
@@ -49,10 +49,10 @@ struct Segment {
 
 #[derive(Default)]
 struct Sections<'a> {
-    /// Where the contents of the sections begin that have relocations.
+    /// Offsets of the sections that have relocations.
     code: usize,
     data: usize,
-    /// Of the functions that are defined here, in their order.
+    /// Bodies of the defined functions, in order.
     bodies: Vec<Range<usize>>,
     imported_functions: u32,
     segments: Vec<Segment>,
@@ -62,10 +62,10 @@ struct Sections<'a> {
 }
 
 impl Links {
-    /// Reads them from a linked module.
+    /// Reads the references of a linked module.
     ///
     /// # Errors
-    /// What the linker did not leave, or what does not fit the module.
+    /// A relocation section is missing or does not fit the module.
     pub fn read(module: &[u8]) -> Result<Self> {
         let sections = Sections::read(module)?;
         ensure!(
@@ -96,13 +96,13 @@ impl Links {
         Ok(links)
     }
 
-    /// Which data an address belongs to.
+    /// The data that contains an address.
     fn at(&self, address: u32) -> Option<usize> {
         let index = self.data.partition_point(|data| data.addresses.end <= address);
         self.data.get(index).filter(|data| data.addresses.contains(&address)).map(|_| index)
     }
 
-    /// What the place at `at` names. Nothing where it holds no such number: calls, types and globals are in the code itself.
+    /// The target of the relocation at `at`. `None` for calls, types and globals, which the code shows.
     fn named(
         &self,
         sections: &Sections<'_>,
@@ -127,13 +127,13 @@ impl Links {
                 Ok(Some(Named::Slot(held)))
             }
             (_, Some(&SymbolInfo::Data { symbol: Some(symbol), name, .. })) => {
-                // What has no bytes in the file names nothing: zeros, and the linker's own, such as the end of all data.
+                // Symbols without bytes in the file refer to nothing: zeros, and linker symbols such as the end of data.
                 let Some(address) = sections.address(&symbol) else { return Ok(None) };
                 let expected = address.wrapping_add(entry.addend as u32);
                 ensure!(held == expected, "{name} is at {expected} but {at} has {held}");
                 Ok(Some(Named::Data(self.at(address).context("every symbol has data")?)))
             }
-            // A weak symbol that nobody defines: its address is null.
+            // An undefined weak symbol has a null address.
             (_, Some(SymbolInfo::Data { symbol: None, .. })) if held == 0 => Ok(None),
             _ => bail!("a relocation at {at} names no function and no data"),
         }
@@ -195,19 +195,19 @@ impl<'a> Sections<'a> {
         Ok(sections)
     }
 
-    /// Where a symbol's first byte is in memory.
+    /// The address of a symbol's first byte.
     fn address(&self, symbol: &DefinedDataSymbol) -> Option<u32> {
         Some(self.segments.get(symbol.index as usize)?.address + symbol.offset)
     }
 
-    /// The data of all symbols, by address. Symbols that share bytes are one.
+    /// The data of all symbols, by address. Symbols that share bytes are merged.
     fn data_of_symbols(&self) -> Result<Vec<Data>> {
         let mut ranges = Vec::new();
         for symbol in &self.symbols {
             if let SymbolInfo::Data { symbol: Some(symbol), .. } = symbol
                 && let Some(start) = self.address(symbol)
             {
-                // What has no size has an address all the same, and that may be of something else.
+                // A symbol without a size has an address, which may belong to another symbol.
                 let end = start.checked_add(symbol.size.max(1)).context("data end in memory")?;
                 ranges.push(start..end);
             }

@@ -1,6 +1,6 @@
-//! `xtask-bindgen MODULE.wasm FOLDER NAME [LATER EXPORT...]`: writes the JavaScript of a module beside a copy of it without the
-//! bindings' own sections. With `LATER` the module becomes two, and that second one has what only the exports named here need.
-//! A program of its own, so that only the tasks that build the npm package compile the generator.
+//! `xtask-bindgen MODULE.wasm FOLDER NAME [LATER EXPORT...]`: writes the JavaScript bindings of a module and a copy of it without the
+//! bindings' sections. With `LATER` it splits the module, and the second part has what only the given exports need.
+//! A separate program, so that only the tasks that build the npm package compile the generator.
 
 mod links;
 mod split;
@@ -49,7 +49,7 @@ fn bind(path: &str, folder: &Path, name: &str, later: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Reads a linked module without the linker's lists, and which function has which index there.
+/// Reads a linked module without the relocation sections, and the mapping of function indices.
 fn parse(bytes: &[u8]) -> Result<(Module, Vec<FunctionId>)> {
     let functions = Arc::new(Mutex::new(Vec::new()));
     let found = functions.clone();
@@ -67,7 +67,7 @@ fn parse(bytes: &[u8]) -> Result<(Module, Vec<FunctionId>)> {
     Ok((module, functions))
 }
 
-/// Whether an export of a module is a function or a method of a class that JavaScript calls by one of these names.
+/// Whether an export is a function, or a method of a class, with one of these JavaScript names.
 fn is_of(export: &str, names: &[String]) -> bool {
     names.iter().any(|name| {
         let class = name.to_lowercase();

@@ -1,16 +1,15 @@
-//! One module becomes two: a first one that works alone, and a later one that is loaded when it is asked for.
+//! Splits a WebAssembly module in two: a first module that works alone, and a later one that is loaded on demand.
 //!
-//! Both share memory, table and stack, so what one made the other can use. The later one has every function that only some of the
-//! exports reach, and the data that only those functions name; the first one keeps these exports, as stubs that call
-//! through the table. In the first module, places of functions of the later one are empty until that fills them.
+//! Both share memory, table and stack, so each can use the other's objects. The later module has every function that only the
+//! given exports reach, and the data that only those functions reference. The first module keeps these exports as stubs that call
+//! through the table. Table entries of later functions are empty until the later module fills them.
 //!
-//! Why no function can be called too soon: what the first module keeps is closed. It is all that its own exports reach by calls, by
-//! places in the table that code or data hold ([`Links`]), and by data; so none of its code holds a number of anything
-//! in the later module, before that ran and gave it one. Only the stubs do, and whoever calls them loads the later
-//! module first. That the two are of one build is checked when they are linked: the later one asks for a memory whose name
-//! is the digest of both.
+//! No function can be called too early, because the first module is closed: it has everything that its own exports reach by calls,
+//! by table indices in code or data ([`Links`]), and by data addresses. None of its code refers to
+//! the later module, except the stubs, and callers of the stubs load the later module first. Linking checks that both come from
+//! one build: the later module imports a memory whose name is the digest of both.
 //!
-//! Not here: what reads the linker's lists (`links.rs`), and how the later module is loaded (`pkg-templates/src/host/modules.ts`).
+//! `links.rs` reads the linker's relocations. `pkg-templates/src/host/modules.ts` loads the later module.
 
 use crate::links::{Links, Named};
 use anyhow::{Context, Result, bail, ensure};
@@ -24,10 +23,10 @@ use walrus::{
     FunctionKind, GlobalKind, ImportKind, ImportedFunction, Module, TableId,
 };
 
-/// What the later module calls the first one.
+/// The import module name of the first module.
 const FIRST: &str = "first";
 
-/// Runs of data this close to each other are one: a data segment has eight bytes of its own.
+/// Runs of data this close are joined: a data segment has an overhead of eight bytes.
 const CLOSE: u32 = 8;
 
 /// The two modules.
@@ -36,11 +35,11 @@ pub struct Parts {
     pub later: Vec<u8>,
 }
 
-/// Splits `whole`. `functions` are those of the module that was linked, by their indices there; `is_later` says which exports
+/// Splits `whole`. `functions` maps function indices of the linked module; `is_later` tells which exports
 /// belong to the later module.
 ///
 /// # Errors
-/// A module that is not as compilers and bindings make them.
+/// A module that compilers and bindings do not produce.
 pub fn split(
     mut whole: Module,
     links: &Links,
@@ -54,7 +53,7 @@ pub fn split(
         .filter(|(index, _)| !reached.data.contains(index))
         .map(|(_, data)| data.addresses.clone())
         .collect();
-    // By the names of their exports, things are found again in a copy.
+    // In a copy, items are found by their export names.
     let shared = export_shared(&mut whole, &reached);
     let bytes = whole.emit_wasm();
 
@@ -92,8 +91,8 @@ fn digest(bytes: &[u8]) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// Puts the functions of the later exports at the end of the table, at the places that it gives, and exports functions instead
-/// that call them there.
+/// Appends the functions of the later exports to the table, returns their indices, and exports stubs that
+/// call them there.
 fn put_stubs(module: &mut Module, table: TableId, is_later: impl Fn(&str) -> bool) -> Result<Range<u32>> {
     let exports = module.exports.iter().filter(|export| is_later(&export.name));
     let mut exports: Vec<_> = exports.map(|export| (export.name.clone(), export.id(), export.item)).collect();
@@ -128,7 +127,7 @@ fn put_stubs(module: &mut Module, table: TableId, is_later: impl Fn(&str) -> boo
     Ok(start..end)
 }
 
-/// What a set of exports reaches.
+/// What a set of exports reaches: functions and data.
 struct Reached {
     functions: HashSet<FunctionId>,
     data: HashSet<usize>,
@@ -157,7 +156,7 @@ impl Reached {
                 to_see.push(function);
             }
         }
-        // A place that nobody seems to hold is one that the linker's lists do not know, of the bindings for one.
+        // A table entry without a reference is unknown to the linker's relocations, such as those of the bindings.
         let mut held: HashSet<u32> = HashSet::new();
         let all = links.functions.values().chain(links.data.iter().map(|data| &data.names)).flatten();
         held.extend(all.filter_map(|named| match named {
@@ -200,7 +199,7 @@ impl<'instr> Visitor<'instr> for Calls<'_> {
     }
 }
 
-/// The functions of a table, by their places.
+/// The functions of a table, by index.
 fn slots(module: &Module, table: TableId) -> Result<BTreeMap<u32, FunctionId>> {
     let mut slots = BTreeMap::new();
     for element in module.elements.iter() {
@@ -218,7 +217,7 @@ fn slots(module: &Module, table: TableId) -> Result<BTreeMap<u32, FunctionId>> {
     Ok(slots)
 }
 
-/// Exports all that the later module may need of the first one; the exports by their names.
+/// Exports everything that the later module may need of the first one, and returns the exports by name.
 fn export_shared(module: &mut Module, reached: &Reached) -> BTreeMap<String, ExportId> {
     let mut items: Vec<ExportItem> = Vec::new();
     let functions = module.funcs.iter().filter(|function| {
@@ -236,7 +235,7 @@ fn export_shared(module: &mut Module, reached: &Reached) -> BTreeMap<String, Exp
     named.collect()
 }
 
-/// Makes a copy of the whole the later module: what was exported for it, it imports.
+/// Turns a copy of the whole into the later module, which imports what was exported for it.
 fn keep_later(module: &mut Module, shared: &BTreeMap<String, ExportId>, data: &[Range<u32>]) -> Result<()> {
     module.start = None;
     for id in module.imports.iter().map(|import| import.id()).collect::<Vec<_>>() {
@@ -274,7 +273,7 @@ fn keep_later(module: &mut Module, shared: &BTreeMap<String, ExportId>, data: &[
     }
     let table = function_table(module)?;
     keep_slots(module, table, |function| !imported.contains(&function))?;
-    // The other tables are filled already.
+    // The first module fills the other tables.
     for element in module.elements.iter().map(|element| element.id()).collect::<Vec<_>>() {
         if !matches!(module.elements.get(element).kind, ElementKind::Active { table: of, .. } if of == table)
         {
@@ -289,7 +288,7 @@ fn keep_later(module: &mut Module, shared: &BTreeMap<String, ExportId>, data: &[
     Ok(())
 }
 
-/// Empties all other places of a table.
+/// Empties all other entries of a table.
 fn keep_slots(module: &mut Module, table: TableId, keep: impl Fn(FunctionId) -> bool) -> Result<()> {
     let slots = slots(module, table)?;
     for element in module.tables.get_mut(table).elem_segments.drain().collect::<Vec<_>>() {
@@ -312,7 +311,7 @@ fn keep_slots(module: &mut Module, table: TableId, keep: impl Fn(FunctionId) -> 
     Ok(())
 }
 
-/// Keeps of each data segment the runs of addresses that `keep` gives of it.
+/// Reduces each data segment to the runs of addresses that `keep` returns.
 fn keep_data(module: &mut Module, keep: impl Fn(Range<u32>) -> Vec<Range<u32>>) -> Result<()> {
     for id in module.data.iter().map(|data| data.id()).collect::<Vec<_>>() {
         let data = module.data.get(id);
@@ -339,7 +338,7 @@ fn constant(expression: &ConstExpr) -> Result<u32> {
     }
 }
 
-/// The runs of a segment that are in `ranges`, which are sorted: not a byte more.
+/// The parts of a segment inside the sorted `ranges`, exactly.
 fn within(segment: Range<u32>, ranges: &[Range<u32>]) -> Vec<Range<u32>> {
     let mut runs: Vec<Range<u32>> = Vec::new();
     for range in ranges {
@@ -353,8 +352,8 @@ fn within(segment: Range<u32>, ranges: &[Range<u32>]) -> Vec<Range<u32>> {
     runs
 }
 
-/// The runs of a segment that are not in `ranges`, and what is between two of them that are close: at load, the first module may
-/// have what the later one brings again.
+/// The parts of a segment outside `ranges`. Close parts are joined with what is between them: the first module may
+/// contain bytes that the later one writes again.
 fn without(segment: Range<u32>, ranges: &[Range<u32>]) -> Vec<Range<u32>> {
     let mut runs = Vec::new();
     let mut start = segment.start;
@@ -380,13 +379,13 @@ mod tests {
         let ranges = [4..8, 8..30, 40..44, 90..120];
         assert_eq!(within(0..100, &ranges), [4..30, 40..44, 90..100]);
         assert_eq!(within(200..300, &ranges), []);
-        // Four bytes are less than another segment takes.
+        // Four bytes are less than the overhead of a segment.
         assert_eq!(without(0..100, &ranges), [0..4, 30..90]);
         assert_eq!(without(4..30, &ranges), []);
         assert_eq!(without(50..130, &ranges), [50..90, 120..130]);
     }
 
-    /// What both parts use, what one of them uses by a call and by a table of functions, and what each has alone.
+    /// A program with code used by both parts, by one through a call and through the table, and by each alone.
     const PROGRAM: &str = r#"
         use std::cell::Cell;
         thread_local!(static TOTAL: Cell<u32> = const { Cell::new(0) });
@@ -411,7 +410,7 @@ mod tests {
         pub extern "C" fn write(value: u32) -> u32 { dispatch(&[Box::new(Adds), Box::new(Writes(BUILD))], value) }
     "#;
 
-    /// What a page sees of it.
+    /// What a page observes of it.
     const PAGE: &str = r#"
         import { readFileSync } from "node:fs";
         const read = (name) => readFileSync(new URL(name, import.meta.url));
@@ -428,7 +427,7 @@ mod tests {
         console.log(JSON.stringify(found));
     "#;
 
-    /// Compiles and splits the program; false where this machine cannot.
+    /// Compiles and splits the program. Returns false if this machine cannot.
     fn build(folder: &Path, number: u32) -> bool {
         let source = folder.join(format!("program{number}.rs"));
         fs::write(&source, format!("const BUILD: u32 = {number};{PROGRAM}")).unwrap();
@@ -469,7 +468,7 @@ mod tests {
         };
         let found = String::from_utf8_lossy(&page.stdout);
         let complaints = String::from_utf8_lossy(&page.stderr);
-        // 8 of adding, 20 characters of text and 8 of adding nothing; each text is in the part that needs it.
+        // 8 of adding, 20 characters of text, and 8 of adding nothing. Each text is in the part that needs it.
         assert_eq!(
             found.trim(),
             r#"[3,"RuntimeError","LinkError",36,9,true,false,false,true]"#,

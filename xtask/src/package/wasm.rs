@@ -1,4 +1,4 @@
-//! The library as WebAssembly modules, with the JavaScript that binds them, and the command as a module of WASI.
+//! Builds the library as WebAssembly modules with their JavaScript bindings, and the command as a WASI module.
 
 use super::{copy, create, tool};
 use crate::process::{cargo, run, target_dir};
@@ -6,15 +6,15 @@ use crate::setup::{WASI, WASM};
 use std::fs;
 use std::path::Path;
 
-/// A part of a module that is one of its own, loaded when it is asked for. It shares the other's memory.
+/// A part of a module that is loaded on demand and shares the module's memory.
 pub struct Later {
     /// Its file is `NAME_bg.wasm`.
     pub name: &'static str,
-    /// Functions and classes of JavaScript's: the part has what of the module only these need.
+    /// Exported functions and classes. The part contains what only these need.
     pub of: &'static [&'static str],
 }
 
-/// What the quantizer does: it writes checkpoints and judges them.
+/// Exports of the quantizer, which writes and validates checkpoints.
 pub const OF_QUANTIZER: [&str; 6] = ["quantize", "convert", "dequantize", "validate", "compare", "AutoJob"];
 
 /// One module.
@@ -22,11 +22,11 @@ pub struct Module {
     /// Its files are `NAME.js`, `NAME.d.ts` and `NAME_bg.wasm`.
     pub name: &'static str,
     features: &'static str,
-    /// The same with the kernels' own tests in it.
+    /// Features of the module with the kernel tests.
     features_for_tests: &'static str,
-    /// What the processor has to have beside simd128.
+    /// Target features besides simd128.
     target_features: Option<&'static str>,
-    /// Where it is built, under the folder of all builds: in a shared one each build would throw away what the other made.
+    /// Its folder below the target folder. In a shared one the builds would invalidate each other.
     target: &'static str,
     later: Option<Later>,
 }
@@ -59,7 +59,7 @@ pub const MODULES: [Module; 3] = [
     },
 ];
 
-/// What the modules may use, one by one: an optimizer that is told of everything uses what browsers do not have.
+/// The WebAssembly features that the optimizer may use, listed because `--all-features` includes some that browsers lack.
 const OPTIMIZER_FEATURES: [&str; 8] = [
     "--enable-bulk-memory",
     "--enable-bulk-memory-opt",
@@ -71,9 +71,9 @@ const OPTIMIZER_FEATURES: [&str; 8] = [
     "--enable-simd",
 ];
 
-/// What the optimizer does. Compared with level 3 as it comes, an engine is a tenth faster when it decodes INT4 and INT8 and 14 KB
-/// smaller by brotli: functions with one caller, which are put into it otherwise, had become too large for the compilers
-/// of browsers to do well; and functions of one name, which are alike, compress better side by side.
+/// The optimizer's passes. Compared with plain level 3, an engine decodes INT4 and INT8 a tenth faster and is 14 KB
+/// smaller (brotli). Inlining functions with one caller makes functions that browsers' compilers optimize badly.
+/// Similar functions compress better next to each other.
 const OPTIMIZER_PASSES: [&str; 5] = [
     "-O2",
     "--one-caller-inline-max-function-size=0",
@@ -82,10 +82,10 @@ const OPTIMIZER_PASSES: [&str; 5] = [
     "--strip-producers",
 ];
 
-/// Builds one module, with the part that comes later, into `folder`; `fast` for tests: less optimized, with the kernels' own tests in it.
+/// Builds one module with its later part into `folder`. `fast`, for tests, optimizes less and includes the kernel tests.
 ///
 /// # Errors
-/// The program that failed.
+/// A program failed.
 pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     create(folder)?;
     let profile = profile(fast);
@@ -106,13 +106,13 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     build.arg("--target-dir").arg(&target);
     build.arg("--");
     if module.later.is_some() {
-        // By the linker's lists of what names what, the bindings' generator finds what a part needs.
+        // The bindings' generator needs the linker's relocations to find what a part needs.
         build.arg("-Clink-arg=--emit-relocs");
     }
     if !fast {
-        // Most calls are not worth a copy of what they call. Kernels say themselves what has to be inlined.
+        // Little inlining. Kernels mark what must be inlined.
         build.arg("-Cllvm-args=-inline-threshold=20");
-        // What of the tokenizer is ours runs once for a file or a chat.
+        // Our own tokenizer code runs once for a file or a chat, so size counts.
         if module.name == "tokenizer" {
             build.arg("-Copt-level=s");
         }
@@ -135,10 +135,10 @@ pub fn build(module: &Module, fast: bool, folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds the command, as `cli.wasm` in `folder`: the sources of the native one, without GPUs.
+/// Builds the native command's sources, without GPU support, as `cli.wasm` in `folder`.
 ///
 /// # Errors
-/// The program that failed.
+/// A program failed.
 pub fn build_command(fast: bool, folder: &Path) -> Result<(), String> {
     create(folder)?;
     let profile = profile(fast);
