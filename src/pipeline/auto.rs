@@ -64,7 +64,7 @@ pub struct SearchCandidate<'a> {
 pub struct AutoOptions {
     /// [`Method::Gptq`] or [`Method::Awq`].
     pub method: Method,
-    /// Where to begin, 4 or 8 bits; `None`: as [`Plan`] recommends for the size of each checkpoint.
+    /// Where to begin, 4 or 8 bits; `None`: as [`MemoryPlan`] recommends for the size of each checkpoint.
     pub bits: Option<Bits>,
     /// The most bits a weight that may be used, in place of `bits`.
     pub target_bpw: Option<f64>,
