@@ -1,9 +1,9 @@
-//! Whole jobs: checkpoint in, folder out.
+//! Whole jobs, from a checkpoint to an output folder.
 //!
-//! `select` decides which module becomes what, `quantize` and `dequantize` do it tensor by tensor, `calibrated` finds
-//! codes with the help of samples first, `budget` chooses schemes that fit one, `auto` goes on until a result is good, and
-//! `convert` spells what is quantized already in another way. All of them write by the plan and the loop of `output`. Not
-//! here: options as people type them (`cli`, `wasm`).
+//! `select` plans each module. `quantize` and `dequantize` write tensor by tensor. `calibrated` finds
+//! codes with calibration samples. `budget` chooses schemes for a target size. `auto` searches until a result is accepted.
+//! `convert` changes the layout of quantized weights. `train` trains. All of them write through `output`. Command-line and
+//! JavaScript options are in `cli` and `wasm`.
 
 #[cfg(feature = "train")]
 pub mod assess;

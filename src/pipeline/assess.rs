@@ -1,4 +1,4 @@
-//! Looks at a checkpoint's answers level by level, and at its gradients beside them.
+//! Assesses a checkpoint's answers and gradient noise by level.
 
 use crate::backend::Train;
 use crate::dtype::DType;
@@ -13,10 +13,10 @@ use crate::train::noise::gradient_noise;
 use crate::train::{Origin, Precision, Room, TrainedModel};
 use std::collections::BTreeMap;
 
-/// The questions of each level, by its number.
+/// The questions by level.
 pub type Levels = BTreeMap<usize, Vec<Document>>;
 
-/// Sorts the questions of files by their levels. A question without a number has that of its file: the first is 1.
+/// Groups the questions of files by level. A question without a level has its file's number, counted from 1.
 pub fn by_level(files: impl IntoIterator<Item = Vec<Graded>>) -> Levels {
     let mut levels = Levels::new();
     for (index, file) in files.into_iter().enumerate() {
@@ -27,10 +27,10 @@ pub fn by_level(files: impl IntoIterator<Item = Vec<Graded>>) -> Levels {
     levels
 }
 
-/// Asks a model all questions, and looks at the gradients of the first `noise_questions` of each level; none for less than two.
+/// Asks a model all questions, and measures the gradient noise of the first `noise_questions` of each level, if at least two.
 ///
 /// # Errors
-/// As [`accuracy`]'s, [`gradient_noise`]'s and [`Assessment::new`]'s, naming the level; whatever loading meets.
+/// As [`accuracy`], [`gradient_noise`] and [`Assessment::new`], with the level's number; errors of loading.
 pub async fn assess<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     checkpoint: &Checkpoint,

@@ -1,8 +1,8 @@
-//! Quantizes, validates, and tries the next thing until the quality is good enough.
+//! Quantizes and validates until quality is kept.
 //!
-//! [`search`] decides what is tried; here it is done. Each attempt gets a folder of its own with its
-//! `validation_report.json`, and `quantization_summary.json` beside them lists all attempts so far. Everything that
-//! belongs to a host is given: folders, scratch, tokenizers, a clock. Not here: reading texts, and showing results.
+//! [`search`] decides the attempts; this module runs them. Each attempt has a folder with its
+//! `validation_report.json`, and `quantization_summary.json` lists all attempts so far. The host
+//! provides folders, scratch, tokenizers and a clock, reads texts and shows results.
 
 pub mod search;
 #[cfg(feature = "train")]
@@ -38,39 +38,39 @@ use serde::Serialize;
 /// The report of an attempt, in its folder.
 const REPORT_FILE: &str = "validation_report.json";
 
-/// Numbers of calibration samples that are tried, one after the other, where nothing else is asked for.
+/// Default numbers of calibration samples to try.
 pub const SAMPLES: [usize; 2] = [512, 2048];
 
-/// A checkpoint that may be quantized, with the texts to do it by.
+/// A checkpoint to quantize, with its texts.
 pub struct SearchCandidate<'a> {
-    /// The checkpoint, not quantized.
+    /// The unquantized checkpoint.
     pub checkpoint: &'a Checkpoint,
     /// Its tokenizer.
     pub codec: &'a dyn TextCodec,
-    /// The text to judge by, in its tokens.
+    /// The held-out text in tokens.
     pub data: &'a Dataset,
-    /// How it is judged. `method` is of no importance.
+    /// Validation options. `method` is ignored.
     pub validate: ValidateOptions,
-    /// The texts to calibrate with, in its tokens, end to end and without special tokens.
+    /// The concatenated calibration texts in tokens, without special tokens.
     pub calibration: &'a [u32],
-    /// What stands in front of each calibration sample.
+    /// The BOS token of each calibration sample.
     pub bos_token_id: Option<u32>,
-    /// How samples are cut. `samples` is of no importance.
+    /// Options for cutting samples. `samples` is ignored.
     pub cut: SampleOptions,
 }
 
-/// What to try.
+/// Options of the search.
 #[derive(Clone, Debug)]
 pub struct AutoOptions {
     /// [`Method::Gptq`] or [`Method::Awq`].
     pub method: Method,
-    /// Where to begin, 4 or 8 bits; `None`: as [`MemoryPlan`] recommends for the size of each checkpoint.
+    /// Initial precision, 4 or 8 bits; `None`: recommended by [`MemoryPlan`] for the size of each checkpoint.
     pub bits: Option<Bits>,
-    /// The most bits a weight that may be used, in place of `bits`.
+    /// Upper limit of mean bits per weight, instead of `bits`.
     pub target_bpw: Option<f64>,
-    /// Bytes that may be used: for the recommendation, and a calibration that would take more does not start.
+    /// Available bytes, for the recommendation and as a limit of calibration.
     pub memory: Option<u64>,
-    /// Calibration samples to try, growing.
+    /// Numbers of calibration samples to try, ascending.
     pub samples: Vec<usize>,
 }
 
@@ -80,18 +80,18 @@ impl Default for AutoOptions {
     }
 }
 
-/// Where the attempts go: a folder for each, all in one place.
+/// Creates the folders of attempts.
 pub trait Outputs {
-    /// The place itself, for the summary.
+    /// The parent folder, for the summary.
     fn summary(&self) -> &dyn SinkDir;
 
-    /// The folder of an attempt. `name` is a plain file name.
+    /// Creates the folder of an attempt. `name` is a plain file name.
     fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Box<dyn SinkDir>>>;
 }
 
-/// Trains a checkpoint to be quantized, where a host can: the last thing that is tried with it.
+/// Quantization-aware training, the last attempt, if the host supports it.
 pub trait Trainer {
-    /// Trains to `scheme` within the time that it has, and writes into a folder.
+    /// Trains to `scheme` within its time limit, and writes a folder.
     fn train<'a>(
         &'a self,
         candidate: &'a SearchCandidate<'a>,
@@ -101,89 +101,89 @@ pub trait Trainer {
     ) -> BoxFuture<'a, Result<Trained>>;
 }
 
-/// What training gave.
+/// The result of training.
 pub struct Trained {
-    /// What was written.
+    /// The written output.
     pub outcome: QuantizeOutcome,
-    /// Tokens that were seen.
+    /// Trained tokens.
     pub tokens: u64,
 }
 
-/// What happens, as it happens.
+/// Events of a search.
 pub enum Event<'a> {
-    /// Of several checkpoints the one that predicts the text best comes first.
+    /// A checkpoint was ranked by its loss on the text.
     Ranked {
         /// Its name.
         name: &'a str,
-        /// What the whole text takes it, in nats.
+        /// The loss of the whole text in nats.
         nats: f64,
     },
-    /// A checkpoint's turn has come.
+    /// The attempts of a checkpoint begin.
     Checkpoint {
         /// Its name.
         name: &'a str,
-        /// Where its attempts begin, and why.
+        /// The reason for the initial precision.
         reason: &'a str,
-        /// What may be tried, in this order.
+        /// Possible attempts, in order.
         attempts: &'a [Attempt],
     },
     /// An attempt begins.
     Attempt {
         /// The name of its folder.
         name: &'a str,
-        /// Modules that get more bits than the others.
+        /// Modules with more bits than the others.
         promoted: &'a [String],
     },
-    /// It was judged.
+    /// An attempt was judged.
     Judged {
         /// The name of its folder.
         name: &'a str,
-        /// By what.
+        /// The report.
         report: &'a ValidationReport,
-        /// How.
+        /// The judgement.
         judgement: Judgement,
     },
 }
 
-/// What the work needs from outside.
+/// Resources of the host.
 #[derive(Clone, Copy)]
 pub struct AutoContext<'a> {
-    /// Where the attempts go.
+    /// The output folders.
     pub outputs: &'a dyn Outputs,
-    /// For hidden states and finished matrices.
+    /// Scratch space for hidden states and finished matrices.
     pub scratch: &'a dyn Scratch,
-    /// For timing.
+    /// The clock.
     pub clock: Clock<'a>,
     /// Progress and cancellation.
     pub control: &'a dyn Control,
-    /// Hears what happens.
+    /// Receives events.
     pub tell: &'a dyn Fn(Event<'_>),
-    /// Where the host can train.
+    /// Training, if the host supports it.
     pub trainer: Option<&'a dyn Trainer>,
 }
 
-/// How it ended.
+/// The result of a search.
 #[derive(Clone, Debug, Serialize)]
 pub struct AutoOutcome {
-    /// As it was written.
+    /// The written summary.
     pub summary: Summary,
-    /// The reports of all attempts, in their order.
+    /// The reports of all attempts, in order.
     pub reports: Vec<ValidationReport>,
 }
 
 impl AutoOutcome {
-    /// The folder of the attempt that is good, where one is.
+    /// The folder of the accepted attempt.
     pub fn accepted(&self) -> Option<&str> {
         self.summary.outcome.as_ref()?.accepted.as_deref()
     }
 }
 
-/// Climbs the attempts of each candidate until an attempt is good; that of the one that predicts the text best comes first. Models are calibrated on the backends
-/// of the first function and judged on those of the second.
+/// Runs the attempts of each candidate until one is accepted. Candidates are ranked by their loss on the text. Models are
+/// calibrated on the backends of the first function and validated on those of the second.
 ///
 /// # Errors
-/// `invalid_argument` for options that make no sense and checkpoints that are quantized already, before any work;
-/// whatever quantizing and validating meet. A bad result is no error but a rejection.
+/// `invalid_argument` for invalid options and quantized checkpoints, before any work;
+/// errors of quantizing and validating. A bad result is a rejection, not an error.
 pub async fn auto<B: Backend>(
     candidates: &[SearchCandidate<'_>],
     options: &AutoOptions,
@@ -191,7 +191,7 @@ pub async fn auto<B: Backend>(
     context: &AutoContext<'_>,
 ) -> Result<AutoOutcome> {
     for candidate in candidates {
-        // Mistakes come out before the work.
+        // Errors of all candidates are reported before the work.
         CandidatePlan::of(candidate, options, context.trainer.is_some())?;
     }
     let candidates = ranked(candidates, &new_backend, context).await?;
@@ -224,7 +224,7 @@ pub async fn auto<B: Backend>(
     }
 }
 
-/// The candidates, those first whose original predicts the text best: what quantizing leaves of a better model is mostly better.
+/// Ranks the candidates by the original's loss on the text, because a better original usually gives a better result.
 async fn ranked<'c, 'd, B: Backend>(
     candidates: &'c [SearchCandidate<'d>],
     new_backend: &impl Fn() -> Result<B>,
@@ -247,7 +247,7 @@ async fn ranked<'c, 'd, B: Backend>(
     Ok(all.into_iter().map(|(_, candidate)| candidate).collect())
 }
 
-/// Where a candidate's attempts begin.
+/// The attempts of a candidate.
 struct CandidatePlan {
     reason: String,
     attempts: Vec<Attempt>,
@@ -295,7 +295,7 @@ impl CandidatePlan {
         let trained = if trains { search::trained_scheme(begin) } else { None };
         let attempts = search::planned_attempts(begin, &options.samples, available, trained);
         for &attempt in attempts.iter().filter(|attempt| !matches!(attempt.target, Target::Trained(_))) {
-            // Mistakes come out before the work, not after hours of it.
+            // Errors are reported before hours of work.
             let trial = Trial { candidate, attempt, options, before: None };
             plan_modules(candidate.checkpoint, &trial.quantize_options(&[])?)?;
         }
@@ -303,7 +303,7 @@ impl CandidatePlan {
     }
 }
 
-/// The precision that fits the size, and why.
+/// The recommended precision for the model's size, with the reason.
 fn recommended(config: &ModelConfig, options: &AutoOptions) -> Result<(Bits, String)> {
     let usual = PlanOptions::default();
     let context = usual.context.min(config.max_position_embeddings as u64).max(1);
@@ -312,17 +312,17 @@ fn recommended(config: &ModelConfig, options: &AutoOptions) -> Result<(Bits, Str
     Ok((bits, plan.recommendation.reason))
 }
 
-/// One attempt that is to be made.
+/// An attempt to run.
 struct Trial<'a> {
     candidate: &'a SearchCandidate<'a>,
     attempt: Attempt,
     options: &'a AutoOptions,
-    /// The checkpoint's attempt before.
+    /// The checkpoint's previous attempt.
     before: Option<&'a QuantizeOutcome>,
 }
 
 impl Trial<'_> {
-    /// The modules that mixed precision raises.
+    /// Modules promoted by mixed precision.
     fn promoted(&self) -> Vec<String> {
         let (Target::Mixed(_), Some(before)) = (self.attempt.target, self.before) else { return Vec::new() };
         let weights = |name: &str| {
@@ -371,7 +371,7 @@ impl Trial<'_> {
     }
 }
 
-/// Attempts so far.
+/// The state of a search.
 struct Run<'a> {
     context: &'a AutoContext<'a>,
     summary: Summary,
@@ -425,7 +425,7 @@ impl Run<'_> {
         };
         self.summary.variants.push(Variant { attempt: Some(attempt), ..variant(&report) });
         self.reports.push(report);
-        // Whatever comes next, what is known now is not lost.
+        // Save results before continuing.
         write_json(outputs.summary(), SUMMARY_FILE, &self.summary).await?;
         Ok((judgement, outcome))
     }
@@ -459,7 +459,7 @@ fn failed(report: &ValidationReport) -> Vec<String> {
     failed.map(|row| row.name.clone()).collect()
 }
 
-/// The line of a summary that a report becomes.
+/// Converts a report to a line of the summary.
 pub fn variant(report: &ValidationReport) -> Variant {
     let finite = |value: f64| value.is_finite().then_some(value);
     Variant {

@@ -1,11 +1,11 @@
-//! Which module gets how many bits, so that all of them together fit a budget: by what each loses in each scheme.
+//! Chooses bits for each module within a budget, by measured sensitivity.
 //!
-//! The samples are walked through the model as it is. At each input every module is rounded to nearest in every candidate
-//! scheme, and the squared error of its output is measured as a share of the output. What comes of that error further on is
-//! measured once for each module: with 3 bits in it alone, how far do the model's predictions diverge? A divergence grows
-//! with the square of a small error, so the one measured is scaled by the shares to those of the other schemes; and those of
-//! several modules about add up. [`solve`] then takes, within the budget, the schemes of the least sum. The result is a
-//! recipe.
+//! 1. The samples run through the unquantized model. Each module is rounded to nearest in every candidate
+//!    scheme, and its relative squared output error is measured.
+//! 2. Each module alone is set to 3 bits, and the divergence of the model's predictions is measured.
+//! 3. For small errors, divergence grows with the squared error. The measured divergence is scaled accordingly to the other
+//!    schemes. Divergences of several modules approximately add up.
+//! 4. [`solve`] minimizes the sum within the budget. The result is a recipe.
 
 pub mod solve;
 
@@ -33,59 +33,59 @@ use solve::SchemeCost;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-/// What the result may take.
+/// A budget.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
-    /// All tensors of the output together.
+    /// Bytes of all output tensors.
     Bytes(u64),
-    /// Mean bits of a weight in the quantized modules, with scales and zero points.
+    /// Mean bits per weight of the quantized modules, including scales and zero points.
     BitsPerWeight(f64),
 }
 
-/// What a module loses in one scheme.
+/// A module's sensitivity to one scheme.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SchemeSensitivity {
     /// `int4-g32-sym`
     pub scheme: String,
-    /// What the module takes, in the units of the budget.
+    /// The module's bytes.
     pub bytes: u64,
-    /// Squared error of its output on the samples, as a share of the squared output, rounded to nearest.
+    /// Relative squared output error on the samples, with rounding to nearest.
     pub error: f64,
-    /// About how far the model's predictions diverge by that, in nats a token.
+    /// Estimated divergence of the model's predictions, in nats a token.
     pub divergence: f64,
 }
 
-/// Why a module got its scheme.
+/// The choice of a module's scheme.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleChoice {
     /// Module name.
     pub module: String,
-    /// The scheme that it got.
+    /// The chosen scheme.
     pub chosen: String,
-    /// All that it could have got.
+    /// All candidates.
     pub candidates: Vec<SchemeSensitivity>,
 }
 
-/// What was chosen, and why.
+/// The allocation of bits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Allocation {
-    /// What was asked for.
+    /// The budget.
     pub target: Budget,
-    /// Bytes that the modules might take together.
+    /// Bytes available for the modules.
     pub budget_bytes: u64,
-    /// Bytes that they take.
+    /// Bytes of the modules.
     pub bytes: u64,
-    /// The sum of their divergences, in nats a token, rounded to nearest.
+    /// The sum of their divergences in nats a token, with rounding to nearest.
     pub divergence: f64,
-    /// Every module.
+    /// The choice of every module.
     pub modules: Vec<ModuleChoice>,
-    /// The same as rules.
+    /// The recipe.
     #[serde(skip)]
     pub recipe: Recipe,
 }
 
-/// Schemes that are tried for each module: those of `options` with 2, 3, 4 and 8 bits. 8 bits have a scale a row.
+/// Candidate schemes of each module: that of `options` with 2, 3, 4 and 8 bits. 8 bits have one scale for each row.
 fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     let usual = (Bits::Four, Bits::Four.usual_granularity(), true);
     let (_, granularity, symmetric) = options.scheme.as_integer().unwrap_or(usual);
@@ -94,11 +94,11 @@ fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     few.into_iter().chain([integer(Bits::Eight, Granularity::Channel)]).collect()
 }
 
-/// Chooses a scheme for each module of the blocks in `plan`, which was made without a recipe.
+/// Chooses a scheme for each module of the blocks in `plan`, a plan without a recipe.
 ///
 /// # Errors
-/// `invalid_argument` for a recipe, for a target that nothing reaches, and for a layout that holds one scheme alone;
-/// whatever running the model meets.
+/// `invalid_argument` for a recipe, for an unreachable target, and for a layout that holds only one scheme;
+/// errors of running the model.
 pub(super) async fn choose<B: Backend>(
     checkpoint: &Checkpoint,
     plan: &QuantizationPlan,
@@ -190,13 +190,13 @@ fn rule(scheme: Scheme, modules: Vec<ModulePattern>) -> Rule {
     }
 }
 
-/// Bits with which the divergence of each module is measured: few, so that it stands out of what rounding of `f32` does, and
-/// not so few that it ruins the model.
+/// Bits for measuring the divergence of each module: few enough to exceed the noise of `f32`, but
+/// not so few that they ruin the model.
 const PROBE: u32 = 3;
 
 type Measured = (String, Vec<(Scheme, SchemeSensitivity)>);
 
-/// What each module loses in each scheme that the layout holds for it.
+/// Measures each module's error in each scheme that the layout holds.
 async fn measure<B: Backend>(
     checkpoint: &Checkpoint,
     (plan, plans): (&QuantizationPlan, &[&ModulePlan]),
@@ -258,8 +258,8 @@ async fn measure<B: Backend>(
     Ok(measured)
 }
 
-/// Follows the error of each module, with [`PROBE`] in it alone, to the end of the model, and fills in what comes of the
-/// others'.
+/// Measures the divergence with [`PROBE`] bits in each module alone, and extrapolates it to the other
+/// schemes.
 async fn weigh<B: Backend>(
     checkpoint: &Checkpoint,
     measured: &mut [Measured],
@@ -267,7 +267,7 @@ async fn weigh<B: Backend>(
     control: &dyn Control,
 ) -> Result<()> {
     let Calibration { samples, new_backend, scratch } = *calibration;
-    // The scheme that is nearest to the probe's bits, and what the module loses in it.
+    // The scheme nearest to the probe's bits, and its error.
     let probes = sort::map(measured.iter().map(|(module, found)| {
         let nearest = found.iter().min_by_key(|(scheme, _)| scheme.storage_bits().abs_diff(PROBE));
         let (scheme, sensitivity) = nearest.expect("a module has a candidate");
@@ -297,7 +297,7 @@ async fn weigh<B: Backend>(
     Ok(())
 }
 
-/// What a module takes: in the file where there is a layout, otherwise as it is packed.
+/// A module's bytes: in the file if there is a layout, otherwise packed.
 fn bytes_of(
     plan: &ModulePlan,
     scheme: Scheme,

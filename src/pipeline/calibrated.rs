@@ -1,6 +1,6 @@
-//! Finds the codes of a model's blocks with the help of calibration samples, block by block.
+//! Calibrated quantization of a model's blocks, block by block.
 //!
-//! What is done is noted after each block, so that another run can go on. Not here: the methods (`calibrate`).
+//! Progress is saved after each block, so that another run can continue. The methods are in `calibrate`.
 
 pub mod memory;
 pub mod resume;
@@ -23,18 +23,18 @@ use crate::quant::ScaleType;
 use crate::task::Control;
 use resume::Journal;
 
-/// What a calibrated method needs beside its options.
+/// Inputs of a calibrated method besides its options.
 pub struct Calibration<'a, B> {
-    /// What the model is run on.
+    /// The samples.
     pub samples: &'a Samples,
-    /// Makes what runs it. A target asks for three, one after the other.
+    /// Creates the backend. A target needs three, one after another.
     pub new_backend: &'a dyn Fn() -> Result<B>,
-    /// Where hidden states and finished matrices wait.
+    /// Scratch space for hidden states and finished matrices.
     pub scratch: &'a dyn Scratch,
 }
 
-/// Quantizes the modules of all blocks, from where a run with the same `key` ended in the same scratch. Includes modules that
-/// a recipe assigns to RTN: later layers are calibrated on their quantized outputs.
+/// Quantizes the modules of all blocks. Continues a run with the same `key` in the same scratch. Includes modules that
+/// a recipe assigns to RTN, because later layers are calibrated on their quantized outputs.
 pub(super) async fn calibrate_modules<'a, B: Backend>(
     checkpoint: &'a Checkpoint,
     plan: &QuantizationPlan,
@@ -99,7 +99,7 @@ pub(super) async fn calibrate_modules<'a, B: Backend>(
                 let input = InputContext { walk, context, layer, statistics, targets: &targets, modules };
                 quantized.extend(quantize_input(method, options, input).await?);
             }
-            // Before the next weights come.
+            // Before the next weights are loaded.
             drop(statistics);
             for quantized in &quantized {
                 modules.keep(quantized.linear.module(layer), quantized).await?;
@@ -119,9 +119,9 @@ pub(super) async fn calibrate_modules<'a, B: Backend>(
     Ok(modules)
 }
 
-/// Deletes everything of the run from its scratch, with the `slots` of what it found.
+/// Deletes the run's scratch data, including the `slots` of its results.
 pub(super) async fn clear(scratch: &dyn Scratch, slots: Vec<String>) -> Result<()> {
-    // Without its notes the rest is of no use, so they go first.
+    // The rest is useless without the notes, so they are deleted first.
     resume::forget(scratch).await?;
     for slot in walk::slots().map(str::to_owned).chain(slots) {
         scratch.delete(&slot).await?;
@@ -129,7 +129,7 @@ pub(super) async fn clear(scratch: &dyn Scratch, slots: Vec<String>) -> Result<(
     Ok(())
 }
 
-/// What all methods of a run together want to know of the inputs.
+/// The input statistics that the methods of a run need together.
 fn statistics(options: &QuantizeOptions) -> Statistics {
     let any = |wanted: fn(Statistics) -> bool| {
         let mut methods = Method::VALUES.iter().map(|&(method, ..)| method);

@@ -1,8 +1,8 @@
-//! From one layout to another: the same codes, scales and zero points in another spelling.
+//! Converts between layouts, with the same codes, scales and zero points.
 //!
-//! Nothing goes through floating point where it can be avoided. What a layout cannot hold as it is, it may hold in finer
-//! groups, which is exact too; scales of another type are rounded, and a module that fits in no way becomes floating point.
-//! Both are said before the work starts. A GGUF file holds floating-point matrices as well, rounded to a type of its own.
+//! Floating point is avoided where possible. A layout may hold a matrix in finer
+//! groups, which is exact. Scales of another type are rounded, and a module that does not fit becomes floating point;
+//! both are reported before the work starts. A GGUF file also holds floating-point matrices, rounded to its types.
 
 mod plan;
 
@@ -27,27 +27,27 @@ use plan::as_symmetric;
 use serde_json::{Map, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What to make of a checkpoint.
+/// Options of a conversion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConvertOptions {
     /// The layout to write.
     pub layout: TargetLayout,
-    /// An error where anything would be lost.
+    /// Fail if anything would be lost.
     pub strict: bool,
-    /// GGUF only: what floating-point matrices of the blocks become; `None`: `F16`. Embedding and head become `F16`, but
-    /// `F32` where all do.
+    /// GGUF only: the type of the blocks' floating-point matrices; `None`: `F16`. Embedding and head become `F16`, or
+    /// `F32` if the blocks do.
     pub gguf_type: Option<TensorType>,
-    /// GGUF only: the name of the file; `None`: `model.gguf`.
+    /// GGUF only: the file name; `None`: `model.gguf`.
     pub file: Option<String>,
 }
 
 impl ConvertOptions {
-    /// Everything as usual.
+    /// Default options.
     pub fn new(layout: TargetLayout) -> Self {
         Self { layout, strict: false, gguf_type: None, file: None }
     }
 
-    /// Refuses combinations that make no sense.
+    /// Refuses invalid combinations.
     ///
     /// # Errors
     /// `invalid_argument`.
@@ -67,24 +67,24 @@ impl ConvertOptions {
     }
 }
 
-/// What converting gave.
+/// The result of a conversion.
 #[derive(Debug)]
 pub struct ConvertOutcome {
-    /// As it was written, where a folder was.
+    /// The written record, for a folder.
     pub record: QuantizationRecord,
     /// Bytes of all tensors in the output.
     pub bytes: u64,
-    /// The largest distance of a weight from the source's, for each module of the plan.
+    /// The largest weight difference for each module of the plan.
     pub differences: Vec<f32>,
-    /// What came out while writing: what became of the tokenizer in a GGUF file. What was known before is in
+    /// Notes found while writing, about the tokenizer of a GGUF file. Earlier notes are in
     /// [`ConversionPlan::notes`].
     pub notes: Vec<String>,
-    /// Why a GGUF file has no tokenizer for llama.cpp, where it has none.
+    /// The reason why a GGUF file has no tokenizer for llama.cpp.
     pub tokenizer_problem: Option<Error>,
 }
 
 impl ConvertOutcome {
-    /// The largest distance of all, and the place of its module in the plan; `None` where no weight has moved.
+    /// The largest weight difference, and its module's index in the plan. `None` if all weights are unchanged.
     pub fn largest_difference(&self) -> Option<(f32, usize)> {
         let moved = self.differences.iter().copied().enumerate().filter(|(_, difference)| *difference > 0.0);
         moved.fold(None, |most: Option<(f32, usize)>, (index, difference)| match most {
@@ -94,10 +94,10 @@ impl ConvertOutcome {
     }
 }
 
-/// Writes `checkpoint` as the plan, which was made of it, says.
+/// Writes `checkpoint` according to its plan.
 ///
 /// # Errors
-/// Whatever reading and writing meet, with the module named; `cancelled`. A folder is then unfinished, and says so
+/// Errors of reading and writing, with the module's name; `cancelled`. The folder is then unfinished, and is refused
 /// when it is opened.
 pub async fn convert(
     checkpoint: &Checkpoint,
@@ -165,7 +165,7 @@ impl ConvertJob<'_> {
         let is_packed = |name: &String| packed.iter().any(|(module, _)| module == name);
         let mut ignore = self.checkpoint.linear_modules();
         ignore.retain(|module| module != names::EMBEDDING && !is_packed(module));
-        // A tied head is a module too, to tools that walk all modules.
+        // Tools that walk all modules also see a tied head.
         let head = names::HEAD.to_owned();
         if !is_packed(&head) && !ignore.contains(&head) {
             ignore.push(head);

@@ -1,7 +1,7 @@
-//! The way back: a quantized folder becomes an ordinary floating-point checkpoint, from which training can go on.
+//! Converts a quantized folder to a floating-point checkpoint.
 //!
-//! The scales and zero points go with it, in a file of their own, so that [`restore`](super::quantize::restore) finds the very same codes again as
-//! long as the weights were not changed, and a quantized model on the same grid where they were.
+//! A separate file keeps scales and zero points, so that [`restore`](super::quantize::restore) finds the same codes for
+//! unchanged weights, and rounds changed weights to the same grid.
 
 use super::float_type::config_changes;
 use super::output::{self, Form, Made, Output, OutputPlace, OutputPlan, Tensor};
@@ -18,10 +18,10 @@ use crate::quant::{ActivationGrid, Activations, QuantizedTensor, Section};
 use crate::task::Control;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The type that dequantized weights take where nobody names one: `F16`, but `F32` where a token's activations are rounded to
-/// [`ActivationGrid::FullRange`]. A token's largest value lies half a step from two codes there, so the smallest change of a
-/// weight moves it by a whole step: with F16 weights the models' predictions part more often than the agreement allows
-/// (97.7% agreed on two models, where F32 gave 99.8% to 99.98%).
+/// The default type of dequantized weights: `F16`, or `F32` if activations are rounded to
+/// [`ActivationGrid::FullRange`]. On that grid a token's largest value is a rounding tie, so the smallest change of a
+/// weight moves it by a whole step, and F16 weights change too many predictions
+/// (97.7% agreed on two models; with F32 99.8% to 99.98%).
 ///
 /// # Errors
 /// A module that cannot be opened.
@@ -36,10 +36,10 @@ pub fn default_dtype(checkpoint: &Checkpoint) -> Result<DType> {
     Ok(DType::F16)
 }
 
-/// Writes `checkpoint` as an ordinary one with weights in `dtype`, `F16` or `F32`; see [`default_dtype`].
+/// Writes `checkpoint` with floating-point weights in `dtype`, `F16` or `F32`; see [`default_dtype`].
 ///
 /// # Errors
-/// `invalid_argument` for a checkpoint that is not quantized; whatever reading and writing meet, with the module named.
+/// `invalid_argument` for a checkpoint that is not quantized; errors of reading and writing, with the module's name.
 pub async fn dequantize_checkpoint(
     checkpoint: &Checkpoint,
     dtype: DType,
@@ -74,10 +74,10 @@ pub async fn dequantize_checkpoint(
     Ok(record)
 }
 
-/// Writes the checkpoint that was quantized in place of what was left of it, with weights in `dtype`, for training to begin with.
+/// Writes the original's weights in `dtype` in place of the dequantized ones, as a starting point for training.
 ///
 /// # Errors
-/// `invalid_argument` for a checkpoint that is quantized; whatever reading and writing meet.
+/// `invalid_argument` for a quantized checkpoint; errors of reading and writing.
 pub async fn fall_back(
     original: &Checkpoint,
     dtype: DType,
@@ -158,7 +158,7 @@ impl output::Job for DequantizeJob<'_> {
     }
 }
 
-/// Scales and zero points on their way into a file of their own, and what each module was.
+/// Collects scales and zero points for their file, with each module's scheme.
 #[derive(Default)]
 struct Parameters {
     infos: Vec<(String, TensorInfo)>,
@@ -197,7 +197,7 @@ impl Parameters {
         self.described.insert(module.to_owned(), described);
     }
 
-    /// Writes the file, and describes the modules in this order.
+    /// Writes the file, and returns the records of the modules in this order.
     async fn write(mut self, modules: &[String], output: &Output<'_>) -> Result<Vec<DequantizedModule>> {
         if let Some(sink) = output.create(PARAMETERS_FILE).await? {
             let mut writer = SafetensorsWriter::begin(sink, self.infos, BTreeMap::new()).await?;
@@ -210,7 +210,7 @@ impl Parameters {
     }
 }
 
-/// How many weights are exactly 0.
+/// The number of weights that are exactly 0.
 fn zeros(packed: &QuantizedTensor) -> usize {
     let mut row = vec![0.0; packed.cols()];
     (0..packed.rows())
@@ -221,7 +221,7 @@ fn zeros(packed: &QuantizedTensor) -> usize {
         .sum()
 }
 
-/// The type of a tensor that was not quantized. What is small, or already in 16 bits, is not rounded once more.
+/// The type of an unquantized tensor. Small tensors and 16-bit ones keep their type.
 fn kept_dtype(info: &TensorInfo, wanted: DType) -> DType {
     let is_matrix = info.shape.dims().len() > 1;
     match (info.dtype, wanted) {

@@ -1,4 +1,4 @@
-//! Finds the codes of one module, chunk of rows by chunk of rows.
+//! Encodes one module, in chunks of rows.
 
 use super::select::ModulePlan;
 use crate::artifact::records::{DequantizationRecord, DequantizedModule, TensorReference};
@@ -21,25 +21,25 @@ use crate::quant::{
 use crate::task::Control;
 use std::collections::BTreeMap;
 
-/// How the codes of a module are found.
+/// The source of a module's codes.
 pub(super) enum Encoder<'a> {
-    /// From the weights alone: to nearest, or BitNet with the share of the scale below which weights become 0.
+    /// The weights alone: rounding to nearest, or BitNet with a threshold relative to the scale.
     Direct { sparsity_threshold: Option<f32> },
-    /// By calibration, beforehand; modules outside the blocks are rounded to nearest.
+    /// Earlier calibration. Modules outside the blocks are rounded to nearest.
     Calibrated(CalibratedModules<'a>),
-    /// As they were trained: on scales that were learned, or where a module has none from the weights alone.
+    /// Training: learned scales, or the weights alone for modules without them.
     #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "made where there is training"))]
     Trained { scales: BTreeMap<String, Scales> },
-    /// On the grid that the weights were on before they were dequantized.
+    /// The grid of the weights before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },
 }
 
-/// The type of the scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
-/// in half precision, so that a dequantized model computes with the very same weights.
+/// The type of scales. Half precision is far finer than the codes, and a ternary weight times such a scale is exact
+/// in half precision, so a dequantized model has the same weights.
 pub(super) const SCALE_TYPE: ScaleType = ScaleType::F16;
 
 impl Encoder<'_> {
-    /// What this module will be. `one_type` is that of all scales, where the layout has one.
+    /// The module's format. `one_type` is the layout's common type of scales, if it has one.
     pub fn format(&self, module: &str, scheme: Scheme, one_type: Option<ScaleType>) -> Result<PackedFormat> {
         let rounded = |scale_type| PackedFormat { coding: scheme.into(), scale_type, reordered: false };
         match self {
@@ -56,7 +56,7 @@ impl Encoder<'_> {
         }
     }
 
-    /// How calibration found the codes of a module, where it did.
+    /// The calibration record of a module, if it was calibrated.
     pub fn calibration(&self, module: &str) -> Option<&CalibrationRecord> {
         match self {
             Self::Calibrated(found) => found.get(module)?.record.as_ref(),
@@ -64,7 +64,7 @@ impl Encoder<'_> {
         }
     }
 
-    /// What became of a norm or a bias; `None` where it stays as it is.
+    /// The changed values of a norm or bias. `None`: unchanged.
     pub async fn changed_vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
         match self {
             Self::Calibrated(found) => found.vector(tensor).await,
@@ -72,7 +72,7 @@ impl Encoder<'_> {
         }
     }
 
-    /// Quantizes one module, and tells how far its weights are from the original ones.
+    /// Quantizes one module, and returns its weight error.
     pub async fn encode(
         &self,
         checkpoint: &Checkpoint,
@@ -131,7 +131,7 @@ impl Encoder<'_> {
     }
 }
 
-/// Encodes the rows of a module on scales that are known.
+/// Encodes the rows of a module with given scales.
 async fn encode_rows(
     context: LayerContext<'_>,
     plan: &ModulePlan,
@@ -158,7 +158,7 @@ async fn read_g_idx(parameters: &TensorStore, reference: &TensorReference) -> Re
     Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }
 
-/// The type of the scales that a dequantized folder keeps.
+/// The type of scales kept by a dequantized folder.
 pub(super) fn stored_scale_type(parameters: &TensorStore, reference: &TensorReference) -> Result<ScaleType> {
     let dtype = parameters.require(&reference.tensor)?.dtype;
     ScaleType::from_dtype(dtype).ok_or_else(|| {
@@ -175,7 +175,7 @@ async fn read_scales(parameters: &TensorStore, reference: &TensorReference) -> R
     Ok(Scales::from_bytes(scale_type, &parameters.read(name).await?))
 }
 
-/// Opens the file that keeps a dequantized folder's scales and zero points, and checks that the record fits it.
+/// Opens the file with a dequantized folder's scales and zero points, and checks it against the record.
 pub(super) async fn open_parameters(
     dir: &dyn SourceDir,
     record: &DequantizationRecord,

@@ -1,7 +1,7 @@
-//! The one type of floating-point numbers in a folder whose loaders mix none.
+//! The common floating-point type of a folder whose loaders do not mix types.
 //!
-//! transformers runs BitNet's layers in the type of their scale, and everything around them in that of the other tensors:
-//! where these differ it loads the folder and then fails.
+//! transformers runs BitNet's layers in the type of their scale, and everything else in that of the other tensors.
+//! If these differ, it loads the folder and then fails.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -11,11 +11,10 @@ use crate::quant::ScaleType;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// The type for all of the `copied` tensors and the scales of a folder in `layout`; `None` where the layout's loaders take
-/// each tensor as it is. `scales` are the types of scales that are there already, which are never rounded.
+/// The type of all `copied` tensors and the scales of a folder in `layout`. `None` if the layout's loaders accept
+/// mixed types. `scales` are the types of existing scales, which are never rounded.
 ///
-/// 16 bits unless a tensor is among the `wide` ones, whose numbers are beyond half precision: those of the model where it has
-/// one type.
+/// A 16-bit type, the model's if it has one, unless a tensor is `wide`, with values beyond half precision.
 pub(super) fn one_type(
     layout: TargetLayout,
     store: &TensorStore,
@@ -30,7 +29,7 @@ pub(super) fn one_type(
     Ok(Some(if narrows { DType::F16 } else { exact }))
 }
 
-/// As [`one_type`], of which every number is a value: the one that all have, or `F32`.
+/// As [`one_type`], but lossless: the common type, or `F32`.
 pub(super) fn one_exact_type(
     layout: TargetLayout,
     store: &TensorStore,
@@ -49,12 +48,12 @@ pub(super) fn one_exact_type(
     Ok(Some(if types.iter().all(|dtype| *dtype == first) { first } else { DType::F32 }))
 }
 
-/// As the type of scales.
+/// The corresponding type of scales.
 pub(super) fn scale_type(dtype: DType) -> ScaleType {
     ScaleType::from_dtype(dtype).expect("types of floating-point numbers are types of scales")
 }
 
-/// What config.json, which names the type under one or both of two keys, has to say then.
+/// The type's keys in config.json, which uses one or both of two.
 pub(super) fn config_changes(config: &Value, dtype: DType) -> Vec<(&'static str, Value)> {
     let name = match dtype {
         DType::F16 => "float16",

@@ -1,4 +1,4 @@
-//! Looks at the gradients of a model as it would be trained. Not here: what is looked at (`train::gradients`).
+//! Checks the gradients of a model. The checks are in `train::gradients`.
 
 use super::train::TrainOptions;
 use crate::backend::Train;
@@ -10,10 +10,10 @@ use crate::train::run::rows;
 use crate::train::start::Start;
 use crate::train::{Origin, Precision, TrainedModel};
 
-/// Looks at the gradients of the first batch of a text. Where nothing is quantized everything is `F32`, so that nothing is rounded.
+/// Checks the gradients of the first batch of a text. Without quantization everything is `F32`, so that nothing is rounded.
 ///
 /// # Errors
-/// As those of [`train`](super::train::train()) before its first step, and as [`check`]'s.
+/// As [`train`](super::train::train()) before its first step, and as [`check`].
 pub async fn check_gradients<B: Train>(
     backend: B,
     origin: Origin<'_>,

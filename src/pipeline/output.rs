@@ -1,7 +1,7 @@
-//! One output: what it holds, where each tensor comes from, and the loop that writes it.
+//! The output of a job: its plan, the origin of each tensor, and the writing loop.
 //!
-//! Quantizing, converting and dequantizing are a [`Job`] each: they plan the tensors and make the matrices. A folder of
-//! safetensors and a GGUF file are both a [`place::Output`].
+//! Quantizing, converting and dequantizing implement [`Job`]: they plan the tensors and produce the matrices. A safetensors
+//! folder and a GGUF file are both a [`place::Output`].
 
 mod copy;
 mod form;
@@ -23,54 +23,54 @@ use copy::Copying;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Elements that are dequantized at a time.
+/// Elements dequantized at a time.
 const CHUNK_ELEMENTS: usize = 1 << 20;
 
-/// Everything that will be written.
+/// The plan of an output.
 pub(super) struct OutputPlan {
-    /// The layout of packed matrices, and whether it is a folder or one file; `None`: a folder without any.
+    /// The layout of packed matrices, which also decides between folder and file. `None`: a folder without packed matrices.
     pub layout: Option<TargetLayout>,
-    /// What reports of progress call the work.
+    /// The phase in progress reports.
     pub phase: &'static str,
-    /// The file of a folder that is written last.
+    /// The last file of a folder.
     pub written_last: &'static str,
-    /// Keys of config.json that become something else.
+    /// Changed keys of config.json.
     pub changes: Vec<(&'static str, Value)>,
-    /// What config.json says of packed matrices.
+    /// The `quantization_config` of config.json.
     pub quantization_config: Option<Value>,
-    /// In the order of a GGUF file; safetensors has its own.
+    /// The tensors in the order of a GGUF file. safetensors orders them itself.
     pub tensors: Vec<Tensor>,
 }
 
 /// A tensor of the output.
 pub(super) struct Tensor {
-    /// Its name, as Hugging Face has it.
+    /// Its Hugging Face name.
     pub name: String,
-    /// Type and shape; blocks are rows of bytes.
+    /// Type and shape. Blocks are rows of bytes.
     pub info: TensorInfo,
-    /// What its values are written as.
+    /// The form of its values.
     pub form: Form,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
 }
 
-/// Where a tensor of the output comes from.
+/// The origin of an output tensor.
 pub(super) enum Origin {
-    /// A tensor of the source, perhaps in another form.
+    /// A source tensor, possibly in another form.
     Copy {
-        /// Its name there.
+        /// Its name in the source.
         tensor: String,
-        /// Nobody has looked yet whether the form can hold all values: another one takes its place where it cannot.
+        /// Whether the form is tentative: if it cannot hold a value, another one replaces it.
         hoped: bool,
     },
-    /// One of the tensors that the layout makes of the job's matrix of this index and form.
+    /// A tensor of the layout, part of the job's matrix with this index and form.
     Pieces(usize, PackedFormat),
     /// The rows of that matrix, rounded.
     Rows(usize),
 }
 
 impl Tensor {
-    /// A tensor of the source, in another form.
+    /// A source tensor in another form.
     pub fn copied(name: &str, info: TensorInfo, form: Form, from: &str, hoped: bool) -> Self {
         Self { name: name.to_owned(), info, form, origin: Origin::Copy { tensor: from.to_owned(), hoped } }
     }
@@ -81,7 +81,7 @@ impl Tensor {
         Self { name: format!("{module}.weight"), info, form, origin: Origin::Rows(index) }
     }
 
-    /// The tensors that `layout` makes of the matrix of `module`.
+    /// The tensors of the matrix of `module` in `layout`.
     pub fn pieces(
         layout: TargetLayout,
         module: &str,
@@ -105,56 +105,56 @@ impl Tensor {
     }
 }
 
-/// What is done to a checkpoint.
+/// A transformation of a checkpoint.
 pub(super) trait Job {
-    /// Says what will be written. `wide` names tensors of the source that have values beyond half precision, as far as that
-    /// is known: it is asked again when another one was met.
+    /// Plans the output. `wide` names source tensors with values beyond half precision, as far as known. It is called again
+    /// when another one is found.
     fn plan(&mut self, wide: &BTreeSet<String>) -> Result<OutputPlan>;
 
     /// The module of a matrix.
     fn module(&self, index: usize) -> &str;
 
-    /// Makes a matrix.
+    /// Produces a matrix.
     async fn make(&mut self, index: usize, control: &dyn Control) -> Result<Made>;
 
-    /// What became of a vector of the source; `None` where it stays as it is.
+    /// The changed values of a source vector. `None`: unchanged.
     async fn changed_vector(&self, _tensor: &str) -> Result<Option<Vec<f32>>> {
         Ok(None)
     }
 }
 
-/// A matrix on its way into the output.
+/// A matrix to be written.
 pub(super) struct Made {
-    /// As the layout holds it, where it will be packed.
+    /// The matrix in the layout's form.
     pub tensor: QuantizedTensor,
-    /// What was lost on the way to that form.
+    /// The loss of that form, in words.
     pub loss: Option<String>,
-    /// How far a weight is from what it was before that.
+    /// The largest weight difference of that loss.
     pub difference: f32,
 }
 
-/// What the loop learnt.
+/// Results of the writing loop.
 #[derive(Default)]
 pub(super) struct Written {
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// Of the packed matrices alone.
+    /// Bytes of the packed matrices.
     packed_bytes: u64,
     packed_weights: u64,
-    /// What modules have lost.
+    /// Losses by module.
     pub losses: Vec<(String, String)>,
-    /// How far a weight of a module is from the source's; matrices that are copied as they are have no place here.
+    /// Weight errors by module, without copied matrices.
     pub differences: BTreeMap<String, f32>,
 }
 
 impl Written {
-    /// Mean bits of a weight in the packed matrices, scales and zero points included; 0 without any.
+    /// Mean bits per weight of the packed matrices, including scales and zero points; 0 without any.
     pub fn bits_per_weight(&self) -> f64 {
         self.packed_bytes as f64 * 8.0 / self.packed_weights.max(1) as f64
     }
 }
 
-/// Writes everything but the file that comes last.
+/// Writes everything except the last file.
 pub(super) async fn write<'a>(
     job: &mut impl Job,
     checkpoint: &Checkpoint,
@@ -169,14 +169,14 @@ pub(super) async fn write<'a>(
         let mut output = Output::begin(&plan, checkpoint, place).await?;
         match write_tensors(job, &plan, checkpoint, &mut output, control).await? {
             Ok(written) => return Ok((output, written)),
-            // The header with its type is written already, so everything begins anew. Few models have such a table, and
-            // finding out beforehand would read that of every model twice.
+            // The header with the type is already written, so writing starts again. Few models have such a tensor, and
+            // checking beforehand would read it twice for every model.
             Err(too_wide) => wide.insert(too_wide),
         };
     }
 }
 
-/// The loop. The inner error is a tensor of the source that does not fit the form that was hoped for.
+/// The writing loop. The inner error is a source tensor that does not fit its tentative form.
 async fn write_tensors(
     job: &mut impl Job,
     plan: &OutputPlan,
@@ -186,7 +186,7 @@ async fn write_tensors(
 ) -> Result<Result<Written, String>> {
     let by_name = sort::map(plan.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)));
     let mut written = Written::default();
-    // Pieces of a matrix whose turn comes later: scales, mostly.
+    // Parts of a matrix that are written later, mostly scales.
     let mut waiting: HashMap<String, Vec<u8>> = HashMap::new();
     let order: Vec<String> = output.order(plan);
     for (done, name) in order.iter().enumerate() {
@@ -246,7 +246,7 @@ async fn pieces(
     layout.encode(module, tensor, format)
 }
 
-/// Writes the rows of a packed matrix, rounded; the largest difference that makes.
+/// Writes the dequantized rows of a packed matrix, and returns the largest rounding difference.
 async fn write_rows(
     packed: &QuantizedTensor,
     tensor: &Tensor,
@@ -268,7 +268,7 @@ async fn write_rows(
     Ok(largest)
 }
 
-/// How far the weights of two matrices of one shape lie apart.
+/// The weight error between two matrices of one shape.
 pub(super) fn distance(a: &QuantizedTensor, b: &QuantizedTensor) -> f32 {
     let (mut ours, mut theirs) = (vec![0.0; a.cols()], vec![0.0; b.cols()]);
     (0..a.rows()).fold(0.0, |largest, row| {

@@ -1,6 +1,6 @@
 //! Quantizes a checkpoint into a folder or a file, one module at a time.
 //!
-//! The source is read by ranges and the result written as it comes: at no time is more in memory than a few chunks of
+//! The source is read by ranges and the result is streamed. Memory holds a few chunks of
 //! rows and one packed matrix.
 
 mod job;
@@ -36,41 +36,41 @@ use serde_json::{Map, Value, json};
 #[cfg(feature = "train")]
 use {crate::quant::Scales, std::collections::BTreeMap};
 
-/// What quantizing gave.
+/// The result of quantizing.
 #[derive(Clone, Debug)]
 pub struct QuantizeOutcome {
-    /// As it was written, where a folder was.
+    /// The written record, for a folder.
     pub record: QuantizationRecord,
-    /// Every module that was quantized, with its weight error.
+    /// The quantized modules with their weight errors.
     pub modules: Vec<(String, Scheme, WeightError)>,
     /// Bytes of all tensors in the output.
     pub bytes: u64,
-    /// Modules that the layout holds less exactly than they were quantized, or copies in another type, and how.
+    /// Losses of modules by the layout, and copies in another type.
     pub losses: Vec<(String, String)>,
-    /// What came out while writing, a sentence each: the losses, and what became of the tokenizer in a GGUF file. What was
-    /// known before is in [`QuantizationPlan::notes`].
+    /// Notes found while writing, one sentence each: losses, and the tokenizer of a GGUF file. Earlier notes
+    /// are in [`QuantizationPlan::notes`].
     pub notes: Vec<String>,
-    /// What calibrating was to take at its peak; `None` where nothing was calibrated.
+    /// The planned peak memory of calibration; `None` without calibration.
     pub planned_memory: Option<CalibrationMemory>,
 }
 
-/// What a host hears while its checkpoint is quantized, before the work that it is about.
+/// Events of quantizing, each before its work.
 pub enum QuantizeEvent<'a> {
-    /// An earlier run is gone on with.
+    /// An earlier run is resumed.
     Resuming {
-        /// Blocks that are done.
+        /// Finished blocks.
         blocks: usize,
         /// Blocks of the model.
         of: usize,
     },
-    /// A target was given, and this is what came of it.
+    /// The allocation for a target.
     Allocation(&'a Allocation),
-    /// What becomes of each module, and what memory that takes.
+    /// The plan of modules and memory.
     Plan(&'a QuantizationPlan),
 }
 
 impl QuantizeEvent<'_> {
-    /// The same in words, a sentence each; none where all is as the options say.
+    /// The event in sentences. None if all is as the options say.
     pub fn notes(&self) -> Vec<String> {
         match self {
             Self::Resuming { blocks, of } => vec![format!("going on: {blocks} of {of} blocks are done")],
@@ -83,25 +83,25 @@ impl QuantizeEvent<'_> {
     }
 }
 
-/// What the work needs from outside.
+/// Resources of the host.
 #[derive(Clone, Copy)]
 pub struct QuantizeContext<'a> {
-    /// The folder to write into.
+    /// The output folder.
     pub target: &'a dyn SinkDir,
-    /// Hears what happens.
+    /// Receives events.
     pub tell: &'a dyn Fn(QuantizeEvent<'_>),
     /// Progress and cancellation.
     pub control: &'a dyn Control,
 }
 
-/// Quantizes `checkpoint`, with samples where the method learns from them: chooses the precision of each module where a
-/// target was given, plans the memory, goes on from where an earlier run ended, and writes.
+/// Quantizes `checkpoint`, with samples for a calibrated method. Allocates bits for a target, plans the memory, resumes an
+/// earlier run, and writes.
 ///
 /// # Errors
-/// `invalid_argument` for options that make no sense and for samples that are missing or that nothing asks for;
-/// `out_of_memory` for a run that would take more than the options allow; `non_finite` where activations are no numbers;
-/// whatever reading, quantizing and writing meet, with the module named; `cancelled`. A folder is then unfinished, and says
-/// so when it is opened.
+/// `invalid_argument` for invalid options, and for missing or unused samples;
+/// `out_of_memory` for a run that needs more than the options allow; `non_finite` if activations are NaN;
+/// errors of reading, quantizing and writing, with the module's name; `cancelled`. The folder is then unfinished, and is
+/// refused when it is opened.
 pub async fn quantize_checkpoint<B: Backend>(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
@@ -159,11 +159,11 @@ impl<'a> QuantizeContext<'a> {
     }
 }
 
-/// Writes weights that were trained to be quantized: on learned `scales` by their modules' names, and to nearest where there are none.
+/// Writes trained weights with learned `scales` by module name, or rounded to nearest without them.
 /// `parameters` go into the record.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`]'s.
+/// As [`quantize_checkpoint`].
 #[cfg(feature = "train")]
 pub(super) async fn write_trained(
     checkpoint: &Checkpoint,
@@ -181,10 +181,10 @@ pub(super) async fn write_trained(
     job.by(TRAINED).run(place, control).await
 }
 
-/// As [`quantize_checkpoint`], for a method that needs no samples and a host that wants to hear nothing.
+/// As [`quantize_checkpoint`], for a method without samples and a host without events.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`]'s.
+/// As [`quantize_checkpoint`].
 pub async fn quantize(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
@@ -195,10 +195,10 @@ pub async fn quantize(
     quantize_checkpoint::<CpuBackend>(checkpoint, options, None, &context).await
 }
 
-/// As [`quantize_checkpoint`], for a method that calibrates and a host that wants to hear nothing.
+/// As [`quantize_checkpoint`], for a calibrated method and a host without events.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`]'s.
+/// As [`quantize_checkpoint`].
 pub async fn quantize_calibrated<B: Backend>(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
@@ -210,7 +210,7 @@ pub async fn quantize_calibrated<B: Backend>(
     quantize_checkpoint(checkpoint, options, Some(calibration), &context).await
 }
 
-/// What the result of a run depends on, but for the device that it runs on.
+/// The key of everything that determines a run's result, except the device.
 async fn run_key(
     checkpoint: &Checkpoint,
     plan: &QuantizationPlan,
@@ -226,8 +226,8 @@ async fn run_key(
     Ok(sha256_hex(run.to_string().as_bytes()))
 }
 
-/// Quantizes a checkpoint that [`dequantize_checkpoint`](super::dequantize::dequantize_checkpoint) wrote on the very grid
-/// that it was on: unchanged weights get the very codes that they had.
+/// Quantizes a checkpoint that [`dequantize_checkpoint`](super::dequantize::dequantize_checkpoint) wrote, on its former
+/// grid. Unchanged weights get their former codes.
 ///
 /// # Errors
 /// `not_found` without the metadata; otherwise as [`quantize_checkpoint`].

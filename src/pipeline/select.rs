@@ -1,4 +1,4 @@
-//! Which module becomes what: decided, and told, before any work starts.
+//! Plans each module before any work starts.
 
 use super::budget::{Allocation, Budget};
 use crate::artifact::records::{DequantizationRecord, DequantizedModule};
@@ -13,45 +13,45 @@ use crate::quant::{Activations, Bits, ColumnOrder, GptqOptions, Granularity, Sch
 use crate::recipe::{MethodChoice, Recipe};
 use crate::sort;
 
-/// What to make of a checkpoint.
+/// Options of quantizing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizeOptions {
-    /// How codes are found.
+    /// The method.
     pub method: Method,
     /// The scheme of the linear layers of attention and MLP.
     pub scheme: Scheme,
-    /// Quantize the head too, in the same scheme. A tied head is untied.
+    /// Quantize the head too, with the same scheme. A tied head is untied.
     pub quantize_head: bool,
-    /// Quantize the embedding to this width, one scale a row. A tied head uses the same table.
+    /// Quantize the embedding to these bits, with one scale for each row. A tied head shares it.
     pub quantize_embedding: Option<Bits>,
-    /// The layout to write; `None`: the one that holds such a result best.
+    /// The layout to write; `None`: the best one for the scheme.
     pub layout: Option<TargetLayout>,
-    /// GGUF only: the name of the file; `None`: `model.gguf`.
+    /// GGUF only: the file name; `None`: `model.gguf`.
     pub file: Option<String>,
-    /// Where the layout cannot hold a module as asked for: an error instead of the nearest scheme that it can hold.
+    /// Fail if the layout cannot hold a module's scheme, instead of using the nearest one.
     pub strict: bool,
-    /// Ternary only: weights below this share of the scale become 0, instead of those below one half.
+    /// Ternary only: weights below this share of the scale become 0; `None`: one half.
     pub sparsity_threshold: Option<f32>,
-    /// Precision of the activations that the result is meant to run with.
+    /// Precision of activations declared in the output.
     pub activations: Activations,
-    /// How [`Method::Gptq`] works.
+    /// Options of [`Method::Gptq`].
     pub gptq: GptqOptions,
-    /// Which linear layers become something else than `method` and `scheme` say, or stay floating point.
+    /// Exceptions from `method` and `scheme` for some linear layers.
     pub recipe: Option<Recipe>,
-    /// What the result may take: the precision of each module is chosen so that it does. It takes the place of a recipe, and
-    /// needs samples, so a method that calibrates.
+    /// A target size, for which the precision of each module is chosen. It replaces a recipe, and
+    /// needs a calibrated method.
     pub target: Option<Budget>,
-    /// Why the recipe is what it is, where a target made it: for the record.
+    /// The allocation behind a recipe made for a target, for the record.
     pub allocation: Option<Allocation>,
-    /// Bytes that a method that calibrates may take at its peak: a run that would take more does not start.
+    /// Limit of peak memory in bytes for calibrated methods. A run that needs more does not start.
     pub memory: Option<u64>,
-    /// A method that calibrates goes on from what an earlier run of the same kind left in its scratch, and leaves as much
-    /// there after each block until it is at its end. The result is the same to the last bit.
+    /// A calibrated method continues an earlier run from its scratch, and saves progress there after each block.
+    /// The result is bit-identical.
     pub resume: bool,
 }
 
 impl QuantizeOptions {
-    /// A method and a number format, everything else as usual.
+    /// Default options with a method and a scheme.
     pub fn new(method: Method, scheme: Scheme) -> Self {
         Self {
             method,
@@ -72,19 +72,19 @@ impl QuantizeOptions {
         }
     }
 
-    /// BitNet ternary with one scale a matrix, or a row.
+    /// BitNet ternary with one scale for each matrix or row.
     pub fn ternary(granularity: Granularity) -> Self {
         let usual = Self::new(Method::Ternary, Scheme::ternary(granularity));
         Self { activations: Activations::Int8, ..usual }
     }
 
-    /// The layout that holds such a result.
+    /// The layout of the output.
     pub fn target_layout(&self) -> TargetLayout {
         if let Some(layout) = self.layout {
             return layout;
         }
         let tensor = Scheme::ternary(Granularity::Tensor);
-        // BitNet's own layout has one scale for a whole matrix.
+        // BitNet's own layout has one scale for each matrix.
         if self.choices().all(|choice| choice.is_ok_and(|choice| choice.scheme == tensor)) {
             TargetLayout::BitNet
         } else {
@@ -97,7 +97,7 @@ impl QuantizeOptions {
         self.methods().find(|method| method.is_calibrated())
     }
 
-    /// Whether the options or the recipe ask for a method.
+    /// Whether the options or the recipe use a method.
     pub fn asks_for(&self, method: Method) -> bool {
         self.methods().any(|asked| asked == method)
     }
@@ -110,14 +110,14 @@ impl QuantizeOptions {
         MethodChoice { method: self.method, scheme: self.scheme }
     }
 
-    /// What the options ask for, and then each rule that keeps nothing.
+    /// The choice of the options, then those of quantizing rules.
     fn choices(&self) -> impl Iterator<Item = Result<MethodChoice>> {
         let rules = self.recipe.iter().flat_map(|recipe| &recipe.rules);
         let of_rules = rules.filter_map(|rule| rule.choose(self.choice()).transpose());
         std::iter::once(Ok(self.choice())).chain(of_rules)
     }
 
-    /// Refuses combinations that make no sense.
+    /// Refuses invalid combinations.
     ///
     /// # Errors
     /// `invalid_argument`.
@@ -189,42 +189,41 @@ impl QuantizeOptions {
     }
 }
 
-/// What becomes of one module.
+/// The plan of one module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModulePlan {
     /// Module name in the output.
     pub module: String,
-    /// Module name in the source: another one where a tied table changes its name.
+    /// Module name in the source, which differs for a tied embedding.
     pub source: String,
     /// Output features.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// Its scheme, or `None` where it stays floating point.
+    /// Its scheme; `None`: floating point.
     pub scheme: Option<Scheme>,
-    /// How its codes are found; `None` where it stays floating point, or goes back to the grid that it was on.
+    /// Its method; `None`: floating point, or restored to a former grid.
     pub method: Option<Method>,
-    /// The rule of the recipe that holds for it, counted from 0.
+    /// The index of its rule in the recipe.
     pub rule: Option<usize>,
-    /// Why it is not what the options ask for: the rule, what the layout cannot hold, or both.
+    /// The reason for a deviation from the options: the rule, the layout's limits, or both.
     pub reason: Option<String>,
 }
 
 impl ModulePlan {
-    /// What a method has to know of it.
+    /// The module's description for a method.
     pub fn target(&self, scheme: Scheme) -> ModuleTarget<'_> {
         let Self { module, source, rows, cols, .. } = self;
         ModuleTarget { module, source, rows: *rows, cols: *cols, scheme }
     }
 }
 
-/// Decides for every linear module, and for head and embedding where that was asked for.
+/// Plans every linear module, and head and embedding if requested.
 ///
 /// # Errors
 /// `invalid_argument` for options that contradict each other, a group size beyond every row, a rule of the recipe that
-/// holds for no module, or a checkpoint that is quantized already;
-/// `unsupported_format` where the layout cannot hold what the recipe mixes, or where `strict` forbids another scheme than
-/// the one asked for.
+/// matches no module, or a quantized checkpoint;
+/// `unsupported_format` if the layout cannot hold the recipe's mixture, or if `strict` forbids the nearest scheme.
 pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<Vec<ModulePlan>> {
     options.check()?;
     refuse_quantized(checkpoint, options)?;
@@ -244,7 +243,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     if options.quantize_head {
         let source = head_source(checkpoint, config);
         let mut head = ModuleRequest::new(options, names::HEAD.to_owned(), source, table)?;
-        // Calibration sees the blocks alone.
+        // Calibration covers the blocks only.
         if let Some(choice) = head.choice.as_mut().filter(|choice| choice.method.is_calibrated()) {
             choice.method = Method::Rtn;
         }
@@ -268,8 +267,8 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     asked.into_iter().map(|asked| plan_one(options, asked)).collect()
 }
 
-/// Refuses a checkpoint that is quantized already, unless it keeps the weights that its codes are made of and these are just
-/// the codes that are asked for.
+/// Refuses a quantized checkpoint, unless it has master weights and the requested codes are those that it
+/// computes with.
 fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
     let of_masters = options.scheme == Scheme::ternary(Granularity::Tensor)
         && options.recipe.is_none()
@@ -286,7 +285,7 @@ fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     Err(Error::invalid_argument(format!("{}: {reason}", checkpoint.name())))
 }
 
-/// What is wanted of one module, before its layout has a say.
+/// The request for one module, before the layout's limits apply.
 struct ModuleRequest {
     module: String,
     source: String,
@@ -310,7 +309,7 @@ impl ModuleRequest {
     }
 }
 
-/// Refuses rules that change nothing, and what the layout cannot hold side by side.
+/// Refuses rules without effect, and mixtures that the layout cannot hold.
 fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[ModuleRequest]) -> Result<()> {
     for (index, rule) in recipe.rules.iter().enumerate() {
         if asked.iter().any(|asked| asked.rule == Some(index)) {
@@ -349,8 +348,8 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[ModuleRequest]) 
     Ok(())
 }
 
-/// Refuses AWQ beside another method where layers share an input: it divides that input by numbers that are good for its
-/// own rounding, which the others would have to undo.
+/// Refuses AWQ next to another method among layers that share an input, because AWQ scales that input for its
+/// own rounding.
 fn check_shared_inputs(asked: &[ModuleRequest], layers: usize) -> Result<()> {
     for (layer, input) in (0..layers).flat_map(|layer| LinearInput::ALL.map(|input| (layer, input))) {
         let methods = input.linears().iter().filter_map(|linear| {
@@ -370,7 +369,7 @@ fn check_shared_inputs(asked: &[ModuleRequest], layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// A group that is wider than every row would be a scale a row under a misleading name.
+/// Refuses a group wider than every row, which would be one scale for each row under a misleading name.
 fn refuse_wide_groups(config: &ModelConfig, granularity: Granularity) -> Result<()> {
     let widest = Linear::ALL.map(|linear| linear.shape(config).1).into_iter().max().unwrap_or(0);
     match granularity {
@@ -382,10 +381,10 @@ fn refuse_wide_groups(config: &ModelConfig, granularity: Granularity) -> Result<
     }
 }
 
-/// The modules and schemes that a dequantized checkpoint had before.
+/// The former modules and schemes of a dequantized checkpoint.
 ///
 /// # Errors
-/// `invalid_checkpoint` for a scheme that this crate does not know or a module that is not there.
+/// `invalid_checkpoint` for an unknown scheme or a missing module.
 pub(super) fn plan_restore(
     checkpoint: &Checkpoint,
     record: &DequantizationRecord,
@@ -406,8 +405,8 @@ pub(super) fn plan_restore(
     record.modules.iter().map(plan).collect()
 }
 
-/// The tensors that come into the output as they are, or in another type: all but the weights of quantized modules. An
-/// untied head leaves the table that it was to the embedding.
+/// The tensors that are copied, possibly in another type: all except weights of quantized modules. When a head is
+/// untied, the embedding keeps the shared table.
 pub(super) fn copied_tensors<'a>(
     checkpoint: &'a Checkpoint,
     plans: &[ModulePlan],

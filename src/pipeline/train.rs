@@ -1,7 +1,7 @@
-//! Trains a model and writes it, as floating point or as the codes that it was trained to have.
+//! Trains a model and writes it, in floating point or quantized.
 //!
-//! What is written is what ran: the same codes, the same rounded tables and norms. Not here: steps and states (`train`), how a folder is
-//! written (`output`).
+//! The output has the codes, tables and norms of the forward pass. Steps and states are in `train`, the writing of folders in
+//! `output`.
 
 mod options;
 mod stages;
@@ -37,59 +37,59 @@ use stages::Begun;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a model is trained from.
+/// Inputs of training.
 pub struct TrainInputs<'a> {
-    /// Its weights, or none.
+    /// The origin of the parameters.
     pub origin: Origin<'a>,
-    /// Its config.json.
+    /// The model's config.json.
     pub config_json: &'a Value,
-    /// What goes with it: tokenizer, template.
+    /// Side files: tokenizer, template.
     pub files: &'a [(&'static str, Vec<u8>)],
-    /// What messages call it.
+    /// The model's name in messages.
     pub name: &'a str,
-    /// What is learned from.
+    /// Training data.
     pub corpus: &'a mut Corpus,
-    /// What the best is chosen by; may be empty.
+    /// Held-out data for choosing the best weights; may be empty.
     pub held_out: &'a [Sequence],
-    /// In what order what is learned from is taken up; `None`: all at once.
+    /// The curriculum; `None`: all data from the start.
     pub curriculum: Option<Curriculum>,
-    /// SHA-256 of what weights, texts and teacher are, for a state that is gone on from.
+    /// SHA-256 of weights, texts and teacher, to identify a saved state.
     pub sha256: String,
-    /// Whose predictions are learned.
+    /// The teacher.
     pub teacher: Option<&'a Checkpoint>,
 }
 
-/// What the work needs from outside.
+/// Resources of the host.
 #[derive(Clone, Copy)]
 pub struct TrainContext<'a> {
-    /// The folder to write into.
+    /// The output folder.
     pub target: &'a dyn SinkDir,
-    /// The name of a GGUF file.
+    /// The name of a GGUF output file.
     pub file: Option<&'a str>,
-    /// Where the state is kept while it runs.
+    /// The folder of the saved state.
     pub state: StateFolder<'a>,
-    /// Where hidden states and what GPTQ finds wait.
+    /// Scratch space for hidden states and GPTQ's results.
     pub scratch: &'a dyn Scratch,
-    /// Until when there is time; a run without it always gives the same bits.
+    /// The time limit. Only runs without one are reproducible.
     pub limit: Option<TimeLimit<'a>>,
-    /// Hears what happens.
+    /// Receives events.
     pub tell: &'a dyn Fn(Event),
     /// Progress and cancellation.
     pub control: &'a dyn Control,
 }
 
-/// What training gave.
+/// The result of training.
 #[derive(Clone, Debug)]
 pub struct TrainOutcome {
-    /// How the run ended.
+    /// The result of the run.
     pub ended: Ended,
-    /// What was written, where that is codes.
+    /// The written output, if quantized.
     pub quantized: Option<QuantizeOutcome>,
-    /// What it was to take.
+    /// The memory plan.
     pub memory: TrainingMemory,
 }
 
-/// `training_record.json`, and what the record of a quantized folder says of its training.
+/// `training_record.json`, and the training section of a quantized folder's record.
 #[derive(Serialize)]
 struct TrainingRecord<'a> {
     schema: &'static str,
@@ -112,32 +112,32 @@ impl<'a> TrainingRecord<'a> {
         }
     }
 
-    /// The same within the record of a quantized folder.
+    /// The training section of a quantized folder's record.
     fn within(&self) -> Map<String, Value> {
         Map::from_iter([("training".to_owned(), json!(self))])
     }
 }
 
-/// A model that has learned, and is to be written.
+/// A trained model, to be written.
 pub struct Learned<B: Train> {
-    /// The best that was found, or the last without a held-out text.
+    /// The best weights, or the last without held-out data.
     pub model: TrainedModel<B>,
-    /// How the run ended.
+    /// The result of the run.
     pub ended: Ended,
-    /// What it was to take.
+    /// The memory plan.
     pub memory: TrainingMemory,
-    /// For the record.
+    /// Parameters for the record.
     parameters: Map<String, Value>,
 }
 
-/// What is known before any work.
+/// Preparations before any work.
 struct Prepared {
     quantize: Option<QuantizeOptions>,
     precision: Precision,
     memory: TrainingMemory,
-    /// For the record.
+    /// Parameters for the record.
     parameters: Map<String, Value>,
-    /// What the result depends on.
+    /// The key of everything that determines the result.
     key: String,
 }
 
@@ -157,7 +157,7 @@ impl Prepared {
             quantize.as_ref().map_or(TargetLayout::CompressedTensors, QuantizeOptions::target_layout);
         context.place().refuse_foreign(layout).await?;
         if let (Some(quantize), Origin::Checkpoint(checkpoint)) = (&quantize, inputs.origin) {
-            // What no layout holds is known before any step.
+            // A scheme without a layout is refused before any step.
             QuantizationPlan::new(checkpoint, quantize)?;
         }
         let precision = options.precision(inputs.origin)?;
@@ -175,12 +175,12 @@ impl Prepared {
     }
 }
 
-/// Trains a model and writes it. `new_backend` makes what runs it, and another for a teacher.
+/// Trains a model and writes it. `new_backend` creates backends for the model and for a teacher.
 ///
 /// # Errors
-/// `invalid_argument` for options that make no sense, for a layout that cannot hold the result, and for a teacher of another vocabulary;
-/// `out_of_memory` for a run that would take more than the options allow; `non_finite` where losses are no numbers again and again;
-/// `cancelled`, after which the same call goes on; whatever reading and writing meet.
+/// `invalid_argument` for invalid options, a layout that cannot hold the result, and a teacher with another vocabulary;
+/// `out_of_memory` for a run that needs more than the options allow; `non_finite` if losses are repeatedly NaN;
+/// `cancelled`, after which the same call continues; errors of reading and writing.
 pub async fn train<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     mut inputs: TrainInputs<'_>,
@@ -197,7 +197,7 @@ pub async fn train<B: Train>(
     Ok(outcome)
 }
 
-/// Trains a model. Its state stays where it was kept.
+/// Trains a model. Its saved state is kept.
 ///
 /// # Errors
 /// As [`train`]'s.
@@ -297,7 +297,7 @@ impl<'a> TrainContext<'a> {
     }
 }
 
-/// The configuration without what it says of quantized weights, which are masters now, and of the folder that it came from.
+/// The configuration without keys about quantized weights and about its source folder.
 fn of_masters(config: &Value) -> Value {
     let mut config = config.clone();
     if let Some(object) = config.as_object_mut() {
@@ -307,7 +307,7 @@ fn of_masters(config: &Value) -> Value {
     config
 }
 
-/// The model as a checkpoint in memory: quantized layers as their masters in `F32`, and the scales that were learned for them.
+/// The model as a checkpoint in memory, with master weights of quantized layers in `F32`, and their learned scales.
 async fn stored<B: Train>(
     model: &mut TrainedModel<B>,
     inputs: &TrainInputs<'_>,
@@ -332,7 +332,7 @@ async fn stored<B: Train>(
     Ok((Checkpoint::open(Arc::new(folder.to_dir())).await?, scales))
 }
 
-/// What metadata transformers asks of a file of weights.
+/// The metadata that transformers expects in a weight file.
 fn pytorch() -> BTreeMap<String, String> {
     BTreeMap::from([("format".to_owned(), "pt".to_owned())])
 }

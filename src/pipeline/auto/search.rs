@@ -1,8 +1,8 @@
-//! What `auto` tries, and when it stops: pure decisions about reports.
+//! The decisions of `auto`: attempts, judgement and end. Pure functions of reports.
 //!
-//! A checkpoint is tried in one precision with more and more calibration samples, then with the layers that lost most in
-//! the next precision, then in INT8, then trained where a host can; then it is the next checkpoint's turn. Only quality and generation count: a result
-//! that is too large or too slow does not get better further up. Not here: doing any of it.
+//! The attempts of a checkpoint: one precision with growing numbers of calibration samples; the most sensitive layers in
+//! the next precision; INT8; training, if the host supports it. Then the next checkpoint follows. Only quality and generation
+//! count, because further attempts do not improve size or speed.
 
 use crate::artifact::records::{ModuleRecord, TRAINED};
 use crate::options::named;
@@ -12,30 +12,30 @@ use crate::sort;
 use crate::validate::report::ValidationReport;
 use crate::validate::verdict::{Status, criterion};
 
-/// One thing to try with a checkpoint.
+/// An attempt with a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attempt {
-    /// What is made of it.
+    /// The target.
     pub target: Target,
-    /// Calibration samples; none where it is trained.
+    /// Calibration samples; 0 for training.
     pub samples: usize,
 }
 
-/// What is made of a checkpoint.
+/// The target of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// Most linear layers have 4 or 8 bits.
     Bits(Bits),
-    /// The layers that lost most in the attempt before get INT8 beside INT4, or floating point beside INT8.
+    /// The most sensitive layers of the previous attempt get INT8 next to INT4, or floating point next to INT8.
     Mixed(Bits),
-    /// Each module gets what fits so many bits a weight best.
+    /// Bits are allocated to modules within so many mean bits per weight.
     BitsPerWeight(f64),
-    /// Every layer, by training.
+    /// Quantization-aware training.
     Trained(Scheme),
 }
 
 impl Attempt {
-    /// `int4-512`, `int4-2048-mixed`, `2.5bpw-512`, `qat-int2-g32-sym`: what folders are called.
+    /// The folder's name: `int4-512`, `int4-2048-mixed`, `2.5bpw-512`, `qat-int2-g32-sym`.
     pub fn name(&self) -> String {
         let samples = self.samples;
         match self.target {
@@ -47,18 +47,18 @@ impl Attempt {
     }
 }
 
-/// Where a checkpoint begins.
+/// The first target of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Start {
-    /// With 4 or 8 bits.
+    /// 4 or 8 bits.
     Bits(Bits),
-    /// With what fits so many bits a weight, and never more.
+    /// At most so many mean bits per weight, in all attempts.
     BitsPerWeight(f64),
 }
 
-/// What to try with a checkpoint that begins so, in this order: each number of `samples`, of which the text has
-/// `available`; mixed precision and INT8, where no target forbids them; training, where there is a scheme to train to. What would only
-/// repeat an attempt is left out.
+/// The attempts of a checkpoint in order: each number of `samples`, limited by the `available` ones;
+/// mixed precision and INT8, without a target in bits per weight; training, if there is a scheme for it. Repetitions are
+/// omitted.
 pub fn planned_attempts(
     begin: Start,
     samples: &[usize],
@@ -87,13 +87,13 @@ pub fn planned_attempts(
     attempts
 }
 
-/// Weights that share a scale, where a target decides.
+/// Group sizes for training within a target.
 const GROUPS: [usize; 3] = [32, 64, 128];
 
-/// Of a scale, in half precision.
+/// Bits of a half-precision scale.
 const SCALE_BITS: f64 = 16.0;
 
-/// What to train to: of one scheme for all layers, the one of most bits that fits.
+/// The scheme for training: the uniform scheme with most bits within the target.
 pub fn trained_scheme(begin: Start) -> Option<Scheme> {
     let PlanOptions { int4, int8, .. } = PlanOptions::default();
     let most = match begin {
@@ -109,13 +109,13 @@ pub fn trained_scheme(begin: Start) -> Option<Scheme> {
 }
 
 named! {
-    /// What a report means for what to try next
+    /// Judgement of an attempt
     pub enum Judgement {
-        /// Quality and generation are within the limits, or could not be told
+        /// Quality and generation are within the limits, or undetermined
         Good = "good",
-        /// One of them is not
+        /// One of them is beyond its limit
         Bad = "bad",
-        /// The original itself has no finite perplexity here, so that no precision can be judged
+        /// The original's perplexity is not finite, so that nothing can be judged
         Hopeless = "hopeless",
     }
 }
@@ -135,34 +135,34 @@ pub fn judge(report: &ValidationReport) -> Judgement {
     if failed { Judgement::Bad } else { Judgement::Good }
 }
 
-/// An attempt, by checkpoint and attempt, and what became of it.
+/// A judged attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
-    /// Which checkpoint.
+    /// Index of the checkpoint.
     pub checkpoint: usize,
-    /// Which of its attempts.
+    /// Index of the attempt.
     pub attempt: usize,
-    /// How it was judged.
+    /// Its judgement.
     pub judgement: Judgement,
 }
 
-/// What to do after some attempts.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Try this attempt of this checkpoint.
+    /// Run this attempt.
     Try {
-        /// Which checkpoint.
+        /// Index of the checkpoint.
         checkpoint: usize,
-        /// Which of its attempts.
+        /// Index of the attempt.
         attempt: usize,
     },
-    /// The last attempt is good.
+    /// Accept the last attempt.
     Accept,
-    /// Nothing is left to try.
+    /// No attempt is left.
     Reject,
 }
 
-/// What to do after `last`, the last attempt, where checkpoint `i` has `attempts[i]` attempts.
+/// The next action after the `last` attempt. Checkpoint `i` has `attempts[i]` attempts.
 pub fn next(attempts: &[usize], last: Option<Judged>) -> Next {
     let (mut checkpoint, mut attempt) = match last {
         None => (0, 0),
@@ -179,7 +179,7 @@ pub fn next(attempts: &[usize], last: Option<Judged>) -> Next {
     Next::Reject
 }
 
-/// What to do when nothing was good; `last` is the last report.
+/// The recommendation when no attempt was accepted. `last` is the last report.
 pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     let tried =
         if attempts == 1 { "the only attempt".to_owned() } else { format!("all {attempts} attempts") };
@@ -197,11 +197,11 @@ pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
     )
 }
 
-/// Share of the weights that mixed precision raises. Not tuned.
+/// Share of the weights that mixed precision promotes. Not tuned.
 const RAISED_SHARE: f64 = 0.25;
 
-/// The modules whose output lost most on the calibration samples, worst first, as many as hold about a quarter of all
-/// quantized weights, but at least one. `weights` tells how many a module has.
+/// The modules with the largest output errors on the calibration samples, worst first, with about a quarter of all
+/// quantized weights, but at least one. `weights` returns a module's number of weights.
 pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) -> Vec<String> {
     let mut measured: Vec<(&str, f64)> = modules
         .iter()
@@ -299,7 +299,7 @@ mod tests {
             trained(Start::Bits(four)),
             ["int4-512", "int4-700", "int4-700-mixed", "int8-700", "qat-int4-g32-sym"]
         );
-        // Within a target nothing gets more bits.
+        // A target in bits per weight excludes more bits.
         for (target, scheme) in
             [(2.5, "int2-g32-sym"), (2.2, "int2-g128-sym"), (3.6, "int3-g32-sym"), (9.0, "int4-g32-sym")]
         {

@@ -1,5 +1,4 @@
-//! The last thing that is tried with a checkpoint: training to be quantized, with the checkpoint itself as the teacher and the texts that
-//! methods calibrate with, for as long as there is time.
+//! The training attempt of `auto`: self-distillation on the calibration texts, within a time limit.
 
 use super::{SearchCandidate, Trained, Trainer};
 use crate::backend::Train;
@@ -15,19 +14,19 @@ use crate::train::corpus::{Corpus, Document};
 use crate::train::run::Event;
 use crate::train::state::StateFolder;
 
-/// Trains on the devices that a function makes.
+/// Trains on backends from a function.
 pub struct QatTrainer<'a, B: Train> {
-    /// Makes what runs the model, and what runs its teacher.
+    /// Creates the backends of model and teacher.
     pub new_backend: &'a dyn Fn() -> Result<B>,
-    /// How a model is trained to a scheme.
+    /// The options for training to a scheme.
     pub options: &'a dyn Fn(Scheme, &ModelConfig) -> Result<TrainOptions>,
-    /// The time that there is for one checkpoint, in seconds.
+    /// The time limit for one checkpoint in seconds.
     pub seconds: f64,
-    /// For timing.
+    /// The clock.
     pub clock: &'a dyn Fn() -> f64,
-    /// Where hidden states wait.
+    /// Scratch space for hidden states.
     pub scratch: &'a dyn Scratch,
-    /// Hears what happens.
+    /// Receives events.
     pub tell: &'a dyn Fn(Event),
 }
 
@@ -59,7 +58,7 @@ impl<B: Train> QatTrainer<'_, B> {
         let eos = config.eos_token_ids.first().copied();
         let context = options.room.context;
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
-        // What it was stopped at is not kept: the search begins anew.
+        // The state is not kept, because a new search starts from the beginning.
         let folder = MemorySinkDir::new("the state");
         let inputs = TrainInputs {
             origin: Origin::Checkpoint(checkpoint),

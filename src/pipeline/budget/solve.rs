@@ -1,27 +1,27 @@
-//! Chooses one of several schemes for each module so that their bytes fit a budget and their errors are few: pure maths.
+//! Chooses a scheme for each module, with little error within a byte budget.
 //!
-//! The problem is the knapsack with multiple choices. Its relaxation is solved by going up the lower hull of each module's
+//! This is the multiple-choice knapsack problem. Its relaxation is solved by following the lower hull of each module's
 //! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-Choice Knapsack
-//! Problem*, 1979); what room is left is used by whatever single changes still fit, best first. No more is promised than
-//! this: the budget is kept, and no scheme for all modules that fits it has less error.
+//! Problem*, 1979). The remaining budget is filled by single changes, best first. Guaranteed are
+//! the budget, and an error not above that of any uniform scheme within it.
 
 use crate::sort;
 
-/// A scheme that a module may get.
+/// Cost and error of a candidate scheme.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SchemeCost {
-    /// What it takes.
+    /// Its size.
     pub bytes: u64,
-    /// What it costs; at least 0.
+    /// Its error, at least 0.
     pub error: f64,
 }
 
-/// Which choice each module gets, or the least bytes that are possible where the budget is below them.
+/// The chosen index for each module. The error is the least possible size, if it is above the budget.
 ///
 /// # Panics
 /// When a module has no choice.
 pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64> {
-    // The smallest first; among equals the one of least error, then the first.
+    // Start with the smallest; among equals the one with the least error, then the first.
     let smallest = |choices: &Vec<SchemeCost>| {
         let order = |&a: &usize, &b: &usize| {
             let (a, b) = (choices[a], choices[b]);
@@ -38,7 +38,7 @@ pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64
     if used > budget {
         return Err(used);
     }
-    // Up the hulls, as long as each step fits.
+    // Follow the hulls while steps fit.
     let mut steps: Vec<(f64, usize, usize)> = Vec::new();
     for (module, choices) in modules.iter().enumerate() {
         let mut from = chosen[module];
@@ -47,7 +47,7 @@ pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64
             from = to;
         }
     }
-    // A hull gets flatter, so sorting keeps the steps of one module in order.
+    // Hulls are convex, so sorting keeps the steps of one module in order.
     sort::sort_by(&mut steps, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut stopped = vec![false; modules.len()];
     for (_, module, to) in steps {
@@ -59,7 +59,7 @@ pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64
         used += more;
         chosen[module] = to;
     }
-    // What is left goes to the change that saves most, again and again.
+    // Fill the rest with single changes, best first.
     loop {
         let mut best: Option<(f64, usize, usize)> = None;
         for (module, choices) in modules.iter().enumerate() {
@@ -76,7 +76,7 @@ pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64
         used = used + modules[module][to].bytes - modules[module][chosen[module]].bytes;
         chosen[module] = to;
     }
-    // One scheme for all may be better: the hull leaves out what is above it.
+    // A uniform scheme may be better, because hulls omit points above them.
     let kinds = modules.iter().map(Vec::len).min().unwrap_or(0);
     for kind in 0..kinds {
         let all = vec![kind; modules.len()];
@@ -87,13 +87,13 @@ pub fn solve(modules: &[Vec<SchemeCost>], budget: u64) -> Result<Vec<usize>, u64
     Ok(chosen)
 }
 
-/// The choice from which most error is saved for each byte more, seen from `from`, and how much.
+/// The choice that saves most error for each additional byte, relative to `from`, and the saving.
 fn steepest(choices: &[SchemeCost], from: usize) -> Option<(f64, usize)> {
     let now = choices[from];
     let rate = |choice: &SchemeCost| (now.error - choice.error) / (choice.bytes - now.bytes) as f64;
     let steeper = |best: Option<(f64, usize)>, (index, choice): (usize, &SchemeCost)| {
         let rate = if choice.bytes > now.bytes { rate(choice) } else { 0.0 };
-        // Of equals the largest, so that no step is as steep as the one before.
+        // Among equals the largest, so that slopes strictly decrease.
         let better = rate > 0.0
             && best.is_none_or(|(most, at)| rate > most || rate == most && choice.bytes > choices[at].bytes);
         if better { Some((rate, index)) } else { best }
@@ -168,7 +168,7 @@ mod tests {
                 (Ok(chosen), Some(least_error)) => {
                     let (bytes, error) = total(&modules, &chosen);
                     prop_assert!(bytes <= budget);
-                    // The relaxation is off by at most one step of one module.
+                    // The relaxation differs by at most one step of one module.
                     let largest = modules.iter().flatten().map(|choice| choice.error).fold(0.0, f64::max);
                     prop_assert!(error <= least_error + largest, "{} against {}", error, least_error);
                     for kind in 0..modules.iter().map(Vec::len).min().unwrap() {

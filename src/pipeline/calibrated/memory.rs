@@ -1,18 +1,17 @@
-//! What a calibrated run takes at its peak, computed before it starts.
+//! The peak memory of a calibrated run, computed before it starts.
 //!
-//! For each input of a block the sum of what is held there at once, on the CPU backend; the peak is the largest sum:
+//! For each input of a block this is the sum of what is held at once on the CPU backend. The peak is the largest sum:
 //!
-//! - the block: as it is stored, and after an input its replaced layers as the backend holds them; a second time as it is
-//!   stored where the samples go through the original too; and once more as its stored bytes, so that the source is read
-//!   once, unless the run fits its limit only without;
-//! - statistics: the second moments of the input, and what is made of them (GPTQ: for each group size a factor and
+//! - the block: stored weights, with quantized layers as the backend holds them; a second copy if
+//!   the samples also run through the original; and its stored bytes, so that the source is read
+//!   once, unless the run fits its limit only without them;
+//! - statistics: second moments of the input, and derived matrices (GPTQ: for each group size a factor and
 //!   the damped matrix, and the drift from the original's inputs; AWQ: a triangle, and blocks for clipping);
-//! - rows on their way through a quantizer, and the packed matrices of the input;
-//! - working memory: hidden states of a run of tokens, keys and values of one block, the samples' tokens.
+//! - rows inside a quantizer, and the packed matrices of the input;
+//! - working memory: hidden states of a batch of tokens, keys and values of one block, the samples' tokens.
 //!
-//! Everything else, the process itself among it, is one small constant. What was freed is not always in one piece again:
-//! beside all that there is a hole as large as the largest matrix of statistics, which nothing fitted into. All other hidden
-//! states and finished matrices are in scratch. Not here: what a model needs to run (`plan`).
+//! Everything else, including the process, is one small constant, plus one heap gap as large as the largest matrix of
+//! statistics (fragmentation). Other hidden states and finished matrices are in scratch. The memory of inference is in `plan`.
 
 use super::statistics;
 use crate::backend::cpu::split_bytes;
@@ -34,42 +33,42 @@ use serde::Serialize;
 
 const F32: u64 = 4;
 
-/// What a process of this crate takes that does nothing yet, and pieces too small to count one by one. Measured: 10 to
-/// 14 MB for the smallest models. Of a WebAssembly module only its own memory counts.
+/// Memory of an idle process, and of small allocations that are not counted. Measured: 10 to
+/// 14 MB for the smallest models. In WebAssembly only the module's memory counts.
 const PROCESS_BYTES: u64 = if cfg!(target_arch = "wasm32") { 3 << 20 } else { 12 << 20 };
 
-/// Bytes of a piece of memory up to which allocators keep it when it is freed; larger ones go back to the system, but a
-/// WebAssembly module can give nothing back.
+/// Allocators keep freed allocations up to this size. Larger ones return to the system, except in
+/// WebAssembly.
 const LARGEST_KEPT: Option<u64> = if cfg!(target_arch = "wasm32") { None } else { Some(32 << 20) };
 
-/// Bytes that GPTQ holds for each weight that is on its way: its value twice, in the stored order and in that of the
-/// factor, errors of both roundings, what they do to other columns, and two codes.
+/// GPTQ's bytes for each weight in work: its value in the stored order and in the factor's order, errors of both roundings,
+/// their effect on other columns, and two codes.
 const GPTQ_WEIGHT_BYTES: u64 = 7 * F32 + 2;
 /// The same for AWQ: its value, its rounded value, the error, and a code.
 const AWQ_WEIGHT_BYTES: u64 = 3 * F32 + 1;
 
-/// Bytes of a calibrated run. All but the last two are of the moment at which most is held.
+/// Memory of a calibrated run in bytes. All fields but the last two are taken at the peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CalibrationMemory {
     /// The weights of one block.
     pub block_bytes: u64,
-    /// Second moments of inputs, and what is made of them.
+    /// Second moments of inputs, and derived matrices.
     pub statistics_bytes: u64,
-    /// Rows on their way through a quantizer, and packed matrices.
+    /// Rows inside a quantizer, and packed matrices.
     pub rows_bytes: u64,
-    /// Hidden states of one run of tokens, keys and values, tokens.
+    /// Hidden states of one batch of tokens, keys and values, tokens.
     pub working_bytes: u64,
-    /// All of them, with what the process takes otherwise and a hole between them.
+    /// The sum, with the process's own memory and a heap gap.
     pub peak_bytes: u64,
-    /// Hidden states of all samples and finished matrices, in scratch.
+    /// Scratch space: hidden states of all samples, and finished matrices.
     pub scratch_bytes: u64,
-    /// Whether the stored bytes of a block are held, and part of `block_bytes`, while it is worked on.
+    /// Whether the stored bytes of a block are kept, as a part of `block_bytes`.
     #[serde(skip)]
     pub holds_block: bool,
 }
 
 impl CalibrationMemory {
-    /// Refuses a run that takes more than `budget`, where there is one.
+    /// Refuses a run that needs more than `budget`.
     ///
     /// # Errors
     /// `out_of_memory` with the figures.
@@ -86,7 +85,7 @@ impl CalibrationMemory {
     }
 }
 
-/// Plans a run. It holds the stored bytes of a block, unless it would take more than the options allow by that.
+/// Plans a run. It keeps the stored bytes of a block, unless that exceeds the options' limit.
 ///
 /// # Errors
 /// As [`Checkpoint::module`], and for sizes that do not fit 64 bits.
@@ -146,30 +145,30 @@ struct CalibrationJob<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
     plans: &'a [ModulePlan],
-    /// Whether the samples go through the original blocks too.
+    /// Whether the samples also run through the original blocks.
     follows: bool,
-    /// Whether the stored bytes of a block stay.
+    /// Whether the stored bytes of a block are kept.
     holds_block: bool,
 }
 
 impl CalibrationJob<'_> {
-    /// What becomes of a layer in each block.
+    /// The plans of a layer in each block.
     fn plans(&self, linear: Linear) -> impl Iterator<Item = &ModulePlan> {
         let modules = (0..self.config.num_hidden_layers).map(move |layer| linear.module(layer));
         modules.filter_map(|module| self.plans.iter().find(|plan| plan.module == module))
     }
 
-    /// Whether a layer is made by `method` in some block.
+    /// Whether some block uses `method` for a layer.
     fn is_made_by(&self, linear: Linear, method: Method) -> bool {
         self.plans(linear).any(|plan| plan.method == Some(method))
     }
 
-    /// Whether a layer that reads the input is.
+    /// Whether some layer that reads the input uses `method`.
     fn has(&self, input: LinearInput, method: Method) -> bool {
         input.linears().iter().any(|&linear| self.is_made_by(linear, method))
     }
 
-    /// What becomes of a layer in the block where it takes most.
+    /// The plan of a layer in the block where it is largest.
     fn scheme(&self, linear: Linear) -> Option<Scheme> {
         self.plans(linear).filter_map(|plan| plan.scheme).max_by_key(|scheme| scheme.storage_bits())
     }
@@ -193,19 +192,19 @@ impl CalibrationJob<'_> {
         Ok(self.weights(linear) * self.stored_size(&linear.module(0))?)
     }
 
-    /// Bytes of a layer in the place of the stored one.
+    /// Bytes of a quantized layer on the backend.
     fn replaced_bytes(&self, linear: Linear) -> Result<u64> {
         let Some(scheme) = self.scheme(linear) else { return self.stored_bytes(linear) };
         if self.is_made_by(linear, Method::Awq) {
             return Ok(self.weights(linear) * F32);
         }
         let (rows, cols) = linear.shape(self.config);
-        // The CPU keeps codes of 3 bits in 4, and scales in single precision.
+        // The CPU stores 3-bit codes in 4 bits, and scales in single precision.
         let bits = u64::from(scheme.storage_bits().next_power_of_two());
         Ok(self.weights(linear) * bits / 8 + scheme.granularity().scale_count(rows, cols) as u64 * 5)
     }
 
-    /// Bytes of the block while the samples stand at `input`, of the original beside it, and of what is held.
+    /// Bytes of the block at `input`, of the original block, and of kept bytes.
     fn block_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut bytes = 0;
         for other in LinearInput::ALL {
@@ -219,10 +218,10 @@ impl CalibrationJob<'_> {
         Ok(bytes)
     }
 
-    /// Bytes by which the layers of `input` grow when AWQ puts others in their place; the old ones are gone by then. Candidates are
-    /// packed, in groups of 32 and more no larger than what they are tried instead of.
+    /// Bytes by which the layers of `input` grow when AWQ replaces them, after the old ones are freed. Candidates are
+    /// packed, and with groups of at least 32 not larger than the originals.
     fn awq_growth(&self, input: LinearInput) -> Result<Option<u64>> {
-        // After the last layer nothing is run.
+        // Nothing runs after the last layer.
         let is_last = input == LinearInput::Down && self.config.num_hidden_layers == 1;
         if is_last || !self.has(input, Method::Awq) {
             return Ok(None);
@@ -243,12 +242,12 @@ impl CalibrationJob<'_> {
         calibrated.map(|input| (input.width(self.config) as u64).pow(2) * F32).max().unwrap_or(0)
     }
 
-    /// Bytes of the second moments at `input` when they are read from the backend, tile by tile.
+    /// Bytes of the second moments at `input` while they are read from the backend, tile by tile.
     fn sums_bytes(&self, input: LinearInput, samples: &Samples) -> u64 {
         let (width, tokens) = (input.width(self.config), chunk(self.config, samples));
         let stride = if self.follows { 2 * width } else { width };
         let tile = gram_columns(tokens, stride).min(width) * stride;
-        // Rows beside the original ones, joined, on the host and on the device.
+        // Rows joined with the original ones, on the host and on the device.
         let joined = if self.follows { tokens * 3 * stride } else { 0 };
         ((width * stride + tile.max(joined)) as u64 * F32)
             .max((width * stride) as u64 * F32 + CHUNK_BYTES as u64)
@@ -275,7 +274,7 @@ impl CalibrationJob<'_> {
         square + gptq.max(awq)
     }
 
-    /// Bytes of rows on their way at `input`, and of its packed matrices.
+    /// Bytes of rows in work at `input`, and of its packed matrices.
     fn rows_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut largest = 0;
         for &linear in input.linears() {
@@ -286,10 +285,10 @@ impl CalibrationJob<'_> {
             let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64);
             let read = going.max(FEW_BYTES as u64 / stored).min(chunk).min(self.weights(linear));
             let each = if self.has(input, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
-            // Read, as numbers, and once more in the tasks that wait or are done.
+            // Stored bytes, values, and copies in waiting and finished tasks.
             let on_the_way = read * (stored + 2 * F32) + going * each;
             let whole = packed_bytes(scheme, rows as u64, cols as u64)?;
-            // GPTQ rounds to nearest too; what is done is spelled out once to be kept.
+            // GPTQ also rounds to nearest. Finished matrices are serialized once.
             largest = largest.max(on_the_way + 2 * whole);
         }
         Ok(largest + self.packed_bytes(input)?)
@@ -306,7 +305,7 @@ impl CalibrationJob<'_> {
         Ok(packed)
     }
 
-    /// Bytes of the embedding table, and of the head where it has its own.
+    /// Bytes of the embedding, and of an untied head.
     fn table_bytes(&self) -> Result<u64> {
         let size = self.stored_size(self.checkpoint.embedding_module())?;
         let tables = if self.config.tie_word_embeddings { 1 } else { 2 };
@@ -318,14 +317,14 @@ impl CalibrationJob<'_> {
         let config = self.config;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
         let widest = LinearInput::ALL.into_iter().map(|input| input.width(config)).max().unwrap_or(0);
-        // Hidden states and what becomes of them, and the rows that go to scratch and come back.
+        // Hidden states before and after, and rows to and from scratch.
         let tokens = chunk(config, samples);
         let run = tokens * (elements_per_token(config) + 2 * widest);
         let cache = 2 * config.attention_shape(context).cache_len() + context * config.head_dim;
         (run + cache) as u64 * F32 + split_bytes(tokens, widest) as u64 + samples.tokens() * F32
     }
 
-    /// Bytes of everything in scratch where most is there.
+    /// Peak bytes of scratch.
     fn scratch_bytes(&self, samples: &Samples) -> Result<u64> {
         let tokens = samples.tokens();
         let widths = LinearInput::ALL.map(|input| input.width(self.config) as u64);
@@ -341,7 +340,7 @@ impl CalibrationJob<'_> {
     }
 }
 
-/// Tokens that run together.
+/// Tokens in a batch.
 fn chunk(config: &ModelConfig, samples: &Samples) -> usize {
     let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
     chunk_tokens(config).min(context.max(1))

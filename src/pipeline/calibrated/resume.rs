@@ -1,8 +1,8 @@
-//! What a calibrated run leaves in scratch so that another can go on after it was killed.
+//! Notes that let a calibrated run continue after it was killed.
 //!
-//! After each block a note says how many are done and how their codes were found; the matrices and the residual streams
-//! are in scratch already. A note is a line with the SHA-256 of the rest, and there are two that take turns, so that one is
-//! whole whenever a process ends. It carries a key of everything that the result depends on: source, options, samples,
+//! After each block a note records the number of finished blocks and the errors of their modules. Matrices and residual streams
+//! are already in scratch. A note begins with a line with the SHA-256 of the rest. Two notes alternate, so that one is
+//! always complete. A note contains a key of everything that determines the result: source, options, samples,
 //! version and device.
 
 use crate::calibrate::modules::{CalibratedModules, ModuleNotes};
@@ -12,16 +12,16 @@ use crate::format::json;
 use crate::format::scratch::Scratch;
 use serde::{Deserialize, Serialize};
 
-/// The notes take turns.
+/// The alternating notes.
 const BLOBS: [&str; 2] = ["resume-0", "resume-1"];
 
 /// The contents of a note.
 #[derive(Serialize, Deserialize)]
 struct Note {
     key: String,
-    /// Blocks that are done; `None` before the samples are embedded.
+    /// Finished blocks; `None` before the samples are embedded.
     blocks: Option<usize>,
-    /// What is done.
+    /// Results of the finished modules.
     modules: ModuleNotes,
 }
 
@@ -33,10 +33,10 @@ pub(super) struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    /// Opens the notes of the run that `key` stands for: what is done, and of how many blocks, where there are any.
+    /// Opens the notes of the run with `key`, and returns its finished work, if any.
     ///
     /// # Errors
-    /// `invalid_argument` where scratch has notes of another run.
+    /// `invalid_argument` if scratch has notes of another run.
     pub(super) async fn open(
         scratch: &'a dyn Scratch,
         key: String,
@@ -58,7 +58,7 @@ impl<'a> Journal<'a> {
         Ok((journal, Some((blocks, CalibratedModules::restore(scratch, note.modules).await?))))
     }
 
-    /// Notes that so many blocks are done.
+    /// Records so many finished blocks.
     pub(super) async fn write(
         &mut self,
         blocks: Option<usize>,
@@ -74,12 +74,12 @@ impl<'a> Journal<'a> {
     }
 }
 
-/// The blocks that are done in scratch, of whatever run; `None` where there is nothing to resume.
+/// The finished blocks of any run in scratch; `None` if there is nothing to resume.
 pub async fn blocks_done(scratch: &dyn Scratch) -> Result<Option<usize>> {
     Ok(latest(scratch).await?.and_then(|(_, note)| note.blocks))
 }
 
-/// Refuses a place that something else has been put in.
+/// Refuses scratch with foreign contents.
 ///
 /// # Errors
 /// `invalid_argument` for blobs without the notes of a run.
@@ -101,7 +101,7 @@ pub(super) async fn forget(scratch: &dyn Scratch) -> Result<()> {
     Ok(())
 }
 
-/// The whole note that says most, and which of the two it is.
+/// The complete note with most progress, and its index.
 async fn latest(scratch: &dyn Scratch) -> Result<Option<(usize, Note)>> {
     let mut latest: Option<(usize, Note)> = None;
     for (index, blob) in BLOBS.into_iter().enumerate() {
@@ -116,7 +116,7 @@ async fn latest(scratch: &dyn Scratch) -> Result<Option<(usize, Note)>> {
     Ok(latest)
 }
 
-/// A note; `None` for one that was not written to its end.
+/// Parses a note; `None` if it is incomplete.
 fn parse(bytes: &[u8]) -> Option<Note> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
     let (digest, text) = (&bytes[..end], &bytes[end + 1..]);
@@ -149,7 +149,7 @@ mod tests {
             block_on(journal.write(Some(blocks), &found)).unwrap();
             assert_eq!(done(&scratch), Some(blocks));
         }
-        // The next note is cut off wherever a kill may cut it: the one before still counts.
+        // Wherever a kill truncates the next note, the previous one counts.
         let (mut journal, before) = block_on(Journal::open(&scratch, "a".into())).unwrap();
         assert_eq!(before.map(|(blocks, _)| blocks), Some(2));
         let blob = BLOBS[journal.next];

@@ -1,4 +1,4 @@
-//! What becomes of each matrix of a checkpoint in another layout, decided before anything is written.
+//! The plan of a conversion, made before anything is written.
 
 use super::{ConvertOptions, read};
 use crate::dtype::DType;
@@ -13,27 +13,27 @@ use crate::quant::{Activations, Coding, Granularity, PackedTensor, QuantizedTens
 use crate::sort;
 use crate::task::{self, Control};
 
-/// What becomes of one matrix.
+/// The plan of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversion {
     /// Module name in the output.
     pub module: String,
     /// Its coding in the source; `None`: floating point.
     pub from: Option<Coding>,
-    /// Its packed form in the output; `None`: [`becomes`](Self::becomes) says what it is rounded to.
+    /// Its packed form in the output; `None`: rounded to [`becomes`](Self::becomes).
     pub to: Option<PackedFormat>,
-    /// What is lost; `None` where the weights stay exactly what they are.
+    /// The loss; `None` if the weights are unchanged.
     pub loss: Option<String>,
     /// Module name in the source.
     pub(super) source: String,
-    /// What its values are written as where it is not packed, or its packed blocks in a file that has types for them.
+    /// The form of its values if it is not packed, or its packed blocks in a file with types for them.
     pub(super) form: Form,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
 
 impl Conversion {
-    /// Its coding in a folder, its type in a GGUF file.
+    /// Its coding in a folder, or its type in a GGUF file.
     pub fn becomes(&self) -> String {
         match (self.form, self.to) {
             (Form::Plain(_), Some(format)) => format.coding.to_string(),
@@ -42,37 +42,37 @@ impl Conversion {
     }
 }
 
-/// What will become of a checkpoint.
+/// The plan of a conversion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConversionPlan {
-    /// What was asked for.
+    /// The options.
     pub options: ConvertOptions,
-    /// Every packed module, in the order of the data flow; of a GGUF file every matrix, in the order of the file.
+    /// Packed modules in the order of the data flow; for a GGUF file all matrices in the file's order.
     pub modules: Vec<Conversion>,
-    /// What is lost beside weights.
+    /// Losses besides weights.
     remarks: Vec<String>,
     pub(super) activations: Activations,
-    /// All zero points are in the middle, so that the weights are symmetric.
+    /// All zero points are in the middle: the weights are symmetric.
     pub(super) symmetric: bool,
-    /// The type of all that is not packed, where the layout has one.
+    /// The layout's common type of unpacked tensors, if it has one.
     pub(super) one_type: Option<DType>,
 }
 
-/// The matrix with all zero points in the middle, where they are there.
+/// The matrix as symmetric, if all zero points are in the middle.
 pub(super) fn as_symmetric(tensor: &QuantizedTensor) -> Result<Option<QuantizedTensor>> {
     let middle = tensor.affine().map(regroup::as_symmetric).transpose()?;
     Ok(middle.flatten().map(QuantizedTensor::from))
 }
 
-/// A matrix as a layout can hold it, and what that loses; or why it cannot.
+/// A matrix in the layout's form with its loss, or the reason why the layout cannot hold it.
 type Adapted<T> = Result<(T, Option<String>), String>;
 
-/// Decides for every matrix, and reads the scales of the packed ones for that.
+/// Plans every matrix. Reads the scales of packed ones.
 ///
 /// # Errors
-/// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and for a
-/// type that is not made; `unsupported_format` when the layout can hold none of the modules, or with `strict` where anything
-/// would be lost; `unsupported_model` for a model that a GGUF file cannot hold; whatever reading meets.
+/// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and for an
+/// unsupported type; `unsupported_format` if the layout can hold none of the modules, or with `strict` if anything
+/// would be lost; `unsupported_model` for a model that a GGUF file cannot hold; errors of reading.
 pub async fn plan_conversion(
     checkpoint: &Checkpoint,
     options: &ConvertOptions,
@@ -80,13 +80,13 @@ pub async fn plan_conversion(
 ) -> Result<ConversionPlan> {
     options.check()?;
     let layout = options.layout;
-    // It says of each tensor what it is.
+    // A GGUF file declares the type of each tensor.
     let holds_any = layout == TargetLayout::Gguf;
     let matrices = if holds_any {
         gguf::check(checkpoint)?;
         gguf::matrices(checkpoint, false)
     } else {
-        // Each has one name in both places.
+        // The name is the same in source and output.
         checkpoint.packed_modules()?.into_iter().map(|module| (module.clone(), module)).collect()
     };
     if matrices.is_empty() {
@@ -96,7 +96,7 @@ pub async fn plan_conversion(
         )));
     }
     checkpoint.store().hash_as_read();
-    // What fits depends on scales, zero points and orders of columns alone.
+    // Only scales, zero points and column orders decide what fits.
     let (layout_of_source, store) = (checkpoint.layout(), checkpoint.store());
     let codes = matrices.iter().flat_map(|(_, source)| layout_of_source.code_tensors(store, source));
     let scales = store.with_blank(codes);
@@ -108,8 +108,8 @@ pub async fn plan_conversion(
         symmetric: true,
         one_type: None,
     };
-    // Some layouts keep zero points for symmetric weights too. Weights are called symmetric when all modules are, which is
-    // known at the end, so that both is found out for each.
+    // Some layouts store zero points for symmetric weights too. Weights count as symmetric if all modules are, which is
+    // known only at the end, so both forms are computed for each.
     let mut symmetric = Vec::new();
     for (module, source) in matrices {
         let storage = checkpoint.module(&source)?;
@@ -156,23 +156,23 @@ pub async fn plan_conversion(
 }
 
 impl ConversionPlan {
-    /// What is lost beside weights, and then each module that loses something.
+    /// Losses besides weights, then the losses of modules.
     pub fn notes(&self) -> Vec<String> {
         let losses = self.losses().map(|(module, loss)| format!("{module}: {loss}"));
         self.remarks.iter().cloned().chain(losses).collect()
     }
 
-    /// What is lost beside weights.
+    /// Losses besides weights.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
-    /// The modules that lose something, and what.
+    /// The losses of modules.
     pub fn losses(&self) -> impl Iterator<Item = (&str, &str)> {
         self.modules.iter().filter_map(|module| Some((module.module.as_str(), module.loss.as_deref()?)))
     }
 
-    /// Refuses what loses too much.
+    /// Refuses excessive losses.
     fn check(&self, holds_any: bool) -> Result<()> {
         if let (true, Some((module, loss))) = (self.options.strict, self.losses().next()) {
             return Err(Error::unsupported_format(format!("module `{module}`: {loss}")));
@@ -189,14 +189,14 @@ impl ConversionPlan {
         }
     }
 
-    /// What floating-point matrices become in a GGUF file.
+    /// The GGUF type of floating-point matrices.
     pub(super) fn wanted(&self, module: &str) -> TensorType {
         let of_blocks = self.options.gguf_type.unwrap_or(TensorType::F16);
         let is_table = module == names::EMBEDDING || module == names::HEAD;
         if is_table && of_blocks != TensorType::F32 { TensorType::F16 } else { of_blocks }
     }
 
-    /// What becomes of a packed matrix.
+    /// Plans a packed matrix.
     fn conversion(
         &self,
         (module, source): (String, String),
@@ -222,7 +222,7 @@ impl ConversionPlan {
         Conversion { module, source, from: Some(from), to, form, loss, rows, cols }
     }
 
-    /// Where everything in floating point is of one type, the scales are too.
+    /// Applies the common floating-point type to scales.
     fn take_one_type(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let copied = self.copied_tensors(checkpoint);
         let scales: Vec<ScaleType> =
@@ -238,7 +238,7 @@ impl ConversionPlan {
         Ok(())
     }
 
-    /// Everything but the weights of quantized modules.
+    /// All tensors except weights of quantized modules.
     pub(super) fn copied_tensors<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<&'a str> {
         let mut packed: Vec<&str> = self.modules.iter().map(|module| module.module.as_str()).collect();
         sort::sort(&mut packed);
@@ -249,7 +249,7 @@ impl ConversionPlan {
         checkpoint.store().names().filter(is_copied).collect()
     }
 
-    /// The matrix as the layout can hold it.
+    /// The matrix in the layout's form.
     pub(super) fn adapt(&self, module: &str, mut tensor: QuantizedTensor) -> Adapted<QuantizedTensor> {
         let layout = self.options.layout;
         layout.can_hold_module(module)?;
@@ -273,10 +273,10 @@ impl ConversionPlan {
         Ok((tensor, loss))
     }
 
-    /// The largest group size that the layout takes and that cuts no group of the matrix in two unequal parts.
+    /// The largest group size of the layout that divides the matrix's groups.
     fn finer_groups(&self, tensor: &PackedTensor) -> Option<usize> {
         let scheme = tensor.scheme();
-        // A group as wide as the matrix has no neighbour to be cut from.
+        // A group as wide as the row needs no division.
         let (_, Granularity::Group(size), _) = scheme.as_integer()? else { return None };
         let size = size.min(tensor.cols());
         (1..=size).rev().filter(|finer| size.is_multiple_of(*finer)).find(|&finer| {

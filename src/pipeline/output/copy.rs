@@ -1,4 +1,4 @@
-//! Copies single tensors from a checkpoint into a file that is being written, some bytes at a time.
+//! Copies tensors from a checkpoint into an output, in chunks.
 
 use super::form::Form;
 use super::{Output, Tensor};
@@ -9,21 +9,21 @@ use crate::model::weights::refuse_non_finite;
 use crate::task::{self, Control};
 use half::f16;
 
-/// Bytes that are read at a time; a multiple of every element size.
+/// Chunk size in bytes, a multiple of every element size.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// A tensor of the source on its way into the output.
+/// A source tensor in the process of being copied.
 pub(super) struct Copying<'a> {
     store: &'a TensorStore,
     from: &'a str,
-    /// Its type in the source. Another one than the output's only between floating-point types.
+    /// Its type in the source. It differs from the output's only between floating-point types.
     dtype: DType,
     to: &'a Tensor,
     /// Whether to stop at a value that half precision cannot hold.
     hoped: bool,
     /// Columns of a matrix; a vector is one row.
     cols: usize,
-    /// Elements that are done.
+    /// Copied elements.
     done: usize,
     largest: f32,
     values: Vec<f32>,
@@ -31,7 +31,7 @@ pub(super) struct Copying<'a> {
 }
 
 impl<'a> Copying<'a> {
-    /// Begins to copy `from` into `to`.
+    /// Prepares to copy `from` into `to`.
     pub(super) fn new(store: &'a TensorStore, from: &'a str, to: &'a Tensor, hoped: bool) -> Result<Self> {
         let info = store.require(from)?;
         let cols = info.shape.dims().last().and_then(|&cols| usize::try_from(cols).ok()).unwrap_or(1).max(1);
@@ -39,7 +39,7 @@ impl<'a> Copying<'a> {
         Ok(Self { store, from, dtype, to, hoped, cols, done: 0, largest: 0.0, values, converted })
     }
 
-    /// Writes the tensor, or `changed` in its place; false where a value does not fit that was hoped to.
+    /// Writes the tensor, or `changed` instead. Returns false if a value does not fit a tentative form.
     pub(super) async fn write(
         &mut self,
         changed: Option<Vec<f32>>,
@@ -47,7 +47,7 @@ impl<'a> Copying<'a> {
         control: &dyn Control,
     ) -> Result<bool> {
         if let Some(values) = changed {
-            // First as the source would hold it.
+            // First in the source's type.
             let mut bytes = Vec::new();
             encode_f32(self.dtype, &values, &mut bytes).context_with(|| format!("tensor `{}`", self.from))?;
             return self.put(&bytes, output).await;
@@ -62,7 +62,7 @@ impl<'a> Copying<'a> {
         Ok(true)
     }
 
-    /// How far a value is from what it was, where it was rounded.
+    /// The rounding error, if values were rounded.
     pub(super) fn difference(&self) -> Option<f32> {
         (self.to.form != Form::Plain(self.dtype)).then_some(self.largest)
     }

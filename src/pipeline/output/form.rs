@@ -1,4 +1,4 @@
-//! What the values of a tensor are written as: floating-point numbers, or blocks that ggml's rules round them to.
+//! Forms of a written tensor: floating-point numbers, or blocks with ggml's rounding.
 
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::Result;
@@ -8,12 +8,12 @@ use crate::layout::TargetLayout;
 use crate::layout::gguf::{block_type, decode_rows, quantize_rows};
 use crate::quant::Coding;
 
-/// What values are written as.
+/// The form of written values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) enum Form {
-    /// One after the other.
+    /// Plain numbers.
     Plain(DType),
-    /// Blocks of a row.
+    /// Blocks of rows.
     Blocks(TensorType),
 }
 
@@ -29,7 +29,7 @@ impl From<TensorType> for Form {
 }
 
 impl Form {
-    /// The form of one of the tensors that a layout makes of a packed matrix.
+    /// The form of a layout's tensor of a packed matrix.
     pub(in crate::pipeline) fn of_piece(
         layout: TargetLayout,
         dtype: DType,
@@ -40,7 +40,7 @@ impl Form {
         blocks.map_or(Self::Plain(dtype), Self::Blocks)
     }
 
-    /// The name of its type.
+    /// Its type's name.
     pub(in crate::pipeline) fn name(self) -> &'static str {
         match self {
             Self::Plain(dtype) => dtype.name(),
@@ -48,10 +48,10 @@ impl Form {
         }
     }
 
-    /// Type and shape of a matrix; rows of blocks are bytes.
+    /// Type and shape of a matrix. Rows of blocks are bytes.
     ///
     /// # Panics
-    /// When the rows are no whole blocks.
+    /// When rows are not whole blocks.
     pub(super) fn info(self, rows: usize, cols: usize) -> TensorInfo {
         match self {
             Self::Plain(dtype) => TensorInfo::new(dtype, [rows as u64, cols as u64]),
@@ -62,7 +62,7 @@ impl Form {
         }
     }
 
-    /// Appends values, whole rows of them.
+    /// Appends whole rows of values.
     ///
     /// # Errors
     /// `non_finite` for a value that the form cannot hold.
@@ -73,7 +73,7 @@ impl Form {
         }
     }
 
-    /// The largest distance of a value from the one that a reader of `bytes` sees.
+    /// The largest distance of a value from the decoded `bytes`.
     pub(super) fn difference(self, cols: usize, values: &[f32], bytes: &[u8]) -> Result<f32> {
         let mut read = vec![0.0; values.len()];
         match self {
@@ -84,7 +84,7 @@ impl Form {
     }
 }
 
-/// The largest distance of two values in the same place.
+/// The largest distance of corresponding values.
 pub(super) fn farthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0.0, |largest: f32, (a, b)| largest.max((a - b).abs()))
 }

@@ -1,7 +1,7 @@
-//! What a GGUF file says of a checkpoint beside its weights, and which tensors it has, in their order.
+//! Metadata and tensor list of a GGUF file.
 //!
-//! Packed matrices keep their codes where a type of the format holds them; everything else is rounded by ggml's own rules to
-//! the type that was asked for, or to `F16` where its width is no whole blocks. Norms and biases are `F32`.
+//! Packed matrices keep their codes if a GGUF type holds them. Other matrices are rounded by ggml's rules to
+//! the requested type, or to `F16` if rows are not whole blocks. Norms and biases are `F32`.
 
 mod model;
 
@@ -19,28 +19,28 @@ use crate::model::names::{self, BlockNorm, Linear};
 use crate::model::weights::vector_type;
 use serde_json::Value;
 
-/// The name of a file that nobody has given another.
+/// The default file name.
 pub(super) const FILE: &str = "model.gguf";
 
-/// What became of the checkpoint's tokenizer.
+/// The result for the checkpoint's tokenizer.
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct FileTokenizer {
-    /// Why the file has none for llama.cpp, where it has none.
+    /// The reason why the file has no tokenizer for llama.cpp.
     pub problem: Option<Error>,
-    /// What a user should know about it, a sentence each.
+    /// Notes for users, one sentence each.
     pub remarks: Vec<String>,
 }
 
-/// Whether a GGUF file can hold the model, whatever becomes of its weights.
+/// Checks that a GGUF file can hold the model, apart from its weights.
 ///
 /// # Errors
-/// `unsupported_model` for what llama.cpp's decoder of the family does not do, naming it.
+/// `unsupported_model` for settings that llama.cpp's decoder of the family does not implement.
 pub(in crate::pipeline) fn check(checkpoint: &Checkpoint) -> Result<()> {
     check_config(&model::config_json(checkpoint.config())).context_with(|| checkpoint.name().to_owned())
 }
 
-/// The matrices of a file, in its order, and the modules of the checkpoint that they come from. An untied head has the
-/// table that it was from the embedding.
+/// The matrices of a file in order, with their source modules. An untied head takes the
+/// table from the embedding.
 pub(in crate::pipeline) fn matrices(checkpoint: &Checkpoint, unties: bool) -> Vec<(String, String)> {
     let config = checkpoint.config();
     let table = checkpoint.embedding_module().to_owned();
@@ -55,11 +55,11 @@ pub(in crate::pipeline) fn matrices(checkpoint: &Checkpoint, unties: bool) -> Ve
     matrices
 }
 
-/// A floating-point matrix of the checkpoint, as `wanted` where its rows are whole blocks of that; and why it is not exactly
-/// what it was.
+/// The form of a floating-point matrix: `wanted` if its rows are whole blocks of it. Returns also the reason for a
+/// change.
 ///
 /// # Errors
-/// As [`Checkpoint::master`]'s.
+/// As [`Checkpoint::master`].
 pub(in crate::pipeline) fn copied(
     checkpoint: &Checkpoint,
     module: &str,
@@ -78,7 +78,7 @@ pub(in crate::pipeline) fn copied(
     Ok((Tensor::copied(&name, form.info(rows, cols), form, &tensor, false), loss))
 }
 
-/// What rows of `cols` columns become where `wanted` was asked for, and why it is another type.
+/// The type of rows of `cols` columns, given the `wanted` one, with the reason for another type.
 pub(in crate::pipeline) fn form(wanted: TensorType, cols: usize) -> (Form, Option<String>) {
     match wanted.row_bytes(cols as u64) {
         Some(_) => (wanted.into(), None),
@@ -89,7 +89,7 @@ pub(in crate::pipeline) fn form(wanted: TensorType, cols: usize) -> (Form, Optio
 /// Norms and biases.
 ///
 /// # Errors
-/// `invalid_checkpoint` for one of another shape; `unsupported_format` for one of another type.
+/// `invalid_checkpoint` for a wrong shape; `unsupported_format` for another type.
 pub(in crate::pipeline) fn vectors(checkpoint: &Checkpoint) -> Result<Vec<Tensor>> {
     let config = checkpoint.config();
     let mut vectors = vec![(format!("{}.weight", names::FINAL_NORM), config.hidden_size)];
@@ -140,7 +140,7 @@ pub(super) async fn begin(
     Ok((output.context_with(|| checkpoint.name().to_owned())?, FileTokenizer { problem, remarks }))
 }
 
-/// A tensor in the format's own terms.
+/// A tensor in GGUF's terms.
 fn described(tensor: &Tensor) -> GgufTensor {
     let mut dims = tensor.info.shape.dims().to_vec();
     let tensor_type = match tensor.form {

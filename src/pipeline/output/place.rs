@@ -1,4 +1,4 @@
-//! Where an output goes: a folder with config.json, tokenizer and weights, or one GGUF file that says all of that.
+//! Output targets: a folder with config.json, tokenizer and weights, or one GGUF file.
 
 use super::gguf::{self, FileTokenizer};
 use super::{OutputPlan, Tensor};
@@ -12,7 +12,7 @@ use crate::model::Checkpoint;
 use crate::sort;
 use serde::Serialize;
 
-/// Where to write.
+/// The target of an output.
 pub(in crate::pipeline) struct OutputPlace<'a> {
     /// The folder.
     pub target: &'a dyn SinkDir,
@@ -21,7 +21,7 @@ pub(in crate::pipeline) struct OutputPlace<'a> {
 }
 
 impl OutputPlace<'_> {
-    /// Refuses to overwrite a checkpoint of someone else. A file has no mark that says whose it is, so none is overwritten.
+    /// Refuses to overwrite another tool's checkpoint. A file has no mark of its writer, so no file is overwritten.
     ///
     /// # Errors
     /// `invalid_argument`.
@@ -39,14 +39,14 @@ impl OutputPlace<'_> {
     }
 }
 
-/// An output that is being written.
+/// An output in progress.
 pub(in crate::pipeline) struct Output<'a> {
     target: &'a dyn SinkDir,
     /// `None` for a file.
     folder: Option<OutputFolder<'a>>,
-    /// `None` when all tensors are written.
+    /// `None` after all tensors are written.
     writer: Option<Writer>,
-    /// What became of the tokenizer in a GGUF file.
+    /// The tokenizer of a GGUF file.
     pub tokenizer: FileTokenizer,
 }
 
@@ -56,7 +56,7 @@ enum Writer {
 }
 
 impl<'a> Output<'a> {
-    /// Writes all that comes before the tensors.
+    /// Writes everything before the tensors.
     pub(super) async fn begin(
         plan: &OutputPlan,
         checkpoint: &Checkpoint,
@@ -81,7 +81,7 @@ impl<'a> Output<'a> {
         Ok(Self { target, folder: Some(folder), writer: Some(writer), tokenizer })
     }
 
-    /// The names of the tensors as they are to come.
+    /// The tensors' names in writing order.
     pub(super) fn order(&self, plan: &OutputPlan) -> Vec<String> {
         match &self.writer {
             Some(Writer::Safetensors(writer)) => writer.order().to_vec(),
@@ -89,7 +89,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Appends to the tensor whose turn it is.
+    /// Appends to the current tensor.
     pub(super) async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         match &mut self.writer {
             Some(Writer::Safetensors(writer)) => writer.write(name, bytes).await,
@@ -98,8 +98,8 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Makes the folder's file with the tensors appear. A file that is all there is appears with [`finish`](Self::finish): what
-    /// comes between can fail, or be stopped.
+    /// Completes the folder's weight file. A GGUF file appears with [`finish`](Self::finish), because the work in
+    /// between can fail or be cancelled.
     pub(super) async fn end_tensors(&mut self) -> Result<()> {
         match self.writer.take() {
             Some(Writer::Safetensors(writer)) => writer.finish().await,
@@ -118,7 +118,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes the last file of a folder, or the last byte of a file: it is whole from here on.
+    /// Completes the output: writes the last file of a folder, or makes a GGUF file appear.
     pub(in crate::pipeline) async fn finish(self, record: &impl Serialize) -> Result<()> {
         if let Some(Writer::Gguf(output)) = self.writer {
             output.finish().await?;

@@ -1,4 +1,4 @@
-//! The tensors of a quantized checkpoint, and how each is made.
+//! The output job of quantizing.
 
 use super::{QuantizationPlan, QuantizeOutcome};
 use crate::artifact::records::{ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord};
@@ -19,16 +19,16 @@ use crate::task::Control;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the records say of a job, and what it does beside quantizing.
+/// Settings of a job for records, and changes besides quantizing.
 pub(super) struct About {
     pub method: String,
     pub scheme: String,
     pub activations: Activations,
     pub layout: TargetLayout,
     pub parameters: Map<String, Value>,
-    /// The head gets a table of its own, which the source does not have.
+    /// The head is untied.
     pub unties: bool,
-    /// Nothing may be lost by the layout.
+    /// Losses by the layout are errors.
     pub strict: bool,
 }
 
@@ -37,14 +37,14 @@ pub(super) struct QuantizeJob<'a> {
     plans: &'a [ModulePlan],
     encoder: Encoder<'a>,
     about: About,
-    /// Matrices that a GGUF file rounds, and how.
+    /// Matrices that a GGUF file rounds, with their forms.
     copies: Vec<(String, String)>,
-    /// The type of all that is not packed, where the layout has one.
+    /// The layout's common type of unpacked tensors, if it has one.
     one_type: Option<DType>,
     errors: BTreeMap<String, WeightError>,
 }
 
-/// The one name among `names`, `mixed` where they differ, `None` without any.
+/// The common name, `mixed` if names differ, `None` without names.
 fn one_or_mixed(mut names: impl Iterator<Item = String>) -> Option<String> {
     let first = names.next()?;
     Some(if names.all(|name| name == first) { first } else { "mixed".to_owned() })
@@ -60,7 +60,7 @@ impl<'a> QuantizeJob<'a> {
         let options = plan.options();
         let (mut method, mut scheme) = (options.method.name().to_owned(), options.scheme.to_string());
         if options.recipe.is_some() {
-            // The embedding has always a scheme of its own.
+            // The embedding's scheme is separate.
             let linear = || plan.modules().iter().filter(|plan| plan.module != names::EMBEDDING);
             let found = linear().filter_map(|plan| Some(plan.method?.name().to_owned()));
             method = one_or_mixed(found).unwrap_or(method);
@@ -90,7 +90,7 @@ impl<'a> QuantizeJob<'a> {
         Self { checkpoint, plans, encoder, about, copies, one_type: None, errors }
     }
 
-    /// The same, with another method in the record.
+    /// Sets another method for the record.
     #[cfg(feature = "train")]
     pub(super) fn by(mut self, method: &str) -> Self {
         self.about.method = method.to_owned();
@@ -142,7 +142,7 @@ impl<'a> QuantizeJob<'a> {
         Ok(QuantizeOutcome { record, modules, bytes: written.bytes, losses, notes, planned_memory: None })
     }
 
-    /// What a module will be in the output.
+    /// A module's format in the output.
     fn format(&self, plan: &ModulePlan) -> Result<Option<PackedFormat>> {
         let Some(scheme) = plan.scheme else { return Ok(None) };
         let found = self.encoder.format(&plan.module, scheme, self.one_type.map(scale_type))?;
@@ -156,8 +156,8 @@ impl<'a> QuantizeJob<'a> {
                 quantized.push((plan.module.clone(), format));
             }
         }
-        // Every other linear module: one that a recipe kept has no plan when it is restored, and a tied head is a module
-        // too, to tools that walk all modules.
+        // All other linear modules: kept modules have no plan when restoring, and tools that walk all modules also see a
+        // tied head.
         let blocks = (0..self.checkpoint.config().num_hidden_layers)
             .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
         let mut ignore: Vec<String> = blocks.chain([names::HEAD.to_owned()]).collect();
@@ -195,7 +195,7 @@ impl<'a> QuantizeJob<'a> {
                 None if is_table && info.dtype == DType::F32 && !wide.contains(name) => DType::F16,
                 _ => info.dtype,
             };
-            // The table of a tied model goes under the name that every tool looks for.
+            // A tied embedding is stored under the name that every tool expects.
             let output = if name == table { format!("{}.weight", names::EMBEDDING) } else { name.to_owned() };
             let hoped = dtype == DType::F16 && info.dtype != dtype;
             let info = TensorInfo { dtype, shape: info.shape.clone() };
@@ -276,7 +276,7 @@ impl output::Job for QuantizeJob<'_> {
     }
 }
 
-/// Bytes of the tensors that come into the output beside those of the blocks' modules that the plan quantizes.
+/// Bytes of the output's tensors outside the quantized modules of blocks.
 pub(in crate::pipeline) async fn copied_bytes(
     checkpoint: &Checkpoint,
     plan: &QuantizationPlan,

@@ -1,5 +1,5 @@
-//! What becomes of a checkpoint, decided once and handed on: which module gets which scheme, what the records say of that,
-//! and what memory it takes.
+//! The plan of quantizing, made once: each module's scheme, the record's parameters,
+//! and the memory.
 
 use super::{QuantizeContext, QuantizeEvent, is_in_block};
 use crate::backend::Backend;
@@ -19,7 +19,7 @@ use crate::quant::awq::RATIOS;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// What becomes of a checkpoint.
+/// A plan for a checkpoint.
 #[derive(Clone, Debug)]
 pub struct QuantizationPlan {
     options: QuantizeOptions,
@@ -28,7 +28,7 @@ pub struct QuantizationPlan {
 }
 
 impl QuantizationPlan {
-    /// Decides for every module. A target is not looked at: what it makes of the modules is found out by running the model.
+    /// Plans every module. A target is ignored here, because it requires running the model.
     ///
     /// # Errors
     /// As [`plan_modules`]'s; `unsupported_model` for a model that a GGUF file cannot hold.
@@ -44,7 +44,7 @@ impl QuantizationPlan {
         Ok(plan)
     }
 
-    /// Chooses the precision of each module where there is a target, and plans the memory.
+    /// Chooses the precision of each module for a target, and plans the memory.
     pub(super) async fn for_calibration<B: Backend>(
         self,
         checkpoint: &Checkpoint,
@@ -67,7 +67,7 @@ impl QuantizationPlan {
         Ok(Self { memory: Some(memory), ..self })
     }
 
-    /// What was asked for.
+    /// The options.
     pub fn options(&self) -> &QuantizeOptions {
         &self.options
     }
@@ -77,17 +77,17 @@ impl QuantizationPlan {
         self.options.target_layout()
     }
 
-    /// What becomes of each linear module, in the order of the data flow.
+    /// The plans of linear modules, in the order of the data flow.
     pub fn modules(&self) -> &[ModulePlan] {
         &self.modules
     }
 
-    /// What calibrating takes; `None` where nothing is calibrated.
+    /// The memory of calibration; `None` without calibration.
     pub fn memory(&self) -> Option<CalibrationMemory> {
         self.memory
     }
 
-    /// The matrices that a GGUF file holds in a floating-point type which is not their own, and how. Tables of `F32` become
+    /// The matrices that a GGUF file stores in another floating-point type. `F32` embeddings become
     /// half precision in every layout.
     pub(super) fn copies(&self, checkpoint: &Checkpoint) -> Result<Vec<(String, String)>> {
         let mut lost = Vec::new();
@@ -108,8 +108,8 @@ impl QuantizationPlan {
         Ok(lost)
     }
 
-    /// What is not as the options alone say: a line for each rule and what it makes of its modules, and one for each module
-    /// that the layout cannot hold as asked for.
+    /// Deviations from the options: a line for each rule, and one for each module
+    /// whose requested scheme the layout cannot hold.
     pub fn notes(&self) -> Vec<String> {
         let mut by_rule: BTreeMap<(usize, String), Vec<&ModulePlan>> = BTreeMap::new();
         let mut others = Vec::new();
@@ -135,7 +135,7 @@ impl QuantizationPlan {
         by_rule.into_iter().map(of_rule).chain(others).collect()
     }
 
-    /// The options by their command-line names, for the records.
+    /// The options under their command-line names, for records.
     pub(super) fn parameters(&self) -> Map<String, Value> {
         let options = &self.options;
         let mut map = Map::new();
@@ -163,7 +163,7 @@ impl QuantizationPlan {
         map
     }
 
-    /// The same, with those of calibration.
+    /// The same, with calibration options.
     pub(super) fn calibrated_parameters(&self, samples: &Samples) -> Map<String, Value> {
         let (options, mut map) = (&self.options, self.parameters());
         map.insert("samples".into(), json!(samples.windows.len()));

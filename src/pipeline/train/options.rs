@@ -1,4 +1,4 @@
-//! How a model is trained, and what that makes of its parameters.
+//! Options of training, and the resulting precision of parameters.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -12,33 +12,33 @@ use crate::train::{Goal, MasterType, Origin, Precision, Room};
 use serde_json::{Map, Value, json};
 
 named! {
-    /// At which codes quantized layers begin to be trained.
+    /// Initial codes of quantized layers.
     pub enum StartCodes {
         /// Weights rounded to nearest
         Nearest = "nearest",
-        /// Those that GPTQ finds with the texts that are learned from
+        /// GPTQ's codes, calibrated on the training texts
         Gptq = "gptq",
     }
 }
 
-/// What to train, and how.
+/// Options of training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainOptions {
-    /// Bits of the codes of linear layers; `None` for ternary ones and for floating point.
+    /// Bits of linear layers' codes; `None`: ternary or floating point.
     pub bits: Option<Bits>,
     /// Whether linear layers are ternary.
     pub is_ternary: bool,
-    /// How many weights share a scale.
+    /// Granularity of scales.
     pub granularity: Granularity,
-    /// At which codes they begin; `None`: at GPTQ's where that is possible.
+    /// Initial codes; `None`: GPTQ's if possible.
     pub start: Option<StartCodes>,
-    /// How each block is trained alone before the whole model is; `None`: it is not.
+    /// Schedule of training each block alone; `None`: no such stage.
     pub blocks: Option<Schedule>,
-    /// Whether scales are learned; otherwise they come from the weights after every step.
+    /// Whether scales are learned. Otherwise they are computed from the weights after every step.
     pub learned_scales: bool,
-    /// What quantized layers meet.
+    /// Precision of quantized layers' inputs.
     pub activations: Activations,
-    /// What is stored in floating point, where nothing is quantized; `None` for the checkpoint's types, and F16 for a new model.
+    /// Type of floating-point weights without quantization; `None`: the checkpoint's types, and F16 for a new model.
     pub float: Option<DType>,
     /// In what the optimizer keeps parameters.
     pub masters: MasterType,
@@ -56,16 +56,16 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Steps between looks at the held-out text.
     pub evaluate_every: u64,
-    /// Steps after which the state is kept.
+    /// Steps between saved states.
     pub keep_every: u64,
-    /// The layout to write; `None`: the one that holds such a result best.
+    /// The layout to write; `None`: the best one for the scheme.
     pub layout: Option<TargetLayout>,
-    /// Bytes that the run may take.
+    /// Limit of memory in bytes.
     pub memory: Option<u64>,
 }
 
 impl TrainOptions {
-    /// What linear layers become; `None` for floating point.
+    /// The scheme of linear layers; `None`: floating point.
     pub fn scheme(&self) -> Option<Scheme> {
         match self.bits {
             Some(bits) => Some(Scheme::symmetric(bits, self.granularity)),
@@ -73,7 +73,7 @@ impl TrainOptions {
         }
     }
 
-    /// At which codes a model begins that has weights.
+    /// The initial codes of a model with weights.
     pub(super) fn start(&self) -> StartCodes {
         let usual = match self.bits {
             Some(_) if self.learned_scales => StartCodes::Gptq,
@@ -82,7 +82,7 @@ impl TrainOptions {
         self.start.unwrap_or(usual)
     }
 
-    /// The same as options of quantizing.
+    /// The equivalent options of quantizing.
     pub(super) fn quantize_options(&self, file: Option<&str>) -> Option<QuantizeOptions> {
         let options = match self.bits {
             Some(bits) => QuantizeOptions::new(Method::Rtn, Scheme::symmetric(bits, self.granularity)),
@@ -93,8 +93,8 @@ impl TrainOptions {
         Some(QuantizeOptions { layout, activations, file: file.map(str::to_owned), ..options })
     }
 
-    /// What parameters are stored as. Where layers are quantized everything else is of one type of 16 bits: no layout's loaders mind
-    /// that, and some ask for it.
+    /// The precision of parameters. Next to quantized layers everything else has one 16-bit type, which all layouts' loaders
+    /// accept and some require.
     pub(in super::super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
         let mut precision = Precision { float: self.float, master: self.masters, ..Precision::default() };
         let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {
@@ -124,7 +124,7 @@ impl TrainOptions {
         Ok(precision)
     }
 
-    /// By the names of the command line, for the record.
+    /// The options under their command-line names, for the record.
     pub(super) fn parameters(&self) -> Map<String, Value> {
         let Schedule { decay, steps, warmup, peak, last, weight_decay } = self.schedule;
         let parameters = json!({

@@ -1,4 +1,4 @@
-//! What comes before a whole model is trained: codes of GPTQ, and blocks that are trained alone.
+//! Stages before end-to-end training: GPTQ's codes, and training of single blocks.
 
 use super::{
     Prepared, StartCodes, TrainContext, TrainInputs, TrainOptions, TrainOutcome, TrainingRecord, of_masters,
@@ -26,28 +26,28 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Most windows that GPTQ sees.
+/// Largest number of GPTQ's calibration windows.
 const MOST_WINDOWS: usize = 512;
 
-/// What a checkpoint has become before the whole model is trained.
+/// The result of the stages before end-to-end training.
 #[derive(Default)]
 pub(super) struct Begun {
     codes: Option<Checkpoint>,
     blocks: Option<Blocks>,
 }
 
-/// A checkpoint whose blocks were trained.
+/// A checkpoint with trained blocks.
 struct Blocks {
     checkpoint: Checkpoint,
-    /// Scales that were learned, by the names of modules.
+    /// Learned scales by module name.
     scales: BTreeMap<String, Vec<f32>>,
 }
 
 impl Begun {
-    /// Does what the options ask for, unless the whole model's state was kept, from which everything is taken then.
+    /// Runs the stages, unless end-to-end training has a saved state, which replaces them.
     ///
     /// # Errors
-    /// `invalid_argument` for a model that begins at random; what GPTQ and training meet.
+    /// `invalid_argument` for a model with random weights; errors of GPTQ and training.
     pub(super) async fn new<B: Train>(
         new_backend: &dyn Fn() -> Result<B>,
         inputs: &mut TrainInputs<'_>,
@@ -89,7 +89,7 @@ impl Begun {
         Ok(begun)
     }
 
-    /// Where layers begin.
+    /// The initial codes of layers.
     pub(super) fn start(&self) -> Start<'_> {
         match (&self.blocks, &self.codes) {
             (Some(blocks), _) => Start::Scales(&blocks.scales),
@@ -98,16 +98,16 @@ impl Begun {
         }
     }
 
-    /// Where the whole model begins, which began there.
+    /// The origin of end-to-end training.
     pub(super) fn origin<'a>(&'a self, origin: Origin<'a>) -> Origin<'a> {
         self.blocks.as_ref().map_or(origin, |blocks| Origin::Checkpoint(&blocks.checkpoint))
     }
 }
 
-/// Trains blocks and writes what they are, without ever having the whole model.
+/// Trains blocks and writes the result without loading the whole model.
 ///
 /// # Errors
-/// As [`train`](super::train)'s.
+/// As [`train`](super::train).
 pub(super) async fn blocks_alone<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     inputs: &mut TrainInputs<'_>,
@@ -135,7 +135,7 @@ pub(super) async fn blocks_alone<B: Train>(
     Ok(TrainOutcome { ended, quantized: Some(quantized), memory })
 }
 
-/// A checkpoint quantized by GPTQ, with the texts that are learned from.
+/// Quantizes a checkpoint with GPTQ on the training texts.
 async fn gptq<B: Train>(
     new_backend: &dyn Fn() -> Result<B>,
     checkpoint: &Checkpoint,
@@ -162,7 +162,7 @@ async fn gptq<B: Train>(
     Checkpoint::open(Arc::new(folder.to_dir())).await
 }
 
-/// The first batches of the texts, `most` at most and each once.
+/// The first batches of the texts, each once, at most `most`.
 fn batches(corpus: &mut Corpus, options: &TrainOptions, most: usize) -> Result<Vec<Vec<Sequence>>> {
     let (mut position, mut all) = (Position::default(), Vec::new());
     while position.epoch == 0 && all.len() < most {
@@ -174,7 +174,7 @@ fn batches(corpus: &mut Corpus, options: &TrainOptions, most: usize) -> Result<V
 }
 
 impl Blocks {
-    /// Opens blocks that were kept, and everything else as it was.
+    /// Opens saved blocks, with everything else from the source.
     async fn open(
         checkpoint: &Checkpoint,
         inputs: &TrainInputs<'_>,
@@ -195,7 +195,7 @@ impl Blocks {
                 scales.insert(tensor.trim_end_matches(".weight").to_owned(), values);
             }
         }
-        // Only the names of the files are read; what is in them is known from themselves.
+        // Only the file names are needed, because the files describe their tensors.
         let map =
             Map::from_iter(files.into_iter().enumerate().map(|(n, file)| (n.to_string(), Value::from(file))));
         let index = json!({ "weight_map": map });
@@ -205,10 +205,10 @@ impl Blocks {
     }
 }
 
-/// The file of everything that is in no block.
+/// The file of all tensors outside blocks.
 const REST: &str = "rest.safetensors";
 
-/// Copies everything that is in no block.
+/// Copies all tensors outside blocks.
 async fn copy_ends(checkpoint: &Checkpoint, to: &dyn SinkDir) -> Result<()> {
     let (store, config) = (checkpoint.store(), checkpoint.config());
     let is_outside = |name: &&str| !is_in_block(name, config);
@@ -227,7 +227,7 @@ fn is_in_block(tensor: &str, config: &ModelConfig) -> bool {
     (0..config.num_hidden_layers).any(|layer| tensor.starts_with(&names::block(layer)))
 }
 
-/// A folder in front of another.
+/// A folder overlaid on another.
 struct Layered {
     upper: MemoryDir,
     lower: Arc<dyn SourceDir>,

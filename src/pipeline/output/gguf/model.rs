@@ -1,5 +1,5 @@
-//! What a checkpoint's model is, as the config.json that GGUF's metadata is made of: every default filled in, so that nothing is
-//! read from the folder's own config.json a second time and differently.
+//! Reconstructs config.json from the parsed configuration, with all defaults, as the source of GGUF metadata. This avoids a second,
+//! different interpretation of the folder's config.json.
 
 use crate::backend::GateActivation;
 use crate::model::ModelConfig;
@@ -7,7 +7,7 @@ use crate::model::config::Architecture;
 use crate::model::rope::{RopeConfig, RopeScaling};
 use serde_json::{Value, json};
 
-/// The config.json of a model. Every field is named: one that is new here must find its place in it, or be refused.
+/// The config.json of a model. All fields are destructured, so that a new one must be handled or refused.
 pub(super) fn config_json(config: &ModelConfig) -> Value {
     let ModelConfig {
         architecture,
@@ -26,7 +26,7 @@ pub(super) fn config_json(config: &ModelConfig) -> Value {
         qkv_bias,
         o_bias,
         mlp_bias,
-        // The families decide these two, and BitNet's norms have no family in GGUF's list.
+        // The family implies these two, and no GGUF family has BitNet's norms.
         qk_norm: _,
         sub_norms: _,
         bos_token_id,
