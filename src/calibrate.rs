@@ -1,10 +1,14 @@
-//! Runs a model over sample texts to see what its linear layers are given.
+//! Calibration: runs a model over sample texts, measures the inputs of its linear layers, and quantizes the layers.
 //!
-//! [`samples`] cuts texts into windows; [`walk`] takes them through the model block by block and hands out statistics, which
-//! [`moments`] adds up, at each [`LinearInput`](crate::model::block::LinearInput), while the block's matrices are replaced one after the
-//! other. [`method`] says what a method makes of them: [`gptq`], [`awq`] and [`rtn`] are there; what they found waits in
-//! [`modules`]. [`rows`] brings weights to a quantizer. Not here: the maths (`quant`), and which modules are quantized how
-//! (`pipeline`).
+//! - [`samples`] cuts texts into windows.
+//! - [`walk`] runs them through the model block by block. It returns the statistics of each
+//!   [`LinearInput`](crate::model::block::LinearInput), and the block's matrices are replaced one after the other.
+//! - [`moments`] accumulates the statistics on the device.
+//! - [`method`] is the interface of the methods: [`gptq`], [`awq`] and [`rtn`].
+//! - [`modules`] stores the results in scratch.
+//! - [`rows`] streams weights to a quantizer.
+//!
+//! The maths is in `quant`. `pipeline` chooses the method of each module.
 
 pub mod awq;
 pub mod gptq;

@@ -1,4 +1,4 @@
-//! Containers: where bytes come from, where they go, and how files divide them into named tensors.
+//! Containers: byte sources, byte sinks, and the files that hold named tensors.
 //!
 //! Not here: what the tensors mean (`layout`, `model`).
 
@@ -18,14 +18,14 @@ pub mod source;
 
 use crate::error::{Error, ErrorCode, Result};
 
-/// Words from a file as a message shows them: between backticks, control characters escaped, cut at 120 characters.
+/// Text from a file, as a message shows it: in backticks, control characters escaped, cut at 120 characters.
 ///
-/// A hostile file can hold a name of a hundred megabytes, or one that moves a terminal's cursor.
+/// A hostile file can hold a name of 100 MB, or one with escape sequences that move a terminal's cursor.
 pub(crate) fn quoted(text: &str) -> String {
     format!("`{}`", clipped(text, 120))
 }
 
-/// As [`quoted`], without the backticks: for the messages of parsers, which repeat what they read.
+/// As [`quoted`], without backticks: for parser messages that repeat their input.
 pub(crate) fn clipped(text: &str, max_chars: usize) -> String {
     let mut shown = String::new();
     for (index, c) in text.chars().enumerate() {
@@ -38,7 +38,7 @@ pub(crate) fn clipped(text: &str, max_chars: usize) -> String {
     shown
 }
 
-/// Accepts what can be a file inside a folder and nothing that leads out of it, on any operating system.
+/// Accepts a plain file name, and refuses every name that leads out of the folder on any operating system.
 ///
 /// # Errors
 /// `invalid_argument` for an empty name, `.`, `..`, and names with `/`, `\`, `:` or a control character.
@@ -53,10 +53,10 @@ pub fn check_plain_name(file: &str) -> Result<()> {
     Ok(())
 }
 
-/// Accepts the name of a file inside a folder or its subfolders, divided by `/`, and nothing that leads out of it.
+/// Accepts the path of a file in a folder or its subfolders, with `/` as separator, and refuses paths that lead out.
 ///
 /// # Errors
-/// `invalid_argument`, as [`check_plain_name`] for each part.
+/// `invalid_argument`, as [`check_plain_name`] for each component.
 pub fn check_inner_name(file: &str) -> Result<()> {
     file.split('/').try_for_each(|part| {
         check_plain_name(part).map_err(|_| {
@@ -68,9 +68,9 @@ pub fn check_inner_name(file: &str) -> Result<()> {
     })
 }
 
-/// `len` zero bytes, or `out_of_memory` where this machine cannot hold them.
+/// `len` zero bytes, or `out_of_memory` if they cannot be allocated.
 ///
-/// The caller has checked `len` against the file that it comes from.
+/// The caller has checked `len` against the length of the source file.
 pub(crate) fn zeroed(len: u64) -> Result<Vec<u8>> {
     let too_much = || Error::new(ErrorCode::OutOfMemory, format!("{len} bytes do not fit in memory"));
     let len = usize::try_from(len).map_err(|_| too_much())?;

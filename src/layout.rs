@@ -1,7 +1,8 @@
-//! How checkpoint folders spell weights, and the one form that the rest of the crate sees.
+//! Layouts: how checkpoint formats name and pack weight tensors, and the common form that the rest of the crate uses.
 //!
-//! What a packed weight's tensors are called (`weight_packed`, `qweight`, blocks) is known here. A [`Layout`] is opened with a
-//! checkpoint and reads its modules; a [`TargetLayout`] says what a layout can hold, and writes. Not here: containers (`format`) and what a module is for (`model`).
+//! The names and packings of packed weights (`weight_packed`, `qweight`, blocks) belong here. A [`Layout`] is opened
+//! for a checkpoint and reads its modules. A [`TargetLayout`] states what a layout can hold, and writes it. Not here:
+//! containers (`format`), and the role of a module (`model`).
 
 mod auto_round;
 pub mod awq;
@@ -30,7 +31,7 @@ use serde_json::Value;
 /// How the weight matrix of one module is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModuleStorage {
-    /// Floating point, one tensor.
+    /// Floating point, in one tensor.
     Dense {
         /// The tensor's name.
         tensor: String,
@@ -41,11 +42,11 @@ pub enum ModuleStorage {
         /// Input features.
         cols: usize,
     },
-    /// Codes and scales; [`Layout::read_packed`] reads them.
+    /// Codes and scales, read by [`Layout::read_packed`].
     Packed {
         /// Number format.
         coding: Coding,
-        /// The precision of activations that the checkpoint asks for.
+        /// The activation precision that the checkpoint requests.
         activations: Activations,
         /// Output features.
         rows: usize,
@@ -62,12 +63,12 @@ impl ModuleStorage {
         }
     }
 
-    /// Whether there are codes.
+    /// Whether the weight is stored as codes.
     pub fn is_packed(&self) -> bool {
         matches!(self, Self::Packed { .. })
     }
 
-    /// The precision of activations that the checkpoint asks for; dense weights ask for none less than `F32`.
+    /// The activation precision that the checkpoint requests; `F32` for dense weights.
     pub fn activations(&self) -> Activations {
         match *self {
             Self::Dense { .. } => Activations::F32,
@@ -76,10 +77,10 @@ impl ModuleStorage {
     }
 }
 
-/// How one checkpoint spells its weights.
+/// The layout of one checkpoint.
 #[derive(Debug)]
 pub enum Layout {
-    /// Every weight is floating point.
+    /// All weights are floating point.
     Dense,
     /// `quant_method: "compressed-tensors"`.
     CompressedTensors(compressed_tensors::Config),
@@ -94,29 +95,29 @@ pub enum Layout {
 }
 
 options! {
-    /// What a caller knows about a checkpoint that its files do not say.
+    /// What a caller knows about a checkpoint beyond its files.
     #[derive(Copy)]
     pub struct OpenOptions {
-        /// How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 as they are [default: what the files say]
+        /// How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged [default: from the files]
         pub gptq_zeros: Option<GptqZeros> = None;
     }
 }
 
-/// The files that say what config.json should where it has no `quantization_config`, in the order of precedence.
+/// Files that replace a missing `quantization_config` of config.json, in order of precedence.
 pub const SIDE_CONFIGS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
 
-/// Whether a checkpoint without a `quantization_config` may have one in a file of its own.
+/// Whether a checkpoint without a `quantization_config` may have one in a side file.
 pub fn wants_side_config(store: &TensorStore) -> bool {
     store.names().any(|name| name.ends_with(".qweight"))
 }
 
 impl Layout {
-    /// The layout that config.json's `quantization_config` describes; `None` or null is [`Layout::Dense`]. Shapes that
-    /// are stored as tensors are read here, so that [`Layout::module`] need not wait.
+    /// The layout that config.json's `quantization_config` describes; `None` or null is [`Layout::Dense`]. Reads shapes
+    /// that are stored as tensors, so that [`Layout::module`] need not be asynchronous.
     ///
     /// # Errors
-    /// `unsupported_format` for a method that this crate does not read, and for options of a method that would change
-    /// what the weights mean; `invalid_checkpoint` for a broken value.
+    /// `unsupported_format` for an unsupported method, or for method options that would change what the weights mean;
+    /// `invalid_checkpoint` for a broken value.
     pub async fn open(
         quantization_config: Option<&Value>,
         store: &TensorStore,
@@ -161,7 +162,7 @@ impl Layout {
         }
     }
 
-    /// The grid of INT8 activations that the layout's own programs round to.
+    /// The INT8 activation grid of the layout's own runtimes.
     pub fn activation_grid(&self) -> ActivationGrid {
         match self {
             Self::CompressedTensors(_) => TargetLayout::CompressedTensors.activation_grid(),
@@ -171,7 +172,7 @@ impl Layout {
         }
     }
 
-    /// The spelling in reports.
+    /// The layout's name in reports.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Dense => "dense",
@@ -183,13 +184,13 @@ impl Layout {
         }
     }
 
-    /// Whether the model rounds floating-point weights in every pass: they are what it was trained as, and packed ones what
-    /// it computes with.
+    /// Whether the checkpoint stores floating-point master weights that every forward pass quantizes. Training and
+    /// quantization start from the masters; inference uses the packed weights.
     pub fn has_masters(&self) -> bool {
         matches!(self, Self::BitnetHf(config) if config.is_online())
     }
 
-    /// How the floating-point weight of `module` is stored that its codes are made of.
+    /// How the master weight of `module`, from which its codes are computed, is stored.
     ///
     /// # Errors
     /// As [`Layout::module`].
@@ -209,7 +210,7 @@ impl Layout {
         }
     }
 
-    /// What a user should know about how the checkpoint was understood.
+    /// Warnings for the user about how the checkpoint was interpreted.
     pub fn warnings(&self) -> &[String] {
         match self {
             Self::Gptq(config) => config.warnings(),
@@ -217,7 +218,7 @@ impl Layout {
         }
     }
 
-    /// Whether `module` has a weight under its own name, in whatever form.
+    /// Whether `module` has its own stored weight, dense or packed.
     pub fn is_stored(&self, store: &TensorStore, module: &str) -> bool {
         let stored = |name: String| store.resolve(&name) == Some(&name);
         let packed = match self {
@@ -231,8 +232,8 @@ impl Layout {
     /// How the weight of `module` (`model.layers.0.self_attn.q_proj`) is stored.
     ///
     /// # Errors
-    /// `invalid_checkpoint` naming the module when tensors are missing or contradict each other or the config;
-    /// `unsupported_format` for a type or an option that this crate does not read.
+    /// `invalid_checkpoint` naming the module if tensors are missing or contradict each other or the config;
+    /// `unsupported_format` for an unsupported type or option.
     pub fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
         match self {
             Self::Dense => dense::module(store, module),
@@ -245,7 +246,7 @@ impl Layout {
         .context_with(|| format!("module {}", quoted(module)))
     }
 
-    /// The tensors of `module` that hold codes and nothing else.
+    /// The tensors of `module` that hold only codes.
     pub fn code_tensors(&self, store: &TensorStore, module: &str) -> Vec<String> {
         let names: &[&str] = match self {
             Self::CompressedTensors(_) => &["weight_packed", "weight"],
@@ -260,7 +261,7 @@ impl Layout {
     /// Reads the packed weight of `module`.
     ///
     /// # Errors
-    /// As [`Layout::module`], but naming tensors only; `invalid_checkpoint` when values are out of range or the module is
+    /// As [`Layout::module`], but naming only tensors; `invalid_checkpoint` if values are out of range or the module is
     /// not packed; `non_finite` for a scale that is NaN or infinite.
     pub async fn read_packed(&self, store: &TensorStore, module: &str) -> Result<QuantizedTensor> {
         let affine = match self {
@@ -275,14 +276,14 @@ impl Layout {
     }
 }
 
-/// What the tensors of a packed module depend on, beside its shape.
+/// What determines the tensors of a packed module, besides its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedFormat {
     /// Number format.
     pub coding: Coding,
-    /// The type of its scales.
+    /// The scales' type.
     pub scale_type: ScaleType,
-    /// Whether its columns are stored in another order than that of the input (act-order with `g_idx`).
+    /// Whether columns are stored in another order than the input's (act-order with `g_idx`).
     pub reordered: bool,
 }
 
@@ -298,14 +299,14 @@ impl From<&PackedTensor> for PackedFormat {
 
 impl From<&QuantizedTensor> for PackedFormat {
     fn from(tensor: &QuantizedTensor) -> Self {
-        // Other codings have one type of scales and one order of columns.
+        // Other codings have one scale type and the input's column order.
         let other = Self { coding: tensor.coding(), scale_type: ScaleType::F16, reordered: false };
         tensor.affine().map_or(other, Self::from)
     }
 }
 
 impl PackedFormat {
-    /// The scheme, for layouts that hold nothing but integer codes that are scaled and shifted.
+    /// The scheme, for layouts that hold only affine integer codes.
     ///
     /// # Panics
     /// For another coding, which such a layout [cannot hold](TargetLayout::can_hold).
@@ -314,23 +315,23 @@ impl PackedFormat {
     }
 }
 
-/// A layout that packed weights can be written in.
+/// A layout in which packed weights can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TargetLayout {
     /// compressed-tensors, mostly `pack-quantized`.
     CompressedTensors,
-    /// BitNet as `transformers` has it.
+    /// BitNet as in `transformers`.
     BitNet,
-    /// GPTQ, with zero points as that version has them.
+    /// GPTQ, with zero points of this version.
     Gptq(GptqZeros),
-    /// AWQ's `gemm`.
+    /// AWQ's `gemm` packing.
     Awq,
     /// Blocks of a GGUF file.
     Gguf,
 }
 
 impl TargetLayout {
-    /// The spelling in reports and options.
+    /// The layout's name in reports and options.
     pub fn name(self) -> &'static str {
         match self {
             Self::CompressedTensors => "compressed-tensors",
@@ -343,7 +344,7 @@ impl TargetLayout {
     }
 }
 
-/// The method by which a config says that its weights were quantized; old side files tell it by their keys alone.
+/// The quantization method that a config names. Old side files are recognized by their keys alone.
 fn method_of(config: &Value) -> Option<&str> {
     let named = ["quant_method", "method"].into_iter().find_map(|key| config.get(key)?.as_str());
     let by_keys = || {

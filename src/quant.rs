@@ -1,6 +1,6 @@
-//! Quantization as pure maths: schemes, packed tensors, and the methods that make them from float weights.
+//! Quantization as pure maths: schemes, codings, packed tensors, and methods.
 //!
-//! Nothing here knows a file, a model or a device, so every method is tested on small matrices.
+//! It knows no files, models or devices, so every method is tested on small matrices.
 
 pub mod awq;
 pub mod builder;

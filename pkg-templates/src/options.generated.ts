@@ -4,7 +4,7 @@
 import type { KeptPlace, Recipe } from "./types.js";
 
 /**
- * The precision of the activations that meet a quantized weight. An option of the run, recorded in every report.
+ * The precision of activations in products with quantized weights. An option of the run, recorded in every report.
  *
  * - `f32`: Single precision; weights are dequantized on the fly
  * - `int8`: Each token's activations are rounded to 8 bits; products are summed as integers
@@ -82,12 +82,12 @@ export interface CalibrationRequest {
 }
 
 /**
- * The order in which columns are rounded.
+ * Column orders of rounding.
  *
- * - `none`: As columns are stored
- * - `group-aware`: Groups with the largest inputs first, and so the columns of each group; the result is stored like any other
- * - `static`: Columns with the largest inputs first, on groups as they are stored, whose scales are found beforehand
- * - `group-index`: Columns with the largest inputs first, with groups along that order; the result names each column's group (g_idx)
+ * - `none`: Stored order
+ * - `group-aware`: Groups with the largest inputs first, and columns within a group likewise; the order is not stored
+ * - `static`: Columns with the largest inputs first; groups in stored order, with scales determined beforehand
+ * - `group-index`: Columns with the largest inputs first, with groups along that order; each column's group is stored (g_idx)
  */
 export type ColumnOrder = "none" | "group-aware" | "static" | "group-index";
 
@@ -236,22 +236,22 @@ export interface GenerateOptions {
  */
 export type GgufType = "f32" | "f16" | "bf16" | "q8_0" | "q4_0" | "q4_1" | "q4_k" | "tq2_0";
 
-/** How GPTQ works. */
+/** Options of GPTQ. */
 export interface GptqOptions {
-  /** gptq: share of the Hessian's mean diagonal that is added to its diagonal. Default: 0.05. */
+  /** gptq: damping, as a share of the Hessian's mean diagonal. Default: 0.05. */
   damping?: number;
-  /** gptq: the order in which columns are rounded. Default: group-aware. */
+  /** gptq: column order of rounding. Default: group-aware. */
   actOrder?: ColumnOrder;
-  /** gptq: where the scale of a group comes from. Default: least-error. */
+  /** gptq: rule for a group's scale. Default: least-error. */
   scales?: ScaleRule;
-  /** gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along the order of columns, which are scattered. Default: 2. */
+  /** gptq: refinement passes over codes and scales after rounding; 0: none; ignored with act-order group-index. Default: 2. */
   refinementPasses?: number;
   /** gptq: the inputs that define a layer's target output. Default: original. */
   referenceInputs?: ReferenceInputs;
 }
 
 /**
- * The two versions, as people name them.
+ * The two versions, under their usual names.
  *
  * - `v1`: Files store the zero point minus one
  * - `v2`: Files store the zero point as it is
@@ -259,11 +259,11 @@ export interface GptqOptions {
 export type GptqZeros = "v1" | "v2";
 
 /**
- * What a report means for what to try next
+ * Judgement of an attempt
  *
- * - `good`: Quality and generation are within the limits, or could not be told
- * - `bad`: One of them is not
- * - `hopeless`: The original itself has no finite perplexity here, so that no precision can be judged
+ * - `good`: Quality and generation are within the limits, or undetermined
+ * - `bad`: One of them is beyond its limit
+ * - `hopeless`: The original's perplexity is not finite, so that nothing can be judged
  */
 export type Judgement = "good" | "bad" | "hopeless";
 
@@ -329,18 +329,18 @@ export interface MeasureOptions {
 }
 
 /**
- * How codes are found.
+ * Quantization methods.
  *
  * - `rtn`: Round to nearest
- * - `gptq`: Learn from calibration texts which way to round, column by column
- * - `awq`: Learn from calibration texts which columns to round more finely
- * - `ternary`: -1, 0 and 1 as BitNet b1.58 makes them
+ * - `gptq`: GPTQ: calibrated rounding, column by column, with error compensation
+ * - `awq`: AWQ: calibrated scaling of columns with large inputs
+ * - `ternary`: -1, 0 and 1, as in BitNet b1.58
  */
 export type Method = "rtn" | "gptq" | "awq" | "ternary";
 
-/** What a caller knows about a checkpoint that its files do not say. */
+/** What a caller knows about a checkpoint beyond its files. */
 export interface OpenOptions {
-  /** How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 as they are. Default: what the files say. */
+  /** How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged. Default: from the files. */
   gptqZeros?: GptqZeros;
 }
 
@@ -424,18 +424,18 @@ export interface QuantizeRequest {
 }
 
 /**
- * Whose inputs define the outputs that a quantized layer is fitted to.
+ * Inputs that define a layer's target output.
  *
- * - `original`: The original model's: a layer makes up for what the layers before it lost
- * - `quantized`: Those that the quantized layers before it make, as GPTQ's authors have it
+ * - `original`: The unquantized model's; corrects errors of earlier layers
+ * - `quantized`: The quantized model's, as in GPTQ's paper
  */
 export type ReferenceInputs = "original" | "quantized";
 
 /**
- * Where the scale of a group comes from.
+ * Rules for a group's scale.
  *
- * - `range`: The range of its weights, as GPTQ's authors have it
- * - `least-error`: A search for the least error, each weight's counted by its importance
+ * - `range`: The range of its weights, as in GPTQ's paper
+ * - `least-error`: A search for the least error, weighted by importance
  */
 export type ScaleRule = "range" | "least-error";
 

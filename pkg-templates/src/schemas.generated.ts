@@ -11,7 +11,7 @@ export const OpenOptions = {
         "v1",
         "v2"
       ],
-      "description": "How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 as they are. Default: what the files say."
+      "description": "How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged. Default: from the files."
     }
   },
   "required": [],
@@ -196,7 +196,7 @@ export const QuantizeRequest = {
           "type": "number",
           "minimum": 0.0,
           "exclusiveMaximum": 1.0,
-          "description": "gptq: share of the Hessian's mean diagonal that is added to its diagonal. Default: 0.05.",
+          "description": "gptq: damping, as a share of the Hessian's mean diagonal. Default: 0.05.",
           "default": 0.05
         },
         "actOrder": {
@@ -206,7 +206,7 @@ export const QuantizeRequest = {
             "static",
             "group-index"
           ],
-          "description": "gptq: the order in which columns are rounded. Default: group-aware.",
+          "description": "gptq: column order of rounding. Default: group-aware.",
           "default": "group-aware"
         },
         "scales": {
@@ -214,13 +214,13 @@ export const QuantizeRequest = {
             "range",
             "least-error"
           ],
-          "description": "gptq: where the scale of a group comes from. Default: least-error.",
+          "description": "gptq: rule for a group's scale. Default: least-error.",
           "default": "least-error"
         },
         "refinementPasses": {
           "type": "integer",
           "minimum": 0,
-          "description": "gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along the order of columns, which are scattered. Default: 2.",
+          "description": "gptq: refinement passes over codes and scales after rounding; 0: none; ignored with act-order group-index. Default: 2.",
           "default": 2
         },
         "referenceInputs": {

@@ -1,9 +1,9 @@
-//! AWQ on the layers that share an input: finds their scales by what they do to the output of attention, MLP or layer, rounds
-//! the layers, and folds the scales into what comes before.
+//! AWQ on the layers that share an input: searches their scales for the least error of the output of attention, MLP or
+//! layer, rounds the layers, and folds the scales into the preceding norm or linear layer.
 //!
-//! While the samples are walked through the model, layers hold `Q(W s) / s` and the input is as it was: the same outputs
-//! as after folding, so nothing that is in scratch needs to change. Candidates are tried as they would be stored, `Q(W s)`, with
-//! their input divided by `s`. The maths is in [`quant::awq`](crate::quant::awq).
+//! During the walk, layers hold `Q(W s) / s` and the input is not divided. The outputs are the same as after folding,
+//! so the activations in scratch stay valid. Candidates are tried in their stored form, `Q(W s)`, with the input
+//! divided by `s`. The maths is in [`quant::awq`](crate::quant::awq).
 
 use super::method::{
     CalibratedMethod, CalibrationRecord, InputContext, LayerContext, ModuleTarget, QuantizedLayer,
@@ -21,10 +21,10 @@ use crate::quant::awq::{AwqOutcome, Clipping, Measure, Moments, RATIOS, ScaleCan
 use crate::quant::{Granularity, Hessian, Method, QuantizedTensor};
 use std::cell::Cell;
 
-/// Parts of the work on an input, in reports of progress: one for each candidate of scales, and one for what follows.
+/// Progress steps of an input: one for each candidate, and one for the rest.
 const SHARES: u64 = RATIOS as u64 + 1;
 
-/// Rounds columns more finely that meet large inputs.
+/// AWQ: scales up columns with large inputs before rounding.
 #[derive(Clone, Copy, Debug)]
 pub struct Awq;
 
@@ -38,7 +38,7 @@ impl CalibratedMethod for Awq {
         input: InputContext<'_, '_, B>,
     ) -> Result<Vec<QuantizedLayer>> {
         let InputContext { walk, context, layer, statistics, targets, modules } = input;
-        // AWQ compares with what the block makes of the same inputs, so it looks at no drift.
+        // AWQ compares outputs on the same inputs, so it needs no drift.
         let InputStatistics { input, hessian, mean_absolute, .. } = statistics;
         let moments = Moments::in_steps(hessian).run(context.control).await?;
         let rows = Cell::default();
@@ -57,7 +57,7 @@ impl CalibratedMethod for Awq {
     }
 }
 
-/// Scales that are folded into what comes before.
+/// Scales that are folded into the preceding norm or layer.
 struct Folded {
     /// `[cols]`
     scales: Vec<f32>,
@@ -73,12 +73,12 @@ struct Layers<'a> {
     input: LinearInput,
     targets: &'a [(Linear, ModuleTarget<'a>)],
     moments: &'a Moments,
-    /// For the rows of one layer after the other.
+    /// Row buffers, reused from layer to layer.
     rows: &'a Cell<RowMemory>,
 }
 
 impl Layers<'_> {
-    /// Finds the scales of the input and divides by them what comes before it.
+    /// Finds the scales of the input and divides the preceding norm or layer by them.
     async fn fold<B: Backend>(
         self,
         walk: &mut Walk<'_, B>,
@@ -111,7 +111,8 @@ impl Layers<'_> {
             modules.keep_vector(&tensor, &divided).await?;
             return Ok(Folded { scales, ratio: Some(ratio), reason: None });
         }
-        // Without a norm the rows of a linear layer make the input; several heads may read what one of v's makes.
+        // Without a norm the input is the output of a linear layer. With grouped-query attention several heads share a
+        // row of v.
         let sharing = (self.input == LinearInput::O).then_some(Sharing {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -120,14 +121,14 @@ impl Layers<'_> {
         let linear = if sharing.is_some() { Linear::V } else { Linear::Up };
         let module = linear.module(self.layer);
         if modules.get(&module).is_none() {
-            return without("the layer before is not quantized");
+            return without("the preceding layer is not quantized");
         }
         let loaded = modules.load(&module).await?;
         let Some(tensor) = loaded.affine() else {
-            return without("the layer before has no scales for its rows");
+            return without("the preceding layer has no scales for its rows");
         };
         if tensor.scheme().granularity() == Granularity::Tensor {
-            return without("the layer before has one scale for all its rows");
+            return without("the preceding layer has one scale for all its rows");
         }
         if let Some(sharing) = sharing {
             sharing.average(&mut mean);
@@ -135,7 +136,7 @@ impl Layers<'_> {
         let ScaleCandidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
         let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
         let Ok(divided) = divide_rows(tensor, &rows) else {
-            return without("the layer before cannot hold the scales");
+            return without("the scales are out of the preceding layer's range");
         };
         modules.replace(&module, &divided.into()).await?;
         if linear.has_bias(config) {
@@ -147,8 +148,8 @@ impl Layers<'_> {
         Ok(Folded { scales, ratio: Some(ratio), reason: None })
     }
 
-    /// The best scales, with `mean` the mean of `|x|`. `fit` makes of wanted scales those that can be folded. The block is
-    /// left with some candidate's weights, which want their input divided by its scales.
+    /// The best scales, with `mean` the mean of `|x|`. `fit` rounds scales to values that can be folded. Afterwards the
+    /// block may hold the weights of any candidate, for an input divided by that candidate's scales.
     async fn search<B: Backend>(
         self,
         walk: &mut Walk<'_, B>,
@@ -184,7 +185,7 @@ impl Layers<'_> {
         Ok(best)
     }
 
-    /// Rounds one layer, with clipping where that helps.
+    /// Rounds one layer, with clipping if that reduces the error.
     async fn finish(
         self,
         linear: Linear,
@@ -196,7 +197,7 @@ impl Layers<'_> {
         let (scales, measure) = (Some(&folded.scales[..]), Measure::ErrorAndWeights(self.moments));
         let mut kept = self.round(target, scales, None, measure).await?;
         let mut clipped = false;
-        // Clipping q and k moves the attention of every token; the authors leave them alone.
+        // Clipping q and k changes the attention of every token. The authors exclude them.
         if !matches!(linear, Linear::Q | Linear::K) {
             let group_size = target.scheme.granularity().group_size(target.cols);
             let steps = Clipping::in_steps(hessian, &folded.scales, group_size);

@@ -1,5 +1,5 @@
-//! GPTQ on the layers that share an input: each is rounded by it and to nearest, and what leaves the smaller error in its
-//! output is taken.
+//! GPTQ on the layers that share an input. Each layer is rounded by GPTQ and to nearest, and the result with the
+//! smaller output error is kept.
 //!
 //! The maths is in [`quant::gptq`](crate::quant::gptq).
 
@@ -17,10 +17,10 @@ use crate::quant::{GptqQuantizer, Method, PackedTensor};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// Rounds columns one after the other, and lets those that follow make up for the error.
+/// GPTQ: rounds columns one after the other and compensates errors in later columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Gptq {
-    /// How.
+    /// Options of the method.
     pub options: GptqOptions,
 }
 
@@ -38,7 +38,7 @@ impl CalibratedMethod for Gptq {
         let InputStatistics { hessian, drift, .. } = statistics;
         let weights = |target: &ModuleTarget<'_>| (target.rows * target.cols) as u64;
         let (mut done, total) = (0, targets.iter().map(|(_, target)| weights(target)).sum());
-        // Layers that share an input share its factors, unless their groups differ.
+        // Layers that share an input and a group size share the factorization.
         let mut prepared: BTreeMap<usize, Option<Prepared<'_>>> = BTreeMap::new();
         let mut layers = Vec::new();
         for &(linear, ref target) in targets {
@@ -67,7 +67,8 @@ impl CalibratedMethod for Gptq {
     }
 }
 
-/// Quantizes one layer; to nearest where its inputs are of no use.
+/// Quantizes one layer by GPTQ. Falls back to rounding to nearest if the Hessian has no factor, if GPTQ fails, or if
+/// its output error is larger.
 async fn quantize(
     context: LayerContext<'_>,
     target: &ModuleTarget<'_>,
@@ -78,7 +79,7 @@ async fn quantize(
     let name = |method: Method| method.name().to_owned();
     let Some(prepared) = prepared else {
         let (tensor, _) = round(context, target).await?;
-        let reason = "the Hessian of its inputs is not positive definite, however much it is damped";
+        let reason = "the Hessian of its inputs is not positive definite with any damping";
         let (method, reason) = (name(Method::Rtn), Some(reason.to_owned()));
         return Ok((tensor, CalibrationRecord { method, reason, ..CalibrationRecord::default() }));
     };
@@ -91,9 +92,9 @@ async fn quantize(
     let (method, tensor, reason) = match outcome.gptq {
         Some(tensor) if gptq_error <= rtn_error => (Method::Gptq, tensor, None),
         Some(_) => {
-            (Method::Rtn, outcome.rtn, Some(format!("gptq would leave more output error: {gptq_error:.3e}")))
+            (Method::Rtn, outcome.rtn, Some(format!("the output error of gptq is larger: {gptq_error:.3e}")))
         }
-        None => (Method::Rtn, outcome.rtn, Some("gptq met numbers that are not finite".to_owned())),
+        None => (Method::Rtn, outcome.rtn, Some("gptq computed numbers that are not finite".to_owned())),
     };
     let record = CalibrationRecord {
         method: name(method),

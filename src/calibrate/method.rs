@@ -1,9 +1,9 @@
-//! What a method is that finds codes with the help of samples: which statistics it wants, and what it makes of the layers
-//! that read one input.
+//! The interface of calibrated methods: the statistics that a method needs, and the quantization of the layers that
+//! read one input.
 //!
-//! [`Gptq`](super::gptq::Gptq) and [`Awq`](super::awq::Awq) are two; [`Direct`](super::rtn::Direct) takes the layers that need
-//! no statistics, because those after them are calibrated on their quantized outputs. Not here: which module is made how
-//! (`pipeline`).
+//! Methods are [`Gptq`](super::gptq::Gptq) and [`Awq`](super::awq::Awq). [`Direct`](super::rtn::Direct) quantizes
+//! layers that need no statistics: later layers are calibrated on their quantized outputs. `pipeline` chooses the
+//! method of each module.
 
 use super::modules::CalibratedModules;
 use super::walk::{InputStatistics, Statistics, Walk};
@@ -16,101 +16,101 @@ use crate::quant::{QuantizedTensor, ScaleType, Scheme, WeightError};
 use crate::task::Control;
 use serde::{Deserialize, Serialize};
 
-/// How a calibrated method did on one module.
+/// The result of a calibrated method for one module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationRecord {
-    /// The method that was kept: the one asked for, or `rtn` where that leaves less error.
+    /// The method that was used: the requested one, or `rtn` if that fails or has the larger output error.
     pub method: String,
     /// Squared error of the module's output on the calibration samples, as a share of its squared output.
     pub output_error: Option<f64>,
-    /// The same, rounded to nearest.
+    /// The same for rounding to nearest.
     pub rtn_output_error: Option<f64>,
-    /// Share of the mean diagonal that was added to the Hessian's diagonal.
+    /// GPTQ: the damping, as a share of the Hessian's mean diagonal.
     pub damping: Option<f32>,
-    /// AWQ: the exponent of the mean input that columns were scaled by; absent where they were not.
+    /// AWQ: the exponent of the mean input in the column scales; absent without scaling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f32>,
     /// AWQ: whether the ranges of groups were clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clipped: Option<bool>,
-    /// Why another method than the one asked for was kept, or a part of it left out.
+    /// Why another method was used than the requested one, or why a part of it was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// A matrix that is to be quantized.
+/// A matrix to quantize.
 #[derive(Clone, Copy, Debug)]
 pub struct ModuleTarget<'a> {
-    /// Its module in the output.
+    /// The module in the output.
     pub module: &'a str,
-    /// Its module in the checkpoint.
+    /// The module in the source checkpoint.
     pub source: &'a str,
     /// Output features.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// What it becomes.
+    /// The target scheme.
     pub scheme: Scheme,
 }
 
-/// What all layers of a model share.
+/// The context that all layers of a model share.
 #[derive(Clone, Copy)]
 pub struct LayerContext<'a> {
-    /// Where the weights are.
+    /// The source of the weights.
     pub checkpoint: &'a Checkpoint,
-    /// The type of the groups' scales.
+    /// The stored type of scales.
     pub scale_type: ScaleType,
-    /// Hears, and may cancel.
+    /// Receives progress, and may cancel.
     pub control: &'a dyn Control,
 }
 
-/// Layers that read one input, at which the samples are.
+/// The layers that read one input. The samples have reached this input.
 pub struct InputContext<'i, 'w, B: Backend> {
-    /// The model; the samples go on through what the method returns.
+    /// The walk. The samples continue through the layers that the method returns.
     pub walk: &'i mut Walk<'w, B>,
-    /// Where the weights are.
+    /// The shared context.
     pub context: LayerContext<'i>,
-    /// The block.
+    /// The index of the block.
     pub layer: usize,
-    /// What is known of the input.
+    /// The statistics of the input.
     pub statistics: &'i InputStatistics,
-    /// The layers that the method is to quantize, at least one.
+    /// The layers to quantize, at least one.
     pub targets: &'i [(Linear, ModuleTarget<'i>)],
-    /// What was made of the layers before. Some of it may be made anew.
+    /// The results of earlier layers. The method may replace some of them.
     pub modules: &'i mut CalibratedModules<'w>,
 }
 
-/// A layer that a method has quantized.
+/// A quantized layer.
 pub struct QuantizedLayer {
-    /// Which of its block.
+    /// The layer within its block.
     pub linear: Linear,
-    /// Its codes.
+    /// The quantized matrix.
     pub tensor: QuantizedTensor,
-    /// How they were found, where samples helped.
+    /// The calibration record; `None` without calibration.
     pub record: Option<CalibrationRecord>,
-    /// What its columns were multiplied by, where they were: what comes before is divided by it.
+    /// The column scales, if any. The preceding norm or layer is divided by them.
     pub scales: Option<Vec<f32>>,
-    /// The error of its weights, without those scales.
+    /// The weight error, without the column scales.
     pub error: WeightError,
 }
 
 impl QuantizedLayer {
-    /// What samples go on through.
+    /// The weights that the samples continue through.
     pub fn source(&self) -> (Linear, WeightSource<'_>) {
         let scaled = |scales| WeightSource::Scaled(&self.tensor, scales);
         (self.linear, self.scales.as_deref().map_or(WeightSource::Packed(&self.tensor), scaled))
     }
 }
 
-/// A method that is called at one input of linear layers after the other, in the order of the data flow.
+/// A method that is called at each input of linear layers, in the order of the data flow.
 pub trait CalibratedMethod {
-    /// What it has to know of the inputs.
+    /// The statistics that the method needs.
     fn wants(&self) -> Statistics;
 
     /// Quantizes layers that read one input.
     ///
     /// # Errors
-    /// Whatever reading weights, running the model and quantizing meet, with the module named.
+    /// Errors of reading weights, running the model and quantizing, with the name of the module.
     fn quantize_input<B: Backend>(
         &self,
         input: InputContext<'_, '_, B>,

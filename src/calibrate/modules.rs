@@ -1,5 +1,5 @@
-//! The matrices that calibration has found, which wait in scratch until their turn comes to be written: they are found in the
-//! order of the data flow and written in the order of the file.
+//! Quantized matrices and changed norms and biases, kept in scratch until they are written. They are made in the order
+//! of the data flow and written in the order of the file.
 
 mod stored;
 
@@ -11,37 +11,37 @@ use crate::quant::{QuantizedTensor, WeightError};
 use crate::sort;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Matrices, norms and biases of a model that are not as they were.
+/// The matrices, norms and biases of a model that calibration changed.
 pub struct CalibratedModules<'a> {
     scratch: &'a dyn Scratch,
     modules: BTreeMap<String, CalibratedModule>,
     vectors: BTreeSet<String>,
 }
 
-/// What is known of a matrix that waits.
+/// Metadata of a matrix in scratch.
 pub struct CalibratedModule {
-    /// How it is packed.
+    /// The packed format.
     pub format: PackedFormat,
-    /// How its codes were found, where it was calibrated.
+    /// The calibration record; `None` without calibration.
     pub record: Option<CalibrationRecord>,
-    /// The error of its weights.
+    /// The weight error.
     pub error: WeightError,
 }
 
-/// What has to be known beside what is in scratch: of each module how its codes were found, and the error of its weights;
-/// and the names of norms and biases.
+/// What scratch does not hold: the calibration record and weight error of each module, and the names of norms and
+/// biases.
 pub type ModuleNotes = (BTreeMap<String, (Option<CalibrationRecord>, WeightError)>, BTreeSet<String>);
 
 impl<'a> CalibratedModules<'a> {
-    /// Nothing yet.
+    /// An empty collection.
     pub fn new(scratch: &'a dyn Scratch) -> Self {
         Self { scratch, modules: BTreeMap::new(), vectors: BTreeSet::new() }
     }
 
-    /// What another run has left in the same scratch.
+    /// Restores the results that an earlier run left in the same scratch.
     ///
     /// # Errors
-    /// `not_found`, `invalid_checkpoint` where the scratch does not hold it.
+    /// `not_found` or `invalid_checkpoint` if scratch does not hold a module.
     pub async fn restore(scratch: &'a dyn Scratch, (notes, vectors): ModuleNotes) -> Result<Self> {
         let mut modules = BTreeMap::new();
         for (module, (record, error)) in notes {
@@ -51,14 +51,14 @@ impl<'a> CalibratedModules<'a> {
         Ok(Self { scratch, modules, vectors })
     }
 
-    /// What [`restore`](Self::restore) wants.
+    /// The notes for [`restore`](Self::restore).
     pub fn notes(&self) -> ModuleNotes {
         let modules = self.modules.iter();
         let notes = modules.map(|(name, of)| (name.clone(), (of.record.clone(), of.error.clone())));
         (sort::map(notes), self.vectors.clone())
     }
 
-    /// Keeps a layer.
+    /// Stores a layer.
     pub async fn keep(&mut self, module: String, layer: &QuantizedLayer) -> Result<()> {
         let QuantizedLayer { tensor, record, error, .. } = layer;
         stored::save(self.scratch, &module, tensor).await?;
@@ -67,12 +67,12 @@ impl<'a> CalibratedModules<'a> {
         Ok(())
     }
 
-    /// Keeps other scales of a matrix that is there.
+    /// Replaces the stored matrix of a module by one with other scales.
     pub async fn replace(&self, module: &str, tensor: &QuantizedTensor) -> Result<()> {
         stored::save(self.scratch, module, tensor).await
     }
 
-    /// Keeps a norm or a bias.
+    /// Stores a norm or a bias.
     pub async fn keep_vector(&mut self, tensor: &str, values: &[f32]) -> Result<()> {
         stored::save_vector(self.scratch, tensor, values).await?;
         self.vectors.insert(tensor.to_owned());
@@ -85,17 +85,17 @@ impl<'a> CalibratedModules<'a> {
         matrices.chain(self.vectors.iter().map(|tensor| stored::vector_slot(tensor))).collect()
     }
 
-    /// What is known of a module, where it was quantized.
+    /// The metadata of a module; `None` if it was not quantized.
     pub fn get(&self, module: &str) -> Option<&CalibratedModule> {
         self.modules.get(module)
     }
 
-    /// The matrix.
+    /// Loads the matrix of a module.
     pub async fn load(&self, module: &str) -> Result<QuantizedTensor> {
         stored::load(self.scratch, module).await
     }
 
-    /// What became of a norm or a bias; `None` where it is as it was.
+    /// The new values of a norm or a bias; `None` if it is unchanged.
     pub async fn vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
         if !self.vectors.contains(tensor) {
             return Ok(None);

@@ -1,31 +1,32 @@
-//! Sums of products of inputs of linear layers over all tokens, where they are on the device: for the [`Hessian`], and for the
-//! [`Drift`] beside it.
+//! Accumulates the second moments of linear layers' inputs on the device: for the [`Hessian`], and optionally the
+//! [`Drift`].
 //!
-//! A token's row is the input `x`, and with a drift `[x, d]`, where `d` is by how much the original model's input is another.
-//! One product of such rows then gives both, so the backend needs no other one. Not here: running a model (`walk`).
+//! A token's row is the input `x`. With a drift it is `[x, d]`, where `d = x_o - x` is the difference from the original
+//! model's input `x_o`. One product of such rows gives both statistics, so the backend needs no second kernel. `walk`
+//! runs the model.
 
 use crate::backend::{Backend, Element};
 use crate::error::Result;
 use crate::quant::{Drift, Hessian};
 use crate::task::steps::STEP_WORK;
 
-/// Sums on the device, in tiles of columns of the input.
+/// Sums on the device, in tiles of input columns.
 pub(super) struct MomentSums<B: Backend> {
     width: usize,
     /// Elements of a row.
     stride: usize,
-    /// Columns of a tile; of the last one perhaps fewer.
+    /// Columns of a tile. The last tile may have fewer.
     columns: usize,
     /// Each `[columns, stride]`
     tiles: Vec<B::Buffer>,
-    /// `[tokens, stride]`: a run of rows, with their drift.
+    /// `[tokens, stride]`: a chunk of rows with their differences; only with a drift.
     joined: Option<B::Buffer>,
-    /// The same on the way there, where it is not in memory.
+    /// Staging buffer for `joined`, if that is not in host memory.
     values: Vec<f32>,
 }
 
 impl<B: Backend> MomentSums<B> {
-    /// Of inputs of `width` features, for runs of at most `tokens` tokens.
+    /// Starts sums for inputs of `width` features, in chunks of at most `tokens` tokens.
     pub(super) fn new(backend: &mut B, tokens: usize, width: usize, with_drift: bool) -> Result<Self> {
         let stride = if with_drift { 2 * width } else { width };
         Self::in_tiles(backend, tokens, width, with_drift, gram_columns(tokens, stride))
@@ -47,7 +48,8 @@ impl<B: Backend> MomentSums<B> {
         Ok(Self { width, stride, columns, tiles, joined, values: Vec::new() })
     }
 
-    /// Takes a run of rows, `[count, width]`, and the original model's, to be added up next.
+    /// Writes a chunk of rows, `[count, width]`, and their difference from `original` to the device, for
+    /// [`add`](Self::add). Does nothing without a drift.
     pub(super) fn join(&mut self, backend: &mut B, rows: &[f32], original: &[f32]) -> Result<()> {
         let Self { joined: Some(joined), values, width, .. } = self else { return Ok(()) };
         let fill = |values: &mut [f32]| {
@@ -70,12 +72,12 @@ impl<B: Backend> MomentSums<B> {
         backend.write_f32(joined, values)
     }
 
-    /// How many tiles there are.
+    /// The number of tiles.
     pub(super) fn tiles(&self) -> usize {
         self.tiles.len()
     }
 
-    /// Adds a run of `count` rows to one tile: those that were joined, or else `rows`.
+    /// Adds a chunk of `count` rows to one tile: the joined rows with a drift, otherwise `rows`.
     pub(super) fn add(&mut self, backend: &mut B, tile: usize, count: usize, rows: &B::Buffer) -> Result<()> {
         let start = tile * self.columns;
         let columns = start..self.width.min(start + self.columns);
@@ -83,7 +85,7 @@ impl<B: Backend> MomentSums<B> {
         backend.gram(rows, count, self.stride, columns, &mut self.tiles[tile])
     }
 
-    /// The sums over `tokens` tokens.
+    /// Reads the statistics of `tokens` tokens.
     pub(super) async fn read(self, backend: &mut B, tokens: u64) -> Result<(Hessian, Option<Drift>)> {
         let Self { width, stride, columns, tiles, joined, values } = self;
         let mut sum = vec![0.0; width * width];
@@ -113,8 +115,8 @@ impl<B: Backend> MomentSums<B> {
     }
 }
 
-/// Columns of the input whose products one call of the backend adds up, for runs of `tokens` rows of `stride` elements: as
-/// many as one step allows in WebAssembly, where nobody else can get a word in, and elsewhere as many as `GRAM_BYTES` hold.
+/// Input columns of one `gram` call, for chunks of `tokens` rows of `stride` elements. `GRAM_BYTES` limits them. In
+/// WebAssembly the step budget limits them too, because the call blocks the event loop.
 pub fn gram_columns(tokens: usize, stride: usize) -> usize {
     let by_bytes = GRAM_BYTES / (stride * size_of::<f32>()).max(1);
     let by_work = (STEP_WORK / (tokens * stride).max(1) as u64) as usize;
@@ -122,10 +124,10 @@ pub fn gram_columns(tokens: usize, stride: usize) -> usize {
     (columns / BAND * BAND).max(BAND)
 }
 
-/// Columns, or rows, that are dealt with together at the least.
+/// Tiles have a multiple of this many columns. They are read in slabs of this many rows.
 const BAND: usize = 64;
 
-/// The most that is in one buffer of second moments: half of what the least of GPUs bind at once.
+/// Largest buffer of second moments: half of the smallest binding limit of GPUs.
 const GRAM_BYTES: usize = 64 << 20;
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

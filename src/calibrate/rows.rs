@@ -1,4 +1,4 @@
-//! Brings the rows of a matrix from the checkpoint to a quantizer, as it wants them.
+//! Streams the rows of a matrix from the checkpoint to a quantizer.
 
 use super::method::{LayerContext, ModuleTarget};
 use crate::error::Result;
@@ -9,10 +9,11 @@ use crate::quant::{PackedTensor, RowQuantizer, WeightError};
 use crate::task::{self, Control};
 use std::ops::Range;
 
-/// Quantizes all `rows`, reading about as many at once as are worked on at once. `report` hears how many were read.
+/// Quantizes all `rows`. Reads about as many rows at once as are quantized in parallel. `report` receives the number of
+/// rows read so far.
 ///
 /// # Errors
-/// Whatever reading and the quantizer meet.
+/// Errors of reading and of the quantizer.
 pub async fn quantize_rows(
     rows: &mut DenseRows<'_>,
     quantizer: &mut impl RowQuantizer,
@@ -34,10 +35,10 @@ pub async fn quantize_rows(
     Ok(())
 }
 
-/// How far packed weights are from those of a module.
+/// The error of packed weights against the weights of a module.
 ///
 /// # Errors
-/// Whatever reading meets.
+/// Errors of reading.
 pub async fn weight_error(
     context: LayerContext<'_>,
     target: &ModuleTarget<'_>,

@@ -1,4 +1,4 @@
-//! Codes of a matrix from its weights alone: to nearest, ternary, or those that the model brings.
+//! Quantization without calibration statistics: round-to-nearest, ternary, or the codes of the checkpoint itself.
 
 use super::method::{CalibratedMethod, InputContext, LayerContext, ModuleTarget, QuantizedLayer};
 use super::rows::{quantize_rows, weight_error};
@@ -16,10 +16,10 @@ use crate::quant::{PackedTensor, WeightError, regroup};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Quantizes layers from their weights alone.
+/// Quantizes layers without calibration statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct Direct {
-    /// BitNet: the share of the scale below which weights become 0.
+    /// Ternary: weights below this share of the scale become 0.
     pub sparsity_threshold: Option<f32>,
 }
 
@@ -46,10 +46,10 @@ impl CalibratedMethod for Direct {
     }
 }
 
-/// Quantizes one module from its weights alone, and tells how far they are from the original ones.
+/// Quantizes one module without calibration statistics. Returns the matrix and its weight error.
 ///
 /// # Errors
-/// Whatever reading meets; `invalid_argument` for a scheme that no method makes.
+/// Errors of reading; `invalid_argument` for a scheme that no method supports.
 pub async fn quantize(
     context: LayerContext<'_>,
     target: &ModuleTarget<'_>,
@@ -63,7 +63,7 @@ pub async fn quantize(
     }
     let _held = hold(checkpoint, source)?;
     let packed = if has_masters {
-        // The model's own codes, not those of a scale that is rounded first.
+        // The model's own codes. Quantizing again would round the scale before the codes.
         let packed = checkpoint.layout().read_packed(checkpoint.store(), source).await?;
         let affine = packed.affine().expect("models with masters have ternary codes");
         regroup::round_scales(affine, scale_type)?
@@ -75,16 +75,16 @@ pub async fn quantize(
         stored()?.for_each(control, |_, values| quantizer.push_rows(values)).await?;
         quantizer.finish()?
     } else {
-        return Err(Error::invalid_argument(format!("no method makes {scheme} codes")));
+        return Err(Error::invalid_argument(format!("no method quantizes to {scheme}")));
     };
     let error = weight_error(context, target, &packed).await?;
     Ok((packed, error))
 }
 
-/// Rounds one module to nearest, and tells how far its weights are from the original ones.
+/// Rounds one module to nearest. Returns the matrix and its weight error.
 ///
 /// # Errors
-/// Whatever reading meets.
+/// Errors of reading.
 pub async fn round(
     context: LayerContext<'_>,
     target: &ModuleTarget<'_>,
@@ -100,11 +100,11 @@ pub async fn round(
     Ok((quantizer.finish()?, error))
 }
 
-/// Rounds one module to nearest, its columns multiplied by `scales` where there are some and its groups clipped, and measures
-/// what that does to its output.
+/// Rounds one module to nearest, with its columns multiplied by `scales` and its groups clipped, both optional, and
+/// takes the measurements of `measure`.
 ///
 /// # Errors
-/// Whatever reading and [`AwqQuantizer`] meet, with the module named.
+/// Errors of reading and of [`AwqQuantizer`], with the name of the module.
 pub async fn round_measured(
     context: LayerContext<'_>,
     target: &ModuleTarget<'_>,
@@ -127,7 +127,7 @@ pub async fn round_measured(
     run.await.context_with(|| format!("module `{}`", target.module))
 }
 
-/// Keeps the bytes of one matrix, for who goes through it more than once.
+/// Keeps the stored bytes of a dense matrix in memory, for callers that read it more than once.
 ///
 /// # Errors
 /// As [`Checkpoint::master`].

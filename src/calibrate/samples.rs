@@ -1,7 +1,7 @@
-//! The tokens that a model is calibrated with.
+//! Calibration samples: windows of tokens.
 //!
-//! Documents are put end to end and cut into windows of equal length, each with the beginning-of-sequence token in front
-//! where the model has one: the way in which the field's tools draw them.
+//! Documents are concatenated and cut into windows of equal length. Each window starts with the beginning-of-sequence
+//! token, if the model has one. Common tools draw samples in this way.
 
 use crate::digest::sha256_hex;
 use crate::error::{Context, Error, Result};
@@ -9,32 +9,32 @@ use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
 
-/// Fewer tokens than this make a warning: statistics of a wide layer are then mostly noise.
+/// Fewer tokens give a warning: the statistics of a wide layer are then mostly noise.
 const FEW_TOKENS: u64 = 100_000;
 
-/// How windows are drawn.
+/// Options of drawing windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleOptions {
-    /// Windows.
+    /// The number of windows.
     pub samples: usize,
-    /// Tokens of a window, the one in front included.
+    /// Tokens of a window, including the beginning-of-sequence token.
     pub sequence_length: usize,
-    /// Draw windows from the whole text in an order that the seed gives, instead of the first ones.
+    /// Seed for drawing windows from the whole text; `None` takes the first windows.
     pub shuffle: Option<u64>,
 }
 
 /// Windows of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Samples {
-    /// Tokens of each window, the one in front included.
+    /// Tokens of each window, including the beginning-of-sequence token.
     pub windows: Vec<Vec<u32>>,
     /// SHA-256 of all tokens, window by window.
     pub sha256: String,
 }
 
 impl Samples {
-    /// Cuts `tokens`, the documents end to end without special tokens. Windows are whole; only a text too short for one
-    /// makes a shorter one.
+    /// Cuts `tokens`, the concatenated documents without special tokens. All windows have full length, except when the
+    /// text is too short for one.
     ///
     /// # Errors
     /// `invalid_argument` for no samples, for a window without room for two tokens, and for a text without tokens.
@@ -67,13 +67,13 @@ impl Samples {
         Ok(Self::of(windows))
     }
 
-    /// Windows that were cut already.
+    /// Samples from existing windows.
     pub fn of(windows: Vec<Vec<u32>>) -> Self {
         let bytes: Vec<u8> = windows.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
         Self { windows, sha256: sha256_hex(&bytes) }
     }
 
-    /// How many windows a text of so many tokens has.
+    /// The number of windows in a text of `tokens` tokens.
     pub fn available(tokens: usize, bos_token_id: Option<u32>, sequence_length: usize) -> usize {
         let whole = tokens / Self::room(bos_token_id, sequence_length).max(1);
         whole.max(usize::from(tokens > 0))
@@ -89,7 +89,7 @@ impl Samples {
         self.windows.iter().map(|window| window.len() as u64).sum()
     }
 
-    /// What a user should know where there is little to learn from.
+    /// A warning if there are few tokens.
     pub fn warning(&self) -> Option<String> {
         let tokens = self.tokens();
         (tokens < FEW_TOKENS).then(|| {
@@ -97,7 +97,7 @@ impl Samples {
         })
     }
 
-    /// Refuses ids that the model does not have.
+    /// Refuses token ids outside the vocabulary.
     ///
     /// # Errors
     /// `invalid_argument` naming the id.
@@ -111,7 +111,7 @@ impl Samples {
     }
 }
 
-/// Fisher and Yates, with numbers that depend on the seed alone.
+/// Fisher-Yates shuffle. The result depends only on the seed.
 pub fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut random = Pcg32::seed_from_u64(seed);
     for last in (1..items.len()).rev() {
@@ -121,10 +121,10 @@ pub fn shuffle<T>(items: &mut [T], seed: u64) {
     }
 }
 
-/// What `read` makes of each line of a JSON-lines file. Empty lines are left out.
+/// Parses each line of a JSON-lines file and maps it with `read`. Empty lines are skipped.
 ///
 /// # Errors
-/// `invalid_argument` for a line that is no JSON, and what `read` refuses: each with the number of the line.
+/// `invalid_argument` for a line that is not JSON, and errors of `read`, both with the line number.
 pub fn json_rows<T>(text: &str, read: impl Fn(&Value) -> Result<T>) -> Result<Vec<T>> {
     let line = |(index, line): (usize, &str)| {
         serde_json::from_slice(line.as_bytes())
@@ -138,7 +138,7 @@ pub fn json_rows<T>(text: &str, read: impl Fn(&Value) -> Result<T>) -> Result<Ve
 /// The texts of a JSON-lines file: the string under `field` of each line.
 ///
 /// # Errors
-/// `invalid_argument` naming the line that is no JSON object or has no such string.
+/// `invalid_argument` with the number of a line that is not a JSON object or has no such string.
 pub fn json_lines(text: &str, field: &str) -> Result<Vec<String>> {
     json_rows(text, |line| match line.get(field).and_then(Value::as_str) {
         Some(text) => Ok(text.to_owned()),
@@ -149,7 +149,7 @@ pub fn json_lines(text: &str, field: &str) -> Result<Vec<String>> {
 /// Token ids of a binary file: little-endian, `size` bytes each (2 or 4).
 ///
 /// # Errors
-/// `invalid_argument` for a length that is no multiple of the size.
+/// `invalid_argument` for a length that is not a multiple of the size.
 pub fn binary_ids(bytes: &[u8], size: usize) -> Result<Vec<u32>> {
     if !bytes.len().is_multiple_of(size) {
         return Err(Error::invalid_argument(format!(

@@ -1,9 +1,12 @@
-//! Takes calibration samples through a model, one block at a time, stopping at every input of a linear layer.
+//! Runs calibration samples through a model, one block at a time, stopping at each input of linear layers.
 //!
-//! At each stop the caller learns what the layers there are given, and may replace their weights; the samples then go on
-//! through the replaced ones. So every layer is calibrated with inputs that the layers before it, already quantized, really
-//! make ("true-sequential"), and every step runs once. In memory: one block, one chunk of tokens, one statistic; all else is
-//! in scratch. A walk that measures a [drift](Statistics::drift) takes the samples through the original blocks as well.
+//! At each stop the caller gets the statistics of the input and may replace the weights of the layers that read it. The
+//! samples continue through the replaced weights. Every layer is therefore calibrated on the outputs of the quantized
+//! layers before it ("true-sequential"), and every step runs once. Memory holds one block, one chunk of tokens and the
+//! statistics of one input. Everything else is in scratch.
+//!
+//! A walk that measures a [drift](Statistics::drift) also runs the samples through the original blocks, and then holds
+//! two blocks.
 
 mod parent;
 mod slots;
@@ -26,60 +29,60 @@ use crate::quant::{Drift, Hessian};
 use crate::task::{self, Control, Progress};
 use slots::Stream;
 
-/// What is to be known of the inputs of linear layers, beside their second moments.
+/// Optional statistics of linear layers' inputs, besides their second moments.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Statistics {
-    /// How far they are from those in the original model, for which the samples go through that as well.
+    /// The drift from the inputs in the original model. The samples then also run through that model.
     pub drift: bool,
-    /// The mean of the absolute value of each feature.
+    /// The mean absolute value of each feature.
     pub mean_absolute: bool,
 }
 
-/// How samples are taken through a model.
+/// Options of a walk.
 #[derive(Clone, Copy, Debug)]
 pub struct WalkOptions {
-    /// Where it begins.
+    /// The start of the walk.
     pub start: Start,
-    /// What is to be known of the inputs.
+    /// The statistics to measure.
     pub statistics: Statistics,
-    /// Whether the stored bytes of each block stay in memory while the samples are in it, for who reads its weights again.
+    /// Whether the stored bytes of the current block stay in memory, for callers that read its weights again.
     pub holds_blocks: bool,
-    /// What reports of progress call the work.
+    /// The phase in progress reports.
     pub phase: &'static str,
 }
 
-/// Samples on their way through a model.
+/// A run of samples through a model.
 pub struct Walk<'a, B: Backend> {
     model: LayerStreamed<'a, B>,
     samples: &'a Samples,
     options: WalkOptions,
-    /// By [`Stream`]: the block that the samples are in, and the same as it is in the checkpoint.
+    /// By [`Stream`]: the current block with replaced weights, and the same block of the checkpoint.
     blocks: [Option<Block<B>>; 2],
-    /// The block's tensors.
+    /// The stored tensors of the current block, if they are kept.
     held: Option<ResidentTensors>,
     layer: usize,
-    /// Where in the block the samples are; `None` before it.
+    /// The position of the samples in the block; `None` before its first input.
     input: Option<LinearInput>,
 }
 
-/// What is known of the inputs of some layers.
+/// The statistics of one input.
 pub struct InputStatistics {
-    /// Which inputs.
+    /// The input.
     pub input: LinearInput,
-    /// Their second moments.
+    /// Its second moments.
     pub hessian: Hessian,
-    /// How far they are from the original model's, where that is wanted.
+    /// Its drift from the original model's input, if requested.
     pub drift: Option<Drift>,
-    /// The mean of the absolute value of each feature, where that is wanted.
+    /// The mean absolute value of each feature, if requested.
     pub mean_absolute: Option<Vec<f32>>,
 }
 
 impl<'a, B: Backend> Walk<'a, B> {
-    /// Puts the embeddings of all samples into scratch, unless a walk before has left more there.
+    /// Starts a walk. Writes the embeddings of all samples to scratch, unless it continues an earlier walk.
     ///
     /// # Errors
-    /// `context_overflow` for samples longer than the model was made for, `invalid_argument` for unknown tokens, and
-    /// whatever reading and scratch meet.
+    /// `context_overflow` for samples longer than the model's context, `invalid_argument` for unknown tokens, and
+    /// errors of reading and of scratch.
     pub async fn begin(
         checkpoint: &'a Checkpoint,
         samples: &'a Samples,
@@ -88,7 +91,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         options: WalkOptions,
         control: &dyn Control,
     ) -> Result<Self> {
-        // Nothing here depends on whether a token comes alone.
+        // Statistics do not need the same bits for a token alone and in a batch.
         backend.set_sums(Sums::Reordered);
         samples.check_vocabulary(checkpoint.config().vocab_size)?;
         let context = samples.windows.iter().map(Vec::len).max().unwrap_or(0);
@@ -117,7 +120,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(())
     }
 
-    /// Loads the next block; the samples stand in front of it.
+    /// Loads a block. The samples are before it.
     pub async fn enter_block(&mut self, layer: usize) -> Result<()> {
         self.held = None;
         if self.options.holds_blocks {
@@ -133,10 +136,10 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(())
     }
 
-    /// Takes all samples to the next input of the block, and returns what they are there.
+    /// Runs all samples to the next input of the block, and returns its statistics.
     ///
     /// # Errors
-    /// `non_finite` where the activations are no numbers: the model, or what was made of it, is broken.
+    /// `non_finite` if activations are not finite: the model or its quantized part is broken.
     pub async fn next_input(&mut self, control: &dyn Control) -> Result<InputStatistics> {
         let input = match self.input {
             None => LinearInput::Qkv,
@@ -193,7 +196,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(InputStatistics { input, hessian, drift, mean_absolute })
     }
 
-    /// Takes a chunk to `input` in one of the models, and keeps its residual stream where that is another one than before.
+    /// Runs a chunk to `input` in one of the models. Saves the residual stream after attention, where it has changed.
     async fn advance(
         &mut self,
         input: LinearInput,
@@ -214,7 +217,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         Ok(())
     }
 
-    /// Takes other weights for layers that read the input where the samples are. They go on through the new ones.
+    /// Replaces the weights of layers that read the current input. The samples continue through the new weights.
     pub async fn replace(&mut self, sources: &[(Linear, WeightSource<'_>)]) -> Result<()> {
         let (Some(block), Some(input)) = (&mut self.blocks[Stream::Quantized as usize], self.input) else {
             return Err(no_block());
@@ -222,7 +225,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.model.replace(block, self.layer, input, sources).await
     }
 
-    /// Takes all samples through the rest of the block.
+    /// Runs all samples through the rest of the block.
     pub async fn leave_block(&mut self, control: &dyn Control) -> Result<()> {
         for &stream in self.streams() {
             let (from, to) =
@@ -235,7 +238,7 @@ impl<'a, B: Backend> Walk<'a, B> {
             }
         }
         (self.blocks, self.held, self.input) = ([None, None], None, None);
-        // Until then they are written over: the system takes longer over a new file than over an old one.
+        // Deleted only after the last block: overwriting an old file is faster than writing a new one.
         if self.layer + 1 == self.model.runner.config.num_hidden_layers {
             for &stream in self.streams() {
                 for input in [LinearInput::GateUp, LinearInput::Down] {
@@ -251,7 +254,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         if self.options.statistics.drift { both } else { &both[1..] }
     }
 
-    /// Every chunk of tokens, sample by sample. In scratch the samples stand end to end.
+    /// All chunks of tokens, each with the index of its sample. The rows of samples are contiguous in scratch.
     fn chunks(&self) -> Vec<(usize, Chunk)> {
         let mut row = 0;
         let mut chunks = Vec::new();
@@ -262,8 +265,8 @@ impl<'a, B: Backend> Walk<'a, B> {
         chunks
     }
 
-    /// Tells how far the work at `input` is: `steps` of [`STEPS_OF_INPUT`], half of which are for the samples on their way
-    /// and half for what is made of the layers there.
+    /// Reports progress at `input`: `steps` of [`STEPS_OF_INPUT`]. Half of them are for running the samples, half for
+    /// quantizing the layers.
     fn report(&self, input: LinearInput, steps: u64, item: &str, control: &dyn Control) {
         let inputs = LinearInput::ALL.len();
         let place = (self.layer * inputs + input as usize) as u64;
@@ -275,7 +278,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         });
     }
 
-    /// Tells that a sample is on its way to `input`: where the walk follows the original, that way is gone first.
+    /// Reports that a sample is running to `input`. With a drift, the samples run through the original block first.
     fn report_moving(&self, input: LinearInput, sample: usize, stream: Stream, control: &dyn Control) {
         let (samples, ways) = (self.samples.windows.len(), self.streams().len());
         let gone = sample + if stream == Stream::Quantized { (ways - 1) * samples } else { 0 };
@@ -283,7 +286,8 @@ impl<'a, B: Backend> Walk<'a, B> {
         self.report(input, steps, &self.module(input), control);
     }
 
-    /// Tells that `done` of `total` parts of the work on the layers that read the input are done, now on `item`.
+    /// Reports that `done` of `total` parts of quantizing the layers at the current input are done, with `item` in
+    /// progress.
     pub fn report_quantizing(&self, done: u64, total: u64, item: &str, control: &dyn Control) {
         let (half, Some(input)) = (STEPS_OF_INPUT / 2, self.input) else { return };
         self.report(input, half + (half * done.min(total)).checked_div(total).unwrap_or(0), item, control);
@@ -294,7 +298,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         input.linears()[0].module(self.layer)
     }
 
-    /// Where the samples are.
+    /// The position of the samples, and its slots in scratch.
     fn waiting(&self, stream: Stream) -> Waiting<'static> {
         let kept = self.options.start.keeps();
         let residual = match self.input {
@@ -307,26 +311,26 @@ impl<'a, B: Backend> Walk<'a, B> {
 }
 
 fn no_block() -> Error {
-    Error::invalid_argument("expected a block that was entered")
+    Error::invalid_argument("expected a loaded block but found none")
 }
 
-/// Steps of the work at one input, in reports of progress.
+/// Progress steps of one input.
 const STEPS_OF_INPUT: u64 = 1000;
 
-/// Where a walk begins.
+/// The start of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the embeddings of the samples.
+    /// From the embeddings of the samples.
     Embed,
-    /// The same, and so that another walk can [`GoOn`](Self::GoOn) in front of the last block that was entered, at the
-    /// price of two more copies of the residual streams in scratch.
+    /// From the embeddings, so that another walk can [`GoOn`](Self::GoOn) before the last block that was entered. Costs
+    /// two more copies of the residual streams in scratch.
     EmbedKept,
-    /// In front of this block, with what a walk that began with [`EmbedKept`](Self::EmbedKept) has left in scratch.
+    /// Before this block, from the scratch of a walk that started with [`EmbedKept`](Self::EmbedKept).
     GoOn(usize),
 }
 
 impl Start {
-    /// Whether the residual streams before a block stay until they are known after it.
+    /// Whether the residual streams before a block stay in scratch until those after it are written.
     fn keeps(self) -> bool {
         self != Self::Embed
     }

@@ -1,18 +1,18 @@
-//! What a file is that stands where another was expected, by its first bytes.
+//! Recognizes by its first bytes a file that is not what its name says.
 //!
-//! Downloads leave things behind that have the right name: the page of a server that knows no such file, the pointer that
-//! Git keeps instead of a large file. A parser's complaint about them helps nobody.
+//! Downloads leave such files behind: an HTML error page, or a Git LFS pointer. A parser's error about their content
+//! does not help.
 
 use super::source::ByteSource;
 use crate::error::{Error, Result};
 
-/// As many bytes as decide.
+/// Enough bytes to recognize every kind.
 const HEAD_BYTES: usize = 512;
 
-/// Whether first bytes are of a kind, and what to say of it.
+/// Recognizes a kind by first bytes, and describes it.
 type Kind = (fn(&[u8]) -> bool, &'static str);
 
-/// What a file turns out to be, and what to do about it.
+/// The kinds that are recognized, each with advice.
 const KINDS: [Kind; 8] = [
     (
         is_git_lfs_pointer,
@@ -20,13 +20,13 @@ const KINDS: [Kind; 8] = [
     ),
     (
         is_html,
-        "found an HTML page; the server or the download put a web page in place of the file, which may not be there or may \
+        "found an HTML page; the server or the download put it in place of the file, which may not exist or may \
          need a login",
     ),
     (|bytes| bytes.starts_with(b"GGUF"), "found a GGUF file; open that file itself, not a folder with it"),
     (
         |bytes| matches!(bytes, [0x80, 2..=5, ..]),
-        "found a pickle of Python; convert it to safetensors with the tool that wrote it",
+        "found a Python pickle; convert it to safetensors with the tool that wrote it",
     ),
     (
         |bytes| bytes.starts_with(b"PK\x03\x04"),
@@ -39,7 +39,7 @@ const KINDS: [Kind; 8] = [
     ),
     (
         |bytes| bytes.starts_with(b"<?xml"),
-        "found an XML document; a storage server answers so where a file is not there or may not be read",
+        "found an XML document; storage servers answer this for a file that does not exist or may not be read",
     ),
 ];
 
@@ -47,7 +47,7 @@ fn is_git_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
-/// Whether text is a web page. A template may begin with `<`, but not with what only a page begins with.
+/// Whether text is an HTML page. A chat template may begin with `<`, but not with one of these tags.
 fn is_html(bytes: &[u8]) -> bool {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     ["<!doctype html", "<html>", "<html ", "<head>"].iter().any(|start| {
@@ -55,12 +55,12 @@ fn is_html(bytes: &[u8]) -> bool {
     })
 }
 
-/// What the first bytes of a file say about it, as one sentence; `None` where they say nothing.
+/// What the first bytes reveal about a file, as one sentence; `None` if nothing is recognized.
 pub fn describe(head: &[u8]) -> Option<&'static str> {
     KINDS.iter().find(|(is, _)| is(head)).map(|(_, sentence)| *sentence)
 }
 
-/// Puts what the file is into the place of what a parser said about it.
+/// Replaces a parser's error by a description of the file, if the file is recognized as foreign.
 pub async fn explain(source: &dyn ByteSource, error: Error) -> Error {
     let mut head = [0; HEAD_BYTES];
     let len = source.len().min(HEAD_BYTES as u64) as usize;
@@ -71,10 +71,10 @@ pub async fn explain(source: &dyn ByteSource, error: Error) -> Error {
     }
 }
 
-/// Refuses a small file, `bytes`, that is something else than its name says.
+/// Refuses a small file, `bytes`, whose content is of a foreign kind.
 ///
 /// # Errors
-/// `invalid_checkpoint` with what it is.
+/// `invalid_checkpoint` with the recognized kind.
 pub fn refuse(bytes: &[u8]) -> Result<()> {
     describe(bytes).map_or(Ok(()), |sentence| Err(Error::invalid_checkpoint(sentence)))
 }

@@ -1,18 +1,18 @@
-//! The GGUF container, version 3 (and 2, which is laid out alike), little-endian.
+//! The GGUF container, little-endian, version 3, and version 2, which has the same layout.
 //!
 //! ```text
 //! "GGUF"       magic
 //! u32, 2 x u64 version, number of tensors, number of metadata entries
 //! metadata     key, type number, value; texts and arrays with u64 lengths in front
 //! tensors      name, u32 number of dimensions, u64 dimensions (innermost first), u32 type, u64 offset
-//! padding      to a multiple of general.alignment (32 where it is absent); offsets count from here
+//! padding      to a multiple of general.alignment (default 32); offsets count from here
 //! data         the tensors, each at a multiple of the alignment
 //! ```
 //!
-//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The header's length is written nowhere, so it is
-//! read in growing pieces until it is whole.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The file does not store the header's length, so
+//! the header is read in growing pieces until it is complete.
 //!
-//! Not here: what keys and tensors mean, and what is in a block (`layout`).
+//! Not here: the meaning of keys and tensors, and the content of blocks (`layout`).
 
 use crate::error::{Error, Result};
 use crate::format::source::ByteSource;
@@ -32,27 +32,27 @@ pub use writer::GgufWriter;
 
 use cursor::{Cursor, Stop};
 
-/// The first bytes of every file.
+/// The first bytes of every GGUF file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
-/// The key of the metadata that says at multiples of what tensors begin.
+/// The metadata key of the alignment of tensor data.
 pub const ALIGNMENT: &str = "general.alignment";
 
-/// Where a file says nothing else.
+/// The alignment if the file does not state one.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// The longest header that is read. Vocabularies of 250,000 tokens take some ten megabytes.
+/// The maximum header size. Vocabularies of 250,000 tokens take about 10 MB.
 pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
-/// How much is read first; enough for models with small vocabularies.
+/// The size of the first read; enough for models with small vocabularies.
 const FIRST_PIECE: u64 = 128 << 10;
 
 /// ggml's `GGML_MAX_DIMS`.
 const MAX_DIMS: u32 = 4;
 
-/// The least that an entry takes: the length of its key, its type, and a byte.
+/// The minimum size of a metadata entry: the length of its key, its type, and one byte.
 const MIN_ENTRY_BYTES: u64 = 13;
-/// The least that a tensor takes: the length of its name, the number of its dimensions, its type and its offset.
+/// The minimum size of a tensor entry: name length, number of dimensions, type and offset.
 const MIN_TENSOR_BYTES: u64 = 24;
 
 /// A tensor of a file.
@@ -60,25 +60,25 @@ const MIN_TENSOR_BYTES: u64 = 24;
 pub struct Entry {
     /// Element type.
     pub tensor_type: TensorType,
-    /// The dimensions, outermost first: the other way round than the file has them.
+    /// The dimensions, outermost first (the file stores them innermost first).
     pub dims: Vec<u64>,
-    /// Where its bytes are, counted from the start of the file.
+    /// The byte range of the data, from the start of the file.
     pub range: Range<u64>,
 }
 
-/// What a file holds. Everything in it has been checked against the file's length.
+/// The header of a file, checked against the file's length.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
-    /// The entries of the metadata.
+    /// The metadata entries.
     pub metadata: BTreeMap<String, Value>,
-    /// The tensors by name. Their ranges are inside the file, disjoint, and as long as type and dimensions say.
+    /// The tensors by name. Their ranges are inside the file, disjoint, and as long as type and dimensions require.
     pub tensors: BTreeMap<String, Entry>,
 }
 
-/// Reads and checks the header of a file.
+/// Reads and checks a file's header.
 ///
 /// # Errors
-/// `unsupported_format` for another version, byte order or tensor type; `invalid_checkpoint` for what is no GGUF file or
+/// `unsupported_format` for another version, byte order or tensor type; `invalid_checkpoint` if the file is not GGUF or
 /// contradicts itself. Every message names the file.
 pub async fn read_header(source: &dyn ByteSource) -> Result<Header> {
     let named = |error: Error| error.context(source.name());
@@ -101,10 +101,10 @@ pub async fn read_header(source: &dyn ByteSource) -> Result<Header> {
     }
 }
 
-/// Whether a file begins as GGUF files do.
+/// Whether a file begins with the GGUF magic.
 ///
 /// # Errors
-/// Whatever reading fails with.
+/// Errors of reading.
 pub async fn is_gguf(source: &dyn ByteSource) -> Result<bool> {
     let mut magic = [0; 4];
     if source.len() < magic.len() as u64 {
@@ -114,7 +114,7 @@ pub async fn is_gguf(source: &dyn ByteSource) -> Result<bool> {
     Ok(magic == MAGIC)
 }
 
-/// Parses the header of a file of `file_len` bytes, of which `bytes` are the first.
+/// Parses the header of a file of `file_len` bytes; `bytes` are its first bytes.
 fn parse(bytes: &[u8], file_len: u64) -> Result<Header, Stop> {
     let refuse = |message: String| Stop::Refused(Error::invalid_checkpoint(message));
     let mut cursor = Cursor::new(bytes, file_len);
@@ -132,7 +132,7 @@ fn parse(bytes: &[u8], file_len: u64) -> Result<Header, Stop> {
         let value =
             Value::read(&mut cursor).map_err(|stop| within(stop, || format!("key {}", quoted(&key))))?;
         if header.metadata.contains_key(&key) {
-            return Err(refuse(format!("the key {} is there twice", quoted(&key))));
+            return Err(refuse(format!("the key {} appears twice", quoted(&key))));
         }
         header.metadata.insert(key, value);
     }
@@ -150,7 +150,7 @@ fn parse(bytes: &[u8], file_len: u64) -> Result<Header, Stop> {
             .and_then(|start| raw.check(start, file_len, alignment))
             .map_err(|error| Stop::Refused(error.context(tensor(&name))))?;
         if header.tensors.contains_key(&name) {
-            return Err(refuse(format!("the tensor {} is there twice", quoted(&name))));
+            return Err(refuse(format!("the tensor {} appears twice", quoted(&name))));
         }
         header.tensors.insert(name, entry);
     }
@@ -192,7 +192,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64> {
     }
 }
 
-/// A tensor as the header says, before anything is checked.
+/// A tensor entry of the header, unchecked.
 struct RawTensor {
     /// Innermost first.
     dims: Vec<u64>,
@@ -215,7 +215,7 @@ impl RawTensor {
         Ok(Self { dims, type_number: cursor.u32()?, offset: cursor.u64()? })
     }
 
-    /// What one tensor can be checked for without the others.
+    /// All checks that need only this tensor.
     fn check(mut self, data_start: u64, file_len: u64, alignment: u64) -> Result<Entry> {
         let Some(tensor_type) = TensorType::from_number(self.type_number) else {
             return Err(Error::unsupported_format(format!(
@@ -258,7 +258,7 @@ impl RawTensor {
     }
 }
 
-/// Two tensors that share bytes are no checkpoint that anyone wrote. Gaps between tensors are padding.
+/// Refuses tensors that share bytes, which no valid writer produces. Gaps between tensors are padding.
 fn check_disjoint(tensors: &BTreeMap<String, Entry>) -> Result<()> {
     let mut entries: Vec<_> = tensors
         .iter()

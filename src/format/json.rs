@@ -1,9 +1,10 @@
-//! Structures out of JSON, for everything small: options, configurations, records.
+//! Deserializes small JSON files: options, configurations, records.
 //!
-//! `serde_json` can read each of them from text, from a value and from a reference to one, and each of these readers is
-//! compiled anew for each structure, with a second way for arrays that stand for structures. That was fifteen kilobytes
-//! of what every page loads. Here is one reader for all, and a structure is an object. Not for headers of weight files:
-//! those are large, and what comes twice in them has to be seen.
+//! One reader replaces `serde_json`'s three (text, value, reference to a value). Each of those is compiled again for
+//! every structure, with a second code path for arrays that stand for structures; this cost 15 kB of the WebAssembly
+//! module. Here a structure is always an object.
+//!
+//! Not for headers of weight files: those are large, and duplicate keys in them must be detected.
 
 use super::quoted;
 use serde::de::value::StrDeserializer;
@@ -15,16 +16,16 @@ use std::slice;
 /// Reads JSON text.
 ///
 /// # Errors
-/// As [`read`], and for what is no JSON, with the line and column.
+/// As [`read`], and for invalid JSON, with the line and column.
 pub fn parse<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Error> {
     read(&value(text)?)
 }
 
-/// The value of JSON text, as Python's `json` writes it: it writes `NaN`, `Infinity` and `-Infinity`, which JSON does not
-/// have. They become the texts of these names, so that whoever wants a number there refuses them by name.
+/// Parses JSON text as Python's `json` writes it, with the numbers `NaN`, `Infinity` and `-Infinity`, which JSON does
+/// not have. They become strings of that name, so that a reader that expects a number names them in its error.
 ///
 /// # Errors
-/// For what is no JSON, with the line and column.
+/// For invalid JSON, with the line and column.
 pub fn value(text: &[u8]) -> Result<Value, Error> {
     serde_json::from_slice(text).or_else(|error| match without_python_numbers(text) {
         Some(text) => serde_json::from_slice(&text),
@@ -32,7 +33,7 @@ pub fn value(text: &[u8]) -> Result<Value, Error> {
     })
 }
 
-/// The text with quotes around Python's numbers that are none of JSON's; `None` without any.
+/// The text with quotes around Python's non-JSON numbers; `None` if there are none.
 fn without_python_numbers(text: &[u8]) -> Option<Vec<u8>> {
     let mut changed = Vec::with_capacity(text.len() + 16);
     let mut rest = text;
@@ -51,7 +52,7 @@ fn without_python_numbers(text: &[u8]) -> Option<Vec<u8>> {
         rest = after;
         match byte {
             b'"' => in_string = !in_string,
-            // What is escaped ends no string.
+            // An escaped quote does not end the string.
             b'\\' if in_string => {
                 let escaped = after.first().copied();
                 changed.extend(escaped);
@@ -66,7 +67,7 @@ fn without_python_numbers(text: &[u8]) -> Option<Vec<u8>> {
 /// Reads a value.
 ///
 /// # Errors
-/// What was expected and what was found, behind the keys that lead there.
+/// States what was expected and what was found, prefixed by the keys that lead there.
 pub fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Error> {
     T::deserialize(Reader(value))
 }
@@ -92,7 +93,7 @@ impl Reader<'_> {
     }
 }
 
-/// A method for each kind of number.
+/// Defines one deserialization method per number type.
 macro_rules! numbers {
     ($convert:expr; $($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -104,7 +105,7 @@ macro_rules! numbers {
     };
 }
 
-/// A whole number as such, where a tool has written `4.0`.
+/// Turns a whole floating-point number into an integer: some tools write `4.0`.
 fn whole(number: &Number) -> Number {
     match number.as_f64().filter(|_| number.is_f64()) {
         Some(float) if float == libm::trunc(float) && float.abs() < 9.0e15 => Number::from(float as i64),
@@ -190,7 +191,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// The enums of these files are names.
+    /// Enums are strings in these files.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -212,7 +213,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 }
 
-/// All of an array: a pair is not read from three.
+/// Reads all elements of an array: a pair is not read from three elements.
 fn elements<'de, V: Visitor<'de>>(items: &'de [Value], visitor: V) -> Result<V::Value, Error> {
     let mut rest = Items(items.iter());
     let read = visitor.visit_seq(&mut rest)?;
@@ -255,7 +256,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 }
 
-/// An error with the key that leads to it. Compiled once, not for each type of value.
+/// Prefixes an error with its key. Separate, so that it is compiled only once.
 #[cold]
 fn under(key: &str, error: &Error) -> Error {
     Error::custom(format_args!("{}: {error}", quoted(key)))
@@ -333,7 +334,7 @@ mod tests {
         ] {
             match (read::<Outer>(&value), Outer::deserialize(&value)) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{value}"),
-                // Ours say the keys in front.
+                // Our messages are prefixed by the keys.
                 (Err(found), Err(expected)) => {
                     assert!(found.to_string().ends_with(&expected.to_string()), "{value}: {found}");
                 }

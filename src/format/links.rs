@@ -1,54 +1,55 @@
-//! Where paths lead once symbolic links are followed.
+//! Resolves symbolic links in paths.
 //!
-//! Systems do that themselves, but not the host of WASI in Node: it looks for a relative target from where the path says
-//! that the link is, and not from where it is. A folder of such links, as the Hugging Face cache has them, could not be
-//! read by way of a link to that folder.
+//! Operating systems do this themselves. The WASI host in Node does not do it correctly: it resolves a relative link
+//! target against the requested path instead of the link's real location. A folder of links, such as the Hugging Face
+//! cache, could therefore not be read through a link to that folder.
 
 use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A path to the same place that may be opened.
+/// An equivalent path that can be opened.
 #[cfg(not(target_os = "wasi"))]
 pub fn followed(path: &Path) -> Cow<'_, Path> {
     Cow::Borrowed(path)
 }
 
-/// A path to the same place that may be opened: one without links. Where there is nothing, opening says so.
+/// An equivalent path without links that can be opened. If nothing exists there, opening reports it.
 #[cfg(target_os = "wasi")]
 pub fn followed(path: &Path) -> Cow<'_, Path> {
     canonical(path).map_or(Cow::Borrowed(path), Cow::Owned)
 }
 
-/// The one absolute path without links to what is at `path`.
+/// The absolute path without links of `path`.
 ///
 /// # Errors
-/// What the file system says, as where there is nothing.
+/// Errors of the file system, for instance if nothing exists at `path`.
 #[cfg(not(target_os = "wasi"))]
 pub fn canonical(path: &Path) -> io::Result<PathBuf> {
     path.canonicalize()
 }
 
-/// The one absolute path without links to what is at `path`.
+/// The absolute path without links of `path`.
 ///
 /// # Errors
-/// What the file system says, as where there is nothing.
+/// Errors of the file system, for instance if nothing exists at `path`.
 #[cfg(target_os = "wasi")]
 pub fn canonical(path: &Path) -> io::Result<PathBuf> {
     walk(path)
 }
 
-/// Goes along a path and follows each link from where it is, as systems do; std has nothing for WASI.
+/// Walks along a path and resolves each link against the link's own folder, as systems do; std does not do this on
+/// WASI.
 #[cfg(any(target_os = "wasi", all(test, unix)))]
 fn walk(path: &Path) -> io::Result<PathBuf> {
     use std::path::Component;
 
-    /// As many as Linux follows; more are a circle.
+    /// Linux's limit; more links are a cycle.
     const MOST_LINKS: usize = 40;
 
     let mut real = std::env::current_dir()?;
     let mut links = 0;
-    // What is still to go, the next part last.
+    // The remaining path parts, the next one last.
     let mut ahead = vec![path.to_owned()];
     while let Some(path) = ahead.pop() {
         let mut parts = path.components();
@@ -64,7 +65,7 @@ fn walk(path: &Path) -> io::Result<PathBuf> {
             }
             Component::Normal(name) => {
                 real.push(name);
-                // What is no link is not read as one; that it is there at all is asked at the end.
+                // Fails for entries that are not links. Existence is checked at the end.
                 if let Ok(target) = std::fs::read_link(&real) {
                     links += 1;
                     if links > MOST_LINKS {

@@ -1,5 +1,4 @@
-//! What is kept of tensors while they pass: their digests, and bytes that will be wanted again, so that a file behind a slow
-//! line is read once.
+//! Digests and bytes kept of tensors as they are read, so that a file behind a slow connection is read only once.
 
 use crate::error::Result;
 use crate::format::shard_index::TensorStore;
@@ -9,35 +8,35 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that are read at a time for a digest alone.
+/// Bytes per read when only the digest is wanted.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// What is kept, by the names of stored tensors.
+/// The kept data, by stored tensor name.
 #[derive(Clone, Default)]
 pub(super) struct Passing {
     shared: Arc<Mutex<Shared>>,
-    /// Tensors that are not read: all their bytes are 0. Sorted.
+    /// Sorted names of tensors that are not read: all their bytes are 0.
     blank: Vec<String>,
 }
 
-/// What all clones of a store share.
+/// State shared by all clones of a store.
 #[derive(Default)]
 struct Shared {
-    /// Whether tensors are hashed as they pass.
+    /// Whether tensors are hashed as they are read.
     hashes: bool,
     digests: BTreeMap<String, Hashed>,
-    /// The first bytes of tensors that somebody holds, as far as they were read.
+    /// The leading bytes read so far of tensors that stay resident.
     held: BTreeMap<String, Vec<u8>>,
 }
 
-/// What is there whoever panicked while holding it: readers alone depend on it, and read what they miss.
+/// Recovers from a poisoned lock: only readers depend on this state, and they read again what is missing.
 fn shared(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A tensor's digest on the way.
+/// The digest of a tensor, possibly incomplete.
 enum Hashed {
-    /// Of so many bytes.
+    /// Over this many leading bytes.
     Part(u64, Sha256),
     Whole([u8; 32]),
 }
@@ -47,7 +46,7 @@ impl Passing {
         self.blank.binary_search_by(|blank| blank.as_str().cmp(tensor)).is_ok()
     }
 
-    /// Fills `out` without reading, where that can be done; whether it could.
+    /// Fills `out` without reading the source, if possible; returns whether it was.
     pub(super) fn fill(&self, tensor: &str, bytes: &Range<u64>, out: &mut [u8]) -> bool {
         if self.is_blank(tensor) {
             out.fill(0);
@@ -61,7 +60,8 @@ impl Passing {
         })
     }
 
-    /// Takes in `out`, the bytes `bytes` of a tensor that has `len`. What does not go on where the last ended is left.
+    /// Records `out`, the bytes `bytes` of a tensor of `len` bytes. Bytes that do not continue the last range are
+    /// ignored.
     pub(super) fn take(&self, tensor: &str, len: u64, bytes: &Range<u64>, out: &[u8]) {
         if self.is_blank(tensor) {
             return;
@@ -96,7 +96,7 @@ impl Passing {
     }
 }
 
-/// Tensors whose bytes stay in memory once they were read, until this is dropped.
+/// Keeps the bytes of tensors in memory once they were read. Dropping it releases them.
 pub struct ResidentTensors {
     shared: Arc<Mutex<Shared>>,
     tensors: Vec<String>,
@@ -112,12 +112,12 @@ impl Drop for ResidentTensors {
 }
 
 impl TensorStore {
-    /// From now on tensors are hashed as they are read from their first byte to their last, for [`digest`](Self::digest).
+    /// Enables hashing: a tensor that is read front to back gets its digest on the way. See [`digest`](Self::digest).
     pub fn hash_as_read(&self) {
         shared(&self.passing.shared).hashes = true;
     }
 
-    /// SHA-256 of a tensor's bytes. What has not passed is read.
+    /// SHA-256 of a tensor's bytes. Reads the bytes that were not hashed yet.
     ///
     /// # Errors
     /// As [`read_range`](Self::read_range)'s.
@@ -138,7 +138,7 @@ impl TensorStore {
         }
     }
 
-    /// The same store, in which some tensors are nothing but zeros: for who wants to know all but their values.
+    /// The same store with some tensors replaced by zeros, for callers that need everything except their values.
     #[must_use]
     pub fn with_blank(&self, tensors: impl IntoIterator<Item = String>) -> Self {
         let mut blank: Vec<String> = tensors.into_iter().collect();
@@ -148,7 +148,7 @@ impl TensorStore {
         store
     }
 
-    /// Holds tensors, for readers that will want them more than once. Others than those that are stored are no error.
+    /// Keeps tensors resident for readers that want them more than once. Names that are not stored are ignored.
     #[must_use]
     pub fn hold(&self, tensors: impl IntoIterator<Item = String>) -> ResidentTensors {
         let tensors: Vec<String> = tensors.into_iter().collect();
@@ -170,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// Counts the bytes that are read.
+    /// Counts the bytes read.
     struct Counting(Arc<dyn ByteSource>, Arc<AtomicU64>);
 
     impl ByteSource for Counting {

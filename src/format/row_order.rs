@@ -1,37 +1,38 @@
-//! Tensors whose rows a container holds in another order than their readers want.
+//! Tensors whose stored row order differs from the order that readers expect.
 
 use super::source::ByteSource;
 use super::zeroed;
 use crate::error::Result;
 use std::ops::Range;
 
-/// Where the rows of a tensor, in the order in which they are wanted, are stored.
+/// Maps the expected row order of a tensor to its stored row order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RowOrder {
-    /// As they are wanted.
+    /// Stored as expected.
     #[default]
     Plain,
-    /// In blocks of `block` rows, even, of which the first half is stored at the even places and the second half at the
-    /// odd ones. So GGUF files of the `llama` architecture hold the heads of q and k, for RoPE on neighbours.
+    /// In blocks of `block` rows, an even number. The first half of a block is stored at even positions, the second
+    /// half at odd ones. GGUF files of the `llama` architecture store the heads of q and k this way, for RoPE on
+    /// adjacent elements.
     Interleaved {
-        /// Rows of a block: elements of a head.
+        /// Rows per block: the head dimension.
         block: u64,
-        /// Bytes of a row.
+        /// Bytes per row.
         row_bytes: u64,
     },
 }
 
 impl RowOrder {
-    /// The place inside its block where row `row` of the block is stored.
+    /// The stored position of row `row` within its block.
     fn stored(block: u64, row: u64) -> u64 {
         let half = block / 2;
         2 * (row % half) + row / half
     }
 
-    /// Fills `out` with the bytes `bytes` of a tensor that begins at `start` of the source, as they are wanted.
+    /// Fills `out` with the bytes `bytes` of the tensor that starts at `start` of the source, in the expected order.
     ///
     /// # Errors
-    /// `out_of_memory` where a block does not fit; whatever the source fails with.
+    /// `out_of_memory` if a block does not fit; errors of the source.
     pub(super) async fn read(
         self,
         source: &dyn ByteSource,
@@ -51,7 +52,7 @@ impl RowOrder {
             source.read_at(start + index * block_bytes, &mut stored).await?;
             for row in 0..block {
                 let wanted = index * block_bytes + row * row_bytes;
-                // The part of the row that was asked for.
+                // The requested part of the row.
                 let from = wanted.max(bytes.start);
                 let to = (wanted + row_bytes).min(bytes.end);
                 if from < to {

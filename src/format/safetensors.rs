@@ -1,4 +1,4 @@
-//! The safetensors container: a header that names tensors and where their bytes are, then the bytes.
+//! The safetensors container: a header with the names and byte ranges of tensors, then their data.
 //!
 //! ```text
 //! 8 bytes      n, the header's length, little-endian
@@ -6,11 +6,11 @@
 //! the rest     the tensors' data, little-endian, without holes; offsets count from here
 //! ```
 //!
-//! Headers are read by our own code rather than by the `safetensors` crate: its offsets are `usize`, which on
-//! wasm32 ends at 4 GiB, and it wants the whole file in memory. The crate is the oracle of the tests.
-//! Format: <https://huggingface.co/docs/safetensors/index#format>.
+//! The header has its own reader instead of the `safetensors` crate's. The crate uses `usize` offsets, limited to 4 GiB
+//! on wasm32, and needs the whole file in memory. It serves as the reference in tests. Format:
+//! <https://huggingface.co/docs/safetensors/index#format>.
 //!
-//! Not here: several files as one checkpoint (`shard_index`), and what tensors mean (`layout`).
+//! Not here: several files as one checkpoint (`shard_index`), and the meaning of tensors (`layout`).
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
@@ -29,13 +29,13 @@ mod writer;
 
 pub use writer::{SafetensorsWriter, write_order};
 
-/// The longest header that is read or written: the limit that every reader of the format shares.
+/// The maximum header size, for reading and writing: the limit of all readers of the format.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The key of the header that holds text instead of a tensor.
+/// The header key that holds text instead of a tensor.
 const METADATA: &str = "__metadata__";
 
-/// What a tensor is, without its bytes.
+/// Type and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The element type.
@@ -50,7 +50,7 @@ impl TensorInfo {
         Self { dtype, shape: Shape::new(dims) }
     }
 
-    /// Bytes of the tensor's data, or `None` when the product overflows.
+    /// Bytes of the tensor's data, or `None` if the product overflows.
     pub fn byte_len(&self) -> Option<u64> {
         self.shape.element_count()?.checked_mul(self.dtype.size() as u64)
     }
@@ -59,26 +59,25 @@ impl TensorInfo {
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// Type and shape.
     pub info: TensorInfo,
-    /// Where its bytes are, counted from the start of the file.
+    /// The byte range of the data, from the start of the file.
     pub range: Range<u64>,
 }
 
-/// What a file holds. Everything in it has been checked against the file's length.
+/// The header of a file, checked against the file's length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// The tensors by name. Their ranges are inside the file, disjoint, and as long as type and shape say.
+    /// The tensors by name. Their ranges are inside the file, disjoint, and as long as type and shape require.
     pub tensors: BTreeMap<String, Entry>,
     /// The text under `__metadata__`; empty when there is none.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Reads and checks the header of a file.
+/// Reads and checks a file's header.
 ///
 /// # Errors
-/// As [`Header::parse`], and `invalid_checkpoint` for a file that is too short for its header. Every message names
-/// the file.
+/// As [`Header::parse`], and `invalid_checkpoint` for a file shorter than its header. Every message names the file.
 pub async fn read_header(source: &dyn ByteSource) -> Result<Header> {
     match read_and_check(source).await {
         Err(error) if error.code() == ErrorCode::InvalidCheckpoint => {
@@ -105,7 +104,7 @@ async fn read_and_check(source: &dyn ByteSource) -> Result<Header> {
     Header::parse(&json, file_len).map_err(named)
 }
 
-/// Nothing is allocated for a header before this has passed.
+/// Checks the header's length before anything is allocated for it.
 fn check_header_len(header_len: u64, file_len: u64) -> Result<()> {
     if header_len > MAX_HEADER_BYTES {
         return Err(Error::invalid_checkpoint(format!(
@@ -121,17 +120,16 @@ fn check_header_len(header_len: u64, file_len: u64) -> Result<()> {
 }
 
 impl Header {
-    /// Parses the JSON text `json`, which follows the 8 bytes of its length, of a file of `file_len` bytes.
+    /// Parses `json`, the header text of a file of `file_len` bytes (it follows the 8 bytes of the length field).
     ///
     /// Unknown keys of a tensor are ignored; spaces after the JSON are padding.
     ///
     /// # Errors
-    /// `unsupported_format` for a data type that this crate does not know; `invalid_checkpoint` when the text is not
-    /// such JSON, a name comes twice, a size overflows, or the ranges do not cover the data exactly, each byte once.
-    /// Messages name the tensor.
+    /// `unsupported_format` for an unknown data type. `invalid_checkpoint` for malformed JSON, a duplicate name, a size
+    /// that overflows, or ranges that do not cover the data exactly once. Messages name the tensor.
     ///
     /// # Panics
-    /// When `json` and its length do not fit into `file_len`: the caller has read them from there.
+    /// If `json` and its length field do not fit into `file_len`: the caller must have read them from that file.
     pub fn parse(json: &[u8], file_len: u64) -> Result<Self> {
         let data_start = 8 + json.len() as u64;
         let data_len = file_len.checked_sub(data_start).expect("the header lies inside the file");
@@ -141,7 +139,7 @@ impl Header {
                 8 + error.valid_up_to()
             )));
         }
-        // serde_json stops at 128 nested values, so depth cannot overflow the stack.
+        // serde_json limits nesting to 128 levels, so it cannot overflow the stack.
         let raw: RawHeader = serde_json::from_slice(json).map_err(|error| {
             let message = clipped(&error.to_string(), 400);
             Error::invalid_checkpoint(format!("the safetensors header is broken: {message}"))
@@ -155,10 +153,10 @@ impl Header {
         Ok(header)
     }
 
-    /// Whether the tensors cover `data` exactly: no byte twice, none left out.
+    /// Checks that the tensors cover `data` exactly: no byte twice, none left out.
     fn check_cover(&self, data: Range<u64>) -> Result<()> {
         let mut entries: Vec<_> = self.tensors.iter().map(|(name, entry)| (&entry.range, name)).collect();
-        // By the end too: an empty tensor comes before the one that starts where it does.
+        // By the end too: an empty tensor comes before a tensor that starts at the same offset.
         sort::sort_by_key(&mut entries, |&(range, name)| (range.start, range.end, name));
         let mut end = data.start;
         let mut before = None;
@@ -191,7 +189,7 @@ fn tensor(name: &str) -> String {
     format!("tensor {}", quoted(name))
 }
 
-/// The header as its JSON says, before anything is checked.
+/// The header as parsed from JSON, unchecked.
 #[derive(Default)]
 struct RawHeader {
     tensors: BTreeMap<String, RawEntry>,
@@ -206,7 +204,7 @@ struct RawEntry {
 }
 
 impl RawEntry {
-    /// What one tensor can be checked for without the others.
+    /// All checks that need only this tensor.
     fn check(self, data_start: u64, data_len: u64) -> Result<Entry> {
         let dtype = DType::from_name(&self.dtype).ok_or_else(|| {
             Error::unsupported_format(format!("the data type {} is not supported", quoted(&self.dtype)))
@@ -245,7 +243,7 @@ impl RawEntry {
     }
 }
 
-/// Written out because a derived map would keep the last of two equal names and say nothing.
+/// Manual, because a derived map would silently keep the last of two equal names.
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct HeaderVisitor;
@@ -263,9 +261,9 @@ impl<'de> Deserialize<'de> for RawHeader {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == METADATA {
                         if std::mem::replace(&mut has_metadata, true) {
-                            return Err(de::Error::custom(format_args!("`{METADATA}` is there twice")));
+                            return Err(de::Error::custom(format_args!("`{METADATA}` appears twice")));
                         }
-                        // Null is what the format's own library takes for none.
+                        // The reference library reads null as no metadata.
                         let metadata: Option<UniqueMap> = map.next_value().map_err(|error| {
                             de::Error::custom(format_args!("`{METADATA}` must map text to text: {error}"))
                         })?;
@@ -279,7 +277,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                         btree_map::Entry::Vacant(slot) => _ = slot.insert(entry),
                         btree_map::Entry::Occupied(slot) => {
                             let twice = tensor(slot.key());
-                            return Err(de::Error::custom(format_args!("{twice} is there twice")));
+                            return Err(de::Error::custom(format_args!("{twice} appears twice")));
                         }
                     }
                 }
@@ -291,7 +289,7 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// A map of text to text in which no key comes twice.
+/// A map from strings to strings without duplicate keys.
 pub(super) struct UniqueMap(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for UniqueMap {
@@ -312,7 +310,7 @@ impl<'de> Deserialize<'de> for UniqueMap {
                         .next_value::<String>()
                         .map_err(|error| de::Error::custom(format_args!("{}: {error}", quoted(&key))))?;
                     if unique.contains_key(&key) {
-                        return Err(de::Error::custom(format_args!("{} is there twice", quoted(&key))));
+                        return Err(de::Error::custom(format_args!("{} appears twice", quoted(&key))));
                     }
                     unique.insert(key, value);
                 }
@@ -335,7 +333,7 @@ mod tests {
         block_on(read_header(&MemorySource::new("model.safetensors", file)))
     }
 
-    /// A file of this header and `data_len` bytes of data.
+    /// A file with this header and `data_len` bytes of data.
     fn file(header: &str, data_len: usize) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header.as_bytes());
@@ -362,7 +360,7 @@ mod tests {
         assert_eq!(read(file(r#"{"__metadata__":null}"#, 0)).unwrap(), Header::default());
     }
 
-    /// Ranges are u64 throughout: a shard of 12 GB is ordinary, on wasm32 too.
+    /// Ranges are u64 throughout, on wasm32 too: shards of 12 GB are common.
     #[test]
     fn offsets_go_beyond_32_bits() {
         let json = br#"{"big":{"dtype":"F32","shape":[3000000000],"data_offsets":[0,12000000000]}}"#;
@@ -424,13 +422,13 @@ mod tests {
                 "metadata twice",
                 text(r#"{"__metadata__":{},"__metadata__":{}}"#, 0),
                 InvalidCheckpoint,
-                "`__metadata__` is there twice",
+                "`__metadata__` appears twice",
             ),
             (
                 "metadata key twice",
                 text(r#"{"__metadata__":{"n":"1","n":"2"}}"#, 0),
                 InvalidCheckpoint,
-                "`n` is there twice",
+                "`n` appears twice",
             ),
             (
                 "tensor twice",
@@ -440,7 +438,7 @@ mod tests {
                     0,
                 ),
                 InvalidCheckpoint,
-                "tensor `bad` is there twice",
+                "tensor `bad` appears twice",
             ),
             (
                 "tensor a number",
@@ -613,7 +611,7 @@ mod tests {
         }
     }
 
-    /// Files by the tools that our own are exchanged with.
+    /// Files written by other tools, which this crate must exchange files with.
     #[test]
     fn files_of_other_tools_are_read() {
         let Ok(peers) = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/peers")) else {
@@ -632,7 +630,7 @@ mod tests {
         assert!(read > 0);
     }
 
-    /// Compares with what the format's own library makes of the same bytes.
+    /// Compares with the reference library's reading of the same bytes.
     fn agree_with_oracle(file: &[u8], ours: Result<&Header, &Error>) {
         match (::safetensors::SafeTensors::deserialize(file), ours) {
             (Ok(theirs), Ok(ours)) => {
@@ -647,7 +645,7 @@ mod tests {
             }
             (Err(_), Err(_)) => {}
             (Ok(_), Err(ours)) => {
-                // What we refuse beyond the library: its last-one-counts maps and the types that no weight has.
+                // We refuse more than the library: duplicate keys (it keeps the last) and types that no weight has.
                 let message = ours.to_string();
                 assert!(
                     message.contains("twice") || ours.code() == ErrorCode::UnsupportedFormat,
@@ -660,7 +658,7 @@ mod tests {
 
     const TYPES: [&str; 8] = ["U8", "BOOL", "F8_E4M3", "F16", "BF16", "F32", "I64", "F4"];
 
-    /// One edit of an otherwise sound header.
+    /// One edit of an otherwise valid header.
     #[derive(Clone, Debug)]
     enum Edit {
         DType(usize, usize),

@@ -1,7 +1,6 @@
-//! Scratch space: named blobs that are written, read back by range and thrown away, such as the hidden states of a
-//! run that goes through a model layer by layer.
+//! Scratch space: named blobs that are written, read back by range and discarded, such as hidden states between layers.
 //!
-//! Not here: output that the user keeps (`sink`).
+//! Not here: output for the user (`sink`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_plain_name;
@@ -13,33 +12,33 @@ use std::future::ready;
 #[cfg(not(target_os = "unknown"))]
 pub use native::{KeptScratch, TempScratch};
 
-/// A place for named blobs of bytes: memory, a temporary folder, a browser's private file system.
+/// Storage for named blobs of bytes: memory, a temporary folder, a browser's private file system.
 ///
-/// Names are plain file names. Everything takes `&self`, so that several users can share one place; no two of them
-/// may write one blob at the same time.
+/// Names are plain file names. All methods take `&self`, so that several users can share one scratch space; no two of
+/// them may write the same blob at the same time.
 pub trait Scratch {
-    /// Writes `bytes` from `offset` on, over what is there or past the end. A blob that does not exist begins empty.
+    /// Writes `bytes` from `offset` on, overwriting or extending the blob. A blob that does not exist starts empty.
     ///
-    /// The future fails with `invalid_argument` when `offset` lies beyond the end (a blob has no holes), with
-    /// `storage_full` or `io` when the place does.
+    /// Fails with `invalid_argument` if `offset` is beyond the end (a blob has no holes), and with `storage_full` or
+    /// `io` if the storage fails.
     fn write_at<'a>(&'a self, blob: &'a str, offset: u64, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>>;
 
     /// Fills `out` with the bytes from `offset` on.
     ///
-    /// The future fails with `not_found` when there is no such blob, with `io` when it ends before `out` is full;
-    /// what is in `out` then is unspecified.
+    /// Fails with `not_found` if there is no such blob, and with `io` if it ends before `out` is full; the content of
+    /// `out` is then unspecified.
     fn read_at<'a>(&'a self, blob: &'a str, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>>;
 
-    /// Length in bytes, or `None` when there is no such blob.
+    /// Length in bytes, or `None` if there is no such blob.
     fn len<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<Option<u64>>>;
 
-    /// Deletes the blob; one that does not exist is no error.
+    /// Deletes the blob; a blob that does not exist is no error.
     fn delete<'a>(&'a self, blob: &'a str) -> BoxFuture<'a, Result<()>>;
 
     /// The names of all blobs, in no particular order.
     fn names(&self) -> BoxFuture<'_, Result<Vec<String>>>;
 
-    /// Writes `bytes` at the end of the blob, which begins empty.
+    /// Appends `bytes` to the blob. A blob that does not exist starts empty.
     fn append<'a>(&'a self, blob: &'a str, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let end = self.len(blob).await?.unwrap_or(0);
@@ -67,7 +66,7 @@ pub struct MemoryScratch {
 }
 
 impl MemoryScratch {
-    /// Space without blobs.
+    /// Empty scratch space.
     pub fn new() -> Self {
         Self::default()
     }
@@ -138,20 +137,20 @@ mod native {
     use std::path::{Path, PathBuf};
     use tempfile::TempDir;
 
-    /// Scratch space in a folder of its own, which is deleted when this is dropped.
+    /// Scratch space in its own folder, which is deleted on drop.
     #[derive(Debug)]
     pub struct TempScratch {
-        // Before the folder, so that the files are closed when it is deleted: Windows wants it so.
+        // Before `folder`, so that the files are closed before it is deleted, as Windows requires.
         files: Files,
         folder: TempDir,
     }
 
     impl TempScratch {
-        /// Space in a new folder inside `parent`: hidden states can be larger than the system's temporary folder, so
-        /// the caller says where there is room.
+        /// Scratch space in a new folder inside `parent`. The caller picks the parent, because hidden states can be
+        /// larger than the system's temporary folder.
         ///
         /// # Errors
-        /// `not_found`, `storage_full` or `io` when the folder cannot be made.
+        /// `not_found`, `storage_full` or `io` if the folder cannot be created.
         pub fn new_in(parent: impl AsRef<Path>) -> Result<Self> {
             let parent = parent.as_ref();
             let folder = tempfile::Builder::new().prefix(".lowbit-scratch.").tempdir_in(parent);
@@ -159,7 +158,7 @@ mod native {
             Ok(Self { files: Files { path: folder.path().to_owned(), blobs: RefCell::default() }, folder })
         }
 
-        /// Space in the system's temporary folder.
+        /// Scratch space in the system's temporary folder.
         ///
         /// # Errors
         /// As [`new_in`](Self::new_in).
@@ -167,13 +166,13 @@ mod native {
             Self::new_in(temporary_folder())
         }
 
-        /// Where it is.
+        /// The folder's path.
         pub fn path(&self) -> &Path {
             self.folder.path()
         }
     }
 
-    /// The system's temporary folder. WASI has none, and std panics there; whoever starts the module may name one.
+    /// The system's temporary folder. std panics on WASI, which has none; there `TMPDIR` may name one.
     fn temporary_folder() -> PathBuf {
         if cfg!(target_os = "wasi") {
             std::env::var_os("TMPDIR").map_or_else(|| "/tmp".into(), PathBuf::from)
@@ -182,16 +181,16 @@ mod native {
         }
     }
 
-    /// Scratch space in a folder that stays: what one process wrote, the next one finds. A process that is killed leaves
-    /// what it wrote; nothing is promised for a machine that loses its power.
+    /// Scratch space in a persistent folder: a later process finds what an earlier one wrote. Survives a killed
+    /// process, but not necessarily a power failure.
     #[derive(Debug)]
     pub struct KeptScratch(Files);
 
     impl KeptScratch {
-        /// The folder at `path`, which is made where it does not exist, with the blobs that are in it.
+        /// The folder at `path`, created if it does not exist, with the blobs that it holds.
         ///
         /// # Errors
-        /// `io` or `storage_full` when it cannot be made or read.
+        /// `io` or `storage_full` if it cannot be created or read.
         pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
             let path = path.into();
             let read = || -> std::io::Result<BTreeMap<String, Blob>> {
@@ -213,7 +212,7 @@ mod native {
         }
     }
 
-    /// Blobs that are the files of a folder.
+    /// Blobs stored as files of a folder.
     #[derive(Debug)]
     struct Files {
         path: PathBuf,
@@ -255,7 +254,7 @@ mod native {
         }
 
         fn remove(&self, name: &str) -> Result<()> {
-            // Closed before it is deleted: Windows wants it so.
+            // Closed before it is deleted, as Windows requires.
             if self.blobs.borrow_mut().remove(name).is_some() {
                 fs::remove_file(self.path.join(name))?;
             }
@@ -263,7 +262,7 @@ mod native {
         }
     }
 
-    /// Everything is as in the files inside.
+    /// Delegates everything to the inner `Files`.
     macro_rules! scratch_of_files {
         ($type:ty, $files:tt) => {
             impl Scratch for $type {
@@ -391,7 +390,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
-        /// Memory is the plain model of the files.
+        /// Memory serves as the reference for the files.
         #[test]
         fn disk_and_memory_answer_alike(
             steps in prop::collection::vec((0u8..3, 0u64..40, prop::collection::vec(any::<u8>(), 0..20)), 0..30)

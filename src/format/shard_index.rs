@@ -1,13 +1,13 @@
-//! The named tensors of a checkpoint folder, whether they are in one file or in shards with an index.
+//! The named tensors of a checkpoint folder, in one file or in shards with an index.
 //!
-//! Where a folder holds something ambiguous, it is read as `transformers` reads it:
-//! - `model.safetensors` comes before `model.safetensors.index.json`; the other one is not looked at.
-//! - The index says which files are the shards, and nothing else: a tensor is where a shard holds it, listed or not.
-//!   (So does `transformers` 5; version 4 ignores what the index does not list.)
-//! - A name that two shards hold is read where both hold the same, and is an error where they do not: readers disagree
-//!   about which one counts.
+//! Ambiguous folders are read as `transformers` reads them:
+//! - `model.safetensors` takes precedence over `model.safetensors.index.json`, which is then ignored.
+//! - The index only lists the shards. A tensor is read from the shard that holds it, listed or not (as in
+//!   `transformers` 5; version 4 ignores tensors that the index does not list).
+//! - A tensor in two shards is accepted if both copies are equal. Otherwise it is an error, because readers disagree
+//!   about which copy counts.
 //!
-//! Not here: what tensors mean (`layout`, `model`).
+//! Not here: the meaning of tensors (`layout`, `model`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::passing::Passing;
@@ -22,16 +22,16 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The file that holds every tensor of a small checkpoint.
+/// The single weight file of a small checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
-/// The file that says which shard holds which tensor.
+/// The file that maps tensors to shards.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// The longest index that is read. The largest models' take some ten megabytes.
+/// The maximum index size. The largest models need about 10 MB.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 
-/// A file of a checkpoint.
+/// A weight file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreFile {
     /// Its name inside the folder.
@@ -43,17 +43,17 @@ pub struct StoreFile {
 /// The named tensors of a checkpoint, readable by range. Clones share the open files.
 #[derive(Clone)]
 pub struct TensorStore {
-    /// How messages call the checkpoint.
+    /// The checkpoint's name in messages.
     name: String,
     sources: Vec<Arc<dyn ByteSource>>,
     /// Parallel to `sources`, sorted by name.
     files: Vec<StoreFile>,
     tensors: BTreeMap<String, Located>,
-    /// Names that are not stored, each with the stored tensor that serves it.
+    /// Names without a stored tensor, each with the stored tensor that it refers to.
     aliases: BTreeMap<String, String>,
     metadata: BTreeMap<String, String>,
     total_bytes: u64,
-    /// What is kept of tensors that pass.
+    /// Digests and resident bytes of tensors that were read.
     pub(super) passing: Passing,
 }
 
@@ -65,20 +65,20 @@ struct Located {
     rows: RowOrder,
 }
 
-/// A tensor of a container that this module does not read itself.
+/// A tensor of a container that this module does not parse itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
-    /// What it is called.
+    /// The tensor's name.
     pub name: String,
-    /// Type and dimensions; what has blocks of its own is bytes, `U8`.
+    /// Type and dimensions. Block formats are bytes, `U8`.
     pub info: TensorInfo,
-    /// Where its bytes are.
+    /// The byte range of its data.
     pub range: Range<u64>,
-    /// In which order its rows are stored.
+    /// The order in which its rows are stored.
     pub rows: RowOrder,
 }
 
-/// The part of an index that says something. `metadata.total_size` is not trusted, so not read.
+/// The used part of an index. `metadata.total_size` is not reliable, so it is not read.
 #[derive(Deserialize)]
 struct Index {
     weight_map: UniqueMap,
@@ -88,8 +88,8 @@ impl TensorStore {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists, and reads their headers.
     ///
     /// # Errors
-    /// `not_found` when the folder has neither file; `invalid_checkpoint` for a broken index, a shard that is not
-    /// there, and a tensor of which two shards hold different values; and as [`read_header`].
+    /// `not_found` if the folder has neither file; `invalid_checkpoint` for a broken index, a missing shard, or a
+    /// tensor with different values in two shards; and as [`read_header`].
     pub async fn open(dir: &dyn SourceDir) -> Result<Self> {
         let within = |error: Error| error.context(dir.name());
         if let Some(source) = dir.open(SINGLE_FILE).await? {
@@ -117,10 +117,10 @@ impl TensorStore {
         Self::assemble(dir.name(), shards).map_err(within)
     }
 
-    /// The tensors of one file of a folder.
+    /// Opens one file of a folder as a store.
     ///
     /// # Errors
-    /// `not_found` when it is not there; whatever its header is refused for.
+    /// `not_found` if it does not exist; errors of its header.
     pub async fn open_file(dir: &dyn SourceDir, file: &str) -> Result<Self> {
         let Some(source) = dir.open(file).await? else {
             return Err(Error::new(ErrorCode::NotFound, format!("expected {file} but found none")));
@@ -129,10 +129,10 @@ impl TensorStore {
         Self::assemble(dir.name(), vec![(file.into(), source, header)])
     }
 
-    /// A checkpoint in memory, for tests and for tensors that were just made.
+    /// A checkpoint in memory, for tests and for newly made tensors.
     ///
     /// # Errors
-    /// `invalid_argument`, naming the tensor, when bytes and type and shape disagree or a name comes twice.
+    /// `invalid_argument`, naming the tensor, if bytes disagree with type and shape, or for a duplicate name.
     pub fn in_memory(
         name: &str,
         tensors: impl IntoIterator<Item = (String, TensorInfo, Vec<u8>)>,
@@ -162,11 +162,11 @@ impl TensorStore {
         Self::assemble(name, vec![(name.into(), source, header)])
     }
 
-    /// The tensors of one file, whatever its container, under the names that the model's modules have.
+    /// A store of one file in any container, under the names of the model's modules.
     ///
     /// # Errors
-    /// `invalid_checkpoint`, naming the tensor, when a name comes twice, or a range is not inside the file or not as long
-    /// as type, dimensions and row order say.
+    /// `invalid_checkpoint`, naming the tensor, for a duplicate name, a range outside the file, or a range whose length
+    /// disagrees with type, dimensions and row order.
     pub fn from_parts(
         name: &str,
         file: &str,
@@ -193,7 +193,7 @@ impl TensorStore {
             }
             let entry = Entry { info, range };
             if located.insert(name.clone(), Located { file: 0, entry, rows }).is_some() {
-                return Err(Error::invalid_checkpoint("the name comes twice")
+                return Err(Error::invalid_checkpoint("the name appears twice")
                     .context(format!("tensor {}", quoted(&name))));
             }
         }
@@ -206,7 +206,7 @@ impl TensorStore {
         Ok(store)
     }
 
-    /// Joins the shards, which are sorted by name.
+    /// Joins the shards, which must be sorted by name.
     fn assemble(name: &str, shards: Vec<Shard>) -> Result<Self> {
         let mut store = Self {
             name: name.to_owned(),
@@ -220,11 +220,12 @@ impl TensorStore {
         };
         for (file, (shard, source, header)) in shards.into_iter().enumerate() {
             for (tensor, entry) in header.tensors {
-                // Data ranges are disjoint parts of files, whose lengths are u64: only their sum over shards could overflow.
+                // Ranges are disjoint parts of a file whose length is a u64: only the sum over several shards could
+                // overflow.
                 store.total_bytes = store.total_bytes.saturating_add(entry.range.end - entry.range.start);
                 store.tensors.insert(tensor, Located { file, entry, rows: RowOrder::Plain });
             }
-            // Shards of one checkpoint agree about their metadata; where they do not, the first one counts.
+            // Shards of a checkpoint normally agree about metadata; otherwise the first one wins.
             for (key, value) in header.metadata {
                 store.metadata.entry(key).or_insert(value);
             }
@@ -235,17 +236,17 @@ impl TensorStore {
         Ok(store)
     }
 
-    /// The same tensors, each under the name that `rename` makes of its own.
+    /// The same tensors under the names that `rename` returns.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when two get the same name.
+    /// `invalid_checkpoint` if two tensors get the same name.
     pub fn renamed(mut self, rename: impl Fn(&str) -> String) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (old, located) in std::mem::take(&mut self.tensors) {
             let new = rename(&old);
             if tensors.contains_key(&new) {
                 return Err(Error::invalid_checkpoint(format!(
-                    "the tensor {} is there twice, once as {}",
+                    "the tensor {} appears twice, once as {}",
                     quoted(&new),
                     quoted(&old)
                 ))
@@ -261,7 +262,7 @@ impl TensorStore {
     /// Whether the tensors `a` and `b` are stored as the same bytes, of the same type, shape and order of rows.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when there is no such tensor; `io` when a file fails or has become shorter.
+    /// `invalid_checkpoint` if there is no such tensor; `io` if a file fails or was truncated.
     pub async fn same_bytes(&self, a: &str, b: &str) -> Result<bool> {
         let first = self.locate(a).ok_or_else(|| self.missing(a))?;
         let second = self.locate(b).ok_or_else(|| self.missing(b))?;
@@ -272,27 +273,27 @@ impl TensorStore {
         same_ranges((source(first), first.entry.range.start), (source(second), &second.entry.range)).await
     }
 
-    /// How messages call the checkpoint: its folder.
+    /// The checkpoint's name in messages: its folder.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The names of the stored tensors, sorted; no aliases.
+    /// The sorted names of the stored tensors, without aliases.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The stored tensor that serves `name`: itself, or what it is an alias of.
+    /// The stored tensor for `name`: the tensor itself, or the target of the alias.
     ///
-    /// Some files store tied weights once and name the other in their metadata:
-    /// `"model.embed_tokens.weight": "lm_head.weight"`. An alias counts where its target is stored and its own
-    /// name is not; its target is never another alias.
+    /// Some files store tied weights once and name the alias in their metadata:
+    /// `"model.embed_tokens.weight": "lm_head.weight"`. An alias is valid if its target is stored and its own name is
+    /// not. Aliases do not chain.
     pub fn resolve(&self, name: &str) -> Option<&str> {
         let name = self.aliases.get(name).map_or(name, String::as_str);
         self.tensors.get_key_value(name).map(|(stored, _)| stored.as_str())
     }
 
-    /// What the tensor `name`, or the one that it is an alias of, is.
+    /// Type and shape of the tensor `name`, or of its alias target.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.locate(name).map(|located| &located.entry.info)
     }
@@ -300,23 +301,23 @@ impl TensorStore {
     /// As [`get`](Self::get).
     ///
     /// # Errors
-    /// `invalid_checkpoint`, naming the tensor and the files, when there is none.
+    /// `invalid_checkpoint`, naming the tensor and the files, if there is none.
     pub fn require(&self, name: &str) -> Result<&TensorInfo> {
         self.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// Reads the bytes `bytes` of the tensor `name`, counted from its start, into `out`.
+    /// Reads the bytes `bytes` of the tensor `name`, relative to its start, into `out`.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when there is no such tensor; `invalid_argument` when the range is not inside it or `out`
-    /// has another length; `io` when the file fails or has become shorter. All name the tensor.
+    /// `invalid_checkpoint` if there is no such tensor; `invalid_argument` if the range is outside the tensor or `out`
+    /// has another length; `io` if the file fails or was truncated. All name the tensor.
     pub async fn read_range(&self, name: &str, bytes: Range<u64>, out: &mut [u8]) -> Result<()> {
         let located = self.locate(name).ok_or_else(|| self.missing(name))?;
         let range = &located.entry.range;
         let len = range.end - range.start;
         if bytes.start > bytes.end || bytes.end > len || bytes.end - bytes.start != out.len() as u64 {
             return Err(Error::invalid_argument(format!(
-                "bytes {bytes:?} were asked for, to fill {}, of a tensor that has {len}",
+                "expected a range inside the {len} bytes, as long as the buffer of {}, but found {bytes:?}",
                 out.len()
             ))
             .context(format!("tensor {}", quoted(name))));
@@ -331,10 +332,10 @@ impl TensorStore {
         Ok(())
     }
 
-    /// All bytes of the tensor `name`.
+    /// Reads all bytes of the tensor `name`.
     ///
     /// # Errors
-    /// As [`read_range`](Self::read_range), and `out_of_memory` when the tensor does not fit.
+    /// As [`read_range`](Self::read_range), and `out_of_memory` if the tensor does not fit.
     pub async fn read(&self, name: &str) -> Result<Vec<u8>> {
         let located = self.locate(name).ok_or_else(|| self.missing(name))?;
         let len = located.entry.range.end - located.entry.range.start;
@@ -343,12 +344,12 @@ impl TensorStore {
         Ok(out)
     }
 
-    /// The `__metadata__` of all files; where two disagree, that of the first by name.
+    /// The merged `__metadata__` of all files; on conflict, the first file by name wins.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Bytes of the data of all stored tensors.
+    /// Total data bytes of all stored tensors.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
@@ -391,10 +392,10 @@ impl fmt::Debug for TensorStore {
     }
 }
 
-/// A file of a checkpoint: its name inside the folder, its bytes, and what they hold.
+/// A weight file: its name inside the folder, its source, and its header.
 type Shard = (String, Arc<dyn ByteSource>, Header);
 
-/// The files that an index names, sorted.
+/// The sorted files that an index names.
 async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
     let json = read_whole(index, MAX_INDEX_BYTES).await?;
     let named = |error: Error| error.context(index.name());
@@ -420,15 +421,15 @@ async fn listed_shards(index: &dyn ByteSource) -> Result<Vec<String>> {
     read().map_err(named)
 }
 
-/// `./a` is `a`.
+/// Removes a leading `./`.
 fn in_folder(file: String) -> String {
     file.strip_prefix("./").map(str::to_owned).unwrap_or(file)
 }
 
-/// Takes out of later shards what an earlier one holds as well.
+/// Removes from later shards the tensors that an earlier one holds as well.
 ///
 /// # Errors
-/// `invalid_checkpoint` naming a tensor of which two shards hold different values.
+/// `invalid_checkpoint` naming a tensor with different values in two shards.
 async fn drop_copies(shards: &mut [Shard]) -> Result<()> {
     for later in 1..shards.len() {
         let (before, rest) = shards.split_at_mut(later);
@@ -442,7 +443,7 @@ async fn drop_copies(shards: &mut [Shard]) -> Result<()> {
                     .await?;
             if !same {
                 return Err(Error::invalid_checkpoint(format!(
-                    "the tensor {} is in both {} and {}, with other values",
+                    "the tensor {} is in both {} and {}, with different values",
                     quoted(name),
                     quoted(first_file),
                     quoted(file)
@@ -472,7 +473,7 @@ async fn same_ranges(a: (&dyn ByteSource, u64), b: (&dyn ByteSource, &Range<u64>
     Ok(true)
 }
 
-/// Bytes that are compared at a time.
+/// Bytes compared at a time.
 const COMPARED_BYTES: u64 = 1 << 20;
 
 fn chunks(len: u64) -> impl Iterator<Item = Range<u64>> {
@@ -526,7 +527,7 @@ mod tests {
         format!(r#"{{"metadata":{{"total_size":1e9}},"weight_map":{{{}}}}}"#, entries.join(",")).into_bytes()
     }
 
-    /// Two shards; `shared` is stored in the second one only.
+    /// Two shards; `shared` is stored only in the second one.
     fn sharded(weight_map: &[(&str, &str)]) -> MemoryDir {
         MemoryDir::new("checkpoint")
             .with("1.safetensors", file(&[("a", &[1, 2, 3])], &[("format", "pt"), ("who", "first")]))
@@ -553,7 +554,7 @@ mod tests {
         let mut out = [0; 2];
         block_on(store.read_range("a", 1..3, &mut out)).unwrap();
         assert_eq!(out, [2, 3]);
-        // The alias's target is in another shard than the metadata.
+        // The alias target is in another shard than the metadata.
         assert_eq!(block_on(store.read("alias")).unwrap(), [1, 2, 3]);
     }
 
@@ -564,7 +565,7 @@ mod tests {
         assert_eq!(store.names().collect::<Vec<_>>(), ["only"]);
     }
 
-    /// Indexes are edited by hand, and left behind by tools that move or drop tensors.
+    /// Indexes are edited by hand, or left stale by tools that move or drop tensors.
     #[test]
     fn a_tensor_is_where_a_shard_holds_it_whatever_the_index_says() {
         let other = [("b", "1.safetensors"), ("a", "2.safetensors")];
@@ -598,7 +599,7 @@ mod tests {
         assert_eq!(renamed.names().collect::<Vec<_>>(), ["model.a", "model.b", "model.shared"]);
         assert_eq!(renamed.resolve("model.alias"), Some("model.a"));
         let error = store.renamed(|_| "same".to_owned()).unwrap_err();
-        assert!(error.to_string().contains("`same` is there twice"), "{error}");
+        assert!(error.to_string().contains("`same` appears twice"), "{error}");
     }
 
     #[test]
@@ -660,7 +661,7 @@ mod tests {
             (
                 index_text(r#"{"weight_map":{"a":"1.safetensors","a":"2.safetensors"}}"#),
                 ErrorCode::InvalidCheckpoint,
-                "`a` is there twice",
+                "`a` appears twice",
             ),
             (
                 sharded(&MAP).with("1.safetensors", b"not it".to_vec()),

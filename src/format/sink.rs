@@ -1,6 +1,6 @@
-//! Where bytes go: files written front to back that appear only when they are whole.
+//! Byte sinks: files written front to back that appear only when complete.
 //!
-//! Not here: scratch space that is read again (`scratch`).
+//! Not here: scratch space that is read back (`scratch`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_plain_name;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 #[cfg(not(target_os = "unknown"))]
 pub use native::FsSinkDir;
 
-/// A file being written. Dropping it unfinished leaves nothing under its name.
+/// A file being written. Dropping it unfinished leaves no file under its name.
 pub trait ByteSink {
     /// Appends `bytes`.
     fn write<'a>(&'a mut self, bytes: &'a [u8]) -> BoxFuture<'a, Result<()>>;
@@ -25,43 +25,42 @@ pub trait ByteSink {
 
 /// A folder being written.
 pub trait SinkDir {
-    /// How messages call it.
+    /// The name in messages.
     fn name(&self) -> &str;
 
-    /// The finished files of the folder, to read: before the first is written, what stands there already. Files that come later
-    /// need not be among them where the folder is in memory.
+    /// The folder's finished files, for reading. In memory, this is a snapshot: files finished later may be missing.
     fn existing(&self) -> Arc<dyn SourceDir>;
 
     /// Starts a file of the folder.
     fn create<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteSink>>>;
 
-    /// Removes a file of the folder; one that is not there is no error.
+    /// Removes a file of the folder; a file that does not exist is no error.
     fn remove<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// Comes back when the names of all finished files would be there after a power failure too. What the files hold is safe
-    /// from when they appear.
+    /// Completes once the names of all finished files would survive a power failure. A file's content is durable as
+    /// soon as the file appears.
     fn flush(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(ready(Ok(())))
     }
 
-    /// Removes what killed writers left of files that were never whole. Files of the folder are not touched; files that
-    /// someone is writing at the moment are lost.
+    /// Removes unfinished files left by killed writers. Finished files are not touched; files that are being written at
+    /// the moment are lost.
     fn remove_unfinished(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(ready(Ok(())))
     }
 }
 
-/// Writes a whole small file: `config.json`, a report.
+/// Writes a whole small file, such as `config.json` or a report.
 ///
 /// # Errors
-/// Whatever the folder fails with.
+/// Errors of the folder.
 pub async fn write_whole(dir: &dyn SinkDir, file: &str, bytes: &[u8]) -> Result<()> {
     let mut sink = dir.create(file).await?;
     sink.write(bytes).await?;
     sink.finish().await
 }
 
-/// A folder in memory that can be written. Clones are the same folder.
+/// A writable folder in memory. Clones share the folder.
 #[derive(Clone, Debug)]
 pub struct MemorySinkDir(Rc<MemoryFolder>);
 
@@ -69,24 +68,24 @@ pub struct MemorySinkDir(Rc<MemoryFolder>);
 struct MemoryFolder {
     name: String,
     files: RefCell<MemoryDir>,
-    /// Bytes that may still be written, over all files and for good: removing gives nothing back.
+    /// Remaining bytes, over all files; removing a file gives nothing back.
     room: Cell<u64>,
 }
 
 impl MemorySinkDir {
-    /// An empty folder that messages call `name`.
+    /// An empty folder with this name in messages.
     pub fn new(name: impl Into<String>) -> Self {
         Self::with_room(name, u64::MAX)
     }
 
-    /// A folder that is full after `bytes` have been written: what a disk without space does, for tests.
+    /// A folder that is full after `bytes` bytes, like a full disk. For tests.
     pub fn with_room(name: impl Into<String>, bytes: u64) -> Self {
         let name = name.into();
         let files = RefCell::new(MemoryDir::new(&name));
         Self(Rc::new(MemoryFolder { name, files, room: Cell::new(bytes) }))
     }
 
-    /// The finished files as they are now, to read from. Bytes are shared, not copied.
+    /// A readable snapshot of the finished files. Bytes are shared, not copied.
     pub fn to_dir(&self) -> MemoryDir {
         self.0.files.borrow().clone()
     }
@@ -156,13 +155,13 @@ mod native {
     use std::sync::Arc;
     use tempfile::NamedTempFile;
 
-    /// Large enough that a system call costs nothing beside the copy, small enough to have several files open.
+    /// Large enough to make system calls cheap next to the copy, small enough for several open files.
     const BUFFER_BYTES: usize = 1 << 18;
 
-    /// How the names of temporary files and folders end; nobody else's do.
+    /// The suffix of this crate's temporary files and folders.
     const UNFINISHED: &str = ".lowbit.tmp";
 
-    /// A folder on disk that can be written. Each file is a temporary one beside its final place until it is whole.
+    /// A writable folder on disk. Each file is a temporary file in the same folder until it is complete.
     #[derive(Clone, Debug)]
     pub struct FsSinkDir {
         name: String,
@@ -170,36 +169,36 @@ mod native {
     }
 
     impl FsSinkDir {
-        /// The folder at `path`, which is made, with its parents, where it does not exist.
+        /// The folder at `path`, created with its parents if it does not exist.
         ///
         /// # Errors
-        /// `io` or `storage_full` when it cannot be made, or when something else has its name.
+        /// `io` or `storage_full` if it cannot be created, or if something else has its name.
         pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
             let dir = Self::at(path);
             fs::create_dir_all(&dir.path).context_with(|| &dir.name)?;
             Ok(dir)
         }
 
-        /// The folder at `path`, which is made when its first file is started.
+        /// The folder at `path`, created when its first file is started.
         pub fn at(path: impl Into<PathBuf>) -> Self {
             let path = path.into();
             Self { name: path.display().to_string(), path }
         }
 
-        /// Where it is.
+        /// The folder's path.
         pub fn path(&self) -> &Path {
             &self.path
         }
 
-        /// As [`SinkDir::remove_unfinished`], of one file alone: others may be written at the moment.
+        /// As [`SinkDir::remove_unfinished`], for one file only: others may be being written.
         ///
         /// # Errors
-        /// `io` when something cannot be removed.
+        /// `io` if something cannot be removed.
         pub fn remove_unfinished_of(&self, file: &str) -> Result<()> {
             self.remove_temporary(&format!(".{file}.")).context_with(|| &self.name)
         }
 
-        /// Removes temporary files and folders whose names begin so.
+        /// Removes temporary files and folders whose names begin with `prefix`.
         fn remove_temporary(&self, prefix: &str) -> io::Result<()> {
             let entries = match fs::read_dir(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -221,7 +220,8 @@ mod native {
             Ok(())
         }
 
-        /// Flushes the folder's list of files. Windows has no such call: there the rename itself is in a journal.
+        /// Flushes the folder's entries to disk. Windows has no such call: there the file system's journal covers the
+        /// rename.
         fn sync(&self) -> io::Result<()> {
             if cfg!(unix) { fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
         }
@@ -237,7 +237,8 @@ mod native {
             let mut builder = tempfile::Builder::new();
             let prefix = format!(".{file}.");
             builder.prefix(&prefix).suffix(UNFINISHED);
-            // tempfile's own files are private to the user; a model is an ordinary file, and the umask narrows it.
+            // tempfile's own files are private to the user; a model must be an ordinary file, whose mode the umask
+            // narrows.
             #[cfg(unix)]
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
             let temp = builder.tempfile_in(&self.path).context_with(|| path.display().to_string())?;
@@ -278,7 +279,7 @@ mod native {
         }
     }
 
-    /// Writes to the file itself: the wrapper's errors name the temporary file, which means nothing to the user.
+    /// Writes to the file directly: tempfile's wrapper would name the temporary file in its errors.
     struct Unnamed(NamedTempFile);
 
     impl Write for Unnamed {
@@ -302,7 +303,7 @@ mod native {
             let shown = || path.display().to_string();
             temp.flush().context_with(shown)?;
             let (Unnamed(temp), _) = temp.into_parts();
-            // Once, and before it has its name: a file that is there holds what was written.
+            // Synced once, before the file gets its name: a visible file is complete.
             temp.as_file().sync_all().context_with(shown)?;
             temp.persist(&path).map_err(|failed| failed.error).context_with(shown)?;
             Ok(())
@@ -311,10 +312,10 @@ mod native {
 
     #[cfg(all(test, target_os = "linux"))]
     impl FsSink {
-        /// A sink whose disk is full: `/dev/full` takes the place of the temporary file.
+        /// A sink on a full disk: `/dev/full` takes the place of the temporary file.
         pub(super) fn on_a_full_disk(path: PathBuf) -> Self {
             let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
-            // A path that is not there: dropping must not delete the device.
+            // A path that does not exist: dropping must not delete the device.
             let nowhere = tempfile::TempPath::try_from_path(path.with_extension("absent")).expect("absolute");
             let temp = NamedTempFile::from_parts(full, nowhere);
             FsSink { temp: BufWriter::with_capacity(BUFFER_BYTES, Unnamed(temp)), path }
@@ -345,7 +346,7 @@ mod tests {
         Some(block_on(read_whole(&*source, 1 << 30)).unwrap())
     }
 
-    /// Runs `check` on a folder on disk and on one in memory; the second argument reads what is there now.
+    /// Runs `check` on a folder on disk and on one in memory; the second argument reads a finished file.
     fn on_each(check: impl Fn(&dyn SinkDir, &dyn Fn(&str) -> Option<Vec<u8>>)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/out");

@@ -1,17 +1,17 @@
-//! The small files beside the weights: configurations, tokenizers, records.
+//! Small files next to the weights: configurations, tokenizers, records.
 
 use super::source::{SourceDir, read_whole};
 use super::{foreign, json};
 use crate::error::{Context, Error, Result};
 use serde_json::Value;
 
-/// No such file is larger than this.
+/// The size limit of these files.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads a file of the folder whole; `None` when it is not there.
+/// Reads a whole file of the folder; `None` if it does not exist.
 ///
 /// # Errors
-/// `invalid_checkpoint` above 64 MiB, and for a web page or another thing that has the file's name.
+/// `invalid_checkpoint` above 64 MiB, and for foreign content such as a web page.
 pub async fn read_file(dir: &dyn SourceDir, file: &str) -> Result<Option<Vec<u8>>> {
     let Some(source) = dir.open(file).await? else { return Ok(None) };
     let bytes = read_whole(source.as_ref(), MAX_BYTES).await?;
@@ -19,10 +19,10 @@ pub async fn read_file(dir: &dyn SourceDir, file: &str) -> Result<Option<Vec<u8>
     Ok(Some(bytes))
 }
 
-/// Reads a JSON file of the folder; `None` when it is not there.
+/// Reads a JSON file of the folder; `None` if it does not exist.
 ///
 /// # Errors
-/// As [`read_file`], and `invalid_checkpoint` for what is no JSON.
+/// As [`read_file`], and `invalid_checkpoint` for invalid JSON.
 pub async fn read_json(dir: &dyn SourceDir, file: &str) -> Result<Option<Value>> {
     let Some(bytes) = read_file(dir, file).await? else { return Ok(None) };
     json::value(&bytes)

@@ -1,7 +1,7 @@
-//! Where bytes come from: random-access files and the folders that hold them.
+//! Byte sources: files with random access, and the folders that hold them.
 //!
-//! The traits are asynchronous because a browser's sources are; native sources are ready at once. Not here: what
-//! the bytes mean (`safetensors`), and files that are written and read again (`scratch`).
+//! The traits are asynchronous because browser sources are; native sources are ready at once. Not here: the meaning of
+//! the bytes (`safetensors`), and files that are both written and read (`scratch`).
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::check_inner_name;
@@ -14,7 +14,7 @@ pub use native::{FileSource, FsDir};
 
 /// A file that can be read by range.
 pub trait ByteSource: Shareable {
-    /// How messages call it: a path, a URL, a file name.
+    /// The name in messages: a path, a URL, a file name.
     fn name(&self) -> &str;
 
     /// Length in bytes.
@@ -27,33 +27,33 @@ pub trait ByteSource: Shareable {
 
     /// Fills `out` with the bytes from `offset` on.
     ///
-    /// The future fails with `io` when the source ends before `out` is full; what is in `out` then is unspecified.
+    /// Fails with `io` if the source ends before `out` is full; the content of `out` is then unspecified.
     fn read_at<'a>(&'a self, offset: u64, out: &'a mut [u8]) -> BoxFuture<'a, Result<()>>;
 }
 
-/// A folder of sources: a checkpoint on disk, in memory, behind a URL or a directory handle.
+/// A folder of sources: a checkpoint on disk, in memory, behind a URL or behind a directory handle.
 pub trait SourceDir: Shareable {
-    /// How messages call it.
+    /// The name in messages.
     fn name(&self) -> &str;
 
-    /// Opens a file of the folder by its name; `None` when there is none of that name. In the names of files in subfolders
-    /// `/` divides, whatever the system.
+    /// Opens a file of the folder by name; `None` if it does not exist. The separator of subfolders is `/` on every
+    /// system.
     ///
-    /// Names come from files that anyone may have written, so an implementation never leaves its folder.
+    /// Names come from untrusted files, so an implementation must never leave its folder.
     fn open<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<Arc<dyn ByteSource>>>>;
 
-    /// The names of what is in the folder, or in `subfolder`, sorted, where it can be listed. For messages: what a folder
-    /// holds is found by [`open`](Self::open).
+    /// The sorted names of the folder's entries, or of `subfolder`'s, if the folder can be listed. For messages only:
+    /// use [`open`](Self::open) to find files.
     fn list(&self, subfolder: Option<&str>) -> Option<Vec<String>> {
         _ = subfolder;
         None
     }
 }
 
-/// The whole of a source, for files that are small by nature (`config.json`, an index).
+/// Reads a whole source, for files that are small by nature (`config.json`, an index).
 ///
 /// # Errors
-/// `invalid_checkpoint` when the source holds more than `max_bytes`; whatever reading it fails with.
+/// `invalid_checkpoint` if the source is longer than `max_bytes`; errors of reading.
 pub async fn read_whole(source: &dyn ByteSource, max_bytes: u64) -> Result<Vec<u8>> {
     if source.len() > max_bytes {
         return Err(Error::invalid_checkpoint(format!(
@@ -67,7 +67,7 @@ pub async fn read_whole(source: &dyn ByteSource, max_bytes: u64) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// What a read past the end says.
+/// The error of a read past the end.
 pub(crate) fn ends_early(offset: u64, wanted: usize, len: u64) -> Error {
     Error::new(
         ErrorCode::Io,
@@ -83,7 +83,7 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    /// A source that messages call `name`; shared bytes are not copied.
+    /// A source with this name in messages; shared bytes are not copied.
     pub fn new(name: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) -> Self {
         Self { name: name.into(), bytes: bytes.into() }
     }
@@ -121,24 +121,24 @@ pub struct MemoryDir {
 }
 
 impl MemoryDir {
-    /// An empty folder that messages call `name`.
+    /// An empty folder with this name in messages.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), files: BTreeMap::new() }
     }
 
-    /// Puts a file into the folder, in place of one of that name.
+    /// Adds a file, or replaces the file of that name.
     pub fn insert(&mut self, file: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) {
         self.files.insert(file.into(), bytes.into());
     }
 
-    /// As [`insert`](Self::insert), for building a folder in one expression.
+    /// As [`insert`](Self::insert), to build a folder in one expression.
     #[must_use]
     pub fn with(mut self, file: impl Into<String>, bytes: impl Into<Arc<Vec<u8>>>) -> Self {
         self.insert(file, bytes);
         self
     }
 
-    /// Takes a file out of the folder.
+    /// Removes a file from the folder.
     pub fn remove(&mut self, file: &str) -> Option<Arc<Vec<u8>>> {
         self.files.remove(file)
     }
@@ -189,7 +189,7 @@ mod native {
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
-    /// A file on disk. Reads name their position, so one handle serves any number of readers.
+    /// A file on disk. Reads take an explicit offset, so one handle serves any number of readers.
     #[derive(Debug)]
     pub struct FileSource {
         name: String,
@@ -198,14 +198,14 @@ mod native {
     }
 
     impl FileSource {
-        /// Opens the file at `path`. Symbolic links are followed: the Hugging Face cache is made of them.
+        /// Opens the file at `path`. Follows symbolic links, which the Hugging Face cache uses.
         ///
         /// # Errors
-        /// `not_found` when there is none; `invalid_argument` for a folder or a device; `io` for the rest.
+        /// `not_found` if there is none; `invalid_argument` for a folder or a device; `io` otherwise.
         pub fn open(path: impl AsRef<Path>) -> Result<Self> {
             let name = path.as_ref().display().to_string();
             let path = followed(path.as_ref());
-            // Asked before opening: opening a named pipe would wait for someone to write to it.
+            // Checked before opening: opening a named pipe would wait for a writer.
             if !fs::metadata(&path).context_with(|| &name)?.is_file() {
                 return Err(Error::invalid_argument("expected a file but found something else").context(name));
             }
@@ -239,7 +239,7 @@ mod native {
         while done < out.len() {
             let at = offset + done as u64;
             match read_some_at(file, at, &mut out[done..]) {
-                // Someone has made the file shorter.
+                // The file was truncated after it was opened.
                 Ok(0) => return Err(ends_early(offset, out.len(), at)),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -254,13 +254,13 @@ mod native {
         std::os::unix::fs::FileExt::read_at(file, out, offset)
     }
 
-    /// Moves the handle's cursor, which nothing here looks at.
+    /// Moves the handle's cursor, which nothing else uses.
     #[cfg(windows)]
     fn read_some_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
         std::os::windows::fs::FileExt::seek_read(file, out, offset)
     }
 
-    /// Moves the handle's cursor too: std reads at a position in WASI with an unstable compiler alone.
+    /// Also moves the handle's cursor: on WASI, std has positional reads only with an unstable compiler.
     #[cfg(target_os = "wasi")]
     fn read_some_at(mut file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
         use io::{Read, Seek};
@@ -279,7 +279,7 @@ mod native {
         /// The folder at `path`.
         ///
         /// # Errors
-        /// `not_found` when there is nothing there; `invalid_argument` when it is not a folder.
+        /// `not_found` if nothing exists there; `invalid_argument` if it is not a folder.
         pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
             let dir = Self::at(path);
             if !fs::metadata(followed(&dir.path)).context_with(|| &dir.name)?.is_dir() {
@@ -288,13 +288,13 @@ mod native {
             Ok(dir)
         }
 
-        /// The folder at `path`, where there may be none yet.
+        /// The folder at `path`, which need not exist yet.
         pub fn at(path: impl Into<PathBuf>) -> Self {
             let path = path.into();
             Self { name: path.display().to_string(), path }
         }
 
-        /// Where it is.
+        /// The folder's path.
         pub fn path(&self) -> &Path {
             &self.path
         }
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
     use crate::task::block_on;
 
-    /// The same file in memory and on disk: every source has to answer alike.
+    /// The same file in memory and on disk: both sources must answer alike.
     fn sources() -> (tempfile::TempDir, Vec<Arc<dyn ByteSource>>) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("digits"), b"0123456789").unwrap();

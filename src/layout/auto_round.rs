@@ -1,11 +1,11 @@
-//! auto-round's own way to say what it wrote, read as the layout that its tensors have.
+//! Translates auto-round's config into that of the layout that holds its tensors.
 //!
-//! `packing_format` names that layout, and `extra_config` says which modules differ from the rest:
+//! `packing_format` names the layout, and `extra_config` has the settings of individual modules:
 //!
 //! | `packing_format` | layout |
 //! |---|---|
-//! | `auto_round:auto_gptq`, `auto_round:gptq`, none | GPTQ, zero points minus one, field by field |
-//! | `auto_round`, `auto_round:gptqmodel` | GPTQ, zero points as they are |
+//! | `auto_round:auto_gptq`, `auto_round:gptq`, none | GPTQ, zero points minus one, per field |
+//! | `auto_round`, `auto_round:gptqmodel` | GPTQ, zero points unchanged |
 //! | `auto_round:auto_awq`, `auto_round:awq` | AWQ `gemm` |
 
 use super::keys;
@@ -13,18 +13,18 @@ use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
 use serde_json::{Map, Value, json};
 
-/// What auto-round calls itself as a method, in lower case.
+/// Whether a lower-case method name is one of auto-round's.
 pub(super) fn is_method(method: &str) -> bool {
     matches!(method, "auto-round" | "auto_round" | "autoround" | "intel/auto-round")
 }
 
-/// Bits from which a module is in floating point.
+/// Modules with at least this many bits are in floating point.
 const FLOAT_BITS: i64 = 16;
 
-/// Its config in the spelling of the layout that holds the tensors: the method, and its `quantization_config`.
+/// The method of the layout that holds the tensors, and the translated `quantization_config`.
 ///
 /// # Errors
-/// `unsupported_format` for another packing, and for numbers that are no integers.
+/// `unsupported_format` for another packing, and for non-integer number types.
 pub(super) fn translate(config: &Value) -> Result<(&'static str, Value)> {
     let packing = config.get("packing_format").and_then(Value::as_str).unwrap_or("auto_round:auto_gptq");
     let (method, label) = match packing {
@@ -53,7 +53,7 @@ pub(super) fn translate(config: &Value) -> Result<(&'static str, Value)> {
     Ok((method, Value::Object(translated)))
 }
 
-/// `extra_config` as settings by names, which are null for floating point, and as rules of `dynamic`.
+/// Splits `extra_config` into settings by module name, null for floating point, and rules for `dynamic`.
 fn rules(extra: &Value) -> Result<(Map<String, Value>, Map<String, Value>)> {
     let Some(extra) = extra.as_object() else {
         return Err(Error::invalid_checkpoint("expected `extra_config` to be a map"));
@@ -66,7 +66,7 @@ fn rules(extra: &Value) -> Result<(Map<String, Value>, Map<String, Value>)> {
         if is_name(name) {
             names.insert(name.clone(), kept.map_or(Value::Null, Value::Object));
         } else {
-            // A pattern may match anywhere in a name; rules of `dynamic` match from its start.
+            // An auto-round pattern may match anywhere in a name; rules of `dynamic` match from its start.
             let sign = if kept.is_some() { "+:" } else { "-:" };
             patterns.insert(format!("{sign}(?:.*)(?:{name})"), Value::Object(kept.unwrap_or_default()));
         }
@@ -74,7 +74,7 @@ fn rules(extra: &Value) -> Result<(Map<String, Value>, Map<String, Value>)> {
     Ok((names, patterns))
 }
 
-/// What is left of a module's settings for a rule; `None` where it stays in floating point.
+/// The settings of a module that a rule needs; `None` if it stays in floating point.
 fn settings_of(name: &str, settings: &Value) -> Result<Option<Map<String, Value>>> {
     let in_module = |error: Error| error.context(format!("extra_config {}", quoted(name)));
     let Some(settings) = settings.as_object() else {

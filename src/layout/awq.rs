@@ -1,15 +1,16 @@
-//! The `gemm` layout of AWQ's tools: AutoAWQ, GPTQModel, auto-round.
+//! AWQ's `gemm` layout, as written by AutoAWQ, GPTQModel and auto-round.
 //!
 //! For weights of 4 bits:
 //!
 //! | tensor | type | shape | |
 //! |---|---|---|---|
-//! | `qweight` | I32 | `[in, out / 8]` | field `i` of word `j` has the output `8 j + ORDER[i]` |
-//! | `qzeros` | I32 | `[groups, out / 8]` | likewise, zero points as they are |
+//! | `qweight` | I32 | `[in, out / 8]` | field `i` of word `j` holds output `8 j + ORDER[i]` |
+//! | `qzeros` | I32 | `[groups, out / 8]` | the same packing, zero points unchanged |
 //! | `scales` | F16, BF16 | `[groups, out]` | weight = (code - zero point) * scale |
 //!
-//! Symmetric files (`zero_point: false`) carry zero points too, so they are read from the tensors, and every module is
-//! read as asymmetric. AWQ changes norms and dense weights as well, which come from the same files as all else.
+//! Symmetric files (`zero_point: false`) also store zero points. So zero points are always read from the tensors, and
+//! every module is read as asymmetric. AWQ also changes norms and dense weights; these are read from the same files as
+//! usual.
 //!
 //! Not read: `gemv`, `gemv_fast`, `marlin` and other packings, and other widths.
 
@@ -31,21 +32,21 @@ use crate::sort;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The output that field `i` of a word has, of the eight that share it.
+/// The output, of the eight in a word, that field `i` holds.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
-/// What `quantization_config`, or `quant_config.json`, says about an AWQ checkpoint.
+/// The content of `quantization_config`, or of `quant_config.json`, for an AWQ checkpoint.
 #[derive(Debug)]
 pub struct Config {
     granularity: Granularity,
     dynamic: Dynamic,
 }
 
-/// Keys beside those of GPTQ that are read here, or say how the codes were found or are to be run.
+/// Keys besides GPTQ's that are read here, or that only describe how codes were found or how to run them.
 const KNOWN_KEYS: [&str; 9] = [
     "w_bit",
     "q_group_size",
-    // Tensors show these.
+    // The tensors show the values of these two.
     "zero_point",
     "modules_to_not_convert",
     "do_fuse",
@@ -66,11 +67,11 @@ struct RawConfig {
     format: Option<String>,
     pack_dtype: Option<String>,
     dynamic: Option<Value>,
-    /// As [`auto_round`](crate::layout::auto_round) leaves it: settings by names.
+    /// Settings by module name, from [`auto_round`](crate::layout::auto_round).
     extra_config: Option<Value>,
 }
 
-/// The names under which a module's tensors are stored.
+/// A module's tensor names.
 struct AwqNames {
     weight: String,
     qweight: String,
@@ -90,7 +91,7 @@ impl AwqNames {
     }
 }
 
-/// A packed module whose tensors fit together.
+/// A packed module with consistent tensors.
 struct ModuleTensors {
     granularity: Granularity,
     rows: usize,
@@ -104,10 +105,10 @@ impl ModuleTensors {
 }
 
 impl Config {
-    /// Reads the config, in the spelling of `config.json` or in that of `quant_config.json`.
+    /// Reads the config, with the keys of `config.json` or of `quant_config.json`.
     ///
     /// # Errors
-    /// `unsupported_format` for other widths and packings; `invalid_checkpoint` for a broken config.
+    /// `unsupported_format` for other bit widths and packings; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
@@ -186,7 +187,7 @@ impl Config {
             .map_err(|error| in_tensor(&names.qweight, error))
     }
 
-    /// Checks everything about a module that headers tell; `None` for floating point.
+    /// All checks of a module that need only headers; `None` for floating point.
     fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
         let names = AwqNames::new(module);
         let Some(info) = store.get(&names.qweight) else { return Ok(None) };
@@ -213,17 +214,17 @@ impl Config {
     }
 }
 
-/// The fields of words, a byte each.
+/// The 4-bit fields of words, one byte each.
 fn fields(words: &[u32]) -> impl Iterator<Item = u8> {
     words.iter().flat_map(|word| (0..8).map(move |field| (word >> (4 * field) & 15) as u8))
 }
 
-/// The output that the field with this number has.
+/// The output that field number `field` holds.
 fn output(field: usize) -> usize {
     field / 8 * 8 + ORDER[field % 8]
 }
 
-/// Groups that the kernels of AWQ's tools take.
+/// Group sizes that AWQ kernels accept.
 const GROUP_SIZES: [usize; 4] = [16, 32, 64, 128];
 
 pub(super) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> Result<(), String> {
@@ -231,14 +232,14 @@ pub(super) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> Result<(), S
         return Err(format!("it holds integer codes of 4 bits, not {scheme}"));
     };
     match granularity {
-        Granularity::Tensor => Err("it has a scale for each output or group, not one per tensor".to_owned()),
+        Granularity::Tensor => Err("it has one scale per output or group, not one per tensor".to_owned()),
         Granularity::Group(size) if !GROUP_SIZES.contains(&size) => {
             Err(format!("its tools take groups of 16, 32, 64 or 128 columns, not of {size}"))
         }
         Granularity::Group(size) if !cols.is_multiple_of(size) => {
             Err(format!("groups of {size} do not divide {cols} columns"))
         }
-        _ if !rows.is_multiple_of(8) => Err(format!("it holds rows by eights, and 8 does not divide {rows}")),
+        _ if !rows.is_multiple_of(8) => Err(format!("it needs a multiple of 8 rows, not {rows}")),
         _ => Ok(()),
     }
 }
@@ -264,7 +265,7 @@ pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8
     let groups = tensor.scheme().granularity().groups_per_row(cols);
     let names = AwqNames::new(module);
     let across = rows / 8;
-    // Where a row's field is in a word.
+    // The bit position of a row's field in its word.
     let shift = |row: usize| 4 * ORDER.iter().position(|&output| output == row % 8).unwrap_or(0);
     let mut qweight = vec![0u32; cols * across];
     let mut qzeros = vec![0u32; groups * across];
@@ -288,7 +289,7 @@ pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8
     ]
 }
 
-/// One group size for all modules: the layout has no room for others.
+/// The layout has one group size for all modules.
 pub(super) fn quantization_config(entries: &[(String, PackedFormat)], ignore: &[String]) -> Result<Value> {
     let usual = entries[0].1.scheme().granularity();
     if let Some((module, format)) = entries.iter().find(|(_, format)| format.scheme().granularity() != usual)
@@ -302,7 +303,7 @@ pub(super) fn quantization_config(entries: &[(String, PackedFormat)], ignore: &[
         )));
     }
     let asymmetric = entries.iter().any(|(_, format)| format.scheme().constant_zero_point().is_none());
-    // The head is left out without a word.
+    // Loaders never convert the head, so it is not listed.
     let mut left_out: Vec<&String> = ignore.iter().filter(|module| *module != "lm_head").collect();
     sort::sort(&mut left_out);
     Ok(json!({

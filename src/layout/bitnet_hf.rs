@@ -1,15 +1,16 @@
-//! BitNet weights as `transformers` stores them (`integrations/bitnet.py`), in the form of microsoft/bitnet-b1.58-2B-4T.
+//! BitNet weights as stored by `transformers` (`integrations/bitnet.py`) and by microsoft/bitnet-b1.58-2B-4T.
 //!
-//! `weight`, `U8 [out/4, in]`: bits `2i` and `2i + 1` of byte `[r, c]` hold row `i * out/4 + r` of column `c`, as -1, 0, 1
-//! plus 1. `weight_scale`, `[1]`. Two conventions share these names:
+//! `weight`, `U8 [out/4, in]`: bits `2i` and `2i + 1` of byte `[r, c]` hold row `i * out/4 + r` of column `c`, as the
+//! ternary value plus 1. `weight_scale` is `[1]`. Two conventions share these names:
 //!
 //! - `linear_class: "bitlinear"`, the default, stores `1 / mean |W|`, and the layer *divides* by it;
-//! - `linear_class: "autobitlinear"` with `quantization_mode: "offline"` *multiplies* by it. This crate writes this one.
+//! - `linear_class: "autobitlinear"` with `quantization_mode: "offline"` *multiplies* by it. This crate writes this
+//!   convention.
 //!
-//! `linear_class: "autobitlinear"` with `quantization_mode: "online"` keeps floating-point weights, the masters, which are
-//! made ternary in every pass. They are read as what the pass makes of them, and can be packed for good.
+//! `linear_class: "autobitlinear"` with `quantization_mode: "online"` stores floating-point master weights, which every
+//! forward pass makes ternary. They are read as these ternary weights, and can be converted to packed ones.
 //!
-//! Rows that 4 does not divide are padded by the packer but refused by the loader, so they are neither read nor written.
+//! The packer pads rows to a multiple of 4, but the loader refuses padded files. They are neither read nor written.
 //! Activations are always INT8 per token.
 
 use super::stored::{in_tensor, matrix, require_shape, scales, zeroed_words};
@@ -29,10 +30,10 @@ use serde_json::{Value, json};
 
 const SCHEME: Scheme = Scheme::Ternary { granularity: Granularity::Tensor };
 
-/// Bytes of master weights that are read at a time.
+/// Bytes of master weights per read.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Files are anyone's.
+/// Limits for patterns from untrusted files.
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
 const MAX_PATTERNS: usize = 4096;
 
@@ -43,27 +44,27 @@ const KNOWN_KEYS: [&str; 5] =
 #[derive(Debug)]
 pub struct Config {
     weights: Weights,
-    /// The linear modules that stay in floating point.
+    /// Linear modules that stay in floating point.
     kept: Vec<Kept>,
 }
 
-/// What is stored.
+/// How the weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weights {
-    /// Codes, and a scale that the layer divides by.
+    /// Codes, and a scale by which the layer divides.
     Divided,
-    /// Codes, and a scale that the layer multiplies by.
+    /// Codes, and a scale by which the layer multiplies.
     Multiplied,
-    /// The masters.
+    /// Floating-point master weights.
     Online,
 }
 
-/// A name of `modules_to_not_convert`, which transformers takes for a pattern of what a module's name begins with, and for what
-/// it ends with.
+/// A name of `modules_to_not_convert`. transformers uses it as a pattern for prefixes of a module's name, and as a
+/// literal suffix.
 #[derive(Debug)]
 struct Kept {
     ending: String,
-    /// Matches a beginning as a whole.
+    /// Matches a whole prefix.
     beginning: Regex,
 }
 
@@ -80,7 +81,7 @@ impl Kept {
         Ok(Self { ending: name, beginning })
     }
 
-    /// A beginning ends where a part of the name does: `layers.1` is none of `layers.10`.
+    /// A prefix must end at a part boundary: `layers.1` does not match `layers.10`.
     fn matches(&self, module: &str) -> bool {
         let bytes = module.as_bytes();
         let ends_part = |end: &usize| *end == bytes.len() || bytes[*end] == b'.' || bytes[*end - 1] == b'.';
@@ -104,7 +105,7 @@ impl Config {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// `unsupported_format` for a norm inside the linear layers, an unknown key, and masters of a head that are rounded.
+    /// `unsupported_format` for a norm inside linear layers, an unknown key, or a ternary head in online mode.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
@@ -132,18 +133,18 @@ impl Config {
                 kept.len()
             )));
         }
-        // Packed weights show themselves which of them are packed.
+        // In packed checkpoints, the tensors show which modules are packed.
         let kept = if weights == Weights::Online { kept } else { Vec::new() };
         let config = Self { weights, kept: kept.into_iter().map(Kept::new).collect::<Result<_>>()? };
         if weights == Weights::Online && !config.keeps(HEAD) {
             return Err(Error::unsupported_format(
-                "a head that is made ternary in every pass is not supported (`modules_to_not_convert` without it)",
+                "a ternary head is not supported: `modules_to_not_convert` does not list it",
             ));
         }
         Ok(config)
     }
 
-    /// Whether the stored weights are the masters.
+    /// Whether the stored weights are master weights.
     pub(super) fn is_online(&self) -> bool {
         self.weights == Weights::Online
     }
@@ -153,8 +154,8 @@ impl Config {
         is_embedding(module) || self.kept.iter().any(|kept| kept.matches(module))
     }
 
-    /// The tensors decide: bytes with a scale are packed, floating point without one is a module that was not converted.
-    /// Masters are packed as far as anyone who runs them can see.
+    /// The tensors decide: bytes with a scale are packed; floating point without a scale was not converted. Master
+    /// weights are reported as packed, because every forward pass uses them as ternary weights.
     pub(super) fn module(&self, store: &TensorStore, module: &str) -> Result<ModuleStorage> {
         if self.is_online() {
             let stored = dense::module(store, module)?;
@@ -226,10 +227,10 @@ impl Config {
     }
 }
 
-/// The name of the head, which stays in floating point where nothing is said.
+/// The output head, which stays in floating point by default.
 const HEAD: &str = "lm_head";
 
-/// What a pass makes of master weights: their signs, or 0, times the mean of their magnitudes.
+/// The ternary weights of a forward pass: signs or 0, times the mean magnitude of the master weights.
 async fn pack_masters(store: &TensorStore, module: &str) -> Result<PackedTensor> {
     let ModuleStorage::Dense { tensor, dtype, rows, cols } = dense::module(store, module)? else {
         return Err(Error::invalid_checkpoint("expected floating-point weights but found packed ones"));
@@ -264,7 +265,7 @@ pub(super) fn can_hold(rows: usize, scheme: Scheme) -> Result<(), String> {
         return Err(format!("it holds ternary codes with one scale per tensor, not {scheme}"));
     }
     if !rows.is_multiple_of(4) {
-        return Err(format!("it holds rows by fours, and 4 does not divide {rows}"));
+        return Err(format!("it needs a multiple of 4 rows, not {rows}"));
     }
     Ok(())
 }
@@ -298,7 +299,7 @@ pub(super) fn encode(module: &str, tensor: &PackedTensor) -> Vec<(String, Vec<u8
     vec![(weight, bytes), (scale, tensor.scales().to_bytes())]
 }
 
-/// A list replaces the loader's defaults (the head and tied weights), so it must be whole; null keeps them.
+/// A list replaces the loader's defaults (the head and tied weights), so it must be complete; null keeps the defaults.
 pub(super) fn quantization_config(ignore: &[String]) -> Value {
     let ignore = if ignore.is_empty() { Value::Null } else { json!(ignore) };
     json!({
@@ -394,7 +395,7 @@ mod tests {
         assert!(f32.is_err());
     }
 
-    /// The names and what transformers' `should_convert_module` makes of them.
+    /// Names, and the modules that transformers' `should_convert_module` keeps or converts for them.
     #[test]
     fn masters_that_stay_are_those_that_transformers_keeps() {
         let cases: [(&str, &[&str], &[&str]); 6] = [
@@ -453,7 +454,7 @@ mod tests {
             ("expected a matrix with elements but found shape [4]", ErrorCode::InvalidCheckpoint, |_, t| {
                 t[0].1 = TensorInfo::new(DType::U8, [4]);
             }),
-            // Codes are no masters.
+            // Packed codes are not master weights.
             ("expected weights of type F32, F16 or BF16", ErrorCode::UnsupportedFormat, |c, _| {
                 c["linear_class"] = json!("autobitlinear");
                 c["quantization_mode"] = json!("online");
@@ -462,7 +463,7 @@ mod tests {
                 c["linear_class"] = json!("autobitlinear");
                 c["quantization_mode"] = json!("later");
             }),
-            ("a head that is made ternary in every pass", ErrorCode::UnsupportedFormat, |c, _| {
+            ("a ternary head is not supported", ErrorCode::UnsupportedFormat, |c, _| {
                 c["linear_class"] = json!("autobitlinear");
                 c["quantization_mode"] = json!("online");
                 c["modules_to_not_convert"] = json!(["model.layers.0"]);

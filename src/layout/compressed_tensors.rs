@@ -9,22 +9,22 @@
 //! | `weight_zero_point` | I32 | `[ceil(out * b / 32), groups]` | asymmetric only; a bit stream down each column |
 //! | `weight_shape` | I64 | `[2]` | `out, in` |
 //!
-//! Signed codes and zero points are stored with `2^(b-1)` added, which is this crate's unsigned domain.
+//! Signed codes and zero points are stored with `2^(b-1)` added, which matches this crate's unsigned codes.
 //!
 //! `int-quantized` (and `naive-quantized`): `weight` I8 `[out, in]` and `weight_zero_point` I8 `[out, groups]`, both
-//! signed. It is read wherever it occurs, and written for the embedding table alone: `transformers` 5.23 fails to open a
-//! folder whose embedding is `pack-quantized`.
+//! signed. It is always read, but written only for the embedding table: `transformers` 5.23 cannot open a folder with a
+//! `pack-quantized` embedding.
 //!
-//! Facts for users of `transformers` 5.23: it opens asymmetric `pack-quantized` folders, llm-compressor's included, only
-//! with `CompressedTensorsConfig(dequantize=True)`, and that option applies the first config group to every module.
+//! `transformers` 5.23 opens asymmetric `pack-quantized` folders, including llm-compressor's, only with
+//! `CompressedTensorsConfig(dequantize=True)`. That option applies the first config group to every module.
 //!
-//! Ternary weights with a scale per channel, which the BitNet layout has no room for, are written as symmetric 2-bit codes
-//! and are read back as such: the weights are the same, the scheme's name is not.
+//! Ternary weights with a scale per channel, which the BitNet layout cannot hold, are written as symmetric 2-bit codes.
+//! They are read back as such: the weights are equal, but the scheme's name changes.
 //!
-//! Columns are stored in the order of the input. Where groups are not runs of columns (`actorder: "group"`),
-//! `weight_g_idx`, I32 `[in]`, has the group of each.
+//! Columns are stored in input order. If groups are not contiguous (`actorder: "group"`), `weight_g_idx`, I32 `[in]`,
+//! holds the group of each column.
 //!
-//! Not read: float and block-wise formats, transforms, quantized caches.
+//! Not read: float and block-wise formats, transforms, quantized KV caches.
 
 mod config;
 mod reader;
@@ -37,7 +37,7 @@ pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
 #[cfg(doc)]
 use crate::quant::PackedTensor;
 
-/// The names under which a module's tensors are stored.
+/// A module's tensor names.
 struct CompressedNames {
     weight: String,
     packed: String,
@@ -97,7 +97,7 @@ mod tests {
         Ok((storage, block_on(layout.read_packed(&store, module))?.affine().unwrap().clone()))
     }
 
-    /// What the writer makes of a matrix, as a reader finds it; names, types and shapes are those that were planned.
+    /// The writer's tensors for a matrix. Checks that names, types and shapes are the planned ones.
     fn written(module: &str, tensor: &PackedTensor) -> Tensors {
         let format = PackedFormat::from(tensor);
         let planned = TARGET.planned_tensors(module, tensor.rows(), tensor.cols(), format);
@@ -174,7 +174,7 @@ mod tests {
             if let Some(zeroed) = case["zeroed"].as_array() {
                 let zeroed: Vec<usize> = zeroed.iter().map(|n| n.as_u64().unwrap() as usize).collect();
                 weights[zeroed[0] * cols + zeroed[1]..zeroed[0] * cols + zeroed[2]].fill(0.0);
-                // The package gives groups of zeros the machine epsilon; this crate gives them 1.
+                // For all-zero groups the package uses the machine epsilon as scale; this crate uses 1.
                 scales[zeroed[0] * groups + zeroed[1] * groups / cols] = 1.0;
             }
             let scheme = Scheme::Integer {
@@ -229,8 +229,8 @@ mod tests {
         store.names().filter_map(|name| name.strip_suffix(".weight_packed")).map(str::to_owned).collect()
     }
 
-    /// The hashes are those of the weights, as little-endian f32 in the order of names, that an independent decoder
-    /// (Python integers as bit streams, numpy products) made of the same files.
+    /// The hashes come from an independent decoder (Python integers as bit streams, numpy products). It hashed the
+    /// weights of the same files as little-endian f32, in the order of names.
     #[test]
     fn folders_of_llm_compressor_decode_to_the_same_weights() {
         let cases = [
@@ -252,7 +252,7 @@ mod tests {
                 for weight in restored(tensor) {
                     hash.update(weight.to_le_bytes());
                 }
-                // Writing it again gives the very same tensors.
+                // Writing it again gives the same tensors.
                 for (tensor_name, info, bytes) in written(module, tensor) {
                     assert_eq!(store.require(&tensor_name).unwrap(), &info);
                     assert!(block_on(store.read(&tensor_name)).unwrap() == bytes, "{name} {tensor_name}");
@@ -265,9 +265,10 @@ mod tests {
         }
     }
 
-    /// The share of codes that move, by one step, when scales are rounded to f16 before the codes are computed. Measured:
-    /// 3421, 1037 and 3439 of 393,216 codes for the three cases. At groups of 32 most are weights of the largest
-    /// magnitude with a negative sign, which lie exactly between the two lowest codes until the scale is rounded.
+    /// The largest accepted share of codes that move by one step if scales are rounded to f16 before the codes are
+    /// computed. Measured: 3421, 1037 and 3439 of 393,216 codes for the three cases. At groups of 32, most of them are
+    /// negative weights of the largest magnitude, which lie exactly between the two lowest codes before the scale is
+    /// rounded.
     const MOVED_BY_F16_SCALES: f64 = 0.01;
 
     #[test]
@@ -409,7 +410,7 @@ mod tests {
         assert_eq!(config(&[], Activations::F32), Value::Null);
     }
 
-    /// A good module to spoil: INT4, groups of 16, asymmetric, 8 x 32.
+    /// A valid module for tests to corrupt: INT4, groups of 16, asymmetric, 8 x 32.
     fn sound() -> (Value, Tensors) {
         let scheme = integer(Bits::Four, Granularity::Group(16), false);
         let tensor = quantize(scheme, 32, &synthetic("sound", 8 * 32, 1.0), ScaleType::F16);
@@ -615,7 +616,7 @@ mod tests {
                 let weights = synthetic(&seed.to_string(), rows * cols, 2.0);
                 let tensor = quantize(integer(bits, granularity, symmetric), cols, &weights, scale_type);
                 let Granularity::Group(size) = granularity else { return tensor };
-                // As reading gives it: inside a group columns keep their order.
+                // The reader's order: columns keep their order inside a group.
                 let mut g_idx = tensor.g_idx();
                 if reordered {
                     g_idx.reverse();
@@ -639,7 +640,7 @@ mod tests {
             prop_assert_eq!(found, tensor);
         }
 
-        /// Small tensors of any type and shape under the names that matter: an answer or an error, never a panic.
+        /// Small tensors of any type and shape under the relevant names give a result or an error, never a panic.
         #[test]
         fn no_tensors_make_the_reader_panic(
             specs in prop::collection::vec(

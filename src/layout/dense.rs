@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::quoted;
 use crate::format::shard_index::TensorStore;
 
-/// Tensors that betray a packed module, to say so when config.json does not.
+/// Tensor names that reveal a packed module, to report a config.json without `quantization_config`.
 const PACKED_NAMES: [&str; 2] = ["weight_packed", "qweight"];
 
 pub(super) fn module(store: &TensorStore, module: &str) -> Result<ModuleStorage> {

@@ -1,29 +1,34 @@
-//! What a layout does with a matrix that it cannot hold as wanted.
+//! The closest scheme that a layout can hold for a matrix.
 
 use super::{TargetLayout, gguf};
 use crate::quant::{Granularity, Scheme};
 
-/// How a matrix will be stored.
+/// How a matrix is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
-    /// The scheme to use; `None`: the weights stay in floating point.
+    /// The scheme to use; `None` for floating point.
     pub scheme: Option<Scheme>,
-    /// Why it is not the wanted scheme; `None` when it is.
+    /// Why it is not the requested scheme; `None` if it is.
     pub reason: Option<String>,
 }
 
-/// The smallest group that takes another group's place: below it, scales cost more than they bring.
+/// The smallest substitute group size: below it, scales cost more than they gain.
 const MIN_GROUP: usize = 16;
 
 impl TargetLayout {
-    /// The scheme for a `[rows, cols]` matrix: the wanted one where the layout can hold it; else the largest group of at
-    /// least 16 and at most the wanted one, or the layout's smallest, that divides `cols`; else one scale per channel; else floating point.
+    /// The scheme for a `[rows, cols]` matrix, the first of these that the layout can hold:
+    ///
+    /// 1. the requested scheme;
+    /// 2. for a grouped integer scheme, the largest group size that divides `cols`, at least 16 and at most the
+    ///    requested size (or the layout's smallest group, if that is larger);
+    /// 3. for a grouped integer scheme, one scale per channel;
+    /// 4. floating point.
     pub fn fit(self, rows: usize, cols: usize, wanted: Scheme) -> Fit {
         let Err(reason) = self.can_hold(rows, cols, wanted) else {
             return Fit { scheme: Some(wanted), reason: None };
         };
         let scheme = match wanted {
-            // It has one group size for all modules.
+            // AWQ has one group size for all modules.
             _ if self == TargetLayout::Awq => None,
             Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric } => {
                 let with = |granularity| Scheme::Integer { bits, granularity, symmetric };
@@ -39,12 +44,12 @@ impl TargetLayout {
         Fit { scheme, reason: Some(reason) }
     }
 
-    /// The smallest group that has a scale of its own.
+    /// The smallest group that the layout can give its own scale.
     fn least_group(self) -> usize {
         if self == TargetLayout::Gguf { gguf::SMALL_BLOCK } else { 1 }
     }
 
-    /// As [`fit`](Self::fit), for a module that the layout may not hold at all.
+    /// As [`fit`](Self::fit), for a module that the layout may be unable to hold.
     pub fn fit_module(self, module: &str, rows: usize, cols: usize, wanted: Scheme) -> Fit {
         match self.can_hold_module(module) {
             Ok(()) => self.fit(rows, cols, wanted),
@@ -55,7 +60,7 @@ impl TargetLayout {
     /// Whether modules of one checkpoint can have different schemes.
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn can_hold_mixed(self) -> Result<(), String> {
         match self {
             Self::CompressedTensors | Self::Gptq(_) | Self::Gguf => Ok(()),
@@ -63,12 +68,12 @@ impl TargetLayout {
         }
     }
 
-    /// Whether the layout can hold such a scheme at all, in matrices of a fitting shape.
+    /// Whether the layout can hold this kind of scheme for matrices of some shape.
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn holds_kind(self, scheme: Scheme) -> Result<(), String> {
-        // Any width is some multiple of its group.
+        // Assume a width that the group size divides.
         let cols = match scheme.granularity() {
             Granularity::Group(size) => size.checked_mul(FITTING).unwrap_or(size),
             _ => FITTING,
@@ -80,13 +85,13 @@ impl TargetLayout {
             other => other,
         };
         self.can_hold(FITTING, cols, scheme).or_else(|reason| {
-            // Another group size can be taken instead.
+            // Another group size may be used instead.
             self.can_hold(FITTING, FITTING, channel(scheme)).map_err(|_| reason)
         })
     }
 }
 
-/// Rows and columns that every layout can cut into its words.
+/// Rows and columns that fill whole words in every layout.
 const FITTING: usize = 1024;
 
 #[cfg(test)]
@@ -106,7 +111,7 @@ mod tests {
         let ternary = Scheme::Ternary { granularity: Granularity::Tensor };
         let ternary_channel = Scheme::Ternary { granularity: Granularity::Channel };
         use TargetLayout::{BitNet, CompressedTensors, Gguf};
-        // (layout, rows, cols, wanted, what it becomes)
+        // (layout, rows, cols, requested, expected)
         let cases = [
             (CompressedTensors, 64, 128, group(32), Some(group(32))),
             (CompressedTensors, 64, 172, group(32), Some(channel)),

@@ -1,15 +1,15 @@
-//! GGUF files as checkpoints: their metadata becomes a config.json and a tokenizer.json, their tensors get the names and the
-//! row order of Hugging Face modules, and their blocks become packed tensors.
+//! GGUF files as checkpoints. Metadata becomes config.json and tokenizer.json, tensors get Hugging Face names and row
+//! order, and blocks become packed tensors.
 //!
-//! Traps of the format that are dealt with here:
-//! - every tensor has a type of its own: rows that are no whole blocks stay `F16` in a `Q8_0` file;
-//! - the `llama` architecture interleaves the rows of q and k, blocks included;
-//! - a missing `output.weight` means that the embedding is the head;
-//! - Llama 3.1's scaling of RoPE is a tensor;
-//! - the tokenizer may have been lost on the way.
+//! Pitfalls of the format that are handled here:
+//! - Every tensor has its own type: in a `Q8_0` file, rows that are not whole blocks are `F16`.
+//! - The `llama` architecture interleaves the rows of q and k, including blocks.
+//! - If `output.weight` is missing, the embedding is also the head.
+//! - Llama 3.1's RoPE scaling is stored as a tensor.
+//! - The conversion may have lost the tokenizer.
 //!
-//! Activations stay `f32` whatever the type, ternary ones too: the file asks for nothing else. Not here: the container
-//! (`format::gguf`).
+//! Activations are `f32` for every type, including ternary ones: the file requests nothing else. Not here: the
+//! container (`format::gguf`).
 
 mod blocks;
 mod config;
@@ -44,26 +44,26 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Bytes of blocks that are read at a time.
+/// Bytes of blocks per read.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// An open file, in the form of a checkpoint folder.
+/// An open file, presented as a checkpoint folder.
 pub struct GgufCheckpoint {
-    /// What the metadata says about the model, as a config.json would.
+    /// The metadata's model description as a config.json.
     pub config_json: Value,
-    /// The files that a folder would have beside the weights: config.json and, unless it was lost, the tokenizer's.
+    /// The side files of the equivalent folder: config.json, and the tokenizer's files unless the tokenizer was lost.
     pub files: MemoryDir,
-    /// Why the metadata's tokenizer cannot be used.
+    /// Why the tokenizer in the metadata cannot be used.
     pub tokenizer_problem: Option<Error>,
     /// The tensors under their Hugging Face names.
     pub store: TensorStore,
-    /// Which of them are blocks.
+    /// Which tensors are blocks.
     pub config: Config,
-    /// What a user should know about how the file was understood.
+    /// Warnings for the user about how the file was interpreted.
     pub warnings: Vec<String>,
 }
 
-/// Which tensors of a file are blocks, and of which type.
+/// The tensors of a file that are blocks, with their types.
 #[derive(Debug)]
 pub struct Config {
     /// By Hugging Face name.
@@ -71,11 +71,12 @@ pub struct Config {
 }
 
 impl GgufCheckpoint {
-    /// Reads the header of a file.
+    /// Reads a file's header.
     ///
     /// # Errors
-    /// `unsupported_model` naming the architecture, key or tensor that the decoder does not do; `unsupported_format` for a
-    /// tensor type that is not decoded; `invalid_checkpoint` for what contradicts itself. All name the file.
+    /// `unsupported_model` naming an architecture, key or tensor that the decoder does not support;
+    /// `unsupported_format` for a tensor type that is not decoded; `invalid_checkpoint` for contradictions. All name
+    /// the file.
     pub async fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
         let header = read_header(source.as_ref()).await?;
         let name = source.name().to_owned();
@@ -97,7 +98,7 @@ impl GgufCheckpoint {
             let Some(name) = names::to_hugging_face(gguf_name) else {
                 return Err(in_tensor(
                     gguf_name,
-                    Error::unsupported_model("no such tensor has a place in the decoder"),
+                    Error::unsupported_model("the decoder has no tensor of this name"),
                 ));
             };
             let stored =
@@ -153,8 +154,8 @@ fn refuse_split(metadata: &Metadata<'_>) -> Result<()> {
     }
 }
 
-/// Whatever the decoder would leave aside makes the model another one: a bias of an output projection without the others, a
-/// norm's bias, a layer beyond the last.
+/// Refuses tensors that the decoder would ignore, because ignoring them changes the model: an output projection's bias
+/// without the others, a norm's bias, a layer beyond the last.
 fn refuse_unused(
     metadata: &Metadata<'_>,
     architecture: &str,
@@ -173,14 +174,14 @@ fn refuse_unused(
             other => other.ends_with(".weight"),
         };
         if !used || layer.is_some_and(|layer| u64::from(layer) >= layers) {
-            let found = format!("no {architecture} model of {layers} blocks has a place for it here");
+            let found = format!("a {architecture} model of {layers} blocks does not use it");
             return Err(in_tensor(name, Error::unsupported_model(found)));
         }
     }
     Ok(())
 }
 
-/// What the store knows about a tensor; blocks are rows of bytes to it.
+/// The store's description of a tensor; blocks are stored as rows of bytes.
 fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<StoredTensor> {
     let info = match entry.tensor_type {
         TensorType::F32 => TensorInfo::new(DType::F32, entry.dims.clone()),
@@ -224,7 +225,7 @@ fn stored_tensor(name: &str, entry: &Entry, interleaved: Option<u64>) -> Result<
     Ok(StoredTensor { name: name.to_owned(), info, range: entry.range.clone(), rows })
 }
 
-/// The most factors that are read: half of the largest head.
+/// The maximum number of factors: half of the largest head.
 const MAX_FACTORS: u64 = 1 << 16;
 
 async fn read_factors(source: &dyn ByteSource, entry: &Entry) -> Result<Vec<f32>> {
@@ -275,7 +276,7 @@ impl Config {
         decoder.finish().map_err(|error| in_tensor(&tensor, error))
     }
 
-    /// Whether any weight is packed.
+    /// Whether any tensor is packed.
     pub fn has_blocks(&self) -> bool {
         !self.blocks.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The layout of GPTQ's tools: AutoGPTQ, GPTQModel, auto-round.
+//! The GPTQ layout, as written by AutoGPTQ, GPTQModel and auto-round.
 //!
 //! For weights of 2, 3, 4 and 8 bits, `b` below:
 //!
@@ -7,13 +7,13 @@
 //! | `qweight` | I32 | `[in * b / 32, out]` | a dense bit stream down each column, least significant bit first |
 //! | `qzeros` | I32 | `[groups, ceil(out * b / 32)]` | a bit stream along each row |
 //! | `scales` | F16 | `[groups, out]` | weight = (code - zero point) * scale |
-//! | `g_idx` | I32 | `[in]` | the group of each input; `desc_act` makes it more than `i / group_size` |
+//! | `g_idx` | I32 | `[in]` | the group of each input; with `desc_act` it differs from `i / group_size` |
 //!
-//! Version 1 (`checkpoint_format: "gptq"`) stores zero points minus one, version 2 (`gptq_v2`) as they are. Labels lie:
-//! symmetric zero points, which are all alike, tell the version themselves. Asymmetric ones do not; there the label and the
-//! tool that wrote it decide, or the caller.
+//! Version 1 (`checkpoint_format: "gptq"`) stores zero points minus one, version 2 (`gptq_v2`) unchanged. Labels are
+//! unreliable. Symmetric zero points are all equal and reveal the version. For asymmetric ones, the label and the
+//! writing tool decide, or the caller.
 //!
-//! Not read: other packings under the same method (`marlin`, `gptq_p`, ...), words other than 32 bits wide.
+//! Not read: other packings under the same method (`marlin`, `gptq_p`, ...), and words that are not 32 bits wide.
 
 mod config;
 pub(super) mod dynamic;
@@ -26,10 +26,10 @@ pub(super) use config::{KNOWN_KEYS, granularity};
 pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
 pub use zeros::GptqZeros;
 
-/// What this crate calls itself in `meta.quantizer`.
+/// This crate's name in `meta.quantizer`.
 const QUANTIZER: &str = "lowbit";
 
-/// The names under which a module's tensors are stored.
+/// A module's tensor names.
 struct GptqNames {
     weight: String,
     qweight: String,

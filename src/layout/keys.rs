@@ -1,10 +1,10 @@
-//! Which keys of a `quantization_config` may be there: whatever else is, may change what the weights mean.
+//! The accepted keys of a `quantization_config`. Any other key may change what the weights mean, so it is refused.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
 use serde_json::Value;
 
-/// Keys that name the method, the tool and its run, or how a runtime shall go about it.
+/// Keys about the method, the tool and its run, or hints for a runtime.
 const OF_EVERY_TOOL: [&str; 12] = [
     "quant_method",
     "method",
@@ -20,7 +20,8 @@ const OF_EVERY_TOOL: [&str; 12] = [
     "model_file_base_name",
 ];
 
-/// Refuses keys that are in none of the lists of `known`. What says nothing (null, false, an empty list or map) is no key.
+/// Refuses keys that are in none of the lists of `known`. Keys with an empty value (null, false, an empty list or map)
+/// are ignored.
 ///
 /// # Errors
 /// `unsupported_format` naming the key and its value.
@@ -47,7 +48,7 @@ pub(super) fn refuse_unknown(config: &Value, known: &[&[&str]]) -> Result<()> {
     }
 }
 
-/// How auto-round, whatever layout it writes, was set up to find its codes.
+/// auto-round's own settings, in every layout that it writes. They do not change what the weights mean.
 pub(super) const AUTO_ROUND: [&str; 37] = [
     "autoround_version",
     "packing_format",
@@ -88,7 +89,7 @@ pub(super) const AUTO_ROUND: [&str; 37] = [
     "sampler",
 ];
 
-/// What auto-round's keys may not say: activations of fewer than 16 bits, and other numbers than integers.
+/// Refuses auto-round settings for activations below 16 bits and for non-integer number types.
 ///
 /// # Errors
 /// `unsupported_format`.

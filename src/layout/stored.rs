@@ -1,4 +1,4 @@
-//! Reading the small set of tensor shapes that layouts are made of, with every check in one place.
+//! Reads the few kinds of tensors that layouts consist of, with all checks in one place.
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorCode, Result};
@@ -7,12 +7,12 @@ use crate::format::safetensors::TensorInfo;
 use crate::format::shard_index::TensorStore;
 use crate::quant::{ScaleType, Scales, column_order, packing};
 
-/// Names the tensor that an error is about.
+/// Adds the name of the tensor to an error.
 pub(super) fn in_tensor(name: &str, error: Error) -> Error {
     error.context(format!("tensor {}", quoted(name)))
 }
 
-/// Rows and columns of a matrix that has both.
+/// Rows and columns of a non-empty matrix.
 pub(super) fn matrix(name: &str, info: &TensorInfo) -> Result<(usize, usize)> {
     match info.shape.as_matrix() {
         Some((rows, cols)) if rows > 0 && cols > 0 => Ok((rows, cols)),
@@ -26,7 +26,7 @@ pub(super) fn matrix(name: &str, info: &TensorInfo) -> Result<(usize, usize)> {
     }
 }
 
-/// The tensor `name`, which must be of type `dtype`.
+/// The tensor `name`, which must have the type `dtype`.
 pub(super) fn require_type<'s>(store: &'s TensorStore, name: &str, dtype: DType) -> Result<&'s TensorInfo> {
     let info = store.require(name)?;
     if info.dtype != dtype {
@@ -38,7 +38,7 @@ pub(super) fn require_type<'s>(store: &'s TensorStore, name: &str, dtype: DType)
     Ok(info)
 }
 
-/// The tensor `name`, which must hold scales.
+/// The tensor `name`, which must have a floating-point type.
 pub(super) fn require_float<'s>(store: &'s TensorStore, name: &str) -> Result<&'s TensorInfo> {
     let info = store.require(name)?;
     if !info.dtype.is_float() {
@@ -51,7 +51,7 @@ pub(super) fn require_float<'s>(store: &'s TensorStore, name: &str) -> Result<&'
     Ok(info)
 }
 
-/// An error unless the tensor has one of these shapes.
+/// Fails unless the tensor has one of these shapes.
 pub(super) fn require_shape(name: &str, info: &TensorInfo, accepted: &[&[u64]]) -> Result<()> {
     if accepted.contains(&info.shape.dims()) {
         return Ok(());
@@ -65,7 +65,7 @@ pub(super) fn require_shape(name: &str, info: &TensorInfo, accepted: &[&[u64]]) 
 
 /// `rows * words` zero words for the codes of a matrix, or `out_of_memory`.
 ///
-/// A matrix takes no more than its tensor in the file, except that every row is rounded up to whole words.
+/// This is no more than the tensor takes in the file, except that each row is rounded up to whole words.
 pub(super) fn zeroed_words(rows: usize, words: usize) -> Result<Vec<u32>> {
     let too_much = || {
         Error::new(
@@ -80,7 +80,7 @@ pub(super) fn zeroed_words(rows: usize, words: usize) -> Result<Vec<u32>> {
     Ok(zeroed)
 }
 
-/// An `I32` matrix as its words.
+/// The words of an `I32` matrix.
 pub(super) async fn words(store: &TensorStore, name: &str) -> Result<Vec<u32>> {
     let (rows, cols) = matrix(name, require_type(store, name, DType::I32)?)?;
     let mut words = zeroed_words(rows, cols).map_err(|error| in_tensor(name, error))?;
@@ -98,13 +98,13 @@ pub(super) async fn integers(store: &TensorStore, name: &str) -> Result<Vec<i32>
     Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }
 
-/// The order that puts the columns of a group side by side, from the group of each column.
+/// The column order that makes groups contiguous, computed from the stored group of each column.
 pub(super) async fn read_order(store: &TensorStore, name: &str, group_size: usize) -> Result<Vec<u32>> {
     let g_idx = integers(store, name).await?;
     column_order::order_of_groups(&g_idx, group_size).map_err(|error| in_tensor(name, error))
 }
 
-/// Puts the codes of every row in another order.
+/// Permutes the codes of every row.
 pub(super) fn reorder(codes: &mut [u32], cols: usize, bits: u32, order: &[u32]) {
     if order.iter().enumerate().all(|(index, &column)| index == column as usize) {
         return;
@@ -117,10 +117,10 @@ pub(super) fn reorder(codes: &mut [u32], cols: usize, bits: u32, order: &[u32]) 
     }
 }
 
-/// Bytes of a matrix that are read at a time where it is turned over.
+/// Bytes per read of a matrix that is transposed.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Reads an `I32` matrix `[rows, cols]`, some rows at a time.
+/// Calls `each` with every row of an `I32` matrix `[rows, cols]`, and reads several rows at a time.
 pub(super) async fn for_each_words(
     store: &TensorStore,
     name: &str,
@@ -142,7 +142,7 @@ pub(super) async fn for_each_words(
     Ok(())
 }
 
-/// An `I32` matrix `[rows, cols]` as its words turned over, `[cols, rows]`.
+/// An `I32` matrix `[rows, cols]`, transposed to `[cols, rows]`.
 pub(super) async fn transposed_words(store: &TensorStore, name: &str) -> Result<Vec<u32>> {
     let (rows, cols) = matrix(name, require_type(store, name, DType::I32)?)?;
     let mut transposed = zeroed_words(cols, rows).map_err(|error| in_tensor(name, error))?;
@@ -155,13 +155,13 @@ pub(super) async fn transposed_words(store: &TensorStore, name: &str) -> Result<
     Ok(transposed)
 }
 
-/// A matrix `[rows, cols]` turned over, `[cols, rows]`.
+/// Transposes a matrix `[rows, cols]` to `[cols, rows]`.
 pub(super) fn transpose<T: Copy>(values: &[T], rows: usize) -> Vec<T> {
     let cols = values.len() / rows;
     (0..cols).flat_map(|col| values[col..].iter().step_by(cols).copied()).collect()
 }
 
-/// Scales `[rows, cols]` turned over, `[cols, rows]`.
+/// Transposes scales `[rows, cols]` to `[cols, rows]`.
 pub(super) fn transpose_scales(scales: &Scales, rows: usize) -> Scales {
     match scales {
         Scales::F16(v) => Scales::F16(transpose(v, rows)),
@@ -170,7 +170,7 @@ pub(super) fn transpose_scales(scales: &Scales, rows: usize) -> Scales {
     }
 }
 
-/// Scales in the type in which they are stored, all finite.
+/// Scales in their stored type; all must be finite.
 pub(super) async fn scales(store: &TensorStore, name: &str) -> Result<Scales> {
     let dtype = require_float(store, name)?.dtype;
     let bytes = store.read(name).await?;

@@ -1,4 +1,4 @@
-//! What each layout can hold, and how it is written.
+//! What each target layout can hold, and how it is written.
 
 use super::{PackedFormat, TargetLayout, awq, bitnet_hf, compressed_tensors, gguf, gptq};
 use crate::error::{Error, Result};
@@ -8,7 +8,8 @@ use crate::quant::{ActivationGrid, Activations, Coding, Granularity, QuantizedTe
 use serde_json::Value;
 
 impl TargetLayout {
-    /// The type in which the layout keeps scales that were found as `wanted`: GPTQ's and AWQ's tools expect `F16`.
+    /// The layout's type for scales that were computed as `wanted`: GPTQ and AWQ tools expect `F16`, and GGUF blocks
+    /// hold `F16`.
     pub fn scale_type(self, wanted: ScaleType) -> ScaleType {
         match self {
             Self::CompressedTensors | Self::BitNet => wanted,
@@ -16,7 +17,7 @@ impl TargetLayout {
         }
     }
 
-    /// The grid of INT8 activations that the layout's own programs round to.
+    /// The INT8 activation grid of the layout's own runtimes.
     pub fn activation_grid(self) -> ActivationGrid {
         match self {
             Self::CompressedTensors => ActivationGrid::FullRange,
@@ -24,8 +25,8 @@ impl TargetLayout {
         }
     }
 
-    /// How the layout keeps a matrix of `format`: with scales of its own type, and in GGUF's blocks with minimums instead of
-    /// zero points.
+    /// The form in which the layout stores a matrix of `format`: with its own scale type and, in GGUF blocks, with
+    /// minimums instead of zero points.
     pub fn own_format(self, format: PackedFormat) -> PackedFormat {
         let coding = match format.coding.affine() {
             Some(scheme) if self == Self::Gguf => scheme.with_minimums().into(),
@@ -34,10 +35,11 @@ impl TargetLayout {
         PackedFormat { coding, scale_type: self.scale_type(format.scale_type), ..format }
     }
 
-    /// The matrix as [`own_format`](Self::own_format) says, and what that loses; `None` where it is so already.
+    /// The matrix converted to [`own_format`](Self::own_format), and a description of the loss; `None` if nothing
+    /// changes.
     ///
     /// # Errors
-    /// `non_finite` for a scale that the layout's type cannot hold.
+    /// `non_finite` for a scale outside the range of the layout's type.
     pub fn own_scales(self, tensor: &QuantizedTensor) -> Result<Option<(QuantizedTensor, Option<String>)>> {
         let Some(tensor) = tensor.affine() else { return Ok(None) };
         let found = PackedFormat::from(tensor);
@@ -58,10 +60,10 @@ impl TargetLayout {
         Ok(Some((regroup::round_scales(tensor, wanted.scale_type)?.into(), loss)))
     }
 
-    /// Whether a `[rows, cols]` matrix of that coding can be written.
+    /// Whether a `[rows, cols]` matrix of this coding can be written.
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn can_hold(self, rows: usize, cols: usize, coding: impl Into<Coding>) -> Result<(), String> {
         let coding = coding.into();
         if rows == 0 || cols == 0 {
@@ -82,10 +84,10 @@ impl TargetLayout {
         }
     }
 
-    /// Whether a module of that name can be packed: loaders look for packed weights only in some places.
+    /// Whether a module of this name can be packed: loaders accept packed weights only in some places.
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn can_hold_module(self, module: &str) -> Result<(), String> {
         let holds_embedding = matches!(self, Self::CompressedTensors | Self::Gguf);
         if is_embedding(module) && !holds_embedding {
@@ -97,10 +99,10 @@ impl TargetLayout {
         Ok(())
     }
 
-    /// As [`can_hold`](Self::can_hold), of a matrix that is there already: with its scales and its order of columns.
+    /// As [`can_hold`](Self::can_hold), for an existing matrix, including its scale type and column order.
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn can_hold_as(self, rows: usize, cols: usize, format: PackedFormat) -> Result<(), String> {
         self.can_hold(rows, cols, format.coding)?;
         if format.reordered && matches!(format.coding.granularity(), Granularity::Group(_)) {
@@ -112,23 +114,23 @@ impl TargetLayout {
         Ok(())
     }
 
-    /// Whether groups of columns that lie apart from each other can be written (act-order with `g_idx`).
+    /// Whether the layout can store groups of non-adjacent columns (act-order with `g_idx`).
     ///
     /// # Errors
-    /// Why not, as one clause for reports.
+    /// The reason, as one clause for reports.
     pub fn can_hold_order(self) -> Result<(), String> {
         match self {
             Self::CompressedTensors | Self::Gptq(_) => Ok(()),
             Self::Awq | Self::BitNet | Self::Gguf => {
-                Err("it has no room for the order of columns of act-order".to_owned())
+                Err("it cannot store the column order of act-order".to_owned())
             }
         }
     }
 
-    /// The tensors that [`encode`](Self::encode) makes of a `[rows, cols]` matrix, in its order.
+    /// The tensors that [`encode`](Self::encode) returns for a `[rows, cols]` matrix, in the same order.
     ///
     /// # Panics
-    /// When the layout [cannot hold](Self::can_hold) it.
+    /// If the layout [cannot hold](Self::can_hold) the matrix.
     pub fn planned_tensors(
         self,
         module: &str,
@@ -148,10 +150,10 @@ impl TargetLayout {
         }
     }
 
-    /// What a matrix takes: bits of codes, scales and zero points, as far as the layout leaves them what they are.
+    /// Stored bytes of a matrix: codes, scales and zero points.
     pub fn bytes_of(self, tensor: &QuantizedTensor) -> u64 {
         match self {
-            // Scales and minimums are repeated in every block.
+            // Blocks repeat scales and minimums.
             Self::Gguf => gguf::planned_tensors("", tensor.rows(), tensor.cols(), tensor.coding())
                 .iter()
                 .map(|(_, info)| info.byte_len().unwrap_or(0))
@@ -160,14 +162,13 @@ impl TargetLayout {
         }
     }
 
-    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors), and for the `format` that was
-    /// given there.
+    /// The tensors' bytes, in the order of [`planned_tensors`](Self::planned_tensors) and for the `format` given there.
     ///
     /// # Errors
-    /// `unsupported_format` naming the module when the layout cannot hold the matrix.
+    /// `unsupported_format` naming the module if the layout cannot hold the matrix.
     ///
     /// # Panics
-    /// When the matrix is not of the planned format.
+    /// If the matrix does not have the planned format.
     pub fn encode(
         self,
         module: &str,
@@ -175,7 +176,7 @@ impl TargetLayout {
         format: PackedFormat,
     ) -> Result<Vec<(String, Vec<u8>)>> {
         let tensor = tensor.into();
-        // An order that was planned may turn out to be the columns' own.
+        // A planned column order may turn out to be the identity.
         let found = PackedFormat { reordered: format.reordered, ..PackedFormat::from(&tensor) };
         assert_eq!(found, format, "{module} is not as it was planned");
         let found = PackedFormat::from(&tensor);
@@ -197,14 +198,14 @@ impl TargetLayout {
         })
     }
 
-    /// The `quantization_config` of config.json for these packed modules; null when there are none.
+    /// The `quantization_config` of config.json for these packed modules; null if there are none.
     ///
-    /// `ignore` lists every linear module that stays in floating point: loaders take all others for packed. A head that
-    /// is tied to a floating-point embedding belongs to it too.
+    /// `ignore` must list every linear module in floating point, because loaders assume that all others are packed.
+    /// This includes a head that is tied to a floating-point embedding.
     ///
     /// # Errors
-    /// `invalid_argument` when the layout always runs with INT8 activations and others are wanted;
-    /// `unsupported_format` when it has no room for modules of different schemes.
+    /// `invalid_argument` if the layout requires INT8 activations and others are requested; `unsupported_format` if the
+    /// layout cannot hold modules of different schemes.
     pub fn quantization_config(
         self,
         entries: &[(String, PackedFormat)],
@@ -213,7 +214,7 @@ impl TargetLayout {
     ) -> Result<Value> {
         match self {
             _ if entries.is_empty() => Ok(Value::Null),
-            // Every tensor says itself what it is.
+            // Every tensor states its own type.
             Self::Gguf => Ok(Value::Null),
             Self::CompressedTensors => {
                 Ok(compressed_tensors::quantization_config(entries, ignore, activations))
@@ -228,12 +229,12 @@ impl TargetLayout {
     }
 }
 
-/// Whether the module is the head.
+/// Whether the module is the output head.
 fn is_head(module: &str) -> bool {
     module == "lm_head" || module.ends_with(".lm_head")
 }
 
-/// Whether the module is the embedding table, which loaders treat as another class than linear layers.
+/// Whether the module is the embedding table, which is not a linear layer to loaders.
 pub(super) fn is_embedding(module: &str) -> bool {
     module == "embed_tokens" || module.ends_with(".embed_tokens")
 }

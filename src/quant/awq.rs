@@ -1,33 +1,35 @@
-//! AWQ: makes the columns that meet large inputs larger before rounding, so that they are rounded more finely.
+//! AWQ: scales up columns with large inputs before rounding, so that their relative error is smaller.
 //!
 //! Lin, Tang, Tang, Yang, Chen, Wang, Xiao, Dang, Gan, Han: *AWQ: Activation-aware Weight Quantization for LLM
-//! Compression and Acceleration* (2023). With `Q` rounding to nearest and `s` one positive number a column,
-//! `Q(W s) (x / s)` is close to `W x`. The steps, for linear layers that share an input:
+//! Compression and Acceleration* (2023). With `Q` rounding to nearest and `s` a positive factor for each column,
+//! `Q(W s) (x / s)` approximates `W x`. The steps, for linear layers that share an input:
 //!
 //! 1. `m[k]` is the mean of `|x[k]|` over calibration tokens;
-//! 2. for 20 ratios `r = i / 20`: `s = max(m^r, 1e-4)`, divided by `sqrt(max s * min s)`; whoever runs the model reports
-//!    the loss that `Q(W s) / s` leaves, or some of it once that is more than the best one's, and the best is kept ([`ScaleSearch`]). `r = 0` is rounding to nearest;
-//! 3. the division by `s` goes into the norm, or the rows of the linear layer, before ([`fold`]);
-//! 4. the ranges of the groups of `W s` are clipped where that leaves less error ([`AwqQuantizer`]); not those of q and k.
+//! 2. for 20 ratios `r = i / 20`: `s = max(m^r, 1e-4)`, divided by `sqrt(max s * min s)`. The caller measures the loss
+//!    of `Q(W s) / s` and may stop early above the best loss. The best ratio is kept ([`ScaleSearch`]). `r = 0` is
+//!    rounding to nearest;
+//! 3. the division by `s` is folded into the preceding norm or linear layer ([`fold`]);
+//! 4. the ranges of the groups of `W s` are clipped if that reduces the error ([`AwqQuantizer`]), except for q and k.
 //!
 //! Departures from the authors' code:
 //!
-//! 1. Clipping minimises `e H e^T` of a group, with `H` the group's block of the mean of `x x^T` over all tokens: exactly
-//!    the squared output error of the group, where the authors take it from a few hundred tokens.
-//! 2. Both ends of a range shrink alike, in 20 steps of 2.5 %; the authors' take 10 of 5 % and shrink the longer end
-//!    first. A module's clipping is dropped where its whole output is not better for it.
-//! 3. The loss of a linear layer that is its own parent (o, down) is `tr(E H E^T)`, exact for all tokens, instead of a
-//!    run of the layer. Other losses are of the parent's output on the first tokens (`calibrate`).
-//! 4. The numbers by which a norm is divided are rounded so that the stored norm, in the type of the source, is exactly
-//!    what the weights were scaled for.
-//! 5. Where several heads share keys and values, the output projection is scaled too, with one `s` for the features that
-//!    share a row of v; the authors skip such layers.
-//! 6. Blocks, and inputs in them, are quantized in the order of the data flow, each with the inputs that the quantized ones before
-//!    it make; the authors look at the original block.
+//! 1. Clipping minimizes `e H e^T` of a group, with `H` the group's block of the mean of `x x^T` over all tokens. This
+//!    is the exact squared output error of the group; the authors estimate it from a few hundred tokens.
+//! 2. Both ends of a range shrink equally, in 20 steps of 2.5 %. The authors use 10 steps of 5 % and shrink the longer
+//!    end first. A module's clipping is dropped if it does not improve the whole output.
+//! 3. The loss of a single linear layer (o, down) is `tr(E H E^T)`, exact for all tokens, instead of a
+//!    run of the layer. Other losses are of the parent module's output on the first tokens (`calibrate`).
+//! 4. The divisors of a norm are rounded so that the norm stored in the source's type exactly
+//!    matches the scaled weights.
+//! 5. With grouped-query attention the output projection is scaled too, with one `s` for the features that share a row
+//!    of v. The authors skip such layers.
+//! 6. Blocks, and inputs within them, are quantized in the order of the data flow, each on the outputs of the quantized
+//!    layers before it. The authors use the original block.
 //!
-//! Layers are not scaled, only clipped, where not all layers with the same input, or not the layer before, are quantized.
+//! Layers are only clipped, not scaled, if another layer with the same input is not quantized. The same holds if the
+//! division would be folded into a linear layer that is not quantized.
 //!
-//! Not here: running the model, and what is folded into what (`calibrate`).
+//! `calibrate` runs the model and decides what is folded where.
 
 pub mod fold;
 mod rows;
@@ -43,38 +45,38 @@ use crate::error::{Error, Result};
 use crate::task::Steps;
 use rows::{ClippedRows, Grid};
 
-/// Ratios that are tried.
+/// Number of ratios.
 pub const RATIOS: usize = 20;
-/// The smallest scale before scales are brought around 1: a column without input would have none.
+/// The smallest scale before normalization, for columns without input.
 const SMALLEST: f32 = 1e-4;
 
-/// Scales to try.
+/// Candidate scales.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScaleCandidate {
     /// The exponent of the mean input.
     pub ratio: f32,
-    /// What each input column of the weights is multiplied by; positive and finite.
+    /// The factor of each input column of the weights; positive and finite.
     pub scales: Vec<f32>,
 }
 
-/// Goes through the ratios: takes the next candidate, wants its loss, and keeps the best.
+/// A search over ratios: returns candidates, receives their losses, and keeps the best.
 #[derive(Clone, Debug)]
 pub struct ScaleSearch {
     /// Mean of `|x|`, for each input column.
     mean: Vec<f32>,
-    /// Candidates handed out.
+    /// Candidates returned so far.
     next: usize,
     best: usize,
     least: f64,
 }
 
 impl ScaleSearch {
-    /// Starts, with the mean of `|x|` of each input column.
+    /// Starts a search with the mean of `|x|` of each input column.
     pub fn new(mean: Vec<f32>) -> Self {
         Self { mean, next: 0, best: 0, least: f64::INFINITY }
     }
 
-    /// The next candidate, the first of which leaves the weights as they are; `None` after the last.
+    /// The next candidate; `None` after the last. The first leaves the weights unchanged.
     pub fn next_candidate(&mut self) -> Option<ScaleCandidate> {
         (self.next < RATIOS).then(|| {
             self.next += 1;
@@ -82,19 +84,19 @@ impl ScaleSearch {
         })
     }
 
-    /// The loss that the last candidate left. The smallest wins, the earlier one among equals, and NaN never.
+    /// Records the loss of the last candidate. The smallest wins, the earlier one among equals, and NaN never.
     pub fn report(&mut self, loss: f64) {
         if loss < self.least {
             (self.best, self.least) = (self.next.saturating_sub(1), loss);
         }
     }
 
-    /// The smallest loss so far; infinite before any. A larger one need not be known exactly.
+    /// The smallest loss so far, initially infinite. A larger loss may be a lower bound.
     pub fn least(&self) -> f64 {
         self.least
     }
 
-    /// The best of the candidates so far; without any, the one that leaves the weights as they are.
+    /// The best candidate so far, initially the one that leaves the weights unchanged.
     pub fn best(&self) -> ScaleCandidate {
         self.candidate(self.best)
     }
@@ -108,7 +110,7 @@ impl ScaleSearch {
         for scale in &mut scales {
             *scale /= middle;
         }
-        // A ratio of 0, and inputs that are no numbers, leave the weights alone.
+        // A ratio of 0, and NaN inputs, leave the weights unchanged.
         if index == 0 || scales.iter().any(|scale| !(scale.is_finite() && *scale > 0.0)) {
             scales.fill(1.0);
         }
@@ -116,7 +118,7 @@ impl ScaleSearch {
     }
 }
 
-/// Second moments of an input, made ready for output errors.
+/// Second moments of an input, prepared for output errors.
 #[derive(Clone, Debug)]
 pub struct Moments {
     size: usize,
@@ -125,7 +127,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Of an input's Hessian.
+    /// Prepares an input's Hessian.
     pub fn new(hessian: &Hessian) -> Self {
         Self::in_steps(hessian).finish()
     }
@@ -147,11 +149,11 @@ impl Moments {
     }
 }
 
-/// What a group's errors cost, for columns that were scaled.
+/// Cost matrices of group errors, for scaled columns.
 #[derive(Clone, Debug)]
 pub struct Clipping {
     group_size: usize,
-    /// For each group `[columns, columns]`.
+    /// `[columns, columns]` for each group.
     blocks: Vec<Vec<f32>>,
 }
 
@@ -180,10 +182,10 @@ impl Clipping {
     }
 }
 
-/// What looking up an entry of a Hessian costs, in multiply-adds. Not measured.
+/// Cost of reading an entry of a Hessian, in multiply-adds. Not measured.
 const LOOK_UP: u64 = 8;
 
-/// What is measured while a matrix is quantized; output and output error each cost a product with the Hessian.
+/// Measurements during quantization. Output and output error each cost a product with the Hessian.
 #[derive(Clone, Copy, Debug)]
 pub enum Measure<'a> {
     /// Nothing.
@@ -192,7 +194,7 @@ pub enum Measure<'a> {
     Error(&'a Moments),
     /// The output error and the output.
     ErrorAndSignal(&'a Moments),
-    /// The output error and that of the weights.
+    /// The output error and the weight error.
     ErrorAndWeights(&'a Moments),
 }
 
@@ -207,16 +209,16 @@ impl<'a> Measure<'a> {
     }
 }
 
-/// A matrix that was scaled and rounded.
+/// A scaled and rounded matrix.
 #[derive(Clone, Debug)]
 pub struct AwqOutcome {
     /// `Q(W s)`.
     pub tensor: PackedTensor,
-    /// Squared error of the output, mean over tokens, sum over rows; 0 where it was not measured.
+    /// Squared output error, mean over tokens, sum over rows; 0 if not measured.
     pub error: f64,
-    /// Squared output, mean over tokens, sum over rows; 0 where it was not measured.
+    /// Squared output, mean over tokens, sum over rows; 0 if not measured.
     pub signal: f64,
-    /// Of `Q(W s) / s`; of no weights where it was not measured.
+    /// Weight error of `Q(W s) / s`; empty if not measured.
     pub weights: WeightError,
 }
 
@@ -227,15 +229,15 @@ pub struct AwqQuantizer<'a> {
     error: f64,
     signal: f64,
     weights: WeightError,
-    /// Rows on their way.
+    /// Rows in progress.
     tasks: RowQueue<'a, Result<ClippedRows>>,
-    /// Rows that were taken in.
+    /// Received rows.
     taken: usize,
 }
 
 impl<'a> AwqQuantizer<'a> {
-    /// Starts a `[rows, cols]` matrix whose columns are multiplied by `scales`; what is measured is of the
-    /// input that it has without them.
+    /// Starts a `[rows, cols]` matrix whose columns are multiplied by `scales`. Measurements refer to the
+    /// unscaled input.
     ///
     /// # Errors
     /// `invalid_argument` for a scheme other than integers per channel or group, and for an empty matrix.
@@ -280,7 +282,7 @@ impl<'a> AwqQuantizer<'a> {
     pub fn finish(self) -> Result<AwqOutcome> {
         Ok(AwqOutcome {
             tensor: self.builder.finish()?,
-            // The last digits of a sum in f32 can be below nothing.
+            // Rounding errors can make the sum negative.
             error: self.error.max(0.0),
             signal: self.signal.max(0.0),
             weights: self.weights,

@@ -1,6 +1,4 @@
-//! Builds a [`PackedTensor`] row by row, so that a matrix is never whole in floating point.
-//!
-//! Not here: where codes and scales come from.
+//! Builds a [`PackedTensor`] row by row, so that the whole matrix is never in floating point.
 
 use super::packed_tensor::{PackedTensor, Scales};
 use super::packing;
@@ -8,7 +6,7 @@ use super::qparams::ScaleType;
 use super::scheme::{Granularity, Scheme};
 use crate::error::{Error, ErrorCode, Result};
 
-/// A packed matrix that is being filled from its first row to its last.
+/// A packed matrix under construction, from the first row to the last.
 #[derive(Debug)]
 pub struct PackedBuilder {
     scheme: Scheme,
@@ -23,7 +21,7 @@ impl PackedBuilder {
     /// Starts a `[rows, cols]` matrix.
     ///
     /// # Errors
-    /// `invalid_argument` for a matrix without elements or a group of no columns; `out_of_memory` when the codes cannot
+    /// `invalid_argument` for an empty matrix or group; `out_of_memory` if the codes cannot
     /// be addressed.
     pub fn new(scheme: Scheme, rows: usize, cols: usize, scale_type: ScaleType) -> Result<Self> {
         check_shape(scheme, rows, cols)?;
@@ -33,7 +31,7 @@ impl PackedBuilder {
                 format!("a matrix of {rows} x {cols} is too large for this device"),
             )
         };
-        // Codes of 8 bits and scales of 4 bytes are the largest parts.
+        // The largest parts are 8-bit codes and 4-byte scales.
         rows.checked_mul(cols).and_then(|n| n.checked_mul(4)).ok_or_else(too_large)?;
         let scale_count = scheme.granularity().scale_count(rows, cols);
         let zero_count = if scheme.constant_zero_point().is_none() { scale_count } else { 0 };
@@ -64,12 +62,12 @@ impl PackedBuilder {
         self.cols
     }
 
-    /// Rows that are there already.
+    /// Finished rows.
     pub fn rows_done(&self) -> usize {
         self.codes.len() / self.scheme.words_per_row(self.cols)
     }
 
-    /// Appends the codes of a row, one for each column.
+    /// Appends the codes of a row.
     ///
     /// # Panics
     /// When the matrix is full or the row has another width.
@@ -81,7 +79,7 @@ impl PackedBuilder {
         packing::pack_row(codes, self.scheme.storage_bits(), &mut self.codes[start..]);
     }
 
-    /// Appends the next scale, in the order of rows, then groups.
+    /// Appends the next scale, ordered by row and group.
     pub fn push_scale(&mut self, scale: f32) {
         self.scales.push(scale);
     }
@@ -91,13 +89,13 @@ impl PackedBuilder {
         self.zero_points.push(zero_point);
     }
 
-    /// The last `rows` rows that were pushed, as a matrix of their own.
+    /// Copies the last `rows` rows into a matrix.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when scales or zero points are missing.
+    /// `invalid_checkpoint` if scales or zero points are missing.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// When there are fewer rows.
     pub fn last_rows(&self, rows: usize) -> Result<PackedTensor> {
         let start = self.rows_done() - rows;
         let scales_at = |row: usize| match self.scheme.granularity() {
@@ -114,23 +112,23 @@ impl PackedBuilder {
     /// The finished tensor.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when rows, scales or zero points are missing.
+    /// `invalid_checkpoint` if rows, scales or zero points are missing.
     pub fn finish(self) -> Result<PackedTensor> {
         let zero_points = self.scheme.constant_zero_point().is_none().then_some(self.zero_points);
         PackedTensor::new(self.scheme, self.rows, self.cols, self.codes, self.scales, zero_points)
     }
 
-    /// The finished tensor with scales and zero points that were known from the start; none were pushed.
+    /// The finished tensor with given scales and zero points, if none were pushed.
     ///
     /// # Errors
-    /// As [`PackedBuilder::finish`]'s.
+    /// As [`PackedBuilder::finish`].
     pub fn finish_with(self, scales: Scales, zero_points: Option<Vec<u8>>) -> Result<PackedTensor> {
         debug_assert!(self.scales.is_empty() && self.zero_points.is_empty(), "pushed scales would be lost");
         PackedTensor::new(self.scheme, self.rows, self.cols, self.codes, scales, zero_points)
     }
 }
 
-/// Rejects shapes and groups that no packed tensor has.
+/// Refuses impossible shapes and groups.
 pub(crate) fn check_shape(scheme: Scheme, rows: usize, cols: usize) -> Result<()> {
     if rows == 0 || cols == 0 {
         return Err(Error::invalid_argument(format!(

@@ -1,8 +1,9 @@
-//! The seam between codings of weights and everything that stores, runs or compares them.
+//! The interface between codings of weights and the code that stores, runs or compares them.
 //!
-//! A coding is a file below here, a line in the list, and the shader that the line names. [`Coding`] is what is known
-//! before the tensors of a matrix are read, [`QuantizedTensor`] the matrix. Floors above ask these two, and never which coding it is: the CPU
-//! decodes rows and multiplies unless it has kernels for a coding, the GPU's kernels read values through the shader.
+//! A coding is a file below this module, a line in the list, and the shader named in that line. [`Coding`] is the
+//! format, known before a matrix is read. [`QuantizedTensor`] is the matrix. Higher floors use these two without asking
+//! which coding it is. The CPU decodes rows and multiplies unless it has kernels for a coding. The GPU's kernels read
+//! values through the shader.
 
 mod affine;
 mod codebook;
@@ -17,14 +18,14 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::str::FromStr;
 
-/// The codings: format and matrix, the piece of shader in `shaders/shared` that reads values, and what is added to the name
-/// of a kernel that is linked with it.
+/// The codings: format and matrix, the shader in `shaders/shared` that reads values, and the name suffix of kernels
+/// linked with it.
 macro_rules! codings {
     ($then:ident) => {
         $then! {
             /// Integer codes with scales, and zero points or minimums.
             Affine(Scheme) PackedTensor, "weights_affine" + "";
-            /// Codes that name values of a fixed table, with scales.
+            /// Indices into a fixed table of values, with scales.
             Codebook(Codebook) CodebookTensor, "weights_codebook" + ".codebook";
         }
     };
@@ -32,46 +33,46 @@ macro_rules! codings {
 #[cfg(feature = "gpu")]
 pub(crate) use codings;
 
-/// What a number format answers.
+/// A number format.
 pub trait Format: fmt::Display {
-    /// How many weights share a scale.
+    /// Granularity of scales.
     fn granularity(&self) -> Granularity;
 
     /// Bits of a code in memory.
     fn code_bits(&self) -> u32;
 
-    /// How many values a code can have.
+    /// The number of code values.
     fn levels(&self) -> u32;
 
-    /// The scheme of integer codes that are scaled and shifted, for who needs just these; `None` for other codings.
+    /// The scheme of scaled integer codes; `None` for other codings.
     fn affine(&self) -> Option<Scheme> {
         None
     }
 
-    /// A matrix of codes and scales that `below(end)`, a number in `0..end`, chooses: for checks of kernels.
+    /// A random matrix for kernel checks. `below(end)` returns a number in `0..end`.
     ///
     /// # Errors
-    /// `invalid_argument`, `invalid_checkpoint` for a shape that the format does not have.
+    /// `invalid_argument`, `invalid_checkpoint` for an impossible shape.
     fn sample(&self, rows: usize, cols: usize, below: &mut dyn FnMut(u32) -> u32) -> Result<QuantizedTensor>;
 
-    /// The matrix that wrote these [`sections`](Coded::sections).
+    /// The matrix from its [`sections`](Coded::sections).
     ///
     /// # Errors
-    /// `invalid_checkpoint` when one is missing or does not fit the shape.
+    /// `invalid_checkpoint` if one is missing or does not fit the shape.
     fn join(&self, rows: usize, cols: usize, sections: &[Section]) -> Result<QuantizedTensor>;
 
-    /// The format of that name.
+    /// The format named `name`.
     fn named(name: &str) -> Option<Self>
     where
         Self: Sized;
 }
 
-/// What a quantized matrix `[rows, cols]` = `[out_features, in_features]` answers.
+/// A quantized matrix `[rows, cols]` = `[out_features, in_features]`.
 pub trait Coded: fmt::Debug {
     /// The number format.
     fn coding(&self) -> Coding;
 
-    /// The matrix of integer codes that are scaled and shifted, for who needs just these; `None` for other codings.
+    /// The matrix of scaled integer codes; `None` for other codings.
     fn affine(&self) -> Option<&PackedTensor> {
         None
     }
@@ -82,13 +83,13 @@ pub trait Coded: fmt::Debug {
     /// Input features.
     fn cols(&self) -> usize;
 
-    /// Writes the weights of `rows` to `out`, `[rows.len(), cols]`, columns in the order of the input.
+    /// Writes the weights of `rows` to `out`, `[rows.len(), cols]`, columns in input order.
     ///
     /// # Panics
     /// When the rows are not in the matrix or `out` has another length.
     fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]);
 
-    /// Writes the codes of a row, a byte each, columns in the order of the input; `codes` is `[cols]`.
+    /// Writes the codes of a row as bytes, columns in input order; `codes` is `[cols]`.
     ///
     /// # Panics
     /// As [`decode_rows`](Self::decode_rows).
@@ -97,19 +98,19 @@ pub trait Coded: fmt::Debug {
     /// The scale of a group of a row.
     fn scale(&self, row: usize, group: usize) -> f32;
 
-    /// Some rows as a matrix of their own.
+    /// Copies rows into a matrix.
     ///
     /// # Panics
     /// When the rows are not in the matrix.
     fn take_rows(&self, rows: Range<usize>) -> QuantizedTensor;
 
-    /// All that it consists of, beside format and shape: the arrays that a file keeps.
+    /// The arrays that a file stores, besides format and shape.
     fn sections(&self) -> Vec<Section>;
 
-    /// Bytes of its sections, which are not made for that.
+    /// Bytes of its sections, computed without creating them.
     fn bytes(&self) -> u64;
 
-    /// Mean bits of a weight, with all that belongs to it.
+    /// Mean bits per weight, including scales and zero points.
     fn bits_per_weight(&self) -> f64 {
         self.bytes() as f64 * 8.0 / (self.rows() as f64 * self.cols() as f64)
     }
@@ -118,23 +119,23 @@ pub trait Coded: fmt::Debug {
 /// An array of a quantized matrix, little-endian.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// `codes`, `scales`, and what else the coding has.
+    /// `codes`, `scales`, or another name of the coding.
     pub name: String,
     /// Type of its elements.
     pub dtype: DType,
-    /// All of them.
+    /// The elements.
     pub bytes: Vec<u8>,
 }
 
 macro_rules! define {
     ($($(#[$doc:meta])* $name:ident($format:ident) $tensor:ident, $shader:literal + $suffix:literal;)*) => {
-        /// How the weights of a matrix are coded.
+        /// The coding of a matrix's weights.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Coding {
             $($(#[$doc])* $name($format),)*
         }
 
-        /// A quantized matrix in memory, whatever file it comes from or goes to.
+        /// A quantized matrix in memory, independent of file layouts.
         #[derive(Clone, Debug, PartialEq)]
         pub enum QuantizedTensor {
             $($(#[$doc])* $name($tensor),)*
@@ -175,7 +176,7 @@ macro_rules! define {
         }
 
         impl Coding {
-            /// The piece of shader that reads its values.
+            /// The shader that reads its values.
             pub fn shader(self) -> &'static str {
                 match self {
                     $(Self::$name(_) => $shader,)*
@@ -199,16 +200,16 @@ impl fmt::Display for Coding {
 impl FromStr for Coding {
     type Err = Error;
 
-    /// Reads what [`Display`](fmt::Display) writes.
+    /// Parses the output of [`Display`](fmt::Display).
     fn from_str(text: &str) -> Result<Self> {
         Self::named(text).ok_or_else(|| {
-            Error::unsupported_format(format!("expected a coding as int4-g32-sym but found `{text}`"))
+            Error::unsupported_format(format!("expected a coding such as int4-g32-sym but found `{text}`"))
         })
     }
 }
 
 impl QuantizedTensor {
-    /// A borrowed run of rows, as backends take them.
+    /// Borrows rows, for backends.
     ///
     /// # Panics
     /// When the rows are not in the matrix.
@@ -218,19 +219,19 @@ impl QuantizedTensor {
     }
 }
 
-/// A run of rows of a [`QuantizedTensor`].
+/// A range of rows of a [`QuantizedTensor`].
 #[derive(Clone, Debug)]
 pub struct QuantizedRows<'a> {
     /// The whole matrix.
     pub tensor: &'a QuantizedTensor,
-    /// The rows meant.
+    /// The range.
     pub rows: Range<usize>,
 }
 
-/// The section of that name.
+/// Finds a section by name.
 ///
 /// # Errors
-/// `invalid_checkpoint` where there is none.
+/// `invalid_checkpoint` if it is missing.
 fn section<'a>(sections: &'a [Section], name: &str) -> Result<&'a Section> {
     sections
         .iter()

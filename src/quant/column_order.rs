@@ -1,15 +1,15 @@
-//! The order in which a matrix with act-order stores its columns.
+//! Column orders of matrices with act-order.
 //!
-//! GPTQ with `desc_act` forms groups of columns that do not stand side by side: a file keeps the group of each input
-//! column, `g_idx`. Sorted by group, without changing the order inside a group, the columns of a group stand side by side
-//! again; that order is what [`PackedTensor`](super::PackedTensor) keeps.
+//! GPTQ with `desc_act` has groups of non-adjacent columns. A file stores the group of each input
+//! column, `g_idx`. A stable sort by group makes the columns of a group adjacent.
+//! [`PackedTensor`](super::PackedTensor) stores that order.
 
 use crate::error::{Error, Result};
 
-/// An order of columns, or `None` for columns in their own order: stored column `j` holds input column `order[j]`.
+/// Checks an order of columns: stored column `j` holds input column `order[j]`. `None` for the identity.
 ///
 /// # Errors
-/// `invalid_checkpoint` unless `order` holds every one of `0..cols` once.
+/// `invalid_checkpoint` unless `order` is a permutation of `0..cols`.
 pub(super) fn checked(order: Vec<u32>, cols: usize) -> Result<Option<Vec<u32>>> {
     if order.len() != cols {
         return Err(Error::invalid_checkpoint(format!(
@@ -37,12 +37,12 @@ pub(super) fn checked(order: Vec<u32>, cols: usize) -> Result<Option<Vec<u32>>> 
     Ok((!is_identity).then_some(order))
 }
 
-/// The order of columns that puts the groups of `g_idx`, the group of each input column, side by side; stable, so a
-/// trivial `g_idx` gives the columns' own order.
+/// The order that makes the groups of `g_idx` (the group of each input column) contiguous. It is stable, so a
+/// trivial `g_idx` gives the identity.
 ///
 /// # Errors
-/// `invalid_checkpoint` for a group that is none; `unsupported_format` for groups that do not have exactly `group_size`
-/// columns each (the last may have fewer).
+/// `invalid_checkpoint` for an invalid group; `unsupported_format` for groups that do not have exactly `group_size`
+/// columns (the last may have fewer).
 pub fn order_of_groups(g_idx: &[i32], group_size: usize) -> Result<Vec<u32>> {
     let cols = g_idx.len();
     let groups = cols.div_ceil(group_size.max(1));
@@ -64,7 +64,7 @@ pub fn order_of_groups(g_idx: &[i32], group_size: usize) -> Result<Vec<u32>> {
             )));
         }
     }
-    // A counting sort: where the next column of each group goes.
+    // Counting sort: the position of the next column of each group.
     let mut next: Vec<usize> = (0..groups).map(|group| group * group_size).collect();
     let mut order = vec![0u32; cols];
     for (col, &group) in g_idx.iter().enumerate() {
@@ -75,7 +75,7 @@ pub fn order_of_groups(g_idx: &[i32], group_size: usize) -> Result<Vec<u32>> {
     Ok(order)
 }
 
-/// `stored[j] = row[order[j]]`: from the order of the input to that of storage.
+/// `stored[j] = row[order[j]]`: from input order to stored order.
 pub fn gather<T: Copy>(row: &[T], order: &[u32], stored: &mut [T]) {
     for (stored, &column) in stored.iter_mut().zip(order) {
         *stored = row[column as usize];

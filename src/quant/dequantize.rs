@@ -1,5 +1,7 @@
-//! Packed rows back to `f32`: `(code - zero_point) * scale`, each factor exact, the product rounded once; where the
-//! scheme has minimums, `code * scale + minimum`, the sum rounded too.
+//! Dequantizes packed rows to `f32`.
+//!
+//! A weight is `(code - zero_point) * scale`, with exact factors and one rounding. With minimums it is
+//! `code * scale + minimum`, where the sum is rounded too.
 
 use super::column_order;
 use super::packed_tensor::PackedTensor;
@@ -25,7 +27,7 @@ pub fn rows(tensor: &PackedTensor, rows: Range<usize>, out: &mut [f32]) {
     let words = scheme.words_per_row(cols);
     let constant = scheme.constant_zero_point();
     let mut codes = vec![0u8; cols];
-    // With an order of columns, a row as it is stored.
+    // A row in stored order, if columns are reordered.
     let mut stored = vec![0f32; if tensor.column_order().is_some() { cols } else { 0 }];
     for (row, input_order) in rows.zip(out.chunks_exact_mut(cols)) {
         let out = if tensor.column_order().is_some() { &mut stored[..] } else { &mut *input_order };

@@ -1,40 +1,35 @@
-//! GPTQ: rounds column by column and lets later columns make up for the errors of earlier ones.
+//! GPTQ: rounds column by column, and compensates errors in later columns.
 //!
 //! Frantar, Ashkboos, Hoefler, Alistarh: *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-//! Transformers* (2022); in the form of LDLQ, which Chee, Cai, Kuleshov, De Sa, *QuIP* (2023), prove to give the same
-//! codes. With `H` the mean of `x x^T` over calibration tokens, `H = U D U^T` (`quant::linalg`), `e = w - q` the errors of a row:
+//! Transformers* (2022), in the form of LDLQ, which Chee, Cai, Kuleshov, De Sa, *QuIP* (2023), prove to give the same
+//! codes. `H` is the mean of `x x^T` over calibration tokens, `H = U D U^T` (`quant::linalg`), and `e = w - q` are the
+//! errors of a row.
 //!
-//! 1. dead columns (inputs that were always 0) get the diagonal 1 and the weight 0; `damping * mean(diag H)` is added to
-//!    the diagonal, and more of it, step by step, where `H` has no factor;
-//! 2. column `k` is rounded at `t[k] = w[k] + sum over j < k of e[j] U[j, k]`;
-//! 3. the error of the layer's output is then exactly `e H e^T = sum of D[k] (t[k] - q[k])^2`;
-//! 4. a group's scale is taken, when its first column is reached, from the values that its weights would best have given
-//!    the errors so far: `w + y` where `y U_G = (sum over j before the group of e[j] U[j, k])` for the columns of the group;
-//! 5. with an order, columns are visited from the largest diagonal to the smallest ("act-order"), or groups and the columns
-//!    of a group are ("group-aware reordering", which needs no record of the order).
+//! 1. Dead columns (inputs that are always 0) get the diagonal 1 and the weight 0. `damping * mean(diag H)` is added to
+//!    the diagonal, and increased stepwise while `H` has no factor.
+//! 2. Column `k` is rounded at `t[k] = w[k] + sum over j < k of e[j] U[j, k]`.
+//! 3. The layer's output error is then exactly `e H e^T = sum of D[k] (t[k] - q[k])^2`.
+//! 4. A group's scale is determined when its first column is reached, from the best values of its weights given
+//!    the errors so far: `w + y` with `y U_G = (sum over j before the group of e[j] U[j, k])` over the group's columns.
+//! 5. Columns can be ordered by descending diagonal ("act-order"), or groups and the columns within
+//!    a group can ("group-aware reordering", which needs no record of the order).
 //!
-//! What a layer shall come near to are the outputs that its original weights make of the *original* model's inputs `x_o`, not
-//! of its own inputs `x`, so that it makes up for what the layers before it lost: Li, Yin, Lee, Xiao, Panda, *GPTAQ: Efficient
-//! Finetuning-Free Quantization for Asymmetric Calibration* (2025). The weights that do so best are, with the ridge of the
-//! damping, `w + w C H^-1` where `C` is the mean of `(x_o - x) x^T` ([`Drift`], transposed): they take the place of `w` in all steps. (The
-//! paper hands the difference on column by column, which comes to the same sum.) `ReferenceInputs::Quantized` leaves that out.
+//! The target is `W x_o`, with `x_o` the unquantized model's input. Matching it instead of `W x` corrects the error of
+//! earlier layers: Li, Yin, Lee, Xiao, Panda, *GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+//! Calibration* (2025). With the ridge of the damping, the best weights are `w + w C H^-1`, where `C` is the mean of
+//! `(x_o - x) x^T` ([`Drift`], transposed). They replace `w` in all steps. (The paper propagates the difference column
+//! by column, with the same sum.) `ReferenceInputs::Quantized` turns this off.
 //!
-//! Departures from the paper's code: (1) no inverse of `H` is formed, which halves the work and keeps more digits; (2) the
-//! sums over earlier columns are taken block by block as products; (3) every row is rounded to nearest as well, and the
-//! caller learns both output errors; (4) by default a group's scale is searched for the least `sum of D[k] (w[k] - q[k])^2`
-//! instead of spanning its range, and on symmetric grids among negative scales too; (5) the result is gone over again
-//! (`gptq/refine.rs`).
+//! Departures from the paper's code:
 //!
-//! What each is worth, and what was tried beside them, in a prototype of these steps: the loss in nats a token that INT4 in
-//! symmetric groups of 32 adds to a model of 656,000 parameters, mean over five choices of 64 calibration windows, on two
-//! texts (standard errors 0.001 to 0.002 and 0.001): positive scales and own inputs 0.0304 and 0.0166, negative scales too 0.0251 and 0.0147, original inputs
-//! too 0.0194 and 0.0091. With three quarters of the change for the original inputs 0.0232 and 0.0112; with what the residual
-//! stream is short of added to what output and down projections shall make 0.0198 and 0.0094; with five refinement passes instead of two
-//! 0.0218 and 0.0099; with a damping of 0.02 0.0212 and 0.0107; with all scales of a row fitted at once by least squares and
-//! two refinement passes after that 0.0198 and 0.0098. Tokens weighed by the inverse square of their residual stream, or by what the
-//! gate lets through, did not help either, in one run each.
+//! 1. No inverse of `H` is formed, which halves the work and is more accurate.
+//! 2. Sums over earlier columns are computed in blocks, as matrix products.
+//! 3. Every row is also rounded to nearest, and the caller gets both output errors.
+//! 4. By default a group's scale is searched for the least `sum of D[k] (w[k] - q[k])^2`
+//!    instead of spanning the range; on symmetric grids also among negative scales.
+//! 5. Refinement passes follow (`gptq/refine.rs`).
 //!
-//! Not here: how `H` is captured (`calibrate`).
+//! Measured: `docs/measurements.md`, "Parts of GPTQ". `calibrate` captures `H`.
 
 mod options;
 mod refine;
@@ -56,35 +51,35 @@ use crate::parallel;
 use crate::task::{Pace, Steps};
 use rows::{RoundedRow, RoundedRows, Sums};
 
-/// The Hessian of an input, made ready for all layers that share the input.
+/// The Hessian of an input, prepared for all layers that share the input.
 #[derive(Clone, Debug)]
 pub struct Prepared<'a> {
     factor: Factor,
-    /// How far the inputs are from the original ones, where that is to be made up for.
+    /// The drift from the original inputs, if it is corrected.
     drift: Option<&'a Drift>,
-    /// `[size, size]`: the Hessian, damped, in the order of the input.
+    /// `[size, size]`: the damped Hessian in input order.
     damped: Vec<f32>,
-    /// What damped it.
+    /// The damping.
     ridge: f32,
     refinement_passes: usize,
     order: ColumnOrder,
     scales: ScaleRule,
     group_size: usize,
-    /// `[size]`: the input column at each place of the order, or `None` for the stored order.
+    /// `[size]`: the input column at each position of the order, or `None` for the stored order.
     columns: Option<Vec<u32>>,
-    /// `[size]`, in the order: what was added to the diagonal.
+    /// `[size]`, in order: the amount added to the diagonal.
     added: Vec<f32>,
-    /// `[size]`, in the order.
+    /// `[size]`, in order.
     dead: Vec<bool>,
     damping: f32,
 }
 
 impl<'a> Prepared<'a> {
-    /// Orders (for groups of `group_size` columns), damps and factors. `None` when the Hessian has no factor however much it
-    /// is damped, or is no number. With a `drift` layers come near to the outputs on the original inputs.
+    /// Orders (for groups of `group_size` columns), damps and factors. With a `drift`, targets are the outputs on the
+    /// original inputs. `None` if the Hessian has no factor with any damping, or has entries that are not finite.
     ///
     /// # Panics
-    /// When the drift is of another input.
+    /// When the drift has another size.
     pub fn new(
         hessian: &Hessian,
         drift: Option<&'a Drift>,
@@ -97,7 +92,7 @@ impl<'a> Prepared<'a> {
     /// As [`Prepared::new`], in steps.
     ///
     /// # Panics
-    /// When the drift is of another input.
+    /// When the drift has another size.
     pub fn in_steps<'h>(
         hessian: &'h Hessian,
         drift: Option<&'a Drift>,
@@ -162,6 +157,7 @@ impl<'a> Prepared<'a> {
                     drift: None,
                     damped,
                     ridge,
+                    // Refinement expects contiguous groups.
                     refinement_passes: if options.act_order == ColumnOrder::GroupIndex {
                         0
                     } else {
@@ -181,12 +177,12 @@ impl<'a> Prepared<'a> {
         None
     }
 
-    /// The damping that it took.
+    /// The damping that was needed.
     pub fn damping(&self) -> f32 {
         self.damping
     }
 
-    /// The input column at a place of the order.
+    /// The input column at a position of the order.
     fn column(&self, place: usize) -> usize {
         self.columns.as_ref().map_or(place, |columns| columns[place] as usize)
     }
@@ -196,13 +192,13 @@ impl<'a> Prepared<'a> {
         self.order == ColumnOrder::StaticGroups
     }
 
-    /// The group of the column at a place.
+    /// The group of the column at a position.
     fn group(&self, place: usize) -> usize {
         let along_order = matches!(self.order, ColumnOrder::Stored | ColumnOrder::GroupIndex);
         if along_order { place } else { self.column(place) }.checked_div(self.group_size).unwrap_or(0)
     }
 
-    /// The order in which columns are stored: groups along the order of rounding, and in a group as the input has them.
+    /// The stored order of columns: groups in rounding order, and input order within a group.
     fn stored_order(&self) -> Result<Option<Vec<u32>>> {
         let Some(columns) = self.columns.as_ref().filter(|_| self.order == ColumnOrder::GroupIndex) else {
             return Ok(None);
@@ -215,32 +211,32 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// The damping grows by this, then by twice this, and so on, where there is no factor.
+/// The damping grows by this, then by twice this, and so on, while there is no factor.
 const DAMPING_STEP: f32 = 0.01;
-/// Up to 0.64 above the first damping: a matrix that has no factor then is not one that calibration gives.
+/// Up to 0.64 above the first damping. Calibration does not produce matrices without a factor at that damping.
 const ESCALATIONS: u32 = 7;
 
-/// What looking up an entry of a Hessian costs, in multiply-adds: it is seldom in a cache. Not measured.
+/// Cost of reading an entry of a Hessian, which is seldom cached, in multiply-adds. Not measured.
 const LOOK_UP: u64 = 8;
-/// Rows of it that are looked up between two stops.
+/// Rows read between two pauses.
 const BAND: usize = 64;
 
-/// Columns between two products. Inside, each error is handed on alone.
+/// Columns between two products. Within a block, errors propagate one by one.
 const BLOCK: usize = 128;
 
-/// A matrix rounded in both ways.
+/// A matrix rounded by GPTQ and to nearest.
 #[derive(Clone, Debug)]
 pub struct GptqOutcome {
-    /// By GPTQ. `None` where it met numbers that are not finite.
+    /// GPTQ's result; `None` if numbers were not finite.
     pub gptq: Option<PackedTensor>,
-    /// To nearest.
+    /// The result of rounding to nearest.
     pub rtn: PackedTensor,
-    /// Squared error of the output, mean over tokens, sum over rows: by GPTQ. With a drift, of the best output that any
-    /// weights can make.
+    /// GPTQ's squared output error, mean over tokens, sum over rows. With a drift, the distance from the best output
+    /// that any weights can make.
     pub gptq_error: f64,
-    /// The same, rounded to nearest.
+    /// The same for rounding to nearest.
     pub rtn_error: f64,
-    /// Squared output, mean over tokens, sum over rows; with a drift, of the best weights.
+    /// Squared output, mean over tokens, sum over rows. With a drift, of the best weights.
     pub signal: f64,
 }
 
@@ -248,18 +244,18 @@ pub struct GptqOutcome {
 pub struct GptqQuantizer<'a> {
     prepared: &'a Prepared<'a>,
     grid: Grid,
-    /// `[cols]`: the order in which GPTQ's columns are stored, where it is not theirs.
+    /// `[cols]`: the stored order of GPTQ's columns, if not the identity.
     stored_order: Option<Vec<u32>>,
     gptq: PackedBuilder,
     rtn: PackedBuilder,
     sums: Sums,
-    /// Rows on their way.
+    /// Rows in progress.
     tasks: RowQueue<'a, Result<RoundedRows>>,
-    /// Rows that were taken in.
+    /// Received rows.
     taken: usize,
 }
 
-/// Where scales come from.
+/// The source of scales.
 #[derive(Clone, Copy)]
 struct Grid {
     bits: Bits,
@@ -271,7 +267,7 @@ struct Grid {
 }
 
 impl Grid {
-    /// Scale and zero point of a group; `importance` is what the square of each weight's rounding costs.
+    /// Scale and zero point of a group. `importance` is the cost of each weight's squared rounding error.
     fn params(&self, weights: &[f32], importance: &[f32]) -> Result<QParams> {
         let (min, max) = range(weights).map_err(|index| non_finite_weight(weights[index], 0, index))?;
         let Self { bits, symmetric, scale_type, .. } = *self;
@@ -335,7 +331,7 @@ impl<'a> GptqQuantizer<'a> {
         Ok(GptqOutcome {
             gptq: (!failed).then_some(gptq),
             rtn: self.rtn.finish()?,
-            // Taking the damping off can leave a rounding error below nothing.
+            // Subtracting the damping can leave a negative rounding error.
             gptq_error: if failed { f64::INFINITY } else { self.sums.gptq.max(0.0) },
             rtn_error: self.sums.rtn.max(0.0),
             signal: self.sums.signal.max(0.0),
@@ -402,7 +398,7 @@ mod tests {
     use rand_pcg::Pcg32;
     use rand_pcg::rand_core::{Rng, SeedableRng};
 
-    /// As the paper's code runs when it is told nothing.
+    /// The paper's code with its defaults.
     const PAPER: GptqOptions = GptqOptions {
         damping: 0.01,
         act_order: ColumnOrder::Stored,
@@ -419,7 +415,7 @@ mod tests {
         (0..len).map(|_| (0..4).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5).sum()).collect()
     }
 
-    /// Inputs with correlated features of very different sizes, as activations have them.
+    /// Inputs with correlated features of very different sizes, like activations.
     fn inputs(cols: usize, tokens: usize, seed: u64) -> Vec<f32> {
         let mix = random(cols * cols, seed + 1);
         let mut x = Vec::with_capacity(cols * tokens);
@@ -463,7 +459,7 @@ mod tests {
         let prepared = Prepared::new(h, drift, scheme.granularity().group_size(cols), options).unwrap();
         let mut quantizer =
             GptqQuantizer::new(&prepared, scheme, w.len() / cols, cols, ScaleType::F32).unwrap();
-        // Two runs, as a checkpoint is read.
+        // Two chunks, as a checkpoint is read.
         let middle = w.len() / cols / 2 * cols;
         quantizer.push_rows(&w[..middle]).unwrap();
         quantizer.push_rows(&w[middle..]).unwrap();
@@ -489,8 +485,8 @@ mod tests {
         sum / (x.len() / cols) as f64
     }
 
-    /// The steps of the paper's own code in `f64`: the inverse, its upper Cholesky factor, errors handed on column by
-    /// column. Columns in stored order.
+    /// The paper's code in `f64`: inverse, upper Cholesky factor, errors propagated column by
+    /// column, in stored order.
     fn paper(w: &[f32], h: &Hessian, scheme: Scheme, damping: f64) -> Vec<f32> {
         let n = h.size();
         let Scheme::Integer { bits, granularity, symmetric } = scheme else { unreachable!() };
@@ -542,7 +538,7 @@ mod tests {
         out
     }
 
-    /// Most rows in which one rounding at a tie may have gone the other way and changed what follows. Measured: none of
+    /// Largest number of rows in which a rounding tie may differ and change later columns. Measured: none of
     /// 320.
     const DIFFERENT_ROWS: usize = 1;
 
@@ -571,7 +567,7 @@ mod tests {
         }
     }
 
-    /// How far the errors that come with the factor may be from the outputs' own, relatively. Measured 3.4e-7.
+    /// Largest relative difference of the factor's errors from direct output errors. Measured: 3.4e-7.
     const ERROR_OF_ERROR: f64 = 5e-6;
 
     #[test]
@@ -605,7 +601,7 @@ mod tests {
         println!("largest error of an error {:e}", worst.get());
     }
 
-    /// The weights that on the inputs `x` come nearest to the outputs of `w` on `original`, with a ridge towards `w`, in `f64`.
+    /// The weights whose outputs on `x` best match those of `w` on `original`, with a ridge towards `w`, in `f64`.
     fn best_on(x: &[f32], original: &[f32], w: &[f32], cols: usize, damping: f64) -> Vec<f32> {
         let tokens = (x.len() / cols) as f64;
         let moment = |i: usize, other: &dyn Fn(usize) -> f64| -> f64 {
@@ -615,7 +611,7 @@ mod tests {
             (0..cols).map(|i| (0..cols).map(|j| moment(i, &|at| f64::from(x[at + j]))).collect()).collect();
         let ridge = damping * (0..cols).map(|k| h[k][k]).sum::<f64>() / cols as f64;
         (0..cols).for_each(|k| h[k][k] += ridge);
-        // The rows of w as right sides: what is to be made is (W x_o) x^T + ridge W.
+        // Right-hand sides: (W x_o) x^T + ridge W.
         let sides = w.chunks(cols).map(|w| -> Vec<f64> {
             let output =
                 |at: usize| -> f64 { (0..cols).map(|j| f64::from(w[j]) * f64::from(original[at + j])).sum() };
@@ -666,7 +662,7 @@ mod tests {
                 assert!(near(with.gptq_error, output_error(&x, &wanted, &rounded, cols)), "{order:?}");
                 let rtn = output_error(&x, &wanted, &weights(&with.rtn), cols);
                 assert!(near(with.rtn_error, rtn), "{order:?}: {} {rtn}", with.rtn_error);
-                // Of the outputs themselves: W x_o - Q x, as the output of [W, Q] on [x_o, -x].
+                // Direct error W x_o - Q x, as the output of [W, Q] on [x_o, -x].
                 let distance = |q: &[f32]| {
                     let mut sum = 0.0;
                     for (x, original) in x.chunks(cols).zip(original.chunks(cols)) {
@@ -749,9 +745,9 @@ mod tests {
         );
     }
 
-    /// Multiply-adds that factoring and rounding take at the least, for `rows` rows of `cols` columns: a third of the
-    /// cube for the factor, and for each row products with half of the square (its outputs, what is left of them, what
-    /// columns hand on) and with the whole square (one in front of the refinement passes).
+    /// Lower bound of multiply-adds for factoring and rounding `rows` rows of `cols` columns: a third of the
+    /// cube for the factor, and for each row products with half of the square (outputs, output errors, propagation)
+    /// and with the whole square (before the refinement passes).
     fn least_work(rows: u64, cols: u64) -> u64 {
         cols.pow(3) / 6 + rows * cols.pow(2) * 5 / 2
     }
@@ -773,7 +769,7 @@ mod tests {
             steps += 1;
         }
         assert!(quantizer.finish().unwrap().gptq.is_some());
-        // Tasks that run side by side stop together.
+        // Parallel tasks pause together.
         let least = least_work(rows as u64, cols as u64) / STEP_WORK / parallel::lanes() as u64 / 3;
         println!("{steps} steps, at least {least} expected");
         assert!(least >= 1 && steps > least, "{steps} steps");

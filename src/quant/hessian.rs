@@ -1,8 +1,8 @@
-//! What calibration learns of the input of a linear layer: the mean of `x x^T` over the tokens that it saw, and of
-//! `x (x_o - x)^T`, where `x_o` is the original model's input for the same token.
+//! Calibration statistics of a linear layer's input: the means of `x x^T` and of `x (x_o - x)^T` over tokens, where
+//! `x_o` is the original model's input for the same token.
 //!
-//! Up to a factor of two the first is the Hessian of the layer's squared output error; the second says what the output is
-//! short of because of the layers before. Not here: running a model to see the tokens (`calibrate`).
+//! The first is, up to a factor of two, the Hessian of the layer's squared output error. The second measures the drift
+//! caused by earlier layers. `calibrate` runs the model.
 
 /// Second moments of the input of a linear layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,7 +14,7 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// From the sum of `x x^T` over `tokens` tokens, of which the upper triangle is read.
+    /// From the sum of `x x^T` over `tokens` tokens. Only the upper triangle is read.
     ///
     /// # Panics
     /// When `sum` is not `[size, size]`.
@@ -28,7 +28,7 @@ impl Hessian {
         self.size
     }
 
-    /// Tokens seen.
+    /// The number of tokens.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
@@ -43,18 +43,18 @@ impl Hessian {
         self.sum[i.min(j) * self.size + i.max(j)] / self.tokens.max(1) as f32
     }
 
-    /// A row of the matrix, whole, with `ridge` added to its diagonal.
+    /// A full row of the matrix, with `ridge` added to the diagonal.
     pub fn damped_row(&self, row: usize, ridge: f32) -> impl Iterator<Item = f32> + '_ {
         (0..self.size).map(move |j| self.get(row, j) + if row == j { ridge } else { 0.0 })
     }
 
-    /// Whether every entry is a number: activations of a broken model are not.
+    /// Whether every entry is finite. Activations of a broken model are not.
     pub fn is_finite(&self) -> bool {
         (0..self.size).all(|i| self.sum[i * self.size + i..(i + 1) * self.size].iter().all(|v| v.is_finite()))
     }
 }
 
-/// How far the inputs of a linear layer are from those that it had before others were quantized.
+/// The drift of a linear layer's inputs caused by quantized earlier layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drift {
     size: usize,

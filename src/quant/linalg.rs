@@ -1,7 +1,7 @@
-//! The little linear algebra that calibrated methods need: products, and the factors of a symmetric matrix.
+//! Linear algebra of calibrated methods: products, and factorization of a symmetric matrix.
 //!
-//! Matrices are row-major `f32`. Sums are cut the same way whatever the number of threads; the product itself is
-//! `matrixmultiply`'s, whose last bits depend on the processor's vector instructions. A factor is found in steps, by a
+//! Matrices are row-major `f32`. The number of threads does not change the split of sums. Products are
+//! `matrixmultiply`'s, whose last bits depend on the instruction set. Factorization runs in steps, with a
 //! [`Pace`].
 
 use crate::parallel;
@@ -9,9 +9,9 @@ use crate::task::Pace;
 use crate::task::steps::STEP_WORK;
 use multiversion::multiversion;
 
-/// Rows of the factor's trailing part that one task updates.
+/// Rows of the trailing matrix updated by one task.
 const BAND: usize = 64;
-/// Columns that are factored together: wide enough for the product to pay, narrow enough for the panel to stay in cache.
+/// Panel width of the factorization: wide enough for efficient products, narrow enough for the cache.
 const PANEL: usize = 64;
 
 /// A matrix in a slice: element `(i, j)` is at `i * row_stride + j * col_stride`.
@@ -34,14 +34,14 @@ impl<'a> Matrix<'a> {
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
-    /// The same elements with rows and columns swapped.
+    /// The transposed view.
     pub fn transposed(self) -> Self {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 }
 
-/// Whether `len` elements have so many rows of `cols`, `stride` elements apart. Strides are counted with a sign.
+/// Whether `len` elements hold `rows` rows of `cols` elements with this stride. Strides must fit a signed integer.
 fn has_rows(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
     let needed = || rows.checked_sub(1)?.checked_mul(stride)?.checked_add(cols);
     cols <= stride
@@ -52,7 +52,7 @@ fn has_rows(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
 /// `c += alpha * a b`, with `c` of rows `stride` elements apart.
 ///
 /// # Panics
-/// When the shapes do not fit together or `c` is too short.
+/// When shapes do not match or `c` is too short.
 pub fn add_product(alpha: f32, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert_eq!(k, b.rows, "the inner sizes of a product are equal");
@@ -82,27 +82,27 @@ pub fn add_product(alpha: f32, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stri
     }
 }
 
-/// The factors of a symmetric positive matrix: `H = U D U^T` with `U` upper triangular, ones on its diagonal.
+/// The factorization of a symmetric positive definite matrix: `H = U D U^T` with `U` unit upper triangular.
 #[derive(Clone, Debug)]
 pub struct Factor {
     /// Rows and columns.
     pub size: usize,
-    /// `[size, size]`: `U`, with its ones and zeros.
+    /// `[size, size]`: `U`, including ones and zeros.
     pub upper: Vec<f32>,
     /// `[size]`: `D`, all positive.
     pub diagonal: Vec<f32>,
 }
 
 impl Factor {
-    /// Factors the matrix whose upper triangle is in `h`, `[size, size]`, in place, in steps. `None` when it is not positive
-    /// definite in `f32`.
+    /// Factors the matrix with its upper triangle in `h`, `[size, size]`, in place and in steps. `None` if it is not
+    /// positive definite in `f32`.
     ///
     /// # Panics
     /// When `h` has another length.
     pub async fn paced(mut h: Vec<f32>, size: usize, pace: &mut Pace) -> Option<Self> {
         assert_eq!(h.len(), size * size, "a square matrix");
         let mut diagonal = vec![0.0; size];
-        // From the last column to the first: column k of U and D[k] are known once all later columns are taken off.
+        // From the last column to the first: column k of U and D[k] are known after all later columns are subtracted.
         let mut end = size;
         while end > 0 {
             let start = end.saturating_sub(PANEL);
@@ -130,7 +130,7 @@ impl Factor {
         let panel_of = |rows: &[f32], start: usize, end: usize| -> Vec<f32> {
             rows.chunks_exact(size).flat_map(|row| &row[start..end]).copied().collect()
         };
-        // z U^T = b, from the last columns to the first.
+        // z U^T = b, backwards.
         let mut end = size;
         while end > 0 {
             let start = end.saturating_sub(PANEL);
@@ -153,7 +153,7 @@ impl Factor {
                 *value /= d;
             }
         }
-        // x U = z, from the first columns to the last.
+        // x U = z, forwards.
         for start in (0..size).step_by(PANEL) {
             let end = size.min(start + PANEL);
             for row in rows.chunks_exact_mut(size) {
@@ -175,7 +175,7 @@ impl Factor {
     }
 }
 
-/// Factors columns `start..end`, given that later ones have been taken off.
+/// Factors columns `start..end` after later ones were subtracted.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &mut [f32]) -> Option<()> {
     let mut pivot_row = [0.0f32; PANEL];
@@ -186,7 +186,7 @@ fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: 
         }
         diagonal[k] = pivot;
         let width = k - start;
-        // What row i loses is U[i, k] times column k above the diagonal, and that column is a row of the panel, transposed.
+        // Row i decreases by U[i, k] times column k above the diagonal, which is a row of the transposed panel.
         for (j, value) in pivot_row[..width].iter_mut().enumerate() {
             *value = h[(start + j) * size + k];
         }
@@ -203,7 +203,7 @@ fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: 
     Some(())
 }
 
-/// Takes columns `start..end` off the part above and left of them: `H -= U_P D_P U_P^T`, upper triangle only.
+/// Subtracts columns `start..end` from the part above and left of them: `H -= U_P D_P U_P^T`, upper triangle only.
 async fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &[f32], pace: &mut Pace) {
     let width = end - start;
     if start == 0 {
@@ -214,7 +214,7 @@ async fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal
         out.copy_from_slice(&h[i * size + start..i * size + end]);
     }
     let panel = &panel;
-    // So many bands at once that every thread has some, and a step is not much longer than it shall be.
+    // Enough bands for every thread, without exceeding a step by much.
     let lanes = parallel::lanes();
     let band_work = (BAND * width * start) as u64;
     let together = lanes * (STEP_WORK / band_work).max(1) as usize;
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn rows_that_are_not_there_are_refused_whatever_the_arithmetic_says() {
         const HALF: usize = 1 << (usize::BITS - 1);
-        // Length, rows, columns, stride: whether there are such rows.
+        // Length, rows, columns, stride, and whether they fit.
         let cases = [
             (6, 2, 3, 3, true),
             (5, 2, 2, 3, true),
@@ -357,7 +357,7 @@ mod tests {
             (6, 2, 4, 3, false),
             (0, 0, 3, 3, true),
             (2, 1, 2, isize::MAX as usize, true),
-            // Products and sums that wrap around to nothing.
+            // Products and sums that overflow.
             (4, 3, 2, HALF, false),
             (4, 2, 2, HALF, false),
             (4, 2, 2, usize::MAX, false),

@@ -1,17 +1,17 @@
-//! The methods that find codes.
+//! Names of quantization methods.
 
 use crate::options::named;
 
 named! {
-    /// How codes are found.
+    /// Quantization methods.
     pub enum Method {
         /// Round to nearest
         Rtn = "rtn",
-        /// Learn from calibration texts which way to round, column by column
+        /// GPTQ: calibrated rounding, column by column, with error compensation
         Gptq = "gptq",
-        /// Learn from calibration texts which columns to round more finely
+        /// AWQ: calibrated scaling of columns with large inputs
         Awq = "awq",
-        /// -1, 0 and 1 as BitNet b1.58 makes them
+        /// -1, 0 and 1, as in BitNet b1.58
         Ternary = "ternary",
     }
 }

@@ -1,6 +1,6 @@
-//! The one in-memory form of a quantized matrix, whatever file it comes from or goes to.
+//! The in-memory form of an affine quantized matrix, independent of files.
 //!
-//! Not here: file spellings (`layout`) and device layouts (`backend`).
+//! File layouts are in `layout`, device layouts in `backend`.
 
 use super::qparams::ScaleType;
 use super::scheme::Scheme;
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Scales in the type in which they are stored, so that nothing is rounded twice.
+/// Scales in their stored type, which avoids double rounding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
-    /// IEEE half precision: what this crate's quantizers make.
+    /// IEEE half precision, as this crate's quantizers write.
     F16(Vec<f16>),
     /// bfloat16, as some tools write it.
     BF16(Vec<bf16>),
@@ -21,7 +21,7 @@ pub enum Scales {
 }
 
 impl Scales {
-    /// How many scales there are.
+    /// The number of scales.
     pub fn len(&self) -> usize {
         match self {
             Self::F16(v) => v.len(),
@@ -30,15 +30,15 @@ impl Scales {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some of the scales.
+    /// A range of scales.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// When the range is out of bounds.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Self {
         match self {
@@ -48,7 +48,7 @@ impl Scales {
         }
     }
 
-    /// Little-endian.
+    /// Little-endian bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
             Self::F16(v) => v.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
@@ -57,7 +57,7 @@ impl Scales {
         }
     }
 
-    /// Scales of that type; bytes after the last whole one are left out.
+    /// Decodes scales. Bytes after the last whole one are ignored.
     pub fn from_bytes(scale_type: ScaleType, bytes: &[u8]) -> Self {
         match scale_type {
             ScaleType::F16 => Self::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
@@ -77,7 +77,7 @@ impl Scales {
         }
     }
 
-    /// Bits of one stored scale.
+    /// Bits of a stored scale.
     pub fn bits(&self) -> u32 {
         match self {
             Self::F16(_) | Self::BF16(_) => 16,
@@ -87,13 +87,13 @@ impl Scales {
 }
 
 /// A quantized matrix `[rows, cols]` = `[out_features, in_features]`: weight = `(code - zero_point) * scale`, or
-/// `code * scale + minimum` where the scheme has minimums.
+/// `code * scale + minimum` for schemes with minimums.
 ///
-/// Codes are unsigned. The codes of a row are one dense bit stream, least significant bit first, in 32-bit words; the
+/// Codes are unsigned. The codes of a row are a dense bit stream, least significant bit first, in 32-bit words. The
 /// stream of every row starts at a word, and the bits after its last code are zero.
 ///
-/// Columns stand in the order of the input, unless [`column_order`](Self::column_order) gives another: groups are
-/// contiguous as columns are stored.
+/// Columns are in input order, unless [`column_order`](Self::column_order) has another one. Groups are
+/// contiguous in stored order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedTensor {
     scheme: Scheme,
@@ -105,18 +105,18 @@ pub struct PackedTensor {
     scales: Scales,
     /// `[rows, groups_per_row]`; only for asymmetric schemes
     zero_points: Option<Vec<u8>>,
-    /// `[cols]`: stored column `j` holds input column `column_order[j]`; `None` where that is `j`
+    /// `[cols]`: stored column `j` holds input column `column_order[j]`; `None` for the identity
     column_order: Option<Vec<u32>>,
-    /// As many as scales; only for schemes that have minimums
+    /// As many as scales; only for schemes with minimums
     minimums: Option<Scales>,
 }
 
 impl PackedTensor {
-    /// Puts the pieces together and checks that they belong together.
+    /// Assembles a matrix and checks its parts.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when a length disagrees with the scheme and the shape, when a zero point or (for ternary
-    /// codes) a code is out of range, or when a padding bit is set.
+    /// `invalid_checkpoint` if a length does not match scheme and shape, if a zero point or (for ternary
+    /// codes) a code is out of range, or if a padding bit is set.
     pub fn new(
         scheme: Scheme,
         rows: usize,
@@ -128,10 +128,10 @@ impl PackedTensor {
         Self::assemble(scheme, rows, cols, codes, scales, zero_points, None)
     }
 
-    /// As [`new`](Self::new), for a scheme that has minimums.
+    /// As [`new`](Self::new), for a scheme with minimums.
     ///
     /// # Errors
-    /// As [`new`](Self::new)'s, and `invalid_checkpoint` when there are not as many minimums as scales.
+    /// As [`new`](Self::new), and `invalid_checkpoint` if the numbers of minimums and scales differ.
     pub fn with_minimums(
         scheme: Scheme,
         rows: usize,
@@ -180,8 +180,7 @@ impl PackedTensor {
         Ok(tensor)
     }
 
-    /// The same codes, but stored column `j` holds input column `order[j]`. Columns in their own order need none, so
-    /// such an order is dropped.
+    /// The same codes, but stored column `j` holds input column `order[j]`. The identity is dropped.
     ///
     /// # Errors
     /// `invalid_checkpoint` unless `order` is a permutation of `0..cols`.
@@ -199,7 +198,7 @@ impl PackedTensor {
                 return Err(Error::invalid_checkpoint(format!("row {row} has bits set after its last code")));
             }
             if let Scheme::Ternary { .. } = self.scheme {
-                // Both bits of a code set means 3, which is no ternary code.
+                // Both bits set means 3, which is not a ternary code.
                 if stream.iter().any(|word| word & (word >> 1) & 0x5555_5555 != 0) {
                     return Err(Error::invalid_checkpoint(format!(
                         "row {row} holds a code above 2, which is not ternary"
@@ -225,7 +224,7 @@ impl PackedTensor {
         self.cols
     }
 
-    /// The code streams, `[rows, words_per_row]`, columns as they are stored.
+    /// The code streams, `[rows, words_per_row]`, in stored order.
     pub fn codes(&self) -> &[u32] {
         &self.codes
     }
@@ -235,17 +234,17 @@ impl PackedTensor {
         &self.scales
     }
 
-    /// The zero points, `[rows, groups_per_row]`; `None` where the scheme has a constant one.
+    /// The zero points, `[rows, groups_per_row]`; `None` if the scheme has a constant one.
     pub fn zero_points(&self) -> Option<&[u8]> {
         self.zero_points.as_deref()
     }
 
-    /// Which input column each stored column holds, `[cols]`; `None` where columns stand in the order of the input.
+    /// The input column of each stored column, `[cols]`; `None` for input order.
     pub fn column_order(&self) -> Option<&[u32]> {
         self.column_order.as_deref()
     }
 
-    /// The group of each input column, `[cols]`, as files with act-order keep it.
+    /// The group of each input column, `[cols]`, as stored in files with act-order.
     pub fn g_idx(&self) -> Vec<i32> {
         let group_size = self.scheme.granularity().group_size(self.cols).max(1);
         // Files count groups in 32 bits.
@@ -256,7 +255,7 @@ impl PackedTensor {
         g_idx
     }
 
-    /// Where input column `col` is stored. Slow: for tests and reports.
+    /// The stored position of input column `col`. Slow: for tests and reports.
     pub fn stored_column(&self, col: usize) -> usize {
         match &self.column_order {
             None => col,
@@ -266,7 +265,7 @@ impl PackedTensor {
         }
     }
 
-    /// The minimums, as many as scales; `None` where the scheme has none.
+    /// The minimums, as many as scales; `None` if the scheme has none.
     pub fn minimums(&self) -> Option<&Scales> {
         self.minimums.as_ref()
     }
@@ -283,7 +282,7 @@ impl PackedTensor {
         ((((high << 32) | low) >> shift) as u32) & ((1 << bits) - 1)
     }
 
-    /// Writes the codes of a row, a byte each, columns in the order of the input; `codes` is `[cols]`.
+    /// Writes the codes of a row as bytes in input order; `codes` is `[cols]`.
     ///
     /// # Panics
     /// When the row is not in the matrix or `codes` has another length.
@@ -300,7 +299,7 @@ impl PackedTensor {
         }
     }
 
-    /// Which scale and zero point belong to `(row, group)`; groups are counted over stored columns.
+    /// The index of scale and zero point for `(row, group)`. Groups are counted in stored order.
     pub fn scale_index(&self, row: usize, group: usize) -> usize {
         match self.scheme.granularity() {
             super::Granularity::Tensor => 0,
@@ -308,7 +307,7 @@ impl PackedTensor {
         }
     }
 
-    /// Some rows as a matrix of their own.
+    /// Copies rows into a matrix.
     ///
     /// # Panics
     /// When the rows are not in the matrix.
@@ -330,8 +329,7 @@ impl PackedTensor {
         }
     }
 
-    /// Bytes of codes, scales, minimums, zero points and the order of columns as this tensor holds them (zero points packed
-    /// as densely as codes).
+    /// Bytes of codes, scales, minimums, zero points (with the bits of codes) and column order.
     pub fn packed_bytes(&self) -> u64 {
         let zero_bits =
             self.zero_points.as_ref().map_or(0, Vec::len) as u64 * u64::from(self.scheme.storage_bits());

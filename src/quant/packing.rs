@@ -1,20 +1,18 @@
-//! Codes to dense bit streams and back: least significant bit first in 32-bit words, no padding between codes.
+//! Packs codes to dense bit streams: least significant bit first in 32-bit words, without padding between codes.
 //!
-//! This is the stream of [`PackedTensor`](super::PackedTensor) rows. Not here: the bit orders of particular files
-//! (`layout`).
+//! [`PackedTensor`](super::PackedTensor) rows use this stream. The bit orders of files are in `layout`.
 
-/// 32-bit words that `count` codes of `bits` bits take.
+/// 32-bit words of `count` codes with `bits` bits.
 pub fn words(count: usize, bits: u32) -> usize {
     // Splitting the count keeps the product small on 32-bit targets.
     let (blocks, rest) = (count / 32, count % 32);
     blocks * bits as usize + (rest * bits as usize).div_ceil(32)
 }
 
-/// Writes `codes`, each of `bits` (1 to 8) bits, as one stream; bits after the last code become zero.
+/// Writes `codes` with `bits` (1 to 8) bits each as one stream. Bits after the last code become zero.
 ///
 /// # Panics
-/// When `out` is not [`words`] long. A code that needs more bits than it has is the caller's bug; its high bits are
-/// dropped.
+/// When `out` is not [`words`] long. The high bits of too large codes are dropped.
 pub fn pack_row(codes: &[u8], bits: u32, out: &mut [u32]) {
     assert!((1..=8).contains(&bits), "codes have 1 to 8 bits");
     assert_eq!(out.len(), words(codes.len(), bits), "word count and code count disagree");
@@ -45,7 +43,7 @@ pub fn unpack_row(stream: &[u32], bits: u32, codes: &mut [u8]) {
     }
 }
 
-/// For widths that divide 32: `N` codes fill a word.
+/// For widths that divide 32, with `N` codes in a word.
 fn pack_whole_words<const N: usize>(codes: &[u8], bits: u32, out: &mut [u32]) {
     let mask = u32::MAX >> (32 - bits);
     let (chunks, rest) = codes.as_chunks::<N>();
@@ -79,7 +77,7 @@ fn unpack_whole_words<const N: usize>(stream: &[u32], bits: u32, codes: &mut [u8
     }
 }
 
-/// For widths that do not divide 32: a code may lie across two words.
+/// For other widths, where a code may span two words.
 fn pack_stream(codes: &[u8], bits: u32, out: &mut [u32]) {
     let mask = u64::from(u32::MAX >> (32 - bits));
     let (mut pending, mut filled, mut next) = (0u64, 0u32, 0);
@@ -118,7 +116,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Bit by bit, straight from the definition.
+    /// Bit by bit, from the definition.
     fn oracle_pack(codes: &[u8], bits: u32) -> Vec<u32> {
         let mut out = vec![0u32; (codes.len() * bits as usize).div_ceil(32)];
         for (index, &code) in codes.iter().enumerate() {

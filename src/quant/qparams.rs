@@ -1,21 +1,21 @@
-//! From the range of a group of weights to its scale and zero point, and from weights to codes.
+//! Scales and zero points from the range of a group, and codes from weights.
 //!
-//! The rules are those of the compressed-tensors format and its llm-compressor: with the codes seen as signed numbers
-//! `-2^(b-1) ..= 2^(b-1) - 1` and `z` in the same domain,
+//! The rules are those of compressed-tensors and llm-compressor. With codes as signed numbers
+//! `-2^(b-1) ..= 2^(b-1) - 1` and `z` in the same domain:
 //!
 //! 1. symmetric: `scale = max|w| / ((2^b - 1) / 2)`, `z = 0`;
 //! 2. asymmetric: `scale = (max(w, 0) - min(w, 0)) / (2^b - 1)`, `z = round(clamp(-2^(b-1) - min(w, 0) / scale))`;
-//! 3. `code = round(clamp(w / scale + z))`; every rounding is half to even, every step in `f32`.
+//! 3. `code = round(clamp(w / scale + z))`. Rounding is half to even, and every step is in `f32`.
 //!
 //! Departures:
 //!
-//! 1. The scale is rounded to the type in which it will be stored before `z` and the codes are computed, so that a file
-//!    and the tensor in memory never disagree.
-//! 2. An all-zero group has scale 1. A scale that would round to zero is the smallest positive number that the type keeps:
-//!    2^-24 for `F16` (a subnormal: kernels must decode those exactly), the smallest normal number for `BF16` and `F32`.
-//!    Scales are therefore always finite and never 0; those that come from a range are positive.
+//! 1. The scale is rounded to its stored type before `z` and the codes are computed, so that file
+//!    and memory agree.
+//! 2. An all-zero group has scale 1. A scale that would round to zero becomes the smallest positive number: 2^-24 for
+//!    `F16` (a subnormal, which kernels must decode exactly), the smallest normal number for `BF16` and `F32`. Scales
+//!    are therefore finite and never 0. Scales from a range are positive.
 //!
-//! Not here: which weights form a group (`rtn`, later `gptq`).
+//! The methods (`rtn`, `gptq`, ...) form the groups.
 
 use super::packed_tensor::Scales;
 use super::scheme::Bits;
@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorCode, Result};
 use half::{bf16, f16};
 use multiversion::multiversion;
 
-/// The type in which scales are stored.
+/// The stored type of scales.
 #[allow(missing_docs, reason = "the names are the documentation")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum ScaleType {
@@ -35,7 +35,7 @@ pub enum ScaleType {
 }
 
 impl ScaleType {
-    /// The element type of the stored tensor.
+    /// The element type of a stored tensor.
     pub fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
@@ -44,7 +44,7 @@ impl ScaleType {
         }
     }
 
-    /// The scale type that a stored tensor of `dtype` holds, where it is one.
+    /// The scale type for a stored tensor of `dtype`, if it is one.
     pub fn from_dtype(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F16 => Some(Self::F16),
@@ -54,7 +54,7 @@ impl ScaleType {
         }
     }
 
-    /// The smallest scale, by its absolute value, that this crate's quantizers write.
+    /// The smallest absolute value of scales that this crate writes.
     fn smallest(self) -> f32 {
         match self {
             Self::F16 => f16::from_bits(1).to_f32(),
@@ -62,10 +62,10 @@ impl ScaleType {
         }
     }
 
-    /// `scale` as it will be stored: nearest, ties to even, of the same sign, never zero; 0 becomes 1.
+    /// Rounds `scale` to the type: nearest, ties to even, same sign, never zero. 0 becomes 1.
     ///
     /// # Errors
-    /// `non_finite` when the type cannot hold a number as large.
+    /// `non_finite` if the number is too large for the type.
     pub fn round(self, scale: f32) -> Result<f32> {
         if scale == 0.0 {
             return Ok(1.0);
@@ -86,7 +86,7 @@ impl ScaleType {
 }
 
 impl Scales {
-    /// No scales yet, with room for `capacity`.
+    /// An empty list with room for `capacity`.
     pub fn with_capacity(scale_type: ScaleType, capacity: usize) -> Self {
         match scale_type {
             ScaleType::F16 => Self::F16(Vec::with_capacity(capacity)),
@@ -95,7 +95,7 @@ impl Scales {
         }
     }
 
-    /// Appends a scale. Exact for one that came from [`ScaleType::round`] of the same type.
+    /// Appends a scale. Exact for scales from [`ScaleType::round`] of the same type.
     pub fn push(&mut self, scale: f32) {
         match self {
             Self::F16(v) => v.push(f16::from_f32(scale)),
@@ -117,9 +117,9 @@ impl Scales {
 /// Scale and zero point of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QParams {
-    /// Exactly as it will be stored.
+    /// The scale, exactly as stored.
     pub scale: f32,
-    /// In the unsigned domain of codes: [`Bits::midpoint`] when symmetric.
+    /// The zero point in the unsigned domain of codes: [`Bits::midpoint`] when symmetric.
     pub zero_point: u8,
 }
 
@@ -127,7 +127,7 @@ impl QParams {
     /// Scale and zero point for weights between `min` and `max`.
     ///
     /// # Errors
-    /// `non_finite` when the scale's type cannot hold a scale as large.
+    /// `non_finite` if the scale is too large for its type.
     pub fn from_range(
         min: f32,
         max: f32,
@@ -154,8 +154,8 @@ impl QParams {
         if self.scale == 0.0 { self.zero_point } else { steps.code(w, self.scale) }
     }
 
-    /// The sum of `importance * (w - q)^2` over the weights of a group, where `q` is what the code of `w` stands for. The scale is
-    /// not 0. Added up in lanes, the same on every target.
+    /// The sum of `importance * (w - q)^2` over the weights of a group, with `q` the dequantized code of `w`. The scale
+    /// must not be 0. Summed in lanes, identically on every target.
     ///
     /// # Panics
     /// When `importance` is shorter than `weights`.
@@ -163,7 +163,7 @@ impl QParams {
         weighted_error(self, weights, importance, bits)
     }
 
-    /// The weight that `code` stands for.
+    /// The dequantized value of `code`.
     #[inline(always)]
     pub fn decode(self, code: u8) -> f32 {
         (i32::from(code) - i32::from(self.zero_point)) as f32 * self.scale
@@ -178,7 +178,8 @@ pub fn range(weights: &[f32]) -> std::result::Result<(f32, f32), usize> {
     let (mut min, mut max) = (0f32, 0f32);
     let mut largest_bits = 0u32;
     for &w in weights {
-        // Without the sign bit, NaN and infinity have the largest patterns: one comparison after the loop finds them.
+        // Without the sign bit, NaN and infinity have the largest bit patterns. One comparison after the loop finds
+        // them.
         largest_bits = largest_bits.max(w.to_bits() & 0x7fff_ffff);
         min = if w < min { w } else { min };
         max = if w > max { w } else { max };
@@ -189,10 +190,10 @@ pub fn range(weights: &[f32]) -> std::result::Result<(f32, f32), usize> {
     Ok((min, max))
 }
 
-/// Encodes the weights of one group: `code = clamp(round(w / scale + z))` in the unsigned domain `0..=max_code`, where
+/// Encodes the weights of one group: `code = clamp(round(w / scale + z))` in the unsigned domain `0..=max_code`.
 /// `zero_point` and codes are offset by `midpoint` from the signed domain in which the sum is rounded.
 ///
-/// A scale of zero (some tools write it for groups of zeros) gives the zero point.
+/// A scale of zero, which some tools write for groups of zeros, gives the zero point.
 ///
 /// # Panics
 /// When `codes` and `weights` differ in length.
@@ -215,7 +216,7 @@ pub fn encode_group(
     }
 }
 
-/// The codes that a zero point leaves, seen as signed numbers.
+/// The range of signed codes for a zero point.
 #[derive(Clone, Copy)]
 struct Steps {
     low: f32,
@@ -270,9 +271,9 @@ fn weighted_error(params: QParams, weights: &[f32], importance: &[f32], bits: Bi
     sums.iter().sum()
 }
 
-/// 1.5 * 2^23: adding it leaves no bits for a fraction, so the addition itself rounds half to even, and the integer is
+/// 1.5 * 2^23. Adding it leaves no fraction bits, so the addition rounds half to even, and the integer is
 /// in the low bits of the sum. Unlike `round_ties_even` it needs no library call on targets without a rounding
-/// instruction, and vectorizes everywhere.
+/// instruction, and it vectorizes everywhere.
 const ROUNDER: f32 = 12_582_912.0;
 
 /// `x` rounded half to even, for `|x| <= 2^22`.
@@ -359,7 +360,7 @@ mod tests {
                 prop_assert!(u32::from(code) <= bits.max_code());
                 let error = |c: u32| ((c as f32 - f32::from(q.zero_point)) * q.scale - w).abs();
                 let best = (0..=bits.max_code()).map(error).fold(f32::INFINITY, f32::min);
-                // A tie, or nearly one, may go either way.
+                // A tie may round either way.
                 prop_assert!(error(u32::from(code)) <= best + q.scale * 1e-5);
             }
         }

@@ -1,6 +1,6 @@
-//! The same weights in another scheme: finer groups, other codes, another type of scales.
+//! Converts packed weights to another scheme: finer groups, other codes, another scale type.
 //!
-//! Every step but [`round_scales`] is exact.
+//! Everything except [`round_scales`] is exact.
 
 use super::packed_tensor::{PackedTensor, Scales};
 use super::packing;
@@ -9,10 +9,10 @@ use super::scheme::{Bits, Granularity, Scheme};
 use crate::error::{Error, ErrorCode, Result};
 use half::{bf16, f16};
 
-/// Ternary codes -1, 0, 1 as codes of two bits around the zero point 2, and one scale per tensor as one per channel.
+/// Ternary codes -1, 0, 1 as 2-bit codes with zero point 2, and a tensor's scale as one for each channel.
 ///
 /// # Errors
-/// `unsupported_format` for weights with minimums; as [`PackedTensor::new`]'s, which cannot happen.
+/// `unsupported_format` for weights with minimums.
 pub fn spread_tensor_scale(tensor: &PackedTensor) -> Result<PackedTensor> {
     let scheme = tensor.scheme();
     let granularity = match scheme.granularity() {
@@ -23,7 +23,7 @@ pub fn spread_tensor_scale(tensor: &PackedTensor) -> Result<PackedTensor> {
         Scheme::Integer { bits, symmetric, .. } => (bits, symmetric, 0),
         Scheme::Ternary { .. } => (Bits::Two, true, 1),
         Scheme::IntegerMinimum { .. } => {
-            return Err(Error::unsupported_format(format!("the minimums of {scheme} are no zero points")));
+            return Err(Error::unsupported_format(format!("expected zero points but {scheme} has minimums")));
         }
     };
     let rows = tensor.rows();
@@ -46,10 +46,10 @@ pub fn spread_tensor_scale(tensor: &PackedTensor) -> Result<PackedTensor> {
     rebuilt(tensor, Scheme::Integer { bits, granularity, symmetric }, codes, scales, zero_points)
 }
 
-/// The same weights in groups of `group_size`, each of which must lie in one group of `tensor`.
+/// The same weights in groups of `group_size`, each inside one group of `tensor`.
 ///
 /// # Panics
-/// When the groups have another size than a divisor of the present one, or a scale spans the whole tensor.
+/// When `group_size` does not divide the present one, or one scale spans the whole tensor.
 pub fn split_groups(tensor: &PackedTensor, group_size: usize) -> Result<PackedTensor> {
     let Scheme::Integer { bits, granularity, symmetric } = tensor.scheme() else {
         panic!("ternary weights have no groups");
@@ -67,7 +67,7 @@ pub fn split_groups(tensor: &PackedTensor, group_size: usize) -> Result<PackedTe
     rebuilt(tensor, scheme, tensor.codes().to_vec(), scales, zero_points)
 }
 
-/// Weights whose zero points are all in the middle as symmetric ones; `None` where one is not.
+/// Weights as symmetric, if all zero points are in the middle; otherwise `None`.
 pub fn as_symmetric(tensor: &PackedTensor) -> Result<Option<PackedTensor>> {
     let Scheme::Integer { bits, granularity, symmetric: false } = tensor.scheme() else { return Ok(None) };
     let in_the_middle = |&zero: &u8| u32::from(zero) == bits.midpoint();
@@ -78,7 +78,7 @@ pub fn as_symmetric(tensor: &PackedTensor) -> Result<Option<PackedTensor>> {
     rebuilt(tensor, scheme, tensor.codes().to_vec(), tensor.scales().clone(), None).map(Some)
 }
 
-/// Zero points as minimums, in single precision, which holds them exactly where scales have 16 bits.
+/// Zero points as minimums in single precision, which is exact for 16-bit scales.
 pub fn zeros_to_minimums(tensor: &PackedTensor) -> Result<PackedTensor> {
     let zeros = tensor.zero_points().unwrap_or_default().iter().enumerate();
     let minimums = zeros.map(|(index, &zero)| -f32::from(zero) * tensor.scales().get(index)).collect();
@@ -88,10 +88,10 @@ pub fn zeros_to_minimums(tensor: &PackedTensor) -> Result<PackedTensor> {
     in_order_of(tensor, minimal)
 }
 
-/// The same codes with scales and minimums of another type, each the nearest.
+/// The same codes with scales and minimums rounded to another type.
 ///
 /// # Errors
-/// `non_finite` for a number that the type cannot hold.
+/// `non_finite` for a number beyond the type's range.
 pub fn round_scales(tensor: &PackedTensor, scale_type: ScaleType) -> Result<PackedTensor> {
     let rounded = |from: &Scales, what: &str| {
         let mut scales = Scales::with_capacity(scale_type, from.len());
@@ -101,7 +101,7 @@ pub fn round_scales(tensor: &PackedTensor, scale_type: ScaleType) -> Result<Pack
             if !scales.get(index).is_finite() {
                 return Err(Error::new(
                     ErrorCode::NonFinite,
-                    format!("the {what} {scale:e} is beyond what {} holds", scale_type.dtype()),
+                    format!("the {what} {scale:e} is out of the range of {}", scale_type.dtype()),
                 ));
             }
         }
@@ -118,7 +118,7 @@ pub fn round_scales(tensor: &PackedTensor, scale_type: ScaleType) -> Result<Pack
     in_order_of(tensor, PackedTensor::with_minimums(scheme, rows, cols, codes, scales, minimums)?)
 }
 
-/// Whether every scale and every minimum has the same value in another type.
+/// Whether all scales and minimums are exact in another type.
 pub fn scales_fit(tensor: &PackedTensor, scale_type: ScaleType) -> bool {
     let fits = |value: f32| {
         let rounded = match scale_type {
@@ -143,7 +143,7 @@ fn rebuilt(
     in_order_of(tensor, rebuilt)
 }
 
-/// Gives `rebuilt` the order of columns that `tensor` has.
+/// Gives `rebuilt` the column order of `tensor`.
 fn in_order_of(tensor: &PackedTensor, rebuilt: PackedTensor) -> Result<PackedTensor> {
     match tensor.column_order() {
         None => Ok(rebuilt),

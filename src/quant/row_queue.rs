@@ -1,37 +1,37 @@
-//! Rows of a matrix on their way: tasks that are worked on side by side, in steps, and whose results come in order.
+//! A queue of row tasks that run in parallel, in steps, with results in order.
 //!
-//! Not here: what is done to the rows (`gptq`, `awq`).
+//! The work on rows is in `gptq` and `awq`.
 
 use crate::error::Result;
 use crate::parallel;
 use crate::task::Steps;
 use std::collections::VecDeque;
 
-/// Quantizes a matrix whose rows come in order, in steps: where a row takes so long that others wait beside it. Methods without
-/// calibration take theirs at once.
+/// Quantizes a matrix in steps, from rows in order. It is for calibrated methods, whose rows take long. Other methods
+/// quantize rows at once.
 pub trait RowQuantizer {
-    /// Takes the next rows, `[n, cols]`, which [`step`](Self::step) then quantizes.
+    /// Adds the next rows, `[n, cols]`, for [`step`](Self::step).
     ///
     /// # Panics
     /// When `weights` is not whole rows.
     fn take_rows(&mut self, weights: &[f32]);
 
-    /// Whether more rows could be worked on at once than were taken: time for [`take_rows`](Self::take_rows).
+    /// Whether the queue has room: time for [`take_rows`](Self::take_rows).
     fn wants_rows(&self) -> bool;
 
-    /// Works for some time on the rows that were taken; `false` when all are done.
+    /// Runs a step on the queued rows. Returns `false` when all are finished.
     ///
     /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    /// `non_finite` with row and column of a NaN, an infinity, or a group whose scale is out of range.
     ///
     /// # Panics
-    /// When more rows were taken than the matrix has.
+    /// When there are more rows than in the matrix.
     fn step(&mut self) -> Result<bool>;
 
-    /// Takes the next rows and quantizes them.
+    /// Adds the next rows and quantizes them.
     ///
     /// # Errors
-    /// As [`step`](Self::step)'s.
+    /// As [`step`](Self::step).
     ///
     /// # Panics
     /// When `weights` is not whole rows or has more rows than the matrix.
@@ -42,13 +42,13 @@ pub trait RowQuantizer {
     }
 }
 
-/// Tasks worked on at once for each thread: a second, so that a thread that is done early finds work.
+/// Tasks in progress for each thread: two, so that a thread that finishes early has work.
 const EACH_LANE: usize = 2;
 
-/// Rows that one task is for: enough for products to pay, few enough for small matrices to make several tasks.
+/// Rows of a task: enough for efficient products, few enough to split small matrices.
 pub(super) const TASK_ROWS: usize = 64;
 
-/// Rows that are worked on at once by so many threads; about as many are read at once.
+/// Rows in progress with `lanes` threads. About as many are read at once.
 pub(crate) fn rows_at_once(lanes: usize) -> usize {
     TASK_ROWS * tasks_at_once(lanes)
 }
@@ -57,7 +57,7 @@ fn tasks_at_once(lanes: usize) -> usize {
     if lanes > 1 { EACH_LANE * lanes } else { 1 }
 }
 
-/// Tasks in the order of their rows.
+/// Tasks in row order.
 pub(super) struct RowQueue<'a, T>(VecDeque<Steps<'a, T>>);
 
 impl<T> Default for RowQueue<'_, T> {
@@ -75,12 +75,12 @@ impl<'a, T: Send> RowQueue<'a, T> {
         self.0.is_empty()
     }
 
-    /// Whether more tasks could be worked on at once than there are.
+    /// Whether there is room for more tasks.
     pub(super) fn wants_more(&self) -> bool {
         self.0.len() < tasks_at_once(parallel::lanes())
     }
 
-    /// One step of each of the first tasks. Results of those that are done, as far as all before them are.
+    /// Runs one step of each of the first tasks. Returns finished results in order.
     pub(super) fn step(&mut self) -> Vec<T> {
         let first = self.0.len().min(tasks_at_once(parallel::lanes()));
         parallel::for_each_chunk(&mut self.0.make_contiguous()[..first], 1, |_, task| {

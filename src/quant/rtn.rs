@@ -1,7 +1,7 @@
-//! Round to nearest: every group's range gives its scale, every weight takes the nearest code.
+//! Rounding to nearest: scales from each group's range, and the nearest code for each weight.
 //!
-//! The baseline of every other method, and what they fall back to. The rules are in [`qparams`](super::qparams).
-//! [`ParamsEncoder`] is the second half alone: weights that were dequantized go back to the very codes they had.
+//! The baseline and fallback of other methods. The rules are in [`qparams`](super::qparams).
+//! [`ParamsEncoder`] encodes with given scales: dequantized weights get their former codes.
 
 use super::builder::PackedBuilder;
 use super::column_order;
@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 pub struct RtnQuantizer {
     builder: PackedBuilder,
     scale_type: ScaleType,
-    /// `[cols]`, the codes of the row at hand.
+    /// `[cols]`: the codes of the current row.
     codes: Vec<u8>,
 }
 
@@ -41,7 +41,7 @@ impl RtnQuantizer {
     /// Quantizes the next rows: `weights` is `[n, cols]`.
     ///
     /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity, or of a group whose scale is out of range.
+    /// `non_finite` with row and column of a NaN, an infinity, or a group whose scale is out of range.
     ///
     /// # Panics
     /// When `weights` is not whole rows or has more rows than the matrix.
@@ -73,18 +73,18 @@ impl RtnQuantizer {
         Ok(())
     }
 
-    /// Rows that are done.
+    /// Finished rows.
     pub fn rows_done(&self) -> usize {
         self.builder.rows_done()
     }
 
-    /// The last `rows` rows that were pushed, as a matrix of their own.
+    /// Copies the last `rows` rows into a matrix.
     ///
     /// # Errors
-    /// As [`PackedTensor::new`]'s, which cannot happen.
+    /// None in practice; the type of [`PackedTensor::new`].
     ///
     /// # Panics
-    /// When there are fewer.
+    /// When there are fewer rows.
     pub fn last_rows(&self, rows: usize) -> Result<PackedTensor> {
         self.builder.last_rows(rows)
     }
@@ -98,10 +98,10 @@ impl RtnQuantizer {
     }
 }
 
-/// Quantizes a whole matrix, `[rows, cols]`, from its weights alone: to nearest, and ternary ones by their mean magnitude.
+/// Quantizes a whole matrix, `[rows, cols]`, without calibration: to nearest, or ternary by mean magnitude.
 ///
 /// # Errors
-/// As [`RtnQuantizer`]'s and [`TernaryQuantizer`]'s.
+/// As [`RtnQuantizer`] and [`TernaryQuantizer`].
 ///
 /// # Panics
 /// When `weights` is not `[rows, cols]`.
@@ -123,10 +123,10 @@ pub fn to_nearest(
     quantizer.finish()
 }
 
-/// Encodes a matrix with scales and zero points that are known already.
+/// Encodes a matrix with given scales and zero points.
 ///
-/// Weights that were dequantized from a [`PackedTensor`] and stored as `F32` or `F16` get the codes that they had. Two
-/// cases cannot come back, because the stored weight no longer tells: groups whose scale is 0 and whose codes are not
+/// Weights that were dequantized from a [`PackedTensor`] and stored as `F32` or `F16` get their former codes, with two
+/// exceptions in which the stored weight is ambiguous: groups with scale 0 whose codes are not
 /// their zero point, and `F16` weights below 2^-24.
 #[derive(Debug)]
 pub struct ParamsEncoder {
@@ -137,7 +137,7 @@ pub struct ParamsEncoder {
     zero_points: Option<Vec<u8>>,
     /// `[cols]`; see [`PackedTensor::column_order`]
     column_order: Option<Vec<u32>>,
-    /// `[cols]`, a row as it is stored, where columns have another order
+    /// `[cols]`: a row in stored order, if columns are reordered
     stored: Vec<f32>,
     codes: Vec<u8>,
 }
@@ -146,8 +146,8 @@ impl ParamsEncoder {
     /// Starts a `[rows, cols]` matrix of any scheme.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty matrix or group; `invalid_checkpoint` when the number of scales or zero points
-    /// does not fit; `non_finite` for a scale that is NaN or infinite; `unsupported_format` for a scheme with minimums.
+    /// `invalid_argument` for an empty matrix or group; `invalid_checkpoint` if the number of scales or zero points
+    /// is wrong; `non_finite` for a scale that is NaN or infinite; `unsupported_format` for a scheme with minimums.
     pub fn new(
         scheme: Scheme,
         rows: usize,
@@ -157,7 +157,7 @@ impl ParamsEncoder {
     ) -> Result<Self> {
         if scheme.has_minimums() {
             return Err(Error::unsupported_format(format!(
-                "weights cannot be brought back to their {scheme} codes: their minimums are not recorded"
+                "weights cannot be encoded as {scheme} again: its minimums are not recorded"
             )));
         }
         let builder = PackedBuilder::new(scheme, rows, cols, scales.scale_type())?;
@@ -187,7 +187,7 @@ impl ParamsEncoder {
         })
     }
 
-    /// Stores the columns of the input in another order, as [`PackedTensor::with_column_order`].
+    /// Sets the stored order of columns, as [`PackedTensor::with_column_order`].
     ///
     /// # Errors
     /// `invalid_checkpoint` unless `order` is a permutation of `0..cols`.
@@ -240,7 +240,7 @@ impl ParamsEncoder {
         Ok(())
     }
 
-    /// The encoded matrix, with the scales and zero points that were given.
+    /// The encoded matrix with the given scales and zero points.
     ///
     /// # Errors
     /// `invalid_checkpoint` when rows are missing or a zero point is above the largest code.
@@ -256,7 +256,7 @@ impl ParamsEncoder {
 /// Encodes a whole `[rows, cols]` matrix with known scales and zero points; see [`ParamsEncoder`].
 ///
 /// # Errors
-/// As [`ParamsEncoder`]'s.
+/// As [`ParamsEncoder`].
 ///
 /// # Panics
 /// When `weights` is not `rows * cols` long.

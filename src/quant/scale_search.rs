@@ -1,33 +1,33 @@
-//! Looks for the scale of a group that leaves the least weighted error, instead of the one that just spans its range.
+//! Searches the scale of a group with the least weighted error, instead of spanning its range.
 //!
-//! Clipping a few large weights makes the steps of all others finer. The error counted is `sum of importance * (w - q)^2`.
+//! Clipping a few large weights makes the steps of all others finer. The error is `sum of importance * (w - q)^2`.
 //! The steps:
 //!
-//! 1. the range's own scale, then ranges shrunk and (where symmetric: the codes reach one step further below zero than
-//!    above) a little stretched, in equal steps; where symmetric, also with negative scales, so that the longer side of the
-//!    group may be the one with a code more;
-//! 2. around the best of them, the scale that fits its codes best by least squares, as long as that helps.
+//! 1. the scale of the range, then scales of shrunk and slightly stretched ranges, in equal steps. Symmetric codes
+//!    reach one step further below zero than above. Symmetric schemes therefore also try negative scales, so that the
+//!    longer side of the group can have the additional code;
+//! 2. from the best of them, least-squares fits of the scale to its codes, while the error falls.
 //!
-//! Step 1 is the "mse" option of GPTQ's own code with weights; step 2 is how llama.cpp's K-quants refine their scales.
-//! Negative scales are those of llama.cpp's `Q4_0` and of auto-round's GPTQ files, in which half of the scales are.
+//! Step 1 is the "mse" option of GPTQ's code, with weights. Step 2 is the refinement of llama.cpp's K-quants.
+//! llama.cpp's `Q4_0` has negative scales too, and in auto-round's GPTQ files half of the scales are negative.
 
 use super::qparams::{QParams, ScaleType, encode_group};
 use super::scheme::Bits;
 use crate::error::Result;
 
-/// The smallest part of the range that is tried: wide enough for 2 bits, where clipping pays most. Not tuned.
+/// The smallest share of the range, small enough for 2 bits, where clipping helps most. Not tuned.
 const SMALLEST: f32 = 0.4;
-/// The largest: `2^b / (2^b - 2)` at 4 bits, where the largest weight gets a code of its own on either side.
+/// The largest share: `2^b / (2^b - 2)` at 4 bits, where the largest weight gets its own code on either side.
 const LARGEST: f32 = 1.08;
-/// Ranges tried.
+/// Number of ranges.
 const STEPS: usize = 34;
-/// Least-squares fits after that.
+/// Number of least-squares fits.
 const FITS: usize = 3;
 
-/// Scale and zero point for `weights`, whose range is `min..=max`.
+/// Scale and zero point for `weights` with the range `min..=max`.
 ///
 /// # Errors
-/// As [`QParams::from_range`]'s.
+/// As [`QParams::from_range`].
 pub(super) fn search(
     weights: &[f32],
     importance: &[f32],
@@ -83,7 +83,7 @@ impl Trial<'_> {
         params.weighted_error(self.weights, self.importance, self.bits)
     }
 
-    /// The scale that fits the codes that `params` gives best; `None` where all are the zero point, or its sign is another.
+    /// The best scale for the codes of `params`. `None` if all codes are the zero point, or if the sign changes.
     fn fitted_scale(&mut self, params: QParams) -> Option<f32> {
         self.encode(params);
         let (mut top, mut bottom) = (0.0, 0.0);
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn the_longer_side_gets_the_code_more() {
         for sign in [1.0, -1.0] {
-            // Eight steps to the one side and seven to the other.
+            // Eight steps to one side and seven to the other.
             let weights: Vec<f32> = (-8..8).map(|i| sign * i as f32 / 16.0).collect();
             let range = range(&weights).unwrap();
             let found = search(&weights, &[1.0; 16], range, Bits::Four, true, ScaleType::F16).unwrap();

@@ -1,6 +1,6 @@
-//! What a quantized weight looks like: bits, granularity, symmetry.
+//! Quantization schemes: bits, granularity, symmetry.
 //!
-//! Not here: how the codes are found (`rtn`, `ternary`, ...) and how a file spells them (`layout`).
+//! Methods are in `rtn`, `ternary`, ...; file encodings in `layout`.
 
 use crate::error::{Error, Result};
 use crate::options::named;
@@ -18,7 +18,7 @@ pub enum Bits {
 }
 
 impl Bits {
-    /// The width as a number.
+    /// The number of bits.
     pub fn get(self) -> u32 {
         self as u32
     }
@@ -33,7 +33,7 @@ impl Bits {
         1 << (self.get() - 1)
     }
 
-    /// The granularity where nothing else is asked for: groups of 128, and for 8 bits a whole row.
+    /// The default granularity: groups of 128, or a whole row for 8 bits.
     pub fn usual_granularity(self) -> Granularity {
         if self == Self::Eight { Granularity::Channel } else { Granularity::Group(128) }
     }
@@ -53,19 +53,19 @@ impl TryFrom<u32> for Bits {
     }
 }
 
-/// How many weights share one scale.
+/// Granularity of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Granularity {
     /// One scale for the whole matrix.
     Tensor,
     /// One scale for each output row.
     Channel,
-    /// One scale for each run of this many input columns of a row; the last group of a row may be shorter.
+    /// One scale for each group of this many input columns of a row. The last group of a row may be shorter.
     Group(usize),
 }
 
 impl Granularity {
-    /// The granularity that tools write as a group size: -1 is one scale for each output row.
+    /// The granularity of a group size in other tools' spelling, where -1 means one scale for each output row.
     ///
     /// # Errors
     /// `invalid_argument` for 0 and other negative numbers.
@@ -87,7 +87,7 @@ impl Granularity {
         }
     }
 
-    /// Columns that one scale spans in a row of `cols` columns.
+    /// Columns of one scale in a row of `cols` columns.
     pub fn group_size(self, cols: usize) -> usize {
         match self {
             Self::Tensor | Self::Channel => cols,
@@ -95,7 +95,7 @@ impl Granularity {
         }
     }
 
-    /// How many scales a `[rows, cols]` matrix has.
+    /// The number of scales of a `[rows, cols]` matrix.
     pub fn scale_count(self, rows: usize, cols: usize) -> usize {
         match self {
             Self::Tensor => 1,
@@ -112,28 +112,28 @@ pub enum Scheme {
     Integer {
         /// Bits of a code.
         bits: Bits,
-        /// How many weights share a scale and a zero point.
+        /// Granularity of scales and zero points.
         granularity: Granularity,
-        /// Symmetric: the zero point is always [`Bits::midpoint`] and is not stored.
+        /// Symmetric: the zero point is [`Bits::midpoint`] and is not stored.
         symmetric: bool,
     },
-    /// Integer codes counted from a stored floating-point minimum: a weight is `code * scale + minimum`. What GGUF's
-    /// `Q4_1` and `Q4_K` hold; no zero point expresses such a minimum exactly.
+    /// Integer codes with a stored floating-point minimum: a weight is `code * scale + minimum`, as in GGUF's
+    /// `Q4_1` and `Q4_K`. No zero point expresses such a minimum exactly.
     IntegerMinimum {
         /// Bits of a code.
         bits: Bits,
-        /// How many weights share a scale and a minimum.
+        /// Granularity of scales and minimums.
         granularity: Granularity,
     },
     /// BitNet: weights -1, 0 and 1 as codes 0, 1 and 2 of two bits, times a scale.
     Ternary {
-        /// `Tensor` as BitNet b1.58 has it, or `Channel`.
+        /// `Tensor`, as in BitNet b1.58, or `Channel`.
         granularity: Granularity,
     },
 }
 
 impl Scheme {
-    /// Integer codes whose zero point is always in their middle.
+    /// Integer codes with a constant zero point in the middle.
     pub const fn symmetric(bits: Bits, granularity: Granularity) -> Self {
         Self::Integer { bits, granularity, symmetric: true }
     }
@@ -143,7 +143,7 @@ impl Scheme {
         Self::Integer { bits, granularity, symmetric: false }
     }
 
-    /// The same, with a zero point for each scale where it is not symmetric. Other codes have none.
+    /// The same scheme with another symmetry. Other codes are unchanged.
     #[must_use]
     pub const fn with_symmetry(self, symmetric: bool) -> Self {
         match self {
@@ -188,7 +188,7 @@ impl Scheme {
         }
     }
 
-    /// How many weights share a scale.
+    /// Granularity of scales.
     pub fn granularity(self) -> Granularity {
         match self {
             Self::Integer { granularity, .. }
@@ -197,7 +197,7 @@ impl Scheme {
         }
     }
 
-    /// The zero point of every code, or `None` where each group stores its own.
+    /// The constant zero point, or `None` if groups store their own.
     pub fn constant_zero_point(self) -> Option<u32> {
         match self {
             Self::Integer { symmetric: false, .. } => None,
@@ -207,12 +207,12 @@ impl Scheme {
         }
     }
 
-    /// Whether each scale comes with a minimum.
+    /// Whether scales have minimums.
     pub fn has_minimums(self) -> bool {
         matches!(self, Self::IntegerMinimum { .. })
     }
 
-    /// The same codes, counted from a minimum where each group stores a zero point.
+    /// The same codes with minimums in place of stored zero points.
     pub fn with_minimums(self) -> Self {
         match self {
             Self::Integer { bits, granularity, symmetric: false } => {
@@ -222,7 +222,7 @@ impl Scheme {
         }
     }
 
-    /// The largest code that may occur.
+    /// The largest valid code.
     pub fn max_code(self) -> u32 {
         match self {
             Self::Integer { bits, .. } | Self::IntegerMinimum { bits, .. } => bits.max_code(),
@@ -230,7 +230,7 @@ impl Scheme {
         }
     }
 
-    /// 32-bit words that the codes of a row of `cols` columns take.
+    /// 32-bit words of the codes of a row of `cols` columns.
     pub fn words_per_row(self, cols: usize) -> usize {
         super::packing::words(cols, self.storage_bits())
     }
@@ -257,7 +257,7 @@ impl fmt::Display for Scheme {
 impl FromStr for Scheme {
     type Err = Error;
 
-    /// Reads what [`Display`](fmt::Display) writes.
+    /// Parses the output of [`Display`](fmt::Display).
     fn from_str(text: &str) -> Result<Self> {
         let parts: Vec<&str> = text.split('-').collect();
         let granularity = |text: &str| match text {
@@ -283,13 +283,13 @@ impl FromStr for Scheme {
             _ => None,
         };
         scheme.ok_or_else(|| {
-            Error::unsupported_format(format!("expected a scheme as int4-g32-sym but found `{text}`"))
+            Error::unsupported_format(format!("expected a scheme such as int4-g32-sym but found `{text}`"))
         })
     }
 }
 
 named! {
-    /// The precision of the activations that meet a quantized weight. An option of the run, recorded in every report.
+    /// The precision of activations in products with quantized weights. An option of the run, recorded in every report.
     #[derive(Default)]
     pub enum Activations {
         /// Single precision; weights are dequantized on the fly
@@ -300,17 +300,17 @@ named! {
     }
 }
 
-/// Where the 256 values of a token's INT8 activations lie. Not an option of the run but a part of what the weights were
-/// made for: the layout of a checkpoint says which.
+/// The grid of a token's INT8 activations. It is not an option of the run: the weights were made for
+/// one grid, and the checkpoint's layout determines which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum ActivationGrid {
-    /// `q = round(x * s)` with `s = 127 / max(absmax(x), 1e-5)`, halves to even: the published code of BitNet b1.58, and
-    /// what holds where a checkpoint says nothing.
+    /// `q = round(x * s)` with `s = 127 / max(absmax(x), 1e-5)`, halves to even: BitNet b1.58's published code, and
+    /// the default.
     #[default]
     Absmax127,
-    /// `q = round(clamp(x / s, -128, 127))` with `s = absmax(x) / 127.5` (`f32::EPSILON` for a token of zeros), halves to
-    /// even: what compressed-tensors does for `dynamic` symmetric 8-bit activations. The lowest value is reached, the
-    /// highest is cut off by half a step.
+    /// `q = round(clamp(x / s, -128, 127))` with `s = absmax(x) / 127.5` (`f32::EPSILON` for a token of zeros), halves
+    /// to even: compressed-tensors' `dynamic` symmetric 8-bit activations. The lowest
+    /// code, -128, is reached. The highest input is clipped by half a step.
     FullRange,
 }
 

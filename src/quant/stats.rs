@@ -1,13 +1,11 @@
-//! How far quantized weights are from the original ones.
-//!
-//! Not here: what that does to a model's predictions (`validate`).
+//! Errors of quantized weights. Errors of predictions are in `validate`.
 
 use super::codings::Coded;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Running sums over pairs of an original weight and its quantized value. Sums are `f64` in the order of the weights, so
-/// that chunk sizes do not change them.
+/// Running sums over pairs of original and quantized weights. Sums are `f64` in weight order, so
+/// chunk sizes do not change them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightError {
     count: u64,
@@ -18,7 +16,7 @@ pub struct WeightError {
 }
 
 impl WeightError {
-    /// Takes in some weights and their quantized values.
+    /// Adds weights with their quantized values.
     ///
     /// # Panics
     /// When the lengths differ.
@@ -34,7 +32,7 @@ impl WeightError {
         }
     }
 
-    /// Takes in rows of a packed matrix; `original` is `[rows.len(), cols]`.
+    /// Adds rows of a packed matrix; `original` is `[rows.len(), cols]`.
     ///
     /// # Panics
     /// When the rows are not in the matrix or `original` has another length.
@@ -44,13 +42,13 @@ impl WeightError {
         self.add(original, &quantized);
     }
 
-    /// Weights seen.
+    /// The number of weights.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Signal-to-noise ratio in decibels, `10 log10(sum w^2 / sum (w - q)^2)`; `None` when there is no error at all, or
-    /// no signal.
+    /// Signal-to-noise ratio in decibels, `10 log10(sum w^2 / sum (w - q)^2)`; `None` if error or
+    /// signal is zero.
     pub fn snr_db(&self) -> Option<f64> {
         (self.noise > 0.0 && self.signal > 0.0).then(|| 10.0 * libm::log10(self.signal / self.noise))
     }
@@ -60,12 +58,12 @@ impl WeightError {
         self.max_abs_error
     }
 
-    /// The mean of `(w - q)^2`; 0 before any weight.
+    /// The mean of `(w - q)^2`; 0 without weights.
     pub fn mean_squared_error(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.noise / self.count as f64 }
     }
 
-    /// The share of quantized values that are exactly zero; 0 before any weight.
+    /// The share of quantized values that are exactly zero; 0 without weights.
     pub fn sparsity(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.zeros as f64 / self.count as f64 }
     }

@@ -4,18 +4,18 @@
 //!
 //! 1. `s = max(mean |W|, 1e-5)`
 //! 2. `code = clamp(round(W * (1 / s)), -1, 1)`, rounding half to even
-//! 3. the weight that is used is `code * s`
+//! 3. the quantized weight is `code * s`
 //!
 //! Departures:
 //!
-//! 1. `s` is rounded to the type in which it is stored before step 2. Use [`ScaleType::F32`] for one scale per tensor: it
-//!    costs four bytes, and nothing is rounded.
+//! 1. `s` is rounded to its stored type before step 2. Use [`ScaleType::F32`] for one scale per tensor: it
+//!    costs four bytes and avoids rounding.
 //! 2. `s` may belong to a row instead of the whole matrix ([`Granularity::Channel`]).
 //! 3. A sparsity threshold `t` replaces the rounding: weights with `|w| < t * s` become 0, all others the sign of `w`.
 //!    Plain rounding is a threshold of 0.5 at which ties become 0. The scale stays the mean over all weights.
 //!
-//! The mean needs all rows before the first code is known, so every row is shown twice. An ordinary checkpoint does not
-//! survive this: the method is meant for weights that were trained for it.
+//! The mean needs all rows before the first code, so every row is passed twice. The method is for
+//! weights that were trained for it and ruins an ordinary checkpoint.
 
 use super::builder::PackedBuilder;
 use super::packed_tensor::PackedTensor;
@@ -27,8 +27,8 @@ use multiversion::multiversion;
 /// The smallest mean magnitude, so that an all-zero matrix has a scale.
 pub const MIN_ABS_MEAN: f32 = 1e-5;
 
-/// Makes ternary codes in two passes over the rows of a matrix: [`observe_rows`](Self::observe_rows) for all of them, then
-/// [`push_rows`](Self::push_rows) for all of them.
+/// Makes ternary codes in two passes over a matrix: [`observe_rows`](Self::observe_rows) for all rows, then
+/// [`push_rows`](Self::push_rows) for all rows.
 #[derive(Debug)]
 pub struct TernaryQuantizer {
     builder: PackedBuilder,
@@ -67,10 +67,10 @@ impl TernaryQuantizer {
         Ok(Self { builder, scale_type, sparsity_threshold, rows_observed: 0, sums, codes: vec![0; cols] })
     }
 
-    /// First pass: takes in the next rows, `[n, cols]`.
+    /// First pass: adds the next rows, `[n, cols]`.
     ///
     /// # Errors
-    /// `non_finite` naming row and column of a NaN or an infinity.
+    /// `non_finite` with row and column of a NaN or an infinity.
     ///
     /// # Panics
     /// When `weights` is not whole rows or has more rows than the matrix.
@@ -95,10 +95,10 @@ impl TernaryQuantizer {
     /// Second pass: encodes the next rows, `[n, cols]`.
     ///
     /// # Errors
-    /// `non_finite` for a NaN or an infinity, or a scale that its type cannot hold.
+    /// `non_finite` for a NaN, an infinity, or a scale beyond its type's range.
     ///
     /// # Panics
-    /// When the first pass is not over, or `weights` is not whole rows or has more rows than the matrix.
+    /// When the first pass is incomplete, or `weights` is not whole rows or has more rows than the matrix.
     pub fn push_rows(&mut self, weights: &[f32]) -> Result<()> {
         let (rows, cols) = (self.builder.rows(), self.builder.cols());
         assert_eq!(self.rows_observed, rows, "every row is observed before the first is encoded");
@@ -125,7 +125,7 @@ impl TernaryQuantizer {
     /// The quantized matrix.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when rows are missing.
+    /// `invalid_checkpoint` if rows are missing.
     pub fn finish(self) -> Result<PackedTensor> {
         self.builder.finish()
     }
@@ -135,7 +135,7 @@ impl TernaryQuantizer {
     }
 }
 
-/// Eight running sums, added up in a fixed order: the loop vectorizes, and the result is the same on every target.
+/// Eight running sums in a fixed order, so that the loop vectorizes and the result is the same on every target.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn sum_of_magnitudes(row: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];

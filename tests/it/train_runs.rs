@@ -1,6 +1,6 @@
 //! Training runs: the output is the trained model, interruptions change nothing, and invalid input is named.
 
-use crate::support::{fixture, on_disk};
+use crate::support::{fixture, load_checkpoint, logits, on_disk};
 use lowbit::internals::backend::NO_INDEX;
 use lowbit::internals::backend::cpu::{CpuBackend, CpuOptions};
 use lowbit::internals::error::ErrorCode;
@@ -63,16 +63,19 @@ impl Control for Until {
     }
 }
 
-/// The same text in three levels. The held-out questions of the first two have no target, so each is mastered when it is first asked.
+/// Two levels of text. The first level's held-out question asks for the model's own prediction, so it is mastered when it is first
+/// asked. The second one's asks for an unlikely token.
 fn levels(checkpoint: &Checkpoint) -> (Corpus, Curriculum) {
-    let documents = (1..=3u32).map(|level| Document::text((0..700).map(|i| (i * level) % 500).collect()));
+    let documents = (1..=2u32).map(|level| Document::text((0..700).map(|i| (i * level) % 500).collect()));
     let vocabulary = checkpoint.config().vocab_size;
     let corpus = Corpus::new(documents.collect(), Some(1), None, CONTEXT, vocabulary).unwrap();
-    let corpus = corpus.graded(vec![1, 2, 3]).unwrap();
-    let question = |target| Sequence { tokens: vec![1, 2, 3], targets: vec![NO_INDEX, NO_INDEX, target] };
-    let held_out =
-        [(1, NO_INDEX), (2, NO_INDEX), (3, 499)].map(|(level, target)| (level, vec![question(target)]));
-    let curriculum = Curriculum::new(held_out.to_vec(), &corpus.levels()).unwrap();
+    let corpus = corpus.graded(vec![1, 2]).unwrap();
+    let tokens = vec![1, 2, 3];
+    let rows = logits(&mut load_checkpoint(checkpoint), &tokens, tokens.len());
+    let likeliest = rows[2].iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32;
+    let question = |target| Sequence { tokens: tokens.clone(), targets: vec![NO_INDEX, NO_INDEX, target] };
+    let held_out = vec![(1, vec![question(likeliest)]), (2, vec![question((likeliest + 1) % 500)])];
+    let curriculum = Curriculum::new(held_out, &corpus.levels()).unwrap();
     (corpus, curriculum)
 }
 
@@ -199,7 +202,7 @@ fn a_curriculum_goes_on_at_its_level() {
             _ => None,
         })
         .collect();
-    assert!(reached.starts_with(&[Some(2), Some(3), None]), "{heard:?}");
+    assert!(reached.starts_with(&[Some(2), None]), "{heard:?}");
     assert!(written(Lesson::Text, &request, 1, &[]).0 != expected, "the levels decide what is learned");
     let reports = reports(Lesson::Levels, &request);
     for stops in [&[reports / 4][..], &[reports / 2], &[3 * reports / 4], &[reports / 2, 1, 2]] {

@@ -31,7 +31,7 @@ describe("quantizing to GGUF", () => {
 });
 
 test("what only gptq reads is refused where nothing asks for gptq", async () => {
-  await fails(engine.quantize(original, { gptq: { sweeps: 1 } }), "invalid_argument", /belong to the method gptq.*rtn/);
+  await fails(engine.quantize(original, { gptq: { refinementPasses: 1 } }), "invalid_argument", /belong to the method gptq.*rtn/);
 });
 
 describe("a target", () => {

@@ -268,7 +268,7 @@ test("an interrupt ends it while it computes", { timeout: 120_000 }, async () =>
 
 test("the command line is in its module alone", () => {
   const dist = join(folder, "node_modules/lowbit/dist");
-  const words = ["clap_builder", "Print one JSON document to standard output"];
+  const words = ["clap_builder", "Print a single JSON document to standard output"];
   for (const file of readdirSync(dist).filter((name) => name.endsWith(".wasm"))) {
     const module = readFileSync(join(dist, file));
     for (const word of words) assert.equal(module.includes(word), basename(file) === "cli.wasm", `${file}: ${word}`);

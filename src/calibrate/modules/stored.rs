@@ -1,7 +1,7 @@
-//! Packed matrices, and vectors, that wait in scratch until their turn comes to be written.
+//! The scratch slots of packed matrices and vectors that are not yet written.
 //!
-//! The slot of a matrix is a line of JSON that says what it is, and its parts as little-endian bytes; that of a vector its
-//! values as `f32`.
+//! The slot of a matrix holds a JSON line with its header, then its sections as little-endian bytes. The slot of a
+//! vector holds its values as `f32`.
 
 use crate::dtype::DType;
 use crate::error::{Context, Error, Result};
@@ -16,21 +16,21 @@ struct Header {
     coding: String,
     rows: usize,
     cols: usize,
-    /// Name, type and bytes of each, in their order.
+    /// Name, type and number of bytes of each section, in order.
     sections: Vec<(String, String, usize)>,
 }
 
-/// The slot of the matrix of a module.
+/// The slot name of a module's matrix.
 pub(super) fn matrix_slot(module: &str) -> String {
     format!("packed-{module}")
 }
 
-/// The slot of the vector of a tensor.
+/// The slot name of a vector.
 pub(super) fn vector_slot(tensor: &str) -> String {
     format!("vector-{tensor}")
 }
 
-/// Keeps `tensor` for `module`.
+/// Stores the matrix of `module`.
 pub(super) async fn save(scratch: &dyn Scratch, module: &str, tensor: &QuantizedTensor) -> Result<()> {
     let sections = tensor.sections();
     let header = Header {
@@ -53,10 +53,10 @@ pub(super) async fn save(scratch: &dyn Scratch, module: &str, tensor: &Quantized
     scratch.write_at(&name, 0, &bytes).await
 }
 
-/// Brings it back.
+/// Loads the matrix of `module`.
 ///
 /// # Errors
-/// `not_found` where nothing was kept; `invalid_checkpoint` for a slot that [`save`] did not write.
+/// `not_found` if nothing was stored; `invalid_checkpoint` for a slot that [`save`] did not write.
 pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<QuantizedTensor> {
     let name = matrix_slot(module);
     let len = scratch.len(&name).await?.unwrap_or(0);
@@ -65,17 +65,17 @@ pub(super) async fn load(scratch: &dyn Scratch, module: &str) -> Result<Quantize
     parse(&bytes).context_with(|| format!("scratch slot `{name}`"))
 }
 
-/// Keeps a norm's weight or a bias.
+/// Stores a norm's weight or a bias.
 pub(super) async fn save_vector(scratch: &dyn Scratch, tensor: &str, values: &[f32]) -> Result<()> {
     let name = vector_slot(tensor);
     scratch.delete(&name).await?;
     scratch.write_at(&name, 0, bytemuck::cast_slice(values)).await
 }
 
-/// Brings it back.
+/// Loads a norm's weight or a bias.
 ///
 /// # Errors
-/// `not_found` where nothing was kept.
+/// `not_found` if nothing was stored.
 pub(super) async fn load_vector(scratch: &dyn Scratch, tensor: &str) -> Result<Vec<f32>> {
     let name = vector_slot(tensor);
     let len = scratch.len(&name).await?.unwrap_or(0);

@@ -1,5 +1,4 @@
-//! Runs the parent of an input, attention or the MLP, with one candidate's weights after the other, and compares what it
-//! gives with what it gave before.
+//! Measures candidate weights by the output of their parent module, attention or MLP, against its earlier output.
 
 use super::slots::{PARENT, Stream};
 use super::{Walk, no_block};
@@ -10,10 +9,10 @@ use crate::model::hidden_store::{HiddenStore, StoreSlot};
 use crate::model::runner::{Chunk, LayerStreamed, Runner};
 use crate::task::{self, Control};
 
-/// Tokens on which attention and MLP are run to compare candidates; whole samples, so perhaps some more.
+/// Tokens of a parent run. Samples are whole, so there may be more.
 const PARENT_TOKENS: usize = 4096;
 
-/// Where attention or MLP ends, where one of them begins at the input and is more than the layer that reads it.
+/// The last stage of the parent module that starts at `input`; `None` if the layer is its own parent.
 fn end_of_parent(input: LinearInput) -> Option<Stage> {
     match input {
         LinearInput::Qkv => Some(Stage::AttentionOutput),
@@ -23,8 +22,8 @@ fn end_of_parent(input: LinearInput) -> Option<Stage> {
 }
 
 impl<B: Backend> Walk<'_, B> {
-    /// Runs attention or the MLP, whichever begins at the input where the samples are, on the first of them, as the block is
-    /// now, and keeps the outputs to measure others by. `false` where the layer that reads the input is all there is.
+    /// Runs the parent module at the current input on the first samples, with the block's present weights, and stores
+    /// the outputs as the reference. `false` if the layer is its own parent.
     pub async fn keep_parent_outputs(&mut self, control: &dyn Control) -> Result<bool> {
         if self.input.and_then(end_of_parent).is_none() {
             return Ok(false);
@@ -39,8 +38,8 @@ impl<B: Backend> Walk<'_, B> {
         Ok(true)
     }
 
-    /// The mean of the squared distance of its outputs to those that were kept, with the input divided by `scales`, `[width]`.
-    /// Stops early above `least`; the value is then a lower bound.
+    /// The mean squared difference of the parent's outputs from the reference, with the input divided by `scales`,
+    /// `[width]`. Stops early above `least`; the value is then a lower bound.
     pub async fn parent_loss(&mut self, scales: &[f32], least: f64, control: &dyn Control) -> Result<f64> {
         let width = self.model.runner.config.hidden_size;
         let chunks = self.parent_chunks();
@@ -61,7 +60,7 @@ impl<B: Backend> Walk<'_, B> {
         Ok(loss)
     }
 
-    /// Chunks of whole samples, from the first on, until there are tokens enough.
+    /// The chunks of the first samples with at least [`PARENT_TOKENS`] tokens.
     fn parent_chunks(&self) -> Vec<Chunk> {
         let mut tokens = 0;
         let enough = self.samples.windows.iter().position(|window| {
@@ -75,7 +74,7 @@ impl<B: Backend> Walk<'_, B> {
             .collect()
     }
 
-    /// Runs attention or the MLP on some tokens, with the input divided by `scales`, and tells where it ends.
+    /// Runs the parent module on a chunk, with the input divided by `scales`. Returns its last stage.
     async fn run_parent(&mut self, chunk: Chunk, scales: Option<&[f32]>) -> Result<Stage> {
         let end = self.input.and_then(end_of_parent).ok_or_else(no_block)?;
         let (waiting, width) = (self.waiting(Stream::Quantized), scales.map_or(1, <[f32]>::len));
@@ -88,7 +87,7 @@ impl<B: Backend> Walk<'_, B> {
                 }
             }
         };
-        // What rounding does to the outputs is far more.
+        // Quantization changes the outputs far more than coarse sums do.
         self.model.runner.backend.set_sums(Sums::Coarse);
         let done = self.model.run(block, chunk, waiting, end, divide).await;
         self.model.runner.backend.set_sums(Sums::Reordered);
@@ -100,7 +99,7 @@ fn slot(chunk: Chunk) -> StoreSlot<'static> {
     StoreSlot { name: PARENT, first: chunk.row }
 }
 
-/// What a parent gave that ends at `end`, with its width, and what brings it to the host.
+/// The output buffer of a parent that ends at `end`, its width, and what is needed to read it.
 fn output<'m, 'a, B: Backend>(
     model: &'m mut LayerStreamed<'a, B>,
     end: Stage,
@@ -110,9 +109,9 @@ fn output<'m, 'a, B: Backend>(
     (store, backend, output, config.hidden_size)
 }
 
-/// Sum of the squares of the differences.
+/// The sum of squared differences.
 fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    /// Sums at a time: each waits for its last addition.
+    /// Independent partial sums, because each addition waits for the previous one of its sum.
     const SUMS: usize = 16;
     let mut sums = [0.0; SUMS];
     for (a, b) in a.chunks(SUMS).zip(b.chunks(SUMS)) {

@@ -1,22 +1,24 @@
-//! The slots in which a walk keeps hidden states in scratch.
+//! The scratch slots of a walk's hidden states.
 
 use crate::model::block::LinearInput;
 
-/// The same samples, in one model or in the other.
+/// The model that the samples run through.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stream {
-    /// Through the matrices that replace others.
+    /// The model with replaced matrices.
     Quantized,
-    /// Through the checkpoint's.
+    /// The model of the checkpoint.
     Original,
 }
 
-/// The outputs that candidates are measured by.
+/// The slot of the reference outputs of a parent module.
 pub(super) const PARENT: &str = "parent";
 
-/// By stream: the residual streams of all samples, end to end; the same before a block with an even and with an odd number and
-/// after a block's attention, where they are kept; and the activations of all samples at an input. Of these there are two that
-/// alternate: one is written while the other is read.
+/// By stream, each slot with the rows of all samples:
+///
+/// - the residual stream, if it is not kept;
+/// - the kept residual stream before an even block, before an odd block, and after attention;
+/// - two slots for the activations at an input, which alternate: one is written while the other is read.
 const NAMES: [[&str; 6]; 2] = [
     ["residual", "residual-0", "residual-1", "residual-inside", "activations-0", "activations-1"],
     [
@@ -29,23 +31,24 @@ const NAMES: [[&str; 6]; 2] = [
     ],
 ];
 
-/// Slots that a walk leaves in scratch.
+/// The slots that a walk leaves in scratch.
 pub fn slots() -> impl Iterator<Item = &'static str> {
     NAMES.as_flattened().iter().copied().chain([PARENT])
 }
 
 impl Stream {
-    /// The residual streams before block `layer`, where those of the block before are `kept` beside them or not.
+    /// The slot of the residual stream before block `layer`. If `kept`, it differs from the slot before the previous
+    /// block.
     pub(super) fn before(self, layer: usize, kept: bool) -> &'static str {
         NAMES[self as usize][if kept { 1 + layer % 2 } else { 0 }]
     }
 
-    /// The residual streams after a block's attention.
+    /// The slot of the residual stream after a block's attention.
     pub(super) fn inside(self, kept: bool) -> &'static str {
         NAMES[self as usize][if kept { 3 } else { 0 }]
     }
 
-    /// The activations at an input.
+    /// The slot of the activations at an input.
     pub(super) fn activations(self, input: LinearInput) -> &'static str {
         NAMES[self as usize][4 + input as usize % 2]
     }

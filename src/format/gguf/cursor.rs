@@ -1,17 +1,17 @@
-//! Reads a header's bytes front to back, and tells a header that is cut off from one whose rest was not read yet.
+//! Reads header bytes front to back, and distinguishes a truncated file from a header that is not fully read yet.
 
 use crate::error::{Error, ErrorCode};
 
 /// Why reading stopped.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The header goes on behind the bytes that were read so far.
+    /// The header continues after the bytes read so far.
     NeedsMore,
-    /// The header is broken.
+    /// The header is invalid.
     Refused(Error),
 }
 
-/// A place in the first bytes of a file.
+/// A position in the first bytes of a file.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -19,17 +19,18 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Starts at the front of `bytes`, which are the first of a file of `file_len`.
+    /// Starts at the front of `bytes`, the first bytes of a file of `file_len` bytes.
     pub(super) fn new(bytes: &'a [u8], file_len: u64) -> Self {
         Self { bytes, at: 0, file_len }
     }
 
-    /// Bytes read.
+    /// Bytes consumed.
     pub(super) fn position(&self) -> u64 {
         self.at as u64
     }
 
-    /// Refuses `count` things of at least `size` bytes that the file has no room for; nothing is allocated before.
+    /// Refuses `count` items of at least `size` bytes if the rest of the file is too short. Called before any
+    /// allocation.
     pub(super) fn check_room(&self, what: &str, count: u64, size: u64) -> Result<(), Stop> {
         let left = self.file_len - self.position();
         if count.checked_mul(size).is_none_or(|bytes| bytes > left) {
@@ -43,7 +44,7 @@ impl<'a> Cursor<'a> {
 
     fn take(&mut self, len: u64) -> Result<&'a [u8], Stop> {
         self.check_room("bytes", len, 1)?;
-        // It lies inside the file, so a length that no address has room for is not among the bytes read.
+        // The range lies inside the file. If its end does not fit in `usize`, it is not among the bytes read.
         let end = usize::try_from(len).ok().and_then(|len| self.at.checked_add(len));
         let taken = end.and_then(|end| self.bytes.get(self.at..end)).ok_or(Stop::NeedsMore)?;
         self.at += taken.len();
@@ -75,7 +76,7 @@ impl<'a> Cursor<'a> {
         Ok(text.to_owned())
     }
 
-    /// `count` numbers of `N` bytes.
+    /// Reads `count` numbers of `N` bytes each.
     pub(super) fn numbers<T, const N: usize>(
         &mut self,
         count: u64,
@@ -88,7 +89,7 @@ impl<'a> Cursor<'a> {
         Ok(numbers)
     }
 
-    /// `count` things of at least `size` bytes.
+    /// Reads `count` items of at least `size` bytes each.
     pub(super) fn list<T>(
         &mut self,
         count: u64,

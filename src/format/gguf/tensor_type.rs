@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Number, name, elements of a block, bytes of a block, from ggml's `ggml.h` and `ggml-common.h`.
+/// Number, name, elements per block and bytes per block, from ggml's `ggml.h` and `ggml-common.h`.
 const TABLE: [(u32, &str, u64, u64); 32] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -38,7 +38,7 @@ const TABLE: [(u32, &str, u64, u64); 32] = [
     (39, "MXFP4", 32, 17),
 ];
 
-/// An element type that ggml defines. Whether this crate decodes it is `layout`'s business.
+/// An element type that ggml defines. `layout` decides which of them are decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TensorType(u32);
 
@@ -65,12 +65,12 @@ impl TensorType {
         TABLE.iter().map(|(number, ..)| Self(*number))
     }
 
-    /// The type with this number in a file, where ggml has one.
+    /// The type with this number in files, if ggml defines one.
     pub fn from_number(number: u32) -> Option<Self> {
         TABLE.iter().any(|(known, ..)| *known == number).then_some(Self(number))
     }
 
-    /// The number in a file.
+    /// The type's number in files.
     pub fn number(self) -> u32 {
         self.0
     }
@@ -84,17 +84,17 @@ impl TensorType {
         self.row().1
     }
 
-    /// Elements of a block; 1 for types without blocks.
+    /// Elements per block; 1 for types without blocks.
     pub fn block_elements(self) -> u64 {
         self.row().2
     }
 
-    /// Bytes of a block.
+    /// Bytes per block.
     pub fn block_bytes(self) -> u64 {
         self.row().3
     }
 
-    /// Bytes of a row of `elements`; `None` where they are no whole blocks or the product overflows.
+    /// Bytes of a row of `elements`; `None` if they are not whole blocks or the product overflows.
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         if !elements.is_multiple_of(self.block_elements()) {
             return None;

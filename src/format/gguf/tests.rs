@@ -1,4 +1,4 @@
-//! Tests of the container: what a header says, what is refused, and that whatever is written is read again.
+//! Tests of the container: header parsing, refusal of invalid headers, and round trips through the writer.
 
 use super::value::write_string;
 use super::*;
@@ -14,14 +14,14 @@ fn read(bytes: Vec<u8>) -> Result<Header> {
     block_on(read_header(&MemorySource::new(FILE, bytes)))
 }
 
-/// A file that a test spoils.
+/// A file that a test corrupts.
 #[derive(Clone)]
 struct Parts {
     magic: [u8; 4],
     version: u32,
     tensor_count: Option<u64>,
     entry_count: Option<u64>,
-    /// Keys, and values with their type numbers.
+    /// Keys, and encoded values with their type numbers.
     entries: Vec<(String, Vec<u8>)>,
     /// Name, dimensions innermost first, type, offset.
     tensors: Vec<(String, Vec<u64>, u32, u64)>,
@@ -78,7 +78,7 @@ fn a_header_says_what_is_where() {
         let header = read(bytes).unwrap();
         assert_eq!(header.metadata["general.architecture"].as_str(), Some("llama"));
         let a = &header.tensors["a"];
-        // Outermost first; the file has them the other way round.
+        // Outermost first; the file stores them in reverse.
         assert_eq!((a.tensor_type, &a.dims[..]), (TensorType::Q8_0, &[2, 32][..]));
         assert_eq!(a.range, start..start + 68);
         assert_eq!(header.tensors["b"].range, start + 96..start + 108);
@@ -130,7 +130,7 @@ fn every_kind_of_value_is_read_and_written() {
     assert_eq!(header.metadata["k05"].as_u64(), None);
 }
 
-/// A vocabulary makes a header longer than what is read first.
+/// A vocabulary makes the header longer than the first read.
 #[test]
 fn long_headers_are_read_in_pieces() {
     let tokens: Vec<String> = (0..60_000).map(|i| format!("token{i}")).collect();
@@ -166,7 +166,7 @@ fn a_hostile_header_is_an_error_that_says_where() {
         ("key `k`: expected a value type from 0 to 12 but found `13`", InvalidCheckpoint, |p| {
             p.entries.push(("k".into(), 13u32.to_le_bytes().to_vec()));
         }),
-        ("key `k`: expected a truth value, 0 or 1, but found 2", InvalidCheckpoint, |p| {
+        ("key `k`: expected a boolean, 0 or 1, but found 2", InvalidCheckpoint, |p| {
             p.entries.push(("k".into(), [&7u32.to_le_bytes()[..], &[2]].concat()));
         }),
         ("key `k`: expected 18446744073709551615 bytes", InvalidCheckpoint, |p| {
@@ -183,7 +183,7 @@ fn a_hostile_header_is_an_error_that_says_where() {
         ("key `k`: the text at offset", InvalidCheckpoint, |p| {
             p.entries.push(("k".into(), [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &[0xff]].concat()));
         }),
-        ("the key `general.architecture` is there twice", InvalidCheckpoint, |p| {
+        ("the key `general.architecture` appears twice", InvalidCheckpoint, |p| {
             p.entries.push(p.entries[0].clone());
         }),
         ("key `general.alignment`: expected a power of two but found U32(0)", InvalidCheckpoint, |p| {
@@ -213,7 +213,7 @@ fn a_hostile_header_is_an_error_that_says_where() {
             p.tensors[1].3 = u64::MAX - 31;
         }),
         ("tensor `b`: its data at offset", InvalidCheckpoint, |p| p.tensors[1].3 = 64),
-        ("the tensor `a` is there twice", InvalidCheckpoint, |p| p.tensors[1].0 = "a".into()),
+        ("the tensor `a` appears twice", InvalidCheckpoint, |p| p.tensors[1].0 = "a".into()),
         ("expected arrays nested at most 4 deep", InvalidCheckpoint, |_| ()),
     ];
     for (message, code, spoil) in cases {
@@ -259,9 +259,9 @@ fn a_writer_refuses_what_no_reader_would_take() {
     let one = |tensor_type, dims: &[u64]| vec![("a".to_owned(), tensor_type, dims.to_vec())];
     let twice = [one(TensorType::F32, &[1]), one(TensorType::F32, &[1])].concat();
     let cases = [
-        (&alignment, vec![], vec![], "the writer's own business"),
+        (&alignment, vec![], vec![], "is set by the writer"),
         (&none, twice, vec![0; 4], "tensor `a`: the name is given twice"),
-        (&none, one(TensorType::Q4_0, &[2, 33]), vec![], "rows of 33 elements are no whole Q4_0 blocks"),
+        (&none, one(TensorType::Q4_0, &[2, 33]), vec![], "rows of 33 elements are not whole Q4_0 blocks"),
         (&none, one(TensorType::F32, &[1, 1, 1, 1, 1]), vec![], "expected one to four dimensions"),
         (&none, one(TensorType::F32, &[u64::MAX, 4]), vec![], "its size overflows"),
         (

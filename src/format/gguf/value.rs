@@ -1,13 +1,13 @@
-//! Values of GGUF metadata, and how they are read from a header's bytes and written again.
+//! Values of GGUF metadata, and how they are read from and written to a header.
 
 use super::cursor::{Cursor, Stop};
 use crate::error::Error;
 use crate::format::quoted;
 
-/// Arrays in arrays in ... at most: real files have none in another.
+/// The maximum nesting of arrays. Real files do not nest them.
 const MAX_NESTING: usize = 4;
 
-/// A value of the metadata, in the type in which the file holds it.
+/// A metadata value, in the type in which the file stores it.
 #[allow(missing_docs, reason = "the names are the documentation")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -46,7 +46,7 @@ pub enum Array {
 }
 
 impl Value {
-    /// An unsigned number, whatever its type; `None` for negative ones and for what is no integer.
+    /// An integer of any type, unless it is negative; `None` for other values.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U8(v) => Some(v.into()),
@@ -64,15 +64,15 @@ impl Value {
     /// A floating-point number.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
-            // By the shortest decimal that means this f32: 1e-5 stays 1e-5. As JSON, whose reader is there anyway: the
-            // standard library's brings ten kilobytes of tables into a WebAssembly module.
+            // Converted through the shortest decimal of this f32: 1e-5 stays 1e-5. Through JSON, whose parser is linked
+            // anyway: the standard library's parser adds 10 kB of tables to a WebAssembly module.
             Self::F32(v) => serde_json::from_slice(&serde_json::to_vec(&v).ok()?).ok(),
             Self::F64(v) => Some(v),
             _ => None,
         }
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Self::Bool(v) => Some(v),
@@ -80,7 +80,7 @@ impl Value {
         }
     }
 
-    /// Text.
+    /// A string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(v) => Some(v),
@@ -96,7 +96,7 @@ impl Value {
         }
     }
 
-    /// The number of its type in a file.
+    /// The number of its type in files.
     fn type_number(&self) -> u32 {
         match self {
             Self::U8(_) => 0,
@@ -157,7 +157,7 @@ impl Value {
 }
 
 impl Array {
-    /// How many values there are.
+    /// The number of values.
     pub fn len(&self) -> usize {
         match self {
             Self::U8(v) => v.len(),
@@ -181,7 +181,7 @@ impl Array {
         self.len() == 0
     }
 
-    /// Texts.
+    /// Strings.
     pub fn as_strings(&self) -> Option<&[String]> {
         match self {
             Self::String(v) => Some(v),
@@ -197,7 +197,7 @@ impl Array {
         }
     }
 
-    /// 32-bit integers; files have both kinds where only small ones are meant.
+    /// 32-bit integers. Files use both signednesses where only small values occur.
     pub fn as_i32s(&self) -> Option<Vec<i32>> {
         match self {
             Self::I32(v) => Some(v.clone()),
@@ -221,7 +221,7 @@ impl Array {
                 let bytes = cursor.numbers(count, u8::from_le_bytes)?;
                 Self::Bool(bytes.into_iter().map(|byte| bool_of([byte])).collect::<Result<_, _>>()?)
             }
-            // The least that a string or an array takes: its length, and its type.
+            // The minimum size of a string is its length field; of an array, its type and length fields.
             8 => Self::String(cursor.list(count, 8, Cursor::string)?),
             9 if nesting == MAX_NESTING => {
                 return Err(Stop::Refused(Error::invalid_checkpoint(format!(
@@ -279,7 +279,7 @@ impl Array {
     }
 }
 
-/// Appends the length and the bytes of a text.
+/// Appends the length and the bytes of a string.
 pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(&(text.len() as u64).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -290,7 +290,7 @@ fn bool_of([byte]: [u8; 1]) -> Result<bool, Stop> {
         0 => Ok(false),
         1 => Ok(true),
         other => Err(Stop::Refused(Error::invalid_checkpoint(format!(
-            "expected a truth value, 0 or 1, but found {other}"
+            "expected a boolean, 0 or 1, but found {other}"
         )))),
     }
 }

@@ -1,7 +1,7 @@
 //! Writes a GGUF file front to back, tensor by tensor, in pieces of any size.
 //!
-//! The header comes first, so every tensor's type and dimensions are known before the first byte of data; the data then
-//! never has to be in memory at once. Not here: what is written (`layout`).
+//! The header comes first, so the types and dimensions of all tensors must be known before the first data byte. The
+//! data never has to be in memory at once. Not here: what is written (`layout`).
 
 use super::value::write_string;
 use super::{ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, TensorType, Value, tensor};
@@ -10,32 +10,32 @@ use crate::format::sink::ByteSink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// A GGUF file being written. Identical tensors and metadata make identical files: the metadata is sorted by key, and
-/// nothing says when it was written. Dropping it unfinished leaves no file.
+/// A GGUF file being written. The same tensors and metadata give the same file: metadata is sorted by key, and there is
+/// no timestamp. Dropping it unfinished leaves no file.
 pub struct GgufWriter {
     sink: Box<dyn ByteSink>,
-    /// Names and byte counts, in the order of the data.
+    /// Names and byte counts, in data order.
     tensors: Vec<(String, u64)>,
-    /// Index of the tensor that is being written; `tensors.len()` at the end.
+    /// Index of the tensor being written; `tensors.len()` at the end.
     current: usize,
-    /// Bytes of it that have been written.
+    /// Bytes of the current tensor written so far.
     written: u64,
 }
 
 impl GgufWriter {
-    /// Writes the header of a version 3 file. The tensors' data will lie in the order given here; dimensions are
-    /// outermost first.
+    /// Writes the header of a version 3 file. Tensor data follows in the order given here; dimensions are outermost
+    /// first.
     ///
     /// # Errors
-    /// `invalid_argument` for a name that comes twice, more than four dimensions, rows that are no whole blocks, a size
-    /// that overflows, or an alignment among the metadata; whatever the sink fails with.
+    /// `invalid_argument` for a duplicate name, zero or more than four dimensions, rows that are not whole blocks, a
+    /// size that overflows, or an alignment among the metadata; errors of the sink.
     pub async fn begin(
         mut sink: Box<dyn ByteSink>,
         metadata: &BTreeMap<String, Value>,
         tensors: Vec<(String, TensorType, Vec<u64>)>,
     ) -> Result<Self> {
         if metadata.contains_key(ALIGNMENT) {
-            return Err(Error::invalid_argument(format!("`{ALIGNMENT}` is the writer's own business")));
+            return Err(Error::invalid_argument(format!("`{ALIGNMENT}` is set by the writer")));
         }
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&3u32.to_le_bytes());
@@ -58,7 +58,7 @@ impl GgufWriter {
             }
             let width = dims[dims.len() - 1];
             let row = tensor_type.row_bytes(width).ok_or_else(|| {
-                named(&format!("rows of {width} elements are no whole {tensor_type} blocks, or too long"))
+                named(&format!("rows of {width} elements are not whole {tensor_type} blocks, or too long"))
             })?;
             let len = dims[..dims.len() - 1].iter().try_fold(row, |len, &dim| len.checked_mul(dim));
             let end =
@@ -81,11 +81,11 @@ impl GgufWriter {
         Ok(writer)
     }
 
-    /// Appends `bytes` to the tensor `name`, which is the first that is not complete.
+    /// Appends `bytes` to the tensor `name`, which must be the first incomplete one.
     ///
     /// # Errors
-    /// `invalid_argument`, naming the tensor, when another one is due or it would become too long; whatever the sink
-    /// fails with.
+    /// `invalid_argument`, naming the tensor, if another tensor is due or this one becomes too long; errors of the
+    /// sink.
     pub async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -106,10 +106,10 @@ impl GgufWriter {
         self.skip_complete().await
     }
 
-    /// Makes the file appear.
+    /// Makes the file appear under its name.
     ///
     /// # Errors
-    /// `invalid_argument`, naming the tensor, when data is missing; whatever the sink fails with.
+    /// `invalid_argument`, naming the tensor, if data is missing; errors of the sink.
     pub async fn finish(self) -> Result<()> {
         if let Some((due, len)) = self.tensors.get(self.current) {
             return Err(Error::invalid_argument(format!(
@@ -121,7 +121,7 @@ impl GgufWriter {
         self.sink.finish().await
     }
 
-    /// Pads what is complete and moves on to the next tensor that wants data.
+    /// Pads completed tensors and moves on to the next one that needs data.
     async fn skip_complete(&mut self) -> Result<()> {
         while let Some((_, len)) = self.tensors.get(self.current)
             && *len == self.written

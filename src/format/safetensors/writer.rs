@@ -1,6 +1,6 @@
 //! Writes a safetensors file front to back, tensor by tensor, in pieces of any size.
 //!
-//! The header comes first, so every tensor's type and shape is known before the first byte of data; the data then
+//! The header comes first, so the types and shapes of all tensors must be known before the first data byte. The data
 //! never has to be in memory at once. Not here: what is written (`layout`).
 
 use super::{MAX_HEADER_BYTES, METADATA, TensorInfo, tensor};
@@ -11,15 +11,15 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Sorts tensors into the order in which [`SafetensorsWriter`] lays them out.
+/// Sorts tensors into the data order of [`SafetensorsWriter`].
 ///
-/// The order is by name, if that puts every tensor at a multiple of its element size, which some readers demand;
-/// otherwise by descending element size, then by name, which always does. By name the tensors of a module are
-/// neighbours, so that its writer need not keep any of them until the others are through; real checkpoints
-/// practically always allow it. The order depends on nothing but the tensors.
+/// The order is by name if every tensor then starts at a multiple of its element size, which some readers require.
+/// Otherwise it is by descending element size, then by name, which always aligns. By name, the tensors of a module are
+/// adjacent, so its writer need not hold them back; this works for practically all real checkpoints. The order depends
+/// only on the tensors.
 ///
 /// # Errors
-/// `invalid_argument`, naming the tensor, when a size overflows.
+/// `invalid_argument`, naming the tensor, if a size overflows.
 pub fn write_order(tensors: &mut [(String, TensorInfo)]) -> Result<()> {
     sort::sort_by(tensors, |(a, _), (b, _)| a.cmp(b));
     let mut offset = 0u64;
@@ -36,34 +36,34 @@ pub fn write_order(tensors: &mut [(String, TensorInfo)]) -> Result<()> {
         })?;
     }
     if !aligned {
-        // Stable, so names stay sorted within a size.
+        // The sort is stable, so names stay sorted within a size.
         sort::sort_by_key(tensors, |(_, info)| std::cmp::Reverse(info.dtype.size()));
     }
     Ok(())
 }
 
-/// A safetensors file being written. Identical tensors and metadata make identical files.
+/// A safetensors file being written. The same tensors and metadata give the same file.
 ///
 /// Dropping it unfinished leaves no file.
 pub struct SafetensorsWriter {
     sink: Box<dyn ByteSink>,
     order: Vec<String>,
-    /// Bytes of each tensor in `order`.
+    /// Bytes of each tensor, in the order of `order`.
     lens: Vec<u64>,
-    /// Index into `order` of the tensor that is being written; `order.len()` at the end.
+    /// Index into `order` of the tensor being written; `order.len()` at the end.
     current: usize,
-    /// Bytes of it that have been written.
+    /// Bytes of the current tensor written so far.
     written: u64,
 }
 
 impl SafetensorsWriter {
-    /// Lays the tensors out by [`write_order`] and writes the header.
+    /// Sorts the tensors by [`write_order`] and writes the header.
     ///
-    /// `transformers` reads only files whose metadata has a `format`, such as `pt`; adding it is the caller's business.
+    /// `transformers` reads only files whose metadata has a `format`, such as `pt`; the caller must add it.
     ///
     /// # Errors
-    /// `invalid_argument` for a name that comes twice or is `__metadata__`, a size that overflows, or a header that
-    /// readers would refuse; whatever the sink fails with.
+    /// `invalid_argument` for a duplicate name, the name `__metadata__`, a size that overflows, or a header above the
+    /// readers' size limit; errors of the sink.
     pub async fn begin(
         mut sink: Box<dyn ByteSink>,
         mut tensors: Vec<(String, TensorInfo)>,
@@ -87,19 +87,19 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// The tensors' names in the order in which their data is expected.
+    /// The tensors' names in data order.
     pub fn order(&self) -> &[String] {
         &self.order
     }
 
-    /// Appends `bytes` to the tensor `name`, which is the first in [`order`](Self::order) that is not complete.
+    /// Appends `bytes` to the tensor `name`, which must be the first incomplete one in [`order`](Self::order).
     ///
     /// # Errors
-    /// `invalid_argument`, naming the tensor, when another one is due or it would become too long; whatever the sink
-    /// fails with.
+    /// `invalid_argument`, naming the tensor, if another tensor is due or this one becomes too long; errors of the
+    /// sink.
     pub async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
-            // A tensor without elements has been skipped already; its writer need not know.
+            // Tensors without elements were skipped already; callers may write them anyway.
             return Ok(());
         }
         let Some(due) = self.order.get(self.current) else {
@@ -125,10 +125,10 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Makes the file appear.
+    /// Makes the file appear under its name.
     ///
     /// # Errors
-    /// `invalid_argument`, naming the tensor, when data is missing; whatever the sink fails with.
+    /// `invalid_argument`, naming the tensor, if data is missing; errors of the sink.
     pub async fn finish(self) -> Result<()> {
         if let Some(due) = self.order.get(self.current) {
             let expected = self.lens[self.current];
@@ -141,7 +141,7 @@ impl SafetensorsWriter {
         self.sink.finish().await
     }
 
-    /// Moves on to the next tensor that wants data.
+    /// Moves on to the next tensor that needs data.
     fn skip_complete(&mut self) {
         while self.lens.get(self.current) == Some(&self.written) {
             self.current += 1;
@@ -158,7 +158,7 @@ impl fmt::Debug for SafetensorsWriter {
     }
 }
 
-/// The length field and the JSON, padded with spaces so that the data begins at a multiple of 8.
+/// The length field and the JSON, padded with spaces so that the data starts at a multiple of 8.
 fn header_bytes(tensors: &[(String, TensorInfo)], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut bytes = vec![0; 8];
     serde_json::to_writer(&mut bytes, &HeaderText { tensors, metadata })
@@ -174,7 +174,7 @@ fn header_bytes(tensors: &[(String, TensorInfo)], metadata: &BTreeMap<String, St
     Ok(bytes)
 }
 
-/// The header as JSON: metadata first, then the tensors in the order of their data.
+/// The header as JSON: metadata first, then the tensors in data order.
 struct HeaderText<'a> {
     tensors: &'a [(String, TensorInfo)],
     metadata: &'a BTreeMap<String, String>,
@@ -244,7 +244,7 @@ mod tests {
                 ],
                 &["m.packed", "m.scale", "m.shape"],
             ),
-            // An odd number of halves before words of four bytes.
+            // An odd number of half-precision values before 4-byte words.
             (
                 &[
                     ("c", DType::I32, &[1]),
@@ -267,7 +267,7 @@ mod tests {
         }
     }
 
-    /// Byte for byte, so that a change of the layout is seen.
+    /// Compares byte for byte, so that a change of the layout is noticed.
     #[test]
     fn a_file_is_these_bytes() {
         let dir = MemorySinkDir::new("out");
@@ -338,7 +338,7 @@ mod tests {
         (DType::I64, ::safetensors::Dtype::I64),
     ];
 
-    /// Names with everything that JSON escapes, types, small shapes.
+    /// Names with every character that JSON escapes, all types, small shapes.
     fn any_tensors() -> impl Strategy<Value = BTreeMap<String, (usize, Vec<u64>)>> {
         let name = prop_oneof!["[a-c.]{0,6}", "\\PC{0,6}", any::<String>()];
         let name = name.prop_filter("reserved", |name| name != METADATA);
@@ -407,7 +407,7 @@ mod tests {
                 let dims = dims.iter().map(|dim| *dim as usize).collect();
                 (name, ::safetensors::tensor::TensorView::new(TYPES[*dtype].1, dims, &stored[name].0).unwrap())
             });
-            // The library's own reader refuses what it writes for neither tensors nor metadata: `{},"__metadata__":{}}`.
+            // The library cannot read its own output without tensors but with metadata: `{},"__metadata__":{}}`.
             let theirs = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect::<HashMap<_, _>>());
             let file = ::safetensors::serialize(views, theirs).unwrap();
             let source = MemorySource::new(FILE, file);

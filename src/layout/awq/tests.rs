@@ -1,4 +1,4 @@
-//! AWQ against files packed field by field, as the documents of its tools describe them.
+//! AWQ against files packed field by field according to the tools' documentation.
 
 use super::*;
 use crate::error::ErrorCode;
@@ -27,7 +27,7 @@ fn documented() -> (Tensors, Vec<f32>) {
     let code = |input: usize, output: usize| (input * 7 + output * 5 + input * output) as u32 % 16;
     let zero = |group: usize, output: usize| (group * 3 + output * 11) as u32 % 16;
     let scale = |group: usize, output: usize| (output as f32 - 11.5) / 32.0 + group as f32;
-    // The columns of a word, from the lowest four bits up.
+    // The outputs held by a word's fields, from the lowest four bits up.
     let order = [0, 2, 4, 6, 1, 3, 5, 7];
     let pack = |rows: usize, value: &dyn Fn(usize, usize) -> u32| -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -155,7 +155,7 @@ fn the_layout_holds_one_group_size() {
     assert!(TargetLayout::Awq.can_hold_as(8, 32, reordered).unwrap_err().contains("act-order"));
 }
 
-/// What GPTQModel packed is read as what it meant, and written again word for word.
+/// GPTQModel's golden files decode to the intended weights, and are written again with the same words.
 #[test]
 fn the_words_are_those_of_gptqmodel() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/gptq.json");
@@ -218,14 +218,14 @@ proptest! {
         let entries = [(MODULE.to_owned(), format)];
         let config = TargetLayout::Awq.quantization_config(&entries, &[], Activations::F32).unwrap();
         let found = read(&config, tensors).unwrap();
-        // The layout keeps zero points whatever they are.
+        // The layout always stores zero points.
         let expected_zeros = if symmetric { vec![8; count] } else { zeros };
         prop_assert_eq!(found.zero_points().unwrap(), expected_zeros);
         prop_assert_eq!(found.codes(), tensor.codes());
         prop_assert_eq!(found.scales(), tensor.scales());
     }
 
-    /// Small tensors of any type and shape under the names that matter: an answer or an error, never a panic.
+    /// Small tensors of any type and shape under the relevant names give a result or an error, never a panic.
     #[test]
     fn no_tensors_make_the_reader_panic(
         specs in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! `quantization_config` as compressed-tensors writes it, reduced to what its groups mean for weights.
+//! Parses a compressed-tensors `quantization_config`, reduced to what its groups mean for the weights.
 
 use super::targets::Targets;
 use crate::error::{Context, Error, Result};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
-/// What `quantization_config` says about a compressed-tensors checkpoint.
+/// The content of `quantization_config` for a compressed-tensors checkpoint.
 #[derive(Debug)]
 pub struct Config {
     groups: Vec<Group>,
@@ -19,12 +19,12 @@ pub struct Config {
     shapes: HashMap<String, [i64; 2]>,
 }
 
-/// What holds for every module of a group.
+/// The settings of all modules of a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) scheme: Scheme,
     pub(super) activations: Activations,
-    /// `None`: the config does not say, so the tensors do.
+    /// `None`: the config does not specify it, so the tensors decide.
     pub(super) spelling: Option<Spelling>,
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Spelling {
     Bytes,
 }
 
-/// Keys of the config that are read here, or say nothing about weights.
+/// Keys of the config that are read here, or that do not affect the weights.
 const KNOWN_KEYS: [&str; 9] = [
     "config_groups",
     "format",
@@ -51,7 +51,7 @@ const KNOWN_KEYS: [&str; 9] = [
 ];
 /// Keys of a group.
 const GROUP_KEYS: [&str; 5] = ["targets", "weights", "input_activations", "output_activations", "format"];
-/// Keys of weights and activations; an observer found the scales, and tensors show their types.
+/// Keys of weights and activations. Observers only determined the scales, and the tensors show their own types.
 const ARGS_KEYS: [&str; 12] = [
     "num_bits",
     "type",
@@ -102,8 +102,8 @@ impl Config {
     /// Reads `quantization_config`.
     ///
     /// # Errors
-    /// `unsupported_format` for anything that would make the weights or activations mean something that this crate
-    /// does not do; `invalid_checkpoint` for a broken config.
+    /// `unsupported_format` for weights or activations that this crate cannot interpret; `invalid_checkpoint` for a
+    /// broken config.
     pub fn parse(config: &Value) -> Result<Self> {
         let raw: RawConfig = json::read(config).map_err(broken)?;
         keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
@@ -141,7 +141,7 @@ impl Config {
         Ok(Self { groups, targets, shapes: HashMap::new() })
     }
 
-    /// The group of a module, unless it stays in floating point.
+    /// The group of a module; `None` if it stays in floating point.
     pub(super) fn group_of(&self, module: &str) -> Option<Group> {
         let class = if crate::layout::is_embedding(module) { "Embedding" } else { "Linear" };
         self.targets.group_of(module, class).map(|index| self.groups[index])
@@ -219,8 +219,8 @@ fn parse_weights(args: &RawArgs) -> Result<Scheme> {
     if let Some(order) =
         args.actorder.as_ref().filter(|value| !value.is_null() && **value != Value::Bool(false))
     {
-        // With `static` and `weight` the columns stand in their own order; with `group`, once called `dynamic`, a
-        // `weight_g_idx` says which group each has.
+        // With `static` and `weight`, columns are in input order. With `group`, formerly `dynamic`, `weight_g_idx`
+        // holds the group of each column.
         if !matches!(order.as_str(), Some("static" | "weight" | "group" | "dynamic")) {
             return Err(unsupported("`actorder`", "group, static, weight or null", order));
         }
@@ -241,7 +241,7 @@ fn parse_weights(args: &RawArgs) -> Result<Scheme> {
     Ok(Scheme::Integer { bits, granularity, symmetric: args.symmetric.unwrap_or(true) })
 }
 
-/// Only what [`Activations::Int8`] does: one symmetric scale for each token, found while running.
+/// Accepts only what [`Activations::Int8`] does: one symmetric scale per token, computed at run time.
 fn parse_activations(args: &RawArgs) -> Result<Activations> {
     check_type(args)?;
     let dynamic = args.dynamic == Some(Value::Bool(true));

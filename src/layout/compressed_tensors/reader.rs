@@ -1,4 +1,4 @@
-//! compressed-tensors modules to [`PackedTensor`]s.
+//! Reads compressed-tensors modules as [`PackedTensor`]s.
 
 use super::CompressedNames;
 use super::config::{Config, Group, Spelling};
@@ -11,7 +11,7 @@ use crate::layout::stored::{
 use crate::layout::{ModuleStorage, dense};
 use crate::quant::{Granularity, PackedTensor, Scheme, column_order, packing};
 
-/// A packed module whose tensors fit together.
+/// A packed module with consistent tensors.
 struct ModuleTensors {
     group: Group,
     spelling: Spelling,
@@ -80,7 +80,7 @@ impl Config {
             .map_err(|error| in_tensor(codes_name, error))
     }
 
-    /// Checks everything about a module that headers and `weight_shape` tell; `None` for floating point.
+    /// All checks of a module that need only headers and `weight_shape`; `None` for floating point.
     fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
         let names = CompressedNames::new(module);
         let (packed, plain) = (store.get(&names.packed), store.get(&names.weight));
@@ -97,7 +97,7 @@ impl Config {
         let group = self.group_of(module);
         let (spelling, group) = match (spelling, group) {
             (None, None) => return Ok(None),
-            // Missing altogether is for `dense` to say.
+            // `dense` reports a module without any weight.
             (None, Some(_)) if plain.is_none() => return Ok(None),
             (Some(spelling), Some(group)) => (spelling, group),
             (Some(_), None) => {
@@ -147,7 +147,7 @@ impl Config {
             && let Ok(cols) = usize::try_from(cols)
             && rows == packed_rows
             && cols > 0
-            // This bound keeps the number of bits of a row representable.
+            // Keeps the number of bits per row representable.
             && cols / 32 <= words
             && packing::words(cols, bits) == words
         {
@@ -160,7 +160,7 @@ impl Config {
         Err(in_tensor(&names.shape, error))
     }
 
-    /// Reads every stored shape, so that shapes are known without waiting: 16 bytes for each packed module.
+    /// Reads all stored shapes, 16 bytes per packed module, so that shapes are later known without waiting.
     pub(in crate::layout) async fn read_shapes(&mut self, store: &TensorStore) -> Result<()> {
         let names: Vec<_> =
             store.names().filter(|name| name.ends_with(".weight_shape")).map(str::to_owned).collect();
@@ -186,13 +186,13 @@ impl Config {
     }
 }
 
-/// The order that puts the columns of a group side by side; `None` where they stand so.
+/// The column order that makes groups contiguous; `None` if they already are.
 async fn read_column_order(store: &TensorStore, name: &str, scheme: Scheme) -> Result<Option<Vec<u32>>> {
     if store.get(name).is_none() {
         return Ok(None);
     }
     let g_idx = integers(store, name).await?;
-    // What is not grouped keeps a tensor of -1, or none.
+    // Without groups, the tensor is absent or filled with -1.
     let Granularity::Group(group_size) = scheme.granularity() else { return Ok(None) };
     if g_idx.iter().all(|&group| group == -1) {
         return Ok(None);
@@ -200,7 +200,7 @@ async fn read_column_order(store: &TensorStore, name: &str, scheme: Scheme) -> R
     column_order::order_of_groups(&g_idx, group_size).map(Some).map_err(|error| in_tensor(name, error))
 }
 
-/// The shape `[rows, groups]` of scales and unpacked zero points, or `[1]`, and other spellings of the same.
+/// Checks that scales have the shape `[rows, groups]` or `[1]`, or an equivalent one.
 fn check_scales(store: &TensorStore, names: &CompressedNames, found: &ModuleTensors) -> Result<()> {
     let info = store.require(&names.scale)?;
     let rows = found.rows as u64;
@@ -214,7 +214,7 @@ fn check_scales(store: &TensorStore, names: &CompressedNames, found: &ModuleTens
     }
 }
 
-/// The zero points, `[rows, groups]` or `[1]`, unsigned; `None` for symmetric schemes.
+/// The unsigned zero points, `[rows, groups]` or `[1]`; `None` for symmetric schemes.
 async fn read_zero_points(
     store: &TensorStore,
     names: &CompressedNames,
@@ -239,7 +239,7 @@ async fn read_zero_points(
         unpack_columns(&words(store, name).await?, found.rows, groups, bits)
     } else {
         require_type(store, name, DType::I8)?;
-        // One dimension of 1 may be left out.
+        // A dimension of 1 may be omitted.
         require_shape(name, info, &[&unpacked, &[count as u64]])?;
         let bytes = store.read(name).await?;
         let unsigned = |&byte| unsigned(byte, scheme);
@@ -247,7 +247,7 @@ async fn read_zero_points(
     };
     match scheme.constant_zero_point() {
         None => Ok(Some(zero_points)),
-        // Old files carry zeros for symmetric weights.
+        // Old files store zero points of 0 for symmetric weights.
         Some(constant) => match zero_points.iter().find(|&&zero| u32::from(zero) != constant) {
             None => Ok(None),
             Some(zero) => Err(in_tensor(
@@ -261,7 +261,7 @@ async fn read_zero_points(
     }
 }
 
-/// A signed code or zero point, in one byte, as an unsigned one.
+/// Converts a signed code or zero point in one byte to an unsigned one.
 fn unsigned(byte: u8, scheme: Scheme) -> Result<u8> {
     let midpoint = 1i32 << (scheme.storage_bits() - 1);
     let value = i32::from(byte as i8) + midpoint;
@@ -275,7 +275,7 @@ fn unsigned(byte: u8, scheme: Scheme) -> Result<u8> {
     })
 }
 
-/// Zero points `[rows, groups]` from bit streams down the columns of `[words, groups]`.
+/// Unpacks zero points `[rows, groups]` from bit streams down the columns of `[words, groups]`.
 fn unpack_columns(packed: &[u32], rows: usize, groups: usize, bits: u32) -> Vec<u8> {
     let mut out = vec![0u8; rows * groups];
     let mut stream = vec![0u32; packing::words(rows, bits)];

@@ -1,15 +1,15 @@
-//! Which config group a module belongs to, as `compressed_tensors.utils.match` decides it.
+//! Finds a module's config group by the rules of `compressed_tensors.utils.match`.
 //!
-//! A target is a module's name, a pattern (`re:` and a regular expression that matches from the start of the name), or a
-//! class. Of several that match, names come before patterns and patterns before classes; among equals the first in
-//! the order of the alphabet.
+//! A target is a module's name, a pattern (`re:` and a regular expression that matches from the start of the name), or
+//! a class. If several match, names take precedence over patterns and patterns over classes; within a kind, the first
+//! in alphabetical order wins.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
 use regex_lite::{Regex, RegexBuilder};
 
-/// Patterns come from files that anyone may have written. Matching is linear in pattern size times name length; these
-/// limits keep both the size and the number small.
+/// Patterns come from untrusted files. Matching takes time linear in pattern size times name length; these limits bound
+/// the patterns' size and number.
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
 const MAX_PATTERNS: usize = 256;
 
@@ -37,7 +37,7 @@ impl TargetPattern {
     fn matches_name(&self, module: &str) -> bool {
         match self {
             Self::Name(name) => name == module,
-            // The leftmost match starts at 0 exactly when there is a match that starts at 0.
+            // The leftmost match starts at 0 exactly if some match starts at 0.
             Self::Pattern(regex) => regex.find(module).is_some_and(|found| found.start() == 0),
         }
     }
@@ -47,16 +47,16 @@ impl TargetPattern {
     }
 }
 
-/// The targets of all groups, each with its group, and what is left out.
+/// The targets of all groups, each with its group, and the ignored modules.
 #[derive(Debug)]
 pub(super) struct Targets {
-    /// Names before patterns, then by text: the order in which they are tried.
+    /// In matching order: names before patterns, then by text.
     targets: Vec<(TargetPattern, usize)>,
     ignore: Vec<TargetPattern>,
 }
 
 impl Targets {
-    /// `groups[i]` are the targets of group `i`; where two groups have the same target, the later one counts.
+    /// `groups[i]` are the targets of group `i`. If two groups have the same target, the later one wins.
     pub(super) fn new<'a>(groups: impl Iterator<Item = &'a [String]>, ignore: &[String]) -> Result<Self> {
         let mut sorted = std::collections::BTreeMap::new();
         for (index, targets) in groups.enumerate() {
@@ -80,7 +80,7 @@ impl Targets {
         })
     }
 
-    /// The group of a module of a class (`Linear`, `Embedding`), if it has one.
+    /// The group of a module of a class (`Linear`, `Embedding`), if any.
     pub(super) fn group_of(&self, module: &str, class: &str) -> Option<usize> {
         if self.ignore.iter().any(|target| target.matches_name(module) || target.matches_class(class)) {
             return None;
@@ -127,7 +127,7 @@ mod tests {
         // A pattern matches from the start of the name, but not necessarily to its end.
         let anchored = targets(&[&["re:layers"], &["re:model"]], &[]).unwrap();
         assert_eq!(anchored.group_of("model.layers.0", "Linear"), Some(1));
-        // The same target twice: the later group, as in a dictionary.
+        // With duplicate targets the later group wins, as in a Python dictionary.
         assert_eq!(targets(&[&["Linear"], &["Linear"]], &[]).unwrap().group_of("x", "Linear"), Some(1));
     }
 
@@ -140,7 +140,7 @@ mod tests {
             assert!(targets(&[&["Linear"]], &[pattern]).is_err(), "{pattern}");
         }
         assert!(targets(&[&many], &[]).is_err());
-        // Exponential for backtracking engines.
+        // Takes exponential time in backtracking engines.
         let slow = targets(&[&["re:(a*)*(a*)*(a*)*b"]], &[]).unwrap();
         assert_eq!(slow.group_of(&"a".repeat(200), "Linear"), None);
     }

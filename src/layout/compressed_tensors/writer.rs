@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to compressed-tensors modules and their config.
+//! Writes [`PackedTensor`]s as compressed-tensors modules, with their config.
 
 use super::CompressedNames;
 use crate::dtype::DType;
@@ -28,7 +28,7 @@ pub(in crate::layout) fn can_hold(cols: usize, scheme: Scheme) -> Result<(), Str
     }
 }
 
-/// Ternary codes are stored as 2-bit ones: -1, 0, 1 in a scheme whose zero point is 2.
+/// Ternary codes are stored as 2-bit codes: -1, 0, 1 with zero point 2.
 fn stored_scheme(scheme: Scheme) -> Scheme {
     match scheme {
         Scheme::Ternary { granularity } => Scheme::Integer { bits: Bits::Two, granularity, symmetric: true },
@@ -36,12 +36,13 @@ fn stored_scheme(scheme: Scheme) -> Scheme {
     }
 }
 
-/// Whether the codes are written as bytes, `int-quantized`: an 8-bit embedding table, which takes the same room.
+/// Whether codes are written as bytes (`int-quantized`): only for an 8-bit embedding table, where this takes no more
+/// space.
 fn as_bytes(module: &str, scheme: Scheme) -> bool {
     is_embedding(module) && scheme.storage_bits() == 8
 }
 
-/// Shape of the scales.
+/// The scales' shape.
 fn scale_shape(scheme: Scheme, rows: usize, cols: usize) -> Vec<u64> {
     match scheme.granularity() {
         Granularity::Tensor => vec![1],
@@ -150,7 +151,7 @@ fn signed_bytes(tensor: &PackedTensor) -> Vec<u8> {
     bytes
 }
 
-/// Zero points `[rows, groups]` to bit streams down the columns of `[words, groups]`.
+/// Packs zero points `[rows, groups]` as bit streams down the columns of `[words, groups]`.
 fn pack_columns(zero_points: &[u8], rows: usize, groups: usize, bits: u32) -> Vec<u32> {
     let words = packing::words(rows, bits);
     let mut out = vec![0u32; words * groups];
@@ -168,8 +169,8 @@ fn pack_columns(zero_points: &[u8], rows: usize, groups: usize, bits: u32) -> Ve
     out
 }
 
-/// One group for each way in which modules are stored. The one with most linear modules is said of the class `Linear`; the
-/// others list their modules by name, which takes precedence.
+/// One config group per storage form. The group with the most linear modules targets the class `Linear`; the others
+/// list their modules by name, which takes precedence.
 pub(in crate::layout) fn quantization_config(
     entries: &[(String, PackedFormat)],
     ignore: &[String],
@@ -191,7 +192,7 @@ pub(in crate::layout) fn quantization_config(
 
     let mut config_groups = Map::new();
     let mut formats = Vec::new();
-    // The default first: some readers take the first group for that of all ordinary layers.
+    // The default group comes first: some readers use the first group for all ordinary layers.
     let (first, others): (Vec<_>, Vec<_>) =
         groups.iter().partition(|(key, _)| Some(*key) == default_key.as_ref());
     for (key, (packed, modules)) in first.into_iter().chain(others) {

@@ -1,7 +1,7 @@
-//! ggml's blocks to [`PackedTensor`]s. Everything that a block holds survives: scales and minimums are products of a half
-//! and at most eight bits, which `f32` holds exactly, and codes keep their values.
+//! Decodes ggml blocks to [`PackedTensor`]s without loss. Scales and minimums are products of a half and at most eight
+//! bits, which `f32` represents exactly, and codes keep their values.
 //!
-//! | type | becomes |
+//! | block type | result |
 //! |---|---|
 //! | `Q8_0` | `int8-g32-sym` |
 //! | `Q4_0` | `int4-g32-sym` |
@@ -11,7 +11,7 @@
 //! | `Q4_K` | `int4-g32-min`, scale `d * sc`, minimum `-dmin * m` |
 //! | `Q6_K` | `int8-g16-sym`, scale `d * sc`, code `q - 32` |
 //! | `TQ1_0`, `TQ2_0` | `ternary-g256` |
-//! | `IQ4_NL` | `iq4_nl`: the same codes, of a table |
+//! | `IQ4_NL` | `iq4_nl`: the same codebook indices |
 //!
 //! The bit layouts are those of ggml's `ggml-common.h` and `ggml-quants.c`.
 
@@ -24,7 +24,7 @@ use crate::quant::{
 };
 use half::f16;
 
-/// The coding that blocks of a type become; `None` for types that are not read.
+/// The coding of a block type's decoded form; `None` for types that are not decoded.
 pub(super) fn coding(tensor_type: TensorType) -> Option<Coding> {
     match tensor_type {
         TensorType::IQ4_NL => Some(Codebook::Iq4Nl.into()),
@@ -32,19 +32,19 @@ pub(super) fn coding(tensor_type: TensorType) -> Option<Coding> {
     }
 }
 
-/// The type whose blocks are rows of that coding, where `cols` columns are whole blocks. Integer codes have types of
-/// their own kind: see [`block_type`](super::block_type).
+/// The block type of this coding for which `cols` columns are whole blocks. For integer codes use
+/// [`block_type`](super::block_type).
 pub(super) fn type_of(wanted: Coding, cols: usize) -> Option<TensorType> {
     let fits = |of: &TensorType| (cols as u64).is_multiple_of(of.block_elements());
     TensorType::all().filter(fits).find(|&of| coding(of) == Some(wanted))
 }
 
-/// The types that are read.
+/// The block types that are decoded.
 pub(super) fn names() -> Vec<&'static str> {
     TensorType::all().filter(|&of| coding(of).is_some()).map(TensorType::name).collect()
 }
 
-/// The scheme of a type of integer codes.
+/// The scheme of a block type with integer codes.
 fn scheme(tensor_type: TensorType) -> Option<Scheme> {
     let symmetric =
         |bits, size| Scheme::Integer { bits, granularity: Granularity::Group(size), symmetric: true };
@@ -65,7 +65,7 @@ fn scheme(tensor_type: TensorType) -> Option<Scheme> {
     }
 }
 
-/// A matrix of blocks on its way into a packed tensor, rows first to last.
+/// Decodes a matrix of blocks into a packed tensor, row by row.
 pub(super) struct Decoder {
     tensor_type: TensorType,
     coding: Coding,
@@ -78,10 +78,10 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Starts a `[rows, cols]` matrix; `cols` are whole blocks of a type that has a [`coding`].
+    /// Starts a `[rows, cols]` matrix; `cols` must be whole blocks of a type that has a [`coding`].
     ///
     /// # Errors
-    /// `out_of_memory` where the codes do not fit.
+    /// `out_of_memory` if the codes do not fit.
     pub(super) fn new(tensor_type: TensorType, rows: usize, cols: usize) -> Result<Self> {
         let coding = coding(tensor_type).expect("a type with blocks");
         let words = rows.checked_mul(packing::words(cols, coding.code_bits()));
@@ -102,14 +102,14 @@ impl Decoder {
         Ok(Self { tensor_type, coding, rows, cols, codes, minimums: scales.clone(), scales, row: Vec::new() })
     }
 
-    /// Takes the next rows.
+    /// Decodes the next rows.
     ///
     /// # Errors
-    /// `non_finite` for a scale that is NaN or infinite; `invalid_checkpoint` for a ternary code that is 3. Both name the
+    /// `non_finite` for a scale that is NaN or infinite; `invalid_checkpoint` for the ternary code 3. Both name the
     /// row.
     ///
     /// # Panics
-    /// When `bytes` are not whole rows.
+    /// If `bytes` are not whole rows.
     pub(super) fn push_rows(&mut self, bytes: &[u8]) -> Result<()> {
         let block_bytes = self.tensor_type.block_bytes() as usize;
         let blocks = self.cols / self.tensor_type.block_elements() as usize;
@@ -141,7 +141,7 @@ impl Decoder {
     /// The packed matrix.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when rows are missing.
+    /// `invalid_checkpoint` if rows are missing.
     pub(super) fn finish(self) -> Result<QuantizedTensor> {
         let Self { coding, rows, cols, codes, scales, minimums, .. } = self;
         Ok(match coding {
@@ -155,7 +155,7 @@ impl Decoder {
 
     fn q8_0(&mut self, block: &[u8]) -> Result<()> {
         self.scales.push(half_at(block, 0)?);
-        // Two's complement plus 128.
+        // The code plus 128, from two's complement.
         self.row.extend(block[2..].iter().map(|code| code ^ 0x80));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Decoder {
 
     fn q5_0(&mut self, block: &[u8]) -> Result<()> {
         self.scales.push(half_at(block, 0)?);
-        // q - 16, with 8-bit codes' zero point of 128.
+        // q - 16, relative to the 8-bit zero point 128.
         self.five_bits(&block[2..], 128 - 16);
         Ok(())
     }
@@ -187,7 +187,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Codes whose fifth bits are the 32 bits in front, the first code's the lowest, and whose others are nibbles behind.
+    /// Codes of five bits: 32 high bits, the first code's lowest, followed by nibbles with the low bits.
     fn five_bits(&mut self, bytes: &[u8], shift: u8) {
         let (high, nibbles) = bytes.split_at(4);
         let start = self.row.len();
@@ -197,7 +197,7 @@ impl Decoder {
         }
     }
 
-    /// The low halves of all bytes, then the high ones.
+    /// The low nibbles of all bytes, then the high ones.
     fn nibbles(&mut self, bytes: &[u8]) {
         self.row.extend(bytes.iter().map(|byte| byte & 15));
         self.row.extend(bytes.iter().map(|byte| byte >> 4));
@@ -231,7 +231,7 @@ impl Decoder {
                     let low = low[l + 32 * (quarter % 2)];
                     let low = if quarter < 2 { low & 15 } else { low >> 4 };
                     let code = low | (high[l] >> (2 * quarter) & 3) << 4;
-                    // q - 32, with 8-bit codes' zero point of 128.
+                    // q - 32, relative to the 8-bit zero point 128.
                     self.row.push(code + (128 - 32));
                 }
             }
@@ -241,7 +241,7 @@ impl Decoder {
 
     fn tq1_0(&mut self, block: &[u8]) -> Result<()> {
         self.scales.push(half_at(block, 52)?);
-        // (bytes, trits of each)
+        // (bytes, trits per byte)
         for (bytes, trits) in [(&block[..32], 5), (&block[32..48], 5), (&block[48..52], 4)] {
             let mut power = 1u8;
             for _ in 0..trits {
@@ -265,20 +265,20 @@ impl Decoder {
         let codes = &self.row[self.row.len() - 256..];
         if codes.contains(&3) {
             return Err(Error::invalid_checkpoint(
-                "expected the ternary codes 0, 1 and 2 in TQ2_0 blocks but found 3, which is no ternary weight",
+                "expected the ternary codes 0, 1 and 2 in TQ2_0 blocks but found 3",
             ));
         }
         Ok(())
     }
 }
 
-/// The weights of some rows of blocks, as a reader of the file sees them.
+/// Decodes rows of blocks to weights, as a reader of the file does.
 ///
 /// # Errors
-/// `non_finite` for a scale that is NaN or infinite; `invalid_checkpoint` for a ternary code that is 3. Both name the row.
+/// `non_finite` for a scale that is NaN or infinite; `invalid_checkpoint` for the ternary code 3. Both name the row.
 ///
 /// # Panics
-/// When the type has no blocks, or `bytes` and `out` are not the same whole rows of `cols` columns.
+/// If the type has no blocks, or if `bytes` and `out` are not the same whole rows of `cols` columns.
 pub fn decode_rows(tensor_type: TensorType, cols: usize, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     let rows = out.len() / cols;
     let mut decoder = Decoder::new(tensor_type, rows, cols)?;
@@ -287,10 +287,10 @@ pub fn decode_rows(tensor_type: TensorType, cols: usize, bytes: &[u8], out: &mut
     Ok(())
 }
 
-/// The blocks of a matrix whose coding is that of a type.
+/// Encodes a matrix whose coding matches a block type's.
 ///
 /// # Errors
-/// `unsupported_format` where it is that of none; `non_finite` for a scale that a half cannot hold.
+/// `unsupported_format` if no type has this coding; `non_finite` for a scale outside the range of half precision.
 pub(super) fn encode(tensor: &QuantizedTensor) -> Result<Vec<u8>> {
     let (coding, cols) = (tensor.coding(), tensor.cols());
     let Some(tensor_type) = type_of(coding, cols) else {
@@ -308,7 +308,7 @@ pub(super) fn encode(tensor: &QuantizedTensor) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Scale and minimum of one of the eight groups of `Q4_K`, 6 bits each.
+/// The 6-bit scale and minimum of one of the eight groups of `Q4_K`.
 fn six_bits(packed: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         return (packed[group] & 63, packed[group + 4] & 63);

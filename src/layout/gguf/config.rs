@@ -1,7 +1,7 @@
-//! GGUF metadata as the config.json that transformers would write for the same model, and the other way.
+//! Translates between GGUF metadata and the config.json that transformers would write for the same model.
 //!
-//! Whatever says that the model does something else than what config.json can say is an error that names its key: a key
-//! of the architecture that is not listed here may change what the weights mean.
+//! Metadata that config.json cannot express is an error that names the key. This includes unknown keys of the
+//! architecture, because they may change the model.
 
 mod llama3;
 mod write;
@@ -15,11 +15,11 @@ use crate::format::gguf::Value as GgufValue;
 use crate::format::{clipped, quoted};
 use serde_json::{Map, Value, json};
 
-/// Architectures of llama.cpp, and the `model_type` of the decoder that each is. Mistral's files say `llama`.
+/// llama.cpp's architectures, with the decoder's `model_type`. Mistral files use `llama`.
 const ARCHITECTURES: [(&str, &str); 3] = [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
 
-/// Keys behind `llama.`, or another architecture's name, that are read here or mean nothing to a decoder: names of layouts and
-/// experts where there are none, what other scalings of RoPE than those that are done count from, how a model came to be.
+/// Architecture keys (`llama.*` and so on) that are read here or that a decoder can ignore: tensor layout and expert
+/// counts of models without experts, parameters of unsupported RoPE scalings, and the model's history.
 const KNOWN_KEYS: [&str; 21] = [
     "block_count",
     "context_length",
@@ -44,16 +44,16 @@ const KNOWN_KEYS: [&str; 21] = [
     "rope.scaling.finetuned",
 ];
 
-/// Keys that change the mathematics unless they have this value, which a decoder without them has too.
+/// Keys that change the computation unless they have this value, which equals their absence.
 const NEUTRAL_VALUES: [(&str, GgufValue); 4] = [
     ("attention.causal", GgufValue::Bool(true)),
-    // RoPE's cosines and sines are multiplied by it.
+    // Multiplies RoPE's cosines and sines.
     ("rope.scaling.attn_factor", GgufValue::F64(1.0)),
     ("rope.scaling.yarn_log_multiplier", GgufValue::F64(0.0)),
     ("use_parallel_residual", GgufValue::Bool(false)),
 ];
 
-/// What the tensors say that the metadata does not.
+/// Facts that only the tensors reveal.
 pub(super) struct FromTensors {
     /// Rows of the embedding.
     pub(super) vocab_size: u64,
@@ -63,14 +63,14 @@ pub(super) struct FromTensors {
     pub(super) has_q_bias: bool,
     /// Whether the MLP has biases.
     pub(super) has_mlp_bias: bool,
-    /// The factors that divide RoPE's frequencies.
+    /// The divisors of RoPE's frequencies.
     pub(super) rope_factors: Option<Vec<f32>>,
 }
 
-/// The architecture, as llama.cpp calls it.
+/// The architecture, by llama.cpp's name.
 ///
 /// # Errors
-/// `unsupported_model` naming one that the decoder does not run.
+/// `unsupported_model` naming an unsupported architecture.
 pub(super) fn architecture(metadata: &Metadata<'_>) -> Result<&'static str> {
     let found = metadata.require_text("general.architecture")?;
     let known = ARCHITECTURES.iter().find(|(name, _)| *name == found);
@@ -84,7 +84,7 @@ pub(super) fn architecture(metadata: &Metadata<'_>) -> Result<&'static str> {
     })
 }
 
-/// Elements of a head.
+/// Elements per head.
 pub(super) fn head_dim(metadata: &Metadata<'_>, architecture: &str) -> Result<u64> {
     let key = |name: &str| format!("{architecture}.{name}");
     if let Some(length) = metadata.number(&key("attention.key_length"))? {
@@ -105,8 +105,7 @@ pub(super) fn head_dim(metadata: &Metadata<'_>, architecture: &str) -> Result<u6
 /// The config.json of the model.
 ///
 /// # Errors
-/// `unsupported_model` naming a key or a value that the decoder does not do; `invalid_checkpoint` for a missing or
-/// misshapen one.
+/// `unsupported_model` naming an unsupported key or value; `invalid_checkpoint` for a missing or malformed key.
 pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<Value> {
     let architecture = architecture(metadata)?;
     let keys = Keys { metadata, architecture };
@@ -135,21 +134,21 @@ pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<
     set("rms_norm_eps", json!(metadata.require_float(&keys.key("attention.layer_norm_rms_epsilon"))?));
     set("hidden_act", json!("silu"));
     set("tie_word_embeddings", json!(!tensors.has_head));
-    // Qwen 2 has these biases without saying so.
+    // Qwen 2 has these biases without a config key.
     set("attention_bias", json!(tensors.has_q_bias && model_type != "qwen2"));
     set("mlp_bias", json!(tensors.has_mlp_bias));
-    // llama.cpp's and transformers' default.
+    // The default of llama.cpp and transformers.
     let theta = metadata.float(&keys.key("rope.freq_base"))?.unwrap_or(10_000.0);
     set("rope_theta", json!(theta));
     set("rope_scaling", keys.rope_scaling(theta, head_dim, tensors.rope_factors.as_deref())?);
     set("torch_dtype", json!("float32"));
-    // Null where there is none: a missing key would mean the one of the family.
+    // Null if there are none: a missing key would mean the family's default.
     set("bos_token_id", json!(tokenizer::bos_token(metadata)?));
     set("eos_token_id", json!(tokenizer::end_tokens(metadata)?));
     Ok(Value::Object(config))
 }
 
-/// The same truth value, or the same number in whatever type.
+/// Whether two booleans are equal, or two numbers of any type.
 fn is_same(found: &GgufValue, neutral: &GgufValue) -> bool {
     let number = |value: &GgufValue| value.as_f64().or_else(|| value.as_u64().map(|number| number as f64));
     match neutral.as_bool() {
@@ -174,7 +173,7 @@ fn class_of(model_type: &str) -> &'static str {
     }
 }
 
-/// The keys of one architecture.
+/// Access to the keys of one architecture.
 struct Keys<'a> {
     metadata: &'a Metadata<'a>,
     architecture: &'static str,
@@ -210,7 +209,7 @@ impl Keys<'_> {
                 None if KNOWN_KEYS.contains(&name) => {}
                 None => {
                     return Err(Error::unsupported_model(format!(
-                        "the key {} says something about the model that is not supported",
+                        "the key {} is not supported: it may change the model",
                         quoted(key)
                     )));
                 }
@@ -219,7 +218,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// A window as long as the context is none.
+    /// A window as long as the context has no effect.
     fn refuse_window(&self) -> Result<()> {
         let window = self.number("attention.sliding_window")?.filter(|&window| window > 0);
         let context = self.require("context_length")?;
@@ -244,7 +243,7 @@ impl Keys<'_> {
 
     /// `rope_scaling` of config.json.
     ///
-    /// A factor beside the type `none` means nothing, and the oldest key, `rope.scale_linear`, stood alone.
+    /// The type `none` makes a factor irrelevant. The oldest key, `rope.scale_linear`, has no type next to it.
     fn rope_scaling(&self, theta: f64, head_dim: u64, factors: Option<&[f32]>) -> Result<Value> {
         let kind = self.metadata.text(&self.key("rope.scaling.type"))?;
         let factor = match self.metadata.float(&self.key("rope.scaling.factor"))? {
@@ -253,7 +252,7 @@ impl Keys<'_> {
         };
         if factors.is_some() && self.architecture != "llama" {
             return Err(Error::unsupported_model(format!(
-                "the tensor `rope_freqs.weight` is not supported in a {} model, whose decoders do not read it",
+                "the tensor `rope_freqs.weight` is not supported in a {} model: its decoders ignore it",
                 self.architecture
             )));
         }

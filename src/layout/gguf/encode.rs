@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to ggml's blocks, code by code, where a type holds what the scheme says.
+//! Encodes [`PackedTensor`]s as ggml blocks, code by code, if a block type can represent the scheme.
 
 use super::blocks;
 use super::quantize::{push_half, push_nibbles, push_ternary};
@@ -8,18 +8,19 @@ use crate::format::gguf::TensorType;
 use crate::format::safetensors::TensorInfo;
 use crate::quant::{Bits, Coding, Granularity, PackedTensor, QuantizedTensor, Scheme, column_order, packing};
 
-/// Columns that share a scale in the small blocks.
+/// Columns per scale in small blocks.
 pub(in crate::layout) const SMALL_BLOCK: usize = 32;
-/// And in those of ternary codes.
+/// Columns per scale in ternary blocks.
 const TERNARY_BLOCK: usize = 256;
 
-/// The type whose blocks hold the codes of a `cols` wide matrix; `None` where none does. A group of several
-/// blocks repeats its scale. Scales become halves, and zero points minimums: see [`own_scales`](crate::layout::TargetLayout::own_scales).
+/// The block type that holds the codes of a matrix with `cols` columns; `None` if there is none. A group of several
+/// blocks repeats its scale. Scales become half precision, and zero points become minimums: see
+/// [`own_scales`](crate::layout::TargetLayout::own_scales).
 pub fn block_type(coding: Coding, cols: usize) -> Option<TensorType> {
     let Some(scheme) = coding.affine() else { return blocks::type_of(coding, cols) };
     let fits = |block: usize| {
         let group = scheme.granularity().group_size(cols);
-        // The last group may be shorter, but ends with a block too.
+        // The last group may be shorter, but must also end at a block boundary.
         cols.is_multiple_of(block) && (group.is_multiple_of(block) || group >= cols)
     };
     match scheme {
@@ -33,8 +34,7 @@ pub fn block_type(coding: Coding, cols: usize) -> Option<TensorType> {
     }
 }
 
-/// The type whose blocks hold the codes of this matrix, as [`block_type`]; groups of columns that lie apart from each other
-/// (act-order) have none.
+/// The block type of a matrix, as [`block_type`]; `None` for groups of non-adjacent columns (act-order).
 fn affine_type(tensor: &PackedTensor) -> Option<TensorType> {
     let grouped = matches!(tensor.scheme().granularity(), Granularity::Group(_));
     if grouped && tensor.column_order().is_some() {
@@ -43,15 +43,15 @@ fn affine_type(tensor: &PackedTensor) -> Option<TensorType> {
     block_type(tensor.scheme().into(), tensor.cols())
 }
 
-/// Whether [`encode`] has a type for rows of `cols` columns.
+/// Whether [`encode`] has a block type for rows of `cols` columns.
 pub(in crate::layout) fn can_hold(cols: usize, coding: Coding) -> Result<(), String> {
     match block_type(coding, cols) {
         Some(_) => Ok(()),
-        None => Err(format!("no type holds {coding} rows of {cols} columns")),
+        None => Err(format!("no GGUF type holds {coding} rows of {cols} columns")),
     }
 }
 
-/// The one tensor that a matrix becomes: blocks are rows of bytes.
+/// The single tensor of a matrix: blocks as rows of bytes.
 pub(in crate::layout) fn planned_tensors(
     module: &str,
     rows: usize,
@@ -63,7 +63,7 @@ pub(in crate::layout) fn planned_tensors(
     vec![(format!("{module}.weight"), TensorInfo::new(DType::U8, dims))]
 }
 
-/// What stands in a `Q4_1` block's place for a minimum.
+/// The minimum to store in a `Q4_1` block.
 fn minimum(tensor: &PackedTensor, index: usize) -> Option<f32> {
     match (tensor.minimums(), tensor.zero_points()) {
         (Some(minimums), _) => Some(minimums.get(index)),
@@ -72,10 +72,10 @@ fn minimum(tensor: &PackedTensor, index: usize) -> Option<f32> {
     }
 }
 
-/// The blocks of a matrix, rows first to last, in the type whose blocks hold them.
+/// Encodes a matrix as blocks, row by row, in the type of [`block_type`].
 ///
 /// # Errors
-/// `unsupported_format` where there is none; `non_finite` for a scale that a half cannot hold.
+/// `unsupported_format` if there is no block type; `non_finite` for a scale outside the range of half precision.
 pub fn encode(tensor: &QuantizedTensor) -> Result<Vec<u8>> {
     match tensor.affine() {
         Some(tensor) => encode_affine(tensor),
@@ -92,7 +92,7 @@ fn encode_affine(tensor: &PackedTensor) -> Result<Vec<u8>> {
     };
     let block = tensor_type.block_elements() as usize;
     let words = scheme.words_per_row(cols);
-    // What 4-bit codes are counted from, where there is no minimum: Q4_0's 8, Q8_0's 128.
+    // Maps the scheme's zero point to the type's constant one: Q4_0's 8.
     let shift = match tensor_type {
         TensorType::Q4_0 => 8 - scheme.constant_zero_point().unwrap_or(8) as u8,
         _ => 0,
@@ -119,7 +119,7 @@ fn encode_affine(tensor: &PackedTensor) -> Result<Vec<u8>> {
                 push_half(scale, &mut out)?;
             }
             match tensor_type {
-                // Two's complement of the code minus 128.
+                // The code minus 128, in two's complement.
                 TensorType::Q8_0 => out.extend(codes.iter().map(|code| code ^ 0x80)),
                 TensorType::Q4_0 => {
                     codes.iter_mut().for_each(|code| *code += shift);

@@ -5,7 +5,7 @@ use crate::format::gguf::{Array, Value};
 use crate::format::{clipped, quoted};
 use std::collections::BTreeMap;
 
-/// The entries of a file.
+/// The metadata entries of a file.
 pub(super) struct Metadata<'a>(pub(super) &'a BTreeMap<String, Value>);
 
 fn unexpected(key: &str, expected: &str, found: &Value) -> Error {
@@ -25,19 +25,19 @@ impl<'a> Metadata<'a> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Whether there is such a key, whatever it holds.
+    /// Whether the key exists, with any value.
     pub(super) fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
 
-    /// A number, or an array of equal ones: some keys can differ from block to block.
+    /// A number, or an array of equal numbers: some keys can differ per block.
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.0.get(key) else { return Ok(None) };
         let of_blocks = value.as_array().and_then(Array::as_i32s).filter(|of_blocks| !of_blocks.is_empty());
         let number = match of_blocks {
             Some(of_blocks) if of_blocks.iter().any(|number| *number != of_blocks[0]) => {
                 return Err(Error::unsupported_model(format!(
-                    "key {}: blocks that differ from each other are not supported",
+                    "key {}: different values per block are not supported",
                     quoted(key)
                 )));
             }
@@ -74,13 +74,13 @@ impl<'a> Metadata<'a> {
 
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(value) = self.0.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| unexpected(key, "a truth value", value))
+        value.as_bool().map(Some).ok_or_else(|| unexpected(key, "a boolean", value))
     }
 
     pub(super) fn strings(&self, key: &str) -> Result<Option<&'a [String]>> {
         let Some(value) = self.0.get(key) else { return Ok(None) };
         let strings = value.as_array().and_then(Array::as_strings);
-        strings.map(Some).ok_or_else(|| unexpected(key, "an array of texts", value))
+        strings.map(Some).ok_or_else(|| unexpected(key, "an array of strings", value))
     }
 
     pub(super) fn floats(&self, key: &str) -> Result<Option<&'a [f32]>> {

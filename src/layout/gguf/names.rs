@@ -1,10 +1,10 @@
-//! What GGUF calls the parts of a decoder that Hugging Face checkpoints call otherwise.
+//! Translates tensor names between GGUF and Hugging Face.
 
 /// Modules outside the blocks.
 const ENDS: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output", "lm_head"), ("output_norm", "model.norm")];
 
-/// Modules of a block: behind `blk.N.` and `model.layers.N.`.
+/// Modules of a block: the names after `blk.N.` and after `model.layers.N.`.
 const BLOCK: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -19,10 +19,10 @@ const BLOCK: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// Factors by which Llama 3.1's files divide the frequencies of RoPE. No module has them.
+/// The divisors of RoPE frequencies in Llama 3.1 files. They belong to no module.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// The modules whose rows the `llama` architecture interleaves.
+/// Whether the `llama` architecture interleaves this tensor's rows.
 pub(super) fn is_interleaved(tensor: &str) -> bool {
     [".self_attn.q_proj.", ".self_attn.k_proj."].iter().any(|module| tensor.contains(module))
 }
@@ -41,7 +41,8 @@ pub(super) fn to_hugging_face(tensor: &str) -> Option<String> {
     Some(format!("{renamed}.{part}"))
 }
 
-/// `(12, "ffn_up.weight")` of `blk.12.ffn_up.weight`, and no number for what stands outside the blocks; `None` for RoPE's factors.
+/// `(12, "ffn_up.weight")` for `blk.12.ffn_up.weight`, and no number for tensors outside the blocks; `None` for RoPE's
+/// factors.
 pub(super) fn layer(tensor: &str) -> Option<(Option<u32>, &str)> {
     match tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, module)) => Some((canonical(layer), module)),
@@ -75,7 +76,7 @@ fn find(
     table.iter().find(|pair| key(pair) == name)
 }
 
-/// A number as it would be written: `01` would be a second name of the same block.
+/// A number in canonical form only: `01` would be a second name of the same block.
 fn canonical(number: &str) -> Option<u32> {
     number.parse().ok().filter(|parsed: &u32| parsed.to_string() == number)
 }

@@ -1,4 +1,4 @@
-//! A GGUF file being written from a checkpoint in Hugging Face's terms: names, metadata and row order are translated here.
+//! Writes a GGUF file from a checkpoint in Hugging Face form: translates names, metadata and row order.
 
 use super::{config, names};
 use crate::error::{Error, Result};
@@ -9,26 +9,26 @@ use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// A tensor that will be written.
+/// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
-    /// Its Hugging Face name: `model.layers.0.mlp.up_proj.weight`.
+    /// Hugging Face name: `model.layers.0.mlp.up_proj.weight`.
     pub name: String,
-    /// Element type. Norms and biases are `F32` in every file.
+    /// Element type. Norms and biases are always `F32`.
     pub tensor_type: TensorType,
     /// Dimensions, outermost first.
     pub dims: Vec<u64>,
 }
 
-/// A file on its way, tensor by tensor. Identical inputs make identical files.
+/// A GGUF file being written, tensor by tensor. The same inputs give the same file.
 pub struct GgufOutput {
     writer: GgufWriter,
-    /// In the order in which their data is expected.
+    /// In data order.
     tensors: Vec<Planned>,
     current: usize,
-    /// Bytes of the current tensor that were taken.
+    /// Bytes of the current tensor received so far.
     taken: u64,
-    /// Rows of the current tensor that wait until their head is whole.
+    /// Rows of the current tensor that wait until their head is complete.
     pending: Vec<u8>,
 }
 
@@ -36,14 +36,14 @@ struct Planned {
     name: String,
     gguf_name: String,
     len: u64,
-    /// Elements of a head and bytes of a row, where rows are interleaved.
+    /// Elements per head and bytes per row, if rows are interleaved.
     interleaved: Option<(usize, usize)>,
 }
 
-/// Whether GGUF's decoders do what a config.json says, without anything being written.
+/// Checks whether GGUF decoders support a config.json. Writes nothing.
 ///
 /// # Errors
-/// `unsupported_model` for what they do not do, naming it; `invalid_checkpoint` for a missing or misshapen key.
+/// `unsupported_model` naming an unsupported feature; `invalid_checkpoint` for a missing or malformed key.
 pub fn check_config(config_json: &Value) -> Result<()> {
     config::to_metadata(config_json, 0)?;
     config::rope_factors(config_json)?;
@@ -51,13 +51,13 @@ pub fn check_config(config_json: &Value) -> Result<()> {
 }
 
 impl GgufOutput {
-    /// Writes the header. `config_json` is the checkpoint's config.json; `tokenizer` is what
-    /// [`tokenizer_metadata`](super::tokenizer_metadata) makes of its tokenizer, or `None` for a file without one; a tied
-    /// head is not among the tensors.
+    /// Writes the header. `config_json` is the checkpoint's config.json. `tokenizer` is the result of
+    /// [`tokenizer_metadata`](super::tokenizer_metadata), or `None` for a file without a tokenizer. A tied head must
+    /// not be among the tensors.
     ///
     /// # Errors
-    /// `unsupported_model` for what GGUF's decoders of the same family do not do, naming it; `invalid_argument` for a
-    /// tensor that has no place in one or a shape that no reader takes; whatever the sink fails with.
+    /// `unsupported_model` naming a feature that GGUF decoders of the same family do not support; `invalid_argument`
+    /// for a tensor without a GGUF name or with an unsupported shape; errors of the sink.
     pub async fn begin(
         sink: Box<dyn ByteSink>,
         config_json: &Value,
@@ -65,7 +65,7 @@ impl GgufOutput {
         tensors: &[GgufTensor],
     ) -> Result<Self> {
         let mut metadata = config::to_metadata(config_json, file_type(tensors))?;
-        // A file without a tokenizer says so, or readers would look for one.
+        // States that there is no tokenizer; otherwise readers would look for one.
         let none =
             || sort::map([("tokenizer.ggml.model".to_owned(), GgufValue::String("no_vocab".to_owned()))]);
         metadata.extend(tokenizer.unwrap_or_else(none));
@@ -93,7 +93,7 @@ impl GgufOutput {
             };
             let Some((row_bytes, len)) = row_bytes.and_then(|bytes| Some((bytes, bytes.checked_mul(rows)?)))
             else {
-                return Err(named(format!("{dims:?} are no whole rows of {tensor_type}")));
+                return Err(named(format!("the shape {dims:?} is not whole rows of {tensor_type}")));
             };
             let interleaved = head_dim.filter(|_| names::is_interleaved(name));
             if let Some(head_dim) = interleaved
@@ -113,11 +113,11 @@ impl GgufOutput {
         Ok(Self { writer, tensors: planned, current: 0, taken: 0, pending: Vec::new() })
     }
 
-    /// Appends `bytes` to the tensor `name`, in the order of Hugging Face's rows, cut anywhere. Tensors come in the order in
-    /// which they were announced.
+    /// Appends `bytes` to the tensor `name`, in Hugging Face row order and in pieces of any size. Tensors must be
+    /// written in the order given to [`begin`](Self::begin).
     ///
     /// # Errors
-    /// `invalid_argument` when another tensor is due or this one becomes too long; whatever the sink fails with.
+    /// `invalid_argument` if another tensor is due or this one becomes too long; errors of the sink.
     pub async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         while self.tensors.get(self.current).is_some_and(|due| due.len == self.taken) {
             self.current += 1;
@@ -148,16 +148,16 @@ impl GgufOutput {
         self.writer.write(&due.gguf_name, &stored).await
     }
 
-    /// Makes the file appear.
+    /// Makes the file appear under its name.
     ///
     /// # Errors
-    /// `invalid_argument` when data is missing; whatever the sink fails with.
+    /// `invalid_argument` if data is missing; errors of the sink.
     pub async fn finish(self) -> Result<()> {
         self.writer.finish().await
     }
 }
 
-/// `general.file_type`: what most of the matrices are, by llama.cpp's numbers.
+/// `general.file_type`: llama.cpp's number for the type of most matrix elements.
 fn file_type(tensors: &[GgufTensor]) -> u32 {
     let mut counts = BTreeMap::new();
     for tensor in tensors.iter().filter(|tensor| tensor.dims.len() > 1) {

@@ -1,34 +1,36 @@
-//! Floating-point rows to ggml's blocks, by the rules of its reference quantizers (`ggml-quants.c`, the `_ref` functions).
+//! Quantizes floating-point rows to ggml blocks, by the rules of its reference quantizers (`ggml-quants.c`, `_ref`
+//! functions).
 //!
 //! | type | scale | code |
 //! |---|---|---|
 //! | `Q8_0` | `amax / 127` | nearest, halves away from zero |
-//! | `Q4_0` | the value of the largest magnitude / -8 | `trunc(x / d + 8.5)`, at most 15 |
+//! | `Q4_0` | the value of largest magnitude / -8 | `trunc(x / d + 8.5)`, at most 15 |
 //! | `Q4_1` | `(max - min) / 15`, minimum `min` | `trunc((x - min) / d + 0.5)`, at most 15 |
 //! | `TQ2_0` | `amax` | nearest, halves away from zero |
 //! | `Q4_K` | least squares, see [`fit_group`] | nearest |
 //!
-//! Codes are found with the scale before it is rounded to a half, as ggml does; only `Q4_K` finds them again afterwards.
+//! As in ggml, codes are computed with the scale before it is rounded to half precision; only `Q4_K` computes them
+//! again afterwards.
 //!
-//! Departures: values that are no numbers, and scales that a half cannot hold, are errors.
+//! Departures: NaN and infinite values, and scales outside the range of half precision, are errors.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::gguf::TensorType;
 use half::{bf16, f16};
 
-/// Whether [`rows`] makes this type.
+/// Whether [`rows`] can produce this type.
 pub fn can_quantize(tensor_type: TensorType) -> bool {
     use TensorType as T;
     [T::F32, T::F16, T::BF16, T::Q8_0, T::Q4_0, T::Q4_1, T::Q4_K, T::TQ2_0].contains(&tensor_type)
 }
 
-/// Appends the blocks of `values` to `out`. Every row is whole blocks, so rows need not be told apart.
+/// Appends the blocks of `values` to `out`. Rows are whole blocks, so row boundaries do not matter.
 ///
 /// # Errors
-/// `non_finite` for a NaN, an infinity, or a number that a half cannot hold.
+/// `non_finite` for a NaN, an infinity, or a number outside the range of half precision.
 ///
 /// # Panics
-/// When the type is not one of [`can_quantize`] or the values are no whole blocks.
+/// If [`can_quantize`] is false for the type, or if the values are not whole blocks.
 pub fn rows(tensor_type: TensorType, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     assert!(can_quantize(tensor_type), "{tensor_type} is not among the types that are made");
     if let Some(value) = values.iter().find(|value| !value.is_finite()) {
@@ -51,7 +53,7 @@ pub fn rows(tensor_type: TensorType, values: &[f32], out: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// Appends a number as a half.
+/// Appends a number in half precision.
 pub(super) fn push_half(value: f32, out: &mut Vec<u8>) -> Result<()> {
     let half = f16::from_f32(value);
     if !half.is_finite() {
@@ -72,7 +74,7 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// 16 bytes: element `j` in the low half of byte `j`, element `j + 16` in the high one.
+/// 16 bytes: element `j` in the low nibble of byte `j`, element `j + 16` in the high one.
 pub(super) fn push_nibbles(codes: &[u8], out: &mut Vec<u8>) {
     let (low, high) = codes.split_at(codes.len() / 2);
     out.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
@@ -87,7 +89,7 @@ fn q8_0(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
 }
 
 fn q4_0(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
-    // The first of the largest magnitude, with its sign.
+    // The value of the largest magnitude, with its sign; the first of equal ones.
     let max =
         block.iter().copied().fold(0f32, |max, value| if value.abs() > max.abs() { value } else { max });
     let d = max / -8.0;
@@ -118,14 +120,14 @@ fn tq2_0(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
     push_half(d, out)
 }
 
-/// 64 bytes: of each half of 128 codes, byte `m` holds codes `m`, `m + 32`, `m + 64` and `m + 96`.
+/// 64 bytes: for each 128 codes, byte `m` holds codes `m`, `m + 32`, `m + 64` and `m + 96`.
 pub(super) fn push_ternary(codes: &[u8], out: &mut Vec<u8>) {
     for half in codes.chunks_exact(128) {
         out.extend((0..32).map(|m| half[m] | half[m + 32] << 2 | half[m + 64] << 4 | half[m + 96] << 6));
     }
 }
 
-/// Columns of a group of `Q4_K`.
+/// Columns per group of `Q4_K`.
 const GROUP: usize = 32;
 
 fn q4_k(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
@@ -143,7 +145,7 @@ fn q4_k(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
     push_half(d, out)?;
     push_half(dmin, out)?;
     out.extend(pack_six_bits(&scales, &minimums));
-    // The codes again, with scales and minimums as they were stored.
+    // Codes for the stored, rounded scales and minimums.
     let (d, dmin) = (f16::from_f32(d).to_f32(), f16::from_f32(dmin).to_f32());
     let mut codes = [0u8; 256];
     for (group, (values, codes)) in block.chunks_exact(GROUP).zip(codes.chunks_exact_mut(GROUP)).enumerate() {
@@ -161,7 +163,8 @@ fn q4_k(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// The inverse of what the decoder takes apart: groups 0 to 3 have bytes of their own, whose upper bits hold those of 4 to 7.
+/// The inverse of the decoder's `six_bits`: groups 0 to 3 have their own bytes, whose upper bits hold those of groups 4
+/// to 7.
 fn pack_six_bits(scales: &[u8], minimums: &[u8]) -> [u8; 12] {
     let mut packed = [0; 12];
     for group in 0..4 {
@@ -179,13 +182,12 @@ struct Fit {
     minimum: f32,
 }
 
-/// Scale and minimum of 32 values with the least weighted square error that a line search finds (ggml's
-/// `make_qkx2_quants`).
+/// Scale and minimum of 32 values that minimize the weighted squared error, by line search (ggml's `make_qkx2_quants`).
 ///
-/// 1. Each value weighs the root mean square of the group plus its own magnitude.
-/// 2. Begin with the line through the smallest value (at most 0) and the largest.
-/// 3. For 21 steps, from slightly coarser to slightly finer than that: round the values to codes, find the line through
-///    the codes by weighted least squares, its minimum at most 0, and keep it if its error is smaller.
+/// 1. The weight of a value is the group's root mean square plus the value's magnitude.
+/// 2. Start with the line through the smallest value (at most 0) and the largest.
+/// 3. In 21 steps, from slightly coarser to slightly finer: round the values to codes, fit a line with a minimum of at
+///    most 0 by weighted least squares, and keep it if its error is smaller.
 fn fit_group(values: &[f32]) -> Fit {
     const MAX_CODE: f32 = 15.0;
     let mean_square = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;

@@ -1,4 +1,4 @@
-//! Tests of GGUF as a layout: blocks against ggml's own decoder, and what a file's metadata means.
+//! Tests of GGUF as a layout: blocks against ggml's own decoder, and the interpretation of metadata.
 
 use super::blocks::Decoder;
 use super::*;
@@ -47,7 +47,7 @@ fn blocks_decode_to_the_bits_of_ggml() {
         let case = &golden["decoded"][tensor_type.name()];
         let (blocks, values) = (unhex(&case["blocks"]), unhex(&case["values"]));
         let count = blocks.len() / tensor_type.block_bytes() as usize;
-        // As one row of blocks, and as a row for each block.
+        // Decoded as one row of blocks, and as one row per block.
         for rows in [1, count] {
             let tensor = decode(tensor_type, rows, &blocks).unwrap();
             assert_eq!(Some(tensor.coding()), blocks::coding(tensor_type));
@@ -90,7 +90,7 @@ mod write;
 type Entries = BTreeMap<String, Meta>;
 type Tensors = Vec<(String, TensorType, Vec<u64>)>;
 
-/// A llama of one block: 32 wide, four heads of eight, two for keys and values.
+/// A llama with one block: width 32, four heads of 8 elements, two key/value heads.
 fn tiny() -> (Entries, Tensors) {
     let number = |key: &str, value: u32| (format!("llama.{key}"), Meta::U32(value));
     let metadata = BTreeMap::from([
@@ -120,7 +120,7 @@ fn tiny() -> (Entries, Tensors) {
     (metadata, tensors)
 }
 
-/// Every byte is zero but those of `data`.
+/// All data bytes are zero, except for the tensors in `data`.
 fn open_with(metadata: &Entries, tensors: &Tensors, data: &[(&str, Vec<u8>)]) -> Result<GgufCheckpoint> {
     let dir = MemorySinkDir::new("out");
     block_on(async {
@@ -206,7 +206,7 @@ fn metadata_decides_what_the_model_is() {
     assert_eq!(with(&[blocks], &[])["intermediate_size"], 64);
 }
 
-/// What llama.cpp knows by its text, whether the metadata names it or not.
+/// llama.cpp recognizes these tokens by their text, whether the metadata names them or not.
 #[test]
 fn tokens_that_end_a_text_are_known_by_their_text() {
     let words = ["a", "b", "<|end_of_text|>", "<|eot_id|>", "c", "<|fim_pad|>"];
@@ -221,7 +221,7 @@ fn tokens_that_end_a_text_are_known_by_their_text() {
     let ends = |opened: &GgufCheckpoint| opened.config_json["eos_token_id"].clone();
     let eos = ("eos_token_id", Meta::U32(2));
     assert_eq!(ends(&with("gpt2", &words, std::slice::from_ref(&eos))), serde_json::json!([2, 3, 5]));
-    // A key decides instead of a text, and one beyond the vocabulary is none.
+    // A key takes precedence over a text, and an id beyond the vocabulary is ignored.
     let more = [
         eos,
         ("eot_token_id", Meta::U32(0)),
@@ -230,10 +230,10 @@ fn tokens_that_end_a_text_are_known_by_their_text() {
     ];
     assert_eq!(ends(&with("gpt2", &words, &more)), serde_json::json!([2, 0, 4, 3]));
     assert_eq!(ends(&with("gpt2", &["a", "b", "c"], &[])), serde_json::json!([]));
-    // Llama 1's ids, where its vocabulary names none.
+    // Llama 1's ids, if a SentencePiece vocabulary names none.
     let opened = with("llama", &["<unk>", "<s>", "e", "</s>"], &[]);
     assert_eq!((ends(&opened), &opened.config_json["bos_token_id"]), (serde_json::json!([2, 3]), &1.into()));
-    // Families that use a text for something else.
+    // Families that use an end text for something else.
     for (tokens, expected) in [
         (&["<|end|>", "<|return|>", "<|call|>"][..], vec![1, 2]),
         (&["<|end|>", "<|return|>"], vec![0, 1]),
@@ -242,7 +242,7 @@ fn tokens_that_end_a_text_are_known_by_their_text() {
     ] {
         assert_eq!(ends(&with("gpt2", tokens, &[])), serde_json::json!(expected), "{tokens:?}");
     }
-    // They are cut out of texts, whatever kind the file calls them.
+    // End tokens are split off from texts, whatever their type in the file.
     let merges = ("merges", Meta::Array(Array::String(vec!["a b".into()])));
     let added = |more: &[(&str, Meta)]| -> Vec<(u64, bool, bool)> {
         let opened = with("gpt2", &["a", "b", "ab", "<|im_end|>", "<|x|>", "<s>"], more);
@@ -308,7 +308,7 @@ fn the_factors_of_llama_3_1_are_recognised() {
         "original_max_position_embeddings": 8192,
     });
     assert_eq!(config["rope_scaling"], expected);
-    // Of another theta, they are what another scaling gives: a step from the third frequency to the fourth.
+    // With another theta, the factors match another scaling: a step from the third frequency to the fourth.
     let config = open(factors(8.0, 8, 10_000.0)).unwrap().config_json;
     assert_eq!(config["rope_scaling"]["rope_type"], "llama3");
     let (mut metadata, mut tensors) = tiny();
@@ -448,17 +448,18 @@ fn what_the_decoder_does_not_do_is_named() {
     }
 }
 
-/// q and k lie in the file as llama.cpp's converter permutes them, k by its own number of heads.
+/// q and k are stored as llama.cpp's converter permutes them, k with its own number of heads.
 #[test]
 fn rows_of_q_and_k_come_in_the_order_of_hugging_face() {
     let (metadata, tensors) = tiny();
-    // Each row of q is a block whose scale is the row's place in the file; of k, a row of that number.
+    // Each row of q is a block whose scale is the row's position in the file; each row of k has this number as its
+    // value.
     let half = |value: usize| half::f16::from_f32(value as f32).to_le_bytes();
     let q: Vec<u8> = (0..32).flat_map(|row| half(row).into_iter().chain([0x99; 16])).collect();
     let k: Vec<u8> = (0..16).flat_map(|row| half(row).repeat(32)).collect();
     let data = [("blk.0.attn_q.weight", q), ("blk.0.attn_k.weight", k)];
     let opened = open_with(&metadata, &tensors, &data).unwrap();
-    // reshape(heads, 4, 2).swapaxes(1, 2) of the places, for heads of eight.
+    // reshape(heads, 4, 2).swapaxes(1, 2) of the positions, for heads of 8 elements.
     let expected = |rows: usize| -> Vec<f32> {
         (0..rows).map(|row| (row / 8 * 8 + row % 8 % 4 * 2 + row % 8 / 4) as f32).collect()
     };

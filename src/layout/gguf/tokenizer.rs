@@ -1,11 +1,11 @@
-//! A GGUF file's tokenizer as a tokenizer.json and a tokenizer_config.json, which the `tokenizers` library then runs.
+//! Translates a GGUF file's tokenizer to tokenizer.json and tokenizer_config.json, which the `tokenizers` library runs.
 //!
-//! - `llama`: SentencePiece's BPE, greedy merges of the best score. The same as BPE whose merges are sorted by the score of
-//!   what they make, which is how `transformers` converts these vocabularies too; bytes stand in for characters that
-//!   are no tokens.
-//! - `gpt2`: byte-level BPE with its merges, behind one of the pre-tokenizers that are named in [`split`].
+//! - `llama`: SentencePiece BPE, which greedily merges the pair with the best score. This equals BPE with merges sorted
+//!   by the score of their result; `transformers` converts these vocabularies in the same way. Byte tokens represent
+//!   characters without a token.
+//! - `gpt2`: byte-level BPE with its merges, after one of the pre-tokenizers named in [`split`].
 //!
-//! Anything else is an error that says what to do.
+//! Any other tokenizer is an error with advice.
 
 mod ends;
 mod split;
@@ -23,13 +23,13 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// What ends every refusal: the tokenizer is not lost where a folder has it.
+/// Appended to every refusal: the original model's folder still has the tokenizer.
 const REMEDY: &str = "give the model's own tokenizer with `--tokenizer DIR`";
 
-/// Longest token in bytes; real ones end at some hundreds (runs of spaces).
+/// The maximum token length in bytes; real tokens have up to some hundreds (runs of spaces).
 const MAX_TOKEN_BYTES: usize = 1024;
 
-/// Kinds of tokens, from llama.cpp's `llama_token_type`.
+/// Token types, from llama.cpp's `llama_token_type`.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
@@ -40,7 +40,7 @@ fn problem(message: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Tokenizer, format!("{message}; {REMEDY}"))
 }
 
-/// The vocabulary and what surrounds it, the same for both models.
+/// The vocabulary and its special tokens, common to both tokenizer models.
 struct Vocabulary<'a> {
     tokens: &'a [String],
     kinds: Vec<i32>,
@@ -50,10 +50,10 @@ struct Vocabulary<'a> {
     unknown: Option<u32>,
 }
 
-/// The files' names and contents.
+/// The names and contents of the files.
 ///
 /// # Errors
-/// `tokenizer`, naming what cannot be translated and saying what to do.
+/// `tokenizer`, naming what cannot be translated, with advice.
 pub(super) fn to_files(metadata: &Metadata<'_>) -> Result<Vec<(String, Vec<u8>)>> {
     let Some(model) = metadata.text("tokenizer.ggml.model")? else {
         return Err(problem("the file has no tokenizer (no key `tokenizer.ggml.model`)"));
@@ -124,7 +124,7 @@ impl<'a> Vocabulary<'a> {
         &self.tokens[id as usize]
     }
 
-    /// Tokens that are cut out of a text before anything else.
+    /// Tokens that are split off from a text before anything else.
     fn added_tokens(&self, metadata: &Metadata<'_>) -> Vec<Value> {
         let mut added = Vec::new();
         for (id, (token, &kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
@@ -140,7 +140,7 @@ impl<'a> Vocabulary<'a> {
         added
     }
 
-    /// The tokens that stand before and behind every text.
+    /// The tokens added before and after every text.
     fn post_processor(&self, metadata: &Metadata<'_>, add_bos: bool) -> Result<Value> {
         let add_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
         let add_eos = metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
@@ -170,7 +170,7 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// tokenizer.json, written without a copy of the vocabulary.
+/// tokenizer.json, serialized without a copy of the vocabulary.
 #[derive(Serialize)]
 struct TokenizerFile<'a> {
     version: &'static str,
@@ -198,7 +198,7 @@ struct BpeModel<'a> {
     merges: Vec<(&'a str, &'a str)>,
 }
 
-/// A vocabulary in the order of the ids.
+/// A vocabulary in id order.
 struct ById<'a>(&'a [String]);
 
 impl Serialize for ById<'_> {
@@ -217,12 +217,12 @@ impl TokenizerFile<'_> {
     }
 }
 
-/// The name of the way to cut a text into words. An empty one is as good as none, to llama.cpp too.
+/// The name of the pre-tokenizer. llama.cpp treats an empty name as none.
 fn pre_tokenizer<'a>(metadata: &Metadata<'a>) -> Result<Option<&'a str>> {
     Ok(metadata.text("tokenizer.ggml.pre")?.filter(|pre| !pre.is_empty()))
 }
 
-/// What a user should know about a tokenizer that is used all the same.
+/// Warnings for the user about a tokenizer that is used anyway.
 pub(super) fn warnings(metadata: &Metadata<'_>) -> Vec<String> {
     let text = |key: &str| metadata.text(key).ok().flatten();
     let mut warnings = Vec::new();
@@ -231,14 +231,14 @@ pub(super) fn warnings(metadata: &Metadata<'_>) -> Vec<String> {
         && matches!(pre_tokenizer(metadata), Ok(None))
     {
         warnings.push(format!(
-            "the key `tokenizer.ggml.pre` is missing, so texts are cut into words by llama.cpp's default rule, which may not be \
-             the model's own and then makes its texts worse; take a newer conversion of the model, or {REMEDY}"
+            "the key `tokenizer.ggml.pre` is missing, so llama.cpp's default rule splits texts; if it is not \
+             the model's own, its output gets worse; take a newer conversion of the model, or {REMEDY}"
         ));
     }
     let held_back = metadata.integers("tokenizer.ggml.suppress_tokens").ok().flatten().unwrap_or_default();
     if !held_back.is_empty() {
         warnings.push(format!(
-            "the key `tokenizer.ggml.suppress_tokens` names {} tokens that the model should never choose; they are not held back",
+            "the key `tokenizer.ggml.suppress_tokens` names {} tokens that the model should never choose; they are not suppressed",
             held_back.len()
         ));
     }
@@ -255,7 +255,7 @@ fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Ve
     };
     let mut merges = Vec::with_capacity(texts.len());
     for text in texts {
-        // A piece may begin with the character that stands between the pieces.
+        // A piece may begin with a space, which is also the separator.
         let space = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let pair = space.map(|at| (&text[..at], &text[at + 1..]));
         match pair {
@@ -292,7 +292,7 @@ fn byte_level(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Ve
     .to_bytes()
 }
 
-/// The parts of a tokenizer.json that name tokens with a role.
+/// The part of tokenizer.json with the special tokens.
 #[derive(Deserialize)]
 struct AddedTokens {
     #[serde(default)]
@@ -305,7 +305,7 @@ struct AddedToken {
     content: String,
 }
 
-/// `tokenizer` is the tokenizer.json, whose tokens count where the metadata lists none.
+/// `tokenizer` is tokenizer.json, whose added tokens are used if the metadata lists no vocabulary.
 fn tokenizer_config(metadata: &Metadata<'_>, model: &str, tokenizer: &[u8]) -> Result<Value> {
     let mut config = serde_json::Map::new();
     config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
@@ -339,7 +339,7 @@ fn tokenizer_config(metadata: &Metadata<'_>, model: &str, tokenizer: &[u8]) -> R
     Ok(Value::Object(config))
 }
 
-/// The template without a name, or a list of it and those with names.
+/// The unnamed template, or a list of all templates if some are named.
 fn chat_templates(metadata: &Metadata<'_>) -> Result<Option<Value>> {
     let unnamed = metadata.text("tokenizer.chat_template")?;
     let mut templates = Vec::new();

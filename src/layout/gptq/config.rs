@@ -1,4 +1,4 @@
-//! `quantization_config` as GPTQ's tools write it, reduced to what it means for weights.
+//! Parses a GPTQ `quantization_config`, reduced to what affects the weights.
 
 use super::dynamic::Dynamic;
 use super::zeros::{GptqZeros, Storage};
@@ -10,17 +10,17 @@ use crate::quant::{Bits, Granularity};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What `quantization_config`, or `quantize_config.json`, says about a GPTQ checkpoint.
+/// The content of `quantization_config`, or of `quantize_config.json`, for a GPTQ checkpoint.
 #[derive(Debug)]
 pub struct Config {
     settings: Settings,
     dynamic: Dynamic,
-    /// How asymmetric zero points are stored.
+    /// The storage of asymmetric zero points.
     pub(super) zeros: Storage,
     warnings: Vec<String>,
 }
 
-/// What holds for a module.
+/// The settings of one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) bits: Bits,
@@ -28,7 +28,8 @@ pub(super) struct Settings {
     pub(super) symmetric: bool,
 }
 
-/// Keys that are read here, or say how the codes were found. AWQ's config in transformers is a kind of this one.
+/// Keys that are read here, or that only describe how codes were found. In transformers, AWQ's config class derives
+/// from this one.
 pub(in crate::layout) const KNOWN_KEYS: [&str; 34] = [
     "bits",
     "group_size",
@@ -38,7 +39,7 @@ pub(in crate::layout) const KNOWN_KEYS: [&str; 34] = [
     "pack_dtype",
     "dynamic",
     "is_marlin_format",
-    // Tensors show these: a `g_idx`, a packed head.
+    // The tensors show these: a `g_idx`, a packed head.
     "desc_act",
     "lm_head",
     "static_groups",
@@ -76,7 +77,7 @@ struct RawConfig {
     format: Option<String>,
     pack_dtype: Option<String>,
     dynamic: Option<Value>,
-    /// As [`auto_round`](crate::layout::auto_round) leaves it: settings by names.
+    /// Settings by module name, from [`auto_round`](crate::layout::auto_round).
     extra_config: Option<Value>,
     meta: Option<Value>,
     provider: Option<String>,
@@ -84,10 +85,10 @@ struct RawConfig {
 }
 
 impl Config {
-    /// Reads the config. `zeros` is the caller's word on how asymmetric zero points are stored.
+    /// Reads the config. `zeros` is the caller's choice for the storage of asymmetric zero points.
     ///
     /// # Errors
-    /// `unsupported_format` for another packing than GPTQ's own; `invalid_checkpoint` for a broken config.
+    /// `unsupported_format` for a packing other than GPTQ's own; `invalid_checkpoint` for a broken config.
     pub fn parse(config: &Value, zeros: Option<GptqZeros>) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
@@ -112,7 +113,7 @@ impl Config {
         let settings = Settings {
             bits: bits(raw.bits)?,
             granularity: granularity(raw.group_size.unwrap_or(-1))?,
-            // Without a word the zero points are read as they are.
+            // Without `sym`, zero points are read from the tensors.
             symmetric: raw.sym.unwrap_or(false),
         };
         let dynamic = Dynamic::parse(raw.dynamic.as_ref(), raw.extra_config.as_ref())?;
@@ -130,8 +131,8 @@ impl Config {
             (None, ..) => {
                 if any_asymmetric {
                     warnings.push(
-                        "nothing says for sure how the asymmetric zero points of this GPTQ checkpoint are stored; \
-                         they are taken for version 1, and `--gptq-zeros v2` takes them for version 2"
+                        "the files do not reliably say how this GPTQ checkpoint stores asymmetric zero points; \
+                         version 1 is assumed, and `--gptq-zeros v2` selects version 2"
                             .to_owned(),
                     );
                 }
@@ -141,14 +142,14 @@ impl Config {
         let zeros = match (version, writer, label) {
             (GptqZeros::V2, ..) => Storage::V2,
             (GptqZeros::V1, Writer::KnownV1 { whole_words }, _) if !whole_words => Storage::V1Fields,
-            // The label came with the tools that subtract whole words; older files have none.
+            // The label was introduced by tools that subtract whole words; older files have no label.
             (GptqZeros::V1, Writer::Unknown, None) => Storage::V1Fields,
             (GptqZeros::V1, ..) => Storage::V1Words,
         };
         Ok(Self { settings, dynamic, zeros, warnings })
     }
 
-    /// What a module has; `None` where it stays in floating point.
+    /// The settings of a module; `None` if it stays in floating point.
     pub(super) fn settings_of(&self, module: &str) -> Result<Option<Settings>> {
         let rule = self.dynamic.rule(module);
         if rule.skip {
@@ -157,12 +158,12 @@ impl Config {
         self.settings.with(rule.bits, rule.group_size, rule.sym).map(Some)
     }
 
-    /// The spelling in reports.
+    /// The layout's name in reports.
     pub fn name(&self) -> &'static str {
         if self.zeros == Storage::V2 { "gptq_v2" } else { "gptq" }
     }
 
-    /// What a user should know.
+    /// Warnings for the user.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -187,7 +188,7 @@ fn bits(bits: i64) -> Result<Bits> {
         .and_then(Bits::try_from)
 }
 
-/// -1 stands for one scale per output.
+/// -1 means one scale per output.
 pub(in crate::layout) fn granularity(group_size: i64) -> Result<Granularity> {
     match usize::try_from(group_size) {
         Ok(size) if size > 0 => Ok(Granularity::Group(size)),
@@ -198,12 +199,12 @@ pub(in crate::layout) fn granularity(group_size: i64) -> Result<Granularity> {
     }
 }
 
-/// Who wrote a file decides what its version 1 is.
+/// The tool that wrote a file. It decides how version 1 is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writer {
-    /// Known to write version 1 where it does not say `gptq_v2`.
+    /// Writes version 1 unless the label is `gptq_v2`.
     KnownV1 {
-        /// It subtracts whole words.
+        /// Whether it subtracts whole words.
         whole_words: bool,
     },
     Unknown,
@@ -219,7 +220,7 @@ impl Writer {
         for quantizer in quantizers {
             let (name, version) = quantizer.split_once(':').unwrap_or((quantizer, ""));
             match name.to_ascii_lowercase().as_str() {
-                // Before version 0.9 its asymmetric files could not be read by anything.
+                // Asymmetric files written before version 0.9 could not be read by any tool.
                 "gptqmodel" if at_least(version, [0, 9]) => return Self::KnownV1 { whole_words: true },
                 super::QUANTIZER => return Self::KnownV1 { whole_words: true },
                 _ => {}
@@ -232,7 +233,7 @@ impl Writer {
     }
 }
 
-/// Whether a version as `7.7.0` is at least that one.
+/// Whether a version such as `7.7.0` is at least `least`.
 fn at_least(version: &str, least: [u64; 2]) -> bool {
     let mut parts = version.split('.').map(|part| {
         let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());

@@ -1,7 +1,7 @@
-//! What single modules have otherwise than the rest: `dynamic` of GPTQModel, and names as auto-round lists them.
+//! Per-module overrides: GPTQModel's `dynamic`, and auto-round's settings by module name.
 //!
-//! `dynamic` is a map from regular expressions, which match from the start of a module's name, to settings: `+:pattern` or `pattern`
-//! changes some, `-:pattern` leaves the module in floating point. The first that matches counts.
+//! `dynamic` maps regular expressions, which match from the start of a module's name, to settings. `+:pattern` or
+//! `pattern` overrides settings, `-:pattern` leaves the module in floating point. The first match applies.
 
 use crate::error::{Error, Result};
 use crate::format::{clipped, quoted};
@@ -9,11 +9,11 @@ use crate::sort;
 use regex_lite::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-/// As for the patterns of compressed-tensors: files are anyone's.
+/// The same limits as for patterns of compressed-tensors: files are untrusted.
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
 const MAX_PATTERNS: usize = 256;
 
-/// Settings that say how a module was quantized, which its tensors show already.
+/// Settings of the quantization run. The tensors already show their effect.
 const HARMLESS: [&str; 13] = [
     "desc_act",
     "act_group_aware",
@@ -30,19 +30,19 @@ const HARMLESS: [&str; 13] = [
     "hessian",
 ];
 
-/// The rules.
+/// The rules for modules.
 #[derive(Debug, Default)]
 pub(in crate::layout) struct Dynamic {
-    /// For modules by their whole names, sorted; they come before the patterns.
+    /// Rules by full module name, sorted. They take precedence over patterns.
     names: Vec<(String, Rule)>,
-    /// In their order.
+    /// In file order.
     patterns: Vec<(Regex, Rule)>,
 }
 
-/// What a rule does to a module.
+/// The overrides for a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::layout) struct Rule {
-    /// It stays in floating point.
+    /// The module stays in floating point.
     pub(in crate::layout) skip: bool,
     pub(in crate::layout) bits: Option<i64>,
     pub(in crate::layout) group_size: Option<i64>,
@@ -50,10 +50,11 @@ pub(in crate::layout) struct Rule {
 }
 
 impl Dynamic {
-    /// Reads `dynamic`, and the settings of modules by their names, which are null where one stays in floating point.
+    /// Reads `dynamic`, and the settings by module name, which are null for floating point.
     ///
     /// # Errors
-    /// `unsupported_format` for a setting or a pattern that is not understood; `invalid_checkpoint` for what is no map.
+    /// `unsupported_format` for an unknown setting or unsupported pattern; `invalid_checkpoint` for a value that is not
+    /// a map.
     pub(in crate::layout) fn parse(dynamic: Option<&Value>, names: Option<&Value>) -> Result<Self> {
         let empty = Map::new();
         let map = |what: &str, value: Option<&'_ Value>| match value {
@@ -84,12 +85,12 @@ impl Dynamic {
         Ok(found)
     }
 
-    /// The rule for a module; without one, nothing is changed.
+    /// The rule for a module; the default rule changes nothing.
     pub(in crate::layout) fn rule(&self, module: &str) -> Rule {
         if let Ok(at) = self.names.binary_search_by(|(name, _)| name.as_str().cmp(module)) {
             return self.names[at].1;
         }
-        // The leftmost match starts at 0 exactly when there is a match that starts at 0.
+        // The leftmost match starts at 0 exactly if some match starts at 0.
         let matches = |regex: &Regex| regex.find(module).is_some_and(|found| found.start() == 0);
         self.patterns.iter().find(|(regex, _)| matches(regex)).map(|(_, rule)| *rule).unwrap_or_default()
     }
@@ -118,7 +119,7 @@ fn parse_rule(text: &str, settings: &Value) -> Result<(Regex, Rule)> {
     parse_settings(text, settings).map(|rule| (regex, rule))
 }
 
-/// What the rule `text` changes.
+/// The settings of the rule `text`.
 fn parse_settings(text: &str, settings: &Value) -> Result<Rule> {
     let empty = Map::new();
     let map = match settings {
@@ -151,7 +152,7 @@ fn parse_settings(text: &str, settings: &Value) -> Result<Rule> {
     Ok(rule)
 }
 
-/// Whether there was a value to set.
+/// Sets `setting`; returns whether there was a value.
 fn set<T>(setting: &mut Option<T>, value: Option<T>) -> bool {
     let found = value.is_some();
     *setting = value;

@@ -1,4 +1,4 @@
-//! GPTQ modules to [`PackedTensor`]s.
+//! Reads GPTQ modules as [`PackedTensor`]s.
 
 use super::GptqNames;
 use super::config::{Config, Settings};
@@ -13,7 +13,7 @@ use crate::layout::stored::{
 use crate::layout::{ModuleStorage, dense};
 use crate::quant::{Activations, PackedTensor, Scheme, packing};
 
-/// A packed module whose tensors fit together.
+/// A packed module with consistent tensors.
 struct ModuleTensors {
     settings: Settings,
     rows: usize,
@@ -64,7 +64,7 @@ impl Config {
             }
             None
         } else if version.is_some() {
-            // All in the middle: that tells the version better than any label.
+            // All zero points are the midpoint, which reveals the version more reliably than a label.
             Some(vec![bits.midpoint() as u8; rows * granularity.groups_per_row(cols)])
         } else {
             Some(decode_all(zero_words, words_per_group, rows, bits, self.zeros))
@@ -82,7 +82,7 @@ impl Config {
             .map_err(|error| in_tensor(&names.qweight, error))
     }
 
-    /// Checks everything about a module that headers tell; `None` for floating point.
+    /// All checks of a module that need only headers; `None` for floating point.
     fn find(&self, store: &TensorStore, module: &str) -> Result<Option<ModuleTensors>> {
         let names = GptqNames::new(module);
         if store.get(&names.qweight).is_none() {

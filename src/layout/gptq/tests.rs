@@ -1,4 +1,4 @@
-//! GPTQ against files packed bit by bit, as the documents of its tools describe them.
+//! GPTQ against files packed bit by bit according to the tools' documentation.
 
 mod written;
 
@@ -30,7 +30,7 @@ fn read(config: &Value, tensors: Tensors) -> Result<(ModuleStorage, PackedTensor
     Ok((storage, block_on(layout.read_packed(&store, MODULE))?.affine().unwrap().clone()))
 }
 
-/// Values as the documents have them, `[in][out]` and `[group][out]`.
+/// Values in documentation order, `[in][out]` and `[group][out]`.
 #[derive(Clone)]
 struct Documented {
     bits: u32,
@@ -40,7 +40,7 @@ struct Documented {
     g_idx: Vec<i32>,
 }
 
-/// A dense bit stream, one bit at a time.
+/// Packs a dense bit stream, one bit at a time.
 fn stream(values: impl Iterator<Item = u32>, bits: u32) -> Vec<u32> {
     let bits: Vec<u32> = values.flat_map(|value| (0..bits).map(move |bit| value >> bit & 1)).collect();
     bits.chunks(32).map(|word| word.iter().enumerate().fold(0, |all, (at, bit)| all | bit << at)).collect()
@@ -65,7 +65,7 @@ impl Documented {
             (0..rows).map(|_| (0..outputs).map(|_| next() & mask).collect()).collect()
         };
         let (codes, zeros) = (matrix(inputs), matrix(groups));
-        // Of both signs, and exact in half precision.
+        // Both signs, exact in half precision.
         let scale = |group: usize, output: usize| {
             (output as f32 + 1.0) / 64.0 * if group.is_multiple_of(2) { 1.0 } else { -1.0 }
         };
@@ -84,7 +84,7 @@ impl Documented {
         (self.codes[input][output] as f32 - self.zeros[group][output] as f32) * self.scales[group][output]
     }
 
-    /// The tensors; `minus` is what the version takes from a zero point.
+    /// The tensors; `minus` is what the version subtracts from a zero point.
     fn tensors(&self, minus: u32) -> Tensors {
         let (inputs, outputs, groups) = (self.codes.len(), self.codes[0].len(), self.zeros.len());
         let mask = (1 << self.bits) - 1;
@@ -145,14 +145,14 @@ fn every_width_and_version_reads_as_documented() {
 
             let file = file.symmetric();
             for minus in [0, 1] {
-                // Whatever the label says: symmetric zero points tell their version.
+                // Symmetric zero points reveal their version, whatever the label says.
                 for label in ["gptq", "gptq_v2"] {
                     let config = config(bits, configured, true, json!({"checkpoint_format": label}));
                     let (storage, tensor) = read(&config, file.tensors(minus)).unwrap();
                     file.check(&tensor);
                     let ModuleStorage::Packed { coding, .. } = storage else { panic!("{storage:?}") };
                     assert_eq!(coding.affine().unwrap().constant_zero_point(), Some(1 << (bits - 1)));
-                    // Where nothing says that they are symmetric, they are read all the same.
+                    // They are also read if the config does not say that they are symmetric.
                     let unsaid = json!({"quant_method": "gptq", "bits": bits, "group_size": configured});
                     file.check(&read(&unsaid, file.tensors(minus)).unwrap().1);
                 }
@@ -173,7 +173,7 @@ fn act_order_is_read_from_g_idx() {
         assert!(tensor.column_order().is_some());
         assert_eq!(tensor.g_idx(), file.g_idx);
         file.check(&tensor);
-        // Without the tensor, inputs are in groups as they come.
+        // Without `g_idx`, groups are contiguous inputs.
         let plain = Documented::new(bits, 64, 32, group_size, 9);
         let mut tensors = plain.tensors(1);
         tensors.pop();
@@ -181,7 +181,7 @@ fn act_order_is_read_from_g_idx() {
     }
 }
 
-/// The words of a writer that subtracts one from all fields of a word at once.
+/// A writer that subtracts one from all fields of a word at once.
 #[test]
 fn zero_points_that_borrowed_come_back_where_the_writer_is_known() {
     let mut file = Documented::new(4, 32, 8, 32, 3);
@@ -192,7 +192,7 @@ fn zero_points_that_borrowed_come_back_where_the_writer_is_known() {
     }
     let known = json!({"checkpoint_format": "gptq", "meta": {"quantizer": ["gptqmodel:7.7.0"]}});
     file.check(&read(&config(4, 32, false, known.clone()), tensors).unwrap().1);
-    // Three bits never borrow.
+    // 3-bit zero points never borrow.
     let file = Documented::new(3, 32, 32, 32, 3);
     file.check(&read(&config(3, 32, false, known), file.tensors(1)).unwrap().1);
 }
@@ -201,7 +201,7 @@ fn zero_points_that_borrowed_come_back_where_the_writer_is_known() {
 fn labels_and_writers_decide_asymmetric_zero_points_and_a_guess_is_told() {
     use GptqZeros::{V1, V2};
     let gptqmodel = json!({"quantizer": ["gptqmodel:7.7.0"]});
-    // (what the config says more, the caller's word) -> (version, whether there is a warning)
+    // (further config, caller's choice) -> (version, whether there is a warning)
     let cases = [
         (json!({}), None, V1, true),
         (json!({"checkpoint_format": "gptq"}), None, V1, true),
@@ -298,7 +298,7 @@ fn contradictions_are_errors_that_name_the_module() {
         assert!(error.to_string().contains(MODULE), "{error}");
         assert_eq!(error.code(), code, "{error}");
     }
-    // Words that hold no whole number of inputs.
+    // Words that do not hold a whole number of inputs.
     let mut file = Documented::new(3, 64, 32, 32, 7).tensors(1);
     file[0].1 = TensorInfo::new(DType::I32, [4, 48]);
     let error = read(&super::tests::config(3, 32, false, json!({})), file).unwrap_err();
@@ -328,7 +328,7 @@ fn what_is_not_read_is_named() {
         let error = read(&config, Documented::new(4, 64, 32, 32, 7).tensors(1)).unwrap_err();
         assert!(error.to_string().contains(word), "{config}: {error}");
     }
-    // The keys of old side files tell the method.
+    // Old side files are recognized by their keys.
     let old = json!({"bits": 4, "group_size": 32, "damp_percent": 0.01, "desc_act": false});
     let file = Documented::new(4, 64, 32, 32, 7).symmetric();
     file.check(&read(&old, file.tensors(1)).unwrap().1);
@@ -337,7 +337,7 @@ fn what_is_not_read_is_named() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Small tensors of any type and shape under the names that matter: an answer or an error, never a panic.
+    /// Small tensors of any type and shape under the relevant names give a result or an error, never a panic.
     #[test]
     fn no_tensors_make_the_reader_panic(
         specs in prop::collection::vec(

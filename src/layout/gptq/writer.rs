@@ -1,4 +1,4 @@
-//! [`PackedTensor`]s to GPTQ modules and their config.
+//! Writes [`PackedTensor`]s as GPTQ modules, with their config.
 
 use super::zeros::{GptqZeros, Storage};
 use super::{GptqNames, QUANTIZER};
@@ -11,7 +11,7 @@ use crate::sort;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The group sizes that GPTQModel's kernels take.
+/// Group sizes that GPTQModel's kernels accept.
 const GROUP_SIZES: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
 
 pub(in crate::layout) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> Result<(), String> {
@@ -20,7 +20,7 @@ pub(in crate::layout) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> R
     };
     match granularity {
         Granularity::Tensor => {
-            return Err("it has a scale for each output or group, not one per tensor".to_owned());
+            return Err("it has one scale per output or group, not one per tensor".to_owned());
         }
         Granularity::Group(size) if !GROUP_SIZES.contains(&size) => {
             return Err(format!("its tools take groups of 16, 32, 64, ..., 1024 columns, not of {size}"));
@@ -30,7 +30,7 @@ pub(in crate::layout) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> R
         }
         _ => {}
     }
-    // 3 bits fill words 32 codes at a time.
+    // 32 codes of 3 bits fill 3 words.
     let codes_at_once = if bits == Bits::Three { 32 } else { 32 / bits.get() as usize };
     for (count, what) in [(cols, "columns"), (rows, "rows")] {
         if !count.is_multiple_of(codes_at_once) {
@@ -40,7 +40,7 @@ pub(in crate::layout) fn can_hold(rows: usize, cols: usize, scheme: Scheme) -> R
     Ok(())
 }
 
-/// What the layout is asked for, checked by [`can_hold`].
+/// The parts of a scheme that [`can_hold`] accepted.
 fn integer(scheme: Scheme) -> (Bits, Granularity, bool) {
     match scheme {
         Scheme::Integer { bits, granularity, symmetric } => (bits, granularity, symmetric),
@@ -109,9 +109,9 @@ pub(in crate::layout) fn encode(
     ]
 }
 
-/// The settings of most modules, and under `dynamic` those of the others and what stays in floating point.
+/// The most frequent settings, with `dynamic` for modules that differ or stay in floating point.
 ///
-/// `modules_in_block_to_quantize` says the latter to transformers, which knows no `dynamic`.
+/// transformers does not read `dynamic`; `modules_in_block_to_quantize` tells it which modules are quantized.
 pub(in crate::layout) fn quantization_config(
     entries: &[(String, PackedFormat)],
     ignore: &[String],
@@ -164,8 +164,8 @@ pub(in crate::layout) fn quantization_config(
     Value::Object(config.into_iter().collect())
 }
 
-/// The names inside a block (`self_attn.q_proj`) of what is quantized; `None` where blocks differ, which transformers
-/// cannot be told.
+/// The quantized modules' names within a block (`self_attn.q_proj`); `None` if blocks differ, which transformers cannot
+/// represent.
 fn names_in_blocks(entries: &[(String, PackedFormat)], left_out: &[&String]) -> Option<Vec<String>> {
     let inside = |module: &str| Some(module.split_once(".layers.")?.1.split_once('.')?.1.to_owned());
     let mut names: Vec<String> = entries.iter().filter_map(|(module, _)| inside(module)).collect();
@@ -175,7 +175,7 @@ fn names_in_blocks(entries: &[(String, PackedFormat)], left_out: &[&String]) -> 
     (!differ).then_some(names)
 }
 
-/// A module's name as a pattern that matches it alone.
+/// A module's name as a pattern that matches only this name.
 fn escaped(module: &str) -> String {
     module.replace('.', r"\.")
 }

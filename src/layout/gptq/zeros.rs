@@ -1,18 +1,18 @@
 //! How GPTQ files store zero points.
 //!
-//! A row of `qzeros` is a dense bit stream along the outputs. Version 2 stores the zero point `z`; version 1 stores
-//! `z - 1`, in one of two ways that differ where a `z` is 0:
+//! A row of `qzeros` is a dense bit stream along the outputs. Version 2 stores the zero point `z`. Version 1 stores
+//! `z - 1`, in one of two ways that differ if a `z` is 0:
 //!
-//! - field by field, `(z - 1) mod 2^b`;
-//! - a whole word of version 2 minus a word of ones in every field, so that a `z` of 0 borrows from its neighbour.
-//!   AutoGPTQ and GPTQModel write 2, 4 and 8 bits so. Adding the same word gives the zero points back exactly.
+//! - per field, `(z - 1) mod 2^b`;
+//! - per word: a version 2 word minus a word with one in every field, so that a `z` of 0 borrows from its neighbour.
+//!   AutoGPTQ and GPTQModel write 2, 4 and 8 bits this way. Adding the same word restores the zero points exactly.
 
 use crate::error::Error;
 use crate::options::named;
 use crate::quant::{Bits, packing};
 
 named! {
-    /// The two versions, as people name them.
+    /// The two versions, under their usual names.
     pub enum GptqZeros {
         /// Files store the zero point minus one
         V1 = "v1",
@@ -21,18 +21,18 @@ named! {
     }
 }
 
-/// What is stored for a zero point.
+/// The stored form of a zero point `z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
     /// `(z - 1) mod 2^b`
     V1Fields,
-    /// `z`, minus one in every field of a word at once
+    /// `z`, with one subtracted from every field of a word at once
     V1Words,
     /// `z`
     V2,
 }
 
-/// One in every field of a word. Only for widths that divide 32.
+/// A word with one in every field, for bit widths that divide 32.
 fn ones(bits: Bits) -> Option<u32> {
     match bits {
         Bits::Two => Some(0x5555_5555),
@@ -43,7 +43,7 @@ fn ones(bits: Bits) -> Option<u32> {
 }
 
 impl Storage {
-    /// The zero points of a row, `[zeros.len()]`; `words` are changed.
+    /// Decodes the zero points of a row, `[zeros.len()]`; overwrites `words`.
     pub(super) fn decode(self, words: &mut [u32], bits: Bits, zeros: &mut [u8]) {
         if let (Self::V1Words, Some(ones)) = (self, ones(bits)) {
             words.iter_mut().for_each(|word| *word = word.wrapping_add(ones));
@@ -72,12 +72,12 @@ impl Storage {
     }
 }
 
-/// Until its version 7, GPTQModel took the words that it subtracts from 3-bit zero points in the wrong order. This is
-/// what became of the zero point 4 in three neighbouring words.
+/// The zero point 4 in three adjacent words, as GPTQModel wrote it before version 7: it permuted the words that it
+/// subtracts from 3-bit zero points.
 const DISORDERED_3_BIT: [u32; 3] = [0x0000_0000, 0xb6db_6db7, 0x4924_9249];
 
-/// The version in which these rows, `[groups, words_per_group]`, hold the zero point of symmetric weights; `None` where
-/// they hold something else.
+/// The version in which these rows, `[groups, words_per_group]`, hold the zero points of symmetric weights; `None` if
+/// they do not.
 pub(super) fn version_of_symmetric(
     words: &[u32],
     words_per_group: usize,
@@ -104,7 +104,7 @@ pub(super) fn version_of_symmetric(
     disordered.then_some(GptqZeros::V1)
 }
 
-/// Why weights that are called symmetric are not.
+/// The error for weights that are labelled symmetric but are not.
 pub(super) fn not_symmetric(bits: Bits) -> Error {
     let midpoint = bits.midpoint();
     Error::invalid_checkpoint(format!(
@@ -113,7 +113,7 @@ pub(super) fn not_symmetric(bits: Bits) -> Error {
     ))
 }
 
-/// The zero points `[outputs, groups]` from rows of words `[groups, words_per_group]`.
+/// Decodes the zero points `[outputs, groups]` from rows of words `[groups, words_per_group]`.
 pub(super) fn decode_all(
     mut words: Vec<u32>,
     words_per_group: usize,
@@ -161,14 +161,14 @@ mod tests {
         Storage::V1Words.encode(&zeros, Bits::Three, &mut words);
         assert_eq!(version_of_symmetric(&words, 3, 32, Bits::Three), Some(GptqZeros::V1));
         assert_eq!(version_of_symmetric(&DISORDERED_3_BIT, 3, 32, Bits::Three), Some(GptqZeros::V1));
-        // What GPTQModel subtracted: the word of the third place in the first, and the other way round.
+        // The words that GPTQModel subtracted: the first and the third are swapped.
         let constants = [0x2492_4924u32, 0x9249_2492, 0x4924_9249];
         Storage::V2.encode(&zeros, Bits::Three, &mut words);
         let subtracted: Vec<u32> = words.iter().zip(constants).map(|(w, c)| w.wrapping_sub(c)).collect();
         assert_eq!(subtracted, DISORDERED_3_BIT);
     }
 
-    /// A zero point of 0 borrows from its neighbour where whole words are subtracted.
+    /// When whole words are subtracted, a zero point of 0 borrows from its neighbour.
     #[test]
     fn a_borrow_is_given_back() {
         let zeros = [0, 5, 0, 0, 15, 1, 8, 0];

@@ -1,25 +1,25 @@
-//! Where the division by AWQ's scales goes: into the norm before, or into the rows of the linear layer before.
+//! Folds the division by AWQ's scales into the preceding norm or the rows of the preceding linear layer.
 //!
-//! Not here: which module that is (`pipeline`).
+//! `calibrate` chooses the module.
 
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Error, Result};
 use crate::quant::packed_tensor::{PackedTensor, Scales};
 
-/// How far rounding may move a scale, as a share of it. Half precision moves normal numbers by less than 0.0005 and
-/// `BF16` by less than 0.004; more means that a number has left the range of its type.
+/// Largest relative rounding of a scale. Half precision rounds normal numbers by less than 0.0005,
+/// `BF16` by less than 0.004. More means that a number is beyond its type's range.
 const MOST_ROUNDING: f32 = 0.01;
 
 fn stays_near(rounded: f32, wanted: f32) -> bool {
     rounded.is_finite() && (rounded - wanted).abs() <= MOST_ROUNDING * wanted.abs()
 }
 
-/// Divides the weight of a norm by `scales`, rounds it to `dtype`, and sets the scales to what they became by that.
+/// Divides the weight of a norm by `scales`, rounds it to `dtype`, and updates the scales to match the rounded norm.
 ///
-/// Where a quotient is out of the type's range, or the norm is 0, the scale becomes 1.
+/// If a quotient is out of range, or the norm is 0, the scale becomes 1.
 ///
 /// # Errors
-/// As [`encode_f32`]'s, for a type that is not floating point.
+/// As [`encode_f32`], for a type that is not floating point.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -28,7 +28,7 @@ pub fn divide_norm(norm: &[f32], dtype: DType, scales: &mut [f32]) -> Result<Vec
     let quotients: Vec<f32> = norm.iter().zip(&*scales).map(|(norm, scale)| norm / scale).collect();
     let mut divided = vec![0.0; norm.len()];
     for ((divided, &wanted), &norm) in divided.iter_mut().zip(&quotients).zip(norm) {
-        // One at a time: a type may refuse numbers beyond its range.
+        // One at a time, because a type refuses numbers beyond its range.
         let mut bytes = Vec::new();
         let mut rounded = [f32::NAN];
         if encode_f32(dtype, &[wanted], &mut bytes).is_ok() {
@@ -42,13 +42,13 @@ pub fn divide_norm(norm: &[f32], dtype: DType, scales: &mut [f32]) -> Result<Vec
     Ok(divided)
 }
 
-/// Divides each row of a quantized matrix by its scale. Only the groups' scales change, so no weight is rounded anew.
+/// Divides each row of a quantized matrix by its scale. Only group scales change; codes stay the same.
 ///
 /// # Errors
-/// `non_finite` where a group's scale leaves the range of its type.
+/// `non_finite` if a group's scale leaves its type's range.
 ///
 /// # Panics
-/// When there is not one scale for each row, or the groups' scales are not by row.
+/// When there is not one scale for each row, or group scales are not by row.
 pub fn divide_rows(tensor: &PackedTensor, scales: &[f32]) -> Result<PackedTensor> {
     assert_eq!(tensor.rows(), scales.len(), "one scale for each row");
     assert_eq!(tensor.scales().len() % scales.len(), 0, "scales are by row");
@@ -80,7 +80,7 @@ pub fn divide_rows(tensor: &PackedTensor, scales: &[f32]) -> Result<PackedTensor
     }
 }
 
-/// How heads of attention share the rows of v.
+/// The sharing of v's rows among attention heads.
 #[derive(Clone, Copy, Debug)]
 pub struct Sharing {
     /// Heads.
@@ -92,13 +92,13 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// The row of v that a feature of the attention's output is made of.
+    /// The row of v for a feature of attention's output.
     fn row(self, feature: usize) -> usize {
         let (head, place) = (feature / self.head_dim, feature % self.head_dim);
         head / (self.heads / self.kv_heads) * self.head_dim + place
     }
 
-    /// Gives all features, `[heads * head_dim]`, that share a row of v the mean of their values.
+    /// Averages values, `[heads * head_dim]`, over the features that share a row of v.
     pub fn average(self, values: &mut [f32]) {
         let mut sums = vec![0.0; self.kv_heads * self.head_dim];
         for (feature, value) in values.iter().enumerate() {
@@ -109,7 +109,7 @@ impl Sharing {
         }
     }
 
-    /// One value for each row of v, from values that all features of a row share.
+    /// One value for each row of v, from averaged values.
     pub fn of_rows(self, values: &[f32]) -> Vec<f32> {
         let mut rows = vec![0.0; self.kv_heads * self.head_dim];
         for (feature, value) in values.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Some rows of a matrix, scaled, clipped and rounded, in steps.
+//! Scales, clips and rounds rows of a matrix, in steps.
 
 use super::{Clipping, Measure, Moments};
 use crate::error::{Context, Result};
@@ -7,16 +7,16 @@ use crate::quant::qparams::{QParams, ScaleType, encode_group, non_finite_weight,
 use crate::quant::scheme::Bits;
 use crate::task::Pace;
 
-/// Ranges tried, the whole one included.
+/// Number of clipping ranges, including the full one.
 const CLIP_STEPS: usize = 21;
-/// The most that is taken off a range, as a share.
+/// Largest relative reduction of a range.
 const MAX_SHRINK: f32 = 0.5;
 /// Columns between two products.
 const BLOCK: usize = 128;
-/// What rounding a weight costs, in multiply-adds. A guess.
+/// Estimated cost of rounding a weight, in multiply-adds.
 const ROUND_WORK: u64 = 8;
 
-/// How rows are rounded.
+/// The rounding of rows.
 #[derive(Clone, Copy)]
 pub(super) struct Grid<'a> {
     pub(super) bits: Bits,
@@ -29,15 +29,15 @@ pub(super) struct Grid<'a> {
     pub(super) clipping: Option<&'a Clipping>,
 }
 
-/// Rows that were rounded together.
+/// Rows rounded together.
 pub(super) struct ClippedRows {
     /// `[rows, cols]`
     pub(super) codes: Vec<u8>,
     /// `[rows, groups]`
     pub(super) params: Vec<QParams>,
-    /// `[rows, cols]`: the weights, as they came.
+    /// `[rows, cols]`: the original weights.
     pub(super) weights: Vec<f32>,
-    /// `[rows, cols]`: the rounded weights, without the scales; nothing where nothing is measured.
+    /// `[rows, cols]`: the rounded weights without column scales; empty if nothing is measured.
     pub(super) effective: Vec<f32>,
     /// Squared output error, sum over rows.
     pub(super) error: f64,
@@ -46,7 +46,7 @@ pub(super) struct ClippedRows {
 }
 
 impl ClippedRows {
-    /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
+    /// `weights` is `[n, cols]`, starting at row `first_row` of the matrix.
     pub(super) async fn run(
         grid: Grid<'_>,
         weights: Vec<f32>,
@@ -98,7 +98,7 @@ impl ClippedRows {
     }
 }
 
-/// Room for the ranges that are tried, `[CLIP_STEPS, columns]`.
+/// Buffers for the ranges, `[CLIP_STEPS, columns]`.
 #[derive(Default)]
 struct Trials {
     params: Vec<QParams>,
@@ -113,7 +113,7 @@ impl Grid<'_> {
         encode_group(weights, q.scale, q.zero_point, midpoint, max_code, codes);
     }
 
-    /// Scale and zero point of a group, whose range is `min..=max`.
+    /// Scale and zero point of a group with the range `min..=max`.
     async fn params(
         &self,
         weights: &[f32],

@@ -1,4 +1,4 @@
-//! AWQ against direct sums over inputs.
+//! AWQ compared with direct sums over inputs.
 
 use super::fold::{Sharing, divide_norm, divide_rows};
 use super::*;
@@ -15,7 +15,7 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| (0..4).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5).sum()).collect()
 }
 
-/// Inputs with features of very different sizes, of which neighbours go together.
+/// Inputs with features of very different sizes and correlated neighbours.
 fn inputs(cols: usize, tokens: usize, seed: u64) -> Vec<f32> {
     let source = random(cols * tokens + 1, seed);
     let value = |i: usize| (source[i] + 0.5 * source[i + 1]) * [0.1, 1.0, 0.3, 6.0, 0.5][i % cols % 5];
@@ -81,21 +81,21 @@ fn quantize(
     let measure = Measure::ErrorAndSignal(moments);
     let mut quantizer =
         AwqQuantizer::new(scheme, (rows, cols), scales, measure, clipping, ScaleType::F32).unwrap();
-    // Two runs, as a checkpoint is read.
+    // Two chunks, as a checkpoint is read.
     let middle = rows / 2 * cols;
     quantizer.push_rows(&w[..middle]).unwrap();
     quantizer.push_rows(&w[middle..]).unwrap();
     quantizer.finish().unwrap()
 }
 
-/// The weights of a packed matrix without the scales of its columns.
+/// The weights of a packed matrix divided by its column scales.
 fn effective(tensor: &PackedTensor, scales: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; tensor.rows() * tensor.cols()];
     dequantize::rows(tensor, 0..tensor.rows(), &mut out);
     out.iter().enumerate().map(|(i, w)| w / scales[i % scales.len()]).collect()
 }
 
-/// How far sums in `f32` may be from sums in `f64`, relatively. Measured: 2e-6.
+/// Largest relative difference of sums in `f32` and `f64`. Measured: 2e-6.
 const ROUNDING: f64 = 1e-4;
 
 #[test]
@@ -211,7 +211,7 @@ fn folding_into_a_norm_changes_no_output() {
         let twice = divide_norm(&norm, dtype, &mut again).unwrap();
         assert!(twice.iter().zip(&divided).all(|(a, b)| (a / b - 1.0).abs() < 1e-6), "{dtype}");
     }
-    // A norm of 0 makes no input; a quotient beyond the type cannot be stored.
+    // A norm of 0 gives no input. A quotient beyond the type's range cannot be stored.
     let mut scales = [4.0, 1e-6, 2.0];
     assert_eq!(divide_norm(&[0.0, 1.0, 1.0], DType::F16, &mut scales).unwrap(), [0.0, 1.0, 0.5]);
     assert_eq!(scales, [1.0, 1.0, 2.0]);

@@ -1,7 +1,6 @@
-//! Integer codes with scales, and zero points or minimums, as a coding: weight = `(code - zero_point) * scale`, or
-//! `code * scale + minimum`.
+//! Affine coding: weight = `(code - zero_point) * scale`, or `code * scale + minimum`.
 //!
-//! Not here: the matrix itself (`packed_tensor`) and how codes are found (`rtn`, `gptq`, ...).
+//! The matrix is in `packed_tensor`, the methods in `rtn`, `gptq`, ...
 
 use super::{Coded, Coding, Format, QuantizedTensor, Section, section};
 use crate::dtype::DType;
@@ -13,7 +12,7 @@ use half::f16;
 use std::ops::Range;
 
 impl Scheme {
-    /// The scheme as one of all codings.
+    /// The scheme as a coding.
     pub const fn coding(self) -> Coding {
         Coding::Affine(self)
     }
@@ -133,19 +132,19 @@ impl Coded for PackedTensor {
         sections
     }
 
-    /// Zero points count as densely as codes, which is how files keep them.
+    /// Counts zero points with the bits of codes, as in files.
     fn bytes(&self) -> u64 {
         self.packed_bytes()
     }
 }
 
 impl Scales {
-    /// The scales as an array of that name.
+    /// The scales as a section with a name.
     pub(super) fn to_section(&self, name: &str) -> Section {
         Section { name: name.to_owned(), dtype: self.scale_type().dtype(), bytes: self.to_bytes() }
     }
 
-    /// What [`to_section`](Self::to_section) made of them.
+    /// Reads the section of [`to_section`](Self::to_section).
     ///
     /// # Errors
     /// `invalid_checkpoint` for a type that is not floating point.

@@ -1,7 +1,7 @@
-//! Codes that name values of a fixed table, times a scale for each group: weight = `values[code] * scale`.
+//! Codebook coding: weight = `values[code] * scale`, with a fixed table of values and a scale for each group.
 //!
-//! `Iq4Nl` is ggml's IQ4_NL: its values lie closer where weights are frequent (`kvalues_iq4nl` in `ggml-common.h`, 16
-//! bytes that llama.cpp's authors found by experiment). Not here: how a file keeps them (`layout`).
+//! `Iq4Nl` is ggml's IQ4_NL, whose values are denser where weights are frequent (`kvalues_iq4nl` in `ggml-common.h`, 16
+//! bytes that llama.cpp's authors found by experiment). File encodings are in `layout`.
 
 use super::{Coded, Coding, Format, QuantizedTensor, Section, section};
 use crate::dtype::DType;
@@ -13,20 +13,20 @@ use half::f16;
 use std::fmt;
 use std::ops::Range;
 
-/// The tables.
+/// The codebooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codebook {
-    /// 16 values, a scale for 32 weights: 4.5 bits a weight.
+    /// 16 values, one scale for 32 weights: 4.5 bits per weight.
     Iq4Nl,
 }
 
 /// Bits of a code.
 const BITS: u32 = 4;
-/// Codes of a word.
+/// Codes in a word.
 const CODES: usize = 32 / BITS as usize;
 
 impl Codebook {
-    /// What each code stands for, in order.
+    /// The table of values.
     pub const fn values(self) -> [i8; 1 << BITS] {
         match self {
             Self::Iq4Nl => [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
@@ -39,7 +39,7 @@ impl Codebook {
         }
     }
 
-    /// Weights that share a scale.
+    /// Weights per scale.
     const fn group_size(self) -> usize {
         match self {
             Self::Iq4Nl => 32,
@@ -53,23 +53,23 @@ impl fmt::Display for Codebook {
     }
 }
 
-/// A matrix `[rows, cols]` of such codes.
+/// A matrix `[rows, cols]` of codebook codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CodebookTensor {
     book: Codebook,
     rows: usize,
     cols: usize,
-    /// `[rows, words]`: a row is a dense stream of codes that starts at a word, the first code in the lowest bits
+    /// `[rows, words]`: the codes of a row as a dense stream that starts at a word, the first code in the lowest bits
     codes: Vec<u32>,
     /// `[rows, groups]`
     scales: Scales,
 }
 
 impl CodebookTensor {
-    /// Puts the pieces together and checks that they belong together.
+    /// Assembles a matrix and checks its parts.
     ///
     /// # Errors
-    /// `invalid_checkpoint` when a length disagrees with the shape.
+    /// `invalid_checkpoint` if a length does not match the shape.
     pub fn new(book: Codebook, rows: usize, cols: usize, codes: Vec<u32>, scales: Scales) -> Result<Self> {
         let groups = cols.div_ceil(book.group_size());
         for (what, expected, found) in [
@@ -149,7 +149,7 @@ impl Coded for CodebookTensor {
         }
         let values = self.book.values().map(f32::from);
         let words = packing::words(self.cols, BITS);
-        // A group begins with a word.
+        // Groups begin at words.
         let size = self.book.group_size();
         for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
             let words = self.codes[row * words..(row + 1) * words].chunks(size / CODES);

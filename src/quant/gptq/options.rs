@@ -1,27 +1,27 @@
-//! How GPTQ works: the order of columns, where scales come from, what a layer's output is compared with.
+//! Options of GPTQ: column order, scales, reference inputs.
 
 use crate::options::{Bounds, named, options};
 use crate::quant::hessian::Hessian;
 use crate::sort;
 
 named! {
-    /// The order in which columns are rounded.
+    /// Column orders of rounding.
     #[derive(Default)]
     pub enum ColumnOrder {
-        /// As columns are stored
+        /// Stored order
         #[default]
         Stored = "none",
-        /// Groups with the largest inputs first, and so the columns of each group; the result is stored like any other
+        /// Groups with the largest inputs first, and columns within a group likewise; the order is not stored
         GroupAware = "group-aware",
-        /// Columns with the largest inputs first, on groups as they are stored, whose scales are found beforehand
+        /// Columns with the largest inputs first; groups in stored order, with scales determined beforehand
         StaticGroups = "static",
-        /// Columns with the largest inputs first, with groups along that order; the result names each column's group (g_idx)
+        /// Columns with the largest inputs first, with groups along that order; each column's group is stored (g_idx)
         GroupIndex = "group-index",
     }
 }
 
 impl ColumnOrder {
-    /// The input column at each place, or `None` for the stored order.
+    /// The input column at each position, or `None` for the stored order.
     pub(super) fn columns(self, hessian: &Hessian, group_size: usize) -> Option<Vec<u32>> {
         let mut columns: Vec<u32> = (0..hessian.size() as u32).collect();
         // Sorting is stable, so equal diagonals keep their order.
@@ -33,7 +33,7 @@ impl ColumnOrder {
                 let largest =
                     |group: &[u32]| group.iter().map(|&c| hessian.diagonal(c as usize)).fold(0.0, f32::max);
                 let mut groups: Vec<&[u32]> = columns.chunks(group_size).collect();
-                // A group that is shorter than the others stays last, so that all begin at multiples of the size.
+                // A shorter group stays last, so that all groups begin at multiples of the size.
                 sort::sort_by(&mut groups, |a, b| {
                     b.len().cmp(&a.len()).then_with(|| descending(largest(a), largest(b)))
                 });
@@ -51,41 +51,40 @@ impl ColumnOrder {
 }
 
 named! {
-    /// Where the scale of a group comes from.
+    /// Rules for a group's scale.
     #[derive(Default)]
     pub enum ScaleRule {
-        /// The range of its weights, as GPTQ's authors have it
+        /// The range of its weights, as in GPTQ's paper
         Range = "range",
-        /// A search for the least error, each weight's counted by its importance
+        /// A search for the least error, weighted by importance
         #[default]
         LeastError = "least-error",
     }
 }
 
 named! {
-    /// Whose inputs define the outputs that a quantized layer is fitted to.
+    /// Inputs that define a layer's target output.
     #[derive(Default)]
     pub enum ReferenceInputs {
-        /// The original model's: a layer makes up for what the layers before it lost
+        /// The unquantized model's; corrects errors of earlier layers
         #[default]
         Original = "original",
-        /// Those that the quantized layers before it make, as GPTQ's authors have it
+        /// The quantized model's, as in GPTQ's paper
         Quantized = "quantized",
     }
 }
 
 options! {
-    /// How GPTQ works.
+    /// Options of GPTQ.
     #[derive(Copy)]
     pub struct GptqOptions {
-        /// gptq: share of the Hessian's mean diagonal that is added to its diagonal
+        /// gptq: damping, as a share of the Hessian's mean diagonal
         pub damping: f32 = 0.05, within Bounds::from(0.0).below(1.0);
-        /// gptq: the order in which columns are rounded
+        /// gptq: column order of rounding
         pub act_order: ColumnOrder = ColumnOrder::GroupAware;
-        /// gptq: where the scale of a group comes from
+        /// gptq: rule for a group's scale
         pub scales: ScaleRule = ScaleRule::LeastError;
-        /// gptq: how often codes and scales are gone over again for less output error; 0: gptq alone. Not with groups along
-        /// the order of columns, which are scattered
+        /// gptq: refinement passes over codes and scales after rounding; 0: none; ignored with act-order group-index
         pub refinement_passes: usize = 2;
         /// gptq: the inputs that define a layer's target output
         pub reference_inputs: ReferenceInputs = ReferenceInputs::Original;

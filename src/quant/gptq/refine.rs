@@ -1,17 +1,17 @@
-//! Goes over the codes and scales that GPTQ left, group by group, and takes every change that lessens the output error.
+//! Refinement passes over GPTQ's codes and scales, by coordinate descent on the output error.
 //!
-//! GPTQ never looks back: a column is rounded before those after it are known. Coordinate descent on the same objective does,
-//! as Behdin et al. do from scratch in *QuantEase* (2023). With `e = w - q` the errors of a row, `H` damped as for GPTQ and
+//! GPTQ rounds a column before later ones are known. Coordinate descent on the same objective revises it. Behdin et al.
+//! use it from scratch in *QuantEase* (2023). With `e = w - q` the errors of a row, `H` damped as for GPTQ and
 //! `r = e H`:
 //!
 //! 1. changing the weight of column `k` by `d` changes `e H e^T` by `d^2 H[k, k] - 2 d r[k]`, so the best value of that
-//!    weight, all others as they are, is `q[k] + r[k] / H[k, k]`: it is rounded, and taken if the error falls;
+//!    weight, with all others fixed, is `q[k] + r[k] / H[k, k]`. It is rounded, and kept if the error falls;
 //! 2. changing the scale of a group whose codes are `c` steps from the zero point by `d` changes it by
-//!    `d^2 c H c^T - 2 d c r^T` over the group's columns: the best `d` is rounded to a scale that can be stored, and taken
+//!    `d^2 c H c^T - 2 d c r^T` over the group's columns. The best `d` is rounded to a storable scale, and kept
 //!    if the error falls;
-//! 3. a group is gone over a few times, then the other columns' `r` learn of it in one product, and the next group follows.
+//! 3. a group is refined a few times, then one product updates the other columns' `r`, and the next group follows.
 //!
-//! The error can only fall, so no limit is needed but the number of refinement passes.
+//! The error can only fall, so the number of passes is the only limit.
 
 use super::rows::RoundedRow;
 use super::{BLOCK, Grid, Prepared};
@@ -20,11 +20,11 @@ use crate::quant::qparams::QParams;
 use crate::task::Pace;
 use multiversion::multiversion;
 
-/// Times that a group is gone over before the next: the second time sees the new scale. More were not tried.
+/// Sweeps over a group before the next one. The second sweep uses the new scale. More were not tried.
 const LOCAL_SWEEPS: usize = 2;
 
-/// Improves `rows`, whose original weights are `weights`, `[n, cols]`, in the order of the input. Returns what is left of
-/// the output error, with the Hessian as it was before damping.
+/// Refines `rows` with the original `weights`, `[n, cols]`, in input order. Returns the remaining
+/// output error with the undamped Hessian.
 pub(super) async fn refine(
     prepared: &Prepared<'_>,
     grid: Grid,
@@ -49,7 +49,7 @@ pub(super) async fn refine(
         pace.spend((count * cols * width) as u64).await;
     }
 
-    // Scales of groups that do not fit a block stay as they are.
+    // Scales of groups that do not fit a block are not changed.
     let fits = group_size <= BLOCK;
     let width = if fits { group_size } else { BLOCK };
     let mut change = Vec::new();
@@ -117,7 +117,7 @@ pub(super) async fn refine(
     damped - f64::from(prepared.ridge) * errors.iter().map(|&e| f64::from(e) * f64::from(e)).sum::<f64>()
 }
 
-/// A group of one row (or a block of a group that is longer), while it is gone over.
+/// A group of one row, or a block of a longer group, in refinement.
 struct Group<'a> {
     grid: Grid,
     /// The group's block of the damped Hessian: rows `cols` elements apart.
@@ -126,31 +126,31 @@ struct Group<'a> {
     params: &'a mut QParams,
     /// `w - q`
     errors: &'a mut [f32],
-    /// `e H`, of this group's columns.
+    /// `e H` of this group's columns.
     pull: Vec<f32>,
     /// Whether the last sweep changed nothing.
     settled: bool,
 }
 
 impl Group<'_> {
-    /// Step 1 for every column. Whether anything changed.
+    /// Step 1 for every column. Returns whether anything changed.
     fn sweep_codes(&mut self) -> bool {
         let Self { grid, hessian, codes, params, errors, pull, .. } = self;
         sweep_codes(*grid, hessian, **params, codes, errors, pull)
     }
 
-    /// How many steps each code is from the zero point.
+    /// The steps of each code from the zero point.
     fn steps(&self) -> impl Iterator<Item = f32> {
         let zero_point = f32::from(self.params.zero_point);
         self.codes.iter().map(move |&code| f32::from(code) - zero_point)
     }
 
-    /// Step 2, given the codes' `steps` and their `product` with the group's block. Whether the scale changed.
+    /// Step 2, given the codes' `steps` and their `product` with the group's block. Returns whether the scale changed.
     fn refit_scale(&mut self, steps: &[f32], product: &[f32]) -> bool {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let (slope, curvature) = (dot(steps, &self.pull), dot(steps, product));
         let wanted = self.params.scale + slope / curvature;
-        // A scale keeps its sign: beyond zero every code would be far from the nearest.
+        // A scale keeps its sign, because beyond zero every code would be far from the nearest.
         if !(wanted * self.params.scale > 0.0 && wanted.is_finite()) {
             return false;
         }
@@ -186,7 +186,7 @@ fn sweep_codes(
         let code = params.encode(value + pull[k] / curvature, grid.bits);
         let d = params.decode(code) - value;
         let gain = 2.0 * d * pull[k] - d * d * curvature;
-        // Not for NaN either, which a curvature of 0 makes.
+        // Also excludes NaN, from a curvature of 0.
         if code != codes[k] && gain > 0.0 {
             codes[k] = code;
             errors[k] -= d;

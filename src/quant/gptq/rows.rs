@@ -1,4 +1,4 @@
-//! Some rows of a matrix, rounded to nearest and by GPTQ, in steps.
+//! Rounds rows of a matrix to nearest and by GPTQ, in steps.
 
 use super::refine::refine;
 use super::{BLOCK, Grid, Prepared};
@@ -10,41 +10,41 @@ use crate::task::Pace;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// What looking for the scale of a group costs for each of its weights, in multiply-adds: some 38 scales are tried. A guess.
+/// Estimated cost of the scale search for each weight of a group, in multiply-adds. About 38 scales are tried.
 const SEARCH_WORK: u64 = 256;
-/// The same, for rounding a weight. A guess too.
+/// Estimated cost of rounding a weight.
 const ROUND_WORK: u64 = 8;
 
-/// Rows that were rounded together.
+/// Rows rounded together.
 pub(super) struct RoundedRows {
     pub(super) gptq: Vec<RoundedRow>,
     pub(super) rtn: Vec<RoundedRow>,
     pub(super) sums: Sums,
 }
 
-/// One row, rounded.
+/// A rounded row.
 pub(super) struct RoundedRow {
-    /// `[cols]`, in the order of the input.
+    /// `[cols]`, in input order.
     pub(super) codes: Vec<u8>,
     /// `[groups]`
     pub(super) params: Vec<QParams>,
 }
 
-/// What rows add up to.
+/// Sums over rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sums {
     /// Output error of GPTQ's rows.
     pub(super) gptq: f64,
-    /// Output error of rows that were rounded to nearest.
+    /// Output error of rounding to nearest.
     pub(super) rtn: f64,
     /// Output of the original rows.
     pub(super) signal: f64,
-    /// Whether GPTQ met a number that is not finite.
+    /// Whether a number in GPTQ was not finite.
     pub(super) failed: bool,
 }
 
 impl RoundedRows {
-    /// `weights` is `[n, cols]`, of which `first_row` is the place in the matrix.
+    /// `weights` is `[n, cols]`, starting at row `first_row` of the matrix.
     pub(super) async fn run(
         prepared: &Prepared<'_>,
         grid: Grid,
@@ -62,7 +62,7 @@ impl RoundedRows {
         pace.spend(ROUND_WORK * weights.len() as u64).await;
         let mut ordered = prepared.gather(weights);
         prepared.make_up_for_drift(weights, &mut ordered, pace).await;
-        // What the rounded weights shall come near to.
+        // The target weights.
         let mut wanted = prepared.scatter(&ordered);
         sums.signal = prepared.output_square(&ordered, pace).await;
         let errors: Vec<f32> = wanted
@@ -94,7 +94,7 @@ impl RoundedRows {
 }
 
 impl RoundedRow {
-    /// The weight in column `col`, with groups as the input has them.
+    /// The weight in column `col`, with groups in input order.
     pub(super) fn value(&self, grid: Grid, col: usize) -> f32 {
         self.params[col / grid.group_size].decode(self.codes[col])
     }
@@ -118,7 +118,7 @@ fn nearest(grid: Grid, row: &[f32], row_index: usize) -> Result<RoundedRow> {
 }
 
 impl Prepared<'_> {
-    /// Rows with their columns in the order of the factor.
+    /// Rows with columns in the factor's order.
     fn gather(&self, rows: &[f32]) -> Vec<f32> {
         let cols = self.factor.size;
         match &self.columns {
@@ -141,8 +141,8 @@ impl Prepared<'_> {
         rows
     }
 
-    /// Adds to `ordered`, the `weights` in the order of the factor, what brings the outputs nearest to those of the weights
-    /// on the original inputs: `w C H^-1`, with `C` the mean of `(x_o - x) x^T`. [`Drift`](crate::quant::Drift) holds it transposed.
+    /// Adds the correction for original inputs to `ordered`, the `weights` in the factor's order:
+    /// `w C H^-1`, with `C` the mean of `(x_o - x) x^T`. [`Drift`](crate::quant::Drift) holds it transposed.
     async fn make_up_for_drift(&self, weights: &[f32], ordered: &mut [f32], pace: &mut Pace) {
         let Some(drift) = self.drift else { return };
         let cols = self.factor.size;
@@ -161,14 +161,14 @@ impl Prepared<'_> {
         }
     }
 
-    /// Sum over the rows of `e H e^T`, with the Hessian as it was before damping. `rows` is in the order of the factor.
+    /// Sum over the rows of `e H e^T` with the undamped Hessian. `rows` is in the factor's order.
     async fn output_square(&self, rows: &[f32], pace: &mut Pace) -> f64 {
         let cols = self.factor.size;
         let count = rows.len() / cols;
         let mut product = vec![0.0; rows.len()];
         for start in (0..cols).step_by(BLOCK) {
             let end = (start + BLOCK).min(cols);
-            // Below its diagonal the factor is zero.
+            // The factor is zero below its diagonal.
             let upper = Matrix::new(&self.factor.upper[start..], end, end - start, cols);
             add_product(1.0, Matrix::new(rows, count, end, cols), upper, &mut product[start..], cols);
             pace.spend((count * end * (end - start)) as u64).await;
@@ -184,16 +184,16 @@ impl Prepared<'_> {
     }
 }
 
-/// Rows on their way through the columns.
+/// The column-by-column rounding of rows.
 struct Rounding<'a> {
     prepared: &'a Prepared<'a>,
     grid: Grid,
-    /// `[n, cols]`: weights, in the order of the factor.
+    /// `[n, cols]`: weights in the factor's order.
     weights: Vec<f32>,
-    /// `[n, cols]`: `w - q` of the columns that are done, 0 of the others.
+    /// `[n, cols]`: `w - q` of finished columns, 0 of others.
     errors: Vec<f32>,
     rows: Vec<RoundedRow>,
-    /// Whether the parameters of every group are known from the start.
+    /// Whether all groups' parameters are known in advance.
     fixed: bool,
     error: f64,
     failed: bool,
@@ -243,7 +243,7 @@ impl<'a> Rounding<'a> {
             for row in self.weights.chunks_exact(cols) {
                 targets.extend_from_slice(&row[start..end]);
             }
-            // What the columns before the block hand on to it.
+            // Errors propagated from columns before the block.
             let before = Matrix::new(&self.errors, self.rows.len(), start, cols);
             let upper = Matrix::new(&factor.upper[start..], start, width, cols);
             add_product(1.0, before, upper, &mut targets, width);
@@ -265,7 +265,7 @@ impl<'a> Rounding<'a> {
         }
     }
 
-    /// Rounds the columns from `start` on of one row; `targets` is what they would best be, and is used up.
+    /// Rounds the columns from `start` on of one row. `targets` are their unrounded values, and are overwritten.
     fn round_block(&mut self, row: usize, start: usize, targets: &mut [f32]) {
         let Self { prepared, grid, fixed, .. } = *self;
         let cols = grid.cols;
@@ -303,8 +303,8 @@ impl<'a> Rounding<'a> {
     }
 }
 
-/// Rounds some columns of a block, whose parameters are known, and hands their errors on to those after them in the block. The
-/// block begins at `start`. Returns the output error, or `None` where a number is not finite.
+/// Rounds columns of a block with known parameters, and propagates their errors within the block. The
+/// block begins at `start`. Returns the output error, or `None` if a number is not finite.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 #[allow(clippy::too_many_arguments, reason = "one loop, compiled several times")]
 fn round_columns(
@@ -341,7 +341,7 @@ fn round_columns(
     Some(sum)
 }
 
-/// What the weights of a group from `place` on would best be, were they not rounded, given the errors before the group.
+/// The best unrounded weights of a group from `place` on, given the errors before the group.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn best_values(prepared: &Prepared<'_>, place: usize, weights: &[f32], targets: &[f32]) -> Vec<f32> {
     let cols = prepared.factor.size;

@@ -1,9 +1,9 @@
-//! Llama 3.1's scaling of RoPE, which GGUF files hold as a tensor of factors.
+//! Llama 3.1's RoPE scaling, which GGUF files store as a tensor of frequency divisors.
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 
-/// Llama 3.1's scaling of RoPE.
+/// Parameters of Llama 3.1's RoPE scaling.
 pub(super) struct Llama3 {
     pub(super) factor: f64,
     pub(super) low: f64,
@@ -12,7 +12,7 @@ pub(super) struct Llama3 {
 }
 
 impl Llama3 {
-    /// What frequency `i` of a head is divided by.
+    /// The divisor of frequency `i` of a head.
     pub(super) fn divisor(&self, theta: f64, head_dim: u64, i: u64) -> f64 {
         self.divisor_at(wavelength(theta, head_dim, i))
     }
@@ -29,29 +29,31 @@ impl Llama3 {
     }
 }
 
-/// Tokens after which frequency `i` of a head is where it began.
+/// The wavelength, in tokens, of frequency `i` of a head.
 fn wavelength(theta: f64, head_dim: u64, i: u64) -> f64 {
     2.0 * std::f64::consts::PI * libm::pow(theta, (2 * i) as f64 / head_dim as f64)
 }
 
-/// The most that a factor of a file, computed in `f32`, differs from ours, computed in `f64`, as a share of it.
+/// Relative tolerance between a file's factor, computed in `f32`, and ours, computed in `f64`.
 const FACTOR_TOLERANCE: f64 = 1e-5;
 
-/// Bands of the ramp that are asked for the context.
+/// The maximum number of bands on the ramp from which the original context length is derived.
 const MOST_TRIED: usize = 8;
 
-/// Contexts that models were first trained on, as powers of two, the likeliest first: several can say the same.
+/// Original context lengths as powers of two. The likeliest come first, because several can give the same factors.
 const EXPONENTS: [u32; 17] = [13, 12, 14, 11, 15, 16, 17, 10, 9, 8, 18, 19, 20, 21, 22, 23, 24];
 
-/// A frequency of a head, and what the file divides it by.
+/// A frequency of a head, and its divisor in the file.
 struct Band {
     wavelength: f64,
     divisor: f64,
 }
 
-/// The scaling of Llama 3.1 that divides frequencies by `factors`. Files do not say its parameters, and several say the same:
-/// only the wavelengths at which the ramp begins and ends count, and only where a frequency of the head can tell. So the usual
-/// parameters are tried first, and then those that the factors themselves ask for.
+/// Finds parameters of Llama 3.1's scaling that divide the frequencies by `factors`.
+///
+/// Files do not store the parameters, and several sets give the same factors: only the wavelengths at which the ramp
+/// begins and ends matter, and only as far as the head's frequencies reveal them. The usual parameters are tried first,
+/// then candidates derived from the factors.
 pub(super) fn scaling_of_factors(theta: f64, head_dim: u64, factors: &[f32]) -> Result<Value> {
     let bands: Vec<Band> = (0..)
         .zip(factors)
@@ -68,7 +70,7 @@ pub(super) fn scaling_of_factors(theta: f64, head_dim: u64, factors: &[f32]) -> 
     let all_there = factors.len() as u64 == head_dim / 2;
     let Some(scaling) = candidates(&bands).into_iter().filter(|_| all_there).find(fits) else {
         return Err(Error::unsupported_model(
-            "the tensor `rope_freqs.weight` holds other factors than Llama 3.1's scaling of RoPE gives, which is not supported",
+            "expected `rope_freqs.weight` to hold the factors of Llama 3.1's RoPE scaling but found other factors",
         ));
     };
     let original = match scaling.original {
@@ -81,12 +83,13 @@ pub(super) fn scaling_of_factors(theta: f64, head_dim: u64, factors: &[f32]) -> 
     }))
 }
 
-/// Scalings that the bands may come from, the likeliest first.
+/// Candidate parameters, the likeliest first.
 fn candidates(bands: &[Band]) -> Vec<Llama3> {
     let largest = bands.iter().map(|band| band.divisor).fold(1.0, f64::max);
     let usual = |factor: f64, original: f64| Llama3 { factor, low: 1.0, high: 4.0, original };
     let mut found = vec![usual(largest, 8192.0)];
-    // A head too short to show the whole factor shows a point of the ramp, which gives the factor for each context.
+    // In a head too short to reach the full factor, the last band lies on the ramp and gives the factor for each
+    // context length.
     if let Some(last) = bands.last() {
         for exponent in EXPONENTS {
             let original = f64::from(1u32 << exponent);
@@ -103,7 +106,8 @@ fn candidates(bands: &[Band]) -> Vec<Llama3> {
     let near = |a: f64, b: f64| (a - b).abs() <= FACTOR_TOLERANCE * b;
     let ramp: Vec<&Band> =
         bands.iter().filter(|band| !near(band.divisor, 1.0) && !near(band.divisor, largest)).collect();
-    // The usual steepness, from another context. Any band of the ramp tells it; some are nearer to their numbers' rounding.
+    // The usual steepness with another context length. Any band on the ramp gives it; bands suffer differently from
+    // rounding.
     for band in ramp.iter().step_by(ramp.len().div_ceil(MOST_TRIED).max(1)) {
         let original = band.wavelength * (1.0 + 3.0 * kept(band));
         found.extend([usual(largest, libm::round(original)), usual(largest, original)]);
@@ -112,8 +116,9 @@ fn candidates(bands: &[Band]) -> Vec<Llama3> {
     found
 }
 
-/// The ramp through the bands, whatever its steepness, in frequencies: nothing of them is kept below `low`, all above `high`.
-/// Where no band or only one lies on it, it begins at the next band above, or as near there as the band below allows.
+/// Fits the ramp to the bands with any steepness, in frequencies: the full factor applies below `low`, none above
+/// `high`. With at most one band on the ramp, `high` is the lowest unscaled frequency, or as close to it as the highest
+/// fully scaled frequency allows.
 fn general(bands: &[Band], ramp: &[&Band], largest: f64, kept: impl Fn(&Band) -> f64) -> Option<Llama3> {
     let at = |band: &Band| 1.0 / band.wavelength;
     let is_whole = |band: &&Band| (band.divisor - 1.0).abs() <= FACTOR_TOLERANCE;
@@ -161,7 +166,7 @@ mod tests {
             (8.0, 2048.0, 10_000.0, 16),
             (16.0, 32768.0, 1_000_000.0, 128),
             (8.0, 6000.0, 500_000.0, 128),
-            // The whole factor is at no frequency of so short a head.
+            // So short a head has no frequency with the full factor.
             (8.0, 8192.0, 10_000.0, 8),
         ] {
             let given = Llama3 { factor, low: 1.0, high: 4.0, original };
@@ -174,7 +179,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was found divides every frequency as the given parameters do.
+        /// The parameters found must divide every frequency as the given ones do.
         #[test]
         fn other_parameters_are_found_by_what_they_do(
             factor in 1.01f64..100.0,

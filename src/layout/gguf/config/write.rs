@@ -1,4 +1,4 @@
-//! A config.json as GGUF metadata.
+//! Translates a config.json to GGUF metadata.
 
 use super::llama3::Llama3;
 use crate::error::{Error, Result};
@@ -8,10 +8,11 @@ use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The metadata of a model with this config.json; `file_type` is llama.cpp's number for its tensors.
+/// The metadata of a model with this config.json; `file_type` is llama.cpp's number for the tensors' type.
 ///
 /// # Errors
-/// `unsupported_model` naming what no such file can say; `invalid_checkpoint` for a missing or misshapen key.
+/// `unsupported_model` naming a feature that the format cannot express; `invalid_checkpoint` for a missing or malformed
+/// key.
 pub(in crate::layout::gguf) fn to_metadata(
     config: &Value,
     file_type: u32,
@@ -62,11 +63,11 @@ pub(in crate::layout::gguf) fn to_metadata(
     set("rope.freq_base", GgufValue::F32(theta_of(config) as f32));
     if let Some((kind, scaling)) = scaling_of(config) {
         match kind {
-            // Its factors are a tensor.
+            // The factors are a tensor.
             "llama3" if architecture == "llama" => {}
             "llama3" => {
                 return Err(Error::unsupported_model(format!(
-                    "rope type `llama3` is not supported: llama.cpp's {architecture} models read no factors"
+                    "rope type `llama3` is not supported: llama.cpp's {architecture} models ignore its factors"
                 )));
             }
             "linear" => {
@@ -85,7 +86,7 @@ pub(in crate::layout::gguf) fn to_metadata(
     Ok(metadata)
 }
 
-/// llama.cpp has one gate, and biases only where each family has them.
+/// llama.cpp supports one activation function, and biases only where a family always has them.
 fn refuse_what_decoders_do_not_do(config: &Value, architecture: &str) -> Result<()> {
     match config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu") {
         "silu" | "swish" => {}
@@ -98,7 +99,7 @@ fn refuse_what_decoders_do_not_do(config: &Value, architecture: &str) -> Result<
     }
     let biases: &[&str] = match architecture {
         "llama" => &[],
-        // Its biases on q, k and v are not this key's.
+        // The biases of q, k and v do not depend on this key.
         "qwen2" => &["mlp_bias"],
         _ => &["attention_bias", "mlp_bias"],
     };
@@ -112,10 +113,10 @@ fn refuse_what_decoders_do_not_do(config: &Value, architecture: &str) -> Result<
     Ok(())
 }
 
-/// llama.cpp's name of the family.
+/// llama.cpp's name for the family.
 fn architecture_of(config: &Value) -> Result<&'static str> {
     match config.get("model_type").and_then(Value::as_str) {
-        // Mistral is a llama to llama.cpp.
+        // llama.cpp treats Mistral as a llama.
         Some("llama" | "mistral") => Ok("llama"),
         Some("qwen2") => Ok("qwen2"),
         Some("qwen3") => Ok("qwen3"),
@@ -135,7 +136,7 @@ fn head_dim_of(config: &Value) -> Result<u64> {
     })
 }
 
-/// Elements of a head where the family's rows of q and k are interleaved.
+/// Elements per head, if the family's rows of q and k are interleaved.
 pub(in crate::layout::gguf) fn interleaved_head_dim(config: &Value) -> Result<Option<usize>> {
     match architecture_of(config)? {
         "llama" => Ok(usize::try_from(head_dim_of(config)?).ok()),
@@ -148,7 +149,7 @@ fn theta_of(config: &Value) -> f64 {
     nested.or_else(|| config.get("rope_theta")).and_then(Value::as_f64).unwrap_or(10_000.0)
 }
 
-/// The kind of a scaling that changes something, and its parameters.
+/// The type and parameters of a RoPE scaling that changes something.
 fn scaling_of(config: &Value) -> Option<(&str, &Value)> {
     let scaling = ["rope_parameters", "rope_scaling"]
         .into_iter()
@@ -158,7 +159,7 @@ fn scaling_of(config: &Value) -> Option<(&str, &Value)> {
     (kind != "default").then_some((kind, scaling))
 }
 
-/// The tensor of factors that Llama 3.1's scaling becomes.
+/// The frequency divisors of Llama 3.1's scaling.
 pub(in crate::layout::gguf) fn rope_factors(config: &Value) -> Result<Option<Vec<f32>>> {
     let Some(("llama3", scaling)) = scaling_of(config) else { return Ok(None) };
     let number = |key: &str| {

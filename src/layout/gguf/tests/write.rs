@@ -1,4 +1,4 @@
-//! Tests of writing: ggml's own quantizers as the judge, and reading as the inverse.
+//! Tests of writing: comparison with ggml's own quantizers, and round trips through the reader.
 
 use super::{decode, golden, unhex};
 use crate::error::{ErrorCode, Result};
@@ -50,12 +50,13 @@ fn what_no_block_holds_is_an_error() {
     }
 }
 
-/// The error of `Q4_K` beside that of `Q4_1`, which has as many bits for codes and a whole half for each scale.
+/// Compares the error of `Q4_K` with that of `Q4_1`, which has as many bits per code and a half-precision scale per
+/// group.
 #[test]
 fn the_search_of_q4_k_pays() {
     let mut state = 1u64;
     let mut normal = || -> f32 {
-        // A sum of uniform numbers is close enough to a normal one.
+        // A sum of uniform numbers approximates a normal one.
         (0..8)
             .map(|_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -73,14 +74,14 @@ fn the_search_of_q4_k_pays() {
     let (searched, plain) = (error(TensorType::Q4_K), error(TensorType::Q4_1));
     println!("squared error {searched} and {plain}");
     assert!(searched < 0.9 * plain, "{searched} and {plain}");
-    // Groups that are nothing, one value, or positive only.
+    // Groups that are zero, constant, or positive only.
     for values in [vec![0.0; 256], vec![0.25; 256], vec![-0.25; 256], (0..256).map(|i| i as f32).collect()] {
         let (mut bytes, mut read) = (Vec::new(), vec![0.0; 256]);
         quantize_rows(TensorType::Q4_K, &values, &mut bytes).unwrap();
         decode_rows(TensorType::Q4_K, 256, &bytes, &mut read).unwrap();
         let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
         for (value, read) in values.iter().zip(&read) {
-            // Half a step, where groups of positive numbers begin at zero.
+            // Half a step: groups of positive numbers start at zero.
             assert!((value - read).abs() <= largest / 25.0, "{value} became {read}");
         }
     }
@@ -169,11 +170,11 @@ proptest! {
         } else {
             prop_assert!(tensor.affine().unwrap().zero_points().is_some());
             for (found, expected) in found.iter().zip(&expected) {
-                // A half's rounding of the minimum, which is at most about 2.
+                // Rounding of the minimum, at most about 2, to half precision.
                 prop_assert!((found - expected).abs() <= 2.0 / 2048.0);
             }
         }
-        // Written again, the blocks are the same: nothing but the minimum was ever rounded.
+        // Encoding again gives the same blocks: only the minimum was ever rounded.
         prop_assert_eq!(encode(&decode(tensor_type, 2, &blocks).unwrap()).unwrap(), blocks);
     }
 }
@@ -235,7 +236,7 @@ fn what_was_written_is_the_checkpoint_again() {
     let rope = |scaling: Value| {
         let mut config = llama();
         config["rope_scaling"] = scaling;
-        // With less, no wavelength of so small a head is long enough to show the whole factor.
+        // With a smaller theta, so small a head has no wavelength with the full factor.
         config["rope_theta"] = json!(500_000.0);
         config
     };

@@ -1,11 +1,11 @@
-//! Tokens that llama.cpp knows by their text, because metadata often leaves them out: those that end a text, and those that
-//! are no words whatever kind the file calls them. The lists are facts about llama.cpp's `llama-vocab.cpp`.
+//! Tokens that llama.cpp recognizes by their text, because metadata often omits them: end-of-text tokens, and control
+//! tokens whose type in the file is wrong. The lists are those of llama.cpp's `llama-vocab.cpp`.
 
 use super::{CONTROL, NORMAL, USER_DEFINED};
 use crate::error::Result;
 use crate::layout::gguf::metadata::Metadata;
 
-/// They end a text, a turn or a message, whatever the metadata names.
+/// Tokens that end a text, a turn or a message, whatever the metadata names.
 const ENDS: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -31,14 +31,14 @@ const ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// Tokens of models that fill in code, which end a text too: their keys, and their texts where the key is missing.
+/// Fill-in-the-middle tokens that also end a text: their keys, and their texts if the key is missing.
 const FILLING_ENDS: [(&str, &[&str]); 3] = [
     ("fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep_token_id", &["<|file_sep|>"]),
 ];
 
-/// The others of those models: no words, but no ends either.
+/// The other fill-in-the-middle tokens: control tokens that do not end a text.
 const FILLING: [(&str, &[&str]); 3] = [
     (
         "fim_pre_token_id",
@@ -81,17 +81,17 @@ const FILLING: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// They are shown, whatever kind the file calls them.
+/// Tokens that are shown, whatever their type in the file.
 const SHOWN: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// The ids of the tokens of `tokens` that llama.cpp takes for ends by their text alone, smallest first. `named` says whether the
-/// metadata has a key, which then decides instead of a text.
+/// The ids of tokens that llama.cpp treats as ends by their text alone, in ascending order. `named` tells whether the
+/// metadata has a key, which then takes precedence over a text.
 pub(super) fn by_text(tokens: &[String], named: impl Fn(&str) -> bool) -> Vec<u32> {
     let mut found: Vec<u32> = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
         let filling = || FILLING_ENDS.iter().find(|(_, texts)| texts.contains(&token.as_str()));
         let ends = ENDS.contains(&token.as_str()) || filling().is_some_and(|(key, _)| !named(key));
-        // The first of equal ones: a file that repeats a text has no usable vocabulary anyway.
+        // The first of equal texts: a file that repeats a text has no usable vocabulary anyway.
         if ends && !found.iter().any(|&first| tokens[first as usize] == *token) {
             found.push(id as u32);
         }
@@ -99,7 +99,7 @@ pub(super) fn by_text(tokens: &[String], named: impl Fn(&str) -> bool) -> Vec<u3
     found
 }
 
-/// The ids of the tokens that end a text in a file that names none.
+/// The ids of the end tokens of a file that names none.
 pub(super) fn by_text_alone(tokens: &[String]) -> Vec<u32> {
     let mut ids = by_text(tokens, |_| false);
     let exceptions = exceptions(tokens, &ids);
@@ -107,14 +107,14 @@ pub(super) fn by_text_alone(tokens: &[String]) -> Vec<u32> {
     ids
 }
 
-/// Texts, and the kinds that their tokens have.
+/// Texts, with the types of their tokens.
 type Exceptions = Vec<(&'static str, i32)>;
 
 fn exception(exceptions: &Exceptions, text: &str) -> Option<i32> {
     exceptions.iter().find(|(known, _)| *known == text).map(|(_, kind)| *kind)
 }
 
-/// Of the ends of a vocabulary, those that do not count: two families use the texts for something else.
+/// The end texts that do not count in this vocabulary: two families use them for something else.
 fn exceptions(tokens: &[String], ends: &[u32]) -> Exceptions {
     let text = |id: &u32| tokens.get(*id as usize).map(String::as_str);
     let has = |text_of_end: &str| ends.iter().any(|id| text(id) == Some(text_of_end));
@@ -129,15 +129,15 @@ fn exceptions(tokens: &[String], ends: &[u32]) -> Exceptions {
     exceptions
 }
 
-/// Tokens at which llama.cpp stops: those that the metadata names for the end of the text, of a turn and of a message, then
-/// those that it knows by their text.
+/// The tokens at which llama.cpp stops: the metadata's end-of-text, end-of-turn and end-of-message tokens, then those
+/// recognized by their text.
 ///
 /// # Errors
-/// `invalid_checkpoint` for a key that holds no number.
+/// `invalid_checkpoint` for a key whose value is not a number.
 pub(in crate::layout::gguf) fn end_tokens(metadata: &Metadata<'_>) -> Result<Vec<u64>> {
     let tokens = metadata.strings("tokenizer.ggml.tokens").ok().flatten().unwrap_or_default();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    // An id that the vocabulary does not have is as good as none, to llama.cpp too.
+    // llama.cpp ignores an id outside the vocabulary.
     let named = |name: &str| -> Result<Option<u64>> {
         let id = metadata.number(&key(name))?;
         Ok(id.filter(|&id| tokens.is_empty() || id < tokens.len() as u64))
@@ -163,13 +163,13 @@ pub(in crate::layout::gguf) fn end_tokens(metadata: &Metadata<'_>) -> Result<Vec
     Ok(unique)
 }
 
-/// The ids that llama.cpp takes where a SentencePiece vocabulary names none: those of Llama 1. For byte-level vocabularies it
-/// takes Falcon's, which are ordinary words elsewhere; nobody can have meant those.
+/// llama.cpp's default ids for SentencePiece vocabularies: those of Llama 1. Its defaults for byte-level vocabularies,
+/// Falcon's ids, are not used: in other vocabularies they are ordinary words.
 pub(super) const UNKNOWN: u64 = 0;
 pub(super) const BOS: u64 = 1;
 pub(super) const EOS: u64 = 2;
 
-/// `id`, one of the three, where it stands for what a SentencePiece vocabulary does not name.
+/// `id`, one of the three defaults, if a SentencePiece vocabulary needs it.
 pub(in crate::layout::gguf) fn default_special(
     metadata: &Metadata<'_>,
     tokens: &[String],
@@ -179,13 +179,13 @@ pub(in crate::layout::gguf) fn default_special(
     (model == Some("llama") && id < tokens.len() as u64).then_some(id)
 }
 
-/// The token in front of texts.
+/// The beginning-of-text token.
 pub(in crate::layout::gguf) fn bos_token(metadata: &Metadata<'_>) -> Result<Option<u64>> {
     let tokens = metadata.strings("tokenizer.ggml.tokens").ok().flatten().unwrap_or_default();
     Ok(metadata.number("tokenizer.ggml.bos_token_id")?.or_else(|| default_special(metadata, tokens, BOS)))
 }
 
-/// Corrects the kinds of the tokens that llama.cpp knows better than the file.
+/// Corrects token types by llama.cpp's rules.
 pub(super) fn correct_kinds(metadata: &Metadata<'_>, tokens: &[String], kinds: &mut [i32]) {
     let named = |name: &str| metadata.has(&format!("tokenizer.ggml.{name}"));
     let control = |token: &str| {
@@ -206,8 +206,8 @@ pub(super) fn correct_kinds(metadata: &Metadata<'_>, tokens: &[String], kinds: &
     }
 }
 
-/// Whether llama.cpp drops white space behind this token, which is no ordinary one: it does so for models that are called
-/// Phi-3, because no key says it.
+/// Whether llama.cpp drops white space after this special token. It does so for models named Phi-3, because no key says
+/// it.
 pub(super) fn drops_space_behind(metadata: &Metadata<'_>, token: &str) -> bool {
     let name = metadata.text("general.name").ok().flatten().unwrap_or_default().to_ascii_lowercase();
     (name.contains("phi-3") || name.contains("phi3")) && !["<unk>", "<s>", "<|endoftext|>"].contains(&token)

@@ -1,4 +1,4 @@
-//! SentencePiece vocabularies with scores as BPE with merges.
+//! Translates SentencePiece vocabularies with scores to BPE with merges.
 
 use super::{BYTE, BpeModel, ById, CONTROL, TokenizerFile, UNKNOWN, USER_DEFINED, Vocabulary, problem};
 use crate::error::Result;
@@ -7,11 +7,11 @@ use crate::sort;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 
-/// The character that stands for a space.
+/// The character that represents a space.
 const SPACE: &str = "\u{2581}";
 
-/// Bytes of all merges' pieces for each byte of the vocabulary. Real vocabularies have about 3; a made-up one could have
-/// the square of its longest token.
+/// The maximum total length of all merges' pieces, relative to the vocabulary's bytes. Real vocabularies need about 3;
+/// a crafted one could need the square of its longest token.
 const MAX_MERGE_RATIO: usize = 32;
 
 pub(super) fn tokenizer(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
@@ -31,8 +31,8 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) ->
     let first = ordinary_scores.next();
     if ordinary_scores.all(|score| Some(score) == first) {
         return Err(problem(
-            "the file's tokenizer was lost in its conversion: all scores (`tokenizer.ggml.scores`) are equal, so they do \
-             not say which characters belong together",
+            "the file's tokenizer was lost in conversion: all scores (`tokenizer.ggml.scores`) are equal, so they do \
+             not define an order of merges",
         ));
     }
     let byte_fallback =
@@ -72,8 +72,8 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) ->
     .to_bytes()
 }
 
-/// Every way to make a token of two, the best score first; among equal ones the longest left piece first, as
-/// `transformers` sorts them.
+/// All pairs that make a token, by descending score; among equal scores the longest left piece comes first, as in
+/// `transformers`.
 fn merges<'a>(
     vocabulary: &Vocabulary<'a>,
     scores: &[f32],

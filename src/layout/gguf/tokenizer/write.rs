@@ -1,11 +1,12 @@
-//! A tokenizer.json as GGUF metadata, where that says exactly the same; otherwise an error that says what is different.
+//! Translates a tokenizer.json to GGUF metadata if that is exactly equivalent; otherwise the error names the
+//! difference.
 //!
-//! - BPE over bytes becomes `gpt2` where llama.cpp has a name for its pre-tokenizer.
-//! - BPE with byte fallback becomes `llama` where scores can stand for its merges: a score belongs to a token, a rank to a
-//!   pair. So every pair that makes a token must be a merge, and the merges of a token must follow each other. The
-//!   vocabularies that were SentencePiece's once are like this.
+//! - Byte-level BPE becomes `gpt2` if llama.cpp has a name for its pre-tokenizer.
+//! - BPE with byte fallback becomes `llama` if scores can replace its merges. A score belongs to a token, a rank to a
+//!   pair. So every pair that makes a token must be a merge, and the merges of a token must be consecutive. This holds
+//!   for vocabularies that come from SentencePiece.
 //!
-//! A tokenizer that differs at rare places only is written with a note that names them.
+//! A tokenizer that differs only in rare cases is written with a note that names them.
 
 mod special;
 mod special_tokens;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const UNUSED: i32 = 5;
 
-/// The character that stands for a space in SentencePiece's vocabularies.
+/// The character that represents a space in SentencePiece vocabularies.
 const SPACE: &str = "\u{2581}";
 
 fn inexact(why: impl std::fmt::Display) -> Error {
@@ -32,13 +33,13 @@ fn inexact(why: impl std::fmt::Display) -> Error {
     )
 }
 
-/// A tokenizer as the entries of a file.
+/// A tokenizer as GGUF metadata.
 pub struct GgufTokenizer {
-    /// The entries, which begin with `tokenizer.`.
+    /// The entries, whose keys begin with `tokenizer.`.
     pub metadata: BTreeMap<String, GgufValue>,
-    /// Why no reader but those of `tokenizer.huggingface.json`, as this crate, finds the tokenizer in them.
+    /// Why only readers of `tokenizer.huggingface.json`, such as this crate, find the tokenizer in the entries.
     pub problem: Option<Error>,
-    /// Where a reader of the file does something else than the tokenizer.
+    /// Cases in which a reader of the file differs from the tokenizer.
     pub notes: Vec<String>,
 }
 
@@ -97,11 +98,11 @@ impl Merge {
     }
 }
 
-/// The metadata of a tokenizer.
+/// The metadata for a tokenizer.
 ///
-/// `tokenizer` is tokenizer.json, `tokenizer_config` tokenizer_config.json or null, `config` config.json, which says how
-/// many rows the embedding has, as a vocabulary is filled up to them, and which tokens end a text. Where GGUF cannot say the
-/// same, tokenizer.json itself is carried along.
+/// `tokenizer` is tokenizer.json. `tokenizer_config` is tokenizer_config.json or null. `config` is config.json: it
+/// gives the rows of the embedding, to which the vocabulary is padded, and the end-of-text tokens. If GGUF cannot
+/// express the tokenizer exactly, tokenizer.json itself is stored.
 pub fn tokenizer_metadata(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> GgufTokenizer {
     let mut notes = Vec::new();
     let (mut metadata, problem) = match exact(tokenizer, tokenizer_config, config, &mut notes) {
@@ -115,7 +116,7 @@ pub fn tokenizer_metadata(tokenizer: &[u8], tokenizer_config: &Value, config: &V
     GgufTokenizer { metadata, problem, notes }
 }
 
-/// What a reader of `tokenizer.huggingface.json` needs, and others make no tokenizer of.
+/// The metadata for readers of `tokenizer.huggingface.json`. Other readers find no tokenizer in it.
 fn carried(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> BTreeMap<String, GgufValue> {
     let mut metadata = BTreeMap::new();
     let mut set = |key: &str, value: GgufValue| _ = metadata.insert(format!("tokenizer.{key}"), value);
@@ -138,7 +139,7 @@ fn carried(tokenizer: &[u8], tokenizer_config: &Value, config: &Value) -> BTreeM
     metadata
 }
 
-/// A tokenizer.json of which nothing but this is of interest.
+/// The part of tokenizer.json that is needed here.
 #[derive(Deserialize)]
 struct OnlyAdded {
     #[serde(default)]
@@ -154,7 +155,7 @@ fn exact(
     let broken = |error: serde_json::Error| inexact(clipped(&error.to_string(), 200));
     let tokenizer: Value = serde_json::from_slice(tokenizer).map_err(broken)?;
     let mut file: File = json::read(&tokenizer).map_err(broken)?;
-    // Not a field of the file: it would be copied, and it is large.
+    // Not a field of `File`: that would copy it, and it is large.
     let model = tokenizer.get("model").ok_or_else(|| inexact("it has no model"))?;
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
     if kind != "BPE" {
@@ -188,7 +189,7 @@ fn exact(
             Some((left, right)) if !left.contains(' ') && !right.contains(' ') => {
                 Ok(format!("{left} {right}"))
             }
-            _ => Err(inexact("a merge is not of two pieces without spaces")),
+            _ => Err(inexact("a merge is not two pieces without spaces")),
         });
         set("merges", GgufValue::Array(Array::String(merges.collect::<Result<_>>()?)));
     }
@@ -201,8 +202,8 @@ fn exact(
     named.bos = within(named.bos);
     named.eos = within(named.eos);
     let around = special_tokens::of_prompt(file.post_processor.as_ref(), tokenizer_config, named.bos)?;
-    let front = special_tokens::only("in front of", &around.front, named.bos, &tokens)?;
-    let behind = special_tokens::only("behind", &around.behind, named.eos, &tokens)?;
+    let front = special_tokens::only("before", &around.front, named.bos, &tokens)?;
+    let behind = special_tokens::only("after", &around.behind, named.eos, &tokens)?;
     if let Some(bos) = front.filter(|_| around.unless_there) {
         let text = quoted(&tokens[bos as usize]);
         notes.push(format!("a text that begins with {text} itself gets a second one in llama.cpp"));
@@ -223,7 +224,7 @@ fn exact(
     Ok(metadata)
 }
 
-/// Tokens by id, and what kind each is.
+/// The tokens by id, with their types.
 fn token_list(
     file: &File,
     bpe: &Bpe,
@@ -234,7 +235,7 @@ fn token_list(
     let ids = vocab().map(|(_, &id)| id).chain(file.added_tokens.iter().map(|added| added.id));
     let used = ids.max().map_or(0, |largest| largest as usize + 1);
     let count = rows.unwrap_or(used);
-    // An id is named by at least a byte of text, but a single large one must not make a list of billions.
+    // An id needs at least a byte of text in the file, but a single large id must not make a list of billions.
     let most = bpe.vocab.len() + file.added_tokens.len();
     if used > count || used > 2 * most + 1024 || rows.is_some_and(|rows| rows > 16 * most + (1 << 20)) {
         return Err(inexact(format_args!(
@@ -260,7 +261,7 @@ fn token_list(
     Ok((tokens, kinds))
 }
 
-/// Rows of the embedding that no token has get a name, as llama.cpp wants one of every row, and each once.
+/// Names embedding rows without a token, because llama.cpp requires a unique name for every row.
 fn name_the_rest(tokens: &mut [String], kinds: &[i32]) -> Result<()> {
     let mut taken = BTreeSet::new();
     for (id, token) in tokens.iter().enumerate().filter(|(id, _)| kinds[*id] != UNUSED) {
@@ -277,13 +278,13 @@ fn name_the_rest(tokens: &mut [String], kinds: &[i32]) -> Result<()> {
     Ok(())
 }
 
-/// The byte that `<0x0A>` stands for.
+/// The byte that a token such as `<0x0A>` represents.
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// Whether texts begin with a space that they do not have.
+/// Whether a leading space is added to texts.
 fn space_prefix(file: &File, notes: &mut Vec<String>) -> Result<bool> {
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let prepend = json!({"type": "Prepend", "prepend": SPACE});
@@ -300,8 +301,8 @@ fn space_prefix(file: &File, notes: &mut Vec<String>) -> Result<bool> {
             );
             if *found == metaspace("first") {
                 notes.push(
-                    "text behind a special token gets a space in front of it in llama.cpp; the model's own tokenizer adds one \
-                     only in front of the whole text (`prepend_scheme`)"
+                    "text after a special token gets a leading space in llama.cpp; the model's own tokenizer adds one \
+                     only at the start of the whole text (`prepend_scheme`)"
                         .to_owned(),
                 );
             }
@@ -312,18 +313,18 @@ fn space_prefix(file: &File, notes: &mut Vec<String>) -> Result<bool> {
     }
 }
 
-/// A score for each token that puts merges into the order of their ranks.
+/// Scores that order merges by their ranks.
 fn scores(bpe: &Bpe, tokens: &[String], kinds: &[i32]) -> Result<Vec<f32>> {
     let mut pairs = BTreeSet::new();
     let mut made: BTreeMap<String, usize> = BTreeMap::new();
     let mut last = String::new();
     for merge in &bpe.merges {
-        let Some((left, right)) = merge.pair() else { return Err(inexact("a merge is not of two pieces")) };
+        let Some((left, right)) = merge.pair() else { return Err(inexact("a merge is not two pieces")) };
         let token = format!("{left}{right}");
         if token != last {
             if made.contains_key(&token) {
                 return Err(inexact(format_args!(
-                    "the merges that make {} are apart from each other",
+                    "the merges that make {} are not consecutive",
                     quoted(&token)
                 )));
             }
@@ -338,7 +339,7 @@ fn scores(bpe: &Bpe, tokens: &[String], kinds: &[i32]) -> Result<Vec<f32>> {
             let (left, right) = token.split_at(at);
             if is_piece(left) && is_piece(right) && !pairs.contains(&(left, right)) {
                 return Err(inexact(format_args!(
-                    "{} and {} are no merge, although both and what they make are tokens",
+                    "{} and {} have no merge, although they and their concatenation are tokens",
                     quoted(left),
                     quoted(right)
                 )));
@@ -347,7 +348,7 @@ fn scores(bpe: &Bpe, tokens: &[String], kinds: &[i32]) -> Result<Vec<f32>> {
     }
     let unmade = made.len() as f32;
     let score = |token: &String| made.get(token).map_or(-unmade, |&rank| -(rank as f32));
-    // Control tokens and bytes take no part in merges.
+    // Control tokens and bytes do not take part in merges.
     Ok(tokens
         .iter()
         .zip(kinds)

@@ -1,4 +1,4 @@
-//! What is written in GPTQ's layout, against GPTQModel's own words and against the reader.
+//! The GPTQ writer against GPTQModel's own words and against the reader.
 
 use super::*;
 
@@ -130,14 +130,14 @@ fn what_the_layout_has_no_room_for_is_said() {
     assert_eq!(fit.scheme, Some(integer(Bits::Four, Granularity::Group(32))));
 }
 
-/// Little-endian bytes of the words of a golden tensor, and its shape.
+/// The words of a golden tensor as little-endian bytes, and its shape.
 fn golden_words(value: &Value) -> (TensorInfo, Vec<u8>) {
     let dims: Vec<u64> = value["shape"].as_array().unwrap().iter().map(|dim| dim.as_u64().unwrap()).collect();
     let words = value["words"].as_array().unwrap().iter().map(|word| word.as_i64().unwrap() as i32 as u32);
     (TensorInfo::new(DType::I32, dims), i32s(words))
 }
 
-/// What GPTQModel packed is read as what it meant, and written again word for word.
+/// GPTQModel's golden files decode to the intended weights, and are written again with the same words.
 #[test]
 fn the_words_are_those_of_gptqmodel() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/gptq.json");

@@ -1,4 +1,4 @@
-//! Tests of tokenizers on their way into a file: what GGUF says of them, and what it cannot.
+//! Tests of writing tokenizers: what GGUF can express, and what it cannot.
 
 use super::{llama, tensors, write_with};
 use crate::error::ErrorCode;
@@ -12,7 +12,7 @@ fn added(flags: Value) -> Value {
     json!([token])
 }
 
-/// A post-processor that puts these ids around a text.
+/// A post-processor that adds these ids around a text.
 fn template(front: &[u32], behind: &[u32]) -> Value {
     let special = |id: &u32| json!({"SpecialToken": {"id": format!("t{id}"), "type_id": 0}});
     let mut single: Vec<Value> = front.iter().map(special).collect();
@@ -25,7 +25,7 @@ fn template(front: &[u32], behind: &[u32]) -> Value {
     json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": tokens})
 }
 
-/// A byte-level tokenizer of the ids 0 to 5, and the ids of its beginning, end, and of another end.
+/// A byte-level tokenizer with the ids 0 to 5: among them a beginning token, an end token and another end token.
 fn byte_level() -> Value {
     let token = |id: u32, content: &str| json!({"id": id, "content": content, "special": true});
     json!({"added_tokens": [token(2, "<bos>"), token(3, "<|stop|>"), token(4, "<|eot_id|>"), token(5, "<other>")],
@@ -48,7 +48,7 @@ fn the_flags_say_what_the_tokenizer_does_to_a_prompt() {
         (sequence(&[offsets.clone(), bos.clone()]), json!({}), Ok((true, false))),
         (sequence(&[bos.clone(), offsets.clone()]), json!({}), Ok((true, false))),
         (sequence(&[bos.clone(), template(&[], &[3])]), json!({}), Err("its post-processor is")),
-        // The template counts, whatever the flags say.
+        // The template takes precedence over the flags.
         (sequence(&[offsets, bos.clone()]), json!({"add_bos_token": false}), Ok((true, false))),
         (bos.clone(), json!({"add_bos_token": true, "add_eos_token": true}), Ok((true, false))),
         (Value::Null, json!({"add_bos_token": true}), Ok((true, false))),
@@ -63,11 +63,11 @@ fn the_flags_say_what_the_tokenizer_does_to_a_prompt() {
         (
             template(&[5], &[]),
             json!({}),
-            Err("it puts `<other>` in front of a text, where GGUF has only a flag for `<bos>`"),
+            Err("it puts `<other>` before a text, but GGUF has only a flag for `<bos>`"),
         ),
-        (template(&[5], &[]), json!({"add_bos_token": true}), Err("it puts `<bos>`, `<other>` in front")),
-        (template(&[2], &[5]), json!({}), Err("it puts `<other>` behind a text")),
-        (template(&[2, 2], &[]), json!({}), Err("it puts `<bos>`, `<bos>` in front")),
+        (template(&[5], &[]), json!({"add_bos_token": true}), Err("it puts `<bos>`, `<other>` before")),
+        (template(&[2], &[5]), json!({}), Err("it puts `<other>` after a text")),
+        (template(&[2, 2], &[]), json!({}), Err("it puts `<bos>`, `<bos>` before")),
         (template(&[9], &[]), json!({}), Err("token 9, which has no row in the embedding")),
     ];
     for (post_processor, flags, expected) in cases {
@@ -107,10 +107,10 @@ fn tokens_that_end_a_text_are_named_or_known_or_said() {
     assert_eq!(with(Some("<|stop|>"), &[3, 4, 5]).0, [Some(3), Some(5), None]);
     assert_eq!(with(Some("<|stop|>"), &[4, 5, 0]).0, [Some(3), Some(5), Some(0)]);
     for (eos, ends, said) in [
-        (Some("<|stop|>"), &[3][..], "llama.cpp ends a text at `<|eot_id|>` too"),
-        (Some("<|stop|>"), &[4, 5], "llama.cpp ends a text at `<|stop|>` too"),
-        (Some("<|stop|>"), &[3, 4, 5, 0, 1], "no key for so many tokens that end a text: `b` no longer do"),
-        (None, &[], "names no token that ends a text, so that llama.cpp takes token 11, `[PAD11]`"),
+        (Some("<|stop|>"), &[3][..], "llama.cpp also ends a text at `<|eot_id|>`"),
+        (Some("<|stop|>"), &[4, 5], "llama.cpp also ends a text at `<|stop|>`"),
+        (Some("<|stop|>"), &[3, 4, 5, 0, 1], "too few keys for the tokens that end a text: `b` no longer do"),
+        (None, &[], "names no token that ends a text, so llama.cpp takes token 11, `[PAD11]`"),
     ] {
         let (_, notes) = with(eos, ends);
         assert!(notes.contains(said), "expected {said:?} but found {notes:?}");
@@ -137,7 +137,7 @@ fn tokens_without_a_row_are_left_out_and_named() {
     let tokens = metadata["tokenizer.ggml.tokens"].as_array().unwrap().as_strings().unwrap().to_vec();
     assert_eq!(tokens, ["a", "b", "<bos>", "<|stop|>", "<|eot_id|>", "<other>"]);
     assert!(!metadata.contains_key("tokenizer.ggml.padding_token_id"));
-    // The model's own words are another thing: such a tokenizer belongs to another model.
+    // Ordinary words are different: such a tokenizer belongs to another model.
     file["model"]["vocab"]["c"] = json!(7);
     let problem = made(&file, 6).problem.unwrap().to_string();
     assert!(problem.contains("it has ids up to 8 for"), "{problem}");
@@ -177,7 +177,7 @@ fn named_chat_templates_come_back() {
     assert_eq!(read["chat_template"], expected);
 }
 
-/// What GGUF cannot say, this crate reads from the tokenizer.json that the file carries.
+/// This crate reads what GGUF cannot express from the tokenizer.json stored in the file.
 #[test]
 fn a_tokenizer_that_gguf_cannot_hold_is_carried_along() {
     let mut file = byte_level();
@@ -220,8 +220,8 @@ fn tokenizers_that_gguf_cannot_hold_say_why() {
     type Spoil = fn(&mut Value);
     let cases: [(&str, Spoil); 15] = [
         ("its model is `Unigram`", |f| f["model"]["type"] = json!("Unigram")),
-        ("`a` and `ba` are no merge", |f| f["model"]["vocab"]["ba"] = json!(4)),
-        ("the merges that make `aba` are apart", |f| {
+        ("`a` and `ba` have no merge", |f| f["model"]["vocab"]["ba"] = json!(4)),
+        ("the merges that make `aba` are not consecutive", |f| {
             f["model"]["vocab"]["ba"] = json!(4);
             f["model"]["merges"] = json!([["a", "ba"], ["b", "a"], ["ab", "a"], ["a", "b"]]);
         }),
@@ -232,7 +232,7 @@ fn tokenizers_that_gguf_cannot_hold_say_why() {
         ("its token `<x>` has `rstrip`", |f| f["added_tokens"] = added(json!({"rstrip": true}))),
         ("its token `<x>` has `lstrip`", |f| f["added_tokens"] = added(json!({"lstrip": true}))),
         ("its token `<x>` has `single_word`", |f| f["added_tokens"] = added(json!({"single_word": true}))),
-        ("its token `<x>` is looked for in normalized texts", |f| {
+        ("its token `<x>` is matched in normalized texts", |f| {
             f["added_tokens"] = added(json!({"normalized": true}));
             f["pre_tokenizer"] = Value::Null;
             f["normalizer"] = json!({"type": "Sequence", "normalizers": [
@@ -240,7 +240,7 @@ fn tokenizers_that_gguf_cannot_hold_say_why() {
                 {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]});
         }),
         ("two of its tokens are `a`", |f| f["added_tokens"] = json!([{"id": 5, "content": "a"}])),
-        ("it puts `a`, `b` in front of a text", |f| f["post_processor"] = template(&[0, 1], &[])),
+        ("it puts `a`, `b` before a text", |f| f["post_processor"] = template(&[0, 1], &[])),
         ("its token `<x>` is listed as 5 but becomes 4", |f| f["added_tokens"] = added(json!({"id": 5}))),
         ("its post-processor is", |f| f["post_processor"] = json!({"type": "Magic"})),
     ];
@@ -251,7 +251,7 @@ fn tokenizers_that_gguf_cannot_hold_say_why() {
         let error = problem.expect(message);
         assert!(error.to_string().contains(message), "expected {message:?} but found {error}");
         assert_eq!(error.code(), ErrorCode::Tokenizer);
-        // The file itself is carried along.
+        // The tokenizer.json itself is stored.
         assert_eq!(metadata["tokenizer.ggml.model"].as_str(), Some("no_vocab"));
         assert_eq!(metadata["tokenizer.huggingface.json"].as_str(), Some(file.to_string().as_str()));
         assert!(notes.is_empty(), "{notes:?}");

@@ -1,4 +1,4 @@
-//! Special tokens on their way into a GGUF file: which are named, which cannot be held, and at which llama.cpp ends.
+//! Special tokens for a GGUF file: their roles, what cannot be stored, and where llama.cpp stops.
 
 use super::{Added, File, inexact};
 use crate::error::Result;
@@ -8,17 +8,17 @@ use crate::sort;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Tokens that a list in a message shows.
+/// The maximum number of tokens that a message lists.
 const SHOWN: usize = 5;
 
-/// Tokens with a role.
+/// Ids of tokens with a role.
 pub(super) struct Named {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     pub(super) pad: Option<u32>,
 }
 
-/// The ids of the tokens that tokenizer_config.json names, or else config.json.
+/// The ids of the tokens that tokenizer_config.json names, or otherwise config.json.
 pub(super) fn named(tokenizer_config: &Value, config: &Value, id_of: impl Fn(&str) -> Option<u32>) -> Named {
     let find = |name: &str| {
         let named = tokenizer_config.get(name).filter(|token| !token.is_null());
@@ -33,7 +33,7 @@ pub(super) fn named(tokenizer_config: &Value, config: &Value, id_of: impl Fn(&st
     Named { bos: find("bos_token"), eos: find("eos_token"), pad: find("pad_token") }
 }
 
-/// The tokens at which config.json says that a text ends.
+/// The end-of-text tokens of config.json.
 pub(super) fn ends_of(config: &Value) -> Vec<u32> {
     let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
     match config.get("eos_token_id") {
@@ -49,8 +49,8 @@ fn list<'a>(texts: impl ExactSizeIterator<Item = &'a str>) -> String {
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
-/// Refuses a list of added tokens whose ids are not those that the `tokenizers` library gives them: the model's where it knows
-/// the text, and else the next one.
+/// Refuses added tokens with other ids than the `tokenizers` library assigns: the model's id if it has the text,
+/// otherwise the next free one.
 pub(super) fn check_ids(added: &[Added], vocab: &BTreeMap<String, u32>) -> Result<()> {
     let mut next = vocab.len() as u32;
     for token in added {
@@ -72,7 +72,7 @@ pub(super) fn check_ids(added: &[Added], vocab: &BTreeMap<String, u32>) -> Resul
     Ok(())
 }
 
-/// Takes away the added tokens that have no row in the embedding: llama.cpp has one row for each token. Their ids, sorted.
+/// Removes added tokens without an embedding row, because llama.cpp needs a row per token. Returns their ids, sorted.
 pub(super) fn leave_out(added: &mut Vec<Added>, rows: Option<usize>, notes: &mut Vec<String>) -> Vec<u32> {
     let Some(rows) = rows else { return Vec::new() };
     let (kept, beyond): (Vec<_>, Vec<_>) =
@@ -87,7 +87,7 @@ pub(super) fn leave_out(added: &mut Vec<Added>, rows: Option<usize>, notes: &mut
     ids
 }
 
-/// Refuses added tokens that are found in texts by other rules than llama.cpp's, which looks for exactly their text.
+/// Refuses added tokens whose matching rules differ from llama.cpp's, which searches for the exact text.
 pub(super) fn check_matching(file: &File) -> Result<()> {
     for token in &file.added_tokens {
         for (flag, set) in
@@ -95,14 +95,14 @@ pub(super) fn check_matching(file: &File) -> Result<()> {
         {
             if set {
                 return Err(inexact(format_args!(
-                    "its token {} has `{flag}`, for which GGUF has no place",
+                    "its token {} has `{flag}`, which GGUF cannot express",
                     quoted(&token.content)
                 )));
             }
         }
         if token.normalized && changes(file.normalizer.as_ref(), &token.content) {
             return Err(inexact(format_args!(
-                "its token {} is looked for in normalized texts (`normalized`), for which GGUF has no place",
+                "its token {} is matched in normalized texts (`normalized`), which GGUF cannot express",
                 quoted(&token.content)
             )));
         }
@@ -110,7 +110,7 @@ pub(super) fn check_matching(file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Whether a token is found at other places in a normalized text than in the text itself.
+/// Whether normalization changes where a token is found.
 fn changes(normalizer: Option<&Value>, token: &str) -> bool {
     let Some(normalizer) = normalizer.filter(|normalizer| !normalizer.is_null()) else { return false };
     match normalizer.get("type").and_then(Value::as_str) {
@@ -129,7 +129,7 @@ fn changes(normalizer: Option<&Value>, token: &str) -> bool {
     }
 }
 
-/// The keys of the tokens that end a text. `wanted` are those of the model; llama.cpp takes more, which a note names.
+/// The metadata keys of end-of-text tokens. `wanted` are the model's own; a note names others at which llama.cpp stops.
 pub(super) fn end_keys(
     tokens: &[String],
     is_spm: bool,
@@ -154,21 +154,21 @@ pub(super) fn end_keys(
     };
     if unnamed.len() > 2 {
         let more = texts(&unnamed[2..]);
-        notes.push(format!("GGUF has no key for so many tokens that end a text: {more} no longer do"));
+        notes.push(format!("GGUF has too few keys for the tokens that end a text: {more} no longer do"));
     }
     let mut not_wanted: Vec<u32> = known.into_iter().chain(eos).filter(|id| !wanted.contains(id)).collect();
     sort::sort(&mut not_wanted);
     not_wanted.dedup();
     if !not_wanted.is_empty() {
         notes.push(format!(
-            "llama.cpp ends a text at {} too, where the model's configuration does not",
+            "llama.cpp also ends a text at {}, but the model's configuration does not",
             texts(&not_wanted)
         ));
     }
     let default = if is_spm { 2 } else { 11 };
     if eos.is_none() && default < tokens.len() && !wanted.contains(&(default as u32)) {
         notes.push(format!(
-            "the model names no token that ends a text, so that llama.cpp takes token {default}, {}",
+            "the model names no token that ends a text, so llama.cpp takes token {default}, {}",
             quoted(&tokens[default])
         ));
     }

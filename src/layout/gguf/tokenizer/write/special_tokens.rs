@@ -1,22 +1,22 @@
-//! What a folder's tokenizer puts around a prompt, which GGUF says by two flags.
+//! The tokens that a folder's tokenizer adds to a prompt, which GGUF expresses by two flags.
 
 use super::inexact;
 use crate::error::Result;
 use crate::format::{clipped, quoted};
 use serde_json::Value;
 
-/// The ids in front of a text and behind it.
+/// The ids added before and after a text.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct SpecialTokens {
     pub(super) front: Vec<u32>,
     pub(super) behind: Vec<u32>,
-    /// Whether the first is there only where a text does not begin with it already.
+    /// Whether the first token is added only to texts that do not begin with it.
     pub(super) unless_there: bool,
 }
 
-/// What becomes of a prompt: what tokenizer.json's post-processor says, whatever flags say, as in transformers 5; then the
-/// beginning token where tokenizer_config.json asks for it and it is not there yet. The reader of folders,
-/// `crate::tokenizer`, does the same, and a test compares them.
+/// The tokens added to a prompt. First come those of tokenizer.json's post-processor, whatever the flags say, as in
+/// transformers 5. Then the beginning token is added if tokenizer_config.json requests it and it is not there yet. The
+/// reader of folders, `crate::tokenizer`, does the same, and a test compares them.
 pub(super) fn of_prompt(
     post_processor: Option<&Value>,
     tokenizer_config: &Value,
@@ -32,17 +32,17 @@ pub(super) fn of_prompt(
     Ok(around)
 }
 
-/// Whether tokenizer_config.json wants the beginning token, which its Llama classes do unless it says otherwise.
+/// Whether tokenizer_config.json requests the beginning token. Its Llama classes do by default.
 pub(super) fn asks_for_bos(tokenizer_config: &Value) -> bool {
     let class = tokenizer_config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
     let asks = tokenizer_config.get("add_bos_token").and_then(Value::as_bool);
     asks.unwrap_or(matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast"))
 }
 
-/// The token that one of the two flags stands for: `named` is the one that the file names for that place.
+/// The token that one of the two flags represents; `named` is the token that the file names for this position.
 ///
 /// # Errors
-/// `tokenizer` where something else stands there.
+/// `tokenizer` if other tokens are added at this position.
 pub(super) fn only(place: &str, ids: &[u32], named: Option<u32>, tokens: &[String]) -> Result<Option<u32>> {
     let text = |id: u32| match tokens.get(id as usize) {
         Some(text) => quoted(text),
@@ -55,7 +55,7 @@ pub(super) fn only(place: &str, ids: &[u32], named: Option<u32>, tokens: &[Strin
             let found: Vec<String> = ids.iter().take(4).map(|&id| text(id)).collect();
             let expected = named.map_or_else(|| "one token".to_owned(), text);
             Err(inexact(format_args!(
-                "it puts {} {place} a text, where GGUF has only a flag for {expected}",
+                "it puts {} {place} a text, but GGUF has only a flag for {expected}",
                 found.join(", ")
             )))
         }
@@ -70,7 +70,7 @@ fn of(post_processor: &Value) -> Result<SpecialTokens> {
         other => other.get("type").and_then(Value::as_str).ok_or_else(unknown)?,
     };
     match kind {
-        // It is about places in the text and changes no id.
+        // It affects only text positions and no ids.
         "ByteLevel" => Ok(SpecialTokens::default()),
         "TemplateProcessing" => of_template(post_processor).ok_or_else(unknown),
         "BertProcessing" | "RobertaProcessing" => {
@@ -82,7 +82,7 @@ fn of(post_processor: &Value) -> Result<SpecialTokens> {
             let steps = post_processor.get("processors").and_then(Value::as_array).ok_or_else(unknown)?;
             let mut all = SpecialTokens::default();
             for step in steps {
-                // Sequences inside sequences are nobody's, and could be nested without end.
+                // Nested sequences do not occur, and could be nested without limit.
                 if step.get("type").is_some_and(|kind| kind == "Sequence") {
                     return Err(unknown());
                 }
@@ -90,7 +90,7 @@ fn of(post_processor: &Value) -> Result<SpecialTokens> {
                 if around == SpecialTokens::default() {
                     continue;
                 }
-                // A second step takes the first one's tokens for a text of a pair.
+                // A second step would treat the first step's tokens as the text of a pair.
                 if all != SpecialTokens::default() {
                     return Err(unknown());
                 }

@@ -1,11 +1,12 @@
-//! Chat templates as GGUF has them: one without a name, and any number with one.
+//! Chat templates in GGUF: one unnamed template, and any number of named ones.
 
 use crate::format::gguf::{Array, Value as GgufValue};
 use crate::format::quoted;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Adds tokenizer_config.json's templates: a text, or a list of named ones of which `default` is the one without a name.
+/// Adds the templates of tokenizer_config.json: a text, or a list of named templates in which `default` is the unnamed
+/// one.
 pub(super) fn add(
     tokenizer_config: &Value,
     metadata: &mut BTreeMap<String, GgufValue>,
@@ -34,7 +35,7 @@ pub(super) fn add(
     }
 }
 
-/// Names, spelled as keys allow, and templates.
+/// Templates with names that are valid in keys.
 fn listed(tokenizer_config: &Value, notes: &mut Vec<String>) -> Vec<(String, String)> {
     match tokenizer_config.get("chat_template") {
         Some(Value::String(template)) => vec![("default".to_owned(), template.clone())],
