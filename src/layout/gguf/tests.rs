@@ -385,7 +385,7 @@ fn what_the_decoder_does_not_do_is_named() {
                 m.insert("llama.attention.sliding_window".into(), Meta::U32(32));
             },
         ),
-        ("tensor `blk.0.attn_output.bias`: no llama model of 1 blocks", UnsupportedModel, |_, t| {
+        ("tensor `blk.0.attn_output.bias`: a llama model of 1 blocks does not use it", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_output.bias".into(), TensorType::F32, vec![32]));
         }),
         ("tensor `blk.0.attn_norm.bias`: no llama model", UnsupportedModel, |_, t| {
@@ -397,7 +397,7 @@ fn what_the_decoder_does_not_do_is_named() {
         ("tensor `blk.0.attn_q_norm.weight`: no llama model", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_q_norm.weight".into(), TensorType::F32, vec![8]));
         }),
-        ("tensor `blk.1.attn_norm.weight`: no llama model of 1 blocks", UnsupportedModel, |_, t| {
+        ("tensor `blk.1.attn_norm.weight`: a llama model of 1 blocks does not use it", UnsupportedModel, |_, t| {
             t.push(("blk.1.attn_norm.weight".into(), TensorType::F32, vec![32]));
         }),
         ("key `llama.rope.dimension_count`: 4 is not supported, only 8", UnsupportedModel, |m, _| {
