@@ -385,9 +385,13 @@ fn what_the_decoder_does_not_do_is_named() {
                 m.insert("llama.attention.sliding_window".into(), Meta::U32(32));
             },
         ),
-        ("tensor `blk.0.attn_output.bias`: a llama model of 1 blocks does not use it", UnsupportedModel, |_, t| {
-            t.push(("blk.0.attn_output.bias".into(), TensorType::F32, vec![32]));
-        }),
+        (
+            "tensor `blk.0.attn_output.bias`: a llama model of 1 blocks does not use it",
+            UnsupportedModel,
+            |_, t| {
+                t.push(("blk.0.attn_output.bias".into(), TensorType::F32, vec![32]));
+            },
+        ),
         ("tensor `blk.0.attn_norm.bias`: no llama model", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_norm.bias".into(), TensorType::F32, vec![32]));
         }),
@@ -397,9 +401,13 @@ fn what_the_decoder_does_not_do_is_named() {
         ("tensor `blk.0.attn_q_norm.weight`: no llama model", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_q_norm.weight".into(), TensorType::F32, vec![8]));
         }),
-        ("tensor `blk.1.attn_norm.weight`: a llama model of 1 blocks does not use it", UnsupportedModel, |_, t| {
-            t.push(("blk.1.attn_norm.weight".into(), TensorType::F32, vec![32]));
-        }),
+        (
+            "tensor `blk.1.attn_norm.weight`: a llama model of 1 blocks does not use it",
+            UnsupportedModel,
+            |_, t| {
+                t.push(("blk.1.attn_norm.weight".into(), TensorType::F32, vec![32]));
+            },
+        ),
         ("key `llama.rope.dimension_count`: 4 is not supported, only 8", UnsupportedModel, |m, _| {
             m.insert("llama.rope.dimension_count".into(), Meta::U32(4));
         }),
