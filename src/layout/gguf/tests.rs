@@ -392,13 +392,13 @@ fn what_the_decoder_does_not_do_is_named() {
                 t.push(("blk.0.attn_output.bias".into(), TensorType::F32, vec![32]));
             },
         ),
-        ("tensor `blk.0.attn_norm.bias`: no llama model", UnsupportedModel, |_, t| {
+        ("tensor `blk.0.attn_norm.bias`: a llama model", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_norm.bias".into(), TensorType::F32, vec![32]));
         }),
-        ("tensor `output.bias`: no llama model", UnsupportedModel, |_, t| {
+        ("tensor `output.bias`: a llama model", UnsupportedModel, |_, t| {
             t.push(("output.bias".into(), TensorType::F32, vec![5]));
         }),
-        ("tensor `blk.0.attn_q_norm.weight`: no llama model", UnsupportedModel, |_, t| {
+        ("tensor `blk.0.attn_q_norm.weight`: a llama model", UnsupportedModel, |_, t| {
             t.push(("blk.0.attn_q_norm.weight".into(), TensorType::F32, vec![8]));
         }),
         (
