@@ -421,7 +421,7 @@ fn what_the_decoder_does_not_do_is_named() {
             m.insert("llama.rope.scaling.type".into(), Meta::String("yarn".into()));
             m.insert("llama.rope.scaling.factor".into(), Meta::F32(4.0));
         }),
-        ("key `llama.attention.head_count_kv`: blocks that differ", UnsupportedModel, |m, _| {
+        ("key `llama.attention.head_count_kv`: different values per block", UnsupportedModel, |m, _| {
             m.insert("llama.attention.head_count_kv".into(), Meta::Array(Array::I32(vec![2, 4])));
         }),
         ("a part of 3 (`split.count`)", UnsupportedFormat, |m, _| {
