@@ -427,9 +427,13 @@ fn what_the_decoder_does_not_do_is_named() {
         ("a part of 3 (`split.count`)", UnsupportedFormat, |m, _| {
             m.insert("split.count".into(), Meta::U16(3));
         }),
-        ("tensor `blk.0.ffn_gate_exps.weight`: no such tensor", UnsupportedModel, |_, t| {
-            t[8].0 = "blk.0.ffn_gate_exps.weight".into();
-        }),
+        (
+            "tensor `blk.0.ffn_gate_exps.weight`: the decoder has no tensor of this name",
+            UnsupportedModel,
+            |_, t| {
+                t[8].0 = "blk.0.ffn_gate_exps.weight".into();
+            },
+        ),
         ("tensor `blk.0.ffn_gate.weight`: the type F64 is not supported", UnsupportedFormat, |_, t| {
             t[8].1 = TensorType::from_number(28).unwrap();
         }),
