@@ -1,9 +1,8 @@
-//! The face for Rust programs: a checkpoint is opened, quantized, loaded, asked and judged, in calls that block until the work
-//! is done.
+//! The blocking Rust API: open, quantize, convert, load, generate, validate.
 //!
-//! For programs that have files; what they have instead goes in through [`SourceDir`](crate::format::source::SourceDir) and out
-//! through [`SinkDir`](crate::format::sink::SinkDir). Each call does what the command of its name does, by the same request.
-//! Not here: options ([`request`](crate::request)), and the work.
+//! It works on paths. Other sources and outputs implement [`SourceDir`](crate::format::source::SourceDir) and
+//! [`SinkDir`](crate::format::sink::SinkDir). Each method runs the same request as the command of that name. The
+//! options are in [`request`](crate::request).
 
 mod checkpoint;
 pub mod destination;
@@ -19,8 +18,9 @@ use std::path::Path;
 /// Opens a checkpoint: a folder, or a GGUF file. Weights are not read yet.
 ///
 /// # Errors
-/// `not_found` where a file is missing; `unsupported_model` and `unsupported_format` for what lowbit does not do, by name;
-/// `invalid_checkpoint` for files that contradict each other; `unfinished_output` for a folder whose writer was stopped.
+/// `not_found` for a missing file; `unsupported_model` and `unsupported_format` for unsupported features, by name;
+/// `invalid_checkpoint` for files that contradict each other; `unfinished_output` for a folder whose writer was
+/// stopped.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     Checkpoint::open(path.as_ref())
 }

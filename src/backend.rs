@@ -1,8 +1,8 @@
-//! The seam between the model and the devices that run it.
+//! The interface between the model and the devices that run it.
 //!
-//! [`Backend`] has transformer steps of the size that a GPU fuses: not every tensor operation, not raw buffers. No step
-//! swallows the input of a linear layer, because calibration taps it. Steps enqueue; only [`DeviceOps::finish_read`], its shorthands
-//! and [`DeviceOps::finish_weight`] wait.
+//! [`Backend`] consists of fused transformer steps, not single tensor operations or raw buffers. Every linear layer is
+//! a step of its own, because calibration taps its input. Steps are enqueued. Only [`DeviceOps::finish_read`], its
+//! shorthands and [`DeviceOps::finish_weight`] wait.
 
 pub mod any;
 mod arrivals;
@@ -28,24 +28,23 @@ use crate::quant::{ActivationGrid, Activations, Coding, QuantizedRows};
 use std::ops::Range;
 use step::{check, check_length};
 
-/// What a device can do and how much it may be asked for.
+/// Properties of an open device.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
-    /// The device in words: `cpu (avx2, 2 threads)`.
+    /// Description of the device: `cpu (avx2, 2 threads)`.
     pub device: String,
-    /// Whether steps run while their caller goes on, so that it pays to start the next step before a result of the last one is
-    /// read.
+    /// Whether steps run asynchronously. The next step is then best started before a result of the last one is read.
     pub runs_ahead: bool,
-    /// Fast kernels that the device refused or computed wrong, and that simpler ones took the place of: a sentence each.
+    /// One sentence for each fast kernel that failed on this device and was replaced by a simpler one.
     pub replaced: Vec<String>,
 }
 
-/// The number format in which a weight is handed over.
+/// The number format of a loaded weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum WeightFormat {
-    /// Floating point: `F32`, `F16` or `BF16`. A backend keeps it as it is or in a type that holds every value of it.
+    /// Floating point: `F32`, `F16` or `BF16`. A backend may widen the type if it represents every value exactly.
     Dense(DType),
-    /// Codes with scales, or however else the coding has it.
+    /// Quantized values, encoded as `Coding` defines.
     Packed(Coding),
 }
 
@@ -56,13 +55,14 @@ pub struct WeightDesc {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// How its values are written.
+    /// Number format.
     pub format: WeightFormat,
-    /// Precision of the activations it meets. For a dense weight INT8 means activations that are rounded to INT8 and back.
+    /// Precision of its input activations. With a dense weight, INT8 means activations that are rounded to INT8 and
+    /// back.
     pub activations: Activations,
-    /// How INT8 activations are rounded; without meaning for `f32`.
+    /// How INT8 activations are rounded; ignored for `f32`.
     pub grid: ActivationGrid,
-    /// Whether a bias follows by [`DeviceOps::put_bias`].
+    /// Whether a bias follows through [`DeviceOps::put_bias`].
     pub bias: bool,
 }
 
@@ -89,7 +89,7 @@ pub enum Element {
 pub enum GateActivation {
     /// `x * sigmoid(x)`
     Silu,
-    /// `max(x, 0)^2`, as BitNet has it.
+    /// `max(x, 0)^2`, used by BitNet
     SquaredRelu,
 }
 
@@ -100,14 +100,14 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Elements of a head; even.
+    /// Elements per head; even.
     pub head_dim: usize,
-    /// Positions that the cache has room for, those of all its sequences together.
+    /// Capacity of the cache in positions, shared by all its sequences.
     pub capacity: usize,
 }
 
 impl AttentionShape {
-    /// Columns of a row of the fused `q|k|v` buffer.
+    /// Columns of the fused `q|k|v` buffer.
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -123,30 +123,30 @@ impl AttentionShape {
 pub struct Norm<B> {
     /// `[width]`, `F32`.
     pub weight: B,
-    /// Elements that one mean is taken over.
+    /// Elements per normalized row.
     pub width: usize,
     /// Added to the mean of squares.
     pub epsilon: f32,
 }
 
 impl<B> Norm<B> {
-    /// As steps take it.
+    /// A view that borrows the buffer.
     pub fn as_ref(&self) -> Norm<&B> {
         Norm { weight: &self.weight, width: self.width, epsilon: self.epsilon }
     }
 }
 
-/// Norms of the heads of q and k, of width `head_dim`.
+/// Per-head norms of q and k, of width `head_dim`.
 #[derive(Clone, Copy, Debug)]
 pub struct QkNorm<B> {
-    /// Of each query head.
+    /// Norm of the query heads.
     pub q: Norm<B>,
-    /// Of each key head.
+    /// Norm of the key heads.
     pub k: Norm<B>,
 }
 
 impl<B> QkNorm<B> {
-    /// As steps take them.
+    /// A view that borrows the buffers.
     pub fn as_ref(&self) -> QkNorm<&B> {
         QkNorm { q: self.q.as_ref(), k: self.k.as_ref() }
     }
@@ -162,79 +162,81 @@ pub struct KvLayer<B> {
 }
 
 impl<B> KvLayer<B> {
-    /// As steps read it.
+    /// A view that borrows the buffers.
     pub fn as_ref(&self) -> KvLayer<&B> {
         KvLayer { keys: &self.keys, values: &self.values }
     }
 
-    /// As steps write it.
+    /// A view that borrows the buffers mutably.
     pub fn as_mut(&mut self) -> KvLayer<&mut B> {
         KvLayer { keys: &mut self.keys, values: &mut self.values }
     }
 }
 
-/// Where [`Backend::top_k`] puts what it finds in some rows.
+/// Output of [`Backend::top_k`].
 #[derive(Debug)]
 pub struct TopK<B> {
     /// Indices, `[rows, capacity]`, `U32`.
     pub ids: B,
     /// Their values, `[rows, capacity]`, `F32`.
     pub values: B,
-    /// How many there are, `[rows]`, `U32`.
+    /// Number of elements found, `[rows]`, `U32`.
     pub found: B,
-    /// Most elements of a row that there is room for.
+    /// Room for elements per row.
     pub capacity: usize,
 }
 
 impl<B> TopK<B> {
-    /// As steps write it.
+    /// A view that borrows the buffers mutably.
     pub fn as_mut(&mut self) -> TopK<&mut B> {
         let Self { ids, values, found, capacity } = self;
         TopK { ids, values, found, capacity: *capacity }
     }
 }
 
-/// What [`Backend::argmax`] gives for a row without a largest element, and [`Backend::top_k`] for one with a NaN.
+/// Result of [`Backend::argmax`] for a row without a largest element, and of [`Backend::top_k`] for a row with a NaN or
+/// plus infinity.
 pub const NO_INDEX: u32 = u32::MAX;
 
-/// How products with many tokens may be added up.
+/// Allowed orders of summation in products of many tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sums {
-    /// A token gives the same bits alone and among others.
+    /// A token gives the same bits alone and in any batch.
     Repeatable,
-    /// In any order, as exact: a token's last bits then depend on how many come with it. For statistics over many tokens, as
-    /// calibration takes them.
+    /// Any order, equally accurate. The last bits of a token then depend on the number of tokens in its batch. For
+    /// statistics over many tokens, as in calibration.
     Reordered,
-    /// As [`Sums::Reordered`], and dense matrices by what multiplies whole ones fastest, which backward steps do too.
+    /// As [`Sums::Reordered`]. Dense weights also use the fastest product of whole matrices, as backward steps do.
     Whole,
-    /// In any order, and linear layers with errors of about `1e-5` of the sum of magnitudes, `4e-5` at most: to compare outputs
-    /// that differ by far more, as those of two roundings do.
+    /// Any order. Errors of linear layers are about `1e-5` of the sum of magnitudes, at most `4e-5`. For comparing
+    /// outputs that differ by far more, such as those of two roundings.
     Coarse,
 }
 
-/// What a device does, with operands that were checked: [`Backend`] is the front that checks them.
+/// The operations that a device implements. Their operands are already checked: callers go through [`Backend`], which
+/// checks them.
 pub trait DeviceOps {
-    /// Activations, token ids, caches. Owns its memory; dropping it gives the memory back.
+    /// Activations, token ids or a cache. Owns its memory and frees it when dropped.
     type Buffer: Elements;
-    /// One or several matrices that share an input (`q|k|v`, `gate|up`), dense or packed, as this device likes them.
+    /// One or several matrices that share an input (`q|k|v`, `gate|up`), dense or packed, in the device's layout.
     type Weight: Matrices;
-    /// A weight on its way to the device.
+    /// A weight that is being loaded.
     type WeightBuilder;
-    /// Elements on their way to the host.
+    /// A pending read of elements.
     type Reading;
 
-    /// What the device can do.
+    /// Properties of the device.
     fn capabilities(&self) -> &Capabilities;
 
-    /// From now on [`Backend::linear`] of many tokens and [`Backend::gram`] may add up in this way, where that is faster. It begins
-    /// with [`Sums::Repeatable`]; devices without use for others do nothing.
+    /// Sets the order of summation that later calls of [`Backend::linear`] with many tokens and of [`Backend::gram`]
+    /// may use. It starts as [`Sums::Repeatable`]. Devices that sum in only one way ignore it.
     fn set_sums(&mut self, _sums: Sums) {}
 
-    /// Starts a weight of one or several matrices with equal `cols`. Their outputs stand side by side in the
-    /// result of [`Backend::linear`].
+    /// Begins a weight of one or several matrices with equal `cols`. [`Backend::linear`] writes their outputs side by
+    /// side.
     fn begin_weight(&mut self, parts: &[WeightDesc]) -> Result<Self::WeightBuilder>;
 
-    /// Hands over some rows of matrix `part`. Every row comes exactly once, in any order of runs.
+    /// Loads some rows of matrix `part`. Every row must come exactly once. Runs of rows may come in any order.
     fn put_rows(
         &mut self,
         builder: &mut Self::WeightBuilder,
@@ -243,37 +245,37 @@ pub trait DeviceOps {
         data: WeightView<'_>,
     ) -> Result<()>;
 
-    /// Hands over the bias of matrix `part`, `[rows]`.
+    /// Loads the bias of matrix `part`, `[rows]`.
     fn put_bias(&mut self, builder: &mut Self::WeightBuilder, part: usize, bias: &[f32]) -> Result<()>;
 
-    /// Waits until the weight is on the device and every error is known.
+    /// Waits until the weight is on the device and all errors are known.
     fn finish_weight(&mut self, builder: Self::WeightBuilder) -> impl Future<Output = Result<Self::Weight>>;
 
-    /// A zeroed buffer.
+    /// Allocates a zeroed buffer.
     fn buffer(&mut self, element: Element, len: usize) -> Result<Self::Buffer>;
 
-    /// Overwrites the front of a buffer that has room for the words.
+    /// Overwrites the front of a buffer, which is long enough.
     fn write(&mut self, out: &mut Self::Buffer, words: &[u32]) -> Result<()>;
 
-    /// Runs or records a step whose operands belong together.
+    /// Runs or records a step with checked operands.
     fn run(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()>;
 
-    /// Submits what has been recorded; devices that run at once have nothing to do.
+    /// Submits all recorded steps; does nothing on devices that run steps immediately.
     fn flush(&mut self) -> Result<()>;
 
-    /// Kernels submitted so far; `None` for devices that have none.
+    /// Number of kernels submitted so far; `None` for devices without a queue.
     fn dispatches(&self) -> Option<u64> {
         None
     }
 
-    /// As [`Backend::begin_read`], of ranges that the buffers have.
+    /// As [`Backend::begin_read`], for ranges that are inside their buffers.
     fn begin_reading(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading>;
 
-    /// Waits for the elements of all ranges, one range after the other; those of `F32` buffers come as their bits. What was
-    /// submitted after [`Backend::begin_read`] is not waited for.
+    /// Waits for the elements of all ranges, concatenated; `F32` elements are returned as their bits. Does not wait for
+    /// steps that were submitted after [`Backend::begin_read`].
     fn finish_read(&mut self, reading: Self::Reading) -> impl Future<Output = Result<Vec<u32>>>;
 
-    /// Copies the elements of a buffer from `offset` on into `out`; the buffer has them.
+    /// Copies the elements of a buffer from `offset` on into `out`. The buffer is long enough.
     fn read_words(
         &mut self,
         source: &Self::Buffer,
@@ -281,20 +283,19 @@ pub trait DeviceOps {
         out: &mut [u32],
     ) -> impl Future<Output = Result<()>>;
 
-    /// The first `len` elements of an `F32` buffer where they are, so that they need not be copied by
-    /// [`read`](Backend::read); `None` where that is not in this process's memory.
+    /// Borrows the first `len` elements of an `F32` buffer, which avoids a copy by [`read`](Backend::read). `None` if
+    /// the buffer is not in this process's memory.
     fn in_memory<'b>(&self, _buffer: &'b Self::Buffer, _len: usize) -> Option<&'b [f32]> {
         None
     }
 
-    /// The same to be written, so that they need not be copied by [`write_f32`](Backend::write_f32).
+    /// Borrows the elements mutably, which avoids a copy by [`write_f32`](Backend::write_f32).
     fn in_memory_mut<'b>(&self, _buffer: &'b mut Self::Buffer, _len: usize) -> Option<&'b mut [f32]> {
         None
     }
 }
 
-/// A device that runs transformer steps: the steps of every [`DeviceOps`], each of which first checks that its operands belong
-/// together.
+/// The transformer steps of every [`DeviceOps`]. Each step checks its operands before it runs.
 pub trait Backend: DeviceOps {
     /// Overwrites the front of an `F32` buffer.
     fn write_f32(&mut self, out: &mut Self::Buffer, data: &[f32]) -> Result<()> {
@@ -309,7 +310,7 @@ pub trait Backend: DeviceOps {
     }
 
     /// `out[t, :] = table[tokens[t], :]` for `count` tokens. The table is a weight of one matrix without bias; it can
-    /// serve as the head too.
+    /// also be the output head.
     fn embed(
         &mut self,
         tokens: &Self::Buffer,
@@ -332,7 +333,7 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::Linear { x, count, w, y })
     }
 
-    /// `residual += delta` (where given), then `out = residual / sqrt(mean(residual^2) + eps) * weight`, row by row of
+    /// `residual += delta` (if given), then `out = residual / sqrt(mean(residual^2) + eps) * weight`, for each row of
     /// `[count, width]`.
     fn add_rms_norm(
         &mut self,
@@ -345,12 +346,15 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::AddRmsNorm { residual, delta, count, norm, out })
     }
 
-    /// Takes new positions of the sequences of `segments`, whose rows stand in the fused `qkv` buffer,
-    /// `[rows, (heads + 2 kv_heads) * head_dim]`: normalizes each head of q and k (where norms of width `head_dim` are
-    /// given), rotates q and k by halves (element `i` with `i + head_dim/2`), leaves q in place and puts k and v into the
-    /// cache, from the segment's `past` on. No two segments may write to the same place.
+    /// Appends positions to the sequences of `segments`. Their rows are in the fused `qkv` buffer, `[rows, (heads + 2
+    /// kv_heads) * head_dim]`.
     ///
-    /// `rope` is `[positions, head_dim]`: cosines of the `head_dim/2` frequencies, then sines, for each position.
+    /// 1. Normalizes each head of q and k, if norms of width `head_dim` are given.
+    /// 2. Rotates q and k by halves: element `i` pairs with `i + head_dim/2`. The rotated q stays in `qkv`.
+    /// 3. Writes k and v to the cache, from the segment's `past` on.
+    ///
+    /// No two segments may write to the same place. `rope` is `[positions, head_dim]`: for each position the cosines of
+    /// the `head_dim/2` frequencies, then the sines.
     fn rope_and_append_kv(
         &mut self,
         qkv: &mut Self::Buffer,
@@ -363,8 +367,8 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::RopeAndAppendKv { qkv, segments, shape: *shape, rope, qk_norm, cache })
     }
 
-    /// Attention of the queries of `segments`, whose rows stand in the fused `qkv` buffer, each over its own sequence in
-    /// the cache, as far as its mask lets it see: `out` is `[rows, heads * head_dim]`, scores are scaled by
+    /// Attention of the queries of `segments`, whose rows are in the fused `qkv` buffer. Each query attends to its own
+    /// sequence in the cache, limited by the mask. `out` is `[rows, heads * head_dim]`; scores are scaled by
     /// `1/sqrt(head_dim)`.
     fn attention(
         &mut self,
@@ -377,7 +381,7 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::Attention { qkv, segments, shape: *shape, cache, out })
     }
 
-    /// `out[t, i] = act(gate[t, i]) * up[t, i]` where `gate_up` is `[count, 2 * width]`, gate first.
+    /// `out[t, i] = act(gate[t, i]) * up[t, i]`; `gate_up` is `[count, 2 * width]`, gate first.
     fn gate(
         &mut self,
         gate_up: &Self::Buffer,
@@ -389,9 +393,9 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::Gate { gate_up, count, width, activation, out })
     }
 
-    /// Adds the products of columns of `x`, `[count, width]`, to `out`, `[columns.len(), width]`:
-    /// `out[i - columns.start, j] += sum over t of x[t, i] * x[t, j]` for every column `i` of `columns` and every `j >= i`.
-    /// Elements with `j < i` have no meaning. In `f32`; with all columns it is the sum that a Hessian is made of.
+    /// Adds products of the columns of `x`, `[count, width]`, to `out`, `[columns.len(), width]`: `out[i -
+    /// columns.start, j] += sum over t of x[t, i] * x[t, j]` for every column `i` of `columns` and every `j >= i`.
+    /// Elements with `j < i` are undefined. Sums are `f32`. With all columns, `out` accumulates GPTQ's Hessian.
     fn gram(
         &mut self,
         x: &Self::Buffer,
@@ -403,16 +407,16 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::Gram { x, count, width, columns, out })
     }
 
-    /// `out[row]` = the index of the largest of `x[row, :]`, the lowest among equals, where `x` is `[count, width]` and
-    /// `out` a `U32` buffer, `[count]`; it can feed [`Backend::embed`]. [`NO_INDEX`] where a value is NaN or plus
-    /// infinity, or all are minus infinity.
+    /// `out[row]` = the index of the largest element of `x[row, :]`, the lowest index among equals. `x` is `[count,
+    /// width]`; `out` is a `U32` buffer, `[count]`, which [`Backend::embed`] can read. The index is [`NO_INDEX`] if a
+    /// value is NaN or plus infinity, or all are minus infinity.
     fn argmax(&mut self, x: &Self::Buffer, count: usize, width: usize, out: &mut Self::Buffer) -> Result<()> {
         self.run_checked(Step::Argmax { x, count, width, out })
     }
 
-    /// The `k` largest of each row of `x`, `[count, width]`, and whatever equals the last of them, in any order. Where
-    /// there are more than `out` has room for, some are missing, but `found` has their number; it is [`NO_INDEX`] for a
-    /// row with a NaN or plus infinity.
+    /// The `k` largest elements of each row of `x`, `[count, width]`, and all that equal the last of them, in any
+    /// order. If `out` has too little room, some are missing, but `found` still counts them all. `found` is
+    /// [`NO_INDEX`] for a row with a NaN or plus infinity.
     fn top_k(
         &mut self,
         x: &Self::Buffer,
@@ -424,8 +428,8 @@ pub trait Backend: DeviceOps {
         self.run_checked(Step::TopK { x, count, width, k, out })
     }
 
-    /// Submits what has been recorded, and begins to read some ranges of buffers, as they are then. Steps that come later may
-    /// change the buffers; dropping the reading gives it up.
+    /// Submits all recorded steps and begins to read ranges of buffers with their current values. Later steps may
+    /// overwrite the buffers. Dropping the reading cancels it.
     fn begin_read(&mut self, ranges: &[(&Self::Buffer, Range<usize>)]) -> Result<Self::Reading> {
         for (source, range) in ranges {
             check_length("the source", *source, range.end).context_with(|| "read")?;
@@ -433,7 +437,7 @@ pub trait Backend: DeviceOps {
         self.begin_reading(ranges)
     }
 
-    /// As [`Backend::read`], of a `U32` buffer.
+    /// As [`Backend::read`], for a `U32` buffer.
     fn read_u32(
         &mut self,
         source: &Self::Buffer,
@@ -461,7 +465,7 @@ pub trait Backend: DeviceOps {
         }
     }
 
-    /// Checks a step, and runs it.
+    /// Checks a step and runs it.
     #[doc(hidden)]
     fn run_checked(&mut self, step: Step<'_, Self::Buffer, Self::Weight>) -> Result<()> {
         step.check()?;

@@ -90,7 +90,7 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
             }
         }
         DType::F16 => {
-            /// Values are converted in blocks, because single conversions are calls.
+            /// Values are converted in blocks, because each single conversion is a function call.
             const HALVES: usize = 64;
             let mut halves = [f16::ZERO; HALVES];
             for (values, bytes) in out.chunks_mut(HALVES).zip(bytes.as_chunks::<2>().0.chunks(HALVES)) {

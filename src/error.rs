@@ -26,7 +26,7 @@ pub enum ErrorCode {
     UnfinishedOutput,
     /// A setting of a model's configuration that the decoder does not implement.
     UnsupportedModel,
-    /// A data type, container or layout that is not supported, or cannot hold what it should.
+    /// A data type, container or layout that is not supported, or cannot hold the tensors.
     UnsupportedFormat,
     /// NaN or infinity in place of a finite number.
     NonFinite,

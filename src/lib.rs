@@ -25,9 +25,9 @@
 //! # }
 //! ```
 //!
-//! [`open`] opens a Hugging Face folder or a GGUF file. Methods of [`Checkpoint`] and [`Model`] take requests, whose fields
-//! document options, defaults and bounds. An [`Error`] has a stable
-//! [code](ErrorCode) and a message that names the file, the tensor, what was expected and what was found.
+//! [`open`] opens a Hugging Face folder or a GGUF file. Methods of [`Checkpoint`] and [`Model`] take requests, whose
+//! fields document options, defaults and bounds. An [`Error`] has a stable [code](ErrorCode) and a message that names
+//! the file, the tensor, what was expected and what was found.
 //!
 //! [`io`] provides weights that are not on disk. [`Control`] receives progress and cancels work.
 //!
@@ -40,11 +40,11 @@
 //!
 //! # Inside
 //!
-//! `format` reads bytes from disk, memory or elsewhere. Opening a checkpoint (`model`) reads its configuration and
-//! the headers of its weight files, but not the weights. Its `layout` decodes packed tensors. `pipeline` quantizes one matrix at a
-//! time, some rows at once (`quant`), and writes it in a layout. The one decoder (`model`) loads dense or packed matrices onto a
-//! device (`backend`) and runs them. `generate` produces text. `validate` measures perplexity, divergence, broken text,
-//! memory and speed, and gives a verdict with a recommendation.
+//! `format` reads bytes from disk, memory or elsewhere. Opening a checkpoint (`model`) reads its configuration and the
+//! headers of its weight files, but not the weights. Its `layout` decodes packed tensors. `pipeline` quantizes one
+//! matrix at a time, some rows at once (`quant`), and writes it in a layout. The one decoder (`model`) loads dense or
+//! packed matrices onto a device (`backend`) and runs them. `generate` produces text. `validate` measures perplexity,
+//! divergence, broken text, memory and speed, and gives a verdict with a recommendation.
 //!
 //! Internals are asynchronous, because a browser's files are. The public calls block.
 //!

@@ -19,9 +19,9 @@ fn quieten_drivers() {
     }
 }
 
-/// Makes glibc return large allocations to the system when they are freed. By default it raises the threshold with the first
-/// free of a size and then keeps allocations of up to 32 MiB. A run then exceeds its memory plan,
-/// by 40 % in AWQ's search, which allocates and frees many matrices.
+/// Makes glibc return freed large allocations to the system. By default it raises its threshold when such an allocation
+/// is freed, and then keeps allocations of up to 32 MiB. A run then exceeds its memory plan, by 40 % in AWQ's search,
+/// which allocates and frees many matrices.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back_what_is_freed() {
     use std::ffi::c_int;

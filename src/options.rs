@@ -1,9 +1,9 @@
 //! Declarations of options: name, help, type, default and bounds, written once.
 //!
 //! `named!` declares an enum whose values have one name each, in options, records and reports.
-//! `options!` declares a struct of options. From the declaration are derived the struct and its default, a setter for each
-//! field, the reader of JavaScript objects, command-line arguments, the npm package's types
-//! and JSON Schemas, and the check of bounds. A field is `group_size` in Rust and in records, `groupSize` in JavaScript,
+//! `options!` declares a struct of options. The struct with its default, a setter for each field, the reader of
+//! JavaScript objects, command-line arguments, the npm package's types and JSON Schemas, and the check of bounds are
+//! all derived from this declaration. A field is `group_size` in Rust and in records, `groupSize` in JavaScript, and
 //! `--group-size` on the command line.
 //!
 //! The options of each command are in [`request`](crate::request) and in the modules that use them.
@@ -34,7 +34,7 @@ pub enum Form {
     Not(&'static str, &'static str),
     /// An argument with another name.
     As(&'static str),
-    /// Another argument provides it, usually a file, or the command derives it.
+    /// Another argument provides the value, usually as a file, or the command derives it.
     By(&'static str),
     /// The field is a struct of options, which are flattened into this one.
     Group,
@@ -227,7 +227,7 @@ macro_rules! options_macro {
             $( $(#[doc = $help])+ pub $name: $Type, )+
         }
 
-        #[allow(dead_code, reason = "each option can be set, whether somebody does or not")]
+        #[allow(dead_code, reason = "not every setter is used")]
         impl $Options {
             $(
                 $(#[doc = $help])+
@@ -246,7 +246,7 @@ macro_rules! options_macro {
         }
 
         const _: () = {
-        /// What is fixed of each option; its kind and its default come from the field.
+        /// The declarations of the options. Kind and default come from the field.
         struct Fixed;
 
         impl Fixed {

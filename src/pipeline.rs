@@ -1,9 +1,9 @@
 //! Whole jobs, from a checkpoint to an output folder.
 //!
-//! `select` plans each module. `quantize` and `dequantize` write tensor by tensor. `calibrated` finds
-//! codes with calibration samples. `budget` chooses schemes for a target size. `auto` searches until a result is accepted.
-//! `convert` changes the layout of quantized weights. `train` trains. All of them write through `output`. Command-line and
-//! JavaScript options are in `cli` and `wasm`.
+//! `select` plans each module. `quantize` and `dequantize` write tensor by tensor. `calibrated` finds codes with
+//! calibration samples. `budget` chooses schemes for a target size. `auto` searches until a result is accepted.
+//! `convert` changes the layout of quantized weights. `train` trains, `assess` and `gradients` check what will be
+//! trained. All outputs go through `output`. The options of commands are in `request`.
 
 #[cfg(feature = "train")]
 pub mod assess;

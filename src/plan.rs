@@ -20,7 +20,8 @@ use serde::Serialize;
 pub struct MemoryPlan {
     /// Weights and biases. A tied embedding counts once.
     pub parameters: u64,
-    /// Whether `dims` are estimated from a parameter count. `parameters` is that of `dims`, within 2% of the given count.
+    /// Whether `dims` are estimated from a parameter count. `parameters` is that of `dims`, within 2% of the given
+    /// count.
     pub estimated: bool,
     /// The model's dimensions.
     pub dims: ModelDims,

@@ -1,8 +1,8 @@
-//! Recipes: rules that give some modules another scheme or method than the rest, or keep them in floating point.
+//! Recipes: rules that give some modules another scheme or method, or keep them in floating point.
 //!
-//! A recipe is a list of rules, as JSON or (on the command line) as TOML. The first rule whose pattern matches a module's
-//! name holds for it; modules that no rule matches take the options of the job. Not here: which modules there are, and
-//! whether a layout can hold the result (`pipeline::select`).
+//! A recipe is a list of rules in JSON or, on the command line, TOML. The first rule whose pattern matches a module's
+//! name applies. Other modules use the job's options. `pipeline::select` knows the modules, and whether a layout can
+//! hold the result.
 
 mod pattern;
 
@@ -13,10 +13,11 @@ use crate::format::{clipped, quoted};
 use crate::quant::{Bits, Granularity, Method, Scheme};
 use serde::{Deserialize, Serialize};
 
-/// No recipe is larger than this.
+/// Size limit of a recipe.
 pub const MAX_BYTES: usize = 256 << 10;
 
-/// Patterns in a recipe: enough to name each linear layer of 140 blocks, and few enough to try them all on each module.
+/// Limit of patterns in a recipe: enough to name each linear layer of 140 blocks, and few enough to try all on each
+/// module.
 const MAX_PATTERNS: usize = 1024;
 
 /// Rules for modules, in the order of precedence.
@@ -74,7 +75,8 @@ impl Recipe {
     /// Reads and [checks](Self::check) a recipe in JSON.
     ///
     /// # Errors
-    /// `invalid_argument` with the place: no JSON, an unknown field, an invalid pattern, a contradictory rule.
+    /// `invalid_argument` with the position, for invalid JSON, an unknown field, an invalid pattern or a contradictory
+    /// rule.
     pub fn from_json(text: &str) -> Result<Self> {
         check_size(text)?;
         let recipe: Self = serde_json::from_slice(text.as_bytes())
@@ -237,8 +239,8 @@ impl Rule {
 
 fn no_ternary(what: &str) -> Error {
     Error::invalid_argument(format!(
-        "ternary weights have no {what} to choose: a scale for each tensor, or for each row with `group_size` -1; other \
-         weights need another `method`"
+        "ternary weights have no {what}, but a scale for each tensor, or for each row with `group_size` -1; give \
+         another `method` for other weights"
     ))
 }
 

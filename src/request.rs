@@ -1,8 +1,8 @@
 //! Requests: the options of every command, shared by all edges.
 //!
 //! Each command has a struct of options, composed of options of lower floors and of its own. The command
-//! line and the npm package's modules read these structs; the package's types and the schemas of
-//! its tools are generated from them. A request also translates itself into the options of lower floors.
+//! Each command has a struct of options, composed of its own and of lower floors' options. The command
+//! line and the npm package's modules read these structs. The package's types and the schemas of
 //!
 //! Files are not handled here: each edge opens sources and sinks itself.
 
@@ -94,7 +94,7 @@ options! {
 }
 
 impl PlanRequest {
-    /// The plan's options, for a model's configuration or for a number of parameters.
+    /// The plan's options. `config` is `None` for a plan from a parameter count.
     pub(crate) fn options(&self, config: Option<&ModelConfig>) -> PlanOptions {
         let usual = PlanOptions::default();
         let made_for = config.map_or(u64::MAX, |config| config.max_position_embeddings as u64);

@@ -1,5 +1,5 @@
-//! Sorting with small code. The standard library's sorts are compiled for each type, five kilobytes of a WebAssembly
-//! module each. Here only the moving of items is; comparisons go through one sort of indices.
+//! Sorting with small code. The standard library's sorts are compiled for each type, at five kilobytes of WebAssembly
+//! each. Here only moving the items is compiled for each type. All comparisons go through one sort of indices.
 //!
 //! Sorts for each token and of millions of numbers use the standard library.
 
@@ -38,7 +38,7 @@ fn sorted_indices(len: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec
     indices
 }
 
-/// A map of `entries`, where the last of equal keys wins, as with `collect`, which would instantiate a sort.
+/// A map of `entries`. The last of equal keys wins, as with `collect`, which would compile another sort.
 pub fn map<K: Ord, V>(entries: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
     let mut map = BTreeMap::new();
     for (key, value) in entries {

@@ -1,7 +1,7 @@
 //! Progress, yielding and cancelling of long work.
 //!
-//! The same code runs in a browser worker, where a synchronous loop could not receive an abort, and natively, where futures are
-//! always ready. [`steps`] splits computations that know no host into steps.
+//! The same code runs in a browser worker, where a synchronous loop could not receive an abort, and natively, where
+//! futures are always ready. [`steps`] splits computations that do not know their host into steps.
 
 pub mod steps;
 

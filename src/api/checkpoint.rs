@@ -91,7 +91,7 @@ impl Checkpoint {
         Self { opened: Arc::new(opened), tokenizer: None, resume: None, control: Arc::new(Silent) }
     }
 
-    /// Sets the receiver of progress, which can cancel work. A function of [`Progress`](crate::Progress) is a
+    /// Sets the receiver of progress, which can also cancel work. A function of [`Progress`](crate::Progress) is a
     /// control too. Models and checkpoints derived from this one inherit it.
     #[must_use]
     pub fn with_control(self, control: impl Control + Send + Sync + 'static) -> Self {
@@ -115,7 +115,7 @@ impl Checkpoint {
         self.opened.name()
     }
 
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         self.opened.config()
     }
@@ -155,8 +155,8 @@ impl Checkpoint {
     /// never overwritten.
     ///
     /// # Errors
-    /// `invalid_argument` for options that contradict each other; `out_of_memory` before the work if a calibration needs
-    /// more memory than the request allows; errors of reading and writing, with the tensor's name; `cancelled`.
+    /// `invalid_argument` for options that contradict each other; `out_of_memory` before the work if a calibration
+    /// needs more memory than the request allows; errors of reading and writing, with the tensor's name; `cancelled`.
     pub fn quantize(&self, output: impl AsRef<Path>, request: &QuantizeRequest) -> Result<Written> {
         let to = self.destination(output.as_ref(), request.format)?;
         let file = to.file.or_else(|| request.file.clone());
@@ -169,7 +169,7 @@ impl Checkpoint {
     /// As [`quantize`](Self::quantize).
     pub fn quantize_into(&self, target: &dyn SinkDir, request: &QuantizeRequest) -> Result<Written> {
         if request.resume.0 && self.resume.is_none() {
-            let reason = "resume: expected the folder to go on from; name it by Checkpoint::with_resume";
+            let reason = "resume: expected a folder to continue from; set it with Checkpoint::with_resume";
             return Err(Error::invalid_argument(reason));
         }
         let request = QuantizeRequest { resume: LocationGiven(self.resume.is_some()), ..request.clone() };
@@ -285,7 +285,7 @@ impl Checkpoint {
             }
             let file = file.unwrap_or("model.gguf");
             let source = folder.open(file).await?;
-            let source = source.ok_or_else(|| Error::invalid_argument(format!("{file} is gone")))?;
+            let source = source.ok_or_else(|| Error::invalid_argument(format!("{file} no longer exists")))?;
             model::Checkpoint::open_gguf(source).await
         })?;
         let checkpoint = Self {

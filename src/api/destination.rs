@@ -22,8 +22,8 @@ pub struct Destination {
 /// The output folder. It is created with its first file.
 ///
 /// # Errors
-/// `invalid_argument` for a file, for the folder of the `source`, which the first written file would destroy, and for
-/// another tool's checkpoint.
+/// `invalid_argument` for a file, for another tool's checkpoint, and for the `source` folder, which writing would
+/// destroy.
 pub fn folder(output: &Path, source: &Path) -> Result<FsSinkDir> {
     if followed(output).exists() {
         FsDir::open(output)?;
@@ -48,7 +48,7 @@ pub fn refuse_source(output: &Path, source: &Path) -> Result<()> {
     }
 }
 
-/// The output folder or file: `-o X.gguf` is a file, `-o X` its folder. Deletes what a killed run left of the file.
+/// The output folder or file: `-o X.gguf` is a file, `-o X` its folder. Deletes the unfinished file of a killed run.
 ///
 /// # Errors
 /// As [`folder`]'s, for a folder; `io`.

@@ -1,4 +1,4 @@
-//! A loaded model, as programs use it.
+//! A loaded model.
 
 use crate::backend::any::AnyBackend;
 use crate::backend::choice::DeviceOutcome;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub struct Model {
     model: CausalLm<AnyBackend>,
     codec: HuggingFaceTokenizer,
-    /// What the model has seen of a chat.
+    /// The KV cache of a chat and its tokens.
     session: Option<Session<AnyBackend>>,
     fallback_reason: Option<Error>,
     control: Arc<dyn Control + Send + Sync>,
@@ -70,7 +70,7 @@ impl Model {
         Ok(Self { model, codec, session: None, fallback_reason, control })
     }
 
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
     }
@@ -90,7 +90,7 @@ impl Model {
         &self.codec
     }
 
-    /// Continues a text to the end.
+    /// Continues a text, and returns the result at the end.
     ///
     /// # Errors
     /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` if prompt and answer exceed
@@ -99,7 +99,7 @@ impl Model {
         self.stream(prompt, options)?.finish()
     }
 
-    /// Continues a text and streams pieces.
+    /// Continues a text, and streams pieces.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -138,9 +138,9 @@ impl Model {
 
 /// A stream of text. Dropping it stops generation. It ends after an error.
 pub struct Pieces<'m> {
-    /// Until it is dropped.
+    /// `None` after it was dropped.
     generation: Option<Generation<'m, AnyBackend>>,
-    /// Where the model keeps what it has seen of a chat.
+    /// Receives the KV cache of a chat at the end.
     session: Option<&'m mut Option<Session<AnyBackend>>>,
     control: &'m dyn Control,
 }

@@ -1,7 +1,8 @@
-//! Either device behind one type, for callers that learn only at run time which one it is.
+//! Either device behind one type, for callers that choose the device at run time.
 //!
-//! Whatever is generic over [`Backend`](super::Backend) is then compiled once, not once for each device: in a WebAssembly module that halves
-//! the decoder. Choosing costs a comparison a step, of which a token has a few dozen. It computes nothing itself.
+//! Code that is generic over [`Backend`](super::Backend) is compiled once with it, not once per device. In a
+//! WebAssembly module that halves the size of the decoder. The cost is one comparison per step, of which a token has a
+//! few dozen. Every operation is forwarded to the device's backend.
 
 use super::cpu::{CpuBackend, CpuBuffer, CpuWeight, CpuWeightBuilder};
 #[cfg(feature = "gpu")]
@@ -13,9 +14,9 @@ use super::{
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// A backend of either device.
+/// The backend of one device.
 pub enum AnyBackend {
-    /// The processor.
+    /// The CPU.
     Cpu(CpuBackend),
     /// A GPU.
     #[cfg(feature = "gpu")]
@@ -49,11 +50,11 @@ impl From<GpuBackend> for AnyBackend {
     }
 }
 
-/// What belongs to a backend of either device: a buffer, a weight.
+/// An object that belongs to one backend: a buffer, a weight.
 pub enum PerDevice<C, G> {
-    /// Of the processor.
+    /// Of the CPU backend.
     Cpu(C),
-    /// Of a GPU.
+    /// Of a GPU backend.
     Gpu(G),
 }
 
@@ -61,11 +62,11 @@ pub enum PerDevice<C, G> {
 use std::convert::Infallible as GpuReading;
 #[cfg(not(feature = "gpu"))]
 use std::convert::Infallible as GpuWeightBuilder;
-// Of a GPU that this build has no code for there are no buffers; those of the processor stand where a type is wanted.
+// Without GPU code no GPU buffers exist. The CPU's types fill in where a type is needed.
 #[cfg(not(feature = "gpu"))]
 use {CpuBuffer as GpuBuffer, CpuWeight as GpuWeight};
 
-/// An operand of a step, which has to be on the device that the step runs on.
+/// An operand of a step. It must be on the device that runs the step.
 trait Operand {
     type OnCpu;
     type OnGpu;
@@ -78,7 +79,7 @@ trait Operand {
 
 #[cold]
 fn elsewhere() -> Error {
-    Error::invalid_argument("expected operands of one device but found one of another")
+    Error::invalid_argument("expected operands on one device but found one on another")
 }
 
 macro_rules! operand {
@@ -111,7 +112,7 @@ operand! {
     ['a] &'a mut PerDevice<C, G> => &'a mut C, &'a mut G;
 }
 
-/// The same for what holds several operands, each of which is asked.
+/// The same for structs of several operands. Each operand is checked.
 macro_rules! operands {
     ($($of:ident { $($operand:ident),* } { $($value:ident),* })*) => {$(
         impl<T: Operand> Operand for $of<T> {
@@ -151,7 +152,7 @@ impl<T: Operand> Operand for Option<T> {
     }
 }
 
-/// The same for a step, each of whose operands is asked.
+/// The same for steps. Each operand is checked.
 macro_rules! steps {
     ($($name:ident { $($operand:ident),*; $($value:ident),* })*) => {
         impl<'a, C, D, G, H> Operand for Step<'a, PerDevice<C, G>, PerDevice<D, H>> {
@@ -229,7 +230,7 @@ impl<C: Matrices, G: Matrices> Matrices for PerDevice<C, G> {
     }
 }
 
-/// Runs a step on the device that `$any` is, with the operands as that device knows them.
+/// Runs `$step` on the device of `$any`, with the operands converted to that device's types.
 macro_rules! step {
     ($any:expr, $($operand:ident)* => |$backend:ident| $step:expr) => {
         match $any {
@@ -246,7 +247,7 @@ macro_rules! step {
     };
 }
 
-/// Makes something on the device that `$any` is.
+/// Creates an object on the device of `$any`.
 macro_rules! make {
     ($any:expr, |$backend:ident| $made:expr) => {
         Ok(match $any {

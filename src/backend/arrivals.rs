@@ -1,10 +1,11 @@
-//! A weight on its way to a device: every row and every announced bias must come exactly once, and as announced.
+//! Checks the data of a weight while it is loaded: every row and every announced bias must come exactly once, as
+//! announced.
 
 use super::{WeightDesc, WeightFormat, WeightView};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// What was announced of a weight, and what of it has come.
+/// The announced matrices of a weight, and which of their data has arrived.
 pub(super) struct Arrivals {
     matrices: Vec<ArrivingMatrix>,
     /// Input features.
@@ -15,16 +16,17 @@ pub(super) struct Arrivals {
 
 struct ArrivingMatrix {
     desc: WeightDesc,
-    /// The rows that are here, as runs in their order.
+    /// The rows that have arrived, as sorted runs.
     here: Vec<Range<usize>>,
     bias: bool,
 }
 
 impl Arrivals {
-    /// Nothing yet.
+    /// A weight of which nothing has arrived.
     ///
     /// # Errors
-    /// `invalid_argument` for no matrix, for matrices of different inputs, and for more rows than can be counted.
+    /// `invalid_argument` for no matrix, for matrices with different input widths, and for a number of rows that
+    /// overflows.
     pub(super) fn new(descs: &[WeightDesc]) -> Result<Self> {
         let Some(first) = descs.first() else {
             return Err(Error::invalid_argument("a weight needs at least one matrix"));
@@ -38,12 +40,12 @@ impl Arrivals {
         let rows = descs
             .iter()
             .try_fold(0usize, |sum, desc| sum.checked_add(desc.rows))
-            .ok_or_else(|| Error::invalid_argument("the rows of a weight are more than can be counted"))?;
+            .ok_or_else(|| Error::invalid_argument("the number of rows of a weight is too large"))?;
         let matrix = |desc: &WeightDesc| ArrivingMatrix { desc: desc.clone(), here: Vec::new(), bias: false };
         Ok(Self { matrices: descs.iter().map(matrix).collect(), cols: first.cols, rows })
     }
 
-    /// What was announced.
+    /// The announced matrices.
     #[cfg(feature = "gpu")]
     pub(super) fn descs(&self) -> impl Iterator<Item = &WeightDesc> {
         self.matrices.iter().map(|matrix| &matrix.desc)
@@ -56,10 +58,10 @@ impl Arrivals {
         })
     }
 
-    /// Takes note of rows, and tells whether they are the first of their matrix.
+    /// Records the arrival of rows. Returns whether they are the first of their matrix.
     ///
     /// # Errors
-    /// `invalid_argument` for rows that are not in the matrix, came before, or are not as announced.
+    /// `invalid_argument` for rows that are outside the matrix, came before, or differ from the announcement.
     pub(super) fn put_rows(
         &mut self,
         part: usize,
@@ -87,7 +89,7 @@ impl Arrivals {
         Ok(first)
     }
 
-    /// Takes note of a bias.
+    /// Records the arrival of a bias.
     ///
     /// # Errors
     /// `invalid_argument` for one that came before, was not announced, or has another length.
@@ -107,7 +109,7 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Whether everything is here.
+    /// Checks that everything has arrived.
     ///
     /// # Errors
     /// `invalid_argument` naming what is missing.
@@ -129,7 +131,7 @@ impl Arrivals {
     }
 }
 
-/// Whether rows are written as announced.
+/// Checks that rows have the announced format and shape.
 fn as_announced(desc: &WeightDesc, part: usize, rows: usize, data: &WeightView<'_>) -> Result<()> {
     match (data, desc.format) {
         (WeightView::Dense(bytes), WeightFormat::Dense(dtype)) => {

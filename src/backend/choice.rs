@@ -1,4 +1,4 @@
-//! Which device a run asks for, and what becomes of the run where that device fails.
+//! Choice of the device for a run, and the fallback to the CPU.
 
 use super::any::AnyBackend;
 use super::cpu::CpuBackend;
@@ -10,10 +10,10 @@ use crate::error::{Error, Result};
 use crate::options::{named, options};
 
 named! {
-    /// Where a model is to run.
+    /// The device to run a model on.
     #[derive(Default)]
     pub enum DeviceChoice {
-        /// On a GPU where there is one that can, otherwise on the CPU; not on a software adapter, which is slower
+        /// On a usable GPU, otherwise on the CPU; not on a software adapter, which is slower
         #[default]
         Auto = "auto",
         /// On the CPU
@@ -26,19 +26,19 @@ named! {
 options! {
     /// The device that runs a model.
     pub struct DeviceRequest {
-        /// Where the model runs; `auto`: on a GPU where there is one that can, otherwise on the CPU
+        /// Where the model runs; `auto`: on a usable GPU, otherwise on the CPU
         pub device: DeviceChoice = DeviceChoice::Auto;
-        /// Run on the GPU adapter with this in its name, as the list of devices has it
+        /// Run on the GPU adapter with this text in its name, as in the list of devices
         pub gpu: Option<String> = None;
     }
 }
 
-/// What a run gave.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct DeviceOutcome<T> {
     /// Its result.
     pub result: T,
-    /// Why it was on the CPU although no device was asked for.
+    /// Why the run used the CPU although no device was requested.
     pub fallback_reason: Option<Error>,
 }
 
@@ -48,20 +48,20 @@ impl DeviceRequest {
         Self { device: DeviceChoice::Cpu, gpu: None }
     }
 
-    /// Whether anything but the usual is asked for.
+    /// Whether a device was requested.
     pub(crate) fn is_given(&self) -> bool {
         self.device != DeviceChoice::Auto || self.gpu.is_some()
     }
 
-    /// Whether the CPU takes over after `error`, which a GPU gave: nobody asked for the GPU, and the CPU may do better.
+    /// Whether the CPU takes over after `error` of a GPU: no device was requested, and it is an error of the device.
     fn may_fall_back(&self, error: &Error) -> bool {
         !self.is_given() && error.code().is_of_device()
     }
 
-    /// Opens the device. Where none is asked for and no GPU can be used, it is the CPU, with the reason.
+    /// Opens the device. If none is requested and no GPU is usable, opens the CPU and returns the reason.
     ///
     /// # Errors
-    /// `no_device` when a GPU is asked for and there is none that fits; `invalid_argument` for an adapter of the CPU.
+    /// `no_device` if a GPU is requested and none fits; `invalid_argument` for an adapter name with the CPU.
     pub(crate) async fn open(&self) -> Result<(AnyBackend, Option<Error>)> {
         if self.device == DeviceChoice::Cpu {
             if let Some(name) = &self.gpu {
@@ -76,11 +76,11 @@ impl DeviceRequest {
         }
     }
 
-    /// Does `work` on the device. Where none is asked for and a GPU fails at it, the CPU does it from the beginning: what one
-    /// device measured is not mixed with what another one did. `tell` hears why the CPU takes over.
+    /// Runs `work` on the device. If none is requested and a GPU fails, the CPU repeats the work from the beginning, so
+    /// that results of two devices are never mixed. `tell` gets the reason for the fallback.
     ///
     /// # Errors
-    /// As [`DeviceRequest::open`], and those of `work`.
+    /// As [`DeviceRequest::open`], and errors of `work`.
     pub(crate) async fn run<T>(
         &self,
         tell: impl Fn(&Error),

@@ -1,11 +1,11 @@
-//! The CPU backend: the algorithm of every step once, and the one that runs everywhere.
+//! The CPU backend, which runs on every target. Each step's algorithm is written once.
 //!
-//! Steps run at once, on a pool of threads natively and on the calling thread in WebAssembly. What holds for results:
-//! - Work is split by what is computed (rows, tokens, heads), never inside a sum: they do not depend on the threads.
+//! Steps run synchronously, on a thread pool natively and on the calling thread in WebAssembly. Guarantees on results:
+//! - Results do not depend on the number of threads: work is split over rows, tokens or heads, never inside a sum.
 //! - A token gives the same bits alone and in a batch, in prefill and in decode, unless the caller
 //!   [allows](DeviceOps::set_sums) otherwise.
-//! - `linear`, `gram` and backward steps that multiply matrices add in the order of the instruction set in use, so their last bits
-//!   differ between instruction sets; every other step gives the same bits on every target.
+//! - `linear`, `gram` and backward steps with matrix products sum in an order that depends on the instruction set, so
+//!   their last bits differ between instruction sets. Every other step gives the same bits on every target.
 
 mod add_rms_norm;
 mod amx;
@@ -58,7 +58,7 @@ use std::ops::Range;
 pub struct CpuOptions {
     /// Threads to compute on; `None` for as many as the machine offers. Always one in WebAssembly.
     pub threads: Option<usize>,
-    /// Whether the processor's vector instructions are used where there is code for them.
+    /// Whether to use the processor's vector instructions, where kernels for them exist.
     pub simd: bool,
 }
 
@@ -68,16 +68,16 @@ impl Default for CpuOptions {
     }
 }
 
-/// Runs transformer steps on the processor.
+/// Runs transformer steps on the CPU.
 pub struct CpuBackend {
     capabilities: Capabilities,
     isa: Isa,
-    /// As they were asked for.
+    /// As requested.
     threads: Option<usize>,
     workers: Workers,
-    /// Where sums may be reordered and the processor has a matrix unit, which wants numbers cut in parts.
+    /// Set if sums may be reordered and the processor has a matrix unit, whose operands are split into parts.
     split: Option<Split>,
-    /// Whether products may be those of whole matrices.
+    /// Whether products may run as whole matrix products ([`Sums::Whole`]).
     whole: bool,
     #[cfg(feature = "train")]
     kept: Box<backward::Kept>,
@@ -89,12 +89,12 @@ impl CpuBackend {
         Self::with_options(CpuOptions::default())
     }
 
-    /// A backend that runs as `options` say.
+    /// A backend with these options.
     pub fn with_options(options: CpuOptions) -> Self {
         Self::on(if options.simd { Isa::detect() } else { Isa::plainest() }, options.threads)
     }
 
-    /// Another one with the same instructions and threads, for a second model.
+    /// A second backend with the same instruction set and number of threads, for a second model.
     pub fn another(&self) -> Self {
         Self::on(self.isa, self.threads)
     }
@@ -116,8 +116,8 @@ impl CpuBackend {
     }
 }
 
-/// Bytes that a backend keeps where [sums may be reordered](DeviceOps::set_sums), for up to `tokens` tokens of up to
-/// `width` elements.
+/// Bytes of the buffers that a backend keeps if [sums may be reordered](DeviceOps::set_sums), for up to `tokens` tokens
+/// of up to `width` elements.
 pub fn split_bytes(tokens: usize, width: usize) -> usize {
     if Split::detect().is_none() {
         return 0;

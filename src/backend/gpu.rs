@@ -1,9 +1,9 @@
-//! The GPU backend: WebGPU in browsers; Vulkan, Metal or DirectX 12 natively. The only place that knows `wgpu`.
+//! The GPU backend: WebGPU in browsers; Vulkan, Metal or DirectX 12 natively. The only module that uses `wgpu`.
 //!
-//! Steps only record what is to be done ([`recording`](self)); [`DeviceOps::flush`] and the reading methods submit it, and
-//! only they and [`DeviceOps::finish_weight`] wait. Which kernel runs is decided by pure functions (`select`).
-//! Whatever this backend cannot do is an error with a code, so that the caller can take the CPU instead; after an error
-//! of the device every later call fails with it.
+//! Steps only record commands ([`recording`](self)). [`DeviceOps::flush`] and the reading methods submit them. Only the
+//! reading methods and [`DeviceOps::finish_weight`] wait. Pure functions (`select`) choose the kernels. An unsupported
+//! operation is an error with a code, so that the caller can fall back to the CPU. After an error of the device, every
+//! later call fails with it.
 #![cfg_attr(
     target_arch = "wasm32",
     allow(
@@ -66,20 +66,20 @@ pub struct GpuBackend {
     recording: Recording,
     submitter: Submitter,
     staging: Staging,
-    /// Which kernels run in the place of base kernels.
+    /// The kernel variants that replace base kernels.
     variants: Variants,
-    /// Weights whose kernels are known to be right: format, columns, activations and their grid.
+    /// Weights whose kernels passed the self-check: format, columns, activations and their grid.
     checked: Vec<(WeightFormat, usize, Activations, ActivationGrid)>,
-    /// Bound where a kernel has a buffer that this use of it does not read.
+    /// Bound to buffers that a kernel declares but does not read in a given dispatch.
     unused: Memory,
-    /// Rounded activations and their factors, for one linear step at a time.
+    /// Rounded activations and their factors; each linear step overwrites them.
     rounded: Scratch,
     factors: Scratch,
-    /// The segments of the last batch.
+    /// The segment table of the last batch.
     segments: Table,
 }
 
-/// Memory that steps share one after the other; grows as needed.
+/// Memory that successive steps reuse; grows as needed.
 #[derive(Default)]
 struct Scratch(Option<Memory>);
 
@@ -88,7 +88,7 @@ impl Scratch {
         match &self.0 {
             Some(memory) if memory.bytes() >= bytes => Ok(memory.clone()),
             _ => {
-                // Kernels write all that they read, so what is in it does not matter.
+                // Stale contents are harmless: kernels write all that they read.
                 let memory = pool.take(device, bytes)?.memory;
                 self.0 = Some(memory.clone());
                 Ok(memory)
@@ -98,13 +98,13 @@ impl Scratch {
 }
 
 impl GpuBackend {
-    /// Takes the device away, as a driver that gives up does: for tests.
+    /// Destroys the device, which simulates a failing driver. For tests.
     #[doc(hidden)]
     pub fn lose_device(&self) {
         self.device.device.destroy();
     }
 
-    /// Command buffers submitted so far.
+    /// Number of command buffers submitted so far.
     pub fn submissions(&self) -> u64 {
         self.submitter.submissions()
     }
@@ -125,9 +125,9 @@ impl GpuBackend {
         Ok(weight)
     }
 
-    /// Overwrites the front of a buffer, after everything that was recorded before.
+    /// Overwrites the front of a buffer, ordered after all recorded commands.
     fn overwrite(&mut self, memory: &Memory, data: &[u8]) -> Result<()> {
-        // The queue would write before it runs what is not submitted yet.
+        // The queue would run this write before commands that are not submitted yet.
         if self.recording.uses(memory) {
             self.flush()?;
         }
@@ -164,8 +164,8 @@ impl DeviceOps for GpuBackend {
         builder.put_bias(part, bias)
     }
 
-    /// Also checks the kernels of weights that are written like this one, when it is the first. Variants that fail are
-    /// replaced by their base, which [`Capabilities::replaced`] then tells.
+    /// Also runs the self-check for the first weight of a format. A variant that fails is replaced by its base, which
+    /// [`Capabilities::replaced`] reports.
     async fn finish_weight(&mut self, builder: GpuWeightBuilder) -> Result<GpuWeight> {
         for desc in builder.descs() {
             self.trust(desc).await?;

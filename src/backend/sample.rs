@@ -1,4 +1,4 @@
-//! Small operands that look random and are always the same, for the checks that a device computes right.
+//! Small pseudorandom operands for the self-checks of devices.
 
 #[cfg(feature = "gpu")]
 use super::Element;
@@ -6,7 +6,7 @@ use super::{Backend, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::encode_f32;
 use crate::error::Result;
 
-/// Numbers that look random and are always the same.
+/// A deterministic pseudorandom number generator.
 pub(super) struct Numbers(u32);
 
 impl Numbers {
@@ -16,7 +16,7 @@ impl Numbers {
 
     /// In `0..end`.
     pub(super) fn below(&mut self, end: u32) -> u32 {
-        // A linear congruential generator (Numerical Recipes); the high bits are the better ones.
+        // A linear congruential generator (Numerical Recipes). Its high bits are of better quality.
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         ((u64::from(self.0) * u64::from(end)) >> 32) as u32
     }
@@ -41,7 +41,7 @@ pub(super) async fn read<B: Backend>(b: &mut B, buffer: &B::Buffer, len: usize) 
     Ok(out)
 }
 
-/// A weight with rows, bias and codes that look random, still to be finished.
+/// A pseudorandom weight with a bias, not yet finished.
 pub(super) fn fill<B: Backend>(b: &mut B, desc: &WeightDesc, seed: u32) -> Result<B::WeightBuilder> {
     let WeightDesc { rows, cols, .. } = *desc;
     let mut numbers = Numbers::new(seed);

@@ -1,45 +1,45 @@
-//! Which rows of a batch belong to which sequence, and what each of them sees.
+//! Segments: the assignment of a batch's rows to sequences, and their attention masks.
 
 use super::AttentionShape;
 use crate::error::{Error, ErrorCode, Result};
 
-/// What a row of a segment sees of its sequence.
+/// The positions of its sequence that a row attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
-    /// Everything up to itself, as a language model that predicts the next token does.
+    /// All up to the row itself, as in next-token prediction.
     Causal,
-    /// Everything up to the last row of its segment.
+    /// All up to the last row of its segment.
     Full,
 }
 
-/// Some rows of a batch that follow each other in one sequence.
+/// Consecutive rows of a batch that are consecutive positions of one sequence.
 ///
-/// The segments of a batch stand one after the other: the first has its first `count` rows, the next one those after them.
-/// The keys and values of all its sequences are in one buffer, each sequence's in a run of positions of its own.
+/// The segments of a batch are stored one after the other: the first `count` rows are the first segment's, then the
+/// next segment follows. One buffer has the keys and values of all sequences, each in its own run of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Rows.
     pub count: usize,
-    /// Positions that the sequence has before the first of them.
+    /// Positions of the sequence before the segment's first row.
     pub past: usize,
-    /// The place in the cache of the sequence's first position.
+    /// Cache index of the sequence's first position.
     pub start: usize,
-    /// What the rows see.
+    /// The mask of the rows.
     pub mask: Mask,
 }
 
 impl Segment {
-    /// `count` causal rows after `past` positions of the only sequence of a cache.
+    /// `count` causal rows after `past` positions, in a cache with one sequence.
     pub fn causal(past: usize, count: usize) -> Self {
         Self { count, past, start: 0, mask: Mask::Causal }
     }
 
-    /// Positions of the sequence up to the last row.
+    /// Positions of the sequence up to the last row, inclusive.
     pub fn end(&self) -> usize {
         self.past + self.count
     }
 
-    /// How many positions the segment's row `index` sees.
+    /// Number of positions that row `index` of the segment attends to.
     pub fn seen(&self, index: usize) -> usize {
         match self.mask {
             Mask::Causal => self.past + index + 1,
@@ -48,7 +48,7 @@ impl Segment {
     }
 }
 
-/// What the segments of a batch need of buffers.
+/// Sizes that the segments of a batch require of buffers.
 pub(super) struct Extent {
     /// Rows of all segments.
     pub(super) rows: usize,
@@ -56,7 +56,7 @@ pub(super) struct Extent {
     pub(super) positions: usize,
 }
 
-/// What is checked before a step over segments runs.
+/// Checks the shape and segments of a step.
 pub(super) fn check_segments(shape: &AttentionShape, segments: &[Segment]) -> Result<Extent> {
     let AttentionShape { heads, kv_heads, head_dim, capacity } = *shape;
     if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -77,7 +77,7 @@ pub(super) fn check_segments(shape: &AttentionShape, segments: &[Segment]) -> Re
                 format!("{count} tokens after {past} do not fit a cache of {room} positions"),
             ));
         };
-        // Many segments may see one sequence, so their rows together are not bounded by the cache.
+        // Segments may share a sequence, so the cache does not limit the total number of rows.
         extent.rows = extent.rows.saturating_add(count);
         extent.positions = extent.positions.max(end);
     }

@@ -1,11 +1,12 @@
-//! Transformer steps with their operands, and what is checked of them before any device runs one.
+//! Transformer steps with their operands, and the checks before a device runs one.
 
 use super::segment::{Extent, check_segments};
 use super::{AttentionShape, Element, GateActivation, KvLayer, Norm, QkNorm, Segment, TopK};
 use crate::error::{Context, Error, Result};
 use std::ops::Range;
 
-/// A step; `B` is a buffer of a device, `W` a weight. The methods of [`Backend`](super::Backend) say what each computes.
+/// A step; `B` is a buffer of a device, `W` a weight. The methods of [`Backend`](super::Backend) define what each
+/// computes.
 #[allow(missing_docs, reason = "the fields are the parameters of the methods of the same names")]
 pub enum Step<'a, B, W> {
     Embed {
@@ -71,33 +72,33 @@ pub enum Step<'a, B, W> {
     },
 }
 
-/// What is asked of a buffer before a step runs.
+/// Properties of a buffer that are checked before a step runs.
 pub trait Elements {
-    /// Their type.
+    /// Type of the elements.
     fn element(&self) -> Element;
 
-    /// How many there are.
+    /// Number of elements.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether the buffer is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What is asked of a weight before a step runs.
+/// Properties of a weight that are checked before a step runs.
 pub trait Matrices {
     /// Input features.
     fn cols(&self) -> usize;
 
-    /// Output features of all matrices together.
+    /// Output features of all matrices.
     fn rows(&self) -> usize;
 
-    /// How many matrices were put into it.
+    /// Number of matrices.
     fn parts(&self) -> usize;
 }
 
-/// `a * b * ...`, where that can be the length of a buffer.
+/// The product of `factors`, unless it overflows.
 fn product(factors: &[usize]) -> Result<usize> {
     factors
         .iter()
@@ -105,7 +106,7 @@ fn product(factors: &[usize]) -> Result<usize> {
         .ok_or_else(|| Error::invalid_argument(format!("a shape of {factors:?} is larger than any buffer")))
 }
 
-/// Whether a buffer has so many elements of a type; `what` names the operand in the error.
+/// Checks that a buffer has the element type and at least the elements of `shape`. `what` names the operand in errors.
 pub(super) fn check<B: Elements>(what: &str, buffer: &B, element: Element, shape: &[usize]) -> Result<()> {
     let name = |element| if element == Element::F32 { "F32" } else { "U32" };
     if buffer.element() != element {
@@ -118,7 +119,7 @@ pub(super) fn check<B: Elements>(what: &str, buffer: &B, element: Element, shape
     check_length(what, buffer, product(shape)?)
 }
 
-/// As [`check`], for elements of either type.
+/// As [`check`], for either element type.
 pub(super) fn check_length<B: Elements>(what: &str, buffer: &B, len: usize) -> Result<()> {
     if buffer.len() < len {
         let found = buffer.len();
@@ -147,7 +148,7 @@ fn norm_of<B: Elements>(norm: &Norm<&B>, width: usize) -> Result<()> {
     floats("the norm's weight", norm.weight, &[width])
 }
 
-/// Rows of a width, one of which has an element at least.
+/// Checks that rows have at least one element.
 fn positive(width: usize) -> Result<()> {
     if width == 0 {
         return Err(Error::invalid_argument("expected rows of at least one element"));
@@ -156,7 +157,7 @@ fn positive(width: usize) -> Result<()> {
 }
 
 impl<B: Elements, W: Matrices> Step<'_, B, W> {
-    /// The name in errors.
+    /// Name for error messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Embed { .. } => "embed",
@@ -171,7 +172,7 @@ impl<B: Elements, W: Matrices> Step<'_, B, W> {
         }
     }
 
-    /// Whether the operands belong together, so that a device need not ask again.
+    /// Checks that the operands fit together, so that devices need no further checks.
     ///
     /// # Errors
     /// `invalid_argument` naming the step and the operand; `context_overflow` for segments beyond the cache.

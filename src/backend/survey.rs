@@ -1,40 +1,40 @@
-//! What models can run on here, each adapter checked against the CPU.
+//! The devices of this machine. Each adapter is checked against the CPU.
 
 use super::DeviceOps;
 use super::cpu::CpuBackend;
 use serde::Serialize;
 
-/// The processor and the GPU adapters.
+/// The CPU and the GPU adapters.
 #[derive(Debug, Serialize)]
 pub struct Devices {
-    /// The processor in words.
+    /// Description of the CPU.
     pub cpu: String,
-    /// None where there is no GPU, or this build has no support for them.
+    /// Empty without a GPU, or if this build has no GPU support.
     pub adapters: Vec<Adapter>,
 }
 
 /// A GPU adapter.
 #[derive(Debug, Serialize)]
 pub struct Adapter {
-    /// As its driver calls it.
+    /// Name that the driver reports.
     pub name: String,
-    /// What it is driven through: `vulkan`, `metal`, `webgpu`.
+    /// Graphics API: `vulkan`, `metal`, `dx12`, `webgpu`.
     pub api: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
     pub kind: &'static str,
-    /// The driver in words; browsers do not tell.
+    /// Description of the driver; empty in browsers.
     pub driver: String,
-    /// Larger weights are split.
+    /// Largest size of one binding; larger weights are split.
     pub max_binding_bytes: u64,
-    /// Kernels that run because this adapter has more than WebGPU's core.
+    /// Names of the fast kernel variants in use.
     pub fast_kernels: Vec<&'static str>,
-    /// Fast kernels that failed the self-check and gave way to simpler ones: a sentence each.
+    /// One sentence for each fast kernel that failed the self-check and was replaced by a simpler one.
     pub replaced: Vec<String>,
-    /// Why no model can run on it; null where its kernels compute what the CPU computes.
+    /// Why no model can run on it; null if its kernels pass the self-check.
     pub error: Option<String>,
 }
 
-/// Looks at everything that models could run on.
+/// Lists all devices that models can run on.
 pub async fn devices() -> Devices {
     Devices { cpu: CpuBackend::new().capabilities().device.clone(), adapters: adapters().await }
 }

@@ -1,4 +1,4 @@
-//! Backward steps, at the size of the forward ones: what training asks of a device beside [`DeviceOps`].
+//! Backward steps, as coarse as the forward steps: the operations that training adds to [`DeviceOps`].
 
 use super::segment::{Extent, check_segments};
 use super::step::check;
@@ -7,27 +7,28 @@ use super::{
 };
 use crate::error::{Context, Error, Result};
 
-/// A backward step; `B` is a buffer, `W` a weight. `d` stands for the derivative of the loss by what is named after it. Derivatives
-/// of parameters, and those that several steps make of one value, are added to what is there; the others are written.
+/// A backward step; `B` is a buffer, `W` a weight. A prefix `d` means the derivative of the loss with respect to the
+/// named value. Gradients of parameters, and gradients to which several steps contribute, are accumulated; the others
+/// are overwritten.
 pub enum BackwardStep<'a, B, W> {
-    /// Of `y = W x + bias`: `dx = dy W`, and for each matrix of the weight `dW += dy^T x` and `dbias += sum of dy`. Rounding is
-    /// passed straight through: `W` and `x` are what the forward step multiplied, the rounded ones where it rounds
-    /// (Bengio, Leonard, Courville, *Estimating or Propagating Gradients Through Stochastic Neurons*, 2013).
+    /// Of `y = W x + bias`: `dx = dy W`, and for each matrix of the weight `dW += dy^T x` and `dbias += sum of dy`.
+    /// Rounding uses the straight-through estimator: `W` and `x` are the operands of the forward product, rounded if it
+    /// rounds (Bengio, Leonard, Courville, *Estimating or Propagating Gradients Through Stochastic Neurons*, 2013).
     Linear {
-        /// `[count, cols]`, as the forward step was given it
+        /// `[count, cols]`, the input of the forward step
         x: &'a B,
         /// `[count, rows of all matrices]`
         dy: &'a B,
         /// Rows of `x`.
         count: usize,
-        /// The forward step's.
+        /// As in the forward step.
         weight: &'a W,
         /// `[count, cols]`, written
         dx: &'a mut B,
-        /// As many as the weight has matrices.
+        /// One entry for each matrix of the weight.
         parts: Vec<PartGradient<'a, B>>,
     },
-    /// Of `y = x / sqrt(mean(x^2) + eps) * g`, row by row: `dx += ..`, `dg += ..`.
+    /// Of `y = x / sqrt(mean(x^2) + eps) * g`, for each row: `dx += ..`, `dg += ..`.
     RmsNorm {
         /// `[count, width]`
         x: &'a B,
@@ -35,7 +36,7 @@ pub enum BackwardStep<'a, B, W> {
         dy: &'a B,
         /// Rows.
         count: usize,
-        /// The forward step's.
+        /// As in the forward step.
         norm: Norm<&'a B>,
         /// `[count, width]`
         dx: &'a mut B,
@@ -52,40 +53,40 @@ pub enum BackwardStep<'a, B, W> {
         count: usize,
         /// Elements of a row of the output.
         width: usize,
-        /// The forward step's.
+        /// As in the forward step.
         activation: GateActivation,
         /// `[count, 2 * width]`, written
         dx: &'a mut B,
     },
-    /// Of attention over segments that begin with their sequences (`past` 0).
+    /// Of attention over segments that start at the beginning of their sequences (`past` 0).
     Attention {
         /// `[rows, qkv width]`, after rotation
         qkv: &'a B,
-        /// The forward step's.
+        /// As in the forward step.
         segments: &'a [Segment],
-        /// The forward step's.
+        /// As in the forward step.
         shape: AttentionShape,
-        /// As the forward step found it.
+        /// As in the forward step.
         cache: KvLayer<&'a B>,
         /// `[rows, heads * head_dim]`
         dy: &'a B,
-        /// `[rows, qkv width]`, written: by q, k and v after rotation
+        /// `[rows, qkv width]`, written: gradients of q, k and v after rotation
         dx: &'a mut B,
     },
-    /// Of the norms of heads and the rotation of q and k, in place.
+    /// Of the per-head norms and the rotation of q and k, in place.
     Rope {
-        /// `[rows, qkv width]`: by q and k after rotation, then before their norms
+        /// `[rows, qkv width]`: on input gradients of q and k after rotation, on output before their norms
         dx: &'a mut B,
-        /// The forward step's.
+        /// As in the forward step.
         segments: &'a [Segment],
-        /// The forward step's.
+        /// As in the forward step.
         shape: AttentionShape,
-        /// The forward step's.
+        /// As in the forward step.
         rope: &'a B,
-        /// Where heads are normalized.
+        /// Present if heads are normalized.
         norms: Option<HeadNorms<'a, B>>,
     },
-    /// Of a table of embeddings: `dtable[token] += dx`.
+    /// Of an embedding table: `dtable[token] += dx`.
     Embed {
         /// `[count]`
         tokens: &'a B,
@@ -100,57 +101,60 @@ pub enum BackwardStep<'a, B, W> {
         /// `[rows, width]`
         dtable: &'a mut B,
     },
-    /// The loss itself, `-ln softmax(logits)[target]` of each row, and `share` times its derivative by the logits.
+    /// The cross-entropy loss of each row, `-ln softmax(logits)[target]`, and `share` times its gradient.
     CrossEntropy {
         /// `[count, vocabulary]`
         logits: &'a B,
-        /// `[count]`; [`NO_INDEX`](super::NO_INDEX) for a row without one, whose loss and derivatives are 0
+        /// `[count]`; [`NO_INDEX`](super::NO_INDEX) marks a row without a target, whose loss and gradient are 0
         targets: &'a B,
         /// Rows.
         count: usize,
         /// Elements of a row.
         vocabulary: usize,
-        /// What a row counts in the loss of the batch.
+        /// Weight of a row in the loss of the batch.
         share: f32,
         /// `[count, vocabulary]`
         dlogits: &'a mut B,
         /// `[count]`, written
         losses: &'a mut B,
     },
-    /// The divergence of each row's predictions from a teacher's, `KL(softmax(teacher / t) || softmax(logits / t))`, and `share` times
-    /// its derivative by the logits (Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, 2015; without its factor
-    /// of `t^2`).
+    /// The divergence of each row's prediction from a teacher's, `KL(softmax(teacher / t) || softmax(logits / t))`, and
+    /// `share` times its gradient (Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, 2015; without
+    /// its factor of `t^2`).
     Distill {
         /// `[count, vocabulary]`
         logits: &'a B,
         /// `[count, vocabulary]`
         teacher: &'a B,
-        /// As for the cross-entropy; of a row that counts the target itself has no meaning.
+        /// As for the cross-entropy. Only the presence of a target matters, not its value.
         targets: &'a B,
         /// Rows.
         count: usize,
         /// Elements of a row.
         vocabulary: usize,
-        /// By what logits are divided; positive.
+        /// Divisor of the logits; positive.
         temperature: f32,
-        /// What a row counts in the loss of the batch.
+        /// Weight of a row in the loss of the batch.
         share: f32,
         /// `[count, vocabulary]`
         dlogits: &'a mut B,
         /// `[count]`, written
         losses: &'a mut B,
     },
-    /// Passes the derivative by `q = scale * clamp(round(w / scale), low, high)` on, group by group of a matrix: strictly inside the bounds to the
-    /// weight as it is, and to the scale times `round(w / scale) - w / scale`; otherwise to the scale alone, times the bound
-    /// (Esser et al., *Learned Step Size Quantization*, 2019, without its factor).
+    /// Gradient of `q = scale * clamp(round(w / scale), low, high)`, for each group of a matrix (Esser et al., *Learned
+    /// Step Size Quantization*, 2019, without its gradient scale factor). With `v = w / scale`:
+    ///
+    /// - If `low < v < high`, the weight gets the gradient of `q` unchanged, and the scale gets it times `round(v) -
+    ///   v`.
+    /// - Otherwise the weight gets 0, and the scale gets the gradient times the bound.
     LearnedScales {
         /// `[rows, cols]`
         weight: Master<&'a B>,
-        /// `[rows, groups]`, as the forward step multiplied by them
+        /// `[rows, groups]`, the scales of the forward step
         scales: &'a B,
-        /// How the scales stand.
+        /// Layout of the scales.
         grid: ScaledGrid,
-        /// `[rows, cols]`: by `q`, then by `w`
+        /// `[rows, cols]`: on input the gradient of `q`, on output that of `w`
         dweight: &'a mut B,
         /// `[rows, groups]`
         dscales: &'a mut B,
@@ -174,34 +178,34 @@ pub enum BackwardStep<'a, B, W> {
         moments: (&'a mut B, &'a mut B),
         /// Elements.
         len: usize,
-        /// What the step is like.
+        /// Hyperparameters and state of the step.
         update: AdamW,
     },
 }
 
-/// Where the derivatives by one matrix of a weight go.
+/// Gradient buffers for one matrix of a weight.
 pub struct PartGradient<'a, B> {
     /// Rows of the matrix.
     pub rows: usize,
     /// `[rows, cols]`
     pub weight: &'a mut B,
-    /// `[rows]`, where it has one
+    /// `[rows]`, if it has a bias
     pub bias: Option<&'a mut B>,
 }
 
-/// Values that an optimizer changes.
+/// Master weights: values that an optimizer updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Master<B> {
     /// `F32`, `[len]`.
     Single(B),
-    /// Half as many bytes: `BF16`, two to a word, the even one low, `[len / 2]` of `U32`, rounded up. A step rounds what it writes at
-    /// random, up or down with the chances that keep the mean, so that steps far below a value's precision still add up
-    /// (Gupta et al., *Deep Learning with Limited Numerical Precision*, 2015).
+    /// Half the memory: `BF16`, two per word, the even one in the low half; `[len / 2]` of `U32`, rounded up. Results
+    /// are rounded stochastically, with probabilities that preserve the mean, so that steps far below a value's
+    /// precision still accumulate (Gupta et al., *Deep Learning with Limited Numerical Precision*, 2015).
     Half(B),
 }
 
 impl<B> Master<B> {
-    /// As steps read it.
+    /// A view that borrows the buffer.
     pub fn as_ref(&self) -> Master<&B> {
         match self {
             Self::Single(buffer) => Master::Single(buffer),
@@ -209,7 +213,7 @@ impl<B> Master<B> {
         }
     }
 
-    /// As steps write it.
+    /// A view that borrows the buffer mutably.
     pub fn as_mut(&mut self) -> Master<&mut B> {
         match self {
             Self::Single(buffer) => Master::Single(buffer),
@@ -218,14 +222,14 @@ impl<B> Master<B> {
     }
 }
 
-/// Scales of the groups of a matrix, and the codes that there are.
+/// Layout of a matrix's scales, and its range of codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaledGrid {
     /// Rows of the matrix.
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// Columns of a group; the last of a row may have fewer. Where that is 0 there is one scale for all.
+    /// Columns per group; the last group of a row may be smaller. 0 means one scale for the matrix.
     pub group_size: usize,
     /// The lowest code.
     pub low: f32,
@@ -234,42 +238,45 @@ pub struct ScaledGrid {
 }
 
 impl ScaledGrid {
-    /// Groups of a row.
+    /// Groups per row.
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group_size.max(1))
     }
 
-    /// How many scales there are.
+    /// Number of scales.
     pub fn scales(&self) -> usize {
         if self.group_size == 0 { 1 } else { self.rows * self.groups() }
     }
 }
 
-/// A step of AdamW (Loshchilov, Hutter, *Decoupled Weight Decay Regularization*, 2019): the gradient is multiplied by `clip`,
-/// the value by `1 - rate * decay`, and then `rate * m / (sqrt(v) + epsilon)` is taken away, with both means corrected for their start.
+/// A step of AdamW (Loshchilov, Hutter, *Decoupled Weight Decay Regularization*, 2019):
+///
+/// 1. Multiply the gradient by `clip`.
+/// 2. Multiply the value by `1 - rate * decay`.
+/// 3. Subtract `rate * m / (sqrt(v) + epsilon)`, with bias-corrected means `m` and `v`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
     pub rate: f64,
-    /// Shares of the old means.
+    /// Decay rates of the running means.
     pub betas: (f64, f64),
-    /// Keeps the quotient finite.
+    /// Keeps the quotient of the update finite.
     pub epsilon: f64,
     /// Weight decay.
     pub decay: f64,
-    /// What the gradient is multiplied by.
+    /// Factor for the gradient.
     pub clip: f64,
-    /// The number of the step, from 1.
+    /// Index of the step, starting at 1.
     pub step: u64,
-    /// What values of half precision are rounded by.
+    /// Seed of the stochastic rounding of half-precision values.
     pub seed: u64,
 }
 
-/// Norms of heads on the way back.
+/// Operands of the backward step of per-head norms.
 pub struct HeadNorms<'a, B> {
-    /// `[rows, qkv width]`: q, k and v as the linear layer made them
+    /// `[rows, qkv width]`: q, k and v from the linear layer, before norms
     pub qkv: &'a B,
-    /// The forward step's.
+    /// As in the forward step.
     pub norms: QkNorm<&'a B>,
     /// `[head_dim]`
     pub dq: &'a mut B,
@@ -277,18 +284,18 @@ pub struct HeadNorms<'a, B> {
     pub dk: &'a mut B,
 }
 
-/// What a device does in training, with operands that were checked.
+/// The backward operations that a device implements. Their operands are already checked.
 pub trait TrainOps: DeviceOps {
-    /// Runs or records a backward step whose operands belong together.
+    /// Runs or records a backward step with checked operands.
     fn run_backward(&mut self, step: BackwardStep<'_, Self::Buffer, Self::Weight>) -> Result<()>;
 }
 
-/// A device that trains: the backward steps of every [`TrainOps`], each of which first checks its operands.
+/// The backward steps of every [`TrainOps`]. Each step checks its operands before it runs.
 pub trait Train: TrainOps {
-    /// Checks a step, and runs it.
+    /// Checks a step and runs it.
     ///
     /// # Errors
-    /// `invalid_argument` naming the step and the operand; what goes wrong on the device.
+    /// `invalid_argument` naming the step and the operand; errors of the device.
     fn backward(&mut self, step: BackwardStep<'_, Self::Buffer, Self::Weight>) -> Result<()> {
         let name = step.name();
         step.check().context_with(|| name)?;
@@ -303,7 +310,7 @@ fn floats<B: Elements>(what: &str, buffer: &B, shape: &[usize]) -> Result<()> {
 }
 
 impl<B: Elements, W: Matrices> BackwardStep<'_, B, W> {
-    /// The name in errors.
+    /// Name for error messages.
     fn name(&self) -> &'static str {
         match self {
             Self::Linear { .. } => "linear, backward",
@@ -357,7 +364,7 @@ impl<B: Elements, W: Matrices> BackwardStep<'_, B, W> {
                 let Extent { rows, .. } = check_segments(shape, segments)?;
                 if let Some(segment) = segments.iter().find(|segment| segment.past > 0) {
                     return Err(Error::invalid_argument(format!(
-                        "expected segments that begin with their sequences but found one after {} positions",
+                        "expected segments that start at position 0 of their sequences but found one at position {}",
                         segment.past
                     )));
                 }

@@ -174,7 +174,7 @@ fn options_are_described_with_their_defaults() {
     assert_eq!(names, ["texts", "turned_on", "colour", "inner", "far_number", "room", "tokens", "said"]);
     assert_eq!(specs[1].default, Some(json!(false)));
     assert_eq!(specs[4].default, Some(json!(7)));
-    // Not 0.5 of 32 bits in 64.
+    // Not the 32-bit number in 64 bits.
     let Kind::Object { options, .. } = &specs[3].kind else { panic!("{:?}", specs[3]) };
     assert_eq!(options[0].default, Some(json!(0.5)));
     assert_eq!(0.05f32.show(), Some(json!(0.05)));

@@ -27,7 +27,8 @@ pub fn by_level(files: impl IntoIterator<Item = Vec<Graded>>) -> Levels {
     levels
 }
 
-/// Asks a model all questions, and measures the gradient noise of the first `noise_questions` of each level, if at least two.
+/// Asks a model all questions, and measures the gradient noise of the first `noise_questions` of each level, if at
+/// least two.
 ///
 /// # Errors
 /// As [`accuracy`], [`gradient_noise`] and [`Assessment::new`], with the level's number; errors of loading.
@@ -48,9 +49,9 @@ pub async fn assess<B: Train>(
     drop(model);
     let mut assessment = Assessment::new(found)?;
     assessment.no_gradient_noise = if checkpoint.is_quantized() {
-        Some("a quantized checkpoint has none; dequantize it".to_owned())
+        Some("a quantized checkpoint has none; dequantize it first".to_owned())
     } else if noise_questions < 2 {
-        Some("they were not asked for".to_owned())
+        Some("not requested".to_owned())
     } else {
         let sample = |questions: &Vec<Document>| questions.len().min(noise_questions);
         let longest = |(_, questions): (_, &Vec<Document>)| {

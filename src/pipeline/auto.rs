@@ -178,8 +178,8 @@ impl AutoOutcome {
     }
 }
 
-/// Runs the attempts of each candidate until one is accepted. Candidates are ranked by their loss on the text. Models are
-/// calibrated on the backends of the first function and validated on those of the second.
+/// Runs the attempts of each candidate until one is accepted. Candidates are ranked by their loss on the text. Models
+/// are calibrated on the backends of the first function and validated on those of the second.
 ///
 /// # Errors
 /// `invalid_argument` for invalid options and quantized checkpoints, before any work;
@@ -257,7 +257,7 @@ impl CandidatePlan {
     fn of(candidate: &SearchCandidate<'_>, options: &AutoOptions, trains: bool) -> Result<Self> {
         if !options.method.is_calibrated() {
             return Err(Error::invalid_argument(format!(
-                "expected a method that learns from texts, gptq or awq, but found {}",
+                "expected a calibrated method, gptq or awq, but found {}",
                 options.method.name()
             )));
         }
@@ -269,14 +269,14 @@ impl CandidatePlan {
         let (begin, reason) = match (options.target_bpw, options.bits) {
             (Some(_), Some(_)) => {
                 return Err(Error::invalid_argument(
-                    "expected bits to begin with or a target in bits a weight, not both",
+                    "expected initial bits or a target in bits per weight, not both",
                 ));
             }
             (Some(target), None) => {
-                (Start::BitsPerWeight(target), format!("at most {target} bits a weight were asked for"))
+                (Start::BitsPerWeight(target), format!("at most {target} bits per weight were requested"))
             }
             (None, Some(bits @ (Bits::Four | Bits::Eight))) => {
-                (Start::Bits(bits), format!("INT{} was asked for", bits.get()))
+                (Start::Bits(bits), format!("INT{} was requested", bits.get()))
             }
             (None, Some(bits)) => {
                 return Err(Error::invalid_argument(format!(

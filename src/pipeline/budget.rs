@@ -1,11 +1,11 @@
 //! Chooses bits for each module within a budget, by measured sensitivity.
 //!
-//! 1. The samples run through the unquantized model. Each module is rounded to nearest in every candidate
-//!    scheme, and its relative squared output error is measured.
-//! 2. Each module alone is set to 3 bits, and the divergence of the model's predictions is measured.
-//! 3. For small errors, divergence grows with the squared error. The measured divergence is scaled accordingly to the other
-//!    schemes. Divergences of several modules approximately add up.
-//! 4. [`solve`] minimizes the sum within the budget. The result is a recipe.
+//! 1. The samples run through the unquantized model. Each module is rounded to nearest in every candidate scheme, and
+//!    its relative squared output error is measured.
+//! 2. Each module alone is rounded to about 3 bits, and the divergence of the model's predictions is measured.
+//! 3. For small errors, divergence is proportional to the squared output error. The measured divergence is scaled
+//!    accordingly to the other schemes. The divergences of several modules approximately add up.
+//! 4. [`solve`] minimizes their sum within the budget. The result is a recipe.
 
 pub mod solve;
 
@@ -85,7 +85,7 @@ pub struct Allocation {
     pub recipe: Recipe,
 }
 
-/// Candidate schemes of each module: that of `options` with 2, 3, 4 and 8 bits. 8 bits have one scale for each row.
+/// Candidate schemes of each module: that of `options` with 2, 3, 4 and 8 bits. 8 bits have one scale per row.
 fn candidates(options: &QuantizeOptions) -> Vec<Scheme> {
     let usual = (Bits::Four, Bits::Four.usual_granularity(), true);
     let (_, granularity, symmetric) = options.scheme.as_integer().unwrap_or(usual);
@@ -115,7 +115,7 @@ pub(super) async fn choose<B: Backend>(
     let layout = options.target_layout();
     layout.can_hold_mixed().map_err(|reason| {
         Error::invalid_argument(format!(
-            "the {} layout: {reason}, which leaves a target no choice",
+            "the {} layout: {reason}, so a target has nothing to choose",
             layout.name()
         ))
     })?;
@@ -126,7 +126,7 @@ pub(super) async fn choose<B: Backend>(
             let others = copied_bytes(checkpoint, plan).await?;
             bytes.checked_sub(others).ok_or_else(|| {
                 Error::invalid_argument(format!(
-                    "expected a target above {others} bytes, which embedding, norms and other tensors take, but found {bytes}"
+                    "expected a target above {others} bytes, for embedding, norms and other tensors, but found {bytes}"
                 ))
             })?
         }
@@ -153,7 +153,7 @@ pub(super) async fn choose<B: Backend>(
                 bytes - budget + least
             ),
             Budget::BitsPerWeight(bits) => format!(
-                "expected a target of at least {:.3} bits a weight, with 2 bits everywhere, but found {bits}",
+                "expected a target of at least {:.3} bits per weight, with 2 bits everywhere, but found {bits}",
                 least as f64 * 8.0 / weights as f64
             ),
         })

@@ -54,7 +54,7 @@ impl ConvertOptions {
     pub fn check(&self) -> Result<()> {
         if self.layout != TargetLayout::Gguf && (self.gguf_type.is_some() || self.file.is_some()) {
             return Err(Error::invalid_argument(format!(
-                "a GGUF type and the name of a file belong to the layout gguf, not to {}",
+                "a GGUF type and a file name require the layout gguf, but the layout is {}",
                 self.layout.name()
             )));
         }

@@ -221,7 +221,8 @@ fn zeros(packed: &QuantizedTensor) -> usize {
         .sum()
 }
 
-/// The type of an unquantized tensor. Small tensors and 16-bit ones keep their type.
+/// The output type of an unquantized tensor. `F32` widens 16-bit tensors. `F16` narrows `F32` matrices, but not
+/// vectors.
 fn kept_dtype(info: &TensorInfo, wanted: DType) -> DType {
     let is_matrix = info.shape.dims().len() > 1;
     match (info.dtype, wanted) {

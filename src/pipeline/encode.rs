@@ -28,7 +28,7 @@ pub(super) enum Encoder<'a> {
     /// Earlier calibration. Modules outside the blocks are rounded to nearest.
     Calibrated(CalibratedModules<'a>),
     /// Training: learned scales, or the weights alone for modules without them.
-    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "made where there is training"))]
+    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "made by training"))]
     Trained { scales: BTreeMap<String, Scales> },
     /// The grid of the weights before they were dequantized.
     Restore { record: &'a DequantizationRecord, parameters: &'a TensorStore },

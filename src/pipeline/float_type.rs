@@ -14,7 +14,8 @@ use std::collections::BTreeSet;
 /// The type of all `copied` tensors and the scales of a folder in `layout`. `None` if the layout's loaders accept
 /// mixed types. `scales` are the types of existing scales, which are never rounded.
 ///
-/// A 16-bit type, the model's if it has one, unless a tensor is `wide`, with values beyond half precision.
+/// The common 16-bit type of all tensors and scales, if they have one. Otherwise `F16`, or `F32` if a scale has another
+/// type than `F16` or a tensor is among the `wide` ones, whose values exceed half precision.
 pub(super) fn one_type(
     layout: TargetLayout,
     store: &TensorStore,
@@ -53,7 +54,7 @@ pub(super) fn scale_type(dtype: DType) -> ScaleType {
     ScaleType::from_dtype(dtype).expect("types of floating-point numbers are types of scales")
 }
 
-/// The type's keys in config.json, which uses one or both of two.
+/// The changes of config.json for a type. The file names its type under one or both of two keys.
 pub(super) fn config_changes(config: &Value, dtype: DType) -> Vec<(&'static str, Value)> {
     let name = match dtype {
         DType::F16 => "float16",

@@ -10,7 +10,8 @@ use crate::train::run::rows;
 use crate::train::start::Start;
 use crate::train::{Origin, Precision, TrainedModel};
 
-/// Checks the gradients of the first batch of a text. Without quantization everything is `F32`, so that nothing is rounded.
+/// Checks the gradients of the first batch of a text. Without quantization everything is `F32`, so that nothing is
+/// rounded.
 ///
 /// # Errors
 /// As [`train`](super::train::train()) before its first step, and as [`check`].

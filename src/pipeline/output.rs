@@ -1,7 +1,7 @@
 //! The output of a job: its plan, the origin of each tensor, and the writing loop.
 //!
-//! Quantizing, converting and dequantizing implement [`Job`]: they plan the tensors and produce the matrices. A safetensors
-//! folder and a GGUF file are both a [`place::Output`].
+//! Quantizing, converting and dequantizing implement [`Job`]: they plan the tensors and produce the matrices. A
+//! safetensors folder and a GGUF file are both a [`place::Output`].
 
 mod copy;
 mod form;
@@ -28,7 +28,8 @@ const CHUNK_ELEMENTS: usize = 1 << 20;
 
 /// The plan of an output.
 pub(super) struct OutputPlan {
-    /// The layout of packed matrices, which also decides between folder and file. `None`: a folder without packed matrices.
+    /// The layout of packed matrices, which also decides between folder and file. `None`: a folder without packed
+    /// matrices.
     pub layout: Option<TargetLayout>,
     /// The phase in progress reports.
     pub phase: &'static str,
@@ -63,9 +64,9 @@ pub(super) enum Origin {
         /// Whether the form is tentative: if it cannot hold a value, another one replaces it.
         hoped: bool,
     },
-    /// A tensor of the layout, part of the job's matrix with this index and form.
+    /// One of the layout's tensors for the job's matrix with this index and format.
     Pieces(usize, PackedFormat),
-    /// The rows of that matrix, rounded.
+    /// The dequantized rows of the job's matrix with this index, rounded.
     Rows(usize),
 }
 
@@ -107,8 +108,8 @@ impl Tensor {
 
 /// A transformation of a checkpoint.
 pub(super) trait Job {
-    /// Plans the output. `wide` names source tensors with values beyond half precision, as far as known. It is called again
-    /// when another one is found.
+    /// Plans the output. `wide` names source tensors with values beyond half precision, as far as known. It is called
+    /// again when another one is found.
     fn plan(&mut self, wide: &BTreeSet<String>) -> Result<OutputPlan>;
 
     /// The module of a matrix.
@@ -127,9 +128,9 @@ pub(super) trait Job {
 pub(super) struct Made {
     /// The matrix in the layout's form.
     pub tensor: QuantizedTensor,
-    /// The loss of that form, in words.
+    /// What that form loses, in words.
     pub loss: Option<String>,
-    /// The largest weight difference of that loss.
+    /// The largest difference that it makes to a weight.
     pub difference: f32,
 }
 
@@ -143,7 +144,7 @@ pub(super) struct Written {
     packed_weights: u64,
     /// Losses by module.
     pub losses: Vec<(String, String)>,
-    /// Weight errors by module, without copied matrices.
+    /// The largest weight difference by module. Matrices that are copied unchanged have none.
     pub differences: BTreeMap<String, f32>,
 }
 
@@ -268,7 +269,7 @@ async fn write_rows(
     Ok(largest)
 }
 
-/// The weight error between two matrices of one shape.
+/// The largest difference between weights of two matrices of one shape.
 pub(super) fn distance(a: &QuantizedTensor, b: &QuantizedTensor) -> f32 {
     let (mut ours, mut theirs) = (vec![0.0; a.cols()], vec![0.0; b.cols()]);
     (0..a.rows()).fold(0.0, |largest, row| {

@@ -70,13 +70,13 @@ pub enum QuantizeEvent<'a> {
 }
 
 impl QuantizeEvent<'_> {
-    /// The event in sentences. None if all is as the options say.
+    /// The event in sentences. A plan that follows the options has none.
     pub fn notes(&self) -> Vec<String> {
         match self {
-            Self::Resuming { blocks, of } => vec![format!("going on: {blocks} of {of} blocks are done")],
+            Self::Resuming { blocks, of } => vec![format!("resuming: {blocks} of {of} blocks are done")],
             Self::Allocation(Allocation { bytes, budget_bytes, divergence, .. }) => vec![format!(
-                "{bytes} of {budget_bytes} bytes for the modules; rounded to nearest the predictions diverge by about \
-                 {divergence:.4} nats a token"
+                "{bytes} of {budget_bytes} bytes for the modules; with rounding to nearest, predictions diverge by \
+                 about {divergence:.4} nats per token"
             )],
             Self::Plan(plan) => plan.notes(),
         }
@@ -94,14 +94,13 @@ pub struct QuantizeContext<'a> {
     pub control: &'a dyn Control,
 }
 
-/// Quantizes `checkpoint`, with samples for a calibrated method. Allocates bits for a target, plans the memory, resumes an
-/// earlier run, and writes.
+/// Quantizes `checkpoint`, with samples for a calibrated method. Allocates bits for a target, plans the memory, resumes
+/// an earlier run, and writes.
 ///
 /// # Errors
-/// `invalid_argument` for invalid options, and for missing or unused samples;
-/// `out_of_memory` for a run that needs more than the options allow; `non_finite` if activations are NaN;
-/// errors of reading, quantizing and writing, with the module's name; `cancelled`. The folder is then unfinished, and is
-/// refused when it is opened.
+/// `invalid_argument` for invalid options, and for missing or unused samples; `out_of_memory` for a run that needs more
+/// than the options allow; `non_finite` if activations are NaN; errors of reading, quantizing and writing, with the
+/// module's name; `cancelled`. The folder is then unfinished, and is refused when it is opened.
 pub async fn quantize_checkpoint<B: Backend>(
     checkpoint: &Checkpoint,
     options: &QuantizeOptions,
@@ -240,7 +239,7 @@ pub async fn restore(
     let record = read_dequantization_record(dir).await?;
     if record.modules.is_empty() {
         return Err(Error::invalid_argument(format!(
-            "{}: expected weights that were dequantized but these are the original's; quantize them anew",
+            "{}: expected dequantized weights but found the original's; quantize them instead",
             checkpoint.name()
         )));
     }

@@ -22,7 +22,7 @@ pub struct QuantizeOptions {
     pub scheme: Scheme,
     /// Quantize the head too, with the same scheme. A tied head is untied.
     pub quantize_head: bool,
-    /// Quantize the embedding to these bits, with one scale for each row. A tied head shares it.
+    /// Quantize the embedding to these bits, with one scale per row. A tied head shares it.
     pub quantize_embedding: Option<Bits>,
     /// The layout to write; `None`: the best one for the scheme.
     pub layout: Option<TargetLayout>,
@@ -72,7 +72,7 @@ impl QuantizeOptions {
         }
     }
 
-    /// BitNet ternary with one scale for each matrix or row.
+    /// BitNet ternary with one scale per matrix or row.
     pub fn ternary(granularity: Granularity) -> Self {
         let usual = Self::new(Method::Ternary, Scheme::ternary(granularity));
         Self { activations: Activations::Int8, ..usual }
@@ -84,7 +84,7 @@ impl QuantizeOptions {
             return layout;
         }
         let tensor = Scheme::ternary(Granularity::Tensor);
-        // BitNet's own layout has one scale for each matrix.
+        // BitNet's own layout has one scale per matrix.
         if self.choices().all(|choice| choice.is_ok_and(|choice| choice.scheme == tensor)) {
             TargetLayout::BitNet
         } else {
@@ -125,7 +125,7 @@ impl QuantizeOptions {
         let ternary = self.scheme.is_ternary();
         if ternary != (self.method == Method::Ternary) {
             return Err(Error::invalid_argument(format!(
-                "method {} does not make {} weights",
+                "method {} does not produce {} weights",
                 self.method.name(),
                 self.scheme
             )));
@@ -137,7 +137,7 @@ impl QuantizeOptions {
         }
         if let Some(threshold) = self.sparsity_threshold {
             if !ternary {
-                return Err(Error::invalid_argument("a sparsity threshold belongs to the method ternary"));
+                return Err(Error::invalid_argument("a sparsity threshold requires the method ternary"));
             }
             if !(threshold.is_finite() && threshold > 0.0) {
                 return Err(Error::invalid_argument(format!(
@@ -148,21 +148,23 @@ impl QuantizeOptions {
         let damping = self.gptq.damping;
         if !(damping.is_finite() && (0.0..1.0).contains(&damping)) {
             return Err(Error::invalid_argument(format!(
-                "expected a damping from 0 up to 1 but found {damping}"
+                "expected a damping of at least 0 and below 1 but found {damping}"
             )));
         }
         if self.target.is_some() && self.calibrated_method().is_none() {
             return Err(Error::invalid_argument(
-                "a target is met by what each module loses on calibration texts; expected the method gptq or awq",
+                "a target is met with sensitivities measured on calibration texts; expected the method gptq or awq",
             ));
         }
         if self.file.is_some() && self.layout != Some(TargetLayout::Gguf) {
-            return Err(Error::invalid_argument("the name of a file belongs to the layout gguf"));
+            return Err(Error::invalid_argument("a file name requires the layout gguf"));
         }
         if let Some(layout) = self.layout {
             let refuse = |reason| Error::invalid_argument(format!("the {} layout: {reason}", layout.name()));
             if layout == TargetLayout::Gguf && self.target.is_some() {
-                return Err(refuse("its types have 4 or 8 bits, which leaves a target no choice".to_owned()));
+                return Err(refuse(
+                    "its types have 4 or 8 bits, so a target has nothing to choose".to_owned(),
+                ));
             }
             layout.holds_kind(self.scheme).map_err(refuse)?;
             if self.quantize_head {
@@ -267,8 +269,7 @@ pub fn plan_modules(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
     asked.into_iter().map(|asked| plan_one(options, asked)).collect()
 }
 
-/// Refuses a quantized checkpoint, unless it has master weights and the requested codes are those that it
-/// computes with.
+/// Refuses a quantized checkpoint, unless it has master weights and the requested codes are those of its forward pass.
 fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
     let of_masters = options.scheme == Scheme::ternary(Granularity::Tensor)
         && options.recipe.is_none()
@@ -277,10 +278,10 @@ fn refuse_quantized(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Resul
         (true, true) if of_masters => return Ok(()),
         (false, _) => return Ok(()),
         (true, true) => {
-            "the model makes its weights ternary in every pass; only the method ternary, with one scale a matrix, keeps what \
-             it computes"
+            "the model rounds its weights to ternary in every forward pass; only the method ternary with one scale per \
+             matrix keeps its results"
         }
-        (true, false) => "the checkpoint is quantized already; dequantize it first",
+        (true, false) => "the checkpoint is already quantized; dequantize it first",
     };
     Err(Error::invalid_argument(format!("{}: {reason}", checkpoint.name())))
 }
@@ -316,10 +317,10 @@ fn check_recipe(recipe: &Recipe, layout: TargetLayout, asked: &[ModuleRequest]) 
             continue;
         }
         let reason = if asked.iter().any(|asked| rule.matches(&asked.module)) {
-            "rules before it take every module that it matches; the first that matches holds"
+            "earlier rules match all of its modules; the first matching rule applies"
         } else {
-            "it matches no module that is quantized: those are the linear layers of the blocks, as \
-             `model.layers.0.self_attn.q_proj`, and `lm_head` where the head is to be quantized"
+            "it matches no quantized module; expected linear layers of the blocks, such as \
+             `model.layers.0.self_attn.q_proj`, or `lm_head` if the head is quantized"
         };
         return Err(Error::invalid_argument(reason).context(recipe.name(index)));
     }
@@ -360,8 +361,8 @@ fn check_shared_inputs(asked: &[ModuleRequest], layers: usize) -> Result<()> {
         let (awq, others): (Vec<_>, Vec<_>) = methods.partition(|(_, method)| *method == Method::Awq);
         if let (Some((module, _)), Some((other, method))) = (awq.first(), others.first()) {
             return Err(Error::invalid_argument(format!(
-                "the recipe makes `{module}` by awq and `{other}` by {}, but both read the same input, which awq scales; \
-                 give both one method, or keep one in floating point",
+                "the recipe quantizes `{module}` with awq and `{other}` with {}, but both read the same input, which \
+                 awq scales; give both one method, or keep one in floating point",
                 method.name()
             )));
         }
@@ -369,13 +370,13 @@ fn check_shared_inputs(asked: &[ModuleRequest], layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a group wider than every row, which would be one scale for each row under a misleading name.
+/// Refuses a group wider than every row: it would be one scale per row under a misleading name.
 fn refuse_wide_groups(config: &ModelConfig, granularity: Granularity) -> Result<()> {
     let widest = Linear::ALL.map(|linear| linear.shape(config).1).into_iter().max().unwrap_or(0);
     match granularity {
         Granularity::Group(size) if size > widest => Err(Error::invalid_argument(format!(
-            "expected a group size of at most {widest}, the columns of the widest module, or one scale a channel, but \
-             found {size}"
+            "expected a group size of at most {widest}, the columns of the widest module, or one scale per channel, \
+             but found {size}"
         ))),
         _ => Ok(()),
     }

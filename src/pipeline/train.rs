@@ -1,7 +1,7 @@
 //! Trains a model and writes it, in floating point or quantized.
 //!
-//! The output has the codes, tables and norms of the forward pass. Steps and states are in `train`, the writing of folders in
-//! `output`.
+//! The output has the same codes, embedding, head and norms as the forward pass. Steps and states are in `train`.
+//! Folders are written by `output`.
 
 mod options;
 mod stages;
@@ -149,7 +149,7 @@ impl Prepared {
     ) -> Result<Self> {
         if inputs.curriculum.is_some() && (options.schedule.steps == 0 || options.blocks.is_some()) {
             return Err(Error::invalid_argument(
-                "blocks that are trained alone see what is learned from all at once; give no curriculum",
+                "block steps use all training data from the start; give no curriculum",
             ));
         }
         let quantize = options.quantize_options(context.file);

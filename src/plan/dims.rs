@@ -1,11 +1,11 @@
-//! The dimensions of a decoder, how many parameters they make, and typical dimensions for a parameter count.
+//! The dimensions of a decoder, its parameter count, and typical dimensions for a parameter count.
 
 use super::{product, sum};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use serde::Serialize;
 
-/// The dimensions of a Llama-like decoder, by the names of Hugging Face configs.
+/// The dimensions of a Llama-like decoder, named as in Hugging Face configs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the names are those of the configs")]
 pub struct ModelDims {
@@ -16,17 +16,17 @@ pub struct ModelDims {
     pub num_attention_heads: u64,
     pub num_key_value_heads: u64,
     pub head_dim: u64,
-    /// The head is the embedding table.
+    /// Whether the head shares the embedding table.
     pub tie_word_embeddings: bool,
-    /// Biases of q, k and v.
+    /// Whether q, k and v have biases.
     pub qkv_bias: bool,
-    /// A bias of o.
+    /// Whether o has a bias.
     pub output_bias: bool,
-    /// Biases of gate, up and down.
+    /// Whether gate, up and down have biases.
     pub mlp_bias: bool,
-    /// Norms over `head_dim` of q and k.
+    /// Whether q and k have norms over `head_dim`.
     pub qk_norm: bool,
-    /// BitNet's norms before o and down.
+    /// Whether o and down have BitNet's norms before them.
     pub sub_norms: bool,
 }
 
@@ -63,13 +63,13 @@ pub struct LinearShape {
     pub bias: bool,
 }
 
-/// The fewest parameters for which dimensions are made up.
+/// The smallest count for which dimensions are estimated.
 const MIN_PARAMETERS: u64 = 50_000;
-/// The most: ten times more than any model has.
+/// The largest count: ten times more than any model has.
 const MAX_PARAMETERS: u64 = 20_000_000_000_000;
 
 impl ModelDims {
-    /// The linear layers of one block: what is quantized by default.
+    /// The linear layers of one block, which are quantized by default.
     ///
     /// # Errors
     /// `invalid_argument` when a width does not fit 64 bits.
@@ -89,7 +89,7 @@ impl ModelDims {
         ])
     }
 
-    /// Weights of all blocks' linear layers, without biases.
+    /// Weights of the linear layers of all blocks, without biases.
     ///
     /// # Errors
     /// `invalid_argument` when the number does not fit 64 bits.
@@ -101,7 +101,7 @@ impl ModelDims {
         product(&[block, self.num_hidden_layers])
     }
 
-    /// Weights of the embedding and, untied, the head.
+    /// Weights of the embedding and of an untied head.
     ///
     /// # Errors
     /// `invalid_argument` when the number does not fit 64 bits.
@@ -128,7 +128,7 @@ impl ModelDims {
         sum(&[product(&[block, self.num_hidden_layers])?, self.hidden_size])
     }
 
-    /// Weights and biases; a tied table counts once.
+    /// All weights and biases. A tied table counts once.
     ///
     /// # Errors
     /// `invalid_argument` when a dimension is 0 or the number does not fit 64 bits.
@@ -148,14 +148,15 @@ impl ModelDims {
         sum(&[self.linear_parameters()?, self.embedding_parameters()?, self.norm_and_bias_parameters()?])
     }
 
-    /// Dimensions of a typical model with about so many parameters (within 2%), in the proportions of the Llama family:
+    /// Dimensions of a typical model with about this many parameters (within 2%), in the proportions of the Llama
+    /// family:
     ///
     /// - vocabulary 32,000, below 10M parameters 2,048 and below 500K parameters 512;
     /// - head tied below 1B parameters, untied from there;
     /// - hidden size / layers about 64, from 3B parameters 128 (Llama 7B: 4,096 / 32), both from the 12 x hidden^2
     ///   weights of a block with full attention and an MLP of 8/3 hidden;
     /// - heads of 128 from a hidden size of 2,048, else 64, below 512: 16; as many key-value heads as heads;
-    /// - the MLP's width takes up what rounding left.
+    /// - the MLP's width absorbs the rounding of the other dimensions.
     ///
     /// A real model of the same size can differ: a vocabulary of 150,000 makes the embedding five times larger, and
     /// grouped key-value heads make the cache four to eight times smaller.

@@ -1,13 +1,13 @@
-//! Bytes of a model at each precision: weights, KV cache, working memory.
+//! Memory of a model at each precision: weights, KV cache, working memory.
 //!
-//! - **Linear layers** of attention and MLP: at their precision, with f16 scales and densely packed zero points, rows
-//!   padded to 32-bit words, as a `PackedTensor` holds them. At f32 and f16 four and two bytes a weight.
-//! - **Embedding, head, norms, biases**: f16, at precision f32 four bytes. The head counts only where it is not tied.
-//! - **KV cache**: keys and values of every layer for `context` tokens, f32 as the CPU backend keeps it; f16 is given
-//!   beside it.
-//! - **Working memory** (an estimate): for a chunk of prefill, as long as the decoder takes for such a vocabulary, in f32:
-//!   hidden states and what becomes of them within a block, and logits, on the device and once more where they are read;
-//!   and for one token attention scores of every head.
+//! - **Linear layers** of attention and MLP: at their precision, with f16 scales and packed zero points, and rows
+//!   padded to 32-bit words, as in `PackedTensor`. At f32 and f16 they take 4 and 2 bytes per weight.
+//! - **Embedding, head, norms, biases**: f16, or f32 at precision f32. A tied head is not counted.
+//! - **KV cache**: keys and values of every layer for `context` tokens, in f32 as on the CPU backend. The f16 size is
+//!   given separately.
+//! - **Working memory** (an estimate), in f32: activations of a block and logits for one prefill chunk, and attention
+//!   scores of every head for one token. The chunk is as long as the decoder's for this vocabulary. Logits count twice,
+//!   on the device and on the host.
 
 use super::dims::ModelDims;
 use super::{product, sum, too_large};
@@ -18,7 +18,7 @@ use crate::quant::{Bits, Granularity, Scheme};
 use serde::Serialize;
 
 named! {
-    /// A precision of the linear layers
+    /// Precision of the linear layers
     pub enum Precision {
         /// Single precision
         F32 = "f32",
@@ -38,20 +38,20 @@ impl Precision {
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Int8, Self::Int4, Self::Ternary];
 }
 
-/// What to plan for.
+/// Options of a memory plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
-    /// Tokens that the KV cache has room for.
+    /// Tokens in the KV cache.
     pub context: u64,
-    /// Bytes that may be used.
+    /// Available bytes.
     pub memory: Option<u64>,
-    /// Scales of INT8.
+    /// Granularity of INT8 scales.
     pub int8: Granularity,
-    /// Scales of INT4.
+    /// Granularity of INT4 scales.
     pub int4: Granularity,
     /// Whether INT8 and INT4 store zero points.
     pub asymmetric: bool,
-    /// Scales of ternary weights.
+    /// Granularity of ternary scales.
     pub ternary: Granularity,
 }
 
@@ -84,17 +84,17 @@ impl PlanOptions {
 /// Bytes at one precision.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrecisionPlan {
-    /// Of the linear layers.
+    /// Precision of the linear layers.
     pub precision: Precision,
-    /// The scheme's name, as `int4-g32-sym`; null for f32 and f16.
+    /// The scheme's name, such as `int4-g32-sym`; null for f32 and f16.
     pub scheme: Option<String>,
-    /// Over the linear layers, with scales and zero points.
+    /// Mean bits per weight of the linear layers, including scales and zero points.
     pub bits_per_weight: f64,
-    /// The linear layers of all blocks, with scales and zero points, without biases.
+    /// The linear layers of all blocks, including scales and zero points, without biases.
     pub linear_bytes: u64,
     /// The embedding table.
     pub embedding_bytes: u64,
-    /// The head; 0 where it is the embedding table.
+    /// The head; 0 if it is tied.
     pub head_bytes: u64,
     /// Norm weights and biases.
     pub norm_bytes: u64,
@@ -102,13 +102,13 @@ pub struct PrecisionPlan {
     pub weight_bytes: u64,
     /// Keys and values at f32.
     pub kv_cache_bytes: u64,
-    /// Keys and values at f16, for backends that keep them so.
+    /// Keys and values at f16, for backends with an f16 cache.
     pub kv_cache_f16_bytes: u64,
-    /// An estimate, see the module's documentation.
+    /// Working memory, estimated as in the module's documentation.
     pub working_bytes: u64,
     /// Weights, KV cache at f32 and working memory.
     pub total_bytes: u64,
-    /// How many models of this size fit in the given memory at once; null when none was given.
+    /// The number of models of this size that fit in the given memory together; null if none was given.
     pub fits: Option<u64>,
 }
 
@@ -164,7 +164,7 @@ fn plan_precision(dims: &ModelDims, options: &PlanOptions, precision: Precision)
     })
 }
 
-/// Bytes of a `[rows, cols]` matrix as `PackedTensor::packed_bytes` counts them, for shapes that are only planned.
+/// Bytes of a `[rows, cols]` matrix, as `PackedTensor::packed_bytes` counts them.
 pub fn packed_bytes(scheme: Scheme, rows: u64, cols: u64) -> Result<u64> {
     let bits = u64::from(scheme.storage_bits());
     let words = product(&[cols, bits])?.div_ceil(32);
@@ -188,7 +188,7 @@ fn kv_cache_bytes(dims: &ModelDims, context: u64, element: u64) -> Result<u64> {
 fn planned_working_bytes(dims: &ModelDims, context: u64) -> Result<u64> {
     let q = product(&[dims.num_attention_heads, dims.head_dim])?;
     let kv = product(&[dims.num_key_value_heads, dims.head_dim])?;
-    // The same sum as in `model::runner::working_bytes`, for models of which there are only dimensions.
+    // The same sum as in `model::runner::working_bytes`, for a model without a configuration.
     let hidden = product(&[4, dims.hidden_size])?;
     let inner = product(&[3, dims.intermediate_size])?;
     let sub_norms = if dims.sub_norms { sum(&[q, dims.intermediate_size])? } else { 0 };
@@ -273,7 +273,7 @@ mod tests {
             assert_eq!(config.sub_norms, sub_norms);
             let dims = ModelDims { vocab_size: 100_000, sub_norms, ..small() };
             let plan = &plans(&dims, &PlanOptions { context: 512, ..PlanOptions::default() })[0];
-            // The scores are the backend's own.
+            // The backend allocates the scores.
             assert_eq!(plan.working_bytes, working_bytes(&config) + 4 * 8 * 512);
             assert_eq!(plan.kv_cache_bytes, cache_bytes(&config, 512));
         }
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(Some(planned[0].weight_bytes), total("models/stories260K", ""));
         assert_eq!(Some(planned[1].weight_bytes), total("models/stories260K-f16", ""));
 
-        // Another tool's files: codes as planned; its scales are f32, ours f16.
+        // Files of another tool: codes as planned, but f32 scales instead of f16.
         let group = |size| PlanOptions { int4: Granularity::Group(size), ..PlanOptions::default() };
         for (path, index, options) in [
             ("peers/llmcompressor-rtn-w4-g32-sym", 3, group(32)),

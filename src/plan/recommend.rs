@@ -1,7 +1,7 @@
-//! Which precision to take, and why.
+//! The recommended precision, with a reason.
 //!
-//! Small models have little redundancy, so rounding costs them more while their memory hardly matters; large models are
-//! the other way round.
+//! Small models have little redundancy, so rounding costs them more quality and saves little memory. For large models
+//! the opposite holds.
 
 use super::memory::{Precision, PrecisionPlan};
 use serde::Serialize;
@@ -11,18 +11,18 @@ const SMALL_MODEL: u64 = 30_000_000;
 /// Up to this many: INT4. Above: INT4, or INT8 if memory allows.
 const MEDIUM_MODEL: u64 = 300_000_000;
 
-/// The precision to take.
+/// A recommended precision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Recommendation {
-    /// Of the linear layers.
+    /// Precision of the linear layers.
     pub precision: Precision,
-    /// Whether it fits in the given memory; null when none was given.
+    /// Whether it fits in the given memory; null if none was given.
     pub fits: Option<bool>,
-    /// Why, in a sentence.
+    /// The reason, in one sentence.
     pub reason: String,
 }
 
-/// Recommends for a model of so many parameters with these bytes.
+/// The recommendation for a model with `parameters` parameters and these plans.
 pub(super) fn recommend(parameters: u64, plans: &[PrecisionPlan], memory: Option<u64>) -> Recommendation {
     let fits = |precision: Precision| {
         memory
@@ -31,8 +31,7 @@ pub(super) fn recommend(parameters: u64, plans: &[PrecisionPlan], memory: Option
     let (precision, reason) = match parameters {
         0..SMALL_MODEL => (
             Precision::Int8,
-            "below 30M parameters INT4 costs a small model too much quality, and INT8 is small enough"
-                .to_owned(),
+            "below 30M parameters INT4 costs too much quality, and INT8 is small enough".to_owned(),
         ),
         SMALL_MODEL..=MEDIUM_MODEL => (
             Precision::Int4,

@@ -1,12 +1,12 @@
-//! Reads counts and sizes as people write them: `500M`, `1.5B`, `8GB`, `512MiB`.
+//! Parses counts and sizes: `500M`, `1.5B`, `8GB`, `512MiB`.
 
 use crate::error::{Error, Result};
 
-/// A parameter count: a decimal number and K, M, B or T for thousand, million, billion and trillion, in either case;
-/// digits may be grouped with `_`.
+/// Parses a parameter count: a decimal number with K, M, B or T for thousand, million, billion or trillion, in either
+/// case. Digits may be grouped with `_`.
 ///
 /// # Errors
-/// `invalid_argument` quoting the text, when it is anything else or below 1.
+/// `invalid_argument`, quoting the text, for anything else and for less than 1.
 pub fn parse_params(text: &str) -> Result<u64> {
     let units =
         [("", 0), ("k", 3), ("m", 6), ("b", 9), ("t", 12)].map(|(name, zeros)| (name, 10u64.pow(zeros)));
@@ -17,11 +17,11 @@ pub fn parse_params(text: &str) -> Result<u64> {
     })
 }
 
-/// A number of bytes: a decimal number and a unit, with or without a space between; B or none, KB, MB, GB, TB (powers
-/// of 1000) or KiB, MiB, GiB, TiB (powers of 1024), in either case.
+/// Parses a number of bytes: a decimal number, an optional space, and a unit in either case. Units are B or none; KB,
+/// MB, GB, TB (powers of 1000); KiB, MiB, GiB, TiB (powers of 1024).
 ///
 /// # Errors
-/// `invalid_argument` quoting the text, when it is anything else or below 1.
+/// `invalid_argument`, quoting the text, for anything else and for less than 1.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let units = [
         ("", 1),
@@ -40,7 +40,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     })
 }
 
-/// `number * unit`, rounded; `None` for anything that is not a number and one of the units, below 1 or above 64 bits.
+/// `number * unit`, rounded. `None` for an invalid number, an unknown unit, or a value below 1 or above 64 bits.
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(text.len());
@@ -51,7 +51,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(factor).filter(|&value| value >= 1);
     }
-    // Rust's parser would also take `inf` and exponents, but only digits and points come here.
+    // Rust's parser also accepts `inf` and exponents, but only digits and points get here.
     let value = (number.parse::<f64>().ok()? * factor as f64).round();
     (1.0..u64::MAX as f64).contains(&value).then_some(value as u64)
 }

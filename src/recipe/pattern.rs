@@ -1,6 +1,6 @@
 //! Glob patterns for module names.
 //!
-//! They become regular expressions of a linear-time engine, so no pattern can hang.
+//! They are translated to regular expressions for a linear-time engine, so matching always ends soon.
 
 use crate::format::quoted;
 use regex_lite::Regex;
@@ -102,7 +102,7 @@ fn set(chars: &mut Peekable<Chars>, out: &mut String) -> Result<(), &'static str
             }
             let last = chars.next().ok_or(OPEN)?;
             if last < first {
-                return Err("expected the ends of a range in their order");
+                return Err("expected the ends of a range in ascending order");
             }
             out.push('-');
             push_char(out, last);

@@ -1,4 +1,4 @@
-//! Recipes that are understood, and those that are refused with their place.
+//! Accepted recipes, and refused recipes with the position of the mistake.
 
 use super::*;
 use crate::error::ErrorCode;
@@ -39,7 +39,7 @@ fn patterns_match_whole_names() {
         ("lm?head", "lm_head", true),
         ("lm_head", "lm_heads", false),
         ("lm_head", "LM_HEAD", false),
-        // What regular expressions know is itself here.
+        // Special characters of regular expressions are literal.
         ("model.norm", "modelxnorm", false),
         ("a+(b|c)$", "a+(b|c)$", true),
         ("a+(b|c)$", "aab", false),
@@ -56,7 +56,7 @@ fn patterns_match_whole_names() {
         ("a[b-", "pattern `a[b-`: expected `]` at the end of a set that begins with `[`"),
         ("[]", "pattern `[]`: expected a set to have a character"),
         ("[!]", "pattern `[!]`: expected a set to have a character"),
-        ("[9-0]", "pattern `[9-0]`: expected the ends of a range in their order"),
+        ("[9-0]", "pattern `[9-0]`: expected the ends of a range in ascending order"),
     ] {
         assert_eq!(pattern(text).unwrap_err(), expected);
     }
@@ -93,8 +93,8 @@ fn a_rule_says_what_differs_from_the_options() {
         assert_eq!(found.as_deref(), expected, "{json}");
     }
     for (json, usual, expected) in [
-        (r#""bits": 8"#, ternary, "ternary weights have no bits or zero points to choose"),
-        (r#""group_size": 32"#, ternary, "ternary weights have no groups to choose"),
+        (r#""bits": 8"#, ternary, "ternary weights have no bits or zero points"),
+        (r#""group_size": 32"#, ternary, "ternary weights have no groups"),
         (r#""method": "ternary", "symmetric": true"#, usual, "ternary weights have no bits or zero points"),
     ] {
         let error = rule(json).unwrap().choose(usual).unwrap_err();
@@ -122,7 +122,7 @@ fn the_first_rule_that_matches_holds() {
     }
     assert_eq!(recipe.name(0), "recipe rule 1 (`*.0.*`, ...)");
     assert_eq!(recipe.name(1), "recipe rule 2 (`*.mlp.*`)");
-    // As records keep it.
+    // The form in records.
     let json = serde_json::to_string(&recipe).unwrap();
     assert_eq!(Recipe::from_json(&json).unwrap(), recipe);
     assert!(!json.contains("null") && !json.contains("false"), "{json}");
@@ -205,7 +205,7 @@ fn toml_says_the_same_as_json() {
     }
 }
 
-/// Recipes that are made to hurt: deep, long, or slow to match.
+/// Hostile recipes: deep, long, or slow to match.
 #[test]
 fn hostile_recipes_are_refused_or_cheap() {
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(100_000), close.repeat(100_000));
@@ -236,7 +236,7 @@ fn hostile_recipes_are_refused_or_cheap() {
 }
 
 proptest! {
-    /// The engine's word against an oracle that tries every split.
+    /// Compares with a reference that tries every split.
     #[test]
     fn stars_match_as_by_hand(text in "[ab.*?]{1,8}", name in "[ab.]{0,8}") {
         fn matches(pattern: &[u8], name: &[u8]) -> bool {

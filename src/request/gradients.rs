@@ -8,7 +8,7 @@ use crate::pipeline::train::TrainOptions;
 use crate::quant::Granularity;
 
 options! {
-    /// How a model would be trained, and how much text the check uses.
+    /// How a model would be trained, and the amount of text for the check.
     pub struct CheckGradientsRequest {
         /// Scheme of the blocks' linear layers; none: all in F32, without rounding
         pub bits: TrainedAs = TrainedAs::None;

@@ -107,7 +107,7 @@ impl ResidencyOptions {
             (None, false, true) => Ok(Residency::SideBySide),
             (None, false, false) => Ok(free.map_or(Residency::SideBySide, Residency::Within)),
             _ => Err(Error::invalid_argument(
-                "expected a limit of memory, layer by layer or side by side, and not several of them",
+                "expected at most one of a memory limit, layer-streamed execution and side-by-side execution",
             )),
         }
     }
@@ -229,7 +229,8 @@ options! {
         pub method: LearningMethod = LearningMethod::Gptq;
         /// Initial precision, 4 or 8 bits [default: recommended for the model's size]
         pub bits: Option<Bits> = None;
-        /// Upper limit of mean bits per weight with scales, instead of an initial precision; bits are chosen for each layer
+        /// Limit of mean bits per weight, including scales, instead of an initial precision; bits are chosen for each
+        /// layer
         pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
         /// Measurements besides perplexity
         pub validate: MeasureOptions = MeasureOptions::default();

@@ -18,10 +18,10 @@ named! {
     /// Granularities of ternary scales.
     #[derive(Default)]
     pub enum TernaryScale {
-        /// A whole matrix
+        /// One scale per matrix
         #[default]
         Tensor = "tensor",
-        /// A row
+        /// One scale per row
         Channel = "channel",
     }
 }
@@ -41,9 +41,11 @@ options! {
         /// Rules that change bits, group size or method of some modules, or keep them in floating point
         #[form(By("recipe"))]
         pub recipe: Option<Recipe> = None;
-        /// Choose bits for each module so that all output tensors take at most so many bytes, by sensitivity on the calibration texts
+        /// Limit of all output tensors in bytes; bits are chosen for each module by its sensitivity on the calibration
+        /// texts
         pub target_bytes: Option<Bytes> = None, within Bounds::from(1.0);
-        /// The same for mean bits per weight of the quantized modules, including scales and zero points
+        /// Limit of the quantized modules' mean bits per weight, including scales and zero points; bits are chosen for
+        /// each module by its sensitivity on the calibration texts
         pub target_bpw: Option<f64> = None, within Bounds::above(0.0);
         /// Quantize the head too
         pub quantize_head: bool = false;
@@ -53,9 +55,9 @@ options! {
         pub ternary_scale: Option<TernaryScale> = None;
         /// Ternary threshold: weights below this share of the scale become 0 [default: 0.5, rounding to nearest]
         pub sparsity_threshold: Option<f32> = None, within Bounds::above(0.0);
-        /// Precision of activations declared in the output
+        /// Precision of activations declared in the output [default: int8 for ternary weights, f32 for others]
         pub activations: Option<Activations> = None;
-        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale a tensor]
+        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale per tensor]
         pub format: Option<Format> = None;
         /// Name of a GGUF file [default: model.gguf]
         #[form(By("output"))]
@@ -66,12 +68,13 @@ options! {
         pub from_metadata: bool = false;
         /// Options of gptq
         pub gptq: GptqOptions = GptqOptions::default();
-        /// Calibration texts of gptq and awq, preferably like those the model will read
+        /// Calibration texts of gptq and awq, preferably similar to the model's later input
         #[form(By("calibration"))]
         pub calibration: Option<CalibrationRequest> = None;
-        /// Calibrated methods: refuse to start if more bytes of memory are needed; then runs on the CPU unless a device is given
+        /// Calibrated methods: memory limit in bytes; a larger run is refused; calibrates on the CPU unless a device is
+        /// given
         pub memory: Option<Bytes> = None;
-        /// Calibrated methods: keep finished blocks here and continue after an interruption; emptied at the end
+        /// Calibrated methods: save finished blocks here, to continue after an interruption; emptied at the end
         #[form(By("resume"))]
         pub resume: LocationGiven = LocationGiven::default();
         /// The device for calibration.
@@ -165,14 +168,12 @@ impl QuantizeRequest {
         self.check()?;
         let refuse = |reason: &str| Err(Error::invalid_argument(reason));
         if self.from_metadata && *self != (Self { from_metadata: true, ..Self::default() }) {
-            return refuse(
-                "going back to the grid of before takes everything from there; expected no other option",
-            );
+            return refuse("restoring from metadata takes all settings from there; expected no other option");
         }
         let mut options = if self.method == Method::Ternary {
             if self.bits.is_some() || self.group_size.is_some() || self.symmetric.is_some() {
                 return refuse(
-                    "ternary weights have no bits, group size or zero point to choose, but what a ternary scale is for",
+                    "ternary weights have no bits, group size or zero points; only their ternary scale can be chosen",
                 );
             }
             QuantizeOptions::ternary(match self.ternary_scale.unwrap_or_default() {
@@ -181,7 +182,7 @@ impl QuantizeRequest {
             })
         } else {
             if self.ternary_scale.is_some() {
-                return refuse("a ternary scale belongs to the method ternary");
+                return refuse("a ternary scale requires the method ternary");
             }
             let bits = self.bits.unwrap_or(Bits::Four);
             let usual = match self.format {
@@ -208,7 +209,7 @@ impl QuantizeRequest {
         options.check()?;
         if self.gptq != GptqOptions::default() && !options.asks_for(Method::Gptq) {
             return Err(Error::invalid_argument(format!(
-                "options of gptq belong to the method gptq, but nothing asks for it beside {}",
+                "options of gptq require the method gptq, but the method is {} and no recipe rule uses gptq",
                 options.method
             )));
         }
@@ -220,7 +221,7 @@ impl QuantizeRequest {
     fn target(&self) -> Result<Option<Budget>> {
         match (self.target_bytes, self.target_bpw) {
             (Some(_), Some(_)) => {
-                Err(Error::invalid_argument("expected a target in bytes or in bits a weight, not both"))
+                Err(Error::invalid_argument("expected a target in bytes or in bits per weight, not both"))
             }
             (Some(bytes), None) => Ok(Some(Budget::Bytes(bytes.0))),
             (None, Some(bits)) => Ok(Some(Budget::BitsPerWeight(bits))),
@@ -233,7 +234,7 @@ impl QuantizeRequest {
         let given = self.calibration.is_some();
         if options.target.is_some() && !given {
             return Err(Error::invalid_argument(
-                "a target measures on calibration texts what each module loses; give some, and the method gptq or awq",
+                "a target needs calibration texts to measure each module's sensitivity, and the method gptq or awq",
             ));
         }
         let method = options.calibrated_method();
@@ -245,13 +246,13 @@ impl QuantizeRequest {
             return Err(Error::invalid_argument(format!("method {method} {what} calibration texts")));
         }
         let idle = [
-            ("a limit of memory", self.memory.is_some()),
+            ("a memory limit", self.memory.is_some()),
             ("a place to resume from", self.resume.0),
             ("a device", self.device.is_given()),
         ];
         match idle.iter().find(|(_, given)| *given) {
             Some((what, _)) if method.is_none() => Err(Error::invalid_argument(format!(
-                "method {} calibrates nothing; {what} belongs to methods that do",
+                "method {} does not calibrate; {what} requires a method that does",
                 options.method
             ))),
             _ => Ok(()),
@@ -260,7 +261,7 @@ impl QuantizeRequest {
 
     /// The device for calibration.
     pub(crate) fn calibration_device(&self) -> DeviceRequest {
-        // The plan is that of the CPU backend. A GPU's driver alone takes tens of megabytes.
+        // The memory plan is for the CPU backend. A GPU's driver alone takes tens of megabytes.
         if self.memory.is_some() && !self.device.is_given() {
             DeviceRequest::cpu()
         } else {

@@ -1,4 +1,4 @@
-//! Runs requests for every edge, with files and devices that the edge has opened.
+//! Runs requests for every edge, with the files and devices that the edge has opened.
 
 use super::write::Purpose;
 use super::{
@@ -87,8 +87,8 @@ impl ConvertRequest {
 }
 
 impl DequantizeRequest {
-    /// Writes the weights of a quantized checkpoint as floating point. With a text and its tokenizer it compares predictions,
-    /// also with those of `original`.
+    /// Writes the weights of a quantized checkpoint as floating point. With a text and its tokenizer it compares
+    /// predictions, also with those of `original`.
     ///
     /// # Errors
     /// As [`check_comparison`](Self::check_comparison), [`dequantize_checkpoint`] and [`agreement::measure`].

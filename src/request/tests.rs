@@ -1,5 +1,6 @@
-//! Options are the same everywhere: command-line arguments, the package's types and its schemas are derived from them. These tests
-//! compare the generated files in `pkg-templates/src` with the declarations. `cargo xtask generate` rewrites the files.
+//! Options are the same everywhere: command-line arguments, the package's types and its schemas are derived from one
+//! declaration. These tests compare the generated files in `pkg-templates/src` with it. `cargo xtask generate` rewrites
+//! the files.
 
 mod schema;
 mod typescript;
@@ -66,14 +67,10 @@ fn unions() -> Vec<Kind> {
         Architecture::kind(),
         Kind::Names {
             type_name: "Layout",
-            about: "How weights are spelled in files",
-            names: [("dense", "As floating-point numbers")].into_iter().chain(layouts).collect(),
+            about: "Layouts of weights in files",
+            names: [("dense", "Floating-point numbers")].into_iter().chain(layouts).collect(),
         },
-        Kind::Names {
-            type_name: "Criterion",
-            about: "By what a quantized model is judged",
-            names: criteria.to_vec(),
-        },
+        Kind::Names { type_name: "Criterion", about: "Criteria of a validation", names: criteria.to_vec() },
     ]
 }
 

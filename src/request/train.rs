@@ -86,9 +86,10 @@ options! {
         pub masters: Masters = Masters::F32;
         /// Initial codes of quantized layers [default: gptq if a checkpoint's scales are learned, else nearest]
         pub start: Option<StartCodes> = None;
-        /// Steps of training each block alone to reproduce the original's output, before end-to-end training; one block is in memory
+        /// Steps of training each block alone to reproduce the original's output, before end-to-end training; holds one
+        /// block in memory
         pub block_steps: u64 = 0;
-        /// Peak learning rate of these steps [default: that of end-to-end training]
+        /// Peak learning rate of block steps [default: that of end-to-end training]
         pub block_rate: Option<f64> = None, within Bounds::above(0.0);
         /// Steps of end-to-end training [default: 1000, and 400 with a teacher]; 0 is possible with block steps
         pub steps: Option<u64> = None;
@@ -122,7 +123,7 @@ options! {
         pub evaluate_every: Option<u64> = None, within Bounds::from(1.0);
         /// Steps between saved states [default: 10% of all]
         pub keep_every: Option<u64> = None, within Bounds::from(1.0);
-        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale a tensor]
+        /// The layout to write [default: compressed-tensors; bitnet for ternary weights with one scale per tensor]
         pub format: Option<Format> = None;
         /// Refuse to start if more bytes of memory are needed
         pub memory: Option<Bytes> = None;
@@ -159,19 +160,19 @@ impl TrainRequest {
         };
         let is_ternary = self.bits == TrainedAs::Ternary;
         if bits.is_none() && self.group_size.is_some() {
-            return refuse("a group size belongs to codes of 2, 3, 4 or 8 bits");
+            return refuse("a group size requires codes of 2, 3, 4 or 8 bits");
         }
         if !is_ternary && self.ternary_scale.is_some() {
-            return refuse("a ternary scale belongs to ternary weights");
+            return refuse("a ternary scale requires ternary weights");
         }
         if self.bits == TrainedAs::None
             && (self.scales.is_some() || self.activations.is_some() || self.format.is_some())
         {
-            return refuse("scales, activations and a layout belong to quantized weights; give bits");
+            return refuse("scales, activations and a layout require quantized weights; give bits");
         }
         if self.bits != TrainedAs::None && self.dtype.is_some() {
             return refuse(
-                "a type of weights in floating point belongs to no bits: beside codes it is one of 16 bits",
+                "a floating-point type of weights requires unquantized weights; next to codes it is a 16-bit type",
             );
         }
         let granularity = match (bits, self.ternary_scale.unwrap_or_default()) {
@@ -180,24 +181,22 @@ impl TrainRequest {
             (None, TernaryScale::Channel) => Granularity::Channel,
         };
         if self.bits == TrainedAs::None && (self.start.is_some() || self.block_steps > 0) {
-            return refuse(
-                "codes to begin at and blocks of their own belong to quantized weights; give bits",
-            );
+            return refuse("initial codes and block steps require quantized weights; give bits");
         }
         if is_ternary && self.start == Some(StartCodes::Gptq) {
-            return refuse("GPTQ finds codes of 2, 3, 4 or 8 bits, no ternary ones");
+            return refuse("GPTQ finds codes of 2, 3, 4 or 8 bits, not ternary ones");
         }
         if self.block_steps == 0 && self.block_rate.is_some() {
-            return refuse("a learning rate of blocks belongs to steps of blocks");
+            return refuse("a learning rate of block steps requires block steps");
         }
         if !has_teacher && (self.teacher_share.is_some() || self.temperature.is_some()) {
-            return refuse("the share of a teacher and the temperature belong to a teacher");
+            return refuse("a teacher's share and a temperature require a teacher");
         }
         let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
         let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
         let steps = self.steps.unwrap_or(if has_teacher { 400 } else { 1000 });
         if steps == 0 && self.block_steps == 0 {
-            return refuse("expected at least one step, of the whole model or of its blocks");
+            return refuse("expected at least one step, end-to-end or of blocks");
         }
         let usual_rate = match bits {
             Some(Bits::Three) if has_teacher => 5e-4,
@@ -208,16 +207,16 @@ impl TrainRequest {
         let learned = self.scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
         if !learned && self.start == Some(StartCodes::Gptq) {
             return refuse(
-                "codes that GPTQ finds have scales of their own, which can only be learned; give no other scales",
+                "GPTQ's codes have their own scales, which must be learned; expected no other choice of scales",
             );
         }
         if !learned && self.scale_rate.is_some() {
-            return refuse("the rate of scales belongs to scales that are learned");
+            return refuse("a learning rate of scales requires learned scales");
         }
         let batch_tokens = self.batch_tokens.unwrap_or(USUAL_TOKENS.max(context));
         if batch_tokens < context {
             return Err(Error::invalid_argument(format!(
-                "expected a batch of a row at least, {context} tokens, but found {batch_tokens}"
+                "expected a batch of at least one row, {context} tokens, but found {batch_tokens}"
             )));
         }
         let schedule = Schedule {

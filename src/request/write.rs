@@ -130,7 +130,8 @@ impl FloatType {
     }
 }
 
-/// The default minimal share of the original's predictions that must be kept. Below it, training starts from the original instead.
+/// The default minimal share of the original's predictions that must be kept. Below it the result counts as not
+/// retained, and training starts from the original instead.
 const MIN_RETENTION: f64 = 0.995;
 const MIN_RETENTION_FOR_TRAINING: f64 = 0.99;
 
@@ -162,7 +163,7 @@ impl DequantizeRequest {
             original.is_some() || self.windows != usual.windows || self.min_retention != usual.min_retention;
         if asks && text.is_none() {
             return Err(Error::invalid_argument(
-                "an original, a context, a stride and a retention belong to a text on which predictions are compared",
+                "an original, a context, a stride and a minimal retention require a text to compare predictions on",
             ));
         }
         Ok(())
@@ -172,7 +173,8 @@ impl DequantizeRequest {
 options! {
     /// The output of dequantizing, and the comparison of its predictions.
     pub struct DequantizeRequest {
-        /// Type of the weights [default: f16; f32 where f16 would change the predictions because activations are rounded]
+        /// Type of the weights [default: f16; f32 where f16 would change the predictions because activations are
+        /// rounded]
         pub dtype: Option<FloatType> = None;
         /// Compare predictions on this text
         #[form(By("text"))]
@@ -180,7 +182,8 @@ options! {
         /// The windows of the text.
         #[form(Group)]
         pub windows: WindowRequest = WindowRequest::default();
-        /// Minimal share of the original's predictions that the dequantized model must keep [default: 0.995; 0.99 for training]
+        /// Minimal share of the original's predictions that the dequantized model must keep [default: 0.995; 0.99 for
+        /// training]
         pub min_retention: Option<f64> = None, within Bounds::from(0.0).up_to(1.0);
     }
 }

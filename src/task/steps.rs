@@ -1,8 +1,8 @@
-//! Long computations in steps: straight-line code that pauses after some work and can be resumed.
+//! Long computations in steps: sequential code that pauses after some work and can be resumed.
 //!
-//! Pure maths knows no host, but a browser's worker must receive an abort in between. A computation is therefore an
-//! `async` function that awaits only its [`Pace`], and the driver, [`Steps`], can do other things between
-//! two steps. The pauses depend on the work alone, and do not change results.
+//! Numerical code does not know its host, but a browser worker must receive an abort in between. A computation is
+//! therefore an `async` function that awaits only its [`Pace`], and its driver, [`Steps`], can do other things between
+//! two steps. The pauses depend on the amount of work alone, and do not change results.
 
 use super::{Control, yield_point};
 use crate::error::Result;
@@ -10,7 +10,8 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-/// Multiply-adds between two pauses: a few milliseconds natively, and about twenty in WebAssembly at an assumed 10^9 a second.
+/// Multiply-adds between two pauses: a few milliseconds natively, and about twenty in WebAssembly at an assumed 10^9 a
+/// second.
 pub const STEP_WORK: u64 = 1 << 24;
 
 /// Tells a computation when to pause.

@@ -105,7 +105,7 @@ fn the_ladder_is_climbed_in_memory_until_the_quality_is_kept() {
     }
     let names = ["1-int4-2", "2-int4-4", "3-int4-4-mixed", "4-int8-4"];
     let (bad, good) = ("Bad", "Good");
-    let expected = ["INT4 was asked for", names[0], bad, names[1], bad, names[2], bad, names[3], good]
+    let expected = ["INT4 was requested", names[0], bad, names[1], bad, names[2], bad, names[3], good]
         .map(str::to_owned);
     assert_eq!(told.take(), expected);
     assert_eq!(outcome.accepted(), Some(names[3]));

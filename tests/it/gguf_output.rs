@@ -124,7 +124,7 @@ fn what_cannot_be_exact_is_said_before_and_measured_after() {
     for (module, difference) in plan.modules.iter().zip(&outcome.differences).skip(1) {
         match module.becomes().as_str() {
             "F16" => {
-                assert_eq!(module.loss.as_deref(), Some("F16 (128 columns are no whole Q4_K blocks)"));
+                assert_eq!(module.loss.as_deref(), Some("F16 (128 columns are not whole Q4_K blocks)"));
                 assert_eq!(*difference, 0.0);
                 narrow += 1;
             }

@@ -405,7 +405,7 @@ fn calibrating_on_the_gpu_gives_what_it_gives_on_the_cpu() {
     let ran = lowbit(["quantize", &arg(tale()), "-o", &place, "--device", "gpu"]);
     assert_eq!(ran.code, 2);
     assert!(
-        ran.stderr.contains("method rtn calibrates nothing; a device belongs to methods that do"),
+        ran.stderr.contains("method rtn does not calibrate; a device requires a method that does"),
         "{}",
         ran.stderr
     );

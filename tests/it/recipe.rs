@@ -227,8 +227,8 @@ fn awq_is_mixed_with_other_methods_where_no_input_is_shared() {
         }
     }
     let ran = calibrated("refused", r#"{"modules": "*.[kv]_proj", "method": "awq"}"#, &["--method", "gptq"]);
-    let says = "the recipe makes `model.layers.0.self_attn.k_proj` by awq and `model.layers.0.self_attn.q_proj` by gptq, but \
-                both read the same input, which awq scales";
+    let says = "the recipe quantizes `model.layers.0.self_attn.k_proj` with awq and `model.layers.0.self_attn.q_proj` with gptq, \
+                but both read the same input, which awq scales";
     assert!(ran.code == 2 && ran.stderr.contains(says), "{}", ran.stderr);
     assert!(!scratch.path().join("refused").join("model.safetensors").exists());
 }
@@ -252,12 +252,12 @@ fn what_cannot_be_is_refused_before_any_work() {
             &["--method", "ternary", "--format", "bitnet"],
             "the bitnet layout: it has one scheme for all modules",
         ),
-        (&bits("*.qproj", 8), &[], "recipe rule 1 (`*.qproj`): it matches no module that is quantized"),
-        (&bits("lm_head", 8), &[], "`lm_head` where the head is to be quantized"),
+        (&bits("*.qproj", 8), &[], "recipe rule 1 (`*.qproj`): it matches no quantized module"),
+        (&bits("lm_head", 8), &[], "`lm_head` if the head is quantized"),
         (
             &format!("{}, {attention}", bits("*", 4)),
             &[],
-            "recipe rule 2 (`*.self_attn.*`): rules before it take every module that it matches",
+            "recipe rule 2 (`*.self_attn.*`): earlier rules match all of its modules",
         ),
         (r#"{"modules": "*", "keep": true}"#, &[], "the recipe keeps every module in floating point"),
         (r#"{"modules": "*.mlp.*", "method": "gptq"}"#, &[], "method gptq needs calibration texts"),

@@ -149,8 +149,8 @@ fn data_that_makes_no_sense_is_named() {
     let text = arg(verse(folder.path(), "verse.txt"));
     for (args, message) in [
         (&["--memory", "10MB"][..], "but 10000000 are allowed"),
-        (&["--teacher-share", "0.5"], "belong to a teacher"),
-        (&["--temperature", "2"], "belong to a teacher"),
+        (&["--teacher-share", "0.5"], "require a teacher"),
+        (&["--temperature", "2"], "require a teacher"),
         (&["--evaluate-every", "2"], "belongs to a held-out text"),
         (&["--bits", "5"], "possible values"),
         (&["--learning-rate", "0"], "above 0"),
@@ -199,7 +199,7 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
     };
     assert_eq!(perplexity(&place("floats2")), perplexity(&tale));
     let said = refused(["requantize", &place("floats2"), "-o", &again]);
-    assert!(said.contains("these are the original's"), "{said}");
+    assert!(said.contains("found the original's"), "{said}");
     let names = fs::read_to_string(&metrics).unwrap();
     for name in ["quantized_model_size_mb", "dequantized_model_size_mb", "dequantization_accuracy_retention"]
     {

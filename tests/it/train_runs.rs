@@ -385,16 +385,16 @@ fn what_makes_no_sense_is_named_before_a_step() {
     let cases = [
         (
             usual.clone().group_size(lowbit::internals::quant::Granularity::Group(32)),
-            "a group size belongs to codes",
+            "a group size requires codes",
         ),
-        (usual.clone().format(Format::Gptq), "a layout belong to quantized weights"),
-        (usual.clone().block_steps(1), "blocks of their own belong to quantized weights"),
+        (usual.clone().format(Format::Gptq), "a layout require quantized weights"),
+        (usual.clone().block_steps(1), "block steps require quantized weights"),
         (usual.clone().steps(0), "expected at least one step"),
-        (usual.clone().block_rate(1e-3), "belongs to steps of blocks"),
-        (usual.clone().bits(TrainedAs::Ternary).start(StartCodes::Gptq), "no ternary ones"),
+        (usual.clone().block_rate(1e-3), "requires block steps"),
+        (usual.clone().bits(TrainedAs::Ternary).start(StartCodes::Gptq), "not ternary ones"),
         (
             usual.clone().bits(TrainedAs::Two).start(StartCodes::Gptq).scales(TrainedScales::Nearest),
-            "scales of their own",
+            "their own scales",
         ),
     ];
     for (request, message) in cases {

@@ -31,7 +31,7 @@ describe("quantizing to GGUF", () => {
 });
 
 test("what only gptq reads is refused where nothing asks for gptq", async () => {
-  await fails(engine.quantize(original, { gptq: { refinementPasses: 1 } }), "invalid_argument", /belong to the method gptq.*rtn/);
+  await fails(engine.quantize(original, { gptq: { refinementPasses: 1 } }), "invalid_argument", /require the method gptq.*rtn/);
 });
 
 describe("a target", () => {
@@ -81,7 +81,7 @@ describe("a run that was stopped", () => {
     const other = engine.quantize(original, { ...GPTQ, bits: 3, resume: place });
     await fails(other, "invalid_argument", /another run/);
     const resumed = await engine.quantize(original, { ...GPTQ, resume: place });
-    assert.ok(resumed.summary.notes.some((note) => /going on: \d+ of 3 blocks/.test(note)), resumed.summary.notes.join("\n"));
+    assert.ok(resumed.summary.notes.some((note) => /resuming: \d+ of 3 blocks/.test(note)), resumed.summary.notes.join("\n"));
     const [a, b] = [await whole.files(), await resumed.files()];
     assert.deepEqual(Object.keys(b), Object.keys(a));
     for (const name of Object.keys(a)) assert.equal(sha256(b[name]), sha256(a[name]), name);
@@ -111,7 +111,7 @@ describe("dequantizing", () => {
     await fails(engine.quantize(wide, { fromMetadata: true, bits: 4 }), "invalid_argument", /no other option/);
     assert.equal((await engine.dequantize(small)).summary.agreement, null);
     for (const options of [{ original }, { context: 64 }, { minRetention: 0.5 }]) {
-      await fails(engine.dequantize(small, options), "invalid_argument", /belong to a text/);
+      await fails(engine.dequantize(small, options), "invalid_argument", /require a text/);
     }
     const target = () => new WritableStream();
     await fails(engine.dequantize(small, { texts: HELD_OUT, target }), "invalid_argument", /cannot be streams/);

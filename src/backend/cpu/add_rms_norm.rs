@@ -2,13 +2,13 @@
 
 use super::parallel::Workers;
 
-/// Partial sums of a mean of squares: the same on every target, so that the same bits come out.
+/// Accumulators of a mean of squares. The number is fixed, so every target gives the same bits.
 const LANES: usize = 16;
 
-/// `residual += delta` (where given), then `out = residual / sqrt(mean(residual^2) + epsilon) * weight`, row by row of
-/// `[count, width]` where `width` is the length of `weight`.
+/// `residual += delta` (if given), then `out = residual / sqrt(mean(residual^2) + epsilon) * weight`, row by row of
+/// `[count, width]`. `width` is the length of `weight`.
 ///
-/// Zhang and Sennrich 2019, in the order of transformers' Llama: first the reciprocal root, then the weight.
+/// Zhang and Sennrich 2019. As in transformers' Llama, the reciprocal root is multiplied first, then the weight.
 pub(super) fn add_rms_norm(
     workers: &Workers,
     residual: &mut [f32],
@@ -74,7 +74,7 @@ mod tests {
     use super::super::testing::{Random, backend, f32_buffer, read};
     use crate::backend::{Backend, DeviceOps, Element, Norm};
 
-    /// Largest deviation from the `f64` oracle where outputs are about 1. Measured 2.5e-7.
+    /// Largest deviation from the `f64` oracle for outputs of about 1. Measured 2.5e-7.
     const TOLERANCE: f64 = 1e-6;
 
     #[test]

@@ -1,12 +1,14 @@
-//! Products of many rows on the matrix unit of newer Intel processors (AMX), several times as fast as on their vectors.
+//! Matrix products on the matrix unit of newer Intel processors (AMX), several times as fast as with their vector
+//! instructions.
 //!
-//! The unit multiplies `bfloat16` numbers and adds in `f32`. A number is therefore cut in three such numbers, `high + middle + low`,
-//! which hold its 24 bits, and a product is the sum of the six products of parts that matter: as exact as `f32`, whose other sums
-//! are only added up in another order. Magnitudes below `2^-102` may count as 0, and infinities become NaN. Where fewer digits are
-//! enough, [three products](Terms::Three) are.
+//! The unit multiplies `bfloat16` numbers and accumulates in `f32`. Each number is therefore split into three
+//! `bfloat16` parts, `high + middle + low`, which hold its 24 bits. A product is the sum of the six significant
+//! products of parts. It is as exact as an `f32` product; only the order of summation differs. Magnitudes below
+//! `2^-102` may count as 0, and infinities become NaN. [`Terms::Three`] adds three products of parts, where fewer
+//! digits are enough.
 //!
-//! The operands are panels: 32 rows (of either side), cut in [`Step`]s of 32 columns, over which a product sums. A left panel
-//! keeps its rows; a right one has them turned, as the unit wants it.
+//! Operands are packed into panels: 32 rows of either side, divided into [`Step`]s of 32 columns. A product sums over
+//! the columns. A left panel keeps its rows; a right panel is transposed, as the unit requires.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod absent;
@@ -24,16 +26,16 @@ use std::ops::Range;
 
 /// Rows of a panel, and columns of a step.
 pub(super) const EDGE: usize = UNIT;
-/// Rows of a tile, and its columns, each a pair of numbers.
+/// Rows of a tile, and its columns. A column is a pair of numbers.
 const TILE: usize = 16;
 
-/// One register of the unit: sixteen rows of sixteen pairs. In a left panel row `r` holds columns `2 p` and `2 p + 1` of row `r`
-/// in its pair `p`; in a right panel pair and row are exchanged.
+/// One register of the unit: sixteen rows of sixteen pairs. In a left panel, pair `p` of row `r` holds columns `2 p`
+/// and `2 p + 1` of row `r`. In a right panel, pair and row are exchanged.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Tile([[u32; TILE]; TILE]);
 
-/// 32 columns of a panel: for each of its first and second sixteen rows the high, middle and low parts.
+/// 32 columns of a panel: the high, middle and low parts of its first sixteen rows, then of its second sixteen.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Step([[Tile; PARTS]; 2]);
@@ -41,23 +43,23 @@ pub(super) struct Step([[Tile; PARTS]; 2]);
 /// Parts of a number.
 const PARTS: usize = 3;
 
-/// Which products of the parts of two numbers are added up.
+/// Which products of the parts of two numbers are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Terms {
-    /// All that matter.
+    /// All significant products.
     Six,
-    /// The same sum where no number of the right side has a low part.
+    /// The same sum, for right sides without low parts.
     Five,
-    /// The same sum where all numbers of the right side are high parts, as codes of up to 8 bits are.
+    /// The same sum, for right sides with high parts only, such as codes of up to 8 bits.
     Codes,
-    /// High with high, high with middle, middle with high: half the work, and 16 bits of 24. Low parts are not looked at.
+    /// High with high, high with middle, middle with high: half the work, and 16 bits of 24. Low parts are not read.
     Three,
-    /// High with high, and the numbers have no other parts: integers of at most 8 bits, whose sums are exact below `2^24`.
+    /// High with high, for numbers without other parts: integers of at most 8 bits. Their sums are exact below `2^24`.
     One,
 }
 
 impl Terms {
-    /// How many parts of a number they look at.
+    /// Number of parts that these products read.
     fn parts(self) -> usize {
         match self {
             Self::Six | Self::Five | Self::Codes => PARTS,
@@ -66,7 +68,7 @@ impl Terms {
         }
     }
 
-    /// Those that give the same sum where numbers of the right side have so many parts.
+    /// Reduces six products to fewer with the same sum, for right sides of `right` parts.
     pub(super) fn of(self, right: usize) -> Self {
         match (self, right) {
             (Self::Six, 1) => Self::Codes,
@@ -76,26 +78,26 @@ impl Terms {
     }
 }
 
-/// Some rows of a matrix, and of those some columns.
+/// A rectangular region of a matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Region<'a> {
-    /// From the first element on.
+    /// Begins with the region's first element.
     values: &'a [f32],
-    /// Elements from a row to the next.
+    /// Elements from one row to the next.
     stride: usize,
     rows: usize,
     cols: usize,
 }
 
 impl<'a> Region<'a> {
-    /// `rows` times `cols` elements from the first of `values` on, whose rows are `stride` apart.
+    /// `rows` x `cols` elements from the start of `values`, with rows `stride` elements apart.
     pub(super) fn new(values: &'a [f32], stride: usize, rows: usize, cols: usize) -> Self {
         let fits = cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= values.len());
         assert!(fits, "a region ends outside its matrix");
         Self { values, stride, rows, cols }
     }
 
-    /// Whole rows that are padded already.
+    /// Whole rows that are already padded.
     pub(super) fn padded(rows: &'a [[f32; UNIT]], units: usize) -> Self {
         let width = units * UNIT;
         Self::new(rows.as_flattened(), width, rows.len() / units.max(1), width)
@@ -109,7 +111,7 @@ impl<'a> Region<'a> {
         self.cols
     }
 
-    /// Some of its rows, and of those some columns.
+    /// A part of this region.
     pub(super) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && cols.end <= self.cols, "a region ends outside its matrix");
         let first = rows.start * self.stride + cols.start;
@@ -122,7 +124,8 @@ impl Step {
     pub(super) const ZERO: Self = Self([[Tile([[0; TILE]; TILE]); PARTS]; 2]);
 }
 
-/// Products of a left and a right panel: element `[i][j]` is of row `i` of the left one and row `j` of the right one.
+/// Products of a left and a right panel: element `[i][j]` belongs to row `i` of the left and row `j` of the right
+/// panel.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Block(pub(super) [[f32; EDGE]; EDGE]);
@@ -132,22 +135,22 @@ impl Block {
     pub(super) const ZERO: Self = Self([[0.0; EDGE]; EDGE]);
 }
 
-/// The unit, and memory for operands that many tasks read.
+/// The unit, and memory for operands that are shared by tasks.
 pub(super) struct Split {
     pub(super) amx: Amx,
-    /// What linear layers add up, `Six` or `Three`; fewer than six are enough where no weight of a task has a low part.
+    /// Products that linear layers add, `Six` or `Three`. Fewer than six suffice if no weight of a task has a low part.
     pub(super) terms: Terms,
-    /// Kept between products: new memory costs about as much as the product.
+    /// Kept between products: allocating memory costs about as much as the product.
     pub(super) shared: Vec<Step>,
 }
 
 impl Split {
-    /// Where the processor has the unit and the system lets programs use it.
+    /// Some if the processor has the unit and the operating system permits its use.
     pub(super) fn detect() -> Option<Self> {
         Amx::detect().map(|amx| Self { amx, terms: Terms::Six, shared: Vec::new() })
     }
 
-    /// Takes the memory, for panels of at least `steps` steps together; they hold anything.
+    /// Takes the memory for panels of at least `steps` steps in total. Their content is arbitrary.
     ///
     /// # Errors
     /// `out_of_memory`
@@ -171,7 +174,7 @@ mod tests {
     use super::super::testing::Random;
     use super::*;
 
-    /// Largest deviation from the sum in `f64`, as a share of the sum of magnitudes. Measured 1.9e-7.
+    /// Largest deviation from the sum in `f64`, relative to the sum of magnitudes. Measured 1.9e-7.
     const RELATIVE_TOLERANCE: f64 = 5e-7;
 
     fn amx() -> Option<Amx> {
@@ -182,7 +185,7 @@ mod tests {
         amx
     }
 
-    /// The largest error.
+    /// Returns the largest error.
     fn check(
         left: impl Fn(usize, usize) -> f32,
         right: impl Fn(usize, usize) -> f32,
@@ -249,10 +252,10 @@ mod tests {
     fn numbers_of_few_bits_need_fewer_parts() {
         let Some(amx) = amx() else { return };
         let mut random = Random::new(2);
-        // Not whole steps.
+        // Not a whole number of steps.
         let cols = 4 * EDGE + 9;
         let left = random.floats(EDGE * cols);
-        // Of the 24 significant bits, the last 8 and 16 are none.
+        // Clears the last 8 or 16 of the 24 significant bits.
         for (parts, terms, none) in [(2, Terms::Five, 0xFF), (1, Terms::Codes, 0xFFFF)] {
             let mut right = random.floats(EDGE * cols);
             for (index, value) in right.iter_mut().enumerate() {

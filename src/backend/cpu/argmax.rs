@@ -1,10 +1,10 @@
 //! The index of the largest element of each row.
 
-/// What stands for a row that has no largest element.
+/// Result for a row without a largest element.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// `out[row]` = the index of the largest of `x[row, :]`, the lowest among equals; [`NONE`] where a value is NaN or plus
-/// infinity, or all are minus infinity. `x` is `[rows, width]`.
+/// `out[row]` is the index of the largest element of `x[row, :]`, the lowest index on a tie. It is [`NONE`] if an
+/// element is NaN or plus infinity, or all are minus infinity. `x` is `[rows, width]`.
 pub(super) fn argmax(x: &[f32], width: usize, out: &mut [u32]) {
     for (row, out) in x.chunks_exact(width).zip(out) {
         *out = row_argmax(row);

@@ -1,12 +1,14 @@
-//! Attention over the cache, each row over its own sequence.
+//! Attention over the KV cache. Each row attends to its own sequence.
 //!
-//! For one key and value head and some tokens:
-//! 1. Copy the keys in blocks of 32 positions, transposed, so that a vector holds scores and no sum runs across it.
-//! 2. For some queries at a time of the heads that share them, so that keys and values come from memory once for all: scores,
-//!    softmax with the maximum subtracted, weighted sum of values.
+//! A task takes one KV head and some tokens:
+//! 1. Copy the keys in transposed blocks of 32 positions. A vector then holds scores of several positions, and no sum
+//!    runs across its lanes.
+//! 2. Take a few queries at a time from the heads that share these keys and values, so that keys and values are loaded
+//!    once for all of them. Compute the scores, the softmax with the maximum subtracted, and the weighted sum of
+//!    values.
 //!
-//! Every sum takes its terms in the order of elements or positions, in `f32` without fused multiply-adds, so all
-//! instruction sets, batch sizes and numbers of threads give the same bits.
+//! The order of every sum depends only on elements and positions, and sums are in `f32` without fused multiply-adds.
+//! All instruction sets, batch sizes and numbers of threads therefore give the same bits.
 
 use super::columns::UNIT;
 use super::exp::exp;
@@ -17,13 +19,13 @@ use std::array;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Vectors of a unit, where they are shortest.
+/// Vectors of a unit on the instruction set with the shortest vectors.
 const MAX_VECTORS: usize = 8;
-/// Tokens of a task: enough to pay for transposing the keys.
+/// Tokens per task: enough to amortize transposing the keys.
 const TASK_TOKENS: usize = 64;
 
-/// Attention of the queries in `qkv`, `[rows, shape.qkv_width()]`, which are those of `segments`; `keys` and `values` are
-/// `[kv_heads, capacity, head_dim]`, `out` is `[rows, heads * head_dim]`.
+/// Attention of the queries in `qkv`, `[rows, shape.qkv_width()]`, whose rows are those of `segments`. `keys` and
+/// `values` are `[kv_heads, capacity, head_dim]`, `out` is `[rows, heads * head_dim]`.
 pub(super) fn attention(
     isa: Isa,
     workers: &Workers,
@@ -59,8 +61,8 @@ pub(super) fn attention(
     });
 }
 
-/// The rows of run number `run`, of which a segment has one for each [`TASK_TOKENS`] tokens: the batch's row that their
-/// segment begins with, the segment, and which of its tokens they are.
+/// The rows of run number `run`. A segment has one run for each [`TASK_TOKENS`] tokens. Returns the segment's first row
+/// in the batch, the segment, and the run's tokens within the segment.
 fn run_of(segments: &[Segment], mut run: usize) -> (usize, &Segment, Range<usize>) {
     let mut first_row = 0;
     for segment in segments {
@@ -75,7 +77,7 @@ fn run_of(segments: &[Segment], mut run: usize) -> (usize, &Segment, Range<usize
     unreachable!("runs are counted over the same segments")
 }
 
-/// Some tokens' queries of the heads that share one key and value head.
+/// The queries of some tokens, for the heads that share one KV head.
 struct AttentionTask<'a> {
     shape: &'a AttentionShape,
     /// `[rows, qkv_width]`
@@ -83,7 +85,7 @@ struct AttentionTask<'a> {
     segment: &'a Segment,
     /// The row of the segment's first token.
     first_row: usize,
-    /// Which of the segment.
+    /// Tokens of the segment.
     tokens: Range<usize>,
     kv_head: usize,
     /// From the sequence's first position on, `[positions, head_dim]`.
@@ -94,7 +96,7 @@ struct AttentionTask<'a> {
     out: &'a Tiles<'a>,
 }
 
-/// Memory that a thread keeps between tasks.
+/// Buffers that a thread keeps between tasks.
 #[derive(Default)]
 struct AttentionScratch {
     /// `[blocks, head_dim, UNIT]`
@@ -103,8 +105,8 @@ struct AttentionScratch {
     scores: Vec<[f32; UNIT]>,
 }
 
-/// Runs a block for each of `Q` queries, which are four at most. Written out: LLVM would not unroll so long a loop, and sums
-/// with an index that it does not know are not in registers.
+/// Runs a block for each of at most four queries. The iterations are written out: LLVM would not unroll so long a loop,
+/// and sums with an unknown index are not kept in registers.
 macro_rules! for_each_query {
     ($query:ident of $count:ident $body:block) => {
         for_each_query!(@ $query $count $body 0 1 2 3)
@@ -124,7 +126,7 @@ thread_local! {
 impl Kernel for AttentionTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
+        // Taken, not borrowed: a closure would not be compiled for the vector instructions.
         let mut scratch = SCRATCH.take();
         match S::TILE_QUERIES {
             4 => self.run_with::<S, 4>(s, &mut scratch),
@@ -140,7 +142,7 @@ impl AttentionTask<'_> {
     #[inline(always)]
     fn run_with<S: Simd, const Q: usize>(&self, s: S, scratch: &mut AttentionScratch) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
-        // The last token sees most.
+        // The last token attends to the most positions.
         let end = self.segment.seen(self.tokens.end - 1);
         let blocks = end.div_ceil(UNIT);
         if scratch.keys.len() < blocks * head_dim {
@@ -165,8 +167,8 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// Attention of `Q` queries, the first of which is number `first` among those that share the keys, token by token. Each of
-    /// them has `blocks` blocks of scores.
+    /// Attention of `Q` queries from query `first` on. The queries that share the keys are numbered token by token.
+    /// Each query has `blocks` blocks of scores.
     #[inline(always)]
     fn attend<S: Simd, const Q: usize>(
         &self,
@@ -177,7 +179,7 @@ impl AttentionTask<'_> {
     ) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *self.shape;
         let group = heads / kv_heads;
-        // The row of each, and the column of its head.
+        // The row of each query, and the first column of its head.
         let places: [(usize, usize); Q] = array::from_fn(|i| {
             let query = first + i;
             let row = self.first_row + self.tokens.start + query / group;
@@ -185,7 +187,7 @@ impl AttentionTask<'_> {
         });
         let width = self.shape.qkv_width();
         let q = places.map(|(row, column)| &self.qkv[row * width + column..][..head_dim]);
-        // Later queries see as much or more.
+        // Later queries attend to at least as many positions.
         let seen = places.map(|(row, _)| self.segment.seen(row - self.first_row));
         let scale = 1.0 / (head_dim as f32).sqrt();
         for index in 0..seen[Q - 1].div_ceil(UNIT) {
@@ -227,7 +229,7 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// `sums / total` into some columns of a head.
+    /// Writes `sums / total` to columns of a head, from `column` on.
     #[inline(always)]
     fn store(&self, (row, head): (usize, usize), column: usize, sums: &[f32], total: f32) {
         for (i, sum) in sums.iter().enumerate() {
@@ -256,7 +258,8 @@ fn dot_products<S: Simd, const Q: usize>(
     sums
 }
 
-/// For each query, `sum over positions of weight * values[position, column..column + UNIT]`. The first query has the fewest weights.
+/// For each query, `sum over positions of weight * values[position, column..column + UNIT]`. The first query has the
+/// fewest weights.
 #[inline(always)]
 fn weighted_sums<S: Simd, const Q: usize>(
     s: S,
@@ -292,7 +295,7 @@ fn weighted_sums<S: Simd, const Q: usize>(
     stored
 }
 
-/// A unit of a row.
+/// The unit of a row that begins at `column`.
 #[inline(always)]
 fn unit_at(row: &[f32], column: usize) -> &[f32; UNIT] {
     row[column..].first_chunk().expect("whole units are asked for")
@@ -343,7 +346,7 @@ mod tests {
     use super::TASK_TOKENS;
     use crate::backend::{AttentionShape, Backend, DeviceOps, Element, KvLayer, Mask, Segment};
 
-    /// Largest deviation from the `f64` oracle where values are about 1. Measured 1.2e-7, and 1.4e-7 over segments.
+    /// Largest deviation from the `f64` oracle for values of about 1. Measured 1.2e-7, and 1.4e-7 over segments.
     const TOLERANCE: f64 = 6e-7;
 
     fn oracle(
@@ -432,7 +435,7 @@ mod tests {
         println!("worst error {worst:e}");
     }
 
-    /// Rows, positions before them and mask of each segment of a batch.
+    /// Rows, past positions and mask of each segment of a batch.
     type Parts = &'static [(usize, usize, Mask)];
 
     #[test]
@@ -444,7 +447,7 @@ mod tests {
             &[(1, 0, Causal), (1, 70, Causal), (1, 5, Causal)],
             &[(3, 0, Full), (0, 9, Causal), (5, 0, Full), (4, 0, Causal)],
             &[(2, 31, Causal), (2, 31, Full), (33, 64, Full), (1, 0, Causal)],
-            // More than one task of a segment, with other segments on both sides.
+            // A segment of more than one task, between other segments.
             &[(7, 2, Causal), (TASK_TOKENS + 3, 1, Causal), (TASK_TOKENS + 1, 4, Full), (5, 0, Full)],
             &[(TASK_TOKENS, 0, Full), (1, 300, Causal)],
             &[],
@@ -453,7 +456,7 @@ mod tests {
         let mut worst = 0.0f64;
         for (heads, kv_heads, head_dim) in [(1, 1, 2), (6, 2, 10), (4, 4, 34), (3, 1, 64)] {
             for parts in BATCHES {
-                // Sequences stand in the cache in another order than in the batch, with gaps between them.
+                // The cache holds the sequences in another order than the batch, with gaps between them.
                 let mut capacity = 3;
                 let mut segments: Vec<Segment> = Vec::new();
                 for &(count, past, mask) in parts.iter().rev() {

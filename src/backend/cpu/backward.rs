@@ -1,4 +1,4 @@
-//! Backward steps on the CPU, one file each: the derivatives written out, sums in a fixed order.
+//! Backward steps on the CPU, one file each: hand-written derivatives, summed in a fixed order.
 
 mod attention;
 mod embed;

@@ -1,12 +1,12 @@
-//! How the columns of a matrix row lie in memory: in units of 32, every group of its own units.
+//! Memory layout of the columns of a matrix row: units of 32 columns, with every group in units of its own.
 //!
-//! Kernels never meet a ragged end. A group whose length is no multiple of 32 is filled up with zeros, in the
-//! weights and in the activations that meet them, so the padding adds nothing to any sum. Usual sizes need none.
+//! Kernels process whole units only. A group whose length is not a multiple of 32 is padded with zeros, in the weights
+//! and in the activations they multiply, so the padding adds nothing to any sum. Common sizes need no padding.
 
 /// Columns of a unit: 32 bytes of INT8, four AVX2 or two AVX-512 vectors of `f32`.
 pub(super) const UNIT: usize = 32;
 
-/// The arrangement of a row. Equal arrangements can share a prepared input.
+/// The layout of a row. Parts with equal layouts can share a prepared input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     /// Columns of the matrix.
@@ -22,7 +22,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// The arrangement of `cols` columns in groups of `group_size`; both are positive.
+    /// The layout of `cols` columns in groups of `group_size`; both are positive.
     pub(super) fn new(cols: usize, group_size: usize) -> Self {
         let group_size = group_size.min(cols);
         let groups = cols.div_ceil(group_size);
@@ -42,12 +42,12 @@ impl Columns {
         self.units * UNIT
     }
 
-    /// Whether a padded row is the row itself.
+    /// Whether rows need no padding.
     pub(super) fn is_plain(&self) -> bool {
         self.padded() == self.cols
     }
 
-    /// For each group: its columns, and where its first element stands in a padded row.
+    /// For each group: its columns, and the offset of its first element in a padded row.
     pub(super) fn group_spans(self) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
         (0..self.groups).map(move |group| {
             let start = group * self.group_size;
@@ -55,7 +55,7 @@ impl Columns {
         })
     }
 
-    /// Copies a row into its padded form; the padding of `padded` is left as it is.
+    /// Copies a row into its padded form. The padding of `padded` is not written.
     pub(super) fn spread<T: Copy>(self, row: &[T], padded: &mut [T]) {
         for (span, at) in self.group_spans() {
             padded[at..at + span.len()].copy_from_slice(&row[span]);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// `out[t, :] = table[tokens[t], :]`; `out` is `[tokens, cols]`.
 ///
 /// # Errors
-/// `invalid_argument` for a token that the table has no row for.
+/// `invalid_argument` for a token without a row in the table.
 pub(super) fn embed(workers: &Workers, tokens: &[u32], table: &CpuWeight, out: &mut [f32]) -> Result<()> {
     let part = &table.parts[0];
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= part.rows) {

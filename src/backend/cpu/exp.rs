@@ -1,22 +1,22 @@
 //! The exponential function, the same bits on every target.
 //!
 //! 1. `x = n ln 2 + r` with `n` an integer and `|r| <= ln(2) / 2`; `ln 2` is taken in two pieces (Cody and Waite 1980).
-//! 2. The Taylor polynomial of degree 7 gives `exp(r)`; what it leaves out is below `6e-9` of the result.
-//! 3. Multiplied with `2^n` in two steps, so that results below the smallest normal number come out too.
+//! 2. The Taylor polynomial of degree 7 gives `exp(r)`; its truncation error is below `6e-9` of the result.
+//! 3. The result is multiplied by `2^n` in two steps, so that subnormal results are correct too.
 //!
-//! No branch and no fused multiply-add: compilers turn loops over it into vectors of any width.
+//! There is no branch and no fused multiply-add, so compilers vectorize loops over it at any width.
 
 /// `e^x`: 0 below -104, infinity above 89, NaN for NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     /// `ln 2` to 11 bits, so that its product with `n` is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
-    /// The rest of it.
+    /// The rest of `ln 2`.
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding this leaves no room for a fraction: the sum's last bits are the nearest integer.
+    /// Adding this rounds off the fraction: the sum's last bits are the nearest integer.
     const MAGIC: f32 = 12_582_912.0;
 
-    // Written so that a NaN passes.
+    // Written so that NaN propagates.
     let x = if x < -104.0 { -104.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + MAGIC;
@@ -36,7 +36,7 @@ pub(super) fn exp(x: f32) -> f32 {
 mod tests {
     use super::exp;
 
-    /// Largest relative error where the result is a normal number. Measured 1.0e-7, less than two units in the last place.
+    /// Largest relative error for normal results. Measured 1.0e-7, less than two units in the last place.
     const TOLERANCE: f64 = 1.5e-7;
 
     #[test]

@@ -30,7 +30,7 @@ fn gate_row(gate: &[f32], up: &[f32], activation: GateActivation, out: &mut [f32
         }
         GateActivation::SquaredRelu => {
             for ((out, &gate), &up) in operands {
-                // Written so that a NaN passes.
+                // Written so that NaN propagates.
                 let positive = if gate < 0.0 { 0.0 } else { gate };
                 *out = positive * positive * up;
             }

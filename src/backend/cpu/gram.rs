@@ -1,4 +1,4 @@
-//! Products of the columns of activations, for Hessians: `X^T X`, on and above the diagonal.
+//! Gram matrices of activations, for Hessians: `X^T X` on and above the diagonal.
 
 use super::amx::{Region, Split};
 use super::parallel::Workers;
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::quant::linalg::{Matrix, add_product};
 use std::ops::Range;
 
-/// Columns whose products one task adds up.
+/// Columns per task: rows of the result.
 const BAND: usize = 128;
 
 /// See [`crate::backend::Backend::gram`]. `x` is `[count, width]`, `out` `[columns.len(), width]`.
@@ -27,7 +27,7 @@ pub(super) fn gram(
         return Ok(());
     }
     if let Some(split) = split {
-        // Panels begin at the first of the columns, so that the diagonal goes through whole blocks.
+        // Panels begin at the first requested column, so that the diagonal runs through whole blocks.
         let side = |columns| Side::columns(Region::new(x, width, count, width).part(0..count, columns));
         let sum = Sum { rows: out, stride: width, column: columns.start, is_symmetric: true };
         return split_product::add_product(
@@ -54,8 +54,8 @@ mod tests {
     use super::super::testing::Random;
     use super::*;
 
-    /// Largest error over the number of products, each at most 1: some units in the last place of `f32`. Measured
-    /// 1.4e-7, with split products 1.6e-7.
+    /// Largest error, divided by the number of products (each at most 1): a few units in the last place of `f32`.
+    /// Measured 1.4e-7, with split products 1.6e-7.
     const GRAM_ERROR: f64 = 2e-6;
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
             (100, 129, 60..129),
             (2, 64, 64..64),
             (0, 3, 0..3),
-            // More right panels than are there at a time.
+            // More right panels than are packed at a time.
             (512, 1100, 40..90),
             (520, 1090, 1060..1090),
         ] {

@@ -1,7 +1,7 @@
-//! `y = W x + bias` for every weight format: prepares the input once, cuts the work, and picks the kernel.
+//! `y = W x + bias` for every weight format: prepares the input once, splits the work into tasks, and selects the
+//! kernel.
 //!
-//! The sums themselves are in [`super::linear_float`] and [`super::linear_int8`], and where split products are allowed in
-//! [`super::amx`].
+//! The kernels are in [`super::linear_float`] and [`super::linear_int8`], those of split products in [`super::amx`].
 
 use super::amx::{Amx, Block, EDGE, Region, Split, Step, Terms};
 use super::columns::UNIT;
@@ -18,18 +18,18 @@ use crate::quant::linalg::{Matrix, add_product};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Elements of a block of converted rows: with as much again for tokens it stays in a second-level cache.
+/// Elements of a block of dequantized rows. The block and as many elements of tokens fit in the L2 cache.
 const BLOCK_ELEMENTS: usize = 32 * 1024;
-/// Tokens of a task. Long enough to pay for converting a block of rows, short enough to cut a prompt into tasks.
+/// Tokens per task: enough to amortize dequantizing a block of rows, few enough to split a prompt into tasks.
 const TASK_TOKENS: usize = 128;
-/// Tokens from which on split products pay: a panel has room for twice as many.
+/// Minimum tokens for split products to pay off: half a panel.
 const SPLIT_TOKENS: usize = EDGE / 2;
-/// Tokens from which on bringing both operands in order pays for a product of whole matrices.
+/// Minimum tokens for whole matrix products: enough to amortize packing both operands.
 pub(super) const WHOLE_TOKENS: usize = 64;
-/// Steps of the panels of a task with split products: with a panel of tokens they stay in a second-level cache, and are enough rows
-/// for each of those to be worth its way there.
+/// Steps of a task's weight panels in split products. With one panel of tokens they fit in the L2 cache, and they have
+/// enough rows to amortize loading each panel of tokens.
 const SPLIT_STEPS: usize = 160;
-/// Tasks for each thread when there is one token: enough to even out, few enough to start fast.
+/// Tasks per thread for a single token: enough to balance the load, few enough to start fast.
 const DECODE_TASKS_PER_THREAD: usize = 4;
 
 /// Some rows of one part times some tokens.
@@ -39,7 +39,7 @@ struct ProductTask {
     tokens: Range<usize>,
 }
 
-/// Cuts the products of one part. `split` says whether they are split ones.
+/// Splits the products of one part into tasks. `split` says whether they are split products.
 fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tasks: &mut Vec<ProductTask>) {
     let (rows, tokens) = if split {
         ((SPLIT_STEPS / part.columns.units).max(1) * EDGE, count)
@@ -60,13 +60,13 @@ fn cut(index: usize, part: &Part, count: usize, threads: usize, split: bool, tas
     }
 }
 
-/// How products of many tokens may be made.
+/// How products of many tokens may be summed.
 pub(super) enum Products<'a> {
-    /// Each as of one token alone.
+    /// Each token as if it were alone.
     Repeatable,
-    /// Added up in any order, of parts that are exact in 16 bits.
+    /// In any order, from `bfloat16` parts on the matrix unit.
     Split(&'a mut Split),
-    /// Added up in any order.
+    /// In any order, as whole matrix products.
     Whole,
 }
 
@@ -89,7 +89,7 @@ pub(super) fn linear(
         Products::Whole => (None, count >= WHOLE_TOKENS),
     };
     let mut inputs: Vec<Input<'_>> = Vec::new();
-    // For each part: its input, and the column of `y` where it begins.
+    // For each part: its input, and its first column in `y`.
     let mut places = Vec::new();
     let mut column = 0;
     let mut tasks = Vec::new();
@@ -126,7 +126,7 @@ pub(super) fn linear(
         ProductJob { isa, part, task, input: &inputs[input], target }.run();
     });
     if let Some(split) = split {
-        // The memory stays for the next product.
+        // Keeps the panels' memory for the next product.
         for input in inputs {
             if let Values::Split { panels, .. } | Values::Int8Split { panels, .. } = input.values {
                 split.shared = panels;
@@ -136,7 +136,7 @@ pub(super) fn linear(
     Ok(())
 }
 
-/// `y[:, column..] = x matrix^T + bias` of a part, with `y` of rows `stride` elements apart, by the library that multiplies matrices.
+/// `y[:, column..] = x matrix^T + bias` of a part, by `matrixmultiply`. Rows of `y` are `stride` elements apart.
 fn whole_product(
     workers: &Workers,
     x: &[f32],
@@ -160,7 +160,7 @@ fn whole_product(
     });
 }
 
-/// One task with everything that it needs.
+/// One task with its operands.
 struct ProductJob<'a> {
     isa: Isa,
     part: &'a Part,
@@ -169,8 +169,8 @@ struct ProductJob<'a> {
     target: OutputColumns<'a>,
 }
 
-/// Bytes that are kept for split products of `tokens` tokens of `width` elements: the tokens, and for each thread the rows of a
-/// task, and some of them as floats.
+/// Bytes kept for split products of `tokens` tokens of `width` elements: panels of the tokens and, for each thread, a
+/// task's weight panels and a block of dequantized rows.
 pub(super) fn split_bytes(tokens: usize, width: usize, threads: usize) -> usize {
     let units = width.div_ceil(UNIT);
     let tokens = tokens.div_ceil(EDGE) * units;
@@ -179,7 +179,7 @@ pub(super) fn split_bytes(tokens: usize, width: usize, threads: usize) -> usize 
 }
 
 thread_local! {
-    /// Rows of a matrix as right panels; kept as a block is.
+    /// Weight rows as right panels; kept between tasks like [`BLOCK`].
     static PANELS: RefCell<Vec<Step>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -238,7 +238,7 @@ impl ProductJob<'_> {
         }
     }
 
-    /// Multiplies integers with integers, and then with their scales: to the bit what [`Int8Task`] makes of them.
+    /// Multiplies integers by integers, then by their scales. Gives the same bits as [`Int8Task`].
     fn integers<M: FloatMatrix>(
         &self,
         amx: Amx,
@@ -254,7 +254,7 @@ impl ProductJob<'_> {
             let out = at_least(&mut kept, rows.len() * columns.units, [0.0; UNIT]);
             self.isa.run(Expand { matrix, columns, rows: rows.clone(), out: &mut *out });
             for (row, scale) in out.chunks_exact_mut(columns.units).zip(&scales[rows]) {
-                // Integers, but for the rounding of their products with the scale.
+                // Restores the integers: their products with the scale were rounded.
                 row.as_flattened_mut().iter_mut().for_each(|value| *value = nearest(*value / scale));
             }
             amx.split_rows(Region::padded(out, columns.units), None, panel, Terms::One)
@@ -278,10 +278,10 @@ impl ProductJob<'_> {
         self.decoded(|rows, out| self.isa.run(Expand { matrix, columns, rows, out }));
     }
 
-    /// Multiplies with rows that `decode` writes as floats, `[rows, units]`.
+    /// Multiplies by rows that `decode` dequantizes, `[rows, units]`.
     fn decoded(&self, decode: impl Fn(Range<usize>, &mut [[f32; UNIT]])) {
         let units = self.part.columns.units;
-        // Taken out rather than borrowed: a closure would not be compiled for the vector instructions.
+        // Taken, not borrowed: a closure would not be compiled for the vector instructions.
         let mut kept = BLOCK.take();
         if let Values::Split { amx, terms, panels, .. } = &self.input.values {
             let split_rows = |rows: Range<usize>, panel: &mut [Step]| {
@@ -291,7 +291,7 @@ impl ProductJob<'_> {
             };
             self.split_products(*amx, *terms, panels, split_rows, |_, _, _| ());
         } else {
-            // With one token a task has many rows.
+            // A task of one token has many rows.
             for start in self.task.rows.clone().step_by(MAX_ROWS) {
                 let rows = start..self.task.rows.end.min(start + MAX_ROWS);
                 let block = at_least(&mut kept, rows.len() * units, [0.0; UNIT]);
@@ -302,9 +302,9 @@ impl ProductJob<'_> {
         BLOCK.set(kept);
     }
 
-    /// Multiplies with the tokens' `panels`, which have the parts that `terms` are of. `split_rows` makes a left panel of some
-    /// rows of the matrix, and says how many parts weights have: those of 16 bits have no low one, nor have codes of 4 bits with such
-    /// a scale. `finish` is given the sums of some rows with one token.
+    /// Multiplies by the tokens' `panels`, which have the parts that `terms` reads. `split_rows` packs some weight rows
+    /// into a left panel and returns how many parts they have. Weights of 16 bits have no low part; nor have 4-bit
+    /// codes with a 16-bit scale. `finish` receives the sums of some rows with one token.
     fn split_products(
         &self,
         amx: Amx,
@@ -339,7 +339,7 @@ impl ProductJob<'_> {
         PANELS.set(kept);
     }
 
-    /// `matrix` is those of this task's rows.
+    /// Multiplies by `matrix`, which holds `rows` only.
     fn multiply(&self, matrix: &[[f32; UNIT]], rows: Range<usize>) {
         self.isa.run(Multiply {
             matrix,
@@ -373,11 +373,11 @@ mod tests {
     use crate::task::block_on;
     use half::f16;
 
-    /// Largest deviation from the `f64` oracle, as a share of `sum |w x|`. Measured 1.0e-7 over all cases, with split products
-    /// 1.4e-7.
+    /// Largest deviation from the `f64` oracle, relative to `sum |w x|`. Measured 1.0e-7 over all cases, with split
+    /// products 1.4e-7.
     const RELATIVE_TOLERANCE: f64 = 5e-7;
 
-    /// What `linear` should give, and the sum of magnitudes that its error is judged by.
+    /// Expected outputs of `linear`, each with the sum of magnitudes that its error is relative to.
     fn oracle(
         matrix: &Matrix,
         x: &[f32],
@@ -405,7 +405,7 @@ mod tests {
                     let x = rounded(x);
                     let w = matrix.value(row, col, cols);
                     sum += w * x;
-                    // Zero points are subtracted from sums of codes: their size bounds the rounding error.
+                    // Zero points are subtracted from sums of codes, so their magnitude bounds the rounding error.
                     magnitude += (w * x).abs();
                     if let (Matrix::Packed(QuantizedTensor::Affine(tensor)), Some(_)) = (matrix, grid) {
                         let (_, zero, scale, minimum) = parts_of(tensor, row, col);
@@ -608,13 +608,13 @@ mod tests {
 
     #[test]
     fn coarse_products_are_exact_enough() {
-        // As `Sums::Coarse` says: what is left out of a product is at most 2^-15 of it. Measured 1.2e-5.
+        // See `Sums::Coarse`: the omitted terms are at most 2^-15 of a product. Measured 1.2e-5.
         split_products(Sums::Coarse, 4e-5);
     }
 
     #[test]
     fn whole_products_are_as_exact_and_the_same_on_any_number_of_threads() {
-        // One part that has to be padded, one that stands as it came, one of another format.
+        // Columns with and without padding, and one part of another format.
         let mut random = Random::new(8);
         let (dense, half) = (WeightFormat::Dense(DType::F32), WeightFormat::Dense(DType::F16));
         for cols in [96, 70] {
@@ -742,7 +742,7 @@ mod tests {
         let weight = load(&mut backend, &[(&matrix, 40)], 70, None, &[None]);
         let input = f32_buffer(&mut backend, &random.floats(32 * 70));
         let kinds = [Sums::Repeatable, Sums::Reordered, Sums::Coarse];
-        // The second time memory for split products holds what the kinds before left there.
+        // In the second round the memory for split products holds leftovers of the other kinds.
         let mut round = || {
             kinds.map(|sums| {
                 backend.set_sums(sums);
@@ -841,7 +841,7 @@ mod tests {
                         load_repeated(&mut backend, &matrix, 64, width, width / 64, activations)
                     })
                     .collect();
-                // Interleaved, so that each weight finds the caches full of the others.
+                // Interleaved, so that the caches hold the other weights when a weight is timed.
                 for (count, runs) in [(1, 41), (128, 9)] {
                     let times = seconds(&mut backend, &weights, count, runs);
                     for (((format, activations), weight), (best, median)) in

@@ -1,8 +1,10 @@
-//! `W x` with `f32` activations, in three kernels: one token against weights of any format, converted in registers;
-//! the conversion of a block of rows, kept for many tokens; and many tokens against rows of floats.
+//! `W x` with `f32` activations, in three kernels:
+//! - [`Dot`]: one token by weights of any format, dequantized in registers.
+//! - [`Expand`]: dequantizes a block of rows for many tokens.
+//! - [`Multiply`]: many tokens by rows of floats.
 //!
-//! Each dot product keeps one vector of partial sums and takes the columns in order, whatever the number of tokens
-//! and rows that are computed beside it. So a token gives the same bits alone and in a batch.
+//! A dot product has one vector of partial sums and takes the columns in order, whatever the number of tokens and rows
+//! in its tile. A token therefore gives the same bits alone and in a batch.
 
 use super::columns::{Columns, UNIT};
 use super::parallel::Tiles;
@@ -13,19 +15,19 @@ use std::ops::Range;
 /// Rows of a register tile.
 pub(super) const TILE_ROWS: usize = 4;
 
-/// Units that a tile takes before its partial sums are put aside, so that the tokens stay in a first-level cache while
-/// the rows go by: 512 columns of four tokens are 8 KiB.
+/// Units that a tile sums before its partial sums are stored. The tokens then stay in the L1 cache for all rows: 512
+/// columns of four tokens are 8 KiB.
 const DEPTH: usize = 16;
 
-/// Rows of a task of [`Multiply`] at most: as many partial sums are put aside for each token.
+/// Maximum rows of a [`Multiply`] task, which stores as many partial sums per token.
 pub(super) const MAX_ROWS: usize = 32;
 
-/// Where a task's results go.
+/// Destination of a task's results.
 #[derive(Clone, Copy)]
 pub(super) struct OutputColumns<'a> {
     /// `[count, rows of all parts]`
     pub(super) y: &'a Tiles<'a>,
-    /// The column where row 0 of the matrix stands.
+    /// The column of the matrix's row 0.
     pub(super) column: usize,
     /// `[rows]` of the matrix
     pub(super) bias: Option<&'a [f32]>,
@@ -60,7 +62,7 @@ impl OutputColumns<'_> {
         unsafe { self.y.set_run(token, self.column + rows.start, sums) };
     }
 
-    /// As [`OutputColumns::put_run`], of the rows of a tile from `row` on; those from `end` on are dropped.
+    /// As [`OutputColumns::put_run`], for the rows of a tile from `row` on. Rows from `end` on are dropped.
     ///
     /// # Safety
     /// As for [`OutputColumns::put`].
@@ -98,12 +100,13 @@ impl<M: FloatMatrix> Kernel for Dot<'_, M> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.rows.clone().step_by(TILE_ROWS) {
-            // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
+            // A tile that ends beyond the last row repeats that row and drops the results: less code than narrower
+            // tiles.
             let rows: [M::Row<'_>; TILE_ROWS] =
                 std::array::from_fn(|r| self.matrix.row((row + r).min(self.rows.end - 1)));
             let mut sums = [[s.splat(0.0)]; TILE_ROWS];
             if self.columns.units_per_group == 1 {
-                // The same, but the compiler sees that a group is a unit: with groups of 32 a loop in a loop costs a
+                // The same computation with one unit per group as a constant: with groups of 32, a nested loop costs a
                 // third of the time.
                 for unit in 0..self.columns.units {
                     sums = tile(s, rows, [self.x], unit, unit..unit + 1, sums);
@@ -121,7 +124,7 @@ impl<M: FloatMatrix> Kernel for Dot<'_, M> {
     }
 }
 
-/// Converts some rows of a matrix to floats.
+/// Dequantizes some rows of a matrix.
 pub(super) struct Expand<'a, M> {
     pub(super) matrix: &'a M,
     pub(super) columns: Columns,
@@ -209,7 +212,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// Rows of the task from `quad` on; as in [`Dot`], the last one fills up the last tile.
+    /// The tile of rows from `quad` on. As in [`Dot`], the last row fills up the last tile.
     #[inline(always)]
     fn tile_rows(&self, quad: usize) -> [F32Row<'_>; TILE_ROWS] {
         let row = |r: usize| (quad + r).min(self.rows.len() - 1) * self.units;

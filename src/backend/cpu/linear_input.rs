@@ -1,4 +1,4 @@
-//! The tokens that a product meets: padded, rounded, or cut up for the matrix unit.
+//! Activations prepared for a product: padded, rounded, or split for the matrix unit.
 
 use super::amx::{Amx, EDGE, Region, Split, Step, Terms};
 use super::columns::{Columns, UNIT};
@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 
 thread_local! {
-    /// A block of converted rows; kept between tasks because it is too large to clear each time.
+    /// A block of dequantized rows; kept between tasks because it is too large to clear each time.
     pub(super) static BLOCK: RefCell<Vec<[f32; UNIT]>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -24,38 +24,38 @@ pub(super) fn at_least<T: Copy>(kept: &mut Vec<T>, len: usize, zero: T) -> &mut 
     &mut kept[..len]
 }
 
-/// The tokens as the dot products of one part read them.
+/// Activations in the form that one part's kernel reads.
 pub(super) struct Input<'a> {
-    /// As [`Part::order`]: a part with act-order meets activations in the order of its stored columns.
+    /// As [`Part::order`]: a part with act-order multiplies activations in the order of its stored columns.
     order: Option<&'a [u32]>,
     pub(super) values: Values<'a>,
 }
 
 pub(super) enum Values<'a> {
-    /// `[count, units, 32]`; `rounded` where each value is one of a grid of INT8.
+    /// `[count, units, 32]`. `rounded` is the INT8 grid that the values lie on, if any.
     F32 {
         columns: Columns,
         rounded: Option<ActivationGrid>,
         values: Floats<'a>,
     },
     Int8(QuantizedTokens),
-    /// The same integers as left panels of 32 tokens, each `[units]`, and perhaps some that mean nothing.
+    /// The same integers as left panels of 32 tokens, each `[units]`. Trailing panels may be unused.
     Int8Split {
         amx: Amx,
         tokens: QuantizedTokens,
         panels: Vec<Step>,
     },
-    /// Left panels of 32 tokens, each `[units]`, and perhaps some that mean nothing.
+    /// `f32` values as left panels of 32 tokens, each `[units]`. Trailing panels may be unused.
     Split {
         amx: Amx,
-        /// The panels hold the parts that these are of.
+        /// The panels hold the parts that these products read.
         terms: Terms,
         columns: Columns,
         panels: Vec<Step>,
     },
 }
 
-/// Padded rows, or the caller's where they need no padding.
+/// Padded rows, or the caller's rows if they need no padding.
 pub(super) enum Floats<'a> {
     Borrowed(&'a [f32]),
     Padded(Aligned<f32>),
@@ -71,7 +71,7 @@ impl Floats<'_> {
 }
 
 impl Input<'_> {
-    /// Whether it is what this part multiplies.
+    /// Whether this part can multiply it.
     pub(super) fn serves(&self, part: &Part) -> bool {
         let fits = match &self.values {
             Values::F32 { columns, rounded, .. } => {
@@ -91,20 +91,20 @@ impl Input<'_> {
     }
 }
 
-/// Dense weights have no integer product, so their activations are rounded to INT8 and back.
+/// Whether a part multiplies integers. For other weights, such as dense ones, activations are rounded to INT8 and back.
 fn meets_int8(part: &Part) -> bool {
     part.grid.is_some() && matches!(part.data, Data::Packed(_))
 }
 
-/// Whether the matrix unit takes the integers of this part.
+/// Whether the matrix unit can multiply the integers of this part.
 #[cfg(test)]
 pub(super) fn is_exact(part: &Part) -> bool {
     exact_scales(part).is_some()
 }
 
-/// The scales of the rows of a matrix whose integers, times those of a token, have sums that the matrix unit adds up exactly.
+/// The scale of each row, if the matrix unit sums this part's integer products exactly.
 fn exact_scales(part: &Part) -> Option<&[f32]> {
-    /// Integers up to here are numbers of single precision.
+    /// All integers up to this one are `f32` values.
     const EXACT: usize = 1 << 24;
     let Data::Packed(packed) = &part.data else { return None };
     let largest = match packed.unit_bytes() {
@@ -117,7 +117,7 @@ fn exact_scales(part: &Part) -> Option<&[f32]> {
 }
 
 impl<'a> Input<'a> {
-    /// Cuts the tokens up for split products, where they meet the matrix `part` as they are, or as integers whose sums are exact.
+    /// Splits the tokens for the matrix unit, if `part` multiplies them unrounded or as integers with exact sums.
     pub(super) fn split(self, split: &mut Split, workers: &Workers, part: &Part) -> Result<Self> {
         let values = match self.values {
             Values::F32 { columns, rounded: None, values } => {
@@ -153,7 +153,7 @@ impl<'a> Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Brings `x` into the form that a part's kernel reads.
+    /// Brings `x` into the form that the kernel of `part` reads.
     pub(super) fn prepare(workers: &Workers, x: &'a [f32], part: &'a Part) -> Result<Self> {
         let order = part.order.as_deref();
         let values = match order {
@@ -178,7 +178,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// `x`, in the order of the part's columns, in the form that its kernel reads.
+/// Pads or rounds `x` for the kernel of `part`. `x` is in the order of the part's columns.
 fn arrange<'a>(workers: &Workers, x: Cow<'a, [f32]>, part: &Part) -> Result<Values<'a>> {
     let columns = part.columns;
     let rounded = part.grid;

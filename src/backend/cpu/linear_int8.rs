@@ -6,9 +6,10 @@
 //! 3. The result is `sum / s * scale`. With several groups, `sum over groups (sum * scale) / s`.
 //! 4. Where groups have minimums, `sum over groups (minimum * sum q) / s` is added.
 //!
-//! Departures: (a) in step 3 with several groups each lane's integers are scaled and added as `f32` before the lanes
-//! are added up, which saves a reduction per group; with one scale per row nothing is rounded before the end.
-//! (b) A token with a NaN or an infinity gives NaN, where the published code gives an arbitrary number.
+//! Departures:
+//! 1. In step 3 with several groups, each lane's integers are scaled and added as `f32` before the lanes are added.
+//!    This saves a reduction per group. With one scale per row nothing is rounded before the end.
+//! 2. A token with a NaN or an infinity gives NaN, where the published code gives an arbitrary number.
 
 use super::columns::{Columns, UNIT};
 use super::linear_float::{OutputColumns, TILE_ROWS};
@@ -21,15 +22,15 @@ use crate::quant::ActivationGrid;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// Columns of a group up to which a dot product cannot leave 32 bits: `255 * 128 * 2^16 < 2^31`.
+/// Maximum columns of a group: its dot product fits in 32 bits, `255 * 128 * 2^16 < 2^31`.
 pub(super) const MAX_GROUP: usize = 1 << 16;
 
-/// Tokens that are rounded in one task.
+/// Tokens rounded per task.
 const TASK_TOKENS: usize = 16;
-/// Smallest absolute maximum: what keeps a token of zeros from dividing by zero.
+/// Lower bound of the absolute maximum: a token of zeros must not divide by zero.
 const SMALLEST_ABSMAX: f32 = 1e-5;
 
-/// Activations of some tokens, rounded.
+/// Activations of some tokens, rounded to INT8.
 pub(super) struct QuantizedTokens {
     pub(super) columns: Columns,
     pub(super) grid: ActivationGrid,
@@ -37,7 +38,7 @@ pub(super) struct QuantizedTokens {
     values: Aligned<i8>,
     /// Sums of the values of each group, `[count, groups]`
     sums: Vec<i32>,
-    /// `[count]`: by what the integers are divided
+    /// `[count]`: divisors of the integers
     scales: Vec<f32>,
 }
 
@@ -72,17 +73,17 @@ impl QuantizedTokens {
         }
     }
 
-    /// By what the integers of each token are divided; NaN where one was no number.
+    /// Divisor of each token's integers; NaN if an activation was NaN or infinite.
     pub(super) fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// How many there are.
+    /// Number of tokens.
     pub(super) fn count(&self) -> usize {
         self.scales.len()
     }
 
-    /// A token's part of everything.
+    /// Values, sums and divisor of one token.
     #[inline(always)]
     fn token(&self, token: usize) -> Token<'_> {
         let Columns { units, groups, .. } = self.columns;
@@ -94,19 +95,19 @@ impl QuantizedTokens {
     }
 }
 
-/// Rounds a token, and gives by what the integers are divided.
+/// Rounds a token; returns the divisor of its integers.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn quantize(x: &[f32], columns: Columns, grid: ActivationGrid, values: &mut [i8], sums: &mut [i32]) -> f32 {
     let rounding = Rounding::of(x, grid);
     for ((span, at), sum) in columns.group_spans().zip(sums) {
         let (x, out) = (&x[span.clone()], &mut values[at..at + span.len()]);
-        // One loop for each rule, so that the compiler sees a loop without a choice.
+        // One loop per rule, so that no loop has a branch.
         *sum = match rounding {
             Rounding::Times(factor) => round(x, out, |x| x * factor),
             Rounding::Over(step) => round(x, out, |x| x / step),
         };
     }
-    // All of them, without a way out that would keep the loop from being one of vectors.
+    // No early exit, so that the loop is vectorized.
     if x.iter().fold(true, |finite, v| finite & v.is_finite()) { rounding.factor() } else { f32::NAN }
 }
 
@@ -114,8 +115,8 @@ fn quantize(x: &[f32], columns: Columns, grid: ActivationGrid, values: &mut [i8]
 #[derive(Clone, Copy)]
 enum Rounding {
     Times(f32),
-    /// Not the reciprocal: `-absmax / step` lies on a tie, which must round as compressed-tensors' own division does. (Tried:
-    /// the lowest code for every `-absmax`, which no noise would move. Of logits 28% were transformers' then, instead of 73%.)
+    /// Not the reciprocal: `-absmax / step` lies on a tie, which must round as compressed-tensors' own division does.
+    /// (With the lowest code for every `-absmax`, 28% of logits equaled transformers' instead of 73%.)
     Over(f32),
 }
 
@@ -132,7 +133,7 @@ impl Rounding {
         }
     }
 
-    /// By what the integers are divided in the end.
+    /// Divisor of the integers.
     fn factor(self) -> f32 {
         match self {
             Self::Times(factor) => factor,
@@ -145,7 +146,7 @@ impl Rounding {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
     let rounding = Rounding::of(x, grid);
-    // NaN and infinity stay what they are.
+    // NaN and infinity stay unchanged.
     let keep = |x: f32, rounded: f32| if x.is_finite() { rounded } else { x };
     match rounding {
         Rounding::Times(factor) => x.iter_mut().for_each(|x| *x = keep(*x, rounded(*x * factor) / factor)),
@@ -153,7 +154,7 @@ pub(super) fn round_trip(x: &mut [f32], grid: ActivationGrid) {
     }
 }
 
-/// Makes `x` the integers that they are rounded to, and returns what those have to be multiplied with; NaN where one is no number.
+/// Rounds `x` to integers in place and returns their scale; NaN if a value is NaN or infinite.
 #[cfg(feature = "train")]
 pub(super) fn round_to_codes(x: &mut [f32], grid: ActivationGrid) -> f32 {
     let rounding = Rounding::of(x, grid);
@@ -168,16 +169,16 @@ pub(super) fn round_to_codes(x: &mut [f32], grid: ActivationGrid) -> f32 {
     1.0 / rounding.factor()
 }
 
-/// Adding this to a small number leaves no fraction bits, in the processor's own rounding: to even.
+/// Adding this to a small number rounds it to an integer, halves to even.
 const MAGIC: f32 = 12_582_912.0;
 
-/// The nearest integer of INT8, halves to even, above [`MAGIC`].
+/// [`MAGIC`] plus the nearest INT8 integer, halves to even.
 #[inline(always)]
 fn shifted(x: f32) -> f32 {
     x.clamp(-128.0, 127.0) + MAGIC
 }
 
-/// The nearest integer of INT8, halves to even.
+/// The nearest INT8 integer, halves to even.
 #[inline(always)]
 pub(super) fn rounded(x: f32) -> f32 {
     shifted(x) - MAGIC
@@ -206,7 +207,7 @@ fn absmax(x: &[f32]) -> f32 {
 fn round(x: &[f32], out: &mut [i8], scaled: impl Fn(f32) -> f32) -> i32 {
     let mut sum = 0;
     for (out, x) in out.iter_mut().zip(x) {
-        // The last bits, which need no look for NaN as a conversion does: a token with one has no scale.
+        // The integer is in the last bits. No check for NaN is needed: a token with NaN has a NaN scale.
         *out = shifted(scaled(*x)).to_bits() as i8;
         sum += i32::from(*out);
     }
@@ -239,15 +240,15 @@ impl<const N: usize, const OFFSET: u8> Kernel for Int8Task<'_, N, OFFSET> {
     }
 }
 
-/// The tiles of the rows from `row` on.
+/// The tile of rows from `row` on, with all tokens.
 #[inline(always)]
 fn row_of_tiles<S: Simd, const N: usize, const OFFSET: u8>(s: S, task: &Int8Task<'_, N, OFFSET>, row: usize) {
-    // A tile that ends beyond the last row takes that row again and drops it: less code than narrower tiles.
+    // A tile that ends beyond the last row repeats that row and drops the results: less code than narrower tiles.
     let rows: [CodeRow<'_, N, OFFSET>; TILE_ROWS] =
         std::array::from_fn(|r| task.matrix.row((row + r).min(task.rows.end - 1)));
     let (Range { start, end }, units) = (task.tokens.clone(), task.x.columns.units);
     let pairs = (start..end.saturating_sub(1)).step_by(2);
-    // Where tokens share them they are unpacked once.
+    // Codes that several tokens share are unpacked once.
     if pairs.len() > 0 {
         let mut unpacked = vec![rows[0].codes(s, 0); TILE_ROWS * units];
         for r in 0..TILE_ROWS {
@@ -277,7 +278,7 @@ impl<S: Simd, const N: usize, const OFFSET: u8> Codes<S> for CodeRow<'_, N, OFFS
     }
 }
 
-/// Codes that were unpacked before.
+/// Codes that are already unpacked.
 impl<S: Simd> Codes<S> for &[S::Bytes] {
     #[inline(always)]
     fn codes(self, _: S, unit: usize) -> S::Bytes {
@@ -285,11 +286,11 @@ impl<S: Simd> Codes<S> for &[S::Bytes] {
     }
 }
 
-/// Rows of a tile: what goes with their codes, and those.
+/// Rows of a tile: their scales and offsets, and their codes.
 type Rows<'a, C, const N: usize, const OFFSET: u8> =
     (&'a [CodeRow<'a, N, OFFSET>; TILE_ROWS], [C; TILE_ROWS]);
 
-/// The dot products of the rows from `row` on with `T` tokens, into the result.
+/// Writes the dot products of the rows from `row` on with `T` tokens.
 #[inline(always)]
 fn tile<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: usize>(
     s: S,
@@ -319,7 +320,7 @@ fn tile<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: usize>(
         let mut sums = [[s.no_sums(); T]; TILE_ROWS];
         for group in 0..columns.groups {
             let units = columns.group_units(group);
-            // As below, but the compiler sees that a group is a unit.
+            // The same computation with one unit per group as a constant.
             let ints = if columns.units_per_group == 1 {
                 group_dots(s, (rows, codes), x, group, group..group + 1)
             } else {
@@ -403,7 +404,7 @@ fn group_dots<S: Simd, C: Codes<S>, const N: usize, const OFFSET: u8, const T: u
 mod tests {
     use super::*;
 
-    /// What `compute_dynamic_scales_and_zp` and `fake_quantize` of compressed-tensors 0.20 make of four tokens.
+    /// Expected values are those of `compute_dynamic_scales_and_zp` and `fake_quantize` of compressed-tensors 0.20.
     #[test]
     fn the_full_range_is_that_of_compressed_tensors() {
         let cases: [([f32; 8], [i8; 8], f32); 4] = [
@@ -412,7 +413,7 @@ mod tests {
                 [-127, 64, 32, -16, 127, 0, 0, 95],
                 0.007_843_138,
             ),
-            // The lowest value is reached; 127.5 is cut off.
+            // The lowest code is reached; 127.5 is clamped.
             (
                 [0.3, -0.7, 0.7, 0.1, -0.2, 0.35, 0.002_745_098_2, -0.6],
                 [55, -128, 127, 18, -36, 64, 1, -109],

@@ -1,4 +1,4 @@
-//! Zeroed memory on cache-line boundaries, and the buffers made of it.
+//! Zeroed memory aligned to cache lines, and the buffers made of it.
 
 use crate::backend::{Element, Elements};
 use crate::error::{Error, ErrorCode, Result};
@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-/// One cache line: what a `Vec` of it aligns to.
+/// One cache line: aligns a `Vec` of it.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -22,7 +22,7 @@ impl<T: Pod> Aligned<T> {
     /// `len` zeros.
     ///
     /// # Errors
-    /// `out_of_memory` when they cannot be had or not even be addressed.
+    /// `out_of_memory` if the allocation fails or its size overflows.
     pub(super) fn zeroed(len: usize) -> Result<Self> {
         assert!(size_of::<Line>().is_multiple_of(size_of::<T>()), "elements must not straddle cache lines");
         let refused = || {
@@ -70,7 +70,7 @@ impl CpuBuffer {
         }))
     }
 
-    /// The first `len` activations, which it has.
+    /// The first `len` activations. The buffer has at least as many.
     pub(super) fn f32(&self, len: usize) -> &[f32] {
         match &self.0 {
             Content::F32(values) => &values[..len],
@@ -78,7 +78,7 @@ impl CpuBuffer {
         }
     }
 
-    /// As [`CpuBuffer::f32`], to be written.
+    /// As [`CpuBuffer::f32`], mutable.
     pub(super) fn f32_mut(&mut self, len: usize) -> &mut [f32] {
         match &mut self.0 {
             Content::F32(values) => &mut values[..len],
@@ -86,7 +86,7 @@ impl CpuBuffer {
         }
     }
 
-    /// The first `len` token ids, which it has.
+    /// The first `len` token ids. The buffer has at least as many.
     pub(super) fn u32(&self, len: usize) -> &[u32] {
         match &self.0 {
             Content::U32(values) => &values[..len],
@@ -94,7 +94,7 @@ impl CpuBuffer {
         }
     }
 
-    /// As [`CpuBuffer::u32`], to be written.
+    /// As [`CpuBuffer::u32`], mutable.
     pub(super) fn u32_mut(&mut self, len: usize) -> &mut [u32] {
         match &mut self.0 {
             Content::U32(values) => &mut values[..len],
@@ -102,7 +102,7 @@ impl CpuBuffer {
         }
     }
 
-    /// The bits of all elements, whatever they are.
+    /// The bits of all elements, of either type.
     pub(super) fn bits(&self) -> &[u32] {
         match &self.0 {
             Content::F32(values) => bytemuck::cast_slice(values),
@@ -110,7 +110,7 @@ impl CpuBuffer {
         }
     }
 
-    /// As [`CpuBuffer::bits`], to be written.
+    /// As [`CpuBuffer::bits`], mutable.
     pub(super) fn bits_mut(&mut self) -> &mut [u32] {
         match &mut self.0 {
             Content::F32(values) => bytemuck::cast_slice_mut(values),

@@ -1,24 +1,24 @@
-//! Splits work over threads without ever changing a result.
+//! Splits work over threads without changing a result.
 //!
-//! Work is cut by what is computed (output rows, tokens, heads), never inside a sum, so one thread and many give the
-//! same bits. Single-threaded on wasm32.
+//! Work is split over rows, tokens or heads, never inside a sum, so any number of threads gives the same bits.
+//! Single-threaded on wasm32.
 
 use std::marker::PhantomData;
 
-/// Multiply-adds below which waking another thread costs more than it saves (a wake-up takes some ten microseconds).
+/// Minimum multiply-adds that justify waking another thread: a wake-up takes some ten microseconds.
 #[cfg(not(target_arch = "wasm32"))]
 const WORTH_A_WAKE_UP: usize = 1 << 17;
 
 /// The threads of one backend.
 pub(super) struct Workers {
-    /// Its own ones; else they are those of the process, which the caller may be one of.
+    /// The backend's own pool. `None` uses the pool of the process, which the caller may belong to.
     #[cfg(not(target_arch = "wasm32"))]
     pool: Option<rayon::ThreadPool>,
     threads: usize,
 }
 
 impl Workers {
-    /// `threads` threads, or as many as the machine offers. Where threads cannot be started there is one: the caller's.
+    /// `threads` threads, or as many as the machine offers. If threads cannot be started there is one: the caller's.
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn new(threads: Option<usize>) -> Self {
         let Some(wanted) = threads else {
@@ -39,7 +39,7 @@ impl Workers {
         self.threads
     }
 
-    /// Runs `task(0)`, ..., `task(count - 1)` in any order; `work` is roughly how many multiply-adds they are together.
+    /// Runs `task(0)`, ..., `task(count - 1)` in any order. `work` is roughly their total number of multiply-adds.
     pub(super) fn run(&self, count: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
         #[cfg(not(target_arch = "wasm32"))]
         if count > 1 && self.pays(work) {
@@ -94,7 +94,8 @@ pub(super) struct Tiles<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only accesses are `set`, `set_run` and `set_array`, whose contracts forbid two threads to touch the same element.
+// SAFETY: the only accesses are `set`, `set_run` and `set_array`. Their contracts forbid two threads to touch the same
+// element.
 unsafe impl Sync for Tiles<'_> {}
 // SAFETY: as above; the pointer stands for an exclusive borrow, which may move to another thread.
 unsafe impl Send for Tiles<'_> {}
@@ -120,7 +121,7 @@ impl<'a> Tiles<'a> {
         }
     }
 
-    /// The same of so many that the compiler knows it: no call to copy them.
+    /// As [`Tiles::set_run`], for a length known at compile time: no call to a copy function.
     ///
     /// # Safety
     /// As for [`Tiles::set`].

@@ -1,4 +1,4 @@
-//! Rotary position embedding of q and k, then k and v into the cache.
+//! Rotates q and k (rotary position embedding), then appends k and v to the KV cache.
 
 use super::add_rms_norm::normalize_in_place;
 use crate::backend::{AttentionShape, Segment};
@@ -6,9 +6,9 @@ use crate::backend::{AttentionShape, Segment};
 /// The weight of a norm, `[head_dim]`, and its epsilon.
 pub(super) type HeadNorm<'a> = (&'a [f32], f32);
 
-/// For each of the rows of `qkv`, `[rows, shape.qkv_width()]`, which are those of `segments`: normalizes the heads of q and k
-/// (where norms are given), rotates them, and copies k and v to the cache, `[kv_heads, capacity, head_dim]`, to the row's
-/// position in its sequence.
+/// For each row of `qkv`, `[rows, shape.qkv_width()]`: normalizes the heads of q and k (if norms are given), rotates
+/// them, and copies k and v to the row's position in the cache, `[kv_heads, capacity, head_dim]`. The rows are those of
+/// `segments`.
 ///
 /// Su et al. 2021, in the halves form of GPT-NeoX and Llama: element `i` pairs with `i + head_dim / 2`. `rope` is
 /// `[positions, head_dim]`, cosines then sines.
@@ -50,7 +50,7 @@ pub(super) fn rope_and_append_kv(
     }
 }
 
-/// Turns each pair `(head[i], head[i + half])` by its angle.
+/// Rotates each pair `(head[i], head[i + half])` by its angle.
 fn rotate(head: &mut [f32], angles: &[f32]) {
     let half = head.len() / 2;
     let (low, high) = head.split_at_mut(half);
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn each_segment_rotates_and_appends_as_it_does_alone() {
         let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, capacity: 30 };
-        // The second sequence of the batch stands before the first one in the cache.
+        // The second sequence of the batch precedes the first one in the cache.
         let segments = [(2, 3, 12), (4, 0, 1), (0, 7, 20), (1, 6, 21)]
             .map(|(count, past, start)| Segment { start, ..Segment::causal(past, count) });
         let mut random = Random::new(3);
@@ -180,7 +180,7 @@ mod tests {
         let mut first = 0;
         for segment in segments {
             let rows = first * shape.qkv_width()..(first + segment.count) * shape.qkv_width();
-            // The cache of one sequence, which begins where the cache begins.
+            // A cache of this sequence alone, at its start.
             let [rotated, keys, values] = run(&qkv[rows], &[Segment { start: 0, ..segment }]);
             alone[0].extend(rotated);
             for (all, one) in alone[1..].iter_mut().zip([keys, values]) {

@@ -1,4 +1,4 @@
-//! Rows of weight matrices as the dot products read them: one unit of 32 columns at a time, as floats or as codes.
+//! Weight rows in the form that kernels read: one unit of 32 columns at a time, as floats or as codes.
 
 use super::columns::{Columns, UNIT};
 use super::simd::Simd;
@@ -24,11 +24,11 @@ pub(super) trait FloatMatrix: Sync {
     fn row(&self, row: usize) -> Self::Row<'_>;
 }
 
-/// Rows of floats: the values, and the units of a row.
+/// Rows of floats: the values, and the number of units per row.
 pub(super) struct F32Matrix<'a>(pub(super) &'a [[f32; UNIT]], pub(super) usize);
-/// As [`F32Matrix`], IEEE half precision, without NaN and infinity.
+/// As [`F32Matrix`], in IEEE half precision without NaN and infinity.
 pub(super) struct F16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
-/// As [`F32Matrix`], bfloat16.
+/// As [`F32Matrix`], in bfloat16.
 pub(super) struct Bf16Matrix<'a>(pub(super) &'a [[u16; UNIT]], pub(super) usize);
 
 macro_rules! dense_rows {
@@ -72,14 +72,14 @@ dense_rows!(F32Matrix, F32Row, f32, load);
 dense_rows!(F16Matrix, F16Row, u16, load_f16);
 dense_rows!(Bf16Matrix, Bf16Row, u16, load_bf16);
 
-/// `OFFSET` of a matrix that stores none.
+/// `OFFSET` of a matrix that stores neither zero points nor minimums.
 pub(super) const NO_OFFSET: u8 = 0;
 /// `OFFSET` of a matrix that stores zero points.
 pub(super) const ZERO_POINTS: u8 = 1;
 /// `OFFSET` of a matrix that stores minimums.
 pub(super) const MINIMUMS: u8 = 2;
 
-/// A packed matrix whose units of codes have `N` bytes; `OFFSET` says what it stores beside scales.
+/// A packed matrix whose units of codes have `N` bytes. `OFFSET` says what it stores besides scales.
 pub(super) struct CodeMatrix<'a, const N: usize, const OFFSET: u8> {
     pub(super) packed: &'a Packed,
     pub(super) columns: Columns,
@@ -90,9 +90,9 @@ pub(super) struct CodeMatrix<'a, const N: usize, const OFFSET: u8> {
 pub(super) struct CodeRow<'a, const N: usize, const OFFSET: u8> {
     codes: &'a [[u8; N]],
     scales: &'a [f32],
-    /// Empty where the zero point is constant.
+    /// Empty if the zero point is constant.
     zeros: &'a [u8],
-    /// Empty where there are none.
+    /// Empty if there are none.
     minimums: &'a [f32],
     constant_zero: u8,
 }

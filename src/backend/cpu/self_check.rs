@@ -1,9 +1,9 @@
-//! Whether the vector instructions in use compute what they should.
+//! Checks that the vector instructions in use compute correct results.
 //!
-//! Engines miscompile: the baseline compiler of V8 11.3 (Node 20) drops the accumulator of a relaxed dot product, until its
-//! optimizing one takes over. So a build for WebAssembly runs [`self_check`] when it is loaded, in code that nothing has
-//! run before, and gives way to a plainer build where it fails. A test runs the same natively. The inputs are fixed and
-//! small, and sums do not start from zero.
+//! Engines miscompile: the baseline compiler of V8 11.3 (Node 20) drops the accumulator of a relaxed dot product until
+//! the optimizing compiler takes over. A WebAssembly build therefore runs [`self_check`] when it is loaded, before any
+//! kernel has run. If it fails, a plainer build is loaded instead. A test runs the same check natively. The inputs are
+//! fixed and small, and sums do not start from zero.
 
 use super::columns::UNIT;
 use super::linear;
@@ -19,16 +19,18 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
-/// Most that products may differ from the reference, in the Euclidean norm: it adds in another order and precision. Over all
-/// cases of [`check_kernels`] portable code, AVX2 and AVX-512 were at most 8.6e-7 off.
+/// Largest relative difference of products from the reference, in the Euclidean norm: the reference has another order
+/// and precision of sums. Measured at most 8.6e-7 over all cases of [`check_kernels`], for portable code, AVX2 and
+/// AVX-512.
 const TOLERANCE: f64 = 1e-5;
-/// Rows and columns of [`self_check`]: no multiple of a tile, and a tail in every kind of group.
+/// Rows and columns of [`self_check`]: not multiples of a tile, and with a tail in every kind of group.
 const SHAPE: [usize; 2] = [5, 100];
-/// Tokens of decoding, and of a prompt with a ragged tile.
+/// Numbers of tokens: decode, and a prompt with a partial tile.
 const TOKENS: [usize; 2] = [1, 5];
 
-/// Runs the kernels of the instruction set that a [`CpuBackend`] uses on small inputs: its instructions against portable code,
-/// its products against a plain reference in double precision. It takes a millisecond; in WebAssembly ten at first, because it is the first to need the kernels compiled.
+/// Checks the kernels of the instruction set that a [`CpuBackend`] uses, on small inputs. Instructions are compared
+/// with portable code, products with a plain reference in double precision. Takes a millisecond; the first time in
+/// WebAssembly ten, because the kernels must be compiled.
 ///
 /// # Errors
 /// `wrong_result` with the first kernel that differs.
@@ -53,8 +55,8 @@ pub fn self_check() -> Result<()> {
     Ok(())
 }
 
-/// As [`self_check`], of every weight format in many shapes, with every half-precision number. For tests of builds that
-/// cannot run unit tests. Returns how many products were compared, and the largest difference.
+/// As [`self_check`], for every weight format in many shapes and every finite half-precision number. For tests of
+/// builds that cannot run unit tests. Returns the number of products compared, and the largest difference.
 ///
 /// # Errors
 /// As [`self_check`].
@@ -106,19 +108,16 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     formats
 }
 
-/// All finite numbers of half precision.
+/// All finite half-precision numbers.
 fn halves() -> impl Iterator<Item = u16> {
     (0..=u16::MAX).filter(|half| half & 0x7C00 != 0x7C00)
 }
 
 fn wrong(isa: Isa, kernel: &str, detail: &str) -> Error {
-    Error::new(
-        ErrorCode::WrongResult,
-        format!("{kernel} computes something else with {} {detail}", isa.name()),
-    )
+    Error::new(ErrorCode::WrongResult, format!("{kernel} gives a wrong result with {}: {detail}", isa.name()))
 }
 
-/// Compares what has one right answer, to the last bit.
+/// Compares the operations that have one correct result, bit for bit.
 fn instructions(isa: Isa, halves: &[u16]) -> Result<()> {
     let (mut found, mut expected) = (Vec::new(), Vec::new());
     isa.run(Instructions { halves, out: &mut found });
@@ -126,14 +125,18 @@ fn instructions(isa: Isa, halves: &[u16]) -> Result<()> {
     for ((kernel, found), (_, expected)) in found.iter().zip(&expected) {
         for (found, expected) in found.iter().zip(expected) {
             if found != expected && !(found.is_nan() && expected.is_nan()) {
-                return Err(wrong(isa, kernel, &format!("than in portable code: {found}, not {expected}")));
+                return Err(wrong(
+                    isa,
+                    kernel,
+                    &format!("expected {expected} as in portable code but found {found}"),
+                ));
             }
         }
     }
     Ok(())
 }
 
-/// Runs every method of [`Simd`] on the same operands.
+/// Runs the methods of [`Simd`] with one correct result on fixed operands.
 pub(super) struct Instructions<'a> {
     pub(super) halves: &'a [u16],
     pub(super) out: &'a mut Vec<(&'static str, Vec<f32>)>,
@@ -168,7 +171,7 @@ impl Kernel for Instructions<'_> {
             total += s.reduce(s.load(&floats, part));
         }
         out.push(("reduce", vec![total]));
-        // A scale with eleven bits, as half precision has them.
+        // The second scale has eleven bits, like half precision.
         for (scale, zero, minimum) in [(0.25, 9, 0.0), (1711.0 / 131_072.0, 3, 0.0), (0.25, 0, -1.5)] {
             let codes = (s.open(&bytes), s.open(nibbles), s.open(pairs));
             let books = (
@@ -204,7 +207,8 @@ impl Kernel for Instructions<'_> {
     }
 }
 
-/// Compares the products of a weight with some tokens, and those of its tokens one by one; returns the largest difference.
+/// Compares products of a weight with the reference, and tokens in a batch with the same tokens alone. Returns the
+/// largest difference.
 fn products(
     isa: Isa,
     [rows, cols]: [usize; 2],
@@ -231,11 +235,11 @@ fn products(
             let off = difference(&found, &expected);
             worst = worst.max(off);
             if off.is_nan() || off > TOLERANCE {
-                return Err(wrong(isa, &kernel(), &format!("than it should: it is {off:.1e} off")));
+                return Err(wrong(isa, &kernel(), &format!("the relative error is {off:.1e}")));
             }
             for (x, found) in x.chunks(cols).zip(found.chunks(rows)) {
                 if product(isa, &weight, x)? != found {
-                    return Err(wrong(isa, &kernel(), "than for each token alone"));
+                    return Err(wrong(isa, &kernel(), "it differs from each token alone"));
                 }
             }
         }
@@ -243,8 +247,8 @@ fn products(
     Ok(worst)
 }
 
-/// The products by the definition, in double precision, with rows as embeddings are read: no code of the kernels' has a part
-/// in it, and a build for WebAssembly needs no second set of kernels to check the first by.
+/// The products by definition, in double precision, with rows dequantized as for embeddings. It uses no kernel code, so
+/// a WebAssembly build needs no second set of kernels for this check.
 fn reference(weight: &CpuWeight, grid: Option<ActivationGrid>, x: &[f32]) -> Vec<f32> {
     let part = &weight.parts[0];
     let mut matrix = vec![0.0; part.rows * weight.cols];

@@ -1,8 +1,9 @@
-//! The small vector instruction set that the kernels are written in, and the choice of its implementation.
+//! The small vector instruction set that the kernels are written in, and the selection of its implementation.
 //!
-//! A kernel is one generic function over [`Simd`]. Implementations are thin: [`Portable`] is arrays that compilers turn
-//! into whatever the target has by default (SSE2, NEON); per-architecture files exist where that is not enough. Which
-//! one runs is decided once, when the backend is made; [`super::self_check()`] compares it with the portable one.
+//! A kernel is one function, generic over [`Simd`]. Implementations are thin. [`Portable`] uses arrays, which compilers
+//! turn into the target's default vectors (SSE2, NEON). Per-architecture files exist where that is not enough. The
+//! implementation is selected once, when the backend is created. [`super::self_check()`] compares it with the portable
+//! one.
 
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm32;
@@ -17,20 +18,20 @@ use x86_64::{Avx2, Avx512};
 
 /// Floating-point vectors of one instruction set. Values of the implementing type prove that the processor has it.
 ///
-/// Codes come in units of `N` bytes: 8, 16 or 32, of 32 codes of 2, 4 or 8 bits. All methods are meant to be inlined into
-/// [`Isa::run`]'s target-feature functions.
+/// Codes come in units of `N` bytes: 8, 16 or 32 for 32 codes of 2, 4 or 8 bits. All methods must be inlined into the
+/// target-feature functions of [`Isa::run`].
 pub(super) trait Simd: Integers {
-    /// Elements of an `f32` vector; divides [`UNIT`], which has eight of them at most.
+    /// Elements of an `f32` vector. Divides [`UNIT`], which has at most eight vectors.
     const LANES: usize;
-    /// Tokens of a register tile that has four rows; at most four.
+    /// Tokens of a register tile of four rows; at most four.
     const TILE_TOKENS: usize;
-    /// Queries of a register tile that has the scores of a unit of positions: one, two or four.
+    /// Queries of a register tile that holds their scores for one unit of positions: one, two or four.
     const TILE_QUERIES: usize;
     /// `LANES` floats.
     type F32: Copy;
-    /// Scale, zero point and minimum of a group, as `decode` wants them.
+    /// Scale, zero point and minimum of a group, in the form that `decode` uses.
     type Codebook: Copy;
-    /// A unit of codes after what its parts share.
+    /// A unit of codes after the steps that its parts share.
     type Codes<'a, const N: usize>: Copy;
 
     fn splat(self, value: f32) -> Self::F32;
@@ -41,11 +42,11 @@ pub(super) trait Simd: Integers {
     /// As [`Simd::load`] from bfloat16.
     fn load_bf16(self, unit: &[u16; UNIT], part: usize) -> Self::F32;
     fn store(self, value: Self::F32, unit: &mut [f32; UNIT], part: usize);
-    /// `a * b + c`, with one rounding where the processor has it.
+    /// `a * b + c`, with one rounding if the processor has it.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// `a * b + c`, with two roundings everywhere.
+    /// `a * b + c`, with two roundings on every target.
     fn mul_then_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// The sum of all elements: halves are added until one is left.
+    /// The sum of all elements, by repeatedly adding halves.
     fn reduce(self, value: Self::F32) -> f32;
     /// As [`Simd::reduce`] of each.
     #[inline(always)]
@@ -53,13 +54,13 @@ pub(super) trait Simd: Integers {
         [self.reduce(a), self.reduce(b), self.reduce(c), self.reduce(d)]
     }
 
-    /// The first step of [`Simd::decode`].
+    /// The first step of [`Simd::decode`], shared by the parts of a unit.
     fn open<const N: usize>(self, unit: &[u8; N]) -> Self::Codes<'_, N>;
-    /// What turns the codes of one group into weights.
+    /// Prepares [`Simd::decode`] for the codes of one group.
     fn codebook<const N: usize>(self, scale: f32, zero_point: u8, minimum: f32) -> Self::Codebook;
-    /// Weights `part * LANES..` of a unit of codes: `(code - zero_point) * scale + minimum`. Rounded once where
-    /// scale and zero point multiply exactly, which they do when the scale was stored in 16 bits, and one of zero point
-    /// and minimum is 0. The minimum is 0 unless `OFFSET` is [`super::rows::MINIMUMS`].
+    /// Weights `part * LANES..` of a unit of codes: `(code - zero_point) * scale + minimum`. The result is rounded once
+    /// if `zero_point * scale` is exact, as it is for scales stored in 16 bits, and if zero point or minimum is 0. The
+    /// minimum is 0 unless `OFFSET` is [`super::rows::MINIMUMS`].
     fn decode<const N: usize, const OFFSET: u8>(
         self,
         codes: Self::Codes<'_, N>,
@@ -68,7 +69,7 @@ pub(super) trait Simd: Integers {
     ) -> Self::F32;
 }
 
-/// Dot products of integers, with one instruction set.
+/// Integer dot products of one instruction set.
 pub(super) trait Integers: Copy + Send + Sync {
     /// 32 bytes.
     type Bytes: Copy;
@@ -77,15 +78,15 @@ pub(super) trait Integers: Copy + Send + Sync {
     /// As many floats as `Ints` has integers.
     type Sums: Copy;
 
-    /// A unit of codes, as [`super::weight`] interleaves them.
+    /// Unpacks a unit of codes, interleaved as in [`super::weight`].
     fn unpack<const N: usize>(self, unit: &[u8; N]) -> Self::Bytes;
     /// Partial sums that add up to `value`.
     fn start(self, value: i32) -> Self::Ints;
     /// `sums + codes . x`, exact modulo 2^32. With `NARROW`, codes are below 16.
     fn dot<const NARROW: bool>(self, sums: Self::Ints, codes: Self::Bytes, x: &[i8; UNIT]) -> Self::Ints;
-    /// The largest sum that [`Integers::Narrow`] has room for.
+    /// The largest sum that an element of [`Integers::Narrow`] can hold.
     const NARROW: i32;
-    /// Partial sums of products with codes below 16, as narrow as they are added up fastest.
+    /// Partial sums of products with codes below 16, in the width that is fastest to add.
     type Narrow: Copy;
     fn no_narrow(self) -> Self::Narrow;
     /// As [`Integers::dot`] with `NARROW`. Each sum grows by at most the products of two codes.
@@ -103,14 +104,14 @@ pub(super) trait Integers: Copy + Send + Sync {
     fn reduce_sums(self, sums: Self::Sums) -> f32;
 }
 
-/// A unit whose length is known to be `M` where it is looked at.
+/// A unit as an array of length `M`, which equals `N` wherever this runs.
 #[inline(always)]
 fn exactly<const M: usize, const N: usize>(unit: &[u8; N]) -> &[u8; M] {
     unit.first_chunk().expect("a unit of that length")
 }
 
-/// Runs a block for each part of a unit. Eight parts are written out, because LLVM then no longer unrolls by itself and
-/// would choose instructions at run time.
+/// Runs a block for each part of a unit. Eight parts are written out, because LLVM would not unroll that many and would
+/// choose instructions at run time.
 macro_rules! for_each_part {
     ($part:ident of $simd:ident $body:block) => {
         if UNIT / $simd::LANES == 8 {
@@ -128,13 +129,13 @@ macro_rules! for_each_part {
 }
 pub(super) use for_each_part;
 
-/// A computation that can run on every instruction set. `run` must be `#[inline(always)]`, and so must what it calls.
+/// A computation that runs on every instruction set. `run` and the functions that it calls must be `#[inline(always)]`.
 pub(super) trait Kernel {
     fn run<S: Simd>(self, s: S);
 }
 
-/// The instruction set in use. A build for WebAssembly with vector instructions has no other kernels: a module with them does
-/// not load where they are missing.
+/// The instruction set in use. A WebAssembly build with vector instructions has no other kernels, because hosts without
+/// those instructions cannot load it.
 #[derive(Clone, Copy)]
 pub(super) enum Isa {
     #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
@@ -148,12 +149,12 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// The best one that this processor has.
+    /// The best instruction set of this processor.
     pub(super) fn detect() -> Self {
         Self::available().pop().expect("there is always one")
     }
 
-    /// The one that needs least of a processor.
+    /// The instruction set with the fewest requirements.
     pub(super) fn plainest() -> Self {
         Self::available()[0]
     }
@@ -163,7 +164,7 @@ impl Isa {
         self.name() == Self::detect().name()
     }
 
-    /// Those that this processor has, the best one last; at least one.
+    /// The instruction sets of this processor, the best one last; at least one.
     pub(super) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let all = [Some(Self::Portable), Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
@@ -188,7 +189,7 @@ impl Isa {
         }
     }
 
-    /// Runs a kernel with it.
+    /// Runs a kernel with this instruction set.
     pub(super) fn run(self, kernel: impl Kernel) {
         match self {
             #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
@@ -203,13 +204,13 @@ impl Isa {
     }
 }
 
-/// Arrays of eight, for every target.
+/// Arrays of eight elements, for every target.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
 
 const WIDTH: usize = 8;
 
-/// Eight elements of a unit, each through `f`.
+/// Applies `f` to eight elements of a unit.
 #[inline(always)]
 fn lanes<T: Copy, U>(unit: &[T; UNIT], part: usize, f: impl Fn(T) -> U) -> [U; WIDTH] {
     std::array::from_fn(|i| f(unit[part * WIDTH + i]))
@@ -261,7 +262,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
-        // Two roundings: a fused one would be a library call on targets without the instruction.
+        // Two roundings: a fused multiply-add would be a library call on targets without the instruction.
         self.mul_then_add(a, b, c)
     }
 

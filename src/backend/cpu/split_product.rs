@@ -1,7 +1,7 @@
-//! Products of whole matrices on the [matrix unit](super::amx).
+//! Whole matrix products on the [matrix unit](super::amx).
 //!
-//! A product is cut along its sums into blocks, so that what a task reads again and again stays in a second-level cache. How many
-//! tasks there are depends on the threads; a sum's order does not.
+//! The dimension that is summed over is split into blocks, so that the operands that a task reads repeatedly stay in
+//! the L2 cache. The number of tasks depends on the number of threads; the order of a sum does not.
 
 use super::amx::{Block, EDGE, Region, Split, Step, Terms};
 use super::parallel::Workers;
@@ -9,28 +9,30 @@ use crate::error::Result;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Steps of a panel: what is summed at a time.
+/// Steps of a panel: the length that is summed at a time.
 const INNER_STEPS: usize = 16;
-/// Steps of the right panels that are there at a time: 6 MiB, which all threads read.
+/// Steps of the right panels that are packed at a time: 6 MiB, which all threads read.
 const RIGHT_STEPS: usize = 1024;
-/// Most left panels of a task: with a right one they stay in a second-level cache while all right ones go by.
+/// Maximum left panels of a task: with one right panel they fit in the L2 cache while the task goes through all right
+/// panels.
 const LEFT_PANELS: usize = 8;
-/// Tasks for each thread where some are longer than others.
+/// Tasks per thread if tasks differ in length.
 const UNEVEN_TASKS: usize = 4;
 
-/// Bytes that are kept for products on so many threads, whose results have at most `width` columns.
+/// Bytes kept for products on `threads` threads, with results of at most `width` columns.
 pub(super) fn kept_bytes(width: usize, threads: usize) -> usize {
     let right = (width.div_ceil(EDGE) * INNER_STEPS).min(RIGHT_STEPS);
     (right + threads * LEFT_PANELS * INNER_STEPS) * size_of::<Step>()
 }
 
-/// One side of a product: what its rows or its columns are, the result's, with what is summed over along the other.
+/// One operand of a product. One of its dimensions is the result's (rows of the left, columns of the right operand);
+/// the other is summed over.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a> {
     region: Region<'a>,
-    /// Whether the result's are the rows.
+    /// Whether the operand's rows are the result's dimension.
     is_rows: bool,
-    /// One for each term of a sum.
+    /// One factor for each term of a sum.
     factors: Option<&'a [f32]>,
 }
 
@@ -46,23 +48,23 @@ impl<'a> Side<'a> {
         Self { region, is_rows: false, factors: None }
     }
 
-    /// The same, with a factor for each term of a sum.
+    /// The same operand with a factor for each term of a sum.
     #[cfg(any(test, feature = "train"))]
     pub(super) fn times(self, factors: Option<&'a [f32]>) -> Self {
         Self { factors, ..self }
     }
 
-    /// Rows or columns of the result.
+    /// Rows or columns that this operand gives the result.
     fn len(&self) -> usize {
         if self.is_rows { self.region.rows() } else { self.region.cols() }
     }
 
-    /// Terms of each sum.
+    /// Number of terms of each sum.
     fn inner(&self) -> usize {
         if self.is_rows { self.region.cols() } else { self.region.rows() }
     }
 
-    /// Makes a panel: the one beginning at `first`, of the terms `inner`. Returns how many parts its numbers have.
+    /// Packs the panel that begins at `first`, for the terms `inner`. Returns how many parts its numbers have.
     fn panel(
         &self,
         split: &Split,
@@ -86,19 +88,19 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Where a product is added.
+/// Destination that a product is added to.
 pub(super) struct Sum<'a> {
-    /// Rows of `stride` elements, as many as the left side has.
+    /// Rows of `stride` elements, as many as the left operand has.
     pub(super) rows: &'a mut [f32],
     pub(super) stride: usize,
-    /// Where the result's first column is.
+    /// Position of the result's first column.
     pub(super) column: usize,
     /// Whether blocks of 32 below the diagonal may be left out.
     pub(super) is_symmetric: bool,
 }
 
 thread_local! {
-    /// Left panels of a task: large enough that new memory would cost about as much as filling it.
+    /// Left panels of a task, kept because allocating memory costs about as much as filling it.
     static LEFT: RefCell<Vec<Step>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -121,7 +123,7 @@ pub(super) fn add_product(
     if panels == 0 || width == 0 {
         return Ok(());
     }
-    // Every thread has as many tasks of one size; those of a triangle differ, and more of them even out.
+    // Tasks of equal size: one per thread. Tasks of a triangle differ in size, so that more of them balance the load.
     let tasks = workers.threads() * if is_symmetric { UNEVEN_TASKS } else { 1 };
     let each = panels.div_ceil(tasks);
     let each = each.div_ceil(each.div_ceil(LEFT_PANELS));
@@ -131,7 +133,7 @@ pub(super) fn add_product(
         let lot = (RIGHT_STEPS / steps) * EDGE;
         for start in (0..width).step_by(lot) {
             let columns = start..width.min(start + lot);
-            // Rows that have columns here on or above the diagonal.
+            // Rows with an element of these columns on or above the diagonal.
             let height = if is_symmetric { height.min(columns.end) } else { height };
             let mut kept = split.panels(columns.len().div_ceil(EDGE) * steps)?;
             let shared = &mut kept[..columns.len().div_ceil(EDGE) * steps];
@@ -186,10 +188,10 @@ mod tests {
     use super::super::testing::Random;
     use super::*;
 
-    /// Largest error, as a share of the sum of magnitudes. Measured 1.9e-7.
+    /// Largest error, relative to the sum of magnitudes. Measured 1.9e-7.
     const RELATIVE_TOLERANCE: f64 = 5e-7;
 
-    /// A matrix that stands in a larger one, and how its elements are found.
+    /// A matrix inside a larger one, and access to its elements.
     fn side(
         values: &[f32],
         len: usize,

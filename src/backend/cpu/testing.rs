@@ -1,4 +1,4 @@
-//! Random operands, naive `f64` oracles and small shorthands for the tests of this folder.
+//! Random operands, exact values and shorthands for the tests of this folder.
 
 pub(super) use super::self_check::formats;
 use super::simd::Isa;
@@ -9,7 +9,7 @@ use crate::quant::{ActivationGrid, Activations, PackedTensor, QuantizedTensor, S
 use crate::task::block_on;
 use half::f16;
 
-/// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
+/// A small deterministic generator (Marsaglia's xorshift64), so that failures are reproducible.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// A matrix as a test makes it, with its exact values beside it.
+/// A test matrix with its exact values.
 pub(super) enum Matrix {
     Dense(DType, Vec<u8>, Vec<f32>),
     Packed(QuantizedTensor),
@@ -77,7 +77,7 @@ impl Matrix {
     }
 }
 
-/// Whether its matrices are integer codes, whose columns may have an order of their own.
+/// Whether matrices of this format are integer codes, which can have a column order.
 pub(super) fn is_affine(format: &WeightFormat) -> bool {
     matches!(format, WeightFormat::Packed(coding) if coding.affine().is_some())
 }
@@ -109,7 +109,7 @@ fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) 
         }
     }
     let count = scheme.granularity().scale_count(rows, cols);
-    // Of both signs: some tools search for a signed maximum.
+    // Scales of both signs: some tools search for a signed maximum.
     let scale = |x: f32| f16::from_f32(x / 50.0 + 0.01f32.copysign(x));
     let scales = (0..count).map(|_| scale(random.float())).collect();
     if scheme.has_minimums() {
@@ -124,7 +124,7 @@ fn random_packed(random: &mut Random, rows: usize, cols: usize, scheme: Scheme) 
     PackedTensor::new(scheme, rows, cols, codes, Scales::F16(scales), zeros).unwrap()
 }
 
-/// The columns of a matrix in another order, at random.
+/// The same matrix with its columns in a random order.
 pub(super) fn reordered(random: &mut Random, matrix: &Matrix) -> Matrix {
     let Matrix::Packed(QuantizedTensor::Affine(tensor)) = matrix else {
         panic!("only packed matrices have an order of columns")
@@ -163,7 +163,7 @@ pub(super) fn read(backend: &mut CpuBackend, buffer: &CpuBuffer) -> Vec<f32> {
     out
 }
 
-/// Loads matrices, in two runs of rows each where there are two rows, with a bias for each part that has one.
+/// Loads matrices, each in two ranges of rows if it has two rows, with a bias for each part that has one.
 pub(super) fn load(
     backend: &mut CpuBackend,
     parts: &[(&Matrix, usize)],

@@ -2,9 +2,9 @@
 
 use super::argmax::NONE;
 
-/// Of each row of `x`, `[rows, width]`: the elements that are at least the `k`-th largest, in the order of their indices,
-/// into `ids` and `values`, `[rows, capacity]`, as far as there is room; `found[row]` says how many there are, or is
-/// [`NONE`] where a value is NaN or plus infinity. `k` is in `1..=width`.
+/// Finds the elements of each row of `x`, `[rows, width]`, that are at least the `k`-th largest. Writes them in the
+/// order of their indices to `ids` and `values`, `[rows, capacity]`, as far as there is room. `found[row]` is their
+/// number, or [`NONE`] if an element is NaN or plus infinity. `k` is in `1..=width`.
 pub(super) fn top_k(
     x: &[f32],
     width: usize,
@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn ties_with_the_last_are_counted() {
         let row = [3.0, 1.0, 2.0, 2.0, f32::NEG_INFINITY, 2.0];
-        // k: how many there are, and those that have room.
+        // `k`, the number of elements found, and the indices that fit.
         let cases: [(usize, u32, &[u32]); 5] =
             [(1, 1, &[0]), (2, 4, &[0, 2, 3]), (4, 4, &[0, 2, 3]), (5, 5, &[0, 1, 2]), (6, 6, &[0, 1, 2])];
         for (k, count, expected) in cases {

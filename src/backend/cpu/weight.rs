@@ -1,9 +1,9 @@
-//! Weights as the CPU likes them: padded rows of dense values or of packed codes.
+//! Weights in the layout of the CPU backend: padded rows of dense values or of packed codes.
 //!
-//! Dense values keep their type: decoding is bound by memory, and converting in registers is free beside it. Codes stay
-//! packed in units of 32 columns ([`super::columns`]) whose bits are interleaved so that one shift-and-mask per vector
-//! gives them back in order: byte `i` of an INT4 unit holds columns `i` and `i + 16`, byte `i` of a 2-bit unit columns
-//! `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are kept in 4 bits.
+//! Dense values keep their type: decode is memory-bound, so converting them in registers is free. Codes stay packed in
+//! units of 32 columns ([`super::columns`]). Their bits are interleaved so that one shift and one mask per vector
+//! return them in order: byte `i` of an INT4 unit holds columns `i` and `i + 16`; byte `i` of a 2-bit unit holds
+//! columns `i`, `i + 8`, `i + 16` and `i + 24`. 3-bit codes are stored in 4 bits.
 
 use super::columns::{Columns, UNIT};
 use super::linear_int8::MAX_GROUP as MAX_INT8_GROUP;
@@ -39,7 +39,7 @@ impl Matrices for CpuWeight {
 }
 
 impl CpuWeight {
-    /// Bytes that it occupies in memory, padding and biases included.
+    /// Bytes in memory, padding and biases included.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(Part::bytes).sum()
     }
@@ -49,7 +49,7 @@ impl CpuWeight {
 pub(super) struct Part {
     pub(super) rows: usize,
     pub(super) columns: Columns,
-    /// Which input column each stored column holds, `[cols]`; `None`: its own. Known from the first packed rows on.
+    /// Input column of each stored column, `[cols]`; `None` if they are the same. Set by the first packed rows.
     pub(super) order: Option<Vec<u32>>,
     pub(super) data: Data,
     /// The grid of INT8 activations; `None` for `f32`.
@@ -62,7 +62,7 @@ pub(super) enum Data {
     F32(Aligned<f32>),
     F16 {
         values: Aligned<u16>,
-        /// Whether none is NaN or infinite; always so once the weight is finished, see [`Part::finish`].
+        /// Whether no value is NaN or infinite. Always true once the weight is finished, see [`Part::finish`].
         finite: bool,
     },
     BF16(Aligned<u16>),
@@ -70,9 +70,9 @@ pub(super) enum Data {
     Coded(Coded),
 }
 
-/// Rows of a coding that has no kernels of its own here, as they came: they are decoded when they are needed.
+/// Rows of a coding without CPU kernels, stored as they arrived and decoded when needed.
 pub(super) struct Coded {
-    /// In the order of rows, `(first, rows)`.
+    /// `(first row, rows)`, sorted by row.
     pieces: Vec<(usize, QuantizedTensor)>,
 }
 
@@ -85,7 +85,7 @@ impl Coded {
         self.pieces.insert(at, (rows.start, source.tensor.take_rows(source.rows.clone())));
     }
 
-    /// Writes the weights of `rows`, all of which have come, to `out`, `[rows, columns.padded()]`.
+    /// Writes the weights of `rows`, all of which have arrived, to `out`, `[rows, columns.padded()]`.
     pub(super) fn decode(&self, columns: Columns, rows: Range<usize>, out: &mut [f32]) {
         let mut decoded = vec![0.0; if columns.is_plain() { 0 } else { columns.cols }];
         let mut next = rows.start;
@@ -112,7 +112,7 @@ impl Coded {
 
 /// The codes of a matrix: weight = `(code - zero_point) * scale`, or `code * scale + minimum`.
 pub(super) struct Packed {
-    /// Bits that a code takes here: 2, 4 or 8.
+    /// Bits per stored code: 2, 4 or 8.
     pub(super) bits: usize,
     /// `[rows, units, 4 * bits]`
     pub(super) codes: Aligned<u8>,
@@ -121,7 +121,7 @@ pub(super) struct Packed {
     pub(super) zeros: Zeros,
 }
 
-/// Zero points, or what takes their place.
+/// Zero points, or minimums in their place.
 pub(super) enum Zeros {
     Constant(u8),
     /// `[rows, groups]`
@@ -136,7 +136,8 @@ impl Packed {
         UNIT * self.bits / 8
     }
 
-    /// The scale of each row, where it has one, no minimum, and a size that products with integers are rounded from evenly.
+    /// The scale of each row, if each row has one scale, which is a normal float, and no minimum. Products of integers
+    /// with a normal scale have a bounded relative error.
     pub(super) fn scales_of_rows(&self, columns: Columns) -> Option<&[f32]> {
         let has_one = columns.groups == 1 && !matches!(self.zeros, Zeros::Minimums(_));
         (has_one && self.scales.iter().all(|scale| scale.is_normal())).then_some(&*self.scales)
@@ -159,7 +160,7 @@ impl Packed {
 }
 
 impl Part {
-    /// The values, `[rows, cols]`, where they stand as they came and meet inputs as those come.
+    /// The values, `[rows, cols]`, if they are stored unchanged and multiply unchanged inputs.
     pub(super) fn floats(&self) -> Option<&[f32]> {
         match &self.data {
             Data::F32(values) if self.order.is_none() && self.grid.is_none() && self.columns.is_plain() => {
@@ -175,11 +176,11 @@ impl Part {
             rows.checked_mul(per_row).ok_or_else(|| {
                 Error::new(
                     crate::error::ErrorCode::OutOfMemory,
-                    format!("a matrix of {rows} x {cols} is larger than the memory that can be addressed"),
+                    format!("a matrix of {rows} x {cols} exceeds the address space"),
                 )
             })
         };
-        // Padding at most multiplies a row by the 32 columns of a unit.
+        // Padding multiplies a row by at most 32, the columns of a unit.
         if rows == 0 || cols == 0 || cols > usize::MAX / (2 * UNIT) {
             return Err(Error::invalid_argument(format!(
                 "a weight cannot have {rows} rows and {cols} columns"
@@ -213,8 +214,8 @@ impl Part {
                 let columns = Columns::new(cols, group_size);
                 if grid.is_some() && columns.group_size > MAX_INT8_GROUP {
                     return Err(Error::unsupported_format(format!(
-                        "a scale of {cols} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns \
-                         can be summed in 32 bits"
+                        "a scale of {cols} columns cannot be combined with INT8 activations: at most {MAX_INT8_GROUP} \
+                         columns can be summed in 32 bits"
                     )));
                 }
                 let bits = scheme.storage_bits().next_power_of_two() as usize;
@@ -295,7 +296,7 @@ impl Part {
         }
     }
 
-    /// Rows `start..` of a matrix of integer codes.
+    /// Stores rows `start..` of a matrix of integer codes.
     fn put_affine(
         &mut self,
         rows: Range<usize>,
@@ -337,8 +338,8 @@ impl Part {
         Ok(())
     }
 
-    /// Keeps half-precision values as `f32` where one of them is NaN or infinite. Few models have such a value, and looking
-    /// for it in every product would cost WebAssembly a sixth of its time.
+    /// Widens half-precision values to `f32` if one of them is NaN or infinite. Few models have such a value, and
+    /// checking for it in every product would cost WebAssembly a sixth of its time.
     pub(super) fn finish(&mut self) -> Result<()> {
         if let Data::F16 { values, finite: false } = &self.data {
             let mut widened = Aligned::zeroed(values.len())?;
@@ -399,7 +400,7 @@ impl Part {
     }
 }
 
-/// Packs 32 codes into `4 * bits` bytes, as the module's head describes.
+/// Packs 32 codes into `4 * bits` bytes, as the module header describes.
 fn pack_unit(codes: &[u8; UNIT], out: &mut [u8]) {
     match out.len() {
         8 => pack_unit_of::<2>(codes, out),

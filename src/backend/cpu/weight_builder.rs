@@ -1,4 +1,4 @@
-//! A weight on its way into the form that the CPU likes.
+//! Collects the rows of a weight in the CPU backend's layout.
 
 use super::weight::{CpuWeight, Part};
 use crate::backend::arrivals::Arrivals;
@@ -6,7 +6,7 @@ use crate::backend::{WeightDesc, WeightView};
 use crate::error::Result;
 use std::ops::Range;
 
-/// What has arrived of a weight.
+/// The pieces of a weight that have arrived.
 pub struct CpuWeightBuilder {
     arrivals: Arrivals,
     parts: Vec<Part>,

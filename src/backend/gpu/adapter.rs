@@ -1,4 +1,4 @@
-//! The adapters of this machine, and which of them serves.
+//! The adapters of this machine, and the choice of one of them.
 
 use super::variants::Variants;
 use crate::error::{Error, ErrorCode, Result};
@@ -6,45 +6,45 @@ use crate::options::named;
 use crate::sort;
 use std::fmt;
 
-/// Which adapter a [`GpuBackend`](super::GpuBackend) runs on.
+/// The adapter of a [`GpuBackend`](super::GpuBackend), and limits on its use.
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
-    /// Part of the adapter's name, in any case; `None` for the fastest that there is.
+    /// Part of the adapter's name, case-insensitive; `None` for the fastest adapter.
     pub adapter: Option<String>,
-    /// Whether an adapter that computes on the processor serves where none is named. It is slower than the CPU backend.
+    /// Allows a software adapter if none is named. It is slower than the CPU backend.
     pub software: bool,
-    /// Bytes that one binding may have, where that shall be less than the adapter allows: weights are split there.
+    /// Bytes per binding, if less than the adapter allows; larger weights are split.
     pub max_binding_bytes: Option<u64>,
-    /// Whether kernels that need more than WebGPU's core stay out.
+    /// Uses base kernels only, without variants.
     pub base_kernels: bool,
-    /// What is made to go wrong, to see whether anybody notices: for tests, here and of packages.
+    /// An injected fault, to test that it is detected; for tests here and of packages.
     #[doc(hidden)]
     pub sabotage: Option<Sabotage>,
 }
 
-/// A kernel, by its name, with which something is wrong.
+/// A fault in the kernel of the given name.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
-    /// It does nothing.
+    /// The kernel does nothing.
     Idle(&'static str),
-    /// Its text is none.
+    /// Its source does not compile.
     Invalid(&'static str),
 }
 
 named! {
-    /// What an adapter is
+    /// Kind of an adapter
     #[derive(PartialOrd, Ord)]
     pub enum AdapterKind {
-        /// A GPU with memory of its own
+        /// A GPU with its own memory
         Discrete = "discrete",
-        /// A GPU that shares the processor's memory
+        /// A GPU that shares the CPU's memory
         Integrated = "integrated",
-        /// A GPU behind virtualization
+        /// A virtualized GPU
         Virtual = "virtual",
-        /// Not known, as in browsers
+        /// Unknown, as in browsers
         Other = "other",
-        /// A program that computes on the processor
+        /// A software adapter that computes on the CPU
         Software = "software",
     }
 }
@@ -52,15 +52,15 @@ named! {
 /// An adapter as `lowbit devices` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterDescription {
-    /// Its name, as its driver gives it; browsers give away little.
+    /// Name that the driver reports; browsers reveal little.
     pub name: String,
-    /// The interface that reaches it: `vulkan`, `metal`, `dx12`, `webgpu`.
+    /// Graphics API: `vulkan`, `metal`, `dx12`, `webgpu`.
     pub api: String,
-    /// What it is.
+    /// Kind of the adapter.
     pub kind: AdapterKind,
-    /// Driver and version, where they are known.
+    /// Driver and version, if known.
     pub driver: String,
-    /// Bytes that one binding may have; larger weights are split.
+    /// Largest size of one binding; larger weights are split.
     pub max_binding_bytes: u64,
 }
 
@@ -70,22 +70,22 @@ impl fmt::Display for AdapterDescription {
     }
 }
 
-/// The adapters of this machine, the fastest kind first. A browser shows at most two: the one that it takes for speed, and
-/// the one for little power where that is another.
+/// The adapters of this machine, the fastest kind first. A browser lists at most two: its high-performance and its
+/// low-power adapter, if they differ.
 pub async fn adapters() -> Vec<AdapterDescription> {
     let candidates = all().await.unwrap_or_default();
     candidates.into_iter().map(|candidate| candidate.description).collect()
 }
 
-/// An adapter that can be opened once.
+/// An adapter and its properties. It can be opened once.
 pub(super) struct AvailableAdapter {
     pub(super) adapter: wgpu::Adapter,
     pub(super) description: AdapterDescription,
-    /// The variants that its kernels may be.
+    /// The kernel variants that it supports.
     pub(super) variants: Variants,
 }
 
-/// The variants that an adapter has: some need a feature of WGSL itself, some one of the device.
+/// The kernel variants that an adapter supports. Some need a WGSL language feature, some a device feature.
 #[cfg(not(target_arch = "wasm32"))]
 fn variants(instance: &wgpu::Instance, adapter: &wgpu::Adapter) -> Variants {
     let language = instance.wgsl_language_features();
@@ -102,8 +102,8 @@ fn has_f16(adapter: &wgpu::Adapter) -> bool {
     adapter.features().contains(wgpu::Features::SHADER_F16)
 }
 
-/// Invocations, a power of two, that lie in one subgroup whatever its size is. Of Metal wgpu knows no sizes, and says 4; Apple's own
-/// GPUs have 32 always.
+/// A power of two: the largest number of invocations that surely share a subgroup, whatever its size. wgpu does not
+/// know Metal's subgroup sizes and reports 4; those of Apple's own GPUs are always 32.
 #[cfg(not(target_arch = "wasm32"))]
 fn least_subgroup(told: u32, api: wgpu::Backend, name: &str) -> u32 {
     if api == wgpu::Backend::Metal && name.starts_with("Apple ") { 32 } else { 1 << told.max(1).ilog2() }
@@ -111,7 +111,7 @@ fn least_subgroup(told: u32, api: wgpu::Backend, name: &str) -> u32 {
 
 fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor {
-        // Not the debug layers that a debug build would ask for: they slow every call down.
+        // No debug layers: in a debug build they would slow down every call.
         flags: wgpu::InstanceFlags::empty(),
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     })
@@ -134,7 +134,7 @@ async fn all() -> Result<Vec<AvailableAdapter>> {
         AvailableAdapter { adapter, description, variants }
     };
     let mut candidates: Vec<_> = adapters.into_iter().map(describe).collect();
-    // Stable: among equals the driver's order stays.
+    // The sort is stable: equal kinds keep the driver's order.
     sort::sort_by_key(&mut candidates, |candidate| candidate.description.kind);
     Ok(candidates)
 }
@@ -187,7 +187,7 @@ async fn all() -> Result<Vec<AvailableAdapter>> {
             driver: String::new(),
             max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
         };
-        // A browser that does not say what its WGSL has gets base kernels only.
+        // A browser that does not report WGSL features gets base kernels only.
         let half_tiles = packed_dot.is_some() && has_f16(&adapter);
         candidates.push(AvailableAdapter {
             description,
@@ -199,17 +199,17 @@ async fn all() -> Result<Vec<AvailableAdapter>> {
     Ok(candidates)
 }
 
-/// Whether an adapter whose kind nobody tells computes on the processor, by its name.
+/// Whether an adapter of unreported kind computes on the CPU, judged by its name.
 #[cfg(any(target_arch = "wasm32", test))]
 fn is_software(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ["swiftshader", "llvmpipe", "lavapipe", "basic render"].iter().any(|known| name.contains(known))
 }
 
-/// The adapter that `options` ask for.
+/// The adapter that `options` request.
 ///
 /// # Errors
-/// `no_device` when there is none.
+/// `no_device` if there is none.
 pub(super) async fn choose(options: &GpuOptions) -> Result<AvailableAdapter> {
     let candidates = all().await?;
     let names: Vec<String> = candidates.iter().map(|candidate| candidate.description.to_string()).collect();
@@ -244,7 +244,7 @@ mod tests {
             (4, Dx12, "Microsoft Basic Render Driver", 4),
             (4, Metal, "Apple M3", 32),
             (4, Metal, "AMD Radeon Pro 5500M", 4),
-            // What no driver should say.
+            // Invalid reports.
             (0, Vulkan, "a driver that does not know", 1),
             (24, Vulkan, "no power of two", 16),
         ] {
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn software_adapters_are_known_by_name_and_have_to_be_asked_for() {
-        // Name, known as software, taken: by default, with `software`, by its name.
+        // Name, and whether it is a known software adapter.
         let cases = [
             ("google swiftshader", true),
             ("llvmpipe (LLVM 15.0.6, 256 bits)", true),

@@ -1,4 +1,4 @@
-//! Memory on the device: handles that own it, and the pool that they return to.
+//! Device memory: handles that own it, and the pool that reuses it.
 
 use super::device::Device;
 use crate::backend::{Element, Elements};
@@ -6,9 +6,9 @@ use crate::error::{Error, ErrorCode, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes that the pool keeps for later; what comes beyond is destroyed.
+/// Most bytes that the pool keeps; further buffers are destroyed.
 const MOST_POOLED_BYTES: u64 = 256 << 20;
-/// Sizes are multiples of this: kernels may read in vectors of 16 bytes, and few distinct sizes make a pool useful.
+/// Sizes are multiples of this. Kernels may read vectors of 16 bytes, and few distinct sizes make reuse likely.
 const GRANULE: u64 = 256;
 
 /// Activations, token ids or a cache on the GPU.
@@ -39,16 +39,16 @@ impl Elements for GpuBuffer {
     }
 }
 
-/// A piece of device memory. Clones share it; the last one returns it.
+/// Device memory. Clones share it; dropping the last one returns it to the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Memory(Arc<Allocation>);
 
 #[derive(Debug)]
 struct Allocation {
     buffer: wgpu::Buffer,
-    /// Never used twice.
+    /// Identifies the `wgpu` buffer; never reused for another buffer.
     id: u64,
-    /// `None` for weights, which are destroyed at once.
+    /// `None` for weights, which are destroyed when dropped.
     pool: Option<Arc<Pool>>,
 }
 
@@ -75,7 +75,7 @@ impl Drop for Allocation {
     }
 }
 
-/// Buffers that wait to be used again.
+/// Free buffers, kept for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<(u64, wgpu::Buffer)>>,
@@ -85,12 +85,12 @@ pub(super) struct Pool {
 /// Memory from a [`Pool`].
 pub(super) struct Taken {
     pub(super) memory: Memory,
-    /// Whether it still holds what somebody else wrote.
+    /// Whether it holds data of an earlier use.
     pub(super) dirty: bool,
 }
 
 impl Pool {
-    /// Memory for activations: from the pool where a piece of the right size waits there.
+    /// Memory for activations. Reuses a free buffer of the same size if there is one.
     pub(super) fn take(self: &Arc<Self>, device: &Device, bytes: u64) -> Result<Taken> {
         let bytes = checked_size(device, bytes)?;
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Pool {
         Ok(Taken { memory: Memory(Arc::new(Allocation { buffer, id, pool: Some(self.clone()) })), dirty })
     }
 
-    /// Memory for weights: new, and destroyed when it is no longer used.
+    /// Memory for weights: newly allocated, and destroyed when no longer used.
     pub(super) fn weight(&self, device: &Device, bytes: u64) -> Result<Memory> {
         let buffer = create(device, checked_size(device, bytes)?);
         device.check()?;
@@ -132,19 +132,19 @@ impl Drop for Pool {
     }
 }
 
-/// The size of a buffer that holds `bytes`.
+/// The allocated size of a buffer for `bytes`.
 fn checked_size(device: &Device, bytes: u64) -> Result<u64> {
     if bytes > device.max_binding_bytes {
         return Err(Error::new(
             ErrorCode::OutOfMemory,
             format!(
-                "a buffer of {bytes} bytes is larger than the {} that {} can use at once",
+                "a buffer of {bytes} bytes exceeds the binding limit of {} bytes on {}",
                 device.max_binding_bytes, device.description
             ),
         ));
     }
     let rounded = bytes.max(1).next_multiple_of(GRANULE);
-    // The limit itself may be no multiple.
+    // The limit itself may not be a multiple of the granule.
     Ok(if rounded > device.max_binding_bytes { bytes.next_multiple_of(16) } else { rounded })
 }
 

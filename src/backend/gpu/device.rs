@@ -1,4 +1,4 @@
-//! The device that is opened on an adapter, and what went wrong on it.
+//! The device opened on an adapter, and the errors that occur on it.
 
 use super::adapter::{self, AdapterDescription, AvailableAdapter, GpuOptions, Sabotage};
 #[cfg(not(target_arch = "wasm32"))]
@@ -11,21 +11,21 @@ use super::web::Watch;
 use crate::error::{Error, ErrorCode, Result};
 use std::borrow::Cow;
 
-/// An open device, and the first thing that went wrong on it.
+/// An open device and its first error.
 pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) description: AdapterDescription,
-    /// Bytes that one binding may have.
+    /// Largest size of one binding.
     pub(super) max_binding_bytes: u64,
-    /// The variants that it has.
+    /// The kernel variants that it supports.
     pub(super) variants: Variants,
     failure: Failure,
     watch: Watch,
     sabotage: Option<Sabotage>,
 }
 
-/// What kernels need of a device beside WebGPU's core.
+/// The device features beyond WebGPU's core that variants require.
 fn features(variants: Variants) -> wgpu::Features {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SUBGROUP, variants.subgroups.is_some());
@@ -34,10 +34,10 @@ fn features(variants: Variants) -> wgpu::Features {
 }
 
 impl Device {
-    /// Opens the adapter that `options` ask for.
+    /// Opens the adapter that `options` request.
     ///
     /// # Errors
-    /// `no_device` when there is none, or it cannot be opened.
+    /// `no_device` if there is none or it cannot be opened.
     pub(super) async fn open(options: &GpuOptions) -> Result<Self> {
         let AvailableAdapter { adapter, description, variants } = adapter::choose(options).await?;
         let variants = if options.base_kernels { Variants::default() } else { variants };
@@ -45,7 +45,7 @@ impl Device {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lowbit"),
             required_features: features(variants),
-            // Kernels keep to WebGPU's defaults; only buffers may be larger.
+            // Kernels stay within WebGPU's default limits, except for buffer sizes.
             required_limits: wgpu::Limits {
                 max_buffer_size: offered.max_buffer_size,
                 max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
@@ -59,7 +59,7 @@ impl Device {
         let failure = Failure::default();
         let watch = Watch::new(&device, &failure);
         let lost = failure.clone();
-        // Also where the device was destroyed: whoever still hears of it has not let it go.
+        // Also called when the device is destroyed: whoever sees this error still holds the device.
         device.set_device_lost_callback(move |_, message| {
             lost.keep_first(Error::new(ErrorCode::DeviceLost, format!("the GPU was lost: {message}")));
         });
@@ -78,7 +78,7 @@ impl Device {
         })
     }
 
-    /// The text of a kernel.
+    /// The source of a kernel.
     pub(super) fn source(&self, kernel: &Kernel) -> Cow<'static, str> {
         match self.sabotage {
             Some(Sabotage::Idle(name)) if name == kernel.name => {
@@ -94,8 +94,8 @@ impl Device {
         }
     }
 
-    /// What is known to have gone wrong since the device was opened. Natively that is everything; in a browser, what
-    /// went wrong before the last [`Device::settle`].
+    /// Returns the first known error since the device was opened. Natively all errors are known; in a browser, those
+    /// before the last [`Device::settle`].
     pub(super) fn check(&self) -> Result<()> {
         self.failure.check()
     }
@@ -105,7 +105,7 @@ impl Device {
         self.failure.forget_refused()
     }
 
-    /// Calls `compile`; what goes wrong then is the error of a kernel.
+    /// Calls `compile` and attributes errors during it to the kernel.
     pub(super) fn compiling<T>(&self, kernel: &'static str, compile: impl FnOnce() -> T) -> T {
         self.watch.set_work(Work::Kernel(kernel));
         let compiled = compile();
@@ -113,24 +113,25 @@ impl Device {
         compiled
     }
 
-    /// Waits until everything that went wrong so far is known; natively also until everything submitted is done.
+    /// Waits until all errors so far are known; natively also until all submitted work is done.
     ///
     /// # Errors
-    /// The first thing that went wrong.
+    /// The first error.
     pub(super) async fn settle(&self) -> Result<()> {
         self.settle_until(None).await
     }
 
-    /// As [`Device::settle`], but of what was submitted only up to one submission, where one is given.
+    /// As [`Device::settle`], but waits only for work up to a submission, if one is given.
     pub(super) async fn settle_until(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let settled = self.watch.settle(submission).await;
-        // A failure on the way is the cause of what came after it.
+        // A recorded failure is the cause of an error of `settle`, so it takes precedence.
         self.check()?;
         settled
     }
 }
 
-/// Nothing collects garbage on a GPU: what JavaScript still refers to would stay there, and keep Node from ending.
+/// JavaScript's garbage collection does not free GPU objects. Without this, live references would keep GPU memory and
+/// prevent Node from exiting.
 #[cfg(target_arch = "wasm32")]
 impl Drop for Device {
     fn drop(&mut self) {

@@ -1,9 +1,9 @@
-//! What went wrong on a device, and how natively it becomes known; `web` has how in a browser.
+//! Errors of a device, and how they are caught natively. `web` catches them in browsers.
 
 use crate::error::{Error, ErrorCode, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The first thing that went wrong. It stays, because results after it are worth nothing. Clones share it.
+/// The first error of a device. It is kept, because later results are invalid. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failure(Arc<Mutex<Option<Error>>>);
 
@@ -12,7 +12,8 @@ impl Failure {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// Forgets that a kernel or a command was refused: what did not run harmed nothing. Whether nothing else went wrong.
+    /// Clears the error if it is a refused kernel or command: what did not run did no harm. Returns whether no error
+    /// remains.
     pub(super) fn forget_refused(&self) -> bool {
         let mut failure = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = |error: &Error| matches!(error.code(), ErrorCode::ShaderError | ErrorCode::DeviceError);
@@ -23,7 +24,7 @@ impl Failure {
     }
 
     /// # Errors
-    /// What went wrong.
+    /// The first error.
     pub(super) fn check(&self) -> Result<()> {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error.clone()),
@@ -32,7 +33,7 @@ impl Failure {
     }
 }
 
-/// What the device is doing: it decides what an error is called.
+/// The current work of the device. It determines the code of an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Work {
     #[default]
@@ -41,17 +42,17 @@ pub(super) enum Work {
     Kernel(&'static str),
 }
 
-/// The kinds of errors that WebGPU tells apart.
+/// The kinds of errors that WebGPU distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     OutOfMemory,
-    /// The implementation or the driver cannot do what is allowed.
+    /// The implementation or the driver fails at a valid operation.
     Internal,
-    /// What was asked for is not allowed.
+    /// The operation is invalid.
     Validation,
 }
 
-/// The error of `work`; `description` is the device's.
+/// The error for `work`; `description` is the device's message.
 pub(super) fn error(kind: Kind, work: Work, description: &str) -> Error {
     let description = description.split_whitespace().collect::<Vec<_>>().join(" ");
     match (kind, work) {
@@ -65,7 +66,7 @@ pub(super) fn error(kind: Kind, work: Work, description: &str) -> Error {
     }
 }
 
-/// Writes a device's errors into a [`Failure`]. Natively they are known when the call that makes them returns.
+/// Records a device's errors in a [`Failure`]. Natively an error is known when the call that causes it returns.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) struct Watch {
     device: wgpu::Device,
@@ -89,23 +90,23 @@ impl Watch {
         Self { device: device.clone(), work }
     }
 
-    /// What the calls from here on are for.
+    /// Sets the work that later errors belong to.
     pub(super) fn set_work(&self, work: Work) {
         *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
     }
 
-    /// Waits until the device has done everything up to a submission, or all that was submitted, and the callbacks for that
-    /// have run.
+    /// Waits until all work up to a submission is done, or all submitted work if none is given, and its callbacks have
+    /// run.
     ///
     /// # Errors
-    /// `device_lost` where it does not answer.
+    /// `device_lost` if the device does not respond.
     pub(super) async fn settle(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let wait =
             |submission_index| self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
-        // A submission that a lost device refused never ends: waiting for the others tells why.
+        // A submission that a lost device refused never completes. Waiting for the others reveals the reason.
         match wait(submission_index).or_else(|_| wait(None)) {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not answer: {error}"))),
+            Err(error) => Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not respond: {error}"))),
         }
     }
 }

@@ -1,37 +1,37 @@
-//! The kernels: their texts, put together when the crate is built, and what each of them binds.
+//! The kernels: their sources, linked at build time, and their bindings.
 //!
-//! A test reads every text with naga and compares the bindings and parameters with what stands here.
+//! A test parses every source with naga and compares its bindings and parameters with these declarations.
 
 use crate::quant::codings::codings;
 
-/// How a kernel uses one of its buffers.
+/// How a kernel accesses a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Access {
     Read,
     Write,
 }
 
-/// A kernel before its numbers are filled in.
+/// A kernel before its constants are filled in.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// The file's stem.
+    /// Stem of the file.
     #[cfg(test)]
     pub(super) stem: &'static str,
-    /// The stem, and what is added to it where the file is linked in several ways.
+    /// The stem, with a suffix if the file is linked in several ways.
     pub(super) name: &'static str,
     pub(super) source: &'static str,
-    /// The storage buffers, in the order of their bindings. The parameters come after the last.
+    /// The storage buffers in binding order. The parameters are bound after the last.
     pub(super) bindings: &'static [Access],
-    /// Bytes of the parameters.
+    /// Size of the parameters in bytes.
     pub(super) params: usize,
-    /// The same, adding up by subgroups: for devices that have them.
+    /// Variant of the kernel that sums by subgroups, for devices that support them.
     pub(super) subgroups: Option<&'static Self>,
 }
 
 use Access::{Read as R, Write as W};
 
-/// Writes `text` without its comments into `code`, as far as there is room, and returns the length of all of it. Comments
-/// are a fifth of the text, and every page would load them. Line breaks stay, so that compilers' messages name the right line.
+/// Copies `text` without comments to `code`, as far as it fits, and returns the full length. Comments are a fifth of
+/// the text, and every page would load them. Line breaks stay, so that compiler messages name the right line.
 pub(super) const fn without_comments(text: &str, code: &mut [u8]) -> usize {
     let text = text.as_bytes();
     let (mut at, mut len) = (0, 0);
@@ -51,8 +51,8 @@ pub(super) const fn without_comments(text: &str, code: &mut [u8]) -> usize {
     len
 }
 
-/// `shaders/<stem>.wgsl` with the shared pieces that it uses, and before it what it needs of WGSL's extensions. Its name is the
-/// stem; a variant of it, linked with another piece, has a suffix.
+/// Links `shaders/<stem>.wgsl` with shared pieces, after the `enable` directive for WGSL extensions. The name is the
+/// stem, with a suffix if it is linked with other pieces.
 macro_rules! linked {
     ($enable:literal, $stem:literal + $($suffix:literal)+, [$($piece:literal),*], [$($access:ident),*], $params:literal, $subgroups:expr) => {
         Kernel {
@@ -83,7 +83,7 @@ macro_rules! linked {
     };
 }
 
-/// One kernel.
+/// Declares a kernel.
 macro_rules! kernel {
     ($constant:ident, $stem:literal, $($rest:tt)*) => {
         kernel!($constant, $stem + "", $($rest)*);
@@ -97,10 +97,10 @@ macro_rules! kernel {
     };
 }
 
-/// One kernel whose invocations add up what they have, and its variant with subgroups.
+/// Declares a kernel that sums over invocations, and its variant with subgroups.
 ///
-/// In a browser there is no such variant: wgpu does not ask there for the feature, and the text could not be the same, because
-/// browsers insist on `enable subgroups;`, which naga refuses.
+/// The variant does not exist in browsers: wgpu does not request the feature there. The source would also have to
+/// differ, because browsers require `enable subgroups;`, which naga rejects.
 macro_rules! summing_kernel {
     ($constant:ident, $stem:literal + $suffix:literal, [$($piece:literal),*], $accesses:tt, $params:literal) => {
         pub(super) static $constant: Kernel =
@@ -117,7 +117,7 @@ macro_rules! summing_kernel {
     };
 }
 
-/// The kernels that read weights as floats, of one coding.
+/// The kernels that decode weights of one coding to floats.
 #[derive(Debug)]
 pub(super) struct Readers {
     pub(super) embed: &'static Kernel,
@@ -127,7 +127,7 @@ pub(super) struct Readers {
 
 macro_rules! readers {
     ($($(#[$doc:meta])* $name:ident($format:ident) $tensor:ident, $shader:literal + $suffix:literal;)*) => {
-        /// By the piece of shader that reads a coding's values.
+        /// By the shader piece that decodes a coding's values.
         static READERS: &[(&str, Readers)] = &[$(($shader, {
             kernel!("", EMBED, "embed" + $suffix, ["weights", $shader, "grid"], [R, R, R, R, W], 48);
             summing_kernel!(
@@ -151,7 +151,7 @@ macro_rules! readers {
 }
 codings!(readers);
 
-/// The kernels of a coding, which reads its values by that piece of shader. Dense weights take those of integer codes.
+/// The kernels of the coding that is decoded by the shader piece `shader`. Dense weights use those of integer codes.
 pub(super) fn readers(shader: &str) -> &'static Readers {
     let found = READERS.iter().find(|(name, _)| *name == shader);
     &found.expect("the list of codings has made kernels of each").1
@@ -223,10 +223,10 @@ kernel!(ARGMAX, "argmax", ["ordered_key", "grid"], [R, W], 16);
 kernel!(TOP_K, "top_k", ["ordered_key", "grid"], [R, W, W, W], 16);
 kernel!(GRAM, "gram", ["grid"], [R, W], 16);
 
-// Of benchmarks only.
+// For benchmarks only.
 kernel!(MULTIPLY_ADD, "bench/multiply_add", ["grid"], [W], 16);
 
-/// All that models run, without variants with subgroups.
+/// All kernels that models use, without the kernels of codings and variants with subgroups.
 #[cfg(any(test, feature = "kernel-tests"))]
 static ALL: &[&Kernel] = &[
     &FLOAT_MATMUL_HALF,
@@ -247,7 +247,7 @@ static ALL: &[&Kernel] = &[
     &GRAM,
 ];
 
-/// All that models run on some device.
+/// All kernels that models use on any device.
 #[cfg(any(test, feature = "kernel-tests"))]
 pub(super) fn all() -> impl Iterator<Item = &'static Kernel> {
     let readers = READERS.iter().flat_map(|(_, readers)| [readers.embed, readers.matvec, readers.matmul]);

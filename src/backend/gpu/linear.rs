@@ -1,4 +1,4 @@
-//! Linear steps and embeddings: what they bind, part by part of a weight.
+//! Recording of linear steps and embeddings, with one dispatch for each shard of a weight.
 
 use super::buffers::Memory;
 use super::weight::{Shard, StackedMatrices};
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::quant::{ActivationGrid, Activations};
 
 impl GpuBackend {
-    /// `y = W x` for one matrix; `x` are the activations as they are.
+    /// `y = W x` for one matrix; `x` are the unrounded activations.
     pub(super) fn record_matrix(
         &mut self,
         x: &Memory,
@@ -65,8 +65,8 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Rounds activations to INT8, in the order in which the units of `matrix` meet them: together with the norm that makes
-    /// them where that comes right before.
+    /// Rounds activations to INT8, in the order of the units of `matrix`. If the previous command is the norm that
+    /// produces them, one kernel does both.
     fn record_quantize(&mut self, x: &Memory, count: usize, matrix: &StackedMatrices) -> Result<()> {
         let units = &matrix.units;
         let bytes = count as u64 * units.quads() as u64 * 4;
@@ -125,7 +125,7 @@ impl GpuBackend {
         Ok(rounded)
     }
 
-    /// The embeddings of `count` tokens, from every shard of the table.
+    /// Embeddings of `count` tokens; each shard of the table writes its own tokens.
     pub(super) fn record_embed(
         &mut self,
         tokens: &Memory,

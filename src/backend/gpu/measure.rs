@@ -1,18 +1,18 @@
-//! What a device can do at most, for benchmarks: copies, and arithmetic without memory. No step of a model.
+//! Upper limits of a device for benchmarks: copies, and arithmetic without memory access. Models do not use them.
 
 use super::{GpuBackend, GpuBuffer, kernels, params, select};
 use crate::backend::step::check;
 use crate::backend::{Element, Elements};
 use crate::error::{Context, Error, Result};
 
-/// Multiply-adds of one invocation of the kernel in one round.
+/// Multiply-adds per invocation and round.
 const MULTIPLY_ADDS: u64 = 16;
 
 impl GpuBackend {
-    /// Records a copy of the whole of an `F32` buffer to another one.
+    /// Records a copy of a whole `F32` buffer.
     ///
     /// # Errors
-    /// `invalid_argument` where `to` is no `F32` buffer of the same length.
+    /// `invalid_argument` unless `to` is an `F32` buffer of the same length.
     pub fn copy(&mut self, from: &GpuBuffer, to: &mut GpuBuffer) -> Result<()> {
         check("from", from, Element::F32, &[from.len()]).context_with(|| "copy")?;
         check("to", to, Element::F32, &[from.len()]).context_with(|| "copy")?;
@@ -27,18 +27,18 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Records `rounds` rounds, a multiple of 4, of `x = 0.5 x + 1` on 16 numbers for each element of `out`, whose length is a
-    /// multiple of 64: the sum of the 16 goes there, all of which begin as the element's index modulo 64, over 64. Returns
-    /// how many multiplications and additions that is.
+    /// Records `rounds` rounds of `x = 0.5 x + 1` on 16 numbers for each element of `out`, and returns the number of
+    /// multiplications and additions. The numbers start at the element's index modulo 64, divided by 64. The element
+    /// becomes their sum. `rounds` must be a multiple of 4, the length of `out` a multiple of 64.
     ///
     /// # Errors
-    /// `invalid_argument` for other numbers of rounds or elements.
+    /// `invalid_argument` for other rounds or lengths.
     pub fn multiply_add(&mut self, out: &mut GpuBuffer, rounds: u32) -> Result<u64> {
         let op = "multiply_add";
         let len = out.len();
         if !len.is_multiple_of(64) || !rounds.is_multiple_of(4) {
             return Err(Error::invalid_argument(format!(
-                "{op}: expected elements in 64s and rounds in fours but found {len} and {rounds}"
+                "{op}: expected a multiple of 64 elements and of 4 rounds but found {len} and {rounds}"
             )));
         }
         check("out", out, Element::F32, &[len]).context_with(|| op)?;

@@ -1,11 +1,11 @@
-//! The parameters of the kernels, field by field as their shaders declare them.
+//! Kernel parameters, with the same fields as in the shaders.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The bits of a NaN: shaders cannot write one down.
+/// The bits of a NaN, for shaders: WGSL has no NaN literal.
 pub(super) const NAN_BITS: u32 = 0x7fc0_0000;
 
-/// Declares parameters and, for a test, the names of their fields.
+/// Declares a parameter struct and, for a test, the names of its fields.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
@@ -17,7 +17,7 @@ macro_rules! params {
 
         #[cfg(test)]
         impl $name {
-            /// Name and offset of each field.
+            /// Names and offsets of the fields.
             pub(super) const FIELDS: &[(&str, usize)] =
                 &[$((stringify!($field), std::mem::offset_of!($name, $field))),*];
         }

@@ -1,4 +1,4 @@
-//! Compiled kernels, made when they are first needed and kept.
+//! Compiled kernels, cached after first use.
 
 use super::device::Device;
 use super::kernels::{Access, Kernel};
@@ -7,7 +7,7 @@ use crate::error::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A compiled kernel with its numbers filled in.
+/// A compiled kernel with its constants.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     pub(super) name: &'static str,
@@ -33,7 +33,7 @@ impl Pipelines {
     /// The pipeline of `choice`.
     ///
     /// # Errors
-    /// `shader_error` when the device refuses the kernel; in a browser that is known when the device settles.
+    /// `shader_error` if the device rejects the kernel. In a browser this is known only when the device settles.
     pub(super) fn get(&mut self, device: &Device, choice: KernelChoice) -> Result<Arc<Pipeline>> {
         if let Some(pipeline) = self.pipelines.get(&choice) {
             return Ok(pipeline.clone());

@@ -1,4 +1,4 @@
-//! From the device to the host: the only place that waits.
+//! Transfers from the device to the host: the only module that waits for work.
 
 use super::GpuBackend;
 use super::buffers::Memory;
@@ -8,17 +8,17 @@ use crate::backend::DeviceOps;
 use crate::error::{Error, ErrorCode, Result};
 use std::ops::Range;
 
-/// Buffers that are kept: one for the step that is awaited, one for the step that runs meanwhile.
+/// Most buffers kept: one for the awaited step, one for the step that runs meanwhile.
 const MOST_KEPT: usize = 2;
 
-/// Buffers that the host can read, kept for the next time.
+/// Staging buffers that the host can read, kept for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     free: Vec<wgpu::Buffer>,
 }
 
 impl Staging {
-    /// A buffer of at least `bytes`, to copy into.
+    /// A staging buffer of at least `bytes`.
     pub(super) fn take(&mut self, device: &Device, bytes: u64) -> wgpu::Buffer {
         if let Some(at) = self.free.iter().position(|buffer| buffer.size() >= bytes) {
             return self.free.swap_remove(at);
@@ -31,7 +31,7 @@ impl Staging {
         })
     }
 
-    /// Keeps a buffer that is no longer mapped; of too many the smallest goes.
+    /// Keeps an unmapped buffer for reuse. Above the limit, the smallest is destroyed.
     fn put_back(&mut self, buffer: wgpu::Buffer) {
         self.free.push(buffer);
         self.free.sort_by_key(wgpu::Buffer::size);
@@ -49,18 +49,18 @@ impl Drop for Staging {
     }
 }
 
-/// Bytes on their way to the host.
+/// A pending read of bytes.
 pub struct GpuReading {
-    /// Gone when they have arrived.
+    /// `None` once the bytes have been read.
     buffer: Option<wgpu::Buffer>,
     bytes: u64,
     mapped: Signal,
-    /// The submission that copies them.
+    /// The submission that copies the bytes.
     submission: Option<wgpu::SubmissionIndex>,
 }
 
 impl GpuReading {
-    /// Asks for the front of `buffer`, into which `submission` copies.
+    /// Begins to map the front of `buffer`, which `submission` fills.
     pub(super) fn begin(buffer: wgpu::Buffer, bytes: u64, submission: Option<wgpu::SubmissionIndex>) -> Self {
         let mapped = Signal::default();
         let sender = mapped.clone();
@@ -70,22 +70,22 @@ impl GpuReading {
         Self { buffer: Some(buffer), bytes, mapped, submission }
     }
 
-    /// How many bytes come.
+    /// Number of bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes as usize
     }
 
-    /// Waits until the bytes have come, not for what was submitted later, and copies them into `out`.
+    /// Waits for the bytes and copies them to `out`. Does not wait for later submissions.
     ///
     /// # Errors
-    /// What went wrong on the device; `device_lost` where it cannot be mapped.
+    /// Errors of the device; `device_lost` if the buffer cannot be mapped.
     pub(super) async fn finish(
         mut self,
         device: &Device,
         staging: &mut Staging,
         out: &mut [u8],
     ) -> Result<()> {
-        // Before the answer itself: where a command failed, there may be none.
+        // Settle before the mapping is awaited: after a failed command it may never complete.
         device.settle_until(self.submission.take()).await?;
         self.mapped.clone().await?;
         let Some(buffer) = self.buffer.take() else { return Ok(()) };
@@ -107,7 +107,7 @@ impl Drop for GpuReading {
 }
 
 impl GpuBackend {
-    /// Copies ranges of 32-bit elements to memory that the host can read, and asks for it.
+    /// Copies ranges of 32-bit elements to a staging buffer and begins to map it.
     pub(super) fn begin_copies(&mut self, ranges: &[(&Memory, Range<usize>)]) -> Result<GpuReading> {
         let bytes = |range: &Range<usize>| range.len() as u64 * 4;
         let staging = self.staging.take(&self.device, ranges.iter().map(|(_, range)| bytes(range)).sum());
@@ -120,7 +120,7 @@ impl GpuBackend {
         Ok(GpuReading::begin(staging, at, self.submitter.last()))
     }
 
-    /// Reads 32-bit elements from `offset` on.
+    /// Reads 32-bit elements, from `offset` on.
     pub(super) async fn read_bytes(&mut self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<()> {
         let reading = self.begin_copies(&[(memory, offset..offset + out.len() / 4)])?;
         reading.finish(&self.device, &mut self.staging, out).await
@@ -128,10 +128,10 @@ impl GpuBackend {
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> Error {
-    Error::new(ErrorCode::DeviceLost, format!("the GPU's answer cannot be read: {error}"))
+    Error::new(ErrorCode::DeviceLost, format!("the GPU's results cannot be read: {error}"))
 }
 
-/// Waits until the queue has done everything that was submitted.
+/// Waits until the queue has completed all submitted work.
 pub(super) async fn finish(device: &Device) -> Result<()> {
     let done = Signal::default();
     let sender = done.clone();

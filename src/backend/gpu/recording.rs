@@ -1,8 +1,8 @@
-//! What is to be done, as a list of commands, and its submission.
+//! Recording of commands, and their submission.
 //!
-//! Steps only append to the list; a submission encodes it into one command buffer. The parameters of all its commands
-//! travel in one buffer, each in a slot of its own: a queue runs its writes before the commands that are submitted after
-//! them, so a slot that were written twice would hold the second value for both.
+//! Steps only append commands to a list. A submission encodes the list as one command buffer. The parameters of all its
+//! commands share one buffer, with a slot for each command: a queue runs its writes before the commands that are
+//! submitted after them, so a slot written twice would hold the second value for both commands.
 
 use super::buffers::Memory;
 use super::device::Device;
@@ -12,11 +12,11 @@ use crate::error::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Bytes from one slot to the next: what every device accepts as an offset.
+/// Distance between slots in bytes: an offset alignment that every device supports.
 const SLOT: usize = 256;
-/// Slots of the first parameter buffer.
+/// Slots in the initial parameter buffer.
 const FIRST_SLOTS: usize = 1024;
-/// Submissions after which a bind group that was not used is forgotten.
+/// Number of submissions after which an unused bind group is dropped.
 const KEEP_BIND_GROUPS: u64 = 256;
 
 /// One command.
@@ -25,7 +25,7 @@ enum Command {
     Dispatch {
         pipeline: Arc<Pipeline>,
         bindings: Vec<Memory>,
-        /// Where its parameters begin.
+        /// Byte offset of its parameters.
         params: u32,
         workgroups: [u32; 3],
     },
@@ -39,17 +39,17 @@ enum Command {
     },
 }
 
-/// Commands that wait to be submitted.
+/// Commands that are not submitted yet.
 #[derive(Debug, Default)]
 pub(super) struct Recording {
     commands: Vec<Command>,
-    /// The parameters of all commands, a slot each.
+    /// The parameters of all commands, one slot each.
     params: Vec<u8>,
-    /// A norm that is the last command, as long as nothing comes after it.
+    /// The last command, if it is a norm.
     norm: Option<NormCommand>,
 }
 
-/// A command of `add_rms_norm`, in its words.
+/// A command of `add_rms_norm` with its operands.
 #[derive(Clone, Debug)]
 pub(super) struct NormCommand {
     pub(super) residual: Memory,
@@ -64,7 +64,7 @@ impl Recording {
         self.commands.is_empty()
     }
 
-    /// Runs `pipeline` on some buffers.
+    /// Records a dispatch of `pipeline`.
     pub(super) fn dispatch(
         &mut self,
         pipeline: Arc<Pipeline>,
@@ -86,12 +86,12 @@ impl Recording {
         });
     }
 
-    /// Says that the last command was a norm, so that one that goes on from it may take its place.
+    /// Marks the last command as a norm, which a fused command may replace.
     pub(super) fn was_norm(&mut self, norm: NormCommand) {
         self.norm = Some(norm);
     }
 
-    /// Takes the last command back if it is a norm that `fits`.
+    /// Removes and returns the last command if it is a norm that `fits` accepts.
     pub(super) fn take_norm(&mut self, fits: impl FnOnce(&NormCommand) -> bool) -> Option<NormCommand> {
         let norm = self.norm.take_if(|norm| fits(norm))?;
         if let Some(Command::Dispatch { params, .. }) = self.commands.pop() {
@@ -100,13 +100,13 @@ impl Recording {
         Some(norm)
     }
 
-    /// Fills a buffer with zeros.
+    /// Records zeroing of a buffer.
     pub(super) fn clear(&mut self, memory: &Memory) {
         self.norm = None;
         self.commands.push(Command::Clear(memory.clone()));
     }
 
-    /// Copies bytes, from an offset to an offset.
+    /// Records a copy of bytes between offsets.
     pub(super) fn copy(
         &mut self,
         (from, offset): (&Memory, u64),
@@ -118,7 +118,7 @@ impl Recording {
         self.commands.push(Command::Copy { from, offset, to, to_offset, bytes });
     }
 
-    /// Whether a command uses `memory`.
+    /// Whether a recorded command uses `memory`.
     pub(super) fn uses(&self, memory: &Memory) -> bool {
         self.commands.iter().any(|command| match command {
             Command::Dispatch { bindings, .. } => bindings.iter().any(|other| other.id() == memory.id()),
@@ -127,11 +127,11 @@ impl Recording {
     }
 }
 
-/// Encodes recordings and keeps what can be used again.
+/// Encodes and submits recordings, and caches objects for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Submitter {
     params: Option<wgpu::Buffer>,
-    /// By layout and buffers, with the submission that used it last.
+    /// By layout and buffers, with the last submission that used each.
     bind_groups: HashMap<Vec<u64>, (wgpu::BindGroup, u64)>,
     submissions: u64,
     last: Option<wgpu::SubmissionIndex>,
@@ -139,25 +139,25 @@ pub(super) struct Submitter {
 }
 
 impl Submitter {
-    /// Submissions so far.
+    /// Number of submissions so far.
     pub(super) fn submissions(&self) -> u64 {
         self.submissions
     }
 
-    /// The last of them.
+    /// The last submission.
     pub(super) fn last(&self) -> Option<wgpu::SubmissionIndex> {
         self.last.clone()
     }
 
-    /// Dispatches so far.
+    /// Number of dispatches so far.
     pub(super) fn dispatches(&self) -> u64 {
         self.dispatches
     }
 
-    /// Submits everything that is recorded.
+    /// Submits all recorded commands.
     ///
     /// # Errors
-    /// What has gone wrong on the device so far.
+    /// The first error of the device so far.
     pub(super) fn submit(&mut self, device: &Device, recording: &mut Recording) -> Result<()> {
         if recording.is_empty() {
             return device.check();
@@ -204,7 +204,7 @@ impl Submitter {
             return;
         }
         if self.params.as_ref().is_none_or(|buffer| buffer.size() < params.len() as u64) {
-            // Bind groups hold the old one.
+            // Cached bind groups refer to the old buffer.
             self.bind_groups.clear();
             if let Some(old) = self.params.take() {
                 old.destroy();

@@ -1,4 +1,4 @@
-//! The segments of a batch as kernels read them: one table for all workgroups of a dispatch.
+//! The segment table of a batch, which all workgroups of a dispatch read.
 
 use super::buffers::Memory;
 use super::select::PREFILL_QUERIES;
@@ -7,13 +7,13 @@ use crate::backend::{Mask, Segment};
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
 
-/// A segment, field by field as `shaders/shared/segments.wgsl` declares it.
+/// A segment, with the fields of `shaders/shared/segments.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct Entry {
-    /// The first of its rows.
+    /// Index of its first row.
     row: u32,
-    /// The first of its tiles.
+    /// Index of its first tile.
     tile: u32,
     count: u32,
     past: u32,
@@ -22,7 +22,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Name and offset of each field.
+    /// Names and offsets of the fields.
     #[cfg(test)]
     pub(super) const FIELDS: &[(&str, usize)] = &[
         ("row", std::mem::offset_of!(Self, row)),
@@ -34,7 +34,7 @@ impl Entry {
     ];
 }
 
-/// How the rows of a batch fall into tiles of [`PREFILL_QUERIES`], none of which has rows of two segments.
+/// Division of a batch's rows into tiles of [`PREFILL_QUERIES`]. No tile spans two segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tiling {
     pub(super) rows: usize,
@@ -44,7 +44,7 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Of segments with so many rows each.
+    /// The tiling of segments with the given numbers of rows.
     #[cfg(test)]
     pub(super) fn of(counts: impl Iterator<Item = usize>) -> Self {
         counts.fold(Self::default(), Self::and)
@@ -59,14 +59,14 @@ impl Tiling {
     }
 }
 
-/// The table of the last batch, which all layers of a model share.
+/// The table of the last batch; all layers of a model share it.
 #[derive(Default)]
 pub(super) struct Table {
     memory: Scratch,
     written: Vec<Entry>,
 }
 
-/// A table on the device, and what kernels are told of it.
+/// A table on the device, and the kernel parameters that describe it.
 pub(super) struct Segments {
     pub(super) table: Memory,
     pub(super) count: u32,
@@ -74,12 +74,12 @@ pub(super) struct Segments {
 }
 
 impl GpuBackend {
-    /// The table of `segments`. It is written where it is another one than the last time: after what was recorded with that
-    /// one, which then has to be submitted first.
+    /// The table of `segments`. It is written only if it differs from the last one. Commands recorded with the last one
+    /// are submitted first.
     pub(super) fn segments(&mut self, segments: &[Segment]) -> Result<Segments> {
         let (entries, tiling) = entries(segments);
         if entries != self.segments.written || self.segments.memory.0.is_none() {
-            // Nothing is known of the table until it is written.
+            // If the write fails, the contents are unknown.
             self.segments.written.clear();
             let bytes: &[u8] = bytemuck::cast_slice(&entries);
             let memory = self.segments.memory.reserve(&self.device, &self.pool, bytes.len() as u64)?;
@@ -92,7 +92,7 @@ impl GpuBackend {
     }
 }
 
-/// Those that have rows. Sizes fit: whoever calls has checked that the buffers hold them.
+/// Entries of the segments that have rows. Values fit in 32 bits: callers have checked that the buffers hold the rows.
 fn entries(segments: &[Segment]) -> (Vec<Entry>, Tiling) {
     let mut tiling = Tiling::default();
     let mut entries = Vec::with_capacity(segments.len());

@@ -1,4 +1,5 @@
-//! Which kernel runs, with which numbers: pure functions of what is to be done, tested without a device.
+//! Kernel selection: pure functions that choose the kernel, its constants and its workgroups. They are tested without a
+//! device.
 
 use super::kernels::{self, Kernel, Readers};
 use super::segments::Tiling;
@@ -9,23 +10,23 @@ use crate::error::{Error, Result};
 use crate::quant::{Activations, Coding};
 use std::hash::{Hash, Hasher};
 
-/// Tokens from which on a tiled product is faster than one matrix-vector product for each.
+/// Number of tokens from which a tiled product is faster than one matrix-vector product per token.
 const TILED_TOKENS: usize = 8;
-/// Rows of a workgroup of a matrix-vector kernel, for each group of invocations that share rows.
+/// Rows that a group of invocations of a matrix-vector kernel shares.
 const MATVEC_ROWS: usize = 4;
-/// Invocations of a workgroup of a matrix-vector kernel.
+/// Invocations per workgroup of a matrix-vector kernel.
 const MATVEC_INVOCATIONS: usize = 64;
 /// Rows and tokens of a tile.
 const TILE: usize = 32;
-/// Elements of a head up to which a kernel has room for it.
+/// Largest head dimension of the decode kernel.
 const MOST_DECODE_HEAD_DIM: usize = 256;
 pub(super) const MOST_PREFILL_HEAD_DIM: usize = 128;
-/// Tokens of a segment that share a workgroup of the prefill kernel.
+/// Tokens of a segment per workgroup of the prefill kernel.
 pub(super) const PREFILL_QUERIES: usize = 8;
-/// Most workgroups of one dimension.
+/// Most workgroups in one dimension of a dispatch.
 const MOST_WORKGROUPS: usize = 65_535;
 
-/// A kernel and the numbers that are compiled into it.
+/// A kernel and the constants that are compiled into it.
 #[derive(Clone, Debug)]
 pub(super) struct KernelChoice {
     kernel: &'static Kernel,
@@ -37,7 +38,7 @@ impl KernelChoice {
         Self { kernel, constants: Vec::new() }
     }
 
-    /// `kernel`, or its variant with subgroups where it has one and it runs.
+    /// `kernel`, or its variant with subgroups if both kernel and device have it.
     fn of(kernel: &'static Kernel, mut constants: Vec<(&'static str, u32)>, variants: Variants) -> Self {
         match (kernel.subgroups, variants.subgroups) {
             (Some(kernel), Some(size)) => {
@@ -72,21 +73,21 @@ impl Hash for KernelChoice {
     }
 }
 
-/// A kernel and how many workgroups of it run.
+/// A kernel and its number of workgroups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dispatch {
     pub(super) choice: KernelChoice,
     pub(super) workgroups: [u32; 3],
 }
 
-/// `count` workgroups in two dimensions, neither of which is too long.
+/// `count` workgroups, rounded up to a grid of two dimensions within the limit.
 ///
 /// # Errors
-/// `unsupported_format` when even two are not enough.
+/// `unsupported_format` if two dimensions are not enough.
 pub(super) fn grid(count: usize) -> Result<[u32; 3]> {
     let columns = count.div_ceil(MOST_WORKGROUPS).max(1);
     if columns > MOST_WORKGROUPS {
-        return Err(Error::unsupported_format(format!("{count} workgroups are more than a GPU can count")));
+        return Err(Error::unsupported_format(format!("{count} workgroups are more than a GPU can dispatch")));
     }
     Ok([count.div_ceil(columns) as u32, columns as u32, 1])
 }
@@ -101,7 +102,7 @@ pub(super) fn linear(
     variants: Variants,
 ) -> Result<Dispatch> {
     let int8 = meets_int8(units, activations);
-    // A code of 8 bits less any zero point may need a ninth.
+    // An 8-bit code minus an arbitrary zero point may need 9 bits.
     let packed = variants.packed_dot && !(has_zeros && units.values == Values::Codes(8));
     let mut constants = format_constants(units, has_zeros);
     if int8 {
@@ -123,7 +124,7 @@ pub(super) fn linear(
         let [x, y, _] = grid(rows.div_ceil(TILE))?;
         [x, y, tokens.div_ceil(TILE) as u32]
     } else {
-        // Two units for each invocation where a row is long enough.
+        // Two units per invocation if a row is long enough.
         let lanes = (units.units / 2).next_power_of_two().clamp(4, MATVEC_INVOCATIONS);
         constants.push(("LANES", lanes as u32));
         let [x, y, _] = grid(rows.div_ceil(MATVEC_INVOCATIONS / lanes * MATVEC_ROWS))?;
@@ -132,12 +133,12 @@ pub(super) fn linear(
     Ok(Dispatch { choice: KernelChoice::of(kernel, constants, variants), workgroups })
 }
 
-/// The kernels that read such weights.
+/// The kernels that decode such weights.
 fn readers(units: &Units) -> &'static Readers {
     kernels::readers(units.coding.map_or("weights_affine", Coding::shader))
 }
 
-/// Whether products with these weights are products of integers.
+/// Whether products with these weights use integer arithmetic.
 pub(super) fn meets_int8(units: &Units, activations: Activations) -> bool {
     activations == Activations::Int8 && units.coding.is_some_and(|coding| coding.affine().is_some())
 }
@@ -156,11 +157,11 @@ pub(super) fn embed(units: &Units, has_zeros: bool, tokens: usize) -> Result<Dis
     Ok(Dispatch { choice, workgroups: grid(tokens)? })
 }
 
-/// Attention of queries that are tiled as `tiling` says. Where a segment fills a tile, all are tiled: the tiles of short
-/// ones are then mostly empty, but a prompt is most of the work.
+/// Attention of queries that are tiled by `tiling`. If one segment fills a tile, all segments use the prefill kernel.
+/// The tiles of short segments are then mostly empty, but a prompt is most of the work.
 ///
 /// # Errors
-/// `unsupported_model` for heads that no kernel has room for.
+/// `unsupported_model` for heads that are larger than any kernel supports.
 pub(super) fn attention(shape: &AttentionShape, tiling: Tiling) -> Result<Dispatch> {
     if shape.head_dim > MOST_DECODE_HEAD_DIM {
         return Err(Error::unsupported_model(format!(
@@ -190,17 +191,17 @@ pub(super) fn gate(activation: GateActivation, elements: usize) -> Result<Dispat
 /// `rows` rows of `X^T X` for `cols` columns.
 ///
 /// # Errors
-/// `unsupported_format` for more rows than one dimension of workgroups covers.
+/// `unsupported_format` if the rows need more workgroups than one dimension has.
 pub(super) fn gram(rows: usize, cols: usize) -> Result<Dispatch> {
     let [x, y, _] = grid(cols.div_ceil(TILE))?;
     let z = rows.div_ceil(TILE);
     if z > MOST_WORKGROUPS {
-        return Err(Error::unsupported_format(format!("{rows} rows are more than a GPU can count")));
+        return Err(Error::unsupported_format(format!("{rows} rows need more workgroups than a GPU can dispatch")));
     }
     Ok(Dispatch { choice: KernelChoice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
 }
 
-/// A kernel with one workgroup for each item, whose invocations add up what they have.
+/// A kernel with one workgroup for each item, which sums over its invocations.
 pub(super) fn each_sum(kernel: &'static Kernel, items: usize, variants: Variants) -> Result<Dispatch> {
     Ok(Dispatch { choice: KernelChoice::of(kernel, Vec::new(), variants), workgroups: grid(items)? })
 }
@@ -232,20 +233,20 @@ mod tests {
         };
         let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
         use Activations::{F32, Int8};
-        // Format, activations, rows, tokens: kernel, workgroups, and some of its numbers.
+        // Format, activations, rows, tokens: kernel, workgroups, and some of its constants.
         type Case =
             (WeightFormat, Activations, usize, usize, &'static str, [u32; 3], &'static [(&'static str, u32)]);
         let cases: &[Case] = &[
             (dense, F32, 100, 1, "linear_float.matvec", [25, 1, 1], &[("FORMAT", 1), ("LANES", 64)]),
             (dense, F32, 100, 7, "linear_float.matvec", [25, 1, 7], &[("RAGGED", 0)]),
             (dense, F32, 100, 8, "linear_float.matmul", [4, 1, 1], &[("BITS", 16)]),
-            // Dense weights meet floats always; that these were rounded before is no matter of the kernel.
+            // Dense weights are always multiplied by floats, even if these were rounded before.
             (dense, Int8, 100, 100, "linear_float.matmul", [4, 1, 4], &[]),
             (int4(32), F32, 1, 1, "linear_float.matvec", [1, 1, 1], &[("HAS_ZEROS", 1), ("BITS", 4)]),
             (int4(20), F32, 33, 40, "linear_float.matmul", [2, 1, 2], &[("RAGGED", 1)]),
             (int4(32), Int8, 64, 1, "linear_int8.matvec", [16, 1, 1], &[("ONE_GROUP", 0)]),
             (ternary, Int8, 64, 9, "linear_int8.matmul", [2, 1, 1], &[("ONE_GROUP", 1), ("BITS", 2)]),
-            // A head of a large vocabulary: more workgroups than one dimension has.
+            // The output head of a large vocabulary: more workgroups than one dimension has.
             (dense, F32, 300_000, 1, "linear_float.matvec", [37_500, 2, 1], &[]),
         ];
         for (format, activations, rows, tokens, kernel, workgroups, constants) in cases {
@@ -269,7 +270,7 @@ mod tests {
         };
         let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
         use Activations::{F32, Int8};
-        // Format, activations, tokens: the kernel where the device multiplies four bytes at once, without subgroups.
+        // Format, activations, tokens: the kernel on a device with packed dot products, without subgroups.
         let cases = [
             (ternary, Int8, 1, "linear_int8.matvec.packed"),
             (ternary, Int8, 9, "linear_int8.matmul.packed"),
@@ -277,7 +278,7 @@ mod tests {
             (integer(Bits::Four, false), Int8, 1, "linear_int8.matvec.packed"),
             (integer(Bits::Eight, true), Int8, 9, "linear_int8.matmul.packed"),
             (integer(Bits::Eight, false), Int8, 1, "linear_int8.matvec"),
-            // Activations stay what they are.
+            // Activations are not rounded.
             (integer(Bits::Four, true), F32, 1, "linear_float.matvec"),
             (WeightFormat::Dense(DType::F16), Int8, 9, "linear_float.matmul"),
         ];
@@ -304,7 +305,7 @@ mod tests {
             (WeightFormat::Dense(DType::F16), 8, true, "linear_float.matmul.half"),
             (WeightFormat::Dense(DType::F16), 8, false, "linear_float.matmul"),
             (WeightFormat::Dense(DType::F16), 7, true, "linear_float.matvec"),
-            // What has other numbers would lose some of them.
+            // F16 would lose values of other formats.
             (WeightFormat::Dense(DType::BF16), 8, true, "linear_float.matmul"),
             (WeightFormat::Dense(DType::F32), 8, true, "linear_float.matmul"),
             (WeightFormat::Packed(int4.into()), 8, true, "linear_float.matmul"),
@@ -346,7 +347,7 @@ mod tests {
             (64, &[8], ("attention.prefill", 4)),
             (128, &[100], ("attention.prefill", 52)),
             (256, &[100], ("attention.decode", 400)),
-            // Many sequences, a token each: no tile would be full.
+            // Many sequences with one token each would fill no tile.
             (64, &[1; 16], ("attention.decode", 64)),
             (64, &[1, 20, 7, 9], ("attention.prefill", 28)),
             (64, &[], ("attention.decode", 0)),

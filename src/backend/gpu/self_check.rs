@@ -1,8 +1,8 @@
-//! Whether a device computes what the CPU computes: every kernel, before its results are used.
+//! Self-check: compares every kernel with the CPU before its results are used.
 //!
-//! Drivers miscompile, and a wrong result looks like any other. So each step runs on a small random input here and on
-//! the CPU: those that no weight takes part in when the device is opened, those of a weight when the first one of its
-//! format is loaded. The limit catches what is wrong, not what is a little less exact.
+//! Drivers miscompile, and a wrong result looks like any other. Therefore each step runs on a small pseudorandom input
+//! on the device and on the CPU. Steps without weights are checked when the device is opened. Steps of a weight are
+//! checked when the first weight of its format is loaded. The tolerance catches wrong results, not lower precision.
 
 use super::GpuBackend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -15,12 +15,12 @@ use crate::error::{Context, Error, ErrorCode, Result};
 use crate::quant::Activations;
 use crate::sort;
 
-/// Most that results may differ, `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe: below 1e-6; an activation that is
-/// rounded to INT8 the other way moves it by less than 1e-3.
+/// Largest `|gpu - cpu| / |cpu|` in the Euclidean norm. Lavapipe stays below 1e-6. An activation that is rounded to the
+/// other INT8 neighbour changes it by less than 1e-3.
 const TOLERANCE: f64 = 5e-3;
-/// Rows of a weight's check: more than a matrix-vector kernel takes at once, and no multiple.
+/// Rows of the checked weight: more than a matrix-vector kernel processes at once, and not a multiple of that.
 const ROWS: usize = 7;
-/// Tokens of decoding, and of a prompt that takes the tiled kernels.
+/// Token counts: decode, and a prefill that uses the tiled kernels.
 const TOKENS: [usize; 2] = [1, 9];
 
 fn cpu() -> CpuBackend {
@@ -38,14 +38,14 @@ fn compare(kernel: &str, gpu: &[f32], cpu: &[f32]) -> Result<()> {
     }
     Err(Error::new(
         ErrorCode::WrongResult,
-        format!("the GPU computes {kernel} wrong: its result is {difference:.1e} off, of {size:.1e}"),
+        format!("the GPU computes {kernel} wrong: the result of norm {size:.1e} differs by {difference:.1e}"),
     ))
 }
 
-/// Checks the steps that no weight takes part in.
+/// Checks the steps without weights.
 ///
 /// # Errors
-/// `wrong_result` naming the first step that differs from the CPU's; what goes wrong on the device.
+/// `wrong_result` naming the first step that differs from the CPU's; errors of the device.
 pub(super) async fn steps(gpu: &mut GpuBackend) -> Result<()> {
     let on_gpu = all_steps(gpu).await?;
     let on_cpu = all_steps(&mut cpu()).await?;
@@ -55,7 +55,7 @@ pub(super) async fn steps(gpu: &mut GpuBackend) -> Result<()> {
     Ok(())
 }
 
-/// Each step's name and result.
+/// Runs all steps; returns their names and results.
 async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut results = Vec::new();
     let mut numbers = Numbers::new(1);
@@ -83,7 +83,7 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let cached = numbers.floats(shape.cache_len());
     let mut cache = KvLayer { keys: buffer(b, &cached)?, values: buffer(b, &cached)? };
     let at = |start, past, count, mask| Segment { count, past, start, mask };
-    // One sequence and several, decoding and reading prompts.
+    // One sequence and several, in decode and prefill.
     let batches: [&[Segment]; 4] = [
         &[at(0, 70, 1, Mask::Causal)],
         &[at(0, 66, 9, Mask::Causal)],
@@ -128,12 +128,12 @@ async fn all_steps<B: Backend>(b: &mut B) -> Result<Vec<(&'static str, Vec<f32>)
     let mut gram = b.buffer(Element::F32, 34 * 37)?;
     b.gram(&x, 40, 37, 3..37, &mut gram)?;
     let gram = read(b, &gram, 34 * 37).await?;
-    // Below the diagonal there need not be anything.
+    // Elements below the diagonal are undefined.
     results.push(("gram", gram.chunks(37).zip(3..).flat_map(|(row, i)| row[i..].to_vec()).collect()));
     Ok(results)
 }
 
-/// Checks the steps of a weight that is written as `desc` says.
+/// Checks the steps that use a weight with the format of `desc`.
 ///
 /// # Errors
 /// As [`steps`].
@@ -167,7 +167,7 @@ async fn weight_steps<B: Backend>(
         results.push(("linear", read(b, &y, count * ROWS).await?));
     }
     if desc.activations == Activations::Int8 {
-        // After a norm the rounding may be the norm's.
+        // After a norm the rounding may be fused with it.
         let norm = Norm { weight: buffer(b, &numbers.floats(desc.cols))?, width: desc.cols, epsilon: 1e-5 };
         let mut residual = buffer(b, &numbers.floats(3 * desc.cols))?;
         let delta = buffer(b, &numbers.floats(3 * desc.cols))?;

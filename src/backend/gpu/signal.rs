@@ -1,11 +1,11 @@
-//! Something that will be known once, and a future that waits for it.
+//! A one-shot result that a callback sends, and the future that waits for it.
 
 use crate::error::Result;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// Set by a callback, awaited by one future; clones are the same signal.
+/// Sent by a callback, awaited by one future. Clones are the same signal.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Signal(Arc<Mutex<State>>);
 

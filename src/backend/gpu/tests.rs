@@ -1,8 +1,8 @@
-//! Every kernel against its CPU twin and an `f64` reference, and the shaders' texts against what the host assumes.
+//! Tests of every kernel against its CPU counterpart and an `f64` reference, and of the shader sources against the
+//! host's declarations.
 //!
-//! Where there is no adapter, not even a software one, the tests that need one say so and do nothing. Tests are `async`, so
-//! that browsers, which wait for nothing, run the very same ones: there, a module that is built with the feature
-//! `kernel-tests` has them under their names.
+//! Without an adapter, not even a software one, the tests that need one print a note and pass. Tests are `async`,
+//! because browsers cannot block: a module built with the feature `kernel-tests` runs the same tests there by name.
 
 mod kernels;
 mod linear;
@@ -15,20 +15,20 @@ mod shaders;
 use super::{GpuBackend, GpuOptions};
 use crate::error::ErrorCode;
 
-/// Makes each a test of its own, and lists those that run in browsers too.
+/// Declares each as a test, and lists those that also run in browsers.
 macro_rules! tests {
     (
         anywhere: { $($module:ident::{$($name:ident),+ $(,)?})+ }
         native: { $($native_module:ident::{$($native:ident),+ $(,)?})+ }
     ) => {
-        /// The tests that run in browsers too.
+        /// Names of the tests that also run in browsers.
         #[cfg(feature = "kernel-tests")]
         pub const NAMES: &[&str] = &[$($(stringify!($name)),+),+];
 
         /// Runs one of [`NAMES`].
         ///
         /// # Panics
-        /// A kernel computes wrong, or nothing has that name.
+        /// If a kernel computes a wrong result, or no test has that name.
         #[cfg(feature = "kernel-tests")]
         pub async fn run(name: &str) {
             $($(if name == stringify!($name) {
@@ -90,7 +90,7 @@ tests! {
     }
     }
     native: {
-    // Its ties lie where a quotient must be rounded correctly; WGSL allows an error of 2.5 units, and SwiftShader makes one.
+    // Its ties require a correctly rounded quotient. WGSL allows an error of 2.5 ULP, and SwiftShader makes one.
     linear::{the_other_grid_of_activations_is_that_of_the_cpu}
     recording::{
         an_adapter_that_is_not_there_is_named,
@@ -99,7 +99,7 @@ tests! {
     }
 }
 
-/// A GPU, or `None` with a word on the terminal.
+/// A GPU, or `None` with a note on the terminal.
 async fn gpu() -> Option<GpuBackend> {
     gpu_with(&GpuOptions { software: true, ..GpuOptions::default() }).await
 }

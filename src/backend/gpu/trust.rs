@@ -1,4 +1,4 @@
-//! Opening a backend, and finding out which of a device's kernels are to be trusted.
+//! Opening a backend, and deciding by self-checks which of a device's kernels to use.
 
 use super::device::Device;
 use super::pipeline::Pipelines;
@@ -13,20 +13,20 @@ use crate::error::Result;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 use std::sync::Arc;
 
-/// Columns of the weights that [`GpuBackend::check_formats`] makes.
+/// Columns of the weights that [`GpuBackend::check_formats`] checks.
 const USUAL_COLUMNS: usize = 256;
 
 impl GpuBackend {
-    /// Opens an adapter and checks that it computes what the CPU computes.
+    /// Opens an adapter and checks its results against the CPU's.
     ///
     /// # Errors
-    /// `no_device` when there is none that fits, or it cannot be opened; `wrong_result` and `shader_error` when it is not
-    /// to be trusted.
+    /// `no_device` if none fits or it cannot be opened; `wrong_result` and `shader_error` if its base kernels fail the
+    /// self-check.
     pub async fn new(options: &GpuOptions) -> Result<Self> {
         Self::with_variants(options, |offered| offered).await
     }
 
-    /// As [`GpuBackend::new`], with some of the variants that are offered.
+    /// As [`GpuBackend::new`]; `choose` selects from the offered variants.
     pub(super) async fn with_variants(
         options: &GpuOptions,
         choose: impl FnOnce(Variants) -> Variants,
@@ -37,13 +37,13 @@ impl GpuBackend {
         Ok(gpu)
     }
 
-    /// Another backend on the same device.
+    /// Opens another backend on the same device.
     ///
     /// # Errors
-    /// What has gone wrong on the device so far.
+    /// The first error of the device so far.
     pub fn another(&self) -> Result<Self> {
         let mut other = Self::on(self.device.clone())?;
-        // What is known of the device's kernels need not be found out again.
+        // The results of self-checks are valid for the device, so they are copied.
         other.capabilities = self.capabilities.clone();
         other.variants = self.variants;
         other.checked = self.checked.clone();
@@ -74,20 +74,20 @@ impl GpuBackend {
         })
     }
 
-    /// The adapter that it runs on.
+    /// The adapter of this backend.
     pub fn adapter(&self) -> &AdapterDescription {
         &self.device.description
     }
 
-    /// The fast kernels that run in the place of base kernels, in words.
+    /// Names of the fast kernel variants in use.
     pub fn fast_kernels(&self) -> Vec<&'static str> {
         Variant::ALL.into_iter().filter(|&variant| self.variants.has(variant)).map(Variant::name).collect()
     }
 
-    /// Checks the kernels of the usual weights, which otherwise happens when the first weight of a format is loaded.
+    /// Checks the kernels of common weight formats. Otherwise a check runs when the first weight of a format is loaded.
     ///
     /// # Errors
-    /// As [`GpuBackend::new`]. A fast kernel that fails is no error: see [`Capabilities::replaced`].
+    /// As [`GpuBackend::new`]. A failing fast kernel is not an error: see [`Capabilities::replaced`].
     pub async fn check_formats(&mut self) -> Result<()> {
         let integer = |bits, granularity, symmetric| {
             WeightFormat::Packed(Scheme::symmetric(bits, granularity).with_symmetry(symmetric).into())
@@ -107,11 +107,11 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Checks the kernels of a weight that is written as `desc` says, unless they were checked before. Variants that fail
-    /// are replaced by their base.
+    /// Checks the kernels of a weight with the format of `desc`, unless that was done before. Variants that fail are
+    /// replaced by their base.
     ///
     /// # Errors
-    /// What is wrong with base kernels, or with the device.
+    /// Errors of base kernels or of the device.
     pub(super) async fn trust(&mut self, desc: &WeightDesc) -> Result<()> {
         let key = (desc.format, desc.cols, desc.activations, desc.grid);
         if self.checked.contains(&key) {
@@ -122,12 +122,12 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Runs a check; where it fails, again with fewer variants.
+    /// Runs a check. If it fails, repeats it with fewer variants.
     ///
     /// # Errors
-    /// Those of the first try, where none is right.
+    /// The error of the first attempt, if all attempts fail.
     async fn check_variants(&mut self, check: impl AsyncFn(&mut Self) -> Result<()>) -> Result<()> {
-        // What goes wrong from here on is the check's.
+        // Errors from here on are caused by the check.
         self.flush()?;
         self.device.settle().await?;
         let Err(error) = check(self).await else { return Ok(()) };
@@ -153,7 +153,7 @@ impl GpuBackend {
         }
     }
 
-    /// After a check that failed: drops what it left behind. Whether the device can go on.
+    /// Cleans up after a failed check. Returns whether the device is still usable.
     fn forget_check(&mut self) -> bool {
         self.recording = Recording::default();
         self.device.forget_refused()

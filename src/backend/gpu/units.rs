@@ -1,14 +1,14 @@
-//! How the columns of a matrix row lie in device memory.
+//! Layout of matrix rows in device memory.
 //!
-//! A row is a run of units (`shaders/shared/weights.wgsl` says how values lie in one); every group that shares a scale
-//! begins at a unit, and what is beyond its end is zero.
+//! A row is a sequence of units; `shaders/shared/weights.wgsl` defines how a unit holds values. Every group that shares
+//! a scale begins at a new unit, and its last unit is padded with zeros.
 
 use crate::backend::WeightFormat;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::{Coding, Scheme};
 
-/// How values are written; the numbers are those of the shaders.
+/// Encoding of values; the numbers match the shaders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Values {
     F32,
@@ -19,7 +19,7 @@ pub(super) enum Values {
 }
 
 impl Values {
-    /// `FORMAT` of the shaders.
+    /// `FORMAT` in the shaders.
     pub(super) fn format(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -29,7 +29,7 @@ impl Values {
         }
     }
 
-    /// `BITS` of the shaders: of one value.
+    /// `BITS` in the shaders: bits per value.
     pub(super) fn bits(self) -> u32 {
         match self {
             Self::F32 => 32,
@@ -38,18 +38,18 @@ impl Values {
         }
     }
 
-    /// 32-bit words of a unit.
+    /// 32-bit words per unit.
     pub(super) fn unit_words(self) -> usize {
         (self.bits() as usize / 8).max(1)
     }
 
-    /// Columns of a unit: 4, 8 or 16.
+    /// Columns per unit: 4, 8 or 16.
     pub(super) fn unit_columns(self) -> usize {
         32 * self.unit_words() / self.bits() as usize
     }
 }
 
-/// The arrangement of a row. Equal arrangements can share rounded activations.
+/// The layout of a row. Weights of equal layout can share rounded activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Units {
     pub(super) values: Values,
@@ -59,17 +59,18 @@ pub(super) struct Units {
     /// Columns that share a scale; the last group may have fewer.
     pub(super) group_size: usize,
     pub(super) groups: usize,
-    /// Units of every group but the last.
+    /// Units of each group except the last.
     pub(super) units_per_group: usize,
-    /// Units of a row.
+    /// Units per row.
     pub(super) units: usize,
 }
 
 impl Units {
-    /// The arrangement of `cols` columns.
+    /// The layout of `cols` columns.
     ///
     /// # Errors
-    /// `invalid_argument` for no columns or groups of none, `unsupported_format` for a type that kernels do not read.
+    /// `invalid_argument` for zero columns, empty groups, or too many columns; `unsupported_format` for a format that
+    /// kernels cannot read.
     pub(super) fn new(cols: usize, format: WeightFormat) -> Result<Self> {
         let (values, group_size) = match format {
             WeightFormat::Dense(DType::F32) => (Values::F32, cols),
@@ -85,7 +86,7 @@ impl Units {
                     "weights with a minimum for each group ({coding}) do not run on a GPU yet"
                 )));
             }
-            // 3-bit codes are kept in 4 bits.
+            // 3-bit codes are stored in 4 bits.
             WeightFormat::Packed(coding) => {
                 (Values::Codes(coding.code_bits().next_power_of_two()), coding.granularity().group_size(cols))
             }
@@ -107,23 +108,23 @@ impl Units {
         Ok(Self { values, coding, cols, group_size, groups, units_per_group, units })
     }
 
-    /// 32-bit words of a row.
+    /// 32-bit words per row.
     pub(super) fn row_words(&self) -> usize {
         self.units * self.values.unit_words()
     }
 
-    /// Words of four rounded activations that a row of units meets.
+    /// Words of four rounded activations per row, including padding.
     pub(super) fn quads(&self) -> usize {
         self.units * self.values.unit_columns() / 4
     }
 
-    /// Whether units can reach beyond their group, or rows of activations begin between quads.
+    /// Whether units can extend beyond their group, or rows of activations can start inside a quad.
     pub(super) fn is_ragged(&self) -> bool {
         let columns = self.values.unit_columns();
         !self.cols.is_multiple_of(columns) || (self.groups > 1 && !self.group_size.is_multiple_of(columns))
     }
 
-    /// Puts a row of dense values, little-endian, into `words`.
+    /// Writes a row of little-endian dense values to `words`.
     pub(super) fn arrange_dense(&self, row: &[u8], words: &mut [u32]) {
         words.fill(0);
         for (word, bytes) in words.iter_mut().zip(row.chunks(4)) {
@@ -133,7 +134,8 @@ impl Units {
         }
     }
 
-    /// Puts a row of codes, one in each byte, into `words`: code `c` of a unit is in byte `c % 4`, after `c / 4` others.
+    /// Packs a row of codes, one per byte, into `words`. Code `c` of a unit goes to byte `c % 4`, at bit `c / 4 * bits`
+    /// of that byte.
     pub(super) fn arrange_codes(&self, codes: &[u8], words: &mut [u32]) {
         words.fill(0);
         let bits = self.values.bits() as usize;
@@ -160,7 +162,7 @@ mod tests {
             let granularity = Granularity::Group(group);
             WeightFormat::Packed(Scheme::Integer { bits, granularity, symmetric: true }.into())
         };
-        // Format, columns: units, words of a row, quads, ragged.
+        // Format, columns: units, words per row, quads, ragged.
         let cases = [
             (WeightFormat::Dense(DType::F32), 7, 2, 8, 2, true),
             (WeightFormat::Dense(DType::F16), 8, 2, 4, 2, false),

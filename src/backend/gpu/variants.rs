@@ -1,39 +1,39 @@
-//! Variants: kernels that a device may run in the place of base kernels, and those that were found wanting.
+//! Kernel variants that may replace base kernels, and the fallbacks from variants that fail.
 
-/// A way to compute a step that not every device has or does right. Its base computes the same from the same operands, with
-/// activations of the same precision.
+/// An optional kernel implementation, which some devices lack or execute incorrectly. Its base computes the same from
+/// the same operands, with activations of the same precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Variant {
-    /// Four INT8 products at a time, by `dot4I8Packed`.
+    /// Four INT8 products at a time, with `dot4I8Packed`.
     PackedDot,
-    /// A norm that also rounds to INT8, where a linear step with INT8 activations comes next.
+    /// A norm fused with the INT8 rounding for the next linear step.
     RoundingNorm,
-    /// Sums of what invocations have, by shuffles within subgroups.
+    /// Sums over invocations with subgroup shuffles.
     Subgroups,
-    /// Tiles of F16 weights as 16-bit floats (`shader-f16`), where a product is of many tokens.
+    /// Tiles of F16 weights as 16-bit floats (`shader-f16`), in products of many tokens.
     HalfTiles,
 }
 
 impl Variant {
     pub(super) const ALL: [Self; 4] = [Self::PackedDot, Self::RoundingNorm, Self::Subgroups, Self::HalfTiles];
 
-    /// The name in reports.
+    /// Name in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::PackedDot => "packed dot products",
             Self::RoundingNorm => "norms that round",
             Self::Subgroups => "sums by subgroups",
-            Self::HalfTiles => "tiles of 16 bits",
+            Self::HalfTiles => "16-bit tiles",
         }
     }
 }
 
-/// Which variants run.
+/// The set of active variants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Variants {
     pub(super) packed_dot: bool,
     pub(super) rounding_norm: bool,
-    /// The least that subgroups have of invocations, a power of two; `None` where they are not used.
+    /// Smallest subgroup size, a power of two; `None` if subgroups are not used.
     pub(super) subgroups: Option<u32>,
     pub(super) half_tiles: bool,
 }
@@ -58,7 +58,7 @@ impl Variants {
         self
     }
 
-    /// What to try where a check failed with these: each variant's base in turn, so that the others stay, then no variant.
+    /// Sets to try after a check with these failed: each variant disabled in turn, then all disabled.
     pub(super) fn fallbacks(self) -> Vec<Self> {
         let running = Variant::ALL.into_iter().filter(|&variant| self.has(variant));
         let mut fallbacks: Vec<Self> = running.map(|variant| self.without(variant)).collect();
@@ -68,7 +68,7 @@ impl Variants {
         fallbacks
     }
 
-    /// Those that run with `self` but not with `fewer`.
+    /// Variants in `self` but not in `fewer`.
     pub(super) fn and_not(self, fewer: Self) -> impl Iterator<Item = Variant> {
         Variant::ALL.into_iter().filter(move |&variant| self.has(variant) && !fewer.has(variant))
     }

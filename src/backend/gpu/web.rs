@@ -1,8 +1,8 @@
-//! WebGPU's JavaScript side, where wgpu does not reach: whether there is a GPU, what it is called, what goes wrong.
+//! WebGPU's JavaScript API, where wgpu does not cover it: availability, adapter names, and errors.
 //!
-//! In a browser a call only sends a command to another process, and its errors come back later. So everything runs inside
-//! of error scopes; they are exchanged for new ones before results are used, and then every error is known. wgpu's own
-//! scopes panic at errors of the kind `internal`, which a driver that cannot compile a kernel causes.
+//! In a browser a call only sends a command to another process, and its errors arrive later. Therefore all calls run
+//! inside error scopes. Before results are used, the scopes are popped and replaced by new ones; all errors are then
+//! known. wgpu's own scopes panic at errors of the kind `internal`, which a driver causes that cannot compile a kernel.
 
 use super::failure::{Failure, Kind, Work, error};
 use super::signal::Signal;
@@ -15,10 +15,10 @@ use wasm_bindgen::prelude::wasm_bindgen;
 #[wasm_bindgen]
 extern "C" {
     type Global;
-    /// The class, where this is a page.
+    /// The class `Window`, present in a page.
     #[wasm_bindgen(method, getter, js_name = Window)]
     fn window(this: &Global) -> Option<Object>;
-    /// The class, where this is a worker.
+    /// The class `WorkerGlobalScope`, present in a worker.
     #[wasm_bindgen(method, getter, js_name = WorkerGlobalScope)]
     fn worker(this: &Global) -> Option<Object>;
     #[wasm_bindgen(method, getter)]
@@ -34,8 +34,8 @@ extern "C" {
     #[wasm_bindgen(method, getter, js_name = wgslLanguageFeatures)]
     fn language_features(this: &Gpu) -> Option<LanguageFeatures>;
 
-    /// Like a set. Its keys come as an iterator in browsers, as an array in Node's `webgpu`, where wgpu's own reading of them
-    /// panics; so each is asked for.
+    /// A set of names. Its keys are an iterator in browsers but an array in Node's `webgpu`, where wgpu's own reading
+    /// panics. Each name is therefore queried with `has`.
     type LanguageFeatures;
     #[wasm_bindgen(method)]
     fn has(this: &LanguageFeatures, name: &str) -> bool;
@@ -49,7 +49,7 @@ extern "C" {
     #[wasm_bindgen(method, getter)]
     fn info(this: &Adapter) -> Option<AdapterInfo>;
 
-    /// Each of its texts may be empty, so that pages cannot tell users apart.
+    /// Every text may be empty, to protect against fingerprinting.
     type AdapterInfo;
     #[wasm_bindgen(method, getter)]
     fn vendor(this: &AdapterInfo) -> Option<String>;
@@ -74,7 +74,7 @@ extern "C" {
 
 fn gpu() -> Option<Gpu> {
     let global: Global = js_sys::global().unchecked_into();
-    // wgpu panics where neither class is there.
+    // wgpu panics if neither class exists.
     let known = global.window().is_some() || global.worker().is_some();
     global.navigator().filter(|_| known)?.gpu()
 }
@@ -84,21 +84,21 @@ pub(super) fn has_webgpu() -> bool {
     gpu().is_some()
 }
 
-/// Whether the WGSL of this environment has a feature, by its name there; `None` where the environment does not tell.
+/// Whether this environment's WGSL has the named language feature; `None` if it does not report features.
 pub(super) fn has_language_feature(name: &str) -> Option<bool> {
     Some(gpu()?.language_features()?.has(name))
 }
 
-/// What the environment says of an adapter.
+/// An adapter's description by the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Info {
-    /// The most telling name that it gives away; may be empty.
+    /// The most specific name available; may be empty.
     pub(super) name: String,
-    /// Whether it is known to compute on the processor.
+    /// Whether it reports itself as a software fallback.
     pub(super) is_fallback: bool,
 }
 
-/// The adapter that `requestAdapter` gives for a preference, `high-performance` or `low-power`.
+/// The adapter that `requestAdapter` returns for a power preference: `high-performance` or `low-power`.
 pub(super) async fn adapter_info(preference: &str) -> Option<Info> {
     let options: AdapterOptions = Object::new().unchecked_into();
     options.set_power_preference(preference);
@@ -112,16 +112,17 @@ pub(super) async fn adapter_info(preference: &str) -> Option<Info> {
     Some(Info { name, is_fallback: info.is_fallback_adapter().unwrap_or(false) })
 }
 
-/// The kinds of scopes, from the inside out. What ran out of memory is refused by every later command, so that comes first.
+/// The kinds of scopes, from innermost to outermost. Every later command refuses an object that could not be allocated,
+/// so that error must be recorded first.
 const KINDS: [(Kind, &str); 3] =
     [(Kind::OutOfMemory, "out-of-memory"), (Kind::Internal, "internal"), (Kind::Validation, "validation")];
 
-/// Writes a device's errors into a [`Failure`].
+/// Records a device's errors in a [`Failure`].
 pub(super) struct Watch {
     scopes: Scopes,
     failure: Failure,
     work: Cell<Work>,
-    /// Sent when the errors of scopes that were left are known.
+    /// Signals of popped scopes, sent when their errors are known.
     pending: RefCell<Vec<Signal>>,
 }
 
@@ -138,17 +139,18 @@ impl Watch {
         watch
     }
 
-    /// What the calls from here on are for.
+    /// Sets the work that later errors belong to.
     pub(super) fn set_work(&self, work: Work) {
         self.leave();
         self.enter();
         self.work.set(work);
     }
 
-    /// Waits until every error of the calls so far is known. No submission is waited for: what comes of one is known by itself.
+    /// Waits until all errors of earlier calls are known. Does not wait for a submission: its results have their own
+    /// signal.
     ///
     /// # Errors
-    /// None; natively a device may not answer.
+    /// None. The native counterpart fails if the device does not respond.
     pub(super) async fn settle(&self, _: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.set_work(self.work.get());
         let pending = self.pending.take();
@@ -168,10 +170,10 @@ impl Watch {
         let left = KINDS.map(|(kind, _)| (kind, self.scopes.pop()));
         let (known, work, failure) = (Signal::default(), self.work.get(), self.failure.clone());
         self.pending.borrow_mut().push(known.clone());
-        // Not awaited here, so that an error is kept also where the one who caused it does not wait.
+        // Runs as a task, so that errors are recorded even if the caller does not wait.
         js_sys::futures::spawn_local(async move {
             for (kind, popped) in left {
-                // A scope of a lost device may not be readable; its loss is reported elsewhere.
+                // Scopes of a lost device may be unreadable. The loss itself is reported by its callback.
                 if let Some(found) = popped.await.ok().and_then(JsNullable::into_option) {
                     failure.keep_first(error(kind, work, &found.message()));
                 }

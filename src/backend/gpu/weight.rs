@@ -1,6 +1,6 @@
-//! Weights on the GPU: arranged on the way in, split where one binding is not enough.
+//! Weights on the GPU: rearranged while loading, and split into shards if they exceed one binding.
 //!
-//! Matrices of a weight that are written alike become one, so that `q|k|v` is one dispatch.
+//! Matrices of one weight with the same format are stacked, so that `q|k|v` needs one dispatch.
 
 use super::buffers::{Memory, Pool};
 use super::device::Device;
@@ -12,9 +12,9 @@ use crate::quant::{ActivationGrid, Activations, QuantizedRows, Scheme};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Columns of a group up to which a product with INT8 activations cannot leave 32 bits.
+/// Largest group size for which products with INT8 activations fit in 32 bits.
 const MAX_INT8_GROUP: usize = 1 << 16;
-/// Bytes that are arranged before they go to the device.
+/// Bytes that are rearranged at once before an upload.
 const CHUNK_BYTES: usize = 4 << 20;
 
 /// One or several matrices that share an input.
@@ -23,7 +23,7 @@ pub struct GpuWeight {
     pub(super) cols: usize,
     pub(super) rows: usize,
     pub(super) matrices: Vec<StackedMatrices>,
-    /// Of the parts that it was made of.
+    /// Number of matrices that it was created from.
     pub(super) parts: usize,
 }
 
@@ -42,24 +42,24 @@ impl Matrices for GpuWeight {
 }
 
 impl GpuWeight {
-    /// Bytes that it occupies on the device.
+    /// Size on the device in bytes.
     pub fn bytes(&self) -> u64 {
         let shards = self.matrices.iter().flat_map(|matrix| &matrix.shards);
         shards.map(Shard::bytes).sum()
     }
 }
 
-/// Matrices that are written alike, one below the other.
+/// Matrices of the same format, stacked by rows.
 #[derive(Debug)]
 pub(super) struct StackedMatrices {
     pub(super) units: Units,
     pub(super) activations: Activations,
     pub(super) grid: ActivationGrid,
-    /// Of every code, where groups have none of their own.
+    /// Zero point of all codes, if groups have none of their own.
     pub(super) zero_point: u32,
     pub(super) has_zeros: bool,
     pub(super) rows: usize,
-    /// Column of the output where its first row goes.
+    /// Output column of its first row.
     pub(super) y_start: usize,
     pub(super) shards: Vec<Shard>,
 }
@@ -70,9 +70,9 @@ pub(super) struct Shard {
     pub(super) rows: Range<usize>,
     /// `[rows, row_words]`
     pub(super) values: Memory,
-    /// `[rows, groups]`; of codes
+    /// `[rows, groups]`; only for codes
     pub(super) scales: Option<Memory>,
-    /// `[rows, groups]`, a byte each
+    /// `[rows, groups]`, one byte each
     pub(super) zeros: Option<Memory>,
     /// `[rows]`
     pub(super) bias: Option<Memory>,
@@ -85,13 +85,13 @@ impl Shard {
     }
 }
 
-/// What has arrived of a weight.
+/// A weight that is being loaded.
 pub struct GpuWeightBuilder {
     weight: GpuWeight,
     arrivals: Arrivals,
-    /// For each part: its matrix, and the matrix's row where it begins.
+    /// For each part: its stacked matrix, and its first row there.
     places: Vec<(usize, usize)>,
-    /// For each matrix: zero points, `[rows, groups]`, and biases, `[rows]`. They go to the device at the end.
+    /// For each stacked matrix: zero points, `[rows, groups]`, and biases, `[rows]`. They are uploaded last.
     host: Vec<Host>,
 }
 
@@ -104,7 +104,7 @@ impl GpuWeightBuilder {
     pub(super) fn new(device: &Device, pool: &Pool, descs: &[WeightDesc]) -> Result<Self> {
         let arrivals = Arrivals::new(descs)?;
         let mut places = Vec::with_capacity(descs.len());
-        // Descriptions of the matrices, with whether any part has a bias.
+        // Stacked matrices; `bias` is set if any part has one.
         let mut merged: Vec<WeightDesc> = Vec::new();
         for desc in descs {
             match merged.last_mut() {
@@ -135,7 +135,7 @@ impl GpuWeightBuilder {
         Ok(Self { weight, arrivals, places, host })
     }
 
-    /// What was announced.
+    /// The announced matrices.
     pub(super) fn descs(&self) -> impl Iterator<Item = &WeightDesc> {
         self.arrivals.descs()
     }
@@ -193,15 +193,15 @@ impl GpuWeightBuilder {
     }
 }
 
-/// Whether one dispatch can serve both.
+/// Whether the matrices can be stacked.
 fn alike(a: &WeightDesc, b: &WeightDesc) -> bool {
     (a.format, a.activations, a.grid) == (b.format, b.activations, b.grid)
 }
 
-/// New memory that holds `bytes`.
+/// Uploads `bytes` to new memory.
 fn upload(device: &Device, pool: &Pool, bytes: &[u8]) -> Result<Memory> {
     let memory = pool.weight(device, bytes.len() as u64)?;
-    // Queues take multiples of four bytes.
+    // Queue writes must be multiples of four bytes.
     let whole = bytes.len() / 4 * 4;
     device.queue.write_buffer(memory.buffer(), 0, &bytes[..whole]);
     if whole < bytes.len() {
@@ -231,7 +231,7 @@ impl StackedMatrices {
         let is_packed = matches!(units.values, Values::Codes(_));
         if is_packed && desc.activations == Activations::Int8 && units.group_size > MAX_INT8_GROUP {
             return Err(Error::unsupported_format(format!(
-                "a scale of {} columns cannot meet INT8 activations: at most {MAX_INT8_GROUP} columns can be summed in \
+                "a weight of {} columns with groups over {MAX_INT8_GROUP} cannot use INT8 activations: sums would exceed \
                  32 bits",
                 desc.cols
             )));
@@ -242,7 +242,7 @@ impl StackedMatrices {
             return Err(Error::new(
                 ErrorCode::OutOfMemory,
                 format!(
-                    "a matrix of {} x {} does not fit: a row has {row_bytes} bytes and {} can use {} at once",
+                    "a matrix of {} x {} does not fit: a row has {row_bytes} bytes and {} allows bindings of {}",
                     desc.rows, desc.cols, device.description, device.max_binding_bytes
                 ),
             ));
@@ -271,7 +271,7 @@ impl StackedMatrices {
         })
     }
 
-    /// `zeros` is the whole matrix's.
+    /// `zeros` holds the zero points of the whole matrix.
     fn put_packed(
         &self,
         device: &Device,
@@ -283,7 +283,7 @@ impl StackedMatrices {
         let affine = tensor.affine();
         if affine.is_some_and(|affine| affine.column_order().is_some()) {
             return Err(Error::unsupported_format(
-                "columns in an order of their own (act-order) do not run on a GPU yet",
+                "weights with reordered columns (act-order) do not run on a GPU yet",
             ));
         }
         let mut codes = vec![0u8; units.cols];
@@ -318,7 +318,7 @@ impl StackedMatrices {
         Ok(())
     }
 
-    /// Fills `rows`: `arrange` is called with an index among them and writes that row's words.
+    /// Uploads `rows`. `arrange` is called with an index within `rows` and writes that row's words.
     fn upload_rows(&self, device: &Device, rows: Range<usize>, mut arrange: impl FnMut(usize, &mut [u32])) {
         let row_words = self.units.row_words();
         let rows_at_once = (CHUNK_BYTES / (row_words * 4)).max(1);
@@ -333,7 +333,7 @@ impl StackedMatrices {
                 }
                 let offset = ((chunk.start - shard.rows.start) * row_words * 4) as u64;
                 device.queue.write_buffer(shard.values.buffer(), offset, bytemuck::cast_slice(&words));
-                // Sends what was written, so that it does not pile up.
+                // Flushes the queue's pending writes, so that they do not pile up.
                 device.queue.submit([]);
             }
         }

@@ -1,8 +1,14 @@
 //! The decisions of `auto`: attempts, judgement and end. Pure functions of reports.
 //!
-//! The attempts of a checkpoint: one precision with growing numbers of calibration samples; the most sensitive layers in
-//! the next precision; INT8; training, if the host supports it. Then the next checkpoint follows. Only quality and generation
-//! count, because further attempts do not improve size or speed.
+//! The attempts for a checkpoint, in order:
+//!
+//! 1. one precision with growing numbers of calibration samples;
+//! 2. the most sensitive layers in the next higher precision;
+//! 3. INT8;
+//! 4. training, if the host supports it.
+//!
+//! Then the next checkpoint follows. Only quality and generation count, because further attempts do not improve size or
+//! speed.
 
 use crate::artifact::records::{ModuleRecord, TRAINED};
 use crate::options::named;
@@ -26,7 +32,8 @@ pub struct Attempt {
 pub enum Target {
     /// Most linear layers have 4 or 8 bits.
     Bits(Bits),
-    /// The most sensitive layers of the previous attempt get INT8 next to INT4, or floating point next to INT8.
+    /// The most sensitive layers of the previous attempt are promoted: to INT8 next to INT4, or to floating point next
+    /// to INT8.
     Mixed(Bits),
     /// Bits are allocated to modules within so many mean bits per weight.
     BitsPerWeight(f64),
@@ -56,9 +63,8 @@ pub enum Start {
     BitsPerWeight(f64),
 }
 
-/// The attempts of a checkpoint in order: each number of `samples`, limited by the `available` ones;
-/// mixed precision and INT8, without a target in bits per weight; training, if there is a scheme for it. Repetitions are
-/// omitted.
+/// The attempts for a checkpoint, in order: each number of `samples`, limited by the `available` ones; without a target
+/// in bits per weight, mixed precision and INT8; training, if there is a scheme for it. Repetitions are omitted.
 pub fn planned_attempts(
     begin: Start,
     samples: &[usize],
@@ -192,7 +198,7 @@ pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
         "train with quantization in the loop (QAT)"
     };
     format!(
-        "{tried} lost too much: {next}, give another checkpoint, or allow more loss; of the last attempt: {}",
+        "{tried} lost too much: {next}, give another checkpoint, or allow more loss; the last report says: {}",
         last.recommendation
     )
 }
@@ -328,7 +334,7 @@ mod tests {
         ] {
             assert_eq!(next(attempts, last), expected, "{attempts:?} {last:?}");
         }
-        // Whatever is bad, every attempt is tried once, in order.
+        // If all are bad, every attempt is tried once, in order.
         let mut seen = Vec::new();
         let mut last = None;
         while let Next::Try { checkpoint, attempt } = next(&[2, 0, 3], last) {

@@ -58,7 +58,7 @@ impl<B: Train> QatTrainer<'_, B> {
         let eos = config.eos_token_ids.first().copied();
         let context = options.room.context;
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
-        // The state is not kept, because a new search starts from the beginning.
+        // The state is not saved, because a new search starts from the beginning.
         let folder = MemorySinkDir::new("the state");
         let inputs = TrainInputs {
             origin: Origin::Checkpoint(checkpoint),

@@ -2,8 +2,8 @@
 //!
 //! This is the multiple-choice knapsack problem. Its relaxation is solved by following the lower hull of each module's
 //! (bytes, error) points in the order of error saved for each byte (Sinha and Zoltners, *The Multiple-Choice Knapsack
-//! Problem*, 1979). The remaining budget is filled by single changes, best first. Guaranteed are
-//! the budget, and an error not above that of any uniform scheme within it.
+//! Problem*, 1979). The remaining budget is filled by single changes, best first. The result is within the budget, and
+//! its error is not above that of any uniform scheme within it.
 
 use crate::sort;
 
@@ -16,7 +16,7 @@ pub struct SchemeCost {
     pub error: f64,
 }
 
-/// The chosen index for each module. The error is the least possible size, if it is above the budget.
+/// The chosen index for each module. The error is the least possible size, which exceeds the budget.
 ///
 /// # Panics
 /// When a module has no choice.

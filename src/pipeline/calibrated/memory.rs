@@ -7,11 +7,12 @@
 //!   once, unless the run fits its limit only without them;
 //! - statistics: second moments of the input, and derived matrices (GPTQ: for each group size a factor and
 //!   the damped matrix, and the drift from the original's inputs; AWQ: a triangle, and blocks for clipping);
-//! - rows inside a quantizer, and the packed matrices of the input;
+//! - rows being quantized, and the packed matrices of the input;
 //! - working memory: hidden states of a batch of tokens, keys and values of one block, the samples' tokens.
 //!
 //! Everything else, including the process, is one small constant, plus one heap gap as large as the largest matrix of
-//! statistics (fragmentation). Other hidden states and finished matrices are in scratch. The memory of inference is in `plan`.
+//! statistics (fragmentation). Other hidden states and finished matrices are in scratch. The memory of inference is in
+//! `plan`.
 
 use super::statistics;
 use crate::backend::cpu::split_bytes;
@@ -41,8 +42,8 @@ const PROCESS_BYTES: u64 = if cfg!(target_arch = "wasm32") { 3 << 20 } else { 12
 /// WebAssembly.
 const LARGEST_KEPT: Option<u64> = if cfg!(target_arch = "wasm32") { None } else { Some(32 << 20) };
 
-/// GPTQ's bytes for each weight in work: its value in the stored order and in the factor's order, errors of both roundings,
-/// their effect on other columns, and two codes.
+/// GPTQ's bytes for each weight being quantized: its value in the stored order and in the factor's order, errors of
+/// both roundings, their effect on other columns, and two codes.
 const GPTQ_WEIGHT_BYTES: u64 = 7 * F32 + 2;
 /// The same for AWQ: its value, its rounded value, the error, and a code.
 const AWQ_WEIGHT_BYTES: u64 = 3 * F32 + 1;
@@ -54,7 +55,7 @@ pub struct CalibrationMemory {
     pub block_bytes: u64,
     /// Second moments of inputs, and derived matrices.
     pub statistics_bytes: u64,
-    /// Rows inside a quantizer, and packed matrices.
+    /// Rows being quantized, and packed matrices.
     pub rows_bytes: u64,
     /// Hidden states of one batch of tokens, keys and values, tokens.
     pub working_bytes: u64,
@@ -168,7 +169,7 @@ impl CalibrationJob<'_> {
         input.linears().iter().any(|&linear| self.is_made_by(linear, method))
     }
 
-    /// The plan of a layer in the block where it is largest.
+    /// The scheme of a layer in the block where it has the most bits.
     fn scheme(&self, linear: Linear) -> Option<Scheme> {
         self.plans(linear).filter_map(|plan| plan.scheme).max_by_key(|scheme| scheme.storage_bits())
     }
@@ -274,7 +275,7 @@ impl CalibrationJob<'_> {
         square + gptq.max(awq)
     }
 
-    /// Bytes of rows in work at `input`, and of its packed matrices.
+    /// Bytes of rows being quantized at `input`, and of its packed matrices.
     fn rows_bytes(&self, input: LinearInput) -> Result<u64> {
         let mut largest = 0;
         for &linear in input.linears() {

@@ -1,9 +1,9 @@
 //! Notes that let a calibrated run continue after it was killed.
 //!
-//! After each block a note records the number of finished blocks and the errors of their modules. Matrices and residual streams
-//! are already in scratch. A note begins with a line with the SHA-256 of the rest. Two notes alternate, so that one is
-//! always complete. A note contains a key of everything that determines the result: source, options, samples,
-//! version and device.
+//! After each block a note records the number of finished blocks, and the weight errors and calibration records of
+//! their modules. Matrices and residual streams are already in scratch. A note begins with a line with the SHA-256 of
+//! the rest. Two notes alternate, so that one is always complete. A note contains a key of everything that determines
+//! the result: source, options, samples, version and device.
 
 use crate::calibrate::modules::{CalibratedModules, ModuleNotes};
 use crate::digest::sha256_hex;
@@ -49,7 +49,7 @@ impl<'a> Journal<'a> {
         };
         if note.key != journal.key {
             return Err(Error::invalid_argument(
-                "the state to resume from is of another run: source, options, calibration texts, version or device differ; \
+                "the saved state is of another run: source, options, calibration texts, version or device differ; \
                  choose another place for this run, or delete that state",
             ));
         }
@@ -89,7 +89,7 @@ pub(in crate::pipeline) async fn refuse_other_files(scratch: &dyn Scratch) -> Re
         return Ok(());
     }
     Err(Error::invalid_argument(
-        "expected an empty place to resume from, or one in which a run was resumable, but found other files in it",
+        "expected an empty place to resume from, or the state of a resumable run, but found other files",
     ))
 }
 

@@ -52,27 +52,27 @@ pub struct ConversionPlan {
     /// Losses besides weights.
     remarks: Vec<String>,
     pub(super) activations: Activations,
-    /// All zero points are in the middle: the weights are symmetric.
+    /// Whether all zero points are at the middle of the code range, so that the weights are symmetric.
     pub(super) symmetric: bool,
     /// The layout's common type of unpacked tensors, if it has one.
     pub(super) one_type: Option<DType>,
 }
 
-/// The matrix as symmetric, if all zero points are in the middle.
+/// The matrix in a symmetric scheme. `None` if a zero point is not at the middle of the code range.
 pub(super) fn as_symmetric(tensor: &QuantizedTensor) -> Result<Option<QuantizedTensor>> {
     let middle = tensor.affine().map(regroup::as_symmetric).transpose()?;
     Ok(middle.flatten().map(QuantizedTensor::from))
 }
 
-/// A matrix in the layout's form with its loss, or the reason why the layout cannot hold it.
+/// A matrix in the layout's form and its loss, or the reason why the layout cannot hold it.
 type Adapted<T> = Result<(T, Option<String>), String>;
 
 /// Plans every matrix. Reads the scales of packed ones.
 ///
 /// # Errors
-/// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and for an
-/// unsupported type; `unsupported_format` if the layout can hold none of the modules, or with `strict` if anything
-/// would be lost; `unsupported_model` for a model that a GGUF file cannot hold; errors of reading.
+/// `invalid_argument` for a checkpoint that is not quantized, unless the layout holds floating-point weights too, and
+/// for an unsupported type; `unsupported_format` if the layout can hold none of the modules, or with `strict` if
+/// anything would be lost; `unsupported_model` for a model that a GGUF file cannot hold; errors of reading.
 pub async fn plan_conversion(
     checkpoint: &Checkpoint,
     options: &ConvertOptions,
@@ -147,7 +147,7 @@ pub async fn plan_conversion(
     let keeps_activations = matches!(layout, TargetLayout::CompressedTensors | TargetLayout::BitNet);
     if plan.activations == Activations::Int8 && !keeps_activations {
         plan.remarks.push(format!(
-            "the {} layout does not say that activations are INT8; the model will run with f32 ones",
+            "the {} layout cannot declare INT8 activations; the model will run with f32 activations",
             layout.name()
         ));
         plan.activations = Activations::F32;

@@ -62,7 +62,7 @@ impl<'a> Copying<'a> {
         Ok(true)
     }
 
-    /// The rounding error, if values were rounded.
+    /// The largest rounding error, if the tensor changes its form.
     pub(super) fn difference(&self) -> Option<f32> {
         (self.to.form != Form::Plain(self.dtype)).then_some(self.largest)
     }

@@ -22,7 +22,7 @@ use serde_json::Value;
 /// The default file name.
 pub(super) const FILE: &str = "model.gguf";
 
-/// The result for the checkpoint's tokenizer.
+/// The outcome for the checkpoint's tokenizer.
 #[derive(Debug, Default)]
 pub(in crate::pipeline) struct FileTokenizer {
     /// The reason why the file has no tokenizer for llama.cpp.
@@ -55,8 +55,7 @@ pub(in crate::pipeline) fn matrices(checkpoint: &Checkpoint, unties: bool) -> Ve
     matrices
 }
 
-/// The form of a floating-point matrix: `wanted` if its rows are whole blocks of it. Returns also the reason for a
-/// change.
+/// A floating-point matrix in the form `wanted` if its rows are whole blocks of it. Returns also the loss, in words.
 ///
 /// # Errors
 /// As [`Checkpoint::master`].
@@ -78,11 +77,11 @@ pub(in crate::pipeline) fn copied(
     Ok((Tensor::copied(&name, form.info(rows, cols), form, &tensor, false), loss))
 }
 
-/// The type of rows of `cols` columns, given the `wanted` one, with the reason for another type.
+/// The form of rows with `cols` columns, and the reason if it is not the `wanted` one.
 pub(in crate::pipeline) fn form(wanted: TensorType, cols: usize) -> (Form, Option<String>) {
     match wanted.row_bytes(cols as u64) {
         Some(_) => (wanted.into(), None),
-        None => (Form::Plain(DType::F16), Some(format!("{cols} columns are no whole {wanted} blocks"))),
+        None => (Form::Plain(DType::F16), Some(format!("{cols} columns are not whole {wanted} blocks"))),
     }
 }
 

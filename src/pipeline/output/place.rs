@@ -21,7 +21,7 @@ pub(in crate::pipeline) struct OutputPlace<'a> {
 }
 
 impl OutputPlace<'_> {
-    /// Refuses to overwrite another tool's checkpoint. A file has no mark of its writer, so no file is overwritten.
+    /// Refuses to overwrite another tool's checkpoint. A file does not tell who wrote it, so no file is overwritten.
     ///
     /// # Errors
     /// `invalid_argument`.
@@ -34,7 +34,7 @@ impl OutputPlace<'_> {
         if existing.open(file).await?.is_none() {
             return Ok(());
         }
-        let refused = Error::invalid_argument("the file is there already; choose another name").context(file);
+        let refused = Error::invalid_argument("the file already exists; choose another name").context(file);
         Err(refused.context(existing.name()))
     }
 }

@@ -19,16 +19,16 @@ use crate::task::Control;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Settings of a job for records, and changes besides quantizing.
+/// The job's settings for records, and changes besides quantizing.
 pub(super) struct About {
     pub method: String,
     pub scheme: String,
     pub activations: Activations,
     pub layout: TargetLayout,
     pub parameters: Map<String, Value>,
-    /// The head is untied.
+    /// Whether the head is untied.
     pub unties: bool,
-    /// Losses by the layout are errors.
+    /// Whether losses by the layout are errors.
     pub strict: bool,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct QuantizeJob<'a> {
     plans: &'a [ModulePlan],
     encoder: Encoder<'a>,
     about: About,
-    /// Matrices that a GGUF file rounds, with their forms.
+    /// Matrices that a GGUF file rounds, with their losses.
     copies: Vec<(String, String)>,
     /// The layout's common type of unpacked tensors, if it has one.
     one_type: Option<DType>,
@@ -156,8 +156,8 @@ impl<'a> QuantizeJob<'a> {
                 quantized.push((plan.module.clone(), format));
             }
         }
-        // All other linear modules: kept modules have no plan when restoring, and tools that walk all modules also see a
-        // tied head.
+        // All other linear modules: kept modules have no plan when restoring, and tools that walk all modules also see
+        // a tied head.
         let blocks = (0..self.checkpoint.config().num_hidden_layers)
             .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
         let mut ignore: Vec<String> = blocks.chain([names::HEAD.to_owned()]).collect();

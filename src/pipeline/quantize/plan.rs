@@ -60,7 +60,7 @@ impl QuantizationPlan {
         Self::new(checkpoint, &options)?.within_memory(checkpoint, calibration.samples)
     }
 
-    /// Plans the memory of calibrating with these samples.
+    /// Plans the memory of calibration with these samples, and refuses a run that exceeds the limit.
     fn within_memory(self, checkpoint: &Checkpoint, samples: &Samples) -> Result<Self> {
         let memory = plan_memory(checkpoint, &self.modules, &self.options, samples)?;
         memory.check_within(self.options.memory).context_with(|| checkpoint.name().to_owned())?;
@@ -87,8 +87,8 @@ impl QuantizationPlan {
         self.memory
     }
 
-    /// The matrices that a GGUF file stores in another floating-point type. `F32` embeddings become
-    /// half precision in every layout.
+    /// The matrices that a GGUF file stores in another floating-point type, with their losses. `F32` embeddings and
+    /// heads are not listed, because every layout stores them in half precision.
     pub(super) fn copies(&self, checkpoint: &Checkpoint) -> Result<Vec<(String, String)>> {
         let mut lost = Vec::new();
         if self.layout() != TargetLayout::Gguf {
@@ -163,7 +163,7 @@ impl QuantizationPlan {
         map
     }
 
-    /// The same, with calibration options.
+    /// [`parameters`](Self::parameters) with calibration options.
     pub(super) fn calibrated_parameters(&self, samples: &Samples) -> Map<String, Value> {
         let (options, mut map) = (&self.options, self.parameters());
         map.insert("samples".into(), json!(samples.windows.len()));

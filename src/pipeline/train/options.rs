@@ -30,7 +30,7 @@ pub struct TrainOptions {
     pub is_ternary: bool,
     /// Granularity of scales.
     pub granularity: Granularity,
-    /// Initial codes; `None`: GPTQ's if possible.
+    /// Initial codes; `None`: GPTQ's for codes with learned scales, otherwise rounded to nearest.
     pub start: Option<StartCodes>,
     /// Schedule of training each block alone; `None`: no such stage.
     pub blocks: Option<Schedule>,
@@ -40,21 +40,21 @@ pub struct TrainOptions {
     pub activations: Activations,
     /// Type of floating-point weights without quantization; `None`: the checkpoint's types, and F16 for a new model.
     pub float: Option<DType>,
-    /// In what the optimizer keeps parameters.
+    /// Type of the master weights.
     pub masters: MasterType,
-    /// Tokens of a batch, and of a row.
+    /// Tokens in a batch, and in a row.
     pub room: Room,
-    /// Batches of a step.
+    /// Batches per step.
     pub accumulate: usize,
-    /// Steps, and how fast.
+    /// Steps and learning rates.
     pub schedule: Schedule,
-    /// How a step is made.
+    /// Options of the optimizer.
     pub optimizer: OptimizerOptions,
-    /// What is made smaller.
+    /// The loss.
     pub goal: Goal,
-    /// In what order the text is seen, and with what a new model begins.
+    /// Seed of the order of texts and of a new model's weights.
     pub seed: u64,
-    /// Steps between looks at the held-out text.
+    /// Steps between evaluations on the held-out text.
     pub evaluate_every: u64,
     /// Steps between saved states.
     pub keep_every: u64,
@@ -93,8 +93,8 @@ impl TrainOptions {
         Some(QuantizeOptions { layout, activations, file: file.map(str::to_owned), ..options })
     }
 
-    /// The precision of parameters. Next to quantized layers everything else has one 16-bit type, which all layouts' loaders
-    /// accept and some require.
+    /// The precision of parameters. Next to quantized layers all other weights have one 16-bit type, which every
+    /// layout's loader accepts and some require.
     pub(in super::super) fn precision(&self, origin: Origin<'_>) -> Result<Precision> {
         let mut precision = Precision { float: self.float, master: self.masters, ..Precision::default() };
         let (Some(scheme), Some(options)) = (self.scheme(), self.quantize_options(None)) else {

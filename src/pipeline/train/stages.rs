@@ -59,7 +59,7 @@ impl Begun {
         let Origin::Checkpoint(checkpoint) = inputs.origin else {
             if options.start == Some(StartCodes::Gptq) || options.blocks.is_some() {
                 return Err(Error::invalid_argument(
-                    "expected weights to begin at: neither GPTQ nor blocks of their own make sense of a random model",
+                    "GPTQ and block steps need a checkpoint with weights, but the model is new",
                 ));
             }
             return Ok(begun);
@@ -118,7 +118,7 @@ pub(super) async fn blocks_alone<B: Train>(
     let begun = Begun::new(new_backend, inputs, options, &prepared, context).await?;
     let Prepared { quantize, precision, memory, parameters, .. } = prepared;
     let (Some(quantize), Some(Blocks { checkpoint, scales })) = (quantize, begun.blocks) else {
-        return Err(Error::invalid_argument("expected steps to train, of blocks or of the whole model"));
+        return Err(Error::invalid_argument("expected steps to train, end-to-end or of blocks"));
     };
     let mut stored = BTreeMap::new();
     for (module, values) in scales {

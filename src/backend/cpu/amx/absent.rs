@@ -1,9 +1,9 @@
-//! Stands for the matrix unit where there is none: values of these types cannot be made.
+//! Stub of the matrix unit for targets without it. Its types have no values.
 
 use super::{Block, Region, Step, Terms};
 use std::convert::Infallible;
 
-/// Proof of something that is not there.
+/// Has no values: there is no matrix unit.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Amx(Infallible);
 

@@ -1,5 +1,5 @@
-//! The matrix unit on Linux, which hands it to programs that ask for it. Its instructions are written as assembly, because Rust has
-//! no stable functions for them.
+//! The matrix unit on Linux, which grants it to processes that request it. Its instructions are inline assembly,
+//! because Rust has no stable intrinsics for them.
 
 use super::{Block, EDGE, PARTS, Region, Step, TILE, Terms, Tile};
 use std::arch::asm;
@@ -8,8 +8,8 @@ use std::ffi::c_long;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// Proof that the processor has AMX for `bfloat16` with the vector instructions that prepare its operands, and that this process may
-/// use it.
+/// Proof that the processor has AMX for `bfloat16` and the vector instructions that pack its operands, and that this
+/// process may use it.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Amx(());
 
@@ -26,8 +26,8 @@ impl Amx {
         found.then_some(Self(()))
     }
 
-    /// Makes a left panel of rows, at most 32, with the parts that `terms` are of; there may be a factor for each column. What is not
-    /// there is 0. Returns how many parts numbers have here.
+    /// Packs at most 32 rows into a left panel, with the parts that `terms` reads. `factors` multiplies each column.
+    /// Missing elements are 0. Returns the largest number of parts of an element.
     pub(in super::super) fn split_rows(
         self,
         rows: Region<'_>,
@@ -48,8 +48,8 @@ impl Amx {
         }
     }
 
-    /// Makes a right panel of columns, at most 32: they are the panel's rows, and the rows its columns; there may be a factor for each
-    /// row. What is not there is 0. Returns how many parts numbers have here.
+    /// Packs at most 32 columns into a right panel: they become the panel's rows. `factors` multiplies each row.
+    /// Missing elements are 0. Returns the largest number of parts of an element.
     pub(in super::super) fn split_columns(
         self,
         columns: Region<'_>,
@@ -63,7 +63,7 @@ impl Amx {
         unsafe { split_columns(columns, factors, panel) }
     }
 
-    /// Turns a left panel into a right one, and a right one into a left one: the parts that `terms` are of.
+    /// Transposes a left panel into a right one or back, for the parts that `terms` reads.
     pub(in super::super) fn turn(self, panel: &mut [Step], terms: Terms) {
         for half in panel.iter_mut().flat_map(|step| &mut step.0) {
             for tile in &mut half[..terms.parts()] {
@@ -73,9 +73,9 @@ impl Amx {
         }
     }
 
-    /// Sets up the unit of this thread.
+    /// Configures the unit for this thread.
     pub(in super::super) fn tiles(self) -> Tiles {
-        /// What `ldtilecfg` reads: palette 1, and for each of eight registers the bytes of a row and the rows.
+        /// The operand of `ldtilecfg`: palette 1, then for each of eight registers the bytes per row and the rows.
         #[repr(C, align(64))]
         struct Shapes([u8; 64]);
         let mut shapes = Shapes([0; 64]);
@@ -84,19 +84,20 @@ impl Amx {
             shapes.0[16 + 2 * register] = size_of::<[u32; TILE]>() as u8;
             shapes.0[48 + register] = TILE as u8;
         }
-        // SAFETY: the process may use the unit. No register of it is in use: whoever uses one holds a `Tiles`, and all of those want
-        // the same shapes.
+        // SAFETY: the process may use the unit. No register of it is in use: only holders of a `Tiles` use them, and
+        // every `Tiles` has the same shapes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
         Tiles(PhantomData)
     }
 }
 
-/// The unit of one thread, set up. Does not leave the thread.
+/// The configured unit of one thread. It cannot leave the thread.
 pub(in super::super) struct Tiles(PhantomData<*const ()>);
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: the process may use the unit. The system need not save an idle one when it changes between threads.
+        // SAFETY: the process may use the unit. Releasing it spares the system from saving idle registers at thread
+        // switches.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
@@ -119,12 +120,12 @@ impl Tiles {
             return self.multiply_high(left, right, products);
         }
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
-        // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are in tmm4 (upper)
-        // and tmm5 (lower), of the right side in tmm6 and tmm7. Of two products that follow each other one side stays, and the largest
-        // terms come last.
-        // SAFETY: each step of a panel is 6 KiB: high, middle and low tile of the upper rows, then of the lower ones. The loop reads
-        // `left.len()` of them on both sides, and stores four tiles into the block, whose rows are 128 bytes. `self` is the proof that
-        // the unit is set up.
+        // The accumulators are tmm0 to tmm3: upper and lower rows, left and right columns. Tiles of the left side are
+        // in tmm4 (upper) and tmm5 (lower), tiles of the right side in tmm6 and tmm7. Consecutive products share one
+        // side, and the largest terms are added last.
+        // SAFETY: each step of a panel is 6 KiB: high, middle and low tile of the upper rows, then of the lower ones.
+        // The loop reads `left.len()` steps on both sides, and stores four tiles into the block, whose rows are 128
+        // bytes. `self` is the proof that the unit is configured.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -213,11 +214,11 @@ impl Tiles {
         }
     }
 
-    /// As [`multiply`](Self::multiply), for numbers that are their high parts.
+    /// As [`multiply`](Self::multiply), for numbers that have only a high part ([`Terms::One`]).
     fn multiply_high(&self, left: &[Step], right: &[Step], products: &mut Block) {
         assert!(left.len() == right.len() && !left.is_empty(), "as many columns on both sides");
         let lower = (&raw mut products.0[TILE]).cast::<f32>();
-        // SAFETY: as above; of each step the first tile of the upper rows is read, and of the lower ones.
+        // SAFETY: as above; of each step it reads the high tiles of the upper and of the lower rows.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -258,26 +259,28 @@ impl Tiles {
 const _: () =
     assert!(size_of::<Step>() == 6144 && size_of::<Block>() == EDGE * 128 && size_of::<Tile>() == 1024);
 
-/// Whether processor and system have AMX with `bfloat16`: leaf 7 names the unit, and `xgetbv` what the system keeps of it.
+/// Whether processor and system have AMX with `bfloat16`. Leaf 7 lists the unit; `xgetbv` lists the state that the
+/// system saves.
 fn has_tiles() -> bool {
     const TILES: u32 = 1 << 24;
     const BF16: u32 = 1 << 22;
-    /// The unit's shapes and registers.
+    /// State of the unit: shapes and registers.
     const STATE: u64 = 3 << 17;
     #[target_feature(enable = "xsave")]
     fn kept() -> u64 {
-        // SAFETY: XCR0 exists where the system uses XSAVE, which the caller found.
+        // SAFETY: XCR0 exists if the system uses XSAVE, which the caller has detected.
         unsafe { _xgetbv(0) }
     }
-    // AVX-512 was found before this is called, so there are leaf 7 and XSAVE.
+    // AVX-512 was detected before this call, so leaf 7 and XSAVE exist.
     let features = __cpuid_count(7, 0).edx;
     features & (TILES | BF16) == TILES | BF16
         && is_x86_feature_detected!("xsave")
-        // SAFETY: found just now.
+        // SAFETY: detected in the line above.
         && unsafe { kept() } & STATE == STATE
 }
 
-/// Asks the system for the unit, for all threads of this process: its registers are 8 KiB that are kept for those alone who ask.
+/// Requests the unit for all threads of this process. The system saves its registers (8 KiB) only for processes that
+/// request it.
 fn may_use_tiles() -> bool {
     const ARCH_PRCTL: c_long = 158;
     const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
@@ -289,14 +292,14 @@ fn may_use_tiles() -> bool {
     unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// The first parts of sixteen numbers, each in the lower half of its place.
+/// The first `N` parts of sixteen numbers, each in the lower half of its 32-bit lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn split<const N: usize>(values: __m512) -> [__m512i; N] {
     let mut rest = values;
     let mut parts = [_mm512_setzero_si512(); N];
     for part in &mut parts {
-        // SAFETY: both are 32 bytes without a meaning of their own.
+        // SAFETY: both types are 32 plain bytes.
         let rounded = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(rest)) };
         *part = _mm512_cvtepu16_epi32(rounded);
         rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*part)));
@@ -304,8 +307,8 @@ fn split<const N: usize>(values: __m512) -> [__m512i; N] {
     parts
 }
 
-/// How many parts numbers have, by the bits of all their middle and of all their low ones: all but the sign's, for the rest of a
-/// negative number may be -0.
+/// How many parts the numbers have, given the union of the bits of all their middle parts and of all their low parts.
+/// Sign bits are ignored: the remainder of a negative number may be -0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn parts_of(middle: __m512i, low: __m512i) -> usize {
@@ -325,7 +328,7 @@ fn row_of<'a>(region: &Region<'a>, row: usize) -> &'a [f32] {
     &region.values[row * region.stride..][..region.cols]
 }
 
-/// The first of sixteen numbers: as many as there are.
+/// Loads up to sixteen numbers; missing ones are 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load(values: &[f32]) -> __m512 {
@@ -369,7 +372,7 @@ fn split_rows<const N: usize>(rows: Region<'_>, factors: Option<&[f32]>, panel: 
     parts_of(middle, low)
 }
 
-/// The lower halves of sixteen and sixteen numbers, in their order.
+/// The lower halves of 32 lanes, in order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn join(first: __m512i, second: __m512i) -> __m512i {
@@ -416,7 +419,7 @@ fn split_columns(columns: Region<'_>, factors: Option<&[f32]>, panel: &mut [Step
     parts_of(middle, low)
 }
 
-/// Exchanges rows and pairs.
+/// Transposes the pairs of a tile.
 #[target_feature(enable = "avx512f")]
 fn transpose(tile: &mut Tile) {
     let mut a = [_mm512_setzero_si512(); TILE];
@@ -425,7 +428,7 @@ fn transpose(tile: &mut Tile) {
         // SAFETY: sixteen elements.
         *value = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
     }
-    // Two rows, then four, in each lane of four elements.
+    // Interleaves two rows, then four, within each lane of four elements.
     for i in 0..TILE / 2 {
         b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
         b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
@@ -448,7 +451,7 @@ fn transpose(tile: &mut Tile) {
     }
 }
 
-/// The even lanes of both, and the odd ones.
+/// The even lanes of both vectors, and the odd ones. A lane has four elements.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn halves(a: __m512i, b: __m512i) -> (__m512i, __m512i) {

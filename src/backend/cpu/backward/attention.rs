@@ -1,7 +1,9 @@
-//! Attention, backward. For a query `i` with probabilities `p = softmax(s)`, `s[j] = q . k[j] / sqrt(d)`:
-//! `dp[j] = dy . v[j]`, `ds[j] = p[j] (dp[j] - sum p dp) / sqrt(d)`; then `dv[j] += p[j] dy`, `dq = sum ds[j] k[j]` and
-//! `dk[j] += ds[j] q`. The probabilities are computed again. Some queries at a time, so that all but the softmax are products of
-//! matrices.
+//! Backward step of attention. A query has scores `s[j] = q . k[j] / sqrt(d)` and probabilities `p = softmax(s)`:
+//! 1. `dp[j] = dy . v[j]` and `ds[j] = p[j] (dp[j] - sum p dp) / sqrt(d)`
+//! 2. `dv[j] += p[j] dy`, `dq = sum ds[j] k[j]` and `dk[j] += ds[j] q`
+//!
+//! The probabilities are recomputed. Queries are processed in blocks, so that everything but the softmax is a matrix
+//! product.
 
 use crate::backend::cpu::exp::exp;
 use crate::backend::cpu::parallel::{Tiles, Workers};
@@ -9,9 +11,10 @@ use crate::backend::{AttentionShape, Segment};
 use crate::quant::linalg::{Matrix, add_product};
 use multiversion::multiversion;
 
-/// Queries at a time: enough to pay for bringing the keys in order, few enough to leave out most that none of them sees.
+/// Queries per block: enough to amortize packing the keys, few enough to skip most keys that are masked for all of
+/// them.
 const QUERIES: usize = 64;
-/// Partial sums.
+/// Accumulators of a sum.
 const LANES: usize = 16;
 
 /// `qkv` and `dx` are `[rows, qkv width]`, `dy` is `[rows, heads * head_dim]`; keys and values are those of the cache.
@@ -25,7 +28,7 @@ pub(super) fn attention(
     dx: &mut [f32],
 ) {
     let width = shape.qkv_width();
-    // The first row of each segment that has some.
+    // Each segment that has rows, with its first row.
     let mut row = 0;
     let mut begun = Vec::new();
     for segment in segments.iter().filter(|segment| segment.count > 0) {
@@ -43,7 +46,7 @@ pub(super) fn attention(
     });
 }
 
-/// A head of keys and values of one segment, with the queries that read it.
+/// One KV head of one segment, with the queries that read it.
 struct Head<'a> {
     shape: &'a AttentionShape,
     kv_head: usize,
@@ -66,7 +69,7 @@ impl Head<'_> {
             (vec![0.0; most * count], vec![0.0; most * count], vec![0.0; most * dim]);
         for begin in (0..count).step_by(QUERIES) {
             let queries = QUERIES.min(count - begin);
-            // The last one sees most.
+            // The last query attends to the most positions.
             let seen = self.segment.seen(begin + queries - 1);
             let row = self.first + begin;
             let keys = Matrix::new(keys, seen, dim, dim);
@@ -89,7 +92,7 @@ impl Head<'_> {
                 add_product(1.0, ds.transposed(), q, &mut dk, dim);
                 add_product(1.0, p.transposed(), dy, &mut dv, dim);
                 for (query, dq) in dq.chunks_exact(dim).enumerate() {
-                    // SAFETY: tasks differ in rows or in heads of keys, and with those in heads of queries.
+                    // SAFETY: tasks differ in rows or in KV heads, and different KV heads have different query heads.
                     unsafe { dx.set_run(row + query, head * dim, dq) };
                 }
             }
@@ -112,7 +115,8 @@ fn product(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], stride: usize) {
     add_product(1.0, a, b, c, stride);
 }
 
-/// Makes of products with keys the probabilities, and of the derivatives by those the derivatives by the products.
+/// In place: turns products with keys (`p`) into probabilities, and derivatives by probabilities (`dp`) into
+/// derivatives by products.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn through_softmax(p: &mut [f32], dp: &mut [f32], scale: f32) {
     let mut most = [f32::NEG_INFINITY; LANES];
@@ -163,7 +167,7 @@ mod tests {
                     Case::new(&[rows * width], rows * heads * head_dim),
                     |inputs| oracle(&inputs[0], segments, &shape),
                     |backend, inputs, dy, derivatives| {
-                        // Angles of 0, so that rotation only fills the cache.
+                        // Angles of 0, so that the step only fills the cache.
                         let rope: Vec<f32> = (0..QUERIES + 4)
                             .flat_map(|_| [1.0, 0.0].map(|v| vec![v; head_dim / 2]).concat())
                             .collect();

@@ -1,11 +1,11 @@
-//! Token embeddings, backward: each token's row takes in what its places have, in their order.
+//! Backward step of token embeddings: a token's row accumulates the derivatives of its positions, in their order.
 
 use crate::error::{Error, Result};
 
 /// `dtable[tokens[t], :] += dx[t, :]`.
 ///
 /// # Errors
-/// `invalid_argument` for a token that the table has no row for.
+/// `invalid_argument` for a token without a row in the table.
 pub(super) fn embed(tokens: &[u32], dx: &[f32], width: usize, dtable: &mut [f32]) -> Result<()> {
     if width == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The gate of a gated MLP, backward: `dup = dy * act(gate)`, `dgate = dy * up * act'(gate)`.
+//! Backward step of a gated MLP's gate: `dup = dy * act(gate)`, `dgate = dy * up * act'(gate)`.
 
 use crate::backend::GateActivation;
 use crate::backend::cpu::exp::exp;
@@ -20,7 +20,7 @@ pub(super) fn gate(
     workers.run_chunks(dx, 2 * width, gate_up.len() * 8, |row, dx| {
         let operands =
             (&gate_up[row * 2 * width..(row + 1) * 2 * width], &dy[row * width..(row + 1) * width]);
-        // One loop for each, so that the compiler sees a loop without a choice.
+        // One loop per activation, so that no loop has a branch.
         match activation {
             GateActivation::Silu => silu(operands, dx),
             GateActivation::SquaredRelu => squared_relu(operands, dx),
@@ -39,13 +39,13 @@ fn silu(operands: (&[f32], &[f32]), dx: &mut [f32]) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn squared_relu(operands: (&[f32], &[f32]), dx: &mut [f32]) {
     gate_row(operands, dx, |gate| {
-        // Written so that a NaN passes.
+        // Written so that NaN propagates.
         let positive = if gate < 0.0 { 0.0 } else { gate };
         (positive * positive, 2.0 * positive)
     });
 }
 
-/// One row; `activated` gives value and slope.
+/// One row; `activated` returns value and slope of the activation.
 #[inline(always)]
 fn gate_row((gate_up, dy): (&[f32], &[f32]), dx: &mut [f32], activated: impl Fn(f32) -> (f32, f32)) {
     let width = dy.len();

@@ -1,4 +1,4 @@
-//! `y = W x + bias`, backward: two products for each matrix, and a sum of columns.
+//! Backward step of `y = W x + bias`: two matrix products for each part, and a sum over rows for the bias.
 
 use crate::backend::cpu::amx::{Region, Split};
 use crate::backend::cpu::columns::{Columns, UNIT};
@@ -15,13 +15,13 @@ use crate::quant::ActivationGrid;
 use crate::quant::linalg::{Matrix, add_product};
 use std::ops::Range;
 
-/// Fewest rows of a result that one task makes: for fewer, bringing the other operand in order would cost more than the product.
-/// A result's element has the same sum whatever the cut.
+/// Minimum rows of a result per task: with fewer, packing the other operand would cost more than the product. The order
+/// of a sum does not depend on the split into tasks.
 const FEWEST_ROWS: usize = 32;
-/// Rows that one task makes floats of.
+/// Rows that one task converts to floats.
 const EXPANDED: usize = 32;
 
-/// Where the derivatives by one matrix go.
+/// Destination of the derivatives by one matrix.
 pub(super) struct Gradient<'a> {
     /// `[rows, cols]`
     pub(super) weight: &'a mut [f32],
@@ -29,22 +29,22 @@ pub(super) struct Gradient<'a> {
     pub(super) bias: Option<&'a mut [f32]>,
 }
 
-/// What multiplies.
+/// What matrix products run on.
 pub(super) struct Means<'a> {
     pub(super) isa: Isa,
     pub(super) workers: &'a Workers,
-    /// Where there is a matrix unit.
+    /// The matrix unit, if the product may use one.
     pub(super) split: Option<&'a mut Split>,
 }
 
-/// A matrix whose rows may have a factor each.
+/// A matrix with an optional scale per row.
 #[derive(Clone, Copy)]
 struct Scaled<'a> {
     values: &'a [f32],
     scales: Option<&'a [f32]>,
 }
 
-/// Memory for such matrices, from one step to the next: new memory costs about as much as filling it.
+/// Memory for such matrices, kept between steps: allocating memory costs about as much as filling it.
 #[derive(Default)]
 pub(in super::super) struct Kept {
     weight: KeptMatrix,
@@ -54,7 +54,7 @@ pub(in super::super) struct Kept {
 #[derive(Default)]
 struct KeptMatrix {
     values: Vec<f32>,
-    /// Empty where there are none.
+    /// Empty if there are none.
     scales: Vec<f32>,
 }
 
@@ -63,7 +63,7 @@ impl KeptMatrix {
         Scaled { values: &self.values[..len], scales: (!self.scales.is_empty()).then_some(&self.scales) }
     }
 
-    /// Memory for so many values, which are anything.
+    /// Memory for `len` values, with arbitrary content.
     fn values(&mut self, len: usize) -> Result<&mut [f32]> {
         let more = len.saturating_sub(self.values.len());
         self.values.try_reserve_exact(more).map_err(|_| {
@@ -94,7 +94,7 @@ pub(super) fn linear(
     }
     dx.fill(0.0);
     let mut first = 0;
-    // Parts that round their input do it alike, so that it is done once.
+    // Consecutive parts with the same grid share the rounded input.
     let mut rounded = None;
     for (part, gradient) in weight.parts.iter().zip(gradients) {
         if gradient.weight.len() != part.rows * cols {
@@ -133,8 +133,8 @@ pub(super) fn linear(
 }
 
 impl Means<'_> {
-    /// The activations that the forward step multiplied. The matrix unit has them as integers with a factor for each token: they
-    /// have one part of three.
+    /// The activations that the forward step multiplied. For the matrix unit they are integers with one scale per
+    /// token, because integers have one part instead of three.
     fn round(&self, x: &[f32], cols: usize, grid: ActivationGrid, out: &mut KeptMatrix) -> Result<()> {
         out.scales.clear();
         if self.split.is_some() {
@@ -157,8 +157,8 @@ impl Means<'_> {
         Ok(())
     }
 
-    /// The values that the forward step multiplied, `[rows, cols]`. The matrix unit has codes with one scale in a row as integers,
-    /// as above.
+    /// The weights that the forward step multiplied, `[rows, cols]`. For the matrix unit, codes with one scale per row
+    /// are integers, as above.
     fn expand(&self, part: &Part, out: &mut KeptMatrix) -> Result<()> {
         let Part { rows, columns, data, order, .. } = part;
         let is_plain = order.is_none() && columns.is_plain();
@@ -176,7 +176,7 @@ impl Means<'_> {
                     expand(self.isa, packed, *columns, rows.clone(), out.as_chunks_mut().0);
                     let scales = scales.get(rows).unwrap_or_default();
                     for (row, scale) in out.chunks_exact_mut(columns.cols).zip(scales) {
-                        // Integers, but for the rounding of their products with the scale.
+                        // Restores the integers: their products with the scale were rounded.
                         row.iter_mut().for_each(|value| *value = nearest(*value / scale));
                     }
                 }
@@ -223,9 +223,9 @@ fn expand_units<const N: usize>(
     }
 }
 
-/// The derivatives of the outputs of one matrix, which stand among those of others, and sizes.
+/// The derivatives by the outputs of one matrix, which are columns of `dy`, and sizes.
 struct Product<'a> {
-    /// Rows of `stride` elements, of which `rows` from `first` on are meant.
+    /// Rows of `stride` elements; this matrix has `rows` of them, from `first` on.
     dy: &'a [f32],
     first: usize,
     count: usize,
@@ -244,7 +244,7 @@ impl Product<'_> {
         Region::new(dy, stride, count, stride).part(0..count, first..first + rows)
     }
 
-    /// Rows of a result of so many that one task makes.
+    /// Rows per task of a result with `rows` rows.
     fn band(rows: usize, workers: &Workers) -> usize {
         rows.div_ceil(workers.threads()).max(FEWEST_ROWS)
     }
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn derivatives_are_those_of_finite_differences() {
-        // Two matrices of one weight, the first with a bias.
+        // A weight of two matrices, the first with a bias.
         for (count, cols, rows) in [(1, 3, [2, 1]), (5, 7, [70, 9]), (130, 33, [3, 2])] {
             let [first, second] = rows;
             let all = first + second;
@@ -372,16 +372,16 @@ mod tests {
         }
     }
 
-    /// Largest deviation from sums in double precision, over the sum of magnitudes. Measured 1.2e-7.
+    /// Largest deviation from sums in double precision, relative to the sum of magnitudes. Measured 1.2e-7.
     const TOLERANCE: f64 = 1e-6;
 
     #[test]
     fn every_format_is_multiplied_as_the_forward_step_has_it() {
         let mut random = Random::new(7);
-        // So many that whole matrices are multiplied, on the matrix unit where there is one.
+        // The second count is large enough for whole matrix products, on the matrix unit if there is one.
         let cases = [(4, Sums::Repeatable), (70, Sums::Whole)];
         let grids = [None, Some(ActivationGrid::Absmax127)];
-        // Rows that are padded, and rows that are not.
+        // Rows with and without padding.
         let formats = formats();
         let all = [(6, 80), (6, 96)]
             .into_iter()

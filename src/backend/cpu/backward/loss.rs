@@ -1,5 +1,7 @@
-//! Losses of predictions, and their derivatives by the logits. With `p = softmax(z / t)` and `q` the teacher's: cross-entropy
-//! `-ln p[target]` and `p - onehot(target)` (`t` is 1), divergence `sum q (ln q - ln p)` and `(p - q) / t`.
+//! Losses of predictions, and their derivatives by the logits `z`. With `p = softmax(z / t)` and the teacher's
+//! probabilities `q`:
+//! - Cross-entropy (`t` is 1): loss `-ln p[target]`, derivative `p - onehot(target)`.
+//! - Divergence: loss `sum q (ln q - ln p)`, derivative `(p - q) / t`.
 
 use crate::backend::NO_INDEX;
 use crate::backend::cpu::exp::exp;
@@ -7,27 +9,27 @@ use crate::backend::cpu::parallel::Workers;
 use crate::error::{Error, Result};
 use multiversion::multiversion;
 
-/// Rows of a task.
+/// Rows per task.
 const BAND: usize = 8;
-/// Partial sums. In double precision, so that a large vocabulary costs no digits.
+/// Accumulators of a sum. They are in double precision, so that a large vocabulary costs no digits.
 const LANES: usize = 16;
 
-/// Rows of logits, and what they should be.
+/// Rows of logits with their targets.
 pub(super) struct Predictions<'a> {
     /// `[count, vocabulary]`
     pub(super) logits: &'a [f32],
     /// `[count]`; [`NO_INDEX`] for a row that does not count
     pub(super) targets: &'a [u32],
     pub(super) vocabulary: usize,
-    /// What a row counts.
+    /// Weight of a row in the loss.
     pub(super) share: f32,
 }
 
 impl Predictions<'_> {
-    /// Gives each row's loss, and adds to `dlogits`.
+    /// Writes each row's loss, and adds to `dlogits`.
     ///
     /// # Errors
-    /// `invalid_argument` for a target that is no column.
+    /// `invalid_argument` for a target outside the vocabulary.
     pub(super) fn cross_entropy(
         &self,
         workers: &Workers,
@@ -51,7 +53,7 @@ impl Predictions<'_> {
         Ok(())
     }
 
-    /// The same for the divergence from the predictions of `teacher`, `[count, vocabulary]`.
+    /// As [`Self::cross_entropy`], for the divergence from a teacher with logits `teacher`, `[count, vocabulary]`.
     pub(super) fn divergence(
         &self,
         workers: &Workers,
@@ -72,7 +74,7 @@ impl Predictions<'_> {
             add(dlogits, p, (-f64::from(factor) / expected.sum) as f32);
             let mut sums = [0.0f64; LANES];
             for (index, ((&q, &teacher), &logit)) in p.iter().zip(teacher).zip(logits).enumerate() {
-                // Where the teacher is sure that it is nothing, whatever the other says.
+                // A token with teacher probability 0 contributes nothing, whatever the student's probability.
                 if q > 0.0 {
                     let difference = (f64::from(teacher) - f64::from(expected.most))
                         - (f64::from(logit) - f64::from(found.most));
@@ -84,7 +86,7 @@ impl Predictions<'_> {
         });
     }
 
-    /// Calls `row(index, dlogits, memory)` for the rows that count, and keeps the losses that it gives.
+    /// Calls `row(index, dlogits, memory)` for the rows that count, and stores the losses that it returns.
     fn each(
         &self,
         workers: &Workers,
@@ -114,11 +116,11 @@ impl Predictions<'_> {
 struct Softmax {
     /// The largest logit.
     most: f32,
-    /// Of the exponentials of what each is below it.
+    /// Sum of `exp((logit - most) * inverse)`.
     sum: f64,
 }
 
-/// Gives `exp((logits - most) * inverse)`.
+/// Writes `exp((logits - most) * inverse)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn softmax(logits: &[f32], inverse: f32, out: &mut [f32]) -> Softmax {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -156,7 +158,7 @@ mod tests {
     fn derivatives_are_those_of_finite_differences() {
         let (count, vocabulary, share) = (3, 5, 0.25f32);
         let targets = [4u32, NO_INDEX, 0];
-        // The output is the losses; each counts `share`, so dy is that.
+        // The outputs are the losses. Each has the weight `share`, so that is `dy`.
         let case = Case { dy: vec![share; count], ..Case::new(&[count * vocabulary], count) };
         check(
             case,

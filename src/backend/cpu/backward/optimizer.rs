@@ -1,15 +1,15 @@
-//! What happens to parameters once their derivatives are known: the length of the gradient, learned scales, a step of AdamW.
+//! Steps on known gradients: sum of squares, derivatives of learned scales, AdamW.
 
 use crate::backend::cpu::parallel::Workers;
 use crate::backend::{AdamW, Master, ScaledGrid};
 use multiversion::multiversion;
 
-/// Elements of a task.
+/// Elements per task.
 const PIECE: usize = 16 * 1024;
-/// Partial sums.
+/// Accumulators of a sum.
 const LANES: usize = 16;
 
-/// The sum of squares, in double precision: pieces are added in their order, whatever the threads.
+/// The sum of squares, in double precision. Pieces are added in their order, so the number of threads does not matter.
 pub(super) fn sum_of_squares(workers: &Workers, x: &[f32]) -> f64 {
     let mut pieces = vec![0.0; x.len().div_ceil(PIECE)];
     workers.run_chunks(&mut pieces, 1, x.len(), |index, sum| {
@@ -33,8 +33,8 @@ fn squares(x: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
-/// See [`crate::backend::BackwardStep::LearnedScales`]. `weight` and `dweight` are `[rows, cols]`, `scales` and `dscales` as `grid` has
-/// them.
+/// See [`crate::backend::BackwardStep::LearnedScales`]. `weight` and `dweight` are `[rows, cols]`; `scales` and
+/// `dscales` have the shape that `grid` gives.
 pub(super) fn learned_scales(
     workers: &Workers,
     weight: Master<&[u32]>,
@@ -48,7 +48,7 @@ pub(super) fn learned_scales(
         return;
     }
     let (groups, group) = if group_size == 0 { (1, cols) } else { (grid.groups(), group_size) };
-    // Of every group of every row, also where all have one scale.
+    // One sum per row and group, even if all share one scale.
     let mut sums = vec![0.0f64; grid.rows * groups];
     let mut rows: Vec<_> = dweight.chunks_exact_mut(cols).zip(sums.chunks_exact_mut(groups)).collect();
     workers.run_chunks(&mut rows, 1, grid.rows * cols * 4, |row, rows| {
@@ -84,7 +84,7 @@ pub(super) fn learned_scales(
     }
 }
 
-/// Values from `first` on.
+/// Reads values from `first` on.
 fn read(master: Master<&[u32]>, first: usize, out: &mut [f32]) {
     match master {
         Master::Single(bits) => {
@@ -104,7 +104,7 @@ fn read(master: Master<&[u32]>, first: usize, out: &mut [f32]) {
     }
 }
 
-/// A step of AdamW. All slices are `[len]`, but for values of half precision.
+/// A step of AdamW. All slices are `[len]`, except for half-precision values: two to a word.
 pub(super) fn adamw(
     workers: &Workers,
     value: Master<&mut [u32]>,
@@ -144,15 +144,16 @@ pub(super) fn adamw(
     }
 }
 
-/// The upper half of a value, one higher with a chance of what the lower half is of the whole; NaN and infinity as they are.
+/// Stochastic rounding to bfloat16: the probability of rounding up is the lower half divided by `2^16`. NaN and
+/// infinity stay unchanged.
 fn rounded(value: f32, random: u16) -> u16 {
     let bits = value.to_bits();
     let up = if value.is_finite() { bits.saturating_add(u32::from(random)) } else { bits };
-    // What has become infinite was within half a step of it.
+    // A value that becomes infinite was within one bfloat16 step of it.
     (up >> 16) as u16
 }
 
-/// Bits that differ for every step and place (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014).
+/// Random bits for each step and place (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014).
 fn scramble(seed: u64, step: u64, place: u64) -> u64 {
     let mix = |z: u64| {
         let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -162,16 +163,16 @@ fn scramble(seed: u64, step: u64, place: u64) -> u64 {
     mix(mix(seed.wrapping_add(step.wrapping_mul(0x9E37_79B9_7F4A_7C15))).wrapping_add(place))
 }
 
-/// What is the same for all elements.
+/// Constants of a step, the same for all elements.
 #[derive(Clone, Copy)]
 struct Step {
     betas: (f32, f32),
     rests: (f32, f32),
     clip: f32,
     kept: f32,
-    /// The rate, over what the first mean is short of at its start.
+    /// Learning rate with the bias correction of the first moment: `rate / (1 - beta_1^step)`.
     rate: f32,
-    /// One over the root of what the second is short of.
+    /// Bias correction of the second moment's root: `1 / sqrt(1 - beta_2^step)`.
     root: f32,
     epsilon: f32,
 }
@@ -212,8 +213,9 @@ mod tests {
 
     #[test]
     fn a_scale_s_derivative_is_that_of_what_is_rounded() {
-        // `q / scale` is a whole number, which small differences do not change: what is left of LSQ's derivative is
-        // `d q / d scale` with the code held, less `w / scale` inside the bounds, where the weight's own derivative is 1.
+        // Small differences do not change the code `q / scale`. What remains of LSQ's derivative by the scale is the
+        // derivative of `q` at a fixed code, minus `w / scale` inside the bounds, where the derivative by the weight is
+        // 1.
         for (rows, cols, group_size) in [(1, 1, 1), (3, 10, 4), (2, 8, 0)] {
             let grid = ScaledGrid { rows, cols, group_size, low: -2.0, high: 1.0 };
             let mut case = Case::new(&[rows * cols, grid.scales()], rows * cols);
@@ -237,7 +239,7 @@ mod tests {
                 },
                 |backend, inputs, dy, derivatives| {
                     let [dweight, dscales] = derivatives else { unreachable!() };
-                    // By `q`; the test knows what was there before by its mean alone.
+                    // The step updates this in place: it begins as the derivative by `q`, not as `BEFORE`.
                     *dweight = f32_buffer(backend, dy);
                     backend.backward_checked(BackwardStep::LearnedScales {
                         weight: Master::Single(&inputs[0]),
@@ -321,7 +323,7 @@ mod tests {
         }
         let half = run(1, true);
         assert_eq!(half, run(3, true), "bits depend on the threads");
-        // Each within two of its last places, and none of them to one side.
+        // Each value is within 1/32 (four to eight bfloat16 steps), and the rounding has no bias.
         let mut drift = 0.0;
         for (half, value) in half.iter().zip(&value) {
             let off = f64::from(*half) - value;
@@ -346,7 +348,7 @@ mod tests {
                 .backward(BackwardStep::AdamW { value: value.as_mut(), gradient: &one, moments, len, update })
                 .unwrap();
         }
-        // The gradient is 1 at every step, so each takes the rate away: 0.01 in all, of places of 0.004.
+        // The gradient is always 1, so each step subtracts the rate: 0.01 in total, where bfloat16 steps are 0.004.
         let mut found = vec![0.0; len];
         let Master::Half(words) = &value else { unreachable!() };
         read(Master::Half(words.bits()), 0, &mut found);

@@ -1,12 +1,13 @@
-//! RMS normalization, backward. With `r = 1 / sqrt(mean(x^2) + eps)` and `n = x r`: `dg += dy * n`, and
-//! `dx += r (dy * g - n mean(dy * g * n))`.
+//! Backward step of RMS normalization. With the weight `g`, `r = 1 / sqrt(mean(x^2) + eps)` and `n = x r`:
+//! - `dg += dy * n`
+//! - `dx += r (dy * g - n mean(dy * g * n))`
 
 use crate::backend::cpu::parallel::Workers;
 use multiversion::multiversion;
 
-/// Columns of the weight's derivative that one task adds up.
+/// Columns of the weight's derivative per task.
 const BAND: usize = 64;
-/// Partial sums.
+/// Accumulators of a sum.
 const LANES: usize = 8;
 
 /// `x`, `dy` and `dx` are `[count, width]`, where `width` is the length of `weight`.
@@ -37,7 +38,7 @@ pub(super) fn rms_norm(
     });
 }
 
-/// The derivatives of some weights, from `first` on.
+/// The derivatives by the weights from `first` on.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_columns(x: &[f32], dy: &[f32], width: usize, factors: &[f64], first: usize, dweight: &mut [f32]) {
     let mut sums = [0.0f64; BAND];
@@ -52,11 +53,11 @@ fn add_columns(x: &[f32], dy: &[f32], width: usize, factors: &[f64], first: usiz
     }
 }
 
-/// One row; gives `r`.
+/// One row; returns `r`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn add_row(x: &[f32], dy: &[f32], weight: &[f32], epsilon: f32, dx: &mut [f32]) -> f64 {
     let width = x.len() as f64;
-    // In double precision: it costs nothing beside the linear layers, and a row may be long.
+    // In double precision: the cost is negligible beside the linear layers, and rows may be long.
     let (mut squares, mut along) = ([0.0f64; LANES], [0.0f64; LANES]);
     let mut add = |lane: usize, x: f32, dy: f32, g: f32| {
         let x = f64::from(x);

@@ -1,4 +1,4 @@
-//! Rotation and the norms of heads, backward: turned by the opposite angles, then through the norm.
+//! Backward step of rotary embedding and head norms: rotates by the opposite angles, then differentiates the norm.
 
 use super::rms_norm::rms_norm;
 use crate::backend::cpu::parallel::Workers;
@@ -12,7 +12,7 @@ pub(super) struct HeadNorms<'a> {
     pub(super) k: (&'a [f32], f32, &'a mut [f32]),
 }
 
-/// `dx` is `[rows, qkv width]`: its q and k are those after rotation, and become those before.
+/// `dx` is `[rows, qkv width]`. Derivatives by q and k after rotation are replaced by those before norms and rotation.
 pub(super) fn rope(
     workers: &Workers,
     dx: &mut [f32],
@@ -44,7 +44,7 @@ pub(super) fn rope(
     }
 }
 
-/// Turns each pair `(head[i], head[i + half])` by the opposite of its angle.
+/// Rotates each pair `(head[i], head[i + half])` by the opposite of its angle.
 fn turn_back(head: &mut [f32], angles: &[f32]) {
     let half = head.len() / 2;
     let (low, high) = head.split_at_mut(half);
@@ -87,7 +87,7 @@ mod tests {
                                 let factor = 1.0 / (mean + f64::from(epsilon)).sqrt();
                                 out.iter_mut().zip(weight).for_each(|(x, g)| *x *= factor * g);
                             } else {
-                                // So that each input has a part in the loss of either case.
+                                // Keeps every input in the loss in both cases.
                                 out.iter_mut().zip(weight).for_each(|(x, g)| *x += 0.0 * g);
                             }
                             for i in 0..dim / 2 {
@@ -105,7 +105,7 @@ mod tests {
                 |backend, inputs, dy, derivatives| {
                     let rope = buffer(backend, &rope);
                     let [dx, dq, dk] = derivatives else { unreachable!() };
-                    // In place: it begins as the derivative by the output.
+                    // In place: `dx` begins as the derivative by the output.
                     crate::backend::Backend::write_f32(backend, dx, dy).unwrap();
                     let norm = |weight| Norm { weight, width: dim, epsilon };
                     let norms = QkNorm { q: norm(&inputs[1]), k: norm(&inputs[2]) };

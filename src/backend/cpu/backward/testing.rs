@@ -1,24 +1,24 @@
-//! Derivatives against central differences of the forward step, in double precision.
+//! Compares derivatives with central differences of the forward step, in double precision.
 
 use super::super::testing::{Random, backend, f32_buffer, read};
 use super::super::{CpuBackend, CpuBuffer, CpuWeight};
 use crate::backend::{BackwardStep, Train};
 
-/// Largest deviation of a derivative, over the largest of its kind (or 1). Measured 2.2e-7.
+/// Largest deviation of a derivative, relative to the largest of its input (or 1). Measured 2.2e-7.
 const TOLERANCE: f64 = 2e-6;
-/// What an element is moved by. The differences' own error is about its square.
+/// Step of the differences. Their own error is about its square.
 const STEP: f64 = 1e-5;
-/// What every derivative has before the step runs: those that are added to must keep it.
+/// Initial value of every derivative: steps that accumulate must keep it.
 const BEFORE: f32 = 0.125;
 
-/// Inputs of a step, and by what its output moves the loss.
+/// Inputs of a step, and the derivative of the loss by its output.
 pub(super) struct Case {
     pub(super) inputs: Vec<Vec<f32>>,
     pub(super) dy: Vec<f32>,
 }
 
 impl Case {
-    /// Random ones of these lengths.
+    /// Random inputs and output derivative of these lengths.
     pub(super) fn new(inputs: &[usize], output: usize) -> Self {
         let mut random = Random::new(inputs.iter().sum::<usize>() as u64);
         Self { inputs: inputs.iter().map(|&len| random.floats(len)).collect(), dy: random.floats(output) }
@@ -40,8 +40,8 @@ pub(super) fn buffer(backend: &mut CpuBackend, data: &[f32]) -> CpuBuffer {
     f32_buffer(backend, data)
 }
 
-/// Compares what `step` makes of a case with what moving each input by a little does to `sum of dy * forward(inputs)`, with
-/// one thread and with several, whose bits are the same. Derivatives may be written, or added to what is there.
+/// Compares the derivatives of `step` with central differences of `sum of dy * forward(inputs)`. Runs with one thread
+/// and with three, which must give the same bits. A step may overwrite derivatives or accumulate.
 pub(super) fn check(
     case: Case,
     forward: impl Fn(&[Vec<f64>]) -> Vec<f64>,

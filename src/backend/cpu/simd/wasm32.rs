@@ -1,30 +1,7 @@
-//! WebAssembly's 128-bit vectors, with relaxed SIMD where the build has it.
+//! WebAssembly's 128-bit vectors, with relaxed SIMD if the build has it.
 //!
-//! One thread of a Xeon with AVX-VNNI, Node 24, 4096 x 4096, one token, GB/s of packed bytes: portable code, simd128, relaxed
-//! SIMD. F16, and INT8 with `f32` activations, were read from memory; the others are one weight again and again, in the
-//! cache. From memory INT4 with INT8 activations gave 4.5 to 6.0 (simd128) and 5.9 to 6.6 (relaxed).
-//!
-//! | weights | activations | portable | simd128 | relaxed |
-//! |---|---|---|---|---|
-//! | F16 | f32 | 4.3 | 5.8 | 6.3 |
-//! | INT8, a scale for each row | f32 | 3.9 | 5.0 | 5.7 |
-//! | INT4, groups of 128 | f32 | 1.7 | 2.9 | 3.2 |
-//! | INT8, a scale for each row | INT8 | 1.0 | 14 | 15 |
-//! | INT4, groups of 128 | INT8 | 0.5 | 6.7 | 11 |
-//! | ternary | INT8 | 0.24 | 3.1 | 5.6 |
-//!
-//! With `f32` activations arithmetic is the limit: six instructions for four INT4 weights, and no less than two of them for
-//! the product. What was tried and did not help (simd128, INT4 in groups of 128, `f32` activations, where nothing else
-//! is said; figures of several runs, most on Node 20):
-//! - Widening with `extend` and setting the exponent with `or`: 1.7. Reading bytes by a swizzle with constants, which LLVM
-//!   turns into a shuffle with zero: 2.4.
-//! - Opening a unit anew for each of its parts: 1.2. LLVM drops the half that a part does not need before it finds that
-//!   the steps are the same, and V8 no longer knows the shuffle.
-//! - F16 with a look for infinities at every vector: 4.7 instead of 5.7.
-//! - Relaxed: `i16x8.relaxed_dot` and one sum for each unit in place of two `i32x4.relaxed_dot` (INT8 activations): 5.0
-//!   against 5.9 in groups of 128, with memory cold. It is right on Node 20, but INT8 activations are worth more where they
-//!   are fastest.
-//! - No checks of bounds in the loop (INT8 activations): no difference. Slices cut to one length: slower in groups of 32.
+//! With `f32` activations arithmetic is the limit: four INT4 weights take six instructions, at least two of them for
+//! the product. Measured, with alternatives that did not help: `docs/measurements.md`, "WebAssembly vector kernels".
 
 use super::{Integers, Simd, UNIT, exactly};
 use crate::backend::cpu::rows::MINIMUMS;
@@ -62,13 +39,13 @@ fn open([first, second]: [v128; 2]) -> [v128; 4] {
 /// Weights `4 * part..` of a unit.
 #[inline(always)]
 fn weights<const OFFSET: u8>(words: [v128; 4], codebook: Codebook, part: usize) -> v128 {
-    // 2^23 + code, and no conversion: the upper half of the float 2^23 above each code.
+    // The upper half of the float 2^23 above each code makes `2^23 + code`, without a conversion.
     let counted = interleave(words[part / 2], u16x8_splat((ONES.to_bits() >> 16) as u16), part);
     let weight = f32x4_mul(f32x4_sub(counted, codebook.zero), codebook.scale);
     if OFFSET == MINIMUMS { f32x4_add(weight, codebook.minimum) } else { weight }
 }
 
-/// Four of eight 16-bit numbers as the lower halves of 32 bits.
+/// Four of eight 16-bit numbers as the lower halves of 32 bits, with the upper halves from `high`.
 #[inline(always)]
 fn interleave(low: v128, high: v128, quad: usize) -> v128 {
     if quad.is_multiple_of(2) {
@@ -86,10 +63,10 @@ fn load<T: bytemuck::Pod>(values: &[T]) -> v128 {
     unsafe { v128_load(bytes.as_ptr().cast()) }
 }
 
-/// 2^23: a float whose last bit counts ones.
+/// 2^23: the last bit of a float of this size is worth 1.
 const ONES: f32 = 8_388_608.0;
 
-/// What turns the codes of a group into weights.
+/// Operands that turn the codes of a group into weights.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Codebook {
     /// `2^23 + zero point`
@@ -98,12 +75,12 @@ pub(in super::super) struct Codebook {
     minimum: v128,
 }
 
-/// Thirty-two codes, as dot products read them: even ones and odd ones of each sixteen, as 16-bit numbers. With relaxed
-/// SIMD, codes of at most four bits are bytes in their order, in two vectors.
+/// Thirty-two codes in the form that dot products read: the even and the odd codes of each sixteen, as 16-bit numbers.
+/// With relaxed SIMD, codes of at most four bits are bytes in their order, in two vectors.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Codes([v128; 4]);
 
-/// The low bits of all bytes, then those four bits higher.
+/// The low bits of all bytes, then the bits four places higher.
 #[inline(always)]
 fn fields<const MASK: u8>(bytes: v128) -> [v128; 2] {
     let mask = u8x16_splat(MASK);
@@ -297,14 +274,14 @@ impl Integers for Wasm128 {
     }
 }
 
-/// The bytes of a unit of 2-bit codes twice, the second time moved by a code.
+/// The bytes of a unit of 2-bit codes twice, the second time shifted by one code.
 #[inline(always)]
 fn spread2(unit: &[u8; 8]) -> v128 {
     let bytes = u64::from_le_bytes(*unit);
     u64x2(bytes, bytes >> 2)
 }
 
-/// Even and odd bytes as 16-bit numbers with their sign.
+/// Even and odd bytes, sign-extended to 16 bits.
 #[inline(always)]
 fn split(bytes: v128) -> [v128; 2] {
     [i16x8_shr(i16x8_shl(bytes, 8), 8), i16x8_shr(bytes, 8)]

@@ -1,4 +1,4 @@
-//! Vectors of x86-64: which ones the processor has, and what both implementations use.
+//! Vectors of x86-64: detection, and what both implementations share.
 
 mod avx2;
 mod avx512;
@@ -29,7 +29,7 @@ impl Avx2 {
     }
 }
 
-/// Proof that the processor has what [`Avx2`] stands for and AVX-512 F, BW, VL and VNNI.
+/// Proof that the processor has the features of [`Avx2`] and AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512(Avx2);
 
@@ -60,7 +60,7 @@ impl From<Avx512> for Avx2 {
     }
 }
 
-/// Integer dot products in 256 bits, which differ in one instruction.
+/// Integer dot products in 256 bits. The implementations differ in one instruction.
 trait Dot256: Copy + Send + Sync {
     /// As [`Integers::NARROW`].
     const NARROW: i32;
@@ -199,7 +199,7 @@ unsafe fn reduce_four_ps([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     }
 }
 
-/// The first element of a part, in bounds for all elements of the part.
+/// Pointer to the first element of a part. All elements of the part are in bounds.
 #[inline(always)]
 fn at<T>(unit: &[T], part: usize, lanes: usize) -> *const T {
     unit[part * lanes..][..lanes].as_ptr()

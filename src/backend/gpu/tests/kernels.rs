@@ -1,4 +1,4 @@
-//! Norms, rotation, attention and gates.
+//! Tests of the steps without weights.
 
 use super::operands::{Random, buffer, read, some, worst, zeros};
 use super::{gpu, gpu_with};
@@ -10,23 +10,23 @@ use crate::backend::{
     AttentionShape, Backend, Element, GateActivation, KvLayer, Mask, Norm, QkNorm, Segment, TopK,
 };
 
-/// Largest deviation from the `f64` reference where results are about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
-/// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less exactly, as far as WGSL allows.
+/// Largest deviation from the `f64` reference for results of about 1. Measured on lavapipe: 4.2e-7, 4.1e-7, 1.2e-6, and
+/// 5.5e-7 for gates. GPUs may compute `exp`, roots and divisions less accurately, within WGSL's limits.
 const NORM_TOLERANCE: f64 = 2e-6;
 const ROPE_TOLERANCE: f64 = 4e-6;
 const ATTENTION_TOLERANCE: f64 = 1e-5;
 /// Relative to `max(1, |expected|)`.
 const GATE_TOLERANCE: f64 = 1e-5;
 
-/// More than one dimension has workgroups.
+/// More rows than one dimension has workgroups.
 const MANY_ROWS: usize = 70_000;
 
-/// All cases; of so many rows one in WebAssembly, where SwiftShader takes half a minute for a case.
+/// All cases. In WebAssembly only one with [`MANY_ROWS`], because SwiftShader takes half a minute for each.
 fn some_of_many<T>(rows: usize, cases: &[T]) -> &[T] {
     if rows == MANY_ROWS { some(cases, 0) } else { cases }
 }
 
-/// A backend that runs base kernels only, where `gpu` adds up by subgroups.
+/// A backend with base kernels only; `None` if `gpu` does not sum by subgroups.
 async fn base_of(gpu: &GpuBackend) -> Option<GpuBackend> {
     let options = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
     if gpu.variants.has(Variant::Subgroups) { gpu_with(&options).await } else { None }
@@ -84,10 +84,10 @@ pub(super) async fn add_rms_norm_agrees_and_updates_the_residual() {
     println!("add_rms_norm: largest error {most:.2e}");
 }
 
-/// A case of attention.
+/// A test case of attention.
 type Case = (AttentionShape, Vec<Segment>);
 
-/// One sequence and several, whose order in the cache is not that in the batch.
+/// One sequence, and several whose order in the cache differs from that in the batch.
 fn attention_cases() -> Vec<Case> {
     use Mask::{Causal, Full};
     let shape = |heads, kv_heads, head_dim, capacity| AttentionShape { heads, kv_heads, head_dim, capacity };
@@ -105,13 +105,13 @@ fn attention_cases() -> Vec<Case> {
         (shape(4, 4, 64, 129), one(0, 129)),
         (shape(4, 4, 64, 140), vec![at(7, 0, 129, Full)]),
         (shape(2, 1, 20, 90), vec![at(1, 70, 3, Full)]),
-        // A token of each, as several texts are generated at once.
+        // One token of each sequence, as in batched decode.
         (
             shape(8, 4, 16, 300),
             vec![at(100, 90, 1, Causal), at(0, 63, 1, Causal), at(299, 0, 1, Causal), at(210, 64, 1, Causal)],
         ),
         (shape(2, 1, 8, 200), (0..40).map(|i| at(195 - 5 * i, i % 4, 1 + i % 2, Causal)).collect()),
-        // Prompts and texts, as when a text joins others, and whole segments.
+        // Prefill mixed with decode, as when a prompt joins a batch, and segments with a full mask.
         (
             shape(6, 2, 34, 150),
             vec![
@@ -127,7 +127,8 @@ fn attention_cases() -> Vec<Case> {
     ]
 }
 
-/// Of each row: its position, its place in the cache, where its sequence begins there, and how many positions it sees.
+/// For each row: its position, its cache index, the cache index where its sequence starts, and the number of visible
+/// positions.
 fn places(segments: &[Segment]) -> Vec<[usize; 4]> {
     let rows = segments.iter().flat_map(|segment| (0..segment.count).map(move |row| (segment, row)));
     rows.map(|(&Segment { count, past, start, mask }, row)| {
@@ -207,7 +208,7 @@ pub(super) async fn rope_and_append_kv_agrees() {
             let error = worst(&found, &one(expected));
             most = most.max(error);
             assert!(error < ROPE_TOLERANCE, "{case:?}: {error:.2e}");
-            // The cache is what stands in the fused buffer, at its place, and nothing else.
+            // The cache holds the rows of the fused buffer at their places, and zeros elsewhere.
             for (name, cache, first) in
                 [("keys", keys.clone(), heads), ("values", values.clone(), heads + kv_heads)]
             {
@@ -284,7 +285,7 @@ pub(super) async fn attention_agrees_in_decode_and_prefill_over_one_segment_and_
             let error = worst(&found, &one(expected));
             most = most.max(error);
             assert!(error < ATTENTION_TOLERANCE, "{case:?}: {error:.2e}");
-            // Where it runs in the same kernel, a segment has the bits that it has alone.
+            // A segment has the same bits alone as in a batch if both run in the same kernel.
             let mut row = 0;
             for segment in segments {
                 let rows = row..row + segment.count;
@@ -349,7 +350,7 @@ pub(super) async fn gate_agrees_over_the_whole_range() {
     println!("gate: largest error {most:.2e}");
 }
 
-/// How many of a row are at least the k-th largest, and which, with their bits.
+/// The number of elements of a row that are at least the k-th largest, and their indices and bits.
 type Largest = (u32, Vec<(u32, u32)>);
 
 pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
@@ -372,7 +373,7 @@ pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
         b.read_u32(&out.found, 0, &mut found).await.unwrap();
         let values = read(b, &out.values, count * capacity).await;
         let rows = found.iter().enumerate().map(|(row, &found)| {
-            // Where there is no room for all, nobody looks at what came.
+            // If there is no room for all, the contents are undefined.
             let len = if found as usize <= capacity { found as usize } else { 0 };
             let at = row * capacity..row * capacity + len;
             let mut pairs: Vec<(u32, u32)> =
@@ -387,7 +388,7 @@ pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
     for (count, width) in [(1, 1), (3, 7), (2, 255), (2, 257), (5, 2048), (1, 151_936), (MANY_ROWS, 2)] {
         for k in some_of_many(count, &[1, 2, 40, 1024]).iter().map(|&k| width.min(k)) {
             let mut x = random.floats(count * width);
-            // Coarse values in some rows: many are equal.
+            // Coarse values in some rows, so that many are equal.
             for (i, value) in x.iter_mut().enumerate() {
                 match i / width % 3 {
                     1 => *value = (*value * 20.0).round(),
@@ -413,12 +414,12 @@ pub(super) async fn argmax_and_top_k_are_those_of_the_cpu() {
 }
 
 pub(super) async fn gram_agrees() {
-    /// As a share of the sum of magnitudes. Measured 2e-7.
+    /// Relative to the sum of magnitudes. Measured 2e-7.
     const TOLERANCE: f64 = 1e-6;
     let Some(mut gpu) = gpu().await else { return };
     let (mut cpu, mut random) = (CpuBackend::new(), Random::new(6));
     for (count, cols, columns) in [(1, 1, 0..1), (7, 33, 5..33), (40, 129, 64..129), (100, 64, 0..64)] {
-        // Two runs of tokens add up.
+        // Two batches of tokens accumulate.
         let runs = [random.floats(count * cols), random.floats(count * cols)];
         async fn run<B: Backend>(
             b: &mut B,
@@ -447,7 +448,7 @@ pub(super) async fn gram_agrees() {
             .collect();
         assert!(worst(&gram, &expected) < TOLERANCE, "{count} x {cols}");
         let twin = run(&mut cpu, &runs, cols, columns.clone()).await;
-        // Below the diagonal the CPU has nothing.
+        // The CPU does not compute elements below the diagonal.
         for (index, (&found, &twin)) in gram.iter().zip(&twin).enumerate() {
             if index % cols >= columns.start + index / cols {
                 let error = worst(&[found], &[(f64::from(twin), expected[index].1)]);

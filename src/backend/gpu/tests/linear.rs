@@ -1,4 +1,4 @@
-//! Linear steps and embeddings of every format.
+//! Tests of linear steps and embeddings, for every format.
 
 use super::operands::{Random, TestMatrix, buffer, formats, ids, load, read, some, worst, zeros};
 use super::{gpu, gpu_with};
@@ -11,10 +11,11 @@ use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
 /// Largest deviation from the `f64` reference, as a share of `sum |w x|`. Measured 1.5e-7 on lavapipe.
 const F32_TOLERANCE: f64 = 1e-6;
-/// As [`F32_TOLERANCE`] where activations are rounded to INT8 by the same rule. Measured 1.4e-7 on lavapipe.
+/// As [`F32_TOLERANCE`], for INT8 activations, which the reference rounds by the same rule. Measured 1.4e-7 on
+/// lavapipe.
 const INT8_TOLERANCE: f64 = 1e-6;
 
-/// Where INT8 activations lie, unless a test says otherwise.
+/// Grid of INT8 activations, unless a test sets another.
 const GRID: ActivationGrid = ActivationGrid::Absmax127;
 
 /// `(expected, sum of magnitudes)` for each element of `y`.
@@ -74,7 +75,7 @@ pub(super) async fn every_format_agrees_with_the_reference_and_the_cpu() {
     let mut cpu = CpuBackend::new();
     let mut random = Random::new(1);
     let mut most = [0.0f64; 2];
-    // Rows, columns, tokens: one of each, primes, tails, whole tiles, and sizes beside them.
+    // Rows, columns, tokens: ones, primes, partial tiles, whole tiles, and sizes just beside them.
     let shapes =
         [(1, 1, 1), (5, 7, 1), (31, 172, 3), (64, 128, 8), (33, 129, 33), (97, 331, 13), (130, 256, 40)];
     for (index, format) in formats().into_iter().enumerate() {
@@ -124,7 +125,7 @@ pub(super) async fn parts_of_one_or_several_formats_stand_side_by_side() {
             let x = random.floats(count * 96);
             for activations in [Activations::F32, Activations::Int8] {
                 let expected = reference(&parts, &x, activations == Activations::Int8);
-                // The formats are checked when they are first loaded.
+                // Loading runs the self-checks, which must not be counted below.
                 load(&mut gpu, &parts, activations, GRID).await;
                 let before = gpu.dispatches().unwrap();
                 let found = run(&mut gpu, &parts, &x, activations).await;
@@ -146,7 +147,7 @@ pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
         for count in [1, 10] {
             let parts = [TestMatrix::random(&mut random, 20, 131, format)];
             let mut x = random.floats(count * 131);
-            // The largest magnitude on either side of zero lies on a tie; a token of zeros has a grid of its own.
+            // The largest magnitude of either sign is on a tie. A token of zeros has its own grid.
             x[5] = if count == 1 { -2.0 } else { 2.0 };
             if count > 1 {
                 x[131..262].fill(0.0);
@@ -163,8 +164,8 @@ pub(super) async fn the_other_grid_of_activations_is_that_of_the_cpu() {
 }
 
 pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
-    /// Deviation of a product, as a share of `sum |w x|`: sums of squares are added in another order, and an activation may
-    /// be rounded the other way. Measured 1.4e-7 on lavapipe, where none was.
+    /// Deviation of a product, as a share of `sum |w x|`. Sums of squares are added in another order, and an activation
+    /// may round to the other neighbour. Measured 1.4e-7 on lavapipe, where none did.
     const TOLERANCE: f64 = 0.01;
     let base = GpuOptions { software: true, base_kernels: true, ..GpuOptions::default() };
     let (Some(mut gpu), Some(mut base)) = (gpu().await, gpu_with(&base).await) else { return };
@@ -199,7 +200,7 @@ pub(super) async fn a_norm_that_rounds_makes_what_norm_and_rounding_make() {
                 plain.2.iter().zip(&sizes).map(|(&y, &(_, size))| (f64::from(y), size)).collect();
             most = most.max(worst(&fast.2, &pairs));
             assert!(most < TOLERANCE, "{case}: {most:.2e}");
-            // Weights that are not integers meet activations that are rounded and restored, by a kernel of its own.
+            // Other weights take activations that are rounded and restored, which is a separate kernel and not fused.
             let affine = matches!(format, WeightFormat::Packed(coding) if coding.affine().is_some());
             let saved = u64::from(affine);
             assert_eq!(fast.3 + saved, plain.3, "{case}");
@@ -249,7 +250,7 @@ pub(super) async fn weights_over_one_binding_are_split() {
             assert_eq!(found, parts[0].values[tokens[i / 100] as usize * 100 + i % 100] as f32);
         }
     }
-    // A row that is longer than a binding cannot be split.
+    // A row that exceeds one binding cannot be split.
     let wide = TestMatrix::random(&mut random, 1, 20_000, WeightFormat::Dense(DType::F32));
     let desc = crate::backend::WeightDesc {
         rows: 1,
@@ -266,7 +267,7 @@ pub(super) async fn weights_over_one_binding_are_split() {
 pub(super) async fn more_rows_than_one_dimension_has_workgroups() {
     let Some(mut gpu) = gpu().await else { return };
     let mut random = Random::new(4);
-    // With rows this short a workgroup has 64 of them: 65,536 workgroups and some.
+    // With such short rows a workgroup has 64 of them: 65,536 workgroups and some more.
     let rows = 65_536 * 64 + 129;
     let parts = [TestMatrix::random(&mut random, rows, 4, WeightFormat::Dense(DType::F16))];
     let x = random.floats(4);
@@ -303,7 +304,7 @@ pub(super) async fn broken_numbers_stay_visible() {
                 let mut x = random.floats(count * 40);
                 x[(count - 1) * 40 + 17] = broken;
                 let y = run(&mut gpu, &parts, &x, activations).await;
-                // Infinity times a weight of zero is no number either, but another weight may keep the sum infinite.
+                // Infinity times a weight of zero is NaN, but another weight may keep the sum infinite.
                 let visible = y[(count - 1) * 6..].iter().any(|v| !v.is_finite());
                 assert!(visible, "{format:?} {activations:?} {broken} {count}: {y:?}");
             }

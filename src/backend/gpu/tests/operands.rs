@@ -1,11 +1,11 @@
-//! Random operands and small shorthands, for any backend.
+//! Random operands and helpers, for any backend.
 
 use crate::backend::{Backend, Element, WeightDesc, WeightFormat, WeightView};
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, PackedTensor, QuantizedTensor, Scheme};
 
-/// A small deterministic generator (Marsaglia's xorshift64), so that a failure can be repeated.
+/// A deterministic generator (Marsaglia's xorshift64), so that failures are reproducible.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -30,7 +30,7 @@ impl Random {
     }
 }
 
-/// A matrix with its exact values beside it.
+/// A matrix with its exact values.
 pub(super) struct TestMatrix {
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -73,7 +73,7 @@ impl TestMatrix {
         Self { rows, cols, format, bias, values, data }
     }
 
-    /// Without a bias, as tables of embeddings are.
+    /// Removes the bias, as in embedding tables.
     pub(super) fn without_bias(mut self) -> Self {
         self.bias = None;
         self
@@ -90,13 +90,13 @@ fn value(tensor: &PackedTensor, row: usize, col: usize) -> f64 {
     (f64::from(tensor.code(row, col)) - zero) * f64::from(tensor.scales().get(index))
 }
 
-/// All cases of a table for format number `index`; one in turn in WebAssembly, where everything takes longer: then each format
-/// meets some case, and each case some formats.
+/// All cases for format number `index`. In WebAssembly, where tests are slow, only one, chosen in rotation: each format
+/// then runs some case, and each case runs some formats.
 pub(super) fn some<T>(cases: &[T], index: usize) -> &[T] {
     if cfg!(target_arch = "wasm32") { std::slice::from_ref(&cases[index % cases.len()]) } else { cases }
 }
 
-/// Every weight format, with groups that divide the columns and groups that do not.
+/// Every weight format, with group sizes that divide the columns and that do not.
 pub(super) fn formats() -> Vec<WeightFormat> {
     let mut formats: Vec<_> =
         [DType::F32, DType::F16, DType::BF16].into_iter().map(WeightFormat::Dense).collect();
@@ -115,7 +115,7 @@ pub(super) fn formats() -> Vec<WeightFormat> {
     formats
 }
 
-/// Loads matrices as one weight, in two runs of rows each, the second first.
+/// Loads matrices as one weight, each in two runs of rows, the second first.
 pub(super) async fn load<B: Backend>(
     backend: &mut B,
     parts: &[TestMatrix],
@@ -175,7 +175,7 @@ pub(super) async fn read<B: Backend>(backend: &mut B, buffer: &B::Buffer, len: u
     out
 }
 
-/// The largest `|found - expected| / scale`; infinite where something is no number.
+/// The largest `|found - expected| / scale`; infinite for NaN.
 pub(super) fn worst(found: &[f32], expected: &[(f64, f64)]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let errors = found.iter().zip(expected).map(|(&found, &(expected, scale))| {

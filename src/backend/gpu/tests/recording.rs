@@ -1,4 +1,4 @@
-//! Recording, buffers and errors.
+//! Tests of recording, buffers and errors.
 
 use super::gpu;
 use super::operands::{buffer, ids, read, zeros};
@@ -12,7 +12,7 @@ pub(super) async fn steps_are_submitted_together_and_each_keeps_its_parameters()
     let input = buffer(&mut gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     let (mut a, mut b) = (zeros(&mut gpu, 4), zeros(&mut gpu, 4));
     let before = (gpu.submissions(), gpu.dispatches().unwrap());
-    // The same kernel twice, with other widths.
+    // The same kernel twice, with different widths.
     gpu.gate(&input, 1, 4, GateActivation::SquaredRelu, &mut a).unwrap();
     gpu.gate(&input, 2, 2, GateActivation::SquaredRelu, &mut b).unwrap();
     assert_eq!(gpu.submissions(), before.0, "nothing is submitted yet");
@@ -41,7 +41,7 @@ pub(super) async fn each_step_has_the_segments_that_it_was_recorded_with() {
         &[Segment::causal(1, 3)],
     ];
     let qkv = buffer(&mut gpu, &[0.0; 18]);
-    // Equal scores: a row is the mean of the values that it sees.
+    // Equal scores: the output is the mean of the visible values.
     let mut cache = KvLayer {
         keys: zeros(&mut gpu, 8),
         values: buffer(&mut gpu, &[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 8.0, 0.0]),
@@ -50,7 +50,7 @@ pub(super) async fn each_step_has_the_segments_that_it_was_recorded_with() {
     for (segments, out) in batches.into_iter().zip(&mut outs) {
         gpu.attention(&qkv, segments, &shape, cache.as_ref(), out).unwrap();
     }
-    // What is written next does not come before them either.
+    // A later write does not overtake them either.
     gpu.write_f32(&mut cache.values, &[9.0; 8]).unwrap();
     for (out, expected) in outs.iter().zip([[2.0, 2.0, 2.0], [1.5, 5.5, 2.5], [1.5, 2.0, 3.5]]) {
         let found = read(&mut gpu, out, 6).await;
@@ -96,12 +96,12 @@ pub(super) async fn wrong_operands_and_impossible_sizes_are_errors() {
     let mut three = zeros(&mut gpu, 3);
     let error = gpu.gate(&out, 1, 3, GateActivation::Silu, &mut three).unwrap_err();
     assert_eq!(error.to_string(), "gate: gate_up needs 6 elements but the buffer holds 4");
-    // In WebAssembly the second is just below 4 GiB.
+    // In WebAssembly the second length is just below 4 GiB.
     for len in [usize::MAX, usize::MAX / 4] {
         let error = gpu.buffer(Element::F32, len).expect_err("no device has that much");
         assert_eq!(error.code(), ErrorCode::OutOfMemory);
     }
-    // None of that harms what comes after.
+    // The errors do not affect later steps.
     assert_eq!(read(&mut gpu, &out, 4).await, [0.0; 4]);
 }
 

@@ -1,4 +1,4 @@
-//! A device that computes wrong is found out before its results are used.
+//! Tests that a device with wrong results is detected before they are used.
 
 use super::operands::{Random, TestMatrix, buffer, load, read, zeros};
 use super::{gpu, gpu_with};
@@ -11,13 +11,12 @@ use crate::error::{Error, ErrorCode};
 use crate::quant::codings::Codebook;
 use crate::quant::{ActivationGrid, Activations, Bits, Granularity, Scheme};
 
-/// Largest deviation of a product from the base kernels': a norm adds up in another order than its base, and a code may then
-/// be rounded the other way, which moves a product by the weight's scale, at most 0.03, times the activations' step, about
-/// 0.014 where values are below 2. Measured on lavapipe, where none was:
-/// 6e-8.
+/// Largest deviation of a product from the base kernels'. A fused norm sums in another order than its base, so an
+/// activation may round to the other neighbour. That changes a product by the weight's scale, at most 0.03, times the
+/// activation step, about 0.014 for values below 2. Measured on lavapipe, where none did: 6e-8.
 const ROUNDING_TOLERANCE: f32 = 0.05;
 
-/// What a kernel is a variant by; empty for a base.
+/// The variants that a kernel implements; empty for a base kernel.
 fn needs(kernel: &Kernel) -> impl Iterator<Item = Variant> {
     Variant::ALL.into_iter().filter(|variant| match variant {
         Variant::PackedDot => kernel.name.contains(".packed"),
@@ -27,7 +26,7 @@ fn needs(kernel: &Kernel) -> impl Iterator<Item = Variant> {
     })
 }
 
-/// As many as can be of the variants that are `offered`, so that `kernel` itself still runs; `None` where it does not.
+/// The largest subset of the `offered` variants with which `kernel` itself still runs; `None` if there is none.
 fn variants_of(kernel: &Kernel, offered: Variants) -> Option<Variants> {
     let needed: Vec<Variant> = needs(kernel).collect();
     let replaces = |variant: &Variant| match variant {
@@ -68,7 +67,7 @@ pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
         let Some(variants) = variants_of(kernel, offered) else { continue };
         let result = match GpuBackend::with_variants(&with(Sabotage::Idle(kernel.name)), |_| variants).await {
             Ok(mut gpu) => match gpu.capabilities().replaced.first() {
-                // A variant, which gave way when the device was opened.
+                // The kernel is a variant that was replaced when the device was opened.
                 Some(told) => Err(Error::new(ErrorCode::WrongResult, told.clone())),
                 None => load_everything(&mut gpu).await,
             },
@@ -82,7 +81,7 @@ pub(super) async fn a_kernel_that_does_nothing_is_found_out() {
     }
 }
 
-/// A norm and three linear steps, one with INT8 activations, for one token and for many.
+/// A norm and three linear steps, one with INT8 activations, for one token and for several.
 async fn normed_linear(gpu: &mut GpuBackend) -> Vec<f32> {
     let ternary = WeightFormat::Packed(Scheme::Ternary { granularity: Granularity::Tensor }.into());
     let mut random = Random::new(2);
@@ -139,7 +138,7 @@ pub(super) async fn a_variant_that_fails_is_replaced_and_the_answer_stays_right(
             let replaced = gpu.capabilities().replaced.clone();
             let [told] = &replaced[..] else { panic!("{sabotage:?}: {replaced:?}") };
             assert!(told.contains("are replaced by their base") && told.contains(why), "{told}");
-            // What is known of one backend, another one on the same device knows.
+            // Another backend on the same device has the same results of self-checks.
             let mut other = gpu.another().unwrap();
             let rounding = kernel.starts_with("add_rms_norm.quantize");
             let expected = if rounding { fewest + 2 } else { fewest };

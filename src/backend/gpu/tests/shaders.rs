@@ -1,4 +1,4 @@
-//! The shaders' texts, without a device: they are valid, and declare what the host binds.
+//! Tests of the shader sources without a device: they are valid and match the host's declarations.
 
 use super::super::kernels::{Access, Kernel, MULTIPLY_ADD, all, without_comments};
 use super::super::params;
@@ -7,7 +7,7 @@ use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFl
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
 
-/// Limits that every WebGPU device has.
+/// Limits that every WebGPU device supports.
 const MOST_STORAGE_BUFFERS: usize = 8;
 const MOST_INVOCATIONS: u32 = 256;
 const MOST_SHARED_BYTES: u32 = 16 << 10;
@@ -17,7 +17,7 @@ fn parse(kernel: &Kernel) -> Module {
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.source, kernel.name)))
 }
 
-/// Name and offset of each field of the parameters, as the host has them.
+/// Names and offsets of the parameter fields on the host.
 fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
     match kernel.stem {
         name if name.ends_with(".matvec") || name.ends_with(".matmul") => params::Linear::FIELDS,
@@ -33,7 +33,7 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
         "top_k" => params::TopK::FIELDS,
         "gram" => params::Gram::FIELDS,
         "bench/multiply_add" => params::MultiplyAdd::FIELDS,
-        other => panic!("which parameters has {other}?"),
+        other => panic!("no parameters are known for {other}"),
     }
 }
 
@@ -41,7 +41,7 @@ fn host_fields(kernel: &Kernel) -> &'static [(&'static str, usize)] {
 fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
     for kernel in all().chain([&MULTIPLY_ADD]) {
         let module = parse(kernel);
-        // No capability beyond the core of WebGPU, to which unpacking f16 belongs, but for what a variant's name says.
+        // Only WebGPU's core, which includes unpacking f16, and the capability in a variant's name.
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SUBGROUP, kernel.name.ends_with(".subgroups"));
         capabilities.set(Capabilities::SHADER_FLOAT16, kernel.name.ends_with(".half"));
@@ -50,7 +50,7 @@ fn texts_are_valid_and_keep_to_the_limits_of_every_device() {
         if let Err(error) = validator.validate(&module) {
             panic!("{}: {}", kernel.name, error.emit_to_string(kernel.source));
         }
-        let [entry] = &module.entry_points[..] else { panic!("{}: one entry point", kernel.name) };
+        let [entry] = &module.entry_points[..] else { panic!("{}: expected one entry point", kernel.name) };
         assert_eq!(entry.name, "main");
         let invocations: u32 = entry.workgroup_size.iter().product();
         assert!(invocations <= MOST_INVOCATIONS, "{}: {invocations} invocations", kernel.name);
@@ -84,7 +84,7 @@ fn bindings_and_parameters_are_those_that_the_host_assumes() {
                 AddressSpace::Uniform => {
                     assert_eq!(binding.binding as usize, kernel.bindings.len(), "{}", kernel.name);
                     let TypeInner::Struct { members, span } = &module.types[variable.ty].inner else {
-                        panic!("{}: the parameters are a struct", kernel.name)
+                        panic!("{}: expected a struct of parameters", kernel.name)
                     };
                     assert_eq!(*span as usize, kernel.params, "{}: bytes of parameters", kernel.name);
                     let fields: Vec<_> = members
@@ -93,7 +93,7 @@ fn bindings_and_parameters_are_those_that_the_host_assumes() {
                         .collect();
                     assert_eq!(fields, host_fields(kernel), "{}", kernel.name);
                 }
-                other => panic!("{}: a binding in {other:?}", kernel.name),
+                other => panic!("{}: unexpected binding in {other:?}", kernel.name),
             }
         }
         storage.sort_by_key(|&(binding, _)| binding);
@@ -103,10 +103,10 @@ fn bindings_and_parameters_are_those_that_the_host_assumes() {
     }
 }
 
-/// Where a buffer is one of structs, they are the segments of a batch, as the host writes them.
+/// A buffer of structs must be the segment table, as the host writes it.
 fn check_table(kernel: &Kernel, module: &Module, buffer: naga::Handle<naga::Type>) {
     let TypeInner::Array { base, stride, .. } = module.types[buffer].inner else {
-        panic!("{}: a buffer is an array", kernel.name)
+        panic!("{}: expected an array as buffer", kernel.name)
     };
     let TypeInner::Struct { members, .. } = &module.types[base].inner else { return };
     let fields: Vec<_> =

@@ -1,5 +1,5 @@
-//! Reconstructs config.json from the parsed configuration, with all defaults, as the source of GGUF metadata. This avoids a second,
-//! different interpretation of the folder's config.json.
+//! Reconstructs config.json from the parsed configuration, with all defaults, as the source of GGUF metadata. This
+//! avoids a second, different interpretation of the folder's config.json.
 
 use crate::backend::GateActivation;
 use crate::model::ModelConfig;

@@ -9,7 +9,7 @@ impl Simd for Avx2 {
     const TILE_TOKENS: usize = 3;
     const TILE_QUERIES: usize = 2;
     type F32 = __m256;
-    /// Scale, and the minimum minus zero point times scale.
+    /// Scale, and `minimum - zero_point * scale`.
     type Codebook = (__m256, __m256);
     type Codes<'a, const N: usize> = &'a [u8; N];
 
@@ -159,7 +159,7 @@ impl Avx2 {
 }
 
 impl Dot256 for Avx2 {
-    /// Pairs of products in 16 bits.
+    /// Sums of products in 16 bits.
     const NARROW: i32 = i16::MAX as i32;
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! AVX-512 with VNNI. Integer sums stay in 256 bits, where AVX2's instructions serve.
+//! AVX-512 with VNNI. Integer sums stay in 256 bits, where they can use AVX2 instructions.
 
 use super::{Avx512, Dot256, UNIT, at, exactly, reduce_four_ps, reduce_ps};
 use crate::backend::cpu::simd::Simd;
@@ -9,7 +9,7 @@ impl Simd for Avx512 {
     const TILE_TOKENS: usize = 4;
     const TILE_QUERIES: usize = 4;
     type F32 = __m512;
-    /// The weight of each code; for 8 bits scale, and the minimum minus zero point times scale.
+    /// For codes of 2 and 4 bits, the weight of each code. For 8 bits, scale and `minimum - zero_point * scale`.
     type Codebook = (__m512, __m512);
     type Codes<'a, const N: usize> = &'a [u8; N];
 
@@ -79,7 +79,8 @@ impl Simd for Avx512 {
             if N == 32 {
                 return (scale, _mm512_fmadd_ps(scale, self.splat(-zero), self.splat(minimum)));
             }
-            // Whatever stands above the bits of the code in a byte, the last four bits of it find the code's weight.
+            // Weights are looked up by the last four bits of a byte. The table repeats, so bits above the code do not
+            // matter.
             let index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
             let code = _mm512_and_si512(index, _mm512_set1_epi32((1 << (N / 4)) - 1));
             let code = _mm512_sub_ps(_mm512_cvtepi32_ps(code), self.splat(zero));
