@@ -214,8 +214,9 @@ impl Part {
                 let columns = Columns::new(cols, group_size);
                 if grid.is_some() && columns.group_size > MAX_INT8_GROUP {
                     return Err(Error::unsupported_format(format!(
-                        "a scale of {cols} columns cannot be combined with INT8 activations: at most {MAX_INT8_GROUP} \
-                         columns can be summed in 32 bits"
+                        "a scale of {} columns cannot be combined with INT8 activations: at most {MAX_INT8_GROUP} \
+                         columns can be summed in 32 bits",
+                        columns.group_size
                     )));
                 }
                 let bits = scheme.storage_bits().next_power_of_two() as usize;

@@ -106,7 +106,9 @@ impl Watch {
         // A submission that a lost device refused never completes. Waiting for the others reveals the reason.
         match wait(submission_index).or_else(|_| wait(None)) {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not respond: {error}"))),
+            Err(error) => {
+                Err(Error::new(ErrorCode::DeviceLost, format!("the GPU does not respond: {error}")))
+            }
         }
     }
 }

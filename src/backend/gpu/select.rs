@@ -87,7 +87,9 @@ pub(super) struct Dispatch {
 pub(super) fn grid(count: usize) -> Result<[u32; 3]> {
     let columns = count.div_ceil(MOST_WORKGROUPS).max(1);
     if columns > MOST_WORKGROUPS {
-        return Err(Error::unsupported_format(format!("{count} workgroups are more than a GPU can dispatch")));
+        return Err(Error::unsupported_format(format!(
+            "{count} workgroups are more than a GPU can dispatch"
+        )));
     }
     Ok([count.div_ceil(columns) as u32, columns as u32, 1])
 }
@@ -196,7 +198,9 @@ pub(super) fn gram(rows: usize, cols: usize) -> Result<Dispatch> {
     let [x, y, _] = grid(cols.div_ceil(TILE))?;
     let z = rows.div_ceil(TILE);
     if z > MOST_WORKGROUPS {
-        return Err(Error::unsupported_format(format!("{rows} rows need more workgroups than a GPU can dispatch")));
+        return Err(Error::unsupported_format(format!(
+            "{rows} rows need more workgroups than a GPU can dispatch"
+        )));
     }
     Ok(Dispatch { choice: KernelChoice::plain(&kernels::GRAM), workgroups: [x, y, z as u32] })
 }
