@@ -1,13 +1,13 @@
 //! Requests: the options of every command, shared by all edges.
 //!
-//! Each command has a struct of options, composed of options of lower floors and of its own. The command
-//! Each command has a struct of options, composed of its own and of lower floors' options. The command
-//! line and the npm package's modules read these structs. The package's types and the schemas of
+//! Each command has a struct of options, composed of its own and of lower floors' options. The command line and the npm
+//! package's modules read these structs. The package's types and its JSON Schemas are generated from them.
 //!
 //! Files are not handled here: each edge opens sources and sinks itself.
 
 #[cfg(feature = "train")]
 mod assess;
+mod dequantize;
 #[cfg(feature = "train")]
 mod gradients;
 mod judge;
@@ -23,6 +23,10 @@ mod write;
 
 #[cfg(feature = "train")]
 pub use assess::AssessRequest;
+pub use dequantize::DequantizeRequest;
+#[cfg(feature = "train")]
+pub(crate) use dequantize::Handoff;
+pub(crate) use dequantize::{DequantizeContext, Dequantized};
 #[cfg(feature = "train")]
 pub use gradients::CheckGradientsRequest;
 pub use judge::{
@@ -34,8 +38,10 @@ pub use run::{CalibrationHost, Perplexity};
 #[cfg(feature = "train")]
 pub use tasks::TasksRequest;
 #[cfg(feature = "train")]
-pub use train::{Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
-pub use write::{ConvertRequest, DequantizeRequest, FloatType, Format, GgufType, Purpose};
+pub use train::{
+    BatchRequest, LayersRequest, Masters, TrainRequest, TrainedScales, TrainedScheme, TrainingSignal,
+};
+pub use write::{ConvertRequest, FloatType, Format, GgufType};
 
 use crate::backend::choice::DeviceRequest;
 use crate::model::{LoadOptions, ModelConfig};

@@ -15,8 +15,8 @@ use crate::options::LocationGiven;
 use crate::pipeline::convert::ConversionPlan;
 use crate::pipeline::{QuantizeContext, QuantizeEvent};
 use crate::request::{
-    CalibrationHost, ConvertRequest, DequantizeRequest, Format, LoadRequest, Machine, QuantizeRequest,
-    ValidateRequest,
+    CalibrationHost, ConvertRequest, DequantizeContext, DequantizeRequest, Dequantized, Format, LoadRequest,
+    Machine, QuantizeRequest, ValidateRequest,
 };
 use crate::task::{Control, Silent, block_on};
 use crate::tokenizer::HuggingFaceTokenizer;
@@ -241,10 +241,13 @@ impl Checkpoint {
     ) -> Result<(Written<DequantizationRecord>, Option<Agreement>)> {
         let sinks = self.destination(output.as_ref(), None)?.sinks;
         let codec = (!request.texts.0.is_empty()).then(|| self.tokenizer()).transpose()?;
-        let codec = codec.as_ref().map(|codec| codec as _);
-        let original = original.map(|original| original.opened.as_ref());
-        let run = request.run(&self.opened, original, codec, &sinks, self.control.as_ref());
-        let (record, agreement) = block_on(run)?;
+        let context = DequantizeContext {
+            original: original.map(|original| original.opened.as_ref()),
+            codec: codec.as_ref().map(|codec| codec as _),
+            target: &sinks,
+            control: self.control.as_ref(),
+        };
+        let Dequantized { record, agreement } = block_on(request.run(&self.opened, &context))?;
         Ok((self.written(&sinks, (None, None), record, Vec::new())?, agreement))
     }
 

@@ -28,7 +28,7 @@ use std::time::Instant;
 use {
     crate::backend::cpu::CpuBackend,
     crate::pipeline::auto::training::QatTrainer,
-    crate::request::{Learns, TrainRequest},
+    crate::request::{TrainRequest, TrainingSignal},
 };
 
 /// Quantize and validate until quality is kept: more calibration samples, mixed precision, INT8, training, the next
@@ -149,7 +149,7 @@ pub fn run(args: &AutoArgs, terminal: &Terminal) -> Result<Outcome> {
         let trainer = QatTrainer {
             new_backend: &|| Ok(CpuBackend::new()),
             options: &|scheme, config| match TrainRequest::to_scheme(scheme) {
-                Some(request) => TrainRequest { memory, ..request }.options(config, Learns::FromTeacher),
+                Some(request) => TrainRequest { memory, ..request }.options(config, TrainingSignal::Teacher),
                 None => Err(Error::invalid_argument(format!("{scheme}: no scheme to train to"))),
             },
             seconds: 60.0 * args.training_minutes,

@@ -50,7 +50,7 @@ pub fn run(args: &CheckGradientsArgs, terminal: &Terminal) -> Result<Outcome> {
 }
 
 /// Formats the report for people.
-fn describe(report: &GradientReport) -> String {
+pub fn describe(report: &GradientReport) -> String {
     let mut text = format!(
         "{}: {} tensors, {} elements, {} predictions of loss {:.5}, gradients of length {:.5}\n",
         if report.passed { "passed" } else { "failed" },

@@ -7,17 +7,20 @@ use super::quantize::append;
 use super::terminal::Terminal;
 use crate::api::destination;
 use crate::artifact::metrics::Metric;
-use crate::artifact::records::Fallback;
-use crate::backend::cpu::CpuBackend;
+use crate::artifact::records::DequantizationRecord;
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
-use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint, fall_back};
-use crate::request::{DequantizeRequest, Purpose};
+use crate::options::Texts;
+use crate::request::{DequantizeContext, DequantizeRequest, Dequantized};
 use crate::task::block_on;
-use crate::validate::agreement::{self, Agreement, Forms};
-use crate::validate::windows::Dataset;
+use crate::validate::agreement::Agreement;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "train")]
+use {
+    super::check_gradients::describe as describe_gradients, crate::request::Handoff,
+    crate::train::gradients::GradientReport,
+};
 
 /// Dequantize to a floating-point checkpoint
 #[derive(clap::Args)]
@@ -40,7 +43,8 @@ pub struct DequantizeArgs {
     #[arg(long, value_name = "DIR", requires = "text")]
     original: Option<PathBuf>,
 
-    /// Prepare for training: write the original's weights if too few of its predictions are kept
+    /// Prepare for training: write the original's weights if too few of its predictions are kept, and check gradients
+    #[cfg(feature = "train")]
     #[arg(long, requires = "text", requires = "original")]
     for_training: bool,
 
@@ -57,87 +61,114 @@ struct DequantizeReport {
     agreement: Option<Agreement>,
     /// Whether the original's weights were written.
     is_original: bool,
+    /// The check of the written model's gradients, for training.
+    #[cfg(feature = "train")]
+    gradients: Option<GradientReport>,
+}
+
+impl DequantizeReport {
+    fn new(output: &Path, record: DequantizationRecord, agreement: Option<Agreement>) -> Self {
+        Self {
+            output: output.to_owned(),
+            dtype: record.dtype,
+            modules: record.modules.len(),
+            agreement,
+            is_original: record.fallback.is_some(),
+            #[cfg(feature = "train")]
+            gradients: None,
+        }
+    }
+
+    /// Whether the gradients passed their check, if there was one, and its report for people.
+    fn gradients(&self) -> Option<(bool, String)> {
+        #[cfg(feature = "train")]
+        return self.gradients.as_ref().map(|report| (report.passed, describe_gradients(report)));
+        #[cfg(not(feature = "train"))]
+        None
+    }
 }
 
 pub fn run(args: &DequantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     open::check_writable(args.metrics.as_ref(), &[&args.output])?;
-    args.request.0.check_comparison(args.text.as_ref(), args.original.as_ref())?;
-    let mut sizes = (0, 0);
-    let document = block_on(async {
+    let mut request = args.request.0.clone();
+    if let Some(text) = &args.text {
+        request.texts = Texts(open::text(text)?);
+        request.name = Some(text.display().to_string());
+    }
+    let (report, sizes) = block_on(async {
         let quantized = open::checkpoint(&args.checkpoint, terminal).await?;
-        let dtype = match args.request.0.dtype {
-            Some(dtype) => dtype.dtype(),
-            None => default_dtype(&quantized)?,
-        };
         let sinks = destination::folder(&args.output, Path::new(quantized.name()))?;
         let original = match &args.original {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
-        let record = dequantize_checkpoint(&quantized, dtype, &sinks, terminal).await?;
-        let mut document = DequantizeReport {
-            output: args.output.clone(),
-            dtype: record.dtype,
-            modules: record.modules.len(),
-            agreement: None,
-            is_original: false,
+        if let Some(original) = &original {
+            destination::refuse_source(&args.output, Path::new(original.name()))?;
+        }
+        let codec = match args.text {
+            Some(_) => Some(open::tokenizer(&quantized, &TokenizerArgs::default()).await?),
+            None => None,
         };
-        if let Some(text) = &args.text {
-            document.agreement = Some(compare(&quantized, original.as_ref(), args, text, terminal).await?);
-        }
-        if let (true, Some(original), Some(agreement)) = (args.for_training, &original, &document.agreement)
-            && let (Some(false), Some(retention)) = (agreement.retained, agreement.retention)
-        {
-            let fallback = Fallback { retention, min_retention: agreement.min_retention };
-            // Under another name it may be the output folder.
-            destination::folder(&args.output, Path::new(original.name()))?;
-            let written = fall_back(original, dtype, fallback, &sinks, terminal).await?;
-            (document.modules, document.is_original) = (written.modules.len(), true);
-        }
-        sizes = (quantized.bytes(), open::checkpoint(&args.output, terminal).await?.bytes());
-        Ok::<_, Error>(document)
+        let context = DequantizeContext {
+            original: original.as_ref(),
+            codec: codec.as_ref().map(|codec| codec as _),
+            target: &sinks,
+            control: terminal,
+        };
+        let report = dequantize(args, &request, &quantized, &context).await?;
+        let written = open::checkpoint(&args.output, terminal).await?;
+        Ok::<_, Error>((report, [quantized.bytes(), written.bytes()]))
     })?;
     if let Some(path) = &args.metrics {
-        let subject = args.output.display().to_string();
-        let mb = |bytes: u64| bytes as f64 / 1e6;
-        let mut metrics = vec![
-            Metric::new("quantized_model_size_mb", mb(sizes.0), &subject),
-            Metric::new("dequantized_model_size_mb", mb(sizes.1), &subject),
-        ];
-        let retention = document.agreement.as_ref().and_then(|agreement| agreement.retention);
-        metrics
-            .extend(retention.map(|share| Metric::new("dequantization_accuracy_retention", share, &subject)));
-        append(path, &metrics)?;
+        append(path, &metrics(&report, sizes))?;
     }
-    let what = if document.is_original {
-        "the original's weights"
-    } else {
-        &format!("{} modules", document.modules)
-    };
-    let mut text = format!("{what} in {}\n{}\n", document.dtype, args.output.display());
-    if let Some(agreement) = &document.agreement {
+    let what =
+        if report.is_original { "the original's weights" } else { &format!("{} modules", report.modules) };
+    let mut text = format!("{what} in {}\n{}\n", report.dtype, args.output.display());
+    if let Some(agreement) = &report.agreement {
         text += &describe(agreement);
     }
-    terminal.result(&document, text)?;
-    Ok(Outcome::Done)
+    let mut outcome = Outcome::Done;
+    if let Some((passed, told)) = report.gradients() {
+        text += &format!("gradients: {told}");
+        if !passed {
+            outcome = Outcome::Rejected;
+        }
+    }
+    terminal.result(&report, text)?;
+    Ok(outcome)
 }
 
-async fn compare(
-    quantized: &Checkpoint,
-    original: Option<&Checkpoint>,
+async fn dequantize(
     args: &DequantizeArgs,
-    text: &Path,
-    terminal: &Terminal,
-) -> Result<Agreement> {
-    let request = &args.request.0;
-    let codec = open::tokenizer(quantized, &TokenizerArgs::default()).await?;
-    let data = Dataset::new(text.display().to_string(), &open::text(text)?, &codec)?;
-    let dequantized = open::checkpoint(&args.output, terminal).await?;
-    let forms = Forms { quantized, dequantized: &dequantized, original };
-    let windows = request.windows.windows(quantized.config());
-    let purpose = if args.for_training { Purpose::Training } else { Purpose::Use };
-    let min_retention = request.retention_limit(purpose);
-    agreement::measure(forms, &data, &windows, min_retention, CpuBackend::new, terminal).await
+    request: &DequantizeRequest,
+    quantized: &Checkpoint,
+    context: &DequantizeContext<'_>,
+) -> Result<DequantizeReport> {
+    #[cfg(feature = "train")]
+    if args.for_training {
+        let Handoff { record, agreement, gradients } = request.hand_off(quantized, context).await?;
+        let report = DequantizeReport::new(&args.output, record, Some(agreement));
+        return Ok(DequantizeReport { gradients: Some(gradients), ..report });
+    }
+    let Dequantized { record, agreement } = request.run(quantized, context).await?;
+    Ok(DequantizeReport::new(&args.output, record, agreement))
+}
+
+fn metrics(report: &DequantizeReport, sizes: [u64; 2]) -> Vec<Metric> {
+    let subject = report.output.display().to_string();
+    let [quantized, dequantized] = sizes.map(|bytes| bytes as f64 / 1e6);
+    let retention = report.agreement.as_ref().and_then(|agreement| agreement.retention);
+    let passed = report.gradients().map(|(passed, _)| f64::from(u8::from(passed)));
+    [
+        ("quantized_model_size_mb", Some(quantized)),
+        ("dequantized_model_size_mb", Some(dequantized)),
+        ("dequantization_accuracy_retention", retention),
+        ("gradient_flow_test_passed", passed),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some(Metric::new(name, value?, &subject)))
+    .collect()
 }
 
 /// Formats the shares for people.

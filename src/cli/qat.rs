@@ -4,7 +4,7 @@ use super::Outcome;
 use super::terminal::Terminal;
 use super::train;
 use crate::error::{Error, Result};
-use crate::request::TrainedAs;
+use crate::request::TrainedScheme;
 
 /// Quantize a checkpoint by training: distill the original into a quantized model
 #[derive(clap::Args)]
@@ -16,7 +16,7 @@ pub struct QatArgs {
 }
 
 pub fn run(args: &QatArgs, terminal: &Terminal) -> Result<Outcome> {
-    if args.train.request.0.bits == TrainedAs::None {
+    if args.train.request.0.layers.bits == TrainedScheme::None {
         return Err(Error::invalid_argument("expected what to quantize to: --bits ternary, 2, 3, 4 or 8"));
     }
     let mut args = args.train.clone();

@@ -15,7 +15,7 @@ use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainContext, TrainInputs, TrainOutcome, train};
-use crate::request::{Learns, TrainRequest};
+use crate::request::{TrainRequest, TrainingSignal};
 use crate::task::block_on;
 use crate::train::Room;
 use crate::train::corpus::{Corpus, Position, Sequence};
@@ -75,7 +75,7 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
             Some(path) => Some(open::checkpoint(path, terminal).await?),
             None => None,
         };
-        let learns = if teacher.is_some() { Learns::FromTeacher } else { Learns::FromTexts };
+        let learns = if teacher.is_some() { TrainingSignal::Teacher } else { TrainingSignal::Texts };
         let options = request.options(model.config(), learns)?;
         let to = destination(&args.output, &args.from.model, request.format)?;
         let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;

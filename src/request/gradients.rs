@@ -1,25 +1,20 @@
 //! The request of `check-gradients`.
 
-use super::train::{Learns, TrainRequest, TrainedAs, TrainedScales};
+use super::train::{BatchRequest, LayersRequest, TrainRequest, TrainingSignal};
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::options::{Bounds, Options, options};
+use crate::options::{Options, options};
 use crate::pipeline::train::TrainOptions;
-use crate::quant::Granularity;
 
 options! {
     /// How a model would be trained, and the amount of text for the check.
     pub struct CheckGradientsRequest {
-        /// Scheme of the blocks' linear layers; none: all in F32, without rounding
-        pub bits: TrainedAs = TrainedAs::None;
-        /// Weights per scale; -1: a whole row [default: 128, and -1 for 8 bits]
-        pub group_size: Option<Granularity> = None;
-        /// How scales are determined [default: nearest for ternary weights, learned for others]
-        pub scales: Option<TrainedScales> = None;
-        /// Tokens in a row [default: the model's context, at most 256]
-        pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens in the batch, at least one row [default: 1024, or one row if that is longer]
-        pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
+        /// How linear layers are trained.
+        #[form(Group)]
+        pub layers: LayersRequest = LayersRequest::default();
+        /// The size of the batch.
+        #[form(Group)]
+        pub batch: BatchRequest = BatchRequest::default();
         /// Seed of the batch, the directions and a new model's weights
         pub seed: u64 = 0;
     }
@@ -32,15 +27,7 @@ impl CheckGradientsRequest {
     /// As [`TrainRequest::options`].
     pub fn options(&self, config: &ModelConfig) -> Result<TrainOptions> {
         self.check()?;
-        let request = TrainRequest {
-            bits: self.bits,
-            group_size: self.group_size,
-            scales: self.scales,
-            context: self.context,
-            batch_tokens: self.batch_tokens,
-            seed: self.seed,
-            ..TrainRequest::default()
-        };
-        request.options(config, Learns::FromTexts)
+        let Self { layers, batch, seed } = self.clone();
+        TrainRequest { layers, batch, seed, ..TrainRequest::default() }.options(config, TrainingSignal::Texts)
     }
 }

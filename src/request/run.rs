@@ -1,28 +1,21 @@
 //! Runs requests for every edge, with the files and devices that the edge has opened.
 
-use super::write::Purpose;
-use super::{
-    ConvertRequest, DequantizeRequest, Machine, PerplexityRequest, QuantizeRequest, ValidateRequest,
-};
-use crate::artifact::records::{DequantizationRecord, read_quantization_record};
+use super::{ConvertRequest, Machine, PerplexityRequest, QuantizeRequest, ValidateRequest};
+use crate::artifact::records::read_quantization_record;
 use crate::backend::Backend;
 use crate::backend::any::AnyBackend;
-use crate::backend::cpu::CpuBackend;
 use crate::calibrate::Samples;
 use crate::error::{Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::SinkDir;
 use crate::model::{CausalLm, Checkpoint};
 use crate::pipeline::convert::{ConversionPlan, ConvertOutcome, convert, plan_conversion};
-use crate::pipeline::dequantize::{default_dtype, dequantize_checkpoint};
 use crate::pipeline::{Calibration, QuantizeContext, QuantizeOutcome, quantize_checkpoint, restore};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
-use crate::validate::agreement::{self, Agreement, Forms};
 use crate::validate::report::ValidationReport;
 use crate::validate::run::{RunContext, ValidateOptions, validate};
 use crate::validate::walk::score;
-use crate::validate::windows::Dataset;
 
 /// Resources of a run that may calibrate.
 pub struct CalibrationHost<'a> {
@@ -83,40 +76,6 @@ impl ConvertRequest {
         tell(&plan);
         let outcome = convert(checkpoint, &plan, target, control).await?;
         Ok((plan, outcome))
-    }
-}
-
-impl DequantizeRequest {
-    /// Writes the weights of a quantized checkpoint as floating point. With a text and its tokenizer it compares
-    /// predictions, also with those of `original`.
-    ///
-    /// # Errors
-    /// As [`check_comparison`](Self::check_comparison), [`dequantize_checkpoint`] and [`agreement::measure`].
-    pub(crate) async fn run(
-        &self,
-        checkpoint: &Checkpoint,
-        original: Option<&Checkpoint>,
-        codec: Option<&dyn TextCodec>,
-        target: &dyn SinkDir,
-        control: &dyn Control,
-    ) -> Result<(DequantizationRecord, Option<Agreement>)> {
-        self.check_comparison(codec, original)?;
-        // An unusable text is reported before the work.
-        let data = codec.map(|codec| Dataset::new("text", &self.texts.0, codec)).transpose()?;
-        let dtype = match self.dtype {
-            Some(dtype) => dtype.dtype(),
-            None => default_dtype(checkpoint)?,
-        };
-        let record = dequantize_checkpoint(checkpoint, dtype, target, control).await?;
-        let Some(data) = data else { return Ok((record, None)) };
-        let dequantized = &Checkpoint::open(target.existing()).await?;
-        let forms = Forms { quantized: checkpoint, dequantized, original };
-        let windows = self.windows.windows(checkpoint.config());
-        // The usual backend type, so that generic code is compiled once.
-        let new_backend = || AnyBackend::Cpu(CpuBackend::new());
-        let limit = self.retention_limit(Purpose::Use);
-        let agreement = agreement::measure(forms, &data, &windows, limit, new_backend, control).await?;
-        Ok((record, Some(agreement)))
     }
 }
 

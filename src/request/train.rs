@@ -14,7 +14,7 @@ use crate::train::{Goal, MasterType, Room};
 named! {
     /// Training schemes of linear layers.
     #[derive(Default)]
-    pub enum TrainedAs {
+    pub enum TrainedScheme {
         /// Floating point
         #[default]
         None = "none",
@@ -55,11 +55,11 @@ named! {
 
 /// The source of the training signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learns {
+pub enum TrainingSignal {
     /// Texts alone.
-    FromTexts,
+    Texts,
     /// A teacher's predictions.
-    FromTeacher,
+    Teacher,
 }
 
 /// Default tokens of a row.
@@ -68,10 +68,10 @@ const USUAL_CONTEXT: usize = 256;
 const USUAL_TOKENS: usize = 1024;
 
 options! {
-    /// Options of training.
-    pub struct TrainRequest {
+    /// How the linear layers of the blocks are trained.
+    pub struct LayersRequest {
         /// Scheme in which the blocks' linear layers are trained and stored
-        pub bits: TrainedAs = TrainedAs::None;
+        pub bits: TrainedScheme = TrainedScheme::None;
         /// Weights per scale; -1: a whole row [default: 128, and -1 for 8 bits]
         pub group_size: Option<Granularity> = None;
         /// Weights per ternary scale [default: tensor]
@@ -80,6 +80,25 @@ options! {
         pub scales: Option<TrainedScales> = None;
         /// Precision of quantized layers' input activations [default: int8 for ternary weights, f32 for others]
         pub activations: Option<Activations> = None;
+    }
+}
+
+options! {
+    /// The size of a batch.
+    pub struct BatchRequest {
+        /// Tokens in a row [default: the model's context, at most 256]
+        pub context: Option<usize> = None, within Bounds::from(2.0);
+        /// Tokens in a batch, at least one row [default: 1024, or one row if that is longer]
+        pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
+    }
+}
+
+options! {
+    /// Options of training.
+    pub struct TrainRequest {
+        /// How linear layers are trained.
+        #[form(Group)]
+        pub layers: LayersRequest = LayersRequest::default();
         /// Type of floating-point weights [default: the checkpoint's, and f16 for a new model]
         pub dtype: Option<FloatType> = None;
         /// Type of the master weights
@@ -93,10 +112,9 @@ options! {
         pub block_rate: Option<f64> = None, within Bounds::above(0.0);
         /// Steps of end-to-end training [default: 1000, and 400 with a teacher]; 0 is possible with block steps
         pub steps: Option<u64> = None;
-        /// Tokens in a row [default: the model's context, at most 256]
-        pub context: Option<usize> = None, within Bounds::from(2.0);
-        /// Tokens in a batch, at least one row [default: 1024, or one row if that is longer]
-        pub batch_tokens: Option<usize> = None, within Bounds::from(2.0);
+        /// The size of a batch.
+        #[form(Group)]
+        pub batch: BatchRequest = BatchRequest::default();
         /// Batches per step (gradient accumulation)
         pub accumulate: usize = 1, within Bounds::from(1.0);
         /// Peak learning rate [default: 1e-3; with a teacher 5e-4 for 3 bits, 2e-4 for 4 and 1e-4 for 8]
@@ -106,11 +124,11 @@ options! {
         /// Schedule of the learning rate
         pub decay: Decay = Decay::Cosine;
         /// Final learning rate as a share of the peak
-        pub last_rate: f64 = 0.1, within Bounds::from(0.0).up_to(1.0);
+        pub last_rate: f64 = 0.01, within Bounds::from(0.0).up_to(1.0);
         /// Learning rate of scales relative to that of weights [default: 1]
         pub scale_rate: Option<f64> = None, within Bounds::above(0.0);
-        /// Weight decay of matrices
-        pub weight_decay: f64 = 0.1, within Bounds::from(0.0);
+        /// Weight decay of matrices [default: 0.1, and 0 with a teacher]
+        pub weight_decay: Option<f64> = None, within Bounds::from(0.0);
         /// Largest gradient norm; larger gradients are clipped to it
         pub clip: f64 = 1.0, within Bounds::above(0.0);
         /// Seed of the order of texts and of a new model's weights
@@ -135,52 +153,54 @@ impl TrainRequest {
     pub fn to_scheme(scheme: Scheme) -> Option<Self> {
         let (bits, granularity, _) = scheme.as_integer()?;
         let bits = match bits {
-            Bits::Two => TrainedAs::Two,
-            Bits::Three => TrainedAs::Three,
-            Bits::Four => TrainedAs::Four,
-            Bits::Eight => TrainedAs::Eight,
+            Bits::Two => TrainedScheme::Two,
+            Bits::Three => TrainedScheme::Three,
+            Bits::Four => TrainedScheme::Four,
+            Bits::Eight => TrainedScheme::Eight,
         };
-        Some(Self { bits, group_size: Some(granularity), ..Self::default() })
+        let layers = LayersRequest { bits, group_size: Some(granularity), ..LayersRequest::default() };
+        Some(Self { layers, ..Self::default() })
     }
 
     /// The job's options, for a model.
     ///
     /// # Errors
     /// `invalid_argument` for options that contradict each other.
-    pub fn options(&self, config: &ModelConfig, learns: Learns) -> Result<TrainOptions> {
+    pub fn options(&self, config: &ModelConfig, learns: TrainingSignal) -> Result<TrainOptions> {
         self.check()?;
-        let has_teacher = learns == Learns::FromTeacher;
+        let has_teacher = learns == TrainingSignal::Teacher;
         let refuse = |reason: &str| Err(Error::invalid_argument(reason));
-        let bits = match self.bits {
-            TrainedAs::None | TrainedAs::Ternary => None,
-            TrainedAs::Two => Some(Bits::Two),
-            TrainedAs::Three => Some(Bits::Three),
-            TrainedAs::Four => Some(Bits::Four),
-            TrainedAs::Eight => Some(Bits::Eight),
+        let LayersRequest { bits: scheme, group_size, ternary_scale, scales, activations } = self.layers;
+        let bits = match scheme {
+            TrainedScheme::None | TrainedScheme::Ternary => None,
+            TrainedScheme::Two => Some(Bits::Two),
+            TrainedScheme::Three => Some(Bits::Three),
+            TrainedScheme::Four => Some(Bits::Four),
+            TrainedScheme::Eight => Some(Bits::Eight),
         };
-        let is_ternary = self.bits == TrainedAs::Ternary;
-        if bits.is_none() && self.group_size.is_some() {
+        let is_ternary = scheme == TrainedScheme::Ternary;
+        if bits.is_none() && group_size.is_some() {
             return refuse("a group size requires codes of 2, 3, 4 or 8 bits");
         }
-        if !is_ternary && self.ternary_scale.is_some() {
+        if !is_ternary && ternary_scale.is_some() {
             return refuse("a ternary scale requires ternary weights");
         }
-        if self.bits == TrainedAs::None
-            && (self.scales.is_some() || self.activations.is_some() || self.format.is_some())
+        if scheme == TrainedScheme::None
+            && (scales.is_some() || activations.is_some() || self.format.is_some())
         {
             return refuse("scales, activations and a layout require quantized weights; give bits");
         }
-        if self.bits != TrainedAs::None && self.dtype.is_some() {
+        if scheme != TrainedScheme::None && self.dtype.is_some() {
             return refuse(
                 "a floating-point type of weights requires unquantized weights; next to codes it is a 16-bit type",
             );
         }
-        let granularity = match (bits, self.ternary_scale.unwrap_or_default()) {
-            (Some(bits), _) => self.group_size.unwrap_or(bits.usual_granularity()),
+        let granularity = match (bits, ternary_scale.unwrap_or_default()) {
+            (Some(bits), _) => group_size.unwrap_or(bits.usual_granularity()),
             (None, TernaryScale::Tensor) => Granularity::Tensor,
             (None, TernaryScale::Channel) => Granularity::Channel,
         };
-        if self.bits == TrainedAs::None && (self.start.is_some() || self.block_steps > 0) {
+        if scheme == TrainedScheme::None && (self.start.is_some() || self.block_steps > 0) {
             return refuse("initial codes and block steps require quantized weights; give bits");
         }
         if is_ternary && self.start == Some(StartCodes::Gptq) {
@@ -193,7 +213,7 @@ impl TrainRequest {
             return refuse("a teacher's share and a temperature require a teacher");
         }
         let share = self.teacher_share.unwrap_or(if has_teacher { 1.0 } else { 0.0 });
-        let context = self.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
+        let context = self.batch.context.unwrap_or(USUAL_CONTEXT.min(config.max_position_embeddings));
         let steps = self.steps.unwrap_or(if has_teacher { 400 } else { 1000 });
         if steps == 0 && self.block_steps == 0 {
             return refuse("expected at least one step, end-to-end or of blocks");
@@ -204,7 +224,7 @@ impl TrainRequest {
             Some(Bits::Eight) if has_teacher => 1e-4,
             _ => 1e-3,
         };
-        let learned = self.scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
+        let learned = scales.map_or(bits.is_some(), |scales| scales == TrainedScales::Learned);
         if !learned && self.start == Some(StartCodes::Gptq) {
             return refuse(
                 "GPTQ's codes have their own scales, which must be learned; expected no other choice of scales",
@@ -213,7 +233,7 @@ impl TrainRequest {
         if !learned && self.scale_rate.is_some() {
             return refuse("a learning rate of scales requires learned scales");
         }
-        let batch_tokens = self.batch_tokens.unwrap_or(USUAL_TOKENS.max(context));
+        let batch_tokens = self.batch.batch_tokens.unwrap_or(USUAL_TOKENS.max(context));
         if batch_tokens < context {
             return Err(Error::invalid_argument(format!(
                 "expected a batch of at least one row, {context} tokens, but found {batch_tokens}"
@@ -225,7 +245,8 @@ impl TrainRequest {
             warmup: self.warmup.unwrap_or(steps / 20),
             peak: self.learning_rate.unwrap_or(usual_rate),
             last: self.last_rate,
-            weight_decay: self.weight_decay,
+            // The teacher's weights are the aim. Decay would pull away from them.
+            weight_decay: self.weight_decay.unwrap_or(if has_teacher { 0.0 } else { 0.1 }),
         };
         let blocks = Schedule {
             steps: self.block_steps,
@@ -240,11 +261,7 @@ impl TrainRequest {
             granularity,
             is_ternary,
             learned_scales: learned,
-            activations: self.activations.unwrap_or(if is_ternary {
-                Activations::Int8
-            } else {
-                Activations::F32
-            }),
+            activations: activations.unwrap_or(if is_ternary { Activations::Int8 } else { Activations::F32 }),
             float: self.dtype.map(FloatType::dtype),
             masters: match self.masters {
                 Masters::F32 => MasterType::Single,

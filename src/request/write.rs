@@ -1,11 +1,10 @@
-//! Requests of `convert` and `dequantize`.
+//! The request of `convert`, and what else a written checkpoint is made of.
 
-use super::WindowRequest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::TensorType;
 use crate::layout::{GptqZeros, TargetLayout};
-use crate::options::{Bounds, Texts, named, options};
+use crate::options::{named, options};
 use crate::pipeline::convert::ConvertOptions;
 
 named! {
@@ -127,63 +126,5 @@ impl FloatType {
             Self::F16 => DType::F16,
             Self::F32 => DType::F32,
         }
-    }
-}
-
-/// The default minimal share of the original's predictions that must be kept. Below it the result counts as not
-/// retained, and training starts from the original instead.
-const MIN_RETENTION: f64 = 0.995;
-const MIN_RETENTION_FOR_TRAINING: f64 = 0.99;
-
-/// The purpose of a dequantized model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Inference.
-    Use,
-    /// A starting point for training.
-    Training,
-}
-
-impl DequantizeRequest {
-    /// The given limit, or the default.
-    pub(crate) fn retention_limit(&self, purpose: Purpose) -> f64 {
-        self.min_retention.unwrap_or(match purpose {
-            Purpose::Use => MIN_RETENTION,
-            Purpose::Training => MIN_RETENTION_FOR_TRAINING,
-        })
-    }
-
-    /// Refuses options of the comparison of predictions if there is no text for it.
-    ///
-    /// # Errors
-    /// `invalid_argument`.
-    pub(crate) fn check_comparison<T, O>(&self, text: Option<T>, original: Option<O>) -> Result<()> {
-        let usual = Self::default();
-        let asks =
-            original.is_some() || self.windows != usual.windows || self.min_retention != usual.min_retention;
-        if asks && text.is_none() {
-            return Err(Error::invalid_argument(
-                "an original, a context, a stride and a minimal retention require a text to compare predictions on",
-            ));
-        }
-        Ok(())
-    }
-}
-
-options! {
-    /// The output of dequantizing, and the comparison of its predictions.
-    pub struct DequantizeRequest {
-        /// Type of the weights [default: f16; f32 where f16 would change the predictions because activations are
-        /// rounded]
-        pub dtype: Option<FloatType> = None;
-        /// Compare predictions on this text
-        #[form(By("text"))]
-        pub texts: Texts = Texts::default();
-        /// The windows of the text.
-        #[form(Group)]
-        pub windows: WindowRequest = WindowRequest::default();
-        /// Minimal share of the original's predictions that the dequantized model must keep [default: 0.995; 0.99 for
-        /// training]
-        pub min_retention: Option<f64> = None, within Bounds::from(0.0).up_to(1.0);
     }
 }

@@ -8,7 +8,7 @@ use super::sink::{JsTarget, TargetHandle};
 use super::values::{JsResult, from_value, to_value};
 use crate::artifact::records::DequantizationRecord;
 use crate::error::Result;
-use crate::request::{ConvertRequest, DequantizeRequest};
+use crate::request::{ConvertRequest, DequantizeContext, DequantizeRequest, Dequantized};
 use crate::tokenizer::TextCodec;
 use crate::validate::agreement::Agreement;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
 #[derive(Serialize)]
-struct Dequantized {
+struct DequantizeSummary {
     #[serde(flatten)]
     record: DequantizationRecord,
     /// Null where no text was given.
@@ -39,9 +39,10 @@ pub async fn dequantize(
         let codec = codec.map(JsCodec);
         let codec = codec.as_ref().map(|codec| codec as &dyn TextCodec);
         let (target, control) = (JsTarget::new(target), JsControl::new(control));
-        let (record, agreement) =
-            request.run(&checkpoint, original.as_deref(), codec, &target, &control).await?;
-        Result::Ok(Dequantized { record, agreement })
+        let context =
+            DequantizeContext { original: original.as_deref(), codec, target: &target, control: &control };
+        let Dequantized { record, agreement } = request.run(&checkpoint, &context).await?;
+        Result::Ok(DequantizeSummary { record, agreement })
     };
     to_value(&run.await.map_err(to_js)?)
 }

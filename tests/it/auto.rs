@@ -18,7 +18,7 @@ use lowbit::internals::pipeline::dequantize::dequantize_checkpoint;
 use lowbit::internals::pipeline::quantize::quantize;
 use lowbit::internals::pipeline::select::QuantizeOptions;
 use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
-use lowbit::internals::request::{Learns, TrainRequest};
+use lowbit::internals::request::{BatchRequest, TrainRequest, TrainingSignal};
 use lowbit::internals::task::{BoxFuture, Silent, block_on};
 use lowbit::internals::tokenizer::TextCodec;
 use lowbit::internals::validate::continuations::from_dataset;
@@ -221,7 +221,10 @@ fn what_gptq_loses_within_a_target_training_finds_again_and_the_better_model_com
         new_backend: &|| Ok(CpuBackend::new()),
         options: &|scheme, config| {
             let request = TrainRequest::to_scheme(scheme).unwrap();
-            request.steps(60).batch_tokens(512).options(config, Learns::FromTeacher)
+            request
+                .steps(60)
+                .batch(BatchRequest::default().batch_tokens(512))
+                .options(config, TrainingSignal::Teacher)
         },
         // The test must not depend on a clock.
         seconds: 1e9,

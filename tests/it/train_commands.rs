@@ -180,6 +180,7 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
         "{said:#}"
     );
     assert_eq!(said["agreement"]["min_retention"], 0.99);
+    assert_eq!(said["gradients"]["passed"], true, "{said:#}");
     assert!(said["agreement"]["quantized_dequantized"].as_f64().unwrap() >= 0.995, "{said:#}");
 
     // Requantizing unchanged weights.
@@ -201,8 +202,12 @@ fn training_begins_with_dequantized_weights_or_with_the_originals_and_the_way_ba
     let said = refused(["requantize", &place("floats2"), "-o", &again]);
     assert!(said.contains("found the original's"), "{said}");
     let names = fs::read_to_string(&metrics).unwrap();
-    for name in ["quantized_model_size_mb", "dequantized_model_size_mb", "dequantization_accuracy_retention"]
-    {
+    for name in [
+        "quantized_model_size_mb",
+        "dequantized_model_size_mb",
+        "dequantization_accuracy_retention",
+        "gradient_flow_test_passed",
+    ] {
         assert_eq!(names.matches(&format!("\"{name}\"")).count(), 2, "{names}");
     }
     let said = refused(["dequantize", &place("int8"), "-o", &again, "--for-training"]);

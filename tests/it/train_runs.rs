@@ -9,8 +9,10 @@ use lowbit::internals::format::sink::{FsSinkDir, MemorySinkDir, SinkDir};
 use lowbit::internals::model::decoder::Logits;
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::internals::pipeline::train::{StartCodes, TimeLimit, TrainContext, TrainInputs, learn, train};
-use lowbit::internals::quant::{PackedTensor, dequantize};
-use lowbit::internals::request::{Format, Learns, Masters, TrainRequest, TrainedAs, TrainedScales};
+use lowbit::internals::quant::{Activations, Granularity, PackedTensor, dequantize};
+use lowbit::internals::request::{
+    BatchRequest, Format, LayersRequest, Masters, TrainRequest, TrainedScales, TrainedScheme, TrainingSignal,
+};
 use lowbit::internals::task::{BoxFuture, Control, Progress, Silent, block_on};
 use lowbit::internals::train::corpus::{Corpus, Document, Position, Sequence};
 use lowbit::internals::train::curriculum::Curriculum;
@@ -26,10 +28,13 @@ const CONTEXT: usize = 32;
 fn request() -> TrainRequest {
     TrainRequest::default()
         .steps(6)
-        .context(CONTEXT)
-        .batch_tokens(4 * CONTEXT)
+        .batch(BatchRequest::default().context(CONTEXT).batch_tokens(4 * CONTEXT))
         .evaluate_every(2)
         .keep_every(3)
+}
+
+fn layers(bits: TrainedScheme) -> LayersRequest {
+    LayersRequest::default().bits(bits)
 }
 
 fn tale() -> Checkpoint {
@@ -131,7 +136,7 @@ fn with_job<T>(
 /// The weights and events of a run with so many threads, interrupted after each of these numbers of reports.
 fn written(lesson: Lesson, request: &TrainRequest, threads: usize, stops: &[usize]) -> (Vec<u8>, Vec<Event>) {
     let checkpoint = tale();
-    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+    let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
     let backend = || Ok(CpuBackend::with_options(CpuOptions { threads: Some(threads), simd: true }));
     let state = tempfile::tempdir().unwrap();
     let heard = RefCell::new(Vec::new());
@@ -157,14 +162,14 @@ fn written(lesson: Lesson, request: &TrainRequest, threads: usize, stops: &[usiz
 fn threads_and_interruptions_leave_the_bits_as_they_are() {
     let usual = request();
     let cases = [
-        usual.clone().bits(TrainedAs::Ternary),
-        usual.clone().bits(TrainedAs::Ternary).block_steps(2),
-        usual.clone().bits(TrainedAs::Two).masters(Masters::Bf16),
-        usual.clone().bits(TrainedAs::Two).block_steps(3),
-        usual.bits(TrainedAs::Two).block_steps(3).steps(0),
+        usual.clone().layers(layers(TrainedScheme::Ternary)),
+        usual.clone().layers(layers(TrainedScheme::Ternary)).block_steps(2),
+        usual.clone().layers(layers(TrainedScheme::Two)).masters(Masters::Bf16),
+        usual.clone().layers(layers(TrainedScheme::Two)).block_steps(3),
+        usual.layers(layers(TrainedScheme::Two)).block_steps(3).steps(0),
     ];
     for request in cases {
-        let what = format!("{}, {} steps of blocks", request.bits, request.block_steps);
+        let what = format!("{}, {} steps of blocks", request.layers.bits, request.block_steps);
         let (expected, heard) = written(Lesson::Text, &request, 1, &[]);
         let count = |of: fn(&Event) -> bool| heard.iter().filter(|event| of(event)).count() as u64;
         let steps = request.steps.unwrap();
@@ -214,12 +219,11 @@ fn a_curriculum_goes_on_at_its_level() {
 fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
     let checkpoint = tale();
     let request = request()
-        .bits(TrainedAs::Two)
-        .group_size(lowbit::internals::quant::Granularity::Group(32))
+        .layers(layers(TrainedScheme::Two).group_size(Granularity::Group(32)))
         .start(StartCodes::Nearest)
         .block_steps(40)
         .steps(0);
-    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+    let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
     let (state, target, losses) =
         (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"), RefCell::new(Vec::new()));
     let tell = |event| {
@@ -240,7 +244,7 @@ fn blocks_that_are_trained_alone_come_nearer_to_the_originals() {
 fn reports(lesson: Lesson, request: &TrainRequest) -> usize {
     let most = 1 << 20;
     let checkpoint = tale();
-    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+    let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let control = Until(Cell::new(most));
     with_job(lesson, &checkpoint, state.path(), &target, &control, &|_| (), |inputs, context| {
@@ -252,8 +256,8 @@ fn reports(lesson: Lesson, request: &TrainRequest) -> usize {
 #[test]
 fn a_run_takes_as_many_steps_as_there_is_time_for() {
     let checkpoint = tale();
-    let request = request().bits(TrainedAs::Ternary).steps(100);
-    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+    let request = request().layers(layers(TrainedScheme::Ternary)).steps(100);
+    let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
     // Whoever looks at this clock makes a second go by; a step looks once.
     for (end, steps) in [(30.0, 20..=30), (1e9, 100..=100), (0.0, 1..=1)] {
         let seconds = Cell::new(0.0);
@@ -286,20 +290,20 @@ fn a_run_takes_as_many_steps_as_there_is_time_for() {
 #[test]
 fn a_folder_holds_what_was_trained() {
     let cases = [
-        (TrainedAs::None, None),
-        (TrainedAs::Ternary, None),
-        (TrainedAs::Ternary, Some(Format::CompressedTensors)),
-        (TrainedAs::Two, None),
-        (TrainedAs::Three, None),
-        (TrainedAs::Four, None),
-        (TrainedAs::Four, Some(Format::Gptq)),
-        (TrainedAs::Four, Some(Format::Awq)),
-        (TrainedAs::Eight, None),
+        (TrainedScheme::None, None),
+        (TrainedScheme::Ternary, None),
+        (TrainedScheme::Ternary, Some(Format::CompressedTensors)),
+        (TrainedScheme::Two, None),
+        (TrainedScheme::Three, None),
+        (TrainedScheme::Four, None),
+        (TrainedScheme::Four, Some(Format::Gptq)),
+        (TrainedScheme::Four, Some(Format::Awq)),
+        (TrainedScheme::Eight, None),
     ];
     let checkpoint = tale();
     for (bits, format) in cases {
-        let request = request().bits(bits).format(format).steps(2);
-        let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+        let request = request().layers(layers(bits)).format(format).steps(2);
+        let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let tokens: Vec<u32> = (5..5 + CONTEXT as u32).collect();
         let row = Row { tokens: &tokens, targets: &tokens };
@@ -325,7 +329,7 @@ fn a_folder_holds_what_was_trained() {
             },
         );
         let written = block_on(Checkpoint::open(target.existing())).unwrap();
-        assert_eq!(written.is_quantized(), bits != TrainedAs::None);
+        assert_eq!(written.is_quantized(), bits != TrainedScheme::None);
         for (module, codes) in codes {
             let found = block_on(written.layout().read_packed(written.store(), &module)).unwrap();
             // A layout may count codes from elsewhere, and keep zero points that are all the same.
@@ -337,7 +341,7 @@ fn a_folder_holds_what_was_trained() {
             assert!(weights(found.affine().unwrap()) == weights(&codes), "{bits} {format:?}: {module}");
         }
         // What the layout says of activations is not what was trained everywhere: those are given.
-        let activations = (bits != TrainedAs::None).then_some(options.activations);
+        let activations = (bits != TrainedScheme::None).then_some(options.activations);
         let load = LoadOptions { activations, ..LoadOptions::default() };
         let mut model = block_on(CausalLm::load(CpuBackend::new(), &written, load, &Silent)).unwrap();
         let mut cache = model.new_cache(CONTEXT).unwrap();
@@ -360,8 +364,8 @@ const LOGIT_ERROR: f32 = 1e-5;
 fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     let checkpoint = tale();
     // Values leave half precision's range at once.
-    let request = request().learning_rate(1e9).warmup(0).bits(TrainedAs::Ternary);
-    let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+    let request = request().learning_rate(1e9).warmup(0).layers(layers(TrainedScheme::Ternary));
+    let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
     let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
     let heard = RefCell::new(Vec::new());
     let tell = |event| heard.borrow_mut().push(event);
@@ -384,26 +388,29 @@ fn what_makes_no_sense_is_named_before_a_step() {
     let usual = request();
     let cases = [
         (
-            usual.clone().group_size(lowbit::internals::quant::Granularity::Group(32)),
+            usual.clone().layers(layers(TrainedScheme::None).group_size(Granularity::Group(32))),
             "a group size requires codes",
         ),
         (usual.clone().format(Format::Gptq), "a layout require quantized weights"),
         (usual.clone().block_steps(1), "block steps require quantized weights"),
         (usual.clone().steps(0), "expected at least one step"),
         (usual.clone().block_rate(1e-3), "requires block steps"),
-        (usual.clone().bits(TrainedAs::Ternary).start(StartCodes::Gptq), "not ternary ones"),
+        (usual.clone().layers(layers(TrainedScheme::Ternary)).start(StartCodes::Gptq), "not ternary ones"),
         (
-            usual.clone().bits(TrainedAs::Two).start(StartCodes::Gptq).scales(TrainedScales::Nearest),
+            usual
+                .clone()
+                .layers(layers(TrainedScheme::Two).scales(TrainedScales::Nearest))
+                .start(StartCodes::Gptq),
             "their own scales",
         ),
     ];
     for (request, message) in cases {
-        let error = request.options(config, Learns::FromTeacher).unwrap_err().to_string();
+        let error = request.options(config, TrainingSignal::Teacher).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
     let cases = [
         (
-            usual.clone().bits(TrainedAs::Ternary).format(Format::Gptq),
+            usual.clone().layers(layers(TrainedScheme::Ternary)).format(Format::Gptq),
             ErrorCode::InvalidArgument,
             "it holds integer codes, not ternary-tensor",
         ),
@@ -412,10 +419,14 @@ fn what_makes_no_sense_is_named_before_a_step() {
             ErrorCode::OutOfMemory,
             "but 1048576 are allowed",
         ),
-        (usual.context(1 << 20).batch_tokens(None), ErrorCode::ContextOverflow, "max_position_embeddings"),
+        (
+            usual.batch(BatchRequest::default().context(1 << 20)),
+            ErrorCode::ContextOverflow,
+            "max_position_embeddings",
+        ),
     ];
     for (request, code, message) in cases {
-        let options = request.options(config, Learns::FromTeacher).unwrap();
+        let options = request.options(config, TrainingSignal::Teacher).unwrap();
         let (state, target) = (tempfile::tempdir().unwrap(), MemorySinkDir::new("out"));
         let error = with_job(
             Lesson::Text,
@@ -437,17 +448,17 @@ fn the_state_of_another_run_is_refused() {
     let checkpoint = tale();
     let state = tempfile::tempdir().unwrap();
     let run = |request: &TrainRequest, control: &dyn Control| {
-        let options = request.options(checkpoint.config(), Learns::FromTeacher).unwrap();
+        let options = request.options(checkpoint.config(), TrainingSignal::Teacher).unwrap();
         let target = MemorySinkDir::new("out");
         with_job(Lesson::Text, &checkpoint, state.path(), &target, control, &|_| (), |inputs, context| {
             block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap_err().to_string()
         })
     };
-    let two = request().bits(TrainedAs::Two).start(StartCodes::Nearest);
+    let two = request().layers(layers(TrainedScheme::Two)).start(StartCodes::Nearest);
     let others = [
         two.clone().steps(7),
         // Whose weights would meet other activations.
-        two.clone().activations(lowbit::internals::quant::Activations::Int8),
+        two.clone().layers(layers(TrainedScheme::Two).activations(Activations::Int8)),
         two.clone().format(Format::Gptq),
     ];
     run(&two, &Until(Cell::new(8)));
