@@ -27,12 +27,12 @@ use crate::backend::{Backend, Element, NO_INDEX, Segment, Sums, Train};
 use crate::error::{Error, Result};
 use crate::model::block::{BackwardWorkspace, Block, Stage, Workspace};
 use crate::model::runner::{
-    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, not_brought,
+    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, needs_refresh,
 };
 pub use crate::model::trained::{MasterType, Parameter, Stored};
 use crate::model::{KvCache, ModelConfig};
 use activations::BlockActivations;
-use optimizer::Trained;
+use optimizer::Trainable;
 pub use parameters::{Origin, Parameters, Precision};
 use teacher::Teacher;
 
@@ -47,16 +47,16 @@ pub struct Row<'a> {
 
 /// The batch size that a model allocates buffers for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct BatchCapacity {
     /// Tokens of a batch, all rows together.
     pub tokens: usize,
     /// Tokens of the longest row.
     pub context: usize,
 }
 
-/// The training objective.
+/// The training loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Goal {
+pub struct LossWeights {
     /// Weight of the cross-entropy with the text.
     pub cross_entropy: f32,
     /// Weight of the divergence from a teacher's predictions.
@@ -65,7 +65,7 @@ pub struct Goal {
     pub temperature: f32,
 }
 
-impl Goal {
+impl LossWeights {
     /// Cross-entropy alone.
     pub const TEXT: Self = Self { cross_entropy: 1.0, divergence: 0.0, temperature: 1.0 };
     /// Divergence from the teacher alone.
@@ -81,7 +81,7 @@ impl Goal {
 /// A model in training.
 pub struct TrainedModel<B: Train> {
     runner: Runner<B>,
-    /// `None` after [`TrainedModel::bring`] has failed.
+    /// `None` after [`TrainedModel::refresh_weights`] has failed.
     ends: Option<EmbeddingAndHead<B>>,
     blocks: Vec<Block<B>>,
     parameters: Parameters<B>,
@@ -92,7 +92,7 @@ pub struct TrainedModel<B: Train> {
     inputs: Vec<B::Buffer>,
     back: BackwardWorkspace<B>,
     predictions: Predictions<B>,
-    room: Room,
+    capacity: BatchCapacity,
 }
 
 /// The segments of rows packed one after another, and the tokens of all rows.
@@ -115,35 +115,41 @@ impl<B: Train> TrainedModel<B> {
     ///
     /// # Errors
     /// As [`Parameters::new`]; `context_overflow` for a context longer than the model's; `invalid_argument` for no
-    /// room.
-    pub async fn new(mut backend: B, origin: Origin<'_>, precision: Precision, room: Room) -> Result<Self> {
+    /// capacity.
+    pub async fn new(
+        mut backend: B,
+        origin: Origin<'_>,
+        precision: Precision,
+        capacity: BatchCapacity,
+    ) -> Result<Self> {
         let config = origin.config();
-        config.check_context(room.context)?;
-        if room.context == 0 || room.tokens < room.context {
+        config.check_context(capacity.context)?;
+        if capacity.context == 0 || capacity.tokens < capacity.context {
             return Err(Error::invalid_argument(format!(
-                "expected room for at least one row of tokens but found {} tokens for rows of {}",
-                room.tokens, room.context
+                "expected a batch of at least one row of tokens but found {} tokens for rows of {}",
+                capacity.tokens, capacity.context
             )));
         }
         let parameters = Parameters::new(&mut backend, origin, precision).await?;
-        // Rows are packed one after another, so none starts beyond `room.tokens`.
+        // Rows are packed one after another, so none starts beyond `capacity.tokens`.
         let blocks: Vec<_> = parameters.blocks.iter().map(|_| Block::empty()).collect();
-        let kept = BlockActivations::of_blocks(&mut backend, config, room.tokens, blocks.len())?;
-        let sequences = room.tokens.div_ceil(room.context);
+        let kept = BlockActivations::of_blocks(&mut backend, config, capacity.tokens, blocks.len())?;
+        let sequences = capacity.tokens.div_ceil(capacity.context);
         let layers = (kept.len() + 1).min(blocks.len());
-        let cache = KvCache::new(&mut backend, config, layers, sequences, room.context)?;
-        let len = room.tokens * config.hidden_size;
+        let cache = KvCache::new(&mut backend, config, layers, sequences, capacity.context)?;
+        let len = capacity.tokens * config.hidden_size;
         let inputs = blocks.iter().map(|_| backend.buffer(Element::F32, len)).collect::<Result<_>>()?;
-        let back = BackwardWorkspace::new(&mut backend, config, room.tokens)?;
-        let predictions = Predictions::new(&mut backend, config, room.tokens)?;
-        let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
-        let mut runner = Runner::new(backend, config, room.tokens)?;
+        let back = BackwardWorkspace::new(&mut backend, config, capacity.tokens)?;
+        let predictions = Predictions::new(&mut backend, config, capacity.tokens)?;
+        let work =
+            Workspace::new(&mut backend, config, capacity.tokens)?.keeping_inputs(&mut backend, config)?;
+        let mut runner = Runner::new(backend, config, capacity.tokens)?;
         runner.work = work;
         // Batches of different sizes need not give the same bits.
         runner.backend.set_sums(Sums::Whole);
         let mut model =
-            Self { runner, ends: None, blocks, parameters, cache, kept, inputs, back, predictions, room };
-        model.bring().await?;
+            Self { runner, ends: None, blocks, parameters, cache, kept, inputs, back, predictions, capacity };
+        model.refresh_weights().await?;
         Ok(model)
     }
 
@@ -153,11 +159,11 @@ impl<B: Train> TrainedModel<B> {
     }
 
     /// The batch size that buffers are allocated for.
-    pub fn room(&self) -> Room {
-        self.room
+    pub fn capacity(&self) -> BatchCapacity {
+        self.capacity
     }
 
-    /// Device and parameters. Changed parameters take effect after [`TrainedModel::bring`].
+    /// Device and parameters. Changed parameters take effect after [`TrainedModel::refresh_weights`].
     pub fn parts(&mut self) -> (&mut B, &mut Parameters<B>) {
         (&mut self.runner.backend, &mut self.parameters)
     }
@@ -166,11 +172,11 @@ impl<B: Train> TrainedModel<B> {
     ///
     /// # Errors
     /// `non_finite` naming a tensor that training made NaN or infinite; errors of the device.
-    pub async fn bring(&mut self) -> Result<()> {
+    pub async fn refresh_weights(&mut self) -> Result<()> {
         let Self { runner: Runner { backend, config, .. }, ends, blocks, parameters, .. } = self;
-        parameters.ends.bring(backend, config, ends).await?;
+        parameters.ends.refresh_weights(backend, config, ends).await?;
         for (block, parameters) in blocks.iter_mut().zip(&mut parameters.blocks) {
-            parameters.bring(backend, config, block).await?;
+            parameters.refresh_weights(backend, config, block).await?;
         }
         Ok(())
     }
@@ -185,7 +191,7 @@ impl<B: Train> TrainedModel<B> {
 
     /// Adds `share` times the gradient of `goal`'s loss to the parameters' gradients, and returns the losses summed
     /// over unmasked predictions. For learned scales the gradient is that of the dequantized weights until
-    /// [`TrainedModel::pass_on`] is called.
+    /// [`TrainedModel::finish_gradients`] is called.
     ///
     /// # Errors
     /// `invalid_argument` for more tokens than there is room for, for rows that are empty or too long, for a number of
@@ -194,14 +200,14 @@ impl<B: Train> TrainedModel<B> {
     pub async fn backward(
         &mut self,
         batch: &[Row<'_>],
-        goal: Goal,
+        loss_weights: LossWeights,
         teacher: Option<&mut Teacher<B>>,
         share: f32,
     ) -> Result<LossSums> {
         let (segments, tokens, targets) = self.laid_out(batch)?;
-        let taught = self.taught(batch, goal, teacher).await?;
+        let taught = self.taught(batch, loss_weights, teacher).await?;
         let Self { runner, ends, blocks, parameters, cache, kept, inputs, back, predictions, .. } = self;
-        let ends = ends.as_ref().ok_or_else(not_brought)?;
+        let ends = ends.as_ref().ok_or_else(needs_refresh)?;
         let len = tokens.len() * runner.config.hidden_size;
         // The cache layer of all blocks whose activations are not saved.
         let shared = kept.len();
@@ -220,7 +226,7 @@ impl<B: Train> TrainedModel<B> {
                 copy(&mut runner.backend, &runner.hidden.residual, &mut kept.residual, len).await?;
             }
         }
-        let objective = objective(goal, &targets, taught.as_ref(), share);
+        let objective = objective(loss_weights, &targets, taught.as_ref(), share);
         let (losses, mut d) =
             runner.losses_backward(ends, &objective, predictions, &mut parameters.ends).await?;
         let blocks = blocks.iter().zip(&mut parameters.blocks).zip(inputs.iter());
@@ -247,15 +253,15 @@ impl<B: Train> TrainedModel<B> {
     pub async fn losses(
         &mut self,
         batch: &[Row<'_>],
-        goal: Goal,
+        loss_weights: LossWeights,
         teacher: Option<&mut Teacher<B>>,
     ) -> Result<LossSums> {
         let (segments, tokens, targets) = self.laid_out(batch)?;
-        let taught = self.taught(batch, goal, teacher).await?;
+        let taught = self.taught(batch, loss_weights, teacher).await?;
         self.forward(&segments, &tokens)?;
         let Self { runner, ends, predictions, .. } = self;
-        let ends = ends.as_ref().ok_or_else(not_brought)?;
-        runner.losses(ends, &objective(goal, &targets, taught.as_ref(), 0.0), predictions).await
+        let ends = ends.as_ref().ok_or_else(needs_refresh)?;
+        runner.losses(ends, &objective(loss_weights, &targets, taught.as_ref(), 0.0), predictions).await
     }
 
     /// The logits of all tokens, `[tokens, vocab_size]`.
@@ -265,7 +271,7 @@ impl<B: Train> TrainedModel<B> {
     pub async fn logits(&mut self, batch: &[Row<'_>]) -> Result<Vec<f32>> {
         let (segments, tokens, _) = self.laid_out(batch)?;
         self.forward(&segments, &tokens)?;
-        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
+        let ends = self.ends.as_ref().ok_or_else(needs_refresh)?;
         let mut found = vec![0.0; tokens.len() * self.runner.config.vocab_size];
         let mut logits = self.runner.backend.buffer(Element::F32, found.len())?;
         self.runner.head(ends, &mut logits)?;
@@ -280,14 +286,14 @@ impl<B: Train> TrainedModel<B> {
     pub async fn guesses(&mut self, batch: &[Row<'_>]) -> Result<Vec<u32>> {
         let (segments, tokens, _) = self.laid_out(batch)?;
         self.forward(&segments, &tokens)?;
-        let ends = self.ends.as_ref().ok_or_else(not_brought)?;
+        let ends = self.ends.as_ref().ok_or_else(needs_refresh)?;
         self.runner.guesses(ends, &mut self.predictions).await
     }
 
     /// Runs tokens through all blocks.
     fn forward(&mut self, segments: &[Segment], tokens: &[u32]) -> Result<()> {
         let Self { runner, ends, blocks, cache, .. } = self;
-        runner.embed(ends.as_ref().ok_or_else(not_brought)?, tokens)?;
+        runner.embed(ends.as_ref().ok_or_else(needs_refresh)?, tokens)?;
         blocks.iter().try_for_each(|block| block.run(runner, segments, cache, 0, (Stage::Start, Stage::End)))
     }
 
@@ -295,10 +301,10 @@ impl<B: Train> TrainedModel<B> {
     async fn taught(
         &mut self,
         batch: &[Row<'_>],
-        goal: Goal,
+        loss_weights: LossWeights,
         teacher: Option<&mut Teacher<B>>,
     ) -> Result<Option<B::Buffer>> {
-        if goal.divergence == 0.0 {
+        if loss_weights.divergence == 0.0 {
             return Ok(None);
         }
         let Some(teacher) = teacher else {
@@ -312,7 +318,7 @@ impl<B: Train> TrainedModel<B> {
 
     /// Segments, tokens and targets of a batch.
     fn laid_out(&self, batch: &[Row<'_>]) -> Result<(Vec<Segment>, Vec<u32>, Vec<u32>)> {
-        let Room { tokens: most, context } = self.room;
+        let BatchCapacity { tokens: most, context } = self.capacity;
         for (index, Row { tokens, targets }) in batch.iter().enumerate() {
             let count = tokens.len();
             if count == 0 || count > context || targets.len() != count {
@@ -343,8 +349,8 @@ impl<B: Train> TrainedModel<B> {
     ///
     /// # Errors
     /// Errors of the device.
-    pub fn pass_on(&mut self) -> Result<()> {
-        optimizer::pass_on(self)
+    pub fn finish_gradients(&mut self) -> Result<()> {
+        optimizer::finish_gradients(self)
     }
 
     /// The gradient of every parameter, with its tensor's name. That of learned scales is named like the stored tensor,
@@ -369,19 +375,19 @@ impl<B: Train> TrainedModel<B> {
     }
 }
 
-impl<B: Train> Trained<B> for TrainedModel<B> {
+impl<B: Train> Trainable<B> for TrainedModel<B> {
     fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>) {
         (&mut self.runner.backend, self.parameters.all_mut().collect())
     }
 }
 
 fn objective<'a, B: Train>(
-    goal: Goal,
+    loss_weights: LossWeights,
     targets: &'a [u32],
     taught: Option<&'a B::Buffer>,
     share: f32,
 ) -> Objective<'a, B> {
-    let Goal { cross_entropy, divergence, temperature } = goal;
+    let LossWeights { cross_entropy, divergence, temperature } = loss_weights;
     let teacher = taught.map(|logits| (divergence, Teaching { logits, temperature }));
     Objective { targets, cross_entropy, teacher, share }
 }
@@ -412,18 +418,18 @@ mod tests {
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "float32",
         });
         let config = ModelConfig::from_json(&config).unwrap();
-        let room = Room { tokens: 16, context: 8 };
+        let capacity = BatchCapacity { tokens: 16, context: 8 };
         let rows = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]];
         let batch = rows.each_ref().map(|row| Row { tokens: &row[..7], targets: &row[1..] });
         let found = [3, 1, 0].map(|kept| {
             let origin = Origin::Random { config: &config, seed: 1 };
-            let model = TrainedModel::new(CpuBackend::new(), origin, Precision::default(), room);
+            let model = TrainedModel::new(CpuBackend::new(), origin, Precision::default(), capacity);
             let mut model = block_on(model).unwrap();
             assert_eq!(model.kept.len(), 3);
             model.kept.truncate(kept);
             // Twice: the saved buffers are swapped with the runner's.
             for _ in 0..2 {
-                block_on(model.backward(&batch, Goal::TEXT, None, 1.0)).unwrap();
+                block_on(model.backward(&batch, LossWeights::TEXT, None, 1.0)).unwrap();
             }
             block_on(model.gradients()).unwrap()
         });

@@ -28,11 +28,11 @@ impl AnyBackend {
     ///
     /// # Errors
     /// `device_lost`, `out_of_memory`.
-    pub fn another(&self) -> Result<Self> {
+    pub fn sibling(&self) -> Result<Self> {
         match self {
-            Self::Cpu(cpu) => Ok(cpu.another().into()),
+            Self::Cpu(cpu) => Ok(cpu.sibling().into()),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => Ok(gpu.another()?.into()),
+            Self::Gpu(gpu) => Ok(gpu.sibling()?.into()),
         }
     }
 }
@@ -371,7 +371,7 @@ mod tests {
             CpuOptions::default(),
         ] {
             let first: AnyBackend = CpuBackend::with_options(options).into();
-            let second = first.another().unwrap();
+            let second = first.sibling().unwrap();
             assert_eq!(second.capabilities().device, first.capabilities().device);
         }
     }

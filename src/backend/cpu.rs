@@ -80,7 +80,7 @@ pub struct CpuBackend {
     /// Whether products may run as whole matrix products ([`Sums::Whole`]).
     whole: bool,
     #[cfg(feature = "train")]
-    kept: Box<backward::Kept>,
+    kept: Box<backward::LinearBuffers>,
 }
 
 impl CpuBackend {
@@ -95,7 +95,7 @@ impl CpuBackend {
     }
 
     /// A second backend with the same instruction set and number of threads, for a second model.
-    pub fn another(&self) -> Self {
+    pub fn sibling(&self) -> Self {
         Self::on(self.isa, self.threads)
     }
 

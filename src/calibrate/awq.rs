@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::model::block::LinearInput;
 use crate::model::names::{BlockNorm, Linear};
 use crate::model::weights::{RowMemory, WeightSource, read_vector};
-use crate::quant::awq::fold::{Sharing, divide_norm, divide_rows};
+use crate::quant::awq::fold::{HeadGrouping, divide_norm, divide_rows};
 use crate::quant::awq::{AwqOutcome, Clipping, Measure, Moments, RATIOS, ScaleCandidate, ScaleSearch};
 use crate::quant::{Granularity, Hessian, Method, QuantizedTensor};
 use std::cell::Cell;
@@ -113,12 +113,12 @@ impl Layers<'_> {
         }
         // Without a norm the input is the output of a linear layer. With grouped-query attention several heads share a
         // row of v.
-        let sharing = (self.input == LinearInput::O).then_some(Sharing {
+        let grouping = (self.input == LinearInput::O).then_some(HeadGrouping {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         });
-        let linear = if sharing.is_some() { Linear::V } else { Linear::Up };
+        let linear = if grouping.is_some() { Linear::V } else { Linear::Up };
         let module = linear.module(self.layer);
         if modules.get(&module).is_none() {
             return without("the preceding layer is not quantized");
@@ -130,11 +130,11 @@ impl Layers<'_> {
         if tensor.scheme().granularity() == Granularity::Tensor {
             return without("the preceding layer has one scale for all its rows");
         }
-        if let Some(sharing) = sharing {
-            sharing.average(&mut mean);
+        if let Some(grouping) = &grouping {
+            grouping.average(&mut mean);
         }
         let ScaleCandidate { scales, ratio } = self.search(walk, mean, |_| Ok(())).await?;
-        let rows = sharing.map_or_else(|| scales.clone(), |sharing| sharing.of_rows(&scales));
+        let rows = grouping.map_or_else(|| scales.clone(), |grouping| grouping.of_rows(&scales));
         let Ok(divided) = divide_rows(tensor, &rows) else {
             return without("the scales are out of the preceding layer's range");
         };

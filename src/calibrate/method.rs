@@ -1,7 +1,7 @@
 //! The interface of calibrated methods: the statistics that a method needs, and the quantization of the layers that
 //! read one input.
 //!
-//! Methods are [`Gptq`](super::gptq::Gptq) and [`Awq`](super::awq::Awq). [`Direct`](super::rtn::Direct) quantizes
+//! Methods are [`Gptq`](super::gptq::Gptq) and [`Awq`](super::awq::Awq). [`Uncalibrated`](super::rtn::Uncalibrated) quantizes
 //! layers that need no statistics: later layers are calibrated on their quantized outputs. `pipeline` chooses the
 //! method of each module.
 

@@ -18,12 +18,12 @@ use std::ops::Range;
 
 /// Quantizes layers without calibration statistics.
 #[derive(Clone, Copy, Debug)]
-pub struct Direct {
+pub struct Uncalibrated {
     /// Ternary: weights below this share of the scale become 0.
     pub sparsity_threshold: Option<f32>,
 }
 
-impl CalibratedMethod for Direct {
+impl CalibratedMethod for Uncalibrated {
     fn wants(&self) -> Statistics {
         Statistics::default()
     }

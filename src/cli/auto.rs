@@ -170,7 +170,7 @@ pub fn run(args: &AutoArgs, terminal: &Terminal) -> Result<Outcome> {
         };
         let options = request.options();
         let search =
-            async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &context).await;
+            async |backend: AnyBackend| auto(&candidates, &options, || backend.sibling(), &context).await;
         let ran = request.device.run(|error| terminal.note_cpu(error), search).await?;
         Ok::<_, Error>(ran.result)
     })?;

@@ -145,7 +145,7 @@ async fn measure(
     for path in &args.checkpoints {
         let checkpoint = open::checkpoint(path, terminal).await?;
         let mut model =
-            CausalLm::load(device.another()?, &checkpoint, LoadOptions::default(), terminal).await?;
+            CausalLm::load(device.sibling()?, &checkpoint, LoadOptions::default(), terminal).await?;
         models.push(Decoding {
             checkpoint: checkpoint.name().to_owned(),
             tokens_per_second: speed::greedy(&mut model, TOKENS, clock, terminal).await?,

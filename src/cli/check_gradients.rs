@@ -35,7 +35,7 @@ pub fn run(args: &CheckGradientsArgs, terminal: &Terminal) -> Result<Outcome> {
     let (name, report) = block_on(async {
         let model = args.from.open(terminal).await?;
         let options = request.options(model.config())?;
-        let mut corpus = args.from.corpus(&model, options.room, &args.from.data)?;
+        let mut corpus = args.from.corpus(&model, options.capacity, &args.from.data)?;
         let origin = model.origin(request.seed);
         let report = check_gradients(CpuBackend::new(), origin, &mut corpus, &options).await;
         let report = report.map_err(|error| error.within(&model.name))?;

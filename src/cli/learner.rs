@@ -14,7 +14,7 @@ use crate::tokenizer::train::{BpeOptions, train_bpe};
 use crate::tokenizer::{HuggingFaceTokenizer, TextCodec, unify_line_ends};
 use crate::train::corpus::questions::graded_rows;
 use crate::train::corpus::{Corpus, Document, chats, read};
-use crate::train::{Origin, Room};
+use crate::train::{BatchCapacity, Origin};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -38,14 +38,14 @@ pub struct LearnerArgs {
 }
 
 /// The initial model.
-enum Begun {
+enum LearnerOrigin {
     Checkpoint(Box<Checkpoint>),
     Config(Box<ModelConfig>),
 }
 
 /// The model to train, with its files.
 pub struct Learner {
-    begun: Begun,
+    origin: LearnerOrigin,
     /// Its config.json.
     pub config_json: Value,
     /// Side files: tokenizer, template.
@@ -60,17 +60,17 @@ pub struct Learner {
 
 impl Learner {
     pub fn config(&self) -> &ModelConfig {
-        match &self.begun {
-            Begun::Checkpoint(checkpoint) => checkpoint.config(),
-            Begun::Config(config) => config,
+        match &self.origin {
+            LearnerOrigin::Checkpoint(checkpoint) => checkpoint.config(),
+            LearnerOrigin::Config(config) => config,
         }
     }
 
     /// The origin of the parameters. `seed` is that of random weights.
     pub fn origin(&self, seed: u64) -> Origin<'_> {
-        match &self.begun {
-            Begun::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
-            Begun::Config(config) => Origin::Random { config, seed },
+        match &self.origin {
+            LearnerOrigin::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
+            LearnerOrigin::Config(config) => Origin::Random { config, seed },
         }
     }
 }
@@ -93,7 +93,7 @@ impl LearnerArgs {
                 files: side_files(checkpoint.dir().as_ref()).await?,
                 name: checkpoint.name().to_owned(),
                 sha256: SourceRecord::of(&checkpoint).await?.sha256,
-                begun: Begun::Checkpoint(Box::new(checkpoint)),
+                origin: LearnerOrigin::Checkpoint(Box::new(checkpoint)),
                 codec,
             });
         }
@@ -116,7 +116,7 @@ impl LearnerArgs {
         codec.fit(config.vocab_size)?;
         let seen = json!([config_json, files.iter().map(|(_, bytes)| sha256_hex(bytes)).collect::<Vec<_>>()]);
         Ok(Learner {
-            begun: Begun::Config(Box::new(config)),
+            origin: LearnerOrigin::Config(Box::new(config)),
             files,
             codec,
             name: file.display().to_string(),
@@ -166,7 +166,7 @@ impl LearnerArgs {
     }
 
     /// Reads texts.
-    pub fn corpus(&self, model: &Learner, room: Room, paths: &[PathBuf]) -> Result<Corpus> {
+    pub fn corpus(&self, model: &Learner, capacity: BatchCapacity, paths: &[PathBuf]) -> Result<Corpus> {
         let (stops, codec) = (&model.config().eos_token_ids, &model.codec);
         let mut documents: Vec<Document> = Vec::new();
         for path in paths {
@@ -180,7 +180,7 @@ impl LearnerArgs {
             };
             documents.extend(read.context_with(|| path.display().to_string())?);
         }
-        self.corpus_of(model, room, documents)
+        self.corpus_of(model, capacity, documents)
     }
 
     /// Reads questions by their levels.
@@ -194,9 +194,14 @@ impl LearnerArgs {
     }
 
     /// Builds a corpus from documents.
-    pub fn corpus_of(&self, model: &Learner, room: Room, documents: Vec<Document>) -> Result<Corpus> {
+    pub fn corpus_of(
+        &self,
+        model: &Learner,
+        capacity: BatchCapacity,
+        documents: Vec<Document>,
+    ) -> Result<Corpus> {
         let (config, bos) = (model.config(), model.codec.bos_token_id());
         let eos = config.eos_token_ids.first().copied();
-        Corpus::new(documents, bos, eos, room.context, config.vocab_size)
+        Corpus::new(documents, bos, eos, capacity.context, config.vocab_size)
     }
 }

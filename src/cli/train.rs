@@ -17,7 +17,7 @@ use crate::model::Checkpoint;
 use crate::pipeline::train::{TrainContext, TrainInputs, TrainOutcome, train};
 use crate::request::{TrainRequest, TrainingSignal};
 use crate::task::block_on;
-use crate::train::Room;
+use crate::train::BatchCapacity;
 use crate::train::corpus::{Corpus, Position, Sequence};
 use crate::train::curriculum::Curriculum;
 use crate::train::state::StateFolder;
@@ -78,11 +78,11 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
         let learns = if teacher.is_some() { TrainingSignal::Teacher } else { TrainingSignal::Texts };
         let options = request.options(model.config(), learns)?;
         let to = destination(&args.output, &args.from.model, request.format)?;
-        let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.room)?;
+        let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.capacity)?;
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",
             corpus.tokens(),
-            options.room.tokens * options.accumulate
+            options.capacity.tokens * options.accumulate
         ));
         let temporary;
         let folder = match &args.resume {
@@ -131,16 +131,16 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
 
 /// Prints the result.
 fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal) -> Result<()> {
-    let TrainOutcome { ended, quantized, memory } = outcome;
+    let TrainOutcome { result, quantized, memory } = outcome;
     let perplexity = |loss: Option<f64>| loss.map(f64::exp);
-    let (before, after) = (perplexity(ended.first), perplexity(ended.best.map(|best| best.loss)));
+    let (before, after) = (perplexity(result.first), perplexity(result.best.map(|best| best.loss)));
     let document = json!({
         "output": path,
-        "steps": ended.steps,
-        "tokens": ended.tokens,
+        "steps": result.steps,
+        "tokens": result.tokens,
         "perplexity_before": before,
         "perplexity": after,
-        "best_step": ended.best.map(|best| best.step),
+        "best_step": result.best.map(|best| best.step),
         "scheme": quantized.as_ref().map(|quantized| quantized.record.scheme.clone()),
         "format": quantized.as_ref().map(|quantized| quantized.record.format.clone()),
         "bits_per_weight": quantized.as_ref().map(|quantized| quantized.record.bits_per_weight),
@@ -148,7 +148,7 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
         "planned_memory": memory,
         "seconds": seconds,
     });
-    let mut text = format!("{}: {} steps, {} tokens", path.display(), ended.steps, ended.tokens);
+    let mut text = format!("{}: {} steps, {} tokens", path.display(), result.steps, result.tokens);
     if let Some(quantized) = quantized {
         text += &format!(
             ", {} at {:.2} bits a weight, {}",
@@ -157,7 +157,7 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
             DecimalBytes(quantized.bytes)
         );
     }
-    if let (Some(before), Some(after), Some(best)) = (before, after, ended.best) {
+    if let (Some(before), Some(after), Some(best)) = (before, after, result.best) {
         text += &format!("\nheld-out perplexity {before:.4} before, {after:.4} after step {}", best.step);
     }
     terminal.result(&document, format!("{text}\n"))
@@ -171,13 +171,13 @@ struct Texts {
 }
 
 impl TrainArgs {
-    fn texts(&self, model: &Learner, room: Room) -> Result<Texts> {
+    fn texts(&self, model: &Learner, capacity: BatchCapacity) -> Result<Texts> {
         let from = &self.from;
         if !self.curriculum {
-            let corpus = from.corpus(model, room, &from.data)?;
+            let corpus = from.corpus(model, capacity, &from.data)?;
             let held_out = match &self.held_out[..] {
                 [] => Vec::new(),
-                paths => sequences(from.corpus(model, room, paths)?, room)?,
+                paths => sequences(from.corpus(model, capacity, paths)?, capacity)?,
             };
             return Ok(Texts { corpus, held_out, curriculum: None });
         }
@@ -186,15 +186,15 @@ impl TrainArgs {
             numbers.extend(vec![level; questions.len()]);
             documents.extend(questions);
         }
-        let corpus = from.corpus_of(model, room, documents)?.graded(numbers)?;
+        let corpus = from.corpus_of(model, capacity, documents)?.graded(numbers)?;
         let mut levels = Vec::new();
         for (level, questions) in from.levels(model, &self.held_out)? {
             let count = questions.len();
-            let whole = sequences(from.corpus_of(model, room, questions)?, room)?;
+            let whole = sequences(from.corpus_of(model, capacity, questions)?, capacity)?;
             if whole.len() != count {
                 return Err(Error::invalid_argument(format!(
                     "level {level}: expected held-out questions of at most {} tokens but found a longer one",
-                    room.context
+                    capacity.context
                 )));
             }
             levels.push((level, whole));
@@ -225,10 +225,10 @@ impl TrainArgs {
 }
 
 /// All sequences of a held-out text.
-fn sequences(mut corpus: Corpus, room: Room) -> Result<Vec<Sequence>> {
+fn sequences(mut corpus: Corpus, capacity: BatchCapacity) -> Result<Vec<Sequence>> {
     let (mut position, mut all) = (Position::default(), Vec::new());
     while position.epoch == 0 {
-        let (batch, next) = corpus.batch(0, position, room.tokens)?;
+        let (batch, next) = corpus.batch(0, position, capacity.tokens)?;
         all.extend(batch);
         position = next;
     }

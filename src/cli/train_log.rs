@@ -3,7 +3,7 @@
 use super::terminal::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::train::blocks::BlockReport;
-use crate::train::curriculum::Mastered;
+use crate::train::curriculum::LevelEvaluation;
 use crate::train::run::Event;
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
@@ -111,7 +111,7 @@ impl<'a> Log<'a> {
                 line.extend([("step".to_owned(), json!(step)), ("loss".to_owned(), json!(loss))]);
                 "held_out"
             }
-            Event::Level(Mastered { level, accuracy, next }) => {
+            Event::Level(LevelEvaluation { level, accuracy, next }) => {
                 let next_is = match next {
                     Some(next) => format!("; level {next} comes"),
                     None => String::new(),
@@ -125,12 +125,12 @@ impl<'a> Log<'a> {
                 ]);
                 "level"
             }
-            Event::WentBack { from, to, reason } => {
+            Event::RolledBack { from, to, reason } => {
                 self.terminal.note(format_args!(
                     "warning: step {from}: {reason}; going on from step {to} with half of the learning rate"
                 ));
                 line.insert("step".into(), json!(to));
-                "went_back"
+                "rolled_back"
             }
         };
         line.insert("event".into(), json!(name));

@@ -13,7 +13,7 @@ const CHUNK_BYTES: u64 = 4 << 20;
 
 /// The kept data, by stored tensor name.
 #[derive(Clone, Default)]
-pub(super) struct Passing {
+pub(super) struct ReadCache {
     shared: Arc<Mutex<Shared>>,
     /// Sorted names of tensors that are not read: all their bytes are 0.
     blank: Vec<String>,
@@ -41,7 +41,7 @@ enum Hashed {
     Whole([u8; 32]),
 }
 
-impl Passing {
+impl ReadCache {
     fn is_blank(&self, tensor: &str) -> bool {
         self.blank.binary_search_by(|blank| blank.as_str().cmp(tensor)).is_ok()
     }

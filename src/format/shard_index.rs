@@ -10,7 +10,7 @@
 //! Not here: the meaning of tensors (`layout`, `model`).
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::format::passing::Passing;
+use crate::format::passing::ReadCache;
 use crate::format::row_order::RowOrder;
 use crate::format::safetensors::{Entry, Header, TensorInfo, UniqueMap, read_header};
 use crate::format::source::{ByteSource, MemorySource, SourceDir, read_whole};
@@ -54,7 +54,7 @@ pub struct TensorStore {
     metadata: BTreeMap<String, String>,
     total_bytes: u64,
     /// Digests and resident bytes of tensors that were read.
-    pub(super) passing: Passing,
+    pub(super) passing: ReadCache,
 }
 
 #[derive(Clone)]
@@ -216,7 +216,7 @@ impl TensorStore {
             aliases: BTreeMap::new(),
             metadata: BTreeMap::new(),
             total_bytes: 0,
-            passing: Passing::default(),
+            passing: ReadCache::default(),
         };
         for (file, (shard, source, header)) in shards.into_iter().enumerate() {
             for (tensor, entry) in header.tensors {

@@ -242,7 +242,7 @@ mod native {
             #[cfg(unix)]
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
             let temp = builder.tempfile_in(&self.path).context_with(|| path.display().to_string())?;
-            Ok(FsSink { temp: BufWriter::with_capacity(BUFFER_BYTES, Unnamed(temp)), path })
+            Ok(FsSink { temp: BufWriter::with_capacity(BUFFER_BYTES, DirectWriter(temp)), path })
         }
     }
 
@@ -280,9 +280,9 @@ mod native {
     }
 
     /// Writes to the file directly: tempfile's wrapper would name the temporary file in its errors.
-    struct Unnamed(NamedTempFile);
+    struct DirectWriter(NamedTempFile);
 
-    impl Write for Unnamed {
+    impl Write for DirectWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.as_file_mut().write(bytes)
         }
@@ -293,7 +293,7 @@ mod native {
     }
 
     pub(super) struct FsSink {
-        temp: BufWriter<Unnamed>,
+        temp: BufWriter<DirectWriter>,
         path: PathBuf,
     }
 
@@ -302,7 +302,7 @@ mod native {
             let Self { mut temp, path } = self;
             let shown = || path.display().to_string();
             temp.flush().context_with(shown)?;
-            let (Unnamed(temp), _) = temp.into_parts();
+            let (DirectWriter(temp), _) = temp.into_parts();
             // Synced once, before the file gets its name: a visible file is complete.
             temp.as_file().sync_all().context_with(shown)?;
             temp.persist(&path).map_err(|failed| failed.error).context_with(shown)?;
@@ -318,7 +318,7 @@ mod native {
             // A path that does not exist: dropping must not delete the device.
             let nowhere = tempfile::TempPath::try_from_path(path.with_extension("absent")).expect("absolute");
             let temp = NamedTempFile::from_parts(full, nowhere);
-            FsSink { temp: BufWriter::with_capacity(BUFFER_BYTES, Unnamed(temp)), path }
+            FsSink { temp: BufWriter::with_capacity(BUFFER_BYTES, DirectWriter(temp)), path }
         }
     }
 

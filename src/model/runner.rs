@@ -8,7 +8,7 @@ mod backward;
 mod layer_streamed;
 
 #[cfg(feature = "train")]
-pub use backward::{EndParameters, LossSums, Objective, Predictions, Teaching, not_brought, zero};
+pub use backward::{EndParameters, LossSums, Objective, Predictions, Teaching, needs_refresh, zero};
 pub use layer_streamed::{Chunk, LayerStreamed, Waiting};
 
 use super::block::{Hidden, Workspace, elements_per_token};

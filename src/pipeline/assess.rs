@@ -10,7 +10,7 @@ use crate::train::assess::{Assessment, Level, accuracy};
 use crate::train::corpus::Document;
 use crate::train::corpus::questions::Graded;
 use crate::train::noise::gradient_noise;
-use crate::train::{Origin, Precision, Room, TrainedModel};
+use crate::train::{BatchCapacity, Origin, Precision, TrainedModel};
 use std::collections::BTreeMap;
 
 /// The questions by level.
@@ -58,10 +58,10 @@ pub async fn assess<B: Train>(
             questions[..sample(questions)].iter().map(|question| question.tokens.len()).max().unwrap_or(0)
         };
         let longest = levels.iter().map(longest).max().unwrap_or(0);
-        let room = Room { tokens: longest, context: longest };
+        let capacity = BatchCapacity { tokens: longest, context: longest };
         let precision = Precision { float: Some(DType::F32), ..Precision::default() };
         let origin = Origin::Checkpoint(checkpoint);
-        let mut model = TrainedModel::new(new_backend()?, origin, precision, room).await?;
+        let mut model = TrainedModel::new(new_backend()?, origin, precision, capacity).await?;
         for (level, questions) in assessment.levels.iter_mut().zip(levels.values()) {
             if questions.len() > 1 {
                 let questions = &questions[..sample(questions)];

@@ -139,7 +139,7 @@ pub(super) async fn choose<B: Backend>(
     };
     let in_file = matches!(target, Budget::Bytes(_)).then_some(layout);
     let mut measured = measure(checkpoint, (plan, &in_blocks), calibration, in_file, control).await?;
-    weigh(checkpoint, &mut measured, calibration, control).await?;
+    measure_divergence(checkpoint, &mut measured, calibration, control).await?;
     let choices: Vec<Vec<SchemeCost>> = measured
         .iter()
         .map(|(_, found)| {
@@ -260,7 +260,7 @@ async fn measure<B: Backend>(
 
 /// Measures the divergence with [`PROBE`] bits in each module alone, and extrapolates it to the other
 /// schemes.
-async fn weigh<B: Backend>(
+async fn measure_divergence<B: Backend>(
     checkpoint: &Checkpoint,
     measured: &mut [Measured],
     calibration: &Calibration<'_, B>,

@@ -12,7 +12,7 @@ use crate::calibrate::awq::Awq;
 use crate::calibrate::gptq::Gptq;
 use crate::calibrate::method::{CalibratedMethod, InputContext, LayerContext, QuantizedLayer};
 use crate::calibrate::modules::CalibratedModules;
-use crate::calibrate::rtn::Direct;
+use crate::calibrate::rtn::Uncalibrated;
 use crate::calibrate::{Samples, Start, Statistics, Walk, WalkOptions, walk};
 use crate::error::Result;
 use crate::format::scratch::Scratch;
@@ -158,6 +158,6 @@ async fn quantize_input<B: Backend>(
     }
 }
 
-fn direct(options: &QuantizeOptions) -> Direct {
-    Direct { sparsity_threshold: options.sparsity_threshold }
+fn direct(options: &QuantizeOptions) -> Uncalibrated {
+    Uncalibrated { sparsity_threshold: options.sparsity_threshold }
 }

@@ -9,7 +9,7 @@ mod plan;
 pub use plan::{Conversion, ConversionPlan, plan_conversion};
 
 use super::float_type::config_changes;
-use super::output::{self, Form, Made, OutputPlace, OutputPlan, Tensor, distance, gguf};
+use super::output::{self, Form, OutputMatrix, OutputPlace, OutputPlan, Tensor, distance, gguf};
 use crate::artifact::records::{
     ModuleRecord, QUANTIZATION_RECORD, QuantizationRecord, SourceRecord, read_quantization_record,
 };
@@ -222,10 +222,12 @@ impl output::Job for ConvertJob<'_> {
         &self.plan.modules[index].module
     }
 
-    async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<Made> {
+    async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<OutputMatrix> {
         let conversion = &self.plan.modules[index];
         let tensor = read(self.checkpoint, self.checkpoint.store(), &conversion.source).await?;
-        let Some(format) = conversion.to else { return Ok(Made { tensor, loss: None, difference: 0.0 }) };
+        let Some(format) = conversion.to else {
+            return Ok(OutputMatrix { tensor, loss: None, difference: 0.0 });
+        };
         let converted = || {
             let symmetric = if self.plan.symmetric { as_symmetric(&tensor)? } else { None };
             let wanted = symmetric.unwrap_or_else(|| tensor.clone());
@@ -239,6 +241,6 @@ impl output::Job for ConvertJob<'_> {
             }
         };
         let converted = converted().context_with(|| format!("module `{}`", conversion.module))?;
-        Ok(Made { difference: distance(&tensor, &converted), tensor: converted, loss: None })
+        Ok(OutputMatrix { difference: distance(&tensor, &converted), tensor: converted, loss: None })
     }
 }

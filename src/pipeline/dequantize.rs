@@ -4,7 +4,7 @@
 //! unchanged weights, and rounds changed weights to the same grid.
 
 use super::float_type::config_changes;
-use super::output::{self, Form, Made, Output, OutputPlace, OutputPlan, Tensor};
+use super::output::{self, Form, Output, OutputMatrix, OutputPlace, OutputPlan, Tensor};
 use crate::artifact::records::{
     DEQUANTIZATION_RECORD, DequantizationRecord, DequantizedModule, Fallback, PARAMETERS_FILE, SourceRecord,
     TensorReference, read_quantization_record,
@@ -149,12 +149,12 @@ impl output::Job for DequantizeJob<'_> {
         &self.modules[index]
     }
 
-    async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<Made> {
+    async fn make(&mut self, index: usize, _control: &dyn Control) -> Result<OutputMatrix> {
         let (checkpoint, module) = (self.checkpoint, &self.modules[index]);
         let packed = checkpoint.layout().read_packed(checkpoint.store(), module).await;
         let tensor = packed.context_with(|| format!("module `{module}`"))?;
         self.parameters.take(module, &tensor);
-        Ok(Made { tensor, loss: None, difference: 0.0 })
+        Ok(OutputMatrix { tensor, loss: None, difference: 0.0 })
     }
 }
 

@@ -25,11 +25,11 @@ pub async fn check_gradients<B: Train>(
     if precision.scheme.is_none() {
         precision = Precision { float: Some(DType::F32), ..precision };
     }
-    let mut model = TrainedModel::new(backend, origin, precision, options.room).await?;
+    let mut model = TrainedModel::new(backend, origin, precision, options.capacity).await?;
     if precision.scheme.is_some() && options.learned_scales {
-        Start::Nearest.give(&mut model, true).await?;
-        model.bring().await?;
+        Start::Nearest.initialize(&mut model, true).await?;
+        model.refresh_weights().await?;
     }
-    let (batch, _) = corpus.batch(options.seed, Position::default(), options.room.tokens)?;
+    let (batch, _) = corpus.batch(options.seed, Position::default(), options.capacity.tokens)?;
     check(&mut model, &rows(&batch), options.seed).await
 }

@@ -62,7 +62,7 @@ pub(super) enum Origin {
         /// Its name in the source.
         tensor: String,
         /// Whether the form is tentative: if it cannot hold a value, another one replaces it.
-        hoped: bool,
+        tentative: bool,
     },
     /// One of the layout's tensors for the job's matrix with this index and format.
     Pieces(usize, PackedFormat),
@@ -72,8 +72,13 @@ pub(super) enum Origin {
 
 impl Tensor {
     /// A source tensor in another form.
-    pub fn copied(name: &str, info: TensorInfo, form: Form, from: &str, hoped: bool) -> Self {
-        Self { name: name.to_owned(), info, form, origin: Origin::Copy { tensor: from.to_owned(), hoped } }
+    pub fn copied(name: &str, info: TensorInfo, form: Form, from: &str, tentative: bool) -> Self {
+        Self {
+            name: name.to_owned(),
+            info,
+            form,
+            origin: Origin::Copy { tensor: from.to_owned(), tentative },
+        }
     }
 
     /// The rows of the matrix of `module`, rounded to `form`.
@@ -116,7 +121,7 @@ pub(super) trait Job {
     fn module(&self, index: usize) -> &str;
 
     /// Produces a matrix.
-    async fn make(&mut self, index: usize, control: &dyn Control) -> Result<Made>;
+    async fn make(&mut self, index: usize, control: &dyn Control) -> Result<OutputMatrix>;
 
     /// The changed values of a source vector. `None`: unchanged.
     async fn changed_vector(&self, _tensor: &str) -> Result<Option<Vec<f32>>> {
@@ -125,7 +130,7 @@ pub(super) trait Job {
 }
 
 /// A matrix to be written.
-pub(super) struct Made {
+pub(super) struct OutputMatrix {
     /// The matrix in the layout's form.
     pub tensor: QuantizedTensor,
     /// What that form loses, in words.
@@ -196,8 +201,8 @@ async fn write_tensors(
         let tensor = by_name[name.as_str()];
         written.bytes += tensor.bytes();
         match &tensor.origin {
-            Origin::Copy { tensor: from, hoped } => {
-                let mut copying = Copying::new(checkpoint.store(), from, tensor, *hoped)?;
+            Origin::Copy { tensor: from, tentative } => {
+                let mut copying = Copying::new(checkpoint.store(), from, tensor, *tentative)?;
                 let changed = job.changed_vector(from).await?;
                 let copied = copying.write(changed, output, control).await;
                 if !copied.context_with(|| checkpoint.name().to_owned())? {
@@ -237,7 +242,7 @@ async fn pieces(
     written: &mut Written,
     control: &dyn Control,
 ) -> Result<Vec<(String, Vec<u8>)>> {
-    let Made { tensor, loss, difference } = job.make(index, control).await?;
+    let OutputMatrix { tensor, loss, difference } = job.make(index, control).await?;
     let module = job.module(index);
     let layout = plan.layout.expect("only layouts of packed matrices plan pieces");
     written.packed_bytes += layout.bytes_of(&tensor);

@@ -31,7 +31,7 @@ use crate::model::Checkpoint;
 use crate::quant::stats::WeightError;
 use crate::quant::{Granularity, Scheme};
 use crate::task::Control;
-use job::{About, QuantizeJob};
+use job::{JobSettings, QuantizeJob};
 use serde_json::{Map, Value, json};
 #[cfg(feature = "train")]
 use {crate::quant::Scales, std::collections::BTreeMap};
@@ -246,7 +246,7 @@ pub async fn restore(
     let parameters = open_parameters(dir, &record, PARAMETERS_FILE).await?;
     let modules = plan_restore(checkpoint, &record)?;
     let all_ternary = modules.iter().all(|plan| plan.scheme == Some(Scheme::ternary(Granularity::Tensor)));
-    let about = About {
+    let settings = JobSettings {
         method: record.method.clone(),
         scheme: record.scheme.clone(),
         activations: record.activations,
@@ -257,5 +257,5 @@ pub async fn restore(
     };
     let encoder = Encoder::Restore { record: &record, parameters: &parameters };
     let place = OutputPlace { target, file: None };
-    QuantizeJob::about(checkpoint, &modules, encoder, about).run(&place, control).await
+    QuantizeJob::about(checkpoint, &modules, encoder, settings).run(&place, control).await
 }

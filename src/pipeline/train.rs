@@ -26,14 +26,14 @@ use crate::train::curriculum::Curriculum;
 use crate::train::memory::TrainingMemory;
 use crate::train::optimizer::Optimizer;
 pub use crate::train::run::TimeLimit;
-use crate::train::run::{Ended, Event, Run, RunOptions};
+use crate::train::run::{Event, Run, RunOptions, RunResult};
 use crate::train::state::{StateFolder, write_tensors};
 use crate::train::teacher::Teacher;
 use crate::train::{Origin, Precision, Stored, TrainedModel};
 pub use options::{StartCodes, TrainOptions};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use stages::Begun;
+use stages::StageResults;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ pub struct TrainContext<'a> {
 #[derive(Clone, Debug)]
 pub struct TrainOutcome {
     /// The result of the run.
-    pub ended: Ended,
+    pub result: RunResult,
     /// The written output, if quantized.
     pub quantized: Option<QuantizeOutcome>,
     /// The memory plan.
@@ -123,7 +123,7 @@ pub struct Learned<B: Train> {
     /// The best weights, or the last without held-out data.
     pub model: TrainedModel<B>,
     /// The result of the run.
-    pub ended: Ended,
+    pub result: RunResult,
     /// The memory plan.
     pub memory: TrainingMemory,
     /// Parameters for the record.
@@ -163,9 +163,9 @@ impl Prepared {
         let precision = options.precision(inputs.origin)?;
         let (config, tokens) = (inputs.origin.config(), inputs.corpus.tokens());
         let memory = if options.schedule.steps == 0 {
-            TrainingMemory::plan_block(config, &precision, options.room, tokens)
+            TrainingMemory::plan_block(config, &precision, options.capacity, tokens)
         } else {
-            TrainingMemory::plan(config, &precision, options.room, tokens, inputs.teacher)?
+            TrainingMemory::plan(config, &precision, options.capacity, tokens, inputs.teacher)?
         };
         memory.check_within(options.memory).context_with(|| inputs.name.to_owned())?;
         let mut parameters = options.parameters();
@@ -208,24 +208,24 @@ pub async fn learn<B: Train>(
     context: TrainContext<'_>,
 ) -> Result<Learned<B>> {
     let prepared = Prepared::new(inputs, options, context).await?;
-    let begun = Begun::new(new_backend, inputs, options, &prepared, context).await?;
+    let stages = StageResults::new(new_backend, inputs, options, &prepared, context).await?;
     let Prepared { quantize, precision, memory, mut parameters, key } = prepared;
     let TrainInputs { origin, name, teacher, .. } = *inputs;
-    let made = TrainedModel::new(new_backend()?, begun.origin(origin), precision, options.room).await;
+    let made = TrainedModel::new(new_backend()?, stages.origin(origin), precision, options.capacity).await;
     let mut model = made.map_err(|error| error.within(name))?;
     if let (Some(quantize), Origin::Random { .. }) = (&quantize, origin) {
         QuantizationPlan::new(&stored(&mut model, inputs).await?.0, quantize)?;
     }
     if quantize.is_some() {
-        begun.start().give(&mut model, options.learned_scales).await?;
-        model.bring().await?;
+        stages.start().initialize(&mut model, options.learned_scales).await?;
+        model.refresh_weights().await?;
     }
-    drop(begun);
+    drop(stages);
     let mut taught = match teacher {
         Some(checkpoint) => {
             let on = new_backend()?;
             let model = CausalLm::load(on, checkpoint, LoadOptions::default(), context.control).await?;
-            Some(Teacher::new(model, options.room)?)
+            Some(Teacher::new(model, options.capacity)?)
         }
         None => None,
     };
@@ -243,7 +243,7 @@ pub async fn learn<B: Train>(
         state: context.state,
         limit: context.limit,
         options: RunOptions {
-            goal: options.goal,
+            loss_weights: options.loss_weights,
             schedule: options.schedule,
             accumulate: options.accumulate,
             seed: options.seed,
@@ -252,13 +252,13 @@ pub async fn learn<B: Train>(
             key,
         },
     };
-    let ended = run.run(context.tell, context.control).await?;
-    parameters.insert("steps_done".into(), json!(ended.steps));
-    if let Some(best) = ended.best {
+    let result = run.run(context.tell, context.control).await?;
+    parameters.insert("steps_done".into(), json!(result.steps));
+    if let Some(best) = result.best {
         parameters.insert("best_step".into(), json!(best.step));
         parameters.insert("held_out_loss".into(), json!(best.loss));
     }
-    Ok(Learned { model, ended, memory, parameters })
+    Ok(Learned { model, result, memory, parameters })
 }
 
 impl<B: Train> Learned<B> {
@@ -272,7 +272,7 @@ impl<B: Train> Learned<B> {
         options: &TrainOptions,
         context: TrainContext<'_>,
     ) -> Result<TrainOutcome> {
-        let Self { mut model, ended, memory, parameters } = self;
+        let Self { mut model, result, memory, parameters } = self;
         let record = TrainingRecord::new(inputs, parameters);
         let place = context.place();
         let quantized = match options.quantize_options(context.file) {
@@ -287,7 +287,7 @@ impl<B: Train> Learned<B> {
                 None
             }
         };
-        Ok(TrainOutcome { ended, quantized, memory })
+        Ok(TrainOutcome { result, quantized, memory })
     }
 }
 

@@ -108,7 +108,7 @@ impl Factor {
             let start = end.saturating_sub(PANEL);
             factor_panel(&mut h, size, start, end, &mut diagonal)?;
             pace.spend((end * (end - start) * (end - start) / 2) as u64).await;
-            take_off(&mut h, size, start, end, &diagonal, pace).await;
+            update_trailing(&mut h, size, start, end, &diagonal, pace).await;
             end = start;
         }
         for (k, row) in h.chunks_exact_mut(size.max(1)).enumerate() {
@@ -204,7 +204,14 @@ fn factor_panel(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: 
 }
 
 /// Subtracts columns `start..end` from the part above and left of them: `H -= U_P D_P U_P^T`, upper triangle only.
-async fn take_off(h: &mut [f32], size: usize, start: usize, end: usize, diagonal: &[f32], pace: &mut Pace) {
+async fn update_trailing(
+    h: &mut [f32],
+    size: usize,
+    start: usize,
+    end: usize,
+    diagonal: &[f32],
+    pace: &mut Pace,
+) {
     let width = end - start;
     if start == 0 {
         return;

@@ -311,7 +311,7 @@ impl PackedTensor {
     ///
     /// # Panics
     /// When the rows are not in the matrix.
-    pub fn rows_alone(&self, rows: Range<usize>) -> Self {
+    pub fn copy_rows(&self, rows: Range<usize>) -> Self {
         let words = self.scheme.words_per_row(self.cols);
         let scales = match self.scheme.granularity() {
             super::Granularity::Tensor => 0..1,

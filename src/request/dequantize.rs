@@ -125,7 +125,7 @@ impl DequantizeRequest {
         let options = request.options(config)?;
         let documents = vec![running_text(&self.texts.0, codec)?];
         let (bos, eos) = (codec.bos_token_id(), config.eos_token_ids.first().copied());
-        let mut corpus = Corpus::new(documents, bos, eos, options.room.context, config.vocab_size)?;
+        let mut corpus = Corpus::new(documents, bos, eos, options.capacity.context, config.vocab_size)?;
         let origin = Origin::Checkpoint(&written);
         let gradients = check_gradients(CpuBackend::new(), origin, &mut corpus, &options).await?;
         Ok(Handoff { record, agreement, gradients })

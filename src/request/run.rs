@@ -52,7 +52,7 @@ impl QuantizeRequest {
             options.memory = Some(options.memory.map_or(most, |memory| memory.min(most)));
         }
         let work = async |backend: AnyBackend| {
-            let new_backend = || backend.another();
+            let new_backend = || backend.sibling();
             let calibration = Calibration { samples, new_backend: &new_backend, scratch: host.scratch };
             quantize_checkpoint(checkpoint, &options, Some(calibration), context).await
         };
@@ -143,7 +143,7 @@ impl ValidateRequest {
         }
         tell(&options)?;
         let judge = async |backend: AnyBackend| {
-            validate(original, quantized, &data, &options, || backend.another(), context).await
+            validate(original, quantized, &data, &options, || backend.sibling(), context).await
         };
         Ok(self.device.run(on_cpu, judge).await?.result)
     }

@@ -9,7 +9,7 @@ use crate::pipeline::train::{StartCodes, TrainOptions};
 use crate::quant::{Activations, Bits, Granularity, Scheme};
 use crate::train::optimizer::OptimizerOptions;
 use crate::train::schedule::{Decay, Schedule};
-use crate::train::{Goal, MasterType, Room};
+use crate::train::{BatchCapacity, LossWeights, MasterType};
 
 named! {
     /// Training schemes of linear layers.
@@ -267,16 +267,16 @@ impl TrainRequest {
                 Masters::F32 => MasterType::Single,
                 Masters::Bf16 => MasterType::Half,
             },
-            room: Room { tokens: batch_tokens, context },
+            capacity: BatchCapacity { tokens: batch_tokens, context },
             accumulate: self.accumulate,
             schedule,
             optimizer: OptimizerOptions {
-                longest: self.clip,
+                max_gradient_norm: self.clip,
                 scale_rate: self.scale_rate.unwrap_or(1.0),
                 seed: self.seed,
                 ..OptimizerOptions::default()
             },
-            goal: Goal {
+            loss_weights: LossWeights {
                 cross_entropy: 1.0 - share,
                 divergence: share,
                 temperature: self.temperature.unwrap_or(1.0),

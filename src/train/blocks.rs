@@ -5,12 +5,12 @@
 //! In memory are one block with its training state and one batch; hidden states of all texts are in scratch.
 
 use super::corpus::Sequence;
-use super::optimizer::{Optimizer, OptimizerOptions, Trained, zero_gradients};
+use super::optimizer::{Optimizer, OptimizerOptions, Trainable, zero_gradients};
 use super::parameters::{Precision, of_block};
 use super::schedule::Schedule;
 use super::start::Start;
 use super::state::StateFolder;
-use super::{Room, segments_of};
+use super::{BatchCapacity, segments_of};
 use crate::backend::{Backend, Element, Segment, Sums, Train};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::scratch::Scratch;
@@ -74,7 +74,7 @@ struct OneBlock<'m, B: Train> {
     parameters: &'m mut BlockParameters<B>,
 }
 
-impl<B: Train> Trained<B> for OneBlock<'_, B> {
+impl<B: Train> Trainable<B> for OneBlock<'_, B> {
     fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>) {
         (self.backend, self.parameters.all_mut().collect())
     }
@@ -88,20 +88,27 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
     pub async fn begin(
         mut backend: B,
         (checkpoint, precision): (&'a Checkpoint, Precision),
-        (texts, room): (&'a [Vec<Sequence>], Room),
+        (texts, capacity): (&'a [Vec<Sequence>], BatchCapacity),
         options: BlockOptions,
         scratch: &'a dyn Scratch,
         (state, key): (StateFolder<'a>, String),
     ) -> Result<Self> {
         let config = checkpoint.config();
-        config.check_context(room.context)?;
+        config.check_context(capacity.context)?;
         backend.set_sums(Sums::Whole);
-        let len = room.tokens * config.hidden_size;
-        let cache = KvCache::new(&mut backend, config, 1, room.tokens.div_ceil(room.context), room.context)?;
-        let back = BackwardWorkspace::new(&mut backend, config, room.tokens)?;
+        let len = capacity.tokens * config.hidden_size;
+        let cache = KvCache::new(
+            &mut backend,
+            config,
+            1,
+            capacity.tokens.div_ceil(capacity.context),
+            capacity.context,
+        )?;
+        let back = BackwardWorkspace::new(&mut backend, config, capacity.tokens)?;
         let (input, d) = (backend.buffer(Element::F32, len)?, backend.buffer(Element::F32, len)?);
-        let work = Workspace::new(&mut backend, config, room.tokens)?.keeping_inputs(&mut backend, config)?;
-        let mut runner = Runner::new(backend, config, room.tokens)?;
+        let work =
+            Workspace::new(&mut backend, config, capacity.tokens)?.keeping_inputs(&mut backend, config)?;
+        let mut runner = Runner::new(backend, config, capacity.tokens)?;
         runner.work = work;
         let (store, rows) = (HiddenStore::new(scratch), Vec::new());
         let mut blocks = Self {
@@ -154,10 +161,10 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
         let mut parameters = of_block(backend, checkpoint, layer, *precision).await?;
         let mut block = Block::empty();
         let mut of = OneBlock { backend, parameters: &mut parameters };
-        start.give(&mut of, options.learned_scales).await?;
+        start.initialize(&mut of, options.learned_scales).await?;
         let is_kept = self.state.restore_block(&mut of, layer, &self.key).await?;
         let optimizer = if is_kept { None } else { Some(Optimizer::new(&mut of, options.optimizer)?) };
-        parameters.bring(backend, config, &mut block).await?;
+        parameters.refresh_weights(backend, config, &mut block).await?;
         self.original(control).await?;
         let mut losses = None;
         if let Some(optimizer) = optimizer {
@@ -197,7 +204,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
             losses.push(loss);
             let Runner { backend, config, .. } = &mut self.runner;
             optimizer.step(&mut OneBlock { backend, parameters }, schedule.at(step)).await?;
-            parameters.bring(backend, config, block).await?;
+            parameters.refresh_weights(backend, config, block).await?;
         }
         let tenth = losses.len().div_ceil(10);
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;

@@ -300,16 +300,16 @@ impl Corpus {
                 continue;
             }
             let (mut start, len) = (self.first(document.kind), document.tokens.len());
-            let mut room = self.context;
+            let mut left = self.context;
             if document.kind == DocumentKind::Text && len - start > self.context {
-                room = 1 + (random.next_u64() % self.context as u64) as usize;
+                left = 1 + (random.next_u64() % self.context as u64) as usize;
             }
             while start < len {
-                let end = len.min(start.saturating_add(room));
+                let end = len.min(start.saturating_add(left));
                 if document.counts[start..end].contains(&true) {
                     pieces.push(Piece { document: index, start, end });
                 }
-                (start, room) = (end, self.context);
+                (start, left) = (end, self.context);
             }
         }
         shuffle(&mut pieces, order);

@@ -22,7 +22,7 @@ pub struct Curriculum {
 
 /// An evaluation of the current level.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Mastered {
+pub struct LevelEvaluation {
     /// Its number.
     pub level: usize,
     /// The accuracy on its held-out questions.
@@ -59,11 +59,15 @@ impl Curriculum {
     ///
     /// # Errors
     /// Errors of the device.
-    pub async fn look<B: Train>(&self, model: &mut TrainedModel<B>, level: usize) -> Result<Mastered> {
+    pub async fn evaluate<B: Train>(
+        &self,
+        model: &mut TrainedModel<B>,
+        level: usize,
+    ) -> Result<LevelEvaluation> {
         let at = self.levels.iter().position(|(number, _)| *number == level).unwrap_or(0);
         let (level, questions) = &self.levels[at];
         let mut right = 0;
-        for batch in batches(questions, model.room().tokens) {
+        for batch in batches(questions, model.capacity().tokens) {
             let guesses = model.guesses(&rows(batch)).await?;
             let mut guesses = guesses.iter();
             for question in batch {
@@ -74,6 +78,6 @@ impl Curriculum {
         }
         let accuracy = Accuracy::new(right, questions.len());
         let next = self.levels.get(at + 1).filter(|_| accuracy.share > EDGE.1).map(|(level, _)| *level);
-        Ok(Mastered { level: *level, accuracy, next })
+        Ok(LevelEvaluation { level: *level, accuracy, next })
     }
 }

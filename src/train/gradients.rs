@@ -13,7 +13,7 @@
 //! derivatives and the third check is left out.
 
 use super::optimizer::{Optimizer, OptimizerOptions, Rate};
-use super::{Goal, Row, Stored, TrainedModel, counted};
+use super::{LossWeights, Row, Stored, TrainedModel, counted};
 use crate::backend::{Backend, Master, Train};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -89,14 +89,14 @@ impl Slope {
 /// Checks the gradients of a batch. Afterwards the model has its initial parameters again.
 ///
 /// # Errors
-/// As [`TrainedModel::backward`] and [`TrainedModel::bring`].
+/// As [`TrainedModel::backward`] and [`TrainedModel::refresh_weights`].
 pub async fn check<B: Train>(
     model: &mut TrainedModel<B>,
     batch: &[Row<'_>],
     seed: u64,
 ) -> Result<GradientReport> {
     let loss = differentiate(model, batch).await?;
-    model.pass_on()?;
+    model.finish_gradients()?;
     let gradients = model.gradients().await?;
     let named = |is: &dyn Fn(&[f32]) -> bool| -> Vec<String> {
         gradients.iter().filter(|(_, gradient)| is(gradient)).map(|(name, _)| name.clone()).collect()
@@ -164,13 +164,13 @@ impl GradientReport {
 async fn differentiate<B: Train>(model: &mut TrainedModel<B>, batch: &[Row<'_>]) -> Result<f64> {
     let share = 1.0 / counted(batch).max(1) as f64;
     model.zero_gradients()?;
-    let sums = model.backward(batch, Goal::TEXT, None, share as f32).await?;
-    Ok(Goal::TEXT.loss(sums) * share)
+    let sums = model.backward(batch, LossWeights::TEXT, None, share as f32).await?;
+    Ok(LossWeights::TEXT.loss(sums) * share)
 }
 
 async fn mean_loss<B: Train>(model: &mut TrainedModel<B>, batch: &[Row<'_>]) -> Result<f64> {
-    let sums = model.losses(batch, Goal::TEXT, None).await?;
-    Ok(Goal::TEXT.loss(sums) / counted(batch).max(1) as f64)
+    let sums = model.losses(batch, LossWeights::TEXT, None).await?;
+    Ok(LossWeights::TEXT.loss(sums) / counted(batch).max(1) as f64)
 }
 
 fn length(values: &[f32]) -> f64 {
@@ -220,7 +220,7 @@ async fn slopes<B: Train>(
                 let moved: Vec<f32> = values.iter().zip(gradient).map(moved).collect();
                 parameter.set(backend, &moved)?;
             }
-            model.bring().await?;
+            model.refresh_weights().await?;
             *loss = mean_loss(model, batch).await?;
         }
         slopes.push(Slope { expected, found: (losses[0] - losses[1]) / (2.0 * way) });
@@ -241,7 +241,7 @@ async fn step<B: Train>(
         differentiate(model, batch).await?;
         let mut optimizer = Optimizer::new(model, OptimizerOptions::default())?;
         optimizer.step(model, Rate { rate, decay: 0.0 }).await?;
-        model.bring().await?;
+        model.refresh_weights().await?;
         last = CheckedStep { learning_rate: rate, loss: mean_loss(model, batch).await? };
         if last.loss < before {
             break;
@@ -282,6 +282,6 @@ impl Snapshot {
                 backend.write_f32(&mut held.master, scales)?;
             }
         }
-        model.bring().await
+        model.refresh_weights().await
     }
 }

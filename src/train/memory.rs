@@ -5,7 +5,7 @@
 //! with their derivatives.
 
 use super::activations::{count, elements};
-use super::{MasterType, Precision, Room};
+use super::{BatchCapacity, MasterType, Precision};
 use crate::backend::cpu::split_bytes;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::names::Linear;
@@ -46,7 +46,7 @@ impl TrainingMemory {
     pub fn plan(
         config: &ModelConfig,
         precision: &Precision,
-        room: Room,
+        capacity: BatchCapacity,
         text_tokens: u64,
         teacher: Option<&Checkpoint>,
     ) -> Result<Self> {
@@ -72,25 +72,25 @@ impl TrainingMemory {
         if float < F32 {
             decoded = decoded.max(table * F32);
         }
-        let tokens = room.tokens as u64;
+        let tokens = capacity.tokens as u64;
         let hidden = config.hidden_size as u64;
         let vocabulary = config.vocab_size as u64;
         let qkv = config.attention_shape(0).qkv_width() as u64;
         let attended = (config.num_attention_heads * config.head_dim) as u64;
         let inner = config.intermediate_size as u64;
-        let kept = count(config, room.tokens, config.num_hidden_layers) as u64;
+        let kept = count(config, capacity.tokens, config.num_hidden_layers) as u64;
         // The runner's activations with keys and values, those saved, and the inputs of all blocks.
         let forward = elements(config) as u64 * (1 + kept) + hidden * (2 * kept + layers + 2);
         let back = 2 * hidden + attended + 3 * inner + qkv + 2 * hidden;
         let rounded = if precision.scheme.is_some() { inner.max(attended).max(hidden) } else { 0 };
         // Logits and their derivatives, and a teacher's logits twice: as it returns them and on the device.
         let heads = if teacher.is_some() { 4 } else { 2 };
-        let products = split_bytes(room.tokens, inner.max(attended).max(hidden) as usize) as u64;
+        let products = split_bytes(capacity.tokens, inner.max(attended).max(hidden) as usize) as u64;
         let activation_bytes =
             tokens * F32 * (forward + back + rounded + heads * vocabulary) + decoded + products;
         let teacher_bytes = teacher.map_or(0, |teacher| {
             let config = teacher.config();
-            teacher.bytes() + cache_bytes(config, room.tokens) + working_bytes(config)
+            teacher.bytes() + cache_bytes(config, capacity.tokens) + working_bytes(config)
         });
         let parameter_bytes = parameters * (master + 3 * F32);
         let text_bytes = text_tokens * ENCODED_BYTES;
@@ -100,18 +100,23 @@ impl TrainingMemory {
     }
 
     /// The plan for training blocks one after another.
-    pub fn plan_block(config: &ModelConfig, precision: &Precision, room: Room, text_tokens: u64) -> Self {
+    pub fn plan_block(
+        config: &ModelConfig,
+        precision: &Precision,
+        capacity: BatchCapacity,
+        text_tokens: u64,
+    ) -> Self {
         let in_block: u64 = Linear::ALL.iter().map(|linear| area(linear.shape(config))).sum();
         let largest = Linear::ALL.iter().map(|linear| area(linear.shape(config))).max().unwrap_or(0);
         let master = if precision.master == MasterType::Half { 2 } else { F32 };
         let tables = config.parameter_count() - in_block * config.num_hidden_layers as u64;
-        let (tokens, hidden) = (room.tokens as u64, config.hidden_size as u64);
+        let (tokens, hidden) = (capacity.tokens as u64, config.hidden_size as u64);
         let inner = config.intermediate_size as u64;
         let attended = (config.num_attention_heads * config.head_dim) as u64;
         let qkv = config.attention_shape(0).qkv_width() as u64;
         let back = 2 * hidden + attended + 3 * inner + qkv;
         let widest = inner.max(attended).max(hidden);
-        let products = split_bytes(room.tokens, widest as usize) as u64;
+        let products = split_bytes(capacity.tokens, widest as usize) as u64;
         let host = 4 * hidden + widest;
         let activation_bytes =
             tokens * F32 * (elements(config) as u64 + back + host) + largest * F32 + products;

@@ -5,7 +5,7 @@
 //! model's own, whatever the number of questions.
 
 use super::corpus::Document;
-use super::{Goal, Row, TrainedModel};
+use super::{LossWeights, Row, TrainedModel};
 use crate::backend::{Backend, NO_INDEX, Train};
 use crate::error::{Context, Error, Result};
 use crate::task::{self, Control, Progress};
@@ -56,6 +56,6 @@ async fn backward<B: Train>(model: &mut TrainedModel<B>, question: &Document) ->
     let targets: Vec<u32> = tokens.iter().zip(counts).skip(1).map(target).collect();
     let counted = targets.iter().filter(|&&target| target != NO_INDEX).count();
     let row = Row { tokens: &tokens[..targets.len()], targets: &targets };
-    model.backward(&[row], Goal::TEXT, None, 1.0 / counted.max(1) as f32).await?;
+    model.backward(&[row], LossWeights::TEXT, None, 1.0 / counted.max(1) as f32).await?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::model::runner::zero;
 use crate::model::trained::Parameter;
 
 /// Something with parameters that are trained together.
-pub trait Trained<B: Train> {
+pub trait Trainable<B: Train> {
     /// The device of the parameters, and all parameters in a fixed order.
     fn trained(&mut self) -> (&mut B, Vec<&mut Parameter<B>>);
 }
@@ -15,7 +15,7 @@ pub trait Trained<B: Train> {
 ///
 /// # Errors
 /// Errors of the device.
-pub fn zero_gradients<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
+pub fn zero_gradients<B: Train>(of: &mut impl Trainable<B>) -> Result<()> {
     let (backend, parameters) = of.trained();
     for parameter in parameters {
         let len = parameter.len();
@@ -32,7 +32,7 @@ pub fn zero_gradients<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
 ///
 /// # Errors
 /// Errors of the device.
-pub fn pass_on<B: Train>(of: &mut impl Trained<B>) -> Result<()> {
+pub fn finish_gradients<B: Train>(of: &mut impl Trainable<B>) -> Result<()> {
     let (backend, parameters) = of.trained();
     for parameter in parameters {
         let Some(held) = parameter.scales.as_mut().filter(|held| held.learned) else { continue };
@@ -55,7 +55,7 @@ pub struct OptimizerOptions {
     /// Keeps the quotient finite.
     pub epsilon: f64,
     /// Largest gradient norm over all parameters; a larger gradient is clipped to it. Infinite: no clipping.
-    pub longest: f64,
+    pub max_gradient_norm: f64,
     /// Learning rate of scales, relative to that of weights.
     pub scale_rate: f64,
     /// Seed of the stochastic rounding of half-precision masters.
@@ -64,7 +64,7 @@ pub struct OptimizerOptions {
 
 impl Default for OptimizerOptions {
     fn default() -> Self {
-        Self { betas: (0.9, 0.95), epsilon: 1e-8, longest: 1.0, scale_rate: 1.0, seed: 0 }
+        Self { betas: (0.9, 0.95), epsilon: 1e-8, max_gradient_norm: 1.0, scale_rate: 1.0, seed: 0 }
     }
 }
 
@@ -102,7 +102,7 @@ impl<B: Train> Optimizer<B> {
     ///
     /// # Errors
     /// `out_of_memory`
-    pub fn new(model: &mut impl Trained<B>, options: OptimizerOptions) -> Result<Self> {
+    pub fn new(model: &mut impl Trainable<B>, options: OptimizerOptions) -> Result<Self> {
         let (backend, parameters) = model.trained();
         let mut moments = Vec::new();
         for parameter in parameters {
@@ -127,12 +127,12 @@ impl<B: Train> Optimizer<B> {
     }
 
     /// Updates the parameters, and returns the gradient norm before clipping. The running weights change with the next
-    /// [`TrainedModel::bring`](super::TrainedModel::bring).
+    /// [`TrainedModel::refresh_weights`](super::TrainedModel::bring).
     ///
     /// # Errors
     /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; errors of the device.
-    pub async fn step(&mut self, model: &mut impl Trained<B>, at: Rate) -> Result<f64> {
-        pass_on(model)?;
+    pub async fn step(&mut self, model: &mut impl Trainable<B>, at: Rate) -> Result<f64> {
+        finish_gradients(model)?;
         let (backend, parameters) = model.trained();
         let mut squares = 0.0;
         for parameter in &parameters {
@@ -149,8 +149,8 @@ impl<B: Train> Optimizer<B> {
                 "expected a gradient of finite norm but found NaN or infinity",
             ));
         }
-        let OptimizerOptions { betas, epsilon, longest, scale_rate, seed } = self.options;
-        let clip = (longest / (length + 1e-6)).min(1.0);
+        let OptimizerOptions { betas, epsilon, max_gradient_norm, scale_rate, seed } = self.options;
+        let clip = (max_gradient_norm / (length + 1e-6)).min(1.0);
         self.steps += 1;
         let step = self.steps;
         let mut moments = self.moments.iter_mut();

@@ -2,12 +2,12 @@
 
 use super::blocks::BlockReport;
 use super::corpus::{Corpus, Position, Sequence};
-use super::curriculum::{Curriculum, Mastered};
+use super::curriculum::{Curriculum, LevelEvaluation};
 use super::optimizer::{Optimizer, Rate};
 use super::schedule::Schedule;
-use super::state::{Best, Notes, StateFolder};
+use super::state::{Best, RunProgress, StateFolder};
 use super::teacher::Teacher;
-use super::{Goal, Row, TrainedModel, counted};
+use super::{LossWeights, Row, TrainedModel, counted};
 use crate::backend::Train;
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::runner::LossSums;
@@ -16,8 +16,8 @@ use crate::task::{self, Control, Progress};
 /// The settings of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunOptions {
-    /// The training objective.
-    pub goal: Goal,
+    /// The training loss.
+    pub loss_weights: LossWeights,
     /// The learning-rate schedule.
     pub schedule: Schedule,
     /// Batches per step, whose gradients are accumulated.
@@ -57,10 +57,10 @@ pub enum Event {
         is_best: bool,
     },
     /// The current level of the curriculum was evaluated.
-    Level(Mastered),
+    Level(LevelEvaluation),
     /// Loss or gradient were not finite. The run went back to the last saved state, skips the batches up to the failed
     /// one, and halves the learning rate.
-    WentBack {
+    RolledBack {
         /// The step that failed.
         from: u64,
         /// Completed steps after going back.
@@ -93,7 +93,7 @@ pub struct StepReport {
 
 /// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ended {
+pub struct RunResult {
     /// Completed steps.
     pub steps: u64,
     /// Tokens seen.
@@ -146,22 +146,22 @@ impl<B: Train> Run<'_, B> {
     /// # Errors
     /// `non_finite` when losses stay non-finite after 3 returns; `cancelled`, with the state saved; errors of the
     /// device and the folder.
-    pub async fn run(mut self, tell: &dyn Fn(Event), control: &dyn Control) -> Result<Ended> {
+    pub async fn run(mut self, tell: &dyn Fn(Event), control: &dyn Control) -> Result<RunResult> {
         let key = self.options.key.clone();
-        let mut notes = Notes { key: key.clone(), ..Notes::default() };
+        let mut progress = RunProgress { key: key.clone(), ..RunProgress::default() };
         if let Some(kept) = self.state.restore(self.model, &mut self.optimizer, &key).await? {
-            self.model.bring().await?;
+            self.model.refresh_weights().await?;
             tell(Event::Resumed { step: kept.step });
-            notes = kept;
+            progress = kept;
         }
-        if let (Some(curriculum), 0) = (self.curriculum, notes.position.level) {
-            notes.position.level = curriculum.first();
+        if let (Some(curriculum), 0) = (self.curriculum, progress.position.level) {
+            progress.position.level = curriculum.first();
         }
         let begun = self.limit.map(|limit| (limit.clock)());
         let planned = self.options.schedule;
-        while notes.step < self.options.schedule.steps {
+        while progress.step < self.options.schedule.steps {
             if let (Some(TimeLimit { clock, end }), Some(begun)) = (self.limit, begun) {
-                let (now, step, schedule) = (clock(), notes.step, &mut self.options.schedule);
+                let (now, step, schedule) = (clock(), progress.step, &mut self.options.schedule);
                 if (1..=TIMED_STEPS).contains(&step) {
                     let left = (end - now).max(0.0) / ((now - begun) / step as f64).max(1e-9);
                     schedule.steps = planned.steps.min(step.saturating_add(left as u64));
@@ -174,126 +174,132 @@ impl<B: Train> Run<'_, B> {
                 }
             }
             let steps = self.options.schedule.steps;
-            if self.is_time_to_look(notes.step) {
-                self.look(&mut notes, tell).await?;
+            if self.is_evaluation_due(progress.step) {
+                self.evaluate(&mut progress, tell).await?;
             }
-            if notes.step.is_multiple_of(self.options.keep_every) {
-                self.keep(&mut notes).await?;
+            if progress.step.is_multiple_of(self.options.keep_every) {
+                self.keep(&mut progress).await?;
             }
             if let Err(cancelled) = task::yield_point(control).await {
-                self.keep(&mut notes).await?;
+                self.keep(&mut progress).await?;
                 return Err(cancelled);
             }
-            control.progress(&Progress { phase: "train", done: notes.step, total: steps, item: "" });
-            let before = notes.position;
-            match self.step(&mut notes).await {
+            control.progress(&Progress { phase: "train", done: progress.step, total: steps, item: "" });
+            let before = progress.position;
+            match self.step(&mut progress).await {
                 Ok(report) => tell(Event::Step(report)),
                 Err(error) if error.code() == ErrorCode::NonFinite => {
-                    self.go_back(&mut notes, before, error, tell).await?;
+                    self.roll_back(&mut progress, before, error, tell).await?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.look(&mut notes, tell).await?;
-        if let Some(best) = notes.best.filter(|best| best.step != notes.step) {
+        self.evaluate(&mut progress, tell).await?;
+        if let Some(best) = progress.best.filter(|best| best.step != progress.step) {
             self.state.take_best(self.model, &key).await?;
-            self.model.bring().await?;
-            notes.best = Some(best);
+            self.model.refresh_weights().await?;
+            progress.best = Some(best);
         }
-        Ok(Ended { steps: notes.step, tokens: notes.tokens, first: notes.first, best: notes.best })
+        Ok(RunResult {
+            steps: progress.step,
+            tokens: progress.tokens,
+            first: progress.first,
+            best: progress.best,
+        })
     }
 
-    fn is_time_to_look(&self, step: u64) -> bool {
+    fn is_evaluation_due(&self, step: u64) -> bool {
         let every = self.options.evaluate_every;
         step == 0 || every > 0 && step.is_multiple_of(every)
     }
 
-    async fn keep(&mut self, notes: &mut Notes) -> Result<()> {
-        notes.updates = self.optimizer.steps();
-        self.state.keep(self.model, &mut self.optimizer, notes).await
+    async fn keep(&mut self, progress: &mut RunProgress) -> Result<()> {
+        progress.updates = self.optimizer.steps();
+        self.state.keep(self.model, &mut self.optimizer, progress).await
     }
 
     /// Evaluates the model on the held-out data, saves it if it is the best so far, and advances the curriculum.
-    async fn look(&mut self, notes: &mut Notes, tell: &dyn Fn(Event)) -> Result<()> {
-        let step = notes.step;
+    async fn evaluate(&mut self, progress: &mut RunProgress, tell: &dyn Fn(Event)) -> Result<()> {
+        let step = progress.step;
         // A resumed run may have evaluated this step already.
-        if self.held_out.is_empty() || notes.looked == Some(step) {
+        if self.held_out.is_empty() || progress.evaluation == Some(step) {
             return Ok(());
         }
         let loss = held_out_loss(self.model, self.held_out).await?;
-        let is_best = loss.is_finite() && notes.best.is_none_or(|best| loss < best.loss);
-        notes.looked = Some(step);
+        let is_best = loss.is_finite() && progress.best.is_none_or(|best| loss < best.loss);
+        progress.evaluation = Some(step);
         if step == 0 {
-            notes.first = Some(loss);
+            progress.first = Some(loss);
         }
         if is_best {
-            notes.best = Some(Best { step, loss });
-            self.state.keep_best(self.model, notes).await?;
+            progress.best = Some(Best { step, loss });
+            self.state.keep_best(self.model, progress).await?;
         }
         tell(Event::Evaluated { step, loss, is_best });
         while let Some(curriculum) = self.curriculum {
-            let looked = curriculum.look(self.model, notes.position.level).await?;
-            tell(Event::Level(looked));
-            let Some(next) = looked.next else { break };
-            notes.position = notes.position.on_level(next);
+            let evaluation = curriculum.evaluate(self.model, progress.position.level).await?;
+            tell(Event::Level(evaluation));
+            let Some(next) = evaluation.next else { break };
+            progress.position = progress.position.on_level(next);
         }
         Ok(())
     }
 
     /// One step, after which the running weights are updated.
-    async fn step(&mut self, notes: &mut Notes) -> Result<StepReport> {
+    async fn step(&mut self, progress: &mut RunProgress) -> Result<StepReport> {
         let Self { model, optimizer, teacher, corpus, options, .. } = self;
-        let RunOptions { goal, schedule, accumulate, seed, .. } = options;
-        let mut position = notes.position;
+        let RunOptions { loss_weights, schedule, accumulate, seed, .. } = options;
+        let mut position = progress.position;
         let mut batches = Vec::with_capacity(*accumulate);
         for _ in 0..*accumulate {
-            let (batch, next) = corpus.batch(*seed, position, model.room().tokens)?;
+            let (batch, next) = corpus.batch(*seed, position, model.capacity().tokens)?;
             position = next;
             batches.push(batch);
         }
         // The position advances even if the step fails.
-        notes.position = position;
+        progress.position = position;
         let count: usize = batches.iter().map(|batch| counted(&rows(batch))).sum();
         let share = 1.0 / count as f64;
         model.zero_gradients()?;
         let mut sums = LossSums::default();
         for batch in &batches {
-            let part = model.backward(&rows(batch), *goal, teacher.as_deref_mut(), share as f32).await?;
+            let part =
+                model.backward(&rows(batch), *loss_weights, teacher.as_deref_mut(), share as f32).await?;
             let add = |sum: Option<f64>, part: Option<f64>| part.map(|part| part + sum.unwrap_or(0.0));
             sums.cross_entropy = add(sums.cross_entropy, part.cross_entropy);
             sums.divergence = add(sums.divergence, part.divergence);
         }
-        let loss = goal.loss(sums) * share;
+        let loss = loss_weights.loss(sums) * share;
         if !loss.is_finite() {
             return Err(Error::new(ErrorCode::NonFinite, format!("expected a finite loss but found {loss}")));
         }
-        let Rate { rate, decay } = schedule.at(notes.step);
-        let rate = rate / f64::from(1u32 << notes.returns.min(30));
+        let Rate { rate, decay } = schedule.at(progress.step);
+        let rate = rate / f64::from(1u32 << progress.returns.min(30));
         let gradient = optimizer.step(&mut **model, Rate { rate, decay }).await?;
-        model.bring().await?;
-        notes.step += 1;
-        notes.tokens += batches.iter().flatten().map(|row| row.tokens.len() as u64).sum::<u64>();
+        model.refresh_weights().await?;
+        progress.step += 1;
+        progress.tokens += batches.iter().flatten().map(|row| row.tokens.len() as u64).sum::<u64>();
         Ok(StepReport {
-            step: notes.step,
+            step: progress.step,
             loss,
             cross_entropy: sums.cross_entropy.map(|sum| sum * share),
             divergence: sums.divergence.map(|sum| sum * share),
             gradient,
             rate,
-            tokens: notes.tokens,
-            epoch: notes.position.epoch,
+            tokens: progress.tokens,
+            epoch: progress.position.epoch,
         })
     }
 
     /// Restores the last saved state, and skips the batches up to the failed one.
-    async fn go_back(
+    async fn roll_back(
         &mut self,
-        notes: &mut Notes,
+        progress: &mut RunProgress,
         before: Position,
         error: Error,
         tell: &dyn Fn(Event),
     ) -> Result<()> {
-        let (from, behind, returns) = (notes.step, notes.position, notes.returns + 1);
+        let (from, behind, returns) = (progress.step, progress.position, progress.returns + 1);
         let given_up = |why: &str| Err(error.clone().context(format!("step {}, {why}", from + 1)));
         if returns > MOST_RETURNS {
             return given_up(&format!("after going back {MOST_RETURNS} times"));
@@ -301,17 +307,18 @@ impl<B: Train> Run<'_, B> {
         if behind == before {
             return given_up("whose batch cannot be skipped");
         }
-        match self.state.restore(self.model, &mut self.optimizer, &notes.key).await? {
+        match self.state.restore(self.model, &mut self.optimizer, &progress.key).await? {
             // A best that was saved after that state is still there.
             Some(kept) => {
-                *notes = Notes { position: behind, returns, best: notes.best.or(kept.best), ..kept }
+                *progress =
+                    RunProgress { position: behind, returns, best: progress.best.or(kept.best), ..kept }
             }
             None => return given_up("before any state was saved"),
         }
-        self.model.bring().await?;
+        self.model.refresh_weights().await?;
         // An interrupted run then resumes from here too.
-        self.keep(notes).await?;
-        tell(Event::WentBack { from: from + 1, to: notes.step, reason: error.to_string() });
+        self.keep(progress).await?;
+        tell(Event::RolledBack { from: from + 1, to: progress.step, reason: error.to_string() });
         Ok(())
     }
 }
@@ -343,9 +350,9 @@ pub fn batches(sequences: &[Sequence], tokens: usize) -> impl Iterator<Item = &[
 /// As [`TrainedModel::losses`].
 pub async fn held_out_loss<B: Train>(model: &mut TrainedModel<B>, sequences: &[Sequence]) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0);
-    for batch in batches(sequences, model.room().tokens) {
+    for batch in batches(sequences, model.capacity().tokens) {
         let rows = rows(batch);
-        sum += model.losses(&rows, Goal::TEXT, None).await?.cross_entropy.unwrap_or(f64::NAN);
+        sum += model.losses(&rows, LossWeights::TEXT, None).await?.cross_entropy.unwrap_or(f64::NAN);
         count += counted(&rows);
     }
     Ok(sum / count as f64)

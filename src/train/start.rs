@@ -1,7 +1,7 @@
 //! Initial values of quantized layers: their weights rounded to nearest, the codes of another method, or learned scales
 //! of an earlier stage.
 
-use super::optimizer::Trained;
+use super::optimizer::Trainable;
 use crate::backend::Train;
 use crate::error::{Context, Error, Result};
 use crate::model::Checkpoint;
@@ -22,11 +22,11 @@ pub enum Start<'a> {
 
 impl Start<'_> {
     /// Sets the parameters' initial values; with `learned`, scales become parameters too. The running weights change
-    /// with the next `bring`.
+    /// with the next `refresh_weights`.
     ///
     /// # Errors
     /// `invalid_checkpoint` naming a module whose codes differ from the requested scheme or shape; errors of reading.
-    pub async fn give<B: Train>(self, of: &mut impl Trained<B>, learned: bool) -> Result<()> {
+    pub async fn initialize<B: Train>(self, of: &mut impl Trainable<B>, learned: bool) -> Result<()> {
         let (backend, parameters) = of.trained();
         for parameter in parameters {
             let Stored::Packed { .. } = parameter.stored else { continue };

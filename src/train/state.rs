@@ -5,7 +5,7 @@
 
 use super::TrainedModel;
 use super::corpus::Position;
-use super::optimizer::{Optimizer, Trained};
+use super::optimizer::{Optimizer, Trainable};
 use crate::backend::{Backend, Master, Train};
 use crate::dtype::{DType, decode_f32, encode_f32};
 use crate::error::{Context, Error, Result};
@@ -23,7 +23,7 @@ const STATE: &str = "training_state.safetensors";
 const BEST: &str = "training_best.safetensors";
 /// Prefix of the files of blocks that were trained alone.
 const BLOCK: &str = "training_block_";
-/// The key of [`Notes`] in a file's metadata.
+/// The key of [`RunProgress`] in a file's metadata.
 const NOTES: &str = "lowbit.training";
 
 /// The best evaluation so far.
@@ -37,7 +37,7 @@ pub struct Best {
 
 /// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Notes {
+pub struct RunProgress {
     /// Identifies the run: everything that its result depends on. A state with another key is refused.
     pub key: String,
     /// Completed steps.
@@ -49,7 +49,7 @@ pub struct Notes {
     /// How often the run went back; each time halves the learning rate.
     pub returns: u32,
     /// Completed steps at the last evaluation.
-    pub looked: Option<u64>,
+    pub evaluation: Option<u64>,
     /// Mean loss on the held-out data before the first step.
     pub first: Option<f64>,
     /// The best so far.
@@ -58,7 +58,7 @@ pub struct Notes {
     pub updates: u64,
 }
 
-impl Notes {
+impl RunProgress {
     fn to_text(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::invalid_argument(error.to_string()))
     }
@@ -84,7 +84,7 @@ impl StateFolder<'_> {
         &self,
         model: &mut TrainedModel<B>,
         optimizer: &mut Optimizer<B>,
-        notes: &Notes,
+        progress: &RunProgress,
     ) -> Result<()> {
         let mut infos = parameter_infos(model);
         let (_, moments) = optimizer.moments();
@@ -93,7 +93,7 @@ impl StateFolder<'_> {
                 infos.push((format!("{what}.{index}"), TensorInfo::new(DType::F32, [moment.len as u64])));
             }
         }
-        let mut writer = self.begin(STATE, infos, notes).await?;
+        let mut writer = self.begin(STATE, infos, progress).await?;
         for name in writer.order().to_vec() {
             let moment =
                 name.split_once('.').and_then(|(what, index)| Some((what, index.parse::<usize>().ok()?)));
@@ -117,8 +117,12 @@ impl StateFolder<'_> {
     ///
     /// # Errors
     /// Errors of writing.
-    pub async fn keep_best<B: Train>(&self, model: &mut TrainedModel<B>, notes: &Notes) -> Result<()> {
-        let mut writer = self.begin(BEST, parameter_infos(model), notes).await?;
+    pub async fn keep_best<B: Train>(
+        &self,
+        model: &mut TrainedModel<B>,
+        progress: &RunProgress,
+    ) -> Result<()> {
+        let mut writer = self.begin(BEST, parameter_infos(model), progress).await?;
         for name in writer.order().to_vec() {
             put_parameter(&mut writer, model, name).await?;
         }
@@ -135,11 +139,11 @@ impl StateFolder<'_> {
         model: &mut TrainedModel<B>,
         optimizer: &mut Optimizer<B>,
         key: &str,
-    ) -> Result<Option<Notes>> {
-        let Some((store, notes)) = self.open(STATE, key).await? else { return Ok(None) };
+    ) -> Result<Option<RunProgress>> {
+        let Some((store, progress)) = self.open(STATE, key).await? else { return Ok(None) };
         read_parameters(&store, model).await?;
         let (updates, moments) = optimizer.moments();
-        *updates = notes.updates;
+        *updates = progress.updates;
         for (index, moment) in moments.iter_mut().enumerate() {
             let mut values = vec![0.0; moment.len];
             for (what, buffer) in [("mean", &mut moment.mean), ("square", &mut moment.square)] {
@@ -147,7 +151,7 @@ impl StateFolder<'_> {
                 model.parts().0.write_f32(buffer, &values)?;
             }
         }
-        Ok(Some(notes))
+        Ok(Some(progress))
     }
 
     /// Loads the best parameters that were saved.
@@ -182,12 +186,12 @@ impl StateFolder<'_> {
     /// Errors of writing.
     pub async fn keep_block<B: Train>(
         &self,
-        block: &mut impl Trained<B>,
+        block: &mut impl Trainable<B>,
         layer: usize,
         key: &str,
     ) -> Result<()> {
-        let notes = Notes { key: key.to_owned(), ..Notes::default() };
-        let metadata = BTreeMap::from([(NOTES.to_owned(), notes.to_text()?)]);
+        let progress = RunProgress { key: key.to_owned(), ..RunProgress::default() };
+        let metadata = BTreeMap::from([(NOTES.to_owned(), progress.to_text()?)]);
         let scales = held_scales(block).await?;
         let infos = scales
             .iter()
@@ -226,7 +230,7 @@ impl StateFolder<'_> {
     /// As [`StateFolder::restore`].
     pub async fn restore_block<B: Train>(
         &self,
-        block: &mut impl Trained<B>,
+        block: &mut impl Trainable<B>,
         layer: usize,
         key: &str,
     ) -> Result<bool> {
@@ -276,13 +280,13 @@ impl StateFolder<'_> {
         &self,
         file: &'static str,
         infos: Vec<(String, TensorInfo)>,
-        notes: &Notes,
+        progress: &RunProgress,
     ) -> Result<SafetensorsWriter> {
-        let metadata = BTreeMap::from([(NOTES.to_owned(), notes.to_text()?)]);
+        let metadata = BTreeMap::from([(NOTES.to_owned(), progress.to_text()?)]);
         SafetensorsWriter::begin(self.0.create(file).await?, infos, metadata).await
     }
 
-    async fn open(&self, file: &str, key: &str) -> Result<Option<(TensorStore, Notes)>> {
+    async fn open(&self, file: &str, key: &str) -> Result<Option<(TensorStore, RunProgress)>> {
         let source = self.0.existing();
         if source.open(file).await?.is_none() {
             return Ok(None);
@@ -296,16 +300,16 @@ impl StateFolder<'_> {
         let value = serde_json::from_str(text)
             .map_err(|error| Error::invalid_checkpoint(error.to_string()))
             .context_with(place)?;
-        let notes: Notes = json::read(&value)
+        let progress: RunProgress = json::read(&value)
             .map_err(|error| Error::invalid_checkpoint(error.to_string()))
             .context_with(place)?;
-        if notes.key != key {
+        if progress.key != key {
             return Err(Error::invalid_argument(
                 "expected the state of this very run but found that of another model, text or options; choose another folder",
             )
             .context(place()));
         }
-        Ok(Some((store, notes)))
+        Ok(Some((store, progress)))
     }
 }
 
@@ -362,7 +366,7 @@ async fn put(writer: &mut SafetensorsWriter, values: Values<'_>) -> Result<()> {
 /// # Errors
 /// `non_finite` naming a tensor that training made NaN or infinite; errors of writing.
 pub async fn write_tensors<B: Train>(
-    of: &mut impl Trained<B>,
+    of: &mut impl Trainable<B>,
     sink: Box<dyn ByteSink>,
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
@@ -397,7 +401,7 @@ pub async fn write_tensors<B: Train>(
 ///
 /// # Errors
 /// Errors of the device.
-pub async fn held_scales<B: Train>(of: &mut impl Trained<B>) -> Result<BTreeMap<String, Vec<f32>>> {
+pub async fn held_scales<B: Train>(of: &mut impl Trainable<B>) -> Result<BTreeMap<String, Vec<f32>>> {
     let (backend, parameters) = of.trained();
     let mut all = BTreeMap::new();
     for parameter in parameters {
@@ -420,7 +424,7 @@ fn encoded(values: &[f32]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-async fn read_parameters<B: Train>(store: &TensorStore, of: &mut impl Trained<B>) -> Result<()> {
+async fn read_parameters<B: Train>(store: &TensorStore, of: &mut impl Trainable<B>) -> Result<()> {
     let (backend, parameters) = of.trained();
     for parameter in parameters {
         let mut values = vec![0.0; parameter.len()];

@@ -1,6 +1,6 @@
 //! The teacher: a model whose predictions another one learns.
 
-use super::{Room, Row};
+use super::{BatchCapacity, Row};
 use crate::backend::Train;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Logits, Run};
@@ -14,13 +14,13 @@ pub struct Teacher<B: Train> {
 }
 
 impl<B: Train> Teacher<B> {
-    /// A teacher for batches of size `room`.
+    /// A teacher for batches of this size.
     ///
     /// # Errors
     /// `context_overflow` for a context longer than the model's; `out_of_memory`.
-    pub fn new(mut model: CausalLm<B>, room: Room) -> Result<Self> {
-        let sequences = (room.tokens / room.context.max(1)).max(1);
-        let cache = model.new_batch_cache(sequences, room.context)?;
+    pub fn new(mut model: CausalLm<B>, capacity: BatchCapacity) -> Result<Self> {
+        let sequences = (capacity.tokens / capacity.context.max(1)).max(1);
+        let cache = model.new_batch_cache(sequences, capacity.context)?;
         Ok(Self { model, cache })
     }
 

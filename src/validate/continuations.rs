@@ -131,11 +131,11 @@ pub async fn continue_all<B: Backend>(
     let positions = prompts.iter().zip(&options).map(|(prompt, o)| prompt.token_ids.len() + o.max_tokens);
     let mut batch = Batch::new(model, codec, &batch, at_once(&config, positions.max().unwrap_or(0)))?;
 
-    let mut spoken: Vec<Spoken> = Vec::new();
-    spoken.resize_with(prompts.len(), Spoken::default);
+    let mut continuing: Vec<Continuing> = Vec::new();
+    continuing.resize_with(prompts.len(), Continuing::default);
     loop {
-        let done = spoken.iter().filter(|spoken| spoken.ended).count();
-        let next = spoken.iter().position(|spoken| !spoken.ended);
+        let done = continuing.iter().filter(|continuing| continuing.ended).count();
+        let next = continuing.iter().position(|continuing| !continuing.ended);
         control.progress(&Progress {
             phase: "generate",
             done: done as u64,
@@ -144,12 +144,12 @@ pub async fn continue_all<B: Backend>(
         });
         let Some(said) = batch.next(control).await? else { break };
         for Said { prompt, piece } in said {
-            spoken[prompt].take(piece)?;
+            continuing[prompt].take(piece)?;
         }
     }
-    let continuations = spoken.into_iter().enumerate();
+    let continuations = continuing.into_iter().enumerate();
     Ok(continuations
-        .map(|(prompt, spoken)| spoken.judge(batch.token_ids(prompt).to_vec(), &config.eos_token_ids))
+        .map(|(prompt, continuing)| continuing.judge(batch.token_ids(prompt).to_vec(), &config.eos_token_ids))
         .collect())
 }
 
@@ -161,14 +161,14 @@ fn at_once(config: &ModelConfig, positions: usize) -> usize {
 
 /// A continuation in progress.
 #[derive(Default)]
-struct Spoken {
+struct Continuing {
     text: String,
     finish_reason: Option<FinishReason>,
     non_finite_logits: bool,
     ended: bool,
 }
 
-impl Spoken {
+impl Continuing {
     fn take(&mut self, piece: Result<Piece>) -> Result<()> {
         match piece {
             Ok(piece) => {
@@ -187,12 +187,16 @@ impl Spoken {
 
     fn judge(self, token_ids: Vec<u32>, eos: &[u32]) -> Continuation {
         let Self { text, finish_reason, non_finite_logits, .. } = self;
-        let spoken = match token_ids.split_last() {
+        let continuing = match token_ids.split_last() {
             Some((last, rest)) if eos.contains(last) => rest,
             _ => &token_ids,
         };
-        let failures =
-            failures::detect(&Generated { token_ids: spoken, text: &text, finish_reason, non_finite_logits });
+        let failures = failures::detect(&Generated {
+            token_ids: continuing,
+            text: &text,
+            finish_reason,
+            non_finite_logits,
+        });
         Continuation { text, finish_reason: finish_reason.map(FinishReason::name), failures, token_ids }
     }
 }

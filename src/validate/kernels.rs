@@ -21,7 +21,7 @@ const LEAST_SECONDS: f64 = 0.1;
 /// Most runs of a step in a pass.
 const MOST_RUNS: usize = 1 << 14;
 /// Timed passes. The fastest counts, because other load can only slow a pass down.
-const GOES: usize = 3;
+const PASSES: usize = 3;
 /// Number of timed steps: five weight formats in two shapes each and four other steps of a block, each for one token
 /// and for many, plus four steps outside the blocks.
 const STEPS: usize = 2 * (5 * 2 + 4) + 4;
@@ -100,8 +100,8 @@ async fn time<B: Backend>(
     // The first run compiles kernels.
     step(device, 0)?;
     device.read(done, 0, &mut [0.0]).await?;
-    let (mut runs, mut goes, mut fastest) = (1, 0, f64::INFINITY);
-    while goes < GOES {
+    let (mut runs, mut passes, mut fastest) = (1, 0, f64::INFINITY);
+    while passes < PASSES {
         let start = clock();
         for run in 0..runs {
             step(device, run)?;
@@ -116,7 +116,7 @@ async fn time<B: Backend>(
             continue;
         }
         fastest = fastest.min(seconds / runs as f64);
-        goes += 1;
+        passes += 1;
     }
     // The clock may be coarser than one run.
     Ok(fastest.max(1e-9))

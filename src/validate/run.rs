@@ -104,13 +104,13 @@ pub async fn validate<B: Backend>(
 /// The results of running both models.
 struct Measured {
     comparison: Comparison,
-    original: Spoken,
-    quantized: Spoken,
+    original: Continuations,
+    quantized: Continuations,
     speed: Option<SpeedMeasurement>,
 }
 
 /// The results of one model on prompts and questions.
-struct Spoken {
+struct Continuations {
     continuations: Vec<Continuation>,
     /// Questions answered right.
     right: usize,
@@ -192,9 +192,9 @@ async fn speak<B: Backend>(
     model: &mut CausalLm<B>,
     options: &ValidateOptions,
     context: &RunContext<'_>,
-) -> Result<Spoken> {
+) -> Result<Continuations> {
     let (codec, control) = (context.codec, context.control);
-    Ok(Spoken {
+    Ok(Continuations {
         continuations: continue_all(model, codec, &options.prompts, options.max_tokens, control).await?,
         right: choices::answer_all(model, codec, &options.benchmark, control).await?,
         activations: model.activations(),

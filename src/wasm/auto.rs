@@ -171,7 +171,7 @@ impl AutoJob {
             };
             let options = request.options();
             let search =
-                async |backend: AnyBackend| auto(&candidates, &options, || backend.another(), &context).await;
+                async |backend: AnyBackend| auto(&candidates, &options, || backend.sibling(), &context).await;
             Ok(request.device.run(|_| (), search).await?.result)
         };
         let outcome: AutoOutcome = run.await.map_err(to_js)?;

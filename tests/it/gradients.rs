@@ -13,7 +13,7 @@ use lowbit::internals::dtype::DType;
 use lowbit::internals::model::Checkpoint;
 use lowbit::internals::task::block_on;
 use lowbit::internals::train::gradients::{GradientReport, SLOPE_ERROR, check};
-use lowbit::internals::train::{Origin, Precision, Room, Row, TrainedModel};
+use lowbit::internals::train::{BatchCapacity, Origin, Precision, Row, TrainedModel};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,9 +24,10 @@ use std::sync::Arc;
 fn report<B: Train>(backend: B, checkpoint: &Checkpoint, tokens: &[u32]) -> Result<GradientReport> {
     let count = tokens.len() - 1;
     let row = Row { tokens: &tokens[..count], targets: &tokens[1..] };
-    let (origin, room) = (Origin::Checkpoint(checkpoint), Room { tokens: count, context: count });
+    let (origin, capacity) =
+        (Origin::Checkpoint(checkpoint), BatchCapacity { tokens: count, context: count });
     let precision = Precision { float: Some(DType::F32), ..Precision::default() };
-    let mut model = block_on(TrainedModel::new(backend, origin, precision, room))?;
+    let mut model = block_on(TrainedModel::new(backend, origin, precision, capacity))?;
     block_on(check(&mut model, &[row], 0))
 }
 

@@ -16,7 +16,7 @@ use lowbit::internals::train::optimizer::{Optimizer, OptimizerOptions};
 use lowbit::internals::train::schedule::{Decay, Schedule};
 use lowbit::internals::train::teacher::Teacher;
 use lowbit::internals::train::{
-    Goal, MasterType, Origin, Precision, Room, Row, Stored, TrainedModel, counted,
+    BatchCapacity, LossWeights, MasterType, Origin, Precision, Row, Stored, TrainedModel, counted,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,15 +62,16 @@ fn trained(
     rows: usize,
     context: usize,
 ) -> TrainedModel<CpuBackend> {
-    let room = Room { tokens: rows * context, context };
-    block_on(TrainedModel::new(backend(threads), Origin::Checkpoint(checkpoint), precision, room)).unwrap()
+    let capacity = BatchCapacity { tokens: rows * context, context };
+    block_on(TrainedModel::new(backend(threads), Origin::Checkpoint(checkpoint), precision, capacity))
+        .unwrap()
 }
 
 /// Accumulates gradients and returns the mean loss.
 fn backward(model: &mut TrainedModel<CpuBackend>, rows: &[Row<'_>]) -> lowbit::Result<f64> {
     let share = 1.0 / counted(rows).max(1) as f32;
-    let sums = block_on(model.backward(rows, Goal::TEXT, None, share))?;
-    Ok(Goal::TEXT.loss(sums) * f64::from(share))
+    let sums = block_on(model.backward(rows, LossWeights::TEXT, None, share))?;
+    Ok(LossWeights::TEXT.loss(sums) * f64::from(share))
 }
 
 /// The checkpoint without one of its tensors.
@@ -175,7 +176,7 @@ fn model_of(golden: &Golden, case: &str, threads: usize) -> TrainedModel<CpuBack
     let mut model = trained(&golden.checkpoint(case), threads, precision(case), 2, 32);
     if matches!(case, "int4" | "int4-lsq") {
         hold_scales_of_sevenths(&mut model, case == "int4-lsq");
-        block_on(model.bring()).unwrap();
+        block_on(model.refresh_weights()).unwrap();
     }
     model
 }
@@ -219,15 +220,17 @@ fn losses_and_gradients_are_those_of_pytorch() {
                     let options = LoadOptions::EXACT;
                     let (original, on) = (golden.checkpoint("fp32"), backend(threads));
                     let original = block_on(CausalLm::load(on, &original, options, &Silent)).unwrap();
-                    let mut teacher = Teacher::new(original, model.room()).unwrap();
-                    let goal = Goal { temperature: temperature.parse().unwrap(), ..Goal::TEACHER };
-                    let sums = block_on(model.backward(&rows, goal, Some(&mut teacher), 1.0 / 64.0)).unwrap();
-                    goal.loss(sums) / 64.0
+                    let mut teacher = Teacher::new(original, model.capacity()).unwrap();
+                    let loss_weights =
+                        LossWeights { temperature: temperature.parse().unwrap(), ..LossWeights::TEACHER };
+                    let sums = block_on(model.backward(&rows, loss_weights, Some(&mut teacher), 1.0 / 64.0))
+                        .unwrap();
+                    loss_weights.loss(sums) / 64.0
                 }
             };
             let expected = golden.said["cases"][case]["loss"].as_f64().unwrap();
             assert!((loss - expected).abs() < LOSS_ERROR, "{case}: {loss}, not {expected}");
-            model.pass_on().unwrap();
+            model.finish_gradients().unwrap();
             bits.push(block_on(model.gradients()).unwrap());
         }
         assert_eq!(bits[0], bits[1], "{case}: bits depend on the threads");
@@ -317,7 +320,7 @@ fn thirty_steps_of_adamw_are_those_of_pytorch() {
         let (mut worst, mut turned) = (0.0f64, false);
         let mut batches: Vec<Vec<Vec<u32>>> = serde_json::from_value(golden.said["batches"].clone()).unwrap();
         for (step, batch) in batches.drain(..).enumerate() {
-            block_on(model.bring()).unwrap();
+            block_on(model.refresh_weights()).unwrap();
             model.zero_gradients().unwrap();
             let loss = backward(&mut model, &rows(&batch)).unwrap();
             // PyTorch's runs show when a weight's code flips. Activation codes flip at once: in the second batch one value is 2e-14 of
@@ -402,9 +405,9 @@ fn along_its_gradient_the_loss_of_every_architecture_grows_as_it_should() {
         let checkpoint = block_on(Checkpoint::open(Arc::new(dir.clone()))).unwrap();
         let count = golden.tokens.len() - 1;
         let row = Row { tokens: &golden.tokens[..count], targets: &golden.tokens[1..] };
-        let room = Room { tokens: count, context: count };
+        let capacity = BatchCapacity { tokens: count, context: count };
         let origin = Origin::Checkpoint(&checkpoint);
-        let loaded = block_on(TrainedModel::new(CpuBackend::new(), origin, EXACT, room));
+        let loaded = block_on(TrainedModel::new(CpuBackend::new(), origin, EXACT, capacity));
         let mut model = match loaded {
             Ok(model) => model,
             Err(error) => {

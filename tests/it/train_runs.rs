@@ -277,7 +277,7 @@ fn a_run_takes_as_many_steps_as_there_is_time_for() {
                 let context = TrainContext { limit: Some(TimeLimit { clock: &clock, end }), ..context };
                 block_on(train(&|| Ok(CpuBackend::new()), inputs, &options, context)).unwrap()
             });
-        let done = outcome.ended.steps;
+        let done = outcome.result.steps;
         assert!(steps.contains(&done), "{done} until {end}");
         if done > 10 {
             // The learning rate has come down by then.
@@ -376,7 +376,7 @@ fn losses_that_are_no_numbers_go_back_and_then_give_up() {
     assert_eq!(error.code(), ErrorCode::NonFinite);
     let message = error.to_string();
     assert!(message.contains("after going back 3 times: ") && message.contains("tensor `"), "{message}");
-    let back = heard.borrow().iter().filter(|event| matches!(event, Event::WentBack { to: 0, .. })).count();
+    let back = heard.borrow().iter().filter(|event| matches!(event, Event::RolledBack { to: 0, .. })).count();
     assert_eq!(back, 3, "{heard:?}");
     assert!(target.to_dir().get("config.json").is_none(), "nothing is written");
 }

@@ -14,7 +14,7 @@ mod testing;
 use super::{CpuBackend, CpuBuffer, CpuWeight};
 use crate::backend::{BackwardStep, Master, Norm, PartGradient, TrainOps};
 use crate::error::Result;
-pub(super) use linear::Kept;
+pub(super) use linear::LinearBuffers;
 
 impl TrainOps for CpuBackend {
     fn run_backward(&mut self, step: BackwardStep<'_, CpuBuffer, CpuWeight>) -> Result<()> {
@@ -24,8 +24,8 @@ impl TrainOps for CpuBackend {
                 let cols = weight.cols;
                 let gradients = parts.into_iter().map(|part| gradient(part, cols)).collect();
                 let (x, dy) = (x.f32(count * cols), dy.f32(count * weight.rows));
-                let means = linear::Means { isa: self.isa, workers, split: self.split.as_mut() };
-                linear::linear(means, &mut self.kept, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
+                let context = linear::MatmulContext { isa: self.isa, workers, split: self.split.as_mut() };
+                linear::linear(context, &mut self.kept, x, dy, weight, dx.f32_mut(count * cols), gradients)?;
             }
             BackwardStep::RmsNorm { x, dy, count, norm, dx, dweight } => {
                 let Norm { weight, width, epsilon } = norm;
@@ -101,12 +101,12 @@ impl TrainOps for CpuBackend {
             BackwardStep::SumOfSquares { x, len, out } => {
                 out.f32_mut(1)[0] = optimizer::sum_of_squares(workers, x.f32(len)) as f32;
             }
-            BackwardStep::AdamW { value, gradient, moments: (means, squares), len, update } => {
+            BackwardStep::AdamW { value, gradient, moments: (context, squares), len, update } => {
                 let value = match value {
                     Master::Single(value) => Master::Single(&mut value.bits_mut()[..len]),
                     Master::Half(value) => Master::Half(&mut value.bits_mut()[..len.div_ceil(2)]),
                 };
-                let moments = (means.f32_mut(len), squares.f32_mut(len));
+                let moments = (context.f32_mut(len), squares.f32_mut(len));
                 optimizer::adamw(workers, value, gradient.f32(len), moments, update);
             }
         }

@@ -41,7 +41,7 @@ impl GpuBackend {
     ///
     /// # Errors
     /// The first error of the device so far.
-    pub fn another(&self) -> Result<Self> {
+    pub fn sibling(&self) -> Result<Self> {
         let mut other = Self::on(self.device.clone())?;
         // The results of self-checks are valid for the device, so they are copied.
         other.capabilities = self.capabilities.clone();

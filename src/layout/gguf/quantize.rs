@@ -131,8 +131,8 @@ pub(super) fn push_ternary(codes: &[u8], out: &mut Vec<u8>) {
 const GROUP: usize = 32;
 
 fn q4_k(block: &[f32], out: &mut Vec<u8>) -> Result<()> {
-    let fits: Vec<Fit> = block.chunks_exact(GROUP).map(fit_group).collect();
-    let six_bits = |values: &dyn Fn(&Fit) -> f32| -> (f32, Vec<u8>) {
+    let fits: Vec<GroupFit> = block.chunks_exact(GROUP).map(fit_group).collect();
+    let six_bits = |values: &dyn Fn(&GroupFit) -> f32| -> (f32, Vec<u8>) {
         let largest = fits.iter().map(values).fold(0.0, f32::max);
         let scale = if largest > 0.0 { 63.0 / largest } else { 0.0 };
         (
@@ -177,7 +177,7 @@ fn pack_six_bits(scales: &[u8], minimums: &[u8]) -> [u8; 12] {
 
 /// Scale and minimum of a group: weights are `code * scale - minimum`, neither negative.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Fit {
+struct GroupFit {
     scale: f32,
     minimum: f32,
 }
@@ -188,14 +188,14 @@ struct Fit {
 /// 2. Start with the line through the smallest value (at most 0) and the largest.
 /// 3. In 21 steps, from slightly coarser to slightly finer: round the values to codes, fit a line with a minimum of at
 ///    most 0 by weighted least squares, and keep it if its error is smaller.
-fn fit_group(values: &[f32]) -> Fit {
+fn fit_group(values: &[f32]) -> GroupFit {
     const MAX_CODE: f32 = 15.0;
     let mean_square = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;
     let weights: Vec<f32> = values.iter().map(|value| mean_square.sqrt() + value.abs()).collect();
     let min = values.iter().copied().fold(0.0, f32::min);
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if max <= min {
-        return Fit { scale: 0.0, minimum: -min };
+        return GroupFit { scale: 0.0, minimum: -min };
     }
     let codes_of = |inverse: f32| -> Vec<f32> {
         values.iter().map(|value| (inverse * (value - min)).round_ties_even().clamp(0.0, MAX_CODE)).collect()
@@ -227,5 +227,5 @@ fn fit_group(values: &[f32]) -> Fit {
             (least, scale, offset) = (error, this_scale, this_offset);
         }
     }
-    Fit { scale, minimum: -offset }
+    GroupFit { scale, minimum: -offset }
 }

@@ -38,7 +38,12 @@ impl<B: Train> BlockParameters<B> {
     ///
     /// # Errors
     /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
-    pub async fn bring(&mut self, backend: &mut B, config: &ModelConfig, block: &mut Block<B>) -> Result<()> {
+    pub async fn refresh_weights(
+        &mut self,
+        backend: &mut B,
+        config: &ModelConfig,
+        block: &mut Block<B>,
+    ) -> Result<()> {
         for (norm, parameter) in block.norms.iter_mut().zip(&self.norms) {
             *norm = match parameter {
                 Some(parameter) => Some(trained::norm(backend, parameter, config.rms_norm_eps).await?),
@@ -112,7 +117,7 @@ impl<B: Train> BackwardWorkspace<B> {
 }
 
 impl<B: Train> Block<B> {
-    /// A block without weights, until [`BlockParameters::bring`] gives it some.
+    /// A block without weights, until [`BlockParameters::refresh_weights`] gives it some.
     pub fn empty() -> Self {
         Self { norms: [const { None }; 6], linears: [const { None }; 4] }
     }

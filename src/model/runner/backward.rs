@@ -69,7 +69,7 @@ impl<B: Train> EndParameters<B> {
     ///
     /// # Errors
     /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
-    pub async fn bring(
+    pub async fn refresh_weights(
         &mut self,
         backend: &mut B,
         config: &ModelConfig,
@@ -229,6 +229,6 @@ async fn sum<B: Train>(backend: &mut B, losses: &B::Buffer, count: usize) -> Res
 }
 
 /// What to say where weights are missing because bringing them has failed.
-pub fn not_brought() -> Error {
+pub fn needs_refresh() -> Error {
     Error::invalid_argument("expected a model all of whose parameters could be brought to the device")
 }

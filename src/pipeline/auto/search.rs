@@ -204,7 +204,7 @@ pub fn recommend(attempts: usize, last: &ValidationReport) -> String {
 }
 
 /// Share of the weights that mixed precision promotes. Not tuned.
-const RAISED_SHARE: f64 = 0.25;
+const PROMOTED_SHARE: f64 = 0.25;
 
 /// The modules with the largest output errors on the calibration samples, worst first, with about a quarter of all
 /// quantized weights, but at least one. `weights` returns a module's number of weights.
@@ -215,7 +215,7 @@ pub fn worst_modules(modules: &[ModuleRecord], weights: impl Fn(&str) -> u64) ->
         .collect();
     let all: u64 = measured.iter().map(|(name, _)| weights(name)).sum();
     sort::sort_by(&mut measured, |a, b| b.1.total_cmp(&a.1));
-    let room = (all as f64 * RAISED_SHARE) as u64;
+    let room = (all as f64 * PROMOTED_SHARE) as u64;
     let mut taken = 0;
     let mut worst: Vec<String> = Vec::new();
     for (name, _) in measured {

@@ -56,7 +56,7 @@ impl<B: Train> QatTrainer<'_, B> {
         let options = (self.options)(scheme, config)?;
         let text = vec![Document::text(candidate.calibration.to_vec())];
         let eos = config.eos_token_ids.first().copied();
-        let context = options.room.context;
+        let context = options.capacity.context;
         let mut corpus = Corpus::new(text, candidate.bos_token_id, eos, context, config.vocab_size)?;
         // The state is not saved, because a new search starts from the beginning.
         let folder = MemorySinkDir::new("the state");
@@ -81,7 +81,7 @@ impl<B: Train> QatTrainer<'_, B> {
             control,
         };
         let outcome = train(self.new_backend, inputs, &options, context).await?;
-        let tokens = outcome.ended.tokens;
+        let tokens = outcome.result.tokens;
         let quantized =
             outcome.quantized.ok_or_else(|| Error::invalid_argument("expected a scheme of codes"));
         Ok(Trained { outcome: quantized?, tokens })

@@ -20,7 +20,7 @@ pub(super) struct Copying<'a> {
     dtype: DType,
     to: &'a Tensor,
     /// Whether to stop at a value that half precision cannot hold.
-    hoped: bool,
+    tentative: bool,
     /// Columns of a matrix; a vector is one row.
     cols: usize,
     /// Copied elements.
@@ -32,11 +32,16 @@ pub(super) struct Copying<'a> {
 
 impl<'a> Copying<'a> {
     /// Prepares to copy `from` into `to`.
-    pub(super) fn new(store: &'a TensorStore, from: &'a str, to: &'a Tensor, hoped: bool) -> Result<Self> {
+    pub(super) fn new(
+        store: &'a TensorStore,
+        from: &'a str,
+        to: &'a Tensor,
+        tentative: bool,
+    ) -> Result<Self> {
         let info = store.require(from)?;
         let cols = info.shape.dims().last().and_then(|&cols| usize::try_from(cols).ok()).unwrap_or(1).max(1);
         let (dtype, values, converted) = (info.dtype, Vec::new(), Vec::new());
-        Ok(Self { store, from, dtype, to, hoped, cols, done: 0, largest: 0.0, values, converted })
+        Ok(Self { store, from, dtype, to, tentative, cols, done: 0, largest: 0.0, values, converted })
     }
 
     /// Writes the tensor, or `changed` instead. Returns false if a value does not fit a tentative form.
@@ -79,7 +84,7 @@ impl<'a> Copying<'a> {
         let in_tensor = || format!("tensor `{from}`");
         values.resize(count, 0.0);
         decode_f32(self.dtype, bytes, values).context_with(in_tensor)?;
-        if self.hoped && !values.iter().all(fits_f16) {
+        if self.tentative && !values.iter().all(fits_f16) {
             return Ok(false);
         }
         converted.clear();

@@ -11,7 +11,9 @@ use crate::model::Checkpoint;
 use crate::model::names::{self, Linear};
 use crate::pipeline::encode::{Encoder, stored_scale_type};
 use crate::pipeline::float_type::{config_changes, one_type, scale_type};
-use crate::pipeline::output::{self, Form, Made, Origin, OutputPlace, OutputPlan, Tensor, f16_holds, gguf};
+use crate::pipeline::output::{
+    self, Form, Origin, OutputMatrix, OutputPlace, OutputPlan, Tensor, f16_holds, gguf,
+};
 use crate::pipeline::select::{ModulePlan, copied_tensors};
 use crate::quant::stats::WeightError;
 use crate::quant::{Activations, ScaleType};
@@ -20,7 +22,7 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The job's settings for records, and changes besides quantizing.
-pub(super) struct About {
+pub(super) struct JobSettings {
     pub method: String,
     pub scheme: String,
     pub activations: Activations,
@@ -36,7 +38,7 @@ pub(super) struct QuantizeJob<'a> {
     checkpoint: &'a Checkpoint,
     plans: &'a [ModulePlan],
     encoder: Encoder<'a>,
-    about: About,
+    settings: JobSettings,
     /// Matrices that a GGUF file rounds, with their losses.
     copies: Vec<(String, String)>,
     /// The layout's common type of unpacked tensors, if it has one.
@@ -67,7 +69,7 @@ impl<'a> QuantizeJob<'a> {
             scheme =
                 one_or_mixed(linear().filter_map(|plan| Some(plan.scheme?.to_string()))).unwrap_or(scheme);
         }
-        let about = About {
+        let settings = JobSettings {
             method,
             scheme,
             activations: options.activations,
@@ -77,23 +79,23 @@ impl<'a> QuantizeJob<'a> {
             strict: options.strict,
         };
         let copies = plan.copies(checkpoint)?;
-        Ok(Self { copies, ..Self::about(checkpoint, plan.modules(), encoder, about) })
+        Ok(Self { copies, ..Self::about(checkpoint, plan.modules(), encoder, settings) })
     }
 
     pub(super) fn about(
         checkpoint: &'a Checkpoint,
         plans: &'a [ModulePlan],
         encoder: Encoder<'a>,
-        about: About,
+        settings: JobSettings,
     ) -> Self {
         let (copies, errors) = (Vec::new(), BTreeMap::new());
-        Self { checkpoint, plans, encoder, about, copies, one_type: None, errors }
+        Self { checkpoint, plans, encoder, settings, copies, one_type: None, errors }
     }
 
     /// Sets another method for the record.
     #[cfg(feature = "train")]
     pub(super) fn by(mut self, method: &str) -> Self {
-        self.about.method = method.to_owned();
+        self.settings.method = method.to_owned();
         self
     }
 
@@ -115,7 +117,7 @@ impl<'a> QuantizeJob<'a> {
         let checkpoint = self.checkpoint;
         let (output, written) = output::write(&mut self, checkpoint, place, control).await?;
         let modules = self.plans.iter().map(|plan| self.module_record(plan)).collect();
-        let About { method, scheme, activations, layout, parameters, .. } = self.about;
+        let JobSettings { method, scheme, activations, layout, parameters, .. } = self.settings;
         let record = QuantizationRecord {
             schema: "lowbit.quantization/1".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -146,7 +148,7 @@ impl<'a> QuantizeJob<'a> {
     fn format(&self, plan: &ModulePlan) -> Result<Option<PackedFormat>> {
         let Some(scheme) = plan.scheme else { return Ok(None) };
         let found = self.encoder.format(&plan.module, scheme, self.one_type.map(scale_type))?;
-        Ok(Some(self.about.layout.own_format(found)))
+        Ok(Some(self.settings.layout.own_format(found)))
     }
 
     fn quantization_config(&self) -> Result<Value> {
@@ -168,14 +170,14 @@ impl<'a> QuantizeJob<'a> {
                 .map(|plan| plan.module.clone()),
         );
         ignore.retain(|ignored| quantized.iter().all(|(module, _)| module != ignored));
-        self.about.layout.quantization_config(&quantized, &ignore, self.about.activations)
+        self.settings.layout.quantization_config(&quantized, &ignore, self.settings.activations)
     }
 
     /// The tensors of the module that `plans[index]` quantizes.
     fn pieces(&self, index: usize) -> Result<Option<Vec<Tensor>>> {
         let plan = &self.plans[index];
         let Some(format) = self.format(plan)? else { return Ok(None) };
-        Ok(Some(Tensor::pieces(self.about.layout, &plan.module, (plan.rows, plan.cols), format, index)))
+        Ok(Some(Tensor::pieces(self.settings.layout, &plan.module, (plan.rows, plan.cols), format, index)))
     }
 
     /// The tensors of a folder.
@@ -187,7 +189,7 @@ impl<'a> QuantizeJob<'a> {
         let table = format!("{}.weight", self.checkpoint.embedding_module());
         let head = format!("{}.weight", names::HEAD);
         let store = self.checkpoint.store();
-        for name in copied_tensors(self.checkpoint, self.plans, self.about.unties) {
+        for name in copied_tensors(self.checkpoint, self.plans, self.settings.unties) {
             let info = store.require(name)?;
             let is_table = name == table || name == head;
             let dtype = match self.one_type {
@@ -197,9 +199,9 @@ impl<'a> QuantizeJob<'a> {
             };
             // A tied embedding is stored under the name that every tool expects.
             let output = if name == table { format!("{}.weight", names::EMBEDDING) } else { name.to_owned() };
-            let hoped = dtype == DType::F16 && info.dtype != dtype;
+            let tentative = dtype == DType::F16 && info.dtype != dtype;
             let info = TensorInfo { dtype, shape: info.shape.clone() };
-            tensors.push(Tensor::copied(&output, info, Form::Plain(dtype), name, hoped));
+            tensors.push(Tensor::copied(&output, info, Form::Plain(dtype), name, tentative));
         }
         Ok(tensors)
     }
@@ -207,7 +209,7 @@ impl<'a> QuantizeJob<'a> {
     /// The tensors of a GGUF file.
     fn file_tensors(&self) -> Result<Vec<Tensor>> {
         let mut tensors = Vec::new();
-        for (module, source) in gguf::matrices(self.checkpoint, self.about.unties) {
+        for (module, source) in gguf::matrices(self.checkpoint, self.settings.unties) {
             let index = self.plans.iter().position(|plan| plan.module == module);
             if let Some(pieces) = index.map(|index| self.pieces(index)).transpose()?.flatten() {
                 tensors.extend(pieces);
@@ -222,7 +224,7 @@ impl<'a> QuantizeJob<'a> {
 
 impl output::Job for QuantizeJob<'_> {
     fn plan(&mut self, wide: &BTreeSet<String>) -> Result<OutputPlan> {
-        let layout = self.about.layout;
+        let layout = self.settings.layout;
         let copied = copied_tensors(self.checkpoint, self.plans, false);
         let mut scales: Vec<ScaleType> = Vec::new();
         if let Encoder::Restore { record, parameters } = &self.encoder {
@@ -232,7 +234,7 @@ impl output::Job for QuantizeJob<'_> {
         }
         self.one_type = one_type(layout, self.checkpoint.store(), &copied, &scales, wide)?;
         let mut changes =
-            if self.about.unties { vec![("tie_word_embeddings", Value::Bool(false))] } else { vec![] };
+            if self.settings.unties { vec![("tie_word_embeddings", Value::Bool(false))] } else { vec![] };
         let config = self.checkpoint.config_json();
         changes.extend(self.one_type.into_iter().flat_map(|dtype| config_changes(config, dtype)));
         let is_file = layout == TargetLayout::Gguf;
@@ -250,25 +252,25 @@ impl output::Job for QuantizeJob<'_> {
         &self.plans[index].module
     }
 
-    async fn make(&mut self, index: usize, control: &dyn Control) -> Result<Made> {
+    async fn make(&mut self, index: usize, control: &dyn Control) -> Result<OutputMatrix> {
         let plan = &self.plans[index];
         let made = async {
             let scheme = plan.scheme.expect("only quantized modules are made");
             let scale_type = self.one_type.map(scale_type);
             let (packed, error) =
                 self.encoder.encode(self.checkpoint, plan, (scheme, scale_type), control).await?;
-            Ok::<_, Error>((self.about.layout.own_scales(&packed)?, packed, error))
+            Ok::<_, Error>((self.settings.layout.own_scales(&packed)?, packed, error))
         };
         let place = || format!("{}: tensor `{}.weight`", self.checkpoint.name(), plan.source);
         let (own, packed, error) = made.await.context_with(place)?;
         self.errors.insert(plan.module.clone(), error);
         let Some((tensor, loss)) = own else {
-            return Ok(Made { tensor: packed, loss: None, difference: 0.0 });
+            return Ok(OutputMatrix { tensor: packed, loss: None, difference: 0.0 });
         };
-        if let (true, Some(loss)) = (self.about.strict, &loss) {
+        if let (true, Some(loss)) = (self.settings.strict, &loss) {
             return Err(Error::unsupported_format(format!("module `{}`: {loss}", plan.module)));
         }
-        Ok(Made { difference: output::distance(&packed, &tensor), tensor, loss })
+        Ok(OutputMatrix { difference: output::distance(&packed, &tensor), tensor, loss })
     }
 
     async fn changed_vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
@@ -286,7 +288,7 @@ pub(in crate::pipeline) async fn copied_bytes(
     let mut job = QuantizeJob::new(checkpoint, plan, encoder, Map::new())?;
     let mut wide = BTreeSet::new();
     for tensor in job.plan(&wide)?.tensors {
-        if let Origin::Copy { tensor, hoped: true } = tensor.origin
+        if let Origin::Copy { tensor, tentative: true } = tensor.origin
             && !f16_holds(checkpoint.store(), &tensor).await?
         {
             wide.insert(tensor);

@@ -8,7 +8,7 @@ use crate::pipeline::select::QuantizeOptions;
 use crate::quant::{Activations, Bits, Granularity, Method, ScaleType, Scheme};
 use crate::train::optimizer::OptimizerOptions;
 use crate::train::schedule::Schedule;
-use crate::train::{Goal, MasterType, Origin, Precision, Room};
+use crate::train::{BatchCapacity, LossWeights, MasterType, Origin, Precision};
 use serde_json::{Map, Value, json};
 
 named! {
@@ -43,7 +43,7 @@ pub struct TrainOptions {
     /// Type of the master weights.
     pub masters: MasterType,
     /// Tokens in a batch, and in a row.
-    pub room: Room,
+    pub capacity: BatchCapacity,
     /// Batches per step.
     pub accumulate: usize,
     /// Steps and learning rates.
@@ -51,7 +51,7 @@ pub struct TrainOptions {
     /// Options of the optimizer.
     pub optimizer: OptimizerOptions,
     /// The loss.
-    pub goal: Goal,
+    pub loss_weights: LossWeights,
     /// Seed of the order of texts and of a new model's weights.
     pub seed: u64,
     /// Steps between evaluations on the held-out text.
@@ -137,8 +137,8 @@ impl TrainOptions {
             "dtype": self.float.map(|dtype| dtype.to_string().to_lowercase()),
             "scales": if self.learned_scales { "learned" } else { "nearest" },
             "masters": if self.masters == MasterType::Half { "bf16" } else { "f32" },
-            "context": self.room.context,
-            "batch_tokens": self.room.tokens,
+            "context": self.capacity.context,
+            "batch_tokens": self.capacity.tokens,
             "accumulate": self.accumulate,
             "steps": steps,
             "warmup": warmup,
@@ -147,10 +147,10 @@ impl TrainOptions {
             "last_rate": last,
             "weight_decay": weight_decay,
             "scale_rate": self.optimizer.scale_rate,
-            "clip": self.optimizer.longest,
-            "cross_entropy": self.goal.cross_entropy,
-            "teacher_share": self.goal.divergence,
-            "temperature": self.goal.temperature,
+            "clip": self.optimizer.max_gradient_norm,
+            "cross_entropy": self.loss_weights.cross_entropy,
+            "teacher_share": self.loss_weights.divergence,
+            "temperature": self.loss_weights.temperature,
             "seed": self.seed,
         });
         let Value::Object(parameters) = parameters else { unreachable!("an object was written above") };

@@ -19,7 +19,7 @@ use crate::task::BoxFuture;
 use crate::train::Origin;
 use crate::train::blocks::{BlockByBlock, BlockOptions};
 use crate::train::corpus::{Corpus, Position, Sequence};
-use crate::train::run::{Ended, Event};
+use crate::train::run::{Event, RunResult};
 use crate::train::start::Start;
 use crate::train::state::StateFolder;
 use serde_json::{Map, Value, json};
@@ -31,7 +31,7 @@ const MOST_WINDOWS: usize = 512;
 
 /// The result of the stages before end-to-end training.
 #[derive(Default)]
-pub(super) struct Begun {
+pub(super) struct StageResults {
     codes: Option<Checkpoint>,
     blocks: Option<Blocks>,
 }
@@ -43,7 +43,7 @@ struct Blocks {
     scales: BTreeMap<String, Vec<f32>>,
 }
 
-impl Begun {
+impl StageResults {
     /// Runs the stages, unless end-to-end training has a saved state, which replaces them.
     ///
     /// # Errors
@@ -55,20 +55,20 @@ impl Begun {
         prepared: &Prepared,
         context: TrainContext<'_>,
     ) -> Result<Self> {
-        let mut begun = Self::default();
+        let mut stages = Self::default();
         let Origin::Checkpoint(checkpoint) = inputs.origin else {
             if options.start == Some(StartCodes::Gptq) || options.blocks.is_some() {
                 return Err(Error::invalid_argument(
                     "GPTQ and block steps need a checkpoint with weights, but the model is new",
                 ));
             }
-            return Ok(begun);
+            return Ok(stages);
         };
         if context.state.has_begun().await? {
-            return Ok(begun);
+            return Ok(stages);
         }
         if options.start() == StartCodes::Gptq {
-            begun.codes = Some(gptq(new_backend, checkpoint, inputs.corpus, options, context).await?);
+            stages.codes = Some(gptq(new_backend, checkpoint, inputs.corpus, options, context).await?);
         }
         if let Some(schedule) = options.blocks {
             let most = usize::try_from(schedule.steps).unwrap_or(usize::MAX);
@@ -77,16 +77,22 @@ impl Begun {
             let on = (checkpoint, prepared.precision);
             let how = BlockOptions { schedule, optimizer, learned_scales };
             let kept = (context.state, prepared.key.clone());
-            let mut run =
-                BlockByBlock::begin(new_backend()?, on, (&texts, options.room), how, context.scratch, kept)
-                    .await?;
+            let mut run = BlockByBlock::begin(
+                new_backend()?,
+                on,
+                (&texts, options.capacity),
+                how,
+                context.scratch,
+                kept,
+            )
+            .await?;
             for _ in 0..checkpoint.config().num_hidden_layers {
-                (context.tell)(Event::Block(run.train(begun.start(), context.control).await?));
+                (context.tell)(Event::Block(run.train(stages.start(), context.control).await?));
             }
             run.end().await?;
-            begun.blocks = Some(Blocks::open(checkpoint, inputs, context.state, &prepared.key).await?);
+            stages.blocks = Some(Blocks::open(checkpoint, inputs, context.state, &prepared.key).await?);
         }
-        Ok(begun)
+        Ok(stages)
     }
 
     /// The initial codes of layers.
@@ -115,9 +121,9 @@ pub(super) async fn blocks_alone<B: Train>(
     context: TrainContext<'_>,
 ) -> Result<TrainOutcome> {
     let prepared = Prepared::new(inputs, options, context).await?;
-    let begun = Begun::new(new_backend, inputs, options, &prepared, context).await?;
+    let stages = StageResults::new(new_backend, inputs, options, &prepared, context).await?;
     let Prepared { quantize, precision, memory, parameters, .. } = prepared;
-    let (Some(quantize), Some(Blocks { checkpoint, scales })) = (quantize, begun.blocks) else {
+    let (Some(quantize), Some(Blocks { checkpoint, scales })) = (quantize, stages.blocks) else {
         return Err(Error::invalid_argument("expected steps to train, end-to-end or of blocks"));
     };
     let mut stored = BTreeMap::new();
@@ -131,8 +137,8 @@ pub(super) async fn blocks_alone<B: Train>(
     let record = TrainingRecord::new(inputs, parameters).within();
     let place = context.place();
     let quantized = write_trained(&checkpoint, &quantize, stored, record, &place, context.control).await?;
-    let ended = Ended { steps: 0, tokens: 0, first: None, best: None };
-    Ok(TrainOutcome { ended, quantized: Some(quantized), memory })
+    let result = RunResult { steps: 0, tokens: 0, first: None, best: None };
+    Ok(TrainOutcome { result, quantized: Some(quantized), memory })
 }
 
 /// Quantizes a checkpoint with GPTQ on the training texts.
@@ -146,8 +152,8 @@ async fn gptq<B: Train>(
     let Some(bits) = options.bits else {
         return Err(Error::invalid_argument("GPTQ finds codes of 2, 3, 4 or 8 bits; give bits"));
     };
-    let TrainOptions { granularity, activations, memory, room, .. } = *options;
-    let rows = room.tokens / room.context;
+    let TrainOptions { granularity, activations, memory, capacity, .. } = *options;
+    let rows = capacity.tokens / capacity.context;
     let windows = batches(corpus, options, MOST_WINDOWS.div_ceil(rows))?.into_iter().flatten();
     let windows = windows.take(MOST_WINDOWS).map(|sequence| sequence.tokens).collect();
     let samples = Samples::of(windows);
@@ -166,7 +172,7 @@ async fn gptq<B: Train>(
 fn batches(corpus: &mut Corpus, options: &TrainOptions, most: usize) -> Result<Vec<Vec<Sequence>>> {
     let (mut position, mut all) = (Position::default(), Vec::new());
     while position.epoch == 0 && all.len() < most {
-        let (batch, next) = corpus.batch(options.seed, position, options.room.tokens)?;
+        let (batch, next) = corpus.batch(options.seed, position, options.capacity.tokens)?;
         all.push(batch);
         position = next;
     }

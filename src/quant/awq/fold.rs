@@ -82,7 +82,7 @@ pub fn divide_rows(tensor: &PackedTensor, scales: &[f32]) -> Result<PackedTensor
 
 /// The sharing of v's rows among attention heads.
 #[derive(Clone, Copy, Debug)]
-pub struct Sharing {
+pub struct HeadGrouping {
     /// Heads.
     pub heads: usize,
     /// Heads of keys and values; divides `heads`.
@@ -91,7 +91,7 @@ pub struct Sharing {
     pub head_dim: usize,
 }
 
-impl Sharing {
+impl HeadGrouping {
     /// The row of v for a feature of attention's output.
     fn row(self, feature: usize) -> usize {
         let (head, place) = (feature / self.head_dim, feature % self.head_dim);

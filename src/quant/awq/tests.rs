@@ -1,6 +1,6 @@
 //! AWQ compared with direct sums over inputs.
 
-use super::fold::{Sharing, divide_norm, divide_rows};
+use super::fold::{HeadGrouping, divide_norm, divide_rows};
 use super::*;
 use crate::dtype::DType;
 use crate::quant::dequantize;
@@ -237,11 +237,11 @@ fn folding_into_rows_changes_the_groups_scales_alone() {
 #[test]
 fn heads_that_share_a_row_of_v_share_its_scale() {
     // Four heads of two features; heads 0 and 1 share, and 2 and 3.
-    let sharing = Sharing { heads: 4, kv_heads: 2, head_dim: 2 };
+    let grouping = HeadGrouping { heads: 4, kv_heads: 2, head_dim: 2 };
     let mut values = [1.0, 10.0, 3.0, 30.0, 5.0, 50.0, 7.0, 70.0];
-    sharing.average(&mut values);
+    grouping.average(&mut values);
     assert_eq!(values, [2.0, 20.0, 2.0, 20.0, 6.0, 60.0, 6.0, 60.0]);
-    assert_eq!(sharing.of_rows(&values), [2.0, 20.0, 6.0, 60.0]);
+    assert_eq!(grouping.of_rows(&values), [2.0, 20.0, 6.0, 60.0]);
 }
 
 #[test]

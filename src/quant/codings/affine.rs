@@ -112,7 +112,7 @@ impl Coded for PackedTensor {
     }
 
     fn take_rows(&self, rows: Range<usize>) -> QuantizedTensor {
-        self.rows_alone(rows).into()
+        self.copy_rows(rows).into()
     }
 
     fn sections(&self) -> Vec<Section> {

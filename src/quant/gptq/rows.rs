@@ -61,7 +61,7 @@ impl RoundedRows {
             .collect::<Result<Vec<_>>>()?;
         pace.spend(ROUND_WORK * weights.len() as u64).await;
         let mut ordered = prepared.gather(weights);
-        prepared.make_up_for_drift(weights, &mut ordered, pace).await;
+        prepared.compensate_drift(weights, &mut ordered, pace).await;
         // The target weights.
         let mut wanted = prepared.scatter(&ordered);
         sums.signal = prepared.output_square(&ordered, pace).await;
@@ -143,7 +143,7 @@ impl Prepared<'_> {
 
     /// Adds the correction for original inputs to `ordered`, the `weights` in the factor's order:
     /// `w C H^-1`, with `C` the mean of `(x_o - x) x^T`. [`Drift`](crate::quant::Drift) holds it transposed.
-    async fn make_up_for_drift(&self, weights: &[f32], ordered: &mut [f32], pace: &mut Pace) {
+    async fn compensate_drift(&self, weights: &[f32], ordered: &mut [f32], pace: &mut Pace) {
         let Some(drift) = self.drift else { return };
         let cols = self.factor.size;
         let count = weights.len() / cols;

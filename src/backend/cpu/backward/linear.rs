@@ -30,7 +30,7 @@ pub(super) struct Gradient<'a> {
 }
 
 /// What matrix products run on.
-pub(super) struct Means<'a> {
+pub(super) struct MatmulContext<'a> {
     pub(super) isa: Isa,
     pub(super) workers: &'a Workers,
     /// The matrix unit, if the product may use one.
@@ -46,19 +46,19 @@ struct Scaled<'a> {
 
 /// Memory for such matrices, kept between steps: allocating memory costs about as much as filling it.
 #[derive(Default)]
-pub(in super::super) struct Kept {
-    weight: KeptMatrix,
-    input: KeptMatrix,
+pub(in super::super) struct LinearBuffers {
+    weight: ScaledBuffer,
+    input: ScaledBuffer,
 }
 
 #[derive(Default)]
-struct KeptMatrix {
+struct ScaledBuffer {
     values: Vec<f32>,
     /// Empty if there are none.
     scales: Vec<f32>,
 }
 
-impl KeptMatrix {
+impl ScaledBuffer {
     fn matrix(&self, len: usize) -> Scaled<'_> {
         Scaled { values: &self.values[..len], scales: (!self.scales.is_empty()).then_some(&self.scales) }
     }
@@ -79,8 +79,8 @@ impl KeptMatrix {
 /// # Errors
 /// `invalid_argument` for gradients of other shapes than the weight's; `out_of_memory`.
 pub(super) fn linear(
-    mut means: Means<'_>,
-    kept: &mut Kept,
+    mut context: MatmulContext<'_>,
+    kept: &mut LinearBuffers,
     x: &[f32],
     dy: &[f32],
     weight: &CpuWeight,
@@ -90,7 +90,7 @@ pub(super) fn linear(
     let (cols, stride) = (weight.cols, weight.rows);
     let count = x.len() / cols;
     if count < WHOLE_TOKENS {
-        means.split = None;
+        context.split = None;
     }
     dx.fill(0.0);
     let mut first = 0;
@@ -108,7 +108,7 @@ pub(super) fn linear(
             None => Scaled { values: x, scales: None },
             Some(grid) => {
                 if rounded != Some(grid) {
-                    means.round(x, cols, grid, &mut kept.input)?;
+                    context.round(x, cols, grid, &mut kept.input)?;
                     rounded = Some(grid);
                 }
                 kept.input.matrix(x.len())
@@ -117,13 +117,13 @@ pub(super) fn linear(
         let dense = match part.floats() {
             Some(values) => Scaled { values, scales: None },
             None => {
-                means.expand(part, &mut kept.weight)?;
+                context.expand(part, &mut kept.weight)?;
                 kept.weight.matrix(part.rows * cols)
             }
         };
         let product = Product { dy, first, count, rows: part.rows, stride, cols };
-        product.input(&mut means, dense, dx)?;
-        product.weight(&mut means, met, gradient.weight)?;
+        product.input(&mut context, dense, dx)?;
+        product.weight(&mut context, met, gradient.weight)?;
         if let Some(bias) = gradient.bias {
             product.bias(bias);
         }
@@ -132,16 +132,16 @@ pub(super) fn linear(
     Ok(())
 }
 
-impl Means<'_> {
+impl MatmulContext<'_> {
     /// The activations that the forward step multiplied. For the matrix unit they are integers with one scale per
     /// token, because integers have one part instead of three.
-    fn round(&self, x: &[f32], cols: usize, grid: ActivationGrid, out: &mut KeptMatrix) -> Result<()> {
+    fn round(&self, x: &[f32], cols: usize, grid: ActivationGrid, out: &mut ScaledBuffer) -> Result<()> {
         out.scales.clear();
         if self.split.is_some() {
             out.scales.resize(x.len() / cols, 1.0);
         }
         out.values(x.len())?;
-        let KeptMatrix { values, scales } = out;
+        let ScaledBuffer { values, scales } = out;
         let mut scales = scales.iter_mut();
         let rows = values.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
         let mut rows: Vec<_> = rows.map(|(out, x)| (out, x, scales.next())).collect();
@@ -159,7 +159,7 @@ impl Means<'_> {
 
     /// The weights that the forward step multiplied, `[rows, cols]`. For the matrix unit, codes with one scale per row
     /// are integers, as above.
-    fn expand(&self, part: &Part, out: &mut KeptMatrix) -> Result<()> {
+    fn expand(&self, part: &Part, out: &mut ScaledBuffer) -> Result<()> {
         let Part { rows, columns, data, order, .. } = part;
         let is_plain = order.is_none() && columns.is_plain();
         out.scales.clear();
@@ -168,7 +168,7 @@ impl Means<'_> {
         }
         let len = rows * columns.cols;
         out.values(len)?;
-        let KeptMatrix { values, scales } = out;
+        let ScaledBuffer { values, scales } = out;
         self.workers.run_chunks(&mut values[..len], columns.cols * EXPANDED, len, |index, out| {
             let rows = index * EXPANDED..index * EXPANDED + out.len() / columns.cols;
             match data {
@@ -250,10 +250,10 @@ impl Product<'_> {
     }
 
     /// `dx += dy W`
-    fn input(&self, means: &mut Means<'_>, weight: Scaled<'_>, dx: &mut [f32]) -> Result<()> {
+    fn input(&self, context: &mut MatmulContext<'_>, weight: Scaled<'_>, dx: &mut [f32]) -> Result<()> {
         let Self { dy, first, count, rows: len, stride, cols, .. } = *self;
         let work = self.work();
-        let Means { workers, split, .. } = means;
+        let MatmulContext { workers, split, .. } = context;
         if let Some(split) = split {
             let dy = Side::rows(self.derivatives()).times(weight.scales);
             let weight = Side::columns(Region::new(weight.values, cols, len, cols));
@@ -270,13 +270,13 @@ impl Product<'_> {
     }
 
     /// `dW += dy^T x`
-    fn weight(&self, means: &mut Means<'_>, x: Scaled<'_>, dweight: &mut [f32]) -> Result<()> {
+    fn weight(&self, context: &mut MatmulContext<'_>, x: Scaled<'_>, dweight: &mut [f32]) -> Result<()> {
         let Self { dy, first, count, stride, cols, rows: len, .. } = *self;
         if count == 0 {
             return Ok(());
         }
         let work = self.work();
-        let Means { workers, split, .. } = means;
+        let MatmulContext { workers, split, .. } = context;
         if let Some(split) = split {
             let dy = Side::columns(self.derivatives()).times(x.scales);
             let x = Side::columns(Region::new(x.values, cols, count, cols));

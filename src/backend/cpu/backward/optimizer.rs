@@ -109,18 +109,18 @@ pub(super) fn adamw(
     workers: &Workers,
     value: Master<&mut [u32]>,
     gradient: &[f32],
-    (means, squares): (&mut [f32], &mut [f32]),
+    (context, squares): (&mut [f32], &mut [f32]),
     update: AdamW,
 ) {
     let step = Step::new(update);
     let work = gradient.len() * 8;
-    let pieces = gradient.chunks(PIECE).zip(means.chunks_mut(PIECE).zip(squares.chunks_mut(PIECE)));
+    let pieces = gradient.chunks(PIECE).zip(context.chunks_mut(PIECE).zip(squares.chunks_mut(PIECE)));
     match value {
         Master::Single(values) => {
             let mut pieces: Vec<_> = pieces.zip(values.chunks_mut(PIECE)).collect();
             workers.run_chunks(&mut pieces, 1, work, |_, pieces| {
-                for ((gradient, (means, squares)), values) in pieces {
-                    adamw_piece(step, bytemuck::cast_slice_mut(values), gradient, means, squares);
+                for ((gradient, (context, squares)), values) in pieces {
+                    adamw_piece(step, bytemuck::cast_slice_mut(values), gradient, context, squares);
                 }
             });
         }
@@ -128,12 +128,13 @@ pub(super) fn adamw(
             let mut pieces: Vec<_> = pieces.zip(words.chunks_mut(PIECE / 2)).collect();
             workers.run_chunks(&mut pieces, 1, work, |index, pieces| {
                 let mut values = vec![0.0; PIECE];
-                for ((gradient, (means, squares)), words) in pieces {
+                for ((gradient, (context, squares)), words) in pieces {
                     let values = &mut values[..gradient.len()];
                     read(Master::Half(words), 0, values);
-                    adamw_piece(step, values, gradient, means, squares);
+                    adamw_piece(step, values, gradient, context, squares);
                     for (place, (word, pair)) in words.iter_mut().zip(values.chunks(2)).enumerate() {
-                        let random = scramble(update.seed, update.step, (index * PIECE / 2 + place) as u64);
+                        let random =
+                            random_bits(update.seed, update.step, (index * PIECE / 2 + place) as u64);
                         let low = rounded(pair[0], random as u16);
                         let high = pair.get(1).map_or(0, |&value| rounded(value, (random >> 16) as u16));
                         *word = u32::from(low) | u32::from(high) << 16;
@@ -154,7 +155,7 @@ fn rounded(value: f32, random: u16) -> u16 {
 }
 
 /// Random bits for each step and place (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014).
-fn scramble(seed: u64, step: u64, place: u64) -> u64 {
+fn random_bits(seed: u64, step: u64, place: u64) -> u64 {
     let mix = |z: u64| {
         let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -194,9 +195,9 @@ impl Step {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn adamw_piece(step: Step, values: &mut [f32], gradient: &[f32], means: &mut [f32], squares: &mut [f32]) {
+fn adamw_piece(step: Step, values: &mut [f32], gradient: &[f32], context: &mut [f32], squares: &mut [f32]) {
     let Step { betas, rests, clip, kept, rate, root, epsilon } = step;
-    for (((value, gradient), mean), square) in values.iter_mut().zip(gradient).zip(means).zip(squares) {
+    for (((value, gradient), mean), square) in values.iter_mut().zip(gradient).zip(context).zip(squares) {
         let gradient = gradient * clip;
         *mean = betas.0 * *mean + rests.0 * gradient;
         *square = betas.1 * *square + rests.1 * gradient * gradient;

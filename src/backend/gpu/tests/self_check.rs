@@ -139,7 +139,7 @@ pub(super) async fn a_variant_that_fails_is_replaced_and_the_answer_stays_right(
             let [told] = &replaced[..] else { panic!("{sabotage:?}: {replaced:?}") };
             assert!(told.contains("are replaced by their base") && told.contains(why), "{told}");
             // Another backend on the same device has the same results of self-checks.
-            let mut other = gpu.another().unwrap();
+            let mut other = gpu.sibling().unwrap();
             let rounding = kernel.starts_with("add_rms_norm.quantize");
             let expected = if rounding { fewest + 2 } else { fewest };
             assert_eq!(dispatches(&mut other).await, expected, "{sabotage:?}");

@@ -32,14 +32,14 @@ const ENDS: [&str; 22] = [
 ];
 
 /// Fill-in-the-middle tokens that also end a text: their keys, and their texts if the key is missing.
-const FILLING_ENDS: [(&str, &[&str]); 3] = [
+const FIM_ENDS: [(&str, &[&str]); 3] = [
     ("fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep_token_id", &["<|file_sep|>"]),
 ];
 
 /// The other fill-in-the-middle tokens: control tokens that do not end a text.
-const FILLING: [(&str, &[&str]); 3] = [
+const FIM_TOKENS: [(&str, &[&str]); 3] = [
     (
         "fim_pre_token_id",
         &[
@@ -89,7 +89,7 @@ const SHOWN: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrai
 pub(super) fn by_text(tokens: &[String], named: impl Fn(&str) -> bool) -> Vec<u32> {
     let mut found: Vec<u32> = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let filling = || FILLING_ENDS.iter().find(|(_, texts)| texts.contains(&token.as_str()));
+        let filling = || FIM_ENDS.iter().find(|(_, texts)| texts.contains(&token.as_str()));
         let ends = ENDS.contains(&token.as_str()) || filling().is_some_and(|(key, _)| !named(key));
         // The first of equal texts: a file that repeats a text has no usable vocabulary anyway.
         if ends && !found.iter().any(|&first| tokens[first as usize] == *token) {
@@ -144,7 +144,7 @@ pub(in crate::layout::gguf) fn end_tokens(metadata: &Metadata<'_>) -> Result<Vec
     };
     let mut ids = Vec::new();
     ids.extend(named("eos_token_id")?.or_else(|| default_special(metadata, tokens, EOS)));
-    for name in ["eot_token_id", "eom_token_id"].into_iter().chain(FILLING_ENDS.map(|(name, _)| name)) {
+    for name in ["eot_token_id", "eom_token_id"].into_iter().chain(FIM_ENDS.map(|(name, _)| name)) {
         ids.extend(named(name)?);
     }
     ids.extend(by_text(tokens, |name| metadata.has(&key(name))).into_iter().map(u64::from));
@@ -190,7 +190,7 @@ pub(super) fn correct_kinds(metadata: &Metadata<'_>, tokens: &[String], kinds: &
     let named = |name: &str| metadata.has(&format!("tokenizer.ggml.{name}"));
     let control = |token: &str| {
         ENDS.contains(&token)
-            || FILLING_ENDS.iter().chain(&FILLING).any(|(name, texts)| texts.contains(&token) && !named(name))
+            || FIM_ENDS.iter().chain(&FIM_TOKENS).any(|(name, texts)| texts.contains(&token) && !named(name))
     };
     let ends = by_text(tokens, named);
     let exceptions = exceptions(tokens, &ends);
