@@ -14,12 +14,10 @@ use crate::error::{Context, Error, Result};
 use crate::format::scratch::TempScratch;
 use crate::format::sink::FsSinkDir;
 use crate::model::Checkpoint;
-use crate::pipeline::train::{TrainContext, TrainInputs, TrainOutcome, train};
+use crate::pipeline::train::{TrainContext, TrainInputs, TrainOutcome, TrainingTexts, train};
 use crate::request::{TrainRequest, TrainingSignal};
 use crate::task::block_on;
 use crate::train::BatchCapacity;
-use crate::train::corpus::{Corpus, Position, Sequence};
-use crate::train::curriculum::Curriculum;
 use crate::train::state::StateFolder;
 use indicatif::DecimalBytes;
 use serde_json::json;
@@ -78,7 +76,7 @@ pub fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Outcome> {
         let learns = if teacher.is_some() { TrainingSignal::Teacher } else { TrainingSignal::Texts };
         let options = request.options(model.config(), learns)?;
         let to = destination(&args.output, &args.from.model, request.format)?;
-        let Texts { mut corpus, held_out, curriculum } = args.texts(&model, options.capacity)?;
+        let TrainingTexts { mut corpus, held_out, curriculum } = args.texts(&model, options.capacity)?;
         terminal.note(format_args!(
             "{} tokens to learn from, {} in a step",
             corpus.tokens(),
@@ -163,45 +161,20 @@ fn report(outcome: &TrainOutcome, path: &Path, seconds: f64, terminal: &Terminal
     terminal.result(&document, format!("{text}\n"))
 }
 
-/// Training and held-out data.
-struct Texts {
-    corpus: Corpus,
-    held_out: Vec<Sequence>,
-    curriculum: Option<Curriculum>,
-}
-
 impl TrainArgs {
-    fn texts(&self, model: &Learner, capacity: BatchCapacity) -> Result<Texts> {
+    fn texts(&self, model: &Learner, capacity: BatchCapacity) -> Result<TrainingTexts> {
         let from = &self.from;
-        if !self.curriculum {
-            let corpus = from.corpus(model, capacity, &from.data)?;
-            let held_out = match &self.held_out[..] {
-                [] => Vec::new(),
-                paths => sequences(from.corpus(model, capacity, paths)?, capacity)?,
-            };
-            return Ok(Texts { corpus, held_out, curriculum: None });
+        if self.curriculum {
+            let questions = (from.levels(model, &from.data)?, from.levels(model, &self.held_out)?);
+            let new_corpus = |documents| from.corpus_of(model, capacity, documents);
+            return TrainingTexts::graded(questions.0, questions.1, capacity, new_corpus);
         }
-        let (mut documents, mut numbers) = (Vec::new(), Vec::new());
-        for (level, questions) in from.levels(model, &from.data)? {
-            numbers.extend(vec![level; questions.len()]);
-            documents.extend(questions);
-        }
-        let corpus = from.corpus_of(model, capacity, documents)?.graded(numbers)?;
-        let mut levels = Vec::new();
-        for (level, questions) in from.levels(model, &self.held_out)? {
-            let count = questions.len();
-            let whole = sequences(from.corpus_of(model, capacity, questions)?, capacity)?;
-            if whole.len() != count {
-                return Err(Error::invalid_argument(format!(
-                    "level {level}: expected held-out questions of at most {} tokens but found a longer one",
-                    capacity.context
-                )));
-            }
-            levels.push((level, whole));
-        }
-        let held_out = levels.iter().flat_map(|(_, questions)| questions).cloned().collect();
-        let curriculum = Some(Curriculum::new(levels, &corpus.levels())?);
-        Ok(Texts { corpus, held_out, curriculum })
+        let corpus = from.corpus(model, capacity, &from.data)?;
+        let held_out = match &self.held_out[..] {
+            [] => None,
+            paths => Some(from.corpus(model, capacity, paths)?),
+        };
+        TrainingTexts::new(corpus, held_out, capacity)
     }
 
     /// Digest of everything besides options that determines the result.
@@ -222,15 +195,4 @@ impl TrainArgs {
         ]);
         Ok(sha256_hex(seen.to_string().as_bytes()))
     }
-}
-
-/// All sequences of a held-out text.
-fn sequences(mut corpus: Corpus, capacity: BatchCapacity) -> Result<Vec<Sequence>> {
-    let (mut position, mut all) = (Position::default(), Vec::new());
-    while position.epoch == 0 {
-        let (batch, next) = corpus.batch(0, position, capacity.tokens)?;
-        all.extend(batch);
-        position = next;
-    }
-    Ok(all)
 }

@@ -5,6 +5,7 @@
 
 mod options;
 mod stages;
+mod texts;
 
 use super::output::OutputPlace;
 use super::quantize::{QuantizationPlan, QuantizeOutcome, write_trained};
@@ -36,6 +37,7 @@ use serde_json::{Map, Value, json};
 use stages::StageResults;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+pub use texts::TrainingTexts;
 
 /// Inputs of training.
 pub struct TrainInputs<'a> {

@@ -176,6 +176,20 @@ impl Corpus {
         Ok(Self { levels, epoch: None, ..self })
     }
 
+    /// All sequences of an epoch, in batches of at most `tokens`.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    pub fn sequences(mut self, tokens: usize) -> Result<Vec<Sequence>> {
+        let (mut position, mut all) = (Position::default(), Vec::new());
+        while position.epoch == 0 {
+            let (batch, next) = self.batch(0, position, tokens)?;
+            all.extend(batch);
+            position = next;
+        }
+        Ok(all)
+    }
+
     /// Levels with documents, easiest first.
     pub fn levels(&self) -> BTreeSet<usize> {
         self.levels.iter().copied().collect()

@@ -1,6 +1,6 @@
 //! Graded questions: the generators, the curriculum, and the level in the learning zone.
 
-use crate::terminal::{CommandResult, arg, lowbit, tale};
+use crate::terminal::{CommandResult, arg, llama_config, lowbit, tale};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -79,19 +79,6 @@ fn files_of_levels_that_make_no_sense_are_named() {
     assert!(ran.code == 2 && ran.stderr.contains("level 1: question 1: "), "{}", ran.stderr);
 }
 
-/// A model that learns the easy levels in less than half a minute.
-fn config(folder: &Path) -> PathBuf {
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 258,
-        "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": true,
-    });
-    let path = folder.join("config.json");
-    fs::write(&path, config.to_string()).unwrap();
-    path
-}
-
 #[test]
 fn a_curriculum_takes_in_the_next_level_when_one_is_mastered() {
     let folder = tempfile::tempdir().unwrap();
@@ -101,7 +88,8 @@ fn a_curriculum_takes_in_the_next_level_when_one_is_mastered() {
     let train = |held_out: Vec<String>, to: &str| {
         let size = ["--context", "48", "--batch-tokens", "1024", "--steps", "150", "--evaluate-every", "10"];
         let more = ["--learning-rate", "0.004", "--metrics", &metrics, "--curriculum"];
-        let args = ["train".to_owned(), arg(config(folder.path())), "-o".to_owned()];
+        let args =
+            ["train".to_owned(), arg(llama_config(folder.path(), 258, [64, 176, 4, 4])), "-o".to_owned()];
         let args = args.into_iter().chain([arg(folder.path().join(to)), "--data".to_owned()]);
         let args = args.chain(sudokus(&files, "train", 1..=3)).chain(held_out);
         lowbit(args.chain(size.into_iter().chain(more).map(str::to_owned)))
@@ -161,7 +149,7 @@ fn a_model_that_learned_five_levels_is_at_the_edge_of_what_it_can_do() {
         lowbit(args.chain(asked.clone()).chain(more.iter().map(|&word| word.to_owned()))).done()
     };
     let mut model = folder.path().join("model-0");
-    train(&config(folder.path()), "500", "0.004", &model);
+    train(&llama_config(folder.path(), 258, [64, 176, 4, 4]), "500", "0.004", &model);
     for round in 1..=ROUNDS {
         let said = assess(&model, &["--json", "--noise-questions", "0"]).json();
         println!("{said}");

@@ -115,3 +115,18 @@ pub fn edit_safetensors(path: &Path, edit: impl FnOnce(&mut Value, &mut Vec<u8>)
     edit(&mut header, &mut data);
     fs::write(path, join(&header, &data)).unwrap();
 }
+
+/// A file `config.json` of a small llama of two layers with a context of 64 tokens. The sizes are those of the hidden states and the
+/// MLP, and the numbers of heads and KV heads.
+pub fn llama_config(folder: &Path, vocab_size: usize, sizes: [usize; 4]) -> PathBuf {
+    let [hidden_size, intermediate_size, heads, kv_heads] = sizes;
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": vocab_size,
+        "hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": 2,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 16,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+    });
+    let path = folder.join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    path
+}

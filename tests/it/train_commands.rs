@@ -1,23 +1,10 @@
 //! `lowbit train` and `lowbit qat` on the command line.
 
-use crate::terminal::{arg, copy_of_tale, lowbit, short_text, tale};
+use crate::terminal::{arg, copy_of_tale, llama_config, lowbit, short_text, tale};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// A model with very fast steps.
-fn config(folder: &Path) -> PathBuf {
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 300,
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": true,
-    });
-    let path = folder.join("config.json");
-    fs::write(&path, config.to_string()).unwrap();
-    path
-}
 
 fn verse(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
@@ -38,7 +25,7 @@ const SHORT: [&str; 6] = ["--steps", "60", "--context", "32", "--batch-tokens", 
 #[test]
 fn a_model_begins_anew_with_a_configuration_and_a_text() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, text) = (config(folder.path()), verse(folder.path(), "verse.txt"));
+    let (model, text) = (llama_config(folder.path(), 300, [32, 64, 2, 1]), verse(folder.path(), "verse.txt"));
     let (output, log) = (folder.path().join("out"), folder.path().join("log.jsonl"));
     let csv = folder.path().join("log.csv");
     for (bits, log) in [("none", &log), ("ternary", &csv)] {
