@@ -315,5 +315,5 @@ fn a_rejection_tries_every_checkpoint_and_recommends_training() {
         assert!(ran.stderr.contains(says), "{}", ran.stderr);
     }
     let ran = run(&[arg(output.join("1-int8-1"))], &[]);
-    assert!(ran.code == 2 && ran.stderr.contains("quantized already"), "{}", ran.stderr);
+    assert!(ran.code == 2 && ran.stderr.contains("already quantized"), "{}", ran.stderr);
 }
