@@ -99,7 +99,7 @@ test("a quantizer of another build is refused", async () => {
   const other = Buffer.from(quantizerBytes);
   other.write("f".repeat(name.length), other.indexOf(name));
   const engine = createEngine({ worker: newWorker(), modules: { ...all, quantizer: other } });
-  const refused = (error) => error.code === "io" && /^the quantizer cannot be loaded: it is of another build/.test(error.message);
+  const refused = (error) => error.code === "io" && /^the quantizer cannot be loaded: it is from another build/.test(error.message);
   await assert.rejects(engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 }), refused);
   await engine.dispose();
 });
