@@ -1,5 +1,5 @@
-// Writes the sizes of what a page loads, as files are and compressed by brotli as servers do it, into the package's README, and
-// fails where they are more than it promises.
+// Measures the files that a page loads, raw and compressed with brotli. Writes a table into the package's README, and
+// fails above the README's limits.
 // usage: node sizes.mjs PACKAGE
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ const KB = 1000;
 const kilobytes = (bytes) => `${(bytes / KB).toFixed(0)} KB`;
 
 const measured = new Map();
-/** Bytes of files together: as they are, and by brotli. */
+/** Total bytes of files: raw, and with brotli. */
 function sizes(files) {
   const sum = [0, 0];
   for (const file of files) {
@@ -30,18 +30,18 @@ const rows = [...modules.map((file) => [file]), script, ["cli.wasm"]].map((files
   const names = files.map((file) => `\`${file}\``).join(", ");
   return `| ${[names, ...sizes(files).map(kilobytes)].join(" | ")} |`;
 });
-const table = ["| files | size | by brotli |", "|---|---|---|", ...rows].join("\n");
+const table = ["| files | size | brotli |", "|---|---|---|", ...rows].join("\n");
 console.log(table);
 const readme = join(folder, "README.md");
 const text = readFileSync(readme, "utf8");
 const place = /^<!-- .* table of sizes .* -->$/m;
-if (!place.test(text)) throw new Error(`${readme}: expected a line that says where the table of sizes goes but found none`);
+if (!place.test(text)) throw new Error(`${readme}: expected a comment that marks the place of the table of sizes but found none`);
 writeFileSync(readme, text.replace(place, table));
 
-// The tokenizer, which comes with the first text, counts by itself: it alone is as large as all the rest.
+// The tokenizer has its own budget: it is loaded with the first text, and is as large as everything else together.
 for (const [name, files, budget] of [
-  ["to load models and speak", ["engine_bg.wasm", ...script], 450 * KB],
-  ["to load models and speak, with relaxed SIMD", ["engine_relaxed_bg.wasm", ...script], 450 * KB],
+  ["to load models and generate text", ["engine_bg.wasm", ...script], 450 * KB],
+  ["to load models and generate text, with relaxed SIMD", ["engine_relaxed_bg.wasm", ...script], 450 * KB],
   ["all but the tokenizer", ["engine_bg.wasm", "quantizer_bg.wasm", ...script], 750 * KB],
   ["all but the tokenizer, with relaxed SIMD", ["engine_relaxed_bg.wasm", "quantizer_relaxed_bg.wasm", ...script], 750 * KB],
   ["tokenizer", ["tokenizer_bg.wasm"], 700 * KB],
@@ -49,5 +49,5 @@ for (const [name, files, budget] of [
   const [, bytes] = sizes(files);
   const isOver = bytes > budget;
   if (isOver) process.exitCode = 1;
-  console.log(`${name}: ${kilobytes(bytes)} of ${kilobytes(budget)} by brotli${isOver ? ": TOO LARGE" : ""}`);
+  console.log(`${name}: ${kilobytes(bytes)} of ${kilobytes(budget)} with brotli${isOver ? ": TOO LARGE" : ""}`);
 }

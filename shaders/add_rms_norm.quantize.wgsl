@@ -1,9 +1,9 @@
-// add_rms_norm and linear_int8.quantize at once: residual += delta (where there is one), then
-// out = residual / sqrt(mean(residual^2) + epsilon) * weight, and out again as INT8 with a factor for each token. One
-// workgroup for each token.
+// add_rms_norm and linear_int8.quantize fused: residual += delta (if there is a delta), then out = residual /
+// sqrt(mean(residual^2) + epsilon) * weight, then out quantized to INT8 with one factor per token. One workgroup per
+// token.
 //
-// An invocation adds, scales and rounds the same columns, those of every LANES-th word, so that none reads what another
-// has written to a buffer.
+// Each invocation adds, scales and rounds the same columns: those of every LANES-th word. So no invocation reads what
+// another invocation has written to a buffer.
 
 // [tokens, cols]
 @group(0) @binding(0) var<storage, read_write> residual: array<f32>;
@@ -15,7 +15,7 @@
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 // [tokens, units, UNIT_QUADS]
 @group(0) @binding(4) var<storage, read_write> rounded_x: array<u32>;
-// [tokens]: what the activations were multiplied with, or NaN
+// [tokens]: the factor that multiplied the activations, or NaN
 @group(0) @binding(5) var<storage, read_write> factors: array<f32>;
 @group(0) @binding(6) var<uniform> p: Params;
 

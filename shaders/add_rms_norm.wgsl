@@ -1,5 +1,5 @@
-// residual += delta (where there is one), then out = residual / sqrt(mean(residual^2) + epsilon) * weight: one
-// workgroup for each row.
+// residual += delta (if there is a delta), then out = residual / sqrt(mean(residual^2) + epsilon) * weight. One
+// workgroup per row.
 
 // [rows, width]
 @group(0) @binding(0) var<storage, read_write> residual: array<f32>;

@@ -1,6 +1,6 @@
-// out[row] = the index of the largest of x[row, :], the lowest among equals: one workgroup for each row.
+// out[row] = the index of the largest value of x[row, :], the lowest index among equals. One workgroup per row.
 //
-// A NaN or plus infinity anywhere, or minus infinity everywhere, gives NONE.
+// The result is NONE if any value is NaN or plus infinity, or if all are minus infinity.
 
 // [rows, width]
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -18,7 +18,7 @@ struct Params {
 const LANES: u32 = 256u;
 const NONE: u32 = 0xffffffffu;
 
-// [LANES]: the largest that an invocation has seen, as an ordered key; 0: nothing yet.
+// [LANES]: the ordered key of the largest value of each invocation; 0 if there is none yet.
 var<workgroup> keys: array<u32, 256>;
 // [LANES]
 var<workgroup> indices: array<u32, 256>;

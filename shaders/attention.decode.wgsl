@@ -1,6 +1,7 @@
-// Attention with an online softmax (Milakov and Gimelshein 2018): one workgroup for each query head of each token.
+// Attention with an online softmax (Milakov and Gimelshein 2018). One workgroup per query head of a token.
 //
-// Positions come in blocks of 64. Each invocation scores one of them; then each adds up some elements of the values.
+// Processes positions in blocks of 64. Each invocation computes the score of one position, then sums some elements of
+// the values.
 
 // [tokens, (heads + 2 * kv_heads) * head_dim]
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;
@@ -45,7 +46,7 @@ fn main(
     let seen = seen_by(segment, token - segment.row);
     var largest = LOWEST;
     var total = 0.0;
-    // Elements lane, lane + 64, lane + 128 and lane + 192.
+    // The sums of elements lane, lane + 64, lane + 128 and lane + 192.
     var sum = vec4(0.0);
     for (var start = 0u; start < seen; start += BLOCK) {
         let length = min(BLOCK, seen - start);

@@ -1,6 +1,8 @@
-// Attention with an online softmax over tiles (Dao et al. 2022): one workgroup for 8 tokens of a segment and one query head.
+// Attention with an online softmax over tiles (Dao et al. 2022). One workgroup per query head and 8 tokens of a
+// segment.
 //
-// Positions come in blocks of 16, whose keys, then values, are shared by the 8 queries. 8 invocations serve a query.
+// Processes positions in blocks of 16. The 8 queries share the block's keys, then its values. 8 invocations serve each
+// query.
 
 // [tokens, (heads + 2 * kv_heads) * head_dim]
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;
@@ -18,7 +20,7 @@ const QUERIES: u32 = 8u;
 const LANES: u32 = 8u;
 const BLOCK: u32 = 16u;
 const MOST_HEAD_DIM: u32 = 128u;
-// Elements of a head that one invocation adds up.
+// The largest number of head elements that one invocation sums.
 const MOST_PARTS: u32 = 16u;
 
 // [QUERIES, head_dim]
@@ -40,12 +42,12 @@ fn main(
     }
     let head = item / p.tiles;
     let segment = segment_of(item % p.tiles);
-    // Of the segment's tokens.
+    // Indices within the segment.
     let first_token = (item % p.tiles - segment.tile) * QUERIES;
     let last_token = min(first_token + QUERIES, segment.count) - 1u;
     let cached = (head / (p.heads / p.kv_heads) * p.capacity + segment.start) * p.head_dim;
     for (var i = index; i < QUERIES * p.head_dim; i += 64u) {
-        // Beyond the last token it is taken again, and dropped.
+        // Past the last token, the last query is loaded again and its result is dropped.
         let token = min(first_token + i / p.head_dim, last_token);
         queries[i] = qkv[((segment.row + token) * (p.heads + 2u * p.kv_heads) + head) * p.head_dim + i % p.head_dim];
     }
@@ -53,7 +55,7 @@ fn main(
     let lane = index % LANES;
     let token = first_token + query;
     let seen = seen_by(segment, token);
-    // By the last of them.
+    // The number of positions visible to the tile's last token.
     let most_seen = seen_by(segment, last_token);
     var largest = LOWEST;
     var total = 0.0;

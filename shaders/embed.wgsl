@@ -1,13 +1,13 @@
-// out[t, column] = table[tokens[t], column]: one workgroup for each token.
+// out[t, column] = table[tokens[t], column]. One workgroup per token.
 //
-// A large table lies in several buffers; each has some of its rows and writes those tokens only. A token without a row
-// gives NaN.
+// A large table is split by rows into several buffers. Each dispatch has one buffer and writes only the tokens in it. A
+// token outside the table gives NaN.
 
 // [rows, units, UNIT_WORDS]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 // [rows, groups]
 @group(0) @binding(1) var<storage, read> scales: array<f32>;
-// [rows, groups], a byte each
+// [rows, groups], one byte each
 @group(0) @binding(2) var<storage, read> zeros: array<u32>;
 // [tokens]
 @group(0) @binding(3) var<storage, read> tokens: array<u32>;
@@ -16,10 +16,10 @@
 @group(0) @binding(5) var<uniform> p: Params;
 
 struct Params {
-    // Rows here, and which row of the table is the first of them.
+    // The number of rows in this buffer, and the table row of the first one.
     rows: u32,
     first_row: u32,
-    // Rows of the whole table.
+    // The number of rows of the whole table.
     table_rows: u32,
     cols: u32,
     units: u32,
@@ -28,7 +28,7 @@ struct Params {
     group_size: u32,
     zero_point: u32,
     tokens: u32,
-    // The bits of a NaN: shaders cannot write one down.
+    // The bits of a NaN, because WGSL has no NaN literal.
     nan_bits: u32,
     padding: u32,
 }

@@ -1,4 +1,4 @@
-// out[t, i] = act(gate[t, i]) * up[t, i]: one invocation for each element.
+// out[t, i] = act(gate[t, i]) * up[t, i]. One invocation per element.
 
 // [tokens, 2 * width], gate first
 @group(0) @binding(0) var<storage, read> gate_up: array<f32>;
@@ -33,10 +33,10 @@ fn main(
 
 fn activate(gate: f32) -> f32 {
     if ACTIVATION == SILU {
-        // The limit keeps the exponential finite; beyond it the result is 0 up to 33 decimal places.
+        // The limit keeps the exponential finite. Beyond it, the result is 0 to 33 decimal places.
         return gate / (1.0 + exp(min(-gate, 80.0)));
     }
-    // Written so that a NaN passes.
+    // This form passes a NaN through.
     let positive = select(gate, 0.0, gate < 0.0);
     return positive * positive;
 }

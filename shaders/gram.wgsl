@@ -1,7 +1,7 @@
-// out[i, j] += sum over tokens of x[t, first + i] * x[t, j]: some rows of X^T X, which GPTQ's Hessian is
-// made of. Also below the diagonal, where the CPU leaves off.
+// out[i, j] += sum over tokens of x[t, first + i] * x[t, j]: some rows of X^T X, the basis of GPTQ's Hessian. Also
+// fills the elements below the diagonal, which the CPU leaves out.
 //
-// A workgroup makes a tile of 32 x 32 elements, 32 tokens at a time; each invocation adds up 4 x 4 of them.
+// A workgroup computes a tile of 32 x 32 elements, 32 tokens at a time. Each invocation computes 4 x 4 elements.
 
 // [tokens, cols]
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -12,7 +12,7 @@
 struct Params {
     tokens: u32,
     cols: u32,
-    // Which column of x is row 0 of out, and how many rows there are.
+    // The column of x that is row 0 of out, and the number of rows.
     first: u32,
     rows: u32,
 }
@@ -32,10 +32,10 @@ fn main(
 ) {
     let first_row = workgroup.z * TILE;
     let first_column = flat(workgroup, workgroups) * TILE;
-    // The rows and columns that this invocation adds up: these, and every eighth after them.
+    // The first row and column of this invocation. It computes every eighth row and column from there.
     let my_column = index % 8u;
     let my_row = index / 8u;
-    // [row] of columns
+    // [row] of vectors over columns
     var sums = array<vec4<f32>, 4>();
     for (var first_token = 0u; first_token < p.tokens; first_token += TILE) {
         for (var i = index; i < TILE * TILE; i += 64u) {

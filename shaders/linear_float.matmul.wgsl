@@ -1,13 +1,13 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for many tokens.
 //
-// A workgroup makes a tile of 32 rows and 32 tokens, 32 columns at a time: it decodes the weights once into shared
-// memory (as what: shared/tile_*), and each invocation adds up 4 rows times 4 tokens.
+// A workgroup computes a tile of 32 rows and 32 tokens, 32 columns at a time. It decodes the weights once into shared
+// memory (shared/tile_* sets their type). Each invocation computes 4 rows times 4 tokens.
 
 // [rows, units, UNIT_WORDS]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 // [rows, groups]
 @group(0) @binding(1) var<storage, read> scales: array<f32>;
-// [rows, groups], a byte each
+// [rows, groups], one byte each
 @group(0) @binding(2) var<storage, read> zeros: array<u32>;
 // [rows]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
@@ -19,7 +19,7 @@
 
 const TILE: u32 = 32u;
 const TILE_QUADS: u32 = 8u;
-// One more than the quads of a tile's row, so that neighbouring rows lie in different banks.
+// One more than the quads of a tile row, so that neighboring rows are in different banks.
 const STRIDE: u32 = 9u;
 
 // [TILE, STRIDE]
@@ -36,10 +36,10 @@ fn main(
     let first_row = flat(workgroup, workgroups) * TILE;
     let first_token = workgroup.z * TILE;
     let tile_units = TILE_QUADS / UNIT_QUADS;
-    // The rows and tokens that this invocation adds up: these, and every eighth after them.
+    // The first row and token of this invocation. It computes every eighth row and token from there.
     let my_row = index % 8u;
     let my_token = index / 8u;
-    // [token] of rows
+    // [token] of vectors over rows
     var sums = array<vec4<f32>, 4>();
     for (var first_unit = 0u; first_unit < p.units; first_unit += tile_units) {
         for (var i = index; i < TILE * tile_units; i += 64u) {

@@ -1,13 +1,13 @@
 // y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens.
 //
-// LANES invocations share four rows: each adds up every LANES-th unit, so neighbours read neighbouring words, and uses
-// what it loads of x four times. Then the sums are added: shared/lanes_*.
+// LANES invocations share four rows. Each one sums every LANES-th unit, so neighbors read neighboring words, and uses
+// each loaded activation for all four rows. shared/lanes_* then adds the sums of the invocations.
 
 // [rows, units, UNIT_WORDS]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 // [rows, groups]
 @group(0) @binding(1) var<storage, read> scales: array<f32>;
-// [rows, groups], a byte each
+// [rows, groups], one byte each
 @group(0) @binding(2) var<storage, read> zeros: array<u32>;
 // [rows]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
@@ -48,12 +48,12 @@ fn main(
     }
 }
 
-// What one unit adds to the sums of four rows.
+// The contribution of one unit to the sums of four rows.
 fn unit_products(row: u32, unit: u32, token: u32) -> vec4<f32> {
     let at = span(unit);
     var products = vec4(0.0);
     for (var r = 0u; r < ROWS; r++) {
-        // Beyond the last row it is taken again, and dropped.
+        // Past the last row, the last row is computed again and its result is dropped.
         let this_row = min(row + r, p.rows - 1u);
         let group = affine(this_row, at.group);
         let word = (this_row * p.units + unit) * UNIT_WORDS;

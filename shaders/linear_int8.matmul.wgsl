@@ -1,14 +1,14 @@
-// y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for many tokens whose activations are
-// rounded to INT8. How four products are added is the variant's: shared/dot_*.
+// y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for many tokens with INT8 activations. The
+// variants differ in how they compute a dot product of four: shared/dot_*.
 //
-// Tiles of 32 rows, 32 tokens and 32 columns, as in linear_float.matmul. Products are added as integers within four
-// columns, or over the whole row where it has one scale.
+// Tiles have 32 rows, 32 tokens and 32 columns, as in linear_float.matmul. Products are summed as integers within four
+// columns, or over the whole row if it has a single scale.
 
 // [rows, units]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 // [rows, groups]
 @group(0) @binding(1) var<storage, read> scales: array<f32>;
-// [rows, groups], a byte each
+// [rows, groups], one byte each
 @group(0) @binding(2) var<storage, read> zeros: array<u32>;
 // [rows]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
@@ -22,7 +22,7 @@
 
 const TILE: u32 = 32u;
 const TILE_QUADS: u32 = 8u;
-// One more than the quads of a tile's row, so that neighbouring rows lie in different banks.
+// One more than the quads of a tile row, so that neighboring rows are in different banks.
 const STRIDE: u32 = 9u;
 
 // [TILE, STRIDE]
@@ -41,10 +41,10 @@ fn main(
     let first_row = flat(workgroup, workgroups) * TILE;
     let first_token = workgroup.z * TILE;
     let tile_units = TILE_QUADS / UNIT_QUADS;
-    // The rows and tokens that this invocation adds up: these, and every eighth after them.
+    // The first row and token of this invocation. It computes every eighth row and token from there.
     let my_row = index % 8u;
     let my_token = index / 8u;
-    // [token] of rows
+    // [token] of vectors over rows
     var integers = array<vec4<i32>, 4>();
     var floats = array<vec4<f32>, 4>();
     for (var first_unit = 0u; first_unit < p.units; first_unit += tile_units) {

@@ -1,14 +1,14 @@
-// y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens whose activations are
-// rounded to INT8. How four products are added is the variant's: shared/dot_*.
+// y[t, row] = sum over columns of W[row, column] * x[t, column] + bias[row], for few tokens with INT8 activations. The
+// variants differ in how they compute a dot product of four: shared/dot_*.
 //
-// LANES invocations share four rows, and their sums are added, as in linear_float.matvec. Products are added as integers within
-// a group.
+// LANES invocations share four rows, as in linear_float.matvec. Products are summed as integers within a unit, or over
+// the whole row if it has a single scale.
 
 // [rows, units]
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 // [rows, groups]
 @group(0) @binding(1) var<storage, read> scales: array<f32>;
-// [rows, groups], a byte each
+// [rows, groups], one byte each
 @group(0) @binding(2) var<storage, read> zeros: array<u32>;
 // [rows]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
@@ -39,7 +39,7 @@ fn main(
         for (var unit = lane; unit < p.units; unit += LANES) {
             let group = unit / p.units_per_group;
             for (var r = 0u; r < ROWS; r++) {
-                // Beyond the last row it is taken again, and dropped.
+                // Past the last row, the last row is computed again and its result is dropped.
                 let this_row = min(row + r, p.rows - 1u);
                 let scale_index = this_row * p.groups + group;
                 let product = unit_product(this_row, unit, token, zero_point(scale_index));

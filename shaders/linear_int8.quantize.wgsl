@@ -1,11 +1,11 @@
-// Rounds each token's activations to INT8, four to a word, in the order in which units of weights meet them: one
-// workgroup for each token. What is beyond a group's end is 0.
+// Quantizes each token's activations to INT8, four to a word, in the order of the units of weights. Bytes beyond the
+// end of a group are 0. One workgroup per token.
 
 // [tokens, cols]
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 // [tokens, units, UNIT_QUADS]
 @group(0) @binding(1) var<storage, read_write> rounded_x: array<u32>;
-// [tokens]: what the activations were multiplied with, or NaN
+// [tokens]: the factor that multiplied the activations, or NaN
 @group(0) @binding(2) var<storage, read_write> factors: array<f32>;
 @group(0) @binding(3) var<uniform> p: Params;
 

@@ -1,4 +1,4 @@
-// Rounds each token's activations to INT8 and back, for dense weights: one workgroup for each token.
+// Quantizes each token's activations to INT8 and dequantizes them, for dense weights. One workgroup per token.
 
 // [tokens, cols]
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -31,7 +31,7 @@ fn main(
     let token = agree(seen, lane);
     for (var i = lane; i < p.cols; i += QUANTIZE_LANES) {
         let value = x[first + i];
-        // NaN and infinity stay what they are.
+        // NaN and infinity pass unchanged.
         let finite = (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u;
         rounded_x[first + i] = select(value, restored(rounded(value, token), token), finite);
     }

@@ -1,5 +1,5 @@
-// Normalizes (where there are norms) and rotates the heads of q and k in place; copies k and v to the cache: one
-// workgroup for each head of each token. Element i pairs with i + head_dim / 2.
+// Normalizes the heads of q and k (if the model has norms for them) and rotates them in place. Copies k and v to the
+// cache. One workgroup per head of a token. Element i pairs with i + head_dim / 2.
 
 // [tokens, (heads + 2 * kv_heads) * head_dim]
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;

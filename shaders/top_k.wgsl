@@ -1,9 +1,10 @@
-// The k largest of each row of x, and whatever equals the last of them, in no order: one workgroup for each row.
+// The k largest values of each row of x and all values equal to the k-th largest, in no particular order. One workgroup
+// per row.
 //
-// A radix select (Knuth, TAOCP 3, 5.2.2): floats become integers of the same order, and four histograms of eight bits
-// each find the k-th largest. The result needs no more memory than the histogram, whatever k is.
-// `found` says how many there are; where that is more than `capacity`, or a value is NaN or plus infinity (then it is
-// NONE), the row has to be read whole.
+// A radix select (Knuth, TAOCP 3, 5.2.2): floats are mapped to integers of the same order, and four histograms of eight
+// bits each find the k-th largest. The histogram needs the same memory for every k. `found` is the number of results.
+// The caller must read the whole row if `found` exceeds `capacity`. `found` is NONE, also above every capacity, if a
+// value is NaN or plus infinity.
 
 // [rows, width]
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -27,9 +28,9 @@ const LANES: u32 = 256u;
 const NONE: u32 = 0xffffffffu;
 
 var<workgroup> histogram: array<atomic<u32>, 256>;
-// The leading bits of the k-th largest key, as far as they are known.
+// The known leading bits of the k-th largest key.
 var<workgroup> prefix: u32;
-// How many are to be found among those with the prefix.
+// The number of values still to select among the keys with this prefix.
 var<workgroup> rest: u32;
 var<workgroup> count: atomic<u32>;
 var<workgroup> broken: atomic<u32>;
@@ -61,7 +62,7 @@ fn main(
             if key == BROKEN_KEY {
                 atomicStore(&broken, 1u);
             }
-            // All bits above this digit agree; of the first digit there are none.
+            // The key must match the known digits. The first digit has none above it.
             if digit == 0u || (key >> (shift + 8u)) == (known >> (shift + 8u)) {
                 atomicAdd(&histogram[(key >> shift) & 255u], 1u);
             }

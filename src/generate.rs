@@ -1,7 +1,7 @@
-//! From logits to text: choosing tokens, deciding when to stop, and streaming text that is always whole.
+//! Text generation: sampling tokens, stopping, and streaming text in whole characters.
 //!
-//! `generator` runs a model step by step for one prompt, `batch` for several; `sequence` is what one text needs of the other
-//! three, which see slices of logits, token ids and pieces of text.
+//! `generator` runs a model step by step for one prompt, `batch` for several. `sequence` combines `sampler`, `stop` and
+//! `text_stream` for one text; these three know no model.
 
 pub mod batch;
 pub mod generator;

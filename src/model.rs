@@ -1,8 +1,9 @@
-//! The one decoder, driven by a checkpoint's configuration.
+//! The decoder, configured by a checkpoint.
 //!
-//! `config` reads what a model is, `checkpoint` opens the folder that holds it, `weights` brings single modules to a
-//! backend, `block` has their steps, `runner` takes tokens through them, from one `hidden_store` to another or, in `decoder`,
-//! to logits. Not here: choosing tokens (`generate`) and judging them (`validate`).
+//! `config` reads the model's configuration. `checkpoint` opens a model's folder. `weights` loads single modules onto a
+//! backend. `block` has the steps of a block. `runner` runs tokens through the model: block by block with hidden states
+//! in a `hidden_store`, or, in `decoder`, through the whole model to logits. Not here: choosing tokens (`generate`) and
+//! evaluation (`validate`).
 
 pub mod block;
 pub mod checkpoint;

@@ -1,8 +1,8 @@
-//! Text to token ids and back, by Hugging Face's `tokenizers`, with the chat template of the checkpoint.
+//! Tokenizers: text to token ids and back with Hugging Face's `tokenizers`, and the checkpoint's chat template.
 //!
-//! [`TextCodec`] is what the rest of the crate sees, so that a page can bring a tokenizer of its own. The rooms: the
-//! tokenizer of a folder and its files, Oniguruma's patterns as the library here reads them, chats, and how a tokenizer is made of
-//! texts (`train`).
+//! The rest of the crate uses only [`TextCodec`], so that a page can bring its own tokenizer. The parts: the tokenizer
+//! of a folder (`hugging_face`) and its small files (`files`), translation of Oniguruma patterns (`oniguruma`), chat
+//! templates (`chat`), and training a tokenizer on texts (`train`).
 
 #[cfg(feature = "tokenizer")]
 pub mod chat;
@@ -22,35 +22,35 @@ use std::borrow::Cow;
 
 /// Turns text into token ids and back.
 pub trait TextCodec {
-    /// The ids of `text`, without special tokens around it. Special tokens that the text spells out are recognised.
+    /// The ids of `text`, without special tokens around it. Special tokens spelled out in the text are recognized.
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
 
-    /// The ids of a prompt: `text` with the tokens that the model expects in front of it.
+    /// The ids of a prompt: `text` with the special tokens that the model expects in front.
     fn encode_prompt(&self, text: &str) -> Result<Vec<u32>>;
 
-    /// The text of `ids`. Special tokens are left out; bytes that are no UTF-8 become U+FFFD.
+    /// The text of `ids`. Special tokens are left out; bytes that are not UTF-8 become U+FFFD.
     fn decode(&self, ids: &[u32]) -> Result<String>;
 
-    /// The token in front of every text that the model was trained on, where it has one.
+    /// The beginning-of-sequence (BOS) token, if the model has one.
     fn bos_token_id(&self) -> Option<u32>;
 
-    /// How many ids there are, counting from 0 to the largest.
+    /// The number of ids: the largest id plus one.
     fn vocab_size(&self) -> usize;
 
-    /// How many ids there are without the tokens that were added to the vocabulary, counted as `vocab_size`.
+    /// As `vocab_size`, without added tokens.
     fn base_vocab_size(&self) -> usize {
         self.vocab_size()
     }
 }
 
-/// Line ends as `\n`, whatever system wrote the text: as the field's tools read text files.
+/// Converts all line ends to `\n`, as Python does when it reads text files.
 pub fn unify_line_ends(text: &str) -> Cow<'_, str> {
     if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n").into() } else { text.into() }
 }
 
-/// Refuses a tokenizer whose vocabulary makes ids which the embedding does not have. Fewer ids are normal: tables are
-/// padded. So are added tokens beyond the last row, as a `<pad>` that nobody ever encodes: whoever makes ids refuses
-/// those where they come up.
+/// Refuses a tokenizer whose base vocabulary is larger than the embedding. Fewer ids are normal, because embeddings are
+/// padded. Added tokens beyond the last row are also normal, such as a `<pad>` that is never encoded; the codec refuses
+/// to encode them.
 pub fn check_vocabulary(codec: &dyn TextCodec, embedding_rows: usize) -> Result<()> {
     if codec.base_vocab_size() > embedding_rows {
         return Err(Error::new(

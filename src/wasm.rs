@@ -1,10 +1,10 @@
-//! What JavaScript sees of this crate: thin bindings without logic, for the modules of the npm package.
+//! JavaScript bindings for the WebAssembly modules of the npm package, with little logic of their own.
 //!
-//! Two modules are built from here, each with its own feature: `engine` (everything but text) and `tokenizer-module`. When the
-//! engine is packed, what only some of its functions need becomes a module of its own (`xtask/src/package/wasm.rs`). The
-//! package's own JavaScript puts them together, and is their only caller. Bytes, targets, scratch space, text, progress
-//! and clocks are objects of JavaScript that are handed in ([`source`], [`sink`], [`scratch`], [`codec`], [`control`]), so
-//! that one module serves browsers, Node and Deno alike. Every failure is an `Error` with a `code`.
+//! Two modules are built from here, each with its own feature: `engine` (everything but text) and `tokenizer-module`.
+//! Packaging splits functions that few callers need into modules of their own (`xtask/src/package/wasm.rs`). The
+//! package's JavaScript combines the modules and is their only caller. Files, targets, scratch space, text, progress
+//! and clocks are JavaScript objects passed in ([`source`], [`sink`], [`scratch`], [`codec`], [`control`]), so that the
+//! same module serves browsers, Node and Deno. Every failure is an `Error` with a `code`.
 
 pub mod error;
 #[cfg(feature = "tokenizer-module")]
@@ -41,7 +41,7 @@ mod values;
 
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Runs when a module is loaded: a panic, which ends the module for good, at least says where it was.
+/// Runs when a module is loaded. A panic ends the module for good; with this hook it at least reports its place.
 #[wasm_bindgen(start)]
 pub fn start() {
     console_error_panic_hook::set_once();

@@ -8,7 +8,7 @@ import { parseArgs } from "node:util";
 import sirv from "sirv";
 import { assemble, policy } from "./site.mjs";
 
-/** Sent with every file. The policy is the page's own, and what only a header can say. */
+/** Headers of every file. The policy is the page's own plus `frame-ancestors`, which only a header can set. */
 export function headers() {
   return {
     "Content-Security-Policy": `${policy()}; frame-ancestors 'none'`,
@@ -19,7 +19,7 @@ export function headers() {
   };
 }
 
-/** Serves the folder `root`; gives the address and what ends it. Port 0 takes a free one. */
+/** Serves the folder `root`. Returns the URL and a function that stops the server. Port 0 picks a free port. */
 export async function serve({ root, port = 0, host = "127.0.0.1" }) {
   const always = Object.entries(headers());
   const files = sirv(root, {
@@ -30,7 +30,7 @@ export async function serve({ root, port = 0, host = "127.0.0.1" }) {
   const server = createServer((request, response) => {
     files(request, response, () => {
       response.writeHead(404, { "content-type": "text/plain; charset=utf-8", ...headers() });
-      response.end("there is no such file\n");
+      response.end("no such file\n");
     });
   });
   await new Promise((listening, failed) => server.once("error", failed).listen(port, host, listening));
@@ -56,5 +56,5 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   }
   const root = assemble({ package: resolve(values.package), out: resolve(values.out), compress: true });
   const { url } = await serve({ root, port: Number(values.port), host: values.host });
-  console.log(`${url} (${root}); Ctrl-C ends it`);
+  console.log(`${url} (${root}); Ctrl-C stops it`);
 }

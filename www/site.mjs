@@ -1,9 +1,10 @@
-// Puts the demo page together: a folder of static files that any host can carry.
+// Assembles the demo page: a folder of static files for any web host.
 //
-//   page/      the page itself
-//   lowbit/    the package's files that its `exports` lead to, and `lowbit.js`, which names them for the page
-//   model/     the checkpoint that ships with the repository
-//   vendor/    fflate, for zip files
+//   index.html, js/, style/   the page itself, from page/
+//   lowbit/                   the package's browser files
+//   lowbit.js                 re-exports the package's entry point for the page
+//   model/                    the checkpoint that ships with the repository
+//   vendor/                   fflate, for zip files
 //
 // usage: node site.mjs --package DIR --out DIR [--compress]
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -15,39 +16,39 @@ import { brotliCompressSync, constants } from "node:zlib";
 const here = dirname(fileURLToPath(import.meta.url));
 const MODEL = join(here, "../tests/fixtures/tale-llama");
 
-/** What the page reads of the shipped checkpoint. */
+/** The files of the shipped checkpoint that the page reads. */
 const MODEL_FILES = [
   "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
   "calibration.txt", "heldout.txt", "prompts.txt",
 ];
 
-/** What is worth compressing. */
+/** File types that are worth compressing. */
 const TEXT = new Set([".html", ".css", ".js", ".json", ".svg", ".txt", ".wasm"]);
 
-/** Brotli beyond 9 takes many times as long for a few per cent. */
+/** Brotli levels above 9 take many times as long and save a few per cent. */
 const QUALITY = 9;
 
-/** Makes the folder `out` anew. `package` is a folder with the built package; `compress` adds a `.br` beside each file. */
+/** Recreates the folder `out`. `package` is the built package's folder; `compress` adds a `.br` to each text file. */
 export function assemble({ package: lowbit, out, compress = false }) {
   const manifest = join(lowbit, "package.json");
-  if (!existsSync(manifest)) throw new Error(`${lowbit}: expected the built package; cargo xtask package makes it`);
+  if (!existsSync(manifest)) throw new Error(`${lowbit}: expected the built package (run cargo xtask package)`);
   rmSync(out, { recursive: true, force: true });
   mkdirSync(out, { recursive: true });
   cpSync(join(here, "page"), out, { recursive: true });
   const { main, files } = browserFiles(JSON.parse(readFileSync(manifest, "utf8")), lowbit);
   for (const file of files) copy(join(lowbit, file), join(out, "lowbit", file));
-  // An import map would have to stand in the page, where the policy allows no script.
+  // Not an import map: that would be an inline script, which the page's policy forbids.
   writeFileSync(join(out, "lowbit.js"), `export * from "./${join("lowbit", main).replaceAll("\\", "/")}";\n`);
   for (const file of MODEL_FILES) copy(join(MODEL, file), join(out, "model", file));
   const fflate = join(here, "node_modules/fflate");
-  if (!existsSync(fflate)) throw new Error(`${fflate} is missing; run npm ci in www`);
+  if (!existsSync(fflate)) throw new Error(`${fflate}: missing (run npm ci in www)`);
   copy(join(fflate, "esm/browser.js"), join(out, "vendor/fflate.js"));
   copy(join(fflate, "LICENSE"), join(out, "vendor/fflate.LICENSE.txt"));
   if (compress) compressAll(out);
   return out;
 }
 
-/** The entry point that a browser takes from the package's `exports`, and the files that it may load. */
+/** The browser's entry point in the package's `exports`, and the files that it may load. */
 function browserFiles({ exports }, lowbit) {
   const main = exports["."].default;
   const folder = dirname(main);
@@ -74,7 +75,7 @@ function compressAll(folder) {
   }
 }
 
-/** The page's own policy, as it stands in its `<meta>`. */
+/** The policy from the page's `<meta>`. */
 export function policy() {
   const html = readFileSync(join(here, "page/index.html"), "utf8");
   const found = /http-equiv="Content-Security-Policy"\s+content="([^"]+)"/.exec(html);

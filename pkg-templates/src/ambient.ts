@@ -1,4 +1,7 @@
-/** Types that the platform has, where a program knows them: the declarations hold without the DOM's and without Node's types too. */
+/**
+ * Platform types such as `AbortSignal` and `Blob`. Each falls back to the part that this package uses, so the
+ * declarations compile without the DOM's types and without Node's.
+ */
 
 type Instance<Name extends string, Otherwise> = typeof globalThis extends Record<Name, { prototype: infer T }> ? T : Otherwise;
 
@@ -18,7 +21,7 @@ export type PlatformFetch = typeof globalThis extends { fetch: infer T }
   ? T
   : (url: string, init?: { headers?: Record<string, string> }) => Promise<unknown>;
 
-/** A stream of bytes that can be written to. */
+/** A writable stream of bytes, such as a `WritableStream<Uint8Array>`. */
 export interface ByteStream {
   getWriter(): {
     write(bytes: Uint8Array): Promise<unknown>;

@@ -1,10 +1,13 @@
-/** The engine's side in browsers. */
+/** The engine side's platform in browsers. */
 import { LowbitError } from "./errors.js";
 import type { HostPlatform, Store } from "./platform.js";
 import { memoryScratch, opfsScratch } from "./scratch.js";
 import { opfsDirectory } from "./targets.js";
 
-/** A channel to oneself: its messages come in later turns, after timers and events, and sooner than a timer of its own. */
+/**
+ * Yields to the event loop by a message to itself. Due timers and events run first, and the delay is shorter than a
+ * timer's.
+ */
 function turns(): () => Promise<void> {
   const { port1, port2 } = new MessageChannel();
   const waiting: (() => void)[] = [];
@@ -16,12 +19,12 @@ function turns(): () => Promise<void> {
     });
 }
 
-/** The browser's cache storage, which holds answers by their URLs. Absent in pages that are not secure. */
+/** A store in the browser's Cache Storage, keyed by URL. `undefined` in an insecure context. */
 async function store(): Promise<Store | undefined> {
   if (typeof caches === "undefined") return undefined;
   const cache = await caches.open("lowbit").catch(() => undefined);
   if (cache === undefined) return undefined;
-  // A name that no server has.
+  // `.invalid` is a reserved domain: no server has this name.
   const base = "https://lowbit.invalid/";
   const url = (key: string) => base + encodeURIComponent(key);
   return {
@@ -36,7 +39,7 @@ async function store(): Promise<Store | undefined> {
 }
 
 export const platform: HostPlatform = {
-  // Written out one by one: bundlers find files by this very spelling.
+  // Bundlers find the files only by this literal form.
   module: async (name) => {
     switch (name) {
       case "engine":
@@ -54,12 +57,12 @@ export const platform: HostPlatform = {
   scratch: async () => memoryScratch(),
   keptScratch: async (place) => {
     if ("opfs" in place) return opfsScratch(await opfsDirectory(place.opfs));
-    throw new LowbitError("invalid_argument", `${place.path}: there are no paths here; give {opfs: "folder"}`);
+    throw new LowbitError("invalid_argument", `${place.path}: paths are not available here; give {opfs: "folder"}`);
   },
   store,
   prepareGpu: async () => {
     if ((navigator as { gpu?: unknown }).gpu === undefined) {
-      throw new LowbitError("no_device", "this browser has no WebGPU here");
+      throw new LowbitError("no_device", "WebGPU is not available; pages have it only over https and on localhost");
     }
   },
   turn: turns(),

@@ -1,14 +1,14 @@
-/** The caller's side in browsers. */
+/** The caller side's platform in browsers. */
 import type { ClientPlatform } from "./platform.js";
 import { pair } from "./wire.js";
 import { webThread } from "./workers.js";
 
 function newWorker(): Worker {
   try {
-    // Written out: bundlers find the worker by this very spelling.
+    // Bundlers find the worker only by this literal form.
     return new Worker(new URL("./worker.browser.js", import.meta.url), { type: "module", name: "lowbit" });
   } catch (error) {
-    // A page may import the package from another origin, where a worker may not start from.
+    // A page may import the package from another origin, and workers must start from the page's own.
     if ((error as { name?: string }).name !== "SecurityError") throw error;
     const url = new URL("./worker.browser.js", import.meta.url).href;
     const text = new Blob([`import ${JSON.stringify(url)};`], { type: "text/javascript" });

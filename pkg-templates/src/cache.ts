@@ -1,56 +1,56 @@
 /**
- * Keeps pieces of downloaded files from one visit to the next, so that the second one needs no network.
+ * Cache of downloaded file blocks, so that a second visit needs no network.
  *
- * A file is kept under its URL and its ETag, in blocks; what a server does not tag is not kept. Where the pieces lie is the
- * platform's (`Store`). A store that is full or broken keeps nothing, and the work goes on without it.
+ * Blocks are keyed by URL and ETag. A file without a strong ETag is not cached. The platform provides the storage
+ * (`Store`). If it is full or broken, nothing more is cached and the work continues.
  */
 import { LowbitError } from "./errors.js";
 import { pageIn } from "./pages.js";
 import type { Missing, OpenFile, Store } from "./platform.js";
 import type { CachedFile } from "./types.js";
 
-/** Bytes of a block. */
+/** Bytes in a block. */
 const BLOCK = 1 << 20;
 
-/** Blocks that are fetched by one request at most. */
+/** Maximal number of blocks in one request. */
 const AT_ONCE = 16;
 
-/** What is known of a file without asking for it. */
+/** Stored metadata of a file. */
 interface Known extends Omit<Missing, "missing"> {
-  /** Absent where the server has no such file. */
+  /** Bytes; absent if the server had no such file. */
   size?: number;
-  /** Where there is no such file any more, that of the blocks that may still be kept. */
+  /** ETag of the stored blocks. Kept when the file disappears from the server. */
   etag?: string;
 }
 
 const metaKey = (url: string) => `file ${url}`;
 const blockKey = (url: string, etag: string, index: number) => `block ${index} ${etag} ${url}`;
 
-/** A file as the network gives it. */
+/** Opens a file over the network. */
 export type OpenFresh = () => Promise<(OpenFile & { etag?: string }) | Missing>;
 
-/** The file at `url`, from the store as far as it is there. */
+/** Opens the file at `url`. Reads stored blocks from the store, and fetches and stores the others. */
 export async function openCached(name: string, url: string, store: Store, fresh: OpenFresh): Promise<OpenFile | Missing> {
   const known = await recall(store, url);
   let file: Awaited<ReturnType<OpenFresh>>;
   try {
     file = await fresh();
   } catch (error) {
-    // Nobody answers; what is kept may do. An answer that is an error stays one.
+    // Without a network, use the stored blocks. Other errors stay errors.
     if (known === undefined || !(error instanceof LowbitError && error.code === "io")) throw error;
     const { size, etag, ...absence } = known;
     if (size === undefined) return { missing: true, ...absence };
-    // A page that was once taken for the file. Its type is not kept.
+    // The stored block may be a web page that was mistaken for the file. Its content type is not stored.
     const start = await store.get(blockKey(url, etag!, 0)).catch(() => undefined);
     const page = start && pageIn(name, undefined, start);
     if (page !== undefined) return { missing: true, why: `the server once answered ${page}` };
     const gone = async () => {
-      throw new LowbitError("io", `${url}: the network is away, and this part of the file is not kept`, { cause: error });
+      throw new LowbitError("io", `${url}: the network is unavailable, and this part of the file is not cached`, { cause: error });
     };
     return blocks({ name, size, read: gone }, url, etag!, store);
   }
   if ("missing" in file) {
-    // A network that wants a log-in hides files for a while: their blocks stay, for when they are there again.
+    // A network with a log-in page hides files for a while, so their blocks stay.
     const { missing, ...absence } = file;
     await remember(store, url, { ...absence, ...(known?.etag !== undefined && { etag: known.etag }) });
     return file;
@@ -119,13 +119,13 @@ async function remember(store: Store, url: string, known: Known): Promise<void> 
   await store.put(metaKey(url), new TextEncoder().encode(JSON.stringify(known))).catch(() => {});
 }
 
-/** Takes a file out of the store. */
+/** Removes a file from the store. */
 export async function forget(store: Store, url: string): Promise<void> {
   const keys = await store.keys();
   await Promise.all(keys.filter((key) => key.endsWith(` ${url}`)).map((key) => store.delete(key)));
 }
 
-/** Every file of which anything is kept. */
+/** All files with stored blocks. */
 export async function list(store: Store): Promise<CachedFile[]> {
   const keys = await store.keys();
   const files: CachedFile[] = [];

@@ -1,17 +1,19 @@
 #!/usr/bin/env node
 /**
- * The `lowbit` command in Node: starts `cli.wasm`, which is the native command's own sources, with the arguments, files and terminal of
- * this process. Options, messages and exit codes are the module's.
+ * The `lowbit` command in Node. Starts `cli.wasm`, compiled from the native command's sources, with this process's
+ * arguments, files and terminal. The module defines options, messages and exit codes.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { isatty } from "node:tty";
 
-/** The exit codes of a module that could not go on: out of memory is bad input, as it is natively; the other is that of a panic. */
+/** Exit codes of a crashed module. Out of memory counts as bad input, as it does natively; the other is a panic's. */
 const OUT_OF_MEMORY = 2;
 const BROKEN = 101;
 
-/** `node:wasi`, without the word that it is experimental: whoever types `lowbit` cannot do anything about it. Other warnings pass. */
+/**
+ * Imports `node:wasi` without its warning that WASI is experimental, which a user cannot act on. Other warnings pass.
+ */
 async function wasiModule() {
   const { emitWarning } = process;
   process.emitWarning = ((warning: string | Error, ...rest: unknown[]) => {
@@ -25,28 +27,28 @@ async function wasiModule() {
   }
 }
 
-/** A path as the module spells it. Its paths begin with `/`, so a drive of Windows is a folder of the root. */
+/** A path in the module's form. Its paths begin with `/`, so a Windows drive is a folder in the root. */
 function inModule(path: string): string {
   if (process.platform !== "win32" || !/^[A-Za-z]:[\\/]/.test(path)) return path;
   return `/${path[0]!.toUpperCase()}${path.slice(1).replaceAll("\\", "/")}`;
 }
 
-/** An argument that is a path, or an option with one, as the module spells it. */
+/** An argument with its path, if it has one, in the module's form: a path, or an option and a path. */
 function argument(text: string): string {
   const [, option = "", value = ""] = /^(--?[\w-]+=)?(.*)$/s.exec(text) ?? [];
   return option + inModule(value);
 }
 
-/** Every file of this machine. */
+/** All files of this machine. */
 function preopens(): Record<string, string> {
   if (process.platform !== "win32") return { "/": "/" };
   const drives = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"].filter((letter) => existsSync(`${letter}:\\`));
   return Object.fromEntries(drives.map((letter) => [`/${letter}:`, `${letter}:\\`]));
 }
 
-/** The environment, with what a module cannot ask the system for. */
+/** The environment, extended by values that a WASI module cannot query. */
 function environment(): NodeJS.ProcessEnv {
-  // The streams are only asked where they are terminals: opening a pipe here would change how the module's writes to it behave.
+  // Only a terminal's stream is opened: opening a pipe here would change how the module's writes to it behave.
   const terminal = isatty(1) ? process.stdout : isatty(2) ? process.stderr : undefined;
   return {
     ...process.env,
@@ -59,14 +61,14 @@ function environment(): NodeJS.ProcessEnv {
 type Call = (...args: unknown[]) => unknown;
 
 /**
- * What the module calls, each by way of JavaScript: those calls that Node lets a module make directly may collect garbage where V8 does
- * not expect it, and then the process crashes (nodejs/node, issues 46777 and 53087).
+ * Wraps each import in a JavaScript function. Node's direct calls from WebAssembly may collect garbage where V8 does
+ * not expect it, which crashes the process (nodejs/node, issues 46777 and 53087).
  */
 function indirect(calls: object): WebAssembly.ModuleImports {
   return Object.fromEntries(Object.entries(calls as Record<string, Call>).map(([name, call]): [string, Call] => [name, (...args) => call(...args)]));
 }
 
-/** Runs the module to its end; its exit code. */
+/** Runs the module to its end and returns its exit code. */
 async function main(): Promise<number> {
   const { WASI } = await wasiModule();
   const args = ["lowbit", ...process.argv.slice(2).map(argument)];
@@ -76,9 +78,9 @@ async function main(): Promise<number> {
   try {
     return wasi.start(instance);
   } catch (error) {
-    // A panic has its message and its exit code. What is left of the module's own making is an allocation that was refused.
+    // A panic prints its own message and exits with its own code. So `unreachable` here means a failed allocation.
     if (!(error instanceof WebAssembly.RuntimeError) || error.message !== "unreachable") throw error;
-    console.error("error: the work needs more memory than WebAssembly has, which is 4 GiB; the native command has no such limit");
+    console.error("error: the work needs more memory than WebAssembly has (4 GiB); the native command has no such limit");
     return OUT_OF_MEMORY;
   }
 }
@@ -86,6 +88,6 @@ async function main(): Promise<number> {
 try {
   process.exitCode = await main();
 } catch (error) {
-  console.error(`error: the command broke: ${error instanceof Error ? error.message : String(error)}`);
+  console.error(`error: the command crashed: ${error instanceof Error ? error.message : String(error)}`);
   process.exitCode = BROKEN;
 }

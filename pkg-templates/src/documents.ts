@@ -1,23 +1,24 @@
 /**
- * Documents as programs have them and as files: `perplexityIncrease` in JavaScript is `perplexity_increase` in
- * `validation_report.json`, which the command line writes too. The engine's results come spelled as programs have them.
+ * Converts documents between camelCase in JavaScript and snake_case in files: `perplexityIncrease` is
+ * `perplexity_increase` in `validation_report.json`, which the command line writes too. The engine's results are
+ * camelCase.
  */
 import type { Plan, QuantizationRecord, Summary, ValidationReport } from "./types.js";
 
-/** What is in these is data: its names are nobody's fields. The crate has the same list. */
+/** Fields whose content is data: the names inside them are not converted. The crate has the same list. */
 const DATA = new Set(["parameters", "linear_formats", "linearFormats"]);
 
-/** A document of a file, as programs have it. */
+/** A file's document with camelCase names. */
 export function fromFile(document: unknown): unknown {
   return renamed(document, (key) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase()));
 }
 
 /**
- * The text of a file: a report that was saved so is one that the command line reads and other tools know. Names are spelled
- * `perplexity_increase` in it.
+ * The JSON text of a report, for a file. Names are snake_case (`perplexity_increase`), as the command line reads and
+ * writes them.
  */
 export function fileText(document: ValidationReport | QuantizationRecord | Summary | Plan): string {
-  // A figure in a name is a word of its own where a word ends before it: `klP99` is `kl_p99`, `top1Agreement` is `top1_agreement`.
+  // Only capitals begin a word: `klP99` is `kl_p99`, `top1Agreement` is `top1_agreement`.
   const snake = (key: string) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
   return `${JSON.stringify(renamed(document, snake), null, 2)}\n`;
 }

@@ -1,4 +1,4 @@
-/** What kind of failure it was. Stable: programs may decide by it. */
+/** The kind of a failure. Stable, so programs can branch on it. */
 export type ErrorCode =
   | "invalid_argument"
   | "not_found"
@@ -20,10 +20,13 @@ export type ErrorCode =
   | "cancelled"
   /** A file changed while it was being read. */
   | "changed"
-  /** The engine itself broke down; it is of no use any more. */
+  /** The engine itself broke down, and is unusable. */
   | "internal";
 
-/** Every error of this package: a stable `code`, and one sentence that names the file or tensor, what was expected and what was found. */
+/**
+ * Every error of this package. `code` is stable. `message` is one sentence: the file or tensor, what was expected, what
+ * was found.
+ */
 export class LowbitError extends Error {
   override readonly name = "LowbitError";
   readonly code: ErrorCode;
@@ -40,7 +43,7 @@ const CODES: ReadonlySet<string> = new Set<ErrorCode>([
   "shader_error", "device_error", "wrong_result", "cancelled", "changed", "internal",
 ]);
 
-/** What platforms call their failures: errno names of Node, names of DOMExceptions, classes of Deno's errors. */
+/** Codes by the platforms' error names: errno names of Node, names of DOMExceptions, classes of Deno's errors. */
 const OF_PLATFORMS: Readonly<Record<string, ErrorCode>> = {
   ENOENT: "not_found",
   NotFoundError: "not_found",
@@ -53,7 +56,7 @@ const OF_PLATFORMS: Readonly<Record<string, ErrorCode>> = {
   RuntimeError: "internal",
 };
 
-/** Any thrown value as a `LowbitError`. `place`, where it is given, says which file it was about. */
+/** Any thrown value as a `LowbitError`. `place` names the file, if given. */
 export function asLowbitError(thrown: unknown, place?: string): LowbitError {
   if (thrown instanceof LowbitError) return thrown;
   const of = thrown as { code?: unknown; name?: unknown; message?: unknown } | null | undefined;
@@ -67,7 +70,7 @@ export function asLowbitError(thrown: unknown, place?: string): LowbitError {
   return new LowbitError(code, place === undefined ? text : `${place}: ${text}`, { cause: thrown });
 }
 
-/** The error of a job that was told to stop. */
+/** The error of a cancelled job. */
 export function cancelled(reason?: unknown): LowbitError {
   return new LowbitError("cancelled", "cancelled before the end", { cause: reason });
 }

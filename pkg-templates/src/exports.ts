@@ -1,4 +1,4 @@
-/** What every entry point exports beside its functions. */
+/** Exports of every entry point besides its functions. */
 export { Checkpoint, Output } from "./client/checkpoint.js";
 export { Engine, type AutoResult, type DownloadCache } from "./client/engine.js";
 export { Generation } from "./client/generation.js";

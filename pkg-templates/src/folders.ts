@@ -1,12 +1,15 @@
-/** Folders that can be read anywhere: in memory, behind a directory handle, with the caller. Those behind a URL are in `urls.ts`. */
+/**
+ * Folders that every platform can read: in memory, behind a directory handle, on the caller's side. URLs are in
+ * `urls.ts`.
+ */
 import { asLowbitError, LowbitError } from "./errors.js";
 import type { Folder, OpenFile, Sink, TargetFolder } from "./platform.js";
 import type { ClientFunctions, FileSpec } from "./wire.js";
 
 /**
- * The parts of a file's name inside a folder, which may be in folders of that one. Names come from files that anyone may have
- * written: nothing passes that leads out of the folder on any platform. Windows leaves out dots and spaces at a part's end, so there
- * is none of nothing else.
+ * Splits a file's path inside a folder into its parts. Paths come from untrusted files, so any part that could lead out
+ * of the folder on any platform is refused. Windows drops trailing dots and spaces, so a part of only these is refused
+ * too.
  */
 export function partsOf(file: string): string[] {
   const parts = file.split("/");
@@ -14,12 +17,12 @@ export function partsOf(file: string): string[] {
   throw new LowbitError("invalid_argument", `expected the name of a file inside the folder but found ${JSON.stringify(file.slice(0, 120))}`);
 }
 
-/** Bytes in one piece. */
+/** A file of bytes in memory. */
 export function bytesFile(name: string, bytes: Uint8Array): OpenFile {
   return { name, size: bytes.length, read: async (offset, length) => bytes.subarray(offset, offset + length) };
 }
 
-/** A `Blob` or a `File`. */
+/** A file of a `Blob` or a `File`. */
 export function blobFile(name: string, blob: Blob): OpenFile {
   return {
     name,
@@ -28,16 +31,16 @@ export function blobFile(name: string, blob: Blob): OpenFile {
       try {
         return new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer());
       } catch (error) {
-        // Browsers say this of a file that was changed or removed since it was chosen.
+        // Browsers throw this for a file that was changed or removed after the user chose it.
         const gone = (error as { name?: string }).name === "NotReadableError";
-        if (gone) throw new LowbitError("changed", `${name}: the file changed or went away while it was read`);
+        if (gone) throw new LowbitError("changed", `${name}: the file changed or disappeared while it was read`);
         throw asLowbitError(error, name);
       }
     },
   };
 }
 
-/** What is needed of the caller's thread. */
+/** The functions that are needed from the caller's side. */
 type Caller = Pick<ClientFunctions, "readFile" | "fetchRange">;
 
 export function specFile(name: string, spec: FileSpec, caller: Caller): OpenFile {
@@ -51,7 +54,7 @@ export function specFile(name: string, spec: FileSpec, caller: Caller): OpenFile
   }
 }
 
-/** Files by name. */
+/** A folder of files by name. */
 export function filesFolder(name: string, files: Record<string, FileSpec>, caller: Caller): Folder {
   return {
     name,
@@ -62,7 +65,7 @@ export function filesFolder(name: string, files: Record<string, FileSpec>, calle
   };
 }
 
-/** A handle of a folder on disk or of the browser's private file system. */
+/** A folder behind a handle, on disk or in the browser's private file system (OPFS). */
 export function directoryFolder(handle: FileSystemDirectoryHandle): Folder {
   return {
     name: handle.name || "folder",
@@ -82,7 +85,7 @@ export function directoryFolder(handle: FileSystemDirectoryHandle): Folder {
   };
 }
 
-/** A folder in the thread's own memory, outside the engine's. */
+/** A folder in the thread's memory, outside the engine's. */
 export class MemoryFolder implements Folder, TargetFolder {
   readonly #files = new Map<string, Uint8Array>();
 
@@ -123,7 +126,7 @@ export class MemoryFolder implements Folder, TargetFolder {
   }
 }
 
-/** Pieces in one. */
+/** Concatenates pieces. Throws `storage_full` if they do not fit in memory. */
 export function joined(pieces: readonly Uint8Array[]): Uint8Array {
   if (pieces.length === 1) return pieces[0]!;
   try {

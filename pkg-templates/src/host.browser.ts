@@ -1,4 +1,4 @@
-/** The engine in the page's own thread, for where workers cannot be had. */
+/** Runs the engine in the page's own thread, for pages without workers. */
 import { serve } from "./host.js";
 import { platform } from "./browser-host.js";
 import type { Port } from "./platform.js";

@@ -1,4 +1,4 @@
-/** The engine in the caller's own thread. */
+/** Runs the engine in the caller's own thread. */
 import { serve } from "./host.js";
 import { platform } from "./node-host.js";
 import type { Port } from "./platform.js";

@@ -1,8 +1,8 @@
 /**
- * The engine's side: holds the WebAssembly modules, checkpoints and models, and does what the caller's side asks for.
+ * The engine side: holds the WebAssembly modules, checkpoints and models, and serves the caller side's requests.
  *
- * Runs in a worker, or in the caller's own thread; what differs between places is in the platform. `host/` has the functions
- * by what they are for, and what they share. Not here: what the caller sees (`client/`).
+ * Runs in a worker or in the caller's own thread. `HostPlatform` holds the differences between runtimes. `host/` has
+ * the functions by topic, and their shared state. Not here: the caller's objects (`client/`).
  */
 import * as cache from "./cache.js";
 import { asLowbitError, type LowbitError } from "./errors.js";
@@ -60,10 +60,10 @@ function hostFunctions(context: Context): HostFunctions {
   };
 }
 
-/** Why the modules of this thread are of no use any more. */
+/** Why this thread's modules are unusable; `undefined` while they work. */
 let broken: LowbitError | undefined;
 
-/** Each failure as a `LowbitError`; modules that broke down do nothing more. */
+/** Converts failures to `LowbitError`. After an `internal` one, every call fails with it. */
 function guarded(functions: HostFunctions): HostFunctions {
   const each = Object.entries(functions).map(([name, run]) => [
     name,

@@ -10,5 +10,5 @@ export const {
   cache,
 } = functions;
 
-/** The main functions as tools that a language model can call. */
+/** The main functions as tools for language models. */
 export const tools = toolsOf(functions);

@@ -1,4 +1,4 @@
-/** The engine's side in Node, Deno and Bun. */
+/** The engine side's platform in Node, Deno and Bun. */
 import { createHash, randomBytes } from "node:crypto";
 import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, rmdir, stat, writeFile, type FileHandle } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
@@ -8,10 +8,10 @@ import { asLowbitError, LowbitError } from "./errors.js";
 import { partsOf } from "./folders.js";
 import type { Folder, HostPlatform, OpenFile, Scratch, Sink, Store, TargetFolder } from "./platform.js";
 
-/** How the names of unfinished files end, as the command line's do. */
+/** Suffix of unfinished files, the same as the command line's. */
 const UNFINISHED = ".lowbit.tmp";
 
-/** Closes a file that nobody forgot to close on purpose. */
+/** Closes files that were garbage collected. */
 const handles = new FinalizationRegistry<FileHandle>((handle) => void handle.close().catch(() => {}));
 
 async function readFully(handle: FileHandle, out: Uint8Array, offset: number, place: string): Promise<void> {
@@ -32,7 +32,7 @@ async function openFile(path: string, name: string): Promise<OpenFile | undefine
     handle = await open(path);
   } catch (error) {
     const { code } = error as { code?: string };
-    // The second where a file is where a folder would have to be.
+    // ENOTDIR: a part of the path is a file instead of a folder.
     if (code === "ENOENT" || code === "ENOTDIR") return undefined;
     throw asLowbitError(error, path);
   }
@@ -118,7 +118,7 @@ function target(path: string): TargetFolder {
   };
 }
 
-/** Blobs that are the files of a folder. `known` are there already. */
+/** Scratch blobs as files of a folder. `known` exist already. */
 function folderScratch(path: string, known: [string, FileHandle, number][], end: () => Promise<unknown>): Scratch {
   const blobs = new Map(known.map(([name, handle, size]) => [name, { handle, size }]));
   const place = (name: string) => join(path, ...partsOf(name));
@@ -131,7 +131,7 @@ function folderScratch(path: string, known: [string, FileHandle, number][], end:
     writeAt: async (name, offset, bytes) => {
       let blob = blobs.get(name);
       try {
-        if (offset > (blob?.size ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
+        if (offset > (blob?.size ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name}: the write would leave a gap`);
         if (blob === undefined) {
           blob = { handle: await open(place(name), "wx+", 0o600), size: 0 };
           blobs.set(name, blob);
@@ -164,13 +164,13 @@ function folderScratch(path: string, known: [string, FileHandle, number][], end:
   };
 }
 
-/** Scratch space in a folder of its own under the system's temporary one. */
+/** Scratch space in a new folder in the system's temporary folder. */
 async function scratch(): Promise<Scratch> {
   const path = await mkdtemp(join(tmpdir(), "lowbit-"));
   return folderScratch(path, [], () => rm(path, { recursive: true, force: true }));
 }
 
-/** Scratch space in a folder that stays as long as there is anything in it. */
+/** Scratch space in a folder that is kept unless it is empty at the end. */
 async function keptScratch(path: string): Promise<Scratch> {
   try {
     await mkdir(path, { recursive: true });
@@ -186,7 +186,7 @@ async function keptScratch(path: string): Promise<Scratch> {
   }
 }
 
-/** Files in the user's folder for such things: `NAME.bin` with the bytes, and `NAME.key` with the key. */
+/** A store in the user's cache folder: `NAME.bin` holds the bytes, `NAME.key` the key. */
 async function store(): Promise<Store> {
   const folder = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "lowbit");
   const place = (key: string, end: string) => join(folder, createHash("sha256").update(key).digest("hex") + end);
@@ -217,13 +217,16 @@ async function store(): Promise<Store> {
   };
 }
 
-/** The part of the optional package `webgpu` that is used. */
+/** The used part of the optional package `webgpu`. */
 interface Dawn {
   create(options: string[]): unknown;
   globals: object;
 }
 
-/** wgpu looks for one of these before it looks for `navigator.gpu`; Node has neither, and before 21 no `navigator`. */
+/**
+ * Defines the globals that wgpu requires before it uses `navigator.gpu`: `Window` or `WorkerGlobalScope`. Node has
+ * neither, and before version 21 no `navigator`.
+ */
 function looksLikeABrowser(): void {
   const scope = globalThis as { Window?: unknown; WorkerGlobalScope?: unknown; navigator?: object };
   if (scope.Window === undefined && scope.WorkerGlobalScope === undefined) scope.Window = class Window {};
@@ -236,11 +239,11 @@ async function prepareGpu(): Promise<void> {
   if (scope.navigator?.gpu !== undefined) return;
   let dawn: Dawn;
   try {
-    // Not written out: bundlers would look for a package that is optional.
+    // A literal name would make bundlers require the optional package.
     const name = "webgpu";
     dawn = (await import(name)) as Dawn;
   } catch (error) {
-    throw new LowbitError("no_device", "there is no WebGPU here; `npm install webgpu` brings it", { cause: error });
+    throw new LowbitError("no_device", "WebGPU is not available; `npm install webgpu` adds it", { cause: error });
   }
   for (const [name, value] of Object.entries(Object.getOwnPropertyDescriptors(dawn.globals))) {
     if (!(name in globalThis)) Object.defineProperty(globalThis, name, value);
@@ -265,13 +268,13 @@ export const platform: HostPlatform = {
   },
   targetAtPath: async (path) => {
     const place = resolve(expanded(path));
-    if (basename(place) === "") throw new LowbitError("invalid_argument", `${path}: expected a folder of its own`);
+    if (basename(place) === "") throw new LowbitError("invalid_argument", `${path}: expected a folder other than the root`);
     return target(place);
   },
   scratch,
   keptScratch: async (place) => {
     if ("path" in place) return keptScratch(resolve(expanded(place.path)));
-    throw new LowbitError("invalid_argument", "there is no private file system (OPFS) here; give a path");
+    throw new LowbitError("invalid_argument", "the private file system (OPFS) is not available here; give a path");
   },
   store,
   prepareGpu,

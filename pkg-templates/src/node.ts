@@ -1,4 +1,4 @@
-/** The caller's side in Node, Deno and Bun. */
+/** The caller side's platform in Node, Deno and Bun. */
 import { Worker } from "node:worker_threads";
 import type { ClientPlatform } from "./platform.js";
 import { isPath } from "./specs.js";
@@ -8,7 +8,7 @@ import { nodeThread } from "./workers.js";
 function newWorker(): Worker {
   return new Worker(new URL("./worker.node.js", import.meta.url), {
     name: "lowbit",
-    // Those of the program may not be for files: `--input-type` is not.
+    // Not the program's: some, such as `--input-type`, are invalid for a file.
     execArgv: [],
   });
 }

@@ -1,4 +1,4 @@
-/** What an entry point brings: how modules, files and threads are found where the package runs. */
+/** Interfaces of a platform: how it finds modules, files and threads. */
 import type { PlatformModule, PlatformResponse, PlatformSignal, PlatformUrl } from "./ambient.js";
 import type { ErrorCode } from "./errors.js";
 
@@ -8,58 +8,58 @@ export interface Port {
   listen(listener: (message: unknown) => void): void;
 }
 
-/** A folder that is read, as the engine's bindings see it. */
+/** A folder to read, for the engine's bindings. */
 export interface Folder {
   readonly name: string;
-  /** The bindings give no signal; this side does, where a request need not go on. */
+  /** The bindings pass no signal. The engine side does, to stop requests. */
   open(file: string, signal?: PlatformSignal): Promise<OpenFile | undefined>;
-  /** What was not there when it was last looked for, where its server said more than that. */
+  /** Files that were missing at the last attempt, if the server gave a reason. */
   readonly missing?: ReadonlyMap<string, Missing>;
 }
 
-/** That a file is not there. */
+/** A missing file. */
 export interface Missing {
   missing: true;
-  /** What the server answered, where that is of use to somebody who needs the file. */
+  /** The server's answer, if it helps someone who needs the file. */
   why?: string;
-  /** The code of an error about it, where that is not the one of missing files. */
+  /** The code of an error about it, if not `not_found`. */
   code?: ErrorCode;
 }
 
-/** A file that is read, as the engine's bindings see it. */
+/** A file to read, for the engine's bindings. */
 export interface OpenFile {
   readonly name: string;
   readonly size: number;
-  /** Gives exactly `length` bytes; the array is copied from at once. */
+  /** Reads exactly `length` bytes. The bindings copy them at once. */
   read(offset: number, length: number, signal?: PlatformSignal): Promise<Uint8Array>;
 }
 
-/** A folder that is written, as the engine's bindings see it. */
+/** A folder to write, for the engine's bindings. */
 export interface TargetFolder {
   readonly name: string;
-  /** Its finished files, to read: before the first is written, what stands there already. */
+  /** Its finished files, to read; initially those from before the job. */
   readonly existing: Folder;
   create(file: string): Promise<Sink>;
   remove(file: string): Promise<void>;
   removeUnfinished(): Promise<void>;
 }
 
-/** A file being written, as the engine's bindings see it. It appears under its name with `finish`. */
+/** A file being written, for the engine's bindings. It appears under its name on `finish`. */
 export interface Sink {
   write(bytes: Uint8Array): Promise<void>;
   finish(): Promise<void>;
-  /** Nobody but this side waits for what it gives. */
+  /** The bindings do not wait for the promise; only the engine side does. */
   abort(): Promise<void> | void;
 }
 
-/** Where the attempts of a search go, as the engine's bindings see it. */
+/** The targets of a search's attempts, for the engine's bindings. */
 export interface Outputs {
   readonly summary: TargetFolder;
-  /** The folder of an attempt. */
+  /** Creates the folder of an attempt. */
   create(name: string): Promise<TargetFolder>;
 }
 
-/** How the engine's bindings tell how far they are, and hear that they shall stop. */
+/** Progress and cancellation, for the engine's bindings. */
 export interface Control {
   progress(phase: string, done: number, total: number, item: string): void;
   cancelled(): boolean;
@@ -68,7 +68,7 @@ export interface Control {
   now(): number;
 }
 
-/** A tokenizer, as the engine's bindings see it. */
+/** A tokenizer, for the engine's bindings. */
 export interface Codec {
   encode(text: string): Uint32Array;
   encodePrompt(text: string): Uint32Array;
@@ -80,22 +80,22 @@ export interface Codec {
 /** The WebAssembly modules. The quantizer belongs to the engine of the same build. */
 export type ModuleName = "engine" | "engine_relaxed" | "quantizer" | "quantizer_relaxed" | "tokenizer";
 
-/** What a module is made from, as its bindings take it. */
+/** Input from which the bindings create a module. */
 export type ModuleInput = PlatformResponse | PlatformUrl | string | ArrayBuffer | Uint8Array<ArrayBuffer> | PlatformModule;
 
-/** Blobs that are written and read again, as the engine's bindings see them. */
+/** Named blobs for temporary data, for the engine's bindings. */
 export interface Scratch {
   writeAt(blob: string, offset: number, bytes: Uint8Array): Promise<void>;
   readAt(blob: string, offset: number, length: number): Promise<Uint8Array>;
   size(blob: string): Promise<number | undefined>;
   delete(blob: string): Promise<void>;
-  /** Of all blobs. */
+  /** The names of all blobs. */
   names(): Promise<string[]>;
-  /** Gives back whatever is left. */
+  /** Releases everything. */
   dispose(): Promise<void>;
 }
 
-/** Named bytes that outlast a visit. */
+/** Persistent storage of bytes by key. */
 export interface Store {
   get(key: string): Promise<Uint8Array | undefined>;
   put(key: string, bytes: Uint8Array): Promise<void>;
@@ -103,21 +103,21 @@ export interface Store {
   delete(key: string): Promise<void>;
 }
 
-/** What the engine's thread needs of the place that it runs in. */
+/** The platform of the engine's thread. */
 export interface HostPlatform {
-  /** What a module is made from. */
+  /** Finds a module. */
   module(name: ModuleName): Promise<ModuleInput>;
-  /** A path's folder or file; absent where there are no paths. */
+  /** Opens the folder or file at a path. Absent in browsers. */
   openPath?(path: string): Promise<{ folder: Folder } | { file: OpenFile }>;
   targetAtPath?(path: string): Promise<TargetFolder>;
   scratch(): Promise<Scratch>;
-  /** Scratch space that outlasts its job, unless the job empties it. */
+  /** Scratch space that persists after the job, unless the job empties it. */
   keptScratch(place: { path: string } | { opfs: string }): Promise<Scratch>;
-  /** What keeps downloads; `undefined` where nothing does. */
+  /** The cache of downloads; `undefined` if not available. */
   store(): Promise<Store | undefined>;
-  /** Makes `navigator.gpu` be there, where that takes doing. Rejects with `no_device` where there is no way. */
+  /** Ensures that `navigator.gpu` exists. Rejects with `no_device` if it cannot. */
   prepareGpu(): Promise<void>;
-  /** Gives the event loop a turn. */
+  /** Yields to the event loop. */
   turn(): Promise<void>;
 }
 
@@ -126,17 +126,17 @@ export interface Thread {
   port: Port;
   /** Whether the thread may keep the program alive. */
   hold(alive: boolean): void;
-  /** Called when the thread itself fails. */
+  /** Calls the listener if the thread itself fails. */
   onFailure(listener: (error: unknown) => void): void;
-  /** Ends it; resolves when it has, as far as that can be known. */
+  /** Ends it. Resolves after its end, or at once where a worker does not report it. */
   terminate(): Promise<void>;
 }
 
-/** What the caller's thread needs. */
+/** The platform of the caller's thread. */
 export interface ClientPlatform {
-  /** Whether a text names a path. */
+  /** Whether a string is a path. */
   isPath(text: string): boolean;
   startWorker(): Thread;
-  /** The engine in this very thread. */
+  /** Starts the engine in the caller's thread. */
   startHere(): Promise<Thread>;
 }

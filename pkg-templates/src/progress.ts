@@ -1,14 +1,14 @@
-/** Reports of how far work is, on their way to the caller. */
+/** Throttles progress reports, and adds the remaining time. */
 import type { Progress } from "./types.js";
 
 type Reported = Omit<Progress, "etaSeconds">;
 
-/** Reports come no closer together than this. */
+/** Minimal milliseconds between two reports. */
 const APART_MS = 50;
 
 /**
- * Passes on the newest report, each in a timer's turn of its own: messages of a worker come several at a time where the
- * caller's thread was busy, and between any two reports a page is to have had its own turn.
+ * Passes on the newest report, each in its own timer callback. A busy thread gets several of a worker's messages at
+ * once, and a page must be able to run and paint between two reports.
  */
 export class Reporter {
   readonly #listener: (progress: Progress) => void;
@@ -16,7 +16,7 @@ export class Reporter {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #last = Number.NEGATIVE_INFINITY;
   #ended = false;
-  /** The phase at hand, when it began, and how far it was then. */
+  /** The current phase, its start time in milliseconds, and the units done at its start. */
   #phase = "";
   #since = 0;
   #from = 0;
@@ -35,7 +35,7 @@ export class Reporter {
     this.#timer ??= setTimeout(() => this.#report(), wait);
   }
 
-  /** Nothing is reported after the work's end. */
+  /** Stops reporting. */
   end(): void {
     this.#ended = true;
     clearTimeout(this.#timer);
@@ -46,7 +46,7 @@ export class Reporter {
     const now = performance.now();
     this.#timer = undefined;
     const [done, seconds] = [progress.done - this.#from, (now - this.#since) / 1000];
-    // The first moments say little about the rest.
+    // The first 0.2 seconds predict the rest badly.
     const known = done > 0 && seconds > 0.2;
     try {
       this.#listener(known ? { ...progress, etaSeconds: (seconds * (progress.total - progress.done)) / done } : progress);

@@ -1,28 +1,30 @@
-/** Reads what callers give, before it crosses to the engine: what is lost on that way must not be lost in silence. */
+/**
+ * Checks the caller's arguments before they are sent to the engine. A value that would get lost on the way is an error.
+ */
 import { LowbitError } from "./errors.js";
 import type { JobOptions } from "./types.js";
 
-/** What a value is, for messages. */
+/** Describes a value, for messages. */
 export function kind(value: unknown): string {
   if (value === null || ["undefined", "number", "boolean"].includes(typeof value)) return String(value);
   if (Array.isArray(value)) return "an array";
   return typeof value === "object" ? "an object" : `a ${typeof value}`;
 }
 
-/** Refuses a value that is not as it has to be. */
+/** Throws `invalid_argument` unless `holds`. */
 export function expect(holds: boolean, what: string, expected: string, found: unknown): asserts holds {
   if (holds) return;
   throw new LowbitError("invalid_argument", `${what}: expected ${expected} but found ${kind(found)}`);
 }
 
-/** Options, where they are given at all. */
+/** The options, or an empty object if none are given. */
 export function optionsOf<T extends object>(what: string, options: T | undefined): T {
   const given = options ?? {};
   expect(options !== null && typeof given === "object" && !Array.isArray(given), what, "an object of options", options);
   return given as T;
 }
 
-/** Options of long work, apart from what is asked for. */
+/** Separates the options of every job (`onProgress`, `signal`) from the others. */
 export function jobOptions<T extends JobOptions>(what: string, options: T | undefined): [Omit<T, keyof JobOptions>, JobOptions] {
   const { onProgress, signal, ...rest } = optionsOf(what, options);
   const hears = onProgress === undefined || onProgress === null || typeof onProgress === "function";
@@ -33,7 +35,7 @@ export function jobOptions<T extends JobOptions>(what: string, options: T | unde
   return [rest, { onProgress: onProgress ?? undefined, signal: signal ?? undefined }];
 }
 
-/** Options as JSON can hold them. `what` is what messages call them; what is in them the engine looks at. */
+/** The options as plain JSON data. `what` names them in messages. The engine checks their content. */
 export function plain<T extends object>(what: string, options: T): T {
   const check = (name: string, value: unknown) => {
     const bad =
@@ -45,19 +47,19 @@ export function plain<T extends object>(what: string, options: T): T {
     return JSON.parse(JSON.stringify(options, check)) as T;
   } catch (error) {
     if (error instanceof LowbitError) throw error;
-    // An object that contains itself.
+    // A circular object.
     throw new LowbitError("invalid_argument", `${what}: expected plain data`, { cause: error });
   }
 }
 
-/** Refuses an option that is not one of `names`: a misspelled one must not be taken for one that was left out. */
+/** Throws `invalid_argument` for an option that is not in `names`, so that no misspelled option is ignored. */
 export function onlyKnown(what: string, options: object, names: readonly string[]): void {
   const unknown = Object.keys(options).find((name) => !names.includes(name));
   if (unknown === undefined) return;
   throw new LowbitError("invalid_argument", `${what}: unknown field \`${unknown}\`, expected one of ${names.join(", ")}`);
 }
 
-/** Token ids as the engine takes them. */
+/** Checks and copies token ids for the engine. */
 export function tokenIds(ids: Uint32Array | readonly number[]): Uint32Array {
   if (ids instanceof Uint32Array) return ids.slice();
   if (!Array.isArray(ids)) throw new LowbitError("invalid_argument", `expected token ids but found ${kind(ids)}`);
@@ -68,13 +70,13 @@ export function tokenIds(ids: Uint32Array | readonly number[]): Uint32Array {
   return Uint32Array.from(ids);
 }
 
-/** Text that is one string. */
+/** Checks that a text is a string. */
 export function stringOf(what: string, text: string): string {
   expect(typeof text === "string", what, "a string", text);
   return text;
 }
 
-/** What a method learns from, as the engine reads it. */
+/** Calibration data in the engine's form. */
 export function calibrationRequest<T extends { texts?: readonly string[]; tokens?: Uint32Array | readonly number[] }>(
   what: string, calibration: T | readonly string[],
 ): T | { texts: readonly string[] } {

@@ -1,4 +1,4 @@
-/** Scratch space in the thread's memory, outside the engine's: blobs as pieces of equal length. */
+/** Scratch space in the thread's memory, outside the engine's, as pieces of equal length; and in OPFS. */
 import { asLowbitError, LowbitError } from "./errors.js";
 import type { Scratch } from "./platform.js";
 
@@ -22,7 +22,7 @@ export function memoryScratch(): Scratch {
   return {
     writeAt: async (name, offset, bytes) => {
       const blob = blobs.get(name) ?? { size: 0, pieces: [] };
-      if (offset > blob.size) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
+      if (offset > blob.size) throw new LowbitError("invalid_argument", `scratch blob ${name}: the write would leave a gap`);
       blobs.set(name, blob);
       try {
         each(offset, bytes.length, (piece, start, at, part) => {
@@ -48,7 +48,7 @@ export function memoryScratch(): Scratch {
   };
 }
 
-/** The handle by which a worker reads and writes a file of the private file system in place. */
+/** A `FileSystemSyncAccessHandle`: reads and writes an OPFS file in place. Exists only in workers. */
 interface SyncHandle {
   read(bytes: Uint8Array, options: { at: number }): number;
   write(bytes: Uint8Array, options: { at: number }): number;
@@ -60,12 +60,12 @@ interface SyncHandle {
 async function syncHandle(file: FileSystemHandle): Promise<SyncHandle> {
   const { createSyncAccessHandle: open } = file as { createSyncAccessHandle?: () => Promise<SyncHandle> };
   if (open === undefined) {
-    throw new LowbitError("invalid_argument", "files of the private file system (OPFS) can be kept only where the engine runs in a worker");
+    throw new LowbitError("invalid_argument", "resuming from the private file system (OPFS) needs an engine that runs in a worker");
   }
   return open.call(file);
 }
 
-/** Scratch space in a folder of the browser's private file system, which stays there. */
+/** Scratch space in a folder of the browser's private file system (OPFS), where it is kept. */
 export async function opfsScratch(folder: FileSystemDirectoryHandle): Promise<Scratch> {
   const blobs = new Map<string, SyncHandle>();
   for await (const [name, entry] of folder.entries()) {
@@ -78,11 +78,11 @@ export async function opfsScratch(folder: FileSystemDirectoryHandle): Promise<Sc
   };
   return {
     writeAt: async (name, offset, bytes) => {
-      if (offset > (blobs.get(name)?.getSize() ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name} would have a hole`);
+      if (offset > (blobs.get(name)?.getSize() ?? 0)) throw new LowbitError("invalid_argument", `scratch blob ${name}: the write would leave a gap`);
       try {
         if (!blobs.has(name)) blobs.set(name, await syncHandle(await folder.getFileHandle(name, { create: true })));
         const blob = found(name);
-        if (blob.write(bytes, { at: offset }) !== bytes.length) throw new Error("it was not written in full");
+        if (blob.write(bytes, { at: offset }) !== bytes.length) throw new Error("the write was incomplete");
         blob.flush();
       } catch (error) {
         throw asLowbitError(error, `scratch blob ${name}`);

@@ -1,4 +1,4 @@
-/** The package without any loading of its own: for programs that bring the worker and the modules themselves. */
+/** Entry point for programs that provide the worker and the modules. It loads nothing by itself. */
 import type { PlatformModule, PlatformUrl } from "./ambient.js";
 import { Engine } from "./client/engine.js";
 import { expect, onlyKnown, optionsOf } from "./requests.js";
@@ -9,16 +9,17 @@ import { nodeThread, webThread, type NodeWorker, type WebWorker } from "./worker
 
 export * from "./exports.js";
 
-/** A module: compiled, as bytes, or its URL. Responses cannot go to a worker. */
+/** A module: compiled, as bytes, or its URL. Not a `Response`, which cannot be sent to a worker. */
 export type GivenModule = PlatformModule | ArrayBuffer | Uint8Array | PlatformUrl;
 
-/** What a program brings. */
+/** The worker and the modules. */
 export interface SlimOptions {
-  /** A worker that runs `lowbit/worker`, of a page or of Node, for this engine alone: it ends with the engine. */
+  /** A Web Worker or a Node worker that runs `lowbit/worker`. It belongs to this engine, and ends with it. */
   worker: WebWorker | NodeWorker;
   /**
-   * `engine_relaxed` is taken where the runtime has relaxed SIMD and does it right. `quantizer` and `quantizer_relaxed` belong to the
-   * engine of the same build: they write checkpoints and judge them, and a program that only speaks brings none.
+   * `engine_relaxed` is used if the runtime supports relaxed SIMD and passes the engine's self-check. `quantizer` and
+   * `quantizer_relaxed` belong to the engine of the same build. They write, validate and compare checkpoints; a program
+   * that only generates text needs neither.
    */
   modules: {
     engine: GivenModule;
@@ -32,7 +33,7 @@ export interface SlimOptions {
 const NEEDED = ["engine", "tokenizer"] as const;
 const OPTIONAL = ["engine_relaxed", "quantizer", "quantizer_relaxed"] as const;
 
-/** An engine on a worker that is there already. */
+/** Creates an engine in an existing worker. Throws `invalid_argument` for wrong options. */
 export function createEngine(options: SlimOptions): Engine {
   const given = optionsOf("createEngine", options);
   onlyKnown("createEngine", given, ["worker", "modules"]);

@@ -1,4 +1,4 @@
-/** Reads what callers give as sources and targets. */
+/** Turns the caller's sources and targets into messages for the engine side. */
 import { LowbitError } from "./errors.js";
 import { blobFile } from "./folders.js";
 import { expect } from "./requests.js";
@@ -6,9 +6,9 @@ import type { ClientPlatform } from "./platform.js";
 import type { CheckpointSource, FileLike, OpenOptions, RandomAccessFile, Target, KeptPlace } from "./types.js";
 import type { FileSpec, KeptSpec, SourceSpec, TargetSpec } from "./wire.js";
 
-/** Keeps things of the caller's that the engine's side reaches by number. */
+/** Registers the caller's objects, which the engine side reaches by number. */
 export interface Remotes {
-  /** Whether the engine's side is another thread, so that what is not kept here has to go there. */
+  /** Whether the engine side is another thread. Objects that are not registered here are then sent to it. */
   readonly apart: boolean;
   file(file: RandomAccessFile): number;
   fetch(fetcher: typeof fetch, headers: Record<string, string>): number;
@@ -18,10 +18,10 @@ export interface Remotes {
 
 const HUB = "https://huggingface.co";
 
-/** `org/model`: two names, and no more. */
+/** `org/model`: exactly two names. */
 const REPOSITORY = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
-/** Whether a text names a path, where there are paths. */
+/** Whether a string is a path, on platforms with paths. */
 export function isPath(text: string): boolean {
   return /^(\/|\.\.?(\/|\\|$)|~(\/|$)|[A-Za-z]:[\\/])/.test(text);
 }
@@ -35,7 +35,7 @@ export function sourceSpec(
     if (platform.isPath(source)) return { kind: "path", path: source };
     if (REPOSITORY.test(source)) {
       const { revision: named = "main" } = options;
-      expect(typeof named === "string" && named !== "", "openCheckpoint", "`revision` to be the name of one", named);
+      expect(typeof named === "string" && named !== "", "openCheckpoint", "`revision` to be a branch, tag or commit", named);
       const revision = encodeURIComponent(named);
       const url = `${HUB}/${source}/resolve/${revision}/`;
       return urlSpec(url, { ...options, cache: options.cache ?? true }, platform, remotes);
@@ -76,7 +76,7 @@ function urlSpec(href: string, options: OpenOptions, platform: ClientPlatform, r
 }
 
 function isUrl(text: string): boolean {
-  // A letter alone is a drive of Windows.
+  // A single letter is a Windows drive.
   return /^[a-z][a-z0-9+.-]+:/i.test(text);
 }
 
@@ -88,7 +88,7 @@ function parsed(href: string): URL {
   }
 }
 
-/** Headers as plain data, however they were given. */
+/** Headers as plain data, from any form that `Headers` accepts. */
 function headersOf(headers: OpenOptions["headers"]): Record<string, string> {
   try {
     return Object.fromEntries(new Headers(headers));
@@ -113,11 +113,11 @@ function isFileLike(value: unknown): value is FileLike {
   return typeof size === "number" && typeof read === "function";
 }
 
-/** A handle that the engine's side can use. */
+/** Checks that the engine side can use a handle. */
 function handleThat(handle: FileSystemDirectoryHandle, { apart }: Remotes): FileSystemDirectoryHandle {
   let works = !apart;
   try {
-    // One that a program made itself either cannot be cloned or loses its methods.
+    // An object that only imitates a handle cannot be cloned, or loses its methods.
     works ||= "getFileHandle" in structuredClone(handle);
   } catch {
     works = false;
@@ -129,7 +129,7 @@ function handleThat(handle: FileSystemDirectoryHandle, { apart }: Remotes): File
   );
 }
 
-/** Files by their names: those of an object, of an array, of an `<input>`. */
+/** Files by name, from an object, an array or an `<input>`. */
 function named(source: object): [string, unknown][] {
   const { length } = source as Partial<ArrayLike<unknown>>;
   if (typeof length !== "number") return Object.entries(source);
@@ -140,8 +140,8 @@ function named(source: object): [string, unknown][] {
 }
 
 /**
- * Which of the folders of some files is the checkpoint: the uppermost one with a config.json, or with anything, as its path with a
- * `/` behind it. A model may have shards in folders of its folder, and other models there too, whose files are not its own.
+ * The checkpoint's folder among files with paths, with a trailing `/`: the uppermost folder with a config.json, or else
+ * the uppermost with any file. Its subfolders may hold shards of the model, and other models too.
  */
 function checkpointFolder(paths: readonly string[]): string {
   const configs = paths.filter((path) => /(^|\/)config\.json$/.test(path));
@@ -165,7 +165,7 @@ function fileSpec(file: FileLike, remotes: Remotes): FileSpec {
   return { kind: "remote", id: remotes.file(file), size: file.size };
 }
 
-/** Whether a blob can go to another thread: in browsers each can, in Node none whose bytes are a file on disk. */
+/** Whether a blob can be sent to another thread. In Node, one that is backed by a file on disk cannot. */
 function travels(blob: Blob): boolean {
   try {
     structuredClone(blob);
@@ -180,20 +180,20 @@ function blobName(blob: Blob): string {
 }
 
 /**
- * The same bytes in a buffer of their own, since a view would take along all of its buffer when it goes to another thread; and
- * as plain as the engine expects them, whatever class a program made of them.
+ * The bytes as a plain `Uint8Array` that fills its buffer. A view would take its whole buffer along to another thread,
+ * and the engine expects no subclass.
  */
 export function unshared(bytes: Uint8Array): Uint8Array {
   const plain = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   return plain.byteLength === plain.buffer.byteLength ? plain : plain.slice();
 }
 
-/** Whether a value is a `Uint8Array`, of this realm or of another one, as tests and frames have. */
+/** Whether a value is a `Uint8Array`, also from another realm, such as a frame's or a test runner's. */
 export function isBytes(value: unknown): value is Uint8Array {
   return ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === "[object Uint8Array]";
 }
 
-/** Where state is kept from one job to another. */
+/** The place of a resumable job's state. */
 export function keptSpec(place: KeptPlace, platform: ClientPlatform, remotes: Remotes): KeptSpec {
   const spec = place === "memory" ? undefined : targetSpec(place, platform, remotes);
   if (spec?.kind === "path") return { path: spec.path };
@@ -210,12 +210,12 @@ export function targetSpec(target: Target | undefined, platform: ClientPlatform,
     if (url?.protocol === "file:") return { kind: "path", path: fromFileUrl(url) };
     if (url?.protocol === "opfs:") return { kind: "opfs", path: decodeURIComponent(url.pathname) };
     if (url !== undefined || text === "") {
-      throw new LowbitError("invalid_argument", `expected a target that can be written but found ${JSON.stringify(text)}`);
+      throw new LowbitError("invalid_argument", `expected a writable target but found ${JSON.stringify(text)}`);
     }
     if (platform.isPath("/")) return { kind: "path", path: text };
     throw new LowbitError(
       "invalid_argument",
-      `${text}: there are no paths here; give a directory handle, {opfs: "folder"}, or a function that makes streams`,
+      `${text}: paths are not available here; give a directory handle, {opfs: "folder"}, or a function that creates streams`,
     );
   }
   if (typeof target === "object" && target !== null) {

@@ -1,15 +1,15 @@
-/** Folders that are written: behind a directory handle, and with the caller. Memory is in `folders.ts`. */
+/** Writable folders: behind a directory handle, and with writers of the caller. Memory is in `folders.ts`. */
 import { asLowbitError, LowbitError } from "./errors.js";
 import { directoryFolder } from "./folders.js";
 import type { Folder, Sink, TargetFolder } from "./platform.js";
 import type { ClientFunctions } from "./wire.js";
 
-/** How the names of unfinished files end, as the command line has it. */
+/** Suffix of unfinished files, the same as the command line's. */
 const UNFINISHED = ".lowbit.tmp";
 
 /**
- * A handle of a folder. `createWritable` writes to a copy that takes the file's place when it is closed, so a file appears
- * only when it is whole.
+ * A folder behind a handle. `createWritable` writes to a copy that replaces the file on `close`, so only whole files
+ * appear.
  */
 export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder {
   const place = (file: string, error: unknown) => asLowbitError(error, `${handle.name || "folder"}/${file}`);
@@ -52,7 +52,7 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
             throw place(file, error);
           }
         },
-        // The empty entry that was made for the stream must not look like a file.
+        // Remove the empty file that was created for the stream.
         abort: () =>
           stream
             .abort()
@@ -63,7 +63,7 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
     },
     remove,
     removeUnfinished: async () => {
-      // What a killed command line left; a browser clears its own swap files away.
+      // These come from a killed command line. A browser removes its own swap files.
       for await (const name of handle.keys()) {
         if (name.endsWith(UNFINISHED)) await remove(name);
       }
@@ -71,7 +71,7 @@ export function directoryTarget(handle: FileSystemDirectoryHandle): TargetFolder
   };
 }
 
-/** Writers that the caller makes. What they wrote cannot be read from here. */
+/** A folder whose writers the caller creates. Its files cannot be read back. */
 export function callerTarget(
   id: number,
   caller: Pick<ClientFunctions, "createFile" | "writeFile" | "closeFile" | "abortFile">,
@@ -87,7 +87,7 @@ export function callerTarget(
         abort: () => void caller.abortFile(writer).catch(() => {}),
       };
     },
-    // Nothing was there before.
+    // There are no earlier files.
     remove: async () => {},
     removeUnfinished: async () => {},
   };
@@ -96,10 +96,10 @@ export function callerTarget(
 /** A folder without files. */
 const EMPTY: Folder = { name: "target", open: async () => undefined };
 
-/** A folder of the browser's private file system, made where it is not there yet. */
+/** A folder of the browser's private file system (OPFS). Created if missing. */
 export async function opfsDirectory(path: string): Promise<FileSystemDirectoryHandle> {
   if (typeof navigator === "undefined" || navigator.storage?.getDirectory === undefined) {
-    throw new LowbitError("invalid_argument", "there is no private file system (OPFS) here; give another place");
+    throw new LowbitError("invalid_argument", "the private file system (OPFS) is not available here; give another place");
   }
   let handle = await navigator.storage.getDirectory();
   for (const name of path.split("/").filter((part) => part !== "")) {

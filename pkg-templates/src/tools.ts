@@ -1,6 +1,6 @@
 /**
- * The package's main functions as tools that a language model can call: a name, a description, a JSON Schema of the arguments,
- * and `call`, which takes arguments of that schema and gives something that `JSON.stringify` can write.
+ * The package's main functions as tools for language models. A tool has a name, a description, a JSON Schema of its
+ * arguments, and `call`, which takes such arguments and returns a result for `JSON.stringify`.
  */
 import type { Api } from "./api.js";
 import * as schemas from "./schemas.generated.js";
@@ -14,7 +14,7 @@ export interface ObjectSchema {
   additionalProperties: false;
 }
 
-/** One tool. */
+/** A tool for language models. */
 export interface Tool {
   name: "quantize_model" | "validate_quantization" | "compare_outputs";
   description: string;
@@ -22,10 +22,10 @@ export interface Tool {
   call(args: Record<string, unknown>, options?: JobOptions): Promise<unknown>;
 }
 
-const PLACE = "A path, a URL, or org/model of the Hugging Face hub";
+const PLACE = "A path, a URL, or the Hugging Face hub name (org/model)";
 const place = (what: string) => ({ type: "string", description: `${PLACE} ${what}` });
 
-/** The schema of a request, with the places that it is about. */
+/** The schema of a request, with the checkpoints that it needs. */
 function schema(places: Record<string, object>, request: Described, required = Object.keys(places)): ObjectSchema {
   return {
     type: "object",
@@ -35,7 +35,7 @@ function schema(places: Record<string, object>, request: Described, required = O
   };
 }
 
-/** A schema that was written from the crate's options. */
+/** A schema generated from the crate's options. */
 interface Described {
   readonly properties: Record<string, object>;
   readonly required: readonly string[];
@@ -44,7 +44,7 @@ interface Described {
 const QUANTIZE = schema(
   {
     checkpoint: place("of the checkpoint to quantize"),
-    target: { type: "string", description: "The path of the folder to write. Left out, the result is measured and not kept" },
+    target: { type: "string", description: "The path of the folder to write. Without it, the result is measured and discarded" },
   },
   schemas.QuantizeRequest,
   ["checkpoint"],
@@ -56,16 +56,16 @@ const VALIDATE = schema(
 );
 
 const COMPARE = schema(
-  { a: place("of one checkpoint"), b: place("of another one of the same vocabulary") },
+  { a: place("of one checkpoint"), b: place("of another checkpoint with the same vocabulary") },
   schemas.CompareRequest,
 );
 
-/** The tools of an entry point. */
+/** The tools, which call `api`. */
 export function toolsOf(api: Pick<Api, "openCheckpoint" | "quantize" | "validate" | "compare">): readonly Tool[] {
   return [
     {
       name: "quantize_model",
-      description: "Makes a language model smaller: writes its weights with few bits, and says what that cost each layer.",
+      description: "Quantizes a language model: writes its weights with few bits, and reports the error of each layer.",
       parameters: QUANTIZE,
       call: async ({ checkpoint, ...args }, options) => {
         using source = await api.openCheckpoint(checkpoint as string, { signal: options?.signal });
@@ -76,7 +76,7 @@ export function toolsOf(api: Pick<Api, "openCheckpoint" | "quantize" | "validate
     {
       name: "validate_quantization",
       description:
-        "Judges a quantized language model against its original: perplexity, divergence, broken text, memory, speed, and a verdict.",
+        "Compares a quantized language model with its original: perplexity, divergence, broken text, memory, speed, and a verdict.",
       parameters: VALIDATE,
       call: async ({ original, quantized, ...args }, options) => {
         using first = await api.openCheckpoint(original as string, { signal: options?.signal });
@@ -86,7 +86,7 @@ export function toolsOf(api: Pick<Api, "openCheckpoint" | "quantize" | "validate
     },
     {
       name: "compare_outputs",
-      description: "Lets two language models continue the same prompts, and says where they first differ.",
+      description: "Continues the same prompts with two language models, and reports where their outputs first differ.",
       parameters: COMPARE,
       call: async ({ a, b, ...args }, options) => {
         using first = await api.openCheckpoint(a as string, { signal: options?.signal });

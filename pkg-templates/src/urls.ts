@@ -1,4 +1,4 @@
-/** Files and folders behind URLs, read by ranges. */
+/** Files and folders behind URLs, read by range requests. */
 import { openCached } from "./cache.js";
 import { asLowbitError, LowbitError } from "./errors.js";
 import { bytesFile, joined, partsOf } from "./folders.js";
@@ -6,10 +6,10 @@ import { HEAD, isPageType, pageIn } from "./pages.js";
 import type { Folder, Missing, OpenFile, Store } from "./platform.js";
 import type { RangeAnswer } from "./wire.js";
 
-/** Makes one request. `range` and `ifRange` are the values of the headers of those names. */
+/** Makes a request. `range` and `ifRange` are values of the headers `Range` and `If-Range`. */
 export type Fetch = (url: string, range?: string, ifRange?: string, signal?: AbortSignal) => Promise<RangeAnswer>;
 
-/** Requests by the thread's own `fetch`. */
+/** Requests with fixed headers, by the thread's own `fetch` or another one. */
 export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch = fetch): Fetch {
   const authorized = Object.keys(headers).some((name) => name.toLowerCase() === "authorization");
   return async (url, range, ifRange, signal) => {
@@ -18,7 +18,7 @@ export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch
     if (ifRange !== undefined) asked["if-range"] = ifRange;
     let response: Response;
     try {
-      // Ranges of a compressed body would be ranges of something else; browsers ask for `identity` themselves then.
+      // A range of a compressed body would be wrong. Browsers ask for `identity` encoding with ranges by themselves.
       response = await fetcher(url, { headers: asked, signal });
     } catch (error) {
       throw new LowbitError("io", `${url}: ${reason(error)}`, { cause: error });
@@ -33,7 +33,8 @@ export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch
     }
     const { status } = response;
     if (range === undefined ? status !== 200 : status !== 206) {
-      // Nothing that is of use; where the server knows no ranges, everything, perhaps more than fits. Of a page, its start says whose.
+      // An error, or the whole file from a server without ranges, perhaps larger than memory. Only a page's start is
+      // useful: it shows whose page it is.
       const body = status === 200 && isPageType(picked["content-type"]) ? await startOf(response) : new Uint8Array();
       await response.body?.cancel?.().catch(() => {});
       return { status, headers: picked, body, authorized };
@@ -49,25 +50,25 @@ export function fetchWith(headers: Record<string, string>, fetcher: typeof fetch
   };
 }
 
-/** The headers of answers that are read. */
+/** The response headers that are used. */
 const HEADERS = ["content-range", "content-length", "content-type", "etag", "last-modified", "x-error-code", "x-error-message"];
 
-/** Why a request failed. `fetch` of Node says that in the cause. */
+/** Why a request failed. Node's `fetch` gives the reason in `cause`. */
 function reason(error: unknown): string {
   const { message } = asLowbitError(error);
   const cause = (error as { cause?: { message?: unknown } } | null | undefined)?.cause?.message;
   return typeof cause === "string" && cause !== "" ? `${message}: ${cause}` : message;
 }
 
-/** How many bytes `bytes=FIRST-LAST` asks for. */
+/** The number of bytes in `bytes=FIRST-LAST`. */
 function lengthOf(range: string): number {
   const [first, last] = range.slice("bytes=".length).split("-");
   return Number(last) - Number(first) + 1;
 }
 
-/** The body, where it has no more than so many bytes. */
+/** The body; `undefined` if it has more than `most` bytes. */
 async function bodyOf(response: Response, most: number): Promise<Uint8Array | undefined> {
-  // Implementations of `fetch` by others may have no such streams.
+  // A caller's `fetch` may give no stream.
   if (typeof response.body?.getReader !== "function") {
     const bytes = new Uint8Array(await response.arrayBuffer());
     return bytes.length > most ? undefined : bytes;
@@ -87,7 +88,7 @@ async function bodyOf(response: Response, most: number): Promise<Uint8Array | un
   }
 }
 
-/** The start of a body, as far as it comes. */
+/** The start of a body: about `HEAD` bytes, or what arrives before a failure. */
 async function startOf(response: Response): Promise<Uint8Array> {
   if (typeof response.body?.getReader !== "function") return new Uint8Array();
   const reader = response.body.getReader();
@@ -100,28 +101,31 @@ async function startOf(response: Response): Promise<Uint8Array> {
       length += value.length;
     }
   } catch {
-    // What has come says enough.
+    // The received part is enough.
   }
   await reader.cancel().catch(() => {});
   return joined(pieces);
 }
 
-/** Small reads are gathered: a request costs more than its bytes. */
+/** Minimal bytes of a request. Small reads share one, because a request costs more than its bytes. */
 const BLOCK = 1 << 18;
 
-/** Files no larger than this are fetched whole where a server knows no ranges. */
+/** Maximal bytes of a file that is fetched whole, from a server without range requests. */
 const WHOLE = 64 << 20;
 const TOO_LARGE = `the server does not answer range requests, and the file has more than ${WHOLE} bytes, too many to hold`;
 
-/** What a server answered, and why as far as it is known. */
+/** Describes a server's answer, with its reason if known. */
 function answered({ status, headers, authorized }: RangeAnswer): string {
   const hint = authorized ? "it does not take the `authorization` in `headers`" : "a token goes into `headers`";
-  // The Hugging Face hub says there why.
+  // The Hugging Face hub gives its reason in this header.
   const why = headers["x-error-message"] ?? (status === 401 ? hint : undefined);
   return `the server answered ${status}${why === undefined ? "" : `: ${why}`}`;
 }
 
-/** What an answer says of a file that is not there; `undefined` where it may be there, though the answer may be an error. */
+/**
+ * Whether an answer means that the file is missing; `undefined` if the file may exist. The answer may then be another
+ * error.
+ */
 function missing(file: string, answer: RangeAnswer): Missing | undefined {
   const { status, headers, body, authorized } = answer;
   if (status === 200 || status === 206) {
@@ -130,25 +134,26 @@ function missing(file: string, answer: RangeAnswer): Missing | undefined {
   }
   const hub = headers["x-error-code"];
   const isSilent = headers["x-error-message"] === undefined;
-  // The hub says this of a file, whatever the status. Of a repository or a revision that is not there it says so with 404.
+  // The hub's code for a missing file, at any status. For a missing repository or revision, it answers 404 with a
+  // message.
   if (hub === "EntryNotFound" || (status === 404 && isSilent)) return { missing: true };
   if (status === 404 || status === 410) return { missing: true, why: answered(answer) };
-  // Where the hub says why, something is there. Buckets that may not be listed answer 403 where nothing is.
+  // If the hub gives a reason, the file may exist. Storage buckets that cannot be listed answer 403 for missing files.
   if (!isSilent || hub !== undefined) return undefined;
   if (status === 403) return { missing: true, why: answered(answer) };
-  // And some servers 401. Not to a token, which they take or refuse: one that runs out must not make files go away. Whoever needs the
-  // file is told of tokens.
+  // Some servers answer 401 for missing files. With a token, 401 means that the token was refused: an expired one must
+  // not make files disappear. The error about a needed file mentions tokens.
   if (status === 401 && !authorized) return { missing: true, why: answered(answer), code: "io" };
   return undefined;
 }
 
-/** A file behind a URL, read by ranges. */
+/** A file behind a URL, read by range requests. */
 async function urlFile(
   name: string, url: string, get: Fetch, opening?: AbortSignal,
 ): Promise<(OpenFile & { etag?: string }) | Missing> {
   const first = await get(url, `bytes=0-${BLOCK - 1}`, undefined, opening);
   const refused = (answer: RangeAnswer) => new LowbitError("io", `${url}: ${answered(answer)}`);
-  // Without ranges the first answer has no bytes, unless it is called a page.
+  // From a server without ranges the first answer has no bytes, unless its type is HTML.
   const absent = missing(name, first);
   if (absent !== undefined) return absent;
   if (first.status === 416) return bytesFile(name, new Uint8Array());
@@ -168,7 +173,7 @@ async function urlFile(
   const size = Number(/\/(\d+)$/.exec(first.headers["content-range"] ?? "")?.[1] ?? Number.NaN);
   if (!Number.isSafeInteger(size)) throw new LowbitError("io", `${url}: the server does not say how long the file is`);
   const { etag, "last-modified": modified } = first.headers;
-  // A weak tag may stay when bytes change, and servers ignore it in If-Range.
+  // A weak ETag may stay the same when bytes change, and servers ignore it in If-Range.
   const strong = etag !== undefined && !etag.startsWith("W/") ? etag : undefined;
   let block = { start: 0, bytes: first.body };
   const range = async (start: number, length: number, signal?: AbortSignal): Promise<Uint8Array> => {
@@ -176,7 +181,7 @@ async function urlFile(
     const other = (now: string | undefined, before: string | undefined) => ![now, before].includes(undefined) && now !== before;
     const [, from, total] = /^bytes (\d+)-\d+\/(\d+|\*)$/.exec(answer.headers["content-range"] ?? "") ?? [];
     const { etag: tag, "last-modified": date } = answer.headers;
-    // Not a new version of the file: whoever answers now, as a network that wants a log-in, is somebody else.
+    // A page here is not a new version of the file, but another server's answer, such as a network's log-in page.
     const page = answer.status === 200 ? missing(name, answer)?.why : undefined;
     if (page !== undefined) throw new LowbitError("io", `${url}: ${page}`);
     if (answer.status === 200 || (answer.status === 206 && (other(tag, etag) || other(date, modified) || other(total, String(size))))) {
@@ -209,7 +214,7 @@ async function urlFile(
   };
 }
 
-/** A folder behind a URL: a file is whatever is found at its name. */
+/** A folder behind a URL. Files are found by appending their names. */
 export function urlFolder(url: string, get: Fetch, store?: Store): Folder {
   const base = new URL(url);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
@@ -229,7 +234,7 @@ export function urlFolder(url: string, get: Fetch, store?: Store): Folder {
   };
 }
 
-/** A file behind a URL, from the store as far as it is there. */
+/** A file behind a URL, from the store where cached. */
 function find(name: string, url: string, get: Fetch, signal?: AbortSignal, store?: Store): Promise<OpenFile | Missing> {
   const fresh = () => urlFile(name, url, get, signal);
   return store === undefined ? fresh() : openCached(name, url, store, fresh);

@@ -1,7 +1,6 @@
 /**
- * What passes between the caller's thread and the engine's: only what structured clone can carry.
- *
- * Not here: what the caller sees (`types.ts`).
+ * Messages between the caller's thread and the engine's. All must be structured-cloneable. Not here: the public types
+ * (`types.ts`).
  */
 import { createBirpc } from "birpc";
 import type { ModuleName, Port } from "./platform.js";
@@ -12,13 +11,13 @@ import type {
   GenerateResult, ModelInfo, PerplexityResult, Plan, Progress, QuantizeSummary, SearchOutcome, ValidationReport,
 } from "./types.js";
 
-/** One file: bytes that travel, or a file that stays with the caller and is read from there. */
+/** A file: bytes or a blob that are sent, or a file that stays on the caller's side and is read from there. */
 export type FileSpec =
   | { kind: "bytes"; bytes: Uint8Array }
   | { kind: "blob"; blob: Blob }
   | { kind: "remote"; id: number; size: number };
 
-/** Where a checkpoint is. */
+/** The place of a checkpoint. */
 export type SourceSpec =
   | { kind: "files"; name: string; files: Record<string, FileSpec> }
   | { kind: "url"; url: string; headers?: Record<string, string>; cache: boolean }
@@ -27,7 +26,7 @@ export type SourceSpec =
   | { kind: "directory"; handle: FileSystemDirectoryHandle }
   | { kind: "remoteUrl"; url: string; id: number; cache: boolean };
 
-/** Where files are written. */
+/** The place of output files. */
 export type TargetSpec =
   | { kind: "memory" }
   | { kind: "path"; path: string }
@@ -35,38 +34,38 @@ export type TargetSpec =
   | { kind: "directory"; handle: FileSystemDirectoryHandle }
   | { kind: "remote"; id: number };
 
-/** Where state is kept from one job to another. */
+/** The place of a resumable job's state. */
 export type KeptSpec = { path: string } | { opfs: string };
 
-/** A checkpoint that the engine holds. */
+/** An open checkpoint in the engine. */
 export interface CheckpointRef {
   id: number;
   info: CheckpointInfo;
 }
 
-/** An output, and the checkpoint that it is where it can be read again. */
+/** An output. It has a checkpoint if it can be read back. */
 export interface Written<T> {
   summary: T;
   checkpoint?: CheckpointRef;
-  /** A folder in memory, for `files`. */
+  /** The folder's number for `files`, if it is in memory. */
   folder?: number;
 }
 
-/** How a search ended, and what every attempt left. */
+/** The result of a search, and the outputs of its attempts. */
 export interface Searched {
   outcome: SearchOutcome;
   attempts: { name: string; written: Written<AttemptSummary> }[];
 }
 
-/** Whose tokenizer: a checkpoint's, or that of the one that a model was loaded from, whatever became of it. */
+/** The owner of a tokenizer: a checkpoint, or a model, whose checkpoint may be disposed of already. */
 export type TextOf = { checkpoint: number } | { model: number };
 
-/** Modules that the caller brings: what structured clone can carry, or the text of a URL. */
+/** Modules that the caller provides, in structured-cloneable forms; a string is a URL. */
 export type GivenModules = Readonly<Partial<Record<ModuleName, ArrayBuffer | Uint8Array | WebAssembly.Module | string>>>;
 
-/** What the engine's thread does. `job` names the work for `abort` and for progress. */
+/** The functions of the engine's thread. `job` identifies the work for `abort` and progress. */
 export interface HostFunctions {
-  /** Takes modules that the caller brings, before anything else is asked for. */
+  /** Uses modules that the caller provides. Must be the first call. */
   use(modules: GivenModules): Promise<void>;
   open(job: number, source: SourceSpec, tokenizer: SourceSpec | undefined, request: options.OpenOptions): Promise<CheckpointRef>;
   plan(checkpoint: number, request: options.PlanRequest): Promise<Plan>;
@@ -91,22 +90,22 @@ export interface HostFunctions {
   decode(of: TextOf, ids: Uint32Array): Promise<string>;
   capabilities(): Promise<Omit<Capabilities, "worker">>;
   listCache(): Promise<CachedFile[]>;
-  /** Of one URL, or all. */
+  /** Deletes the cached parts of one URL, or all. */
   deleteCache(url?: string): Promise<void>;
   abort(job: number): Promise<void>;
   disposeCheckpoint(id: number): Promise<void>;
   disposeModel(id: number): Promise<void>;
-  /** Stops all work and frees everything; nothing can be asked for afterwards. */
+  /** Cancels all work and frees everything. Must be the last call. */
   end(): Promise<void>;
 }
 
-/** What the caller's thread does for the engine. */
+/** The functions of the caller's thread. */
 export interface ClientFunctions {
-  /** An event: nobody waits for it. */
+  /** An event: the engine does not wait. */
   progress(job: number, progress: Omit<Progress, "etaSeconds">): void;
   /** An event of a search. */
   told(job: number, event: AutoEvent): void;
-  /** The engine waits until the piece is taken. */
+  /** A generated piece. The engine waits until it is taken. */
   piece(job: number, text: string, tokenId: number): Promise<void>;
   readFile(id: number, offset: number, length: number): Promise<Uint8Array>;
   fetchRange(id: number, url: string, range: string | undefined, ifRange: string | undefined): Promise<RangeAnswer>;
@@ -116,13 +115,13 @@ export interface ClientFunctions {
   abortFile(writer: number): Promise<void>;
 }
 
-/** An answer to a request that the caller's own `fetch` made. */
+/** The answer to a request. */
 export interface RangeAnswer {
   status: number;
   headers: Record<string, string>;
-  /** What was asked for; the start of a page, where one came instead; otherwise nothing. */
+  /** The requested bytes; or the start of a page that came instead; or nothing. */
   body: Uint8Array;
-  /** Whether the request had an `authorization` of the caller's. */
+  /** Whether the caller's headers included `authorization`. */
   authorized: boolean;
 }
 
@@ -131,7 +130,7 @@ interface Answer {
   e?: unknown;
 }
 
-/** Errors travel as plain objects, because structured clone leaves an error's `code` behind. */
+/** Turns errors into plain objects, because structured clone drops an error's `code`. */
 function pack(message: Answer): unknown {
   if (message.t !== "s" || message.e === undefined) return message;
   const { code, message: text, stack } = asLowbitError(message.e);
@@ -144,16 +143,16 @@ function unpack(message: Answer): unknown {
   return { ...message, e: new LowbitError(code, text) };
 }
 
-/** What can be done with a connection beside calling. */
+/** Control of a connection. */
 export interface Connection {
-  /** Ends it; calls that wait for an answer fail with `error`. */
+  /** Closes it. Pending calls fail with `error`. */
   $close(error?: Error): void;
 }
 
-/** What nobody answers: who tells of progress does not wait, and a listener's failure is no failure of the work. */
+/** Functions without an answer: reporting does not wait, and a listener's failure does not fail the job. */
 const EVENTS: readonly (keyof ClientFunctions)[] = ["progress", "told"];
 
-/** Ties `functions` to one end of a connection; gives the functions of the other end. */
+/** Serves `functions` at one end of a connection, and returns the functions of the other end. */
 export function connect<Remote extends object, Local extends object>(
   port: Port,
   functions: Local,
@@ -164,14 +163,17 @@ export function connect<Remote extends object, Local extends object>(
     serialize: pack,
     deserialize: unpack,
     bind: "functions",
-    // Long work is not late; whoever has enough of it aborts it.
+    // No timeout: jobs may run long, and the caller can abort them.
     timeout: -1,
     eventNames: EVENTS as never,
   });
   return remote as unknown as Remote & Connection;
 }
 
-/** The two ends of a connection inside one thread. Messages arrive in a later microtask, as they do between threads. */
+/**
+ * The two ends of a connection within one thread. Messages arrive asynchronously, as between threads, in a later
+ * microtask.
+ */
 export function pair(): [Port, Port] {
   const listeners: ((message: unknown) => void)[][] = [[], []];
   const end = (mine: number, other: number): Port => ({

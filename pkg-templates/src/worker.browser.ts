@@ -1,4 +1,4 @@
-/** The worker in browsers. */
+/** Entry point of the worker in browsers. */
 import { serve } from "./host.js";
 import { platform } from "./browser-host.js";
 import { envelope } from "./workers.js";

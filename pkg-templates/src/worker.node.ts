@@ -1,4 +1,4 @@
-/** The worker in Node, Deno and Bun. */
+/** Entry point of the worker in Node, Deno and Bun. */
 import { parentPort } from "node:worker_threads";
 import { serve } from "./host.js";
 import { platform } from "./node-host.js";

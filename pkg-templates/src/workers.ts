@@ -1,7 +1,7 @@
-/** Workers that run the engine, as threads of the caller's side. Not here: how they are started. */
+/** Adapts web and Node workers to `Thread`. Not here: how they are started. */
 import type { Thread } from "./platform.js";
 
-/** What is used of a worker of the web. Named here, for programs without the types of browsers. */
+/** The used part of a web `Worker`. Declared here for programs without the DOM's types. */
 export interface WebWorker {
   postMessage(message: unknown): void;
   addEventListener(type: string, listener: (event: WorkerEvent) => void): void;
@@ -15,7 +15,7 @@ interface WorkerEvent {
   readonly message?: string;
 }
 
-/** What is used of a worker of `node:worker_threads`. */
+/** The used part of a `Worker` of `node:worker_threads`. */
 export interface NodeWorker {
   postMessage(message: unknown): void;
   on(type: string, listener: (value: unknown) => void): unknown;
@@ -25,8 +25,8 @@ export interface NodeWorker {
 }
 
 /**
- * How messages travel. In `node:worker_threads` Deno looks at every element of an array of bytes, as if it were a property that
- * may hold a port: 0.4 s for 4 MB, each way. It does not look into maps, and then takes 10 ms.
+ * Wraps messages in a `Map`, because Deno's `node:worker_threads` searches every element of a byte array for ports but
+ * does not look into maps. For 4 MB that takes 0.4 s each way, in a map 10 ms.
  */
 export const envelope = {
   seal: (message: unknown): unknown => new Map([["message", message]]),
@@ -39,7 +39,7 @@ export function webThread(worker: WebWorker): Thread {
       post: (message) => worker.postMessage(envelope.seal(message)),
       listen: (listener) => worker.addEventListener("message", ({ data }) => listener(envelope.open(data))),
     },
-    // A page is not kept alive by its workers.
+    // Workers do not keep a page alive.
     hold: () => {},
     onFailure: (listener) => {
       worker.addEventListener("error", ({ error, message }) => listener(error ?? { message }));
@@ -50,7 +50,7 @@ export function webThread(worker: WebWorker): Thread {
 }
 
 export function nodeThread(worker: NodeWorker): Thread {
-  // Nothing is asked for yet, so nothing is waited for.
+  // There are no pending calls yet.
   worker.unref();
   let ended = false;
   return {
@@ -58,7 +58,7 @@ export function nodeThread(worker: NodeWorker): Thread {
       post: (message) => worker.postMessage(envelope.seal(message)),
       listen: (listener) => {
         worker.on("message", (sealed) => listener(envelope.open(sealed)));
-        // Listening holds the program; `hold` alone decides that.
+        // A listener keeps the program alive, but only `hold` should.
         worker.unref();
       },
     },

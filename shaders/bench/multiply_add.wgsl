@@ -1,5 +1,6 @@
-// As many multiplications and additions as a device can do, without memory: what products of matrices are compared with.
-// out[i] after p.rounds rounds of x = 0.5 * x + 1 is 2 - (2 - i / 64) / 2^rounds, for every one of 16 numbers: their sum.
+// Measures the peak rate of multiply-adds without memory access, as a reference for matrix products. Each invocation
+// computes 16 numbers and writes their sum. Each number, after p.rounds rounds of x = 0.5 * x + 1, is 2 - (2 - i / 64)
+// / 2^rounds.
 
 // [workgroups, 64]
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
@@ -7,7 +8,7 @@
 
 struct Params {
     rounds: u32,
-    // 0.5 and 1: from outside, so that no compiler knows the result.
+    // 0.5 and 1. They are parameters so that no compiler can compute the result.
     factor: f32,
     summand: f32,
     padding: u32,
@@ -19,7 +20,7 @@ fn main(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    // Four chains that do not wait for each other.
+    // Four independent chains of dependent operations.
     let start = f32(lane) / 64.0;
     var a = vec4(start);
     var b = vec4(start);

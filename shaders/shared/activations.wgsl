@@ -1,9 +1,9 @@
-// Activations that meet units of weights, four columns at a time.
+// Loads activations to multiply with units of weights, four columns at a time.
 
-// Whether units can reach beyond their group, or rows begin between quads.
+// Whether a unit can extend beyond its group, or a row can begin inside a quad.
 override RAGGED: bool = true;
 
-// x[token, column .. column + 4], with zeros from `end` on.
+// x[token, column .. column + 4], with zeros at and after column `end`.
 fn x_quad(token: u32, column: u32, end: u32) -> vec4<f32> {
     let first = token * p.cols + column;
     if !RAGGED {

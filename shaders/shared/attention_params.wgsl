@@ -10,10 +10,10 @@ struct Params {
     scale: f32,
 }
 
-// Below every score; infinities are not safe in shaders.
+// Less than every score. Shaders may not rely on infinities.
 const LOWEST: f32 = -3.0e38;
 
-// How many positions row `index` of a segment sees.
+// The number of positions visible to row `index` of a segment.
 fn seen_by(segment: Segment, index: u32) -> u32 {
     return segment.past + select(index + 1u, segment.count, segment.full != 0u);
 }

@@ -1,14 +1,15 @@
-// Sums of products of codes and INT8 activations, and what becomes of them.
+// Loads INT8 activations, and scales the sums of their products with codes.
 
-// Whether a row has one scale: then its integers are added up exactly, and scaled once.
+// Whether each row has a single scale. Products are then summed exactly, as integers, and scaled once.
 override ONE_GROUP: bool = false;
 
-// Four rounded activations, one in each byte.
+// Four INT8 activations, one in each byte.
 fn x_word(token: u32, quad: u32) -> u32 {
     return rounded_x[token * p.units * UNIT_QUADS + quad];
 }
 
-// A sum over a row as `integers` where it has one scale, else as `floats`; activations were multiplied with `factor`.
+// The scaled sum of a row plus its bias. The sum is `integers` with ONE_GROUP, otherwise `floats`, which group scales
+// have already multiplied. `factor` is the token's quantization factor.
 fn scaled(row: u32, integers: i32, floats: f32, factor: f32) -> f32 {
     var value = floats / factor;
     if ONE_GROUP {

@@ -1,11 +1,11 @@
-// Adding up what LANES neighbouring invocations have, in a tree, through shared memory: for every device. All invocations of a
-// workgroup call these together: 64 of them, and up to 256 the last.
+// Sums over LANES neighboring invocations, as a tree in shared memory, for every device. All invocations of a workgroup
+// must call these functions together. A workgroup has 64 invocations, for `total_of` up to 256.
 
 var<workgroup> lane_floats: array<vec4<f32>, 64>;
 var<workgroup> lane_integers: array<vec4<i32>, 64>;
 var<workgroup> lane_numbers: array<f32, 256>;
 
-// The sum for the first of the neighbours.
+// Returns the sum to the first of the LANES neighbors.
 fn add_floats(own: vec4<f32>, index: u32) -> vec4<f32> {
     let lane = index % LANES;
     lane_floats[index] = own;
@@ -18,7 +18,7 @@ fn add_floats(own: vec4<f32>, index: u32) -> vec4<f32> {
     return lane_floats[index];
 }
 
-// As add_floats.
+// Like add_floats.
 fn add_integers(own: vec4<i32>, index: u32) -> vec4<i32> {
     let lane = index % LANES;
     lane_integers[index] = own;
@@ -31,7 +31,7 @@ fn add_integers(own: vec4<i32>, index: u32) -> vec4<i32> {
     return lane_integers[index];
 }
 
-// The sum for each of the neighbours.
+// Returns the sum to each of the LANES neighbors.
 fn total_of(own: f32, index: u32) -> f32 {
     let lane = index % LANES;
     lane_numbers[index] = own;

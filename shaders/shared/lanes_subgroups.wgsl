@@ -1,8 +1,8 @@
-// Adding up what LANES neighbouring invocations have, in the order of lanes_barriers, so that sums are the same to the last bit:
-// through shared memory only as long as a sum's halves may lie in two subgroups.
+// Sums over LANES neighboring invocations with subgroup operations. The order of additions is that of lanes_barriers,
+// so sums are equal to the last bit. Shared memory is used only for the steps whose operands may lie in two subgroups.
 
-// Invocations, a power of two, that lie in one subgroup whatever its size is. They are taken to stand there in the order of their
-// indices; a device on which they do not fails the self-check.
+// The number of invocations, a power of two, that are in one subgroup whatever the subgroup size. Subgroup lanes are
+// assumed to be in the order of the invocation indices. A device that orders them differently fails the self-check.
 override SUBGROUP: u32 = 4u;
 
 var<workgroup> lane_floats: array<vec4<f32>, 64>;

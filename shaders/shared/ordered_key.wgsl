@@ -1,9 +1,9 @@
-// Floats as integers of the same order.
+// Maps floats to integers of the same order.
 
-// Of NaN and plus infinity: above every other.
+// The key of NaN and plus infinity, above every other key.
 const BROKEN_KEY: u32 = 0xffffffffu;
 
-// 0 for minus infinity; negative and positive zero are equal.
+// The key of minus infinity is 0. Negative and positive zero have equal keys.
 fn ordered_key(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     if (bits & 0x7fffffffu) >= 0x7f800000u {

@@ -1,5 +1,5 @@
-// Rounding a token's activations to INT8, halves to even, on the CPU's two grids: q = round(x * 127 / max(absmax(x), 1e-5)),
-// or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
+// Quantizes a token's activations to INT8 on one of the CPU's two grids, rounding halves to even. q = round(x * 127 /
+// max(absmax(x), 1e-5)), or with p.full_range q = round(x / step) with step = absmax(x) / 127.5.
 
 const QUANTIZE_LANES: u32 = 256u;
 
@@ -7,19 +7,19 @@ var<workgroup> largest: array<f32, 256>;
 var<workgroup> broken: array<u32, 256>;
 
 struct Token {
-    // By what the integers are divided in the end.
+    // The divisor of the integers.
     factor: f32,
-    // With p.full_range: its reciprocal, and what activations are divided by.
+    // With p.full_range: the reciprocal of `factor`, by which activations are divided.
     step: f32,
-    // Whether a value is NaN or infinite.
+    // Whether any value is NaN or infinite.
     broken: bool,
 }
 
-// What some of a token's values have in common.
+// A summary of some of a token's values.
 struct Seen {
-    // The largest magnitude of those that are finite.
+    // The largest magnitude of the finite values.
     most: f32,
-    // 1 where one is not.
+    // 1 if any value is NaN or infinite.
     broken: u32,
 }
 
@@ -31,7 +31,7 @@ fn look(seen: Seen, value: f32) -> Seen {
     return Seen(max(seen.most, bitcast<f32>(bits)), seen.broken);
 }
 
-// Puts together what each invocation of the workgroup has seen.
+// Combines the summaries of all invocations of the workgroup.
 fn agree(seen: Seen, lane: u32) -> Token {
     largest[lane] = seen.most;
     broken[lane] = seen.broken;
@@ -44,7 +44,7 @@ fn agree(seen: Seen, lane: u32) -> Token {
     }
     workgroupBarrier();
     if p.full_range != 0u {
-        // A token of zeros has the smallest step that the grid knows.
+        // A token of zeros has the grid's smallest step.
         let step = select(largest[0] / 127.5, 1.1920929e-7, largest[0] == 0.0);
         return Token(1.0 / step, step, broken[0] != 0u);
     }

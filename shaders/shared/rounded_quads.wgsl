@@ -1,9 +1,9 @@
-// Rounded activations four to a word, in the order in which units of weights meet them.
+// Packs INT8 activations four to a word, in the order of the units of weights.
 
-// Which columns a word has: at most four.
+// The columns of a word, at most four.
 struct QuadSpan {
     start: u32,
-    // One after the last; what a word has beyond it is 0.
+    // The end of the columns, exclusive. The remaining bytes of the word are 0.
     end: u32,
 }
 
@@ -20,7 +20,7 @@ fn byte_of(value: f32, token: Token) -> u32 {
     return bitcast<u32>(i32(rounded(value, token))) & 255u;
 }
 
-// By what the integers are divided; NaN for a token with a NaN or an infinity.
+// The divisor of the integers, or NaN for a token with a NaN or an infinity.
 fn factor_of(token: Token) -> f32 {
     return select(token.factor, bitcast<f32>(p.nan_bits), token.broken);
 }

@@ -1,19 +1,20 @@
-// The rows of a batch that follow each other in one sequence.
+// The rows of a batch that belong to one sequence, in order.
 struct Segment {
-    // The first of its rows, and of its tiles of rows.
+    // The segment's first row, and its first tile of rows.
     row: u32,
     tile: u32,
-    // Rows.
+    // The number of rows.
     count: u32,
-    // Positions that the sequence has before them.
+    // The number of positions of the sequence before these rows.
     past: u32,
-    // The place of the sequence's first position in the cache.
+    // The index of the sequence's first position in the cache.
     start: u32,
-    // Whether rows see the later ones of their segment.
+    // Whether attention is not causal: rows see later rows of their segment.
     full: u32,
 }
 
-// The segment of a row, or of a tile where `first_of` gives tiles: the last one that does not begin after it.
+// The segment that contains a row (or a tile, if `first_of` returns tiles): the last segment that starts at or before
+// it.
 fn segment_of(item: u32) -> Segment {
     var low = 0u;
     var high = p.segments;

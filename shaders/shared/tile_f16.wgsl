@@ -1,3 +1,3 @@
-// Weights in shared memory as the 16-bit floats that they are: half the room, the same values. Only for the format F16.
+// Keeps F16 weights as 16-bit floats in shared memory: half the memory, the same values. Only for the format F16.
 
 alias TileQuad = vec4<f16>;

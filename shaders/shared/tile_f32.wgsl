@@ -1,3 +1,3 @@
-// Weights in shared memory as floats: for every device and every format.
+// Keeps weights as f32 in shared memory, for every device and every format.
 
 alias TileQuad = vec4<f32>;

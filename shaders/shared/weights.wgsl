@@ -1,27 +1,27 @@
-// Weights of every format, four values at a time.
+// The layout of weights, for every format.
 //
-// A row is a run of units, each the values of some consecutive columns: four words of f32, two words of f16 or bf16, or
-// one word of codes (4 of 8 bits, 8 of 4 bits, 16 of 2 bits). Every group of columns that share a scale begins at a
-// unit; what a unit has beyond its group's end is 0 and meets activations of 0.
-// Byte b of a word of codes holds the columns b, b + 4, b + 8, ..., the first in its lowest bits, so that a shift and a
-// mask give four consecutive columns.
+// A row is a sequence of units. A unit holds the values of consecutive columns: four words of f32, two words of f16 or
+// bf16, or one word of codes (4 of 8 bits, 8 of 4 bits, 16 of 2 bits). Every group of columns that share a scale begins
+// at a unit. The values of a unit beyond the end of its group are 0, and so are the activations that they are
+// multiplied with. Byte b of a word of codes holds the columns b, b + 4, b + 8, ..., the first in its lowest bits, so a
+// shift and a mask extract four consecutive columns.
 
 const F32: u32 = 0u;
 const F16: u32 = 1u;
 const BF16: u32 = 2u;
 const CODES: u32 = 3u;
 
-// How values are written.
+// The storage format of values.
 override FORMAT: u32 = F32;
-// Bits of a value: 32, 16, or 8, 4, 2 of codes.
+// Bits per value: 32 or 16, or 8, 4 or 2 for codes.
 override BITS: u32 = 32u;
-// Whether each group has a zero point of its own.
+// Whether each group has its own zero point.
 override HAS_ZEROS: bool = false;
 
 override UNIT_WORDS: u32 = max(BITS / 8u, 1u);
 override UNIT_QUADS: u32 = max(8u / BITS, 1u);
 
-// What a unit's values have in common: value = (quad - zero) * scale.
+// The affine parameters of a unit: value = (quad - zero) * scale.
 struct Affine {
     scale: f32,
     zero: f32,
@@ -32,12 +32,12 @@ fn code_quad(word: u32, quad: u32) -> vec4<u32> {
     return (vec4(word) >> shifts) & vec4(0xffffffffu >> (32u - BITS));
 }
 
-// Where a unit's columns are.
+// The columns of a unit.
 struct Span {
     group: u32,
     // Its first column.
     start: u32,
-    // One after the last column of its group.
+    // The end of the group's columns, exclusive.
     end: u32,
 }
 

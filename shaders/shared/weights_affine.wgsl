@@ -1,6 +1,6 @@
-// Dense values, and integer codes that are scaled and shifted: shared/weights.wgsl says how they lie.
+// Decodes dense values, and integer codes with a scale and a zero point. shared/weights.wgsl describes the layout.
 
-// Columns 4 * quad .. 4 * quad + 4 of a unit: dense values, or codes as they are.
+// Columns 4 * quad .. 4 * quad + 4 of a unit: dense values, or codes before the zero point and the scale.
 fn unit_quad(first_word: u32, quad: u32) -> vec4<f32> {
     if FORMAT == F32 {
         return vec4(
@@ -21,7 +21,7 @@ fn unit_quad(first_word: u32, quad: u32) -> vec4<f32> {
     return vec4<f32>(code_quad(weights[first_word], quad));
 }
 
-// The zero point of a group: of index row * groups + group.
+// The zero point of group `index`, which is row * groups + group.
 fn zero_point(index: u32) -> u32 {
     if HAS_ZEROS {
         return (zeros[index / 4u] >> (index % 4u * 8u)) & 255u;

@@ -1,4 +1,5 @@
-//! `lowbit assess`: at which level of a task is a model at the edge of what it can do?
+//! `lowbit assess`: measures a model's accuracy at each level of graded questions, and finds the level at the edge of
+//! its ability.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};
@@ -15,14 +16,14 @@ use crate::train::assess::{Assessment, Verdict};
 use crate::train::corpus::questions::graded_rows;
 use std::path::PathBuf;
 
-/// Ask a model graded questions: how many it answers right at each level, and which level is at the edge of what it can do
+/// Ask a model graded questions; report its accuracy at each level, and the level at the edge of its ability
 #[derive(clap::Args)]
 pub struct AssessArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
 
-    /// Questions as JSON lines with a `prompt` and an `answer`: a file for each level from the easiest on, or the number of the `level` in
-    /// each line
+    /// Questions as JSON lines with a `prompt` and an `answer`: one file for each level, easiest first, or a `level`
+    /// number in each line
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     levels: Vec<PathBuf>,
 
@@ -70,7 +71,7 @@ fn metrics(found: &Assessment, subject: &str) -> Vec<Metric> {
     metrics
 }
 
-/// The assessment in words.
+/// The assessment as text.
 fn describe(found: &Assessment) -> String {
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut text = String::from("level  right            from    to      gradient noise\n");

@@ -1,4 +1,4 @@
-//! `lowbit bench`: times a model's steps on a device, next to the device's limits.
+//! `lowbit bench`: times a model's steps on a device, and relates them to the device's limits.
 
 use super::Outcome;
 use super::open;
@@ -18,20 +18,20 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Decoded tokens.
+/// Tokens to decode.
 const TOKENS: usize = 64;
 
 /// Time a model's steps and whole models on a device
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// Checkpoints for timing decoding
+    /// Checkpoints whose decoding is timed
     checkpoints: Vec<PathBuf>,
 
     /// Operand sizes of an 8B model, or small ones [default: large on a hardware GPU]
     #[arg(long, value_enum)]
     size: Option<SizeArg>,
 
-    /// Leave the single steps out
+    /// Time only the models, not single steps
     #[arg(long)]
     models_only: bool,
 
@@ -49,13 +49,13 @@ enum SizeArg {
 #[derive(Serialize)]
 struct BenchReport {
     device: String,
-    /// Variants that run in the place of base kernels, in words.
+    /// Descriptions of kernel variants that replace base kernels.
     fast_kernels: Vec<&'static str>,
-    /// Set where the figures say nothing about hardware.
+    /// Set when the figures say nothing about hardware.
     label: Option<&'static str>,
-    /// Read and written by a copy in this run; null on the CPU.
+    /// Bytes read and written by a copy, measured in this run; null on the CPU.
     copy_bytes_per_second: Option<f64>,
-    /// Multiplications and additions in f32 without memory, in this run; null on the CPU.
+    /// Multiplications and additions in f32 without memory access, measured in this run; null on the CPU.
     peak_operations_per_second: Option<f64>,
     steps: Vec<Step>,
     models: Vec<Decoding>,
@@ -68,9 +68,9 @@ struct Step {
     seconds: f64,
     bytes_per_second: f64,
     operations_per_second: f64,
-    /// Of the bytes that a copy moves in the same time.
+    /// Bytes per second relative to a copy.
     share_of_copy: Option<f64>,
-    /// Of the operations that are possible in the same time.
+    /// Operations per second relative to the peak.
     share_of_peak: Option<f64>,
 }
 
@@ -94,11 +94,11 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Outcome> {
             AnyBackend::Gpu(mut gpu) => {
                 let software = gpu.adapter().kind == crate::backend::gpu::AdapterKind::Software;
                 let label = software.then_some(
-                    "a correctness run: this adapter is software, so no figure says how fast a GPU is",
+                    "software adapter: a correctness run, whose figures say nothing about the speed of a GPU",
                 );
                 let usual = if software { SizeArg::Small } else { SizeArg::Large };
                 let sizes = args.size.unwrap_or(usual).sizes();
-                // So that it is known which variants run.
+                // Decides which kernel variants run.
                 gpu.check_formats().await?;
                 let limits = kernels::limits(&mut gpu, &sizes, &clock).await?;
                 let known = Known { label, limits: Some(limits), fast_kernels: gpu.fast_kernels() };
@@ -119,7 +119,7 @@ impl SizeArg {
     }
 }
 
-/// What is known of a device before the steps run.
+/// Facts about a device, known before the steps run.
 #[derive(Default)]
 struct Known {
     label: Option<&'static str>,
@@ -225,7 +225,7 @@ fn text(document: &BenchReport) -> String {
     text
 }
 
-/// With one decimal place, or two where there would be nothing else.
+/// Formats with one decimal place, or two below 1.
 fn figure(value: Option<f64>) -> String {
     match value {
         None => String::new(),
@@ -291,7 +291,7 @@ tale: 1234.6 tokens/s, 64 tokens greedily
 ";
         let found = text(&document(Some(limits), Some("software")));
         assert_eq!(found, expected);
-        // The processor has no shares.
+        // The CPU has no shares.
         let found = text(&document(None, None));
         assert!(found.contains("1 token        20.0 us    150.0             500.0\n"), "{found}");
         assert!(!found.contains('%') && !found.contains("copy"), "{found}");

@@ -1,4 +1,4 @@
-//! The options by which calibration samples are given.
+//! Command-line options of calibration texts and samples.
 
 use super::open::{self, TokenizerArgs};
 use super::terminal::Terminal;
@@ -11,27 +11,27 @@ use crate::request::{CalibrationRequest, TextsOptions};
 use crate::tokenizer::{TextCodec, unify_line_ends};
 use std::path::{Path, PathBuf};
 
-/// Where the texts that a method learns from are.
+/// Files of calibration texts.
 #[derive(clap::Args)]
 pub struct CalibrationFiles {
-    /// Texts to learn from: plain text, .jsonl with a text in each line, or token ids as .u16 or .u32 (little-endian)
+    /// Calibration texts: plain text, .jsonl with a text in each line, or token ids as .u16 or .u32 (little-endian)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
 
-    /// Where the text is in each line of a .jsonl file
+    /// Field of the text in each line of a .jsonl file
     #[arg(long, value_name = "NAME", default_value = "text")]
     calibration_field: String,
 
-    /// The same as --seed 0: draw samples from everywhere in the texts
+    /// Draw samples from all over the texts; the same as --seed 0
     #[arg(long)]
     shuffle: bool,
 
-    /// Keep hidden states in a folder of this one while calibrating [default: the system's temporary folder]
+    /// Keep hidden states in a subfolder of this folder while calibrating [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
 
-/// Documents that are text are tokenized; others are ids already.
+/// A calibration document: text still to be tokenized, or token ids.
 enum CalibrationReport {
     Text(String),
     Ids(Vec<u32>),
@@ -43,7 +43,7 @@ impl CalibrationFiles {
         !self.calibration.is_empty()
     }
 
-    /// Where hidden states and finished matrices wait.
+    /// Scratch space for hidden states and finished matrices.
     pub fn scratch(&self) -> Result<TempScratch> {
         match &self.scratch {
             Some(folder) => TempScratch::new_in(folder),
@@ -51,12 +51,12 @@ impl CalibrationFiles {
         }
     }
 
-    /// Options of the texts that do not depend on them.
+    /// `options` with the seed that `--shuffle` sets.
     pub fn cut(&self, options: &TextsOptions) -> TextsOptions {
         TextsOptions { seed: options.seed.or(self.shuffle.then_some(0)), ..options.clone() }
     }
 
-    /// Reads and tokenizes the texts: their tokens, end to end, and what stands in front of each sample.
+    /// Reads and tokenizes the texts. Returns their concatenated tokens, and the BOS token of each sample.
     pub async fn tokens(
         &self,
         checkpoint: &Checkpoint,
@@ -86,7 +86,7 @@ impl CalibrationFiles {
         Ok((tokens, bos))
     }
 
-    /// Reads, tokenizes and cuts the texts.
+    /// Reads and tokenizes the texts, and cuts samples from them.
     pub async fn samples(
         &self,
         checkpoint: &Checkpoint,

@@ -1,4 +1,4 @@
-//! `lowbit convert`: a quantized checkpoint in another layout.
+//! `lowbit convert`: converts a checkpoint to another layout.
 
 use super::Outcome;
 use super::open;
@@ -12,10 +12,10 @@ use crate::task::block_on;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Convert a checkpoint to another tool's format, with the same codes, scales and zero points where it is quantized
+/// Convert a checkpoint to another tool's format; quantized modules keep their codes, scales and zero points
 #[derive(clap::Args)]
 pub struct ConvertArgs {
-    /// A checkpoint: a folder, quantized except for gguf, or a GGUF file
+    /// A checkpoint: a folder (quantized, unless the output is gguf), or a GGUF file
     checkpoint: PathBuf,
 
     /// The folder to write, or the file X.gguf
@@ -61,11 +61,11 @@ pub fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Outcome> {
         })).collect::<Vec<_>>(),
     });
     let exactness = match largest {
-        None => "every weight is what it was".to_owned(),
+        None => "all weights are unchanged".to_owned(),
         Some((difference, module)) => {
             let lossy = plan.losses().count();
             format!(
-                "the largest weight difference is {difference:.3e}, in {module}; {lossy} modules lost something"
+                "the largest weight difference is {difference:.3e}, in {module}; {lossy} modules are not exact"
             )
         }
     };

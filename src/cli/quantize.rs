@@ -1,4 +1,4 @@
-//! `lowbit quantize`: a checkpoint in, a smaller one out.
+//! `lowbit quantize`: quantizes a checkpoint.
 
 use super::Outcome;
 use super::calibration::CalibrationFiles;
@@ -36,7 +36,7 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     request: OptionArgs<QuantizeRequest>,
 
-    /// Rules that give some modules other bits, group size or method, or keep them; JSON, or TOML in *.toml
+    /// Rules that set other bits, group size or method for some modules, or keep them; JSON, or TOML in *.toml
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
 
@@ -49,16 +49,16 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
 
-    /// gptq: the same as --act-order group-index, by the name of other tools
+    /// gptq: other tools' name for --act-order group-index
     #[arg(long, conflicts_with = "act_order")]
     desc_act: bool,
 
-    /// Methods that calibrate: keep what is done in this folder, and go on from there after a run that was killed. The
-    /// folder goes when the work is done
+    /// Calibrating methods: keep finished work in this folder, and resume from it after an interrupted run. The folder
+    /// is removed at the end
     #[arg(long, value_name = "DIR", conflicts_with = "scratch")]
     resume: Option<PathBuf>,
 
-    /// Write the result as floating-point weights too, for training to go on from
+    /// Also write the result as floating-point weights, to continue training from
     #[arg(long, value_name = "DIR")]
     also_dequantized: Option<PathBuf>,
 
@@ -68,7 +68,7 @@ pub struct QuantizeArgs {
 }
 
 impl QuantizeArgs {
-    /// The request with what comes from files.
+    /// The request with the recipe and the calibration options.
     fn request(&self) -> Result<QuantizeRequest> {
         let mut request = self.request.0.clone();
         if self.desc_act {
@@ -80,7 +80,7 @@ impl QuantizeArgs {
         let texts = self.calibration.cut(&self.cut.0.texts);
         let cut = CalibrationRequest { texts, ..self.cut.0.clone() };
         if request.calibration.is_none() && cut != CalibrationRequest::default() {
-            return Err(Error::invalid_argument("how samples are cut belongs to --calibration texts"));
+            return Err(Error::invalid_argument("expected --calibration texts with the options of samples"));
         }
         Ok(request)
     }
@@ -91,7 +91,7 @@ pub fn run(args: &QuantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     request.options()?;
     if args.also_dequantized.is_some() && request.format == Some(Format::Gguf) {
         return Err(Error::invalid_argument(
-            "--also-dequantized goes with the formats of folders; dequantize a folder in a step of its own",
+            "--also-dequantized needs a folder format, not gguf; dequantize a folder in a separate step",
         ));
     }
     let folders: Vec<&Path> = [Some(&args.output), args.also_dequantized.as_ref()]
@@ -123,7 +123,7 @@ pub fn run(args: &QuantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     if let Some(path) = &args.also_dequantized {
         block_on(async {
             let quantized = open::checkpoint(&output, terminal).await?;
-            // By another name it may be the folder that was just written.
+            // It may be the folder that was just written, by another name.
             destination::folder(path, &output)?;
             let sinks = destination::folder(path, &args.checkpoint)?;
             let dtype = default_dtype(&quantized)?;
@@ -165,7 +165,7 @@ pub fn run(args: &QuantizeArgs, terminal: &Terminal) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Quantizes by the request, on the device that it asks for.
+/// Quantizes on the requested device.
 async fn quantize(
     args: &QuantizeArgs,
     request: &QuantizeRequest,
@@ -191,13 +191,13 @@ async fn quantize(
     };
     let done = request.run(checkpoint, context, &host).await?;
     if let Some(path) = &args.resume {
-        // Whatever else somebody put there stays, and so does the folder then.
+        // This fails, and the folder stays, if it holds other files.
         let _ = std::fs::remove_dir(path);
     }
     Ok(done)
 }
 
-/// Says what will be done.
+/// Notes what will be done, and the memory that it needs.
 fn show(told: &QuantizeEvent<'_>, terminal: &Terminal) {
     for note in told.notes() {
         terminal.note(note);
@@ -213,7 +213,7 @@ fn show(told: &QuantizeEvent<'_>, terminal: &Terminal) {
     }
 }
 
-/// The scheme, or how many modules got which.
+/// The scheme, or each scheme with its number of modules.
 fn schemes(outcome: &QuantizeOutcome) -> String {
     if outcome.record.scheme != "mixed" {
         return outcome.record.scheme.clone();
@@ -244,7 +244,7 @@ fn metrics(outcome: &QuantizeOutcome, source_bytes: u64, seconds: f64, output: &
     metrics
 }
 
-/// Appends figures to a file; runs add to what earlier runs left there.
+/// Appends figures to a file of JSON lines.
 pub fn append(path: &Path, metrics: &[Metric]) -> Result<()> {
     use std::io::Write;
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);

@@ -1,4 +1,4 @@
-//! `lowbit requantize`: weights that were dequantized, and perhaps trained, go back to the grid that they were on.
+//! `lowbit requantize`: rounds dequantized weights, possibly trained further, back to their quantization grid.
 
 use super::Outcome;
 use super::open::{self, TokenizerArgs};
@@ -15,8 +15,8 @@ use crate::validate::windows::Dataset;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Put weights that were dequantized, and perhaps trained, back on the grid that they were on: unchanged ones get the very codes
-/// that they had
+/// Round dequantized weights, possibly trained further, back to their quantization grid; unchanged weights get their
+/// original codes
 #[derive(clap::Args)]
 pub struct RequantizeArgs {
     /// A folder that `lowbit dequantize` wrote, with its quantization_metadata.json
@@ -26,7 +26,7 @@ pub struct RequantizeArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Compare predictions on this text, before and after
+    /// Compare predictions before and after on this text
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! What a person, or a program, sees of a running command.
+//! Output of a running command: results, notes, errors, progress; also its interrupts.
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::layout::OpenOptions;
@@ -10,11 +10,11 @@ use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the user, or the system, asked the process to end.
+/// Whether the user or the system asked the process to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on an interrupt ends the work at its next step, with everything unfinished cleared away. A second one ends the
-/// process at once, with `code`.
+/// From now on an interrupt ends the work at its next step, and unfinished output is removed. A second interrupt ends
+/// the process at once, with `code`.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn listen_for_interrupts(code: i32) {
     let interrupted = move || {
@@ -22,11 +22,11 @@ pub fn listen_for_interrupts(code: i32) {
             std::process::exit(code);
         }
     };
-    // Without a handler an interrupt ends the process at once, and the next run clears away what it leaves.
+    // Without a handler an interrupt ends the process at once, and the next run removes its unfinished output.
     let _ = ctrlc::set_handler(interrupted);
 }
 
-/// No signal reaches a module: an interrupt ends the process around it.
+/// A WebAssembly module gets no signals: an interrupt ends the process around it.
 #[cfg(target_arch = "wasm32")]
 pub fn listen_for_interrupts(_: i32) {}
 
@@ -39,9 +39,9 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// `json`: standard output belongs to one JSON document. `open_options` go to every checkpoint that is opened.
+    /// `json`: standard output is one JSON document. `open_options` apply to every opened checkpoint.
     pub fn new(json: bool, open_options: OpenOptions) -> Self {
-        // Draws nothing where standard error is no terminal.
+        // Draws nothing if standard error is not a terminal.
         let bar = ProgressBar::new(0);
         let style = "{msg:12} {wide_bar} {pos}/{len}  {eta}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -53,12 +53,12 @@ impl Terminal {
         &self.open_options
     }
 
-    /// Whether standard output belongs to one JSON document.
+    /// Whether standard output is one JSON document.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// The result: `document` with `--json`, `text` otherwise.
+    /// Prints the result: `document` with `--json`, `text` otherwise.
     pub fn result(&self, document: &impl Serialize, text: impl Display) -> Result<()> {
         if self.json {
             let json = serde_json::to_string_pretty(document)
@@ -69,46 +69,46 @@ impl Terminal {
         }
     }
 
-    /// Some text of a result that comes in pieces.
+    /// Prints a piece of the result.
     pub fn print(&self, text: &str) -> Result<()> {
         self.clear();
         let mut out = std::io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Whoever reads has seen enough: `lowbit generate ... | head`.
+            // The reader has closed the pipe, as in `lowbit generate ... | head`.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
             other => Ok(other?),
         }
     }
 
-    /// A word beside the result.
+    /// Prints a note to standard error.
     pub fn note(&self, text: impl Display) {
         self.clear();
         let _ = writeln!(std::io::stderr(), "{text}");
     }
 
-    /// Says that the CPU takes over, and why.
+    /// Notes the fallback to the CPU and its reason.
     pub fn note_cpu(&self, error: &Error) {
-        // That a machine has no GPU is no news; that it has one that cannot be used is.
+        // A missing GPU is not worth a note; an unusable one is.
         if error.code() != ErrorCode::NoDevice {
             self.note(format_args!("note: running on the CPU, because the GPU cannot be used: {error}"));
         }
     }
 
-    /// A few words before the bar, until the next phase.
+    /// Sets the text before the progress bar, until the next phase.
     #[cfg(feature = "train")]
     pub fn set_message(&self, text: String) {
         self.bar.set_message(text);
     }
 
-    /// What went wrong; with `--json` as a document.
+    /// Prints an error; with `--json` also as a document.
     pub fn error(&self, error: &Error) {
         self.clear();
         self.error_document(error);
-        // Nobody may be listening any more, which is no reason to panic.
+        // A closed standard error is no reason to panic.
         let _ = writeln!(std::io::stderr(), "error: {error}");
     }
 
-    /// With `--json`, an error as a document.
+    /// With `--json`, prints an error as a document.
     pub fn error_document(&self, error: &Error) {
         if self.json {
             let document =

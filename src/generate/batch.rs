@@ -1,9 +1,9 @@
-//! Several texts at once: a step of the model makes a token of each.
+//! Batched generation: each step of the model makes one token of every active text.
 //!
-//! Weights are read once for all texts, which is most of the work of a single one. As in Orca (Yu et al. 2022) texts do not
-//! wait for each other: one that ends leaves the batch, and the prompt that waits longest takes its place, while the others go
-//! on. On the CPU each text is the one that [`Generation`](super::Generation) makes of its prompt, to the bit; a GPU takes
-//! other kernels for many tokens, whose last bits differ.
+//! A step reads the weights once for all texts; for a single text this is most of the work. Batching is continuous, as
+//! in Orca (Yu et al. 2022): a text that ends leaves the batch, and the next waiting prompt takes its place while the
+//! others go on. On the CPU each text equals that of [`Generation`](super::Generation) to the bit. A GPU runs other
+//! kernels for several tokens, whose last bits differ.
 
 use super::generator::{GenerateOptions, Piece};
 use super::sequence::Sequence;
@@ -14,21 +14,21 @@ use crate::model::{CausalLm, KvCache};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
 
-/// One of the prompts.
+/// A prompt of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchPrompt<'a> {
     /// Its tokens.
     pub ids: &'a [u32],
-    /// How it is continued.
+    /// Options of its generation.
     pub options: &'a GenerateOptions,
 }
 
-/// What a step made of one of the prompts.
+/// The output of one step for one prompt.
 #[derive(Debug)]
 pub struct Said {
-    /// Which one.
+    /// Index of the prompt.
     pub prompt: usize,
-    /// The next piece of its text. Where [it is the last](Piece::finished), or an error, nothing more comes of this prompt.
+    /// The next piece of its text. The [last piece](Piece::finished) or an error ends the prompt.
     pub piece: Result<Piece>,
 }
 
@@ -36,29 +36,29 @@ pub struct Said {
 pub struct Batch<'m, B: Backend> {
     model: &'m mut CausalLm<B>,
     cache: KvCache<B>,
-    /// Of all prompts.
+    /// One for each prompt.
     sequences: Vec<Sequence<'m>>,
-    /// The first prompt that waits.
+    /// Index of the first waiting prompt.
     waiting: usize,
-    /// Which prompt has each of the cache's places.
+    /// The prompt in each place of the cache; `None`: the place is free.
     places: Vec<Option<usize>>,
     step: Option<Step<B>>,
 }
 
-/// A step that runs.
+/// A submitted step.
 struct Step<B: Backend> {
     pending: Pending<B>,
-    /// The places whose tokens ran, in the order of the rows.
+    /// The cache places of its rows.
     places: Vec<usize>,
 }
 
 impl<'m, B: Backend> Batch<'m, B> {
-    /// Makes room for the texts of `prompts`, of which at most `at_once` are under way, and at least one. The cache has room
-    /// for so many of the longest.
+    /// Prepares to generate a text for each of `prompts`, at most `at_once` (at least one) at a time. The cache has
+    /// that many places, each with room for the longest text.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when a prompt and its `max_tokens`
-    /// together are longer than the model's context; `out_of_memory`.
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when a prompt and its
+    /// `max_tokens` together are longer than the model's context; `out_of_memory`.
     pub fn new(
         model: &'m mut CausalLm<B>,
         codec: &'m dyn TextCodec,
@@ -74,11 +74,11 @@ impl<'m, B: Backend> Batch<'m, B> {
         Ok(Self { model, cache, sequences, waiting: 0, places: vec![None; places], step: None })
     }
 
-    /// The next piece of each text that is under way, in any order; `None` after the last. On a device that runs ahead of its
-    /// caller the step after it has begun by then, where all next tokens can be chosen there.
+    /// The next piece of each active text, in any order; `None` after the last. On an asynchronous device that can
+    /// choose all next tokens itself, the following step is already submitted when this returns.
     ///
     /// # Errors
-    /// What running the model meets; `cancelled`. What is wrong with a single text is in its [`Said::piece`].
+    /// Errors of running the model; `cancelled`. The error of a single text is in its [`Said::piece`].
     pub async fn next(&mut self, control: &dyn Control) -> Result<Option<Vec<Said>>> {
         let step = match self.step.take() {
             Some(step) => step,
@@ -88,14 +88,14 @@ impl<'m, B: Backend> Batch<'m, B> {
             },
         };
         let Step { pending, places } = step;
-        // The last token that is allowed is not put into the model.
+        // The last allowed token is never fed to the model.
         let follows = places
             .iter()
             .all(|&place| self.places[place].is_some_and(|prompt| self.sequences[prompt].may_go_on()));
         let (nexts, ahead) = self.model.finish_next(pending, &mut self.cache, follows, control).await?;
         let mut said = Vec::with_capacity(places.len());
         for (&place, next) in places.iter().zip(nexts) {
-            // A text can have ended after this step had begun.
+            // The text may have ended after this step was submitted.
             let Some(prompt) = self.places[place] else { continue };
             let piece = self.sequences[prompt].accept(next);
             if piece.as_ref().map_or(true, |piece| piece.finished.is_some()) {
@@ -103,7 +103,7 @@ impl<'m, B: Backend> Batch<'m, B> {
             }
             said.push(Said { prompt, piece });
         }
-        // Where all have ended nobody waits for the step ahead.
+        // When all texts have ended, the step ahead is dropped.
         if self.places.iter().any(Option::is_some) {
             self.step = ahead.map(|pending| Step { pending, places });
         }
@@ -115,8 +115,8 @@ impl<'m, B: Backend> Batch<'m, B> {
         self.sequences[prompt].new_tokens()
     }
 
-    /// Fills free places with prompts that wait, and begins a step of all places: what the cache has not seen of each text, a
-    /// whole prompt or a token. `None` where all texts have ended.
+    /// Fills free places with waiting prompts and submits a step of all places. A step runs the tokens that the cache
+    /// does not hold yet: a whole prompt, or one token. `None` when all texts have ended.
     async fn start(&mut self, control: &dyn Control) -> Result<Option<Step<B>>> {
         let Self { model, cache, sequences, waiting, places, .. } = self;
         let mut runs = Vec::new();
@@ -133,7 +133,7 @@ impl<'m, B: Backend> Batch<'m, B> {
             wanted = match wanted {
                 None => Some(sequence.wanted()),
                 Some(wanted) if wanted == sequence.wanted() => Some(wanted),
-                // All that any sampler can want.
+                // Enough for every sampler.
                 Some(_) => Some(Wanted::Logits),
             };
         }
@@ -198,7 +198,7 @@ mod tests {
                     }
                 }
                 if breaks && step == 1 {
-                    // The first position of the first place, of the first head.
+                    // Position 0 of head 0, in place 0.
                     let values = &mut batch.cache.layer_mut(0).values;
                     CpuBackend::new().write_f32(values, &[f32::NAN]).unwrap();
                 }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(none, []);
         assert_eq!(errors, [(2, 0, ErrorCode::NonFinite)]);
         assert_eq!(broken[0], whole[0][..2]);
-        // Also the text that takes the broken one's place.
+        // This includes the text that takes the broken one's place.
         assert_eq!(broken[1..], whole[1..]);
     }
 }

@@ -1,6 +1,6 @@
-//! Text from a model: a prompt goes in, pieces of text come out one token at a time.
+//! Generation for one prompt: runs the model step by step and returns a piece of text for each token.
 //!
-//! Not here: what a token does to its text (`sequence`), several prompts at once (`batch`).
+//! Not here: sampling, stopping and detokenizing (`sequence`), several prompts at once (`batch`).
 
 use super::sampler::SamplerOptions;
 use super::sequence::Sequence;
@@ -25,8 +25,8 @@ options! {
         pub stop: Vec<String> = Vec::new();
         /// Go on after an end-of-sequence token
         pub ignore_eos: bool = false;
-        /// Let the text begin as it follows the prompt, with the space that stands between them, and not as other tools
-        /// report it
+        /// Keep the space between the prompt and the new text; by default the new tokens are decoded alone, as other
+        /// tools do
         #[form(By("json"))]
         pub continue_prompt: bool = false;
     }
@@ -35,28 +35,28 @@ options! {
 /// One step of a generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
-    /// The token that was chosen.
+    /// The chosen token.
     pub token_id: u32,
-    /// Whole characters that are certain by now; may be empty.
+    /// New text in whole characters; may be empty.
     pub text: String,
-    /// Why this piece is the last one, if it is.
+    /// Why generation ended; `None`: more pieces follow.
     pub finished: Option<FinishReason>,
 }
 
-/// What a model has seen, kept from one generation to the next: where the next prompt begins like it, as that of a chat does,
-/// only the rest is computed.
+/// The KV cache of a generation, kept for the next one. Where the next prompt starts with the same tokens, as in a
+/// chat, only the rest is computed.
 pub struct Session<B: Backend> {
     cache: KvCache<B>,
     /// The tokens in the cache.
     tokens: Vec<u32>,
 }
 
-/// Positions that a session has room for at least.
+/// The smallest cache of a session, in positions.
 const LEAST_ROOM: usize = 128;
 
 impl<B: Backend> Session<B> {
-    /// Room for `needed` positions, with a beginning of `prompt` that is there already, and how long that is. At least the
-    /// last token of a prompt is run again: what follows it is not kept.
+    /// Returns a cache with room for `needed` positions, and how many tokens of `prompt` it already holds. At least the
+    /// last token of the prompt runs again, because its logits are not kept.
     fn prepare(
         session: Option<Self>,
         model: &mut CausalLm<B>,
@@ -71,7 +71,7 @@ impl<B: Backend> Session<B> {
             cache.truncate(0, kept);
             return Ok((cache, kept));
         }
-        // More than is needed now, so that a chat that grows does not begin anew at every turn.
+        // Rounded up, so that a growing chat does not lose its cache at every turn.
         let capacity = needed.next_power_of_two().max(LEAST_ROOM).min(model.config().max_position_embeddings);
         Ok((model.new_cache(capacity.max(needed))?, 0))
     }
@@ -91,15 +91,16 @@ pub struct Generation<'m, B: Backend> {
 enum Upcoming<B: Backend> {
     Known(Next),
     Runs(Pending<B>),
-    /// The generation is over, or a step failed.
+    /// The generation has ended, or a step failed.
     Nothing,
 }
 
-/// What a device has done since the prompt's last token.
+/// Counters for [`Generation::dispatches_per_token`].
 #[derive(Default)]
 struct Decoding {
-    /// Kernels before.
+    /// The device's dispatches up to the end of prefill.
     dispatches_before: Option<u64>,
+    /// Decode steps submitted.
     steps: u64,
 }
 
@@ -107,8 +108,8 @@ impl<'m, B: Backend> Generation<'m, B> {
     /// Runs the prompt through the model.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when prompt and
-    /// `max_tokens` together are longer than the model's context; `cancelled`.
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when prompt and `max_tokens`
+    /// together are longer than the model's context; `cancelled`.
     pub async fn start(
         model: &'m mut CausalLm<B>,
         codec: &'m dyn TextCodec,
@@ -122,12 +123,12 @@ impl<'m, B: Backend> Generation<'m, B> {
         .await
     }
 
-    /// As [`start`](Self::start), with what an earlier generation of the same model has left by
-    /// [`into_session`](Self::into_session). Positions that are kept were computed in other chunks than a fresh run would
-    /// compute them in; on a GPU their last bits can differ.
+    /// As [`start`](Self::start), but reuses the [session](Self::into_session) of an earlier generation of the same
+    /// model. The reused positions were computed in other chunks than in a fresh run; on a GPU their last bits can
+    /// differ.
     ///
     /// # Errors
-    /// As [`start`](Self::start)'s; the session is lost then.
+    /// As [`start`](Self::start); the session is then lost.
     pub async fn resume(
         model: &'m mut CausalLm<B>,
         codec: &'m dyn TextCodec,
@@ -163,16 +164,16 @@ impl<'m, B: Backend> Generation<'m, B> {
         })
     }
 
-    /// The next token and what can be said of its text; `None` after the last piece. On a device that runs ahead of its caller
-    /// the step after it has begun by then, where the next token can be chosen there.
+    /// The next token and its text; `None` after the last piece. On an asynchronous device that can choose the next
+    /// token itself, the following step is already submitted when this returns.
     ///
     /// # Errors
-    /// `non_finite` when the model's logits are NaN or infinite; `cancelled`. Nothing comes after an error.
+    /// `non_finite` when the model's logits are NaN or infinite; `cancelled`. An error ends the generation.
     pub async fn next(&mut self, control: &dyn Control) -> Result<Option<Piece>> {
         let (next, ahead) = match std::mem::replace(&mut self.upcoming, Upcoming::Nothing) {
             Upcoming::Known(next) => (next, None),
             Upcoming::Runs(pending) => {
-                // The last token that is allowed is not put into the model.
+                // The last allowed token is never fed to the model.
                 let follows = self.sequence.may_go_on();
                 let (mut next, ahead) =
                     self.model.finish_next(pending, &mut self.cache, follows, control).await?;
@@ -197,23 +198,24 @@ impl<'m, B: Backend> Generation<'m, B> {
         Ok(Some(piece))
     }
 
-    /// Kernels that the device runs for one token; `None` where it has none, and before there was a token after the first.
+    /// Kernel dispatches per decode step. `None` on a device without dispatches, and before the first decode step.
     pub fn dispatches_per_token(&self) -> Option<f64> {
         let Decoding { dispatches_before, steps } = self.decoding;
         let dispatches = self.model.dispatches()? - dispatches_before?;
         (steps > 0).then(|| dispatches as f64 / steps as f64)
     }
 
-    /// Tokens of the prompt that were not run again.
+    /// Prompt tokens taken from the session's cache.
     pub fn reused(&self) -> usize {
         self.reused
     }
 
-    /// What [`resume`](Self::resume) takes.
+    /// Ends the generation and keeps its cache for [`resume`](Self::resume).
     pub fn into_session(self) -> Session<B> {
         let Self { mut cache, sequence, .. } = self;
         let mut tokens = sequence.into_tokens();
-        // Where a step failed the cache may be ahead; otherwise it has all tokens, or all but the last, which nothing needed.
+        // After a failed step the cache may be longer than the tokens. Otherwise it has all of them, or all but the
+        // last.
         cache.truncate(0, tokens.len());
         tokens.truncate(cache.len(0));
         Session { cache, tokens }
@@ -236,7 +238,7 @@ pub struct Generated {
     pub finish_reason: FinishReason,
 }
 
-/// Generates to the end. `on_piece` hears every piece of text as it comes.
+/// Generates to the end. `on_piece` gets every piece of text as it comes.
 ///
 /// # Errors
 /// As [`Generation::start`] and [`Generation::next`].

@@ -1,20 +1,20 @@
-//! Chooses the next token from a row of logits.
+//! Samples the next token from a row of logits.
 //!
-//! The filters and their order are those of transformers' `generate`, so that the same options mean the same thing:
+//! The filters and their order are those of transformers' `generate`:
 //!
 //! 1. Repetition penalty (Keskar et al. 2019, CTRL) over prompt and generated tokens, once for each distinct token:
 //!    a positive logit is divided by it, a negative one multiplied.
-//! 2. Temperature 0: the largest logit wins, the lowest id among equals, and nothing random happens.
+//! 2. Temperature 0: greedy, without random numbers. The largest logit wins; of equal ones the lowest id.
 //! 3. Temperature: logits are divided by it.
-//! 4. Top-k (Fan et al. 2018): everything below the k-th largest logit goes; tokens tied with it stay.
-//! 5. Top-p (Holtzman et al. 2020): of the most likely tokens, as few stay as together reach the probability `p`.
-//! 6. Min-p (Nguyen et al. 2024): everything less likely than `min_p` times the most likely token goes.
-//! 7. One draw from what is left.
+//! 4. Top-k (Fan et al. 2018): drops tokens below the k-th largest logit; tokens tied with it stay.
+//! 5. Top-p (Holtzman et al. 2020): keeps the smallest set of most likely tokens whose probability reaches `p`.
+//! 6. Min-p (Nguyen et al. 2024): drops tokens less likely than `min_p` times the most likely token.
+//! 7. One draw from the rest.
 //!
-//! Departures: 1. equal logits are ordered by id, so the cut of top-p is reproducible. 2. The maximum is subtracted
+//! Departures: 1. Equal logits are ordered by id, so the cut of top-p is reproducible. 2. The maximum is subtracted
 //! before the division by the temperature, in `f64`, so that no temperature overflows.
 //!
-//! The same seed and logits give the same tokens on every target: `exp` is libm's, sums run in one fixed order, and the
+//! The same seed and logits give the same tokens on every target: `exp` is libm's, sums run in a fixed order, and the
 //! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed.
 
 use crate::error::{Error, ErrorCode, Result};
@@ -27,29 +27,29 @@ options! {
     /// How tokens are chosen.
     #[derive(Copy)]
     pub struct SamplerOptions {
-        /// 0 takes the likeliest token each time; above, logits are divided by it
+        /// Divides the logits; 0: always take the most likely token
         pub temperature: f32 = 0.0, within Bounds::from(0.0);
-        /// Choose among so many of the likeliest tokens; 0: all
+        /// Choose among this many of the most likely tokens; 0: all
         pub top_k: usize = 0;
-        /// Choose among the likeliest tokens that together reach this probability; 1: all
+        /// Choose among the most likely tokens that together reach this probability; 1: all
         pub top_p: f32 = 1.0, within Bounds::above(0.0).up_to(1.0);
-        /// Leave out tokens below this share of the likeliest one's probability
+        /// Drop tokens below this share of the most likely token's probability
         pub min_p: f32 = 0.0, within Bounds::from(0.0).up_to(1.0);
-        /// Above 1: discourage tokens that the prompt or the output already has
+        /// Above 1: discourage tokens that already occur in the prompt or the output
         pub repetition_penalty: f32 = 1.0, within Bounds::above(0.0);
-        /// Where the random numbers start: the same seed gives the same text
+        /// Seed of the random numbers: the same seed gives the same text
         pub seed: u64 = 0;
     }
 }
 
-/// A token that can still be chosen, with its probability times a common factor: `exp((logit - max) / temperature)`.
+/// A candidate token with its unnormalized probability, `exp((logit - max) / temperature)`.
 #[derive(Clone, Copy, Debug)]
 struct TokenCandidate {
     id: u32,
     weight: f64,
 }
 
-/// Chooses tokens by [`SamplerOptions`]; holds the state of the random numbers and buffers that are used again.
+/// Chooses tokens by [`SamplerOptions`]. Holds the random state and reusable buffers.
 #[derive(Debug)]
 pub struct Sampler {
     options: SamplerOptions,
@@ -59,10 +59,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the start of its random numbers.
+    /// A sampler with freshly seeded random numbers.
     ///
     /// # Errors
-    /// `invalid_argument`, for options out of their bounds.
+    /// `invalid_argument` for options out of their bounds.
     pub fn new(options: SamplerOptions) -> Result<Self> {
         options.check()?;
         let random = Pcg32::seed_from_u64(options.seed);
@@ -74,7 +74,7 @@ impl Sampler {
         &self.options
     }
 
-    /// What it needs to know of the logits to choose the next token.
+    /// What it needs of the logits to choose the next token.
     pub fn wanted(&self, vocab_size: usize) -> Wanted {
         /// Beyond this, reading all logits is as fast.
         const MOST_CANDIDATES: usize = 1024;
@@ -90,8 +90,8 @@ impl Sampler {
         }
     }
 
-    /// The id of the next token, from what [`Sampler::wanted`] asked for or from more. The choice is the same, whether
-    /// all logits are known or only the largest.
+    /// The id of the next token, from at least what [`Sampler::wanted`] asked for. More logits do not change the
+    /// choice.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
@@ -114,12 +114,12 @@ impl Sampler {
         }
     }
 
-    /// The id of the next token. `logits` is `[vocab_size]` and is changed by the repetition penalty; `history` is the
-    /// prompt and everything generated so far. A logit of minus infinity rules its token out.
+    /// The id of the next token. `logits` is `[vocab_size]`; the repetition penalty changes it in place. `history` is
+    /// the prompt and the output so far. A logit of minus infinity excludes its token.
     ///
     /// # Errors
     /// `non_finite` when a logit is NaN or plus infinity, or when no token is left; `invalid_argument` when `history`
-    /// has an id that `logits` does not.
+    /// has an id outside `logits`.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
         self.penalize(logits, history)?;
         let (best, max) = checked_argmax(logits)?;
@@ -162,7 +162,7 @@ impl Sampler {
         Ok(())
     }
 
-    /// Every token that is not ruled out, in order of ids.
+    /// Makes a candidate of every token with a finite logit, in the order of ids.
     fn collect(&mut self, logits: &[f32], max: f32) {
         let temperature = f64::from(self.options.temperature);
         self.candidates.clear();
@@ -192,7 +192,7 @@ impl Sampler {
         }
         let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
         // Sorting a large vocabulary is slow. All weights below this cut add up to less than (1 - p) of the total, so
-        // the others reach p without them (the trick is from llama2.c).
+        // the others reach p without them (a trick of llama2.c).
         let cut = (1.0 - top_p) * total / self.candidates.len() as f64;
         self.candidates.retain(|candidate| candidate.weight >= cut);
         self.candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
@@ -215,7 +215,7 @@ impl Sampler {
             }
             rest -= candidate.weight;
         }
-        // Rounding can leave a crumb after the last candidate. The largest weight always stays, so there is one.
+        // Rounding can leave a rest after the last candidate. The largest weight always stays, so one is found.
         self.candidates
             .iter()
             .rfind(|candidate| candidate.weight > 0.0)
@@ -258,7 +258,7 @@ mod tests {
         Sampler::new(options).unwrap()
     }
 
-    /// The ids that can be drawn: those that come up in many draws.
+    /// The ids that occur in many draws.
     fn support(options: SamplerOptions, logits: &[f32]) -> Vec<u32> {
         let mut sampler = sampler(options);
         let ids: std::collections::BTreeSet<u32> =
@@ -294,7 +294,7 @@ mod tests {
             ("top_p 0.75 needs three", SamplerOptions { top_p: 0.75, ..options() }, &[0, 2, 3]),
             ("min_p 0.6", SamplerOptions { min_p: 0.6, ..options() }, &[0, 2]),
             ("min_p 1", SamplerOptions { min_p: 1.0, ..options() }, &[2]),
-            // Among the two that top_k leaves, 0.4 is 4/7: enough for 0.5, so top_p counts what top_k left.
+            // top_p sees the probabilities that top_k left: 0.4 becomes 4/7, which reaches 0.5.
             ("top_k, then top_p", SamplerOptions { top_k: 2, top_p: 0.5, ..options() }, &[2]),
             ("a low temperature sharpens", SamplerOptions { temperature: 1e-30, ..options() }, &[2]),
             // At temperature 2 the probabilities become flatter: 0.325, 0.281, 0.230, 0.163.
@@ -353,7 +353,7 @@ mod tests {
             let mut sampler = sampler(SamplerOptions { seed, top_p: 0.9, ..options() });
             (0..8).map(|_| sampler.sample(&mut logits.clone(), &[]).unwrap()).collect::<Vec<_>>()
         };
-        // Recorded once; another dependency version, compiler or target must give the same.
+        // Recorded once; every dependency version, compiler and target must give the same.
         assert_eq!(draw(0), GOLDEN_SEED_0);
         assert_eq!(draw(0), draw(0));
         assert_ne!(draw(0), draw(1));
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(penalized.sample(&mut [0.0], &[1]).unwrap_err().code(), ErrorCode::InvalidArgument);
     }
 
-    /// The ids that stay, by the definitions and nothing else.
+    /// The ids that stay, straight from the definitions.
     fn naive_support(options: &SamplerOptions, logits: &[f32]) -> Vec<u32> {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut left: Vec<(u32, f64)> = logits

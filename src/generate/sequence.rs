@@ -1,5 +1,4 @@
-//! One text on its way: which token comes next, what can be said of its text, and whether it is the last. Knows no model, and
-//! not how many texts there are.
+//! The state of one text: sampler, stop rules and text stream. Independent of the model and of other texts in a batch.
 
 use super::generator::{GenerateOptions, Piece};
 use super::sampler::Sampler;
@@ -10,7 +9,7 @@ use crate::model::ModelConfig;
 use crate::model::decoder::{Next, Wanted};
 use crate::tokenizer::TextCodec;
 
-/// A prompt and what follows it.
+/// A prompt and its output so far.
 pub(super) struct Sequence<'m> {
     sampler: Sampler,
     stop: StopRules,
@@ -18,7 +17,7 @@ pub(super) struct Sequence<'m> {
     /// Prompt and output.
     tokens: Vec<u32>,
     prompt_len: usize,
-    /// Positions that a model needs for it.
+    /// Cache positions that it needs in total.
     positions: usize,
     wanted: Wanted,
 }
@@ -35,8 +34,8 @@ impl<'m> Sequence<'m> {
     /// A prompt without output yet.
     ///
     /// # Errors
-    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when prompt and
-    /// `max_tokens` together are longer than the model's context.
+    /// `invalid_argument` for an empty prompt or options out of range; `context_overflow` when prompt and `max_tokens`
+    /// together are longer than the model's context.
     pub(super) fn new(
         config: &ModelConfig,
         codec: &'m dyn TextCodec,
@@ -76,17 +75,17 @@ impl<'m> Sequence<'m> {
         Ok(Self { sampler, stop, stream, tokens, prompt_len, positions, wanted })
     }
 
-    /// Positions that a model needs for it.
+    /// Cache positions that it needs in total.
     pub(super) fn positions(&self) -> usize {
         self.positions
     }
 
-    /// What has to be known of the next logits.
+    /// What the sampler needs of the next logits.
     pub(super) fn wanted(&self) -> Wanted {
         self.wanted
     }
 
-    /// Whether there may be more than one token to come.
+    /// Whether more than one token may follow.
     pub(super) fn may_go_on(&self) -> bool {
         self.stop.tokens_left() > 1
     }
@@ -101,10 +100,10 @@ impl<'m> Sequence<'m> {
         &self.tokens[self.prompt_len..]
     }
 
-    /// Chooses the next token, and says what is certain of its text.
+    /// Chooses the next token and returns its text.
     ///
     /// # Errors
-    /// `non_finite` when the model's logits are NaN or infinite; what the tokenizer meets. Nothing comes after an error.
+    /// `non_finite` when the model's logits are NaN or infinite; errors of the tokenizer. An error ends the text.
     pub(super) fn accept(&mut self, mut next: Next) -> Result<Piece> {
         let token_id = self.sampler.choose(&mut next, &self.tokens)?;
         self.tokens.push(token_id);
@@ -115,7 +114,7 @@ impl<'m> Sequence<'m> {
             let piece = self.stream.push(token_id)?;
             let step = self.stop.accept(&piece);
             match step.finished {
-                // The stream may still hold back the start of a character.
+                // The stream may still hold an incomplete character.
                 Some(FinishReason::MaxTokens) => {
                     let rest = self.stream.finish()?;
                     let last = self.stop.finish(&rest, FinishReason::MaxTokens);
@@ -127,7 +126,7 @@ impl<'m> Sequence<'m> {
         Ok(Piece { token_id, text: step.text, finished: step.finished })
     }
 
-    /// Prompt and output, to be kept.
+    /// Prompt and output, by value.
     pub(super) fn into_tokens(self) -> Vec<u32> {
         self.tokens
     }

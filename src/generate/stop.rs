@@ -1,22 +1,22 @@
-//! When generation ends: end-of-sequence ids, a number of tokens, stop strings.
+//! Stop conditions of a generation: end-of-sequence ids, a number of tokens, stop strings.
 //!
-//! A stop string can arrive in pieces. Text that may be the beginning of one is held back until it is clear, so nothing
-//! of a stop string is ever emitted, and what is emitted does not depend on how the text was cut into pieces: the stop
-//! string that is complete first wins, the longest of those that are complete at the same character.
+//! A stop string can arrive in pieces. Text that may be its beginning is held back until this is decided, so no part of
+//! a stop string is ever emitted. The output does not depend on how the text was cut into pieces: the stop string that
+//! is complete first wins; of several that are complete at the same character, the longest.
 //!
-//! Not here: the context limit. Asking for more than the context holds is an error (`context_overflow`), not an end.
+//! Not here: the context limit. A request beyond it is an error (`context_overflow`), not a stop condition.
 
 use crate::error::{Error, Result};
 use crate::options::named;
 
 named! {
-    /// Why generation ended, by the names of Hugging Face's text-generation interfaces
+    /// Why generation ended, named as in Hugging Face's text-generation interfaces
     pub enum FinishReason {
         /// The model chose an end-of-sequence token
         EndOfSequence = "eos_token",
         /// A stop string was complete
         StopString = "stop_sequence",
-        /// As many tokens as were asked for
+        /// The token limit was reached
         MaxTokens = "length",
     }
 }
@@ -32,24 +32,24 @@ pub struct StopOptions {
     pub stop_strings: Vec<String>,
 }
 
-/// What one token did to the text.
+/// The effect of one token on the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopStep {
-    /// Text that is now certain; may be empty.
+    /// Text to emit; may be empty.
     pub text: String,
-    /// Set when no further token is wanted.
+    /// Set when generation ends.
     pub finished: Option<FinishReason>,
 }
 
-/// Follows one generation. For each token: [`StopRules::is_end_of_sequence`], and if it is not, [`StopRules::accept`]
-/// with the text that the token added. Once at the end, whatever ended it: [`StopRules::finish`].
+/// The stop rules of one generation. For each token call [`StopRules::is_end_of_sequence`]. If it is false, call
+/// [`StopRules::accept`] with the text that the token added. At the end call [`StopRules::finish`] once.
 #[derive(Clone, Debug)]
 pub struct StopRules {
     options: StopOptions,
     tokens: usize,
-    /// Not yet emitted: the beginning of a stop string, perhaps.
+    /// Text held back because it may be the beginning of a stop string.
     held: String,
-    /// A stop string was complete: nothing is emitted any more.
+    /// A stop string was complete; nothing more is emitted.
     stopped: bool,
 }
 
@@ -78,12 +78,12 @@ impl StopRules {
         self.tokens
     }
 
-    /// Tokens that may still come.
+    /// Tokens until the limit.
     pub fn tokens_left(&self) -> usize {
         self.options.max_tokens.saturating_sub(self.tokens)
     }
 
-    /// Counts a token and takes the text it added (empty while a character is incomplete).
+    /// Counts a token and takes the text that it added (empty while a character is incomplete).
     pub fn accept(&mut self, piece: &str) -> StopStep {
         self.tokens += 1;
         let mut step = self.take(piece);
@@ -93,8 +93,8 @@ impl StopRules {
         step
     }
 
-    /// The end, for whatever `reason`: takes the text that the detokenizer still had, and releases what was held back.
-    /// The reason in the answer is [`FinishReason::StopString`] if one was or is now complete, else `reason`.
+    /// Ends the generation for `reason`. Takes the last text of the detokenizer and releases the text held back. The
+    /// returned reason is [`FinishReason::StopString`] if a stop string was or is now complete, else `reason`.
     pub fn finish(&mut self, last_piece: &str, reason: FinishReason) -> StopStep {
         let mut step = self.take(last_piece);
         if step.finished.is_none() {
@@ -120,7 +120,7 @@ impl StopRules {
         StopStep { text: std::mem::replace(&mut self.held, rest), finished: None }
     }
 
-    /// Where the stop string starts that is complete first.
+    /// The start of the stop string that is complete first.
     fn first_stop(&self) -> Option<usize> {
         let stops = self.options.stop_strings.iter();
         let found = stops.filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
@@ -148,7 +148,7 @@ mod tests {
         StopRules::new(StopOptions { max_tokens, eos_token_ids: vec![2, 7], stop_strings }).unwrap()
     }
 
-    /// Emitted texts, one for each piece and one for the end, and why it ended.
+    /// The emitted texts (one for each piece, one for the end), and why generation ended.
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, FinishReason) {
         let mut rules = rules(stops, usize::MAX);
         let mut texts = Vec::new();
@@ -177,9 +177,9 @@ mod tests {
             (&["END"], &["one E", "N", "E"], &["one ", "", "EN", "E"], EndOfSequence),
             (&["aab"], &["aaa", "ab"], &["a", "a"], StopString),
             (&["\n\n", "User:"], &["hi\n", "there User", ":"], &["hi", "\nthere ", ""], StopString),
-            // Complete first wins, even where the other began earlier.
+            // The one that is complete first wins, even if another began earlier.
             (&["abcd", "bc"], &["abcd"], &["a"], StopString),
-            // The longest of those that are complete together.
+            // Of those complete at the same character, the longest wins.
             (&["c", "abc"], &["xabc"], &["x"], StopString),
             (&["世界"], &["hello 世", "間"], &["hello ", "世間", ""], EndOfSequence),
             (&["世界"], &["hello 世", "界"], &["hello ", ""], StopString),
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(counted.accept("a st").finished, None);
         let step = counted.accept("o");
         assert_eq!((step.text.as_str(), step.finished), ("", Some(FinishReason::MaxTokens)));
-        // The detokenizer's last text can complete the stop string after all.
+        // The detokenizer's last text can still complete the stop string.
         let complete = counted.clone().finish("p", FinishReason::MaxTokens);
         assert_eq!((complete.text.as_str(), complete.finished), ("", Some(FinishReason::StopString)));
         let released = counted.finish("", FinishReason::MaxTokens);
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(names, ["eos_token", "stop_sequence", "length"]);
     }
 
-    /// Looks at every end in turn.
+    /// Tries every end in turn.
     fn naive(stops: &[String], text: &str) -> (String, bool) {
         for end in (0..=text.len()).filter(|&end| text.is_char_boundary(end)) {
             let complete = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));

@@ -1,25 +1,26 @@
-//! Streams text token by token: every piece is whole characters, and the pieces together are the decoded text.
+//! Streaming detokenizer: every piece is whole characters, and the pieces together are the decoded text.
 //!
-//! Tokens are not pieces of text. A byte-level token can be half a character, and many tokenizers drop or keep a leading
-//! space depending on what stands before. So text is taken as a difference, as in Hugging Face's text-generation
+//! Tokens are not pieces of text. A byte-level token can be half a character, and many tokenizers keep or drop a
+//! leading space depending on the text before it. So new text is a difference, as in Hugging Face's text-generation
 //! server: decode a short window of the last tokens with and without the new one.
 //!
 //! 1. The window holds the tokens of the last piece (context for spaces) and the tokens after it.
-//! 2. Decode the window. The text after what was already shown is new, except incomplete characters at its end.
+//! 2. Decode the window. The text after the emitted part is new, except incomplete characters at its end.
 //! 3. When nothing is incomplete, the window moves on by one piece.
 //!
-//! Departures: 1. incomplete characters show as U+FFFD, but a character has at most four bytes, so at most three such
-//! marks at the end can still become one: older ones are emitted, and a model that writes broken bytes does not stall
-//! the stream. 2. Tokens without text of their own (special ones) do not enter the window, and a long window is cut
-//! where decoding its two parts gives the same text, so the work for each token stays bounded. 3. Where a tokenizer
-//! changes text that was already shown (the byte-fallback decoder turns a whole run of byte tokens into marks
-//! when one byte is wrong), what was shown stays and the rest is decoded alone.
+//! Departures: 1. Incomplete characters decode to U+FFFD. A character has at most four bytes, so only the last three
+//! such marks can still become one. Older marks are emitted, so a model that writes broken bytes does not stall the
+//! stream.
+//! 2. Tokens without text (special tokens) do not enter the window, and a long window is cut where decoding its two
+//! parts gives the same text. So the work for each token stays bounded. 3. A tokenizer can change text that was already
+//! emitted: the byte-fallback decoder turns a whole run of byte tokens into marks when one byte is wrong. The emitted
+//! text then stays, and the rest is decoded alone.
 
 use crate::error::Result;
 
 /// Turns token ids into text; special tokens give none.
 pub trait Detokenize {
-    /// The text of `ids`. Bytes that are not UTF-8, also an incomplete character at the end, give U+FFFD.
+    /// The text of `ids`. Bytes that are not UTF-8, including an incomplete character at the end, give U+FFFD.
     ///
     /// # Errors
     /// When an id is outside the vocabulary.
@@ -32,36 +33,36 @@ impl<D: Detokenize + ?Sized> Detokenize for &D {
     }
 }
 
-/// Marks at the end of a text that can still become a character.
+/// U+FFFD marks at the end of a text that can still become a character.
 const MAX_INCOMPLETE_MARKS: usize = 3;
 
 /// Tokens of the prompt that give the first piece its context.
 const CONTEXT_TOKENS: usize = 16;
 
-/// Tokens in the window before a place to cut it is looked for.
+/// Window length, in tokens, from which on it is cut.
 const LONG_WINDOW: usize = 48;
 
-/// Text of a growing sequence of tokens, see the module's documentation.
+/// Decodes a growing sequence of tokens; see the module's documentation.
 #[derive(Clone, Debug)]
 pub struct TextStream<D> {
     detokenizer: D,
     window: Vec<u32>,
-    /// The text of the window that has been emitted (or belongs to the context).
+    /// The emitted part of the window's text, context included.
     shown: String,
-    /// Tokens of the window whose text is all shown.
+    /// Tokens of the window whose text is emitted in full.
     read: usize,
-    /// At this length the window is to be cut.
+    /// Window length at which the next cut is tried.
     cut_at: usize,
 }
 
 impl<D: Detokenize> TextStream<D> {
-    /// A stream whose pieces together are the decode of all tokens that are pushed.
+    /// A stream whose pieces together are the decoded text of all pushed tokens.
     pub fn new(detokenizer: D) -> Self {
         Self { detokenizer, window: Vec::new(), shown: String::new(), read: 0, cut_at: LONG_WINDOW }
     }
 
-    /// A stream that goes on after `context`: a space that belongs between the context and the first token is emitted,
-    /// where [`TextStream::new`] begins as decoding the new tokens alone does.
+    /// A stream that continues `context`: it emits the space between the context and the first token.
+    /// [`TextStream::new`] starts as if the new tokens were decoded alone.
     ///
     /// # Errors
     /// Those of the detokenizer.
@@ -73,10 +74,10 @@ impl<D: Detokenize> TextStream<D> {
         Ok(stream)
     }
 
-    /// Adds a token and returns the text that is now certain; empty while a character is incomplete.
+    /// Adds a token and returns the new text; empty while a character is incomplete.
     ///
     /// # Errors
-    /// Those of the detokenizer; the stream is then where it was.
+    /// Those of the detokenizer; the stream is then unchanged.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.window.push(id);
         let piece = self.advance();
@@ -86,7 +87,7 @@ impl<D: Detokenize> TextStream<D> {
         piece
     }
 
-    /// The end: what is left, with U+FFFD for a character that never became whole. The stream starts anew.
+    /// Ends the text and returns the rest, with U+FFFD for an incomplete character. Resets the stream.
     ///
     /// # Errors
     /// Those of the detokenizer.
@@ -134,8 +135,8 @@ impl<D: Detokenize> TextStream<D> {
         Ok(piece)
     }
 
-    /// Whether the last token has no text at all, not even twice in a row. (A lone space at the start of a text can
-    /// vanish too, but two of them do not.)
+    /// Whether the last token has no text at all, not even twice in a row. (A single space at the start of a text can
+    /// be dropped, two are not.)
     fn last_is_silent(&self) -> Result<bool> {
         match self.window.last() {
             Some(&id) => Ok(self.detokenizer.decode(&[id, id])?.is_empty()),
@@ -143,12 +144,12 @@ impl<D: Detokenize> TextStream<D> {
         }
     }
 
-    /// Drops shown tokens from a window that has become long without a clean end: broken bytes, one after the other.
+    /// Drops emitted tokens from a window that grew long without a clean end, as a run of broken bytes does.
     fn cut_long_window(&mut self, text: &str) -> Result<()> {
         if self.window.len() < self.cut_at {
             return Ok(());
         }
-        // Never inside the last tokens, which may still become a character.
+        // The last tokens may still become a character, so the cut is before them.
         for keep in MAX_INCOMPLETE_MARKS + 1..=2 * MAX_INCOMPLETE_MARKS {
             let at = self.window.len() - keep;
             let (head, tail) =
@@ -162,7 +163,7 @@ impl<D: Detokenize> TextStream<D> {
                 return Ok(());
             }
         }
-        // No such place: look again when the window has doubled, so that looking stays cheap.
+        // No place found: try again when the window has doubled, so that the search stays cheap.
         self.cut_at = 2 * self.window.len();
         Ok(())
     }
@@ -182,7 +183,7 @@ mod tests {
     use proptest::prelude::*;
     use std::cell::Cell;
 
-    /// Tokens of bytes, as GPT-2's vocabulary: ids below 256 are that byte, 256 is special, then some longer ones.
+    /// A byte-level vocabulary as GPT-2's: ids below 256 are that byte, 256 is special, the rest are longer tokens.
     #[derive(Default)]
     struct ByteLevel {
         decoded: Cell<usize>,
@@ -209,8 +210,8 @@ mod tests {
         }
     }
 
-    /// Words with `▁` for a space and byte fallback, as Llama 2's vocabulary: the first space of a text is dropped, and
-    /// a run of bytes that is not UTF-8 becomes one mark for each byte. Ids below 256 are bytes, 256 is special.
+    /// A vocabulary as Llama 2's, with `▁` for a space and byte fallback. The first space of a text is dropped. A run
+    /// of bytes that is not UTF-8 becomes one mark for each byte. Ids below 256 are bytes, 256 is special.
     struct Metaspace;
 
     const WORDS: [&str; 8] = ["▁", "▁the", "▁bird", "s", ",", "▁▁", "世", "."];
@@ -253,7 +254,7 @@ mod tests {
             (&[258, 259, 0x8c], &["", "世", "界", ""]),
             // An incomplete character at the end shows only when the stream ends.
             (&[97, 0xe4, 0xb8], &["a", "", "", "\u{fffd}"]),
-            // A broken byte is certain once the next is no continuation.
+            // A broken byte is emitted once the next byte is no continuation.
             (&[0xff, 97], &["", "\u{fffd}a", ""]),
             (&[256, 97, 256, 256, 98, 256], &["", "a", "", "", "b", "", ""]),
             (&[0xf0, 261], &["", "😀!", ""]),
@@ -272,7 +273,7 @@ mod tests {
         assert_eq!(pieces(after, &[bird, s]), [" bird", "s", ""]);
         let after_special = TextStream::after(Metaspace, &[256]).unwrap();
         assert_eq!(pieces(after_special, &[bird]), ["bird", ""]);
-        // A lone space at the start vanishes, but not for good.
+        // A single space at the start is emitted with the next token.
         assert_eq!(pieces(TextStream::new(Metaspace), &[257, the]), ["", " the", ""]);
     }
 
@@ -294,7 +295,7 @@ mod tests {
 
     #[test]
     fn work_for_each_token_is_bounded() {
-        // Words, broken bytes, and a special token without end.
+        // Words, broken bytes, and an endless run of special tokens.
         for ids in
             [vec![97; 2000], vec![0xff; 2000], vec![0xe4; 2000], vec![256; 2000], [258, 256].repeat(1000)]
         {
@@ -307,7 +308,7 @@ mod tests {
         }
     }
 
-    /// The byte tokens of a character that is in no vocabulary: not ASCII, and not the mark itself.
+    /// The byte tokens of a character outside the vocabulary: not ASCII, and not U+FFFD itself.
     fn byte_fallback_char() -> impl Strategy<Value = Vec<u32>> {
         proptest::char::ranges(std::borrow::Cow::Borrowed(&[
             '\u{80}'..='\u{d7ff}',

@@ -1,6 +1,6 @@
 //! One transformer block: attention and a gated MLP, each behind a norm and added to the residual stream.
 //!
-//! A block is loaded, run and dropped alone, so a model larger than memory runs block by block.
+//! A block is loaded, run and dropped independently, so a model larger than memory can run block by block.
 
 #[cfg(feature = "train")]
 mod backward;
@@ -21,36 +21,36 @@ use crate::error::{Error, Result};
 pub struct Block<B: Backend> {
     /// In the order of [`BlockNorm::ALL`]; `None` where the architecture has none.
     norms: [Option<Norm<B::Buffer>>; 6],
-    /// By their input, in the order of [`LinearInput::ALL`]: `q|k|v`, `o`, `gate|up`, `down`. `None` where putting another in
-    /// its place has failed.
+    /// By input, in the order of [`LinearInput::ALL`]: `q|k|v`, `o`, `gate|up`, `down`. `None` after a failed
+    /// replacement.
     linears: [Option<B::Weight>; 4],
 }
 
-/// The hidden states of a run of tokens between two blocks. The last block's output waits in `delta` until the next
-/// norm adds it to the residual stream, so that adding costs no step of its own.
+/// The hidden states of a run of tokens between two blocks. The last block's output stays in `delta` until the next
+/// norm adds it to the residual stream, which saves a separate addition.
 pub struct Hidden<B: Backend> {
     /// Residual stream, `[count, hidden_size]`.
     pub residual: B::Buffer,
-    /// What the last block adds to it, `[count, hidden_size]`; nothing yet after the embedding.
+    /// Output of the last block, not yet added to the residual stream, `[count, hidden_size]`.
     pub delta: B::Buffer,
-    /// Whether `delta` holds anything.
+    /// Whether `delta` is valid; `false` after the embedding.
     pub has_delta: bool,
-    /// Tokens.
+    /// Number of tokens.
     pub count: usize,
 }
 
 /// Intermediate results of a run of tokens, allocated once for the longest run.
 pub struct Workspace<B: Backend> {
-    /// Most tokens of a run.
+    /// The largest number of tokens in a run.
     pub tokens: usize,
     pub(super) token_ids: B::Buffer,
     pub(super) normed: B::Buffer,
     qkv: B::Buffer,
     attended: B::Buffer,
     attended_normed: Option<B::Buffer>,
-    /// What attention adds to the residual stream, `[tokens, hidden_size]`.
+    /// Output of attention, to be added to the residual stream, `[tokens, hidden_size]`.
     pub attention_out: B::Buffer,
-    /// The input of gate and up, where that of q, k and v has to stay.
+    /// Separate input of gate and up, if the input of q, k and v must be kept.
     mlp_normed: Option<B::Buffer>,
     gate_up: B::Buffer,
     gated: B::Buffer,
@@ -61,13 +61,13 @@ pub struct Workspace<B: Backend> {
 pub fn elements_per_token(config: &ModelConfig) -> usize {
     let attended = config.num_attention_heads * config.head_dim;
     let sub_norms = if config.sub_norms { attended + config.intermediate_size } else { 0 };
-    // The residual stream and its delta, a norm's and attention's outputs, and the token's id.
+    // The residual stream and its delta, the outputs of a norm and of attention, and the token's id.
     let vectors = 4 * config.hidden_size + 1;
     vectors + config.attention_shape(0).qkv_width() + attended + 3 * config.intermediate_size + sub_norms
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Room for runs of at most `tokens` tokens.
+    /// A workspace for runs of at most `tokens` tokens.
     pub fn new(backend: &mut B, config: &ModelConfig, tokens: usize) -> Result<Self> {
         let attended = config.num_attention_heads * config.head_dim;
         let mut buffer = |width: usize| backend.buffer(Element::F32, tokens * width);
@@ -87,22 +87,22 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// How far tokens have come in a block, in the order of the data flow.
+/// Stages of a block, in the order of the data flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Before it.
+    /// Before the block.
     Start,
     /// At the input of q, k and v.
     Qkv,
-    /// At that of the attention's output projection.
+    /// At the input of the attention's output projection.
     O,
-    /// After it: what attention adds to the residual stream is there, and the stream is as it was.
+    /// After the attention's output projection. Its output is not yet added to the residual stream.
     AttentionOutput,
-    /// At the input of gate and up. The residual stream has taken in the attention.
+    /// At the input of gate and up. The residual stream includes the attention's output.
     GateUp,
-    /// At that of the down projection.
+    /// At the input of the down projection.
     Down,
-    /// After the block: its output waits in [`Hidden::delta`].
+    /// After the block. Its output is in [`Hidden::delta`].
     End,
 }
 
@@ -126,8 +126,8 @@ impl<B: Backend> Block<B> {
         Ok(block)
     }
 
-    /// Takes the tokens at hand, those of `segments`, from one stage to another. On the way their keys and values are appended
-    /// to those of `layer` in `cache`.
+    /// Runs the current tokens, those of `segments`, from one stage to another. Appends their keys and values to
+    /// `layer` of `cache`.
     pub fn run(
         &self,
         runner: &mut Runner<B>,
@@ -194,8 +194,9 @@ impl<B: Backend> Block<B> {
         self.linears[input as usize].as_ref().ok_or_else(incomplete)
     }
 
-    /// Takes other weights for the layers that read `input`: those of `sources`, and for its other layers the checkpoint's.
-    /// The old ones are dropped first, so that both never need room at once; after a failure there are none.
+    /// Replaces the weights of the layers that read `input`: with those of `sources`, or with the checkpoint's for
+    /// layers without a source. The old weights are dropped first, so that both never need memory at once. After a
+    /// failure there are none.
     pub async fn replace(
         &mut self,
         backend: &mut B,
@@ -221,16 +222,16 @@ impl<B: Backend> Block<B> {
     }
 }
 
-/// The inputs of a block's linear layers, in the order of the data flow: where calibration looks.
+/// The inputs of a block's linear layers, in the order of the data flow. Calibration samples activations there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearInput {
-    /// Of q, k and v.
+    /// The input of q, k and v.
     Qkv,
-    /// Of the attention's output projection.
+    /// The input of the attention's output projection.
     O,
-    /// Of gate and up.
+    /// The input of gate and up.
     GateUp,
-    /// Of the down projection.
+    /// The input of the down projection.
     Down,
 }
 
@@ -238,7 +239,7 @@ impl LinearInput {
     /// In the order of the data flow.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// The modules that read it; their outputs stand side by side in this order.
+    /// The modules that read this input, in the order of their concatenated outputs.
     pub fn linears(self) -> &'static [Linear] {
         match self {
             Self::Qkv => &[Linear::Q, Linear::K, Linear::V],
@@ -248,20 +249,20 @@ impl LinearInput {
         }
     }
 
-    /// Features.
+    /// Number of features.
     pub fn width(self, config: &ModelConfig) -> usize {
         self.linears()[0].shape(config).1
     }
 
-    /// Where tokens stand when they are there.
+    /// The stage at which tokens have reached this input.
     pub fn stage(self) -> Stage {
         [Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down][self as usize]
     }
 }
 
 impl<B: Backend> Workspace<B> {
-    /// The same, in which after a block the inputs of all its linear layers are still there. Otherwise that of gate and up
-    /// takes the place of that of q, k and v.
+    /// Keeps the inputs of all linear layers until the end of a block. Otherwise the input of gate and up overwrites
+    /// the input of q, k and v.
     pub fn keeping_inputs(mut self, backend: &mut B, config: &ModelConfig) -> Result<Self> {
         self.mlp_normed = Some(backend.buffer(Element::F32, self.tokens * config.hidden_size)?);
         Ok(self)
@@ -277,7 +278,7 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
-    /// The same, to go on from activations that were kept.
+    /// As [`at`](Self::at), to write activations and continue from there.
     pub fn at_mut(&mut self, input: LinearInput) -> &mut B::Buffer {
         match input {
             LinearInput::Qkv => &mut self.normed,
@@ -288,7 +289,7 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// BitNet's norm before an output projection; other architectures have none.
+/// BitNet's norm before an output projection. Does nothing for other architectures.
 fn sub_norm<B: Backend>(
     backend: &mut B,
     norm: Option<Norm<&B::Buffer>>,
@@ -303,5 +304,5 @@ fn sub_norm<B: Backend>(
 }
 
 fn incomplete() -> Error {
-    Error::invalid_argument("expected a block all of whose weights could be loaded")
+    Error::invalid_argument("expected a block with all its weights, but some failed to load")
 }

@@ -1,6 +1,7 @@
-//! An open checkpoint, a folder or a GGUF file: its configuration, its tensors, and the layout that spells its weights.
+//! An open checkpoint, a folder or a GGUF file: its configuration, its tensors, and the layout of its weights.
 //!
-//! Opening reads `config.json` and the headers of the weight files, and of the weights only what may be there twice.
+//! Opening reads `config.json` and the headers of the weight files. It reads weights only to compare a tied table that
+//! is stored twice.
 
 mod folder_kind;
 
@@ -16,8 +17,8 @@ use crate::layout::{Layout, ModuleStorage, OpenOptions, SIDE_CONFIGS, wants_side
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The key of `config.json` by which this crate's own folders are known. Its value names the file that is written
-/// last, as `{"version": "0.1.0", "written_last": "quantization_config.json"}`.
+/// The key of `config.json` that identifies folders written by this crate. Its value names the file that is written
+/// last: `{"version": "0.1.0", "written_last": "quantization_config.json"}`.
 pub const PRODUCER_KEY: &str = "lowbit";
 
 /// An open checkpoint.
@@ -32,20 +33,19 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder and checks that it is whole and that its parts agree.
+    /// Opens a folder, and checks that it is complete and consistent.
     ///
     /// # Errors
-    /// `not_found` for a missing file, `unfinished_output` for a folder whose writer stopped early,
-    /// `unsupported_model` and `unsupported_format` for what this crate does not do, `invalid_checkpoint` for bytes
-    /// that contradict each other.
+    /// `not_found` for a missing file, `unfinished_output` for a folder whose writer stopped early, `unsupported_model`
+    /// and `unsupported_format` for what this crate does not support, `invalid_checkpoint` for contradictory contents.
     pub async fn open(dir: Arc<dyn SourceDir>) -> Result<Self> {
         Self::open_with(dir, &OpenOptions::default()).await
     }
 
-    /// As [`Checkpoint::open`], with what the files do not say.
+    /// As [`Checkpoint::open`], with options for what the files do not specify.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]'s.
+    /// As [`Checkpoint::open`].
     pub async fn open_with(dir: Arc<dyn SourceDir>, options: &OpenOptions) -> Result<Self> {
         let place = dir.name().to_owned();
         Self::open_folder(dir, options).await.map_err(|error| error.within(&place))
@@ -76,10 +76,10 @@ impl Checkpoint {
         opened.checked().await
     }
 
-    /// Opens a GGUF file as if it were a folder: [`dir`](Self::dir) then holds the files that the metadata becomes.
+    /// Opens a GGUF file as a folder: [`dir`](Self::dir) then contains the files that are derived from its metadata.
     ///
     /// # Errors
-    /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for what the decoder does not do.
+    /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for features that the decoder does not support.
     pub async fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Self> {
         let place = source.name().to_owned();
         let GgufCheckpoint { config_json, files, tokenizer_problem, store, config, warnings } =
@@ -105,8 +105,8 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Which tables there are. Where config.json ties them, whichever is stored serves both, and a head that is stored
-    /// beside the embedding and differs from it is the model's own: so transformers 5 reads it.
+    /// Determines whether embedding and head are tied. If config.json ties them, the stored one serves as both. A
+    /// stored head that differs from the embedding is used nevertheless, as in transformers 5.
     async fn resolve_tables(&mut self) -> Result<()> {
         let stored = |module: &str| self.layout.is_stored(&self.store, module);
         match (self.config.tie_word_embeddings, stored(names::EMBEDDING), stored(names::HEAD)) {
@@ -116,7 +116,7 @@ impl Checkpoint {
                     self.config.tie_word_embeddings = false;
                     self.config_json["tie_word_embeddings"] = Value::Bool(false);
                     self.warnings.push(format!(
-                        "config.json ties the head to the embedding, but the stored `{}.weight` differs from it; it is used",
+                        "config.json ties the head to the embedding, but the stored `{}.weight` differs and is used",
                         names::HEAD
                     ));
                 }
@@ -127,7 +127,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Opening reads both tables for this, up to the first difference: few checkpoints store a tied table twice.
+    /// Compares both tables up to the first difference. Few checkpoints store a tied table twice.
     async fn tables_are_equal(&self) -> Result<bool> {
         let dense = |module: &str| match self.layout.module(&self.store, module) {
             Ok(ModuleStorage::Dense { tensor, .. }) => Some(tensor),
@@ -154,19 +154,19 @@ impl Checkpoint {
         Error::invalid_checkpoint(format!("expected `{expected}` but found {found}"))
     }
 
-    /// transformers would make up a head of random numbers.
+    /// The error for a missing head. transformers would initialize one at random.
     fn no_head(&self) -> Error {
         let heads = ["score.", "classifier.", "qa_outputs.", "reward_head.", "v_head."];
         let other = self.store.names().find(|name| heads.iter().any(|head| name.starts_with(head)));
         let instead = other.map_or_else(String::new, |other| format!(" (it has {})", quoted(other)));
         Error::unsupported_model(format!(
-            "the model has no head that predicts tokens: there is no `{}.weight`{instead}, and config.json does not say that \
-             the embedding serves as one (tie_word_embeddings)",
+            "the model has no language model head: there is no `{}.weight`{instead}, and config.json does not tie it to \
+             the embedding (tie_word_embeddings)",
             names::HEAD
         ))
     }
 
-    /// Every linear module is there in the shape that the configuration says, before anything is allocated for it.
+    /// Checks that every linear module exists with the configured shape, before anything is allocated for it.
     fn check_shapes(&self) -> Result<()> {
         let config = &self.config;
         for layer in 0..config.num_hidden_layers {
@@ -193,27 +193,28 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// How messages call the checkpoint.
+    /// The checkpoint's name in messages.
     pub fn name(&self) -> &str {
         self.dir.name()
     }
 
-    /// The folder, for the files beside the weights.
+    /// The folder, for access to the files beside the weights.
     pub fn dir(&self) -> &Arc<dyn SourceDir> {
         &self.dir
     }
 
-    /// Why there is no tokenizer among the files of [`dir`](Self::dir), where the checkpoint holds one that is not usable.
+    /// Why [`dir`](Self::dir) has no tokenizer, if the checkpoint contains one that cannot be used.
     pub fn tokenizer_problem(&self) -> Option<&Error> {
         self.tokenizer_problem.as_ref()
     }
 
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// `config.json` as it is in the folder, but for a head that it denies: whoever writes it again writes what was read.
+    /// `config.json` as in the folder, except that `tie_word_embeddings` is `false` if the stored head differs from the
+    /// embedding. A copy of the model then keeps its head.
     pub fn config_json(&self) -> &Value {
         &self.config_json
     }
@@ -223,27 +224,28 @@ impl Checkpoint {
         &self.store
     }
 
-    /// How the weights are spelled.
+    /// The layout of the weights.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// What a user should know about how the checkpoint was understood.
+    /// Warnings about how the checkpoint was interpreted.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Whether any linear module of a block is quantized.
+    /// Whether any weight is quantized.
     pub fn is_quantized(&self) -> bool {
         self.layout.is_packed()
     }
 
-    /// The module that holds the embedding table: the head's where only that is stored.
+    /// The module that holds the embedding table: the head if only the head is stored.
     pub fn embedding_module(&self) -> &'static str {
         if self.layout.is_stored(&self.store, names::EMBEDDING) { names::EMBEDDING } else { names::HEAD }
     }
 
-    /// Every linear module, the table or tables last: in the order of the data flow but for the embedding.
+    /// Every linear module: those of the blocks in the order of the data flow, then the embedding and, if it is
+    /// separate, the head.
     pub fn linear_modules(&self) -> Vec<String> {
         let blocks = (0..self.config.num_hidden_layers)
             .flat_map(|layer| Linear::ALL.map(|linear| linear.module(layer)));
@@ -255,10 +257,10 @@ impl Checkpoint {
         blocks.chain(tables).collect()
     }
 
-    /// Those of them that are quantized.
+    /// The quantized ones among [`linear_modules`](Self::linear_modules).
     ///
     /// # Errors
-    /// As [`module`](Self::module)'s.
+    /// As [`module`](Self::module).
     pub fn packed_modules(&self) -> Result<Vec<String>> {
         let mut packed = Vec::new();
         for module in self.linear_modules() {
@@ -274,7 +276,8 @@ impl Checkpoint {
         self.layout.module(&self.store, name)
     }
 
-    /// How the floating-point weight of module `name` is stored that its codes, if it has any, are made of.
+    /// How the master weight of module `name` is stored: the floating-point weight from which its codes, if any, are
+    /// computed.
     pub fn master(&self, name: &str) -> Result<ModuleStorage> {
         self.layout.master(&self.store, name)
     }
@@ -285,7 +288,8 @@ impl Checkpoint {
     }
 }
 
-/// Tensors that a decoder without a head has saved, as embedding models do, lack the prefix that the whole model's have.
+/// Adds the prefix `model.` to tensor names that lack it. A decoder that is saved without a head, as in embedding
+/// models, has no prefix.
 fn with_prefix(store: TensorStore) -> Result<TensorStore> {
     const PREFIX: &str = "model.";
     let of_decoder =
@@ -296,7 +300,7 @@ fn with_prefix(store: TensorStore) -> Result<TensorStore> {
     store.renamed(|name| if of_decoder(name) { format!("{PREFIX}{name}") } else { name.to_owned() })
 }
 
-/// The quantization of a checkpoint, and the file that says it.
+/// The quantization config of a checkpoint, and the file that contains it.
 async fn find_quantization_config(
     dir: &dyn SourceDir,
     config: &Value,
@@ -304,7 +308,7 @@ async fn find_quantization_config(
 ) -> Result<(&'static str, Option<Value>)> {
     if config.get("quantization").is_some_and(Value::is_object) {
         return Err(Error::unsupported_format(
-            "the weights are quantized by MLX (`quantization` in config.json), whose layout is not read",
+            "the weights are quantized by MLX (`quantization` in config.json), whose layout is not supported",
         ));
     }
     let inside = config.get("quantization_config").filter(|value| !value.is_null());
@@ -327,15 +331,15 @@ async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
         return Err(Error::new(
             ErrorCode::UnfinishedOutput,
             format!(
-                "expected `{last}`, which is written last, but found none: the writer did not finish, or another tool has saved \
-                 the folder again; then take the key `{PRODUCER_KEY}` out of config.json"
+                "expected `{last}`, which is written last, but found none: the writer did not finish, or another tool saved \
+                 the folder again (in that case, remove the key `{PRODUCER_KEY}` from config.json)"
             ),
         ));
     }
     Ok(())
 }
 
-/// generation_config.json overrides config.json where it names tokens.
+/// generation_config.json overrides the special tokens of config.json.
 fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) -> Result<()> {
     if let Some(eos) = token_ids(generation, "eos_token_id")?.filter(|ids| !ids.is_empty()) {
         config.eos_token_ids = eos;

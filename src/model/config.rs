@@ -1,6 +1,7 @@
-//! What a model is: `config.json`, as transformers 4 and 5 write it, reduced to what the decoder does.
+//! A model's configuration: `config.json`, as transformers 4 and 5 write it, reduced to what the decoder needs.
 //!
-//! Whatever the decoder does not do is an error that names it: a run that is silently wrong is the worst outcome.
+//! A feature that the decoder does not support is an error that names it: a run that is silently wrong is the worst
+//! outcome.
 
 mod family;
 mod raw;
@@ -16,7 +17,7 @@ use raw::Raw;
 use serde_json::Value;
 
 named! {
-    /// The families of decoders that share the one implementation, by the `model_type` of config.json
+    /// Families of decoders, by the `model_type` of config.json
     pub enum Architecture {
         /// Llama 1 to 3 and everything that calls itself `llama`
         Llama = "llama",
@@ -31,7 +32,7 @@ named! {
     }
 }
 
-/// Everything that the decoder needs to know. All sizes are checked: non-zero, and small enough to multiply.
+/// All parameters of the decoder. Sizes are checked: non-zero, and small enough to multiply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Family.
@@ -46,19 +47,19 @@ pub struct ModelConfig {
     pub num_attention_heads: usize,
     /// Key and value heads; divides the query heads.
     pub num_key_value_heads: usize,
-    /// Elements of a head; even. Not always `hidden_size / num_attention_heads`.
+    /// Elements of a head, even; not always `hidden_size / num_attention_heads`.
     pub head_dim: usize,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
-    /// The longest sequence that the model was made for.
+    /// The longest sequence that the model supports.
     pub max_position_embeddings: usize,
     /// Epsilon of every RMS norm.
     pub rms_norm_eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-    /// Whether the embedding serves as the head.
+    /// Whether the embedding is also the head.
     pub tie_word_embeddings: bool,
-    /// Gate of the MLP.
+    /// Activation of the MLP's gate.
     pub activation: GateActivation,
     /// Biases on the q, k and v projections.
     pub qkv_bias: bool,
@@ -76,16 +77,16 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Larger than any model's; keeps every product of two or three sizes inside `u64`.
+/// Larger than in any model. Keeps every product of two or three sizes within `u64`.
 const LARGEST_DIMENSION: u64 = 1 << 24;
-/// Keeps the parameter count inside `u64`, with every size the largest.
+/// Keeps the parameter count within `u64`, even with the largest sizes.
 const MOST_LAYERS: u64 = 1_000;
 
 impl ModelConfig {
     /// Reads the JSON of a `config.json`.
     ///
     /// # Errors
-    /// `unsupported_model` for what the decoder does not do, `invalid_checkpoint` for what makes no sense.
+    /// `unsupported_model` for what the decoder does not support, `invalid_checkpoint` for invalid values.
     pub fn from_json(config: &Value) -> Result<Self> {
         if !config.is_object() {
             return Err(Error::invalid_checkpoint("expected a model configuration but found no JSON object"));
@@ -104,7 +105,7 @@ impl ModelConfig {
         };
         raw.refuse_what_the_decoder_does_not_do(config, architecture)?;
         let defaults = architecture.defaults();
-        // A key that is not there has the default of its class; null is what the class makes of `None`.
+        // A missing key has the default of its class. A null has the meaning of `None` in the class.
         let absent = |key: &str| config.get(key).is_none();
 
         let hidden_size = size("hidden_size", raw.hidden_size)?;
@@ -133,7 +134,7 @@ impl ModelConfig {
                 "rotary embedding needs an even head_dim but found {head_dim}"
             )));
         }
-        // Every width that a matrix has.
+        // Widths of matrices that are products.
         for (what, width) in [
             ("num_attention_heads x head_dim", num_attention_heads as u64 * head_dim as u64),
             ("num_key_value_heads x head_dim", num_key_value_heads as u64 * head_dim as u64),
@@ -156,7 +157,7 @@ impl ModelConfig {
         }
         let vocab_size = size("vocab_size", raw.vocab_size)?;
         let bias = raw.attention_bias.unwrap_or(false);
-        // What is written, or the one of the class.
+        // The configured tokens, or the default of the class.
         let tokens = |key: &str, of_class: Option<u32>| -> Result<Vec<u32>> {
             let of_class = of_class.filter(|&id| absent(key) && (id as usize) < vocab_size);
             Ok(token_ids(config, key)?.unwrap_or_else(|| of_class.into_iter().collect()))
@@ -179,7 +180,7 @@ impl ModelConfig {
             rope: raw.rope(defaults)?,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             activation: raw.activation(defaults)?,
-            // Qwen 2 and Mistral have theirs fixed, whatever the configuration says.
+            // The biases of Qwen 2 and Mistral do not depend on the configuration.
             qkv_bias: match architecture {
                 Architecture::Qwen2 => true,
                 Architecture::Mistral => false,
@@ -194,7 +195,7 @@ impl ModelConfig {
         })
     }
 
-    /// Parameters of the model: every stored number, a tied table once.
+    /// Number of the model's parameters: every stored number; a tied table counts once.
     pub fn parameter_count(&self) -> u64 {
         let (hidden, inner) = (self.hidden_size as u64, self.intermediate_size as u64);
         let q = (self.num_attention_heads * self.head_dim) as u64;
@@ -274,7 +275,7 @@ mod tests {
         assert!(mistral.is_ok());
     }
 
-    /// The configuration of a family without the keys that its class has defaults for.
+    /// The configuration of a family without the keys that have defaults in its class.
     fn without_defaults(model_type: &str) -> ModelConfig {
         ModelConfig::from_json(&json!({
             "model_type": model_type, "hidden_size": 256, "intermediate_size": 172, "num_hidden_layers": 5,
@@ -303,13 +304,10 @@ mod tests {
             ("max_window_layers", json!(0)),
             ("layer_types", json!(["full_attention", "full_attention"])),
         ];
-        assert!(
-            with(&full).is_ok(),
-            "listed kinds of layers come before the number of those without a window"
-        );
+        assert!(with(&full).is_ok(), "layer_types takes precedence over max_window_layers");
         let others = [("sliding_window", json!(-1)), ("max_window_layers", json!(-1))];
-        assert!(with(&others).is_ok(), "a llama has no such keys");
-        // Null is not a missing key: as many heads as for queries, and no token.
+        assert!(with(&others).is_ok(), "llama ignores these keys");
+        // A null is not a missing key: as many key and value heads as query heads, and no end-of-sequence token.
         let null = [
             ("model_type", json!("qwen2")),
             ("num_key_value_heads", json!(null)),
@@ -356,11 +354,11 @@ mod tests {
                 "sliding_attention",
             ),
             (&[("hidden_act", json!("gelu"))], ErrorCode::UnsupportedModel, "gelu"),
-            // A window that the class has by default.
+            // The class has a window by default.
             (
                 &[("model_type", json!("mistral")), ("max_position_embeddings", json!(8192))],
                 ErrorCode::UnsupportedModel,
-                "sliding_window = 4096, which is what the family takes",
+                "sliding_window = 4096, the default of the family",
             ),
             (
                 &[

@@ -1,7 +1,7 @@
 //! The decoder: embedding, blocks, head.
 //!
-//! There is exactly one, for every architecture, number format and device. Not here: what of the logits comes back to the
-//! host (`next`), how tokens of many sequences go together (`runs`), choosing the next token (`generate`).
+//! One implementation for every architecture, number format and device. Not here: reading logits back to the host
+//! (`next`), batching tokens of several sequences (`runs`), choosing the next token (`generate`).
 
 mod next;
 mod runs;
@@ -23,12 +23,12 @@ use crate::task::{self, Control, Progress};
 use next::Rows;
 use runs::{Piece, chunks};
 
-/// Which logits a forward pass hands out.
+/// The logits that a forward pass returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
-    /// Those after every token.
+    /// The logits of every token.
     All,
-    /// Those after the last token only.
+    /// The logits of the last token only.
     Last,
 }
 
@@ -38,17 +38,18 @@ pub struct CausalLm<B: Backend> {
     ends: EmbeddingAndHead<B>,
     blocks: Vec<Block<B>>,
     activations: Activations,
-    /// `[tokens, vocab_size]`, of a chunk's tokens.
+    /// Logits of a chunk, `[tokens, vocab_size]`.
     logits: B::Buffer,
-    /// `[rows, vocab_size]`: of every second step where steps begin before the last one's logits are known.
+    /// `[rows, vocab_size]`: logits of every second step, if steps start before the logits of the previous step are
+    /// read.
     logits_ahead: Option<Rows<B::Buffer>>,
-    /// `[tokens]`
+    /// Results of argmax, `[tokens]`.
     largest: B::Buffer,
-    /// Made for the last `k` that was asked for.
+    /// Buffers for the last requested `k`.
     top_k: Option<Rows<TopK<B::Buffer>>>,
 }
 
-/// What the options, or else the checkpoint's first linear module, say.
+/// The activation precision in the options, or else that of the checkpoint's first linear module.
 fn effective_activations(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Activations> {
     match options.activations {
         Some(activations) => Ok(activations),
@@ -60,7 +61,7 @@ impl<B: Backend> CausalLm<B> {
     /// Loads the whole model onto `backend`.
     ///
     /// # Errors
-    /// Whatever reading meets, with the module named; `cancelled`.
+    /// Errors of reading, with the module named; `cancelled`.
     pub async fn load(
         backend: B,
         checkpoint: &Checkpoint,
@@ -104,30 +105,30 @@ impl<B: Backend> CausalLm<B> {
         })
     }
 
-    /// What the model is.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.runner.config
     }
 
-    /// Precision of the activations that meet the linear layers of the blocks.
+    /// Precision of the activations in the linear layers of the blocks.
     pub fn activations(&self) -> Activations {
         self.activations
     }
 
-    /// What the device can do.
+    /// The capabilities of the device.
     pub fn capabilities(&self) -> &Capabilities {
         self.runner.backend.capabilities()
     }
 
-    /// An empty cache of one sequence with room for `capacity` positions.
+    /// An empty cache for one sequence of at most `capacity` positions.
     ///
     /// # Errors
-    /// `context_overflow` when the model was not made for so many.
+    /// `context_overflow` if the model does not support so many.
     pub fn new_cache(&mut self, capacity: usize) -> Result<KvCache<B>> {
         self.new_batch_cache(1, capacity)
     }
 
-    /// An empty cache of `sequences` sequences with room for `capacity` positions each.
+    /// An empty cache for `sequences` sequences of at most `capacity` positions each.
     ///
     /// # Errors
     /// As [`CausalLm::new_cache`].
@@ -138,11 +139,11 @@ impl<B: Backend> CausalLm<B> {
         KvCache::new(backend, config, self.blocks.len(), sequences, capacity)
     }
 
-    /// Runs `tokens`, which follow what the cache of one sequence has seen, and hands out logits: `each(index, row)` is
-    /// called with the index of a token in `tokens` and the `[vocab_size]` logits of what follows it, in order.
+    /// Runs `tokens`, which continue the cache's only sequence, and calls `each(index, row)` with logits: `index` is
+    /// the index in `tokens`, and `row` the `[vocab_size]` logits of the token that follows it. Calls are in order.
     ///
     /// # Errors
-    /// `context_overflow` when the cache has no room for them, `invalid_argument` for a token outside the vocabulary,
+    /// `context_overflow` if the cache has no room for them, `invalid_argument` for a token outside the vocabulary,
     /// `cancelled`.
     pub async fn forward(
         &mut self,
@@ -156,11 +157,11 @@ impl<B: Backend> CausalLm<B> {
         self.forward_runs(&[Run::only(tokens)], cache, wanted, control, each).await
     }
 
-    /// As [`CausalLm::forward`], with tokens of several sequences at once: `each(run, index, row)` is called for each run
-    /// in turn.
+    /// As [`CausalLm::forward`], for several sequences at once. `each(run, index, row)` is called for one run after the
+    /// other.
     ///
     /// # Errors
-    /// As [`CausalLm::forward`]; `invalid_argument` for a sequence that the cache does not have, or that comes twice.
+    /// As [`CausalLm::forward`]; `invalid_argument` for a sequence that the cache does not have, or that occurs twice.
     pub async fn forward_runs(
         &mut self,
         runs: &[Run<'_>],
@@ -170,7 +171,8 @@ impl<B: Backend> CausalLm<B> {
         mut each: impl FnMut(usize, usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check_runs(runs, cache)?;
-        // Last tokens run apart when only their logits are wanted: the head is a large part of a small model.
+        // If only the logits of the last tokens are wanted, these tokens run separately: the head is a large part of a
+        // small model.
         let (without, with) = match wanted {
             Logits::All => Piece::split(runs, usize::MAX),
             Logits::Last => Piece::split(runs, 1),
@@ -194,7 +196,7 @@ impl<B: Backend> CausalLm<B> {
         Ok(())
     }
 
-    /// Kernels that the device has run so far; `None` where it has none.
+    /// Number of kernels that the device has run so far; `None` if the device does not count them.
     pub fn dispatches(&self) -> Option<u64> {
         self.runner.backend.dispatches()
     }
@@ -213,14 +215,14 @@ impl<B: Backend> CausalLm<B> {
         Ok(())
     }
 
-    /// Runs pieces, at most a chunk, through the blocks.
+    /// Runs at most one chunk of pieces through the blocks.
     fn run_blocks(&mut self, pieces: &[Piece<'_>], cache: &mut KvCache<B>) -> Result<()> {
         let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens).copied().collect();
         self.runner.embed(&self.ends, &tokens)?;
         self.run_embedded(pieces.iter().map(|piece| (piece.sequence, piece.tokens.len())), cache)
     }
 
-    /// Runs what is embedded through the blocks: sequences, and the tokens of each.
+    /// Runs embedded tokens through the blocks. `parts` lists sequences and their numbers of tokens.
     fn run_embedded(
         &mut self,
         parts: impl Iterator<Item = (usize, usize)> + Clone,

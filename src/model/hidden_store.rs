@@ -1,13 +1,13 @@
-//! Hidden states that wait in scratch while a model is run block by block.
+//! Storage for hidden states in scratch space, while a model runs block by block.
 //!
-//! Always `f32`, so that a memory budget never changes a result. A slot holds one row a token.
+//! Always `f32`, so that a memory budget never changes a result. A slot holds one row per token.
 
 use super::block::Hidden;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::format::scratch::Scratch;
 
-/// Rows of a store, from one on.
+/// The rows of a slot, starting at a given row.
 #[derive(Clone, Copy)]
 pub struct StoreSlot<'s> {
     /// The slot's name.
@@ -22,17 +22,17 @@ impl StoreSlot<'_> {
     }
 }
 
-/// Moves rows between the device and scratch, through memory that it keeps: what takes new memory for every run of tokens
-/// spends more time on getting it from the system than on moving rows.
+/// Moves rows between the device and scratch space. It reuses its buffers, because allocating memory for every run of
+/// tokens takes longer than moving the rows.
 pub struct HiddenStore<'a> {
-    /// A file, memory, or whatever the caller gives.
+    /// A file, memory, or storage that the caller provides.
     pub scratch: &'a dyn Scratch,
     rows: Vec<f32>,
     delta: Vec<f32>,
 }
 
 impl<'a> HiddenStore<'a> {
-    /// In this scratch space.
+    /// A store in this scratch space.
     pub fn new(scratch: &'a dyn Scratch) -> Self {
         Self { scratch, rows: Vec::new(), delta: Vec::new() }
     }
@@ -48,7 +48,7 @@ impl<'a> HiddenStore<'a> {
         on_host(backend, rows, count * width, &mut self.rows).await
     }
 
-    /// Keeps `count` rows of `width` elements, and returns them.
+    /// Stores `count` rows of `width` elements, and returns them.
     pub async fn save<'r, B: Backend>(
         &'r mut self,
         backend: &mut B,
@@ -62,7 +62,7 @@ impl<'a> HiddenStore<'a> {
         Ok(rows)
     }
 
-    /// Brings them back to the host.
+    /// Reads stored rows to the host.
     pub async fn fetch(&mut self, count: usize, width: usize, slot: StoreSlot<'_>) -> Result<&mut [f32]> {
         self.rows.resize(count * width, 0.0);
         let bytes = bytemuck::cast_slice_mut(&mut self.rows);
@@ -70,7 +70,7 @@ impl<'a> HiddenStore<'a> {
         Ok(&mut self.rows)
     }
 
-    /// Brings them back to the device, after `change` has done something to them.
+    /// Reads stored rows, applies `change` to them, and writes them to the device.
     pub async fn load<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -91,7 +91,7 @@ impl<'a> HiddenStore<'a> {
         backend.write_f32(rows, values)
     }
 
-    /// Keeps hidden states: the residual stream and what the last block adds to it, summed as the next norm would.
+    /// Stores hidden states: the residual stream plus the last block's output, summed as the next norm would.
     pub async fn save_hidden<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -113,7 +113,7 @@ impl<'a> HiddenStore<'a> {
         scratch.write_at(slot.name, slot.offset(width), bytemuck::cast_slice(rows)).await
     }
 
-    /// Brings them back.
+    /// Reads stored hidden states to the device.
     pub async fn load_hidden<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -129,7 +129,7 @@ impl<'a> HiddenStore<'a> {
     }
 }
 
-/// The first `len` elements of a buffer where they are, or else in `room`.
+/// The first `len` elements of a buffer: in place if the host can access them, otherwise copied to `room`.
 async fn on_host<'r, B: Backend>(
     backend: &mut B,
     buffer: &'r B::Buffer,

@@ -1,4 +1,4 @@
-//! What a checkpoint is, without loading it.
+//! A summary of a checkpoint, without loading its weights.
 
 use super::checkpoint::Checkpoint;
 use super::names::Linear;
@@ -7,49 +7,49 @@ use crate::layout::ModuleStorage;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What a checkpoint is: architecture, sizes, number formats.
+/// A summary of a checkpoint: architecture, sizes, number formats.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// How messages call it.
+    /// The checkpoint's name in messages.
     pub path: String,
-    /// The family: `llama`, `qwen2`, ...
+    /// Model family: `llama`, `qwen2`, ...
     pub architecture: &'static str,
-    /// Weights and biases; a tied table counts once.
+    /// Number of weights and biases; a tied table counts once.
     pub parameters: u64,
-    /// Of all stored tensors.
+    /// Bytes of all stored tensors.
     pub bytes: u64,
     /// The files that hold weights.
     pub files: Vec<String>,
-    /// Stored tensors.
+    /// Number of stored tensors.
     pub tensors: usize,
-    /// How the weights are spelled.
+    /// The layout of the weights.
     pub layout: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Heads of queries.
+    /// Query heads.
     pub num_attention_heads: usize,
-    /// Heads of keys and values.
+    /// Key and value heads.
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Positions that the model was made for.
+    /// The longest context that the model supports.
     pub max_position_embeddings: usize,
-    /// Whether the head is the embedding.
+    /// Whether the embedding is also the head.
     pub tie_word_embeddings: bool,
-    /// How many linear modules of the blocks have each number format.
+    /// Number of linear modules in the blocks by number format.
     pub linear_formats: BTreeMap<String, usize>,
-    /// What a user should know about how the checkpoint was understood.
+    /// Warnings about how the checkpoint was interpreted.
     pub warnings: Vec<String>,
 }
 
 impl Inspection {
-    /// Looks at the configuration and the headers alone.
+    /// Reads only the configuration and the headers.
     ///
     /// # Errors
     /// As [`Checkpoint::module`].

@@ -1,23 +1,23 @@
-//! Keys and values of the positions that a model has seen.
+//! The KV cache: keys and values of past positions.
 
 use super::config::ModelConfig;
 use crate::backend::{AttentionShape, Backend, Element, KvLayer, Segment};
 use crate::error::{Error, ErrorCode, Result};
 
-/// The cache of one sequence or of several, one layer of keys and values for each block.
+/// The cache of one or several sequences, with one layer of keys and values per block.
 ///
-/// Sequences are numbered from 0 and have room for equally many positions. They share the buffers of a layer, one run of
-/// positions after the other, because a kernel can only be given so many buffers.
+/// Sequences are numbered from 0 and have the same capacity. They share the buffers of a layer, one range of positions
+/// after the other, because a kernel can bind only a limited number of buffers.
 pub struct KvCache<B: Backend> {
     layers: Vec<KvLayer<B::Buffer>>,
-    /// Positions seen of each sequence.
+    /// Number of cached positions of each sequence.
     lens: Vec<usize>,
-    /// Positions of a sequence.
+    /// Maximum number of positions of a sequence.
     capacity: usize,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache of `sequences` sequences, with room for `capacity` positions each in each of `layers` layers.
+    /// An empty cache of `layers` layers for `sequences` sequences of at most `capacity` positions each.
     ///
     /// # Errors
     /// `out_of_memory`.
@@ -45,32 +45,32 @@ impl<B: Backend> KvCache<B> {
         Ok(Self { layers, lens: vec![0; sequences], capacity })
     }
 
-    /// Sequences.
+    /// Number of sequences.
     pub fn sequences(&self) -> usize {
         self.lens.len()
     }
 
-    /// Positions seen of a sequence.
+    /// Number of cached positions of a sequence.
     pub fn len(&self, sequence: usize) -> usize {
         self.lens[sequence]
     }
 
-    /// Positions that there is room for in each sequence.
+    /// Maximum number of positions of each sequence.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Positions that there is room for in all sequences.
+    /// Maximum number of positions of all sequences together.
     pub(super) fn positions(&self) -> usize {
         self.lens.len() * self.capacity
     }
 
-    /// The next `count` tokens of a sequence, each of which sees what is before it.
+    /// The segment of the next `count` tokens of a sequence, with causal attention.
     pub(super) fn next(&self, sequence: usize, count: usize) -> Segment {
         Segment { start: sequence * self.capacity, ..Segment::causal(self.lens[sequence], count) }
     }
 
-    /// Says that so many tokens of a sequence have run through all blocks.
+    /// Records that `count` tokens of a sequence have run through all blocks.
     pub(super) fn advance(&mut self, sequence: usize, count: usize) {
         self.lens[sequence] += count;
     }
@@ -80,14 +80,14 @@ impl<B: Backend> KvCache<B> {
         &mut self.layers[layer]
     }
 
-    /// Forgets all positions of a sequence from `len` on; what stays need not be computed again.
+    /// Drops all positions of a sequence from `len` on. Earlier positions remain valid and need not be computed again.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
         self.lens[sequence] = self.lens[sequence].min(len);
     }
 }
 
 impl ModelConfig {
-    /// Refuses more positions than the model was made for.
+    /// Refuses more positions than the model supports.
     ///
     /// # Errors
     /// `context_overflow`, with the limit.
@@ -104,7 +104,7 @@ impl ModelConfig {
         ))
     }
 
-    /// Head counts and sizes, for a cache of `capacity` positions in all.
+    /// Numbers and sizes of the heads, for a cache of `capacity` positions in total.
     pub(crate) fn attention_shape(&self, capacity: usize) -> AttentionShape {
         AttentionShape {
             heads: self.num_attention_heads,

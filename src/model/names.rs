@@ -1,6 +1,6 @@
-//! How Hugging Face checkpoints call the parts of a decoder.
+//! Names of a decoder's modules in Hugging Face checkpoints.
 //!
-//! One place spells them, for loading, quantizing and reporting alike.
+//! Loading, quantizing and reporting all take the names from here. `plan` has its own list.
 
 use super::config::ModelConfig;
 
@@ -8,15 +8,15 @@ use super::config::ModelConfig;
 pub const EMBEDDING: &str = "model.embed_tokens";
 /// Module of the head.
 pub const HEAD: &str = "lm_head";
-/// Module of the last norm.
+/// Module of the final norm.
 pub const FINAL_NORM: &str = "model.norm";
 
-/// What the names of everything in block `layer` begin with.
+/// The prefix of all names in block `layer`.
 pub fn block(layer: usize) -> String {
     format!("model.layers.{layer}.")
 }
 
-/// The linear modules of a block in the order in which data flows through them.
+/// The linear modules of a block, in the order of the data flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub enum Linear {
@@ -61,7 +61,7 @@ impl Linear {
         }
     }
 
-    /// Whether the configuration gives it a bias.
+    /// Whether the module has a bias according to the configuration.
     pub fn has_bias(self, config: &ModelConfig) -> bool {
         match self {
             Self::Q | Self::K | Self::V => config.qkv_bias,
@@ -84,11 +84,11 @@ pub enum BlockNorm {
 }
 
 impl BlockNorm {
-    /// Each of them.
+    /// All norms.
     pub const ALL: [Self; 6] =
         [Self::Input, Self::PostAttention, Self::Query, Self::Key, Self::AttentionSub, Self::MlpSub];
 
-    /// Whether the architecture has it.
+    /// Whether the architecture has this norm.
     pub fn is_in(self, config: &ModelConfig) -> bool {
         match self {
             Self::Input | Self::PostAttention => true,
@@ -115,7 +115,7 @@ impl BlockNorm {
         match self {
             Self::Input | Self::PostAttention => config.hidden_size,
             Self::Query | Self::Key => config.head_dim,
-            // Before o_proj, so as wide as all heads together.
+            // The norm is before o_proj, so it is as wide as all heads together.
             Self::AttentionSub => config.num_attention_heads * config.head_dim,
             Self::MlpSub => config.intermediate_size,
         }

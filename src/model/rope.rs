@@ -1,45 +1,46 @@
-//! Rotary position embedding (Su et al. 2021): the table of cosines and sines that every layer shares.
+//! Rotary position embedding (Su et al. 2021): the table of cosines and sines, shared by all layers.
 //!
-//! The table is made on the host with `libm`, so every backend rotates by the same numbers.
+//! The table is computed on the host with `libm`, so every backend rotates by the same numbers.
 
 use super::config::ModelConfig;
 use crate::backend::{Backend, Element};
 use crate::error::Result;
 
-/// Frequencies and how they are stretched for longer contexts.
+/// Rotary frequencies and their scaling for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// Stretching.
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
-/// How the frequencies of a trained model are changed.
+/// How the frequencies are scaled after training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// As trained.
+    /// Unscaled.
     None,
-    /// Every frequency divided by `factor` (position interpolation, Chen et al. 2023).
+    /// Every frequency is divided by `factor` (position interpolation, Chen et al. 2023).
     Linear {
         /// Divisor.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
+    /// Llama 3.1: the frequencies of long wavelengths are divided by `factor`, those of short ones are kept, with a
+    /// linear ramp between.
     Llama3 {
-        /// Divisor of the long wavelengths.
+        /// Divisor of the frequencies of long wavelengths.
         factor: f64,
         /// Wavelengths above `original / low_freq_factor` are long.
         low_freq_factor: f64,
         /// Wavelengths below `original / high_freq_factor` are short.
         high_freq_factor: f64,
-        /// The context that the model was first trained on.
+        /// The context length of the original training.
         original_max_position_embeddings: f64,
     },
 }
 
 impl RopeConfig {
-    /// Angle per position of each pair of a head, `[head_dim / 2]`.
+    /// Angle per position for each pair of a head, `[head_dim / 2]`.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2)
             .map(|i| {
@@ -73,10 +74,11 @@ impl RopeConfig {
         }
     }
 
-    /// The table of the first `positions` positions, `[positions, head_dim]`: cosines of a position, then its sines.
+    /// The table of the first `positions` positions, `[positions, head_dim]`: the cosines of a position, then its
+    /// sines.
     ///
-    /// The angle is the `f32` product of position and frequency, as transformers computes it; its cosine and sine are
-    /// exact to the last place of `f32`.
+    /// The angle is the `f32` product of position and frequency, as in transformers. Its cosine and sine are exact to
+    /// the last place of `f32`.
     pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
         let frequencies = self.frequencies(head_dim);
         let mut table = Vec::with_capacity(positions * head_dim);
@@ -89,7 +91,7 @@ impl RopeConfig {
     }
 }
 
-/// Cosines and sines for as many positions as were needed so far.
+/// Cosines and sines for the largest number of positions needed so far.
 pub struct RopeTable<B: Backend> {
     table: Option<B::Buffer>,
     positions: usize,

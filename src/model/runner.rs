@@ -1,7 +1,8 @@
-//! Runs tokens through a model: a device, and what a run holds beside weights and cache.
+//! Runs tokens through a model. A [`Runner`] holds the device, the hidden states and the workspace, but neither weights
+//! nor cache.
 //!
-//! [`CausalLm`](super::CausalLm) has all its blocks loaded; [`LayerStreamed`] has one at a time. Not here: a block's steps
-//! (`block`), and what comes of the logits (`decoder`).
+//! [`CausalLm`](super::CausalLm) has all its blocks loaded; [`LayerStreamed`] loads one at a time. Not here: the steps
+//! of a block (`block`) and the use of the logits (`decoder`).
 
 #[cfg(feature = "train")]
 mod backward;
@@ -21,44 +22,44 @@ use crate::backend::{Backend, Element, Norm};
 use crate::error::Result;
 use crate::quant::Activations;
 
-/// Tokens that run through the blocks together.
+/// Maximum number of tokens in a chunk, which runs through the blocks together.
 const CHUNK_TOKENS: usize = 256;
-/// Most logits that are held at once: 64 MiB. Chunks are shortened for large vocabularies.
+/// Maximum number of logits in memory at once: 64 MiB. Large vocabularies shorten chunks.
 const MOST_LOGITS: usize = 16 << 20;
 
-/// Tokens that run together, so that their logits stay within bounds.
+/// Number of tokens in a chunk: as many as keep the logits within the limit, and at most the model's context.
 pub fn chunk_tokens(config: &ModelConfig) -> usize {
     longest_chunk(config.vocab_size).min(config.max_position_embeddings)
 }
 
-/// [`chunk_tokens`] of a model without a limit of positions.
+/// As [`chunk_tokens`], without the model's limit of positions.
 pub fn longest_chunk(vocab_size: usize) -> usize {
     CHUNK_TOKENS.min(MOST_LOGITS / vocab_size.max(1)).max(1)
 }
 
-/// Bytes of keys and values of all layers for `context` positions.
+/// Bytes of the keys and values of all layers for `context` positions.
 pub fn cache_bytes(config: &ModelConfig, context: usize) -> u64 {
     let elements = config.attention_shape(context).cache_len() as u64;
     elements.saturating_mul(2 * 4 * config.num_hidden_layers as u64)
 }
 
-/// Bytes of everything else that a run holds beside weights and cache: hidden states and what becomes of them within a
-/// block, and logits, on the device and once more where they are read.
+/// Bytes of a run besides weights and cache: hidden states, workspace, and logits, which exist on the device and on the
+/// host.
 pub fn working_bytes(config: &ModelConfig) -> u64 {
     let elements = elements_per_token(config) + 2 * config.vocab_size;
     chunk_tokens(config) as u64 * 4 * elements as u64
 }
 
-/// What stands before the first block and after the last.
+/// The embedding before the first block, and the final norm and head after the last block.
 pub struct EmbeddingAndHead<B: Backend> {
-    /// Also the head where that is `None`.
+    /// Also the head if `head` is `None`.
     embedding: B::Weight,
     pub(super) final_norm: Norm<B::Buffer>,
     head: Option<B::Weight>,
 }
 
 impl<B: Backend> EmbeddingAndHead<B> {
-    /// Loads embedding, last norm and head.
+    /// Loads the embedding, the final norm and the head.
     pub async fn load(backend: &mut B, checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
         let exact = LoadOptions { activations: Some(Activations::F32), ..options };
         let config = checkpoint.config();
@@ -76,21 +77,21 @@ impl<B: Backend> EmbeddingAndHead<B> {
     }
 }
 
-/// Takes runs of tokens through embedding, blocks and head.
+/// Runs tokens through embedding, blocks and head.
 pub struct Runner<B: Backend> {
     /// The device.
     pub backend: B,
-    /// What the model is.
+    /// The model's configuration.
     pub config: ModelConfig,
-    /// The tokens at hand.
+    /// The hidden states of the current tokens.
     pub hidden: Hidden<B>,
-    /// What becomes of them in a block.
+    /// Intermediate results within a block.
     pub work: Workspace<B>,
     pub(super) rope: RopeTable<B>,
 }
 
 impl<B: Backend> Runner<B> {
-    /// For runs of at most `tokens` tokens.
+    /// A runner for runs of at most `tokens` tokens.
     pub fn new(mut backend: B, config: &ModelConfig, tokens: usize) -> Result<Self> {
         let width = config.hidden_size;
         Ok(Self {
@@ -107,13 +108,14 @@ impl<B: Backend> Runner<B> {
         })
     }
 
-    /// Takes up `tokens`: from now on they are at hand, in front of the first block.
+    /// Embeds `tokens`, which become the current tokens in front of the first block.
     pub fn embed(&mut self, ends: &EmbeddingAndHead<B>, tokens: &[u32]) -> Result<()> {
         self.backend.write_u32(&mut self.work.token_ids, tokens)?;
         self.embed_ids(ends, None, tokens.len())
     }
 
-    /// As [`Runner::embed`], of `count` tokens whose ids are on the device: those that were written last, or others.
+    /// As [`Runner::embed`], for `count` tokens whose ids are on the device: in `ids`, or else those of the last
+    /// [`Runner::embed`].
     pub fn embed_ids(
         &mut self,
         ends: &EmbeddingAndHead<B>,
@@ -127,7 +129,7 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// Logits of the tokens at hand, which are behind the last block: `[count, vocab_size]`.
+    /// Logits of the current tokens after the last block, `[count, vocab_size]`.
     pub fn head(&mut self, ends: &EmbeddingAndHead<B>, logits: &mut B::Buffer) -> Result<()> {
         let Self { backend, hidden, work, .. } = self;
         let (delta, count) = (hidden.has_delta.then_some(&hidden.delta), hidden.count);

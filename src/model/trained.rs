@@ -1,7 +1,7 @@
-//! Parameters that are trained: the values that an optimizer changes, and the weight that runs, made from them.
+//! Trained parameters: the master weights that an optimizer changes, and the running weights computed from them.
 //!
-//! What runs is what a file will hold: a matrix is quantized as it will be stored, a norm rounded to its stored type. So what is
-//! trained is what is written.
+//! The running weights are exactly what a file will hold: a matrix is quantized as it will be stored, and a norm is
+//! rounded to its stored type. So training optimizes the weights that are written.
 
 use super::weights::refuse_non_finite;
 use crate::backend::{
@@ -16,76 +16,76 @@ use crate::quant::{
 };
 use std::borrow::Cow;
 
-/// Values that one task looks at.
+/// Number of values per parallel task.
 const CHUNK: usize = 1 << 16;
 
-/// How a parameter is stored, and runs.
+/// The format in which a parameter is stored and runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stored {
-    /// As it is, in a floating-point type.
+    /// Floating point.
     Float(DType),
-    /// As codes with scales.
+    /// Codes with scales.
     Packed {
-        /// What the codes are.
+        /// The scheme of the codes.
         scheme: Scheme,
-        /// What the scales are.
+        /// The type of the scales.
         scale_type: ScaleType,
-        /// What the weight meets.
+        /// The precision of the activations that the weight multiplies.
         activations: Activations,
         /// How INT8 activations are rounded.
         grid: ActivationGrid,
     },
 }
 
-/// In what the optimizer keeps parameters.
+/// The type of the optimizer's master weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MasterType {
-    /// 4 bytes.
+    /// `F32`: 4 bytes per value.
     #[default]
     Single,
-    /// `BF16`, rounded at random: 2 bytes.
+    /// `BF16` with stochastic rounding: 2 bytes per value.
     Half,
 }
 
-/// A parameter, and the derivative of the loss by it.
+/// A parameter and its gradient.
 pub struct Parameter<B: Train> {
     /// The tensor's name.
     pub tensor: String,
-    /// Of a matrix; a vector is one row.
+    /// Rows of a matrix; a vector has one row.
     pub rows: usize,
     /// Elements of a row.
     pub cols: usize,
     /// Whether it is a matrix.
     pub is_matrix: bool,
-    /// What it will be.
+    /// The format in which it is stored and runs.
     pub stored: Stored,
     /// `[rows, cols]`
     pub master: Master<B::Buffer>,
-    /// `[rows, cols]`: the sum over what ran backward since it was 0.
+    /// `[rows, cols]`: the sum over the backward passes since it was last set to 0.
     pub gradient: B::Buffer,
-    /// Of codes whose scales do not come from the weights.
+    /// Explicit scales of the codes, instead of scales computed from the weights.
     pub scales: Option<HeldScales<B>>,
 }
 
-/// Scales that are held, and perhaps learned.
+/// Explicit scales of a parameter's codes, fixed or learned.
 pub struct HeldScales<B: Train> {
-    /// As the optimizer has them.
+    /// Master values of the optimizer.
     pub master: B::Buffer,
-    /// As they are stored and the forward pass multiplies by them.
+    /// Values as stored, by which the forward pass multiplies.
     pub used: B::Buffer,
-    /// By those.
+    /// Gradient with respect to `used`.
     pub gradient: B::Buffer,
-    /// Whether they are learned; otherwise rounding is passed straight through.
+    /// Whether the scales are learned. Otherwise gradients pass through rounding by the straight-through estimator.
     pub learned: bool,
-    /// How they stand.
+    /// Layout of the scales, and the range of codes.
     pub grid: ScaledGrid,
 }
 
 impl<B: Train> Parameter<B> {
-    /// A parameter that begins with `values`, `[rows, cols]`.
+    /// A parameter with the initial `values`, `[rows, cols]`.
     ///
     /// # Errors
-    /// `non_finite` naming the tensor; what goes wrong on the device.
+    /// `non_finite` naming the tensor; errors of the device.
     pub fn new(
         backend: &mut B,
         tensor: String,
@@ -112,20 +112,20 @@ impl<B: Train> Parameter<B> {
         Ok(parameter)
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Overwrites the values; half precision rounds them to nearest.
+    /// Overwrites the master weights. `BF16` master weights are rounded to nearest.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub fn set(&mut self, backend: &mut B, values: &[f32]) -> Result<()> {
         match &mut self.master {
             Master::Single(buffer) => backend.write_f32(buffer, values),
@@ -140,10 +140,10 @@ impl<B: Train> Parameter<B> {
         }
     }
 
-    /// The values as the optimizer has them, `[rows, cols]`.
+    /// The master weights, `[rows, cols]`.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn values<'a>(&'a self, backend: &mut B) -> Result<Cow<'a, [f32]>> {
         let len = self.len();
         let mut values = vec![0.0; len];
@@ -168,24 +168,28 @@ impl<B: Train> Parameter<B> {
         Ok(Cow::Owned(values))
     }
 
-    /// Holds these scales from now on, in the order of a [`PackedTensor`]'s; `learned`: they are parameters too.
+    /// Uses these scales from now on, in the order of a [`PackedTensor`]'s scales. With `learned`, they are trained
+    /// too.
     ///
     /// # Errors
-    /// `invalid_argument` for a parameter that has no codes, for codes that are not symmetric, for a wrong number, for 0 and for what
-    /// is not finite.
+    /// `invalid_argument` if the parameter has no codes, if the codes are not symmetric, if the number of scales is
+    /// wrong, or if a scale is 0 or not finite.
     pub fn hold_scales(&mut self, backend: &mut B, scales: &[f32], learned: bool) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid_argument(format!("`{}`: {message}", self.tensor)));
         let Stored::Packed { scheme, scale_type, .. } = self.stored else {
-            return refuse("expected codes for scales but found floating point".into());
+            return refuse("expected a quantized parameter for scales but found floating point".into());
         };
         let Some(zero) = scheme.constant_zero_point() else {
             return refuse(format!(
-                "scales of {scheme} codes cannot be held: their zero points are not constant"
+                "expected codes with a constant zero point for given scales but found {scheme}"
             ));
         };
         let expected = scheme.granularity().scale_count(self.rows, self.cols);
         if scales.len() != expected || scales.iter().any(|scale| !scale.is_finite() || *scale == 0.0) {
-            return refuse(format!("expected {expected} scales other than 0 but found {}", scales.len()));
+            return refuse(format!(
+                "expected {expected} finite scales other than 0 but found {}",
+                scales.len()
+            ));
         }
         let zero = zero as f32;
         let group_size = if expected == 1 { 0 } else { scheme.granularity().group_size(self.cols) };
@@ -210,10 +214,11 @@ impl<B: Train> Parameter<B> {
         Ok(())
     }
 
-    /// The values as they are stored, as floating point: rounded to their type.
+    /// The values as stored in floating point, rounded to their type.
     ///
     /// # Errors
-    /// `non_finite` where a value left its type's range; `invalid_argument` for codes.
+    /// `non_finite` if a value exceeds the range of its type; `invalid_argument` for a parameter that is stored as
+    /// codes.
     pub async fn floats(&self, backend: &mut B) -> Result<(DType, Vec<u8>)> {
         let Stored::Float(dtype) = self.stored else {
             return Err(Error::invalid_argument(format!("`{}` is stored as codes", self.tensor)));
@@ -222,10 +227,10 @@ impl<B: Train> Parameter<B> {
         Ok((dtype, bytes(&self.tensor, dtype, &values)?.into_owned()))
     }
 
-    /// The codes as they are stored; `None` for floating point.
+    /// The codes as stored; `None` for floating point.
     ///
     /// # Errors
-    /// `non_finite` naming the tensor, where training made a value that is NaN or infinite.
+    /// `non_finite` naming the tensor, if training produced a NaN or an infinity.
     pub async fn codes(&mut self, backend: &mut B) -> Result<Option<PackedTensor>> {
         let Stored::Packed { scheme, scale_type, .. } = self.stored else { return Ok(None) };
         let scales = self.use_scales(backend).await?;
@@ -233,7 +238,7 @@ impl<B: Train> Parameter<B> {
         codes(&self.tensor, (self.rows, self.cols), (scheme, scale_type), &values, scales).map(Some)
     }
 
-    /// The scales that are held, as they are stored; from now on they are those that are used.
+    /// The explicit scales as stored. The forward pass uses them from now on.
     async fn use_scales(&mut self, backend: &mut B) -> Result<Option<Scales>> {
         let (Stored::Packed { scale_type, .. }, Some(held)) = (self.stored, &mut self.scales) else {
             return Ok(None);
@@ -250,7 +255,7 @@ impl<B: Train> Parameter<B> {
     }
 }
 
-/// Values of a type, little endian.
+/// The values as bytes of a type, little endian.
 fn bytes<'a>(tensor: &str, dtype: DType, values: &'a [f32]) -> Result<Cow<'a, [u8]>> {
     let bytes = if dtype == DType::F32 && cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
@@ -274,7 +279,7 @@ fn bytes<'a>(tensor: &str, dtype: DType, values: &'a [f32]) -> Result<Cow<'a, [u
     Ok(bytes)
 }
 
-/// Looks at all of them, which is faster than to look for the first that is not.
+/// Checks all values, which is faster than a search for the first one that is not finite.
 fn all_finite(values: &[f32]) -> bool {
     let mut finite = vec![true; values.len().div_ceil(CHUNK)];
     parallel::for_each_chunk(&mut finite, 1, |index, finite| {
@@ -284,7 +289,7 @@ fn all_finite(values: &[f32]) -> bool {
     !finite.contains(&false)
 }
 
-/// Codes of a matrix, with scales that are held or with those that come from its values.
+/// The codes of a matrix, with explicit scales or with scales computed from its values.
 fn codes(
     tensor: &str,
     (rows, cols): (usize, usize),
@@ -299,17 +304,17 @@ fn codes(
     codes.context_with(|| format!("tensor `{tensor}`"))
 }
 
-/// Of a parameter.
+/// The shape of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Elements.
+    /// Number of elements.
     Vector(usize),
     /// Rows and columns.
     Matrix(usize, usize),
 }
 
 impl Shape {
-    /// A vector is one row.
+    /// A vector has one row.
     fn rows_and_cols(self) -> (usize, usize) {
         match self {
             Self::Vector(len) => (1, len),
@@ -318,7 +323,7 @@ impl Shape {
     }
 }
 
-/// The parameters of a linear layer, or of a table.
+/// The parameters of a linear layer, an embedding or a head.
 pub struct LinearParameters<B: Train> {
     /// `[rows, cols]`
     pub weight: Parameter<B>,
@@ -327,7 +332,7 @@ pub struct LinearParameters<B: Train> {
 }
 
 impl<B: Train> LinearParameters<B> {
-    /// Where the derivatives go.
+    /// The gradients of weight and bias.
     pub fn gradient(&mut self) -> PartGradient<'_, B::Buffer> {
         PartGradient {
             rows: self.weight.rows,
@@ -337,10 +342,10 @@ impl<B: Train> LinearParameters<B> {
     }
 }
 
-/// Makes the weight that runs from the parameters of one or several layers that share an input.
+/// Builds the running weight of one or several layers that share an input.
 ///
 /// # Errors
-/// As [`Parameter::codes`] and [`Parameter::floats`]; what goes wrong on the device.
+/// As [`Parameter::codes`] and [`Parameter::floats`]; errors of the device.
 pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]) -> Result<B::Weight> {
     let mut descs = Vec::with_capacity(parts.len());
     for LinearParameters { weight, bias } in parts.iter() {
@@ -392,13 +397,13 @@ pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]
     backend.finish_weight(builder).await
 }
 
-/// A matrix on its way into the weight that runs, without what only one thread may touch.
+/// A matrix to be encoded for the running weight. It holds only data that other threads may access.
 struct Arrival<'a> {
     tensor: &'a str,
     shape: (usize, usize),
     stored: Stored,
     values: Cow<'a, [f32]>,
-    /// Those that are held.
+    /// The explicit scales.
     scales: Option<Scales>,
     codes: Option<Result<PackedTensor>>,
 }
@@ -411,10 +416,10 @@ impl Arrival<'_> {
     }
 }
 
-/// Makes the norm that runs.
+/// Builds the running norm.
 ///
 /// # Errors
-/// As [`Parameter::floats`]; what goes wrong on the device.
+/// As [`Parameter::floats`]; errors of the device.
 pub async fn norm<B: Train>(
     backend: &mut B,
     parameter: &Parameter<B>,
@@ -426,7 +431,7 @@ pub async fn norm<B: Train>(
     Ok(Norm { weight, width: values.len(), epsilon })
 }
 
-/// The values of a vector as they are stored.
+/// The values of a vector as stored.
 ///
 /// # Errors
 /// As [`Parameter::floats`].

@@ -1,6 +1,6 @@
-//! Brings single modules from a checkpoint to a backend, some rows at a time.
+//! Loads single modules from a checkpoint onto a backend, a few rows at a time.
 //!
-//! Peak memory on the host is one chunk of rows, or one packed matrix where the module is quantized.
+//! Peak host memory is one chunk of rows, or one packed matrix if the module is quantized.
 
 use super::checkpoint::Checkpoint;
 use super::names::Linear;
@@ -12,36 +12,38 @@ use crate::quant::{ActivationGrid, Activations, QuantizedTensor};
 use crate::task::{self, Control};
 use std::ops::Range;
 
-/// Bytes of stored rows that are read at a time.
+/// Bytes of stored rows per read.
 pub const CHUNK_BYTES: usize = 4 << 20;
-/// The same where the rows then stay for some time: reading less at once would be many requests for a file elsewhere.
+/// Bytes of stored rows per read if the rows stay in memory for some time. Smaller reads would be many requests for a
+/// remote file.
 pub const FEW_BYTES: usize = 1 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Precision of the activations that meet the linear layers of the blocks. `None` follows the checkpoint: INT8 for
-    /// ternary and W8A8, otherwise `f32`.
+    /// Precision of the activations in the linear layers of the blocks. `None` follows the checkpoint: INT8 for ternary
+    /// and W8A8, otherwise `f32`.
     pub activations: Option<Activations>,
     /// How INT8 activations are rounded. `None` follows the checkpoint's layout.
     pub grid: Option<ActivationGrid>,
-    /// Hold F32 weights in half precision: half the bytes, and rounded.
+    /// Hold F32 weights as F16: half the memory, but rounded.
     pub dense_as_f16: bool,
 }
 
 impl LoadOptions {
-    /// Activations as they are: what calibration and sensitivity see.
+    /// Unquantized activations, for calibration and sensitivity.
     pub const EXACT: Self = Self { activations: Some(Activations::F32), grid: None, dense_as_f16: false };
 }
 
-/// Where a matrix comes from.
+/// The source of a matrix.
 #[derive(Clone, Copy)]
 pub enum WeightSource<'a> {
-    /// As the checkpoint has it.
+    /// The checkpoint.
     Checkpoint,
     /// A packed matrix of the same shape.
     Packed(&'a QuantizedTensor),
-    /// The same, whose columns, `[cols]`, were multiplied by these scales; it is held in floating point without them.
+    /// A packed matrix whose columns were multiplied by these scales, `[cols]`. It is held in floating point with the
+    /// scales divided out.
     Scaled(&'a QuantizedTensor, &'a [f32]),
 }
 
@@ -49,9 +51,9 @@ pub enum WeightSource<'a> {
 pub struct Part<'a> {
     /// Module name: `model.layers.0.self_attn.q_proj`.
     pub module: String,
-    /// Whether `<module>.bias` belongs to it.
+    /// Whether the module has a bias, `<module>.bias`.
     pub bias: bool,
-    /// Where its values are.
+    /// The source of its values.
     pub source: WeightSource<'a>,
 }
 
@@ -61,7 +63,7 @@ impl<'a> Part<'a> {
         Self { module: linear.module(layer), bias: linear.has_bias(checkpoint.config()), source }
     }
 
-    /// An embedding or a head, as the checkpoint has it.
+    /// An embedding or a head from the checkpoint.
     pub fn table(module: &str) -> Self {
         Self { module: module.to_owned(), bias: false, source: WeightSource::Checkpoint }
     }
@@ -82,7 +84,7 @@ impl<'a> Part<'a> {
 /// Loads one or several modules that share an input as one weight.
 ///
 /// # Errors
-/// Whatever reading meets; `non_finite` where a stored value is NaN or infinite.
+/// Errors of reading; `non_finite` if a stored value is NaN or infinite.
 pub async fn load_linear<B: Backend>(
     backend: &mut B,
     checkpoint: &Checkpoint,
@@ -149,7 +151,7 @@ pub async fn load_linear<B: Backend>(
     backend.finish_weight(builder).await
 }
 
-/// The bias of part `index`, where it has one.
+/// Loads the bias of part `index`. If the part has none, refuses a nonzero bias in the checkpoint.
 async fn put_bias<B: Backend>(
     backend: &mut B,
     builder: &mut B::WeightBuilder,
@@ -165,7 +167,7 @@ async fn put_bias<B: Backend>(
     backend.put_bias(builder, index, &bias)
 }
 
-/// The rows of a packed matrix without the scales of its columns, some at a time.
+/// Loads the rows of a packed matrix with the scales of its columns divided out, a few at a time.
 fn put_scaled<B: Backend>(
     backend: &mut B,
     builder: &mut B::WeightBuilder,
@@ -192,7 +194,7 @@ fn put_scaled<B: Backend>(
     Ok(())
 }
 
-/// Refuses NaN and infinity among some elements of a tensor, of which `first` is the index of the first.
+/// Refuses NaN and infinity among some elements of a tensor. `first` is the index of the first element.
 ///
 /// # Errors
 /// `non_finite` naming the tensor and the element.
@@ -209,7 +211,7 @@ pub fn refuse_non_finite(tensor: &str, dtype: DType, bytes: &[u8], first: usize)
     }
 }
 
-/// The type in which dense weights of a stored type are held.
+/// The type in which dense weights of a stored type are held on the device.
 fn held_as(stored: DType, options: LoadOptions) -> DType {
     if options.dense_as_f16 && stored == DType::F32 { DType::F16 } else { stored }
 }
@@ -256,10 +258,10 @@ pub fn vector_type(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<
     Ok(dtype)
 }
 
-/// Reads a floating-point vector whole.
+/// Reads a whole floating-point vector.
 ///
 /// # Errors
-/// As [`vector_type`]'s; `non_finite` for NaN and infinity.
+/// As [`vector_type`]; `non_finite` for NaN and infinity.
 pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<Vec<f32>> {
     let dtype = vector_type(checkpoint, tensor, len)?;
     let bytes = checkpoint.store().read(tensor).await?;
@@ -274,34 +276,35 @@ pub async fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> R
     Ok(values)
 }
 
-/// Some tools write zero biases that the configuration does not mention; others than zero would be silently lost.
+/// Some tools write zero biases that the configuration does not declare. Other values would be silently ignored, so
+/// they are refused.
 async fn refuse_unexpected_bias(checkpoint: &Checkpoint, module: &str) -> Result<()> {
     let tensor = format!("{module}.bias");
     let Some(info) = checkpoint.store().get(&tensor) else { return Ok(()) };
     let len = info.shape.element_count().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     if read_vector(checkpoint, &tensor, len).await?.iter().any(|&value| value != 0.0) {
         return Err(Error::unsupported_model(format!(
-            "found a bias, `{tensor}`, that config.json does not mention"
+            "found a bias, `{tensor}`, that config.json does not declare"
         )));
     }
     Ok(())
 }
 
-/// The rows of a dense matrix as `f32`, some at a time.
+/// Reads the rows of a dense matrix as `f32`, a few at a time.
 pub struct DenseRows<'a> {
     checkpoint: &'a Checkpoint,
     tensor: String,
     dtype: DType,
     rows: usize,
     cols: usize,
-    /// Read at once.
+    /// Number of rows per read.
     rows_at_once: usize,
     next: usize,
     memory: RowMemory,
 }
 
-/// Room for rows, as they are stored and as values. Kept for the next matrix it need not come from the system again, which takes
-/// about as long as reading what it is for.
+/// Buffers for rows as stored and as values. They are reused for the next matrix, because allocating them takes about
+/// as long as reading the rows.
 #[derive(Debug, Default)]
 pub struct RowMemory {
     bytes: Vec<u8>,
@@ -309,10 +312,10 @@ pub struct RowMemory {
 }
 
 impl<'a> DenseRows<'a> {
-    /// Starts at the first row of `module`.
+    /// A reader at the first row of `module`.
     ///
     /// # Errors
-    /// `invalid_argument` when the module is quantized.
+    /// `invalid_argument` if the module is quantized.
     pub fn new(checkpoint: &'a Checkpoint, module: &str) -> Result<Self> {
         match checkpoint.master(module)? {
             ModuleStorage::Dense { tensor, dtype, rows, cols, .. } => Ok(Self {
@@ -331,18 +334,18 @@ impl<'a> DenseRows<'a> {
         }
     }
 
-    /// From now on reads about so many rows at once: no less than [`FEW_BYTES`], and no more than [`CHUNK_BYTES`].
+    /// Limits reads to about `rows` rows, but to no less than [`FEW_BYTES`] and no more than [`CHUNK_BYTES`].
     pub fn by_few(&mut self, rows: usize) {
         let few = rows.max(FEW_BYTES / (self.cols * self.dtype.size()).max(1));
         self.rows_at_once = self.rows_at_once.min(few).max(1);
     }
 
-    /// Reads into this memory.
+    /// Uses these buffers.
     pub fn with_memory(self, memory: RowMemory) -> Self {
         Self { memory, ..self }
     }
 
-    /// Gives the memory back.
+    /// Returns the buffers for reuse.
     pub fn into_memory(self) -> RowMemory {
         self.memory
     }
@@ -352,7 +355,7 @@ impl<'a> DenseRows<'a> {
         self.dtype
     }
 
-    /// Goes through all rows: their range and their values, `[rows, cols]`, some at a time.
+    /// Calls `each` with the range and the values, `[rows, cols]`, of all rows, a few at a time.
     pub async fn for_each(
         mut self,
         control: &dyn Control,
@@ -365,7 +368,7 @@ impl<'a> DenseRows<'a> {
         Ok(())
     }
 
-    /// The next rows and their values, `[rows, cols]`; `None` after the last.
+    /// The range and the values of the next rows, `[rows, cols]`; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<(Range<usize>, &[f32])>> {
         if self.next == self.rows {
             return Ok(None);

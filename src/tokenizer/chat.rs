@@ -1,8 +1,8 @@
-//! Chats by the templates of checkpoints, rendered as transformers renders them with Jinja2.
+//! Chat templates of checkpoints, rendered as transformers does with Jinja2.
 //!
-//! The language is `minijinja`'s. Here is what transformers adds to Jinja2 (`tojson`, `strftime_now`, `raise_exception`,
-//! the `generation` tags), and what templates take from Python itself: methods, and the operator `%` on text. What is
-//! neither here nor there is an error that names it.
+//! `minijinja` runs the template language. This module adds what transformers adds to Jinja2 (`tojson`, `strftime_now`,
+//! `raise_exception`, the `generation` tags), and what templates use of Python: methods, and the operator `%` on text.
+//! Anything else is an error that names it.
 
 mod date;
 mod json;
@@ -20,22 +20,23 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
-/// Where JavaScript is the host there is no clock but its own, which the bindings give.
+/// In a JavaScript host the bindings set the clock.
 #[cfg(target_os = "unknown")]
 pub(super) fn now() -> Moment {
     Moment::default()
 }
 
-/// Instructions of a template: they come with checkpoints that anyone may have written.
+/// Instruction limit of a template, because checkpoints are untrusted.
 const FUEL: u64 = 1_000_000;
 
-/// Bytes that one method may make of a text: `"x".center(10 ** 12)` is an error.
+/// Most bytes that one method may return: `"x".center(10 ** 12)` is an error.
 const MOST_BYTES: usize = 16 << 20;
 
-/// The names of a model's reasoning in messages; the first is the one that templates read.
+/// Keys of a model's reasoning in a message, in the order of look-up. Templates get it as `reasoning_content` and
+/// `thinking`.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A template with what it may print besides the chat.
+/// A template with its special tokens and clock.
 pub(super) struct ChatTemplate<'a> {
     pub(super) text: &'a str,
     pub(super) special_tokens: &'a Map<String, Json>,
@@ -43,7 +44,7 @@ pub(super) struct ChatTemplate<'a> {
 }
 
 impl ChatTemplate<'_> {
-    /// The chat; with `add_generation_prompt` a prompt, ready for the assistant's answer.
+    /// Renders the chat; with `add_generation_prompt` as a prompt for the assistant's answer.
     pub(super) fn render(
         &self,
         messages: &[Json],
@@ -63,7 +64,7 @@ impl ChatTemplate<'_> {
         }
 
         let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), value(token)));
-        // Given or not, these are defined: templates ask whether they are none.
+        // Always defined, because templates test whether they are none.
         let context = Value::from_pairs(tokens.chain([
             ("tools", list(tools)),
             ("documents", list(documents)),
@@ -77,14 +78,14 @@ impl ChatTemplate<'_> {
     }
 }
 
-/// A message as transformers hands it to a template.
+/// A message as transformers passes it to a template.
 fn message(index: usize, message: &Json) -> Result<Json> {
     let wrong = |what: &str| Err(Error::invalid_argument(format!("messages[{index}]: expected {what}")));
     let Json::Object(turn) = message else { return wrong("an object with a `role`") };
     if !turn.get("role").is_some_and(Json::is_string) {
         return wrong("`role` to be a string");
     }
-    // Services answer with `"tool_calls": null` and the like, which templates would print.
+    // Some services return nulls such as `"tool_calls": null`, which templates would print.
     let mut turn: Map<String, Json> = turn
         .iter()
         .filter(|(_, value)| !value.is_null())
@@ -103,7 +104,7 @@ fn list(items: Option<&[Json]>) -> Value {
     items.map_or(Value::from(()), |items| items.iter().map(value).collect())
 }
 
-/// A value of JSON, its keys in order. What reads JSON bounds how deep it is.
+/// Converts JSON, with keys in order. The JSON reader has limited the depth.
 fn value(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),
@@ -121,7 +122,7 @@ fn value(json: &Json) -> Value {
     }
 }
 
-/// An error's own words: its text for people shows a piece of the template on many lines.
+/// An error's message on one line.
 fn one_line(error: &minijinja::Error) -> String {
     error.to_string().replace(['\n', '\r'], " ")
 }
@@ -141,7 +142,7 @@ fn environment(clock: fn() -> Moment) -> std::result::Result<Environment<'static
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_test("iterable", |value: &Value| {
-        // Jinja2's undefined is an empty list.
+        // In Jinja2 an undefined value is an empty list.
         !value.is_none() && value.try_iter().is_ok()
     });
     environment.add_test("sequence", |value: &Value| {

@@ -1,4 +1,4 @@
-//! The small files beside tokenizer.json: settings, special tokens, chat templates, as transformers reads them.
+//! The small files beside tokenizer.json (settings, special tokens, chat templates), read as transformers does.
 
 use super::hugging_face::broken;
 use crate::error::{Error, ErrorCode, Result};
@@ -6,11 +6,11 @@ use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
 use serde_json::{Map, Value};
 
-/// The tokens that every tokenizer of transformers has a name for.
+/// The special tokens that every tokenizer of transformers names.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// tokenizer_config.json; an empty object where there is none.
+/// Reads tokenizer_config.json; an empty object if it is missing.
 pub(super) async fn config(dir: &dyn SourceDir) -> Result<Map<String, Value>> {
     object(dir, "tokenizer_config.json").await
 }
@@ -23,17 +23,17 @@ async fn object(dir: &dyn SourceDir, file: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// A token is written as its text, or as an object that holds the text.
+/// The text of a token, which is a string or an object with the string in `content`.
 fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
-/// The special tokens that have a name and are there, which templates can print.
+/// The named special tokens, which templates can print.
 pub(super) async fn special_tokens(
     dir: &dyn SourceDir,
     config: &Map<String, Value>,
 ) -> Result<Map<String, Value>> {
-    // Older folders have a file of their own, which newer ones repeat.
+    // Older folders keep them in a file of its own. Newer folders have `added_tokens_decoder` and may repeat that file.
     let older = match config.get("added_tokens_decoder") {
         None => object(dir, "special_tokens_map.json").await?,
         Some(_) => Map::new(),
@@ -41,24 +41,24 @@ pub(super) async fn special_tokens(
     let extra = config.get("extra_special_tokens").and_then(Value::as_object);
     let mut tokens = Map::new();
     for (key, value) in config.iter().chain(extra.into_iter().flatten()).chain(&older) {
-        // A token that a model has for itself is written as text; the extra ones have names of any kind.
+        // A model-specific token is a string whose name ends in `_token`; extra tokens have any name.
         let has_name = NAMED.contains(&key.as_str())
             || (key.ends_with("_token") && value.is_string())
             || extra.is_some_and(|extra| extra.contains_key(key));
         match token_text(value) {
             Some(text) if has_name => tokens.insert(key.clone(), Value::from(text)),
-            // The older file's null takes a token away.
+            // A null in the older file removes a token.
             _ => tokens.shift_remove(key),
         };
     }
     Ok(tokens)
 }
 
-/// The chat templates of a folder, by their names; one alone is called `default`.
+/// The chat templates of a folder by name; an unnamed one is called `default`.
 pub(super) struct Templates(Map<String, Value>);
 
-/// Reads the chat templates: a file of its own comes before the settings, and those before what older processors had.
-/// Those in the folder `additional_chat_templates` are not read, which opening the checkpoint says.
+/// Reads the chat templates from the first of chat_template.jinja, tokenizer_config.json and chat_template.json (older
+/// processors) that has any. The folder `additional_chat_templates` is not read; opening the checkpoint reports it.
 pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) -> Result<Templates> {
     let mut found = Map::new();
     if let Some(bytes) = read_file(dir, "chat_template.jinja").await? {
@@ -74,7 +74,7 @@ pub(super) async fn templates(dir: &dyn SourceDir, config: &Map<String, Value>) 
     Ok(Templates(found))
 }
 
-/// A template is written as its text, as a list of named ones, or as an object of them.
+/// Reads `chat_template`: a string, a list of named templates, or an object of them.
 fn named(file: &str, config: &Map<String, Value>) -> Result<Map<String, Value>> {
     let expected = |what: &str| Err(broken(file, format!("expected {what}")));
     let mut found = Map::new();
@@ -110,7 +110,7 @@ impl Templates {
         !self.0.is_empty()
     }
 
-    /// The template that transformers takes where nobody names one.
+    /// The template that transformers uses when none is named.
     pub(super) fn pick(&self, with_tools: bool) -> Result<&str> {
         let of_tools = with_tools.then(|| self.0.get("tool_use")).flatten();
         of_tools.or_else(|| self.0.get("default")).and_then(Value::as_str).ok_or_else(|| {

@@ -12,22 +12,22 @@ use tokenizers::Tokenizer;
 /// The tokenizer of a Hugging Face folder.
 pub struct HuggingFaceTokenizer {
     tokenizer: Tokenizer,
-    /// The token in front of every text, by the tokenizer's files alone: what prompts and templates get.
+    /// The BOS token that the tokenizer's files name. Prompts and templates use only this one.
     named_bos: Option<u32>,
-    /// The same, or else the model configuration's.
+    /// `named_bos`, else the BOS token of the model configuration.
     bos: Option<u32>,
     add_bos: bool,
     vocab_size: usize,
     base_vocab_size: usize,
-    /// Ids from here on have no row in the model's embedding.
+    /// Rows of the model's embedding; ids from here on are refused.
     rows: usize,
     templates: Templates,
-    /// What templates call by their names: `bos_token`, `eos_token` and so on.
+    /// Special tokens as variables of templates: `bos_token`, `eos_token` and so on.
     special_tokens: Map<String, Value>,
     clock: fn() -> Moment,
 }
 
-/// The part of tokenizer.json on which `tokenizers` 0.23 panics where it is no JSON, instead of returning an error.
+/// The part of tokenizer.json on which `tokenizers` 0.23 panics when it is invalid JSON.
 #[derive(serde::Deserialize)]
 struct DecoderPart {
     #[serde(rename = "decoder")]
@@ -38,7 +38,7 @@ pub(super) fn broken(file: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Tokenizer, format!("{file}: {error}"))
 }
 
-/// Ids of the vocabulary, counted from 0 to the largest: with the tokens that were added to it, and without.
+/// The number of ids (the largest plus one), with and without added tokens.
 fn count(tokenizer: &Tokenizer) -> (usize, usize) {
     let added = tokenizer.get_added_tokens_decoder();
     let (mut all, mut base) = (0, 0);
@@ -53,8 +53,9 @@ fn count(tokenizer: &Tokenizer) -> (usize, usize) {
 }
 
 impl HuggingFaceTokenizer {
-    /// Reads the tokenizer of a folder. `bos_token_id` is the model configuration's: [`TextCodec::bos_token_id`] gives
-    /// it where the tokenizer's files name none. Prompts and templates then have none in front, as in transformers.
+    /// Reads the tokenizer of a folder. `bos_token_id` is that of the model configuration: [`TextCodec::bos_token_id`]
+    /// returns it when the tokenizer's files name none. Prompts and templates then start without a BOS token, as in
+    /// transformers.
     ///
     /// # Errors
     /// `not_found` without a tokenizer.json, `tokenizer` for files that cannot be read.
@@ -69,7 +70,7 @@ impl HuggingFaceTokenizer {
         serde_json::from_slice::<DecoderPart>(&bytes).map_err(|error| broken("tokenizer.json", error))?;
         let bytes = oniguruma::translate_file(bytes).map_err(|error| broken("tokenizer.json", error))?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| broken("tokenizer.json", error))?;
-        // Files may ask for cut or padded ids; texts here are taken whole.
+        // A file may request truncation or padding; texts are always encoded whole.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| broken("tokenizer.json", error))?;
         let (vocab_size, base_vocab_size) = count(&tokenizer);
@@ -79,7 +80,7 @@ impl HuggingFaceTokenizer {
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
         let is_llama = matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast");
         if is_llama {
-            // The class has tokens of its own where the files are silent; a null is not silence.
+            // The class has default tokens for those that the files do not mention; a null counts as a mention.
             for (key, token) in [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")] {
                 let is_silent = config.get(key).is_none() && !special_tokens.contains_key(key);
                 if is_silent && tokenizer.token_to_id(token).is_some() {
@@ -92,7 +93,7 @@ impl HuggingFaceTokenizer {
             .and_then(Value::as_str)
             .and_then(|text| tokenizer.token_to_id(text));
         let bos = named_bos.or_else(|| bos_token_id.filter(|id| tokenizer.id_to_token(*id).is_some()));
-        // transformers' Llama tokenizers put the token in front unless told otherwise, whatever tokenizer.json says.
+        // transformers' Llama tokenizers add the BOS token by default, whatever tokenizer.json says.
         let add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(is_llama);
         Ok(Self {
             tokenizer,
@@ -108,23 +109,23 @@ impl HuggingFaceTokenizer {
         })
     }
 
-    /// Makes the tokenizer one of a model with so many rows in its embedding: a text with a token beyond them, which
-    /// only added tokens can be, is an error from here on.
+    /// Fits the tokenizer to a model with `embedding_rows`. From now on, encoding a token beyond them is an error; only
+    /// added tokens can be beyond.
     ///
     /// # Errors
-    /// `invalid_checkpoint` where the vocabulary itself is larger, or the token in front of every text has no row.
+    /// `invalid_checkpoint` when the base vocabulary is larger, or when the BOS token has no row.
     pub fn fit(&mut self, embedding_rows: usize) -> Result<()> {
         check_vocabulary(self, embedding_rows)?;
         self.rows = embedding_rows;
         self.check(self.bos.as_slice()).map_err(|error| {
             Error::new(
                 ErrorCode::InvalidCheckpoint,
-                format!("the token in front of every text: {}", error.message()),
+                format!("the beginning-of-sequence token: {}", error.message()),
             )
         })
     }
 
-    /// Takes the time for templates that print it from elsewhere. Natively it is the system's local time.
+    /// Replaces the clock for templates that print the date. The default is the system's local time.
     #[cfg(all(target_arch = "wasm32", feature = "bindings"))]
     pub(crate) fn set_clock(&mut self, clock: fn() -> Moment) {
         self.clock = clock;
@@ -135,19 +136,19 @@ impl HuggingFaceTokenizer {
         self.templates.any()
     }
 
-    /// The prompt that the checkpoint's template makes of a chat, ready for the assistant's answer, as transformers
-    /// renders it. Each message is an object with a `role`; the template gets all of its keys, in their order, but those
-    /// that are null, and a model's reasoning by each of its names.
+    /// Renders a chat with the checkpoint's template into a prompt for the assistant's answer, as transformers does.
+    /// Each message is an object with a `role`. The template gets its other keys too, in order and without nulls. A
+    /// model's reasoning is given as both `reasoning_content` and `thinking`.
     ///
     /// # Errors
-    /// `not_found` without a template, `invalid_argument` for no messages or one that is none, `tokenizer` for a
-    /// template that fails or asks for what is not done here.
+    /// `not_found` without a template; `invalid_argument` for no messages or an invalid one; `tokenizer` for a template
+    /// that fails or uses an unsupported feature.
     pub fn apply_chat_template(&self, messages: &[Value]) -> Result<String> {
         self.apply_chat_template_with(messages, None, None)
     }
 
-    /// The same, with the JSON schemas of tools that the model may call, and documents, where they are given. Of several
-    /// templates `tool_use` is taken with tools.
+    /// As [`HuggingFaceTokenizer::apply_chat_template`], with optional JSON schemas of tools that the model may call,
+    /// and optional documents. With tools, a template named `tool_use` is preferred.
     ///
     /// # Errors
     /// As [`HuggingFaceTokenizer::apply_chat_template`].
@@ -160,8 +161,7 @@ impl HuggingFaceTokenizer {
         self.render(messages, tools, documents, true)
     }
 
-    /// The chat as it stands, without the beginning of another answer: what transformers renders with
-    /// `add_generation_prompt=False`, and what a model learns from.
+    /// Renders the chat without the start of another answer, for training: transformers' `add_generation_prompt=False`.
     ///
     /// # Errors
     /// As [`HuggingFaceTokenizer::apply_chat_template`].
@@ -182,7 +182,7 @@ impl HuggingFaceTokenizer {
         template.render(messages, tools, documents, add_generation_prompt)
     }
 
-    /// Refuses ids that the embedding has no row for.
+    /// Refuses ids without a row in the embedding.
     fn check(&self, ids: &[u32]) -> Result<()> {
         let Some(&id) = ids.iter().find(|id| **id as usize >= self.rows) else { return Ok(()) };
         let token = self.tokenizer.id_to_token(id).unwrap_or_default();

@@ -1,15 +1,15 @@
-//! Patterns of tokenizer.json, which are made for Oniguruma, as the library here reads them.
+//! Translates the regular expressions of tokenizer.json from Oniguruma's syntax to that of `fancy-regex`.
 //!
-//! The Python package of `tokenizers` has Oniguruma with its own syntax; in WebAssembly, and so everywhere here, the library
-//! runs `fancy-regex`, which spells some things otherwise and takes others for something else without a word: `^` is the
-//! start of every line there, `\w` has no joiners, `[[:alpha:]]` is Unicode's. Each pattern is parsed by Oniguruma's rules and
-//! written anew, so that both mean the same; what has no such spelling is refused by name. The sets of characters were
-//! compared one by one (both know Unicode 16).
+//! The Python package `tokenizers` uses Oniguruma. In WebAssembly, and so on all targets here, the library uses
+//! `fancy-regex`. The two differ in syntax, and some patterns silently mean something else: in Oniguruma `^` is the
+//! start of every line, `\w` has no joiners, and `[[:alpha:]]` is Unicode's. Each pattern is parsed by Oniguruma's
+//! rules and written as an equivalent `fancy-regex` pattern. A pattern without an equivalent is refused with the
+//! construct's name. The character sets of both engines were compared one by one (both use Unicode 16).
 //!
-//! 1. The file is searched for the key `Regex` alone: vocabularies of megabytes are not read twice.
-//! 2. Oniguruma ignores case with foldings of more characters than one (`ss` and `ß`), the engine here of one; what could
-//!    meet those is refused.
-//! 3. Groups are kept only for patterns that refer back to them.
+//! 1. The file is only searched for the key `Regex`, so that a vocabulary of megabytes is not parsed twice.
+//! 2. Without case, Oniguruma also folds one character to several (`ß` to `ss`); `fancy-regex` folds single characters
+//!    only. Patterns that such a folding could affect are refused.
+//! 3. Groups are captured only in patterns with back-references.
 
 mod class;
 mod escape;
@@ -17,17 +17,17 @@ mod parser;
 
 use parser::Parser;
 
-/// The text of tokenizer.json with every pattern in it translated.
+/// Translates every pattern in the text of a tokenizer.json.
 ///
 /// # Errors
-/// A sentence that names the pattern and what of it cannot be translated.
+/// A sentence with the pattern and the construct that cannot be translated.
 pub(super) fn translate_file(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     const KEY: &str = "\"Regex\"";
     let text = std::str::from_utf8(&bytes).map_err(|error| error.to_string())?;
     let mut out: Option<String> = None;
     let mut copied = 0;
     for (at, _) in text.match_indices(KEY) {
-        // The end of a longer string; or a string that is no key, or the key of a token's id.
+        // Skip the end of a longer string, a string that is no key, and the key of a token's id.
         if text[..at].ends_with('\\') {
             continue;
         }
@@ -66,7 +66,7 @@ pub(super) fn translate_file(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A pattern of Oniguruma's as `fancy-regex` spells it.
+/// Translates one Oniguruma pattern to `fancy-regex`.
 pub(super) fn translate(pattern: &str) -> Result<String, String> {
     let named = |problem: String| {
         let shown: String = pattern.chars().take(100).collect();

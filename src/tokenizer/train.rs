@@ -1,10 +1,13 @@
-//! Makes a tokenizer from texts: byte-level BPE (Sennrich, Haddow, Birch, *Neural Machine Translation of Rare Words with Subword
+//! Trains a tokenizer: byte-level BPE (Sennrich, Haddow, Birch, *Neural Machine Translation of Rare Words with Subword
 //! Units*, 2016; bytes as in GPT-2), by the trainer of Hugging Face's `tokenizers`.
 //!
-//! A text is split into words by GPT-2's pattern, and a word is its bytes. The most frequent pair of neighbours becomes a
-//! token, again and again, until the vocabulary is full or no pair is left. Of pairs that are as frequent the one with the
-//! smaller ids comes first, so the same texts give the same file: what the library keeps in hash maps it only looks up and
-//! adds up. Not here: reading files, and other kinds of tokenizers.
+//! 1. Split the texts into words by GPT-2's pattern. A word starts as its bytes.
+//! 2. Merge the most frequent pair of neighbors into a new token. Of equally frequent pairs the one with the smaller
+//!    ids comes first.
+//! 3. Repeat 2. until the vocabulary is full or no pair is left.
+//!
+//! The same texts give the same file: the library uses hash maps only for look-ups and sums. Not here: reading files,
+//! and other kinds of tokenizers.
 
 use super::hugging_face::broken;
 use crate::error::{Error, Result};
@@ -14,35 +17,35 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, NormalizerWrapper, TokenizerImpl};
 
-/// Tokens of single bytes: any text can be written with them.
+/// Tokens of single bytes, which can encode any text.
 const BYTES: usize = 256;
 
-/// Bytes of texts. The library counts pairs in 32 bits.
+/// Most bytes of text. The library counts pairs in 32 bits.
 const MOST_BYTES: usize = i32::MAX as usize;
 
-/// A text is handed over in pieces of about as many bytes: the library keeps some fifty bytes for each of a piece's.
+/// Texts go to the library in pieces of about this many bytes: it keeps some fifty bytes for each byte of a piece.
 const PIECE: usize = 1 << 16;
 
-/// What the vocabulary should be.
+/// Options of the vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BpeOptions {
-    /// Tokens, special ones included: at least 256 and the special ones. Few texts make fewer.
+    /// Number of tokens, special ones included; at least 256 plus the special tokens. Too little text gives fewer.
     pub vocab_size: usize,
-    /// The token in front of every text; its id is 0.
+    /// The beginning-of-sequence token; its id is 0.
     pub bos_token: String,
-    /// The token at which a text ends; its id is 1.
+    /// The end-of-sequence token; its id is 1.
     pub eos_token: String,
-    /// More special tokens, such as the marks of a chat template; their ids follow.
+    /// More special tokens, such as the marks of a chat template; their ids follow from 2 on.
     pub special_tokens: Vec<String>,
 }
 
 impl BpeOptions {
-    /// So many tokens, among them `<s>` and `</s>`.
+    /// Options for `vocab_size` tokens, with `<s>` and `</s>` as the only special ones.
     pub fn new(vocab_size: usize) -> Self {
         Self { vocab_size, bos_token: "<s>".into(), eos_token: "</s>".into(), special_tokens: Vec::new() }
     }
 
-    /// Every special token, in the order of ids.
+    /// All special tokens, in the order of ids.
     fn specials(&self) -> impl Iterator<Item = &String> {
         [&self.bos_token, &self.eos_token].into_iter().chain(&self.special_tokens)
     }
@@ -50,7 +53,7 @@ impl BpeOptions {
     fn check(&self) -> Result<()> {
         let specials: Vec<&String> = self.specials().collect();
         for (index, token) in specials.iter().enumerate() {
-            // A single character may be the name of a byte.
+            // A single character may stand for a byte.
             if token.chars().nth(1).is_none() {
                 return Err(Error::invalid_argument(format!(
                     "expected special tokens of at least two characters but found `{token}`"
@@ -72,26 +75,26 @@ impl BpeOptions {
     }
 }
 
-/// A tokenizer's files, as transformers and [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer) open them.
+/// A tokenizer's files, for transformers and [`HuggingFaceTokenizer`](super::HuggingFaceTokenizer).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainedBpe {
     /// The text of tokenizer.json.
     pub tokenizer_json: String,
     /// The text of tokenizer_config.json.
     pub tokenizer_config: String,
-    /// How many tokens there are, special ones included.
+    /// Number of tokens, special ones included.
     pub vocab_size: usize,
-    /// The id of the token in front of every text.
+    /// The id of the beginning-of-sequence token.
     pub bos_token_id: u32,
-    /// The id of the token at which a text ends.
+    /// The id of the end-of-sequence token.
     pub eos_token_id: u32,
 }
 
-/// Makes a tokenizer of texts. Texts are taken as they are: see [`unify_line_ends`](super::unify_line_ends).
+/// Trains a tokenizer on texts. Line ends are not changed: see [`unify_line_ends`](super::unify_line_ends).
 ///
 /// # Errors
-/// `invalid_argument` for a vocabulary without room for all bytes and special tokens, for a special token that is given twice or
-/// has less than two characters, for texts without a byte, and for more than 2 GiB of them.
+/// `invalid_argument` for a vocabulary without room for all bytes and special tokens, for a special token that is given
+/// twice or has fewer than two characters, for empty texts, and for 2 GiB of text or more.
 pub fn train_bpe<T: AsRef<str> + Sync>(texts: &[T], options: &BpeOptions) -> Result<TrainedBpe> {
     train_in_pieces(texts, options, PIECE)
 }
@@ -114,7 +117,8 @@ fn train_in_pieces<T: AsRef<str> + Sync>(
 
     let specials: Vec<AddedToken> =
         options.specials().map(|token| AddedToken::from(token.clone(), true)).collect();
-    // Each merge joins two bytes at least. The library makes room for all tokens at once.
+    // Each merge joins at least two bytes, so there are fewer merges than bytes. The bound matters because the library
+    // allocates room for all tokens at once.
     let most = BYTES + specials.len() + bytes;
     let mut trainer = BpeTrainer::builder()
         .vocab_size(options.vocab_size.min(most))
@@ -161,8 +165,9 @@ fn in_front(bos: &str) -> Value {
     })
 }
 
-/// A text in pieces of `piece` bytes or more, cut where the pattern cuts as well, so that the words stay what they are: it
-/// sets the last white space before a word apart, and so a line end with which no space or other word can belong together.
+/// Splits a text into pieces of at least `piece` bytes, at places where GPT-2's pattern splits too, so that words stay
+/// whole. Such a place is before a line end that is followed by a word: the pattern makes this line end a word of its
+/// own.
 struct Pieces<'a> {
     text: &'a str,
     piece: usize,
@@ -218,7 +223,7 @@ mod tests {
             assert_eq!(codec.decode(&ids).unwrap(), *TALE);
             assert_eq!(codec.encode_prompt(&TALE).unwrap(), [vec![made.bos_token_id], ids].concat());
         }
-        // Two merges are in it: `aa`, and two of them.
+        // It allows two merges: `aa` and `aaaa`.
         let few = train_bpe(&["aaaa"], &BpeOptions::new(usize::MAX)).unwrap();
         assert_eq!((few.vocab_size, open(&few).encode("aaaa").unwrap()), (260, vec![259]));
     }
@@ -246,7 +251,7 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(train_bpe(&lines, &options).unwrap(), made);
         }
-        // The pieces in which a text is handed over do not show.
+        // The result does not depend on the pieces.
         let spaced = TALE.replace(". ", ".\n\n \n").replace(", ", " \n\n\t");
         let whole = train_in_pieces(&[&spaced], &options, usize::MAX).unwrap();
         for piece in [0, 1, 1000] {

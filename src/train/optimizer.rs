@@ -127,7 +127,7 @@ impl<B: Train> Optimizer<B> {
     }
 
     /// Updates the parameters, and returns the gradient norm before clipping. The running weights change with the next
-    /// [`TrainedModel::refresh_weights`](super::TrainedModel::bring).
+    /// [`TrainedModel::refresh_weights`](super::TrainedModel::refresh_weights).
     ///
     /// # Errors
     /// `non_finite` for a gradient that is NaN or infinite, before anything is changed; errors of the device.

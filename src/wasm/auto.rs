@@ -1,4 +1,4 @@
-//! The search for a good enough result.
+//! Bindings of the automatic search for a good enough result.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -58,14 +58,14 @@ impl Outputs for JsOutputs {
     }
 }
 
-/// A search under preparation: its checkpoints.
+/// The checkpoints of a search to run.
 #[wasm_bindgen]
 #[derive(Default)]
 pub struct AutoJob {
     candidates: RefCell<Vec<(Rc<Checkpoint>, CodecHandle)>>,
 }
 
-/// What happens, as it happens.
+/// An event of the search, for JavaScript.
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum SearchEvent<'a> {
@@ -88,7 +88,7 @@ impl<'a> From<&Event<'a>> for SearchEvent<'a> {
     }
 }
 
-/// A checkpoint with its texts.
+/// A checkpoint with its tokenizer and texts.
 struct Prepared {
     checkpoint: Rc<Checkpoint>,
     codec: JsCodec,
@@ -131,12 +131,12 @@ impl AutoJob {
         Self::default()
     }
 
-    /// Adds a checkpoint that is tried after those before it.
+    /// Adds a checkpoint; they are tried in the order in which they are added.
     pub fn add(&self, checkpoint: &CheckpointHandle, codec: CodecHandle) {
         self.candidates.borrow_mut().push((checkpoint.get(), codec));
     }
 
-    /// Quantizes and validates until a result is good. `tell` hears what happens.
+    /// Quantizes and validates until a result is good. `tell` gets the events.
     #[wasm_bindgen(unchecked_return_type = "types.SearchOutcome")]
     pub async fn run(
         &self,
@@ -164,7 +164,7 @@ impl AutoJob {
                 trainer: None,
                 tell: &|event| {
                     if let Ok(told) = to_value(&SearchEvent::from(&event)) {
-                        // A listener's own failure is its caller's to see, not a reason to lose the work.
+                        // A failing listener must not end the search.
                         let _ = tell.call1(&JsValue::NULL, &told);
                     }
                 },

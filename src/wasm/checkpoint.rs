@@ -1,4 +1,4 @@
-//! Open checkpoints, and what is known of them before any weight is read.
+//! Bindings of open checkpoints: inspection and planning before any weight is read.
 
 use super::error::to_js;
 use super::source::{FileHandle, FolderHandle, JsFile, JsFolder};
@@ -15,11 +15,11 @@ use std::sync::Arc;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// An open checkpoint. Its handle can be freed while it is in use.
+/// An open checkpoint. Freeing the handle during a call is safe.
 #[wasm_bindgen(js_name = Checkpoint)]
 pub struct CheckpointHandle(Rc<Checkpoint>);
 
-/// The files that a tokenizer is made of.
+/// The files of a tokenizer.
 const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -49,18 +49,18 @@ impl CheckpointHandle {
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 
-    /// Another handle of it, for a function that takes one and keeps it.
+    /// Another handle of the same checkpoint, for a function that takes ownership.
     pub fn share(&self) -> Self {
         Self(self.0.clone())
     }
 
-    /// What it is: architecture, sizes, number formats.
+    /// Describes the checkpoint: architecture, sizes, number formats.
     #[wasm_bindgen(unchecked_return_type = "types.CheckpointInfo")]
     pub fn inspect(&self) -> JsResult<JsValue> {
         to_value(&Inspection::new(&self.0).map_err(to_js)?)
     }
 
-    /// What it needs at each precision.
+    /// Plans its memory at each precision.
     #[wasm_bindgen(unchecked_return_type = "types.Plan")]
     pub fn plan(
         &self,
@@ -74,19 +74,19 @@ impl CheckpointHandle {
         to_value(&plan().map_err(to_js)?)
     }
 
-    /// The token in front of every text, as the configuration names it.
+    /// The beginning-of-sequence token of the model configuration.
     #[wasm_bindgen(getter, js_name = bosTokenId)]
     pub fn bos_token_id(&self) -> Option<u32> {
         self.0.config().bos_token_id
     }
 
-    /// How many token ids the embedding has a row for.
+    /// The number of rows of the embedding.
     #[wasm_bindgen(getter, js_name = embeddingRows)]
     pub fn embedding_rows(&self) -> usize {
         self.0.config().vocab_size
     }
 
-    /// The files that the module `tokenizer` reads, by name.
+    /// The files for the module `tokenizer`, by name.
     #[wasm_bindgen(js_name = tokenizerFiles, unchecked_return_type = "Record<string, Uint8Array>")]
     pub async fn tokenizer_files(&self) -> JsResult<Object> {
         let checkpoint = self.0.clone();
@@ -113,7 +113,7 @@ impl CheckpointHandle {
     }
 }
 
-/// What a model of so many parameters needs at each precision.
+/// Plans the memory of a model with `parameters` parameters at each precision.
 #[wasm_bindgen(js_name = planParameters, unchecked_return_type = "types.Plan")]
 pub fn plan_parameters(
     parameters: f64,

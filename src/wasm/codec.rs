@@ -1,4 +1,4 @@
-//! Text by the module `tokenizer`, or by a tokenizer that a page brings itself.
+//! A [`TextCodec`] in JavaScript: the module `tokenizer`, or a page's own tokenizer.
 
 use super::error::from_js;
 use crate::error::{Error, ErrorCode, Result};
@@ -8,7 +8,7 @@ use wasm_bindgen::prelude::wasm_bindgen;
 
 #[wasm_bindgen]
 extern "C" {
-    /// The methods of the module `tokenizer`'s class.
+    /// The methods of the class in the module `tokenizer`.
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Codec")]
     pub type CodecHandle;
@@ -29,13 +29,13 @@ extern "C" {
     fn vocab_size(this: &CodecHandle) -> usize;
 }
 
-/// A tokenizer of JavaScript's.
+/// A tokenizer in JavaScript.
 pub(super) struct JsCodec(pub(super) CodecHandle);
 
 fn text_error(thrown: &JsValue) -> Error {
     let error = from_js(thrown);
     match error.code() {
-        // A tokenizer neither reads nor writes.
+        // `from_js` defaults to `io`, but a tokenizer does no I/O.
         ErrorCode::Io => Error::new(ErrorCode::Tokenizer, error.message()),
         _ => error,
     }

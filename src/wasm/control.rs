@@ -1,4 +1,4 @@
-//! Progress, cancellation and turns of the event loop.
+//! Progress reports, cancellation, and yielding to the event loop.
 
 use crate::error::Error;
 use crate::task::{BoxFuture, Control, Progress};
@@ -29,13 +29,14 @@ extern "C" {
     fn now(this: &ControlHandle) -> f64;
 }
 
-/// Work goes on for so long before the event loop has a turn.
+/// Time of work before yielding to the event loop.
 const TURN_MS: f64 = 20.0;
 
-/// Reports come no closer together than this.
+/// Least time between two progress reports.
 const REPORT_MS: f64 = 50.0;
 
-/// Passes on the newest report, and gives the event loop a turn after each: a page's timers tick between any two of them.
+/// Passes on the newest report, and yields to the event loop after each, so that a page's timers run between any two
+/// reports.
 pub(super) struct JsControl {
     host: ControlHandle,
     last_turn: Cell<f64>,
@@ -67,7 +68,7 @@ impl JsControl {
         }
         if let Some(Report { phase, done, total, item }) = self.newest.borrow_mut().take() {
             self.last_report.set(now);
-            // A listener's own failure is its caller's to see, not a reason to lose the work.
+            // A failing listener must not end the work.
             let _ = self.host.progress(&phase, done as f64, total as f64, &item);
         }
     }
@@ -91,14 +92,14 @@ impl Control for JsControl {
         }
         Box::pin(async move {
             self.report(now);
-            // A turn that fails is a turn all the same.
+            // A rejected promise has yielded, too.
             let _ = JsFuture::from(self.host.turn()).await;
             self.last_turn.set(self.host.now());
         })
     }
 }
 
-/// What a handle says that is in the middle of something, or was disposed of.
+/// The error of a handle that is in use or was disposed of.
 pub(super) fn busy(what: &str) -> Error {
     Error::invalid_argument(format!("the {what} is in use or was disposed of"))
 }

@@ -1,4 +1,4 @@
-//! The way back to floating point, and from one layout to another.
+//! Bindings of dequantization and of conversion between layouts.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -19,11 +19,12 @@ use wasm_bindgen::prelude::wasm_bindgen;
 struct DequantizeSummary {
     #[serde(flatten)]
     record: DequantizationRecord,
-    /// Null where no text was given.
+    /// Null without a text.
     agreement: Option<Agreement>,
 }
 
-/// Writes an ordinary checkpoint. Where the request has a text, predictions on it are compared, with those of `original` too.
+/// Dequantizes to a floating-point checkpoint. If the request has a text, compares predictions on it, also with
+/// `original`.
 #[wasm_bindgen(unchecked_return_type = "types.DequantizeSummary")]
 pub async fn dequantize(
     checkpoint: &CheckpointHandle,
@@ -50,11 +51,11 @@ pub async fn dequantize(
 #[derive(Serialize)]
 struct Converted {
     format: String,
-    /// What is lost beside weights.
+    /// Losses other than of weights.
     notes: Vec<String>,
-    /// What becomes of each matrix that cannot be kept as it is.
+    /// The change of each matrix that the format cannot keep exactly.
     losses: Vec<Loss>,
-    /// The largest distance of a weight from the checkpoint's.
+    /// The largest absolute difference between a weight and the source's.
     largest_weight_difference: f32,
 }
 

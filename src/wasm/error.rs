@@ -1,4 +1,4 @@
-//! Errors on their way to JavaScript and back.
+//! Converts errors to JavaScript and back.
 
 use crate::error::{Error, ErrorCode};
 use js_sys::Reflect;
@@ -13,8 +13,8 @@ pub fn to_js(error: Error) -> JsValue {
     value.into()
 }
 
-/// What JavaScript threw or rejected with. Its `code` is kept where it is one of ours; anything else is an `io` error, for
-/// whatever is called from here reads or writes.
+/// Converts what JavaScript threw or rejected with. A known `code` is kept. Everything else becomes an `io` error,
+/// because most JavaScript called from here reads or writes.
 pub fn from_js(thrown: &JsValue) -> Error {
     let code = Reflect::get(thrown, &"code".into()).ok().and_then(|code| code.as_string());
     let code = code.and_then(|code| ErrorCode::from_name(&code)).unwrap_or(ErrorCode::Io);

@@ -1,4 +1,4 @@
-//! Validation of a quantized model against its original, and what there is to run on.
+//! Bindings of validation, comparison, and the devices to run on.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -17,7 +17,7 @@ use crate::validate::run::RunContext;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Judges `quantized` against `original`; gives the report.
+/// Validates `quantized` against `original`; returns the report.
 #[wasm_bindgen(js_name = validate, unchecked_return_type = "types.ValidationReport")]
 pub async fn validate_checkpoints(
     original: &CheckpointHandle,
@@ -49,7 +49,7 @@ async fn judge(
     request.run(original, quantized, Machine::default(), &context, |_| Ok(()), |_| ()).await
 }
 
-/// Lets two models continue the same prompts, one model after the other.
+/// Continues the same prompts with two models, one model after the other.
 #[wasm_bindgen(unchecked_return_type = "types.Comparison[]")]
 pub async fn compare(
     a: &CheckpointHandle,
@@ -82,13 +82,13 @@ async fn continued(
     continuations::continue_all(&mut model, codec, &prompts, request.max_tokens, control).await
 }
 
-/// Fails where the kernels of this module do not compute what they should: some runtimes translate instructions wrongly.
+/// Fails if this module's kernels compute wrong results: some runtimes miscompile instructions.
 #[wasm_bindgen(js_name = selfCheck)]
 pub fn self_check() -> JsResult<()> {
     cpu::self_check().map_err(to_js)
 }
 
-/// The devices that models can run on, each adapter checked against the CPU.
+/// The devices that models can run on; each adapter is checked against the CPU.
 #[wasm_bindgen(unchecked_return_type = "types.Devices")]
 pub async fn devices() -> JsResult<JsValue> {
     to_value(&survey::devices().await)

@@ -1,4 +1,4 @@
-//! The kernels' own tests, for the browsers and programs that the package runs in. Not in the package that is published.
+//! Kernel tests, to run in the browsers and runtimes that the package supports. Not in the published package.
 
 use super::error::to_js;
 use super::values::{JsResult, to_value};
@@ -7,16 +7,16 @@ use crate::backend::gpu::{GpuBackend, GpuOptions, tests};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// The GPU's tests by name.
+/// The names of the GPU tests.
 #[wasm_bindgen(js_name = gpuTests)]
 pub fn gpu_tests() -> JsResult<JsValue> {
     to_value(tests::NAMES)
 }
 
-/// The adapter on which they run, and its fast kernels, in words.
+/// The adapter under test, and its fast kernels, as text.
 ///
 /// # Errors
-/// `no_device` where there is none.
+/// `no_device` without an adapter.
 #[wasm_bindgen(js_name = gpuUnderTest)]
 pub async fn gpu_under_test() -> JsResult<String> {
     let gpu =
@@ -24,16 +24,16 @@ pub async fn gpu_under_test() -> JsResult<String> {
     Ok(format!("{}; {}", gpu.adapter(), gpu.fast_kernels().join(", ")))
 }
 
-/// Runs one of [`gpu_tests`]. A test that fails panics, as tests do, and with it ends the module.
+/// Runs one of [`gpu_tests`]. A failing test panics, which ends the module.
 #[wasm_bindgen(js_name = runGpuTest)]
 pub async fn run_gpu_test(name: String) {
     tests::run(&name).await;
 }
 
-/// Compares the processor's kernels in use with portable code; how many comparisons that were, and the largest difference.
+/// Compares the CPU kernels in use with portable code; returns the number of comparisons and the largest difference.
 ///
 /// # Errors
-/// `wrong_result` with the kernel that computes wrong.
+/// `wrong_result`, naming the kernel.
 #[wasm_bindgen(js_name = checkCpuKernels)]
 pub fn check_cpu_kernels(seed: u32) -> JsResult<Vec<f64>> {
     let (comparisons, worst) = check_kernels(seed).map_err(to_js)?;

@@ -1,4 +1,4 @@
-//! Loaded models: text, logits, perplexity.
+//! Bindings of loaded models: generation, logits, perplexity.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -21,13 +21,13 @@ use std::rc::Rc;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 
-/// A model, and what it has seen of a chat.
+/// A model, and the session of its chat.
 struct Loaded {
     model: CausalLm<AnyBackend>,
     session: Option<Session<AnyBackend>>,
 }
 
-/// A loaded model. It does one thing at a time: while it does, another call is an error.
+/// A loaded model. It runs one call at a time; a second call meanwhile is an error.
 #[wasm_bindgen(js_name = Model)]
 pub struct ModelHandle {
     /// Empty while the model is in use.
@@ -39,13 +39,13 @@ pub struct ModelHandle {
 struct About {
     device: String,
     activations: &'static str,
-    /// Why it runs on the CPU although no device was asked for.
+    /// Why it fell back to the CPU, if no device was requested.
     fallback_reason: Option<String>,
     max_position_embeddings: usize,
     vocab_size: usize,
 }
 
-/// Holds a model while it works, and puts it back whatever becomes of the work.
+/// Takes a model for one call, and puts it back when dropped.
 struct ModelGuard {
     place: Rc<RefCell<Option<Loaded>>>,
     model: Option<Loaded>,
@@ -80,12 +80,12 @@ struct Generated {
     token_ids: Vec<u32>,
     prompt_ids: Vec<u32>,
     finish_reason: &'static str,
-    /// Tokens of the prompt that an earlier turn of the chat had run already.
+    /// Prompt tokens reused from earlier turns of the chat.
     reused_tokens: usize,
-    /// Of decoding; null when only one token was generated.
+    /// Decoding speed; null when only one token was generated.
     tokens_per_second: Option<f64>,
     prefill_seconds: f64,
-    /// Kernels that a GPU runs for one token; null on the CPU.
+    /// GPU kernel dispatches per token; null on the CPU.
     dispatches_per_token: Option<f64>,
 }
 
@@ -97,7 +97,7 @@ struct Perplexity {
     stride: Option<usize>,
 }
 
-/// Loads a model onto the device that is asked for.
+/// Loads a model onto the requested device.
 pub(super) async fn load(
     checkpoint: &Checkpoint,
     request: &LoadRequest,
@@ -110,14 +110,14 @@ pub(super) async fn load(
         }
         CausalLm::load(backend, checkpoint, options, control).await
     };
-    // The model tells where it is, and why, when it is asked.
+    // No note of a fallback to the CPU: `ModelHandle::about` reports it.
     request.device.run(|_| (), load).await
 }
 
-/// What this module's memory can hold beside the engine itself: addresses have 32 bits.
+/// Memory for models: 4 GiB of 32-bit addresses, less 256 MiB for the engine itself.
 pub(super) const HEAP_BYTES: u64 = (4 << 30) - (256 << 20);
 
-/// A module whose memory is full ends in a trap, without a word; so the sizes are looked at first.
+/// Checks sizes before loading: a module that runs out of memory traps without a message.
 fn refuse_what_does_not_fit(checkpoint: &Checkpoint) -> Result<()> {
     let needed = checkpoint.bytes().saturating_add(working_bytes(checkpoint.config()));
     if needed > HEAP_BYTES {
@@ -134,7 +134,7 @@ fn refuse_what_does_not_fit(checkpoint: &Checkpoint) -> Result<()> {
 
 #[wasm_bindgen(js_class = Model)]
 impl ModelHandle {
-    /// Loads a model onto the device that the request asks for.
+    /// Loads a model onto the requested device.
     pub async fn load(
         checkpoint: &CheckpointHandle,
         #[wasm_bindgen(unchecked_param_type = "options.LoadRequest")] request: JsValue,
@@ -164,8 +164,8 @@ impl ModelHandle {
         to_value(&self.about)
     }
 
-    /// Continues a prompt. `on_piece` is given `{tokenId, text}` for each token; the model waits for what it returns. In a
-    /// `chat`, what the model has seen is kept for the next turn.
+    /// Continues a prompt. `on_piece` gets `{tokenId, text}` for each token, and the model waits for the promise that
+    /// it returns. In a `chat` the KV cache is kept for the next turn.
     #[wasm_bindgen(unchecked_return_type = "types.GenerateResult")]
     pub async fn generate(
         &self,
@@ -197,7 +197,7 @@ impl ModelHandle {
         run.await.map_err(to_js)
     }
 
-    /// How well the model predicts a text.
+    /// Perplexity of a text.
     #[wasm_bindgen(unchecked_return_type = "types.PerplexityResult")]
     pub async fn perplexity(
         &self,
@@ -247,7 +247,7 @@ impl Prompt {
         if self.chat {
             *session = Some(generation.into_session());
         }
-        // The first token comes from the prompt's pass.
+        // The first token comes from prefill.
         let decoded = token_ids.len().saturating_sub(1);
         let timed = decoded > 0 && seconds > 0.0;
         Ok(Generated {
@@ -282,7 +282,7 @@ async fn logits(
     }
     let vocab = model.config().vocab_size;
     let len = u32::try_from(ids.len() * vocab).map_err(|_| {
-        Error::new(ErrorCode::OutOfMemory, "the logits of so many tokens do not fit one array")
+        Error::new(ErrorCode::OutOfMemory, "the logits of so many tokens do not fit in one array")
     })?;
     let rows = Float32Array::new_with_length(len);
     let mut cache = model.new_cache(ids.len())?;

@@ -1,4 +1,4 @@
-//! Quantizing.
+//! Bindings of quantization.
 
 use super::checkpoint::CheckpointHandle;
 use super::codec::{CodecHandle, JsCodec};
@@ -26,11 +26,11 @@ struct Quantized {
     record: crate::artifact::QuantizationRecord,
     /// Bytes of all tensors in the output.
     bytes: u64,
-    /// Of the source.
+    /// Bytes of the source checkpoint.
     source_bytes: u64,
     modules: Vec<Module>,
     notes: Vec<String>,
-    /// What calibrating was to take at its peak; null where nothing was calibrated.
+    /// Planned peak memory of calibration; null without calibration.
     planned_memory: Option<CalibrationMemory>,
 }
 
@@ -42,8 +42,8 @@ struct Module {
     max_abs_error: f64,
 }
 
-/// Quantizes a checkpoint into `target`. `codec` is asked for where `request` has
-/// calibration texts. `kept`: what is in `scratch` may be of an earlier run, and outlasts this one where it does not end.
+/// Quantizes a checkpoint into `target`. `codec` encodes the calibration texts of `request`. `kept`: `scratch` may hold
+/// the state of an earlier run, and keeps the state of this run if it does not finish.
 #[wasm_bindgen(js_name = quantize, unchecked_return_type = "types.QuantizeSummary")]
 pub async fn quantize_into(
     checkpoint: &CheckpointHandle,
@@ -69,7 +69,7 @@ pub async fn quantize_into(
         let host = CalibrationHost {
             samples: samples.as_ref(),
             scratch: &JsScratch(scratch),
-            // A module whose memory is full ends in a trap, without a word.
+            // A module that runs out of memory traps without a message.
             heap_bytes: Some(HEAP_BYTES),
             on_cpu: &|_| (),
         };

@@ -1,4 +1,4 @@
-//! Scratch space that JavaScript holds, outside this module's memory.
+//! Scratch space in JavaScript, outside this module's memory.
 
 use super::error::from_js;
 use super::values::{copied, number, settled};
@@ -11,7 +11,8 @@ use wasm_bindgen::{JsCast, JsValue};
 
 #[wasm_bindgen]
 extern "C" {
-    /// `{writeAt(blob, offset, bytes), readAt(blob, offset, length), size(blob), delete(blob), names()}`, all giving promises.
+    /// `{writeAt(blob, offset, bytes), readAt(blob, offset, length), size(blob), delete(blob), names()}`; all return
+    /// promises.
     #[derive(Clone)]
     #[wasm_bindgen(typescript_type = "Scratch")]
     pub type ScratchHandle;
@@ -33,7 +34,7 @@ extern "C" {
     fn names(this: &ScratchHandle) -> Result<Promise, JsValue>;
 }
 
-/// Scratch space of JavaScript's.
+/// Scratch space in JavaScript.
 pub(super) struct JsScratch(pub(super) ScratchHandle);
 
 async fn answer(called: Result<Promise, JsValue>, blob: &str) -> Result<JsValue> {

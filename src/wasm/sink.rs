@@ -1,4 +1,4 @@
-//! Folders that JavaScript writes: directory handles, paths, streams, memory.
+//! Output folders written by JavaScript: directory handles, paths, streams, memory.
 
 use super::error::from_js;
 use super::source::{FolderHandle, JsFolder};
@@ -49,10 +49,10 @@ extern "C" {
     fn abort(this: &SinkHandle) -> Result<(), JsValue>;
 }
 
-/// Writes are gathered to this many bytes: each crosses into JavaScript, and perhaps to another thread.
+/// Writes are buffered to this many bytes, because each crosses into JavaScript, and perhaps to another thread.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// A folder of JavaScript's.
+/// An output folder in JavaScript.
 pub(super) struct JsTarget {
     target: TargetHandle,
     name: String,
@@ -102,7 +102,7 @@ impl SinkDir for JsTarget {
     }
 }
 
-/// A file of JavaScript's that is being written; dropped unfinished, it is aborted.
+/// A file being written by JavaScript. Dropping it unfinished aborts it.
 struct JsSink {
     sink: Option<SinkHandle>,
     name: String,
@@ -160,7 +160,7 @@ impl ByteSink for JsSink {
 impl Drop for JsSink {
     fn drop(&mut self) {
         if let Some(sink) = &self.sink {
-            // Whatever fails while giving up is of no interest: the reason for giving up is reported already.
+            // The reason for aborting is reported already, so an error of `abort` is ignored.
             let _ = sink.abort();
         }
     }

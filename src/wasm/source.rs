@@ -1,4 +1,4 @@
-//! Files and folders that JavaScript reads: `Blob`s, URLs, directory handles, paths, whatever has `read`.
+//! Files and folders read by JavaScript: `Blob`s, URLs, directory handles, paths, any object with `read`.
 
 use super::error::from_js;
 use super::values::{number, settled};
@@ -39,7 +39,7 @@ extern "C" {
     fn open(this: &FolderHandle, file: &str) -> Result<Promise, JsValue>;
 }
 
-/// A file of JavaScript's.
+/// A file in JavaScript.
 pub(super) struct JsFile {
     file: FileHandle,
     name: String,
@@ -48,7 +48,7 @@ pub(super) struct JsFile {
 
 impl JsFile {
     /// # Errors
-    /// `invalid_argument` for a size that is no count of bytes.
+    /// `invalid_argument` for a size that is not a whole number of bytes.
     pub(super) fn new(file: FileHandle) -> Result<Self> {
         let (name, size) = (file.name(), file.size());
         if !(size >= 0.0 && size.fract() == 0.0 && size <= 9_007_199_254_740_991.0) {
@@ -101,7 +101,7 @@ impl ByteSource for JsFile {
     }
 }
 
-/// A folder of JavaScript's.
+/// A folder in JavaScript.
 pub(super) struct JsFolder {
     folder: FolderHandle,
     name: String,

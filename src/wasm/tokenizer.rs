@@ -1,4 +1,4 @@
-//! The module `tokenizer`: text to token ids and back, by the files of a checkpoint.
+//! The module `tokenizer`: text to token ids and back, with the tokenizer files of a checkpoint.
 
 use super::error::to_js;
 use crate::error::{Error, Result};
@@ -15,8 +15,9 @@ pub struct Tokenizer(HuggingFaceTokenizer);
 
 #[wasm_bindgen]
 impl Tokenizer {
-    /// Reads `tokenizer.json` and the files beside it from `files`, an object of `Uint8Array`s. Messages call the place
-    /// `name`. The model's embedding has `rows`: a text with a token beyond them is an error.
+    /// Reads `tokenizer.json` and the files beside it from `files`, an object of `Uint8Array`s. `name` is the folder's
+    /// name in messages. `rows` is the number of rows in the model's embedding; encoding a token beyond them is an
+    /// error.
     pub async fn open(
         name: String,
         files: Object,
@@ -40,7 +41,7 @@ impl Tokenizer {
         self.0.encode(text).map_err(to_js)
     }
 
-    /// The ids of a prompt, with the tokens that the model expects in front of it.
+    /// The ids of a prompt, with the special tokens that the model expects in front.
     #[wasm_bindgen(js_name = encodePrompt)]
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, JsValue> {
         self.0.encode_prompt(text).map_err(to_js)
@@ -51,13 +52,13 @@ impl Tokenizer {
         self.0.decode(ids).map_err(to_js)
     }
 
-    /// The token in front of every text, where the model has one.
+    /// The beginning-of-sequence token, if the model has one.
     #[wasm_bindgen(getter, js_name = bosTokenId)]
     pub fn bos_token_id(&self) -> Option<u32> {
         self.0.bos_token_id()
     }
 
-    /// How many ids there are.
+    /// The number of ids.
     #[wasm_bindgen(getter, js_name = vocabSize)]
     pub fn vocab_size(&self) -> usize {
         self.0.vocab_size()
@@ -69,8 +70,7 @@ impl Tokenizer {
         self.0.has_chat_template()
     }
 
-    /// The prompt that the template makes of `messages`, an array of objects with a `role` and whatever else the template
-    /// reads.
+    /// Renders `messages` into a prompt. Each is an object with a `role` and any other keys that the template reads.
     #[wasm_bindgen(js_name = applyChatTemplate)]
     pub fn apply_chat_template(
         &self,
@@ -81,7 +81,7 @@ impl Tokenizer {
 }
 
 fn read_messages(messages: &Array) -> Result<Vec<serde_json::Value>> {
-    let wrong = || Error::invalid_argument("expected messages that JSON can hold");
+    let wrong = || Error::invalid_argument("expected messages that can be written as JSON");
     let text = JSON::stringify(messages).ok().and_then(|text| text.as_string()).ok_or_else(wrong)?;
     serde_json::from_str(&text).map_err(|_| wrong())
 }

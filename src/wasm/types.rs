@@ -1,5 +1,4 @@
-//! What the bindings' declarations call what passes through them: the package's own types, so that its TypeScript needs no
-//! casts.
+//! Imports of the package's own types into the bindings' TypeScript declarations, so that the package needs no casts.
 
 use wasm_bindgen::prelude::wasm_bindgen;
 

@@ -1,4 +1,5 @@
-// What axe finds in each state of the page, in both themes, on a desk and on a phone; and that a keyboard is enough.
+// Accessibility: runs axe on each state of the page, in both themes, at desktop and phone width; tests keyboard-only
+// use.
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -11,17 +12,17 @@ const HELD_OUT = readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 4000)
 
 const WIDTHS = [1280, 360];
 
-/** Of one theme everything is looked at; the other one differs in its colours. */
+/** The dark theme differs only in its colours, so only these rules are checked there. */
 const COLOURS = { type: "rule", values: ["color-contrast", "link-in-text-block"] };
 
-/** A folder for pictures of each state, for people to look at: `LOWBIT_PICTURES=DIR`. */
+/** `LOWBIT_PICTURES=DIR` saves a screenshot of each state for review. */
 const PICTURES = process.env.LOWBIT_PICTURES;
 
 describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
   let place;
   before(async () => (place = await start()));
 
-  /** Looks at the page as it is now. */
+  /** Checks the page in its current state. */
   async function looks(page, state) {
     if (!(await page.evaluate(() => "axe" in globalThis))) await page.evaluate(AXE);
     for (const width of WIDTHS) {
@@ -45,7 +46,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await page.setViewportSize({ width: 1280, height: 900 });
   }
 
-  test("axe finds nothing, whatever the page shows", async () => {
+  test("axe reports no violations in any state of the page", async () => {
     let release;
     const held = new Promise((resolve) => (release = resolve));
     const { page, close } = await visit(place, {}, undefined, (context) => context.route("**/model/**", async (route) => {
@@ -53,7 +54,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
       await route.continue();
     }));
     await page.waitForSelector("#device-choice");
-    await looks(page, "on its way");
+    await looks(page, "loading");
     release();
     await idle(page);
     await page.click("#open-other summary");
@@ -97,7 +98,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("nor without a model", async () => {
+  test("axe reports no violations without a model", async () => {
     const { page, close } = await visit(place, {}, undefined, (context) => context.route("**/model/**", (route) => route.abort()));
     await page.waitForSelector("#model-job [role=alert]");
     await page.waitForSelector("#device-choice");
@@ -106,19 +107,19 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("a keyboard is enough for the whole visit", async () => {
+  test("the whole page works with the keyboard alone", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     const press = (...keys) => keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve());
     const here = (selector) => page.evaluate((found) => document.activeElement?.matches(found) ?? false, selector);
-    /** Goes on to a control, and never back. */
+    /** Presses Tab until the control has the focus. Never moves backwards. */
     const tabTo = async (selector) => {
       for (let presses = 0; presses < 60; presses += 1) {
         await press("Tab");
         if (await here(selector)) return assert.ok(await page.evaluate(() => {
           const { outlineStyle } = getComputedStyle(document.activeElement.closest("label:has(:focus-visible)") ?? document.activeElement);
           return outlineStyle !== "none" || getComputedStyle(document.activeElement).outlineStyle !== "none";
-        }), `${selector}: one sees that it has the focus`);
+        }), `${selector}: the focus must be visible`);
       }
       assert.fail(`${selector} cannot be reached`);
     };
@@ -132,7 +133,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await press("Enter");
     await page.waitForSelector("#address", { state: "hidden" });
 
-    // The slowest method, and out of it again.
+    // Start the slowest method and cancel it.
     await tabTo("[name=method]");
     await press("ArrowDown", "ArrowDown");
     assert.ok(await page.isChecked("[name=method][value=awq]"));
@@ -144,7 +145,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await press("Enter");
     await page.waitForFunction(() => document.querySelector("#shrink-job").textContent.includes("cancelled"));
     await idle(page);
-    assert.ok(await here("#shrink-form button[type=submit]"), "the keyboard goes on where it was");
+    assert.ok(await here("#shrink-form button[type=submit]"), "the focus must return to the button");
 
     await page.focus("[name=method][value=awq]");
     await press("ArrowUp", "ArrowUp");
@@ -195,7 +196,7 @@ describe("accessibility", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("the theme is the system's until another is chosen, and that is remembered", async () => {
+  test("the theme follows the system until another is chosen, and the choice is remembered", async () => {
     const { page, close } = await visit(place, { colorScheme: "dark" });
     const paper = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     const dark = await paper();

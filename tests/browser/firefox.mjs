@@ -1,5 +1,5 @@
-// The whole visit in Firefox, where models run on the CPU. By another driver than Chromium's, because that one needs a Firefox of its
-// own; so the steps are told again, in the few words that both sides need.
+// The whole visit in Firefox, where models run on the CPU. Uses puppeteer, because playwright needs its own build of
+// Firefox. So the steps of support.mjs are repeated here in a short form.
 import assert from "node:assert/strict";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -27,11 +27,11 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
     return { page, complaints };
   }
 
-  /** Asks the page until it agrees. The driver's own way makes functions from text, which the page's policy refuses. */
+  /** Polls the page until `holds`. The driver's own wait makes functions from text, which the page's policy rejects. */
   async function until(page, holds, ...given) {
     const end = Date.now() + PATIENCE;
     while (!(await page.evaluate(holds, ...given))) {
-      assert.ok(Date.now() < end, `waited in vain for ${holds}`);
+      assert.ok(Date.now() < end, `timed out waiting for ${holds}`);
       await pause(100);
     }
   }
@@ -59,15 +59,15 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
   async function downloaded(name) {
     const at = join(place.downloads, name);
     const end = Date.now() + PATIENCE;
-    // Firefox writes beside it, and renames at the end.
+    // Firefox writes a .part file and renames it at the end.
     while (!existsSync(at) || readdirSync(place.downloads).some((file) => file.endsWith(".part"))) {
-      assert.ok(Date.now() < end, `waited in vain for ${name} among ${readdirSync(place.downloads)}`);
+      assert.ok(Date.now() < end, `timed out waiting for ${name} among ${readdirSync(place.downloads)}`);
       await pause(100);
     }
     return at;
   }
 
-  test("a model is shrunk, heard, judged, taken away and opened again", async () => {
+  test("a model is quantized, run, validated, saved and reopened", async () => {
     const { page, complaints } = await visit();
     await idle(page);
     await until(page, () => document.querySelector("#device-choice") !== null);
@@ -82,7 +82,7 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
     assert.equal(voices.length, 2);
     for (const said of voices) assert.ok(said.length > 120, said);
     assert.match(await text(page, ".voice.second"), /tokens\/s.*CPU/s);
-    assert.match(await text(page, "#first-difference"), /They say the same for|Both say the same/);
+    assert.match(await text(page, "#first-difference"), /identical; they diverge at token|Both outputs are identical/);
 
     await fill(page, "textFrom", "own");
     await fill(page, "ownText", HELD_OUT);
@@ -94,7 +94,7 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
     assert.equal(rows.length, 2);
     assert.match(rows[1], /RTN INT4.*4\.50.*775 kB.*Accepted/);
 
-    assert.equal(await page.evaluate(() => document.querySelector("#save-folder").hidden), true, "this browser has no picker of folders");
+    assert.equal(await page.evaluate(() => document.querySelector("#save-folder").hidden), true, "this browser has no folder picker");
     await press(page, "#save-zip");
     const zip = await downloaded("tale-llama-int4-g32-sym.zip");
     const folder = join(place.folder, "taken-by-firefox");
@@ -107,14 +107,14 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
       await idle(page);
       assert.match(await text(page, "#card"), /compressed-tensors/);
       await press(page, "#talk-form button[type=submit]");
-      assert.equal(await text(page, ".voice .text"), voices[1], "what was opened says what the run said");
+      assert.equal(await text(page, ".voice .text"), voices[1], "the reopened model generates the same text as the run");
     }
     assert.deepEqual(await page.evaluate(() => refused), []);
     assert.deepEqual(complaints, []);
     await page.close();
   });
 
-  test("a broken file is named, work is cancelled, and the page goes on", async () => {
+  test("a broken file is named, a job is cancelled, and the page keeps working", async () => {
     const { page, complaints } = await visit();
     await idle(page);
     const noise = join(place.folder, "noise.zip");
@@ -126,7 +126,7 @@ describe("a visit in Firefox", { skip: missingFirefox }, () => {
     await until(page, () => document.querySelector("#shrink-job progress[value]") !== null);
     await page.evaluate(() => document.querySelector("#shrink-job .cancel").click());
     await until(page, () => document.querySelector("#shrink-job").textContent.includes("cancelled"));
-    assert.match(await text(page, "#runs-body"), /No attempt yet/);
+    assert.match(await text(page, "#runs-body"), /No runs yet/);
     await page.evaluate(() => document.querySelector("[name=method][value=rtn]").click());
     await press(page, "#shrink-form button[type=submit]");
     assert.match(await text(page, "#shrink-result"), /became/);

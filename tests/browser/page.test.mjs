@@ -1,11 +1,12 @@
-// The demo page in browsers. One process with one browser of a kind, because each of these pages keeps a processor busy.
+// Runs all browser tests of the demo page in one process, with one browser of each kind: each page keeps a processor
+// busy.
 import { after } from "node:test";
 import { closeAll, missing, missingFirefox } from "./support.mjs";
 
 if (missing) console.log(`skipped: ${missing}`);
 if (missingFirefox) console.log(`skipped: ${missingFirefox}`);
 
-// First, so that what was started is ended too where one of these cannot be loaded.
+// Before the imports, so that servers and browsers are closed even if one of these files fails to load.
 after(closeAll);
 await import("./visit.mjs");
 await import("./ways.mjs");

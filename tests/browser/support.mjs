@@ -1,9 +1,9 @@
-// A browser, the page served for it, and the steps that visitors take.
+// Shared by the browser tests: starts browsers and the page's server, and has a function for each step of a visit.
 //
 //   LOWBIT_PACKAGE    the built package; default: target/package/lowbit
-//   LOWBIT_CHROMIUM   the browser; default: where Debian and others put it
-//   LOWBIT_FIREFOX    and the other one
-//   LOWBIT_PORT       the port that the page is served at; default: a free one
+//   LOWBIT_CHROMIUM   path of Chromium; default: the usual paths below /usr/bin
+//   LOWBIT_FIREFOX    path of Firefox; default: the usual paths below /usr/bin
+//   LOWBIT_PORT       port of the page's server; default: a free one
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -23,35 +23,35 @@ const BROWSERS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/go
 const executablePath = process.env.LOWBIT_CHROMIUM ?? BROWSERS.find((place) => existsSync(place));
 const firefoxPath = process.env.LOWBIT_FIREFOX ?? ["/usr/bin/firefox-esr", "/usr/bin/firefox"].find((place) => existsSync(place));
 
-const unbuilt = !existsSync(join(LOWBIT, "package.json")) && `${LOWBIT} is not there; cargo xtask package makes it`;
+const unbuilt = !existsSync(join(LOWBIT, "package.json")) && `${LOWBIT} is missing (run cargo xtask package)`;
 
-/** Why there is nothing to test with; false where there is. */
-export const missing = executablePath === undefined ? "chromium is not installed (or name it by LOWBIT_CHROMIUM)" : unbuilt;
-export const missingFirefox = firefoxPath === undefined ? "firefox is not installed (or name it by LOWBIT_FIREFOX)" : unbuilt;
+/** Why the tests cannot run; false if they can. */
+export const missing = executablePath === undefined ? "chromium is not installed (LOWBIT_CHROMIUM can name it)" : unbuilt;
+export const missingFirefox = firefoxPath === undefined ? "firefox is not installed (LOWBIT_FIREFOX can name it)" : unbuilt;
 
 const golden = JSON.parse(readFileSync(path("../js/golden.json"), "utf8"));
 
-/** What the native command makes of the shipped model by rounding it to INT4, which is also what the page begins with. */
+/** Digests of the shipped model quantized to INT4 by the native command, with the page's default settings. */
 export const GOLDEN = golden.quantized["int4 group 32"];
 export const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
-/** What a result is taken away as. */
+/** The files of a saved result. */
 export const TAKEN = [
   "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json",
   "tokenizer_config.json", "validation_report.json",
 ];
 
-/** Nothing that the page does may take longer; the machine may be busy with other tests. */
+/** Timeout of each step. It is long because the machine may be busy with other tests. */
 export const PATIENCE = 300_000;
 
-/** So many pages at a time: each keeps one processor busy, now and then two. */
+/** Pages open at a time. Each keeps one processor busy, sometimes two. */
 export const TOGETHER = 2;
 
 const open = new Map();
 
 /**
- * A server and a browser, started when they are first asked for. `gpu` switches WebGPU on, which is SwiftShader's where there
- * is no GPU; `compress` serves what is worth it by brotli, which takes a while to prepare.
+ * A server and a browser, started on first use. `gpu` enables WebGPU, which falls back to SwiftShader without a GPU.
+ * `compress` serves text files with brotli, which takes a while to prepare.
  */
 export async function start({ gpu = false, compress = false } = {}) {
   const site = await once(`site ${compress}`, () => startSite(compress));
@@ -67,7 +67,7 @@ function once(name, make) {
   return open.get(name);
 }
 
-/** Ends everything that was started. */
+/** Closes all servers and browsers. */
 export async function closeAll() {
   for (const started of open.values()) await (await started).close();
 }
@@ -97,7 +97,7 @@ function launch(gpu) {
   });
 }
 
-/** Firefox without WebGPU, and the folder that it downloads to. */
+/** Firefox without WebGPU, and its download folder. */
 export async function startFirefox() {
   const { folder, url } = await once("site false", () => startSite(false));
   return once("firefox", async () => {
@@ -116,8 +116,8 @@ export async function startFirefox() {
 }
 
 /**
- * A page that was just opened, and everything that it complained of. `first` runs in it before its own scripts; `prepare` is given
- * the browser's context before the page is asked for.
+ * Opens the page; collects its errors in `complaints` and its requests in `asked`. `first` runs in the page before its
+ * own scripts. `prepare` gets the browser's context before the page is requested.
  */
 export async function visit({ browser, url }, options = {}, first = undefined, prepare = async () => {}) {
   const context = await browser.newContext({ acceptDownloads: true, viewport: { width: 1280, height: 900 }, ...options });
@@ -134,7 +134,7 @@ export async function visit({ browser, url }, options = {}, first = undefined, p
   return { page, complaints, asked, close: () => context.close() };
 }
 
-/** Waits until the model is there and nothing is under way. */
+/** Waits until the model is open and no job is running. */
 export async function idle(page) {
   await page.waitForSelector("#card h3");
   await page.waitForFunction(() => document.querySelector(".job") === null && !document.querySelector("#talk-form [type=submit]").disabled);
@@ -152,7 +152,7 @@ export async function generate(page, tokens = 24) {
   await idle(page);
 }
 
-/** Judges by a text; speed is left out, because machines that run tests are busy. */
+/** Validates on a text. Speed is not measured, because machines that run tests are busy. */
 export async function judge(page, text) {
   await page.selectOption("[name=textFrom]", "own");
   await page.fill("[name=ownText]", text);
@@ -161,7 +161,7 @@ export async function judge(page, text) {
   await idle(page);
 }
 
-/** Takes the result away, in the layout of other tools where `format` names one. */
+/** Downloads the result, converted to another tool's layout if `format` names one. */
 export async function download(page, format = "") {
   await page.selectOption("[name=format]", format);
   const [file] = await Promise.all([page.waitForEvent("download"), page.click("#save-zip")]);
@@ -171,7 +171,7 @@ export async function download(page, format = "") {
   return { name: file.suggestedFilename(), bytes: readFileSync(at) };
 }
 
-/** Unpacks a zip that was taken away into `folder`; its files, by name. */
+/** Unpacks a downloaded zip into `folder`. Returns its files by name. */
 export function unpack(zip, folder) {
   const files = Object.entries(unzipSync(zip)).map(([path, bytes]) => [path.split("/").pop(), bytes]);
   assert.deepEqual(files.map(([name]) => name).sort(), TAKEN);

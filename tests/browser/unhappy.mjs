@@ -1,15 +1,15 @@
-// What goes wrong is said, and the page goes on.
+// Failures: the page reports them and keeps working.
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import { generate, idle, judge, missing, MODEL, quantize, start, TOGETHER, visit } from "./support.mjs";
 
-describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
+describe("failures", { skip: missing, concurrency: TOGETHER }, () => {
   let place;
   before(async () => (place = await start()));
 
-  /** A copy of the shipped checkpoint that was changed. */
+  /** A modified copy of the shipped checkpoint. */
   function changed(name, change) {
     const folder = join(place.folder, name);
     mkdirSync(folder, { recursive: true });
@@ -18,7 +18,7 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     return folder;
   }
 
-  test("a broken file is named, and what was open stays open", async () => {
+  test("a broken file is named, and the current model stays open", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await page.click("#open-other summary");
@@ -34,10 +34,10 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
       await page.setInputFiles("#pick-folder", changed(name, change));
       await page.waitForFunction((text) => document.querySelector("#model-job [role=alert]")?.textContent.match(text), says.source.replace(".*", "[^]*"));
       assert.match(await page.textContent("#model-job [role=alert]"), says);
-      assert.equal(await page.locator("#model-job img").count(), 0, "what a file says is no markup");
+      assert.equal(await page.locator("#model-job img").count(), 0, "a file's text is not parsed as markup");
       assert.match(await page.textContent("#card h3"), /tale-llama/);
     }
-    // A zip that is none.
+    // Not a zip.
     await page.setInputFiles("#pick-files", { name: "model.zip", mimeType: "application/zip", buffer: Buffer.from("no zip") });
     await page.waitForFunction(() => document.querySelector("#model-job [role=alert]")?.textContent.includes("not a zip file"));
     await page.fill("#address", `${place.url}nothing-here/`);
@@ -45,12 +45,12 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     await page.waitForFunction(() => /not_found/.test(document.querySelector("#model-job [role=alert]")?.textContent));
     await quantize(page);
     assert.match(await page.textContent("#shrink-result"), /became/);
-    // Only the address that is not there may be complained of.
+    // The only allowed error is the 404 of the missing address.
     assert.deepEqual(complaints.filter((text) => !text.includes("404")), []);
     await close();
   });
 
-  test("quantizing is cancelled, keeps nothing, and can be done again", async () => {
+  test("quantizing can be cancelled and restarted; a cancelled run keeps nothing", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await page.check("[name=method][value=awq]", { force: true });
@@ -58,14 +58,14 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     await page.waitForSelector("#shrink-job progress[value]");
     await page.click("#shrink-job .cancel");
     await page.waitForFunction(() => document.querySelector("#shrink-job").textContent.includes("cancelled"));
-    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+    assert.match(await page.textContent("#runs-body"), /No runs yet/);
     await quantize(page, async () => page.check("[name=method][value=rtn]", { force: true }));
     assert.equal(await page.locator("#runs-body tbody tr").count(), 2);
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("a reload in the middle asks first, and begins anew", async () => {
+  test("reloading during a job asks first and starts over", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await page.check("[name=method][value=gptq]", { force: true });
@@ -79,14 +79,14 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     await page.reload();
     await idle(page);
     assert.deepEqual(questions, ["beforeunload"]);
-    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+    assert.match(await page.textContent("#runs-body"), /No runs yet/);
     await quantize(page, async () => page.check("[name=method][value=rtn]", { force: true }));
     assert.equal(await page.locator("#runs-body tbody tr").count(), 2);
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("a result that was not taken away is asked for before it is lost", async () => {
+  test("the page asks before an unsaved result is lost", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     const questions = [];
@@ -105,10 +105,10 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     assert.match(await page.textContent("#shrink-result"), /became/);
 
     const other = changed("other", () => {});
-    for (const answer of ["Escape", "Stay here", "Open, and forget it"]) {
+    for (const answer of ["Escape", "Stay here", "Open and discard it"]) {
       await page.setInputFiles("#pick-folder", other);
       await page.waitForSelector("dialog");
-      assert.match(await page.textContent("dialog"), /One result was not taken away/);
+      assert.match(await page.textContent("dialog"), /One result is not saved/);
       if (answer === "Escape") await page.keyboard.press("Escape");
       else await page.click(`dialog button:text-is("${answer}")`);
       await page.waitForSelector("dialog", { state: "detached" });
@@ -117,7 +117,7 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
       assert.match(await page.textContent("#shrink-result"), /became/);
     }
     await page.waitForFunction(() => document.querySelector("#card h3").textContent === "other");
-    assert.match(await page.textContent("#runs-body"), /No attempt yet/);
+    assert.match(await page.textContent("#runs-body"), /No runs yet/);
 
     await idle(page);
     await quantize(page);
@@ -125,12 +125,12 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     await idle(page);
     await page.reload();
     await idle(page);
-    assert.deepEqual(questions, ["beforeunload"], "what was taken away is not lost");
+    assert.deepEqual(questions, ["beforeunload"], "a saved result is not lost");
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("what a model is called and what it writes is text, whatever it looks like", async () => {
+  test("a model's name and output are shown as text, never as markup", async () => {
     const markup = "<img src=x onerror=alert(1)>";
     const folder = changed(markup, (at) => {
       const tokenizer = JSON.parse(readFileSync(join(at, "tokenizer.json"), "utf8"));
@@ -163,7 +163,7 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("nothing that is not this page's may run in it", async () => {
+  test("the page's policy blocks foreign scripts, markup strings and workers", async () => {
     const { page, close } = await visit(place);
     await idle(page);
     const response = await page.request.get(place.url);
@@ -185,11 +185,11 @@ describe("unhappy visits", { skip: missing, concurrency: TOGETHER }, () => {
       ];
     });
     assert.equal(tries[0], "TypeError", "no string becomes markup");
-    assert.equal(tries[1], "TypeError", "no worker comes from elsewhere");
+    assert.equal(tries[1], "TypeError", "no worker from another origin");
     await close();
   });
 
-  test("the server answers ranges, and names types as browsers want them", async () => {
+  test("the server supports range requests and sends the right content types", async () => {
     const part = await fetch(new URL("model/model.safetensors", place.url), { headers: { range: "bytes=8-9" } });
     assert.equal(part.status, 206);
     assert.equal(part.headers.get("content-range"), "bytes 8-9/1413880");

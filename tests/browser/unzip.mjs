@@ -1,12 +1,12 @@
-// Reads zips whose files are not compressed, from their central directory. The page packs by a library; what reads it here is
-// another program, so that a mistake of the one is not hidden by the other.
+// Reads uncompressed zips from their central directory. The page writes zips with a library; this reader is independent
+// of it, so a bug in the library cannot hide itself.
 
 const [END, ENTRY] = [0x06054b50, 0x02014b50];
 
-/** The files by their paths. */
+/** The zip's files by their paths. */
 export function unzipSync(bytes) {
   const end = bytes.lastIndexOf(Buffer.from("PK\x05\x06", "latin1"));
-  if (end < 0 || bytes.readUInt32LE(end) !== END) throw new Error("there is no end of a central directory");
+  if (end < 0 || bytes.readUInt32LE(end) !== END) throw new Error("expected an end of central directory record but found none");
   const count = bytes.readUInt16LE(end + 10);
   let at = bytes.readUInt32LE(end + 16);
   const files = {};

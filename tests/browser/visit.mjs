@@ -1,4 +1,4 @@
-// The whole visit: open, shrink, talk, judge, take away, open again.
+// The whole visit in Chromium: open, quantize, generate, validate, save, reopen.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -12,7 +12,7 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
   let place;
   before(async () => (place = await start()));
 
-  test("the shipped model is opened at once, and its card says what it is", async () => {
+  test("the shipped model opens at start, and its card describes it", async () => {
     const { page, complaints, asked, close } = await visit(place);
     await idle(page);
     const card = await page.textContent("#card");
@@ -24,12 +24,12 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     for (let at = 1; at < widths.length; at += 1) assert.ok(widths[at] < widths[at - 1], `${bars[at]} is smaller than ${bars[at - 1]}`);
     await page.waitForSelector("#device-choice");
     assert.match(await page.textContent("#device"), /Runs on CPU .*this browser offers none/);
-    assert.ok(asked.every((address) => address.startsWith(place.url)), "nothing was asked of another host");
+    assert.ok(asked.every((address) => address.startsWith(place.url)), "there are no requests to other hosts");
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("a model is shrunk, heard, judged, taken away and opened again", async () => {
+  test("a model is quantized, run, validated, saved and reopened", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await quantize(page);
@@ -40,13 +40,13 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     assert.equal(voices.length, 2);
     for (const text of voices) assert.ok(text.length > 120, text);
     assert.match(await page.textContent(".voice.second"), /tokens\/s/);
-    assert.match(await page.textContent("#first-difference"), /They say the same for \d+ tokens?, and part at token \d+|Both say the same/);
+    assert.match(await page.textContent("#first-difference"), /The first \d+ tokens? (is|are) identical; they diverge at token \d+|Both outputs are identical/);
     const marks = await page.$$eval(".voice mark:not([hidden])", (found) => found.map((mark) => mark.textContent.trim()));
     if (voices[0] !== voices[1]) assert.notEqual(marks[0], marks[1]);
 
     await judge(page, HELD_OUT);
     const report = await page.textContent("#report");
-    for (const part of ["Perplexity", "KL divergence", "Same first choice", "Accepted", "Perplexity rises by at most"]) assert.ok(report.includes(part), part);
+    for (const part of ["Perplexity", "KL divergence", "Top-1 agreement", "Accepted", "Perplexity rises by at most"]) assert.ok(report.includes(part), part);
     assert.equal(await page.locator("#report .plot .dot").count(), 21, "a dot for each linear layer");
     await page.waitForSelector("#report .plot polyline.second");
     const least = await page.inputValue("#weights-of");
@@ -61,10 +61,10 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
       said: failure.querySelector("blockquote").textContent, given: failure.querySelector(".given").textContent,
       marked: failure.querySelector("mark")?.textContent, why: failure.textContent,
     })));
-    assert.ok(failures.length > 0, "a ruined model fails in what it writes");
+    assert.ok(failures.length > 0, "a ruined model has generation failures");
     for (const { said, given, marked } of failures) assert.ok(said.startsWith(given) && said.length > given.length && said.endsWith(marked ?? ""), said);
     const runs = failures.filter(({ why }) => /characters are a run of/.test(why));
-    assert.ok(runs.length > 0 && runs.every(({ marked }) => /^(↵×\d+|(\S)\2{31})/.test(marked)), "and a run of one character is marked where it begins");
+    assert.ok(runs.length > 0 && runs.every(({ marked }) => /^(↵×\d+|(\S)\2{31})/.test(marked)), "a run of one character is highlighted from its start");
 
     const rows = await page.$$eval("#runs-body tbody tr", (found) => found.map((row) => row.innerText.replace(/\s+/g, " ")));
     assert.equal(rows.length, 3);
@@ -72,7 +72,7 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     assert.match(rows[2], /Ternary.*2\.00.*637 kB.*Rejected/);
     assert.equal(await page.locator("#runs-body .plot .dot").count(), 3);
 
-    // The first run again, as a zip, unpacked, and opened as a folder.
+    // Save the first run as a zip, unpack it, and open the folder.
     await page.check("#run-1");
     const zip = await download(page);
     assert.equal(zip.name, "tale-llama-int4-g32-sym.zip");
@@ -80,15 +80,15 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     const files = unpack(zip.bytes, folder);
     assert.equal(sha256(files["model.safetensors"]), GOLDEN["model.safetensors"], "the same bytes as from the native command");
     await openQuantized(page, folder);
-    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "what is quantized is not quantized again");
+    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "a quantized model cannot be quantized again");
     await generate(page);
     const again = await page.textContent(".voice .text");
-    assert.equal(again, voices[1], "the opened folder says what the run said");
+    assert.equal(again, voices[1], "the reopened folder generates the same text as the run");
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("a result is written as other tools do", async () => {
+  test("a result is saved in other tools' formats", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await quantize(page);
@@ -108,7 +108,7 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("GPTQ learns from a text of one's own, with attention in more bits", async () => {
+  test("GPTQ calibrates on the user's own text, with more bits for attention", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await quantize(page, async () => {
@@ -120,14 +120,14 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     });
     const result = await page.textContent("#shrink-result");
     assert.match(result, /GPTQ INT4, groups of 32, attention INT8/);
-    // 4.5 bits in all would be INT4 throughout, 8.5 INT8.
-    const bits = Number(/([\d.]+) bits for each/.exec(result)[1]);
+    // INT4 everywhere would be 4.5 bits, INT8 everywhere 8.5.
+    const bits = Number(/([\d.]+) bits per/.exec(result)[1]);
     assert.ok(bits > 4.6 && bits < 8.4, String(bits));
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("a search tries one thing after the other, and each attempt is a run with its verdict", async () => {
+  test("auto makes each attempt a run with its verdict, and ends with an accepted one", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     await quantize(page, async () => {
@@ -145,7 +145,7 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("the page without the model is under 2 MB over the wire, and usable before the model arrives", async () => {
+  test("the page without its model transfers under 2 MB, and is usable before the model has loaded", async () => {
     const { browser, url } = await start({ compress: true });
     const context = await browser.newContext();
     const page = await context.newPage();
@@ -165,7 +165,7 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     await page.selectOption("[name=groupSize]", "64");
     await page.fill("[name=prompt]", "The fox");
     await page.click("#open-other summary");
-    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "there is nothing to shrink yet");
+    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "there is no model to quantize yet");
     release();
     await idle(page);
     assert.equal(await page.inputValue("[name=prompt]"), "The fox");
@@ -173,14 +173,15 @@ describe("a visit", { skip: missing, concurrency: TOGETHER }, () => {
     const loaded = await Promise.all(sizes);
     const total = loaded.reduce((sum, [, size]) => sum + size, 0);
     console.log(`note: first load with tokenizer ${(total / 1e6).toFixed(2)} MB`);
-    // The package's files have budgets of their own, which building it judges; this leaves the page its own part.
+    // The package's files have their own budgets, checked when it is built. This checks the page's own part.
     const own = loaded.filter(([path]) => !path.startsWith("/lowbit/")).reduce((sum, [, size]) => sum + size, 0);
     assert.ok(own > 0 && own < 100_000, `${own} bytes beside the package`);
     assert.ok(loaded.some(([path]) => /engine(_relaxed)?_bg\.wasm$/.test(path)) && loaded.some(([path]) => path.endsWith("tokenizer_bg.wasm")));
     assert.ok(!loaded.some(([path]) => path.includes("quantizer")), "nothing was quantized yet");
-    // The bound is for what is published; a quick build's modules are larger, and `cargo xtask package` judges the real ones.
+    // The bound is for the published package. A quick build's modules are larger; `cargo xtask package` checks the real
+    // ones.
     const { optimized = true } = JSON.parse(readFileSync(join(LOWBIT, "package.json"), "utf8"));
-    if (!optimized) console.log("note: this package was built quickly, so its size is not judged");
+    if (!optimized) console.log("note: this package is a quick build, so its size is not checked");
     else assert.ok(total < 2_000_000, loaded.map(([path, size]) => `${path} ${size}`).join("\n"));
     await context.close();
   });

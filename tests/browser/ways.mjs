@@ -1,4 +1,4 @@
-// The ways that a model comes into the page and goes out of it.
+// All ways to open a model in the page, and to save one.
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -10,11 +10,11 @@ import { generate, GOLDEN, idle, missing, MODEL, quantize, sha256, start, TAKEN,
 
 const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 
-describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
+describe("opening and saving", { skip: missing, concurrency: TOGETHER }, () => {
   let place;
   before(async () => (place = await start()));
 
-  /** A copy of the shipped checkpoint under a name of its own, with something in it that does not belong to it. */
+  /** A copy of the shipped checkpoint under another name, with some files that do not belong to it. */
   function copy(name) {
     const folder = join(place.folder, name);
     mkdirSync(join(folder, "original"), { recursive: true });
@@ -24,12 +24,12 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     return folder;
   }
 
-  /** Drops paths of this machine, as a hand with a mouse would. */
+  /** Drops local paths onto the page, as a mouse would. */
   async function drop(page, paths) {
     const browser = await page.context().newCDPSession(page);
     const data = { items: [], files: paths, dragOperationsMask: 1 };
     for (const type of ["dragEnter", "dragOver"]) await browser.send("Input.dispatchDragEvent", { type, x: 300, y: 300, data });
-    assert.ok(await page.evaluate(() => document.body.classList.contains("dropping")), "the page says that it takes it");
+    assert.ok(await page.evaluate(() => document.body.classList.contains("dropping")), "the page shows that it accepts the drop");
     await browser.send("Input.dispatchDragEvent", { type: "drop", x: 300, y: 300, data });
     assert.ok(!(await page.evaluate(() => document.body.classList.contains("dropping"))));
     await browser.detach();
@@ -37,27 +37,27 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
 
   const opened = (page, label) => page.waitForFunction((title) => document.querySelector("#card h3")?.textContent === title, label);
 
-  test("a folder, files, a zip that others packed: dropped, and opened", async () => {
+  test("a dropped folder, dropped files and another tool's zip open", async () => {
     const { page, complaints, close } = await visit(place);
     await idle(page);
     const folder = copy("dropped-folder");
     await drop(page, [folder]);
     await opened(page, "dropped-folder");
-    assert.match(await page.textContent("#card"), /a folder of yours.*705,408/);
+    assert.match(await page.textContent("#card"), /your folder.*705,408/);
     const whole = Object.fromEntries(FILES.map((file) => [file, readFileSync(join(MODEL, file))]));
     const parts = join(place.folder, "dropped-in-parts");
     mkdirSync(join(parts, "weights"), { recursive: true });
     for (const [name, bytes] of Object.entries(inShards(whole, "weights/"))) writeFileSync(join(parts, name), bytes);
     await drop(page, [parts]);
     await opened(page, "dropped-in-parts");
-    assert.match(await page.textContent("#card"), /a folder of yours.*705,408/);
+    assert.match(await page.textContent("#card"), /your folder.*705,408/);
     await drop(page, FILES.map((file) => join(folder, file)));
     await opened(page, "Your files");
     assert.match(await page.textContent("#card"), /5 of your files/);
-    // Compressed, in a folder, and with a text large enough that the library would take a worker to unpack it.
+    // Compressed, in a folder, and with a file large enough that the library would use a worker to unpack it.
     const tokenizer = Buffer.concat([readFileSync(join(MODEL, "tokenizer.json")), Buffer.alloc(1 << 20, " ")]);
     const entries = FILES.map((file) => [`packed/${file}`, file === "tokenizer.json" ? tokenizer : readFileSync(join(MODEL, file))]);
-    // The page's own packages are there once its site is.
+    // The page's packages are installed once its site has started.
     const { zipSync } = await import("../../www/node_modules/fflate/esm/browser.js");
     const zip = join(place.folder, "packed.zip");
     writeFileSync(zip, zipSync(Object.fromEntries(entries), { level: 6 }));
@@ -71,9 +71,9 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  test("a result is saved into a folder, and that is dropped and opened", async () => {
+  test("a result saved into a folder can be dropped and opened", async () => {
     const { page, complaints, close } = await visit(place, {}, () => {
-      // No browser without a head shows a picker; a folder of the page's own storage is the same kind of thing.
+      // A headless browser shows no picker. A folder of the page's private storage has the same kind of handle.
       globalThis.picks = [];
       globalThis.showDirectoryPicker = async (options) => {
         const pick = picks.shift();
@@ -90,7 +90,7 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await page.evaluate(() => (globalThis.picks = ["AbortError", "NotAllowedError", 0]));
     await page.click("#save-folder");
     await idle(page);
-    assert.equal(await page.textContent("#take-job"), "", "a picker that was closed is nothing to speak of");
+    assert.equal(await page.textContent("#take-job"), "", "closing the picker is not an error");
     await page.click("#save-folder");
     await page.waitForFunction(() => document.querySelector("#take-job [role=alert]")?.textContent.includes("the picker says NotAllowedError"));
     await page.click("#save-folder");
@@ -112,7 +112,7 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
       }
       return found;
     });
-    assert.deepEqual(Object.keys(saved).sort(), TAKEN.filter((name) => name !== "validation_report.json"), "it was not judged");
+    assert.deepEqual(Object.keys(saved).sort(), TAKEN.filter((name) => name !== "validation_report.json"), "without a report, because it was not validated");
     assert.equal(sha256(Buffer.from(saved["model.safetensors"], "base64")), GOLDEN["model.safetensors"]);
     const folder = join(place.folder, "saved");
     mkdirSync(folder);
@@ -126,7 +126,7 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await close();
   });
 
-  /** A server of another origin, as those are that people have models on. */
+  /** A server on another origin, like those that host models. */
   async function elsewhere() {
     const asked = [];
     const server = createServer((request, response) => {
@@ -153,7 +153,7 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await page.click("#open-address [type=submit]");
   };
 
-  test("an address on another server", async () => {
+  test("a model opens from an address on another server", async () => {
     const { url } = await elsewhere();
     const { page, complaints, close } = await visit(place);
     await idle(page);
@@ -163,21 +163,21 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await quantize(page);
     assert.match(await page.textContent("#shrink-result"), /1\.41 MB became 77\d kB/);
     assert.deepEqual(complaints, []);
-    // What goes wrong there is said with what may help.
+    // Failures there are shown with a hint.
     await openAddress(page, "https://");
     await page.waitForFunction(() => /expected an address/.test(document.querySelector("#model-job [role=alert]")?.textContent));
     assert.equal(await page.textContent("#card h3"), "tale");
     await openAddress(page, "http://127.0.0.1:1/nobody/");
     await page.click("dialog [value=yes]");
-    await page.waitForFunction(() => /let other pages read its files/.test(document.querySelector("#model-job [role=alert]")?.textContent));
+    await page.waitForFunction(() => /allow other sites to read its files/.test(document.querySelector("#model-job [role=alert]")?.textContent));
     await close();
   });
 
-  test("a name on the hub, and the address of its page", async () => {
+  test("a model opens by its hub name and by the URL of its hub page", async () => {
     const { url, asked } = await elsewhere();
     const { page, close } = await visit(place);
     await idle(page);
-    // The hub's own paths, answered by the server above: requests of the page and of its worker.
+    // Requests of the page and its worker to the hub are answered by the server above.
     const hub = [];
     await page.context().route("https://huggingface.co/**", async (route) => {
       const { pathname } = new URL(route.request().url());
@@ -197,11 +197,11 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await page.waitForFunction(() => document.querySelector("#model-job .job") === null && document.querySelector("#open-other").open === false);
     assert.ok(hub.length > 0 && hub.every((path) => path.startsWith("/some-org/tale-llama/resolve/v2/")), hub.join("\n"));
     await openAddress(page, "gated/model");
-    await page.waitForFunction(() => /401.*has to be a public one/s.test(document.querySelector("#model-job [role=alert]")?.textContent));
+    await page.waitForFunction(() => /401.*must be public/s.test(document.querySelector("#model-job [role=alert]")?.textContent));
     await close();
   });
 
-  test("while the shipped model is on its way, the page says so, and opens another", async () => {
+  test("while the shipped model loads, the page says so and can open another model", async () => {
     let release;
     const held = new Promise((resolve) => (release = resolve));
     const { page, complaints, close } = await visit(place, {}, undefined, async (context) => {
@@ -211,8 +211,8 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
       });
     });
     await page.waitForSelector("#device-choice");
-    assert.match(await page.textContent("#card"), /on its way/);
-    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "there is nothing to shrink yet");
+    assert.match(await page.textContent("#card"), /is loading/);
+    assert.ok(await page.isDisabled("#shrink-form [type=submit]"), "there is no model to quantize yet");
     await page.check("[name=method][value=gptq]", { force: true });
     assert.ok(await page.isVisible("#calibration"));
     await page.check("[name=method][value=rtn]", { force: true });
@@ -221,15 +221,15 @@ describe("ways in and out", { skip: missing, concurrency: TOGETHER }, () => {
     await quantize(page);
     assert.match(await page.textContent("#shrink-result"), /became/);
     release();
-    assert.equal(await page.textContent("#card h3"), "own", "the one that was asked for stays");
+    assert.equal(await page.textContent("#card h3"), "own", "the model that the user opened stays");
     assert.deepEqual(complaints, []);
     await close();
   });
 
-  test("without the shipped model there are still ways to one", async () => {
+  test("if the shipped model cannot be loaded, another model can be opened", async () => {
     const { page, close } = await visit(place, {}, undefined, (context) => context.route("**/model/**", (route) => route.abort()));
     await page.waitForSelector("#model-job [role=alert]");
-    assert.match(await page.textContent("#model-job"), /model\/\S+: it did not arrive/);
+    assert.match(await page.textContent("#model-job"), /model\/\S+: it could not be loaded/);
     assert.match(await page.textContent("#card"), /No model is open yet/);
     await page.waitForSelector("#address", { state: "visible" });
     await page.setInputFiles("#pick-folder", copy("instead"));

@@ -1,4 +1,4 @@
-// With WebGPU, on a software adapter where there is no GPU: what the page says of it, and the whole visit on it.
+// With WebGPU, on a software adapter if there is no GPU: what the page reports about the adapter, and the whole visit.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
   let place;
   before(async () => (place = await start({ gpu: true })));
 
-  /** A page, and what it says of its adapter; skips the test where there is none. */
+  /** Opens the page and returns its device line. Skips the test if there is no adapter. */
   async function visitOnGpu(t) {
     const opened = await visit(place);
     const { page, close } = opened;
@@ -25,7 +25,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
     return { ...opened, line: await page.textContent("#device") };
   }
 
-  test("the adapter is named with what its self-check found", async (t) => {
+  test("the page names the adapter and its self-check result", async (t) => {
     const opened = await visitOnGpu(t);
     if (opened === undefined) return;
     assert.match(opened.line, /GPU: .*\(webgpu, \w+\), (its kernels were checked against the CPU and agree|not used: )/);
@@ -33,7 +33,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
     await opened.close();
   });
 
-  test("a model is shrunk, heard, judged, taken away and opened again, on the GPU", async (t) => {
+  test("a model is quantized, run, validated, saved and reopened on the GPU", async (t) => {
     const opened = await visitOnGpu(t);
     if (opened === undefined) return;
     const { page, complaints, line, close } = opened;
@@ -41,7 +41,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
       await close();
       return t.skip(`the adapter is not used: ${line}`);
     }
-    // A software adapter runs only when it is asked for.
+    // A software adapter is used only if it is selected.
     await page.selectOption("#device-choice", "gpu");
     await quantize(page, async () => {
       await page.check("[name=method][value=gptq]", { force: true });
@@ -60,7 +60,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
 
     await judge(page, HELD_OUT.slice(0, 1000));
     const report = await page.textContent("#report");
-    for (const part of ["Perplexity", "KL divergence", "Same first choice"]) assert.ok(report.includes(part), part);
+    for (const part of ["Perplexity", "KL divergence", "Top-1 agreement"]) assert.ok(report.includes(part), part);
     assert.match(await page.textContent("#report .verdict"), /Accepted|Rejected/);
     assert.equal(await page.locator("#runs-body tbody tr").count(), 2);
 
@@ -68,7 +68,7 @@ describe("a visit with WebGPU", { skip: missing }, () => {
     unpack((await download(page)).bytes, folder);
     await openQuantized(page, folder);
     await generate(page, 12);
-    assert.equal(await page.textContent(".voice .text"), voices[1], "the opened folder says what the run said");
+    assert.equal(await page.textContent(".voice .text"), voices[1], "the reopened folder generates the same text as the run");
     assert.deepEqual(complaints, []);
     await close();
   });

@@ -1,8 +1,8 @@
-"""The golden cases: what each config says, and which of its features must show in the logits."""
+"""The golden cases: each one's config, and which of its features must change the logits."""
 
 import torch
 
-# what all cases share unless they say otherwise
+# defaults of all cases
 SHAPE = dict(
     vocab_size=112,
     hidden_size=64,
@@ -19,7 +19,8 @@ SHAPE = dict(
 
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
 LINEAR = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}
-# wavelengths below 32/4 stay, above 32/1 are divided by 8, and one lies between: all three branches within 24 tokens
+# Wavelengths below 32/4 stay, those above 32/1 are scaled by 8, and one lies between: 24 tokens test all three
+# branches.
 LLAMA3 = {
     "rope_theta": 10000.0,
     "rope_type": "llama3",
@@ -36,7 +37,7 @@ BITNET = dict(
     rope_parameters={"rope_theta": 500000.0, "rope_type": "default"},
 )
 
-# A config of transformers 4: rope_theta on top, scaling in rope_scaling, torch_dtype, no head_dim or layer_types.
+# Configs in the format of transformers 4: top-level rope_theta, rope_scaling, torch_dtype, no head_dim or layer_types.
 V4_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -89,7 +90,7 @@ V4_QWEN2 = {
     "vocab_size": 112,
 }
 
-# `spellings`: what other config.json say of the same model: changes to the one that transformers writes; DROP takes a key out.
+# `spellings`: other config.json files for the same model, as changes to the one from transformers. DROP removes a key.
 DROP = object()
 
 CASES = {
@@ -111,7 +112,7 @@ CASES = {
         ),
         without={"attention bias": {"attention_bias": False}, "mlp bias": {"mlp_bias": False}},
     ),
-    "llama-head-dim": dict(  # 4 heads of 24: q is 96 wide, o takes 96 to 64
+    "llama-head-dim": dict(  # 4 heads of 24: q has 96 outputs, o maps 96 to 64
         config=dict(model_type="llama", rope_parameters={**ROPE, "rope_theta": 5000.0}, head_dim=24),
         without={"rope theta": {"rope_parameters": ROPE}},
     ),
@@ -168,12 +169,12 @@ CASES = {
         without={"activation": {"hidden_act": "silu"}},
         dtype=torch.bfloat16,
     ),
-    "bitnet-bitlinear": dict(  # the default class: outputs are divided by the stored scale
+    "bitnet-bitlinear": dict(  # the default class: divides outputs by the stored scale
         config=BITNET,
         packed="bitlinear",
         quantization_config={"quant_method": "bitnet"},
     ),
-    "bitnet-autobitlinear": dict(  # as microsoft/bitnet-b1.58-2B-4T: outputs are multiplied by the stored scale
+    "bitnet-autobitlinear": dict(  # as microsoft/bitnet-b1.58-2B-4T: multiplies outputs by the stored scale
         config=dict(**BITNET, tie_word_embeddings=True),
         packed="autobitlinear",
         dtype=torch.bfloat16,
@@ -184,7 +185,7 @@ CASES = {
             "modules_to_not_convert": None,
         },
     ),
-    "bitnet-online": dict(  # dense matrices, made ternary at run time: scale 1/absmean, round, clamp
+    "bitnet-online": dict(  # dense matrices, quantized to ternary at run time: scale 1/absmean, round, clamp
         config=dict(**BITNET, tie_word_embeddings=True),
         quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
     ),

@@ -1,17 +1,17 @@
-"""What transformers makes of a checkpoint folder: the independent judge of what lowbit reads and writes.
+"""Opens a checkpoint folder in transformers, as an independent check of what lowbit reads and writes.
 
 usage: judge.py logits FOLDER IDS [--positions 0,5,-1]       IDS: a JSON file with a list of token ids, or - for stdin
        judge.py perplexity FOLDER TEXT [--context 512] [--tokens N] [--tokenizer FOLDER]
        judge.py batch                                        one job per line of stdin, one answer per line of stdout
 
 A job of `batch`: {"folder": ..., "ids": [...], "positions": [...]} or {"folder": ..., "text": FILE, "context": ...,
-"tokens": ..., "tokenizer": ...}. The folder may be plain, compressed-tensors, GPTQ, AWQ or BitNet; all arithmetic is f32.
+"tokens": ..., "tokenizer": ...}. The folder may be plain, compressed-tensors, GPTQ, AWQ or BitNet. Arithmetic is f32.
 
 Answers: {"folder", "opened", "positions", "logits": one row per position, "argmax": of every position}
       or {"folder", "opened", "perplexity", "tokens", "context"}
       or {"folder", "error"}, and exit status 1 at the end.
-Tensors that are missing, unexpected or of another shape are an error: transformers itself only warns of most.
-"opened" is "as is", or says why transformers refused a compressed-tensors folder, which then was decompressed first.
+Tensors that are missing, unexpected or of another shape are an error; transformers only warns about most of them.
+"opened" is "as is", or why transformers refused a compressed-tensors folder, which was then decompressed first.
 """
 
 import argparse
@@ -22,14 +22,14 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["TORCHDYNAMO_DISABLE"] = "1"  # the BitNet layers as written, without a C++ compiler
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # runs the BitNet layers uncompiled, without a C++ compiler
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @contextlib.contextmanager
 def quiet_stdout():
-    """Sends what libraries print to stderr: GPTQModel greets on stdout, where answers belong."""
+    """Redirects the libraries' output to stderr: GPTQModel prints a banner to stdout, which is for answers."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -53,26 +53,26 @@ PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 
 
 def open_model(folder, strict=True):
-    """A checkpoint in f32; `strict` refuses tensors that are missing, unexpected or of another shape."""
+    """Opens a checkpoint in f32. `strict` rejects tensors that are missing, unexpected or of another shape."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         wrong = {k: sorted(map(str, v)) for k, v in info.items() if v}
         if wrong and strict:
             raise ValueError(f"the tensors do not fit the model: {wrong}")
         model.judged = "as is"
-    except Exception as refusal:  # whatever transformers throws
+    except Exception as refusal:  # any error of transformers
         quantization = AutoConfig.from_pretrained(folder).to_dict().get("quantization_config") or {}
         if quantization.get("quant_method") != "compressed-tensors":
             raise
         model = open_decompressed(Path(folder))
         model.judged = f"decompressed first, because of {type(refusal).__name__}: {refusal}"
-    # an autobitlinear checkpoint keeps the types of the file whatever `dtype` says, and the model's own method refuses
+    # An autobitlinear checkpoint keeps the file's dtypes despite `dtype`, and the model's own `float` method refuses.
     torch.nn.Module.float(model)
     return model.eval()
 
 
 def open_decompressed(folder: Path):
-    """A pack-quantized folder that transformers refuses, decompressed module by module by compressed-tensors.
+    """Opens a pack-quantized folder that transformers refuses: compressed-tensors decompresses it module by module.
 
     With compressed-tensors 0.18 to 0.20, transformers 5.23 refuses packed zero points (it expects their unpacked shape)
     and quantized embeddings."""
@@ -97,7 +97,7 @@ def open_decompressed(folder: Path):
             expected["weight_scale"] = [rows, groups]
             found = {k: list(parts[k].shape) for k in expected}
             if found != expected:
-                raise ValueError(f"{name} has {found}, its scheme wants {expected}")
+                raise ValueError(f"{name}: expected {expected} but found {found}")
             parts["weight_scale"] = parts["weight_scale"].float()
             compressor = BaseCompressor.get_value_from_registry(scheme.format or quantization.format)
             tensors[f"{name}.weight"] = compressor.decompress(parts, scheme)["weight"]
@@ -115,7 +115,7 @@ def logits_of(model, ids: list[int]) -> torch.Tensor:
 
 
 def perplexity(model, tokenizer, text: str, context: int, limit: int | None) -> tuple[float, int]:
-    """Windows of context - 1 tokens that do not overlap, BOS in front of each; every token of the text is scored."""
+    """Perplexity and token count, from windows of context - 1 tokens without overlap, each after BOS."""
     ids = tokenizer(text, add_special_tokens=False).input_ids[:limit]
     loss = 0.0
     for start in range(0, len(ids), context - 1):
@@ -126,7 +126,7 @@ def perplexity(model, tokenizer, text: str, context: int, limit: int | None) -> 
 
 
 def answer(job: dict) -> dict:
-    """One job of `batch`."""
+    """Answers one job of `batch`."""
     folder = job["folder"]
     model = open_model(folder)
     if "ids" in job:
@@ -148,7 +148,7 @@ def answer(job: dict) -> dict:
 
 
 def jobs(args):
-    """The jobs that the command line stands for."""
+    """The jobs from the command line or stdin."""
     if args.command == "batch":
         yield from (json.loads(line) for line in sys.stdin if line.strip())
     elif args.command == "logits":
@@ -181,7 +181,7 @@ def main():
         try:
             with quiet_stdout():
                 result = answer(job)
-        except Exception as e:  # whatever transformers throws is the finding
+        except Exception as e:  # any error of transformers is a valid answer
             result = {"folder": job["folder"], "error": f"{type(e).__name__}: {e}"}
             failed = True
         print(json.dumps(result), flush=True)

@@ -1,11 +1,18 @@
-// llama.cpp, through node-llama-cpp, as the judge of GGUF files.
+// Opens GGUF files in llama.cpp, through node-llama-cpp, as an independent check.
 //
 // usage: node judge_gguf.mjs FOLDER < jobs.json       FOLDER/node_modules holds node-llama-cpp
 //
-// A job is {"file", "greedy": token ids, "count"}, answered by the likeliest next tokens; or {"file", "texts"}, answered by
-// the ids of each text, without tokens around it, special tokens in it recognised; or {"file", "texts", "around": number of
-// tokens}, answered by {"ids": the same, "front", "behind": the token that a prompt gets there or null, "ends": every token
-// at which a text ends}, or by null where llama.cpp does not open the file. The last line of the output is the list of answers.
+// The last line of the output is the list of answers. Jobs and their answers:
+//
+//   {"file", "greedy": token ids, "count"}
+//       the next `count` tokens, greedily
+//   {"file", "texts"}
+//       the token ids of each text, without BOS and EOS, with special tokens parsed
+//   {"file", "texts", "around": vocabulary}
+//       {"ids", "front", "behind", "ends"}, or null if llama.cpp does not open the file. `ids` is as above. `front` and
+//       `behind` are the BOS and EOS that a prompt gets, or null. `ends` are all end-of-generation tokens.
+//
+// `vocabulary` is the number of tokens.
 
 import {createRequire} from "node:module";
 import {readFileSync} from "node:fs";

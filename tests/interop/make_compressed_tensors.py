@@ -1,9 +1,9 @@
-"""Golden bytes of the `pack-quantized` format, computed by compressed-tensors.
+"""Makes golden tensors of the `pack-quantized` format with compressed-tensors.
 
 usage: make_compressed_tensors.py [--out FILE] [--check]
 
 Each case quantizes a small matrix, scaled(name, shape, 0.25) of synthetic.py, with the library's own rule for scales
-and zero points (minimum and maximum of each group), and records the tensors as they would stand in a checkpoint.
+and zero points (minimum and maximum of each group), and records the tensors as a checkpoint would have them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FILE = Path(__file__).resolve().parent.parent / "fixtures" / "golden" / "compres
 
 
 def case(bits: int, symmetric: bool, group: int | None) -> dict:
-    """One matrix. Neither 10 rows nor 84 columns fill whole words at most widths; 96 columns are three groups."""
+    """One matrix. At most bit widths, 10 rows and 84 columns do not fill whole words; 96 columns are three groups."""
     shape = [12, 96] if group else [10, 84]
     name = f"w{bits}-{'sym' if symmetric else 'asym'}-{f'g{group}' if group else 'channel'}"
     args = QuantizationArgs(
@@ -55,7 +55,7 @@ def case(bits: int, symmetric: bool, group: int | None) -> dict:
 
 
 def shortest(value):
-    """The shortest decimal of an f32, in place of Python's f64 spelling of it."""
+    """The shortest decimal of an f32, instead of its longer f64 form."""
     if isinstance(value, list):
         return [shortest(v) for v in value]
     return float(str(synthetic.np.float32(value))) if isinstance(value, float) else value

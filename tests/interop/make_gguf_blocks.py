@@ -1,11 +1,11 @@
-"""Blocks of ggml's types and what they decode to, by the `gguf` package, which llama.cpp maintains.
+"""Makes golden blocks of ggml's types and their values with the `gguf` package, which llama.cpp maintains.
 
 usage: make_gguf_blocks.py [--check]
 
 Writes tests/fixtures/golden/gguf_blocks.json:
 
-  decoded    for each type: random blocks as hex, and their values as the bits of f32 numbers
-  quantized  for each type that `gguf.quants` can make: the blocks of rows of values (bits of f32, again)
+  decoded    for each type: random blocks, and their f32 values, both as hex
+  quantized  for each type that `gguf.quants` can make: rows of f32 values, and their blocks, both as hex
 
 --check compares with the file instead of writing it.
 """
@@ -19,11 +19,11 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 FILE = Path(__file__).resolve().parent.parent / "fixtures" / "golden" / "gguf_blocks.json"
-# New types come last: the random numbers of the others stay what they were.
+# New types come last, so that the random numbers of the others do not change.
 DECODED = {"Q8_0": 3, "Q4_0": 3, "Q4_1": 3, "Q4_K": 2, "Q6_K": 2, "TQ1_0": 2, "TQ2_0": 2}
 DECODED_LATER = {"Q5_0": 3, "Q5_1": 3, "IQ4_NL": 3}
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "TQ2_0", "TQ1_0"]
-# Where each type keeps its half-precision numbers: random bits there would be NaN now and then.
+# Offsets of each type's half-precision numbers. Random bits there would sometimes be NaN.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64]}
 HALVES |= {"Q5_0": [0], "Q5_1": [0, 2], "IQ4_NL": [0]}
 
@@ -35,7 +35,7 @@ def hexed(array: np.ndarray) -> str:
 def blocks(rng: np.random.Generator, name: str, count: int) -> np.ndarray:
     _, size = quants.GGML_QUANT_SIZES[Type[name]]
     raw = rng.integers(0, 256, (count, size), dtype=np.uint8)
-    if name == "TQ2_0":  # 3 is no ternary code
+    if name == "TQ2_0":  # 3 is not a ternary code
         for shift in (0, 2, 4, 6):
             raw[:, :64] &= ~np.where((raw[:, :64] >> shift & 3) == 3, 1 << shift, 0).astype(np.uint8)
     for at in HALVES[name]:
@@ -49,7 +49,7 @@ def rows(rng: np.random.Generator, name: str) -> np.ndarray:
     values[1] = 0
     values[2] = np.abs(values[2])
     values[3] = np.linspace(-1, 1, width)
-    # Multiples of a step: ties, and the extremes of the codes.
+    # Multiples of a step, for ties and the extreme codes.
     values[4] = np.resize(np.arange(-16, 16) * 0.5, width)
     values[5] = np.resize([1.0, -1.0, 0.5, -0.5, 0.25, 0.0], width)
     return values

@@ -1,15 +1,16 @@
-"""A GGUF model of every block type, run by transformers and by llama.cpp, and tokenizers, run by llama.cpp.
+"""Makes a golden GGUF model with every block type, run by transformers and llama.cpp, and tokenizers, run by llama.cpp.
 
 usage: make_gguf_models.py [--files DIR] [--check]
 
-Blocks of 256 need a width that no small real model has, so this one is made up: 256 wide, two blocks, every matrix of
-another type. Its bytes come from tensor names by the hash of synthetic.py, so the Rust test builds the same file.
+Blocks of 256 need a width that no small real model has. So this model is synthetic: 256 wide, two layers, and its
+matrices together use every type. Its bytes come from the hash of tensor names in synthetic.py, so the Rust test builds
+the same file.
 
 Writes tests/fixtures/golden/gguf_models.json:
 
-  model       metadata, tensors, a prompt, the f32 logits that transformers gives with the weights that `gguf.quants`
-              decodes, and the tokens that llama.cpp takes greedily, which are transformers' too
-  tokenizers  vocabularies as GGUF metadata, texts, and llama.cpp's ids
+  model       metadata, tensors, a prompt, f32 logits from transformers with weights decoded by `gguf.quants`, and the
+              greedy tokens, on which llama.cpp and transformers agree
+  tokenizers  vocabularies as GGUF metadata, texts, and llama.cpp's token ids
 
 LOWBIT_NODE_LLAMA names a folder whose node_modules holds node-llama-cpp (see judge_gguf.mjs). --files keeps the files.
 --check compares with the committed file instead of writing it.
@@ -48,8 +49,8 @@ TYPES = {
 NEW_TOKENS = 24
 POSITIONS = [0, 3, 7]
 
-# For each type: where the halves of a block are, and the power of two that the first and the others are multiplied with;
-# sizes are such that weights are about a tenth. The minimums of Q4_1 and Q5_1 are negative, that of Q4_K is subtracted.
+# For each type: offset and factor of each f16 number in a block. The factors make weights of about a tenth. The
+# minimums of Q4_1 and Q5_1 are negative; that of Q4_K is subtracted.
 HALVES = {
     "Q8_0": [(0, 2.0**-13)],
     "Q4_0": [(0, -(2.0**-9))],
@@ -86,7 +87,7 @@ def tensor_list() -> list:
 
 
 def data(name: str, kind: str, dims: list[int]) -> np.ndarray:
-    """The tensor's bytes, or its values where it has no blocks."""
+    """The tensor's blocks as bytes, or its values if its type has no blocks."""
     if kind == "F32":
         return synthetic.norm(name, dims)
     if kind == "F16":
@@ -96,11 +97,11 @@ def data(name: str, kind: str, dims: list[int]) -> np.ndarray:
     elements, size = quants.GGML_QUANT_SIZES[Type[kind]]
     count = dims[0] * dims[1] // elements
     raw = synthetic.stream(name, count * size)
-    if kind == "TQ2_0":  # no code is 3
+    if kind == "TQ2_0":  # 3 is not a ternary code
         codes = [(raw >> np.uint64(8 * i)) % np.uint64(3) << np.uint64(2 * i) for i in range(4)]
         raw = codes[0] | codes[1] | codes[2] | codes[3]
     blocks = (raw & np.uint64(255)).astype(np.uint8).reshape(count, size)
-    # 8 to 15, the same for all halves of a block
+    # 8 to 15, the same for all f16 numbers of a block
     steps = (synthetic.stream(name + "#scale", count) % np.uint64(8)).astype(np.float32) + 8
     for at, factor in HALVES[kind]:
         blocks[:, at : at + 2] = (steps * np.float32(factor)).astype(np.float16).reshape(-1, 1).view(np.uint8)
@@ -108,7 +109,7 @@ def data(name: str, kind: str, dims: list[int]) -> np.ndarray:
 
 
 def spm_vocabulary() -> dict:
-    """<unk>, <s>, </s>, all bytes, letters, and words with scores by rank."""
+    """A SentencePiece vocabulary: <unk>, <s>, </s>, all bytes, words and letters with scores by rank."""
     tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
     kinds = [2, 3, 3] + [6] * 256
     words = ["\u2581t", "he", "\u2581the", "\u2581a", "in", "re", "er", "\u2581s", "nd", "ing", "\u2581and", "aa", "aaa"]
@@ -123,7 +124,7 @@ def spm_vocabulary() -> dict:
 
 
 def byte_vocabulary(pre: str) -> dict:
-    """Byte-level BPE of some merges, trained nowhere: prefixes of common words."""
+    """A byte-level BPE vocabulary. Its merges are not trained: they build the prefixes of some common words."""
     shown = [c for c in range(33, 127)] + [c for c in range(161, 173)] + [c for c in range(174, 256)]
     letters = [chr(c) for c in shown] + [chr(256 + i) for i in range(256 - len(shown))]
     space, newline = "\u0120", "\u010a"
@@ -193,7 +194,7 @@ def write(path: Path, tensors: list, vocabulary: dict) -> None:
 
 
 def open_in_transformers(path: Path) -> LlamaForCausalLM:
-    """The file's weights, decoded by `gguf.quants`, with q and k as Hugging Face has them."""
+    """A model with the file's weights, decoded by `gguf.quants`, with q and k in Hugging Face's row order."""
     s = SHAPE
     names = {
         "token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm",
@@ -224,7 +225,7 @@ def open_in_transformers(path: Path) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def greedy(model: LlamaForCausalLM, prompt: list[int]) -> tuple[list[int], float]:
-    """The likeliest tokens, and the least distance of a winner's logit from the second."""
+    """The greedy tokens, and the smallest gap between the largest and the second logit."""
     ids, margin = list(prompt), float("inf")
     for _ in range(NEW_TOKENS):
         logits = model(torch.tensor([ids])).logits[0, -1]
@@ -257,7 +258,7 @@ def main() -> None:
         tensors, spm = tensor_list(), spm_vocabulary()
         write(path, tensors, spm)
         model = open_in_transformers(path)
-        # llama.cpp rounds activations to 8 bits: a prompt whose winners are clear.
+        # llama.cpp rounds activations to 8 bits, so use the prompt with the largest gap between logits.
         prompts = [[1] + [3 + t for t in synthetic.integers(f"prompt {salt}", 7, 300)] for salt in range(60)]
         new, margin, prompt = max(((*greedy(model, prompt), prompt) for prompt in prompts), key=lambda found: found[1])
         with torch.no_grad():
@@ -270,7 +271,7 @@ def main() -> None:
             jobs.append({"file": str(file), "texts": TEXTS})
         answers = llama_cpp(jobs)
         print("margin", margin, "transformers", new, "llama.cpp", answers[0])
-        assert answers[0] == new, "llama.cpp goes another way than transformers"
+        assert answers[0] == new, "llama.cpp and transformers generate different tokens"
         golden = {
             "model": {
                 "shape": SHAPE, "tensors": tensors, "vocabulary": spm, "halves": HALVES, "prompt": prompt,

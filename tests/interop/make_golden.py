@@ -1,16 +1,17 @@
-"""Golden logits of tiny models, computed by transformers.
+"""Makes golden logits of tiny models with transformers.
 
 usage: make_golden.py [--out DIR] [--checkpoints DIR] [--check] [CASE ...]
 
-For each case: build the architecture that a config describes, fill it with the weights of synthetic.py, save it as a
-checkpoint, open that checkpoint as any user would, and record the f32 logits of a short token sequence.
+For each case: build the architecture of a config, fill it with the weights of synthetic.py, save it as a checkpoint,
+open that checkpoint like a user, and record the f32 logits of a short token sequence.
 
-  DIR/<case>/config.json      as transformers writes it
-  DIR/<case>/config_v4.json   some cases: the same model as transformers 4 spelled it, by hand; checked to mean the same
-  DIR/<case>/config_*.json    some cases: the same model in other words, from `spellings`; checked to mean the same
-  DIR/<case>/golden.json      tokens, logits, and the list of tensors that the checkpoint is made of
+  DIR/<case>/config.json      as written by transformers
+  DIR/<case>/config_v4.json   some cases: the same model in the format of transformers 4, written by hand
+  DIR/<case>/config_*.json    some cases: the same model in another spelling, from `spellings`
+  DIR/<case>/golden.json      tokens, logits, and the list of the checkpoint's tensors
 
---checkpoints also keeps the checkpoints, with golden.json beside them. --check compares with DIR instead of writing.
+All configs of a case must give the same logits. --checkpoints also keeps the checkpoints, with their golden.json.
+--check compares with DIR instead of writing.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from judge import logits_of, open_model  # first: it sets how torch is to run
+from judge import logits_of, open_model  # first, because it sets environment variables for torch
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ from transformers.integrations import bitnet
 import synthetic
 from cases import CASES, DROP, SHAPE
 
-A = 0.3125  # weights are u * A: at width 64 that gives logits and attention scores of order one
+A = 0.3125  # weights are u * A; at width 64, logits and attention scores are then of order one
 TOKENS = 24
-TOKENS_INT8 = 8  # fewer where activations are rounded: fewer values that could lie on a rounding boundary
-SALTS = 1500  # token sequences tried where activations are rounded; the steadiest one is kept
+TOKENS_INT8 = 8  # fewer with INT8 activations, so that fewer values can be near a rounding tie
+SALTS = 1500  # token sequences tried with INT8 activations; the one with the largest margin is kept
 TORCH_DTYPE = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 
@@ -55,7 +56,7 @@ def fill(name: str, dtype: str, shape: list[int], how) -> torch.Tensor:
 
 
 def weight_scale(name: str, linear_class: str) -> float:
-    """The stored scale of a packed matrix: exact in bf16, different for each matrix, effective size 0.12 to 0.25."""
+    """The stored scale of a packed matrix: exact in bf16, different for each matrix; effectively 0.12 to 0.25."""
     step = synthetic.integers(name, 1, 16)[0]
     return 4 + step / 8 if linear_class == "bitlinear" else 0.125 + step / 128
 
@@ -63,10 +64,10 @@ def weight_scale(name: str, linear_class: str) -> float:
 def tensor_list(model, case: dict) -> list:
     """[name, dtype, shape, how] for each tensor of the checkpoint, sorted by name.
 
-    `how` is "matrix" (biases too), "norm", "ternary", or the number that fills a weight_scale."""
+    `how` is "matrix" (also for biases), "norm", "ternary", or the value of a weight_scale."""
     dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[case.get("dtype", torch.float32)]
     with tempfile.TemporaryDirectory() as plain:
-        model.save_pretrained(plain)  # transformers decides which tensors a checkpoint has (tied ones once)
+        model.save_pretrained(plain)  # transformers decides which tensors a checkpoint has (tied ones only once)
         with safe_open(f"{plain}/model.safetensors", "pt") as f:
             shapes = {name: f.get_slice(name).get_shape() for name in f.keys()}
     rows = []
@@ -82,7 +83,7 @@ def tensor_list(model, case: dict) -> list:
 
 
 def write_checkpoint(folder: Path, config, tensors: list, case: dict):
-    """config.json and model.safetensors."""
+    """Writes config.json and model.safetensors."""
     config.save_pretrained(folder)
     if "quantization_config" in case:
         path = folder / "config.json"
@@ -93,9 +94,9 @@ def write_checkpoint(folder: Path, config, tensors: list, case: dict):
 
 
 class RoundingMargin:
-    """How near any activation came to a tie of the INT8 rounding, in steps of that rounding.
+    """The smallest distance of any activation from a tie of its INT8 rounding, in steps.
 
-    Two correct programs differ in the last bits of a float; far from every tie, they still round alike."""
+    Two correct programs differ in the last bits of a float. Far from every tie, they still round alike."""
 
     def __init__(self, model):
         self.least = 0.5
@@ -110,7 +111,7 @@ class RoundingMargin:
 
 
 def steadiest_tokens(model, case_name: str, count: int, vocab: int) -> tuple[list[int], dict]:
-    """Of many token sequences, the one that leaves a correct program most room for other last bits."""
+    """Of many token sequences, the one with the largest margins, and its margins."""
     int8 = any(isinstance(m, (bitnet.BitLinear, bitnet.AutoBitLinear)) for m in model.modules())
     margin = RoundingMargin(model)
     best = (-1.0, [], {})
@@ -121,7 +122,7 @@ def steadiest_tokens(model, case_name: str, count: int, vocab: int) -> tuple[lis
         found = {"argmax": round(float((top[:, 0] - top[:, 1]).min()), 6)}
         if int8:
             found["int8_rounding"] = round(margin.least, 6)
-        # an argmax gap of 0.01 is room enough; the rounding margin is the scarce one
+        # An argmax gap of 0.01 is enough. With INT8, the rounding margin is the critical one.
         score = found["int8_rounding"] if int8 and found["argmax"] > 0.01 else (not int8) * found["argmax"]
         if score > best[0]:
             best = (score, tokens, found)
@@ -148,7 +149,7 @@ def run(name: str, case: dict, checkpoints: Path | None) -> dict[str, str]:
         int8 = "quantization_config" in case
         tokens, margins = steadiest_tokens(model, name, TOKENS_INT8 if int8 else TOKENS, config.vocab_size)
         logits = logits_of(model, tokens)
-        # the feature that the case is there for must change the logits by far more than any tolerance
+        # The feature that the case tests must change the logits by far more than any tolerance.
         for feature, change in case.get("without", {}).items():
             (folder / "config.json").write_text(json.dumps({**json.loads(files["config.json"]), **change}))
             effect = float((logits_of(open_model(folder, strict=False), tokens) - logits).abs().max())
@@ -161,7 +162,7 @@ def run(name: str, case: dict, checkpoints: Path | None) -> dict[str, str]:
             files[f"config_{spelling}.json"] = json.dumps(spelled, indent=2) + "\n"
             (folder / "config.json").write_text(files[f"config_{spelling}.json"])
             same = torch.equal(logits_of(open_model(folder), tokens), logits)
-            assert same, f"{name}: {spelling} means another model"
+            assert same, f"{name}: config_{spelling}.json gives other logits"
         (folder / "config.json").write_text(files["config.json"])
         positions = sorted({0, 1, len(tokens) // 2, len(tokens) - 1})
         golden = {
@@ -189,7 +190,7 @@ def lines(rows: list) -> str:
 
 
 def differs(old: str, new: str) -> bool:
-    """Whether two golden.json disagree by more than another build of torch may."""
+    """Whether two golden.json differ by more than builds of torch may differ."""
     old, new = json.loads(old), json.loads(new)
     if any(old[k] != new[k] for k in ("case", "a", "tokens", "argmax", "positions", "tensors")):
         return True

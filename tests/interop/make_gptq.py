@@ -1,9 +1,9 @@
-"""Golden words of the GPTQ and AWQ layouts, packed by GPTQModel.
+"""Makes golden packed words of the GPTQ and AWQ layouts with GPTQModel.
 
 usage: make_gptq.py [--out FILE] [--check]
 
-Each case is a small matrix on the grid of known scales and zero points, so that packing finds known codes: the layout is
-what is recorded, not a way of quantizing. Asymmetric zero points contain 0, which version 1 of GPTQ borrows for from the
+Each case is a small matrix on the grid of known scales and zero points, so packing gives known codes: the files record
+the layout, not a quantization method. Asymmetric zero points include 0, for which version 1 of GPTQ borrows from the
 neighbouring field.
 """
 
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from judge import quiet_stdout  # first: it keeps what libraries print away from the answers
+from judge import quiet_stdout  # first: it keeps the output of the imports below off stdout
 
 import torch
 
@@ -92,7 +92,7 @@ def awq(symmetric: bool, group_size: int) -> dict:
         bits=4, group_size=group_size, sym=symmetric, desc_act=False, in_features=INPUTS, out_features=OUTPUTS, bias=False,
         register_buffers=True,
     )
-    AwqGEMMLinear.pack(module, linear, scales.T.contiguous(), zeros.T.contiguous())  # itself it wants a GPU
+    AwqGEMMLinear.pack(module, linear, scales.T.contiguous(), zeros.T.contiguous())  # an AwqGEMMLinear requires a GPU
     dequantized = dequantize_gemm(
         qweight=module.qweight, qzeros=module.qzeros, scales=module.scales.float(), bits=4, group_size=group_size
     ).float()

@@ -1,7 +1,7 @@
-"""Weights that Python and Rust build alike, from nothing but a tensor's name.
+"""Synthetic weights that depend only on a tensor's name. Python and Rust compute the same values.
 
-Every golden model is made of these, so no weight file has to be committed: the Rust test builds the same
-checkpoint from the `tensors` list in a case's golden.json.
+All golden models use them, so no weight files are committed: the Rust test builds the same checkpoint from the
+`tensors` list in a case's golden.json.
 
     seed = FNV-1a 64 of the UTF-8 name
     x_i  = finalizer of splitmix64 over seed + (i + 1) * 0x9E3779B97F4A7C15        (mod 2^64, i = flat row-major index)
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def fnv1a(name: str) -> int:
-    """FNV-1a, 64 bits, of the UTF-8 bytes."""
+    """64-bit FNV-1a of the UTF-8 bytes."""
     h = 0xCBF29CE484222325
     for byte in name.encode():
         h = (h ^ byte) * 0x100000001B3 % 2**64
@@ -21,7 +21,7 @@ def fnv1a(name: str) -> int:
 
 
 def stream(name: str, n: int) -> np.ndarray:
-    """The first n 64-bit values that belong to a name."""
+    """The first n 64-bit values for a name."""
     with np.errstate(over="ignore"):
         z = np.uint64(fnv1a(name)) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -36,12 +36,12 @@ def uniform(name: str, shape) -> np.ndarray:
 
 
 def scaled(name: str, shape, a: float) -> np.ndarray:
-    """Matrices and biases: u * a, one f32 rounding."""
+    """Matrices and biases: u * a, rounded once to f32."""
     return uniform(name, shape) * np.float32(a)
 
 
 def norm(name: str, shape) -> np.ndarray:
-    """Norm weights: 1 + u / 4, one f32 rounding."""
+    """Norm weights: 1 + u / 4, rounded once to f32."""
     return np.float32(1) + uniform(name, shape) * np.float32(0.25)
 
 
@@ -51,11 +51,11 @@ def ternary(name: str, shape) -> np.ndarray:
 
 
 def integers(name: str, n: int, below: int) -> list[int]:
-    """n integers in 0..below: token ids, quantized codes."""
+    """n integers in 0..below, for token ids and quantized codes."""
     return [int(x) for x in stream(name, n) % np.uint64(below)]
 
 
 def pack_ternary(codes: np.ndarray) -> np.ndarray:
-    """BitNet bytes: row quarter i of the matrix sits in bits 2i of every byte, as code + 1."""
+    """BitNet bytes: bits 2i and 2i + 1 of every byte hold code + 1 from quarter i of the rows."""
     quarters = (codes + 1).astype(np.uint8).reshape(4, codes.shape[0] // 4, codes.shape[1])
     return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6

@@ -1,11 +1,11 @@
-"""Training beside PyTorch: tokens a second of a model of 10M parameters, in pairs of runs on the same processors.
+"""Compares training speed with PyTorch: tokens per second of a 10M-parameter model, in pairs of runs on the same CPUs.
 
     train_speed.py LOWBIT TEXT [--bits none|ternary] [--pairs N] [--steps N]
 
-LOWBIT is the release binary, TEXT something to learn from. PyTorch runs as its users have it: eager, its own attention,
-AdamW over all parameters at once. Ternary weights are what BitNet's authors publish: fake-quantized matrices (one scale
-each) and activations (INT8, one scale a token), gradients straight through. A run's figure is the median of its steps
-but for the first two; the answer is the median of the pairs' ratios.
+LOWBIT is the release binary, TEXT the training text. PyTorch runs in a typical setup: eager mode, its built-in
+attention, AdamW over all parameters at once. Ternary training follows BitNet's authors: fake-quantized matrices (one
+scale each) and activations (INT8, one scale per token), with a straight-through estimator. A run's speed is the median
+of its steps without the first two. The result is the median of the pairs' ratios.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CONFIG = {
 
 
 class Ternary(nn.Linear):
-    """BitNet b1.58: what is multiplied is rounded, what is learned is not."""
+    """BitNet b1.58: the forward pass uses quantized weights and activations; the master weights stay in f32."""
 
     def forward(self, x):
         scale = 127.0 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
@@ -145,11 +145,11 @@ def main():
         (folder / "model/config.json").write_text(json.dumps(CONFIG))
         for _ in range(args.pairs):
             first = ours(args.lowbit, folder, args.text, args.bits, args.steps)
-            # A short text makes fewer tokens than were asked for.
+            # With a short text, the vocabulary may be smaller than requested.
             config = json.loads((folder / "trained/config.json").read_text())
             second = theirs(config, args.bits, args.steps)
             ratios.append(first / second)
-            print(f"lowbit {first:.0f}, PyTorch {second:.0f} tokens a second: {ratios[-1]:.3f}", flush=True)
+            print(f"lowbit {first:.0f}, PyTorch {second:.0f} tokens per second: {ratios[-1]:.3f}", flush=True)
     assert all(map(math.isfinite, ratios))
     print(f"{args.bits}: median of {args.pairs} ratios {statistics.median(ratios):.3f}")
 

@@ -1,4 +1,4 @@
-// Every function with arguments that make no sense: a `LowbitError` that names what is wrong, before anything is done.
+// Wrong arguments: every function rejects them with a `LowbitError` that names the argument, before any work starts.
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
@@ -22,7 +22,7 @@ const judged = { texts: HELD_OUT.slice(0, 600), maxTokens: 4, speedRounds: 0, pr
 const searched = { texts: HELD_OUT.slice(0, 600), calibration: { texts: [CALIBRATION], sequenceLength: 64 } };
 const GPTQ = { method: "gptq", bits: 4, groupSize: 32, calibration: LITTLE };
 
-/** What is given, what the message says of it, and the code where it is another. */
+/** For each function: arguments, a pattern of the message, and the error's code unless it is `invalid_argument`. */
 const WRONG_ARGUMENTS = {
   openCheckpoint: [
     ...[undefined, null, 5, true, () => {}, Symbol("x")].map((source) => [[source], /place/]),
@@ -181,10 +181,10 @@ describe("wrong arguments", () => {
       for (const [args, pattern, code = "invalid_argument"] of cases) {
         const call = `${name}(${args.map(shown).join(", ")})`;
         for (const [where, run] of [["engine", () => engine[name](...args)], ["lowbit", () => lowbit[name](...args)]]) {
-          // Where no engine is named, that of the checkpoint does the work.
+          // Called without an engine, the function uses the checkpoint's engine, so this is no error.
           if (where === "lowbit" && args[0] === foreign) continue;
           const started = run();
-          assert.ok(started instanceof Promise, `${call} of ${where} throws where it should reject`);
+          assert.ok(started instanceof Promise, `${call} of ${where} throws instead of rejecting`);
           await at(`${where}: ${call}`, () => fails(started, code, pattern));
         }
       }
@@ -197,7 +197,7 @@ describe("wrong arguments", () => {
     }
   });
 
-  test("of models and checkpoints", async () => {
+  test("methods of models and checkpoints", async () => {
     const ids = [0, 1];
     const options = { maxTokens: 2 };
     const cases = [
@@ -240,7 +240,7 @@ describe("wrong arguments", () => {
     for (const [run, pattern] of cases) {
       await at(run, () => fails(run, "invalid_argument", pattern));
     }
-    // After all of that, it still answers.
+    // The model still works.
     assert.equal((await model.generate("Once", options).result()).tokenIds.length, 2);
   });
 });

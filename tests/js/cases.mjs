@@ -1,6 +1,6 @@
-// One way to quantize after another, as the command line spells it and as the package does.
+// Test cases of quantization, each as arguments of the command line and as options of the package.
 
-/** How much of the texts is used: enough to say something, and soon done. */
+/** How much of each text is used: enough for a meaningful result, but quick. */
 export const HELD_OUT_BYTES = 2500;
 export const CALIBRATION_BYTES = 12_000;
 const SAMPLES = 4;
@@ -13,8 +13,8 @@ const calibrated = ["--samples", String(SAMPLES), "--sequence-length", String(SE
 export const LITTLE = { samples: SAMPLES, sequenceLength: SEQUENCE_LENGTH };
 
 /**
- * `args` are those of `lowbit quantize`, `options` those of `quantize`; `learns`: from the calibration text.
- * `same`: whether the files are equal byte for byte, or only as good.
+ * `args` are arguments of `lowbit quantize`, `options` those of `quantize`. `learns` is the calibration, if the case
+ * needs one. `same` tells whether both write the same bytes, or only weights of the same quality.
  */
 export const QUANTIZED = [
   { name: "int4 group 32", args: ["--bits", "4", "--group-size", "32"], options: { bits: 4, groupSize: 32 }, same: true },
@@ -58,12 +58,12 @@ export const QUANTIZED = [
   },
 ];
 
-/** What is made of `int4 group 32` by `lowbit convert`; `file` is what is compared. */
+/** Conversions by `lowbit convert`, of `int4 group 32` unless `of` says otherwise. `file` is compared. */
 export const CONVERTED = [
   { name: "gguf", args: ["--format", "gguf"], options: { format: "gguf" }, file: "model.gguf" },
   { name: "gguf q8_0", of: "original", args: ["--format", "gguf", "--gguf-type", "q8_0"], options: { format: "gguf", ggufType: "q8_0" }, file: "model.gguf" },
   { name: "gptq", args: ["--format", "gptq"], options: { format: "gptq" }, file: "model.safetensors" },
 ];
 
-/** The models whose greedy text and perplexity are compared. */
+/** The cases whose greedy text and perplexity are compared. */
 export const RUN = ["original", "int4 group 32", "int8", "ternary", "gptq int4 group 32", "awq int4 group 32"];

@@ -1,5 +1,5 @@
-// No kind of folder opens what is not in it, and each opens what is in a folder of it. The engine lets no other names through, so this
-// asks the package's own sources.
+// Folders as sources: every kind opens files in itself and its subfolders, and nothing outside. The engine already
+// rejects names that lead outside, so this tests the package's modules directly.
 import assert from "node:assert/strict";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { fails, lowbit, temporary } from "./support.mjs";
 
 const SOURCES = new URL("../../pkg-templates/src/", import.meta.url);
 
-/** The package's modules by themselves; `undefined` where esbuild, which builds the package, is not there. */
+/** The package's source modules, bundled with esbuild; `undefined` if esbuild is not installed. */
 async function modules() {
   let esbuild;
   try {
@@ -29,7 +29,7 @@ async function modules() {
 const package_ = await modules();
 const options = package_ === undefined ? { skip: "skipped: the package's esbuild is not installed" } : {};
 
-/** Files of a folder, and one beside it. */
+/** Files in a folder, and the content of a file beside the folder. */
 const INSIDE = { "config.json": "upper", "weights/one.safetensors": "lower", "weights/more/two words.bin": "lowest", "..hidden": "hidden", "a%2Fb": "percent", "#?&": "signs" };
 const SECRET = "outside";
 
@@ -37,7 +37,7 @@ const missing = (name) => {
   throw new DOMException("no such entry", name);
 };
 
-/** A handle of a folder in memory that has no wits of its own: it goes wherever names lead it. */
+/** A directory handle in memory that checks no names: it follows `..` and slashes. */
 function handle(files, path = "folder") {
   const at = (name) => join(path, name);
   const isFolder = (place) => Object.keys(files).some((file) => file.startsWith(`${place}/`));
@@ -65,7 +65,7 @@ const kinds = {
     const url = await serve((request, response) => {
       asked.push(request.url);
       const name = decodeURIComponent(request.url.replace("/deep/folder/", ""));
-      // Whatever is asked for outside the folder is there.
+      // Every path outside the folder exists.
       const text = !request.url.startsWith("/deep/folder/") ? SECRET : Object.hasOwn(INSIDE, name) ? INSIDE[name] : undefined;
       return text === undefined ? response.writeHead(404).end() : response.writeHead(200).end(text);
     });
@@ -89,34 +89,34 @@ const filesFolder = (texts) => {
   return package_.filesFolder("files", files);
 };
 
-/** Names that lead out of a folder somewhere: on Unix, on Windows, in URLs, in handles that do not look. */
+/** Names that lead out of a folder on some system: Unix, Windows, URLs, or unchecked handles. */
 const OUT = [
   "../secret", "weights/../../secret", "..", ".", "", "/", "//secret", "/secret", "weights//one.safetensors", "weights/", "./config.json", "weights/./one.safetensors",
   "..\\secret", "weights\\one.safetensors", "C:secret", "C:/secret", "c:\\secret", "http://127.0.0.1/secret", ".. /secret", "... /secret", "weights/ ../secret", " ",
   "a\0b", "a\nb", "a\u0085b", "\\\\server\\share", "config.json:stream",
 ];
 
-/** Names that are no folder's files, though parts of them may look as if they led out. */
+/** Names of files that do not exist, some of which look as if they led out. */
 const NOWHERE = ["%2e%2e/secret", "%2e%2e%2fsecret", "weights%2fone.safetensors", "..%5csecret", "weights", "config.json/x", "config.json/x/y", "more", "__proto__", "constructor", "?x", "config.json?", "config.json#"];
 
 const textOf = async (file) => Buffer.from(await file.read(0, file.size)).toString();
 
 for (const [name, make] of Object.entries(kinds)) {
   describe(`${name} as a folder`, options, () => {
-    test("opens what is in it and in its folders", async () => {
+    test("opens files in it and in its subfolders", async () => {
       const folder = await make();
       for (const [file, text] of Object.entries(INSIDE)) assert.equal(await textOf(await folder.open(file)), text, file);
     });
 
-    test("opens nothing else", async () => {
+    test("opens nothing outside it", async () => {
       const folder = await make();
       const before = folder.asked?.length;
       for (const file of OUT) {
-        // Files that are given are what they are called: nothing leads anywhere.
+        // Given files are only looked up by name, so a lookup may also find nothing.
         const opened = await folder.open(file).then((found) => found, (error) => assert.match(error.message, /inside the folder/));
         assert.equal(opened, undefined, JSON.stringify(file));
       }
-      assert.equal(folder.asked?.length, before, "nothing was asked for");
+      assert.equal(folder.asked?.length, before, "there was no request");
       for (const file of NOWHERE) {
         let found;
         try {
@@ -131,14 +131,14 @@ for (const [name, make] of Object.entries(kinds)) {
   });
 }
 
-test("names that lead out are errors where places could be led to", options, async () => {
+test("a path, a URL and a directory handle reject names that lead out of the folder", options, async () => {
   for (const kind of ["a path", "a URL", "a directory handle"]) {
     const folder = await kinds[kind]();
     for (const file of OUT) await assert.rejects(folder.open(file), { code: "invalid_argument" }, `${kind}: ${JSON.stringify(file)}`);
   }
 });
 
-test("links of a folder are followed, as those of the hub's cache", options, async () => {
+test("symbolic links in a folder are followed, as in the hub's cache", options, async () => {
   const root = temporary();
   mkdirSync(join(root, "blobs"));
   mkdirSync(join(root, "folder"));
@@ -148,16 +148,16 @@ test("links of a folder are followed, as those of the hub's cache", options, asy
   assert.equal(await textOf(await folder.open("model.safetensors")), "bytes");
 });
 
-describe("of the files of a folder that was chosen, those of the checkpoint count", options, () => {
+describe("from a chosen folder, the checkpoint's files are taken:", options, () => {
   const list = (paths) => paths.map((path) => Object.defineProperty(new File([path], path.split("/").pop()), "webkitRelativePath", { value: path }));
   const cases = [
-    ["its own", ["m/config.json", "m/model.safetensors"], { "config.json": "m/config.json", "model.safetensors": "m/model.safetensors" }],
-    ["those of its folders by their way", ["m/w/a.bin", "m/config.json"], { "config.json": "m/config.json", "w/a.bin": "m/w/a.bin" }],
-    ["not those of another model inside it", ["m/onnx/config.json", "m/config.json", "m/onnx/generation_config.json"], {
+    ["files of the folder", ["m/config.json", "m/model.safetensors"], { "config.json": "m/config.json", "model.safetensors": "m/model.safetensors" }],
+    ["files of subfolders, by their paths", ["m/w/a.bin", "m/config.json"], { "config.json": "m/config.json", "w/a.bin": "m/w/a.bin" }],
+    ["the outer model, with another model in a subfolder", ["m/onnx/config.json", "m/config.json", "m/onnx/generation_config.json"], {
       "config.json": "m/config.json", "onnx/config.json": "m/onnx/config.json", "onnx/generation_config.json": "m/onnx/generation_config.json",
     }],
-    ["those of the only model further down", ["top/readme", "top/m/config.json", "top/m/w/a.bin"], { "config.json": "top/m/config.json", "w/a.bin": "top/m/w/a.bin" }],
-    ["a file without a configuration", ["top/m/model.gguf"], { "model.gguf": "top/m/model.gguf" }],
+    ["the only model, in a subfolder", ["top/readme", "top/m/config.json", "top/m/w/a.bin"], { "config.json": "top/m/config.json", "w/a.bin": "top/m/w/a.bin" }],
+    ["a file without a config.json", ["top/m/model.gguf"], { "model.gguf": "top/m/model.gguf" }],
   ];
   for (const [name, paths, wanted] of cases) {
     test(name, async () => {
@@ -166,12 +166,12 @@ describe("of the files of a folder that was chosen, those of the checkpoint coun
     });
   }
 
-  test("and of two models side by side, none", () => fails(
+  test("two models side by side are an error", () => fails(
     () => lowbit.openCheckpoint(list(["top/a/config.json", "top/b/config.json"])), "invalid_argument", /several: top\/a\/, top\/b\//,
   ));
 });
 
-test("pages are told from files", options, () => {
+test("web pages are distinguished from files", options, () => {
   const { pageIn } = package_;
   const page = [
     ["<!doctype html><html>"], ["<!DOCTYPE HTML PUBLIC \"-//W3C//DTD HTML 4.01//EN\">"], ["<html lang=\"en\">"], ["<head><title>"], ["<body>"], ["\ufeff\n  <!doctype html>"],
@@ -191,7 +191,7 @@ test("pages are told from files", options, () => {
   assert.match(pageIn("a", undefined, Buffer.from(`<html><title>${"x".repeat(500)}</title>`)), /titled "x{60}"/);
 });
 
-test("bytes that were made to be slow to look at are not", options, () => {
+test("adversarial bytes do not slow down the check for web pages", options, () => {
   for (const text of ["<!---->".repeat(1e5), `${"<!--".repeat(1e5)}`, `<!--${"-->".repeat(1e5)}`, " ".repeat(1e6), "<?xml ".repeat(1e5), "<title".repeat(1e5)]) {
     assert.equal(package_.pageIn("a", undefined, Buffer.from(text)), undefined);
     assert.notEqual(package_.pageIn("a", "text/html", Buffer.from(text)), undefined);

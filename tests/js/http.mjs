@@ -1,12 +1,12 @@
-// Servers on this machine for tests.
+// Local HTTP servers for tests.
 import { createServer } from "node:http";
 import { after } from "node:test";
 
-/** An HTTP server on this machine that answers by `answer(request, response)`, and is gone after the tests. */
+/** Starts a local HTTP server that calls `answer(request, response)`. It is closed after the tests. */
 export async function serve(answer) {
   const server = createServer(answer);
   await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  // The tests' end must not wait for connections that are kept open.
+  // Open keep-alive connections must not delay the end of the tests.
   server.unref();
   after(() => {
     server.closeAllConnections();
@@ -15,7 +15,7 @@ export async function serve(answer) {
   return `http://127.0.0.1:${server.address().port}`;
 }
 
-/** Answers with `bytes`, or the part of them that was asked for, as servers do. */
+/** Answers with `bytes`, or with the requested range of them, like a real server. */
 export function sendRange(request, response, bytes, headers = {}) {
   const asked = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "");
   const ifRange = request.headers["if-range"];

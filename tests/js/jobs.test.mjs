@@ -1,4 +1,4 @@
-// Long work: it can be stopped at every phase, says how far it is, and leaves the caller's thread free.
+// Long jobs: they can be cancelled in every phase, report progress, and do not block the caller's thread.
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
@@ -8,7 +8,7 @@ import { fails, golden, HELD_OUT, LITTLE, lowbit, MODEL, modelFiles, names, sha2
 const [prompt] = PROMPTS;
 const GPTQ = { method: "gptq", bits: 4, groupSize: 32, calibration: LITTLE };
 
-/** That an engine still does what it did. */
+/** Asserts that an engine still works. */
 async function stillWorks(engine) {
   const checkpoint = await engine.openCheckpoint(MODEL);
   const small = await engine.quantize(checkpoint, { bits: 8 });
@@ -21,13 +21,13 @@ async function stillWorks(engine) {
   checkpoint.dispose();
 }
 
-/** A signal that comes once `moment` was called. */
+/** A signal, and a function `now` that aborts it. */
 function stopper() {
   const controller = new AbortController();
   return { signal: controller.signal, now: () => controller.abort(new Error("the user had enough")) };
 }
 
-/** The model's files, whose reads call `onRead` and wait for what it gives; work on them can be stopped in the middle. */
+/** The model's files. Each read calls `onRead` and awaits its result, so a job can be cancelled in the middle. */
 function readable(onRead) {
   return Object.fromEntries(
     Object.entries(modelFiles()).map(([name, bytes]) => [
@@ -37,14 +37,14 @@ function readable(onRead) {
 }
 
 for (const worker of [true, false]) {
-  describe(worker ? "stopped in its worker" : "stopped in the caller's own thread", () => {
+  describe(worker ? "cancelled in a worker" : "cancelled in the caller's thread", () => {
     const engine = lowbit.createEngine({ worker });
     after(() => engine.dispose());
     const folder = temporary();
 
-    /** Each starts work on a signal, and calls for the end somewhere in the middle. */
+    /** Each starts a job with the signal, and aborts it in the named phase. */
     const phases = {
-      "before it began": async ({ signal, now }) => {
+      "before the start": async ({ signal, now }) => {
         now();
         return engine.openCheckpoint(MODEL, { signal });
       },
@@ -82,13 +82,13 @@ for (const worker of [true, false]) {
         const model = await engine.loadModel(await engine.openCheckpoint(MODEL), { device: "cpu" });
         for await (const _ of model.generate(prompt, { maxTokens: 400, ignoreEos: true, signal })) now();
       },
-      "a generation that waits for another": async ({ signal, now }) => {
+      "a generation in the queue": async ({ signal, now }) => {
         const model = await engine.loadModel(await engine.openCheckpoint(MODEL), { device: "cpu" });
         const first = model.generate(prompt, { maxTokens: 30, ignoreEos: true }).text();
         const second = model.generate(prompt, { maxTokens: 1, signal }).text();
         now();
         await assert.rejects(second, { code: "cancelled" });
-        assert.ok((await first).length > 30, "the one before it goes on");
+        assert.ok((await first).length > 30, "the running generation continues");
         return second;
       },
       "perplexity, at its first report": async ({ signal, now }) => {
@@ -114,7 +114,7 @@ for (const worker of [true, false]) {
       });
     }
 
-    test("leaves nothing that looks whole", async () => {
+    test("a cancelled job leaves no output that looks complete", async () => {
       for (const name of ["rtn", "gptq", "awq", "gguf"]) {
         const found = names(join(folder, name));
         assert.deepEqual(found.filter((file) => /tmp$|^model|quantization_config|gguf$/.test(file)), [], name);
@@ -122,7 +122,7 @@ for (const worker of [true, false]) {
       }
     });
 
-    test("leaving the loop ends the generation, and the model is free", async () => {
+    test("leaving the loop ends the generation and frees the model", async () => {
       const model = await engine.loadModel(await engine.openCheckpoint(MODEL), { device: "cpu" });
       const generation = model.generate(prompt, { maxTokens: 400, ignoreEos: true });
       for await (const piece of generation) {
@@ -143,8 +143,8 @@ for (const worker of [true, false]) {
       await fails(generation.result(), "cancelled");
     });
 
-    test("progress says what is done, and a timer ticks between any two reports", async () => {
-      // Slow reads, so that on any machine there is time enough to tell how long the rest will take.
+    test("progress is reported, and a timer ticks between any two reports", async () => {
+      // Slow reads, so that every machine takes long enough for an estimate of the remaining time.
       const checkpoint = await engine.openCheckpoint(readable((name) => name.endsWith(".safetensors") && new Promise((done) => setTimeout(done, 50))));
       const reports = [];
       let ticks = 0;
@@ -161,10 +161,10 @@ for (const worker of [true, false]) {
         const before = reports[index - 1];
         if (before === undefined) continue;
         assert.ok(ticks > before.ticks, `no tick between reports ${index - 1} and ${index}`);
-        // Timers of Node may come a millisecond early.
+        // Node's timers may fire a millisecond early.
         assert.ok(at - before.at >= 48, `${at - before.at} ms`);
       }
-      assert.ok(reports.some(({ etaSeconds }) => etaSeconds !== undefined), "how long it will take is known at some point");
+      assert.ok(reports.some(({ etaSeconds }) => etaSeconds !== undefined), "some report has an estimate of the remaining time");
     });
 
   });

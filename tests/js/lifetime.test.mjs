@@ -1,4 +1,4 @@
-// What is given back: engines, workers, models, memory; and programs that end by themselves.
+// Lifetimes: engines, workers, models and memory are freed, and programs exit by themselves.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -10,8 +10,8 @@ import { Worker } from "node:worker_threads";
 import { PROMPTS } from "./cases.mjs";
 import { ENTRY, fails, lowbit, MODEL, modelFiles, PACKAGE } from "./support.mjs";
 
-// Those of the modules that this thread loads, in which all of its engines live: those of the engine, then the tokenizer. The quantizer
-// has none of its own.
+// Memories of the modules that this thread loads: the engine's builds, then the tokenizer. All engines of this thread
+// share them. The quantizer has no memory of its own.
 const memories = [];
 const { instantiate } = WebAssembly;
 WebAssembly.instantiate = async (...args) => {
@@ -23,14 +23,14 @@ WebAssembly.instantiate = async (...args) => {
 
 const endings = {
   "after opening": "await openCheckpoint(MODEL);",
-  "after all of it, with nothing disposed of":
+  "after quantizing and generating, with nothing disposed":
     "const c = await openCheckpoint(MODEL); const q = await quantize(c, { bits: 8 }); const m = await loadModel(q, { device: 'cpu' }); await m.generate('Once', { maxTokens: 2 }).text();",
-  "in the caller's own thread": "const e = createEngine({ worker: false }); await e.openCheckpoint(MODEL);",
+  "with the engine in the caller's thread": "const e = createEngine({ worker: false }); await e.openCheckpoint(MODEL);",
   "after an error": "await openCheckpoint('/nowhere').catch(() => {});",
   "after leaving a loop": "const m = await loadModel(await openCheckpoint(MODEL), { device: 'cpu' }); for await (const p of m.generate('Once', { maxTokens: 300 })) break;",
 };
 for (const [name, work] of Object.entries(endings)) {
-  test(`a program ends by itself ${name}`, () => {
+  test(`a program exits by itself ${name}`, () => {
     const code = `import { openCheckpoint, quantize, loadModel, createEngine } from ${JSON.stringify(ENTRY)}; const MODEL = ${JSON.stringify(MODEL)}; ${work} console.log("done");`;
     const { status, stdout, stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8", timeout: 120_000 });
     assert.equal(stdout, "done\n", stderr);
@@ -38,7 +38,7 @@ for (const [name, work] of Object.entries(endings)) {
   });
 }
 
-test("an engine that was disposed of says so, and another one works", async () => {
+test("a disposed engine rejects all calls, and another engine works", async () => {
   const engine = lowbit.createEngine();
   const checkpoint = await engine.openCheckpoint(MODEL);
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
@@ -53,7 +53,7 @@ test("an engine that was disposed of says so, and another one works", async () =
   await other.dispose();
 });
 
-test("what was disposed of says so; models outlive their checkpoint", async () => {
+test("disposed checkpoints and models reject all calls; a model outlives its checkpoint", async () => {
   const engine = lowbit.createEngine();
   const checkpoint = await engine.openCheckpoint(MODEL);
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
@@ -69,7 +69,7 @@ test("what was disposed of says so; models outlive their checkpoint", async () =
   await engine.dispose();
 });
 
-test("what work needs is not collected, though nobody else holds it", async () => {
+test("a running job keeps what it needs from being garbage-collected", async () => {
   setFlagsFromString("--expose-gc");
   const gc = runInNewContext("gc");
   const turn = () => new Promise((done) => setTimeout(done, 1));
@@ -93,14 +93,14 @@ test("what work needs is not collected, though nobody else holds it", async () =
     assert.ok((await collected((await open()).tokenize("A cat"))).length > 0);
     assert.ok("config.json" in (await small.files()));
     const model = await collected(engine.loadModel(await open(), { device: "cpu" }));
-    // Of the model nobody needs to hold more than what it says.
+    // It is enough to hold the generation; the model may be out of scope.
     const generation = ((of) => of.generate(PROMPTS[0], { maxTokens: 2 }))(model);
     assert.match(await collected(generation.text()), /\w/);
     await engine.dispose();
   }
 });
 
-test("memory after 50 times loading, generating and disposing is that after 5", async () => {
+test("memory does not grow from 5 to 50 cycles of loading, generating and disposing", async () => {
   const engine = lowbit.createEngine();
   const checkpoint = await engine.openCheckpoint(MODEL);
   const bytes = [];
@@ -114,7 +114,7 @@ test("memory after 50 times loading, generating and disposing is that after 5", 
   await engine.dispose();
 });
 
-test("an engine that broke down says so, and who has none of his own gets another one", async (t) => {
+test("a crashed engine reports it, and the next call without an engine gets a new one", async (t) => {
   const workers = new Set();
   const { ref } = Worker.prototype;
   Worker.prototype.ref = function () {
@@ -134,23 +134,23 @@ test("an engine that broke down says so, and who has none of his own gets anothe
 
 describe("in the caller's own thread", () => {
   /**
-   * What the tokenizers' memory may grow by: the library keeps the words that a tokenizer has met, 0.8 KB here, when it is
-   * gone. A tokenizer that is not freed takes 1.5 MB.
+   * How much the tokenizers' memory may grow. The library keeps a tokenizer's cached words after it is freed, 0.8 KB
+   * here. A tokenizer that is not freed takes 1.5 MB.
    */
   const WORDS = 512 << 10;
-  /** Each uses an engine, and leaves it as it is. */
+  /** Each uses an engine and disposes of nothing. */
   const uses = {
-    "a model that has spoken": async (engine) => {
+    "a model that has generated": async (engine) => {
       const small = await engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 });
       await (await engine.loadModel(small, { device: "cpu" })).generate(PROMPTS[0], { maxTokens: 2 }).text();
     },
-    "a model that speaks, and a checkpoint that is being read": async (engine) => {
+    "a running generation and a checkpoint being read": async (engine) => {
       const checkpoint = await engine.openCheckpoint(MODEL);
       const model = await engine.loadModel(checkpoint, { device: "cpu" });
       await model.generate(PROMPTS[0], { maxTokens: 400, ignoreEos: true })[Symbol.asyncIterator]().next();
       for (const work of [model.logits([0]), engine.loadModel(checkpoint), checkpoint.tokenize("a")]) work.catch(() => {});
     },
-    "a model whose checkpoint was disposed of": async (engine) => {
+    "a model whose checkpoint is disposed": async (engine) => {
       const checkpoint = await engine.openCheckpoint(MODEL);
       const model = await engine.loadModel(checkpoint, { device: "cpu" });
       checkpoint[Symbol.dispose]();
@@ -158,7 +158,7 @@ describe("in the caller's own thread", () => {
     },
   };
   for (const [name, use] of Object.entries(uses)) {
-    test(`memory after 50 engines is that after 5, each left with ${name}`, async () => {
+    test(`memory does not grow from 5 to 50 engines, each disposed with ${name}`, async () => {
       const bytes = [];
       for (let cycle = 1; cycle <= 50; cycle++) {
         const engine = lowbit.createEngine({ worker: false });
@@ -173,7 +173,7 @@ describe("in the caller's own thread", () => {
     });
   }
 
-  test("two engines that begin at once share one of each module", () => {
+  test("two engines that start at once share one instance of each module", () => {
     // A thread that has loaded none yet.
     const code = `
       import { createEngine } from ${JSON.stringify(ENTRY)};
@@ -188,13 +188,13 @@ describe("in the caller's own thread", () => {
       console.log(JSON.stringify([count, (await two.tokenize("a")).length > 0, ended]));`;
     const { stdout, stderr } = spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8", timeout: 120_000 });
     const [count, works, ended] = JSON.parse(stdout || stderr);
-    // The build with relaxed SIMD may be loaded and refused.
+    // The build with relaxed SIMD may be loaded first and then rejected.
     assert.ok(count === 2 || count === 3, `${count} modules`);
     assert.deepEqual([works, ended], [true, "invalid_argument"]);
   });
 });
 
-test("the engine has nothing of the command line in it", () => {
+test("the engine's modules contain no code of the command line", () => {
   for (const name of ["engine_bg.wasm", "quantizer_bg.wasm", "tokenizer_bg.wasm"]) {
     const module = readFileSync(join(PACKAGE, "dist", name));
     for (const word of ["clap_builder", "clap::", "Usage: lowbit"]) assert.equal(module.includes(word), false, `${name}: ${word}`);

@@ -1,4 +1,4 @@
-// Writes golden.json: what the native command makes of the model that ships with the repository.
+// Writes golden.json: results of the native command for the model that ships with the repository.
 // usage: node tests/js/make_golden.mjs PATH_OF_LOWBIT
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -44,6 +44,6 @@ for (const name of RUN) {
   golden.run[name] = { perplexity, tokens, greedy };
 }
 rmSync(folder, { recursive: true });
-// Token ids of one text on one line.
+// The token ids of one text go on one line.
 const lines = JSON.stringify(golden, null, 1).replace(/\[[\s\d,]+\]/g, (ids) => ids.replace(/\s+/g, " "));
 writeFileSync(new URL("golden.json", import.meta.url), lines + "\n");

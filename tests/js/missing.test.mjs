@@ -1,4 +1,4 @@
-// Files that are not there, as servers say it: with pages in their place, and with all kinds of refusals.
+// Missing files on servers: web pages in their place, and all kinds of error answers.
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -8,7 +8,7 @@ import { sendRange, serve } from "./http.mjs";
 import { inShards } from "./shards.mjs";
 import { at, fails, lowbit, modelFiles, temporary } from "./support.mjs";
 
-// Before any engine's worker starts: it reads the variable once for all.
+// Set before any engine's worker starts, because a worker reads the variable once.
 const cacheFolder = temporary();
 process.env.XDG_CACHE_HOME = cacheFolder;
 
@@ -19,11 +19,13 @@ const bytesOf = (text) => new Uint8Array(Buffer.from(text));
 const TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
 const plain = modelFiles();
 const { "tokenizer_config.json": settings, ...rest } = plain;
-/** The model with a template where chats have to find it though there might be a page in a better place. */
+/**
+ * The model with its chat template in tokenizer_config.json. A page in place of chat_template.jinja must not hide it.
+ */
 const files = { ...rest, "tokenizer_config.json": bytesOf(JSON.stringify({ ...JSON.parse(Buffer.from(settings)), chat_template: TEMPLATE })) };
 const without = (...names) => Object.fromEntries(Object.entries(files).filter(([name]) => !names.includes(name)));
 
-/** Serves files under `/model/`; what is not there is answered by `absent`. `present` gives headers, or answers itself. */
+/** Serves files under `/model/`. `absent` answers for missing files; `present` returns headers, or answers itself. */
 async function site(files, absent, { present = () => ({}), asked = [] } = {}) {
   const url = await serve((request, response) => {
     const name = decodeURIComponent(request.url.replace("/model/", ""));
@@ -36,7 +38,7 @@ async function site(files, absent, { present = () => ({}), asked = [] } = {}) {
   return `${url}/model/`;
 }
 
-/** What a chat makes of "Hi". */
+/** The prompt's token ids for a chat with the message "Hi". */
 async function promptOf(checkpoint) {
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
   const { promptIds } = await model.chat([{ role: "user", content: "Hi" }], { maxTokens: 1 }).result();
@@ -44,7 +46,7 @@ async function promptOf(checkpoint) {
   return promptIds;
 }
 
-/** The files of its INT8 version. */
+/** The names of the files of its INT8 version. */
 async function writtenOf(checkpoint) {
   const output = await engine.quantize(checkpoint, { bits: 8 });
   const names = Object.keys(await output.files()).sort();
@@ -56,21 +58,21 @@ const PAGE = "<!doctype html>\n<html><head><title>My App</title></head><body></b
 const send = (response, text, headers) => response.writeHead(200, { "content-length": Buffer.byteLength(text), ...headers }).end(text);
 const html = { "content-type": "text/html" };
 
-/** Answers with a page, as servers of all kinds do. */
+/** The ways in which servers answer with a page. */
 const PAGES = {
   "with 200 and its type": (_, response) => send(response, PAGE, html),
-  "with 200, its type and characters": (_, response) => send(response, PAGE, { "content-type": "text/html; charset=utf-8" }),
-  "without its length": (_, response) => response.writeHead(200, html).end(PAGE),
+  "with 200, its type and charset": (_, response) => send(response, PAGE, { "content-type": "text/html; charset=utf-8" }),
+  "without a length": (_, response) => response.writeHead(200, html).end(PAGE),
   "by ranges": (request, response) => sendRange(request, response, Buffer.from(PAGE), { ...html, etag: '"page"' }),
   "by ranges without its type": (request, response) => sendRange(request, response, Buffer.from(PAGE), { etag: '"page"' }),
   "with 200 and no type": (_, response) => send(response, PAGE, {}),
-  "called plain text": (_, response) => send(response, PAGE, { "content-type": "text/plain" }),
-  "called bytes": (_, response) => send(response, PAGE, { "content-type": "application/octet-stream" }),
-  "of XML": (_, response) => send(response, `<?xml version="1.0"?>\n${PAGE}`, { "content-type": "application/xhtml+xml" }),
-  "with a mark of the byte order, lines and comments first": (_, response) => send(response, `\ufeff\n<!-- built -->\n<!-- today -->${PAGE}`, {}),
+  "labelled as plain text": (_, response) => send(response, PAGE, { "content-type": "text/plain" }),
+  "labelled as binary": (_, response) => send(response, PAGE, { "content-type": "application/octet-stream" }),
+  "in XHTML": (_, response) => send(response, `<?xml version="1.0"?>\n${PAGE}`, { "content-type": "application/xhtml+xml" }),
+  "with a byte order mark, newlines and comments first": (_, response) => send(response, `\ufeff\n<!-- built -->\n<!-- today -->${PAGE}`, {}),
   "of a few words": (_, response) => send(response, "Not Found", html),
-  "of nothing": (_, response) => send(response, "", html),
-  "without an end": (_, response) => {
+  "with an empty body": (_, response) => send(response, "", html),
+  "without end": (_, response) => {
     response.writeHead(200, html);
     const more = () => {
       while (!response.destroyed && response.write(PAGE.repeat(1000)));
@@ -80,7 +82,7 @@ const PAGES = {
   },
 };
 
-describe("a page in place of a missing file", () => {
+describe("a web page in place of a missing file", () => {
   let prompt;
   let written;
   before(async () => {
@@ -90,7 +92,7 @@ describe("a page in place of a missing file", () => {
   });
 
   for (const [name, absent] of Object.entries(PAGES)) {
-    test(`${name} is no file`, async () => {
+    test(`${name} counts as missing`, async () => {
       const checkpoint = await engine.openCheckpoint(await site(files, absent));
       assert.deepEqual(await promptOf(checkpoint), prompt);
       assert.deepEqual(await writtenOf(checkpoint), written);
@@ -99,10 +101,10 @@ describe("a page in place of a missing file", () => {
     });
   }
 
-  test("is no file to the caller's own fetch either, with streams and without", async () => {
+  test("counts as missing with the caller's own fetch too, with and without streams", async () => {
     const base = await site(without("generation_config.json"), PAGES["with 200 and its type"]);
     const mine = {
-      "as it is": fetch,
+      "with streams": fetch,
       "without streams": async (url, init) => {
         const response = await fetch(url, init);
         return { status: response.status, headers: response.headers, arrayBuffer: () => response.arrayBuffer() };
@@ -116,16 +118,16 @@ describe("a page in place of a missing file", () => {
   const required = [
     ["a configuration", ["config.json"], "not_found", /no config\.json/],
     ["weights", ["model.safetensors"], "not_found", /model\.safetensors/],
-    ["weights, where other pages are", ["model.safetensors", "generation_config.json"], "not_found", /model\.safetensors/],
+    ["weights, with other pages too", ["model.safetensors", "generation_config.json"], "not_found", /model\.safetensors/],
   ];
   for (const [name, names, code, pattern] of required) {
-    test(`says so where it stands for ${name}`, async () => {
+    test(`is named in the error if it replaces ${name}`, async () => {
       const error = await fails(engine.openCheckpoint(await site(without(...names), PAGES["with 200 and its type"])), code, pattern);
       assert.match(error.message, new RegExp(`for ${names[0]} the server answered with a web page \\(HTML\\) titled "My App" in place of the file$`));
     });
   }
 
-  test("says so where it stands for a tokenizer, and not in what has nothing to do with it", async () => {
+  test("is named in errors about a tokenizer that it replaces, and not in unrelated errors", async () => {
     const checkpoint = await engine.openCheckpoint(await site(without("tokenizer.json"), PAGES["by ranges"]));
     await fails(checkpoint.tokenize("a"), "not_found", /tokenizer\.json.*web page/);
     const other = await fails(engine.quantize(checkpoint, { groupSize: 96, strict: true }), "unsupported_format");
@@ -136,14 +138,14 @@ describe("a page in place of a missing file", () => {
     await fails(engine.openCheckpoint(await site({ ...files, "config.json": bytesOf("{") }, PAGES["by ranges"])), "invalid_checkpoint", /config\.json: expected JSON.*\d$/);
   });
 
-  test("does not stand for the file that a finished output has last", async () => {
+  test("does not count as the last file of a finished output", async () => {
     const output = await engine.quantize(await engine.openCheckpoint(files), { bits: 8 });
     const { "quantization_config.json": last, ...unfinished } = await output.files();
     assert.ok(last !== undefined);
     await fails(engine.openCheckpoint(await site(unfinished, PAGES["with 200 and its type"])), "unfinished_output", /quantization_config\.json.*web page/);
   });
 
-  test("is an error where a single file was asked for", async () => {
+  test("is an error if it replaces a GGUF file", async () => {
     for (const [name, absent] of Object.entries(PAGES)) {
       const url = `${await site({}, absent)}model.gguf`;
       await at(name, () => fails(engine.openCheckpoint(url), "not_found", /model\.gguf: the server answered with a web page \(HTML\)/));
@@ -151,7 +153,7 @@ describe("a page in place of a missing file", () => {
     await fails(engine.openCheckpoint(`${await site({}, (_, response) => response.writeHead(404).end())}model.gguf`), "not_found", /no such file/);
   });
 
-  test("that comes while weights are read is none of their bytes", async () => {
+  test("is an error if it appears while weights are read", async () => {
     let opened = false;
     const absent = PAGES["with 200 and its type"];
     const present = (name, request, response) => (opened ? void absent(request, response) : { etag: '"one"' });
@@ -161,10 +163,10 @@ describe("a page in place of a missing file", () => {
   });
 });
 
-describe("a file that a server calls a page", () => {
+describe("a file that a server labels as a web page", () => {
   const naive = (request, response) => response.writeHead(404, html).end("no such file");
   for (const ranges of [true, false]) {
-    test(`is a file${ranges ? "" : ", without ranges"}`, async () => {
+    test(`still counts as a file${ranges ? "" : ", without ranges"}`, async () => {
       const templates = [TEMPLATE, `<s>${TEMPLATE}`, `<|im_start|>${TEMPLATE}`, `<!-- mine -->${TEMPLATE}`, `A chat.\n${TEMPLATE}`];
       for (const template of templates) {
         const all = { ...plain, "chat_template.jinja": bytesOf(template) };
@@ -176,12 +178,12 @@ describe("a file that a server calls a page", () => {
   }
 });
 
-describe("a refusal", () => {
+describe("an error answer", () => {
   const answer = (status, headers) => (_, response) => response.writeHead(status, headers).end();
   const hub = (status, code, message) => answer(status, { "x-error-code": code, "x-error-message": message });
   const TOKEN = { authorization: "Bearer secret" };
   const none = "the file is ignored where it is optional";
-  // How an optional file is refused and what becomes of it; then what is said where it is config.json.
+  // The answer; the outcome if the file is optional; code and message if the file is config.json.
   const cases = [
     ["404", answer(404), {}, none, "not_found", /no config\.json in it$/],
     ["410", answer(410), {}, none, "not_found", /for config\.json the server answered 410$/],
@@ -192,11 +194,11 @@ describe("a refusal", () => {
     ["401 with a page", (_, response) => response.writeHead(401, html).end(PAGE), {}, none, "io", /answered 401: a token/],
     ["404 with a page", (_, response) => response.writeHead(404, html).end(PAGE), {}, none, "not_found", /no config\.json in it$/],
     ["the hub's 404 for a file", hub(404, "EntryNotFound", "Entry not found"), {}, none, "not_found", /no config\.json in it$/],
-    ["the hub's word of a file with 401", hub(401, "EntryNotFound", "Entry not found"), {}, none, "not_found", /no config\.json in it$/],
+    ["the hub's 401 with its code for a missing file", hub(401, "EntryNotFound", "Entry not found"), {}, none, "not_found", /no config\.json in it$/],
     ["the hub's 404 for a revision", hub(404, "RevisionNotFound", "Invalid rev id: x"), {}, none, "not_found", /for config\.json the server answered 404: Invalid rev id: x$/],
     ["the hub's 401 for a repository", hub(401, "RepoNotFound", "Repository not found"), {}, "io", "io", /config\.json: the server answered 401: Repository not found$/],
-    ["the hub's 403 for a gated one", hub(403, "GatedRepo", "Access is restricted."), TOKEN, "io", "io", /config\.json: the server answered 403: Access is restricted\.$/],
-    ["a hub's code without words", answer(403, { "x-error-code": "GatedRepo" }), {}, "io", "io", /config\.json: the server answered 403$/],
+    ["the hub's 403 for a gated repository", hub(403, "GatedRepo", "Access is restricted."), TOKEN, "io", "io", /config\.json: the server answered 403: Access is restricted\.$/],
+    ["a hub's code without a message", answer(403, { "x-error-code": "GatedRepo" }), {}, "io", "io", /config\.json: the server answered 403$/],
     ["429", answer(429), {}, "io", "io", /config\.json: the server answered 429$/],
     ["500", answer(500), {}, "io", "io", /config\.json: the server answered 500$/],
     ["500 with a page", (_, response) => response.writeHead(500, html).end(PAGE), {}, "io", "io", /config\.json: the server answered 500$/],
@@ -206,13 +208,13 @@ describe("a refusal", () => {
     test(name, async () => {
       const opening = engine.openCheckpoint(await site(without("generation_config.json"), absent), { headers });
       if (optional === none) (await opening).dispose();
-      // Whichever of the optional files that are not there is asked for first.
+      // The message names whichever missing optional file is requested first.
       else await fails(opening, optional, /(adapter|generation)_config\.json: the server answered/);
       await fails(engine.openCheckpoint(await site(without("config.json"), absent), { headers }), code, pattern);
     });
   }
 
-  test("of a shard says why", async () => {
+  test("for a shard is in the error", async () => {
     const shards = inShards(files);
     for (const [absent, code, pattern] of [
       [answer(404), "invalid_checkpoint", /model-00002-of-00002\.safetensors/],
@@ -225,16 +227,16 @@ describe("a refusal", () => {
   });
 });
 
-describe("pages and downloads that are kept", () => {
+describe("web pages and the cache", () => {
   const kept = (key) => join(cacheFolder, "lowbit", createHash("sha256").update(key).digest("hex"));
-  /** Puts something into the store, as a version did that took pages for files. */
+  /** Adds an entry to the cache, like an earlier version that took pages for files. */
   const put = (key, value) => {
     mkdirSync(join(cacheFolder, "lowbit"), { recursive: true });
     writeFileSync(`${kept(key)}.key`, key);
     writeFileSync(`${kept(key)}.bin`, value);
   };
   const keptText = () => readdirSync(join(cacheFolder, "lowbit")).map((name) => readFileSync(join(cacheFolder, "lowbit", name), "latin1")).join("\n");
-  /** A server that can go away, and before which a page can come. */
+  /** A server that can go offline, or be hidden by a login page. */
   const moody = async (files) => {
     const mood = { online: true, portal: false, asked: [] };
     const answer = (request, response) => (mood.online ? PAGES["by ranges"](request, response) : request.socket.destroy());
@@ -246,7 +248,7 @@ describe("pages and downloads that are kept", () => {
   let prompt;
   before(async () => (prompt = await promptOf(await engine.openCheckpoint(files))));
 
-  test("are not kept, and are not there without a network", async () => {
+  test("pages are not cached, and do not appear offline", async () => {
     const mood = await moody(files);
     assert.deepEqual(await promptOf(await open(mood.url)), prompt);
     assert.doesNotMatch(keptText(), /doctype/);
@@ -259,7 +261,7 @@ describe("pages and downloads that are kept", () => {
     await fails(open(bare.url), "not_found", /for config\.json the server answered with a web page/);
   });
 
-  test("that were kept are not there", async () => {
+  test("pages cached by an earlier version are ignored", async () => {
     const mood = await moody(files);
     assert.deepEqual(await promptOf(await open(mood.url)), prompt);
     const url = `${mood.url}chat_template.jinja`;
@@ -271,7 +273,7 @@ describe("pages and downloads that are kept", () => {
     }
   });
 
-  test("of a network that wants a log-in take nothing away", async () => {
+  test("a network's login page does not evict cached files", async () => {
     const mood = await moody(files);
     assert.deepEqual(await promptOf(await open(mood.url)), prompt);
     mood.portal = true;
@@ -280,7 +282,7 @@ describe("pages and downloads that are kept", () => {
     mood.asked.length = 0;
     assert.deepEqual(await promptOf(await open(mood.url)), prompt);
     const times = (name) => mood.asked.filter((asked) => asked === name).length;
-    assert.equal(times("model.safetensors"), 1, "its bytes are still kept");
+    assert.equal(times("model.safetensors"), 1, "its bytes are still cached");
     assert.equal(times("config.json"), 1);
     mood.online = false;
     assert.deepEqual(await promptOf(await open(mood.url)), prompt);

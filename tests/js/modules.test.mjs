@@ -1,4 +1,4 @@
-// Which of the package's modules are loaded, and when: who only speaks has no quantizer.
+// Which of the package's WebAssembly modules are loaded, and when: generation does not load the quantizer.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { cpSync, readFileSync, rmSync } from "node:fs";
@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { ENTRY, golden, HELD_OUT, MODEL, PACKAGE, sha256, temporary } from "./support.mjs";
 
-/** A copy of the package whose files may go and come; its functions. */
+/** A copy of the package, with functions that remove and restore its quantizer files. */
 async function copied() {
   const folder = join(temporary(), "lowbit");
   cpSync(PACKAGE, folder, { recursive: true });
@@ -21,7 +21,7 @@ async function copied() {
 }
 
 for (const worker of [true, false]) {
-  test(`${worker ? "in a worker" : "in the caller's thread"}: what speaks needs no quantizer, and what needs one says which module is missing`, async () => {
+  test(`${worker ? "in a worker" : "in the caller's thread"}: generation needs no quantizer, and jobs that need it name the missing module`, async () => {
     const { lowbit, hide, bring } = await copied();
     hide();
     const engine = lowbit.createEngine({ worker });
@@ -49,7 +49,8 @@ for (const worker of [true, false]) {
     for (const [name, work] of Object.entries(works)) await assert.rejects(work, absent, name);
     await speaks();
 
-    // The next time it may be there: a network comes back. What was opened and loaded before goes on, in one memory.
+    // A later call may succeed, for example when the network is back. Open checkpoints and models continue in one
+    // memory.
     bring();
     const small = await engine.quantize(checkpoint, { bits: 8 });
     assert.equal(sha256((await small.files())["model.safetensors"]), golden.quantized.int8["model.safetensors"]);
@@ -58,7 +59,7 @@ for (const worker of [true, false]) {
   });
 }
 
-test("each module is loaded once, however much is asked for at once", () => {
+test("each module is loaded once, even with concurrent calls", () => {
   const code = `
     import { createEngine } from ${JSON.stringify(ENTRY)};
     const { instantiate } = WebAssembly;
@@ -74,15 +75,15 @@ test("each module is loaded once, however much is asked for at once", () => {
   assert.equal(stdout.trim(), "1", stderr);
 });
 
-test("a quantizer has of its engine whatever it is not itself", () => {
+test("the quantizer imports everything else from its engine", () => {
   for (const build of ["", "_relaxed"]) {
     const parts = ["engine", "quantizer"].map((name) => readFileSync(join(PACKAGE, "dist", `${name}${build}_bg.wasm`)));
     if (!parts.every((bytes) => WebAssembly.validate(bytes))) {
-      console.log("note: this Node has no relaxed SIMD, so only the other build is looked at");
+      console.log("note: this Node has no relaxed SIMD, so only the other build is checked");
       continue;
     }
     const [first, later] = parts.map((bytes) => new WebAssembly.Module(bytes));
-    assert.deepEqual(WebAssembly.Module.exports(later), [], "bindings call the engine alone");
+    assert.deepEqual(WebAssembly.Module.exports(later), [], "the bindings call only the engine");
     const had = new Set(WebAssembly.Module.exports(first).map(({ name, kind }) => `${kind} ${name}`));
     const wanted = WebAssembly.Module.imports(later);
     assert.ok(wanted.some(({ kind }) => kind === "memory") && wanted.some(({ kind }) => kind === "table"));

@@ -1,11 +1,11 @@
-// Searches, chats, downloads that are kept, and tools for language models.
+// `auto`, chats, cached downloads, and tools for language models.
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { sendRange, serve } from "./http.mjs";
 import { CALIBRATION, fails, HELD_OUT, lowbit, MODEL, modelFiles, names, temporary } from "./support.mjs";
 
-// Before any engine's worker starts: it reads the variable once for all.
+// Set before any engine's worker starts, because a worker reads the variable once.
 const cacheFolder = temporary();
 process.env.XDG_CACHE_HOME = cacheFolder;
 
@@ -13,11 +13,11 @@ const engine = lowbit.createEngine();
 after(() => engine.dispose());
 const original = await engine.openCheckpoint(MODEL);
 
-describe("a search for a good enough result", () => {
+describe("auto", () => {
   const quick = { texts: HELD_OUT.slice(0, 4000), calibration: { texts: [CALIBRATION], sequenceLength: 64 }, samples: [4, 8] };
   const validate = { speedRounds: 0, maxTokens: 16, prompts: ["Once upon a time"] };
 
-  test("ends with a checkpoint that can be used", async () => {
+  test("ends with an accepted, usable checkpoint", async () => {
     const events = [];
     const limits = { maxPerplexityIncrease: 0.5 };
     const found = await engine.auto(original, {
@@ -33,7 +33,7 @@ describe("a search for a good enough result", () => {
     assert.match(await model.generate("Once upon a time", { maxTokens: 8 }).text(), /\w/);
   });
 
-  test("tries everything before it gives up, and leaves every attempt at the target", async () => {
+  test("tries every attempt before it gives up, and leaves all of them at the target", async () => {
     const target = join(temporary(), "search");
     const limits = { maxPerplexityIncrease: -0.5 };
     const found = await engine.auto(original, { ...quick, bits: 4, target, validate: { ...validate, limits } });
@@ -46,14 +46,14 @@ describe("a search for a good enough result", () => {
     assert.ok(found.attempts.every(({ output, report }) => output.readable && !report.accepted));
   });
 
-  test("refuses what it cannot do", async () => {
+  test("rejects wrong options", async () => {
     await fails(engine.auto(original, { ...quick, bitz: 4 }), "invalid_argument", /bitz/);
     await fails(engine.auto(original, { texts: HELD_OUT }), "invalid_argument", /calibration text/);
     await fails(engine.auto(original, { ...quick, target: () => new WritableStream() }), "invalid_argument", /streams/);
   });
 });
 
-test("a chat does not read again what it has read", async () => {
+test("a chat reuses the KV cache of its previous messages", async () => {
   const template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
   const files = { ...modelFiles(), "chat_template.jinja": new TextEncoder().encode(template) };
   const model = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
@@ -65,12 +65,12 @@ test("a chat does not read again what it has read", async () => {
   const next = [...first, { role: "assistant", content: one.text }, { role: "user", content: "And then?" }];
   const two = await model.chat(next, options).result();
   assert.ok(two.reusedTokens >= one.promptIds.length - 1, `${two.reusedTokens} of ${one.promptIds.length}`);
-  // A model that has seen nothing says the same.
+  // A freshly loaded model generates the same.
   const anew = await engine.loadModel(await engine.openCheckpoint(files), { device: "cpu" });
   assert.deepEqual((await anew.chat(next, options).result()).tokenIds, two.tokenIds);
 });
 
-describe("downloads that are kept", () => {
+describe("cached downloads", () => {
   const files = modelFiles();
   let version = "1";
   let online = true;
@@ -88,7 +88,7 @@ describe("downloads that are kept", () => {
     return model.generate("Once upon a time", { maxTokens: 8 }).text();
   };
 
-  test("serve a second visit without a network", async () => {
+  test("are used offline", async () => {
     const text = await read();
     const kept = await engine.cache.list();
     const weights = kept.find(({ url }) => url.endsWith("/model.safetensors"));
@@ -99,7 +99,7 @@ describe("downloads that are kept", () => {
     online = true;
   });
 
-  test("are not read again while they are the same, and are when they changed", async () => {
+  test("are downloaded again only if the file changed", async () => {
     requests = 0;
     await read();
     const unchanged = requests;
@@ -109,7 +109,7 @@ describe("downloads that are kept", () => {
     assert.ok(requests > unchanged, `${requests} requests after a change, ${unchanged} before`);
   });
 
-  test("can be forgotten, one by one and all", async () => {
+  test("can be deleted, one by one or all", async () => {
     const url = `${await site}/model/model.safetensors`;
     await engine.cache.delete(url);
     assert.ok(!(await engine.cache.list()).some((file) => file.url === url));
@@ -120,7 +120,7 @@ describe("downloads that are kept", () => {
     online = true;
   });
 
-  test("are those of the hub, without being asked for", async () => {
+  test("are the default for the hub", async () => {
     const local = await site;
     const options = { fetch: (url, init) => fetch(String(url).replace("https://huggingface.co/some/tale/resolve/main", `${local}/model`), init) };
     const visit = async (more) => {
@@ -139,7 +139,7 @@ describe("downloads that are kept", () => {
     await engine.cache.delete();
   });
 
-  test("are not kept without being asked for", async () => {
+  test("are not the default for other servers", async () => {
     await engine.openCheckpoint(`${await site}/model/`);
     assert.deepEqual(await engine.cache.list(), []);
   });
@@ -148,7 +148,7 @@ describe("downloads that are kept", () => {
 describe("tools for language models", () => {
   const tool = (name) => lowbit.tools.find((each) => each.name === name);
 
-  test("have the names and schemas that callers look for", () => {
+  test("have the documented names and valid schemas", () => {
     assert.deepEqual(lowbit.tools.map(({ name }) => name), ["quantize_model", "validate_quantization", "compare_outputs"]);
     for (const { description, parameters } of lowbit.tools) {
       assert.ok(description.length > 20);
@@ -158,7 +158,7 @@ describe("tools for language models", () => {
     }
   });
 
-  test("do what they say, with arguments that are plain JSON", async () => {
+  test("work with plain JSON arguments", async () => {
     const target = join(temporary(), "small");
     const made = await tool("quantize_model").call({ checkpoint: MODEL, target, bits: 4, groupSize: 32, strict: true });
     assert.equal(made.record.scheme, "int4-g32-sym");
@@ -172,7 +172,7 @@ describe("tools for language models", () => {
     assert.deepEqual(JSON.parse(JSON.stringify(judged)), judged);
   });
 
-  test("refuse arguments that their schemas do not have", async () => {
+  test("reject arguments that are not in their schemas", async () => {
     await fails(tool("quantize_model").call({ checkpoint: MODEL, group_size: 32 }), "invalid_argument", /group_size/);
   });
 });

@@ -1,4 +1,4 @@
-// Where a checkpoint may be: paths, URLs, servers of all kinds, files in memory, blobs, whatever can be read by range.
+// Sources of checkpoints: paths, URLs, servers of all kinds, files in memory, blobs, and objects with range reads.
 import assert from "node:assert/strict";
 import { openAsBlob, readFileSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
@@ -22,7 +22,7 @@ before(async () => {
   writeFileSync(GGUF, (await converted.files())["model.gguf"]);
 });
 
-/** That a checkpoint is the model of the fixtures, weights and tokenizer too. */
+/** Asserts that a checkpoint is the fixtures' model, including weights and tokenizer. */
 async function isTheModel(checkpoint, { layout = "dense" } = {}) {
   assert.equal(checkpoint.info.architecture, "llama");
   assert.equal(checkpoint.info.parameters, 705_408);
@@ -36,7 +36,7 @@ async function isTheModel(checkpoint, { layout = "dense" } = {}) {
   checkpoint.dispose();
 }
 
-/** A file of the caller's, that counts what is read. */
+/** A caller's file that counts the bytes read. */
 function counted(bytes, read) {
   const file = { size: bytes.length, bytes: 0, read: (offset, length) => ((file.bytes += length), read(offset, length)) };
   return file;
@@ -49,16 +49,16 @@ describe("a checkpoint opens from", () => {
     "a path": () => MODEL,
     "a path with ./": () => `./${join("tests/fixtures/tale-llama")}`,
     "a file: URL": () => pathToFileURL(MODEL),
-    "the text of a file: URL": () => pathToFileURL(MODEL).href,
+    "a file: URL as a string": () => pathToFileURL(MODEL).href,
     "bytes by name": () => files,
     "ArrayBuffers by name": () => Object.fromEntries(Object.entries(files).map(([name, { buffer }]) => [name, buffer])),
     "blobs by name": () => Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, new Blob([bytes])])),
     "a list of files": () => asBlobs(),
-    "something like a FileList": () => ({ length: 5, ...asBlobs() }),
+    "an array-like of files, such as a FileList": () => ({ length: 5, ...asBlobs() }),
     "blobs on disk": async () => ({ ...files, "model.safetensors": await openAsBlob(join(MODEL, "model.safetensors")) }),
     "files with size and read": () =>
       Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, counted(bytes, (at, n) => bytes.subarray(at, at + n))])),
-    "files whose bytes are of a class or a realm of their own": () => {
+    "files whose bytes are a subclass of Uint8Array or from another realm": () => {
       class Mine extends Uint8Array {
         get length() {
           return 0;
@@ -72,13 +72,13 @@ describe("a checkpoint opens from", () => {
         }),
       );
     },
-    "files whose read takes its time": () =>
+    "files with an asynchronous read": () =>
       Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, counted(bytes, async (at, n) => bytes.slice(at, at + n))])),
   };
   for (const [name, source] of Object.entries(sources)) {
     test(name, async () => {
       const cwd = process.cwd();
-      // The worker keeps the folder that the program had when it started.
+      // The worker keeps the working directory that the program had when the worker started.
       if (name.includes("./")) process.chdir(new URL("../..", import.meta.url).pathname);
       try {
         await isTheModel(await engine.openCheckpoint(await source()));
@@ -107,7 +107,7 @@ describe("a checkpoint opens from", () => {
     test(`a GGUF file as ${name}`, async () => isTheModel(await engine.openCheckpoint(await source()), { layout: "gguf" }));
   }
 
-  test("a GGUF file without its tokenizer, beside one", async () => {
+  test("a GGUF file with a tokenizer from elsewhere", async () => {
     await isTheModel(await engine.openCheckpoint(GGUF, { tokenizer: MODEL }), { layout: "gguf" });
   });
 });
@@ -120,7 +120,7 @@ test("opening reads headers, not weights", async () => {
   checkpoint.dispose();
 });
 
-test("what the caller gives is not taken from him", async () => {
+test("the caller's bytes are not modified or detached", async () => {
   const given = modelFiles();
   const checkpoint = await engine.openCheckpoint(given);
   await engine.quantize(checkpoint, { bits: 8 });
@@ -128,7 +128,7 @@ test("what the caller gives is not taken from him", async () => {
 });
 
 describe("from a server", () => {
-  /** Serves the model's files as `answer` wants; what was asked for is in `asked`. */
+  /** Serves the model's files through `answer`. Requests are collected in `asked`. */
   async function site(answer, asked = []) {
     const url = await serve((request, response) => {
       const name = decodeURIComponent(new URL(request.url, "http://localhost").pathname.split("/").pop());
@@ -140,30 +140,30 @@ describe("from a server", () => {
     return url;
   }
 
-  test("with ranges, only what is needed is fetched", async () => {
+  test("with range requests, only the needed bytes are fetched", async () => {
     const asked = [];
     const url = await site((request, response, bytes) => sendRange(request, response, bytes, { etag: '"one"' }), asked);
     const checkpoint = await engine.openCheckpoint(`${url}/models/tale`);
-    assert.ok(asked.every(({ range }) => range !== undefined), "every request names a range");
+    assert.ok(asked.every(({ range }) => range !== undefined), "every request has a range");
     assert.ok(asked.every(({ path }) => path.startsWith("/models/tale/")));
     await isTheModel(checkpoint);
     const later = asked.filter(({ name, range }) => name === "model.safetensors" && !range.startsWith("bytes=0-"));
     assert.ok(later.length > 0);
-    assert.ok(later.every(({ ifRange }) => ifRange === '"one"'), "later ranges are of the same file");
+    assert.ok(later.every(({ ifRange }) => ifRange === '"one"'), "later requests ask for the same version of the file");
   });
 
-  test("without ranges, files are fetched whole", async () => {
+  test("without range requests, whole files are fetched", async () => {
     const asked = [];
     const url = await site((_, response, bytes) => response.writeHead(200, { "content-length": bytes.length }).end(bytes), asked);
     await isTheModel(await engine.openCheckpoint(new URL(`${url}/tale/`)));
   });
 
-  test("compressed without being asked, as long as ranges are right", async () => {
+  test("a server with weak tags works, if its ranges are right", async () => {
     const url = await site((request, response, bytes) => sendRange(request, response, bytes, { etag: 'W/"weak"' }));
     await isTheModel(await engine.openCheckpoint(url));
   });
 
-  test("the hub's paths, with revision, headers and the caller's own fetch", async () => {
+  test("a hub name works with revision, headers and the caller's own fetch", async () => {
     const asked = [];
     const url = await site((request, response, bytes) => sendRange(request, response, bytes, { etag: '"one"' }), asked);
     const urls = [];
@@ -180,7 +180,7 @@ describe("from a server", () => {
     await isTheModel(checkpoint);
   });
 
-  test("headers go with the engine's own requests too", async () => {
+  test("headers are sent with every request", async () => {
     const asked = [];
     const url = await site((request, response, bytes) => sendRange(request, response, bytes), asked);
     const checkpoint = await engine.openCheckpoint(url, { headers: { "x-key": "1" } });
@@ -192,15 +192,15 @@ describe("from a server", () => {
     name === "model.safetensors" ? broken(request, response, bytes) : otherwise(request, response, bytes);
 
   const failures = [
-    ["nothing there", (_, response) => response.writeHead(404).end(), "not_found", /config\.json/],
-    ["a server that is ill", (_, response) => response.writeHead(500).end(), "io", /config\.json.*500/],
-    ["a locked repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401.*headers/],
+    ["a missing folder", (_, response) => response.writeHead(404).end(), "not_found", /config\.json/],
+    ["a server error", (_, response) => response.writeHead(500).end(), "io", /config\.json.*500/],
+    ["a private repository", (_, response) => response.writeHead(401).end(), "io", /config\.json.*401.*headers/],
     [
-      "a repository that one has to ask for", (_, response) => response.writeHead(403, { "x-error-message": "Access is restricted." }).end(),
+      "a gated repository", (_, response) => response.writeHead(403, { "x-error-message": "Access is restricted." }).end(),
       "io", /config\.json.*403.*Access is restricted/,
     ],
-    ["a bucket that may not be listed", (_, response) => response.writeHead(403).end(), "not_found", /config\.json/],
-    ["weights that are missing", only((_, response) => response.writeHead(404).end()), "not_found", /model\.safetensors/],
+    ["a bucket without list permission", (_, response) => response.writeHead(403).end(), "not_found", /config\.json/],
+    ["a missing weight file", only((_, response) => response.writeHead(404).end()), "not_found", /model\.safetensors/],
     [
       "a download that breaks off",
       only((_, response, bytes) => {
@@ -220,7 +220,7 @@ describe("from a server", () => {
       /model\.safetensors/,
     ],
     [
-      "a file too large for a server without ranges",
+      "a large file on a server without range requests",
       only((_, response) => {
         response.writeHead(200, { "content-length": 5_000_000_000 });
         response.flushHeaders();
@@ -229,7 +229,7 @@ describe("from a server", () => {
       /model\.safetensors.*range requests.*5000000000/,
     ],
     [
-      "a server that does not say how long the file is",
+      "a server that does not send the file's length",
       only((_, response, bytes) => response.writeHead(206, { "content-range": "bytes 0-99/*" }).end(bytes.subarray(0, 100))),
       "io",
       /model\.safetensors.*how long/,
@@ -242,13 +242,15 @@ describe("from a server", () => {
     });
   }
 
-  /** Answers as `later` wants once the model is being loaded. */
+  /**
+   * Cases: what happens to the file, the answers while the model is loaded, the error's code, and the file's first tag.
+   */
   const afterOpening = [
-    ["changes, by its tag", (request, response, bytes) => sendRange(request, response, bytes, { etag: '"two"' }), "changed"],
-    ["changes, by a weak tag", (request, response, bytes) => sendRange(request, response, bytes, { etag: 'W/"two"' }), "changed", 'W/"one"'],
+    ["gets a new tag", (request, response, bytes) => sendRange(request, response, bytes, { etag: '"two"' }), "changed"],
+    ["gets a new weak tag", (request, response, bytes) => sendRange(request, response, bytes, { etag: 'W/"two"' }), "changed", 'W/"one"'],
     ["goes away", (_, response) => response.writeHead(404).end(), "io"],
     [
-      "gives less than it was asked for",
+      "returns less than requested",
       (request, response, bytes) => {
         const start = Number(/\d+/.exec(request.headers.range)[0]);
         response.writeHead(206, { etag: '"one"', "content-range": `bytes ${start}-${start + 9}/${bytes.length}` });
@@ -270,11 +272,11 @@ describe("from a server", () => {
     });
   }
 
-  test("a server that is not there is an error", async () => {
+  test("an unreachable server is an error", async () => {
     await fails(engine.openCheckpoint("http://127.0.0.1:1/model"), "io", /127\.0\.0\.1:1/);
   });
 
-  test("a fetch that throws is an error with its words", async () => {
+  test("a fetch that throws is an error with its message", async () => {
     const fetch = () => {
       throw new TypeError("no network today");
     };

@@ -1,4 +1,4 @@
-// What the command line can do the package can: one file for llama.cpp, targets, limits of memory, going on after a stop.
+// Options that the package shares with the command line: GGUF output, size targets, memory limits, resuming.
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ const original = await engine.openCheckpoint(MODEL);
 const GPTQ = { method: "gptq", bits: 4, groupSize: 32, calibration: LITTLE, device: "cpu" };
 
 describe("quantizing to GGUF", () => {
-  test("writes what converting the folder gives, and speaks", async () => {
+  test("writes the same file as convert, and the result generates text", async () => {
     const small = await engine.quantize(original, { bits: 4, format: "gguf" });
     const files = await small.files();
     assert.deepEqual(Object.keys(files), ["model.gguf"]);
@@ -22,7 +22,7 @@ describe("quantizing to GGUF", () => {
     assert.match(await model.generate("Once upon a time", { maxTokens: 12 }).text(), /\w+ \w+/);
   });
 
-  test("names the file, learns from texts, and refuses a name that leads elsewhere", async () => {
+  test("sets the file's name, works with calibration, and rejects a name outside the folder", async () => {
     const small = await engine.quantize(original, { ...GPTQ, format: "gguf", file: "tale.gguf" });
     assert.deepEqual(Object.keys(await small.files()), ["tale.gguf"]);
     assert.equal(small.summary.record.method, "gptq");
@@ -30,12 +30,12 @@ describe("quantizing to GGUF", () => {
   });
 });
 
-test("what only gptq reads is refused where nothing asks for gptq", async () => {
+test("gptq options are rejected without the method gptq", async () => {
   await fails(engine.quantize(original, { gptq: { refinementPasses: 1 } }), "invalid_argument", /require the method gptq.*rtn/);
 });
 
-describe("a target", () => {
-  test("in bits gives each module what it loses least by", async () => {
+describe("a size target", () => {
+  test("in bits per weight mixes precisions to lose least", async () => {
     const small = await engine.quantize(original, { ...GPTQ, targetBpw: 4.5 });
     const { record, notes } = small.summary;
     assert.ok(record.bitsPerWeight <= 4.5, `${record.bitsPerWeight}`);
@@ -44,25 +44,25 @@ describe("a target", () => {
     small.dispose();
   });
 
-  test("in bytes is kept", async () => {
+  test("in bytes is not exceeded", async () => {
     const small = await engine.quantize(original, { ...GPTQ, targetBytes: 700_000 });
     assert.ok(small.summary.bytes <= 700_000, `${small.summary.bytes}`);
   });
 
-  test("needs texts, and is one of two", async () => {
+  test("requires calibration texts, and only one target", async () => {
     await fails(engine.quantize(original, { targetBytes: 700_000 }), "invalid_argument", /calibration texts/);
     await fails(engine.quantize(original, { ...GPTQ, targetBytes: 1, targetBpw: 4 }), "invalid_argument", /not both/);
     await fails(engine.quantize(original, { ...GPTQ, targetBpw: 0 }), "invalid_argument", /targetBpw.*above 0/);
   });
 });
 
-test("a run that would take more memory than it may does not start", async () => {
+test("a run whose planned memory exceeds the limit does not start", async () => {
   await fails(engine.quantize(original, { ...GPTQ, memory: 1_000_000 }), "out_of_memory", /1000000|memory/);
   await fails(engine.quantize(original, { memory: 1e9 }), "invalid_argument", /rtn.*memory/);
 });
 
-describe("a run that was stopped", () => {
-  test("goes on from where it was, to the same files, and leaves nothing", async () => {
+describe("a resumable run", () => {
+  test("resumes after a stop, writes the same files, and removes its state", async () => {
     const place = join(temporary(), "state");
     const whole = await engine.quantize(original, GPTQ);
     const stop = new AbortController();
@@ -71,7 +71,7 @@ describe("a run that was stopped", () => {
       ...GPTQ,
       resume: place,
       signal: stop.signal,
-      // The first block is done, and the second under way.
+      // Stop when the first block is done and the second is running.
       onProgress: ({ phase, done, total }) => {
         if (phase === "calibrate" && done / total > 0.6 && ++finished > 1) stop.abort();
       },
@@ -88,7 +88,7 @@ describe("a run that was stopped", () => {
     assert.ok(!existsSync(place));
   });
 
-  test("needs a place of its own", async () => {
+  test("requires a folder of its own", async () => {
     const place = temporary();
     mkdirSync(join(place, "mine"));
     writeFileSync(join(place, "mine", "letter.txt"), "dear");
@@ -100,7 +100,7 @@ describe("a run that was stopped", () => {
 });
 
 describe("dequantizing", () => {
-  test("compares predictions, and goes back to the same codes", async () => {
+  test("reports agreement of predictions, and requantizing gives the same bytes", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32 });
     const wide = await engine.dequantize(small, { texts: HELD_OUT, context: 128, original });
     const { agreement } = wide.summary;
@@ -118,7 +118,7 @@ describe("dequantizing", () => {
   });
 });
 
-test("layer by layer gives the same figures as side by side", async () => {
+test("layer-streamed validation gives the same figures as side by side", async () => {
   const small = await engine.quantize(original, { bits: 4, groupSize: 32 });
   const options = { texts: HELD_OUT, context: 128, speedRounds: 0, maxTokens: 4, device: "cpu" };
   const [beside, streamed] = [
@@ -130,7 +130,7 @@ test("layer by layer gives the same figures as side by side", async () => {
   await fails(engine.validate(original, small, { ...options, sideBySide: true, memory: 1 }), "invalid_argument", /several/);
 });
 
-test("tools know every method and option", async () => {
+test("the schema of quantize_model has every method and option", async () => {
   const { parameters } = lowbit.tools.find(({ name }) => name === "quantize_model");
   assert.deepEqual(parameters.properties.method.enum, ["rtn", "gptq", "awq", "ternary"]);
   assert.ok(parameters.properties.format.enum.includes("gguf"));

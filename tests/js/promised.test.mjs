@@ -1,4 +1,4 @@
-// What the package promises beside what it does: its entry points, whose memory is whose, where models run.
+// Other guarantees of the package: entry points, ownership of memory, repeated reading, signals, devices.
 import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -14,7 +14,7 @@ describe("the entry points", () => {
   const entries = Object.entries(manifest.exports);
   const files = ([, entry]) => (typeof entry === "string" ? [entry] : Object.values(entry));
 
-  test("name files that are there, types first, and ES modules only", () => {
+  test("name existing files, list types first, and have only ES modules", () => {
     const modules = ["engine", "engine_relaxed", "quantizer", "quantizer_relaxed", "tokenizer"].map((name) => `./${name}.wasm`);
     for (const name of [".", "./slim", "./worker", ...modules, "./package.json"]) {
       assert.ok(name in manifest.exports, name);
@@ -31,13 +31,13 @@ describe("the entry points", () => {
     assert.equal(manifest.peerDependenciesMeta.webgpu.optional, true);
   });
 
-  test("need no memory that threads share", () => {
+  test("use no SharedArrayBuffer", () => {
     const scripts = entries.flatMap(files).filter((file) => file.endsWith(".js"));
     assert.ok(scripts.length >= 5);
     for (const file of scripts) assert.equal(readFileSync(join(PACKAGE, file), "utf8").includes("SharedArrayBuffer"), false, file);
   });
 
-  test("export the same everywhere", async () => {
+  test("export the same names in Node and browsers", async () => {
     const [node, browser] = await Promise.all(["node", "default"].map((condition) => import(join(PACKAGE, manifest.exports["."][condition]))));
     assert.deepEqual(Object.keys(browser).sort(), Object.keys(node).sort());
     const wanted = [
@@ -48,10 +48,10 @@ describe("the entry points", () => {
   });
 });
 
-test("arrays that are given stay whole and the caller's", async () => {
+test("the caller's arrays are neither modified nor detached", async () => {
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
   const { prompt_ids: promptIds } = golden.run.original.greedy[0];
-  // A view in the middle of something larger.
+  // A view in the middle of a larger buffer.
   const memory = new Uint32Array([7, ...promptIds, 7]);
   const ids = memory.subarray(1, -1);
   await model.generate(ids, { maxTokens: 2 }).result();
@@ -75,10 +75,10 @@ test("arrays that are given stay whole and the caller's", async () => {
   });
   const lent = Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, kept(bytes)]));
   await engine.quantize(await engine.openCheckpoint(lent), { bits: 8 });
-  assert.ok(given.length > 20 && given.every(([{ length }, n]) => length === n), "what `read` gave is not taken away");
+  assert.ok(given.length > 20 && given.every(([{ length }, n]) => length === n), "the bytes from `read` are not detached");
 });
 
-test("a generation can be read as often as one likes, by several at once", async () => {
+test("a generation can be read repeatedly and by several readers at once", async () => {
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
   const generation = model.generate("Once upon a time", { maxTokens: 12 });
   const read = async () => {
@@ -93,7 +93,7 @@ test("a generation can be read as often as one likes, by several at once", async
   assert.equal(await generation.text(), one.map(({ text }) => text).join(""));
 });
 
-test("what is held can be given back by the language", async () => {
+test("Symbol.dispose and Symbol.asyncDispose work", async () => {
   const of = lowbit.createEngine();
   const small = await of.quantize(await of.openCheckpoint(MODEL), { bits: 8 });
   const model = await of.loadModel(small, { device: "cpu" });
@@ -105,10 +105,10 @@ test("what is held can be given back by the language", async () => {
   await fails(() => of.openCheckpoint(MODEL), "invalid_argument", /engine was disposed/);
 });
 
-test("a signal that came already stops everything before it begins", async () => {
+test("an aborted signal cancels every job before it starts", async () => {
   const signal = AbortSignal.abort(new Error("too late"));
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
-  const untouched = () => assert.fail("it began");
+  const untouched = () => assert.fail("the job started");
   const works = [
     () => engine.openCheckpoint({ "config.json": { size: 1, read: untouched } }, { signal }),
     () => engine.quantize(checkpoint, { target: untouched, signal }),
@@ -129,7 +129,7 @@ test("a signal that came already stops everything before it begins", async () =>
 
 const TEXT = readFileSync(join(MODEL, "heldout.txt"), "utf8").slice(0, 600);
 
-test("without a GPU, asking for one says how to have it, and `auto` runs on the CPU and says why", async (t) => {
+test("without a GPU, `gpu` fails with an install hint, and `auto` runs on the CPU with a reason", async (t) => {
   const { adapters } = await engine.capabilities();
   if (adapters.length > 0) return t.skip("skipped: there is a GPU here");
   const learning = { method: "gptq", calibration: { texts: [TEXT], samples: 1, sequenceLength: 32 }, device: "gpu" };

@@ -1,4 +1,4 @@
-// Quantizing: what is written, where it goes, and that it is what the native command writes.
+// Quantizing: the files, their targets, and that they equal the native command's files.
 import assert from "node:assert/strict";
 import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { open } from "node:fs/promises";
@@ -17,7 +17,7 @@ const FILES = [
   "tokenizer_config.json",
 ];
 
-describe("the files are those of the native command", () => {
+describe("the files equal the native command's", () => {
   for (const { name, options, learns, same } of QUANTIZED) {
     test(name, async (t) => {
       const small = await engine.quantize(original, { ...options, ...(learns && { calibration: { texts: [CALIBRATION], ...learns } }) });
@@ -61,7 +61,7 @@ describe("the result is a checkpoint", () => {
     });
   }
 
-  test("its record says how it was made", async () => {
+  test("its record describes how it was made", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32, recipe: { rules: [{ modules: "*.mlp.*", bits: 8 }] } });
     const { record, modules, bytes, sourceBytes, notes } = small.summary;
     assert.equal(record.schema, "lowbit.quantization/1");
@@ -71,19 +71,19 @@ describe("the result is a checkpoint", () => {
     assert.equal(modules.length, 21);
     assert.ok(modules.every(({ snrDb, maxAbsError }) => snrDb > 10 && maxAbsError > 0));
     assert.ok(bytes < sourceBytes);
-    assert.equal(notes.length, 1, "one for the rule, with how many modules it changes");
+    assert.equal(notes.length, 1, "one note for the rule, with the number of its modules");
     assert.match(notes[0], /^9 modules: int8.*rule 1/);
     const files = await small.files();
-    assert.equal(Buffer.from(files["quantization_config.json"]).toString(), lowbit.fileText(record), "the file, to the byte");
+    assert.equal(Buffer.from(files["quantization_config.json"]).toString(), lowbit.fileText(record), "the file's exact text");
   });
 
-  test("what could not be done as asked for is in the notes, and an error where that is wanted", async () => {
+  test("a fallback is in the notes, or an error with `strict`", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 96 });
     assert.equal(small.summary.notes.length, 21);
     await fails(engine.quantize(original, { bits: 4, groupSize: 96, strict: true }), "unsupported_format", /96/);
   });
 
-  test("files() hands out copies", async () => {
+  test("files() returns copies", async () => {
     const small = await engine.quantize(original, { bits: 8 });
     const files = await small.files();
     files["model.safetensors"].fill(0);
@@ -92,7 +92,7 @@ describe("the result is a checkpoint", () => {
     assert.equal(sha256(again["model.safetensors"]), golden.quantized.int8["model.safetensors"]);
   });
 
-  test("dequantize gives an ordinary checkpoint", async () => {
+  test("dequantize gives a floating-point checkpoint", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32 });
     for (const [options, format] of [[{}, "F16"], [{ dtype: "f32" }, "F32"]]) {
       const wide = await engine.dequantize(small, options);
@@ -102,7 +102,7 @@ describe("the result is a checkpoint", () => {
     }
   });
 
-  test("a conversion says what it lost", async () => {
+  test("a conversion reports its losses", async () => {
     const small = await engine.quantize(original, { bits: 4, groupSize: 32 });
     const { summary } = await engine.convert(small, { format: "gguf" });
     assert.equal(summary.format, "gguf");
@@ -111,12 +111,12 @@ describe("the result is a checkpoint", () => {
   });
 });
 
-describe("a target is", () => {
+describe("a target:", () => {
   const folder = temporary();
   const wanted = golden.quantized["int4 group 32"]["model.safetensors"];
   const options = { bits: 4, groupSize: 32 };
 
-  for (const [name, target] of [["a path", (path) => path], ["a file: URL", (path) => pathToFileURL(path)], ["its text", (path) => pathToFileURL(path).href]]) {
+  for (const [name, target] of [["a path", (path) => path], ["a file: URL", (path) => pathToFileURL(path)], ["a file: URL as a string", (path) => pathToFileURL(path).href]]) {
     test(name, async () => {
       const path = join(folder, name.replace(/\W/g, "-"), "deep");
       const small = await engine.quantize(original, { ...options, target: target(path) });
@@ -129,7 +129,7 @@ describe("a target is", () => {
     });
   }
 
-  test("a folder with an earlier result, which is replaced", async () => {
+  test("an earlier result in the folder is replaced", async () => {
     const path = join(folder, "twice");
     await engine.quantize(original, { bits: 8, target: path });
     writeFileSync(join(path, ".model.safetensors.0123.lowbit.tmp"), "left over");
@@ -138,7 +138,7 @@ describe("a target is", () => {
     assert.equal(sha256(readFileSync(join(path, "model.safetensors"))), wanted);
   });
 
-  test("never a folder with somebody's own checkpoint", async () => {
+  test("a folder with another checkpoint is refused", async () => {
     const path = join(folder, "mine");
     cpSync(MODEL, path, { recursive: true });
     const before = names(path);
@@ -147,14 +147,14 @@ describe("a target is", () => {
     assert.deepEqual(readFileSync(join(path, "model.safetensors")), readFileSync(join(MODEL, "model.safetensors")));
   });
 
-  test("not whole without the file that is written last", async () => {
+  test("an output without its last file does not open", async () => {
     const path = join(folder, "killed");
     await engine.quantize(original, { ...options, target: path });
     rmSync(join(path, "quantization_config.json"));
     await fails(engine.openCheckpoint(path), "unfinished_output", /quantization_config\.json/);
   });
 
-  /** Streams into memory: what was written, in which order files were closed, and what was given up. */
+  /** A target of streams into memory. Records the files, the order in which they were closed, and the aborted ones. */
   function streams(asStream) {
     const seen = { files: {}, closed: [], aborted: [] };
     seen.target = (file) => {
@@ -178,7 +178,7 @@ describe("a target is", () => {
       const small = await engine.quantize(original, { ...options, target: seen.target });
       assert.deepEqual(Object.keys(seen.files).sort(), FILES);
       assert.equal(sha256(seen.files["model.safetensors"]), wanted);
-      assert.equal(seen.closed.at(-1), "quantization_config.json", "what makes the output whole comes last");
+      assert.equal(seen.closed.at(-1), "quantization_config.json", "the file that completes the output is last");
       assert.deepEqual(seen.aborted, []);
       assert.equal(small.readable, false);
       assert.equal(small.summary.record.method, "rtn");
@@ -202,18 +202,18 @@ describe("a target is", () => {
     ["a writer without room", broken("write"), "storage_full", /no space/],
     ["a writer that fails at the end", broken("close"), "io", /model\.safetensors.*connection broke/],
     ["a function that throws", () => { throw new Error("not today"); }, "io", /not today/],
-    ["a function that gives nothing", () => undefined, "invalid_argument", /writer|stream/],
+    ["a function that returns nothing", () => undefined, "invalid_argument", /writer|stream/],
     ["a path that is a file", join(MODEL, "config.json"), "io", /config\.json/],
     ["a path below a file", join(MODEL, "config.json", "x"), "io", /config\.json/],
     ["a number", 5, "invalid_argument", /target/],
     ["an object", { path: "x" }, "invalid_argument", /target/],
-    ["a private file system where there is none", { opfs: "x" }, "invalid_argument", /OPFS/],
+    ["a private file system outside a browser", { opfs: "x" }, "invalid_argument", /OPFS/],
   ];
   for (const [name, target, code, pattern] of failures) {
     test(`${name} is an error`, () => fails(engine.quantize(original, { ...options, target }), code, pattern));
   }
 
-  test("a disk that is full is an error", { skip: !existsSync("/dev/full") && "skipped: no /dev/full here" }, async () => {
+  test("a full disk is an error", { skip: !existsSync("/dev/full") && "skipped: no /dev/full here" }, async () => {
     const given = [];
     const target = async (file) => {
       const handle = await open("/dev/full", "w");

@@ -1,4 +1,4 @@
-// The examples of the package's README run as they stand there.
+// The examples of the package's README run unchanged.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
@@ -15,18 +15,18 @@ const folder = mkdtempSync(join(tmpdir(), "lowbit-readme-"));
 mkdirSync(join(folder, "node_modules"));
 symlinkSync(PACKAGE, join(folder, "node_modules/lowbit"), "dir");
 symlinkSync(MODEL, join(folder, "my-model"), "dir");
-// Enough to learn and judge by, and soon read.
+// Enough text to calibrate and validate, but quick.
 for (const [from, to] of [["calibration.txt", "texts.txt"], ["heldout.txt", "heldout.txt"]]) {
   writeFileSync(join(folder, to), readFileSync(join(MODEL, from), "utf8").slice(0, 6000));
 }
 after(() => rmSync(folder, { recursive: true, force: true }));
 
-/** What each example prints, in the order of the README. */
+/** What each example prints, in the README's order. */
 const PRINTS = [/there lived a .*girl/s, /^quantize|calibrate/s, /\w+/];
 
 describe("the README's examples", () => {
   const examples = [...readFileSync(here("../../pkg-templates/README.md"), "utf8").matchAll(/```js\n(.*?)```/gs)];
-  test("are as many as there are expectations", () => assert.equal(examples.length, PRINTS.length));
+  test("all have an expected output", () => assert.equal(examples.length, PRINTS.length));
   examples.forEach(([, text], index) => {
     test(`example ${index + 1}`, () => {
       const file = join(folder, `example-${index + 1}.mjs`);

@@ -1,4 +1,5 @@
-// Running models: greedy text and perplexity are those of the native command; the rest of what a model does.
+// Running models: greedy text and perplexity equal the native command's. Also generation, logits, chats, validation,
+// plans.
 import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,10 +11,12 @@ const engine = lowbit.createEngine();
 after(() => engine.dispose());
 const original = await engine.openCheckpoint(MODEL);
 
-/** Both engines sum in their own order: the perplexities agreed within a millionth. */
+/** Tolerance of perplexity, because both engines sum in different orders. Measured: within a millionth. */
 const SUMMING = 1e-5;
 
-/** GPTQ's codes differ where sums of another order fall on the other side of a rounding: 0.01 % of perplexity was measured. */
+/**
+ * Tolerance with GPTQ and AWQ: another order of sums can round some codes differently. Measured: 0.01 % of perplexity.
+ */
 const LEARNED = 1e-3;
 
 async function made(name) {
@@ -22,7 +25,7 @@ async function made(name) {
   return engine.quantize(original, { ...options, ...(learns && { calibration: { texts: [CALIBRATION], ...learns } }) });
 }
 
-describe("as the native command does it", () => {
+describe("same results as the native command", () => {
   for (const name of RUN) {
     test(name, async (t) => {
       const { perplexity, tokens, greedy } = golden.run[name];
@@ -46,7 +49,7 @@ describe("as the native command does it", () => {
   }
 });
 
-describe("real models, as transformers has them", () => {
+describe("real models, same results as transformers", () => {
   const expected = (file) => JSON.parse(readFileSync(join(SHARED, "expected", file), "utf8")).rows;
   const skip = !existsSync(SHARED) && "skipped: no ../shared folder with real models";
   if (skip) console.log(skip);
@@ -79,12 +82,12 @@ describe("a model", () => {
   const [prompt] = PROMPTS;
   before(async () => (model = await engine.loadModel(original, { device: "cpu" })));
 
-  test("gives text in pieces that make the whole, and its result as often as it is asked for", async () => {
+  test("streams text in pieces, and returns its result repeatedly", async () => {
     const generation = model.generate(prompt, { maxTokens: 16 });
     const pieces = [];
     for await (const piece of generation) pieces.push(piece);
     const { text, token_ids } = golden.run.original.greedy[0];
-    assert.deepEqual(pieces.map(({ tokenId }) => tokenId), token_ids.slice(0, 16), "a piece for each token");
+    assert.deepEqual(pieces.map(({ tokenId }) => tokenId), token_ids.slice(0, 16), "one piece per token");
     const said = pieces.map((piece) => piece.text).join("");
     assert.ok(said.length > 16 && text.startsWith(said));
     assert.equal(await generation.text(), said);
@@ -93,7 +96,7 @@ describe("a model", () => {
     assert.ok(tokensPerSecond > 0 && prefillSeconds >= 0);
   });
 
-  test("takes token ids as they are", async () => {
+  test("accepts token ids as a prompt", async () => {
     const { prompt_ids: promptIds, token_ids: tokenIds } = golden.run.original.greedy[0];
     for (const ids of [promptIds, Uint32Array.from(promptIds)]) {
       const result = await model.generate(ids, { maxTokens: 8 }).result();
@@ -102,20 +105,20 @@ describe("a model", () => {
     }
   });
 
-  test("stops where it is told to", async () => {
+  test("stops at a stop sequence", async () => {
     const result = await model.generate(prompt, { maxTokens: 64, stop: ["river"] }).result();
     assert.equal(result.text, ", in a little town beside a dark ");
     assert.equal(result.finishReason, "stop_sequence");
   });
 
-  test("samples by a seed, the same each time", async () => {
+  test("samples the same text with the same seed", async () => {
     const sample = (seed) => model.generate(prompt, { maxTokens: 24, temperature: 1.2, topK: 40, topP: 0.95, seed }).text();
     const [a, again, b] = [await sample(1), await sample(1), await sample(2)];
     assert.equal(a, again);
     assert.notEqual(a, b);
   });
 
-  test("does one thing at a time: what is asked meanwhile waits, and is answered", async () => {
+  test("queues concurrent calls and answers them in order", async () => {
     const order = [];
     const asked = [
       model.generate(prompt, { maxTokens: 12 }).text().then((text) => order.push(["first", text])),
@@ -128,14 +131,14 @@ describe("a model", () => {
     assert.ok(order[0][1].startsWith(order[1][1]));
   });
 
-  test("has logits for each token, and log-probabilities that fit its greedy text", async () => {
+  test("returns logits for each token, and log-probabilities that agree with them", async () => {
     const { prompt_ids: promptIds, token_ids: tokenIds } = golden.run.original.greedy[0];
     const ids = [...promptIds, ...tokenIds.slice(0, 4)];
     const rows = await model.logits(ids);
     assert.equal(rows.length, ids.length);
     assert.ok(rows.every((row) => row instanceof Float32Array && row.length === 2048 && row.every(Number.isFinite)));
     for (let at = promptIds.length - 1; at < ids.length - 1; at++) {
-      assert.equal(rows[at].indexOf(Math.max(...rows[at])), ids[at + 1], "the likeliest token is the greedy one");
+      assert.equal(rows[at].indexOf(Math.max(...rows[at])), ids[at + 1], "the most likely token is the greedy one");
     }
     const logprobs = await model.logprobs(ids);
     assert.equal(logprobs.length, ids.length - 1);
@@ -147,7 +150,7 @@ describe("a model", () => {
     assert.deepEqual(await model.logprobs(Uint32Array.from(ids)), logprobs);
   });
 
-  test("its perplexity is that of its log-probabilities", async () => {
+  test("its perplexity agrees with its log-probabilities", async () => {
     const text = HELD_OUT.slice(0, 300);
     const ids = await model.tokenize(text);
     const logprobs = await model.logprobs(ids);
@@ -157,7 +160,7 @@ describe("a model", () => {
     assert.ok(Math.abs(perplexity / wanted - 1) < 1e-4, `${perplexity} and ${wanted}`);
   });
 
-  test("tokenizes there and back", async () => {
+  test("tokenizes and detokenizes to the same text", async () => {
     for (const text of ["Once upon a time", "Grüße, 世界! 🦔", "", "a  b\n\n c"]) {
       const ids = await model.tokenize(text);
       assert.ok(ids instanceof Uint32Array && ids[0] === 0);
@@ -166,12 +169,12 @@ describe("a model", () => {
     }
   });
 
-  test("without a chat template says so", async () => {
+  test("rejects a chat without a chat template", async () => {
     assert.equal(model.canChat, false);
     await fails(model.chat([{ role: "user", content: "Hello" }]).text(), "not_found", /template/);
   });
 
-  test("hands a template every key of a message", async () => {
+  test("passes every key of a message to the chat template", async () => {
     const files = modelFiles();
     files["chat_template.jinja"] = new TextEncoder().encode(
       "{% for m in messages %}{{ m.name }}:{{ m.content }}{{ m.reasoning_content }}" +
@@ -187,7 +190,7 @@ describe("a model", () => {
     assert.equal(await chatty.detokenize(promptIds), ':hmweather{"town": "Ulm", "days": 2};weather:5 < 6;');
   });
 
-  test("chats by its template", async () => {
+  test("formats a chat with its template", async () => {
     const files = modelFiles();
     files["chat_template.jinja"] = new TextEncoder().encode(
       "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:",
@@ -204,7 +207,7 @@ describe("a model", () => {
     await fails(chatty.chat([]).text(), "invalid_argument", /message/);
   });
 
-  test("runs with the activations that are asked for", async () => {
+  test("runs with INT8 activations on request", async () => {
     const int8 = await engine.loadModel(await made("int4 group 32"), { device: "cpu", activations: "int8" });
     assert.equal(int8.info.activations, "int8");
     const { perplexity } = await int8.perplexity(HELD_OUT);
@@ -212,8 +215,8 @@ describe("a model", () => {
   });
 });
 
-describe("judging", () => {
-  test("validate gives the report of a validation", async () => {
+describe("validation", () => {
+  test("validate returns a complete report", async () => {
     const small = await made("int4 group 32");
     const report = await engine.validate(original, small, {
       texts: [HELD_OUT.slice(0, 600), HELD_OUT.slice(600)], name: "stories", prompts: PROMPTS, maxTokens: 16, speedRounds: 0, device: "cpu",
@@ -233,7 +236,7 @@ describe("judging", () => {
     assert.ok(report.criteria.every(({ status }) => ["passed", "failed", "inconclusive"].includes(status)));
     assert.equal(typeof report.accepted, "boolean");
     assert.ok(report.recommendation.length > 10);
-    // A file is spelled as the command line spells it.
+    // The file has the command line's spelling of keys.
     const file = JSON.parse(lowbit.fileText(report));
     assert.deepEqual(
       [file.divergence.kl_p99, file.divergence.top1_agreement, file.quantized.bits_per_weight],
@@ -241,7 +244,7 @@ describe("judging", () => {
     );
   });
 
-  test("one text is that text", async () => {
+  test("validate accepts a single text", async () => {
     const report = await engine.validate(original, await made("int8"), { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" });
     const { perplexity, tokens } = golden.run.original;
     assert.equal(report.dataset.tokens, tokens);
@@ -249,7 +252,7 @@ describe("judging", () => {
     assert.ok(Math.abs(report.perplexity.quantized / golden.run.int8.perplexity - 1) < SUMMING);
   });
 
-  test("limits decide", async () => {
+  test("limits decide the verdict", async () => {
     const small = await made("ternary");
     const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };
     const report = await engine.validate(original, small, options);
@@ -261,7 +264,7 @@ describe("judging", () => {
     assert.equal(await status({ maxPerplexityIncrease: 1000 }), "passed");
   });
 
-  test("within little memory it goes layer by layer, with the same figures", async () => {
+  test("with little memory, validation is layer-streamed, with the same figures", async () => {
     const small = await made("int8");
     const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };
     const [both, streamed] = [await engine.validate(original, small, options), await engine.validate(original, small, { ...options, memory: 1 })];
@@ -269,7 +272,7 @@ describe("judging", () => {
     assert.ok(Math.abs(streamed.perplexity.quantized / both.perplexity.quantized - 1) < SUMMING);
   });
 
-  test("compare shows where two models part", async () => {
+  test("compare shows where two models diverge", async () => {
     const [same] = await engine.compare(original, original, { prompts: [PROMPTS[0]], maxTokens: 8, device: "cpu" });
     assert.equal(same.firstDifference, null);
     const found = await engine.compare(original, await made("ternary"), { prompts: PROMPTS, maxTokens: 8, device: "cpu" });
@@ -281,7 +284,7 @@ describe("judging", () => {
     }
   });
 
-  test("plan says what is needed, of a checkpoint or of a number", async () => {
+  test("plan gives the memory for a checkpoint or a number of parameters", async () => {
     for (const plan of [await engine.plan(original), await engine.plan(500_000_000, { memory: 1e9, context: 1024 })]) {
       assert.deepEqual(plan.precisions.map(({ precision }) => precision), ["f32", "f16", "int8", "int4", "ternary"]);
       const bytes = plan.precisions.map(({ totalBytes }) => totalBytes);
@@ -291,7 +294,7 @@ describe("judging", () => {
     assert.equal((await lowbit.plan(original)).parameters, 705_408);
   });
 
-  test("capabilities say what there is", async () => {
+  test("capabilities describe the engine and its devices", async () => {
     const found = await engine.capabilities();
     assert.match(found.engine, /^(simd128|relaxed-simd)$/);
     assert.equal(found.worker, true);

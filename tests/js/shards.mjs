@@ -1,6 +1,6 @@
-// Weights in two files instead of one. Nothing here needs the package.
+// Splits a checkpoint's weights into two shards. Does not need the package.
 
-/** A checkpoint's files with its weights in two shards, whose names the index has behind `folder`. */
+/** A checkpoint's files with the weights in two shards. In the index, the shards' names start with `folder`. */
 export function inShards({ "model.safetensors": whole, ...rest }, folder = "") {
   const length = Number(new DataView(whole.buffer, whole.byteOffset).getBigUint64(0, true));
   const { __metadata__: _, ...tensors } = JSON.parse(Buffer.from(whole.subarray(8, 8 + length)));

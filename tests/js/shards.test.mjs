@@ -1,4 +1,4 @@
-// Shards in a folder of the checkpoint's folder, wherever that is.
+// Shards in a subfolder of the checkpoint, for every kind of source.
 import assert from "node:assert/strict";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -14,7 +14,7 @@ const FOLDER = "weights/two words/";
 const plain = modelFiles();
 const files = inShards(plain, FOLDER);
 
-/** What is written of it, which says that every weight was read. */
+/** The digest of the quantized weights, which depends on every weight. */
 async function written(checkpoint) {
   const output = await engine.quantize(checkpoint, { bits: 8 });
   const digest = sha256((await output.files())["model.safetensors"]);
@@ -22,7 +22,7 @@ async function written(checkpoint) {
   return digest;
 }
 
-/** A handle of a folder in memory. */
+/** A directory handle in memory. */
 function handle(files, name) {
   const missing = () => {
     throw new DOMException("no such entry", "NotFoundError");
@@ -51,7 +51,7 @@ const sources = {
   },
   "a URL": async (files) => {
     const url = await serve((request, response) => {
-      // A server's own way with names: `%2F` is no `/`.
+      // The server does not take `%2F` for `/`.
       const name = request.url.slice(1).split("/").map(decodeURIComponent).map((part) => part.replaceAll("/", "?")).join("/");
       return Object.hasOwn(files, name) ? sendRange(request, response, Buffer.from(files[name])) : response.writeHead(404).end();
     });
@@ -63,20 +63,20 @@ const sources = {
 };
 
 for (const [name, source] of Object.entries(sources)) {
-  describe(`shards in a folder open from ${name}`, () => {
-    test("and hold the same weights", async () => {
+  describe(`shards in a subfolder of ${name}`, () => {
+    test("give the same weights", async () => {
       const wanted = await written(await engine.openCheckpoint(MODEL));
       const checkpoint = await engine.openCheckpoint(await source(files));
       assert.deepEqual(checkpoint.info.files.filter((file) => file.includes("/")).length, 2, String(checkpoint.info.files));
       assert.equal(await written(checkpoint), wanted);
     });
 
-    test("and are missed where they are not", async () => {
+    test("are named in the error if one is missing", async () => {
       const { [`${FOLDER}model-00002-of-00002.safetensors`]: gone, ...rest } = files;
       await fails(engine.openCheckpoint(await source(rest)), "invalid_checkpoint", /weights\/two words\/model-00002-of-00002\.safetensors/);
     });
 
-    test("and not from elsewhere", async () => {
+    test("are not read from outside the folder", async () => {
       for (const folder of ["../", "weights/../../", "/", "./", "weights//", "..\\", "C:", "C:/", "http://127.0.0.1/", "weights/./"]) {
         const index = inShards(plain, folder)["model.safetensors.index.json"];
         await at(folder, async () => fails(engine.openCheckpoint(await source({ ...files, "model.safetensors.index.json": index })), "invalid_checkpoint"));

@@ -1,4 +1,4 @@
-// `lowbit/slim`: the program brings the worker and the modules, and nothing is loaded by itself.
+// `lowbit/slim`: the program provides the worker and the modules, and the package loads nothing by itself.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -21,7 +21,7 @@ const quantizerBytes = read("./quantizer.wasm");
 const tokenizerBytes = read("./tokenizer.wasm");
 const all = { engine: engineBytes, quantizer: quantizerBytes, tokenizer: tokenizerBytes };
 
-/** That an engine does what the others do. */
+/** Asserts that an engine gives the same results as others. */
 async function works(engine, source = MODEL) {
   const checkpoint = await engine.openCheckpoint(source);
   const small = await engine.quantize(checkpoint, { bits: 8 });
@@ -50,14 +50,14 @@ describe("modules may be", () => {
       for (const [module, bytes] of Object.entries(all)) modules[module] = await given(bytes, module);
       const engine = createEngine({ worker, modules });
       await works(engine);
-      assert.equal((await engine.capabilities()).engine, "simd128", "a build that was not given is not looked for");
+      assert.equal((await engine.capabilities()).engine, "simd128", "a build that was not given is not loaded");
       await engine.dispose();
       await over;
-      assert.ok(Object.values(all).every(({ length }) => length > 1e6), "what was given is still the caller's");
+      assert.ok(Object.values(all).every(({ length }) => length > 1e6), "the given bytes are not detached");
     });
   }
 
-  test("of both builds, of which the better one is taken where it is right", async () => {
+  test("given in both builds, of which the faster one that works is used", async () => {
     const modules = { ...all, engine_relaxed: read("./engine_relaxed.wasm"), quantizer_relaxed: read("./quantizer_relaxed.wasm") };
     const engine = createEngine({ worker: newWorker(), modules });
     await works(engine);
@@ -66,10 +66,10 @@ describe("modules may be", () => {
   });
 });
 
-test("a worker of the web will do, and files come from wherever the page has them", async () => {
+test("a web worker works, with files in memory", async () => {
   const inner = newWorker();
   const over = ended(inner);
-  // What a page's `Worker` is.
+  // The interface of a page's `Worker`.
   const worker = {
     postMessage: (message) => inner.postMessage(message),
     addEventListener: (type, listener) => inner.on(type, (value) => listener({ type, ...(type === "message" ? { data: value } : { error: value }) })),
@@ -81,7 +81,7 @@ test("a worker of the web will do, and files come from wherever the page has the
   await over;
 });
 
-test("a program that only speaks brings no quantizer, and is told where one is needed", async () => {
+test("generation needs no quantizer, and quantize names the missing module", async () => {
   const engine = createEngine({ worker: newWorker(), modules: { engine: engineBytes, tokenizer: tokenizerBytes } });
   const checkpoint = await engine.openCheckpoint(MODEL);
   const model = await engine.loadModel(checkpoint, { device: "cpu" });
@@ -93,25 +93,25 @@ test("a program that only speaks brings no quantizer, and is told where one is n
   await engine.dispose();
 });
 
-test("a quantizer of another build is refused", async () => {
-  // The digest of both parts, by which they know each other, is what the quantizer calls the memory.
+test("a quantizer from another build is rejected", async () => {
+  // The quantizer imports the memory under the name of the digest that identifies the build.
   const { name } = WebAssembly.Module.imports(new WebAssembly.Module(quantizerBytes)).find(({ kind }) => kind === "memory");
   const other = Buffer.from(quantizerBytes);
   other.write("f".repeat(name.length), other.indexOf(name));
   const engine = createEngine({ worker: newWorker(), modules: { ...all, quantizer: other } });
-  const refused = (error) => error.code === "io" && /^the quantizer cannot be loaded: it is of another build/.test(error.message);
+  const refused = (error) => error.code === "io" && /^the quantizer cannot be loaded: it is from another build/.test(error.message);
   await assert.rejects(engine.quantize(await engine.openCheckpoint(MODEL), { bits: 8 }), refused);
   await engine.dispose();
 });
 
-test("nothing names a file to load", () => {
+test("the slim entry point names no file to load", () => {
   const text = readFileSync(SLIM, "utf8");
   for (const word of ["_bg.wasm", "worker.browser", "worker.node", "new Worker", "import("]) {
     assert.equal(text.includes(word), false, word);
   }
 });
 
-test("what is missing or wrong is an error", async (t) => {
+test("missing and wrong options are errors", async (t) => {
   const worker = newWorker();
   t.after(() => worker.terminate());
   const modules = { engine: engineBytes, tokenizer: tokenizerBytes };
@@ -132,7 +132,7 @@ test("what is missing or wrong is an error", async (t) => {
   }
 });
 
-test("a module that is none is an error, and the worker ends with its engine", async () => {
+test("an invalid module is an error, and the worker ends with its engine", async () => {
   const worker = newWorker();
   const over = ended(worker);
   const engine = createEngine({ worker, modules: { engine: new Uint8Array(8), tokenizer: tokenizerBytes } });
@@ -141,7 +141,7 @@ test("a module that is none is an error, and the worker ends with its engine", a
   await over;
 });
 
-test("a worker that is ended by others is an engine that broke down", async () => {
+test("an engine whose worker was terminated reports a crash", async () => {
   const worker = newWorker();
   const engine = createEngine({ worker, modules: { engine: engineBytes, tokenizer: tokenizerBytes } });
   const checkpoint = await engine.openCheckpoint(MODEL);

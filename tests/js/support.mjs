@@ -1,4 +1,4 @@
-// What the tests of the npm package share: the built package, fixtures, servers, errors.
+// Shared by the tests of the npm package: the built package, fixtures, and checks of errors.
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { mkdtempSync, readdirSync, readFileSync } from "node:fs";
@@ -20,7 +20,7 @@ export const lowbit = await import(ENTRY);
 
 /** The model that ships with the repository. */
 export const MODEL = join(root, "tests/fixtures/tale-llama");
-/** Real models beside the repository; not everybody has them. */
+/** Real models beside the repository. They are optional. */
 export const SHARED = join(root, "../shared");
 
 export const golden = JSON.parse(readFileSync(new URL("golden.json", import.meta.url), "utf8"));
@@ -30,10 +30,10 @@ const text = (file, bytes) => readFileSync(join(MODEL, file), "utf8").slice(0, b
 export const HELD_OUT = text("heldout.txt", HELD_OUT_BYTES);
 export const CALIBRATION = text("calibration.txt", CALIBRATION_BYTES);
 
-/** Calibration that is done in a moment. */
+/** A quick calibration. */
 export const LITTLE = { texts: [CALIBRATION], ...SHORT };
 
-/** The files that make a checkpoint, by name. */
+/** The files of the shipped checkpoint, by name. */
 export function modelFiles() {
   const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
   return Object.fromEntries(names.map((name) => [name, new Uint8Array(readFileSync(join(MODEL, name)))]));
@@ -41,14 +41,14 @@ export function modelFiles() {
 
 export const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
-/** A folder that is gone after the tests. */
+/** A temporary folder, removed after the tests. */
 export function temporary() {
   const path = mkdtempSync(join(tmpdir(), "lowbit-js-"));
   after(() => rm(path, { recursive: true, force: true }));
   return path;
 }
 
-/** The names in a folder, in order; none where there is no folder. */
+/** The sorted names in a folder; empty if there is no folder. */
 export function names(folder) {
   try {
     return readdirSync(folder).sort();
@@ -58,7 +58,9 @@ export function names(folder) {
   }
 }
 
-/** That `work` fails with a `LowbitError` of this code and a message like `pattern`. */
+/**
+ * Asserts that `work` fails with a `LowbitError` of this code and a message that matches `pattern`. Returns the error.
+ */
 export async function fails(work, code, pattern = /./) {
   let thrown;
   try {
@@ -74,7 +76,7 @@ export async function fails(work, code, pattern = /./) {
   return thrown;
 }
 
-/** What fails in `check` says at which of many cases. */
+/** Runs `check` and adds `place` to the message of a failure, to name one of many cases. */
 export async function at(place, check) {
   try {
     await check();

@@ -1,6 +1,6 @@
-// Whatever goes wrong ends in a `LowbitError` with the right code, and leaves nothing behind: no promise that nobody hears,
-// no worker, no scratch file, no output that looks whole. More servers are in open.test.mjs, more targets in quantize.test.mjs, more that is
-// stopped in the middle in jobs.test.mjs; wrong arguments are in arguments.test.mjs.
+// Failures: each ends in a `LowbitError` with the right code and leaves nothing behind: no unhandled rejection, no
+// worker, no scratch file, no output that looks complete. More servers are in open.test.mjs, more targets in
+// quantize.test.mjs, more cancelled jobs in jobs.test.mjs, wrong arguments in arguments.test.mjs.
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, afterEach, describe, test } from "node:test";
@@ -8,7 +8,7 @@ import { sendRange, serve } from "./http.mjs";
 import { at, CALIBRATION, fails, HELD_OUT, LITTLE, lowbit, MODEL, modelFiles, names, temporary } from "./support.mjs";
 
 const [scratch, folder] = [temporary(), temporary()];
-// Before any engine's worker starts: it looks there for its scratch space.
+// Set before any engine's worker starts, because workers put their scratch files there.
 process.env.TMPDIR = scratch;
 let outputs = 0;
 const output = () => join(folder, String((outputs += 1)));
@@ -26,34 +26,34 @@ const model = await engine.loadModel(original, { device: "cpu" });
 const AT_WORK = workers();
 
 afterEach(async () => {
-  // An unheard promise is told of after the microtasks.
+  // Unhandled rejections are reported after the microtasks.
   await new Promise(setImmediate);
   assert.deepEqual(unheard.splice(0), []);
-  assert.deepEqual(names(scratch), [], "scratch space is given back");
+  assert.deepEqual(names(scratch), [], "no scratch files are left");
 });
 
 const judged = { texts: HELD_OUT.slice(0, 600), maxTokens: 4, speedRounds: 0, prompts: ["The cat"], device: "cpu" };
 const searched = { texts: HELD_OUT.slice(0, 600), calibration: { texts: [CALIBRATION], sequenceLength: 64 } };
 const GPTQ = { method: "gptq", bits: 4, groupSize: 32, calibration: LITTLE };
 
-describe("files that lie", () => {
+describe("misbehaving files", () => {
   const files = modelFiles();
   const weights = files["model.safetensors"];
   const cut = (at, n) => weights.slice(at, at + n);
-  /** The weights, read as `read` does once the checkpoint is open. */
+  /** What `read` does for the weights once the checkpoint is open; the error's code and message. */
   const lying = [
-    ["give less", (at, n) => cut(at, n - 1), "io", /model\.safetensors.*expected \d+ bytes/],
-    ["give more", (at, n) => new Uint8Array(n + 1), "io", /model\.safetensors.*expected \d+ bytes/],
-    ["give nothing", () => new Uint8Array(), "io", /model\.safetensors.*got 0/],
-    ["give undefined", () => undefined, "invalid_argument", /Uint8Array/],
-    ["give a string", () => "bytes", "invalid_argument", /Uint8Array/],
-    ["give an array", (at, n) => Array.from(cut(at, n)), "invalid_argument", /Uint8Array/],
-    ["give an ArrayBuffer", (at, n) => cut(at, n).buffer, "invalid_argument", /Uint8Array/],
+    ["return less", (at, n) => cut(at, n - 1), "io", /model\.safetensors.*expected \d+ bytes/],
+    ["return more", (at, n) => new Uint8Array(n + 1), "io", /model\.safetensors.*expected \d+ bytes/],
+    ["return nothing", () => new Uint8Array(), "io", /model\.safetensors.*got 0/],
+    ["return undefined", () => undefined, "invalid_argument", /Uint8Array/],
+    ["return a string", () => "bytes", "invalid_argument", /Uint8Array/],
+    ["return an array", (at, n) => Array.from(cut(at, n)), "invalid_argument", /Uint8Array/],
+    ["return an ArrayBuffer", (at, n) => cut(at, n).buffer, "invalid_argument", /Uint8Array/],
     ["throw", () => { throw new Error("the drive is gone"); }, "io", /the drive is gone/],
-    ["throw nothing", () => Promise.reject(), "io", /undefined/],
+    ["throw undefined", () => Promise.reject(), "io", /undefined/],
     ["throw a string", () => { throw "no luck"; }, "io", /no luck/],
-    ["throw what a disk throws", () => { throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" }); }, "io", /EIO/],
-    ["throw what a missing file throws", () => { throw Object.assign(new Error("ENOENT: gone"), { code: "ENOENT" }); }, "not_found", /ENOENT/],
+    ["throw a disk's error", () => { throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" }); }, "io", /EIO/],
+    ["throw a missing file's error", () => { throw Object.assign(new Error("ENOENT: gone"), { code: "ENOENT" }); }, "not_found", /ENOENT/],
   ];
   const checkpoint = async (engine, read, size = weights.length) => {
     let opened = false;
@@ -78,23 +78,23 @@ describe("files that lie", () => {
   }
 
   const sizes = [
-    ["longer than it is", weights.length + 1, "invalid_checkpoint", /model\.safetensors/],
-    ["shorter than it is", weights.length - 1, "invalid_checkpoint", /model\.safetensors/],
-    ["nothing", 0, "invalid_checkpoint", /model\.safetensors/],
+    ["too large", weights.length + 1, "invalid_checkpoint", /model\.safetensors/],
+    ["too small", weights.length - 1, "invalid_checkpoint", /model\.safetensors/],
+    ["zero", 0, "invalid_checkpoint", /model\.safetensors/],
     ["negative", -1, "invalid_argument", /model\.safetensors.*size.*-1/],
     ["a fraction", 0.5, "invalid_argument", /model\.safetensors.*size.*0\.5/],
-    ["no number", Number.NaN, "invalid_argument", /model\.safetensors.*size.*NaN/],
-    ["without an end", Number.POSITIVE_INFINITY, "invalid_argument", /model\.safetensors.*size/],
+    ["not a number", Number.NaN, "invalid_argument", /model\.safetensors.*size.*NaN/],
+    ["infinite", Number.POSITIVE_INFINITY, "invalid_argument", /model\.safetensors.*size/],
   ];
   for (const [name, size, code, pattern] of sizes) {
     test(`when a size is ${name}`, () => fails(checkpoint(engine, cut, size), code, pattern));
   }
 });
 
-describe("a server that misbehaves", () => {
+describe("a misbehaving server", () => {
   const files = modelFiles();
   const bytes = files["model.safetensors"];
-  /** Answers for the weights, once they are being loaded, as `answer` wants. */
+  /** Opens a checkpoint from a server. After that, `answer` answers requests for the weights. */
   const site = async (answer, headers = { etag: '"one"' }) => {
     let opened = false;
     const url = await serve((request, response) => {
@@ -109,20 +109,20 @@ describe("a server that misbehaves", () => {
   };
   const first = (request) => Number(/\d+/.exec(request.headers.range)[0]);
   const cases = [
-    ["sends more than was asked for", (request, response) => {
+    ["sends more than requested", (request, response) => {
       response.writeHead(206, { "content-range": `bytes ${first(request)}-${bytes.length - 1}/${bytes.length}` });
       response.end(Buffer.concat([bytes, bytes]));
     }, "io", /more than was asked/],
-    ["sends another part", (request, response) => {
+    ["sends another range", (request, response) => {
       const length = Number(/-(\d+)/.exec(request.headers.range)[1]) - first(request) + 1;
       response.writeHead(206, { "content-range": `bytes 1-${length}/${bytes.length}` }).end(bytes.subarray(1, length + 1));
     }, "io", /offset/],
-    ["has another file by now, by its length", (request, response) =>
+    ["has a changed file, with another length", (request, response) =>
       sendRange(request, response, Buffer.from(bytes.subarray(0, -1)), {}), "changed", /changed/, {}],
-    ["has another file by now, by its date", (request, response) =>
+    ["has a changed file, with another date", (request, response) =>
       sendRange(request, response, Buffer.from(bytes), { "last-modified": "Sat, 02 Jan 2027 00:00:00 GMT" }), "changed", /changed/,
       { "last-modified": "Fri, 01 Jan 2027 00:00:00 GMT" }],
-    ["locks the file meanwhile", (_, response) => response.writeHead(401).end("who are you?"), "io", /401/],
+    ["locks the file", (_, response) => response.writeHead(401).end("who are you?"), "io", /401/],
     ["hangs up", (request) => request.socket.destroy(), "io", /model\.safetensors/],
   ];
   for (const [name, answer, code, pattern, headers] of cases) {
@@ -133,7 +133,7 @@ describe("a server that misbehaves", () => {
     });
   }
 
-  test("sends a file without an end where it knows no ranges", async () => {
+  test("sends an endless file without range requests", async () => {
     let sent = 0;
     const url = await serve((request, response) => {
       if (!request.url.endsWith("config.json")) return response.writeHead(404).end();
@@ -152,17 +152,17 @@ describe("a server that misbehaves", () => {
   });
 });
 
-/** A promise that never comes, and the moment in which somebody began to wait for it. */
+/** `wait` returns a promise that never settles; `waited` resolves when `wait` is called. */
 function never() {
   let begun;
   const waited = new Promise((resolve) => (begun = resolve));
   return { waited, wait: () => (begun(), new Promise(() => {})) };
 }
 
-describe("what never answers", () => {
+describe("callbacks and servers that never answer", () => {
   const files = modelFiles();
   for (const worker of [true, false]) {
-    const where = worker ? "" : ", in the caller's own thread";
+    const where = worker ? "" : ", in the caller's thread";
     const cases = {
       "a read while opening": (of, wait, signal) =>
         of.openCheckpoint({ ...files, "config.json": { size: 600, read: wait } }, { signal }),
@@ -179,15 +179,15 @@ describe("what never answers", () => {
         return of.openCheckpoint(url, { signal });
       },
       "a fetch": (of, wait, signal) => of.openCheckpoint("org/model", { fetch: wait, signal }),
-      "a function that makes streams": async (of, wait, signal) =>
+      "a target function": async (of, wait, signal) =>
         of.quantize(await of.openCheckpoint(MODEL), { bits: 8, target: wait, signal }),
       "a writer": async (of, wait, signal) =>
         of.quantize(await of.openCheckpoint(MODEL), { bits: 8, target: () => ({ write: wait, close() {} }), signal }),
-      "the end of a writer": async (of, wait, signal) =>
+      "a writer's close": async (of, wait, signal) =>
         of.convert(await of.openCheckpoint(MODEL), { format: "gguf", target: () => ({ write() {}, close: wait, abort: wait }), signal }),
     };
     for (const [name, work] of Object.entries(cases)) {
-      test(`${name} is given up on a signal${where}`, async () => {
+      test(`${name} is abandoned on a signal${where}`, async () => {
         const of = worker ? engine : lowbit.createEngine({ worker });
         const { waited, wait } = never();
         const controller = new AbortController();
@@ -197,7 +197,7 @@ describe("what never answers", () => {
         assert.equal((await fails(working, "cancelled")).cause.message, "enough");
         if (!worker) await of.dispose();
       });
-      test(`${name} is given up with its engine${where}`, async () => {
+      test(`${name} is abandoned when its engine is disposed${where}`, async () => {
         const of = lowbit.createEngine({ worker });
         const { waited, wait } = never();
         const working = work(of, wait);
@@ -206,7 +206,7 @@ describe("what never answers", () => {
       });
     }
 
-    test(`a read that one still waits for is not given up${where}`, async () => {
+    test(`a read that another job still needs is not abandoned${where}`, async () => {
       const of = worker ? engine : lowbit.createEngine({ worker });
       const bytes = files["model.safetensors"];
       let release;
@@ -242,7 +242,7 @@ function resolvers() {
   return { promise, resolve };
 }
 
-describe("stopped at every phase that is reported", () => {
+describe("cancelled in every reported phase", () => {
   const limits = { maxPerplexityIncrease: 9 };
   const works = {
     load: ({ target, ...options }) => engine.loadModel(original, { device: "cpu", ...options }),
@@ -261,7 +261,7 @@ describe("stopped at every phase that is reported", () => {
     test(name, async (t) => {
       const phases = new Set();
       await work({ onProgress: ({ phase }) => phases.add(phase) });
-      t.diagnostic([...phases].join(", ") || "over before it could report");
+      t.diagnostic([...phases].join(", ") || "finished before its first report");
       for (const phase of phases) {
         const target = output();
         const controller = new AbortController();
@@ -271,7 +271,7 @@ describe("stopped at every phase that is reported", () => {
           if (progress.phase === phase) controller.abort(new Error("enough"));
         };
         const outcome = await work({ target, onProgress, signal: controller.signal }).then(() => "done", (error) => error);
-        // The last phase may be over before anything can be stopped, or too short to be seen each time.
+        // The last phase may end before it can be cancelled, or be too short to be reported every time.
         if (outcome === "done") continue;
         await fails(Promise.reject(outcome), "cancelled");
         assert.equal(outcome.cause.message, "enough");
@@ -313,18 +313,18 @@ describe("a target that fails", () => {
         };
         await fails(work(target), code, pattern);
         await new Promise((resolve) => setTimeout(resolve, 5));
-        if (broken.write !== undefined) assert.deepEqual(aborted, opened.slice(-1), "what was begun is given up");
+        if (broken.write !== undefined) assert.deepEqual(aborted, opened.slice(-1), "the open file is aborted");
         assert.equal(closed.includes("quantization_config.json"), false);
       }
     });
   }
 
-  test("a WritableStream that was broken without a word", async () => {
+  test("a WritableStream that errored without a reason", async () => {
     const target = () => new WritableStream({ start: (controller) => controller.error() });
     await fails(engine.quantize(original, { bits: 8, target }), "io", /undefined/);
   });
 
-  /** A directory of a private file system with room for so many bytes, in memory. */
+  /** A directory of a private file system, in memory, with room for `room` bytes. */
   function directory(room, files = {}) {
     const missing = () => {
       throw new DOMException("no such entry", "NotFoundError");
@@ -351,7 +351,7 @@ describe("a target that fails", () => {
     };
   }
 
-  test("a private file system that is full", async () => {
+  test("a full private file system", async () => {
     const of = lowbit.createEngine({ worker: false });
     const from = await of.openCheckpoint(MODEL);
     const ample = directory(1e9);
@@ -364,14 +364,14 @@ describe("a target that fails", () => {
       await fails(of.quantize(from, { bits: 8, target }), "storage_full", /small\/.*quota/);
       const { files } = target;
       assert.equal("quantization_config.json" in files, false, `with room for ${room} bytes`);
-      assert.ok(Object.values(files).every(({ length }) => length > 0), "no empty entry stays");
+      assert.ok(Object.values(files).every(({ length }) => length > 0), "no empty entry is left");
       const code = "config.json" in files ? "unfinished_output" : "not_found";
       await at(Object.keys(files), () => fails(of.openCheckpoint(directory(0, files)), code));
     }
     await of.dispose();
   });
 
-  test("what stood there before does not look whole meanwhile", async () => {
+  test("a cancelled job leaves an earlier result either whole or marked as unfinished", async () => {
     const target = output();
     await engine.quantize(original, { bits: 8, target });
     const controller = new AbortController();
@@ -382,9 +382,9 @@ describe("a target that fails", () => {
   });
 });
 
-describe("an engine that ends in the middle", () => {
+describe("an engine that is disposed during a job", () => {
   for (const worker of [true, false]) {
-    test(worker ? "of its worker" : "of the caller's own thread", async () => {
+    test(worker ? "in its worker" : "in the caller's thread", async () => {
       const of = lowbit.createEngine({ worker });
       const from = await of.openCheckpoint(MODEL);
       const path = output();
@@ -400,17 +400,17 @@ describe("an engine that ends in the middle", () => {
       await Promise.all([reported, stuck.waited]);
       await of.dispose();
       await fails(writing, "invalid_argument", /disposed/);
-      assert.equal((await reason) instanceof lowbit.LowbitError, true, "a stream is given up, not left open");
+      assert.equal((await reason) instanceof lowbit.LowbitError, true, "a stream is aborted, not left open");
       assert.deepEqual(names(path).filter((file) => /quantization_config|tmp$/.test(file)), []);
     });
   }
 });
 
 for (const [name, end, reason] of [
-  ["its work was stopped", (controller) => controller.abort(), "cancelled"],
-  ["its engine has ended", (_, of) => of.dispose(), "invalid_argument"],
+  ["its job was cancelled", (controller) => controller.abort(), "cancelled"],
+  ["its engine was disposed", (_, of) => of.dispose(), "invalid_argument"],
 ]) {
-  test(`a stream that comes when ${name} is given up`, async () => {
+  test(`a stream that arrives after ${name} is aborted`, async () => {
     const of = lowbit.createEngine();
     const from = await of.openCheckpoint(MODEL);
     const controller = new AbortController();
@@ -427,7 +427,7 @@ for (const [name, end, reason] of [
   });
 }
 
-test("listeners that throw do not stop the work, and are heard of", async () => {
+test("listeners that throw do not stop the job, and their errors are reported", async () => {
   const thrown = [];
   const hear = (error) => thrown.push(error.message);
   const before = process.listeners("uncaughtException");
@@ -449,4 +449,4 @@ test("listeners that throw do not stop the work, and are heard of", async () => 
   }
 });
 
-test("no worker is left over", () => assert.equal(workers(), AT_WORK));
+test("no worker is left", () => assert.equal(workers(), AT_WORK));

@@ -1,5 +1,6 @@
-// The kernels' own tests where the package runs: the GPU's in Chromium, Firefox, Deno and Node, the processor's in both builds of
-// the engine. They are compiled into the modules that `cargo xtask package --fast` makes.
+// Runs the kernels' tests on the package's platforms: the GPU kernels' in Chromium, Firefox, Deno and Node, the CPU
+// kernels' in both builds of the engine. The tests are compiled into the modules that `cargo xtask package --fast`
+// makes.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -13,7 +14,7 @@ import { serve } from "../js/http.mjs";
 const here = fileURLToPath(new URL(".", import.meta.url));
 const firstOf = (paths) => paths.find((path) => path !== undefined && existsSync(path));
 
-/** The modules, in a folder that says what their JavaScript is: Node takes it for CommonJS where nothing says so. */
+/** A copy of the modules with a package.json of type "module"; without it, Node takes their JavaScript for CommonJS. */
 const MODULES = mkdtempSync(join(tmpdir(), "lowbit-kernels-"));
 after(() => rmSync(MODULES, { recursive: true, force: true }));
 cpSync(resolve(process.env.LOWBIT_MODULES ?? join(here, "../../target/package/modules")), MODULES, { recursive: true });
@@ -23,19 +24,19 @@ const CHROMIUM = firstOf([process.env.LOWBIT_CHROMIUM, "/usr/bin/chromium", "/us
 const FIREFOX = firstOf([process.env.LOWBIT_FIREFOX, "/usr/bin/firefox-esr", "/usr/bin/firefox"]);
 const DENO = process.env.LOWBIT_DENO;
 
-/** As many as there are in `src/backend/gpu/tests.rs`: a list that lost some would pass. */
+/** The number of tests in `src/backend/gpu/tests.rs`. It is fixed here so that a lost test is noticed. */
 const GPU_TESTS = 25;
 
 const engine = await import(pathToFileURL(join(MODULES, "engine.js")));
 const untested = engine.gpuTests === undefined && "these modules were built without the kernels' tests (`cargo xtask package --fast` has them)";
 
 /**
- * Browsers take up to ten minutes each for them. Chromium brings SwiftShader; Firefox takes what Vulkan has, and finds no adapter
- * where that is nothing. Deno, which has the same native WebGPU as Firefox, always runs them.
+ * Browsers are skipped by default, because each takes up to ten minutes. Chromium includes SwiftShader; Firefox finds
+ * an adapter only if Vulkan has one. Deno has the same native WebGPU as Firefox and always runs the tests.
  */
 const rarely = process.env.LOWBIT_KERNELS !== "all" && "takes minutes: LOWBIT_KERNELS=all runs it";
 
-/** Skips where there is no adapter; otherwise every test must have passed. */
+/** Skips the test if there is no adapter. Otherwise asserts that all GPU tests passed. */
 function judge(context, { none, error, adapter, passed }) {
   if (none !== undefined) return context.skip(`no adapter: ${none}`);
   assert.equal(error, undefined);
@@ -56,7 +57,7 @@ async function site() {
 const READY = "globalThis.found !== undefined";
 const PATIENCE = { timeout: 900_000, polling: 500 };
 
-/** Judges what a page found, which `ready` waits for; where that takes too long, says which test was running. */
+/** Waits for `ready`, then checks the page's results. On a timeout, the error names the GPU test that was running. */
 async function judgePage(context, page, ready) {
   await ready.catch(async (error) => {
     throw new Error(`${await page.evaluate("globalThis.running")}: ${error.message}`);
@@ -64,7 +65,7 @@ async function judgePage(context, page, ready) {
   judge(context, JSON.parse(await page.evaluate("JSON.stringify(globalThis.found)")));
 }
 
-test("Chromium", { skip: untested || rarely || (CHROMIUM === undefined && "it is not installed") }, async (context) => {
+test("GPU kernels in Chromium", { skip: untested || rarely || (CHROMIUM === undefined && "it is not installed") }, async (context) => {
   const { chromium } = await import("playwright-core");
   const args = ["--enable-unsafe-webgpu", "--no-first-run", "--disable-background-networking", "--disable-renderer-backgrounding"];
   const browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, chromiumSandbox: false, args });
@@ -77,7 +78,7 @@ test("Chromium", { skip: untested || rarely || (CHROMIUM === undefined && "it is
   }
 });
 
-test("Firefox", { skip: untested || rarely || (FIREFOX === undefined && "it is not installed") }, async (context) => {
+test("GPU kernels in Firefox", { skip: untested || rarely || (FIREFOX === undefined && "it is not installed") }, async (context) => {
   const { default: puppeteer } = await import("puppeteer-core");
   const extraPrefsFirefox = { "dom.webgpu.enabled": true, "gfx.webgpu.ignore-blocklist": true };
   const browser = await puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true, extraPrefsFirefox, protocolTimeout: PATIENCE.timeout });
@@ -96,17 +97,17 @@ async function program(command, args) {
   return JSON.parse(stdout.trim().split("\n").at(-1));
 }
 
-test("Deno", { skip: untested || (DENO === undefined && "it is not installed") }, async (context) => {
+test("GPU kernels in Deno", { skip: untested || (DENO === undefined && "it is not installed") }, async (context) => {
   judge(context, await program("node", [DENO, "run", "--allow-all", join(here, "program.mjs"), MODULES, "own"]));
 });
 
-test("Node with the package `webgpu`", { skip: untested }, async (context) => {
+test("GPU kernels in Node with the package `webgpu`", { skip: untested }, async (context) => {
   const webgpu = fileURLToPath(import.meta.resolve("webgpu"));
   judge(context, await program("node", [join(here, "program.mjs"), MODULES, webgpu]));
 });
 
 for (const name of ["engine", "engine_relaxed"]) {
-  test(`the processor's kernels in ${name}`, { skip: untested }, async (context) => {
+  test(`CPU kernels in ${name}`, { skip: untested }, async (context) => {
     const module = await import(pathToFileURL(join(MODULES, `${name}.js`)));
     const wasm = readFileSync(join(MODULES, `${name}_bg.wasm`));
     if (!WebAssembly.validate(wasm)) {
@@ -120,7 +121,7 @@ for (const name of ["engine", "engine_relaxed"]) {
       try {
         [comparisons, difference] = module.checkCpuKernels(seed);
       } catch (error) {
-        // What the package itself finds out when it is loaded, before it takes the other build.
+        // The package makes the same check when it loads this build, and then uses the other one.
         if (name === "engine_relaxed" && error.code === "wrong_result") return context.skip(`this Node's relaxed SIMD: ${error.message}`);
         throw error;
       }

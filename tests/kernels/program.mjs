@@ -1,12 +1,12 @@
-// The GPU's tests in Node or Deno: `program.mjs MODULES WEBGPU` prints what was found as one line of JSON. WEBGPU is the npm package
-// `webgpu` for Node, or `own`.
+// Runs the GPU tests in Node or Deno: `program.mjs MODULES WEBGPU` prints the results as one line of JSON. WEBGPU is
+// the path of the npm package `webgpu` for Node, or `own` for the runtime's WebGPU.
 import { readFile } from "node:fs/promises";
 import process from "node:process";
 import { pathToFileURL } from "node:url";
 import { runGpuTests } from "./run.mjs";
 
 const [modules, webgpu] = process.argv.slice(2);
-// As the package has it: wgpu looks for a browser before it looks for its GPU.
+// As in the package: wgpu requires a browser's `Window` before it looks for a GPU.
 globalThis.Window ??= class Window {};
 if (webgpu !== "own") {
   const { create, globals } = await import(pathToFileURL(webgpu));

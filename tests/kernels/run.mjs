@@ -1,14 +1,13 @@
-// Runs the tests that are compiled into a module of the engine, wherever there is WebAssembly.
+// Runs the GPU tests that are compiled into an engine module. Works on every platform with WebAssembly.
 
 /**
- * The GPU's tests, one after the other, on a software adapter or a real one: `{ adapter, passed }` with the milliseconds of each,
- * or `{ none }` with the reason where there is no adapter.
+ * Runs the GPU tests one after the other, on a real or a software adapter. Resolves to `{ adapter, passed }`, with each
+ * test's duration in milliseconds, or to `{ none }`, with the reason, if there is no adapter.
  *
- * @param engine The JavaScript of a module that was built with the tests in it
- * @param wasm The module itself, or where it is
- * @param uncaught Rejects when the program meets an error that nobody catches. A test that fails ends the module, and nothing
- *   that waits for it is ever told.
- * @param begins Hears the name of each test that begins
+ * @param engine The JavaScript of a module that was built with its tests
+ * @param wasm The module itself, or its URL
+ * @param uncaught Rejects on an uncaught error. A failed test traps the module, and its promise then never settles.
+ * @param begins Called with each test's name when it starts
  */
 export async function runGpuTests(engine, wasm, uncaught, begins = () => {}) {
   const said = [];

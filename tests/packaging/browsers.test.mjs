@@ -1,5 +1,5 @@
-// The package in browsers: a plain page, and pages that Vite and webpack built. Each runs it from the page and from a module
-// worker of the page's own.
+// The package in browsers: a plain page, and pages built by Vite and webpack. Each page uses the package from its main
+// thread and from its own module worker.
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { extname, join, normalize } from "node:path";
@@ -10,7 +10,7 @@ import { assertExercised, firstOf, input, MODEL, project, tool } from "./support
 const CHROMIUM = firstOf([process.env.LOWBIT_CHROMIUM, "/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"]);
 const FIREFOX = firstOf([process.env.LOWBIT_FIREFOX, "/usr/bin/firefox-esr", "/usr/bin/firefox"]);
 
-/** What quantizing writes. */
+/** The files that quantize writes. */
 const FILES = [
   "config.json", "generation_config.json", "model.safetensors", "quantization_config.json", "tokenizer.json", "tokenizer_config.json",
 ];
@@ -19,7 +19,7 @@ const TYPES = {
   ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".json": "application/json", ".wasm": "application/wasm",
 };
 
-/** Serves a folder, and the model and the input beside it. Requests that lead elsewhere are in `strange`. */
+/** Serves a folder, the model and the input. Requests for other paths are collected in `strange`. */
 async function site(folder, given, strange = []) {
   const url = await serve((request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
@@ -35,7 +35,7 @@ async function site(folder, given, strange = []) {
     };
     if (pathname === "/input.json") return response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(given));
     const model = /^\/model\/([\w.]+)$/.exec(pathname)?.[1];
-    // A checkpoint is asked for files that it may have.
+    // The package also requests optional files of a checkpoint.
     if (model !== undefined) return send(join(MODEL, model), true);
     if (pathname.startsWith("/model-that-is-not-there/")) return response.writeHead(404).end();
     return send(join(folder, normalize(pathname === "/" ? "/index.html" : pathname)));
@@ -43,7 +43,9 @@ async function site(folder, given, strange = []) {
   return { url, strange };
 }
 
-/** A page in Chromium: gives what it found, and what the browser complained of. */
+/**
+ * Starts Chromium. Returns a function that opens a page and returns its results, errors and requests to other hosts.
+ */
 function chromium() {
   let browser;
   before(async () => {
@@ -104,16 +106,16 @@ function assertPage({ found, error, complaints, elsewhere }, strange) {
   assert.deepEqual(names, FILES);
   assert.ok(texts.every((text) => text === texts[0] && text !== ""), texts.join("|"));
   assertExercised(found.inWorker);
-  assert.ok(found.ticks > 0, "the page's timers tick meanwhile");
+  assert.ok(found.ticks > 0, "the page's timers must keep ticking");
   assert.deepEqual(complaints, []);
-  assert.deepEqual(elsewhere, [], "nothing is asked of anybody else");
+  assert.deepEqual(elsewhere, [], "there are no requests to other hosts");
   assert.deepEqual(strange, []);
 }
 
-/** The page as it is, without any tool: a browser that knows modules is enough. */
+/** The page without a bundler, with an import map. */
 async function plain() {
   const folder = await project("web");
-  // Maps of imports are not for workers.
+  // Import maps do not apply in workers.
   const worker = join(folder, "worker.mjs");
   writeFileSync(worker, readFileSync(worker, "utf8").replace('"lowbit"', '"/node_modules/lowbit/dist/index.browser.js"'));
   return folder;
@@ -149,7 +151,11 @@ async function webpackBuild() {
 describe("Chromium", { skip: CHROMIUM === undefined && "skipped: no Chromium here" }, () => {
   if (CHROMIUM === undefined) return console.log("skipped: the package in Chromium: it is not installed");
   const visit = chromium();
-  const builds = { "a plain page": [plain, "/plain.html"], "a page built by Vite": [viteBuild, "/"], "a page built by webpack": [webpackBuild, "/"] };
+  const builds = {
+    "the package works in a plain page": [plain, "/plain.html"],
+    "the package works in a page built by Vite": [viteBuild, "/"],
+    "the package works in a page built by webpack": [webpackBuild, "/"],
+  };
   for (const [name, [build, path]] of Object.entries(builds)) {
     test(name, async () => {
       const { url, strange } = await site(await build(), input);
@@ -161,7 +167,7 @@ describe("Chromium", { skip: CHROMIUM === undefined && "skipped: no Chromium her
 describe("Firefox", { skip: FIREFOX === undefined && "skipped: no Firefox here" }, () => {
   if (FIREFOX === undefined) return console.log("skipped: the package in Firefox: it is not installed");
   const visit = firefox();
-  test("a plain page", async () => {
+  test("the package works in a plain page", async () => {
     const { url, strange } = await site(await plain(), input);
     assertPage(await visit(`${url}/plain.html`), strange);
   });

@@ -1,5 +1,5 @@
-// The package's command: the sources of the native one, in Node. What it does has tests of its own (tests/it); here it has to do the same
-// from a package: find files, write them, end with the right code, and say nothing that the native one does not say.
+// The package's command line: the native command's code, in Node. Its functions are tested in tests/it. These tests
+// check that it behaves the same when run from the package: paths, written files, exit codes and output.
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -11,7 +11,7 @@ import { MODEL, input, project, run } from "./support.mjs";
 
 const golden = JSON.parse(readFileSync(new URL("../js/golden.json", import.meta.url), "utf8"));
 
-/** A project with the package, a copy of the model with a name that has to be quoted, and texts. */
+/** A project with the package, texts, and a copy of the model whose name needs quoting. */
 const NAME = "ein Modell, größer – 模型";
 const folder = await project();
 const model = join(folder, NAME);
@@ -20,7 +20,7 @@ writeFileSync(join(folder, "heldout.txt"), input.heldOut);
 
 const command = join(folder, "node_modules/.bin/lowbit");
 
-/** Runs the installed command; how it ended and what it said. */
+/** Runs the installed command. Returns its exit code and output. */
 function lowbit(args, options = {}) {
   return new Promise((done) => {
     execFile(command, args, { cwd: folder, maxBuffer: 1 << 26, ...options }, (error, stdout, stderr) => {
@@ -29,14 +29,14 @@ function lowbit(args, options = {}) {
   });
 }
 
-/** The document of a run with `--json`, which did its work and said nothing else. */
+/** Runs the command with `--json` and returns the document. Asserts the exit code. */
 async function json(args, { code = 0, ...options } = {}) {
   const ran = await lowbit([...args, "--json"], options);
   assert.equal(ran.code, code, ran.stderr);
   return JSON.parse(ran.stdout);
 }
 
-/** The one line of a run that was refused. */
+/** Asserts that a run fails with code 2 and one line on stderr. Returns the line. */
 async function refused(args, options) {
   const ran = await lowbit(args, options);
   assert.equal(ran.code, 2, ran.stderr);
@@ -47,16 +47,16 @@ async function refused(args, options) {
 
 const sha256 = (path) => createHash("sha256").update(readFileSync(path)).digest("hex");
 
-/** Quantizes to INT4, which most tests want beside the original. */
+/** Quantizes to INT4. */
 const quantize = (source, output, options) => json(["quantize", source, "-o", output, "--bits", "4", "--group-size", "32"], options);
 
-test("npx starts it", async () => {
+test("npx runs the command", async () => {
   assert.equal(await run("npx", ["--offline", "lowbit", "--version"], { cwd: folder }), "lowbit 0.1.0\n");
   const plan = JSON.parse(await run("npx", ["--offline", "lowbit", "plan", "--params", "500M", "--memory", "8GB", "--json"], { cwd: folder }));
   assert.equal(plan.recommendation.precision, "int8");
 });
 
-test("it says nothing of its own, and help is as wide as the terminal", async () => {
+test("stderr is empty, and help fits the terminal's width", async () => {
   for (const columns of ["60", "100"]) {
     const { code, stdout, stderr } = await lowbit(["quantize", "--help"], { env: { ...process.env, COLUMNS: columns } });
     assert.deepEqual([code, stderr], [0, ""]);
@@ -66,7 +66,7 @@ test("it says nothing of its own, and help is as wide as the terminal", async ()
   }
 });
 
-test("other warnings of Node are shown", async () => {
+test("Node's warnings about anything but WASI are shown", async () => {
   const warn = "setImmediate(() => process.emitWarning('something else', 'ExperimentalWarning'))";
   const env = { ...process.env, NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(warn)}` };
   const { code, stderr } = await lowbit(["plan", "--params", "500M"], { env });
@@ -75,10 +75,10 @@ test("other warnings of Node are shown", async () => {
   assert.doesNotMatch(stderr, /WASI/);
 });
 
-test("paths: relative, upwards, absolute, with spaces and letters of all alphabets, by links", async () => {
+test("relative, parent, absolute, non-ASCII and symlinked paths work", async () => {
   const inside = join(folder, "a folder", "inside");
   mkdirSync(inside, { recursive: true });
-  // As the Hugging Face cache has it.
+  // The layout of the Hugging Face cache.
   const linked = join(folder, "snapshots", "1");
   mkdirSync(linked, { recursive: true });
   for (const file of readdirSync(MODEL)) symlinkSync(join("..", "..", NAME, file), join(linked, file));
@@ -98,13 +98,13 @@ test("paths: relative, upwards, absolute, with spaces and letters of all alphabe
     assert.equal(document.output, output);
     assert.ok(readdirSync(join(output.startsWith("/") ? "" : cwd, output)).includes("model.safetensors"));
   }
-  // However it is called, it is the source.
+  // Every spelling of the source's path is recognized as the source.
   for (const output of [NAME, model, "absolute link", join("snapshots", "..", NAME)]) {
     assert.match(await refused(["quantize", model, "-o", output]), /the output folder is the source/);
   }
 });
 
-test("what it writes is what the native command writes", async (t) => {
+test("it writes the same bytes as the native command", async (t) => {
   for (const { name, args, same } of QUANTIZED) {
     if (!same) continue;
     await t.test(name, async () => {
@@ -112,12 +112,12 @@ test("what it writes is what the native command writes", async (t) => {
       const { stderr, code } = await lowbit(["quantize", model, "-o", output, ...args]);
       assert.equal(code, 0, stderr);
       for (const [file, hash] of Object.entries(golden.quantized[name])) assert.equal(sha256(join(output, file)), hash, file);
-      assert.deepEqual(readdirSync(output).filter((file) => file.startsWith(".")), [], "nothing unfinished is left");
+      assert.deepEqual(readdirSync(output).filter((file) => file.startsWith(".")), [], "no temporary files are left");
     });
   }
 });
 
-test("generating: the native command's tokens, and why not on a GPU", async () => {
+test("generate gives the native command's tokens, and the reason why no GPU is used", async () => {
   const [{ prompt, token_ids, text }] = golden.run.original.greedy;
   const args = ["generate", NAME, "--prompt", prompt, "--max-tokens", String(token_ids.length), "--ignore-eos"];
   const document = await json(args);
@@ -131,7 +131,7 @@ test("generating: the native command's tokens, and why not on a GPU", async () =
   assert.match(stderr, /^\[32 tokens, /);
 });
 
-test("validating: the verdict is the exit code", async () => {
+test("validate returns the verdict as its exit code", async () => {
   await quantize(NAME, "judged");
   const args = ["validate", NAME, "judged", "--text", "heldout.txt", "--min-speed-ratio", "0"];
   const limits = [[0, "0.5"], [1, "-1"]];
@@ -143,7 +143,7 @@ test("validating: the verdict is the exit code", async () => {
   }
 });
 
-test("a method that calibrates: scratch space, a state that is resumed, figures that are appended", async () => {
+test("calibration cleans its scratch folder, supports --resume, and appends metrics", async () => {
   writeFileSync(join(folder, "calibration.txt"), input.calibration.texts[0]);
   const scratch = mkdtempSync(join(folder, "scratch "));
   const learn = ["quantize", NAME, "--method", "gptq", "--group-size", "32", "--samples", "4", "--sequence-length", "128", "--calibration", "calibration.txt"];
@@ -152,11 +152,11 @@ test("a method that calibrates: scratch space, a state that is resumed, figures 
   await json([...learn, "-o", "learned again", "--metrics", "figures.jsonl", "--resume", "state"], { env });
   const [first, second] = ["learned", "learned again"].map((output) => sha256(join(folder, output, "model.safetensors")));
   assert.equal(first, second);
-  assert.deepEqual(readdirSync(scratch), [], "scratch space is given back");
+  assert.deepEqual(readdirSync(scratch), [], "no scratch files are left");
   assert.equal(readFileSync(join(folder, "figures.jsonl"), "utf8").match(/"quantization_seconds"/g).length, 2);
 });
 
-test("wrong usage and missing files: code 2, one line, and with --json one document", async () => {
+test("wrong usage and missing files give exit code 2 with one line, or one document with --json", async () => {
   const usage = await lowbit(["quantize", NAME]);
   assert.deepEqual([usage.code, usage.stdout], [2, ""]);
   assert.match(usage.stderr, /^error: the following required arguments were not provided:\n/);
@@ -175,19 +175,19 @@ test("wrong usage and missing files: code 2, one line, and with --json one docum
   assert.equal((await json(["quantize", NAME, "--bits"], { code: 2 })).error.code, "invalid_argument");
 });
 
-test("an output folder that may not be written", async () => {
+test("an output folder without write permission is an error", async () => {
   const closed = join(folder, "closed");
   mkdirSync(closed);
   chmodSync(closed, 0o555);
   chmodSync(folder, 0o755);
-  // Root may write everywhere.
+  // Root can write everywhere, so run as another user.
   const nobody = process.getuid() === 0 ? { uid: 65534, gid: 65534 } : {};
   assert.match(await refused(["quantize", NAME, "-o", "closed"], nobody), /^error: closed\/[^:]+: permission denied/);
   assert.match(await refused(["quantize", NAME, "-o", "closed/new"], nobody), /^error: closed\/new: permission denied/);
   assert.deepEqual(readdirSync(closed), []);
 });
 
-test("a model beyond 4 GiB is refused in one line", async () => {
+test("a model beyond 4 GiB is refused with one line", async () => {
   const large = join(folder, "large");
   mkdirSync(large);
   for (const file of ["tokenizer.json", "tokenizer_config.json"]) copyFileSync(join(MODEL, file), join(large, file));
@@ -212,12 +212,12 @@ test("a model beyond 4 GiB is refused in one line", async () => {
   length.writeBigUInt64LE(BigInt(text.length));
   const file = join(large, "model.safetensors");
   writeFileSync(file, Buffer.concat([length, text]));
-  // Nothing but a length: no disk is taken.
+  // A sparse file, which takes no disk space.
   truncateSync(file, 8 + text.length + end);
   assert.match(await refused(["generate", "large", "--prompt", "x"]), /cannot allocate|do not fit/);
 });
 
-/** A module of WebAssembly that does nothing but the instructions of `body`. */
+/** A WebAssembly module that runs only the instructions in `body`. */
 function moduleOf(...body) {
   const name = (text) => [text.length, ...Buffer.from(text)];
   const section = (id, ...content) => [id, content.length, ...content];
@@ -229,17 +229,20 @@ function moduleOf(...body) {
   ]);
 }
 
-/** A module that asks for memory and for a file that is not there, 4000 times over, and then traps. Called directly, Node's WASI crashes on it. */
+/**
+ * A module that 4000 times grows its memory and opens a missing file, and then traps. Called directly, it crashes
+ * Node's WASI.
+ */
 const GREEDY = Buffer.from(
   "AGFzbQEAAAABEQJgCX9/f39/fn5/fwF/YAAAAiQBFndhc2lfc25hcHNob3RfcHJldmlldzEJcGF0aF9vcGVuAAADAgEBBQMBAAEHEwIGbWVtb3J5AgAGX3N0YXJ0AAEKNAEyAQF/A0BBCEAAGkEDQQFBwABBEUEAQgJCAkEAQQAQABogAEEBaiEAIABBoB9JDQALAAsLGAEAQcAACxFuby9zdWNoL2ZpbGUvaGVyZQ==",
   "base64",
 );
 
-test("a module that breaks is a message and a code, and no stack", async () => {
+test("a trap of the module gives a message and an exit code, without a stack trace", async () => {
   const broken = mkdtempSync(join(folder, "broken "));
   const cli = join(broken, "cli.js");
   copyFileSync(join(folder, "node_modules/lowbit/dist/cli.js"), cli);
-  // `unreachable` is how a refused allocation ends; 1 / 0 stands for a mistake.
+  // `unreachable` is how a failed allocation traps; 1 / 0 stands for a bug.
   const cases = [
     [moduleOf(0x00), 2, "more memory than WebAssembly has"],
     [moduleOf(0x41, 1, 0x41, 0, 0x6d, 0x1a), 101, "divide by zero"],
@@ -254,19 +257,19 @@ test("a module that breaks is a message and a code, and no stack", async () => {
   }
 });
 
-test("an interrupt ends it while it computes", { timeout: 120_000 }, async () => {
+test("an interrupt ends the command while it computes", { timeout: 120_000 }, async () => {
   const args = ["perplexity", NAME, "--text", join(NAME, "calibration.txt")];
   const child = spawn(command, args, { cwd: folder, stdio: "ignore" });
   const ended = new Promise((done) => child.on("exit", (code, signal) => done({ code, signal })));
-  // Long enough for the module to be at work, and a small part of what it has to do.
+  // Long enough for the module to start computing, and a small part of the whole run.
   const early = await Promise.race([ended, new Promise((done) => setTimeout(done, 3000))]);
-  assert.equal(early, undefined, "it was done too soon");
+  assert.equal(early, undefined, "the run ended too early for the interrupt");
   child.kill("SIGINT");
-  // Shells call it 130.
+  // A shell reports this as 130.
   assert.deepEqual(await ended, { code: null, signal: "SIGINT" });
 });
 
-test("the command line is in its module alone", () => {
+test("only cli.wasm contains the command line", () => {
   const dist = join(folder, "node_modules/lowbit/dist");
   const words = ["clap_builder", "Print a single JSON document to standard output"];
   for (const file of readdirSync(dist).filter((name) => name.endsWith(".wasm"))) {

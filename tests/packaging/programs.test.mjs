@@ -1,20 +1,20 @@
-// The package in programs: Node as an ES module and from strict TypeScript, Deno, Bun.
+// The package in programs: Node with an ES module and with strict TypeScript, Deno, Bun.
 import assert from "node:assert/strict";
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { assertExercised, project, run, tool } from "./support.mjs";
 
-test("Node, an ES module", async () => {
+test("the package works in Node, from an ES module", async () => {
   const folder = await project("node");
   assertExercised(JSON.parse(await run(process.execPath, ["main.mjs", "input.json"], { cwd: folder })));
-  assert.deepEqual(readdirSync(join(folder, "node_modules")).filter((name) => !name.startsWith(".")), ["lowbit"], "it brings nothing along");
+  assert.deepEqual(readdirSync(join(folder, "node_modules")).filter((name) => !name.startsWith(".")), ["lowbit"], "it has no dependencies");
 });
 
-/** Settings under which the declarations have to hold: with no platform's types, and with those that most programs have. */
+/** `lib` settings that the type declarations must support: without platform types, and with the DOM's. */
 const LIBRARIES = { "the language alone": ["ES2023"], "the language and the DOM": ["ES2023", "DOM", "DOM.Iterable"] };
 
-test("Node, from strict TypeScript", async (t) => {
+test("the package works in Node, from strict TypeScript", async (t) => {
   const folder = await project("typescript");
   for (const [name, lib] of Object.entries(LIBRARIES)) {
     for (const module of ["NodeNext", "ESNext"]) {
@@ -28,7 +28,7 @@ test("Node, from strict TypeScript", async (t) => {
       });
     }
   }
-  await t.test("and runs", async () => {
+  await t.test("the program runs", async () => {
     const found = JSON.parse(await run(process.execPath, ["built/main.js", "input.json"], { cwd: folder }));
     assert.equal(found.parameters, 705_408);
     assert.equal(found.layout, "compressed-tensors");
@@ -41,10 +41,10 @@ test("Node, from strict TypeScript", async (t) => {
   });
 });
 
-/** Deno's command, as npm's package of it brings it; see the task runner. */
+/** Deno's command from its npm package. The task runner sets it. */
 const DENO = process.env.LOWBIT_DENO;
 
-test("Deno", { skip: DENO ? false : "LOWBIT_DENO does not name Deno's command" }, async () => {
+test("the package works in Deno", { skip: DENO ? false : "LOWBIT_DENO is not set" }, async () => {
   const folder = await project("deno");
   const rights = ["--allow-read", "--allow-write", "--allow-env", "--allow-sys", "--node-modules-dir=manual", "--no-prompt"];
   const env = { DENO_NO_UPDATE_CHECK: "1", DENO_DIR: join(folder, ".deno") };
@@ -52,13 +52,13 @@ test("Deno", { skip: DENO ? false : "LOWBIT_DENO does not name Deno's command" }
   assertExercised(JSON.parse(await run(process.execPath, [DENO, ...args], { cwd: folder, env })));
 });
 
-test("Bun", async (t) => {
+test("the package works in Bun", async (t) => {
   const builds = existsSync(tool("@oven")) ? readdirSync(tool("@oven")).map((name) => tool(`@oven/${name}/bin/bun`)) : [];
   const works = async (path) => run(path, ["--version"]).then(() => true, () => false);
   let bun;
   for (const build of builds) if (bun === undefined && (await works(build))) bun = build;
   if (bun === undefined) {
-    console.log("skipped: the package in Bun: it does not run here");
+    console.log("skipped: the package in Bun: Bun does not run here");
     return t.skip("skipped: Bun does not run here");
   }
   const folder = await project("node");

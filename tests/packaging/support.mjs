@@ -1,4 +1,5 @@
-// What the tests of the packed package share: fresh projects that install it, programs, and what must come out.
+// Shared by the tests of the packed package: fresh projects that install it, running programs, and the expected
+// results.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { accessSync, cpSync, existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
@@ -12,7 +13,7 @@ import { CALIBRATION_BYTES, HELD_OUT_BYTES, LITTLE } from "../js/cases.mjs";
 const here = fileURLToPath(new URL(".", import.meta.url));
 const root = join(here, "../..");
 
-/** What `npm pack` made. */
+/** The tarball from `npm pack`. */
 export const TARBALL = resolve(process.env.LOWBIT_TARBALL ?? join(root, "target/package/lowbit-0.1.0.tgz"));
 accessSync(TARBALL);
 
@@ -20,7 +21,7 @@ export const MODEL = join(root, "tests/fixtures/tale-llama");
 const golden = JSON.parse(readFileSync(join(root, "tests/js/golden.json"), "utf8"));
 const start = (file, bytes) => readFileSync(join(MODEL, file), "utf8").slice(0, bytes);
 
-/** What the consumers are given. */
+/** The input of the consumers. */
 export const input = {
   source: MODEL,
   heldOut: start("heldout.txt", HELD_OUT_BYTES),
@@ -28,11 +29,11 @@ export const input = {
   prompt: golden.run.original.greedy[0].prompt,
 };
 
-/** Where a tool of `package.json` is. */
+/** The path of a tool from `package.json`. */
 export const tool = (path) => join(here, "node_modules", path);
-assert.ok(existsSync(tool("")), "the tools are missing; `npm ci --ignore-scripts` in tests/packaging installs them");
+assert.ok(existsSync(tool("")), "the tools are missing (run `npm ci --ignore-scripts` in tests/packaging)");
 
-/** Runs a program to its end; gives its standard output. */
+/** Runs a program to its end. Resolves to its standard output. */
 export function run(program, args, { cwd, env = {}, seconds = 300 } = {}) {
   return new Promise((done, failed) => {
     const options = { cwd, env: { ...process.env, ...env }, timeout: seconds * 1000, maxBuffer: 1 << 26 };
@@ -43,7 +44,7 @@ export function run(program, args, { cwd, env = {}, seconds = 300 } = {}) {
   });
 }
 
-/** A project of its own in a temporary folder, with the package installed from the tarball and some of `consumers/`. */
+/** A new project in a temporary folder, with the package installed from the tarball and some of `consumers/`. */
 export async function project(...consumers) {
   const folder = mkdtempSync(join(tmpdir(), "lowbit-consumer-"));
   after(() => rm(folder, { recursive: true, force: true, maxRetries: 5 }));
@@ -58,11 +59,14 @@ export async function project(...consumers) {
   return folder;
 }
 
-/** GPTQ's codes depend on the order of sums, and relaxed SIMD has its own; tests/js hold one engine to less. */
+/**
+ * Tolerances of perplexity. GPTQ's codes depend on the order of sums, which differs with relaxed SIMD. tests/js is
+ * stricter.
+ */
 const LEARNED = 0.01;
 const SUMMING = 1e-4;
 
-/** That a consumer found what the native command makes of the same model. */
+/** Asserts that a consumer's results equal the native command's. */
 export function assertExercised({ parameters, schemes, automatic, capabilities, errors }) {
   assert.equal(parameters, 705_408);
   for (const [name, of] of [["rtn", "int4 group 32"], ["gptq", "gptq int4 group 32"]]) {
@@ -84,5 +88,5 @@ export function assertExercised({ parameters, schemes, automatic, capabilities, 
   assert.deepEqual(errors, { misspelled: "invalid_argument", missing: "not_found" });
 }
 
-/** The first of `paths` that is there. */
+/** The first of `paths` that exists. */
 export const firstOf = (paths) => paths.find((path) => path !== undefined && existsSync(path));

@@ -1,5 +1,5 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-/** Checkpoints that the engine's side holds, and what jobs wrote. */
+/** Handles of checkpoints in the engine, and outputs of jobs. */
 import { LowbitError } from "../errors.js";
 import { stringOf, tokenIds } from "../requests.js";
 import type { CheckpointInfo } from "../types.js";
@@ -8,7 +8,7 @@ import type { Engine } from "./engine.js";
 
 const ids = new WeakMap<Checkpoint, number | undefined>();
 
-/** The number of a checkpoint on the engine's side. */
+/** The checkpoint's number on the engine side. */
 export function idOf(checkpoint: Checkpoint): number {
   if (!(checkpoint instanceof Checkpoint)) {
     throw new LowbitError("invalid_argument", "expected a checkpoint, as openCheckpoint gives it");
@@ -19,11 +19,11 @@ export function idOf(checkpoint: Checkpoint): number {
     "invalid_argument",
     checkpoint.readable
       ? "the checkpoint was disposed of"
-      : "the result was written to streams, which this package cannot read; open it from where it went",
+      : "the result was written to streams, which cannot be read back; open it from where it was stored",
   );
 }
 
-/** An open checkpoint: what it is, and its tokenizer. Models are loaded from it with `loadModel`. */
+/** An open checkpoint: its metadata and its tokenizer. `loadModel` loads a model from it. */
 export class Checkpoint {
   /** @internal */
   readonly engine: Engine;
@@ -42,30 +42,32 @@ export class Checkpoint {
     });
   }
 
-  /** Whether this package can read it: false for a result that went to streams. */
+  /** Whether it can be read. False for a result that was written to streams. */
   get readable(): boolean {
     return this.#info !== undefined;
   }
 
-  /** Architecture, sizes, number formats. */
+  /** Architecture, sizes and number formats. Throws `invalid_argument` unless `readable`. */
   get info(): CheckpointInfo {
     if (this.#info === undefined) idOf(this);
     return this.#info!;
   }
 
-  /** The ids of a prompt, with the tokens that the model expects in front. */
+  /**
+   * The token ids of a prompt, with the leading tokens that the model expects. Rejects with `tokenizer` or `not_found`.
+   */
   async tokenize(text: string): Promise<Uint32Array> {
     const given = stringOf("tokenize", text);
     return this.engine.connection.ask([this], (remote) => remote.encode({ checkpoint: idOf(this) }, given));
   }
 
-  /** The text of ids, without special tokens. */
+  /** The text of token ids, without special tokens. */
   async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
     const given = tokenIds(ids);
     return this.engine.connection.ask([this], (remote) => remote.decode({ checkpoint: idOf(this) }, given));
   }
 
-  /** Gives back what the engine holds for it. Models that were loaded from it go on. */
+  /** Frees its memory in the engine. Models loaded from it continue to work. */
   dispose(): void {
     ids.set(this, undefined);
     this.#forget();
@@ -76,9 +78,9 @@ export class Checkpoint {
   }
 }
 
-/** What a job wrote: a checkpoint, unless it went to streams, and the record of the job. */
+/** The output of a job: a checkpoint with a summary. Outputs in streams are not `readable`. */
 export class Output<T> extends Checkpoint {
-  /** What was done, and what was lost by it. */
+  /** What the job did, and what it lost. */
   readonly summary: T;
   readonly #folder: number | undefined;
 
@@ -89,11 +91,11 @@ export class Output<T> extends Checkpoint {
     this.#folder = written.folder;
   }
 
-  /** Copies of the files, by name, of a result that was kept in memory. */
+  /** Copies of the files by name. Rejects with `invalid_argument` unless the result is in memory. */
   async files(): Promise<Record<string, Uint8Array>> {
     const folder = this.#folder;
     if (folder === undefined) {
-      throw new LowbitError("invalid_argument", "the files are at the target; only results in memory are handed out");
+      throw new LowbitError("invalid_argument", "the files are at the target; `files()` returns only results in memory");
     }
     idOf(this);
     return this.engine.connection.ask([this], (remote) => remote.files(folder));

@@ -1,8 +1,8 @@
 /**
- * The way to the engine's side: starts its thread when it is first needed, asks it for work, and says when it ended.
+ * Connection to the engine's thread: starts the thread on first use, runs calls and jobs on it, and ends it.
  *
- * Not here: what is asked for (`engine.ts`, `checkpoint.ts`, `model.ts`), and what the engine's side reads and writes on the
- * caller's (`lent.ts`).
+ * Not here: the calls themselves (`engine.ts`, `checkpoint.ts`, `model.ts`), and the caller's files and targets that
+ * the engine uses (`lent.ts`).
  */
 import { asLowbitError, cancelled, LowbitError } from "../errors.js";
 import type { ClientPlatform, Thread } from "../platform.js";
@@ -12,39 +12,39 @@ import type { AutoEvent, JobOptions } from "../types.js";
 import { connect, type ClientFunctions, type GivenModules, type HostFunctions } from "../wire.js";
 import { Lent } from "./lent.js";
 
-/** How long an engine may take to end its work and to tidy up before its thread is ended. */
+/** Milliseconds that an engine has to stop its work and clean up before its thread is terminated. */
 const GRACE_MS = 2000;
 
-/** The functions of the engine's side. */
+/** The functions of the engine side. */
 export type Remote = ReturnType<typeof connect<HostFunctions, ClientFunctions>>;
 
-/** Work that was asked for. */
+/** The listeners of a job. */
 interface Job {
   told?: (event: AutoEvent) => void;
   reporter?: Reporter;
   piece?: (text: string, tokenId: number) => Promise<void>;
 }
 
-/** What work tells beside its progress. */
+/** Listeners besides progress. */
 export type Hears = Pick<Job, "piece" | "told">;
 
-/** An engine's thread, and all talk with it. */
+/** An engine's thread and all calls to it. */
 export class Connection {
   readonly #platform: ClientPlatform;
   readonly #modules: GivenModules | undefined;
-  /** Whether the engine runs in a thread of its own. */
+  /** Whether the engine runs in its own thread. */
   readonly inWorker: boolean;
   #started: Promise<{ thread: Thread; remote: Remote }> | undefined;
-  /** Why nothing can be asked for any more. */
+  /** Why the engine is unusable; `undefined` while it works. */
   #failure: LowbitError | undefined;
   #ending: Promise<void> | undefined;
   readonly #jobs = new Map<number, Job>();
-  /** What is used right now: it must not be collected, and so forgotten, because its program has let go of it. */
+  /** Objects in use. Keeps them from garbage collection, which would dispose of them on the engine side. */
   readonly #used = new Set<readonly object[]>();
   readonly #lent = new Lent();
   #pending = 0;
   #nextJob = 1;
-  /** Forgets what nobody holds any more. */
+  /** Disposes of objects that were garbage collected. */
   readonly #registry = new FinalizationRegistry<() => void>((forget) => forget());
 
   constructor(platform: ClientPlatform, inWorker: boolean, modules: GivenModules | undefined) {
@@ -53,17 +53,17 @@ export class Connection {
     this.#modules = modules;
   }
 
-  /** Whether nothing can be asked for any more. */
+  /** Whether the engine is unusable. */
   get failed(): boolean {
     return this.#failure !== undefined;
   }
 
-  /** Keeps things of the caller's that the engine's side reaches by number. */
+  /** A registry of the caller's objects that the engine reaches by number. */
   lend(): Remotes {
     return this.#lent.keep(this.inWorker);
   }
 
-  /** Calls `forget` when `holder` is gone, or when what it gives is called; once. */
+  /** Calls `forget` once: when `holder` is garbage collected, or when the returned function is called. */
   watch(holder: object, forget: () => void): () => void {
     const once = { done: false };
     const run = () => {
@@ -76,7 +76,7 @@ export class Connection {
     return run;
   }
 
-  /** Work that can be stopped, tells how far it is, and uses some objects. */
+  /** Runs a job, which can be cancelled and reports progress. `uses` are the objects that it needs. */
   async run<T>(
     { onProgress, signal }: JobOptions,
     uses: readonly object[],
@@ -101,9 +101,9 @@ export class Connection {
     }
   }
 
-  /** Asks the engine's side without a job. */
+  /** Calls the engine without a job. */
   async ask<T>(objects: readonly object[], work: (remote: Remote) => Promise<T>): Promise<T> {
-    // A list of its own, for each use.
+    // A new array, so that each call has its own entry in the set.
     const uses = [...objects];
     this.#used.add(uses);
     try {
@@ -137,7 +137,7 @@ export class Connection {
         this.#failure = known;
         void this.dispose();
       }
-      // Work that was stopped because the engine ends says so, and when it has.
+      // Work that was stopped by the engine's end fails with that reason, after the engine has ended.
       await this.#ending;
       throw this.#failure ?? known;
     } finally {
@@ -145,19 +145,19 @@ export class Connection {
     }
   }
 
-  /** While anything is asked for, the thread keeps the program alive. */
+  /** Counts pending calls. The thread keeps the program alive while there is one. */
   #hold(thread: Thread, more: boolean): void {
     this.#pending += more ? 1 : -1;
     if (this.#pending === (more ? 1 : 0)) thread.hold(more);
   }
 
-  /** Tells the engine's side, if it still runs, and hears of no failure. */
+  /** Calls the engine if it runs. Ignores failures. */
   tell(work: (remote: Remote) => Promise<unknown>): void {
     if (this.#started === undefined || this.#failure !== undefined) return;
     void this.#ask(work).catch(() => {});
   }
 
-  /** Ends the thread. Whatever is asked or waited for fails. */
+  /** Ends the thread. Pending and later calls fail with `invalid_argument`. */
   dispose(): Promise<void> {
     this.#failure ??= new LowbitError("invalid_argument", "the engine was disposed of");
     this.#ending ??= this.#end(this.#failure);
@@ -207,7 +207,7 @@ export class Connection {
   }
 }
 
-/** Waits for `work`, but no longer than so many milliseconds, and hears of no failure. */
+/** Waits for `work`, at most for the given time. Ignores failures. */
 async function within(milliseconds: number, work: Promise<unknown>): Promise<void> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, milliseconds)));
@@ -215,7 +215,7 @@ async function within(milliseconds: number, work: Promise<unknown>): Promise<voi
   clearTimeout(timer);
 }
 
-/** Calls a listener. What it throws is for the program to see, as with any listener, and not for who called. */
+/** Calls a listener. Its exceptions become uncaught errors of the program, as for any event listener. */
 function reported(listener: () => void): void {
   try {
     listener();

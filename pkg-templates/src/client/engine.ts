@@ -1,9 +1,9 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /**
- * The engine: what users of the package ask for work.
+ * The engine as users of the package see it.
  *
- * Every object of this side stands for something that the engine's side holds. Not here: how it is done (`host.ts`, and the
- * Rust crate).
+ * Objects on this side are handles of objects on the engine side. Not here: the work itself (`host.ts` and the Rust
+ * crate).
  */
 import { LowbitError } from "../errors.js";
 import type { ClientPlatform } from "../platform.js";
@@ -20,38 +20,41 @@ import { Checkpoint, idOf, Output } from "./checkpoint.js";
 import { Connection, type Remote } from "./connection.js";
 import { Model } from "./model.js";
 
-/** Downloads that are kept from one visit to the next. */
+/** Cached downloads. */
 export interface DownloadCache {
-  /** Every file of which anything is kept. */
+  /** All files with cached parts. */
   list(): Promise<CachedFile[]>;
-  /** Forgets the file of a URL, or everything. */
+  /** Deletes the cached parts of the file at a URL, or of all files. */
   delete(url?: string): Promise<void>;
 }
 
-/** How a search ended. */
+/** The result of `auto`. */
 export interface AutoResult {
-  /** The result that is good enough; `undefined` where none is. */
+  /** The first attempt that is good enough; `undefined` if none is. */
   accepted: Output<AttemptSummary> | undefined;
-  /** What to do now. */
+  /** What to do next, in one sentence. */
   recommendation: string;
-  /** Everything that was tried, in that order. Dispose of what is not needed. */
+  /** All attempts, in order. Dispose of the outputs that you do not need. */
   attempts: { name: string; output: Output<AttemptSummary>; report: ValidationReport }[];
-  /** As `quantization_summary.json` has it. */
+  /** The content of `quantization_summary.json`. */
   summary: Summary;
 }
 
 const OPEN_OPTIONS = ["gptqZeros", "tokenizer", "revision", "headers", "fetch", "cache", "signal"];
 
 /**
- * The engine: WebAssembly modules, in a worker of their own unless told otherwise. One is made when it is first needed; make
- * others with `createEngine` to run several jobs at once, or to give memory back with `dispose`.
+ * The engine: WebAssembly modules, by default in their own worker. The package's functions share one engine. Create
+ * others with `createEngine` to run several jobs at once, or to free all memory with `dispose`.
+ *
+ * Every method rejects with `invalid_argument` for a wrong or unknown option, and after `dispose`. Jobs reject with
+ * `cancelled` if their `signal` aborts.
  */
 export class Engine {
   readonly #platform: ClientPlatform;
   /** @internal */
   readonly connection: Connection;
 
-  /** @internal Engines are made by `createEngine`. */
+  /** @internal Call `createEngine`. */
   constructor(platform: ClientPlatform, options: EngineOptions & { modules?: GivenModules } = {}) {
     const { worker = true, modules } = optionsOf("createEngine", options);
     onlyKnown("createEngine", options, ["worker", "modules"]);
@@ -60,7 +63,12 @@ export class Engine {
     this.connection = new Connection(platform, worker, modules);
   }
 
-  /** Opens a checkpoint: its configuration and the headers of its files, never the weights. */
+  /**
+   * Opens a checkpoint. Reads its configuration and the headers of its files, not the weights.
+   *
+   * Rejects with `not_found` if a file is missing, `unsupported_model` or `unsupported_format` for an unsupported
+   * feature, `invalid_checkpoint` if files contradict each other, `unfinished_output` if their writer was stopped.
+   */
   async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
     onlyKnown("openCheckpoint", optionsOf("openCheckpoint", options), OPEN_OPTIONS);
     const [given, job] = jobOptions("openCheckpoint", options as OpenOptions & JobOptions);
@@ -78,7 +86,12 @@ export class Engine {
     }
   }
 
-  /** Quantizes a checkpoint. The result can be used as a checkpoint at once. */
+  /**
+   * Quantizes a checkpoint. The result is a checkpoint too.
+   *
+   * Rejects with `out_of_memory` before it starts if calibration needs more than `memory`; `storage_full` if the target
+   * is full.
+   */
   async quantize(checkpoint: Checkpoint, options: QuantizeOptions = {}): Promise<Output<QuantizeSummary>> {
     const [{ target, calibration, resume, ...rest }, job] = jobOptions("quantize", options);
     const learns = calibration !== undefined && { calibration: calibrationRequest("quantize", calibration) };
@@ -90,7 +103,12 @@ export class Engine {
     });
   }
 
-  /** Writes an ordinary floating-point checkpoint from a quantized one, for training to go on from. */
+  /**
+   * Writes a floating-point checkpoint from a quantized one, for further training. With `texts`, also measures how
+   * often the quantized model, its dequantized form and the `original`, if given, predict the same tokens.
+   *
+   * Rejects with `invalid_argument` if the checkpoint is not quantized.
+   */
   async dequantize(checkpoint: Checkpoint, options: DequantizeOptions & { original?: Checkpoint } = {}): Promise<Output<DequantizeSummary>> {
     const [{ target, original, ...rest }, job] = jobOptions("dequantize", options);
     const request = plain("dequantize", rest);
@@ -99,7 +117,11 @@ export class Engine {
     return this.#write(uses, target, job, (remote, id, place) => remote.dequantize(id, source, other, request, place));
   }
 
-  /** Converts a checkpoint to another tool's format. */
+  /**
+   * Converts a checkpoint to another tool's format.
+   *
+   * Rejects with `unsupported_format` if the format would lose something and `strict` is set.
+   */
   async convert(checkpoint: Checkpoint, options: ConvertOptions): Promise<Output<ConvertSummary>> {
     const [{ target, ...rest }, job] = jobOptions("convert", options);
     const request = plain("convert", rest);
@@ -107,7 +129,11 @@ export class Engine {
     return this.#write([checkpoint], target, job, (remote, id, place) => remote.convert(id, source, request, place));
   }
 
-  /** Loads a model onto a device. */
+  /**
+   * Loads a model onto the GPU or the CPU.
+   *
+   * Rejects with `no_device` if the requested device is missing, `out_of_memory` if the model does not fit.
+   */
   async loadModel(checkpoint: Checkpoint, options: LoadOptions = {}): Promise<Model> {
     const [rest, job] = jobOptions("loadModel", options);
     const request = plain("loadModel", rest);
@@ -116,7 +142,10 @@ export class Engine {
     return new Model(this.connection, checkpoint, loaded);
   }
 
-  /** Judges a quantized model against its original. */
+  /**
+   * Measures a quantized model and its original, and gives a verdict with a recommendation. A bad result does not
+   * reject: its report has `accepted: false`.
+   */
   async validate(original: Checkpoint, quantized: Checkpoint, options: ValidateOptions): Promise<ValidationReport> {
     const [rest, job] = jobOptions("validate", options);
     const request = plain("validate", rest);
@@ -124,7 +153,7 @@ export class Engine {
     return this.connection.run(job, [original, quantized], (remote, id) => remote.validate(id, a, b, request));
   }
 
-  /** Quantizes and validates, and tries the next thing until the quality is good enough. */
+  /** Quantizes and validates until the quality is good enough. Tries more samples, mixed precision, then INT8. */
   async auto(checkpoints: Checkpoint | readonly Checkpoint[], options: AutoOptions): Promise<AutoResult> {
     const [given, job] = jobOptions("auto", options);
     const { calibration, target, onEvent, ...rest } = given;
@@ -154,7 +183,7 @@ export class Engine {
     };
   }
 
-  /** Lets two models continue the same prompts. */
+  /** Continues the same prompts with two models, and reports where their outputs first differ. */
   async compare(a: Checkpoint, b: Checkpoint, options: CompareOptions): Promise<Comparison[]> {
     const [rest, job] = jobOptions("compare", options);
     const request = plain("compare", rest);
@@ -162,7 +191,9 @@ export class Engine {
     return this.connection.run(job, [a, b], (remote, id) => remote.compare(id, first, second, request));
   }
 
-  /** What a checkpoint, or a model of so many parameters, needs at each precision. */
+  /**
+   * Estimates the memory in bytes that a checkpoint, or a model with a number of parameters, needs at each precision.
+   */
   async plan(subject: Checkpoint | number, options: PlanOptions = {}): Promise<Plan> {
     const request = plain("plan", optionsOf("plan", options));
     if (typeof subject === "number") {
@@ -173,13 +204,15 @@ export class Engine {
     return this.connection.ask([subject], (remote) => remote.plan(checkpoint, request));
   }
 
-  /** What models can run on here. Every GPU adapter is checked against the CPU, which takes a moment. */
+  /**
+   * Lists the devices that can run models here. Compares every GPU adapter with the CPU first, which takes a moment.
+   */
   async capabilities(): Promise<Capabilities> {
     const found = await this.connection.ask([], (remote) => remote.capabilities());
     return { ...found, worker: this.connection.inWorker };
   }
 
-  /** What is kept of downloads. */
+  /** Cached downloads. */
   readonly cache: DownloadCache = {
     list: () => this.connection.ask([], (remote) => remote.listCache()),
     delete: async (url) => {
@@ -188,7 +221,7 @@ export class Engine {
     },
   };
 
-  /** Ends the engine and its thread, and gives all memory back. What it held cannot be used any more. */
+  /** Ends the engine and its thread, and frees all memory. Its checkpoints, outputs and models become unusable. */
   dispose(): Promise<void> {
     return this.connection.dispose();
   }
@@ -197,7 +230,7 @@ export class Engine {
     return this.dispose();
   }
 
-  /** The number of a checkpoint of this engine. */
+  /** The number of a checkpoint of this engine; throws for another engine's. */
   #id(checkpoint: Checkpoint): number {
     const id = idOf(checkpoint);
     if (checkpoint.engine === this) return id;

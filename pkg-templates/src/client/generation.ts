@@ -1,9 +1,9 @@
-/** Text as it comes. Not here: who makes it (`model.ts`). */
+/** A stream of generated text. Not here: the model (`model.ts`). */
 import { jobOptions, plain } from "../requests.js";
 import type { GenerateOptions as EngineOptions } from "../options.generated.js";
 import type { GenerateOptions, GenerateResult, JobOptions, Piece } from "../types.js";
 
-/** Starts a generation; pieces go to `piece`, which may make the model wait. */
+/** Starts a generation. The model waits for the promise that `piece` returns. */
 type Start = (
   request: EngineOptions,
   job: JobOptions,
@@ -11,8 +11,11 @@ type Start = (
 ) => Promise<GenerateResult>;
 
 /**
- * Text as it comes. `for await` gives a piece for each token, and leaving the loop ends the generation; `text()` and `result()` wait for all
- * of it, and all of this as often as one likes. It begins when it is first asked for anything.
+ * A stream of generated text. `for await` yields one piece per token; leaving the loop stops the generation. `text()`
+ * and `result()` wait for its end. It starts on the first use, and can be read any number of times.
+ *
+ * Fails with `context_overflow` if prompt and output exceed the model's context, `non_finite` if logits are NaN,
+ * `cancelled` if the signal aborts.
  */
 export class Generation implements AsyncIterable<Piece> {
   readonly #start: Start;
@@ -20,7 +23,7 @@ export class Generation implements AsyncIterable<Piece> {
   readonly #options: GenerateOptions;
   readonly #stop = new AbortController();
   readonly #pieces: Piece[] = [];
-  /** Called when there is a piece, or none will come. */
+  /** Called on a new piece and at the end. */
   #waiting: (() => void)[] = [];
   #result: Promise<GenerateResult> | undefined;
   #ended = false;
@@ -32,20 +35,20 @@ export class Generation implements AsyncIterable<Piece> {
     this.#start = start;
   }
 
-  /** All that is known of it, once it has ended. */
+  /** Waits for the end, and returns text, token ids, timings and the reason for the end. */
   result(): Promise<GenerateResult> {
     if (this.#result === undefined) {
       this.#result = this.#begin().finally(() => {
         this.#ended = true;
         this.#wake();
       });
-      // Whoever iterates hears of a failure there; it is no unhandled rejection here.
+      // An iterating caller gets the failure from the loop. This avoids an unhandled rejection.
       this.#result.catch(() => {});
     }
     return this.#result;
   }
 
-  /** The whole text. */
+  /** Waits for the end, and returns the whole text. */
   async text(): Promise<string> {
     return (await this.result()).text;
   }
@@ -69,7 +72,7 @@ export class Generation implements AsyncIterable<Piece> {
   async #begin(): Promise<GenerateResult> {
     const [rest, { onProgress, signal }] = jobOptions(this.#what, this.#options);
     const request = plain(this.#what, rest);
-    // Not by `AbortSignal.any`, which is younger than some of the runtimes.
+    // Some supported runtimes lack `AbortSignal.any`.
     const stop = () => this.#stop.abort(signal?.reason);
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);

@@ -1,4 +1,4 @@
-/** Files, requests and targets of the caller's, which the engine's side reaches by number. */
+/** The caller's files, `fetch` functions and targets, which the engine side reaches by number. */
 import type { ByteStream } from "../ambient.js";
 import { asLowbitError, cancelled, LowbitError } from "../errors.js";
 import { isBytes, unshared, type Remotes } from "../specs.js";
@@ -14,10 +14,10 @@ export class Lent {
   readonly #targets = new Map<number, (file: string) => unknown>();
   readonly #writers = new Map<number, FileWriter>();
   #nextId = 1;
-  /** Why nothing is written any more. */
+  /** Why writing was given up; `undefined` before. */
   #over: LowbitError | undefined;
 
-  /** Keeps what it is given until `forget`. `apart`: the engine's side is another thread. */
+  /** A registry that keeps objects until `forget`. `apart`: the engine side is another thread. */
   keep(apart: boolean): Remotes {
     const ids: number[] = [];
     const keep = <T>(map: Map<number, T>, value: T): number => {
@@ -35,30 +35,32 @@ export class Lent {
     };
   }
 
-  /** Gives up every file that is being written. */
+  /** Aborts all files that are being written, and later ones. */
   abandon(reason: LowbitError): void {
     this.#over = reason;
     for (const writer of this.#writers.values()) giveUp(writer, reason);
     this.#writers.clear();
   }
 
-  /** How the engine's side reaches them. Whatever the caller's code throws, were it nothing at all, arrives as an error. */
+  /**
+   * The functions for the engine side. Anything that the caller's code throws, even `undefined`, arrives as an error.
+   */
   readonly functions: LentFunctions = guarded({
     readFile: async (id, offset, length) => {
       const file = this.#files.get(id);
-      if (file === undefined) throw new LowbitError("io", "the file is not open any more");
+      if (file === undefined) throw new LowbitError("io", "the file is no longer open");
       const bytes: unknown = await file.read(offset, length);
       if (isBytes(bytes)) return unshared(bytes);
       throw new LowbitError("invalid_argument", "expected `read` to give a Uint8Array but found something else");
     },
     fetchRange: async (id, url, range, ifRange) => {
       const get = this.#fetches.get(id);
-      if (get === undefined) throw new LowbitError("io", "the checkpoint is not open any more");
+      if (get === undefined) throw new LowbitError("io", "the checkpoint is no longer open");
       return get(url, range, ifRange);
     },
     createFile: async (target, file) => {
       const create = this.#targets.get(target);
-      if (create === undefined) throw new LowbitError("io", "the target is not open any more");
+      if (create === undefined) throw new LowbitError("io", "the target is no longer open");
       const made = await create(file);
       if (!isStream(made) && !isWriter(made)) {
         throw new LowbitError("invalid_argument", `${file}: expected a stream or a writer but found something else`);
@@ -87,12 +89,12 @@ export class Lent {
 
   #writer(id: number): FileWriter {
     const found = this.#writers.get(id);
-    if (found === undefined) throw new LowbitError("io", "the file is not being written any more");
+    if (found === undefined) throw new LowbitError("io", "the file is no longer being written");
     return found;
   }
 }
 
-/** Whatever fails while giving up is of no interest. */
+/** Aborts a writer. Ignores failures. */
 function giveUp(writer: FileWriter, reason: LowbitError): void {
   void (async () => writer.abort?.(reason))().catch(() => {});
 }

@@ -1,5 +1,5 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-/** Models that the engine's side holds: text, chats, logits, perplexity. */
+/** Handles of models in the engine: text, chats, logits, perplexity. */
 import { LowbitError } from "../errors.js";
 import { expect, jobOptions, onlyKnown, plain, stringOf, tokenIds } from "../requests.js";
 import type { ChatMessage, GenerateOptions, JobOptions, ModelInfo, PerplexityOptions, PerplexityResult } from "../types.js";
@@ -7,14 +7,14 @@ import type { Checkpoint } from "./checkpoint.js";
 import type { Connection } from "./connection.js";
 import { Generation } from "./generation.js";
 
-/** A model on a device. It does one thing at a time; what is asked meanwhile waits. */
+/** A model on a device. It handles one request at a time; others wait. */
 export class Model {
   readonly #connection: Connection;
   #id: number | undefined;
   readonly #forget: () => void;
-  /** Where and how it runs. */
+  /** Its device, precision of activations and context. */
   readonly info: ModelInfo;
-  /** What it was loaded from. */
+  /** The checkpoint that it was loaded from. */
   readonly checkpoint: Checkpoint;
   /** Whether the checkpoint has a chat template. */
   readonly canChat: boolean;
@@ -35,7 +35,7 @@ export class Model {
     return this.#id;
   }
 
-  /** Continues a prompt: text, or token ids that are taken as they are. */
+  /** Continues a prompt: text, or token ids, which are used unchanged. */
   generate(prompt: string | Uint32Array | readonly number[], options: GenerateOptions = {}): Generation {
     return new Generation("generate", options, async (request, job, piece) => {
       const given = typeof prompt === "string" ? prompt : tokenIds(prompt);
@@ -43,7 +43,10 @@ export class Model {
     });
   }
 
-  /** Answers the last message of a chat, by the checkpoint's template. */
+  /**
+   * Answers the last message of a chat, formatted by the checkpoint's chat template. Fails with `not_found` if there is
+   * none, `tokenizer` if the template needs something unsupported.
+   */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
     return new Generation("chat", options, async (request, job, piece) => {
       expect(Array.isArray(messages), "chat", "an array of messages", messages);
@@ -52,7 +55,7 @@ export class Model {
     });
   }
 
-  /** The logits after each token: one array of `vocabSize` for each id. */
+  /** The logits after each token: one array of `vocabSize` per id. */
   async logits(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float32Array[]> {
     const [rest, job] = jobOptions("logits", options);
     onlyKnown("logits", rest, []);
@@ -62,7 +65,10 @@ export class Model {
     return Array.from(given, (_, row) => all.subarray(row * width, (row + 1) * width));
   }
 
-  /** The logarithm of each token's probability after those before it; the first has none. */
+  /**
+   * Each token's log-probability given the tokens before it. The first has none, so the array is one shorter than
+   * `ids`.
+   */
   async logprobs(ids: Uint32Array | readonly number[], options: JobOptions = {}): Promise<Float64Array> {
     const rows = await this.logits(ids, options);
     return Float64Array.from(rows.slice(0, -1), (row, at) => {
@@ -72,26 +78,31 @@ export class Model {
     });
   }
 
-  /** How well the model predicts a text. */
+  /**
+   * Measures the perplexity of a text. Rejects with `invalid_argument` if the text is too short, `non_finite` if logits
+   * are NaN.
+   */
   async perplexity(text: string, options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const [rest, job] = jobOptions("perplexity", options);
     const request = plain("perplexity", { ...rest, texts: stringOf("perplexity", text) });
     return this.#connection.run(job, [this], (remote, id) => remote.perplexity(id, this.#held, request));
   }
 
-  /** The ids of a prompt, with the tokens that the model expects in front. */
+  /**
+   * The token ids of a prompt, with the leading tokens that the model expects. Rejects with `tokenizer` or `not_found`.
+   */
   async tokenize(text: string): Promise<Uint32Array> {
     const given = stringOf("tokenize", text);
     return this.#connection.ask([this], (remote) => remote.encode({ model: this.#held }, given));
   }
 
-  /** The text of ids, without special tokens. */
+  /** The text of token ids, without special tokens. */
   async detokenize(ids: Uint32Array | readonly number[]): Promise<string> {
     const given = tokenIds(ids);
     return this.#connection.ask([this], (remote) => remote.decode({ model: this.#held }, given));
   }
 
-  /** Gives the model's memory back, on the GPU too, once what it is doing has ended. */
+  /** Frees the model's memory, on the GPU too, after its current work has ended. */
   dispose(): void {
     this.#id = undefined;
     this.#forget();

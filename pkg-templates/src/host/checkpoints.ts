@@ -1,4 +1,4 @@
-/** The checkpoints that callers hold by number, each with its tokenizer once that was needed. */
+/** Open checkpoints by number, each with its tokenizer, which is opened on first use. */
 import { LowbitError } from "../errors.js";
 import type { MemoryFolder } from "../folders.js";
 import type { Folder } from "../platform.js";
@@ -10,11 +10,11 @@ import { Readers } from "./readers.js";
 import { Shared } from "./shared.js";
 import { meteredFolder } from "./sources.js";
 
-/** A checkpoint, and its tokenizer once it was needed. */
+/** An open checkpoint. */
 export interface HeldCheckpoint {
   handle: EngineCheckpoint;
   tokenizer?: Promise<Tokenizer>;
-  /** Where the tokenizer comes from, where that is another folder. */
+  /** The tokenizer's folder, if it is not the checkpoint's. */
   tokenizerFolder?: Folder;
   readers: Readers;
   shared: Shared;
@@ -25,7 +25,7 @@ const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tok
 export class Checkpoints {
   readonly #modules: Modules;
   readonly #held = new Map<number, HeldCheckpoint>();
-  /** Results that are nowhere but here, by the number of their checkpoint. */
+  /** Results in memory, by the number of their checkpoint. */
   readonly #folders = new Map<number, MemoryFolder>();
   #nextId = 1;
 
@@ -33,14 +33,14 @@ export class Checkpoints {
     this.#modules = modules;
   }
 
-  /** Where it is not used for longer than a moment. */
+  /** A checkpoint for synchronous use. Longer work needs `use`. */
   get(id: number): HeldCheckpoint {
     const held = this.#held.get(id);
     if (held === undefined) throw new LowbitError("invalid_argument", "the checkpoint was disposed of");
     return held;
   }
 
-  /** Does work that reads checkpoints; they stay until it has ended, whoever disposes of them. */
+  /** Runs work that reads checkpoints. They stay open until it ends, even if the caller disposes of them. */
   use<T>(job: Job, ids: readonly number[], work: (...held: HeldCheckpoint[]) => Promise<T>): Promise<T> {
     const held = ids.map((id) => this.get(id));
     let run = () => work(...held);
@@ -56,7 +56,7 @@ export class Checkpoints {
     const id = this.#nextId++;
     const shared = new Shared(() => {
       handle.free();
-      // Opening it holds the checkpoint, so it is open by now, or never will be.
+      // Opening a tokenizer holds the checkpoint, so that has finished by now.
       void held.tokenizer?.then((tokenizer) => tokenizer.free(), () => {});
     });
     const held: HeldCheckpoint = { handle, readers, shared, ...(tokenizerFolder && { tokenizerFolder }) };
@@ -64,7 +64,7 @@ export class Checkpoints {
     return { id, info };
   }
 
-  /** Opens what was written, where that is possible. `gguf` is the name of the file, where it is one. */
+  /** Opens an output as a checkpoint, if it can be read. `gguf` is the file name of a GGUF output. */
   async written<T>(summary: T, place: Place, gguf?: string): Promise<Written<T>> {
     if (!place.readable) return { summary };
     const { Checkpoint } = this.#modules.engine;
@@ -86,12 +86,12 @@ export class Checkpoints {
     return folder.copies();
   }
 
-  /** The tokenizer of a checkpoint that a job uses, opened when it is first needed. */
+  /** The checkpoint's tokenizer, opened on first use. */
   tokenizer(job: Job, held: HeldCheckpoint): Promise<Tokenizer> {
     if (held.tokenizer === undefined) {
       const opening = held.shared.during(() => this.#openTokenizer(held));
       held.tokenizer = opening;
-      // What failed may do the next time: the network was away, or the work was stopped.
+      // A later attempt may succeed, for instance when the network is back.
       opening.catch(() => delete held.tokenizer);
     }
     const { tokenizer } = held;
@@ -116,7 +116,7 @@ export class Checkpoints {
   }
 }
 
-/** Does work that reads a checkpoint, which stays meanwhile. */
+/** Runs work that reads a checkpoint, which stays open until it ends. */
 export function useHeld<T>(job: Job, { shared, readers }: HeldCheckpoint, work: () => Promise<T>): Promise<T> {
   return shared.during(() => readers.during(job, work));
 }

@@ -1,4 +1,4 @@
-/** What the functions of the engine's side share. */
+/** Shared state of the engine side's functions. */
 import type { HostPlatform } from "../platform.js";
 import type { ClientFunctions } from "../wire.js";
 import type { Checkpoints } from "./checkpoints.js";
@@ -8,7 +8,7 @@ import type { Modules } from "./modules.js";
 
 export interface Context {
   readonly platform: HostPlatform;
-  /** The functions of the caller's side. */
+  /** The functions of the caller side. */
   readonly caller: () => ClientFunctions;
   readonly modules: Modules;
   readonly jobs: Jobs;

@@ -1,15 +1,15 @@
-/** Work under way on the engine's side: it can be told to stop, and tells how far it is. */
+/** Running jobs: cancellation and progress. */
 import { cancelled, LowbitError } from "../errors.js";
 import type { HostPlatform } from "../platform.js";
 import type { ClientFunctions } from "../wire.js";
 import type { Readers } from "./readers.js";
 
-/** Work under way. */
+/** A running job. */
 export class Job {
   readonly #stop = new AbortController();
   readonly #after: Promise<unknown>[] = [];
 
-  /** Comes when the work is told to stop. */
+  /** Aborts when the job is cancelled. */
   get signal(): AbortSignal {
     return this.#stop.signal;
   }
@@ -18,12 +18,12 @@ export class Job {
     this.#stop.abort();
   }
 
-  /** Tidying that has to be done before the work counts as ended. */
+  /** Adds cleanup that must finish before the job counts as ended. */
   after(tidying: Promise<unknown> | void): void {
     if (tidying !== undefined) this.#after.push(tidying);
   }
 
-  /** Waits for the tidying. Whatever fails there is of no interest: why the work ended is known already. */
+  /** Waits for the cleanup. Ignores its failures: the job's own result is known already. */
   async tidied(): Promise<void> {
     await Promise.allSettled(this.#after);
   }
@@ -32,7 +32,7 @@ export class Job {
 export class Jobs {
   readonly #platform: HostPlatform;
   readonly #caller: () => ClientFunctions;
-  /** By the numbers that callers gave them. */
+  /** Jobs by the caller's numbers. */
   readonly #named = new Map<number, Job>();
   readonly #running = new Map<Job, Promise<unknown>>();
   #ended = false;
@@ -42,7 +42,7 @@ export class Jobs {
     this.#caller = caller;
   }
 
-  /** Does work, under a number where its caller may want to stop it. */
+  /** Runs a job. With a number, its caller can cancel it. */
   async run<T>(id: number | undefined, work: (job: Job) => Promise<T>): Promise<T> {
     if (this.#ended) throw new LowbitError("invalid_argument", "the engine was disposed of");
     const job = new Job();
@@ -65,19 +65,19 @@ export class Jobs {
     }
   }
 
-  /** Tells work to stop at its next step. */
+  /** Cancels a job at its next step. */
   abort(id: number): void {
     this.#named.get(id)?.stop();
   }
 
-  /** Stops everything; resolves when it has. */
+  /** Cancels all jobs, and waits for their end. */
   async end(): Promise<void> {
     this.#ended = true;
     for (const job of this.#running.keys()) job.stop();
     await Promise.allSettled(this.#running.values());
   }
 
-  /** How the engine's bindings tell of a job's progress, and hear of its end. */
+  /** A job's progress and cancellation, for the engine's bindings. */
   control(id: number, job: Job, readers?: Readers) {
     return {
       progress: (phase: string, done: number, total: number, item: string) =>
@@ -89,12 +89,12 @@ export class Jobs {
   }
 }
 
-/** Fails where the signal has come. */
+/** Throws `cancelled` if the signal is aborted. */
 export function stopIfAborted(signal: AbortSignal): void {
   if (signal.aborted) throw cancelled();
 }
 
-/** What `work` gives, unless the signal comes first: code of others may take for ever. */
+/** The result of `work`, or `cancelled` as soon as the signal aborts: the caller's code may never finish. */
 export async function unlessAborted<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
   stopIfAborted(signal);
   let stop = () => {};

@@ -1,4 +1,4 @@
-/** What says how good models are: validation, and two of them side by side. */
+/** Validation, and comparison of two models. */
 import type { HostFunctions } from "../wire.js";
 import type { Context } from "./context.js";
 import { unlessAborted } from "./jobs.js";

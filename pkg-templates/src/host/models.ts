@@ -1,4 +1,4 @@
-/** The models that callers hold by number. Each does one thing at a time. */
+/** Loaded models by number. Each handles one request at a time. */
 import { LowbitError } from "../errors.js";
 import { useHeld, type HeldCheckpoint } from "./checkpoints.js";
 import { unlessAborted, type Job } from "./jobs.js";
@@ -7,9 +7,9 @@ import { Shared } from "./shared.js";
 
 export interface HeldModel {
   handle: EngineModel;
-  /** Stays as long as the model does, for its tokenizer. */
+  /** Held as long as the model, for its tokenizer. */
   checkpoint: HeldCheckpoint;
-  /** The end of the work that was asked for last. */
+  /** Settles when the latest request and all before it have ended. */
   queue: Promise<unknown>;
   shared: Shared;
 }
@@ -18,7 +18,7 @@ export class Models {
   readonly #held = new Map<number, HeldModel>();
   #nextId = 1;
 
-  /** Does work with a model, which stays until that has ended, whoever disposes of it. */
+  /** Runs work with a model. It stays loaded until that ends, even if the caller disposes of it. */
   use<T>(job: Job, id: number, work: (held: HeldModel) => Promise<T>): Promise<T> {
     const held = this.#held.get(id);
     if (held === undefined) throw new LowbitError("invalid_argument", "the model was disposed of");
@@ -36,16 +36,16 @@ export class Models {
     return id;
   }
 
-  /** Does `work` after everything that the model was asked before. */
+  /** Runs `work` after all earlier requests to the model. */
   queued<T>(model: HeldModel, job: Job, work: () => Promise<T>): Promise<T> {
     const before = model.queue;
     const run = unlessAborted(job.signal, () => before).then(work);
-    // Who gives up waiting does not let those behind overtake those before.
+    // A request that is cancelled while it waits must not let later ones overtake earlier ones.
     model.queue = Promise.allSettled([before, run]);
     return run;
   }
 
-  /** Frees a model, once what it is doing has ended. */
+  /** Frees a model after its current work has ended. */
   dispose(id: number): void {
     const held = this.#held.get(id);
     this.#held.delete(id);

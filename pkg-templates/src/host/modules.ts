@@ -1,4 +1,6 @@
-/** The WebAssembly modules of a thread: which build of the engine runs, the tokenizer, and the GPU that they find. */
+/**
+ * The WebAssembly modules of a thread: the build of the engine, its quantizer, the tokenizer, and access to the GPU.
+ */
 import { relaxedSimd } from "wasm-feature-detect";
 import { LowbitError } from "../errors.js";
 import type { HostPlatform, ModuleInput, ModuleName } from "../platform.js";
@@ -11,21 +13,24 @@ import type { GivenModules } from "../wire.js";
 
 /** The engine with its quantizer. Both builds have the same bindings. */
 export type WholeEngine = typeof simd128;
-/** The engine alone: bindings of what the quantizer does are there too, and must not be called before it is loaded. */
+/**
+ * The engine without the quantizer. The type omits the quantizer's bindings, which must not be called before it is
+ * loaded.
+ */
 export type Engine = Omit<WholeEngine, OfQuantizer>;
 export type EngineCheckpoint = simd128.Checkpoint;
 export type EngineModel = simd128.Model;
 export type Tokenizer = text.Tokenizer;
 
-/** An engine that is ready. */
+/** A loaded engine. */
 interface Loaded {
   engine: WholeEngine;
   build: "simd128" | "relaxed-simd";
-  /** What the module itself exports. */
+  /** The module's own exports. */
   exports: simd128.InitOutput;
 }
 
-// The bindings hold one instance of each module, so these belong to the thread, however many engines run there.
+// The bindings hold one instance of each module per thread, so all engines of a thread share these.
 let loading: Promise<Loaded> | undefined;
 let loaded: Loaded | undefined;
 let loadingQuantizer: Promise<unknown> | undefined;
@@ -40,12 +45,12 @@ export class Modules {
     this.#platform = platform;
   }
 
-  /** Takes modules that the caller brings. */
+  /** Uses modules that the caller provides. */
   use(given: GivenModules): void {
     this.#given = given;
   }
 
-  /** The build of the engine that this thread runs. Whoever has a checkpoint has made it ready. */
+  /** The loaded engine. An open checkpoint implies that it is loaded. */
   get engine(): Engine {
     if (loaded === undefined) throw new LowbitError("internal", "the engine is not loaded");
     return loaded.engine;
@@ -58,8 +63,9 @@ export class Modules {
   }
 
   /**
-   * The engine with its quantizer: what writes checkpoints and judges them. Most pages only speak, so it is a module of its
-   * own, loaded when it is first needed. It joins the engine's memory and table: checkpoints and models are of both.
+   * The engine with its quantizer, which writes, validates and compares checkpoints. Most pages only generate text, so
+   * the quantizer is a separate module, loaded on first use. Both share memory and table, so checkpoints and models
+   * work in both.
    */
   async withQuantizer(): Promise<WholeEngine> {
     const { engine, build, exports } = await this.#ready();
@@ -83,7 +89,7 @@ export class Modules {
     }
   }
 
-  /** A tokenizer of a checkpoint's files, for a model whose embedding has so many rows. */
+  /** Opens a tokenizer from a checkpoint's files. `rows` is the number of rows of the model's embedding. */
   async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined, rows: number): Promise<Tokenizer> {
     loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module }));
     try {
@@ -95,7 +101,7 @@ export class Modules {
     return text.Tokenizer.open(name, files, bosTokenId, rows);
   }
 
-  /** Makes a GPU be there where the device asks for one. */
+  /** Prepares the GPU unless the device is `cpu`. Fails only if the device is `gpu`. */
   async forDevice({ device }: { device?: DeviceChoice }): Promise<void> {
     if (device === "cpu") return;
     try {
@@ -114,8 +120,8 @@ export class Modules {
   }
 
   /**
-   * The build with relaxed SIMD where the runtime has that and does it right: one does not (V8 11.3, of Node 20, drops the
-   * accumulator of a dot product), so the kernels are checked before they are trusted.
+   * Loads the build with relaxed SIMD if the runtime supports it and its kernels pass the self-check, else the simd128
+   * build. The check is needed: V8 11.3 in Node 20 drops the accumulator of a dot product.
    */
   async #load(): Promise<Loaded> {
     const mayRelax = this.#given["engine"] === undefined || this.#given["engine_relaxed"] !== undefined;
@@ -125,7 +131,7 @@ export class Modules {
         relaxed.selfCheck();
         return { engine: relaxed, build: "relaxed-simd", exports };
       } catch {
-        // The other build is right everywhere.
+        // Fall back to the simd128 build.
       }
     }
     const exports = await simd128.default({ module_or_path: await this.#module("engine") });
@@ -136,7 +142,7 @@ export class Modules {
   async #module(name: ModuleName): Promise<ModuleInput> {
     const given = this.#given[name];
     if (given !== undefined) return given;
-    // Who brings modules may have them nowhere else.
+    // With provided modules, the platform may not have the others.
     if (Object.keys(this.#given).length > 0) {
       throw new LowbitError("invalid_argument", `this needs the module ${name}, which createEngine was not given`);
     }
@@ -144,21 +150,21 @@ export class Modules {
   }
 }
 
-/** Why a module is not there, and which. */
+/** The error of a module that cannot be loaded. */
 function unloadable(name: string, error: unknown): LowbitError {
   if (error instanceof LowbitError) return error;
   return new LowbitError("io", `the ${name} cannot be loaded: ${(error as Error).message}`, { cause: error });
 }
 
-/** Lets a module join another one, by its exports. It is complete when this resolves, and otherwise changed nothing. */
+/** Instantiates the quantizer on the engine's exports. Changes nothing if it fails. */
 async function join(input: ModuleInput, exports: simd128.InitOutput): Promise<void> {
   const module = await compiled(input);
   try {
     await WebAssembly.instantiate(module, { first: { ...exports } });
   } catch (error) {
-    // They know each other by a digest of both.
+    // The quantizer imports a memory that is named by a digest of both, so it links only to its own build.
     if (!(error instanceof WebAssembly.LinkError)) throw error;
-    throw new Error("it is of another build than the engine", { cause: error });
+    throw new Error("it is from another build than the engine", { cause: error });
   }
 }
 

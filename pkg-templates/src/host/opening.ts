@@ -1,4 +1,4 @@
-/** Opening checkpoints, and what is asked of them before any weight is read. */
+/** Opens checkpoints, and serves requests that read no weights: plans, files, tokenizers. */
 import type { HostFunctions, TextOf } from "../wire.js";
 import type { HeldCheckpoint } from "./checkpoints.js";
 import type { Context } from "./context.js";
@@ -12,7 +12,7 @@ type Opening = Pick<
 >;
 
 export function opening({ platform, caller, modules, jobs, checkpoints, models }: Context): Opening {
-  /** Does work with the tokenizer of a checkpoint, or of the one that a model was loaded from. */
+  /** Runs work with the tokenizer of a checkpoint, or of a model's checkpoint. */
   const withTokenizer = <T>(of: TextOf, work: (tokenizer: Tokenizer) => T): Promise<T> =>
     jobs.run(undefined, (job) => {
       const run = async (held: HeldCheckpoint) => work(await checkpoints.tokenizer(job, held));

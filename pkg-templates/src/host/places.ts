@@ -1,4 +1,4 @@
-/** Opens the places that callers name, for the engine to write. What is there to write to is in `targets.ts` and `folders.ts`. */
+/** Opens a caller's target for a job to write. The kinds of folders are in `targets.ts` and `folders.ts`. */
 import { LowbitError } from "../errors.js";
 import { MemoryFolder } from "../folders.js";
 import type { HostPlatform, TargetFolder } from "../platform.js";
@@ -6,16 +6,16 @@ import { callerTarget, directoryTarget, opfsDirectory } from "../targets.js";
 import type { ClientFunctions, TargetSpec } from "../wire.js";
 import { unlessAborted, type Job } from "./jobs.js";
 
-/** A place that is written. */
+/** An open target. */
 export interface Place {
   target: TargetFolder;
   readable: boolean;
   memory?: MemoryFolder;
-  /** A folder of that name inside it. */
+  /** Opens the folder of that name inside it. */
   inside(name: string): Promise<Place>;
 }
 
-/** What a caller named, for one job to write. */
+/** Opens a target for one job. */
 export async function openPlace(
   target: TargetSpec, platform: HostPlatform, caller: ClientFunctions, job: Job,
 ): Promise<Place> {
@@ -27,7 +27,7 @@ export async function openPlace(
     }
     case "path": {
       if (platform.targetAtPath === undefined) {
-        throw new LowbitError("invalid_argument", `${target.path}: there are no paths here; give a directory handle`);
+        throw new LowbitError("invalid_argument", `${target.path}: paths are not available here; give a directory handle`);
       }
       const inside = (name: string) => open({ kind: "path", path: `${target.path}/${name}` });
       return { target: tidied(await platform.targetAtPath(target.path), job), readable: true, inside };
@@ -41,13 +41,13 @@ export async function openPlace(
       return { target: tidied(directoryTarget(handle), job), readable: true, inside };
     }
     case "remote": {
-      const inside = () => Promise.reject(new LowbitError("invalid_argument", "streams hold no folders"));
+      const inside = () => Promise.reject(new LowbitError("invalid_argument", "a target of streams has no folders"));
       return { target: stoppable(callerTarget(target.id, caller), job), readable: false, inside };
     }
   }
 }
 
-/** A folder whose unfinished files are gone when the job is over. */
+/** A folder whose unfinished files are deleted before the job ends. */
 function tidied(target: TargetFolder, job: Job): TargetFolder {
   return {
     ...target,
@@ -58,7 +58,7 @@ function tidied(target: TargetFolder, job: Job): TargetFolder {
   };
 }
 
-/** A folder whose writers are the caller's, who may let the engine wait for ever: then a job that was told to stop does not. */
+/** A folder with writers of the caller. These may block forever, but a cancelled job does not wait for them. */
 function stoppable(target: TargetFolder, job: Job): TargetFolder {
   return {
     ...target,
@@ -72,7 +72,7 @@ function stoppable(target: TargetFolder, job: Job): TargetFolder {
           abort: () => sink.abort(),
         };
       } catch (error) {
-        // A writer that comes too late is given up at once.
+        // A writer that arrives after the cancellation is aborted at once.
         void creating.then((sink) => sink.abort(), () => {});
         throw error;
       }

@@ -1,4 +1,4 @@
-/** Who reads a checkpoint, and how much was read of it. */
+/** The jobs that read a checkpoint, and the bytes that they read. */
 import { asLowbitError, cancelled, LowbitError } from "../errors.js";
 import type { Folder, OpenFile } from "../platform.js";
 import { unlessAborted, type Job } from "./jobs.js";
@@ -6,12 +6,12 @@ import { unlessAborted, type Job } from "./jobs.js";
 export class Readers {
   /** Bytes read so far. */
   bytes = 0;
-  /** What is read. */
+  /** The folders being read. */
   readonly folders: Folder[] = [];
   readonly #jobs = new Set<Job>();
   #given = new AbortController();
 
-  /** Does work that reads. */
+  /** Runs a job that reads. */
   async during<T>(job: Job, work: () => Promise<T>): Promise<T> {
     const look = () => this.#look();
     this.#jobs.add(job);
@@ -28,8 +28,8 @@ export class Readers {
   }
 
   /**
-   * Reads, unless nobody waits for it any more. The bindings do not say for which job they read, so a read goes on until
-   * every job that is under way was told to stop.
+   * Reads, unless every job was cancelled. The bindings do not say for which job they read, so a read continues until
+   * all running jobs are cancelled.
    */
   async read<T>(read: (signal: AbortSignal) => Promise<T>): Promise<T> {
     if (this.#unwanted()) throw cancelled();
@@ -37,7 +37,7 @@ export class Readers {
     return unlessAborted(signal, () => read(signal));
   }
 
-  /** The file, with every byte counted. */
+  /** The file, with its bytes counted. */
   metered(file: OpenFile): OpenFile {
     return {
       name: file.name,
@@ -62,14 +62,14 @@ export class Readers {
 }
 
 /**
- * The error, with what the server said of the file that is missing. The engine cannot know that: to it a file is there or not, and
- * only it knows which ones are needed.
+ * Adds the server's answer to an error about a missing file. The engine knows which files are needed, but not why one
+ * is missing.
  */
 function explained(error: unknown, folders: readonly Folder[]): unknown {
   const { code, message } = asLowbitError(error);
   const words = message.match(/[^\s`"',:()]+/g) ?? [];
   for (const { name, missing } of folders) {
-    // Several checkpoints may be at work; the engine calls each by its place without a `/` behind it.
+    // A job can read several checkpoints. The engine names each by its place, without the trailing `/`.
     const file = message.includes(name.replace(/\/+$/, "")) ? words.find((word) => missing?.has(word)) : undefined;
     if (file === undefined) continue;
     const { why, code: other = code } = missing!.get(file)!;

@@ -1,4 +1,4 @@
-/** Loading models, and what they are asked: text, answers, logits, perplexity. */
+/** Loads models, and runs them: generation, chat, logits, perplexity. */
 import type { GenerateOptions } from "../options.generated.js";
 import type { GenerateResult, Piece } from "../types.js";
 import type { HostFunctions } from "../wire.js";
@@ -44,7 +44,7 @@ export function running({ caller, modules, jobs, checkpoints, models }: Context)
       jobs.run(id, (job) =>
         models.use(job, model, async (held) => {
           const codec = await checkpoints.tokenizer(job, held.checkpoint);
-          // The template spells out every special token.
+          // The template contains all special tokens.
           const ids = codec.encode(codec.applyChatTemplate(messages));
           return generate(id, job, held, codec, ids, true, request);
         }),

@@ -1,9 +1,11 @@
-/** Something of the engine's memory that several hold: its caller by a number, work that uses it, models that were made from it. */
+/**
+ * A reference count of an object in the engine's memory. Its caller, running work and models loaded from it hold it.
+ */
 export class Shared {
   readonly #free: () => void;
   #holders = 1;
 
-  /** Held once. `free` is called when nobody holds it any more. */
+  /** Starts with one holder. Calls `free` after the last release. */
   constructor(free: () => void) {
     this.#free = free;
   }
@@ -17,7 +19,7 @@ export class Shared {
     if (this.#holders === 0) this.#free();
   }
 
-  /** Does work, and holds it meanwhile. */
+  /** Holds it while `work` runs. */
   async during<T>(work: () => Promise<T>): Promise<T> {
     this.hold();
     try {

@@ -1,4 +1,4 @@
-/** Opens the places that callers name, for the engine to read. What is there to read from is in `folders.ts` and `urls.ts`. */
+/** Opens a caller's source for the engine to read. The kinds of folders are in `folders.ts` and `urls.ts`. */
 import { LowbitError } from "../errors.js";
 import { directoryFolder, filesFolder, specFile } from "../folders.js";
 import type { Folder, HostPlatform, OpenFile, Store } from "../platform.js";
@@ -7,10 +7,10 @@ import { fetchWith, openUrlFile, urlFolder, type Fetch } from "../urls.js";
 import type { ClientFunctions, SourceSpec } from "../wire.js";
 import type { Readers } from "./readers.js";
 
-/** A checkpoint is a folder, or one file. */
+/** An open source: a folder, or one file. */
 export type Opened = { folder: Folder } | { file: OpenFile };
 
-/** What a caller named, with every byte of it counted. */
+/** Opens a source, and counts the bytes read from it. */
 export async function openSource(
   source: SourceSpec, platform: HostPlatform, caller: ClientFunctions, readers: Readers,
 ): Promise<Opened> {
@@ -46,13 +46,13 @@ async function openUnmetered(
     case "url":
       return fromUrl(source.url, fetchWith(source.headers ?? {}), signal, await store(source.cache));
     case "remoteUrl":
-      // The caller's own `fetch` hears of no signal: what it still does is no matter of the engine's.
+      // The caller's own `fetch` gets no signal.
       return fromUrl(
         source.url, (url, range, ifRange) => caller.fetchRange(source.id, url, range, ifRange), signal, await store(source.cache),
       );
     case "path":
       if (platform.openPath === undefined) {
-        throw new LowbitError("invalid_argument", `${source.path}: there are no paths here; give a URL, files or a handle`);
+        throw new LowbitError("invalid_argument", `${source.path}: paths are not available here; give a URL, files or a directory handle`);
       }
       return platform.openPath(source.path);
     case "opfs":
@@ -67,7 +67,7 @@ async function fromUrl(url: string, get: Fetch, signal: AbortSignal, store?: Sto
   return isFile ? { file: await openUrlFile(url, get, signal, store) } : { folder: urlFolder(url, get, store) };
 }
 
-/** The folder that was opened, where it has to be one. */
+/** The open folder. Throws `invalid_argument` for a file. */
 export function folderOf(opened: Opened): Folder {
   if ("folder" in opened) return opened.folder;
   throw new LowbitError("invalid_argument", `${opened.file.name}: expected a folder with a tokenizer.json but found a file`);

@@ -1,4 +1,4 @@
-/** Work that writes checkpoints: quantizing, converting, the way back, and searches. */
+/** Jobs that write checkpoints: quantize, dequantize, convert, and search. */
 import { fromFile } from "../documents.js";
 import { LowbitError } from "../errors.js";
 import type { Format } from "../options.generated.js";
@@ -40,7 +40,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           const codec = request.texts === undefined ? undefined : await checkpoints.tokenizer(job, source);
           const place = await openPlace(target, platform, caller(), job);
           if (codec !== undefined && !place.readable) {
-            throw new LowbitError("invalid_argument", "predictions are compared by reading what was written, so the target cannot be streams");
+            throw new LowbitError("invalid_argument", "comparing predictions reads the output, so the target cannot be streams");
           }
           const control = jobs.control(id, job, source.readers);
           const summary = await engine.dequantize(
@@ -66,7 +66,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
           await modules.forDevice(request);
           const root = await openPlace(target, platform, caller(), job);
           if (!root.readable) {
-            throw new LowbitError("invalid_argument", "a search reads what it wrote, so its target cannot be streams");
+            throw new LowbitError("invalid_argument", "a search reads its outputs, so its target cannot be streams");
           }
           const places = new Map<string, Place>();
           const inside = async (name: string) => {
@@ -104,7 +104,7 @@ export function writing({ platform, caller, modules, jobs, checkpoints }: Contex
   };
 }
 
-/** The name of a GGUF file, where one is written. */
+/** The file name of a GGUF output; `undefined` for other formats. */
 function ggufFile(format: Format | undefined, file: string | undefined): string | undefined {
   return format === "gguf" ? (file ?? "model.gguf") : undefined;
 }

@@ -1,4 +1,4 @@
-//! A block, backward: each of its forward steps in the opposite order.
+//! The backward pass of a block: the backward steps of its forward steps, in reverse order.
 
 use super::{Block, LinearInput, incomplete};
 use crate::backend::{Backend, BackwardStep, Element, HeadNorms, KvLayer, QkNorm, Segment, Train};
@@ -13,12 +13,12 @@ use crate::model::trained::{self, LinearParameters, Parameter};
 pub struct BlockParameters<B: Train> {
     /// In the order of [`BlockNorm::ALL`]; `None` where the architecture has none.
     pub norms: [Option<Parameter<B>>; 6],
-    /// By their input, in the order of [`LinearInput::ALL`] and [`LinearInput::linears`].
+    /// By input, in the order of [`LinearInput::ALL`] and [`LinearInput::linears`].
     pub linears: [Vec<LinearParameters<B>>; 4],
 }
 
 impl<B: Train> BlockParameters<B> {
-    /// All of them, in a fixed order.
+    /// All parameters, in a fixed order.
     pub fn all(&self) -> impl Iterator<Item = &Parameter<B>> {
         let layers = self.linears.iter().flatten();
         self.norms
@@ -27,17 +27,17 @@ impl<B: Train> BlockParameters<B> {
             .chain(layers.flat_map(|layer| [Some(&layer.weight), layer.bias.as_ref()]).flatten())
     }
 
-    /// The same, to be changed.
+    /// As [`all`](Self::all), mutably.
     pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Parameter<B>> {
         let layers = self.linears.iter_mut().flatten();
         let layers = layers.flat_map(|layer| [Some(&mut layer.weight), layer.bias.as_mut()]).flatten();
         self.norms.iter_mut().flatten().chain(layers)
     }
 
-    /// Makes `block` run what the parameters are. After a failure it is incomplete.
+    /// Builds the running weights of `block` from the parameters. After a failure, the block is incomplete.
     ///
     /// # Errors
-    /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
+    /// `non_finite` naming a tensor in which training produced NaN or infinity; errors of the device.
     pub async fn refresh_weights(
         &mut self,
         backend: &mut B,
@@ -51,14 +51,14 @@ impl<B: Train> BlockParameters<B> {
             };
         }
         for (linear, parameters) in block.linears.iter_mut().zip(&mut self.linears) {
-            // The old one goes first: both never need room at once.
+            // The old weight is dropped first, so that both never need memory at once.
             *linear = None;
             *linear = Some(trained::weight(backend, parameters).await?);
         }
         Ok(())
     }
 
-    /// Adds the derivatives by the weight of a norm, and to `dx` those by its input.
+    /// Accumulates the gradient of a norm's weight, and adds the gradient with respect to its input to `dx`.
     fn norm(
         &mut self,
         backend: &mut B,
@@ -72,7 +72,8 @@ impl<B: Train> BlockParameters<B> {
         backend.backward(BackwardStep::RmsNorm { x, dy, count, norm: running, dx, dweight: gradient })
     }
 
-    /// Adds the derivatives by the weights of the layers that read an input, and writes those by the input to `dx`.
+    /// Accumulates the gradients of the layers that read an input, and writes the gradient with respect to the input to
+    /// `dx`.
     fn input(
         &mut self,
         backend: &mut B,
@@ -92,16 +93,16 @@ impl<B: Train> BlockParameters<B> {
     }
 }
 
-/// Derivatives on the way back through a block, allocated once for the longest run.
+/// Intermediate gradients of a block's backward pass, allocated once for the longest run.
 pub struct BackwardWorkspace<B: Train> {
-    /// By the inputs of linear layers, in the order of [`LinearInput::ALL`].
+    /// Gradients with respect to the inputs of linear layers, in the order of [`LinearInput::ALL`].
     inputs: [B::Buffer; 4],
     gate_up: B::Buffer,
     qkv: B::Buffer,
 }
 
 impl<B: Train> BackwardWorkspace<B> {
-    /// Room for runs of at most `tokens` tokens.
+    /// A workspace for runs of at most `tokens` tokens.
     ///
     /// # Errors
     /// `out_of_memory`
@@ -117,20 +118,22 @@ impl<B: Train> BackwardWorkspace<B> {
 }
 
 impl<B: Train> Block<B> {
-    /// A block without weights, until [`BlockParameters::refresh_weights`] gives it some.
+    /// A block without weights; [`BlockParameters::refresh_weights`] sets them.
     pub fn empty() -> Self {
         Self { norms: [const { None }; 6], linears: [const { None }; 4] }
     }
 }
 
 impl<B: Train> Block<B> {
-    /// Takes `d`, the derivatives of the loss by the block's output, `[tokens, hidden_size]`, to those by its input, in place, and
-    /// adds those by its parameters. `x` is the input of the tokens of `segments`, which begin with their sequences. Runner and
-    /// `layer` of `cache` are as a run to [`Stage::Down`](super::Stage::Down) has left them, and the workspace keeps all inputs
-    /// ([`keeping_inputs`](super::Workspace::keeping_inputs)).
+    /// Runs the block backward. Replaces `d`, the gradient with respect to the block's output, `[tokens, hidden_size]`,
+    /// by the gradient with respect to its input, and accumulates the gradients of its parameters.
+    ///
+    /// `x` is the block's input for the tokens of `segments`. Each segment starts at the beginning of its sequence.
+    /// Runner and `layer` of `cache` must be in the state after a run to [`Stage::Down`](super::Stage::Down), with a
+    /// workspace that keeps all inputs ([`keeping_inputs`](super::Workspace::keeping_inputs)).
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub fn backward(
         &self,
         runner: &mut Runner<B>,
@@ -190,7 +193,7 @@ impl<B: Train> Block<B> {
         })?;
         let mut before = None;
         if config.qk_norm {
-            // Rotation took their place.
+            // Rotation has overwritten q and k, so they are computed again.
             let mut made = backend.buffer(Element::F32, count * shape.qkv_width())?;
             backend.linear(&work.normed, count, self.linear(LinearInput::Qkv)?, &mut made)?;
             before = Some(made);
@@ -211,7 +214,8 @@ impl<B: Train> Block<B> {
         parameters.norm(backend, self, BlockNorm::Input, (x, normed, count), d)
     }
 
-    /// `d` before BitNet's norm in front of an output projection, where there is one; `x` is what it normalizes.
+    /// The gradient with respect to the input `x` of BitNet's norm before an output projection. `None` if the
+    /// architecture has no such norm.
     fn through_sub_norm(
         &self,
         (backend, config): (&mut B, &ModelConfig),

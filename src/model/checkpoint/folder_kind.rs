@@ -1,4 +1,5 @@
-//! What a folder is that is no checkpoint of this crate: people have many that look like one.
+//! Recognizes folders of other formats, and parts of a folder that are not used, to explain them in errors and
+//! warnings.
 
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::small_file::{read_file, read_json};
@@ -6,18 +7,15 @@ use crate::format::source::SourceDir;
 use crate::format::{clipped, quoted};
 use serde_json::Value;
 
-/// The file that makes a folder an adapter, or a model with one.
+/// The file that marks a LoRA adapter, alone or beside a model.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Files that other formats are known by, and what to say of them.
+/// Files by which other formats are recognized, and the explanation for the error.
 const OTHERS: [(&[&str], &str); 10] = [
-    (
-        &["adapter_model.safetensors"],
-        "it has the weights of a LoRA adapter ({}): merge it into its base model",
-    ),
+    (&["adapter_model.safetensors"], "it holds a LoRA adapter ({}): merge it into its base model"),
     (
         &["pytorch_model.bin", "pytorch_model.bin.index.json"],
-        "its weights are PyTorch's pickles ({}): convert them to safetensors, as transformers' `save_pretrained` writes",
+        "its weights are PyTorch pickles ({}): convert them to safetensors, for instance with transformers' `save_pretrained`",
     ),
     (
         &[
@@ -30,32 +28,32 @@ const OTHERS: [(&[&str], &str); 10] = [
             "model.onnx",
             "genai_config.json",
         ],
-        "it is an ONNX export ({}), which is not read: take the model that it was made from",
+        "it is an ONNX export ({}), which is not supported: use the original model",
     ),
     (
         &["consolidated.safetensors", "consolidated.00.pth", "params.json"],
-        "its weights are spelled as the model's authors do ({}): take the folder in the layout of Hugging Face",
+        "its weights are in the format of the model's authors ({}): use the folder in the Hugging Face format",
     ),
-    (&["model_index.json"], "it is a pipeline of diffusers ({}), no language model"),
+    (&["model_index.json"], "it is a diffusers pipeline ({}), not a language model"),
     (
         &["mlc-chat-config.json", "tensor-cache.json"],
-        "it is a model compiled for MLC ({}), which is not read",
+        "it is a model compiled for MLC ({}), which is not supported",
     ),
-    (&["weights.npz"], "its weights are MLX's ({}), which are not read"),
-    (&["tf_model.h5"], "its weights are TensorFlow's ({}): convert them to safetensors"),
-    (&["flax_model.msgpack"], "its weights are Flax's ({}): convert them to safetensors"),
-    (&["modules.json"], "it is a model of sentence-transformers ({}): take the folder of its transformer"),
+    (&["weights.npz"], "its weights are in MLX's format ({}), which is not supported"),
+    (&["tf_model.h5"], "its weights are in TensorFlow's format ({}): convert them to safetensors"),
+    (&["flax_model.msgpack"], "its weights are in Flax's format ({}): convert them to safetensors"),
+    (&["modules.json"], "it is a sentence-transformers model ({}): use the folder of its transformer"),
 ];
 
-/// Refuses a folder with an adapter beside the model: whoever put it there means the two together.
+/// Refuses a folder with an adapter beside the model: the two are meant to be used together.
 ///
 /// # Errors
 /// `unsupported_model`.
 pub(super) async fn refuse_adapter(dir: &dyn SourceDir) -> Result<()> {
     match dir.open(ADAPTER_CONFIG).await? {
         Some(_) => Err(Error::unsupported_model(format!(
-            "there is a LoRA adapter beside the model ({ADAPTER_CONFIG}), which is not applied: merge it into the model, or \
-             take a folder without it"
+            "found a LoRA adapter beside the model ({ADAPTER_CONFIG}), which is not applied: merge it into the model, or \
+             use a folder without it"
         ))),
         None => Ok(()),
     }
@@ -68,23 +66,24 @@ pub(super) async fn without_config(dir: &dyn SourceDir) -> Error {
         let base = adapter.get("base_model_name_or_path").and_then(Value::as_str);
         let base = base.map_or_else(|| "its base model".to_owned(), quoted);
         return not_found(format!(
-            "{missing}: it is a LoRA adapter; merge it into {base} and take the result"
+            "{missing}: it is a LoRA adapter; merge it into {base} and use the result"
         ));
     }
-    // The root of a model in the cache of Hugging Face's hub, whose files are elsewhere.
+    // The root of a model in the Hugging Face hub's cache. Its files are in `snapshots`.
     let snapshot = match read_file(dir, "refs/main").await {
         Ok(Some(commit)) => Some(clipped(String::from_utf8_lossy(&commit).trim(), 64)),
         _ => dir.list(Some("snapshots")).and_then(|snapshots| snapshots.into_iter().next()),
     };
     if let Some(commit) = snapshot {
         return not_found(format!(
-            "{missing}: it is a model's folder in the hub's cache; take `snapshots/{commit}` inside it"
+            "{missing}: it is a model's folder in the hub's cache; use `snapshots/{commit}` inside it"
         ));
     }
     explained(dir, missing).await
 }
 
-/// An error of [`TensorStore::open`](crate::format::shard_index::TensorStore::open), with what the folder is.
+/// The error of [`TensorStore::open`](crate::format::shard_index::TensorStore::open) with an explanation of what the
+/// folder is.
 pub(super) async fn without_weights(dir: &dyn SourceDir, error: Error) -> Error {
     if error.code() != ErrorCode::NotFound {
         return error;
@@ -102,10 +101,10 @@ async fn explained(dir: &dyn SourceDir, missing: &str) -> Error {
     }
     let names = dir.list(None).unwrap_or_default();
     if let Some(file) = names.iter().find(|name| name.ends_with(".gguf")) {
-        return not_found(format!("{missing}: give the GGUF file {} itself", quoted(file)));
+        return not_found(format!("{missing}: pass the GGUF file {} itself", quoted(file)));
     }
     if let Some(file) = names.iter().find(|name| name.ends_with(".safetensors")) {
-        return not_found(format!("{missing}; {} has another name", quoted(file)));
+        return not_found(format!("{missing}; the file {} has an unexpected name", quoted(file)));
     }
     not_found(missing.to_owned())
 }
@@ -114,7 +113,7 @@ fn not_found(message: String) -> Error {
     Error::new(ErrorCode::NotFound, message)
 }
 
-/// Settings of generation_config.json that change even the likeliest text, with the values that change nothing.
+/// Settings of generation_config.json that change even greedy decoding, with their neutral values.
 const SETTINGS: [(&str, f64); 9] = [
     ("repetition_penalty", 1.0),
     ("encoder_repetition_penalty", 1.0),
@@ -127,7 +126,7 @@ const SETTINGS: [(&str, f64); 9] = [
     ("bad_words_ids", 0.0),
 ];
 
-/// What to say of settings that are not applied: generating takes its options from the caller alone.
+/// The warning for settings that are not applied: generation takes its options only from the caller.
 pub(super) fn unapplied_settings(generation: &Value) -> Option<String> {
     let applies = |key: &str, neutral: f64| match generation.get(key) {
         Some(Value::Number(number)) => number.as_f64() != Some(neutral),
@@ -140,10 +139,10 @@ pub(super) fn unapplied_settings(generation: &Value) -> Option<String> {
         .map(|(key, _)| format!("`{key}` = {}", clipped(&generation[*key].to_string(), 40)))
         .collect();
     (!unapplied.is_empty())
-        .then(|| format!("generation_config.json sets {}, which is not applied", unapplied.join(", ")))
+        .then(|| format!("settings of generation_config.json are not applied: {}", unapplied.join(", ")))
 }
 
-/// What to say of a folder's chat templates beyond the first: nobody reads them here, and what is written does not have them.
+/// The warning for a folder's additional chat templates: they are not used, and outputs do not contain them.
 pub(super) fn unread_templates(dir: &dyn SourceDir) -> Option<String> {
     const FOLDER: &str = "additional_chat_templates";
     let names = dir.list(Some(FOLDER)).unwrap_or_default();
@@ -153,7 +152,7 @@ pub(super) fn unread_templates(dir: &dyn SourceDir) -> Option<String> {
     (!names.is_empty()).then(|| format!("the chat templates in {FOLDER} are neither used nor copied: {few}"))
 }
 
-/// Reads generation_config.json. An empty one, which broken uploads leave, is as good as none, as transformers takes it.
+/// Reads generation_config.json. An empty file, which broken uploads leave, counts as missing, as in transformers.
 ///
 /// # Errors
 /// As [`read_json`].

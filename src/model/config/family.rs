@@ -1,19 +1,19 @@
-//! What the configuration classes of transformers take for a key that config.json does not have.
+//! Defaults of the transformers configuration classes for keys that config.json lacks.
 
 use super::Architecture;
 
-/// Defaults of one family's class, as of transformers 5. What has none here is required.
+/// Defaults of one family's class in transformers 5. Keys without a default here are required.
 pub(super) struct Defaults {
     pub(super) max_position_embeddings: u64,
-    /// `None`: as many as there are query heads.
+    /// `None`: the number of query heads.
     pub(super) num_key_value_heads: Option<u64>,
-    /// `None`: what the heads share of the hidden size.
+    /// `None`: the hidden size divided by the number of query heads.
     pub(super) head_dim: Option<u64>,
     pub(super) rms_norm_eps: f64,
     pub(super) rope_theta: f64,
     pub(super) hidden_act: &'static str,
     pub(super) sliding_window: Option<u64>,
-    /// Layers below this one have no window, where a family's layers differ.
+    /// In families with windows in some layers only: the first layer with a window.
     pub(super) max_window_layers: Option<u64>,
     pub(super) bos_token_id: Option<u32>,
     pub(super) eos_token_id: Option<u32>,

@@ -1,4 +1,4 @@
-//! config.json as it is spelled, and what the decoder does not do of it.
+//! config.json as it is written, and the checks for features that the decoder does not support.
 
 use super::Architecture;
 use super::family::Defaults;
@@ -52,7 +52,8 @@ struct RawRope {
     partial_rotary_factor: Option<f64>,
 }
 
-/// The token ids under a key: `2`, `[2, 3]`, or `-1` where a tool means "none". `None` where nothing is said.
+/// The token ids under a key: `2`, `[2, 3]`, or `-1`, by which some tools mean "none". `None` if the key is missing or
+/// null.
 ///
 /// # Errors
 /// `invalid_checkpoint` naming the key.
@@ -74,7 +75,7 @@ pub(crate) fn token_ids(config: &Value, key: &str) -> Result<Option<Vec<u32>>> {
 }
 
 impl Raw {
-    /// Reads what the decoder knows of config.json; null is as good as none.
+    /// Reads the keys of config.json that the decoder uses. Missing keys and nulls both become `None`.
     pub(super) fn read(config: &Value) -> Result<Self> {
         json::read(config)
             .map_err(|error| Error::invalid_checkpoint(format!("expected a model configuration: {error}")))
@@ -90,12 +91,12 @@ impl Raw {
         self.refuse_other_heads()?;
         if self.is_causal == Some(false) {
             return Err(Error::unsupported_model(
-                "attention in both directions (is_causal = false) is not supported: such models make embeddings, not text",
+                "bidirectional attention (is_causal = false) is not supported: such models compute embeddings, not text",
             ));
         }
         if self.per_layer_config.is_some() {
             return Err(Error::unsupported_model(
-                "layers that differ from each other (per_layer_config) are not supported",
+                "layers with different configurations (per_layer_config) are not supported",
             ));
         }
         self.refuse_window(config, architecture)?;
@@ -105,12 +106,12 @@ impl Raw {
         Ok(())
     }
 
-    /// A class of transformers that is neither a language model nor the decoder of one has another head.
+    /// Refuses transformers classes with another head: all but causal language models and bare decoders.
     fn refuse_other_heads(&self) -> Result<()> {
         let runs = |class: &str| class.ends_with("ForCausalLM") || !class.contains("For");
         match self.architectures.iter().flatten().find(|class| !runs(class)) {
             Some(other) => Err(Error::unsupported_model(format!(
-                "{} (architectures) is no language model: its head says something else than the next token",
+                "{} (architectures) is not a causal language model: its head does not predict the next token",
                 quoted(other)
             ))),
             None => Ok(()),
@@ -119,14 +120,15 @@ impl Raw {
 
     fn refuse_window(&self, config: &Value, architecture: Architecture) -> Result<()> {
         let defaults = architecture.defaults();
-        // Families without a window in their class ignore the key.
+        // Families whose class has no window ignore the key.
         let Some(of_class) = defaults.sliding_window else { return Ok(()) };
-        // Null says that there is none.
+        // Null means no window.
         let written = config.get("sliding_window").is_some();
         let window = if written { self.sliding_window } else { Some(of_class as i64) };
         let Some(window) = window else { return Ok(()) };
         if let Some(first) = defaults.max_window_layers {
-            // Qwen's windows are switched on by a flag, and for the last layers alone, unless the kinds of layers are listed.
+            // In Qwen, a flag enables windows, and only for the last layers, unless `layer_types` lists each layer's
+            // type.
             let first = self.max_window_layers.unwrap_or(first as i64);
             let any = self.layer_types.is_none()
                 && self.num_hidden_layers.is_none_or(|layers| first < layers as i64);
@@ -139,7 +141,7 @@ impl Raw {
             return Ok(());
         }
         let from =
-            if written { "" } else { ", which is what the family takes where config.json has no such key" };
+            if written { "" } else { ", the default of the family because config.json has no such key" };
         Err(Error::unsupported_model(format!(
             "sliding window attention (sliding_window = {window}{from}) is not supported"
         )))
@@ -156,8 +158,8 @@ impl Raw {
         }
     }
 
-    /// `rope_scaling`, where it says anything, replaces the whole of `rope_parameters`: so transformers 5 reads a
-    /// configuration that has both.
+    /// A non-empty `rope_scaling` replaces `rope_parameters` completely, as transformers 5 reads a configuration that
+    /// has both.
     fn raw_rope(&self) -> Result<Option<RawRope>> {
         let says_something = |value: &&Value| value.as_object().is_none_or(|object| !object.is_empty());
         let of_key =
@@ -170,7 +172,7 @@ impl Raw {
         };
         if let Some((kind, _)) = object.iter().find(|(_, value)| value.is_object()) {
             return Err(Error::unsupported_model(format!(
-                "{key} of its own for layers of the kind {} is not supported",
+                "a separate {key} for layers of type {} is not supported",
                 quoted(kind)
             )));
         }
@@ -212,7 +214,8 @@ impl Raw {
                 "expected rope high_freq_factor above low_freq_factor but found {high_freq_factor} and {low_freq_factor}"
             )));
         }
-        // The model's own key comes before that of the rope, and the longest sequence stands in for both.
+        // The model's own key takes precedence over the key in the rope parameters. The default of both is the longest
+        // sequence.
         let longest = self.max_position_embeddings.unwrap_or(defaults.max_position_embeddings) as f64;
         let original = self.original_max_position_embeddings.or(raw.original_max_position_embeddings);
         Ok(RopeScaling::Llama3 {

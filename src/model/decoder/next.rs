@@ -1,6 +1,6 @@
-//! The step of decoding: what of the logits after the last tokens comes back to the host, and when.
+//! A decoding step: what the host reads of the logits after the last tokens, and when.
 //!
-//! A device that runs ahead of its caller is given the next step before the host has read the last one's tokens.
+//! On an asynchronous device, the next step starts before the host reads the previous step's tokens.
 
 use super::runs::{Piece, check_room};
 use super::{CausalLm, KvCache, Run};
@@ -8,51 +8,53 @@ use crate::backend::{Backend, Element, NO_INDEX, TopK};
 use crate::error::{Error, Result};
 use crate::task::{self, Control};
 
-/// What the sampler needs to know of the logits after the last token. The less, the less comes back from a device.
+/// The information about the last token's logits that the sampler needs. Smaller requests transfer less data from the
+/// device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The largest.
+    /// The id of the largest logit.
     Largest,
-    /// This many of the largest, and whatever equals the last of them; at least one, at most the vocabulary's size.
+    /// This number of the largest logits, and all that equal the last of them; at least one, at most the vocabulary's
+    /// size.
     TopK(usize),
-    /// All of them.
+    /// All logits.
     Logits,
 }
 
-/// What is known of the logits after the last token.
+/// The result for the logits after the last token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
-    /// The id of the largest, the lowest among equals. All of them are finite, or minus infinity.
+    /// The id of the largest logit, the lowest id among equals. All logits are finite or minus infinity.
     Token(u32),
-    /// Ids and values of the largest, in the order of their ids; as for `Token`.
+    /// Ids and values of the largest logits, sorted by id. All logits are finite or minus infinity.
     Candidates(Vec<(u32, f32)>),
-    /// All of them, also where a NaN or an infinity is among them.
+    /// All logits. They may contain NaN or infinity.
     Logits(Vec<f32>),
 }
 
-/// A step that runs, and what of its logits is on its way. Of one model at most one has begun after another that is not finished:
-/// see [`CausalLm::finish_next`].
+/// A step in progress and its pending read. At most one step of a model may have started after an unfinished one: see
+/// [`CausalLm::finish_next`].
 pub struct Pending<B: Backend> {
     reading: B::Reading,
     wanted: Wanted,
     /// Whether its logits are in the second buffer.
     is_ahead: bool,
-    /// Whose they are, row by row.
+    /// The sequence of each row.
     sequences: Vec<usize>,
 }
 
-/// What has room for so many rows.
+/// A buffer for a number of rows.
 pub(super) struct Rows<T> {
     rows: usize,
     of: T,
 }
 
-/// Room beyond `k` for logits that equal the k-th largest; where there are more, all logits are read.
+/// Extra room beyond `k` for logits that equal the k-th largest. If there are more, all logits are read.
 const ROOM_FOR_TIES: usize = 64;
 
 impl<B: Backend> CausalLm<B> {
-    /// Runs `tokens`, at least one, which follow what the cache of one sequence has seen, and tells what is `wanted` of the
-    /// logits after the last of them: more than that where they are not finite or too many are equal.
+    /// Runs `tokens`, at least one, which continue the cache's only sequence, and returns the `wanted` part of the
+    /// logits after the last one. Returns more if logits are not finite, or if too many are equal.
     ///
     /// # Errors
     /// As [`CausalLm::forward`].
@@ -67,8 +69,9 @@ impl<B: Backend> CausalLm<B> {
         Ok(self.results(pending).await?.remove(0))
     }
 
-    /// As [`CausalLm::forward_next`] with at least one token of each of some sequences, and without waiting for the result.
-    /// There may be as many sequences as [a chunk has tokens](crate::model::runner::chunk_tokens).
+    /// As [`CausalLm::forward_next`], for at least one token of each of several sequences, and without waiting for the
+    /// result. The number of sequences is at most [the number of tokens in a
+    /// chunk](crate::model::runner::chunk_tokens).
     ///
     /// # Errors
     /// As [`CausalLm::forward_runs`].
@@ -97,10 +100,11 @@ impl<B: Backend> CausalLm<B> {
         self.begin_reading(wanted, false, runs.iter().map(|run| run.sequence).collect())
     }
 
-    /// Waits for the results of the step that began last, one for each of its sequences. Where another one `follows` for all of
-    /// them, the largest logits are wanted and the device runs ahead, that one begins before: its tokens are those that are found,
-    /// which are on the device before anybody knows them. Whoever then wants no other step drops it; the cache has one position
-    /// more of each sequence, of that very token.
+    /// Waits for the results of the last started step, one for each of its sequences.
+    ///
+    /// If `follows` is set, the step wants the largest logit and the device is asynchronous, the next step of all
+    /// sequences is started first: its token ids are already on the device. If the caller drops the returned pending
+    /// step, each sequence in the cache keeps one extra position, that of the new token.
     ///
     /// # Errors
     /// As [`CausalLm::forward`].
@@ -119,7 +123,7 @@ impl<B: Backend> CausalLm<B> {
         let ahead = self.start_after(&pending, cache)?;
         match self.results(pending).await {
             Ok(nexts) if nexts.iter().all(|next| matches!(next, Next::Token(_))) => Ok((nexts, Some(ahead))),
-            // Nothing follows broken logits.
+            // Logits that are not finite have no next token.
             other => {
                 for sequence in ahead.sequences {
                     cache.truncate(sequence, cache.len(sequence) - 1);
@@ -129,7 +133,7 @@ impl<B: Backend> CausalLm<B> {
         }
     }
 
-    /// Starts the step that the tokens of `pending` are put into.
+    /// Starts the step whose input tokens are the results of `pending`.
     fn start_after(&mut self, pending: &Pending<B>, cache: &mut KvCache<B>) -> Result<Pending<B>> {
         let sequences = pending.sequences.clone();
         for &sequence in &sequences {
@@ -140,7 +144,8 @@ impl<B: Backend> CausalLm<B> {
         self.begin_reading(pending.wanted, !pending.is_ahead, sequences)
     }
 
-    /// Begins to read what is `wanted` of the logits of the tokens that have run through the blocks, one of each sequence.
+    /// Computes the logits of the tokens that have run through the blocks, one per sequence, and starts reading the
+    /// `wanted` part.
     fn begin_reading(&mut self, wanted: Wanted, is_ahead: bool, sequences: Vec<usize>) -> Result<Pending<B>> {
         let Self { runner, ends, logits, logits_ahead, largest, top_k, .. } = self;
         let (rows, vocab) = (sequences.len(), runner.config.vocab_size);
@@ -183,7 +188,7 @@ impl<B: Backend> CausalLm<B> {
         Ok(Pending { reading, wanted, is_ahead, sequences })
     }
 
-    /// What is known of the logits of each row.
+    /// The result of each row.
     async fn results(&mut self, pending: Pending<B>) -> Result<Vec<Next>> {
         let Pending { reading, wanted, is_ahead, sequences } = pending;
         let rows = sequences.len();
@@ -211,7 +216,7 @@ impl<B: Backend> CausalLm<B> {
     }
 }
 
-/// What the words that were read say of a row, unless its logits are not finite or too many are equal.
+/// The result of a row in the words that were read; `None` if its logits are not finite or too many are equal.
 fn in_row(words: &[u32], row: usize, rows: usize, wanted: Wanted, vocab: usize) -> Option<Next> {
     match wanted {
         Wanted::Largest => (words[row] != NO_INDEX).then(|| Next::Token(words[row])),
@@ -265,10 +270,10 @@ mod tests {
                 model.start_next(&[Run::only(&[3, 4])], &mut cache, Wanted::Largest, &Silent).await.unwrap();
             let (next, second) = model.finish_next(first, &mut cache, true, &Silent).await.unwrap();
             assert!(matches!(next[..], [Next::Token(_)]), "{next:?}");
-            assert_eq!(cache.len(0), 3, "the step after it runs");
+            assert_eq!(cache.len(0), 3, "the next step has started");
             let (next, third) = model.finish_next(second.unwrap(), &mut cache, true, &Silent).await.unwrap();
             assert!(matches!(next[..], [Next::Token(_)]), "{next:?}");
-            // From here on every logit is NaN.
+            // All later logits are NaN.
             let nan = vec![f32::NAN; model.runner.config.hidden_size];
             model.runner.backend.write_f32(&mut model.ends.final_norm.weight, &nan).unwrap();
             let (_, fourth) = model.finish_next(third.unwrap(), &mut cache, true, &Silent).await.unwrap();

@@ -1,4 +1,4 @@
-//! What goes through the model: runs of tokens of some sequences, cut into chunks that go together.
+//! Runs of tokens of several sequences, cut into chunks that are processed together.
 
 use super::{CausalLm, KvCache};
 use crate::backend::Backend;
@@ -7,14 +7,14 @@ use crate::error::{Error, ErrorCode, Result};
 /// New tokens of one sequence of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
-    /// Which sequence.
+    /// The index of the sequence.
     pub sequence: usize,
-    /// What follows what the cache has seen of it.
+    /// The tokens that continue the sequence in the cache.
     pub tokens: &'a [u32],
 }
 
 impl<'a> Run<'a> {
-    /// Of the only sequence of a cache.
+    /// A run of a cache's only sequence.
     pub fn only(tokens: &'a [u32]) -> Self {
         Self { sequence: 0, tokens }
     }
@@ -23,17 +23,17 @@ impl<'a> Run<'a> {
 /// A part of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
-    /// Which of the runs.
+    /// The index of the run.
     pub(super) run: usize,
-    /// Whose tokens.
+    /// The index of the sequence.
     pub(super) sequence: usize,
-    /// Where in the run they begin.
+    /// The index of the first token in the run.
     pub(super) first: usize,
     pub(super) tokens: &'a [u32],
 }
 
 impl<'a> Piece<'a> {
-    /// All but the last `last` tokens of each run, and these.
+    /// Splits each run: all but its last `last` tokens, and these last tokens.
     pub(super) fn split(runs: &[Run<'a>], last: usize) -> (Vec<Self>, Vec<Self>) {
         let pieces = runs.iter().enumerate().map(|(run, &Run { sequence, tokens })| {
             let at = tokens.len().saturating_sub(last);
@@ -48,7 +48,7 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Cuts pieces into chunks of `most` tokens, the last of fewer. Within a sequence tokens stay in their order.
+/// Cuts pieces into chunks of `most` tokens; the last chunk may be shorter. Tokens of a sequence stay in order.
 pub(super) fn chunks(pieces: Vec<Piece<'_>>, most: usize) -> Vec<Vec<Piece<'_>>> {
     let mut chunks: Vec<Vec<Piece<'_>>> = Vec::new();
     let mut room = 0;
@@ -68,7 +68,7 @@ pub(super) fn chunks(pieces: Vec<Piece<'_>>, most: usize) -> Vec<Vec<Piece<'_>>>
 }
 
 impl<B: Backend> CausalLm<B> {
-    /// Refuses tokens outside the vocabulary, and runs that do not fit the cache.
+    /// Refuses tokens outside the vocabulary, and runs that do not fit in the cache.
     pub(super) fn check_runs(&self, runs: &[Run<'_>], cache: &KvCache<B>) -> Result<()> {
         for (index, Run { sequence, tokens }) in runs.iter().enumerate() {
             if *sequence >= cache.sequences() {

@@ -1,4 +1,4 @@
-//! The loss of a batch and the way back through the head.
+//! The loss of a batch, and the backward pass through the head and the embedding.
 
 use super::{EmbeddingAndHead, Runner};
 use crate::backend::{Backend, BackwardStep, Element, Train};
@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::trained::{self, LinearParameters, Parameter};
 
-/// What stands before the first block and after the last, as it is trained.
+/// The trained parameters outside the blocks: embedding, final norm and head.
 pub struct EndParameters<B: Train> {
-    /// `[vocab_size, hidden_size]`; also the head where that is `None`.
+    /// `[vocab_size, hidden_size]`; also the head if `head` is `None`.
     pub embedding: LinearParameters<B>,
     /// `[hidden_size]`
     pub norm: Parameter<B>,
@@ -16,36 +16,36 @@ pub struct EndParameters<B: Train> {
     pub head: Option<LinearParameters<B>>,
 }
 
-/// What a prediction is judged by.
+/// The training objective of a batch.
 pub struct Objective<'a, B: Train> {
-    /// `[count]`: ids, or [`NO_INDEX`](crate::backend::NO_INDEX) for a token whose prediction does not count.
+    /// `[count]`: target ids, or [`NO_INDEX`](crate::backend::NO_INDEX) for tokens without a loss.
     pub targets: &'a [u32],
-    /// How much the cross-entropy counts.
+    /// Weight of the cross-entropy.
     pub cross_entropy: f32,
-    /// How much the divergence from a teacher's predictions counts, and what they are.
+    /// Weight of the divergence from a teacher's predictions, and these predictions.
     pub teacher: Option<(f32, Teaching<'a, B>)>,
-    /// What a token counts.
+    /// Factor of each token's loss in the gradient.
     pub share: f32,
 }
 
-/// A teacher's predictions of the tokens at hand.
+/// A teacher's predictions for the current tokens.
 pub struct Teaching<'a, B: Train> {
     /// `[count, vocab_size]`
     pub logits: &'a B::Buffer,
-    /// By what both logits are divided.
+    /// Divisor of both the teacher's and the model's logits.
     pub temperature: f32,
 }
 
-/// Logits of a batch and their derivatives, allocated once for the largest.
+/// Logits of a batch and their gradients, allocated once for the largest batch.
 pub struct Predictions<B: Train> {
     /// `[count, vocab_size]`
     logits: B::Buffer,
-    /// The same.
+    /// Gradient, `[count, vocab_size]`
     dlogits: B::Buffer,
 }
 
 impl<B: Train> Predictions<B> {
-    /// Room for `tokens` tokens.
+    /// Buffers for `tokens` tokens.
     ///
     /// # Errors
     /// `out_of_memory`
@@ -55,20 +55,20 @@ impl<B: Train> Predictions<B> {
     }
 }
 
-/// Sums over the tokens that count, in nats; `None` for what does not count.
+/// Sums over the tokens with a loss, in nats; `None` for a loss that the objective does not use.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
-    /// Of the cross-entropy.
+    /// Sum of the cross-entropy.
     pub cross_entropy: Option<f64>,
-    /// Of the divergence from the teacher.
+    /// Sum of the divergence from the teacher.
     pub divergence: Option<f64>,
 }
 
 impl<B: Train> EndParameters<B> {
-    /// Makes what runs. The old ones go first.
+    /// Builds the running weights from the parameters. The old weights are dropped first.
     ///
     /// # Errors
-    /// `non_finite` naming the tensor that training made NaN or infinite; what goes wrong on the device.
+    /// `non_finite` naming a tensor in which training produced NaN or infinity; errors of the device.
     pub async fn refresh_weights(
         &mut self,
         backend: &mut B,
@@ -88,10 +88,10 @@ impl<B: Train> EndParameters<B> {
 }
 
 impl<B: Train> Runner<B> {
-    /// The likeliest token behind each of those at hand.
+    /// The most likely next token after each of the current tokens.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn guesses(
         &mut self,
         ends: &EmbeddingAndHead<B>,
@@ -106,10 +106,10 @@ impl<B: Train> Runner<B> {
         Ok(found)
     }
 
-    /// The losses of the tokens at hand, which are behind the last block, and their derivatives by the logits.
+    /// The losses of the current tokens, which are after the last block, and the gradient with respect to the logits.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn losses(
         &mut self,
         ends: &EmbeddingAndHead<B>,
@@ -155,10 +155,11 @@ impl<B: Train> Runner<B> {
         Ok(sums)
     }
 
-    /// The losses, and their derivatives by what the last block gave, `[count, hidden_size]`; those by head and norm are added.
+    /// The losses, and the gradient with respect to the last block's output, `[count, hidden_size]`. Accumulates the
+    /// gradients of head and norm.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub async fn losses_backward(
         &mut self,
         ends: &EmbeddingAndHead<B>,
@@ -191,10 +192,10 @@ impl<B: Train> Runner<B> {
         Ok((sums, d))
     }
 
-    /// Adds the derivatives by the embeddings of `tokens`, `d`, to those of the table.
+    /// Adds `d`, the gradient with respect to the embeddings of `tokens`, to the gradient of the table.
     ///
     /// # Errors
-    /// What goes wrong on the device.
+    /// Errors of the device.
     pub fn embed_backward(&mut self, tokens: &[u32], d: &B::Buffer, table: &mut Parameter<B>) -> Result<()> {
         let backend = &mut self.backend;
         let mut ids = backend.buffer(Element::U32, tokens.len())?;
@@ -210,10 +211,10 @@ impl<B: Train> Runner<B> {
     }
 }
 
-/// Sets the first elements of a buffer to 0.
+/// Sets the first `len` elements of a buffer to 0.
 ///
 /// # Errors
-/// What goes wrong on the device.
+/// Errors of the device.
 pub fn zero<B: Train>(backend: &mut B, buffer: &mut B::Buffer, len: usize) -> Result<()> {
     if let Some(elements) = backend.in_memory_mut(buffer, len) {
         elements.fill(0.0);
@@ -228,7 +229,9 @@ async fn sum<B: Train>(backend: &mut B, losses: &B::Buffer, count: usize) -> Res
     Ok(found.iter().map(|&loss| f64::from(loss)).sum())
 }
 
-/// What to say where weights are missing because bringing them has failed.
+/// The error for weights that are missing because their upload failed.
 pub fn needs_refresh() -> Error {
-    Error::invalid_argument("expected a model all of whose parameters could be brought to the device")
+    Error::invalid_argument(
+        "expected a model with all its parameters on the device, but some failed to upload",
+    )
 }

@@ -1,5 +1,5 @@
-//! A model of which one block is in memory at a time: texts go through it block by block, and their hidden states wait in a
-//! store.
+//! A model with one block in memory at a time. Texts run through it block by block, and their hidden states are kept in
+//! a store.
 
 use super::{EmbeddingAndHead, Runner, chunk_tokens};
 use crate::backend::{Backend, Element, Segment};
@@ -15,43 +15,43 @@ use crate::task::{self, Control};
 /// Tokens of one text that run together.
 #[derive(Clone, Copy)]
 pub struct Chunk {
-    /// Tokens of the text before them.
+    /// Number of the text's tokens before the chunk.
     pub past: usize,
-    /// How many they are.
+    /// Number of tokens.
     pub count: usize,
-    /// The row of the first in a slot.
+    /// The slot's row of the first token.
     pub row: usize,
 }
 
-/// How far rows have come in a block, and the slots in which they wait.
+/// The state of stored rows within a block, and the slots that hold them.
 #[derive(Clone, Copy)]
 pub struct Waiting<'s> {
-    /// The input at which they are; `None` before the block.
+    /// The input that the rows have reached; `None` before the block.
     pub input: Option<LinearInput>,
-    /// The slot of their residual streams.
+    /// The slot of the residual stream.
     pub residual: &'s str,
-    /// The slot of their activations at the input.
+    /// The slot of the activations at the input.
     pub activations: &'s str,
 }
 
 /// Runs one text at a time through one block at a time.
 pub struct LayerStreamed<'a, B: Backend> {
-    /// Where the weights are.
+    /// The source of the weights.
     pub checkpoint: &'a Checkpoint,
     options: LoadOptions,
-    /// What runs.
+    /// The device and the current tokens.
     pub runner: Runner<B>,
-    /// Where hidden states wait.
+    /// The storage of hidden states.
     pub store: HiddenStore<'a>,
-    /// Of the block and the text at hand.
+    /// The keys and values of the current block and text.
     cache: KvCache<B>,
 }
 
 impl<'a, B: Backend> LayerStreamed<'a, B> {
-    /// For texts of at most `context` tokens.
+    /// A model for texts of at most `context` tokens.
     ///
     /// # Errors
-    /// `context_overflow` for more than the model was made for.
+    /// `context_overflow` for more than the model supports.
     pub fn new(
         checkpoint: &'a Checkpoint,
         options: LoadOptions,
@@ -66,13 +66,13 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         Ok(Self { checkpoint, options, runner, store: HiddenStore::new(scratch), cache })
     }
 
-    /// The chunks of a text of `len` tokens, the first of which has the row `row`.
+    /// The chunks of a text of `len` tokens whose first token has the row `row`.
     pub fn chunks(&self, len: usize, row: usize) -> impl Iterator<Item = Chunk> + use<B> {
         let most = self.runner.work.tokens;
         (0..len).step_by(most).map(move |past| Chunk { past, count: most.min(len - past), row: row + past })
     }
 
-    /// Loads embedding, last norm and head.
+    /// Loads the embedding, the final norm and the head.
     pub async fn load_ends(&mut self) -> Result<EmbeddingAndHead<B>> {
         EmbeddingAndHead::load(&mut self.runner.backend, self.checkpoint, self.options).await
     }
@@ -82,7 +82,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         Block::load(&mut self.runner.backend, self.checkpoint, layer, self.options).await
     }
 
-    /// Takes other weights for the layers of block `layer` that read `input`: see [`Block::replace`].
+    /// Replaces the weights of the layers of block `layer` that read `input`: see [`Block::replace`].
     pub async fn replace(
         &mut self,
         block: &mut Block<B>,
@@ -94,7 +94,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         block.replace(&mut runner.backend, checkpoint, layer, input, sources, *options).await
     }
 
-    /// Puts the embeddings of a text into the slots, from a row on.
+    /// Stores the embeddings of a text in the slots, starting at `row`.
     pub async fn embed(
         &mut self,
         ends: &EmbeddingAndHead<B>,
@@ -113,7 +113,8 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         Ok(())
     }
 
-    /// Takes a text of `len` tokens through a block: from one slot to another, or to the same, from a row on.
+    /// Runs a text of `len` tokens through a block, from the slot `from` to the slot `to`, which may be the same. The
+    /// text starts at `row` in both.
     pub async fn through(
         &mut self,
         block: &Block<B>,
@@ -131,8 +132,8 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         Ok(())
     }
 
-    /// Takes a chunk from where it waits to a stage of the block, after `change` has done something to its activations at the
-    /// input where it was.
+    /// Runs a chunk from its stored state to a stage of the block. `change` is first applied to its stored activations,
+    /// if `from` is at an input.
     pub async fn run(
         &mut self,
         block: &Block<B>,
@@ -146,7 +147,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         let Runner { backend, hidden, work, config, .. } = runner;
         let slot = StoreSlot { name: from.residual, first };
         match from.input {
-            // The way to the next input leads past the residual stream.
+            // From here, the next input is reached without the residual stream.
             Some(LinearInput::Qkv | LinearInput::GateUp) => hidden.count = count,
             None | Some(LinearInput::O | LinearInput::Down) => {
                 store.load_hidden(backend, hidden, count, config.hidden_size, slot).await?;
@@ -160,14 +161,14 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         block.run(runner, &[Segment::causal(past, count)], cache, 0, stages)
     }
 
-    /// Keeps the residual stream of a chunk.
+    /// Stores the residual stream of a chunk.
     pub async fn save_residual(&mut self, chunk: Chunk, slot: &str) -> Result<()> {
         let Runner { backend, hidden, config, .. } = &mut self.runner;
         let slot = StoreSlot { name: slot, first: chunk.row };
         self.store.save_hidden(backend, hidden, config.hidden_size, slot).await
     }
 
-    /// Logits of a chunk behind the last block, `[count, vocab_size]`.
+    /// Logits of a chunk that is stored after the last block, `[count, vocab_size]`.
     pub async fn logits(&mut self, ends: &EmbeddingAndHead<B>, chunk: Chunk, slot: &str) -> Result<Vec<f32>> {
         let Runner { backend, hidden, config, .. } = &mut self.runner;
         let mut found = vec![0.0; chunk.count * config.vocab_size];

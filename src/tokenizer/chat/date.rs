@@ -1,6 +1,6 @@
-//! The date for templates that print it: `strftime_now`, as Python spells it in the C locale.
+//! `strftime_now` for templates that print the date, formatted as Python does in the C locale.
 
-/// A point of time as clocks on the wall show it.
+/// A local date and time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moment {
     /// The year, 1 to 9999.
@@ -69,7 +69,7 @@ impl Moment {
         (before * 365 + before / 4 - before / 100 + before / 400 + self.day_of_year() + 1).rem_euclid(7)
     }
 
-    /// The year and the number of the week by ISO 8601: weeks begin on Monday and belong to the year of their Thursday.
+    /// Year and week number by ISO 8601: weeks start on Monday and belong to the year of their Thursday.
     fn iso_week(&self) -> (i32, i32) {
         let (year, monday_based) = (i32::from(self.year), (self.weekday() + 6) % 7);
         let week = (self.day_of_year() - monday_based + 10) / 7;
@@ -84,10 +84,10 @@ impl Moment {
         }
     }
 
-    /// The text of a format.
+    /// Formats the moment.
     ///
     /// # Errors
-    /// A sentence that names a directive which is none here.
+    /// A sentence that names an unsupported directive.
     pub(super) fn strftime(&self, format: &str) -> Result<String, String> {
         let mut out = String::new();
         let mut rest = format.chars();
@@ -96,7 +96,7 @@ impl Moment {
                 out.push(letter);
                 continue;
             }
-            // As C libraries have it: `%-d` without padding, `%_d` with spaces, `%0e` with zeros, `%^a` in capitals.
+            // Flags as in C libraries: `%-d` no padding, `%_d` spaces, `%0e` zeros, `%^a` capitals.
             let (mut pad, mut upper) = (None, false);
             let directive = loop {
                 match rest.next() {
@@ -161,7 +161,7 @@ impl Moment {
             'W' => number((self.day_of_year() + 7 - (weekday + 6) % 7) / 7, 2, '0'),
             'y' => number(year % 100, 2, '0'),
             'Y' => year.to_string(),
-            // Python's `datetime.now()` knows of no time zone.
+            // Python's `datetime.now()` has no time zone.
             'z' | 'Z' => String::new(),
             '%' => "%".to_owned(),
             other => return Err(format!("strftime_now: `%{other}` is not supported")),

@@ -1,4 +1,4 @@
-//! `tojson` as transformers has it: Python's `json.dumps`, without escapes for HTML.
+//! `tojson` as in transformers: Python's `json.dumps`, without escapes for HTML.
 
 use super::failure;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -6,13 +6,13 @@ use minijinja::{Error, Value};
 use std::cmp::Ordering;
 use std::fmt::Write;
 
-/// Values in values. Python's limit is near a thousand; the stack here may be smaller.
+/// Nesting limit. Python's is near a thousand; the stack here may be smaller.
 const MOST_DEPTH: usize = 200;
 
-/// How `json.dumps` is asked to write.
+/// Options of `json.dumps`.
 struct Style {
     ensure_ascii: bool,
-    /// What a level is indented by; `None`: all on one line.
+    /// Indentation of one level; `None`: all on one line.
     indent: Option<String>,
     between_items: String,
     after_key: String,
@@ -74,7 +74,7 @@ fn separators(pair: &Value) -> Result<(String, String), Error> {
 impl Style {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MOST_DEPTH {
-            return Err(failure(format!("tojson: more than {MOST_DEPTH} values inside each other")));
+            return Err(failure(format!("tojson: values nested more than {MOST_DEPTH} deep")));
         }
         match value.kind() {
             ValueKind::String => self.text(out, value.as_str().unwrap_or_default()),
@@ -121,7 +121,7 @@ impl Style {
             if let Some(key) = key {
                 match key.as_str() {
                     Some(text) => self.text(out, text),
-                    // Keys are text in JSON, whatever they are in Python.
+                    // JSON keys are always text.
                     None => self.text(out, &scalar(key)?),
                 }
                 out.push_str(&self.after_key);
@@ -169,7 +169,7 @@ fn scalar(value: &Value) -> Result<String, Error> {
     }
 }
 
-/// A number as Python writes it: the fewest digits that mean it, with an exponent where it is very large or small.
+/// A number as Python writes it: the shortest digits that round-trip, with an exponent for very large or small values.
 pub(super) fn float(value: f64) -> String {
     if !value.is_finite() {
         let name = if value.is_nan() { "NaN" } else { "Infinity" };
@@ -195,7 +195,8 @@ fn sort(entries: &mut Vec<(Option<Value>, Value)>) -> Result<(), Error> {
     if entries.windows(2).any(|pair| kind(&pair[0]) != kind(&pair[1])) {
         return Err(failure("tojson: keys of different kinds cannot be sorted"));
     }
-    // By halves: the standard library's sort is large (`order.rs`), and no other text of this module sorts.
+    // A merge sort: the standard library's sort is large in WebAssembly (see `sort.rs`), and this module sorts only
+    // here.
     let half = entries.len() / 2;
     if half > 0 {
         let mut right = entries.split_off(half);

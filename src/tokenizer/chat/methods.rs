@@ -1,14 +1,14 @@
-//! Python's methods of text, lists and dicts, as templates call them.
+//! Python's methods of text, lists and dicts, for templates.
 //!
-//! What `minijinja-contrib` has is taken from there, unless it means something else than Python does. Methods that
-//! change a value are refused in transformers' sandbox, and here.
+//! Methods that `minijinja-contrib` implements as Python does are taken from there. Methods that change a value are
+//! refused, as in transformers' sandbox.
 
 use super::{MOST_BYTES, failure};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// Calls a method that `value` itself does not have.
+/// Calls a method that `minijinja` does not find on `value`.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let own = match value.kind() {
         ValueKind::String => of_text(value.as_str().unwrap_or_default(), method, args)?,
@@ -25,7 +25,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     }
 }
 
-/// What Python takes for white space.
+/// Whether Python counts a character as white space.
 fn is_space(letter: char) -> bool {
     letter.is_whitespace() || matches!(letter, '\u{1c}'..='\u{1f}')
 }
@@ -67,7 +67,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
                     None => return Err(failure(format!("{method}: expected a separator that is text"))),
                 },
             };
-            // Negative: as often as it is there.
+            // Negative means no limit.
             let most = most.filter(|most| *most >= 0).map_or(usize::MAX, |most| most as usize);
             pieces(text, separator, most, method == "rsplit")
         }
@@ -101,7 +101,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         "center" => {
             let (width, fill) = width()?;
             let room = width.saturating_sub(len());
-            // Where it does not come out even, Python looks at the width.
+            // For odd room, Python decides by the width which side gets one more.
             let left = room / 2 + (room & width & 1);
             filled(left, room - left, fill)
         }
@@ -131,7 +131,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         "swapcase" => {
             none()?;
             if text.contains('Σ') {
-                // Small, it depends on what is around it.
+                // Its lower case depends on the letters around it.
                 return Err(failure("swapcase: `Σ` is not supported"));
             }
             let swapped = |letter: char| -> String {
@@ -173,7 +173,7 @@ fn formatted(text: &str, args: &[Value]) -> Result<Value, Error> {
     minijinja::formatting::format(minijinja::formatting::FormatStyle::StrFormat, text, args).map(Value::from)
 }
 
-/// A width that makes no text larger than a method may.
+/// Refuses a width that makes a text larger than [`MOST_BYTES`].
 fn checked(width: i64, bytes_each: usize) -> Result<usize, Error> {
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
     match width.checked_mul(bytes_each) {
@@ -249,8 +249,8 @@ fn expand_tabs(text: &str, size: usize) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
-/// The byte where each bound of a slice lies, bounds counted in characters and negative ones from the end. `None`: the
-/// start lies behind the text's end.
+/// Converts a slice in characters (negative bounds count from the end) to bytes: start and end in bytes, then the start
+/// in characters. `None`: the start is after the end of the slice or text.
 fn window(text: &str, start: Option<i64>, end: Option<i64>) -> Option<(usize, usize, usize)> {
     let len = text.chars().count() as i64;
     let bound = |at: i64| if at < 0 { (len + at).max(0) } else { at };
@@ -293,14 +293,14 @@ fn search(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         (Some(byte), Some((from, _, start))) => {
             Ok(Value::from(start + text[from..from + byte].chars().count()))
         }
-        _ if method.ends_with("index") => Err(failure(format!("{method}: the text is not there"))),
+        _ if method.ends_with("index") => Err(failure(format!("{method}: the text was not found"))),
         _ => Ok(Value::from(-1)),
     }
 }
 
-/// Each word in small letters behind a capital, or the first letter alone.
+/// Lower case with a capital at the start of each word (`each`), or of the whole text.
 fn titled(text: &str, each: bool) -> String {
-    // The text as a whole: a last sigma is another letter.
+    // The text as a whole, because a final sigma has its own lower case.
     let small = text.to_lowercase();
     let mut after_cased = false;
     let mut out = String::with_capacity(small.len());
@@ -315,12 +315,12 @@ fn titled(text: &str, each: bool) -> String {
     out
 }
 
-/// The letter as comparisons without case see it, where that is plain.
+/// Case-folds a letter that folds to a single one; others are refused.
 fn folded(letter: char) -> Result<char, Error> {
     let plain = match letter {
         _ if letter.is_ascii() => Ok(letter.to_ascii_lowercase()),
         'ß' | 'ŉ' | 'ſ' | 'ǰ' | 'İ' | 'ς' => Err(()),
-        // Latin, Greek and Cyrillic, which but for those fold letter by letter.
+        // All other Latin, Greek and Cyrillic letters fold to one letter.
         'À'..='ɏ' | 'Α'..='Ω' | 'α'..='ω' | 'Ѐ'..='ҁ' => {
             Ok(letter.to_lowercase().next().unwrap_or(letter))
         }
@@ -335,7 +335,7 @@ fn folded(letter: char) -> Result<char, Error> {
     plain.map_err(|()| failure(format!("casefold: `{letter}` is not supported")))
 }
 
-/// Whether Python calls it a letter, where the standard library's properties say so too.
+/// Whether Python counts a character as a letter. `None`: the standard library's properties may differ from Python's.
 fn is_letter(letter: char) -> Option<bool> {
     match letter {
         _ if letter.is_ascii() => Some(letter.is_ascii_alphabetic()),
@@ -408,7 +408,7 @@ fn of_list(list: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, 
             };
             let (start, end) = (bound(start.unwrap_or(0)), bound(end.unwrap_or(i64::MAX)));
             let found = items.get(start..end).and_then(|items| items.iter().position(|item| *item == sought));
-            Value::from(start + found.ok_or_else(|| failure("index: the value is not there"))?)
+            Value::from(start + found.ok_or_else(|| failure("index: the value was not found"))?)
         }
         "count" => {
             let (sought,): (Value,) = from_args(args)?;

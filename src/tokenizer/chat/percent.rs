@@ -1,4 +1,4 @@
-//! Python's operator `%`: what is left over of numbers, and formatting of text.
+//! Python's operator `%`: the remainder of numbers, and formatting of text.
 
 use super::failure;
 use super::python::repr;
@@ -6,7 +6,7 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-/// Digits of a width or precision in a format: a million spaces are more than any prompt wants.
+/// Most digits of a width or precision in a format. No prompt needs a million spaces.
 const MOST_DIGITS: usize = 5;
 
 /// `left % right`
@@ -17,7 +17,7 @@ pub(super) fn percent(left: &Value, right: &Value) -> Result<Value, Error> {
     }
 }
 
-/// Refuses a format that makes far more text than it has.
+/// Refuses a format with a very large width or precision.
 pub(super) fn check_widths(text: &str) -> Result<(), Error> {
     let mut digits = 0;
     for byte in text.bytes() {
@@ -29,7 +29,7 @@ pub(super) fn check_widths(text: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// `text` with its conversions filled in. Each of them goes to `minijinja` alone, once the value is as C would have it.
+/// Fills in the conversions of `text`. `minijinja` formats each on its own, after its value is converted as in C.
 fn formatted(text: &str, values: &Value) -> Result<String, Error> {
     check_widths(text)?;
     let is_map = values.kind() == ValueKind::Map;
@@ -52,7 +52,7 @@ fn formatted(text: &str, values: &Value) -> Result<String, Error> {
         let (key, after) = match after.strip_prefix('(') {
             Some(inside) => {
                 let (key, after) =
-                    inside.split_once(')').ok_or_else(|| failure("a format has a key without end"))?;
+                    inside.split_once(')').ok_or_else(|| failure("a format has a key without a `)`"))?;
                 (Some(key), after)
             }
             None => (None, after),
@@ -77,7 +77,7 @@ fn formatted(text: &str, values: &Value) -> Result<String, Error> {
             Some(key) if is_map => {
                 let value = values.get_attr(key)?;
                 if value.is_undefined() {
-                    return Err(failure(format!("a format asks for `{key}`, which is not there")));
+                    return Err(failure(format!("a format's key `{key}` is missing in the values")));
                 }
                 value
             }
@@ -129,7 +129,7 @@ fn remainder(left: &Value, right: &Value) -> Result<Value, Error> {
     if is_whole(left) && is_whole(right) {
         let (a, b) = (i128::try_from(left.clone())?, i128::try_from(right.clone())?);
         let rest = a.checked_rem(b).ok_or_else(by_zero)?;
-        // Python's has the sign of the divisor.
+        // Python's remainder has the sign of the divisor.
         let rest = if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest };
         return Ok(i64::try_from(rest).map_or_else(|_| Value::from(rest), Value::from));
     }

@@ -1,11 +1,11 @@
-//! Values as Python shows them.
+//! `str` and `repr` of values, as in Python.
 
 use super::MOST_BYTES;
 use super::json::float;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Output, State, Value};
 
-/// Values in values that are shown; Python's own limit is near a thousand.
+/// Nesting limit; deeper values print as `...`. Python's limit is near a thousand.
 const MOST_DEPTH: usize = 200;
 
 /// `str(value)`
@@ -32,7 +32,7 @@ pub(super) fn print(out: &mut Output, _: &mut State, value: &Value) -> Result<()
 }
 
 fn write(out: &mut String, value: &Value, quoted: bool, depth: usize) {
-    // Lists that hold one list many times are small and print large.
+    // A small list can print large when it holds the same list many times.
     if depth > MOST_DEPTH || out.len() > MOST_BYTES {
         out.push_str("...");
         return;
@@ -41,7 +41,7 @@ fn write(out: &mut String, value: &Value, quoted: bool, depth: usize) {
         ValueKind::String if quoted => quote(out, value.as_str().unwrap_or_default()),
         ValueKind::Number if !value.is_integer() => {
             let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
-            // `json.dumps` has names of its own for what is not finite.
+            // `json.dumps` names non-finite numbers differently.
             out.push_str(&float(number).replace("NaN", "nan").replace("Infinity", "inf"));
         }
         ValueKind::Seq | ValueKind::Iterable if value.try_iter().is_ok() => {
@@ -96,7 +96,7 @@ fn quote(out: &mut String, text: &str) {
     out.push(mark);
 }
 
-/// Whether Python shows a character by its number: controls, spaces but one, marks of format and private ones.
+/// Whether `repr` escapes a character: control, format and private-use characters, and white space except ' '.
 fn is_hidden(letter: char) -> bool {
     letter.is_control()
         || (letter.is_whitespace() && letter != ' ')

@@ -1,17 +1,16 @@
-//! Rewrites what `minijinja`'s language has no place for into what it has.
+//! Rewrites template constructs that `minijinja` does not have.
 //!
-//! - `{% generation %}` and `{% endgeneration %}`, by which transformers finds the assistant's words in training, are
-//!   blocks whose variables are their own. So are `with` and `endwith`, which stand in for them, whatever white space the
-//!   tags cut.
-//! - `a % b` formats text in Python. `minijinja` has that as a filter alone, so every `%` becomes one of ours: `(a)|f(b)`,
-//!   where `a` is all of the product so far, and `b` the next operand with what belongs to it.
+//! - `{% generation %}` and `{% endgeneration %}` mark the assistant's words for training in transformers. They are a
+//!   block with its own variables, so `with` and `endwith` replace them. White-space control of the tags is kept.
+//! - `a % b` formats text in Python. `minijinja` can do this only as a filter, so every `%` becomes our filter:
+//!   `(a)|f(b)`. `a` is the whole product so far, `b` the next operand with its calls, attributes, filters and tests.
 //!
-//! It reads a template as Jinja2's lexer does: comments, raw blocks and strings stay as they are. What it cannot follow it
-//! leaves, and the parser refuses it.
+//! Templates are read as by Jinja2's lexer: comments, raw blocks and strings stay unchanged. Syntax that this module
+//! does not understand stays too, and the parser refuses it.
 
 use std::ops::Range;
 
-/// The filter that is Python's `%`.
+/// The filter that implements Python's `%`.
 pub(super) const PERCENT: &str = "_lowbit_percent";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +27,7 @@ struct Token {
     at: Range<usize>,
 }
 
-/// The template in `minijinja`'s language.
+/// Rewrites a template.
 pub(super) fn rewrite(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut at = 0;
@@ -59,7 +58,7 @@ pub(super) fn rewrite(source: &str) -> String {
     out
 }
 
-/// The tag `name` at the start of `rest`, alone in it; where it ends.
+/// The end of a tag with nothing but `name` at the start of `rest`.
 fn plain_tag(rest: &str, name: &str) -> Option<usize> {
     let inside = rest.strip_prefix("{%")?;
     let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
@@ -68,7 +67,7 @@ fn plain_tag(rest: &str, name: &str) -> Option<usize> {
     Some(rest.len() - after.len())
 }
 
-/// Where a raw block at the start of `rest` ends.
+/// The end of a raw block at the start of `rest`.
 fn raw_block(rest: &str) -> Option<usize> {
     let mut at = plain_tag(rest, "raw")?;
     while let Some(found) = rest[at..].find("{%") {
@@ -81,7 +80,7 @@ fn raw_block(rest: &str) -> Option<usize> {
     Some(rest.len())
 }
 
-/// Writes the tag at the start of `rest` and gives its length. One without an end is left to the parser.
+/// Writes the tag at the start of `rest` and returns its length. A tag without an end is left to the parser.
 fn tag(rest: &str, close: &str, out: &mut String) -> usize {
     let Some((tokens, end)) = tokens(rest, close) else {
         out.push_str(rest);
@@ -117,7 +116,7 @@ fn tag(rest: &str, close: &str, out: &mut String) -> usize {
     end
 }
 
-/// The tokens of a tag, and where it ends. Brackets that are open hide what would end it.
+/// The tokens of a tag, and its end. Inside brackets the closing mark does not end it.
 fn tokens(rest: &str, close: &str) -> Option<(Vec<Token>, usize)> {
     let bytes = rest.as_bytes();
     let mut tokens = Vec::new();
@@ -129,7 +128,7 @@ fn tokens(rest: &str, close: &str) -> Option<(Vec<Token>, usize)> {
         if open == 0 && rest[at..].starts_with(close) {
             return Some((tokens, at + close.len()));
         }
-        // A sign before the end belongs to it.
+        // A sign before the closing mark belongs to the mark.
         if open == 0 && matches!(first, b'-' | b'+') && rest[at + 1..].starts_with(close) {
             return Some((tokens, at + 1 + close.len()));
         }
@@ -181,7 +180,8 @@ fn tokens(rest: &str, close: &str) -> Option<(Vec<Token>, usize)> {
     }
 }
 
-/// What makes a filter of each `%`: for each token the brackets before and behind it, and whether it is one to replace.
+/// The edits that turn each `%` into a filter: for each token the brackets to add before and after it, and whether to
+/// replace it.
 struct Percents {
     opens: Vec<usize>,
     closes: Vec<usize>,
@@ -197,13 +197,13 @@ impl Percents {
             return found;
         }
         let tag = Tag { rest, tokens, partner: partners(rest, tokens) };
-        // Where the product that a `%` belongs to begins: found once for all of a long one.
+        // The start of the product of each `%`, found once for a long product.
         let mut starts = vec![None; count];
         for index in (0..count).filter(is_percent) {
             let start = tag.product_start(index, &starts);
             let end = tag.operand_end(index + 1);
             starts[index] = Some(start);
-            // Without an operand it is nothing that a parser would take.
+            // Without an operand it is a syntax error, left to the parser.
             if start < index && end > index + 1 {
                 found.opens[start] += 1;
                 found.is_filter[index] = true;
@@ -214,7 +214,7 @@ impl Percents {
     }
 }
 
-/// For each bracket the index of the one that it belongs to.
+/// For each bracket the index of its partner.
 fn partners(rest: &str, tokens: &[Token]) -> Vec<usize> {
     let mut partner: Vec<usize> = (0..tokens.len()).collect();
     let mut open = Vec::new();
@@ -232,7 +232,7 @@ fn partners(rest: &str, tokens: &[Token]) -> Vec<usize> {
     partner
 }
 
-/// Words that are no operands: a product ends at them.
+/// Keywords, which are no operands: a product ends at them.
 const WORDS: [&str; 9] = ["and", "or", "not", "in", "is", "if", "else", "elif", "for"];
 
 struct Tag<'a> {
@@ -266,7 +266,7 @@ impl Tag<'_> {
                 }
                 (Kind::Operator, "%") => return known[before].unwrap_or(before),
                 (Kind::Operator, "." | "|" | "*" | "/" | "//" | "**") => true,
-                // A sign is part of the operand; between two it adds and ends a product.
+                // A unary sign is part of the operand; a binary one ends the product.
                 (Kind::Operator, "-" | "+") => {
                     before > 0
                         && !self.is_operand(before - 1)
@@ -275,7 +275,7 @@ impl Tag<'_> {
                 }
                 _ => self.is_operand(before),
             };
-            // A sign at the very start of an output tag.
+            // A sign at the start of an output tag.
             let is_first_sign = before == 0 && matches!(self.text(0), "-" | "+");
             if !(is_part || is_first_sign) {
                 break;
@@ -304,7 +304,7 @@ impl Tag<'_> {
                             at += 1;
                         }
                         at = self.postfix_end(self.primary_end(at));
-                        // A test's argument may stand without brackets.
+                        // A test's argument needs no brackets.
                         let takes = self.is_operand(at) || matches!(self.text(at), "[" | "{");
                         if takes {
                             at = self.postfix_end(self.primary_end(at));

@@ -1,4 +1,4 @@
-//! What templates make of a chat. Expected values are those of transformers 5.23 with Jinja2 3.1.6.
+//! Tests of rendered templates. Expected values are those of transformers 5.23 with Jinja2 3.1.6.
 
 use super::*;
 use proptest::prelude::*;
@@ -241,7 +241,7 @@ fn weeks_and_years_meet_as_in_python() {
 }
 
 proptest! {
-    /// Whatever stands in a template, it renders or is refused.
+    /// Any template renders or is refused.
     #[test]
     fn no_template_breaks_it(pieces in prop::collection::vec(prop::sample::select(vec![
         "{{", "}}", "{%", "%}", "{#", "#}", "-", "+", "%", "(", ")", "[", "]", "{", "}", "\"", "'", "\\\\", "|", ".", " ", "\n", "is",
@@ -251,7 +251,7 @@ proptest! {
         let _ = render(&pieces.concat(), &messages(), None);
     }
 
-    /// `%` means the same with and without a rewriting that is undone: brackets around what it belongs to.
+    /// The rewriting of `%` keeps the order of operations.
     #[test]
     fn products_keep_their_order(numbers in prop::collection::vec(1i64..40, 2..6), signs in prop::collection::vec(0usize..4, 5)) {
         let mut flat = numbers[0].to_string();

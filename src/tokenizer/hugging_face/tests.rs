@@ -1,11 +1,11 @@
-//! Tokenizers of small folders. Expected values are those of transformers 5.23.
+//! Tests with tokenizers of small folders. Expected values are those of transformers 5.23.
 
 use super::*;
 use crate::format::source::MemoryDir;
 use crate::task::block_on;
 use serde_json::json;
 
-/// A vocabulary of three words, with `<s>` and `<pad>` added behind it.
+/// A vocabulary of three words, and the added tokens `<s>` and `<pad>`.
 fn file() -> Value {
     let added = |id, content| {
         json!({
@@ -54,7 +54,7 @@ fn prompts_get_the_bos_token_that_the_tokenizer_names() {
         let codec = open(&[("tokenizer_config.json", config.to_string()), template.clone()], Some(3));
         assert_eq!(prompt(&codec), rendered, "{config}");
         assert_eq!(codec.encode_prompt("a").unwrap(), encoded, "{config}");
-        // What windows of validation have in front is the model's business.
+        // Validation windows start with the model configuration's BOS token.
         assert_eq!(codec.bos_token_id(), Some(3), "{config}");
     }
 }
@@ -68,7 +68,7 @@ fn special_tokens_come_by_their_names() {
     });
     let codec = open(&[("tokenizer_config.json", config.to_string()), template.clone()], None);
     assert_eq!(prompt(&codec), "E||I|B|");
-    // The older file counts where the settings have no list of tokens.
+    // The older file is read when tokenizer_config.json has no `added_tokens_decoder`.
     let map =
         ("special_tokens_map.json", json!({"eos_token": {"content": "M"}, "pad_token": "P"}).to_string());
     let codec = open(&[("tokenizer_config.json", config.to_string()), template.clone(), map.clone()], None);
@@ -146,9 +146,9 @@ fn added_tokens_may_lie_beyond_the_embedding() {
     for error in [codec.encode("a <pad>").unwrap_err(), codec.encode_prompt("<pad>").unwrap_err()] {
         assert_eq!(error.to_string(), "the token `<pad>` has the id 4 but the model's embedding has 4 rows");
     }
-    // Decoding is nobody's harm.
+    // Decoding such an id is allowed.
     assert_eq!(codec.decode(&[0, 4]).unwrap(), "a");
-    // The token in front of every text has to be there, and so has the vocabulary.
+    // The BOS token and the base vocabulary need rows.
     assert!(codec.fit(3).unwrap_err().to_string().contains("`<s>`"));
     assert!(open(&[], None).fit(3).is_ok());
     let error = open(&[], None).fit(2).unwrap_err();

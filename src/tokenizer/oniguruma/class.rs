@@ -1,12 +1,12 @@
-//! Classes of characters: brackets, and the sets that have names.
+//! Character classes: brackets, and named sets.
 
 use super::escape::{Escaped, WORD, WORD_ALONE};
 use super::parser::{Options, Parsed, Parser, escaped, folds_alone};
 
-/// What a letter needs a backslash for, in brackets of the engine here.
+/// Characters that `fancy-regex` needs escaped in brackets.
 const SPECIAL: &str = r"\[]^-&~";
 
-/// The set that POSIX calls `name`, as Oniguruma has it for Unicode.
+/// The POSIX set `name`, by Oniguruma's Unicode definition.
 fn posix(name: &str) -> Option<&'static str> {
     Some(match name {
         "alnum" => r"\p{Alphabetic}\p{Nd}",
@@ -33,14 +33,14 @@ pub(super) fn property(name: &str, negated: bool, in_class: bool) -> Parsed<Stri
     let plain = plain.to_ascii_lowercase();
     let sign = if negated { "^" } else { "" };
     Ok(match plain.as_str() {
-        // As a property it is the category.
+        // As a property it is the Unicode category.
         "punct" => format!(r"[{sign}\p{{P}}]"),
         "posixpunct" => format!(r"[{sign}\p{{P}}\p{{S}}]"),
         "word" if !in_class => format!("[{sign}{WORD_ALONE}]"),
         "any" if !negated => r"[\x00-\x{10ffff}]".to_owned(),
         _ => match posix(&plain) {
             Some(set) => format!("[{sign}{set}]"),
-            // Categories, scripts and properties, which both engines know by the same names. Blocks are not among them.
+            // Both engines use the same names for categories, scripts and properties, but not for blocks.
             None if !plain.is_empty() && plain.chars().all(|letter| letter.is_ascii_alphanumeric()) => {
                 format!("\\{}{{{plain}}}", if negated { 'P' } else { 'p' })
             }
@@ -50,7 +50,7 @@ pub(super) fn property(name: &str, negated: bool, in_class: bool) -> Parsed<Stri
 }
 
 impl Parser {
-    /// A class, whose `[` is eaten.
+    /// A class, after its `[`.
     pub(super) fn class(&mut self, options: Options) -> Parsed<String> {
         let negated = self.eat("^");
         let mut operands = Vec::new();
@@ -105,7 +105,7 @@ impl Parser {
                     Some('[') => return Err("a range to a `[`".to_owned()),
                     Some('\\') => match self.escape(true)? {
                         Escaped::Char(letter) => letter,
-                        _ => return Err("a range to what is no character".to_owned()),
+                        _ => return Err("a range that ends with a set".to_owned()),
                     },
                     high => high.unwrap_or(low),
                 };
@@ -117,7 +117,7 @@ impl Parser {
                 }
                 items.push('-');
                 items.push_str(&escaped(high, SPECIAL));
-                // `[a-c-e]`: the second sign is one.
+                // In `[a-c-e]` the second `-` is a plain character.
                 if self.peek() == Some('-') && self.peek_after(1).is_some_and(|after| after != ']') {
                     self.eat("-");
                     items.push_str("\\-");
@@ -131,7 +131,7 @@ impl Parser {
         Ok(format!("[{}{}]", if negated { "^" } else { "" }, operands.join("&&")))
     }
 
-    /// `[:name:]` or `[:^name:]`, whose first bracket is eaten.
+    /// `[:name:]` or `[:^name:]`, after the first bracket.
     fn at_colon(&mut self, items: &mut String) -> Parsed<()> {
         self.eat(":");
         let negated = self.eat("^");
@@ -144,7 +144,7 @@ impl Parser {
     /// Refuses a `-` after a set, unless it is the last.
     fn no_range(&self) -> Parsed<()> {
         match (self.peek(), self.peek_after(1)) {
-            (Some('-'), Some(after)) if after != ']' => Err("a range from what is no character".to_owned()),
+            (Some('-'), Some(after)) if after != ']' => Err("a range that starts with a set".to_owned()),
             _ => Ok(()),
         }
     }

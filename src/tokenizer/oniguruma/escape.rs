@@ -1,27 +1,27 @@
-//! What a backslash stands for.
+//! Escape sequences.
 
 use super::class::property;
 use super::parser::{Parsed, Parser};
 
-/// `\w` in brackets.
+/// The characters of `\w` in brackets.
 pub(super) const WORD: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}";
 
-/// `\w` outside of brackets, and what words are for `\b`, has six signs of Latin-1 more.
+/// The characters of `\w` outside of brackets and of words for `\b`: six more characters of Latin-1.
 pub(super) const WORD_ALONE: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}²³¹¼-¾";
 
-/// What a backslash and the letters after it stand for.
+/// The meaning of an escape sequence.
 pub(super) enum Escaped {
     Char(char),
-    /// A set, as it stands inside or outside of brackets.
+    /// A set of characters, written for its place inside or outside of brackets.
     Set(String),
-    /// What a group matched, or another choice of texts.
+    /// A back-reference to a group.
     Reference(String),
-    /// Something that matches nothing.
+    /// A zero-width assertion.
     Assertion(String),
 }
 
 impl Parser {
-    /// What follows a backslash, which is eaten.
+    /// An escape sequence, after its backslash.
     pub(super) fn escape(&mut self, in_class: bool) -> Parsed<Escaped> {
         let letter = self.next().ok_or("a backslash at the end")?;
         let assertion = |text: &str| Ok(Escaped::Assertion(text.to_owned()));
@@ -46,7 +46,7 @@ impl Parser {
                     return refused(&number.to_string());
                 }
                 self.refers_back = true;
-                // A digit after it is no part of it.
+                // `(?:...)` separates it from a following digit.
                 Escaped::Reference(format!("(?:\\{number})"))
             }
             ('d' | 'D' | 's' | 'S', _) => Escaped::Set(format!("\\{letter}")),
@@ -77,7 +77,7 @@ impl Parser {
                     _ => format!("(?:{word}{next}|{not}{none})"),
                 })
             }
-            // Where a search began is another place after an empty match, and so it is where a match is cut (`\K`).
+            // The engines differ on where a search starts after an empty match (`\G`), and on `\K`.
             ('G' | 'K', false) => return refused(&letter.to_string()),
             ('X' | 'y' | 'Y' | 'k' | 'g' | 'o', false) | ('c' | 'C' | 'M', _) => {
                 return refused(&letter.to_string());
@@ -103,13 +103,13 @@ impl Parser {
         let code = u32::from_str_radix(&digits, 16).ok();
         let is_whole = match (in_braces, kind) {
             (true, _) => self.eat("}"),
-            // Above that it is a byte of a character, not a character.
+            // Larger values are bytes of a character, not characters.
             (false, 'x') => code.is_some_and(|code| code < 0x80),
             _ => digits.len() == 4,
         };
         code.filter(|_| is_whole)
             .and_then(char::from_u32)
-            .ok_or_else(|| format!("`\\{kind}{digits}`, which is no character"))
+            .ok_or_else(|| format!("`\\{kind}{digits}`, which is not a character"))
     }
 
     fn octal(&mut self, first: u32, more: usize) -> char {

@@ -1,16 +1,16 @@
-//! Oniguruma's syntax, parsed and written anew in one pass.
+//! Parser of Oniguruma's syntax; writes the translation in the same pass.
 
 use super::escape::Escaped;
 
 pub(super) type Parsed<T> = Result<T, String>;
 
-/// Groups in groups; the engine's own limit is 64.
+/// Nesting limit of groups and brackets; `fancy-regex`'s own limit is 64.
 const MOST_DEPTH: usize = 60;
 
-/// How often Oniguruma repeats at most.
+/// Oniguruma's limit of repeats.
 const MOST_REPEATS: u32 = 100_000;
 
-/// The options that hold at a place.
+/// The options in effect.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Options {
     pub(super) ignore_case: bool,
@@ -21,14 +21,16 @@ pub(super) struct Options {
 /// A part of a branch.
 struct Piece {
     text: String,
-    /// The one letter that it is, if it is one.
+    /// The character, if it is a single literal one.
     letter: Option<char>,
+    /// Whether a quantifier may follow.
     repeats: bool,
+    /// Whether it may match nothing.
     may_be_empty: bool,
 }
 
 impl Piece {
-    /// One character of several.
+    /// A set of characters.
     fn set(text: impl Into<String>) -> Self {
         Self { text: text.into(), letter: None, repeats: true, may_be_empty: false }
     }
@@ -42,10 +44,10 @@ pub(super) struct Parser {
     letters: Vec<char>,
     pub(super) at: usize,
     depth: usize,
-    /// Whether groups are kept, because something refers back to them.
+    /// Whether groups are captured, for back-references.
     keeps_groups: bool,
     groups: usize,
-    /// Groups that have ended, by their number.
+    /// Numbers of the groups that are complete.
     pub(super) ended: Vec<usize>,
     has_names: bool,
     pub(super) refers_back: bool,
@@ -99,18 +101,18 @@ impl Parser {
         found
     }
 
-    /// Up to `end`, which is eaten too.
+    /// The text up to `end`; skips `end` too.
     pub(super) fn until(&mut self, end: &str) -> Parsed<String> {
         let mut out = String::new();
         while !self.eat(end) {
-            out.push(self.next().ok_or_else(|| format!("something without its `{end}`"))?);
+            out.push(self.next().ok_or_else(|| format!("no closing `{end}`"))?);
         }
         Ok(out)
     }
 
     pub(super) fn deeper<T>(&mut self, parse: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
         if self.depth == MOST_DEPTH {
-            return Err(format!("more than {MOST_DEPTH} brackets inside each other"));
+            return Err(format!("brackets nested more than {MOST_DEPTH} deep"));
         }
         self.depth += 1;
         let parsed = parse(self);
@@ -131,11 +133,11 @@ impl Parser {
         }
     }
 
-    /// Branches up to a `)` or the end, and whether one of them may match nothing.
+    /// Parses alternatives up to a `)` or the end. Also returns whether one of them may match nothing.
     fn alternation(&mut self, options: Options) -> Parsed<(String, bool)> {
         let mut out = String::new();
         let (mut any_empty, mut is_empty) = (false, true);
-        // The letter before, where case is ignored: two may fold together.
+        // The previous letter. Without case, two letters may fold to one character.
         let mut before = None;
         loop {
             self.skip_extended(options);
@@ -155,7 +157,7 @@ impl Parser {
                 }
                 Some('(') => {
                     if let Some(changed) = self.isolated_options(options)? {
-                        // They hold to the end of the group, other branches too.
+                        // They apply to the end of the group, in later alternatives too.
                         let (rest, rest_empty) = self.deeper(|parser| parser.alternation(changed))?;
                         let open = if changed.ignore_case { "(?i:" } else { "(?-i:" };
                         out.push_str(&[open, &rest, ")"].concat());
@@ -170,7 +172,7 @@ impl Parser {
                 && let (Some(first), Some(second)) = (before, letter)
                 && matches!((first, second), ('s', 's' | 't') | ('f', 'f' | 'i' | 'l'))
             {
-                return Err(format!("`{first}{second}` where case is ignored, which is one character too"));
+                return Err(format!("`{first}{second}` where case is ignored, which may be one character"));
             }
             let unrepeated = self.at;
             let piece = self.repeated(piece, options)?;
@@ -185,20 +187,20 @@ impl Parser {
             Some('(') => return self.deeper(|parser| parser.group(options)),
             Some('[') => return Ok(Piece::set(self.deeper(|parser| parser.class(options))?)),
             Some('.') => return Ok(Piece::set(if options.dot_is_any { "(?s:.)" } else { "." })),
-            // A line begins after its predecessor's end, but none does at the end of the text.
+            // A line starts after a line end, but not at the end of the text.
             Some('^') => return Ok(Piece::assertion(r"(?:\A|(?<=\n)(?!\z))")),
             Some('$') => return Ok(Piece::assertion(r"(?=\n|\z)")),
             Some(letter @ ('*' | '+' | '?')) => return Err(format!("a `{letter}` with nothing to repeat")),
             Some('\\') => match self.escape(false)? {
                 Escaped::Char(letter) => letter,
-                // Sets by name are not folded.
+                // Named sets do not ignore case.
                 Escaped::Set(text) if options.ignore_case => return Ok(Piece::set(format!("(?-i:{text})"))),
                 Escaped::Set(text) => return Ok(Piece::set(text)),
                 Escaped::Reference(text) => return Ok(Piece { may_be_empty: true, ..Piece::set(text) }),
                 Escaped::Assertion(text) => return Ok(Piece::assertion(text)),
             },
             Some(letter) => letter,
-            None => return Err("an end where something was expected".to_owned()),
+            None => return Err("an unexpected end".to_owned()),
         };
         if options.ignore_case {
             folds_alone(letter)?;
@@ -224,7 +226,7 @@ impl Parser {
                         let both = if most == Some(least) { end } else { format!("{least},{end}") };
                         (format!("{{{both}}}"), (least, most), true)
                     }
-                    // Not an interval: the bracket itself.
+                    // Not an interval but a literal bracket.
                     None => return Ok(piece),
                 },
                 _ => return Ok(piece),
@@ -232,7 +234,7 @@ impl Parser {
             if !piece.repeats {
                 return Err(format!("`{quantifier}` after something that cannot be repeated"));
             }
-            // Engines end such loops in different ways.
+            // The engines end such loops differently.
             if piece.may_be_empty && bounds.1 != Some(1) {
                 return Err(format!("`{quantifier}` after something that may match nothing"));
             }
@@ -242,7 +244,7 @@ impl Parser {
             is_first = false;
             piece.text.push_str(&quantifier);
             piece.may_be_empty |= bounds.0 == 0;
-            // `a{2}?` is two or none here, and no lazy two.
+            // In Oniguruma `a{2}?` means two or none, not a lazy two.
             let is_exact = is_interval && bounds.1 == Some(bounds.0);
             if !is_exact && self.eat("?") {
                 piece.text.push('?');
@@ -253,7 +255,7 @@ impl Parser {
         }
     }
 
-    /// `{2}`, `{2,}`, `{,3}` or `{2,3}`; where it is none of them it is not eaten.
+    /// `{2}`, `{2,}`, `{,3}` or `{2,3}`. On anything else the position stays.
     fn interval(&mut self) -> Parsed<Option<(u32, Option<u32>)>> {
         let start = self.at;
         self.at += 1;
@@ -283,7 +285,7 @@ impl Parser {
         number
     }
 
-    /// `(?imx-imx)`, where one is next: what holds after it.
+    /// The options after `(?imx-imx)`, if one is next.
     fn isolated_options(&mut self, options: Options) -> Parsed<Option<Options>> {
         let start = self.at;
         if self.eat("(?") && self.peek().is_some_and(|letter| letter.is_ascii_alphabetic() || letter == '-') {
@@ -311,7 +313,7 @@ impl Parser {
         Ok(options)
     }
 
-    /// A group, whose `(` is eaten.
+    /// A group, after its `(`.
     fn group(&mut self, options: Options) -> Parsed<Piece> {
         if self.peek() == Some('*') {
             return Err("`(*`, which is not supported".to_owned());
@@ -360,15 +362,15 @@ impl Parser {
     }
 }
 
-/// A letter with a backslash where it is one of `special`.
+/// Escapes a letter if it is one of `special`.
 pub(super) fn escaped(letter: char, special: &str) -> String {
     if special.contains(letter) { format!("\\{letter}") } else { letter.to_string() }
 }
 
-/// Refuses a letter that may fold to several, or be a part of several that fold to one.
+/// Refuses a letter that takes part in a case folding of several characters.
 pub(super) fn folds_alone(letter: char) -> Parsed<()> {
     let has_case = letter.is_uppercase() || letter.is_lowercase();
-    // Cyrillic has no such letters.
+    // No Cyrillic letter does.
     let is_plain = letter.is_ascii()
         || ('\u{400}'..='\u{52f}').contains(&letter)
         || (!has_case && !('\u{2b0}'..='\u{36f}').contains(&letter));

@@ -1,4 +1,5 @@
-//! What patterns find. Expected values are those of the Python package tokenizers 0.23.3, which has Oniguruma.
+//! Matches of translated patterns. Expected values are those of the Python package tokenizers 0.23.3, which uses
+//! Oniguruma.
 
 use super::*;
 use crate::format::source::MemoryDir;
@@ -9,7 +10,7 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 
 const TEXT: &str = "hE he\nhe aab\r\nAB abc don't I'LL KKſ a²Ⅷ \u{200d}x\u{2028}$+.- <日本> _é]ab\n";
 
-/// Each pattern with the pieces that it cuts [`TEXT`] into.
+/// Each pattern with the pieces that it splits [`TEXT`] into.
 const PIECES: &[(&str, &str)] = &[
     ("^h", "h‖E he\n‖h‖e aab\r\nAB abc don't I'LL KKſ a²Ⅷ \u{200d}x\u{2028}$+.- <日本> _é]ab\n"),
     ("h$", "hE he\nhe aab\r\nAB abc don't I'LL KKſ a²Ⅷ \u{200d}x\u{2028}$+.- <日本> _é]ab\n"),
@@ -249,7 +250,7 @@ fn patterns_are_found_wherever_a_file_has_them() {
 }
 
 proptest! {
-    /// Whatever stands in a pattern, it is translated or refused, and what is translated either compiles or is refused.
+    /// Any pattern is translated or refused, and a translation either compiles or is refused.
     #[test]
     fn no_pattern_breaks_it(pieces in prop::collection::vec(prop::sample::select(vec![
         "a", "s", " ", "é", "\\\\", "[", "]", "^", "$", "(", ")", "(?", "(?:", "(?i)", "(?i:", "(?x)", "(?<=", "(?<!", "(?=", "(?>", "(?<n>", "<", ">",

@@ -1,6 +1,6 @@
-// What every consumer does with the package: opens a checkpoint, quantizes it in two ways, runs and judges the results.
+// Run by every consumer: opens a checkpoint, quantizes it with two methods, runs and validates the results.
 
-/** `lowbit` is the package as it was imported, `input` what the test gives: texts and a prompt. */
+/** `lowbit` is the imported package, `input` the test's texts and prompt. */
 export async function exercise(lowbit, source, input) {
   const { openCheckpoint, quantize, loadModel, validate, capabilities } = lowbit;
   const { heldOut, calibration, prompt } = input;

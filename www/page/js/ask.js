@@ -1,7 +1,7 @@
-// A question, before something is lost.
+// A confirmation dialog, shown before something is lost.
 import { el } from "./dom.js";
 
-/** Shows the question; gives whether the answer was `yes`. Escape and `no` keep things as they are. */
+/** Shows the dialog and resolves to whether the answer was `yes`. Escape counts as `no`. */
 export function agreed({ title, text, yes, no }) {
   return new Promise((resolve) => {
     const answer = (word, properties) =>

@@ -1,6 +1,6 @@
-// Where a text begins to fail, by what the validation found in it. Nothing here touches the page.
+// Finds where a generated text starts to fail, from the validation's failure record. Does not touch the DOM.
 
-/** How many UTF-16 units of `text` come before what `detail` speaks of; undefined where it names no place. */
+/** UTF-16 offset in `text` where the failure in `detail` starts; undefined if `detail` gives no position. */
 export function breaksAt({ kind, detail, text }) {
   if (kind === "repetition_loop") return loopStart(detail, text);
   if (kind === "non_finite_logits") return text.length;
@@ -11,10 +11,10 @@ export function breaksAt({ kind, detail, text }) {
   return undefined;
 }
 
-/** More empty lines than this are not shown as such. */
+/** Longer runs of newlines are shown as a count. */
 const LINES = 3;
 
-/** A text in which one sees what otherwise would leave a hole: control characters, and many ends of lines. */
+/** Makes control characters and long runs of newlines visible. */
 export function seen(text) {
   return text
     .replace(/\n+/g, (lines) => (lines.length > LINES ? `↵×${lines.length} ` : lines))
@@ -23,12 +23,13 @@ export function seen(text) {
 
 const found = (at) => (at < 0 ? undefined : at);
 
-/** Texts that share this part of what their tokens share are taken for the same loop: tokens differ in length. */
+/** The loop covers at least this part of the looping tokens' share, because tokens differ in length. */
 const SAME_LOOP = 0.5;
 
 /**
- * The detector counts tokens; here is only their text. The same loop is there the shortest cycle of characters at the end with as
- * many rounds, over a like share of the text: an "!!!" at the end of each round is a shorter cycle, but no part of the text.
+ * Where the loop starts. The detector counts tokens, but only their text is known here. The loop is the shortest cycle
+ * of characters at the end of the text that has as many rounds and covers a similar share of the text. The share rules
+ * out shorter cycles, such as an "!!!" at the end of each round.
  */
 function loopStart(detail, text) {
   const [, looping, total, cycle] = (/the last (\d+) of (\d+) tokens repeat a cycle of (\d+) tokens/.exec(detail) ?? []).map(Number);
@@ -41,7 +42,7 @@ function loopStart(detail, text) {
     const length = text.length - start;
     const more = length - period * rounds;
     if (more < 0 || length < least) continue;
-    // The text before the loop can end as each round does, as with ". ": that is no part of it.
+    // The text before the loop may end like each round, for example with ". ". Those characters are not in the loop.
     const looksAlike = looping % cycle === 0 ? more : /^[^\p{L}\p{N}]*/u.exec(text.slice(start))[0].length;
     return start + Math.min(more, looksAlike);
   }

@@ -1,4 +1,4 @@
-// The model card: what a checkpoint is, and the memory it takes at each precision.
+// The model card: facts about the checkpoint, and its memory at each precision.
 import { el, facts } from "./dom.js";
 import { bytes, count, parameters } from "./format.js";
 
@@ -33,7 +33,7 @@ function formats(linear) {
   return entries.length === 0 ? undefined : entries.map(([name, modules]) => `${name} in ${modules} matrices`).join(", ");
 }
 
-/** Weights of the linear layers, which quantizing shrinks, and of what stays. */
+/** A bar for each precision: the linear layers, which are quantized, and all other weights. */
 function memory(plan) {
   const largest = Math.max(...plan.precisions.map((entry) => entry.weightBytes));
   const share = (value) => ({ vars: { "--w": `${(value / largest) * 100}%` } });
@@ -48,16 +48,16 @@ function memory(plan) {
   return el("div", {},
     el("h3", {}, "Memory at each precision"),
     el("ul", { class: "bars" }, rows),
-    el("p", { class: "key" }, el("span", { class: "linear" }, "linear layers, which shrink"), el("span", { class: "kept" }, "embedding, head, norms, which stay")),
-    el("p", { class: "hint" }, `To run means with room for ${count(plan.context)} tokens. ★ ${NAMES[plan.recommendation.precision]} is recommended: ${plan.recommendation.reason}.`, fits(plan)));
+    el("p", { class: "key" }, el("span", { class: "linear" }, "linear layers, quantized"), el("span", { class: "kept" }, "embedding, head, norms, unchanged")),
+    el("p", { class: "hint" }, `"To run" includes room for ${count(plan.context)} tokens. ★ ${NAMES[plan.recommendation.precision]} is recommended: ${plan.recommendation.reason}.`, fits(plan)));
 }
 
-/** WebAssembly of 32 bits reaches this much. */
+/** The address space of 32-bit WebAssembly. */
 const TAB = 4 * 2 ** 30;
 
 function fits(plan) {
   const memory = Math.min((navigator.deviceMemory ?? 4) * 2 ** 30, TAB);
   const fitting = plan.precisions.find((entry) => entry.totalBytes <= memory);
   const what = fitting ? `${NAMES[fitting.precision]} ${fitting === plan.precisions[0] ? "and everything smaller fit" : "is the largest that fits"}` : "no precision fits";
-  return ` In the ${Math.round(memory / 2 ** 30)} GiB that a tab can have here, ${what}.`;
+  return ` With the ${Math.round(memory / 2 ** 30)} GiB that a tab can use here, ${what}.`;
 }

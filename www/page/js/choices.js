@@ -1,16 +1,16 @@
-// What the form says, as options of the package. Nothing here touches the page, so that it can be tested without one.
+// Turns the form's values into the package's options. Only `choicesOf` reads the form, so tests need no page.
 
 const ATTENTION = ["*.self_attn.*"];
 const MLP = ["*.mlp.*"];
 
-/** A rule for some modules: other bits, or floating point as they were. */
+/** A recipe rule: other bits for some modules, or keep them in floating point. */
 function rule(modules, choice, groupSize) {
   if (choice === "keep") return { modules, keep: true };
   const bits = Number(choice);
   return { modules, bits, group_size: groupSize };
 }
 
-/** The recipe of mixed precision; undefined where all modules are the same. */
+/** The mixed-precision recipe; undefined if all modules use the same bits. */
 export function recipeOf({ attention, mlp, bits, groupSize }) {
   const differs = (choice) => choice !== "" && choice !== String(bits);
   const rules = [];
@@ -19,12 +19,12 @@ export function recipeOf({ attention, mlp, bits, groupSize }) {
   return rules.length === 0 ? undefined : { rules };
 }
 
-/** Whether a method learns from text. */
+/** Whether a method needs calibration text. */
 export const learns = (method) => method === "gptq" || method === "awq" || method === "auto";
 
 /**
- * The options of `auto`. It begins at 4 bits whatever the size, so that a small model shows what is tried; `heldOut` is the text
- * that attempts are judged by.
+ * The options of `auto`. It starts at 4 bits for every model size, so a small model shows the attempts too.
+ * `heldOut` is the text that attempts are validated on.
  */
 export function searchOptionsOf({ increase, samples }, text, heldOut) {
   return {
@@ -37,7 +37,7 @@ export function searchOptionsOf({ increase, samples }, text, heldOut) {
   };
 }
 
-/** The options of `quantize`. `choices` are the form's; `text` is what is learned from. */
+/** The options of `quantize`. `choices` come from `choicesOf`; `text` is the calibration text. */
 export function optionsOf(choices, text) {
   const { method, bits, groupSize, symmetric, ternaryScale, samples } = choices;
   if (method === "ternary") return { method, ternaryScale };
@@ -52,11 +52,11 @@ export function optionsOf(choices, text) {
 /** A run's name in the table. */
 export function nameOf(choices) {
   const { method, bits, groupSize, symmetric, attention, mlp, ternaryScale } = choices;
-  if (method === "ternary") return `Ternary, a scale for ${ternaryScale === "tensor" ? "each matrix" : "each row"}`;
+  if (method === "ternary") return `Ternary, one scale per ${ternaryScale === "tensor" ? "matrix" : "row"}`;
   const parts = [`${method.toUpperCase()} INT${bits}`, groupSize === -1 ? "whole rows" : `groups of ${groupSize}`];
   if (!symmetric) parts.push("zero points");
   const mixed = [["attention", attention], ["MLP", mlp]].filter(([, choice]) => choice !== "" && choice !== String(bits));
-  for (const [name, choice] of mixed) parts.push(`${name} ${choice === "keep" ? "as it was" : `INT${choice}`}`);
+  for (const [name, choice] of mixed) parts.push(`${name} ${choice === "keep" ? "not quantized" : `INT${choice}`}`);
   return parts.join(", ");
 }
 

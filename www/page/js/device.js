@@ -1,9 +1,9 @@
-// The device line: what models run on here, whether it was checked, and why not on a GPU.
+// The device line: the processor and GPU, the result of the GPU's self-check, and why a GPU is not used.
 import { capabilities } from "../lowbit.js";
 import { byId, el, show } from "./dom.js";
 import { bytes } from "./format.js";
 
-/** What a browser may say of an adapter that matters to a model's kernels. */
+/** Adapter features that matter to a model's kernels. */
 const FEATURES = ["shader-f16", "subgroups"];
 
 export async function showDevice(store) {
@@ -20,14 +20,14 @@ export async function showDevice(store) {
       found.adapters.length === 0 && el("p", {}, "GPU: this browser offers none (WebGPU), so models run on the CPU."),
       el("label", {}, "Run models on ", select));
   } catch (error) {
-    show(line, el("p", { class: "notice bad", role: "alert" }, `The engine does not start: ${error.message}`));
+    show(line, el("p", { class: "notice bad", role: "alert" }, `The engine failed to start: ${error.message}`));
   }
 }
 
-/** `cpu (relaxed-simd, 1 thread)`: the engine's build is the processor's instructions, said twice. */
+/** Formats `cpu (relaxed-simd, 1 thread)`. It already names the engine's build, so the name is extended in place. */
 const processor = ({ engine, cpu }) => `${cpu.replace(/^cpu/, "CPU").replace(engine, `WebAssembly, ${engine}`)}`;
 
-/** The package names the adapter and tries its kernels; what else it can do is the browser's to say. */
+/** The package reports the adapter's name and self-check. Its features come from the browser. */
 async function featuresOf() {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   return FEATURES.filter((name) => adapter?.features.has(name));
@@ -36,7 +36,7 @@ async function featuresOf() {
 function adapterLine({ name, api, kind, maxBindingBytes: binding, fastKernels: fast, replaced, error }, features) {
   const checked = error === null ? "its kernels were checked against the CPU and agree" : `not used: ${error}`;
   const faster = [fast.length > 0 && ` Faster with ${fast.join(", ")}.`, ...replaced.map((what) => ` ${what}.`)];
-  const software = kind === "software" && error === null ? "; a software adapter, so only taken when it is asked for" : "";
+  const software = kind === "software" && error === null ? "; a software adapter, used only if selected" : "";
   const can = `${features.length > 0 ? features.join(", ") : `without ${FEATURES.join(" and ")}`}; buffers up to ${bytes(binding)}`;
   return el("p", {}, "GPU: ", el("b", {}, name || "unnamed"), ` (${api}, ${kind}), ${checked}${software}. Features: ${can}.`,
     faster);

@@ -1,6 +1,6 @@
-// Builds elements by calls. Text is always text: nothing here, or on this page, reads a string as markup.
+// Builds DOM elements with function calls. Strings become text nodes; nothing on this page parses a string as markup.
 
-/** The element with an id that is in the page. */
+/** The page's element with this id. */
 export const byId = (id) => document.getElementById(id);
 
 /** `el("p", {class: "hint", onclick, vars: {"--w": "10%"}}, "text", node)`. */
@@ -10,7 +10,7 @@ export function el(tag, properties = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The same for drawings. */
+/** The same for SVG elements. */
 export function svg(tag, properties = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), properties, children);
 }
@@ -26,7 +26,7 @@ function fill(element, properties, children) {
   return element;
 }
 
-/** Puts other children in. */
+/** Replaces the children of `host`. */
 export function show(host, ...children) {
   host.replaceChildren(...children.flat().filter(Boolean));
 }

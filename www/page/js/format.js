@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Formats numbers for people.
 
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
@@ -14,13 +14,13 @@ export function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** Perplexities differ in their third digit. */
+/** Three decimals below 100, because perplexities differ in the third digit. */
 export function perplexity(value) {
   if (value === null || value === undefined) return "not a number";
   return value < 100 ? value.toFixed(3) : value < 1e6 ? plain.format(value) : value.toExponential(2);
 }
 
-/** 10^6 bytes are a megabyte, as in the library's own figures. */
+/** Decimal units (a megabyte is 10^6 bytes), as in the library's own figures. */
 export function bytes(value) {
   const units = ["bytes", "kB", "MB", "GB", "TB"];
   let unit = 0;
@@ -56,7 +56,7 @@ export function seconds(value) {
 /** `int4-g32-sym` in words. */
 export function scheme(name) {
   const found = /^int(\d)-(?:g(\d+)|(channel|tensor))-(sym|asym)$/.exec(name);
-  if (found === null) return name.replace(/^ternary-(\w+)$/, "ternary, a scale for each $1");
-  const scales = found[2] ? `groups of ${found[2]}` : found[3] === "channel" ? "a scale for each row" : "one scale";
+  if (found === null) return name.replace(/^ternary-(\w+)$/, "ternary, one scale per $1");
+  const scales = found[2] ? `groups of ${found[2]}` : found[3] === "channel" ? "one scale per row" : "one scale";
   return `INT${found[1]}, ${scales}${found[4] === "asym" ? ", zero points" : ""}`;
 }

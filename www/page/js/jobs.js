@@ -1,19 +1,20 @@
-// Long work: one at a time, with its progress, how long it will take, a way to cancel, and its failure told.
+// Runs long jobs, one at a time: shows progress and remaining time, a cancel button, and the error if one fails.
 import { el, show } from "./dom.js";
 import { seconds } from "./format.js";
 
 const PHASES = {
-  open: "Opening", load: "Loading the weights", calibrate: "Learning from the text", quantize: "Rounding and writing",
-  layers: "Measuring each layer", perplexity: "Reading the text", compare: "Both models read the text",
-  generate: "Continuing passages", speed: "Timing both", convert: "Writing", dequantize: "Restoring the weights",
+  open: "Opening", load: "Loading the weights", calibrate: "Calibrating", quantize: "Quantizing and writing",
+  layers: "Measuring each layer", perplexity: "Measuring perplexity", compare: "Comparing both models",
+  generate: "Generating continuations", speed: "Measuring speed", convert: "Writing", dequantize: "Dequantizing",
 };
 
-/** Opening a model: other than all other work, it gives way when another model is opened. */
+/** The name of the job that opens a model. Unlike other jobs, it is cancelled when another model is opened. */
 export const OPENING = "Opening";
 
 /**
- * Does `work({signal, onProgress})` and shows it in `host`. Gives what it gave; undefined where it was cancelled or failed,
- * which is shown, with what `hints` say of the error's code. `stop` is what cancels it.
+ * Runs `work({signal, onProgress})` and shows its progress in `host`. Resolves to its result, or to undefined if it was
+ * cancelled, failed, or another job is running. A failure is shown, with the hint that `hints` has for its code. `stop`
+ * cancels the job.
  */
 export async function job(store, host, name, work, { stop = new AbortController(), hints = {} } = {}) {
   if (store.get().busy) return undefined;
@@ -26,13 +27,13 @@ export async function job(store, host, name, work, { stop = new AbortController(
     show(host);
     return result;
   } catch (error) {
-    // Where it was cancelled, what came of that is no failure.
-    if (stop.signal.aborted || error?.code === "cancelled") show(host, el("p", { class: "notice", role: "status" }, `${name}: cancelled. Nothing was kept of it.`));
+    // After a cancel, an error is not a failure.
+    if (stop.signal.aborted || error?.code === "cancelled") show(host, el("p", { class: "notice", role: "status" }, `${name}: cancelled. Nothing was kept.`));
     else show(host, failure(name, error, hints));
     return undefined;
   } finally {
     store.set({ busy: undefined });
-    // The button that was pressed could not be used meanwhile, and "Cancel" is gone: the keyboard goes on where it was.
+    // The pressed button was disabled and "Cancel" is gone, so the focus was lost. Restore it.
     if (document.activeElement === null || document.activeElement === document.body) focused?.focus({ preventScroll: true });
   }
 }
@@ -65,11 +66,11 @@ function jobView(name, cancel) {
 const HINTS = {
   out_of_memory: "A tab has at most 4 GB. Try a smaller model.",
   storage_full: "The result does not fit in the tab's memory.",
-  internal: "The engine broke down. Reload the page to start again.",
-  not_found: "Is the address right, and are all files of the checkpoint there?",
+  internal: "The engine failed. Reload the page to start again.",
+  not_found: "Check the address, and that all files of the checkpoint are there.",
 };
 
-/** A failure in the library's own words. */
+/** An error notice: the library's message, a hint, and the error's code. */
 export function failure(name, error, hints = {}) {
   const message = error?.message ?? String(error);
   const hint = hints[error?.code] ?? HINTS[error?.code];
@@ -79,11 +80,11 @@ export function failure(name, error, hints = {}) {
     typeof error?.code === "string" && el("p", {}, "Code ", el("code", {}, error.code)));
 }
 
-/** Asks before a reload throws away work, or a result that was not taken away. */
+/** Asks before a reload loses running work or an unsaved result. */
 export function guardReloads(store) {
   const ask = (event) => event.preventDefault();
   store.on(["busy", "unsaved"], ({ busy, unsaved }) => {
-    // Only while there is something to lose: browsers do not keep a page that listens for the way back to it.
+    // Only while there is something to lose: browsers keep no page with this listener in their back/forward cache.
     if (unsaved > 0 || (busy !== undefined && busy !== OPENING)) addEventListener("beforeunload", ask);
     else removeEventListener("beforeunload", ask);
   });

@@ -1,11 +1,11 @@
-// Validating: the form, the work, and the report.
+// Validation: the form, the job, and the report.
 import { validate } from "../lowbit.js";
 import { byId, show } from "./dom.js";
 import { job } from "./jobs.js";
 import { reportView } from "./report.js";
 import { shippedText } from "./sources.js";
 
-/** Characters of the shipped text that are enough for a first look. */
+/** Characters of the shipped text for a quick validation. */
 const PART = 12_000;
 
 export function setUpJudging(store) {
@@ -29,7 +29,7 @@ export function setUpJudging(store) {
       const text = from === "own" ? fields.ownText.value : await shippedText("heldout.txt", control.signal);
       return validate(model.checkpoint, run.output, {
         texts: from === "part" ? text.slice(0, PART) : text,
-        name: from === "own" ? "a text of yours" : "unseen stories",
+        name: from === "own" ? "your text" : "unseen stories",
         device,
         limits: { maxPerplexityIncrease: fields.increase.valueAsNumber / 100 },
         ...(fields.speed.checked ? {} : { speedRounds: 0 }),
@@ -41,11 +41,11 @@ export function setUpJudging(store) {
 
   store.on(["busy", "run"], ({ busy, run }) => {
     form.querySelector("[type=submit]").disabled = busy || run === undefined;
-    byId("judge-says").textContent = run === undefined ? "Quantize the model first." : `Judges ${run.name}.`;
+    byId("judge-says").textContent = run === undefined ? "Quantize the model first." : `Validates ${run.name}.`;
   });
   let shown;
   store.on(["run"], ({ run, model }) => {
-    // Other news about a run leaves the report as the reader has it.
+    // Redraw only for another report, so what the reader opened or selected in it stays.
     if (run?.report === shown) return;
     shown = run?.report;
     show(byId("report"), run?.report && reportView(store, model, run));

@@ -1,4 +1,4 @@
-// The page: each part sets itself up with the store that all share.
+// The page's entry point: sets up each part with the shared store.
 import "./trusted.js";
 import { showDevice } from "./device.js";
 import { setUpJudging } from "./judge.js";
@@ -17,6 +17,6 @@ setUpTalking(store);
 setUpJudging(store);
 setUpRuns(store);
 setUpTaking(store);
-// Both at once: what runs here can be said before the model has arrived.
+// In parallel, so the device line does not wait for the model.
 showDevice(store);
 setUpOpening(store);

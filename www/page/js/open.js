@@ -1,4 +1,4 @@
-// Opening a checkpoint, from wherever it is, and the card that says what it is.
+// Opens a checkpoint from any source, and shows its model card.
 import { openCheckpoint, plan } from "../lowbit.js";
 import { agreed } from "./ask.js";
 import { modelCard } from "./card.js";
@@ -6,9 +6,9 @@ import { byId, el, show } from "./dom.js";
 import { failure, job, OPENING } from "./jobs.js";
 import * as sources from "./sources.js";
 
-/** What may be wrong with an address, beside what the library says. */
+/** Hints for addresses, shown below the library's message. */
 const ADDRESS_HINTS = {
-  io: "The server has to be up, and has to let other pages read its files (CORS). A repository on the hub has to be a public one.",
+  io: "The server must be running and must allow other sites to read its files (CORS). A hub repository must be public.",
 };
 
 export function setUpOpening(store) {
@@ -16,13 +16,13 @@ export function setUpOpening(store) {
   let shown;
   let current;
   let asked = 0;
-  /** Opens what `find` finds; what was open stays open where that fails. What is opened last counts: it ends an opening before it. */
+  /** Opens what `find` returns. If that fails, the current model stays open. A later call cancels an earlier one. */
   const open = async (find, hints) => {
     const mine = (asked += 1);
     current?.stop.abort();
     await current?.done;
     const { busy } = store.get();
-    if (busy !== undefined) return show(host, el("p", { class: "notice", role: "status" }, `${busy} is under way. Open the model when it is done, or cancel it.`));
+    if (busy !== undefined) return show(host, el("p", { class: "notice", role: "status" }, `${busy} is still running. Wait until it is done or cancel it, then open the model.`));
     if (mine !== asked || !(await mayForget(store)) || mine !== asked) return;
     const stop = new AbortController();
     const done = job(store, host, OPENING, async ({ signal }) => {
@@ -36,7 +36,7 @@ export function setUpOpening(store) {
     }, { stop, hints });
     current = { stop, done };
     await done;
-    // Without any model, the ways to one are what is wanted.
+    // No model is open, so show the ways to open one.
     if (store.get().model === undefined && mine === asked) byId("open-other").open = true;
   };
 
@@ -44,7 +44,7 @@ export function setUpOpening(store) {
   byId("pick-files").addEventListener("change", ({ target }) => pick(target));
   const pick = (input) => {
     const chosen = [...input.files];
-    // The same files can be chosen again then.
+    // Without this, choosing the same files again would fire no event.
     input.value = "";
     if (chosen.length > 0) open(() => sources.files(chosen));
   };
@@ -59,7 +59,7 @@ export function setUpOpening(store) {
   });
   byId("open-shipped").addEventListener("click", () => open(sources.shipped));
   acceptDrops((transfer) => {
-    // The list of what was dropped is gone after this turn.
+    // The browser empties the transfer's list after this event, so read it now.
     const found = sources.dropped(transfer);
     found.catch(() => {});
     open(() => found);
@@ -68,7 +68,7 @@ export function setUpOpening(store) {
   store.on(["model", "busy"], ({ model, busy }) => {
     if (model !== undefined && model === shown) return;
     shown = model;
-    show(byId("card"), model ? modelCard(model) : el("p", { class: "empty" }, busy ? "The model is on its way …" : "No model is open yet."));
+    show(byId("card"), model ? modelCard(model) : el("p", { class: "empty" }, busy ? "The model is loading …" : "No model is open yet."));
   });
   store.on(["busy"], ({ busy }) => {
     const blocked = busy !== undefined && busy !== OPENING;
@@ -78,14 +78,14 @@ export function setUpOpening(store) {
   open(sources.shipped);
 }
 
-/** Another model takes the place of what was made of this one. */
+/** Asks before unsaved results are lost: opening another model discards all runs of this one. */
 async function mayForget(store) {
   const { unsaved } = store.get();
   if (unsaved === 0) return true;
-  const [results, it] = unsaved === 1 ? ["One result was", "it"] : [`${unsaved} results were`, "them"];
+  const [results, it] = unsaved === 1 ? ["One result is", "it"] : [`${unsaved} results are`, "them"];
   return agreed({
-    title: "Open another model?", text: `${results} not taken away. Opening another model forgets ${it}.`,
-    no: "Stay here", yes: `Open, and forget ${it}`,
+    title: "Open another model?", text: `${results} not saved. Opening another model discards ${it}.`,
+    no: "Stay here", yes: `Open and discard ${it}`,
   });
 }
 

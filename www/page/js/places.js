@@ -1,13 +1,13 @@
-// What visitors write as a model's address, and what of their files is a model. Nothing here touches the page.
+// Parses the address of a model, and picks a model's files from a list. Does not touch the DOM.
 
 const HUB = "https://huggingface.co";
 
-/** `org/model`: two names, and no more. The package reads it in the same way. */
+/** `org/model`: exactly two names. The package parses it the same way. */
 const REPOSITORY = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
 /**
- * `{source, revision, base, label, from}` of an address. `source` and `revision` are for the package, `base` is where single files
- * are; `here` is the page's own address, for those that are relative.
+ * Parses an address into `{source, revision, base, label, from}`. `source` and `revision` are for the package; names of
+ * single files are relative to `base`. Relative addresses are resolved against `here`, the page's URL.
  */
 export function placeOf(text, here) {
   const given = text.trim();
@@ -23,7 +23,7 @@ export function placeOf(text, here) {
   return { source: url.href, base: url.href, label: last === undefined ? url.host : decodeURIComponent(last), from: url.href };
 }
 
-/** A repository by its name, or by its page on the hub: that is the address that people copy. */
+/** A hub repository, from its name or from the URL of its page, which is what people copy. */
 function repositoryOf(given) {
   if (REPOSITORY.test(given)) return { name: given };
   const [, name, revision] = /^https:\/\/(?:huggingface\.co|hf\.co)\/([^/?#]+\/[^/?#]+)(?:\/tree\/([^/?#]+))?\/?(?:[?#].*)?$/.exec(given) ?? [];
@@ -38,17 +38,17 @@ function addressOf(given, here) {
   } catch {
     throw new Error(`${given}: expected an address that begins with https://, or org/model`);
   }
-  // The hub shows a file as a page under `blob`, and gives it under `resolve`.
+  // On the hub, `blob` is the page about a file and `resolve` is the file.
   if (url.origin === HUB) url.pathname = url.pathname.replace(/^(\/[^/]+\/[^/]+)\/blob\//, "$1/resolve/");
   return url;
 }
 
-/** Whether a file can hold weights for an index that names it. */
+/** Whether a file can be a shard that an index names. */
 export const isShard = (path) => /\.safetensors$/i.test(path);
 
 /**
- * The files of a checkpoint by their names, of `[path, file]` for whatever was given. Its folder is the uppermost one with a
- * config.json, or with anything; of what is in folders of that one only shards can belong to it.
+ * A checkpoint's files by name, from `[path, file]` pairs. Its folder is the uppermost one with a config.json, or else
+ * with any file. From subfolders of that folder, only shards are taken.
  */
 export function filesByName(entries) {
   const configs = entries.filter(([path]) => /(^|\/)config\.json$/.test(path));

@@ -1,4 +1,4 @@
-// Quantizing: the form, the work, and what became of the size.
+// Quantization: the form, the job, and the resulting size.
 import { auto, quantize } from "../lowbit.js";
 import { choicesOf, learns, nameOf, optionsOf, searchOptionsOf } from "./choices.js";
 import { byId, el, show } from "./dom.js";
@@ -6,7 +6,7 @@ import { bytes, percent, seconds } from "./format.js";
 import { job } from "./jobs.js";
 import { shippedText } from "./sources.js";
 
-/** Characters of the unseen text that attempts are judged by: enough to tell, and soon read. */
+/** Characters of held-out text that `auto` validates attempts on: enough for a verdict, and quick to read. */
 const PART = 12_000;
 
 export function setUpQuantizing(store) {
@@ -27,7 +27,7 @@ export function setUpQuantizing(store) {
   };
   form.addEventListener("change", follow);
   follow();
-  // The usual group: one scale a row loses little at 8 bits, and much below.
+  // The usual group size: one scale per row loses little at 8 bits, but much at fewer.
   for (const radio of fields.bits) {
     radio.addEventListener("change", () => (fields.groupSize.value = radio.value === "8" ? "-1" : "32"));
   }
@@ -40,7 +40,7 @@ export function setUpQuantizing(store) {
     const began = performance.now();
     const output = await job(store, host, "Quantizing", async (control) => {
       const text = learns(choices.method) ? await calibrationText(fields, control.signal) : undefined;
-      // Only what learns runs the model.
+      // Only methods with calibration run the model.
       const device = text !== undefined && { device: store.get().device };
       return quantize(model.checkpoint, { ...optionsOf(choices, text), ...device, ...control });
     });
@@ -52,7 +52,7 @@ export function setUpQuantizing(store) {
     keep([run], run);
   });
 
-  /** Every attempt becomes a run with its report; the one that is good, or else the last, is chosen. */
+  /** Turns every attempt into a run with its report. Selects the accepted run, or else the last. */
   async function search(choices, model) {
     const found = await job(store, host, "Searching", async (control) => {
       const text = await calibrationText(fields, control.signal);
@@ -78,8 +78,8 @@ export function setUpQuantizing(store) {
   store.on(["model", "busy"], ({ model, busy }) => {
     const quantized = model !== undefined && !["dense", "gguf"].includes(model.checkpoint.info.layout);
     form.querySelector("[type=submit]").disabled = busy || model === undefined || quantized;
-    const says = quantized ? "This checkpoint is quantized already. Generate from it below, or open a floating-point one." : "";
-    const without = busy ? "The model is on its way." : "Open a model first.";
+    const says = quantized ? "This checkpoint is already quantized. Generate with it below, or open a floating-point one." : "";
+    const without = busy ? "The model is loading." : "Open a model first.";
     byId("shrink-says").textContent = model === undefined ? without : says;
   });
   store.on(["run"], ({ run }) => show(byId("shrink-result"), run && shrunk(run)));
@@ -89,7 +89,7 @@ async function calibrationText(fields, signal) {
   return fields.calibrationFrom.value === "own" ? fields.calibrationText.value : shippedText("calibration.txt", signal);
 }
 
-/** Both sizes to scale, one above the other. */
+/** Two bars, one above the other: both sizes to scale. */
 function shrunk({ name, summary, seconds: took }) {
   const { sourceBytes: before, bytes: after, record, notes } = summary;
   const strip = (value, second) =>
@@ -99,6 +99,6 @@ function shrunk({ name, summary, seconds: took }) {
     el("p", { class: "label" }, "original, ", bytes(before)), strip(before, false),
     el("p", { class: "label" }, `${name}, ${bytes(after)}`), strip(after, true),
     el("p", { class: "hint" },
-      `${percent(1 - after / before, 0)} smaller; ${record.bitsPerWeight.toFixed(2)} bits for each quantized weight, scales included.${took === undefined ? "" : ` Took ${seconds(took)}.`}`),
+      `${percent(1 - after / before, 0)} smaller; ${record.bitsPerWeight.toFixed(2)} bits per quantized weight, scales included.${took === undefined ? "" : ` Took ${seconds(took)}.`}`),
     notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
 }

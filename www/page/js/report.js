@@ -1,4 +1,4 @@
-// A validation report as people read it: verdict, criteria, figures, plots, failures.
+// Shows a validation report: verdict, criteria, figures, plots, failures.
 import { breaksAt, seen } from "./broken.js";
 import { el, show } from "./dom.js";
 import { bytes, change, count, percent, perplexity, scheme, short } from "./format.js";
@@ -19,7 +19,7 @@ export function reportView(store, model, run) {
       el("p", { class: "word" }, text), el("p", {}, sentence(report.recommendation.replace(/^(?:accepted|rejected): /, ""))), el("p", { class: "hint" }, run.name)),
     figures(report),
     criteria(report),
-    el("div", { class: "plots" }, figure("Signal over noise of each matrix", bySnr.element), chooser.element),
+    el("div", { class: "plots" }, figure("Signal-to-noise ratio of each matrix", bySnr.element), chooser.element),
     layerTable(report),
     failures(report.generation));
 }
@@ -33,11 +33,11 @@ function figure(caption, ...children) {
 function figures({ perplexity: texts, divergence, memory, speed, dataset, execution }) {
   const pairs = [
     ["Perplexity", perplexity(texts.quantized), `was ${perplexity(texts.original)}, ${change(texts.increase)}`],
-    ["KL divergence", short(divergence.klMean), `nats a token; the worst hundredth beyond ${short(divergence.klP99)}`],
-    ["Same first choice", percent(divergence.top1Agreement, 1), "of the next tokens"],
+    ["KL divergence", short(divergence.klMean), `nats per token; 99th percentile ${short(divergence.klP99)}`],
+    ["Top-1 agreement", percent(divergence.top1Agreement, 1), "of next tokens"],
     ["Linear layers", `${short(memory.ratio)}× smaller`, `${bytes(memory.originalBytes)} became ${bytes(memory.quantizedBytes)}`],
     speed && ["Speed", `${short(speed.ratio)}×`, `${short(speed.quantizedTokensPerSecond)} tokens/s, was ${short(speed.originalTokensPerSecond)}, on ${speed.device.replace(/^cpu\b.*/, "the CPU")}`],
-    ["Read", `${count(dataset.tokens)} tokens`, `${dataset.name}; ${execution === "side-by-side" ? "both models at once" : "layer by layer"}`],
+    ["Evaluated on", `${count(dataset.tokens)} tokens`, `${dataset.name}; ${execution === "side-by-side" ? "both models at once" : "layer by layer"}`],
   ].filter(Boolean);
   return el("dl", { class: "big" }, pairs.map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more)))));
 }
@@ -47,8 +47,8 @@ function criteria(report) {
     el("tr", {}, el("th", { scope: "row" }, `${asks} `, el("span", { class: "limit" }, limit)), el("td", { class: "n" }, value),
       el("td", {}, el("span", { class: `badge ${status}` }, word(status)))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Criteria" }, el("table", {},
-    el("caption", {}, "The limits, set before the work began"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "What is asked"), el("th", { scope: "col", class: "n" }, "Found"), el("th", { scope: "col" }, "Result"))),
+    el("caption", {}, "Limits, set before the validation"),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Criterion"), el("th", { scope: "col", class: "n" }, "Measured"), el("th", { scope: "col" }, "Result"))),
     el("tbody", {}, rows)));
 }
 
@@ -56,12 +56,12 @@ function layerTable({ layers }) {
   const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer.name), el("td", { class: "scheme" }, scheme(layer.scheme)),
     el("td", { class: "n" }, layer.snrDb === null ? "exact" : `${layer.snrDb.toFixed(1)} dB`), el("td", { class: "n" }, short(layer.maxAbsError))));
   const heads = [["Matrix"], ["Scheme"], ["SNR", "n"], ["Largest error", "n"]];
-  return el("details", { class: "more" }, el("summary", {}, "Each matrix as a table"),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Noise of each matrix" }, el("table", {},
+  return el("details", { class: "more" }, el("summary", {}, "Table of all matrices"),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Quantization error of each matrix" }, el("table", {},
       el("thead", {}, el("tr", {}, heads.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))), el("tbody", {}, rows))));
 }
 
-/** The weights of one matrix before and after. */
+/** The weights of one matrix before and after quantization, with a list to select the matrix. */
 function weightView(store, model, run) {
   const select = el("select", { id: "weights-of" }, run.report.layers.map(({ name }) => el("option", { value: name }, name)));
   const plot = el("div");
@@ -97,20 +97,20 @@ function weightView(store, model, run) {
 }
 
 function failures({ prompts, failures: found }) {
-  const heading = el("h3", {}, "What it wrote");
-  if (found.length === 0) return el("section", {}, heading, el("p", {}, `No failures in ${count(prompts)} continuations: no endless repetition, no collapse, nothing empty.`));
+  const heading = el("h3", {}, "Generated text");
+  if (found.length === 0) return el("section", {}, heading, el("p", {}, `No failures in ${count(prompts)} continuations: no endless repetition, no degenerate text, no empty output.`));
   return el("section", {}, heading,
     el("p", {}, `${found.length} ${found.length === 1 ? "failure" : "failures"} in ${count(prompts)} continuations.`),
     found.map((failed) => el("div", { class: failed.originalAlso ? "failure old" : "failure" },
-      el("p", {}, el("strong", {}, sentence(failureName(failed.kind))), failed.originalAlso && " So does the original on this prompt."),
+      el("p", {}, el("strong", {}, sentence(failureName(failed.kind))), failed.originalAlso && " The original fails on this prompt too."),
       wrote(failed), el("p", { class: "hint" }, sentence(failed.detail)))));
 }
 
-/** The prompt and what the quantized model made of it, marked from where it fails. */
+/** The prompt and the quantized model's continuation, highlighted from where it fails. */
 function wrote(failed) {
   const { prompt, text } = failed;
   const at = breaksAt(failed);
   return el("blockquote", {}, el("span", { class: "given" }, seen(prompt.trimStart())), seen(text.slice(0, at)),
     at !== undefined && el("mark", {}, seen(text.slice(at)) || "…"),
-    text.trim() === "" && el("em", {}, " (nothing that can be seen)"));
+    text.trim() === "" && el("em", {}, " (no visible text)"));
 }

@@ -1,4 +1,4 @@
-// All attempts: a table to choose from, and their sizes against their perplexities.
+// All runs: a table to select from, and a plot of size against perplexity.
 import { byId, el, show } from "./dom.js";
 import { bytes, change, perplexity, short } from "./format.js";
 import { tradeoff } from "./plots/tradeoff.js";
@@ -7,7 +7,7 @@ import { headline } from "./verdict.js";
 export function setUpRuns(store) {
   store.on(["runs", "run", "model", "busy", "originalTokensPerSecond"], (state) => {
     const host = byId("runs-body");
-    if (state.runs.length === 0) return show(host, el("p", { class: "empty" }, "No attempt yet."));
+    if (state.runs.length === 0) return show(host, el("p", { class: "empty" }, "No runs yet."));
     const focused = document.activeElement?.id;
     show(host, table(store, state), plot(state));
     if (focused?.startsWith("run-")) byId(focused)?.focus();
@@ -30,7 +30,7 @@ function table(store, { runs, run: chosen, model, busy, originalTokensPerSecond 
     cells(run.summary.record.bitsPerWeight.toFixed(2), run.summary.bytes, perplexityCell(run.report?.perplexity.quantized, run.report?.perplexity.increase), run.report?.speed?.quantizedTokensPerSecond ?? run.tokensPerSecond),
     el("td", {}, verdict(run.report))));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", {},
-    el("caption", {}, "Bits for each quantized weight, and the size of all. ", el("span", { class: "narrow" }, "The table goes on to the right →")),
+    el("caption", {}, "Bits per quantized weight, and the size of all weights. ", el("span", { class: "narrow" }, "Scroll right for more →")),
     el("thead", {}, el("tr", {}, HEADS.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
     el("tbody", {}, original, rows)));
 }
@@ -42,22 +42,22 @@ function cells(bits, size, quality, speed) {
 }
 
 function verdict(report) {
-  if (report === undefined) return el("span", { class: "badge none" }, "not judged");
+  if (report === undefined) return el("span", { class: "badge none" }, "not validated");
   const { text, status } = headline(report);
   return el("span", { class: `badge ${status}` }, text.split(".")[0].replace(/^The quality is kept, but it is/, "Quality kept,"));
 }
 
-/** Only what was read from the same text can be compared. */
+/** The plot of size against perplexity. Only runs validated on the same text are comparable. */
 function plot({ runs, run: chosen, model }) {
   const judged = runs.filter((run) => run.report?.perplexity.quantized);
   const last = (chosen?.report ? chosen : judged.at(-1))?.report;
   const alike = judged.filter((run) => run.report.dataset.sha256 === last?.dataset.sha256);
-  if (alike.length === 0) return el("p", { class: "hint" }, "Validate a run, and its size stands here against its perplexity.");
+  if (alike.length === 0) return el("p", { class: "hint" }, "Validate a run to plot its size against its perplexity.");
   const points = alike.map((run) => ({
     label: run.name, short: String(run.id), size: run.summary.bytes, perplexity: run.report.perplexity.quantized, kind: "second", chosen: run === chosen,
   }));
   points.push({ label: "Original", short: "original", size: model.checkpoint.info.bytes, perplexity: last.perplexity.original, kind: "first" });
   const apart = judged.length - alike.length;
   return el("figure", {}, el("div", { class: "head" }, el("h3", {}, "Size against perplexity")), tradeoff(points),
-    apart > 0 && el("figcaption", {}, `${apart} ${apart === 1 ? "run was" : "runs were"} judged by another text, and cannot be compared.`));
+    apart > 0 && el("figcaption", {}, `${apart} ${apart === 1 ? "run was" : "runs were"} validated on another text and cannot be compared.`));
 }

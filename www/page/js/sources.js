@@ -1,5 +1,5 @@
-// Where checkpoints come from: this site, an address, the hub, a picker, a drop, a zip. What is opened is what the package takes as
-// a source; beside it stands how single files of it are read, for the histogram.
+// Sources of checkpoints: this site, an address, the hub, a file picker, a drop, a zip. Each has a `source`, which the
+// package opens, and a `read` function for ranges of single files, which the histogram uses.
 import { filesByName, isShard, placeOf } from "./places.js";
 import { bytesOfZip } from "./zip.js";
 
@@ -12,7 +12,7 @@ export async function shipped(signal) {
   return { source, label: "tale-llama", from: "shipped with this page", read: fromFiles(source), shipped: true };
 }
 
-/** A text that ships beside it. */
+/** A text that ships with the checkpoint. */
 export async function shippedText(name, signal) {
   return (await fetched(name, signal)).text();
 }
@@ -20,8 +20,8 @@ export async function shippedText(name, signal) {
 async function fetched(name, signal) {
   const response = await fetch(new URL(`model/${name}`, document.baseURI), { signal }).catch((error) => {
     signal?.throwIfAborted();
-    // A browser's own words name no file.
-    throw new Error(`model/${name}: it did not arrive (${error.message})`);
+    // The browser's message does not name the file.
+    throw new Error(`model/${name}: it could not be loaded (${error.message})`);
   });
   if (!response.ok) throw new Error(`model/${name}: the server answered ${response.status}`);
   return response.blob();
@@ -34,16 +34,16 @@ export function address(text) {
     // A shard may be in a folder.
     const path = name.split("/").map(encodeURIComponent).join("/");
     const response = await fetch(new URL(path, base), { headers: { range: `bytes=${start}-${end - 1}` } });
-    if (response.status !== 206) throw new Error(`${name}: expected a part of the file but the server answered ${response.status}`);
+    if (response.status !== 206) throw new Error(`${name}: expected a byte range (status 206) but the server answered ${response.status}`);
     return new Uint8Array(await response.arrayBuffer());
   };
   return { source, options: { revision }, label, from, read };
 }
 
-/** Files of a picker or a drop. */
+/** Files from a picker or a drop. */
 export async function files(list) {
   const chosen = [...list].filter((file) => file.name !== "" && !file.name.startsWith("."));
-  if (chosen.length === 0) throw new Error("there are no files in it");
+  if (chosen.length === 0) throw new Error("expected files but found none");
   const zip = chosen.length === 1 && /\.zip$/i.test(chosen[0].name) ? chosen[0] : undefined;
   if (zip !== undefined) {
     const source = await bytesOfZip(zip);
@@ -51,7 +51,7 @@ export async function files(list) {
   }
   const folder = chosen[0].webkitRelativePath?.split("/")[0];
   const label = folder || (chosen.length === 1 ? chosen[0].name : "Your files");
-  const from = folder ? "a folder of yours" : `${chosen.length} of your files`;
+  const from = folder ? "your folder" : `${chosen.length} of your files`;
   return { ...named(chosen.map((file) => [file.webkitRelativePath || file.name, file])), label, from };
 }
 
@@ -60,22 +60,22 @@ function named(entries) {
   return { source, read: fromFiles(source) };
 }
 
-/** What was dropped: files, or folders through their entries. */
+/** Dropped files, or a dropped folder, read through its entry. */
 export async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const folder = entries.find((entry) => entry.isDirectory);
   if (folder === undefined) return files(transfer.files);
   const found = await filesOf(folder);
-  if (found.length === 0) throw new Error("there are no files in it");
-  return { ...named(found), label: folder.name, from: "a folder of yours" };
+  if (found.length === 0) throw new Error("expected files but found none");
+  return { ...named(found), label: folder.name, from: "your folder" };
 }
 
-/** The files of a folder that was dropped, by their paths in it; of the folders in it, the shards. */
+/** The files of a dropped folder by their paths in it. From its subfolders, only shards. */
 async function filesOf(folder, path = "") {
   const reader = folder.createReader();
   const found = [];
   for (;;) {
-    // A reader gives its entries in portions, and an empty one at the end.
+    // A reader returns entries in batches, then an empty batch.
     const portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (portion.length === 0) break;
     found.push(...portion.filter(({ name }) => !name.startsWith(".")));
@@ -91,7 +91,7 @@ async function filesOf(folder, path = "") {
 function fromFiles(source) {
   return async (name, start, end) => {
     const file = source[name];
-    if (file === undefined) throw new Error(`${name}: there is no such file`);
+    if (file === undefined) throw new Error(`${name}: no such file`);
     if (file instanceof Blob) return new Uint8Array(await file.slice(start, end).arrayBuffer());
     return file.subarray(start, end);
   };

@@ -1,4 +1,4 @@
-// Taking a result away: as a zip or into a folder, as it is or as other tools spell it.
+// Saves a result as a zip or into a folder, in its own format or converted to another tool's.
 import { convert, fileText } from "../lowbit.js";
 import { byId, el, show } from "./dom.js";
 import { bytes, short } from "./format.js";
@@ -26,10 +26,10 @@ export function setUpTaking(store) {
     show(result);
     let handle;
     try {
-      // The picker wants to be asked for in the click itself.
+      // The picker may only be opened from within the click's handler.
       handle = await showDirectoryPicker({ mode: "readwrite", id: "lowbit" });
     } catch (error) {
-      // That is how it says that it was closed.
+      // AbortError means that the user closed the picker.
       if (error.name !== "AbortError") show(host, failure("Saving", error));
       return;
     }
@@ -60,7 +60,7 @@ export function setUpTaking(store) {
   store.on(["busy", "run"], ({ busy, run }) => {
     for (const button of form.querySelectorAll("button")) button.disabled = busy || run === undefined;
     byId("take-knobs").hidden = run === undefined;
-    byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Takes ${run.name}.`;
+    byId("take-says").textContent = run === undefined ? "Quantize the model first." : `Saves ${run.name}.`;
   });
   let listed;
   store.on(["run"], ({ run }) => {
@@ -68,9 +68,9 @@ export function setUpTaking(store) {
     listed = run?.id;
     show(result);
     const own = run?.summary.record.format;
-    // BitNet is one scheme of its own, not a spelling of others.
+    // BitNet is a scheme of its own, not another format for the others.
     const others = Object.keys(FORMATS).filter((name) => name !== own && name !== "bitnet");
-    show(select, run && [el("option", { value: "" }, `${FORMATS[own] ?? own}, as it is`), ...others.map((name) => el("option", { value: name }, FORMATS[name]))]);
+    show(select, run && [el("option", { value: "" }, `${FORMATS[own] ?? own}, unchanged`), ...others.map((name) => el("option", { value: name }, FORMATS[name]))]);
   });
 }
 
@@ -93,12 +93,12 @@ async function zipDestination(name, files) {
   return { where: file, size: blob.size };
 }
 
-/** A folder of the result's own in the one that was chosen, so that nothing of anybody else is mixed with it. */
+/** Saves into a subfolder of the chosen folder, so the result does not mix with other files. */
 function folderDestination(chosen) {
   return async (name, files, signal) => {
     const handle = await chosen.getDirectoryHandle(name, { create: true });
     let size = 0;
-    // The record comes last: a folder without it says that it is not whole.
+    // The record is written last: a folder without it is known to be incomplete.
     const last = "quantization_config.json";
     const names = Object.keys(files).sort((a, b) => (a === last) - (b === last));
     for (const name of names) {
@@ -120,6 +120,6 @@ function savedView({ where, size, summary }) {
   return el("div", { class: "notice good", role: "status" },
     el("p", {}, `Saved as ${where}, ${bytes(size)}. `,
       summary === undefined ? "Drop it here to open it again."
-        : losses.length === 0 && !difference ? "The weights are the same." : difference ? `The largest difference of a weight is ${short(difference)}.` : ""),
+        : losses.length === 0 && !difference ? "The weights are the same." : difference ? `The largest weight difference is ${short(difference)}.` : ""),
     notes.length > 0 && el("ul", { class: "notes" }, notes.map((note) => el("li", {}, note))));
 }

@@ -1,4 +1,4 @@
-// Talking to both models: one prompt, streamed into two columns, with the place where they part.
+// Generation with both models: one prompt, streamed into two columns, and where they diverge.
 import { loadModel } from "../lowbit.js";
 import { commonStart, firstDifference } from "./difference.js";
 import { byId, el, show } from "./dom.js";
@@ -57,10 +57,10 @@ export function setUpTalking(store) {
 const titleOf = (model) => (["dense", "gguf"].includes(model.checkpoint.info.layout) ? "Original" : model.label);
 
 function waiting() {
-  return el("div", { class: "voice second" }, el("h3", {}, "Quantized"), el("p", { class: "empty" }, "Shrink the model above, and it speaks here."));
+  return el("div", { class: "voice second" }, el("h3", {}, "Quantized"), el("p", { class: "empty" }, "Quantize the model above to run it here."));
 }
 
-/** The model of the original and the one of the run that was heard last. */
+/** Keeps two models loaded: the original and the run that generated last. */
 function modelCache() {
   const held = new Map();
   return {
@@ -70,7 +70,7 @@ function modelCache() {
       found?.loaded.dispose();
       held.delete(checkpoint);
       if (held.size > 1) {
-        // The original came first; what came after it was another run's.
+        // The original was added first, so the last entry is another run's.
         const [last] = [...held.keys()].slice(-1);
         held.get(last).loaded.dispose();
         held.delete(last);
@@ -86,7 +86,7 @@ function modelCache() {
   };
 }
 
-/** One column. The text has two parts: what both say, and what this one says alone. */
+/** One column. Its text has two parts: shared with the other column, and its own. */
 function voice({ title, size, kind }, prompt) {
   const same = el("span", { class: "same" });
   const other = el("mark", { hidden: true });
@@ -96,11 +96,11 @@ function voice({ title, size, kind }, prompt) {
   const element = el("article", { class: `voice ${kind}`, "aria-label": title }, el("h3", {}, title), text, figures);
   return {
     element, figures,
-    /** `shared` units of `said` are the same in both. */
+    /** The first `shared` UTF-16 units of `said` are the same in both columns. */
     say(said, shared) {
       same.textContent = said.slice(0, shared);
       const apart = said.slice(shared);
-      // One word is enough to show the place.
+      // Highlight only the first differing word.
       const word = /^\s*\S*/.exec(apart)[0];
       other.textContent = word;
       rest.textContent = apart.slice(word.length);
@@ -136,6 +136,6 @@ function tellDifference(voices, [a, b]) {
   voices[0].say(a.text, shared);
   voices[1].say(b.text, shared);
   const total = Math.min(a.tokenIds.length, b.tokenIds.length);
-  const together = at === 0 ? "They part at the first token" : `They say the same for ${at} ${at === 1 ? "token" : "tokens"}, and part at token ${at + 1}`;
-  show(byId("first-difference"), at === null ? `Both say the same, all ${total} tokens of it.` : `${together}; from there on each goes its own way.`);
+  const together = at === 0 ? "They diverge at the first token" : `The first ${at} ${at === 1 ? "token is" : "tokens are"} identical; they diverge at token ${at + 1}`;
+  show(byId("first-difference"), at === null ? `Both outputs are identical, all ${total} tokens.` : `${together}.`);
 }

@@ -1,4 +1,4 @@
-// Applies the chosen theme before anything is drawn. Not a module: modules run too late for that.
+// Applies the chosen theme before the first paint. Not a module: modules run too late for that.
 (() => {
   const KEY = "lowbit-theme";
   const NEXT = { auto: "light", light: "dark", dark: "auto" };
@@ -7,7 +7,7 @@
   try {
     theme = localStorage.getItem(KEY) ?? "auto";
   } catch {
-    // Some browsers refuse storage to private windows.
+    // Some browsers deny storage in private windows.
   }
   if (!(theme in NEXT)) theme = "auto";
 
@@ -25,7 +25,7 @@
       try {
         localStorage.setItem(KEY, theme);
       } catch {
-        // Then it holds for this visit.
+        // Then the choice lasts for this visit only.
       }
       apply();
     });

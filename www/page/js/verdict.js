@@ -1,4 +1,4 @@
-// What a report's criteria come to, in words. Nothing here touches the page.
+// A report's verdict and criteria in words. Does not touch the DOM.
 import { change, count, short } from "./format.js";
 
 const QUALITY = ["perplexity_increase", "benchmark_drop_points", "new_generation_failures"];
@@ -7,11 +7,11 @@ const share = (value) => `${short(value * 100)} %`;
 const points = (value) => `${short(value)} points`;
 const times = (value) => `${short(value)}×`;
 
-/** Of each criterion: what it asks, how its values are written, and its limit where that is written in another way. */
+/** For each criterion: its text, how to format its value, and how to format its limit if that differs. */
 const CRITERIA = {
   perplexity_increase: ["Perplexity rises by at most", change, share],
   benchmark_drop_points: ["The benchmark drops by at most", points],
-  new_generation_failures: ["New failures in what it writes, at most", count],
+  new_generation_failures: ["New generation failures, at most", count],
   memory_ratio: ["Linear layers shrink by at least", times],
   speed_ratio: ["Speed is at least", times],
 };
@@ -19,27 +19,27 @@ const CRITERIA = {
 export function criterion({ name, limit, value, status }) {
   const [asks, write, writeLimit = write] = CRITERIA[name] ?? [name.replaceAll("_", " "), short];
   const limited = { asks, limit: writeLimit(limit) };
-  // What was left out has no value; what came out as no number has failed.
+  // A skipped criterion has no value and is inconclusive. A value that is not a number has failed.
   if (value === null && status === "inconclusive") return { ...limited, value: "not measured", status: "none" };
   return { ...limited, value: value === null ? "not a number" : write(value), status };
 }
 
-/** One line that a reader can take away, and its colour. */
+/** The verdict in one line, and the status that colours it. */
 export function headline({ accepted, criteria }) {
   if (accepted) return { text: "Accepted. The quality is kept.", status: "passed" };
   const failed = criteria.filter(({ status }) => status === "failed").map(({ name }) => name);
   if (failed.some((name) => QUALITY.includes(name))) return { text: "Rejected. Too much was lost.", status: "failed" };
   const unsure = criteria.filter(({ status }) => status === "inconclusive").map(({ name }) => name);
-  if (unsure.some((name) => QUALITY.includes(name))) return { text: "Undecided. The text is too short to tell.", status: "inconclusive" };
+  if (unsure.some((name) => QUALITY.includes(name))) return { text: "Inconclusive. The text is too short to decide.", status: "inconclusive" };
   const lacks = [...failed, ...unsure].map((name) => ({ memory_ratio: "not small enough", speed_ratio: "not fast enough here" })[name] ?? "not accepted");
   return { text: `The quality is kept, but it is ${lacks.join(" and ")}.`, status: "inconclusive" };
 }
 
-const WORDS = { passed: "✓ kept", failed: "✗ missed", inconclusive: "? not clear", none: "left out" };
+const WORDS = { passed: "✓ passed", failed: "✗ failed", inconclusive: "? inconclusive", none: "skipped" };
 export const word = (status) => WORDS[status] ?? status;
 
 const FAILURES = {
-  repetition_loop: "repeats itself without end", degenerate_text: "hardly any variety", non_finite_logits: "numbers that are none",
-  empty_output: "nothing but white space",
+  repetition_loop: "repeats itself without end", degenerate_text: "degenerate text", non_finite_logits: "logits are not finite",
+  empty_output: "only white space",
 };
 export const failureName = (kind) => FAILURES[kind] ?? kind.replaceAll("_", " ");

@@ -1,10 +1,10 @@
-// The weights of one matrix, from the original's own files and from the quantized model's, restored by the package. Only that
-// matrix is held; everything else that passes is dropped.
+// The weights of one matrix: the original's, read from its own files, and the quantized model's, dequantized by the
+// package. Only that matrix is kept in memory.
 import { dequantize } from "../lowbit.js";
 
 const WIDTH = { F32: 4, F16: 2, BF16: 2 };
 
-/** Both distributions over the same bins: `{edges, original, quantized}`, each bin's share of the weights. */
+/** Both distributions over the same bins, as shares of the weights: `{largest, width, original, quantized}`. */
 export async function distributions(model, run, module) {
   run.weights ??= new Map();
   const known = run.weights.get(module);
@@ -19,7 +19,7 @@ export async function distributions(model, run, module) {
 
 async function originalTensor({ checkpoint, read }, name) {
   const { layout, files } = checkpoint.info;
-  if (layout !== "dense") throw new Error(`the histogram reads safetensors; of a checkpoint as ${layout} it is not shown`);
+  if (layout !== "dense") throw new Error(`the histogram requires a floating-point safetensors checkpoint but found ${layout}`);
   for (const file of files) {
     const start = 8 + Number(new DataView((await read(file, 0, 8)).slice().buffer).getBigUint64(0, true));
     const header = JSON.parse(new TextDecoder().decode(await read(file, 8, start)));
@@ -34,17 +34,17 @@ async function originalTensor({ checkpoint, read }, name) {
 async function quantizedTensor(run, name) {
   let tensor;
   await dequantize(run.output, { dtype: "f32", target: () => tensorWriter(name, (found) => (tensor = found)) });
-  if (tensor === undefined) throw new Error(`${name} is not among the restored weights`);
+  if (tensor === undefined) throw new Error(`${name} is missing from the dequantized weights`);
   return tensor;
 }
 
-/** Takes a safetensors file front to back and keeps one tensor of it; of other files it keeps nothing. */
+/** A writer that reads a safetensors file front to back and keeps one tensor. It ignores other files. */
 export function tensorWriter(name, found) {
   let at = 0;
   let head = new Uint8Array(0);
   let body;
   const need = () => (head.length < 8 ? 8 : 8 + Number(new DataView(head.buffer).getBigUint64(0, true)));
-  // Files that are no safetensors begin with a brace, which would be an absurd length.
+  // Other files begin with "{", which reads as an absurdly large header length.
   let other = false;
   const readHeader = () => {
     const header = JSON.parse(new TextDecoder().decode(head.subarray(8)));
@@ -83,7 +83,7 @@ export function tensorWriter(name, found) {
   };
 }
 
-/** Little-endian floats of safetensors as a Float32Array. */
+/** Converts little-endian floats of a safetensors file to a Float32Array. */
 export function decode(dtype, bytes, name) {
   const width = WIDTH[dtype];
   if (width === undefined) throw new Error(`${name}: expected F32, F16 or BF16 but found ${dtype}`);
@@ -113,7 +113,7 @@ function half(bits) {
 
 const BINS = 81;
 
-/** Shares of both lists in equal bins around zero. The middle bin has zero in its middle. */
+/** Shares of both lists in equal bins. Zero is at the centre of the middle bin. */
 export function bins(before, after) {
   let largest = 0;
   for (const values of [before, after]) for (const value of values) largest = Math.max(largest, Math.abs(value));

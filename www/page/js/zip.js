@@ -1,8 +1,8 @@
-// Zip files, by fflate: what is taken away in one piece, and opened again. Weights do not shrink, so nothing is compressed.
+// Writes and reads zip files with fflate. Written zips are not compressed, because weights do not compress.
 import { unzipSync, zip } from "../vendor/fflate.js";
 import { filesByName } from "./places.js";
 
-/** A zip with the files in a folder. */
+/** A zip that contains the files in one folder. */
 export function zipped(folder, files) {
   const entries = Object.fromEntries(Object.entries(files).map(([name, bytes]) => [`${folder}/${name}`, [bytes, { level: 0 }]]));
   return new Promise((resolve, reject) => {
@@ -10,12 +10,12 @@ export function zipped(folder, files) {
   });
 }
 
-/** The files of a zip, by the names that they have in the checkpoint's folder. */
+/** The files of a zip, by their names in the checkpoint's folder. */
 export async function bytesOfZip(blob) {
   const given = new Uint8Array(await blob.arrayBuffer());
   let files;
   try {
-    // Not in the library's own workers: it makes them from text, which the page's policy refuses.
+    // Synchronous, because fflate starts its workers from text, which the page's policy rejects.
     files = unzipSync(given);
   } catch (error) {
     throw new Error(`${blob.name}: not a zip file that can be read (${error.message})`);
@@ -31,6 +31,6 @@ export function download(blob, name) {
   document.body.append(link);
   link.click();
   link.remove();
-  // The download has its own hold on the blob once it has begun.
+  // Once it has started, the download keeps the blob alive.
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

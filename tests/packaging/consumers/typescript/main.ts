@@ -1,5 +1,5 @@
 // usage: main.js INPUT_FILE
-// Every public type once, under the strictest settings and without the types of any platform.
+// Uses every public type once, under the strictest settings and without platform types.
 import {
   capabilities, Checkpoint, compare, convert, createEngine, dequantize, type Engine, Generation, loadModel, LowbitError, Model,
   openCheckpoint, type Output, perplexity, plan, quantize, validate,
@@ -76,9 +76,9 @@ await engine.dispose();
 const module: GivenModule = new Uint8Array();
 const modules: SlimOptions["modules"] = { engine: module, tokenizer: module };
 
-// @ts-expect-error A misspelled option is an error here already.
+// @ts-expect-error A misspelled option is a type error.
 const misspelled: QuantizeOptions = { bit: 4 };
-// @ts-expect-error There are no five bits.
+// @ts-expect-error Five bits are not supported.
 const five: QuantizeOptions = { bits: 5 };
 
 console.log(

@@ -1,8 +1,8 @@
-// Runs in the page, and once more in a module worker of the page's own; the test waits for `globalThis.found`.
+// Runs the consumer in the page and again in the page's own module worker. The test waits for `globalThis.found`.
 import * as lowbit from "lowbit";
 import { exercise } from "./exercise.mjs";
 
-/** The browser's private file system as a target, and a directory handle of it as a source. */
+/** Uses the browser's private file system as a target, and a directory handle in it as a source and a target. */
 async function inPrivateFiles(source, { prompt }) {
   const original = await lowbit.openCheckpoint(source);
   const small = await lowbit.quantize(original, { bits: 8, target: { opfs: "a folder/small" } });
@@ -11,7 +11,7 @@ async function inPrivateFiles(source, { prompt }) {
   const names = [];
   for await (const name of folder.keys()) names.push(name);
   const found = { names: names.sort(), texts: [] };
-  // One after the other: the last writes over what the first two read.
+  // In sequence, because the last one overwrites what the first two read.
   const ways = [async () => small, () => lowbit.openCheckpoint(folder), () => lowbit.quantize(original, { bits: 8, target: folder })];
   for (const way of ways) {
     const checkpoint = await way();

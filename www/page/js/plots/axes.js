@@ -1,7 +1,7 @@
-// What the plots share: a frame that redraws with its width, scales and their ticks.
+// Shared by the plots: a frame that redraws when its width changes, scales, and ticks.
 import { el, svg } from "../dom.js";
 
-/** A host whose drawing is `draw(width)`, an `<svg>`; drawn again when the width changes. */
+/** An element that shows the `<svg>` from `draw(width)` and redraws it when its width changes. */
 export function frame(draw) {
   const host = el("div", { class: "plot" });
   let drawn = 0;
@@ -16,7 +16,7 @@ export function frame(draw) {
   return { element: host, redraw };
 }
 
-/** An `<svg>` of a size, with a name for those who do not see it. */
+/** An `<svg>` of the given size with an accessible name. */
 export function canvas(width, height, label, ...children) {
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": label }, ...children);
 }
@@ -32,7 +32,7 @@ export function logarithmic([low, high], pixels) {
   return (value) => scale(Math.log(value));
 }
 
-/** Round values from `low` to `high`, about `wanted` of them. */
+/** About `wanted` round values from `low` to `high`. */
 export function ticks(low, high, wanted = 5) {
   const raw = (high - low) / wanted || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -42,7 +42,7 @@ export function ticks(low, high, wanted = 5) {
   return Array.from({ length: count + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 
-/** 1, 2 and 5 of each power of ten between two values. */
+/** 1, 2 and 5 times each power of ten between two values. */
 export function logTicks(low, high) {
   const found = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
@@ -52,7 +52,7 @@ export function logTicks(low, high) {
   return within.length > 7 ? within.filter((value) => /^1/.test(value.toExponential())) : within;
 }
 
-/** Horizontal lines with their values to the left. */
+/** Horizontal grid lines with their values at the left. */
 export function rows(values, scale, left, right, write) {
   return values.map((value) => svg("g", {},
     svg("line", { class: "grid", x1: left, x2: right, y1: scale(value), y2: scale(value) }),

@@ -1,4 +1,4 @@
-// How the weights of a matrix are spread, before and after.
+// Histogram of a matrix's weights before and after quantization.
 import { el, svg } from "../dom.js";
 import { percent, short } from "../format.js";
 import { canvas, frame, linear, rows, ticks } from "./axes.js";
@@ -18,7 +18,7 @@ export function histogram({ largest, width: bin, original, quantized }) {
     const area = (shares) => `${x(-largest)},${y(0)} ${steps(shares)} ${x(largest)},${y(0)}`;
     const marks = ticks(-largest, largest, width < 420 ? 4 : 6).map((value) =>
       svg("text", { x: x(value), y: HEIGHT - 12, "text-anchor": "middle" }, short(value).replace("-", "−")));
-    return canvas(width, HEIGHT, "Shares of the weights by value: the original as a smooth hill, the quantized weights on their steps.",
+    return canvas(width, HEIGHT, "Share of the weights by value: a smooth curve for the original weights, separate steps for the quantized ones.",
       rows(ticks(0, top, 4), y, LEFT, width - RIGHT, (share) => percent(share, top < 0.05 ? 1 : 0)),
       svg("polygon", { class: "area second", points: area(quantized) }),
       svg("polyline", { class: "line second", points: steps(quantized) }),

@@ -1,27 +1,27 @@
-// Signal to noise of each matrix, block by block.
+// Plots the signal-to-noise ratio of each matrix, block by block.
 import { el, svg } from "../dom.js";
 import { canvas, frame, linear, rows, ticks } from "./axes.js";
 
 const HEIGHT = 250;
 const [LEFT, RIGHT, TOP, BOTTOM] = [48, 8, 22, 34];
 
-/** Matrices that were rounded alike lie within a decibel or two; on less than this, what is chance would look like much. */
+/** Least axis range in dB. Matrices quantized alike differ by a decibel or two; a smaller range exaggerates that. */
 const LEAST_SPAN = 6;
 
 const isAttention = (name) => name.includes("self_attn");
 const block = (name) => /layers\.(\d+)\./.exec(name)?.[1];
 
-/** `choose(name)` is called for a matrix that is clicked; `mark(name)` shows which is chosen. */
+/** Calls `choose(name)` when a matrix is clicked. The returned `mark(name)` highlights a matrix. */
 export function snrPlot(layers, choose) {
   let chosen;
   const known = layers.filter(({ snrDb: snr }) => snr !== null);
-  if (known.length === 0) return { element: el("p", { class: "hint" }, "Nothing was rounded."), mark: () => {} };
+  if (known.length === 0) return { element: el("p", { class: "hint" }, "No matrix has a rounding error."), mark: () => {} };
   const values = known.map(({ snrDb: snr }) => snr);
   const middle = (Math.min(...values) + Math.max(...values)) / 2;
   const half = Math.max(Math.max(...values) - Math.min(...values), LEAST_SPAN) * 0.6;
   const [low, high] = [middle - half, middle + half];
   const worst = known.reduce((a, b) => (b.snrDb < a.snrDb ? b : a));
-  const label = `From ${Math.min(...values).toFixed(1)} to ${Math.max(...values).toFixed(1)} dB over ${known.length} matrices; the least in ${worst.name}.`;
+  const label = `From ${Math.min(...values).toFixed(1)} to ${Math.max(...values).toFixed(1)} dB over ${known.length} matrices; lowest in ${worst.name}.`;
 
   const { element: plot, redraw } = frame((width) => {
     const x = linear([-0.5, known.length - 0.5], [LEFT, width - RIGHT]);
@@ -34,10 +34,10 @@ export function snrPlot(layers, choose) {
       return svg("g", {}, svg("line", { class: "stem", x1: x(at), x2: x(at), y1: HEIGHT - BOTTOM, y2: y(layer.snrDb) }), dot);
     });
     return canvas(width, HEIGHT, label, rows(ticks(low, high, 4), y, LEFT, width - RIGHT, (value) => `${String(value).replace("-", "−")} dB`),
-      svg("text", { x: LEFT, y: 8 }, "higher is cleaner"), dots, blocks(x, width));
+      svg("text", { x: LEFT, y: 8 }, "higher is better"), dots, blocks(x, width));
   });
 
-  /** Names of the blocks below the first of their matrices, as many as there is room for. */
+  /** Labels each block below its first matrix, as many as fit. */
   function blocks(x, width) {
     const firsts = known.map((layer, at) => [block(layer.name), at]).filter(([name, at], index, all) => name !== undefined && (at === 0 || all[index - 1]?.[0] !== name));
     const every = Math.ceil((firsts.length * 58) / (width - LEFT));

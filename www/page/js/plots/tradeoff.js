@@ -1,4 +1,4 @@
-// Size against perplexity, one point a run.
+// Plots size against perplexity, one point per run.
 import { svg } from "../dom.js";
 import { bytes, perplexity } from "../format.js";
 import { canvas, frame, linear, logarithmic, logTicks, rows, ticks } from "./axes.js";
@@ -6,7 +6,7 @@ import { canvas, frame, linear, logarithmic, logTicks, rows, ticks } from "./axe
 const HEIGHT = 300;
 const [LEFT, RIGHT, TOP, BOTTOM] = [64, 28, 24, 44];
 
-/** Beyond this ratio of perplexities the small ones would lie on one line. */
+/** Above this ratio of perplexities the axis is logarithmic; on a linear axis the small ones would coincide. */
 const WIDE = 8;
 
 /** `points`: {label, size, perplexity, kind, chosen}. */
