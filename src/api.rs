@@ -13,6 +13,7 @@ pub use checkpoint::{Checkpoint, Written};
 pub use model::{Message, Model, Pieces};
 
 use crate::error::Result;
+use crate::layout::OpenOptions;
 use std::path::Path;
 
 /// Opens a checkpoint: a folder, or a GGUF file. Weights are not read yet.
@@ -22,5 +23,13 @@ use std::path::Path;
 /// `invalid_checkpoint` for files that contradict each other; `unfinished_output` for a folder whose writer was
 /// stopped.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
-    Checkpoint::open(path.as_ref())
+    open_with(path, &OpenOptions::default())
+}
+
+/// As [`open`], with options for what the files do not specify.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Checkpoint> {
+    Checkpoint::open(path.as_ref(), options)
 }

@@ -44,7 +44,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::layout::OpenOptions;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use options::OptionArgs;
+use options::GlobalArgs;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::Terminal;
@@ -66,7 +66,7 @@ struct Cli {
     threads: Option<std::num::NonZeroUsize>,
 
     #[command(flatten)]
-    open: OptionArgs<OpenOptions>,
+    open: GlobalArgs<OpenOptions>,
 }
 
 #[derive(Subcommand)]
@@ -135,7 +135,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     #[cfg(not(target_arch = "wasm32"))]
     crate::parallel::take_part(cli.threads);
-    let terminal = Terminal::new(cli.json, cli.open.0);
+    let terminal = Terminal::new(cli.json, cli.open.0.0);
     terminal::listen_for_interrupts(INTERRUPTED.into());
     match run(cli.command, &terminal) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

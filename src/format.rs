@@ -5,6 +5,7 @@
 pub mod foreign;
 pub mod gguf;
 pub mod json;
+pub mod known_keys;
 #[cfg(not(target_os = "unknown"))]
 pub mod links;
 pub mod passing;

@@ -12,7 +12,7 @@ mod dense;
 mod fit;
 pub mod gguf;
 pub mod gptq;
-mod keys;
+pub mod keys;
 mod stored;
 mod target;
 
@@ -96,10 +96,11 @@ pub enum Layout {
 
 options! {
     /// What a caller knows about a checkpoint beyond its files.
-    #[derive(Copy)]
     pub struct OpenOptions {
         /// How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged [default: from the files]
         pub gptq_zeros: Option<GptqZeros> = None;
+        /// Unknown keys of the configuration files to ignore; any other unknown key is refused
+        pub allow_unknown: Vec<String> = Vec::new();
     }
 }
 
@@ -146,15 +147,16 @@ impl Layout {
         store: &TensorStore,
         options: &OpenOptions,
     ) -> Result<Self> {
+        let allowed = &options.allow_unknown;
         match method {
             "compressed-tensors" => {
-                let mut config = compressed_tensors::Config::parse(config)?;
+                let mut config = compressed_tensors::Config::parse(config, allowed)?;
                 config.read_shapes(store).await?;
                 Ok(Self::CompressedTensors(config))
             }
-            "bitnet" => bitnet_hf::Config::parse(config).map(Self::BitnetHf),
-            "gptq" => gptq::Config::parse(config, options.gptq_zeros).map(Self::Gptq),
-            "awq" => awq::Config::parse(config).map(Self::Awq),
+            "bitnet" => bitnet_hf::Config::parse(config, allowed).map(Self::BitnetHf),
+            "gptq" => gptq::Config::parse(config, options.gptq_zeros, allowed).map(Self::Gptq),
+            "awq" => awq::Config::parse(config, allowed).map(Self::Awq),
             other => Err(Error::unsupported_format(format!(
                 "expected weights that are dense, compressed-tensors, gptq, awq, auto-round or bitnet but found the method {}",
                 quoted(other)

@@ -100,7 +100,7 @@ mod validate;
 mod wasm;
 
 #[cfg(all(feature = "tokenizer", not(target_os = "unknown")))]
-pub use api::{Checkpoint, Message, Model, Pieces, Written, open};
+pub use api::{Checkpoint, Message, Model, Pieces, Written, open, open_with};
 pub use backend::GateActivation;
 pub use backend::choice::{DeviceChoice, DeviceRequest};
 #[cfg(feature = "cli")]
@@ -108,6 +108,7 @@ pub use backend::choice::{DeviceChoice, DeviceRequest};
 pub use cli::main as command_line;
 pub use error::{Error, ErrorCode, Result};
 pub use generate::{FinishReason, GenerateOptions, Generated, Piece, SamplerOptions};
+pub use layout::{GptqZeros, OpenOptions};
 pub use model::rope::{RopeConfig, RopeScaling};
 pub use model::{Architecture, ModelConfig};
 pub use options::{Bytes, Given, LocationGiven, Texts};
@@ -147,6 +148,7 @@ pub mod report {
     pub use crate::calibrate::method::CalibrationRecord;
     pub use crate::validate::agreement::Agreement;
     pub use crate::validate::failures::{FailureKind, PromptFailure};
+    pub use crate::validate::reading::{ReadingProblem, ReadingProblemKind};
     pub use crate::validate::report::{
         Benchmark, Dataset, Divergence, Generation, Layer, Memory, OriginalModel, Perplexity, QuantizedModel,
         Speed, ValidationReport,

@@ -13,6 +13,7 @@ pub mod hidden_store;
 pub mod inspection;
 pub mod kv_cache;
 pub mod names;
+mod reading_notes;
 pub mod rope;
 pub mod runner;
 #[cfg(feature = "train")]
@@ -24,6 +25,7 @@ pub use config::{Architecture, ModelConfig};
 pub use decoder::CausalLm;
 pub use inspection::Inspection;
 pub use kv_cache::KvCache;
+pub use reading_notes::ReadingNotes;
 pub use weights::LoadOptions;
 
 #[cfg(all(test, not(target_arch = "wasm32")))]

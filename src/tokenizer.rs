@@ -11,6 +11,8 @@ mod files;
 #[cfg(feature = "tokenizer")]
 mod hugging_face;
 #[cfg(feature = "tokenizer")]
+pub mod keys;
+#[cfg(feature = "tokenizer")]
 mod oniguruma;
 #[cfg(all(feature = "tokenizer", feature = "train"))]
 pub mod train;
@@ -37,11 +39,19 @@ pub trait TextCodec {
     /// The number of ids: the largest id plus one.
     fn vocab_size(&self) -> usize;
 
+    /// The prompt of a short chat by the checkpoint's template; `None` without a template.
+    fn probe_chat(&self) -> Option<Result<String>> {
+        None
+    }
+
     /// As `vocab_size`, without added tokens.
     fn base_vocab_size(&self) -> usize {
         self.vocab_size()
     }
 }
+
+/// The messages of [`TextCodec::probe_chat`], as JSON.
+pub(crate) const PROBE_CHAT: &str = r#"[{"role":"user","content":"Hello! "},{"role":"assistant","content":"Hi."},{"role":"user","content":"Bye"}]"#;
 
 /// Converts all line ends to `\n`, as Python does when it reads text files.
 pub fn unify_line_ends(text: &str) -> Cow<'_, str> {

@@ -27,7 +27,7 @@ use crate::backend::{Backend, Element, NO_INDEX, Segment, Sums, Train};
 use crate::error::{Error, Result};
 use crate::model::block::{BackwardWorkspace, Block, Stage, Workspace};
 use crate::model::runner::{
-    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, Teaching, needs_refresh,
+    EmbeddingAndHead, LossSums, Objective, Predictions, Runner, TeacherLogits, needs_refresh,
 };
 pub use crate::model::trained::{MasterType, Parameter, Stored};
 use crate::model::{KvCache, ModelConfig};
@@ -283,11 +283,11 @@ impl<B: Train> TrainedModel<B> {
     ///
     /// # Errors
     /// As [`TrainedModel::backward`].
-    pub async fn guesses(&mut self, batch: &[Row<'_>]) -> Result<Vec<u32>> {
+    pub async fn greedy_predictions(&mut self, batch: &[Row<'_>]) -> Result<Vec<u32>> {
         let (segments, tokens, _) = self.laid_out(batch)?;
         self.forward(&segments, &tokens)?;
         let ends = self.ends.as_ref().ok_or_else(needs_refresh)?;
-        self.runner.guesses(ends, &mut self.predictions).await
+        self.runner.greedy_predictions(ends, &mut self.predictions).await
     }
 
     /// Runs tokens through all blocks.
@@ -388,7 +388,7 @@ fn objective<'a, B: Train>(
     share: f32,
 ) -> Objective<'a, B> {
     let LossWeights { cross_entropy, divergence, temperature } = loss_weights;
-    let teacher = taught.map(|logits| (divergence, Teaching { logits, temperature }));
+    let teacher = taught.map(|logits| (divergence, TeacherLogits { logits, temperature }));
     Objective { targets, cross_entropy, teacher, share }
 }
 

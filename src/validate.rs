@@ -19,6 +19,7 @@ pub mod layers;
 pub mod measurements;
 pub mod metrics;
 mod number;
+pub mod reading;
 mod recommendation;
 pub mod report;
 pub mod residency;

@@ -23,7 +23,7 @@ export type Activations = "f32" | "int8";
 export type AdapterKind = "discrete" | "integrated" | "virtual" | "other" | "software";
 
 /**
- * The families of decoders that share the one implementation, by the `model_type` of config.json
+ * Families of decoders, by the `model_type` of config.json
  *
  * - `llama`: Llama 1 to 3 and everything that calls itself `llama`
  * - `mistral`: Mistral without a sliding window
@@ -125,8 +125,9 @@ export interface ConvertRequest {
  * - `new_generation_failures`: Failures that only the quantized model shows
  * - `memory_ratio`: f16 bytes / packed bytes
  * - `speed_ratio`: Quantized / original tokens per second
+ * - `reading_problems`: Problems in reading the two checkpoints
  */
-export type Criterion = "perplexity_increase" | "benchmark_drop_points" | "new_generation_failures" | "memory_ratio" | "speed_ratio";
+export type Criterion = "perplexity_increase" | "benchmark_drop_points" | "new_generation_failures" | "memory_ratio" | "speed_ratio" | "reading_problems";
 
 /** The output of dequantizing, and the comparison of its predictions. */
 export interface DequantizeRequest {
@@ -134,6 +135,8 @@ export interface DequantizeRequest {
   dtype?: FloatType;
   /** Compare predictions on this text. */
   texts?: string | readonly string[];
+  /** Name of the text in results. Default: text. */
+  name?: string;
   /** Tokens in a window. Default: the model's context, at most 2048. */
   context?: number;
   /** Tokens from the start of one window to the next. Default: no overlap. */
@@ -170,11 +173,11 @@ export type Execution = "side-by-side" | "layer-streamed";
 export type FailureKind = "repetition_loop" | "degenerate_text" | "non_finite_logits" | "empty_output";
 
 /**
- * Why generation ended, by the names of Hugging Face's text-generation interfaces
+ * Why generation ended, named as in Hugging Face's text-generation interfaces
  *
  * - `eos_token`: The model chose an end-of-sequence token
  * - `stop_sequence`: A stop string was complete
- * - `length`: As many tokens as were asked for
+ * - `length`: The token limit was reached
  */
 export type FinishReason = "eos_token" | "stop_sequence" | "length";
 
@@ -202,23 +205,23 @@ export type Format = "compressed-tensors" | "gptq" | "gptq-v2" | "awq" | "bitnet
 export interface GenerateOptions {
   /** At most this many new tokens. Default: 100. */
   maxTokens?: number;
-  /** 0 takes the likeliest token each time; above, logits are divided by it. Default: 0.0. */
+  /** Divides the logits; 0: always take the most likely token. Default: 0.0. */
   temperature?: number;
-  /** Choose among so many of the likeliest tokens; 0: all. Default: 0. */
+  /** Choose among this many of the most likely tokens; 0: all. Default: 0. */
   topK?: number;
-  /** Choose among the likeliest tokens that together reach this probability; 1: all. Default: 1.0. */
+  /** Choose among the most likely tokens that together reach this probability; 1: all. Default: 1.0. */
   topP?: number;
-  /** Leave out tokens below this share of the likeliest one's probability. Default: 0.0. */
+  /** Drop tokens below this share of the most likely token's probability. Default: 0.0. */
   minP?: number;
-  /** Above 1: discourage tokens that the prompt or the output already has. Default: 1.0. */
+  /** Above 1: discourage tokens that already occur in the prompt or the output. Default: 1.0. */
   repetitionPenalty?: number;
-  /** Where the random numbers start: the same seed gives the same text. Default: 0. */
+  /** Seed of the random numbers: the same seed gives the same text. Default: 0. */
   seed?: number;
   /** Stop before any of these texts. */
   stop?: readonly string[];
   /** Go on after an end-of-sequence token. Default: false. */
   ignoreEos?: boolean;
-  /** Let the text begin as it follows the prompt, with the space that stands between them, and not as other tools report it. Default: false. */
+  /** Keep the space between the prompt and the new text; by default the new tokens are decoded alone, as other tools do. Default: false. */
   continuePrompt?: boolean;
 }
 
@@ -342,6 +345,8 @@ export type Method = "rtn" | "gptq" | "awq" | "ternary";
 export interface OpenOptions {
   /** How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged. Default: from the files. */
   gptqZeros?: GptqZeros;
+  /** Unknown keys of the configuration files to ignore; any other unknown key is refused. */
+  allowUnknown?: readonly string[];
 }
 
 /** The text for perplexity. */
@@ -422,6 +427,15 @@ export interface QuantizeRequest {
   /** Run on the GPU adapter with this text in its name, as in the list of devices. */
   gpu?: string;
 }
+
+/**
+ * Kinds of problems in reading a checkpoint
+ *
+ * - `unread_tensor`: Nothing reads a tensor
+ * - `tokenizer`: The two tokenizers encode a text differently
+ * - `chat_template`: The two chat templates write a chat differently
+ */
+export type ReadingProblemKind = "unread_tensor" | "tokenizer" | "chat_template";
 
 /**
  * Inputs that define a layer's target output.

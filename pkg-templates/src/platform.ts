@@ -75,6 +75,8 @@ export interface Codec {
   decode(ids: Uint32Array): string;
   readonly bosTokenId: number | undefined;
   readonly vocabSize: number;
+  readonly hasChatTemplate: boolean;
+  applyChatTemplate(messages: readonly object[]): string;
 }
 
 /** The WebAssembly modules. The quantizer belongs to the engine of the same build. */

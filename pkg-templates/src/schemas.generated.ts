@@ -12,6 +12,14 @@ export const OpenOptions = {
         "v2"
       ],
       "description": "How a GPTQ checkpoint stores asymmetric zero points: v1 minus one, v2 unchanged. Default: from the files."
+    },
+    "allowUnknown": {
+      "type": "array",
+      "items": {
+        "type": "string"
+      },
+      "minItems": 1,
+      "description": "Unknown keys of the configuration files to ignore; any other unknown key is refused."
     }
   },
   "required": [],
@@ -328,6 +336,10 @@ export const DequantizeRequest = {
       ],
       "description": "Compare predictions on this text."
     },
+    "name": {
+      "type": "string",
+      "description": "Name of the text in results. Default: text."
+    },
     "context": {
       "type": "integer",
       "minimum": 2,
@@ -432,39 +444,39 @@ export const GenerateOptions = {
     "temperature": {
       "type": "number",
       "minimum": 0.0,
-      "description": "0 takes the likeliest token each time; above, logits are divided by it. Default: 0.0.",
+      "description": "Divides the logits; 0: always take the most likely token. Default: 0.0.",
       "default": 0.0
     },
     "topK": {
       "type": "integer",
       "minimum": 0,
-      "description": "Choose among so many of the likeliest tokens; 0: all. Default: 0.",
+      "description": "Choose among this many of the most likely tokens; 0: all. Default: 0.",
       "default": 0
     },
     "topP": {
       "type": "number",
       "exclusiveMinimum": 0.0,
       "maximum": 1.0,
-      "description": "Choose among the likeliest tokens that together reach this probability; 1: all. Default: 1.0.",
+      "description": "Choose among the most likely tokens that together reach this probability; 1: all. Default: 1.0.",
       "default": 1.0
     },
     "minP": {
       "type": "number",
       "minimum": 0.0,
       "maximum": 1.0,
-      "description": "Leave out tokens below this share of the likeliest one's probability. Default: 0.0.",
+      "description": "Drop tokens below this share of the most likely token's probability. Default: 0.0.",
       "default": 0.0
     },
     "repetitionPenalty": {
       "type": "number",
       "exclusiveMinimum": 0.0,
-      "description": "Above 1: discourage tokens that the prompt or the output already has. Default: 1.0.",
+      "description": "Above 1: discourage tokens that already occur in the prompt or the output. Default: 1.0.",
       "default": 1.0
     },
     "seed": {
       "type": "integer",
       "minimum": 0,
-      "description": "Where the random numbers start: the same seed gives the same text. Default: 0.",
+      "description": "Seed of the random numbers: the same seed gives the same text. Default: 0.",
       "default": 0
     },
     "stop": {
@@ -482,7 +494,7 @@ export const GenerateOptions = {
     },
     "continuePrompt": {
       "type": "boolean",
-      "description": "Let the text begin as it follows the prompt, with the space that stands between them, and not as other tools report it. Default: false.",
+      "description": "Keep the space between the prompt and the new text; by default the new tokens are decoded alone, as other tools do. Default: false.",
       "default": false
     }
   },

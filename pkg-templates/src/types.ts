@@ -395,6 +395,8 @@ export interface ValidationReport {
     /** `text`: the quantized model's output. Of a very long one only the end, after an ellipsis. */
     failures: { prompt: string; kind: options.FailureKind; detail: string; originalAlso: boolean; text: string }[];
   };
+  /** Tensors that nothing reads, and differences of the two tokenizers and chat templates. */
+  reading: { kind: options.ReadingProblemKind; detail: string }[];
   criteria: { name: options.Criterion; limit: number; value: number | null; status: options.Status }[];
   /** Whether no criterion failed. */
   accepted: boolean;

@@ -5,7 +5,7 @@ use super::model::Model;
 use super::opening;
 use crate::artifact::records::{DequantizationRecord, QuantizationRecord};
 use crate::calibrate::Samples;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::scratch::{KeptScratch, Scratch, TempScratch};
 use crate::format::sink::SinkDir;
 use crate::format::source::{ByteSource, SourceDir};
@@ -67,8 +67,8 @@ pub struct Written<Record = QuantizationRecord> {
 }
 
 impl Checkpoint {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        block_on(opening::checkpoint(path, &OpenOptions::default())).map(Self::new)
+    pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        block_on(opening::checkpoint(path, options)).map(Self::new)
     }
 
     /// Opens a folder that is not on disk, such as one in memory.
@@ -258,9 +258,16 @@ impl Checkpoint {
     /// is not an error but a rejecting report with a recommendation.
     pub fn validate(&self, original: &Checkpoint, request: &ValidateRequest) -> Result<ValidationReport> {
         let codec = original.tokenizer()?;
+        let other = match self.tokenizer() {
+            Err(error) if error.code() == ErrorCode::NotFound => None,
+            other => Some(other),
+        };
         let (scratch, start) = (TempScratch::new()?, Instant::now());
         let context = RunContext {
             codec: &codec,
+            quantized_codec: other
+                .as_ref()
+                .map(|other| other.as_ref().map(|codec| codec as _).map_err(Clone::clone)),
             clock: &|| start.elapsed().as_secs_f64(),
             scratch: &scratch,
             control: self.control.as_ref(),

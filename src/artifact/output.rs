@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::format::sink::{ByteSink, SinkDir, write_whole};
 use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
-use crate::model::checkpoint::PRODUCER_KEY;
+use crate::model::checkpoint::{IGNORED_KEYS, PRODUCER_KEY};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -73,12 +73,14 @@ impl<'a> OutputFolder<'a> {
     }
 
     /// Writes `config.json`: the source's without its quantization, with `changes`, with `quantization_config` if
-    /// given, and with the mark that tells [`crate::model::Checkpoint`] whether the folder is complete.
+    /// given, and with the mark that tells [`crate::model::Checkpoint`] whether the folder is complete and which unknown
+    /// keys of the source were ignored.
     pub async fn write_config(
         &self,
         source: &Value,
         changes: &[(&str, Value)],
         quantization_config: Option<Value>,
+        ignored_keys: &[String],
     ) -> Result<()> {
         let mut config = source.clone();
         let Some(object) = config.as_object_mut() else {
@@ -91,7 +93,10 @@ impl<'a> OutputFolder<'a> {
         if let Some(quantization) = quantization_config {
             object.insert("quantization_config".to_owned(), quantization);
         }
-        let mark = json!({"version": env!("CARGO_PKG_VERSION"), "written_last": self.written_last});
+        let mut mark = json!({"version": env!("CARGO_PKG_VERSION"), "written_last": self.written_last});
+        if !ignored_keys.is_empty() {
+            mark[IGNORED_KEYS] = json!(ignored_keys);
+        }
         object.insert(PRODUCER_KEY.to_owned(), mark);
         self.write_json("config.json", &config).await
     }

@@ -40,6 +40,9 @@ pub struct SourceRecord {
     /// SHA-256 over config.json and then, sorted by name, each tensor's name, type, shape and SHA-256. Tensors can
     /// therefore be hashed in whatever order they are read.
     pub sha256: String,
+    /// Unknown keys of its configuration files that were ignored because the caller allowed them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_keys: Vec<String>,
 }
 
 impl SourceRecord {
@@ -51,6 +54,7 @@ impl SourceRecord {
             parameters: checkpoint.config().parameter_count(),
             bytes: checkpoint.bytes(),
             sha256: hash_checkpoint(checkpoint).await?,
+            ignored_keys: checkpoint.ignored_keys().to_vec(),
         })
     }
 }

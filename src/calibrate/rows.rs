@@ -20,7 +20,7 @@ pub async fn quantize_rows(
     control: &dyn Control,
     report: impl Fn(usize),
 ) -> Result<()> {
-    rows.by_few(rows_at_once(parallel::lanes()));
+    rows.limit_rows(rows_at_once(parallel::lanes()));
     while let Some((range, values)) = rows.next().await? {
         quantizer.take_rows(values);
         while !quantizer.wants_rows() {

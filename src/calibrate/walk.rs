@@ -22,7 +22,7 @@ use crate::format::scratch::Scratch;
 use crate::model::block::{Block, LinearInput, Stage};
 use crate::model::hidden_store::{HiddenStore, StoreSlot};
 use crate::model::names::{self, Linear};
-use crate::model::runner::{Chunk, LayerStreamed, Runner, Waiting};
+use crate::model::runner::{Chunk, LayerStreamed, Runner, StoredState};
 use crate::model::weights::WeightSource;
 use crate::model::{Checkpoint, LoadOptions};
 use crate::quant::{Drift, Hessian};
@@ -106,7 +106,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     async fn embed(&mut self, control: &dyn Control) -> Result<()> {
-        let ends = self.model.load_ends().await?;
+        let ends = self.model.load_embedding_and_head().await?;
         let slots: Vec<&str> =
             self.streams().iter().map(|&stream| stream.before(0, self.options.start.keeps())).collect();
         for slot in &slots {
@@ -299,14 +299,14 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// The position of the samples, and its slots in scratch.
-    fn waiting(&self, stream: Stream) -> Waiting<'static> {
+    fn waiting(&self, stream: Stream) -> StoredState<'static> {
         let kept = self.options.start.keeps();
         let residual = match self.input {
             None | Some(LinearInput::Qkv | LinearInput::O) => stream.before(self.layer, kept),
             Some(LinearInput::GateUp | LinearInput::Down) => stream.inside(kept),
         };
         let activations = self.input.map_or("", |input| stream.activations(input));
-        Waiting { input: self.input, residual, activations }
+        StoredState { input: self.input, residual, activations }
     }
 }
 

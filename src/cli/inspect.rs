@@ -2,9 +2,10 @@
 
 use super::terminal::Terminal;
 use super::{Outcome, open};
-use crate::error::Result;
-use crate::model::Inspection;
+use crate::error::{Error, Result};
+use crate::model::{Inspection, ReadingNotes};
 use crate::task::block_on;
+use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -13,12 +14,37 @@ use std::path::PathBuf;
 pub struct InspectArgs {
     /// A checkpoint: a folder, or a GGUF file
     checkpoint: PathBuf,
+
+    /// List everything that is ignored, assumed or defaulted in reading it
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Serialize)]
+struct InspectReport {
+    #[serde(flatten)]
+    inspection: Inspection,
+    #[serde(flatten)]
+    notes: Option<ReadingNotes>,
 }
 
 pub fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Outcome> {
-    let inspection =
-        block_on(async { Inspection::new(&open::checkpoint(&args.checkpoint, terminal).await?) })?;
-    terminal.result(&inspection, Words(&inspection))?;
+    let report = block_on(async {
+        let checkpoint = open::checkpoint(&args.checkpoint, terminal).await?;
+        let notes = match args.strict {
+            true => Some(ReadingNotes::new(&checkpoint).await?),
+            false => None,
+        };
+        Ok::<_, Error>(InspectReport { inspection: Inspection::new(&checkpoint)?, notes })
+    })?;
+    let mut text = Words(&report.inspection).to_string();
+    if let Some(ReadingNotes { ignored, assumed, defaulted }) = &report.notes {
+        for (title, notes) in [("ignored", ignored), ("assumed", assumed), ("defaulted", defaulted)] {
+            let lines: String = notes.iter().map(|note| format!("    {note}\n")).collect();
+            text += &format!("  {title}\n{}", if lines.is_empty() { "    nothing\n" } else { &lines });
+        }
+    }
+    terminal.result(&report, text)?;
     Ok(Outcome::Done)
 }
 

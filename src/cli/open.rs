@@ -32,7 +32,6 @@ pub struct TokenizerArgs {
 
 impl TokenizerArgs {
     /// The given folder.
-    #[cfg(feature = "train")]
     pub fn folder(&self) -> Option<&Path> {
         self.tokenizer.as_deref()
     }

@@ -39,6 +39,30 @@ impl<T: Options> FromArgMatches for OptionArgs<T> {
     }
 }
 
+/// Options that every command has, before or after its name.
+#[derive(Clone, Debug, Default)]
+pub struct GlobalArgs<T>(pub OptionArgs<T>);
+
+impl<T: Options> clap::Args for GlobalArgs<T> {
+    fn augment_args(command: Command) -> Command {
+        arguments(T::specs()).into_iter().map(|argument| argument.global(true)).fold(command, Command::arg)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<T: Options> FromArgMatches for GlobalArgs<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        OptionArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
 /// The arguments of options. Nested options become arguments at the same level.
 pub fn arguments(specs: Vec<OptionSpec>) -> Vec<Arg> {
     let mut arguments = Vec::new();

@@ -8,7 +8,7 @@ use super::quantize::append;
 use super::system;
 use super::terminal::Terminal;
 use crate::artifact::metrics::Metric;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::scratch::TempScratch;
 use crate::model::Checkpoint;
 use crate::options::Options;
@@ -125,10 +125,19 @@ pub async fn measure(
     terminal: &Terminal,
 ) -> Result<ValidationReport> {
     let codec = open::tokenizer(original, tokenizer).await?;
+    // A given tokenizer is that of both.
+    let other = match (tokenizer.folder().is_some(), open::tokenizer(quantized, tokenizer).await) {
+        (true, _) => None,
+        (false, Err(error)) if error.code() == ErrorCode::NotFound => None,
+        (false, other) => Some(other),
+    };
     let scratch = TempScratch::new()?;
     let start = Instant::now();
     let context = RunContext {
         codec: &codec,
+        quantized_codec: other
+            .as_ref()
+            .map(|other| other.as_ref().map(|codec| codec as _).map_err(Clone::clone)),
         clock: &|| start.elapsed().as_secs_f64(),
         scratch: &scratch,
         control: terminal,

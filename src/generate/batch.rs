@@ -9,7 +9,7 @@ use super::generator::{GenerateOptions, Piece};
 use super::sequence::Sequence;
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::model::decoder::{Pending, Run, Wanted};
+use crate::model::decoder::{LogitsRequest, Pending, Run};
 use crate::model::{CausalLm, KvCache};
 use crate::task::Control;
 use crate::tokenizer::TextCodec;
@@ -134,7 +134,7 @@ impl<'m, B: Backend> Batch<'m, B> {
                 None => Some(sequence.wanted()),
                 Some(wanted) if wanted == sequence.wanted() => Some(wanted),
                 // Enough for every sampler.
-                Some(_) => Some(Wanted::Logits),
+                Some(_) => Some(LogitsRequest::Logits),
             };
         }
         let Some(wanted) = wanted else { return Ok(None) };

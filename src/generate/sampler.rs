@@ -18,7 +18,7 @@
 //! generator is PCG32 (O'Neill 2014), whose output for a seed is fixed.
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::model::decoder::{Next, Wanted};
+use crate::model::decoder::{LogitsRequest, Next};
 use crate::options::{Bounds, Options, options};
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::{Rng, SeedableRng};
@@ -75,18 +75,18 @@ impl Sampler {
     }
 
     /// What it needs of the logits to choose the next token.
-    pub fn wanted(&self, vocab_size: usize) -> Wanted {
+    pub fn wanted(&self, vocab_size: usize) -> LogitsRequest {
         /// Beyond this, reading all logits is as fast.
         const MOST_CANDIDATES: usize = 1024;
         let SamplerOptions { temperature, top_k, repetition_penalty, .. } = self.options;
         if repetition_penalty != 1.0 {
-            Wanted::Logits
+            LogitsRequest::Logits
         } else if temperature == 0.0 {
-            Wanted::Largest
+            LogitsRequest::Largest
         } else if (1..=MOST_CANDIDATES.min(vocab_size)).contains(&top_k) {
-            Wanted::TopK(top_k)
+            LogitsRequest::TopK(top_k)
         } else {
-            Wanted::Logits
+            LogitsRequest::Logits
         }
     }
 

@@ -6,7 +6,7 @@ use super::stop::{FinishReason, StopOptions, StopRules, StopStep};
 use super::text_stream::{Detokenize, TextStream};
 use crate::error::{Error, ErrorCode, Result};
 use crate::model::ModelConfig;
-use crate::model::decoder::{Next, Wanted};
+use crate::model::decoder::{LogitsRequest, Next};
 use crate::tokenizer::TextCodec;
 
 /// A prompt and its output so far.
@@ -19,7 +19,7 @@ pub(super) struct Sequence<'m> {
     prompt_len: usize,
     /// Cache positions that it needs in total.
     positions: usize,
-    wanted: Wanted,
+    wanted: LogitsRequest,
 }
 
 struct Codec<'a>(&'a dyn TextCodec);
@@ -81,7 +81,7 @@ impl<'m> Sequence<'m> {
     }
 
     /// What the sampler needs of the next logits.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> LogitsRequest {
         self.wanted
     }
 

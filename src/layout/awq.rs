@@ -20,7 +20,7 @@ use super::stored::{
     for_each_words, in_tensor, matrix, require_float, require_shape, require_type, scales, transpose_scales,
     word_bytes, zeroed_words,
 };
-use super::{ModuleStorage, PackedFormat, dense, gptq, keys};
+use super::{ModuleStorage, PackedFormat, dense, keys};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::json;
@@ -43,7 +43,7 @@ pub struct Config {
 }
 
 /// Keys besides GPTQ's that are read here, or that only describe how codes were found or how to run them.
-const KNOWN_KEYS: [&str; 9] = [
+pub(super) const KNOWN_KEYS: [&str; 9] = [
     "w_bit",
     "q_group_size",
     // The tensors show the values of these two.
@@ -105,14 +105,15 @@ impl ModuleTensors {
 }
 
 impl Config {
-    /// Reads the config, with the keys of `config.json` or of `quant_config.json`.
+    /// Reads the config, with the keys of `config.json` or of `quant_config.json`. Unknown keys that `allowed` names
+    /// are ignored.
     ///
     /// # Errors
     /// `unsupported_format` for other bit widths and packings; `invalid_checkpoint` for a broken config.
-    pub fn parse(config: &Value) -> Result<Self> {
+    pub fn parse(config: &Value, allowed: &[String]) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
-        keys::refuse_unknown(config, &[&KNOWN_KEYS, &gptq::KNOWN_KEYS, &keys::AUTO_ROUND])?;
+        keys::check("awq", config, allowed)?;
         keys::refuse_other_than_integer_weights(config)?;
         for (key, value) in [
             ("version", &raw.version),

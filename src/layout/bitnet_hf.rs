@@ -37,7 +37,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 const MAX_PATTERN_BYTES: usize = 32 * 1024;
 const MAX_PATTERNS: usize = 4096;
 
-const KNOWN_KEYS: [&str; 5] =
+pub(super) const KNOWN_KEYS: [&str; 5] =
     ["linear_class", "quantization_mode", "use_rms_norm", "rms_norm_eps", "modules_to_not_convert"];
 
 /// What `quantization_config` says about a BitNet checkpoint.
@@ -102,14 +102,14 @@ struct RawConfig {
 }
 
 impl Config {
-    /// Reads `quantization_config`.
+    /// Reads `quantization_config`. Unknown keys that `allowed` names are ignored.
     ///
     /// # Errors
     /// `unsupported_format` for a norm inside linear layers, an unknown key, or a ternary head in online mode.
-    pub fn parse(config: &Value) -> Result<Self> {
+    pub fn parse(config: &Value, allowed: &[String]) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
-        keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
+        keys::check("bitnet", config, allowed)?;
         if raw.use_rms_norm == Some(true) {
             return Err(Error::unsupported_format("`use_rms_norm` inside linear layers is not supported"));
         }
@@ -415,8 +415,9 @@ mod tests {
             ("a|model.layers.0", &["model.layers.0.mlp.up_proj"], &["model.layers.4.mlp.up_proj"]),
         ];
         let online = |kept: Value| {
-            Config::parse(&json!({"linear_class": "autobitlinear", "quantization_mode": "online",
-                "modules_to_not_convert": kept}))
+            let config = json!({"linear_class": "autobitlinear", "quantization_mode": "online",
+                "modules_to_not_convert": kept});
+            Config::parse(&config, &[])
         };
         for (name, kept, converted) in cases {
             let config = online(json!(["lm_head", name])).unwrap();
@@ -468,7 +469,7 @@ mod tests {
                 c["quantization_mode"] = json!("online");
                 c["modules_to_not_convert"] = json!(["model.layers.0"]);
             }),
-            ("the key `rotation` with the value \"hadamard\"", ErrorCode::UnsupportedFormat, |c, _| {
+            ("unknown key `rotation` = \"hadamard\"", ErrorCode::UnsupportedFormat, |c, _| {
                 c["rotation"] = json!("hadamard");
             }),
             ("`use_rms_norm` inside linear layers", ErrorCode::UnsupportedFormat, |c, _| {

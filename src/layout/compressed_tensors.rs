@@ -32,6 +32,7 @@ mod targets;
 mod writer;
 
 pub use config::Config;
+pub(super) use config::KNOWN_KEYS;
 pub(super) use writer::{can_hold, encode, planned_tensors, quantization_config};
 
 #[cfg(doc)]

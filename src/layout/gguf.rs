@@ -14,6 +14,7 @@
 mod blocks;
 mod config;
 mod encode;
+mod keys;
 mod metadata;
 mod names;
 mod output;
@@ -61,6 +62,8 @@ pub struct GgufCheckpoint {
     pub config: Config,
     /// Warnings for the user about how the file was interpreted.
     pub warnings: Vec<String>,
+    /// Unknown keys that were ignored because the caller allows them.
+    pub ignored_keys: Vec<String>,
 }
 
 /// The tensors of a file that are blocks, with their types.
@@ -71,22 +74,23 @@ pub struct Config {
 }
 
 impl GgufCheckpoint {
-    /// Reads a file's header.
+    /// Reads a file's header. Unknown keys that `allowed` names are ignored.
     ///
     /// # Errors
-    /// `unsupported_model` naming an architecture, key or tensor that the decoder does not support;
+    /// `unsupported_model` naming an architecture, a key or a tensor that the decoder does not support or know;
     /// `unsupported_format` for a tensor type that is not decoded; `invalid_checkpoint` for contradictions. All name
     /// the file.
-    pub async fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
+    pub async fn open(source: Arc<dyn ByteSource>, allowed: &[String]) -> Result<Self> {
         let header = read_header(source.as_ref()).await?;
         let name = source.name().to_owned();
-        Self::from_header(source, &header).await.context_with(|| name)
+        Self::from_header(source, &header, allowed).await.context_with(|| name)
     }
 
-    async fn from_header(source: Arc<dyn ByteSource>, header: &Header) -> Result<Self> {
+    async fn from_header(source: Arc<dyn ByteSource>, header: &Header, allowed: &[String]) -> Result<Self> {
         let metadata = Metadata(&header.metadata);
         refuse_split(&metadata)?;
         let architecture = config::architecture(&metadata)?;
+        let ignored_keys = keys::check(&metadata, architecture, allowed)?;
         let head_dim =
             (architecture == "llama").then(|| config::head_dim(&metadata, architecture)).transpose()?;
         let mut blocks = BTreeMap::new();
@@ -141,7 +145,15 @@ impl GgufCheckpoint {
         let warnings = tokenizer::warnings(&metadata);
         let file = source.name().rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
         let store = TensorStore::from_parts(source.name(), &file, source.clone(), tensors)?;
-        Ok(Self { config_json, files, tokenizer_problem, store, config: Config { blocks }, warnings })
+        Ok(Self {
+            config_json,
+            files,
+            tokenizer_problem,
+            store,
+            config: Config { blocks },
+            warnings,
+            ignored_keys,
+        })
     }
 }
 

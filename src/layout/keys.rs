@@ -1,7 +1,9 @@
 //! The accepted keys of a `quantization_config`. Any other key may change what the weights mean, so it is refused.
 
+use super::{awq, bitnet_hf, compressed_tensors, gptq};
 use crate::error::{Error, Result};
-use crate::format::{clipped, quoted};
+use crate::format::known_keys::{self, Subject, Treatment};
+use crate::format::quoted;
 use serde_json::Value;
 
 /// Keys about the method, the tool and its run, or hints for a runtime.
@@ -20,32 +22,40 @@ const OF_EVERY_TOOL: [&str; 12] = [
     "model_file_base_name",
 ];
 
-/// Refuses keys that are in none of the lists of `known`. Keys with an empty value (null, false, an empty list or map)
-/// are ignored.
+/// The lists of keys of a method.
+fn of_method(method: &str) -> &'static [&'static [&'static str]] {
+    match method {
+        "compressed-tensors" => &[&compressed_tensors::KNOWN_KEYS],
+        "bitnet" => &[&bitnet_hf::KNOWN_KEYS],
+        "awq" => &[&awq::KNOWN_KEYS, &gptq::KNOWN_KEYS, &AUTO_ROUND],
+        // auto-round's own packing is GPTQ's.
+        "gptq" | "auto-round" => &[&gptq::KNOWN_KEYS, &AUTO_ROUND],
+        _ => &[],
+    }
+}
+
+/// Whether the `quantization_config` of a method may have the key.
+pub fn is_known(method: &str, key: &str) -> bool {
+    OF_EVERY_TOOL.contains(&key) || of_method(method).iter().any(|keys| keys.contains(&key))
+}
+
+/// Refuses unknown keys of a method's `quantization_config` that the caller does not allow.
 ///
 /// # Errors
 /// `unsupported_format` naming the key and its value.
-pub(super) fn refuse_unknown(config: &Value, known: &[&[&str]]) -> Result<()> {
-    let says_nothing = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(entries) => entries.is_empty(),
-        _ => false,
-    };
+pub(super) fn check(method: &str, config: &Value, allowed: &[String]) -> Result<()> {
+    refuse_unknown(config, of_method(method), allowed)
+}
+
+/// Refuses keys that are in none of the lists of `known` and not allowed by the caller.
+///
+/// # Errors
+/// `unsupported_format` naming the key and its value.
+pub(super) fn refuse_unknown(config: &Value, known: &[&[&str]], allowed: &[String]) -> Result<()> {
     let is_known = |key: &str| OF_EVERY_TOOL.contains(&key) || known.iter().any(|keys| keys.contains(&key));
-    let unknown = config
-        .as_object()
-        .into_iter()
-        .flatten()
-        .find(|(key, value)| !is_known(key.as_str()) && !says_nothing(value));
-    match unknown {
-        None => Ok(()),
-        Some((key, value)) => Err(Error::unsupported_format(format!(
-            "the key {} with the value {} is not supported: it may change what the weights mean",
-            quoted(key),
-            clipped(&value.to_string(), 100)
-        ))),
-    }
+    let treatment = |key: &str| is_known(key).then_some(Treatment::Honoured);
+    let Some(object) = config.as_object() else { return Ok(()) };
+    known_keys::check(object, treatment, allowed, "", Subject::Weights).map(drop)
 }
 
 /// auto-round's own settings, in every layout that it writes. They do not change what the weights mean.
@@ -126,10 +136,12 @@ mod tests {
             json!({}),
             json!(null),
         ] {
-            refuse_unknown(&config, known).unwrap();
+            refuse_unknown(&config, known, &[]).unwrap();
         }
-        let error = refuse_unknown(&json!({"bits": 4, "rotation": "hadamard"}), known).unwrap_err();
-        assert!(error.to_string().contains("`rotation` with the value \"hadamard\""), "{error}");
+        let rotated = json!({"bits": 4, "rotation": "hadamard"});
+        let error = refuse_unknown(&rotated, known, &[]).unwrap_err();
+        assert!(error.to_string().contains("unknown key `rotation` = \"hadamard\""), "{error}");
+        refuse_unknown(&rotated, known, &["rotation".to_owned()]).unwrap();
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! is stored twice.
 
 mod folder_kind;
+mod generation;
+mod unread;
 
-use super::config::{ModelConfig, token_ids};
+use super::config::{ModelConfig, keys};
 use super::names::{self, Linear};
 use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::quoted;
@@ -21,6 +23,10 @@ use std::sync::Arc;
 /// last: `{"version": "0.1.0", "written_last": "quantization_config.json"}`.
 pub const PRODUCER_KEY: &str = "lowbit";
 
+/// The key inside [`PRODUCER_KEY`]'s object that names the unknown keys that were ignored. They are ignored again when the
+/// folder is opened.
+pub const IGNORED_KEYS: &str = "ignored_keys";
+
 /// An open checkpoint.
 pub struct Checkpoint {
     dir: Arc<dyn SourceDir>,
@@ -30,6 +36,8 @@ pub struct Checkpoint {
     layout: Layout,
     tokenizer_problem: Option<Error>,
     warnings: Vec<String>,
+    allow_unknown: Vec<String>,
+    ignored_keys: Vec<String>,
 }
 
 impl Checkpoint {
@@ -37,7 +45,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `not_found` for a missing file, `unfinished_output` for a folder whose writer stopped early, `unsupported_model`
-    /// and `unsupported_format` for what this crate does not support, `invalid_checkpoint` for contradictory contents.
+    /// and `unsupported_format` for what this crate does not support or know, `invalid_checkpoint` for contradictory contents.
     pub async fn open(dir: Arc<dyn SourceDir>) -> Result<Self> {
         Self::open_with(dir, &OpenOptions::default()).await
     }
@@ -56,12 +64,20 @@ impl Checkpoint {
             return Err(folder_kind::without_config(dir.as_ref()).await);
         };
         refuse_unfinished(dir.as_ref(), &config_json).await?;
-        let mut config = ModelConfig::from_json(&config_json).context_with(|| "config.json")?;
+        let allowed = allowed_keys(&config_json, options);
+        let options = &OpenOptions { allow_unknown: allowed, ..options.clone() };
+        let allowed = &options.allow_unknown;
+        let read = |ignored_keys: &mut Vec<String>| {
+            ignored_keys.extend(keys::check(&config_json, allowed)?);
+            ModelConfig::from_known(&config_json)
+        };
+        let mut ignored_keys = Vec::new();
+        let mut config = read(&mut ignored_keys).context_with(|| "config.json")?;
         folder_kind::refuse_adapter(dir.as_ref()).await?;
-        let mut unapplied = None;
-        if let Some(generation) = folder_kind::generation_config(dir.as_ref()).await? {
-            read_generation_tokens(&generation, &mut config).context_with(|| "generation_config.json")?;
-            unapplied = folder_kind::unapplied_settings(&generation);
+        let generation = generation::read(dir.as_ref(), allowed).await?;
+        if let Some(generation) = &generation {
+            ignored_keys.extend(generation.ignored_keys.iter().cloned());
+            generation.set_tokens(&mut config);
         }
         let store = match TensorStore::open(dir.as_ref()).await {
             Ok(store) => with_prefix(store)?,
@@ -71,9 +87,29 @@ impl Checkpoint {
         let layout = Layout::open(quantization.as_ref(), &store, options).await.context_with(|| file)?;
         let mut warnings = layout.warnings().to_vec();
         warnings.extend(folder_kind::unread_templates(dir.as_ref()));
-        warnings.extend(unapplied);
-        let opened = Self { dir, config_json, config, store, layout, tokenizer_problem: None, warnings };
-        opened.checked().await
+        warnings.extend(generation::unapplied_settings(generation.as_ref(), &config_json));
+        if let Some(quantization) = &quantization {
+            ignored_keys.extend(allowed.iter().filter(|key| quantization.get(*key).is_some()).cloned());
+        }
+        if !allowed.is_empty()
+            && let Some(tokenizer) = read_json(dir.as_ref(), "tokenizer_config.json").await?
+        {
+            ignored_keys.extend(allowed.iter().filter(|key| tokenizer.get(*key).is_some()).cloned());
+        }
+        let (tokenizer_problem, allow_unknown) = (None, allowed.clone());
+        Self {
+            dir,
+            config_json,
+            config,
+            store,
+            layout,
+            tokenizer_problem,
+            warnings,
+            allow_unknown,
+            ignored_keys,
+        }
+        .checked()
+        .await
     }
 
     /// Opens a GGUF file as a folder: [`dir`](Self::dir) then contains the files that are derived from its metadata.
@@ -81,9 +117,18 @@ impl Checkpoint {
     /// # Errors
     /// As [`GgufCheckpoint::open`], and as [`open`](Self::open) for features that the decoder does not support.
     pub async fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Self> {
+        Self::open_gguf_with(source, &OpenOptions::default()).await
+    }
+
+    /// As [`Checkpoint::open_gguf`], with options for what the file does not specify.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_gguf`].
+    pub async fn open_gguf_with(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Self> {
         let place = source.name().to_owned();
-        let GgufCheckpoint { config_json, files, tokenizer_problem, store, config, warnings } =
-            GgufCheckpoint::open(source).await?;
+        let file = GgufCheckpoint::open(source, &options.allow_unknown).await?;
+        let GgufCheckpoint { config_json, files, tokenizer_problem, store, config, warnings, ignored_keys } =
+            file;
         let config_of_model = ModelConfig::from_json(&config_json).context_with(|| &place)?;
         Self {
             dir: Arc::new(files),
@@ -93,6 +138,8 @@ impl Checkpoint {
             layout: Layout::Gguf(config),
             tokenizer_problem,
             warnings,
+            allow_unknown: options.allow_unknown.clone(),
+            ignored_keys,
         }
         .checked()
         .await
@@ -100,9 +147,27 @@ impl Checkpoint {
     }
 
     async fn checked(mut self) -> Result<Self> {
+        self.warnings.extend(self.ignored_keys.iter().map(|key| {
+            format!(
+                "the unknown key {} is ignored, as allowed: it may change what the model computes",
+                quoted(key)
+            )
+        }));
         self.resolve_tables().await?;
         self.check_shapes()?;
+        self.warn_of_unread_tensors();
         Ok(self)
+    }
+
+    fn warn_of_unread_tensors(&mut self) {
+        let unread = self.unread_tensors();
+        if let Some(first) = unread.first() {
+            let others = match unread.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            self.warnings.push(format!("the decoder does not read {}{others}", quoted(first)));
+        }
     }
 
     /// Determines whether embedding and head are tied. If config.json ties them, the stored one serves as both. A
@@ -229,6 +294,25 @@ impl Checkpoint {
         &self.layout
     }
 
+    /// generation_config.json, if there is one.
+    ///
+    /// # Errors
+    /// Errors of reading.
+    pub(super) async fn generation_config(&self) -> Result<Option<Value>> {
+        let generation = generation::read(self.dir.as_ref(), &self.allow_unknown).await?;
+        Ok(generation.map(|generation| generation.json))
+    }
+
+    /// Unknown keys that the caller allows, for files that are opened later.
+    pub fn allow_unknown(&self) -> &[String] {
+        &self.allow_unknown
+    }
+
+    /// Unknown keys of the configuration files that were ignored because the caller allows them.
+    pub fn ignored_keys(&self) -> &[String] {
+        &self.ignored_keys
+    }
+
     /// Warnings about how the checkpoint was interpreted.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -339,13 +423,9 @@ async fn refuse_unfinished(dir: &dyn SourceDir, config: &Value) -> Result<()> {
     Ok(())
 }
 
-/// generation_config.json overrides the special tokens of config.json.
-fn read_generation_tokens(generation: &Value, config: &mut ModelConfig) -> Result<()> {
-    if let Some(eos) = token_ids(generation, "eos_token_id")?.filter(|ids| !ids.is_empty()) {
-        config.eos_token_ids = eos;
-    }
-    if let Some(bos) = token_ids(generation, "bos_token_id")?.and_then(|ids| ids.first().copied()) {
-        config.bos_token_id = Some(bos);
-    }
-    Ok(())
+/// The caller's unknown keys to ignore, and those under which an earlier command wrote the folder.
+fn allowed_keys(config: &Value, options: &OpenOptions) -> Vec<String> {
+    let of_writer = config.get(PRODUCER_KEY).and_then(|producer| producer.get(IGNORED_KEYS)?.as_array());
+    let of_writer = of_writer.into_iter().flatten().filter_map(|key| key.as_str().map(str::to_owned));
+    options.allow_unknown.iter().cloned().chain(of_writer).collect()
 }

@@ -4,6 +4,7 @@
 //! outcome.
 
 mod family;
+pub mod keys;
 mod raw;
 
 pub(crate) use raw::token_ids;
@@ -86,8 +87,15 @@ impl ModelConfig {
     /// Reads the JSON of a `config.json`.
     ///
     /// # Errors
-    /// `unsupported_model` for what the decoder does not support, `invalid_checkpoint` for invalid values.
+    /// `unsupported_model` for what the decoder does not support and for unknown keys, `invalid_checkpoint` for invalid
+    /// values.
     pub fn from_json(config: &Value) -> Result<Self> {
+        keys::check(config, &[])?;
+        Self::from_known(config)
+    }
+
+    /// Reads the JSON of a `config.json` whose keys have been [checked](keys::check).
+    pub(super) fn from_known(config: &Value) -> Result<Self> {
         if !config.is_object() {
             return Err(Error::invalid_checkpoint("expected a model configuration but found no JSON object"));
         }
@@ -103,7 +111,7 @@ impl ModelConfig {
                 Architecture::names().join(", ")
             )));
         };
-        raw.refuse_what_the_decoder_does_not_do(config, architecture)?;
+        raw.refuse_unsupported(config, architecture)?;
         let defaults = architecture.defaults();
         // A missing key has the default of its class. A null has the meaning of `None` in the class.
         let absent = |key: &str| config.get(key).is_none();
@@ -112,7 +120,8 @@ impl ModelConfig {
         let num_attention_heads = size("num_attention_heads", raw.num_attention_heads)?;
         let of_class = defaults.num_key_value_heads.filter(|_| absent("num_key_value_heads"));
         let num_key_value_heads = match raw.num_key_value_heads.or(of_class) {
-            None => num_attention_heads,
+            // Only Mistral's class requires a number.
+            None if architecture != Architecture::Mistral => num_attention_heads,
             heads => size("num_key_value_heads", heads)?,
         };
         let head_dim = match raw.head_dim.or(defaults.head_dim.filter(|_| absent("head_dim"))) {
@@ -124,6 +133,11 @@ impl ModelConfig {
             }
             dim => size("head_dim", dim)?,
         };
+        if architecture == Architecture::BitNet && head_dim * num_attention_heads != hidden_size {
+            return Err(Error::unsupported_model(format!(
+                "head_dim = {head_dim} is not supported in BitNet: its norm before `o_proj` has {hidden_size} elements"
+            )));
+        }
         if num_attention_heads % num_key_value_heads != 0 {
             return Err(Error::invalid_checkpoint(format!(
                 "expected num_key_value_heads to divide num_attention_heads, but found {num_key_value_heads} and {num_attention_heads}"
@@ -149,6 +163,7 @@ impl ModelConfig {
                 "num_hidden_layers = {num_hidden_layers} is implausibly large"
             )));
         }
+        raw.check_layer_types(num_hidden_layers)?;
         let rms_norm_eps = raw.rms_norm_eps.unwrap_or(defaults.rms_norm_eps) as f32;
         if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
             return Err(Error::invalid_checkpoint(format!(
@@ -302,9 +317,11 @@ mod tests {
             ("use_sliding_window", json!(true)),
             ("sliding_window", json!(4)),
             ("max_window_layers", json!(0)),
-            ("layer_types", json!(["full_attention", "full_attention"])),
+            ("layer_types", json!(vec!["full_attention"; 5])),
         ];
         assert!(with(&full).is_ok(), "layer_types takes precedence over max_window_layers");
+        let error = with(&[("layer_types", json!(["full_attention"]))]).unwrap_err();
+        assert!(error.to_string().contains("expected `layer_types` for 5 layers"), "{error}");
         let others = [("sliding_window", json!(-1)), ("max_window_layers", json!(-1))];
         assert!(with(&others).is_ok(), "llama ignores these keys");
         // A null is not a missing key: as many key and value heads as query heads, and no end-of-sequence token.
@@ -329,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_decoder_does_not_do_is_named() {
+    fn unsupported_features_are_named() {
         type Case<'a> = (&'a [(&'a str, Value)], ErrorCode, &'a str);
         let cases: &[Case<'_>] = &[
             (&[("model_type", json!("gpt2"))], ErrorCode::UnsupportedModel, "gpt2"),

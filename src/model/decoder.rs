@@ -6,7 +6,7 @@
 mod next;
 mod runs;
 
-pub use next::{Next, Pending, Wanted};
+pub use next::{LogitsRequest, Next, Pending};
 pub use runs::Run;
 
 use super::block::{Block, Stage};

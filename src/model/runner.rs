@@ -9,8 +9,8 @@ mod backward;
 mod layer_streamed;
 
 #[cfg(feature = "train")]
-pub use backward::{EndParameters, LossSums, Objective, Predictions, Teaching, needs_refresh, zero};
-pub use layer_streamed::{Chunk, LayerStreamed, Waiting};
+pub use backward::{EndParameters, LossSums, Objective, Predictions, TeacherLogits, needs_refresh, zero};
+pub use layer_streamed::{Chunk, LayerStreamed, StoredState};
 
 use super::block::{Hidden, Workspace, elements_per_token};
 use super::checkpoint::Checkpoint;

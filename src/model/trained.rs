@@ -64,11 +64,11 @@ pub struct Parameter<B: Train> {
     /// `[rows, cols]`: the sum over the backward passes since it was last set to 0.
     pub gradient: B::Buffer,
     /// Explicit scales of the codes, instead of scales computed from the weights.
-    pub scales: Option<HeldScales<B>>,
+    pub scales: Option<ExplicitScales<B>>,
 }
 
 /// Explicit scales of a parameter's codes, fixed or learned.
-pub struct HeldScales<B: Train> {
+pub struct ExplicitScales<B: Train> {
     /// Master values of the optimizer.
     pub master: B::Buffer,
     /// Values as stored, by which the forward pass multiplies.
@@ -174,7 +174,7 @@ impl<B: Train> Parameter<B> {
     /// # Errors
     /// `invalid_argument` if the parameter has no codes, if the codes are not symmetric, if the number of scales is
     /// wrong, or if a scale is 0 or not finite.
-    pub fn hold_scales(&mut self, backend: &mut B, scales: &[f32], learned: bool) -> Result<()> {
+    pub fn set_scales(&mut self, backend: &mut B, scales: &[f32], learned: bool) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid_argument(format!("`{}`: {message}", self.tensor)));
         let Stored::Packed { scheme, scale_type, .. } = self.stored else {
             return refuse("expected a quantized parameter for scales but found floating point".into());
@@ -200,7 +200,7 @@ impl<B: Train> Parameter<B> {
             low: -zero,
             high: scheme.max_code() as f32 - zero,
         };
-        let mut held = HeldScales {
+        let mut held = ExplicitScales {
             master: backend.buffer(Element::F32, expected)?,
             used: backend.buffer(Element::F32, expected)?,
             gradient: backend.buffer(Element::F32, expected)?,
@@ -362,19 +362,26 @@ pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]
     for part in parts.iter_mut() {
         held.push(part.weight.use_scales(backend).await?);
     }
-    let mut arrivals = Vec::with_capacity(parts.len());
+    let mut matrices_to_encode = Vec::with_capacity(parts.len());
     for (LinearParameters { weight, .. }, scales) in parts.iter().zip(held) {
         let Parameter { tensor, rows, cols, stored, .. } = weight;
         let shape = (*rows, *cols);
         let values = weight.values(backend).await?;
-        arrivals.push(Arrival { tensor, shape, stored: *stored, values, scales, codes: None });
+        matrices_to_encode.push(MatrixToEncode {
+            tensor,
+            shape,
+            stored: *stored,
+            values,
+            scales,
+            codes: None,
+        });
     }
-    parallel::for_each_chunk(&mut arrivals, 1, |_, arrivals| {
-        arrivals.iter_mut().for_each(|arrival| arrival.codes = arrival.encode());
+    parallel::for_each_chunk(&mut matrices_to_encode, 1, |_, matrices_to_encode| {
+        matrices_to_encode.iter_mut().for_each(|arrival| arrival.codes = arrival.encode());
     });
     let mut builder = backend.begin_weight(&descs)?;
     for (index, (arrival, LinearParameters { weight, bias })) in
-        arrivals.into_iter().zip(parts.iter()).enumerate()
+        matrices_to_encode.into_iter().zip(parts.iter()).enumerate()
     {
         let rows = 0..weight.rows;
         match (arrival.codes, weight.stored) {
@@ -398,7 +405,7 @@ pub async fn weight<B: Train>(backend: &mut B, parts: &mut [LinearParameters<B>]
 }
 
 /// A matrix to be encoded for the running weight. It holds only data that other threads may access.
-struct Arrival<'a> {
+struct MatrixToEncode<'a> {
     tensor: &'a str,
     shape: (usize, usize),
     stored: Stored,
@@ -408,7 +415,7 @@ struct Arrival<'a> {
     codes: Option<Result<PackedTensor>>,
 }
 
-impl Arrival<'_> {
+impl MatrixToEncode<'_> {
     /// The codes; `None` for floating point.
     fn encode(&mut self) -> Option<Result<PackedTensor>> {
         let Stored::Packed { scheme, scale_type, .. } = self.stored else { return None };

@@ -16,7 +16,7 @@ use std::ops::Range;
 pub const CHUNK_BYTES: usize = 4 << 20;
 /// Bytes of stored rows per read if the rows stay in memory for some time. Smaller reads would be many requests for a
 /// remote file.
-pub const FEW_BYTES: usize = 1 << 20;
+pub const MIN_CHUNK_BYTES: usize = 1 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -334,9 +334,9 @@ impl<'a> DenseRows<'a> {
         }
     }
 
-    /// Limits reads to about `rows` rows, but to no less than [`FEW_BYTES`] and no more than [`CHUNK_BYTES`].
-    pub fn by_few(&mut self, rows: usize) {
-        let few = rows.max(FEW_BYTES / (self.cols * self.dtype.size()).max(1));
+    /// Limits reads to about `rows` rows, but to no less than [`MIN_CHUNK_BYTES`] and no more than [`CHUNK_BYTES`].
+    pub fn limit_rows(&mut self, rows: usize) {
+        let few = rows.max(MIN_CHUNK_BYTES / (self.cols * self.dtype.size()).max(1));
         self.rows_at_once = self.rows_at_once.min(few).max(1);
     }
 

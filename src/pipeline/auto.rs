@@ -408,7 +408,8 @@ impl Run<'_> {
         };
         let quantized = Checkpoint::open(target.existing()).await?;
         let judged = ValidateOptions { method: outcome.record.method.clone(), ..candidate.validate.clone() };
-        let needs = RunContext { codec: candidate.codec, clock, scratch, control };
+        // Tokenizer and template are copies of the original's.
+        let needs = RunContext { codec: candidate.codec, quantized_codec: None, clock, scratch, control };
         let report =
             validate(candidate.checkpoint, &quantized, candidate.data, &judged, new_backend, &needs).await?;
         write_json(target.as_ref(), REPORT_FILE, &report).await?;

@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::format::scratch::Scratch;
 use crate::format::sink::{MemorySinkDir, SinkDir, write_whole};
 use crate::layout::TargetLayout;
-use crate::model::checkpoint::{Checkpoint, PRODUCER_KEY};
+use crate::model::checkpoint::{Checkpoint, IGNORED_KEYS, PRODUCER_KEY};
 use crate::model::{CausalLm, LoadOptions};
 use crate::quant::Scales;
 use crate::task::Control;
@@ -299,12 +299,12 @@ impl<'a> TrainContext<'a> {
     }
 }
 
-/// The configuration without keys about quantized weights and about its source folder.
-fn of_masters(config: &Value) -> Value {
-    let mut config = config.clone();
+/// The configuration without keys about quantized weights and about its source folder, besides ignored ones.
+fn of_masters(inputs: &TrainInputs<'_>) -> Value {
+    let mut config = inputs.config_json.clone();
     if let Some(object) = config.as_object_mut() {
         object.shift_remove("quantization_config");
-        object.shift_remove(PRODUCER_KEY);
+        object.insert(PRODUCER_KEY.to_owned(), json!({ IGNORED_KEYS: inputs.origin.ignored_keys() }));
     }
     config
 }
@@ -315,7 +315,7 @@ async fn stored<B: Train>(
     inputs: &TrainInputs<'_>,
 ) -> Result<(Checkpoint, BTreeMap<String, Scales>)> {
     let folder = MemorySinkDir::new(inputs.name);
-    let config = of_masters(inputs.config_json);
+    let config = of_masters(inputs);
     write_whole(&folder, "config.json", config.to_string().as_bytes()).await?;
     for (file, bytes) in inputs.files {
         write_whole(&folder, file, bytes).await?;
@@ -347,7 +347,7 @@ async fn write_dense<B: Train>(
     record: &TrainingRecord<'_>,
 ) -> Result<()> {
     let folder = OutputFolder::begin(place.target, TRAINING_RECORD).await?;
-    folder.write_config(inputs.config_json, &[], None).await?;
+    folder.write_config(inputs.config_json, &[], None, inputs.origin.ignored_keys()).await?;
     for (file, bytes) in inputs.files {
         folder.write(file, bytes).await?;
     }

@@ -16,6 +16,7 @@ use crate::options::{Kind, Named, OptionSpec, OptionValue, Options, camel_case};
 use crate::pipeline::auto::search::Judgement;
 use crate::plan::Precision;
 use crate::validate::failures::FailureKind;
+use crate::validate::reading::ReadingProblemKind;
 use crate::validate::residency::Execution;
 use crate::validate::verdict::{Status, criterion};
 use std::fs;
@@ -55,10 +56,12 @@ fn unions() -> Vec<Kind> {
         (criterion::NEW_GENERATION_FAILURES, "Failures that only the quantized model shows"),
         (criterion::MEMORY_RATIO, "f16 bytes / packed bytes"),
         (criterion::SPEED_RATIO, "Quantized / original tokens per second"),
+        (criterion::READING_PROBLEMS, "Problems in reading the two checkpoints"),
     ];
     vec![
         FinishReason::kind(),
         FailureKind::kind(),
+        ReadingProblemKind::kind(),
         Status::kind(),
         Execution::kind(),
         Judgement::kind(),

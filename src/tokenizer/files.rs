@@ -1,7 +1,8 @@
 //! The small files beside tokenizer.json (settings, special tokens, chat templates), read as transformers does.
 
 use super::hugging_face::broken;
-use crate::error::{Error, ErrorCode, Result};
+use super::keys;
+use crate::error::{Context, Error, ErrorCode, Result};
 use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
 use serde_json::{Map, Value};
@@ -10,9 +11,15 @@ use serde_json::{Map, Value};
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Reads tokenizer_config.json; an empty object if it is missing.
-pub(super) async fn config(dir: &dyn SourceDir) -> Result<Map<String, Value>> {
-    object(dir, "tokenizer_config.json").await
+/// Reads tokenizer_config.json; an empty object if it is missing. Unknown keys that `allowed` names are ignored.
+///
+/// # Errors
+/// `tokenizer` for an unknown key, `invalid_checkpoint` for anything but an object.
+pub(super) async fn config(dir: &dyn SourceDir, allowed: &[String]) -> Result<Map<String, Value>> {
+    const FILE: &str = "tokenizer_config.json";
+    let config = object(dir, FILE).await?;
+    keys::check(&config, allowed).context_with(|| FILE)?;
+    Ok(config)
 }
 
 async fn object(dir: &dyn SourceDir, file: &str) -> Result<Map<String, Value>> {

@@ -2,7 +2,7 @@
 
 use super::chat::{self, ChatTemplate, Moment};
 use super::files::{self, Templates};
-use super::{TextCodec, check_vocabulary, oniguruma};
+use super::{PROBE_CHAT, TextCodec, check_vocabulary, oniguruma};
 use crate::error::{Error, ErrorCode, Result};
 use crate::format::small_file::read_file;
 use crate::format::source::SourceDir;
@@ -58,12 +58,24 @@ impl HuggingFaceTokenizer {
     /// transformers.
     ///
     /// # Errors
-    /// `not_found` without a tokenizer.json, `tokenizer` for files that cannot be read.
+    /// `not_found` without a tokenizer.json, `tokenizer` for files that cannot be read and for unknown keys.
     pub async fn open(dir: &dyn SourceDir, bos_token_id: Option<u32>) -> Result<Self> {
-        Self::open_folder(dir, bos_token_id).await.map_err(|error| error.within(dir.name()))
+        Self::open_with(dir, bos_token_id, &[]).await
     }
 
-    async fn open_folder(dir: &dyn SourceDir, bos_token_id: Option<u32>) -> Result<Self> {
+    /// As [`open`](Self::open). Unknown keys of tokenizer_config.json that `allowed` names are ignored.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        dir: &dyn SourceDir,
+        bos_token_id: Option<u32>,
+        allowed: &[String],
+    ) -> Result<Self> {
+        Self::open_folder(dir, bos_token_id, allowed).await.map_err(|error| error.within(dir.name()))
+    }
+
+    async fn open_folder(dir: &dyn SourceDir, bos_token_id: Option<u32>, allowed: &[String]) -> Result<Self> {
         let bytes = read_file(dir, "tokenizer.json")
             .await?
             .ok_or_else(|| Error::new(ErrorCode::NotFound, "expected a tokenizer.json but found none"))?;
@@ -75,7 +87,7 @@ impl HuggingFaceTokenizer {
         tokenizer.with_truncation(None).map_err(|error| broken("tokenizer.json", error))?;
         let (vocab_size, base_vocab_size) = count(&tokenizer);
 
-        let config = files::config(dir).await?;
+        let config = files::config(dir, allowed).await?;
         let mut special_tokens = files::special_tokens(dir, &config).await?;
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
         let is_llama = matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast");
@@ -199,6 +211,11 @@ impl HuggingFaceTokenizer {
 }
 
 impl TextCodec for HuggingFaceTokenizer {
+    fn probe_chat(&self) -> Option<Result<String>> {
+        let messages: Vec<Value> = serde_json::from_str(PROBE_CHAT).expect("it is JSON");
+        self.has_chat_template().then(|| self.apply_chat_template(&messages))
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.ids(text, false)?;
         self.check(&ids)?;

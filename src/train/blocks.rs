@@ -172,7 +172,7 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
             let mut of = OneBlock { backend: &mut self.runner.backend, parameters: &mut parameters };
             self.state.keep_block(&mut of, layer, &self.key).await?;
         }
-        self.through(&block, TRAINED, control).await?;
+        self.run_block(&block, TRAINED, control).await?;
         self.layer += 1;
         Ok(BlockReport { layer, losses })
     }
@@ -226,10 +226,10 @@ impl<'a, B: Train> BlockByBlock<'a, B> {
     async fn original(&mut self, control: &dyn Control) -> Result<()> {
         let backend = &mut self.runner.backend;
         let block = Block::load(backend, self.checkpoint, self.layer, LoadOptions::EXACT).await?;
-        self.through(&block, ORIGINAL, control).await
+        self.run_block(&block, ORIGINAL, control).await
     }
 
-    async fn through(&mut self, block: &Block<B>, slot: &str, control: &dyn Control) -> Result<()> {
+    async fn run_block(&mut self, block: &Block<B>, slot: &str, control: &dyn Control) -> Result<()> {
         for batch in 0..self.texts.len() {
             task::yield_point(control).await?;
             let segments = self.load(batch, slot).await?;

@@ -68,12 +68,13 @@ impl Curriculum {
         let (level, questions) = &self.levels[at];
         let mut right = 0;
         for batch in batches(questions, model.capacity().tokens) {
-            let guesses = model.guesses(&rows(batch)).await?;
-            let mut guesses = guesses.iter();
+            let greedy_predictions = model.greedy_predictions(&rows(batch)).await?;
+            let mut greedy_predictions = greedy_predictions.iter();
             for question in batch {
-                let guessed: Vec<u32> = guesses.by_ref().take(question.tokens.len()).copied().collect();
+                let predicted: Vec<u32> =
+                    greedy_predictions.by_ref().take(question.tokens.len()).copied().collect();
                 let is_right = |(guess, target): (&u32, &u32)| *target == NO_INDEX || guess == target;
-                right += usize::from(guessed.iter().zip(&question.targets).all(is_right));
+                right += usize::from(predicted.iter().zip(&question.targets).all(is_right));
             }
         }
         let accuracy = Accuracy::new(right, questions.len());

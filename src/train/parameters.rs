@@ -28,6 +28,16 @@ pub enum Origin<'a> {
     },
 }
 
+impl Origin<'_> {
+    /// Unknown keys of the checkpoint's configuration files that are ignored.
+    pub fn ignored_keys(&self) -> &[String] {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.ignored_keys(),
+            Self::Random { .. } => &[],
+        }
+    }
+}
+
 /// The types in which parameters are stored and trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Precision {

@@ -49,7 +49,7 @@ impl Start<'_> {
                     None => continue,
                 },
             };
-            parameter.hold_scales(backend, &scales, true)?;
+            parameter.set_scales(backend, &scales, true)?;
         }
         Ok(())
     }

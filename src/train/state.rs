@@ -192,7 +192,7 @@ impl StateFolder<'_> {
     ) -> Result<()> {
         let progress = RunProgress { key: key.to_owned(), ..RunProgress::default() };
         let metadata = BTreeMap::from([(NOTES.to_owned(), progress.to_text()?)]);
-        let scales = held_scales(block).await?;
+        let scales = explicit_scales(block).await?;
         let infos = scales
             .iter()
             .map(|(name, scales)| (name.clone(), TensorInfo::new(DType::F32, [scales.len() as u64])));
@@ -401,7 +401,7 @@ pub async fn write_tensors<B: Train>(
 ///
 /// # Errors
 /// Errors of the device.
-pub async fn held_scales<B: Train>(of: &mut impl Trainable<B>) -> Result<BTreeMap<String, Vec<f32>>> {
+pub async fn explicit_scales<B: Train>(of: &mut impl Trainable<B>) -> Result<BTreeMap<String, Vec<f32>>> {
     let (backend, parameters) = of.trained();
     let mut all = BTreeMap::new();
     for parameter in parameters {

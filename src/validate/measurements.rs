@@ -4,6 +4,7 @@
 
 use super::failures::PromptFailure;
 use super::metrics::{median, percentile};
+use super::reading::ReadingProblem;
 use crate::quant::{Activations, Coding};
 
 /// Perplexities on the same tokens.
@@ -155,6 +156,8 @@ pub struct Measurements {
     pub speed: Option<SpeedMeasurement>,
     /// Names of the layers with the lowest SNR, worst first, for the recommendation. May be empty.
     pub worst_layers: Vec<String>,
+    /// Problems in reading the two checkpoints.
+    pub reading: Vec<ReadingProblem>,
 }
 
 impl Measurements {

@@ -29,6 +29,9 @@ pub(super) fn recommend(measurements: &Measurements, criteria: &[Criterion]) -> 
     } else if quality || generation {
         advice.push(better_quality(measurements));
     }
+    if failed(criterion::READING_PROBLEMS) {
+        advice.push(as_read(measurements));
+    }
     if failed(criterion::MEMORY_RATIO) {
         advice.push(smaller(measurements));
     }
@@ -122,6 +125,16 @@ fn mixed(measurements: &Measurements, precision: &str) -> String {
         [first @ .., last] => format!("{} and {last}", first.join(", ")),
     };
     format!("mixed precision with {precision} for {names}")
+}
+
+fn as_read(measurements: &Measurements) -> String {
+    let details: Vec<&str> =
+        measurements.reading.iter().take(NAMED_LAYERS).map(|problem| problem.detail.as_str()).collect();
+    format!(
+        "the two checkpoints are not read completely and alike ({}): quantize the original again with its own files, or \
+         find out what these tensors do",
+        details.join("; ")
+    )
 }
 
 fn smaller(measurements: &Measurements) -> String {

@@ -6,6 +6,7 @@
 use super::failures::PromptFailure;
 use super::measurements::Measurements;
 use super::number;
+use super::reading::ReadingProblem;
 use super::residency::Execution;
 use super::verdict::{Criterion, Limits, judge};
 use crate::sort;
@@ -34,6 +35,9 @@ pub struct ValidationReport {
     /// Null if speed was not measured.
     pub speed: Option<Speed>,
     pub generation: Generation,
+    /// Problems in reading the two checkpoints. Reports of earlier versions have none.
+    #[serde(default)]
+    pub reading: Vec<ReadingProblem>,
     pub criteria: Vec<Criterion>,
     /// Whether no criterion failed.
     pub accepted: bool,
@@ -222,6 +226,7 @@ impl ValidationReport {
                 spread: speed.spread(),
             }),
             generation: Generation { prompts: measurements.prompts, failures: measurements.failures.clone() },
+            reading: measurements.reading.clone(),
             criteria: verdict.criteria,
             accepted: verdict.accepted,
             recommendation: verdict.recommendation,
@@ -292,10 +297,12 @@ mod tests {
             r#""memory":{"original_bytes":3500,"quantized_bytes":1000,"ratio":3.5},"#,
             r#""speed":{"device":"cpu","original_tokens_per_second":10.0,"quantized_tokens_per_second":20.0,"ratio":2.0,"spread":0.0},"#,
             r#""generation":{"prompts":10,"failures":[{"prompt":"Once","kind":"repetition_loop","detail":"d","original_also":true,"text":"the the the"}]},"#,
+            r#""reading":[],"#,
             r#""criteria":[{"name":"perplexity_increase","limit":0.02,"value":0.015625,"status":"passed"},"#,
             r#"{"name":"new_generation_failures","limit":0.0,"value":0.0,"status":"passed"},"#,
             r#"{"name":"memory_ratio","limit":3.4,"value":3.5,"status":"passed"},"#,
-            r#"{"name":"speed_ratio","limit":1.5,"value":2.0,"status":"passed"}],"#,
+            r#"{"name":"speed_ratio","limit":1.5,"value":2.0,"status":"passed"},"#,
+            r#"{"name":"reading_problems","limit":0.0,"value":0.0,"status":"passed"}],"#,
             r#""accepted":true,"recommendation":"accepted: nothing has to be changed"}"#
         );
         assert_eq!(serde_json::to_string(&report).unwrap(), expected);

@@ -7,6 +7,7 @@ use super::layers::{self, Layers};
 use super::measurements::{
     BenchmarkMeasurement, Measurements, PerplexityMeasurement, Preparation, SpeedMeasurement,
 };
+use super::reading::{self, ReadingProblem};
 use super::report::{self, OriginalModel, QuantizedModel, ReportSubject, ValidationReport, worst_layers};
 use super::residency::{Execution, Residency, is_single_precision, side_by_side_bytes};
 use super::speed::{self, Clock};
@@ -62,8 +63,11 @@ impl ValidateOptions {
 
 /// The dependencies of a run.
 pub struct RunContext<'a> {
-    /// The tokenizer of both models.
+    /// The original's tokenizer, with which both models are measured.
     pub codec: &'a dyn TextCodec,
+    /// The quantized checkpoint's tokenizer, to compare it, or why it cannot be read; `None` if it has none or is known to
+    /// have the same.
+    pub quantized_codec: Option<Result<&'a dyn TextCodec>>,
     /// For timing.
     pub clock: Clock<'a>,
     /// For hidden states, if the models run block by block.
@@ -86,6 +90,7 @@ pub async fn validate<B: Backend>(
 ) -> Result<ValidationReport> {
     options.limits.check()?;
     walk::check_same_vocabulary(original.config(), quantized.config())?;
+    let reading = reading::problems(original, quantized, context.codec, context.quantized_codec.as_ref())?;
     let layers = layers::measure(original, quantized, context.control).await?;
     let timed = options.speed_rounds > 0;
     let needed = side_by_side_bytes(original, quantized, options.windows.context, timed)?;
@@ -98,7 +103,7 @@ pub async fn validate<B: Backend>(
             measure_side_by_side(original, quantized, data, options, &mut new_backend, context).await?
         }
     };
-    Ok(put_together(original, quantized, data, options, execution, layers, measured))
+    Ok(put_together(original, quantized, data, options, execution, layers, reading, measured))
 }
 
 /// The results of running both models.
@@ -208,6 +213,7 @@ fn put_together(
     options: &ValidateOptions,
     execution: Execution,
     layers: Layers,
+    reading: Vec<ReadingProblem>,
     measured: Measured,
 ) -> ValidationReport {
     let Comparison { original: first, quantized: second, divergence, .. } = &measured.comparison;
@@ -233,6 +239,7 @@ fn put_together(
         memory: layers.memory.clone(),
         speed: measured.speed,
         worst_layers: worst_layers(&layers.layers),
+        reading,
     };
     let subject = ReportSubject {
         original: OriginalModel {

@@ -61,7 +61,7 @@ pub async fn measure<B: Backend>(
     let context = texts.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
     let model = LayerStreamed::new(checkpoint, LoadOptions::EXACT, context, backend, scratch)?;
     let mut streams = Streams { model, texts };
-    let ends = streams.model.load_ends().await?;
+    let ends = streams.model.load_embedding_and_head().await?;
     for &(row, text) in &streams.texts {
         streams.model.embed(&ends, text, row, &[&slot(UNCHANGED)], control).await?;
     }
@@ -71,7 +71,7 @@ pub async fn measure<B: Backend>(
     for layer in 0..layers {
         let mut block = streams.model.load_block(layer).await?;
         for earlier in 1..=changes.len() {
-            streams.through(&block, earlier, earlier, control).await?;
+            streams.run_block(&block, earlier, earlier, control).await?;
         }
         for input in LinearInput::ALL {
             let mut any = false;
@@ -87,13 +87,13 @@ pub async fn measure<B: Backend>(
                 changes.push((layer, linear));
                 let sources = [(linear, WeightSource::Packed(&tensor))];
                 streams.model.replace(&mut block, layer, input, &sources).await?;
-                streams.through(&block, UNCHANGED, changes.len(), control).await?;
+                streams.run_block(&block, UNCHANGED, changes.len(), control).await?;
             }
             if any {
                 streams.model.replace(&mut block, layer, input, &[]).await?;
             }
         }
-        streams.through(&block, UNCHANGED, UNCHANGED, control).await?;
+        streams.run_block(&block, UNCHANGED, UNCHANGED, control).await?;
     }
     let divergences = streams.divergences(changes.len(), control).await?;
     for stream in 0..=changes.len() {
@@ -119,7 +119,7 @@ struct Streams<'a, B: Backend> {
 
 impl<B: Backend> Streams<'_, B> {
     /// Runs stream `from` through a block and saves it as stream `to`.
-    async fn through(
+    async fn run_block(
         &mut self,
         block: &Block<B>,
         from: usize,
@@ -128,14 +128,14 @@ impl<B: Backend> Streams<'_, B> {
     ) -> Result<()> {
         let (from, to) = (slot(from), slot(to));
         for &(row, text) in &self.texts {
-            self.model.through(block, text.len(), row, (&from, &to), control).await?;
+            self.model.run_block(block, text.len(), row, (&from, &to), control).await?;
         }
         Ok(())
     }
 
     /// The mean divergence of each changed stream's predictions from the unchanged one's.
     async fn divergences(&mut self, changes: usize, control: &dyn Control) -> Result<Vec<f64>> {
-        let ends = self.model.load_ends().await?;
+        let ends = self.model.load_embedding_and_head().await?;
         let config = self.model.checkpoint.config();
         let vocab = config.vocab_size;
         let most = (HEAD_WORK / (vocab * config.hidden_size).max(1)).max(LEAST_COMPARED);

@@ -4,7 +4,7 @@ use super::measurements::SpeedRound;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::CausalLm;
-use crate::model::decoder::{Logits, Next, Run, Wanted};
+use crate::model::decoder::{Logits, LogitsRequest, Next, Run};
 use crate::task::{Control, Progress};
 
 /// Seconds since some fixed moment. Injected, because browsers and native programs have different clocks.
@@ -73,7 +73,8 @@ pub async fn greedy<B: Backend>(
 ) -> Result<f64> {
     let tokens = tokens.min(model.config().max_position_embeddings.saturating_sub(1)).max(1);
     let mut cache = model.new_cache(tokens + 1)?;
-    let mut pending = model.start_next(&[Run::only(&[0])], &mut cache, Wanted::Largest, control).await?;
+    let mut pending =
+        model.start_next(&[Run::only(&[0])], &mut cache, LogitsRequest::Largest, control).await?;
     let mut start = clock();
     for left in (0..=tokens).rev() {
         let (next, ahead) = model.finish_next(pending, &mut cache, left > 0, control).await?;
@@ -87,10 +88,12 @@ pub async fn greedy<B: Backend>(
         pending = match (ahead, &next[..]) {
             (Some(ahead), _) => ahead,
             (None, &[Next::Token(last)]) => {
-                model.start_next(&[Run::only(&[last])], &mut cache, Wanted::Largest, control).await?
+                model.start_next(&[Run::only(&[last])], &mut cache, LogitsRequest::Largest, control).await?
             }
             // Non-finite logits: the speed is the same.
-            (None, _) => model.start_next(&[Run::only(&[0])], &mut cache, Wanted::Largest, control).await?,
+            (None, _) => {
+                model.start_next(&[Run::only(&[0])], &mut cache, LogitsRequest::Largest, control).await?
+            }
         };
     }
     Ok(tokens as f64 / (clock() - start).max(1e-6))

@@ -35,7 +35,7 @@ pub async fn compare<B: Backend>(
         run_blocks(model, name, data, &windows, control).await?;
     }
     let mut comparison = Comparison::default();
-    let (a_ends, b_ends) = (a.load_ends().await?, b.load_ends().await?);
+    let (a_ends, b_ends) = (a.load_embedding_and_head().await?, b.load_embedding_and_head().await?);
     for (index, window) in windows.iter().enumerate() {
         report(control, "compare", index, windows.len(), data);
         let slots = [ORIGINAL, QUANTIZED].map(|name| slot(name, index));
@@ -73,7 +73,7 @@ pub async fn score<B: Backend>(
     let windows = data.windows(options)?;
     let mut model = LayerStreamed::new(checkpoint, load, options.context, backend, scratch)?;
     run_blocks(&mut model, ORIGINAL, data, &windows, control).await?;
-    let (ends, vocab) = (model.load_ends().await?, checkpoint.config().vocab_size);
+    let (ends, vocab) = (model.load_embedding_and_head().await?, checkpoint.config().vocab_size);
     let mut sum = PerplexitySum::default();
     for (index, window) in windows.iter().enumerate() {
         report(control, "perplexity", index, windows.len(), data);
@@ -109,7 +109,7 @@ async fn run_blocks<B: Backend>(
     windows: &[Window],
     control: &dyn Control,
 ) -> Result<()> {
-    let ends = model.load_ends().await?;
+    let ends = model.load_embedding_and_head().await?;
     for (index, window) in windows.iter().enumerate() {
         model.embed(&ends, &data.inputs(window), 0, &[&slot(name, index)], control).await?;
     }
@@ -120,7 +120,7 @@ async fn run_blocks<B: Backend>(
         let block = model.load_block(layer).await?;
         for (index, window) in windows.iter().enumerate() {
             let slot = slot(name, index);
-            model.through(&block, data.inputs(window).len(), 0, (&slot, &slot), control).await?;
+            model.run_block(&block, data.inputs(window).len(), 0, (&slot, &slot), control).await?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The verdict: measurements and limits in, criteria and acceptance out.
 //!
-//! Four criteria, each one row of the report:
+//! Five criteria, each one row of the report:
 //!
 //! - **Quality.** The perplexity increase is below its limit, or the benchmark's drop is. One of the two is enough, so
 //!   there is one row, named after the deciding measurement. That is the one that passes, perplexity first; if none
@@ -11,6 +11,8 @@
 //! - **Speed.** Tokens per second relative to the fastest f16/f32 path. The row is inconclusive if the timing is too
 //!   noisy, or if the original fits the last-level cache: memory bandwidth, which fewer bits save, is then not the
 //!   limit.
+//! - **Reading.** Both checkpoints are read completely, and their tokenizers and chat templates agree
+//!   ([`reading`](super::reading)).
 //!
 //! `inconclusive` does not reject: a model is accepted if no criterion failed. A measurement that is not finite fails.
 //! Everything is a pure function. Not here: measuring.
@@ -93,12 +95,15 @@ pub mod criterion {
     pub const MEMORY_RATIO: &str = "memory_ratio";
     /// Quantized / original tokens per second.
     pub const SPEED_RATIO: &str = "speed_ratio";
+    /// The number of problems in reading the two checkpoints.
+    pub const READING_PROBLEMS: &str = "reading_problems";
 }
 
 /// One row of the verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Criterion {
-    /// `perplexity_increase`, `benchmark_drop_points`, `new_generation_failures`, `memory_ratio` or `speed_ratio`.
+    /// `perplexity_increase`, `benchmark_drop_points`, `new_generation_failures`, `memory_ratio`, `speed_ratio` or
+    /// `reading_problems`.
     pub name: String,
     /// The limit of the value.
     #[serde(with = "number")]
@@ -119,7 +124,7 @@ impl Criterion {
 /// The result of judging measurements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// Quality, generation, memory, speed.
+    /// Quality, generation, memory, speed, reading.
     pub criteria: Vec<Criterion>,
     /// Whether no criterion failed.
     pub accepted: bool,
@@ -134,6 +139,7 @@ pub fn judge(measurements: &Measurements, limits: &Limits) -> Verdict {
         generation(measurements, limits),
         memory(measurements, limits),
         speed(measurements, limits),
+        reading(measurements),
     ];
     let accepted = criteria.iter().all(|criterion| criterion.status != Status::Failed);
     let recommendation = recommend(measurements, &criteria);
@@ -191,6 +197,11 @@ fn memory_limit(measurements: &Measurements) -> f64 {
     }
     let allowed: f64 = measurements.memory.iter().map(|layer| layer.f16_bytes as f64 / of(layer)).sum();
     measurements.memory_bytes().0 as f64 / allowed
+}
+
+fn reading(measurements: &Measurements) -> Criterion {
+    let problems = measurements.reading.len();
+    Criterion::new(criterion::READING_PROBLEMS, 0.0, problems as f64, Status::of(problems == 0))
 }
 
 fn speed(measurements: &Measurements, limits: &Limits) -> Criterion {

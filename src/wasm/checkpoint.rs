@@ -44,8 +44,14 @@ impl CheckpointHandle {
 
     /// Opens a GGUF file.
     #[wasm_bindgen(js_name = openGguf)]
-    pub async fn open_gguf(file: FileHandle) -> JsResult<CheckpointHandle> {
-        let opened = async { Checkpoint::open_gguf(Arc::new(JsFile::new(file)?)).await };
+    pub async fn open_gguf(
+        file: FileHandle,
+        #[wasm_bindgen(unchecked_param_type = "options.OpenOptions")] options: JsValue,
+    ) -> JsResult<CheckpointHandle> {
+        let opened = async {
+            let options: OpenOptions = from_value(options, "openCheckpoint")?;
+            Checkpoint::open_gguf_with(Arc::new(JsFile::new(file)?), &options).await
+        };
         opened.await.map(|checkpoint| Self(Rc::new(checkpoint))).map_err(to_js)
     }
 
@@ -78,6 +84,12 @@ impl CheckpointHandle {
     #[wasm_bindgen(getter, js_name = bosTokenId)]
     pub fn bos_token_id(&self) -> Option<u32> {
         self.0.config().bos_token_id
+    }
+
+    /// Unknown keys of the tokenizer's settings to ignore.
+    #[wasm_bindgen(getter, js_name = allowUnknown)]
+    pub fn allow_unknown(&self) -> Vec<String> {
+        self.0.allow_unknown().to_vec()
     }
 
     /// The number of rows of the embedding.

@@ -2,7 +2,7 @@
 
 use super::error::from_js;
 use crate::error::{Error, ErrorCode, Result};
-use crate::tokenizer::TextCodec;
+use crate::tokenizer::{PROBE_CHAT, TextCodec};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -27,6 +27,12 @@ extern "C" {
 
     #[wasm_bindgen(method, getter, js_name = vocabSize)]
     fn vocab_size(this: &CodecHandle) -> usize;
+
+    #[wasm_bindgen(method, getter, js_name = hasChatTemplate)]
+    fn has_chat_template(this: &CodecHandle) -> bool;
+
+    #[wasm_bindgen(method, catch, js_name = applyChatTemplate)]
+    fn apply_chat_template(this: &CodecHandle, messages: &JsValue) -> Result<String, JsValue>;
 }
 
 /// A tokenizer in JavaScript.
@@ -60,5 +66,13 @@ impl TextCodec for JsCodec {
 
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
+    }
+
+    fn probe_chat(&self) -> Option<Result<String>> {
+        let prompt = || {
+            let messages = js_sys::JSON::parse(PROBE_CHAT)?;
+            self.0.apply_chat_template(&messages)
+        };
+        self.0.has_chat_template().then(|| prompt().map_err(|error| text_error(&error)))
     }
 }

@@ -24,14 +24,16 @@ pub async fn validate_checkpoints(
     quantized: &CheckpointHandle,
     #[wasm_bindgen(unchecked_param_type = "options.ValidateRequest")] request: JsValue,
     codec: CodecHandle,
+    quantized_codec: Option<CodecHandle>,
     scratch: ScratchHandle,
     control: ControlHandle,
 ) -> JsResult<JsValue> {
     let (original, quantized) = (original.get(), quantized.get());
+    let codecs = (JsCodec(codec), quantized_codec.map(JsCodec));
     let control = JsControl::new(control);
     let run = async {
         let request: ValidateRequest = from_value(request, "validate")?;
-        judge(&original, &quantized, &request, &JsCodec(codec), &JsScratch(scratch), &control).await
+        judge(&original, &quantized, &request, &codecs, &JsScratch(scratch), &control).await
     };
     to_value(&run.await.map_err(to_js)?)
 }
@@ -40,12 +42,13 @@ async fn judge(
     original: &Checkpoint,
     quantized: &Checkpoint,
     request: &ValidateRequest,
-    codec: &JsCodec,
+    (codec, quantized_codec): &(JsCodec, Option<JsCodec>),
     scratch: &JsScratch,
     control: &JsControl,
 ) -> Result<ValidationReport> {
     let clock = || control.seconds();
-    let context = RunContext { codec, clock: &clock, scratch, control };
+    let quantized_codec = quantized_codec.as_ref().map(|codec| Ok(codec as _));
+    let context = RunContext { codec, quantized_codec, clock: &clock, scratch, control };
     request.run(original, quantized, Machine::default(), &context, |_| Ok(()), |_| ()).await
 }
 

@@ -17,12 +17,13 @@ pub struct Tokenizer(HuggingFaceTokenizer);
 impl Tokenizer {
     /// Reads `tokenizer.json` and the files beside it from `files`, an object of `Uint8Array`s. `name` is the folder's
     /// name in messages. `rows` is the number of rows in the model's embedding; encoding a token beyond them is an
-    /// error.
+    /// error. `allow_unknown` names unknown keys of the settings to ignore.
     pub async fn open(
         name: String,
         files: Object,
         bos_token_id: Option<u32>,
         rows: usize,
+        allow_unknown: Vec<String>,
     ) -> Result<Tokenizer, JsValue> {
         let mut dir = MemoryDir::new(name.clone());
         for entry in Object::entries(&files).iter() {
@@ -30,7 +31,8 @@ impl Tokenizer {
             let (name, bytes) = (entry.get(0).as_string().unwrap_or_default(), entry.get(1));
             dir.insert(name, Uint8Array::new(&bytes).to_vec());
         }
-        let mut codec = HuggingFaceTokenizer::open(&dir, bos_token_id).await.map_err(to_js)?;
+        let codec = HuggingFaceTokenizer::open_with(&dir, bos_token_id, &allow_unknown).await;
+        let mut codec = codec.map_err(to_js)?;
         codec.set_clock(now);
         codec.fit(rows).map_err(|error| to_js(error.within(&name)))?;
         Ok(Self(codec))

@@ -21,7 +21,7 @@ pub fn run(input: &[u8]) {
         Err(error) => return assert!(error.to_string().starts_with(FILE), "{error}"),
     }
     let GgufCheckpoint { files, tokenizer_problem, store, config, .. } =
-        match block_on(GgufCheckpoint::open(Arc::new(source))) {
+        match block_on(GgufCheckpoint::open(Arc::new(source), &[])) {
             Ok(opened) => opened,
             Err(error) => return assert!(error.to_string().starts_with(FILE), "{error}"),
         };

@@ -491,7 +491,7 @@ fn folders_that_do_not_fit_the_command() {
     let output = scratch.path().join("out");
     let (tale, quantized, out) = (arg(tale()), quantized(scratch.path()), arg(&output));
     let quantized = arg(quantized);
-    both_refused("twice", &args(&["quantize", &quantized, "-o", &out]), &["quantized already"]);
+    both_refused("twice", &args(&["quantize", &quantized, "-o", &out]), &["already quantized"]);
     both_refused("dense", &args(&["dequantize", &tale, "-o", &out]), &[&tale, "quantized"]);
     assert!(!output.exists());
     let common = ["--text", &text, "--speed-rounds", "0", "--max-tokens", "2"];

@@ -6,7 +6,7 @@ use lowbit::internals::backend::cpu::CpuBackend;
 use lowbit::internals::generate::{
     Batch, BatchPrompt, FinishReason, GenerateOptions, Generation, SamplerOptions,
 };
-use lowbit::internals::model::decoder::{Logits, Run, Wanted};
+use lowbit::internals::model::decoder::{Logits, LogitsRequest, Run};
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::internals::quant::Activations;
 use lowbit::internals::task::{Silent, block_on};
@@ -205,7 +205,7 @@ fn texts_of_a_batch_on_the_gpu_are_those_of_the_cpu() {
     let mut cache = gpu.new_batch_cache(3, 4).unwrap();
     let mut kernels = |runs: &[Run<'_>]| {
         let before = gpu.dispatches().unwrap();
-        block_on(gpu.start_next(runs, &mut cache, Wanted::Largest, &Silent)).unwrap();
+        block_on(gpu.start_next(runs, &mut cache, LogitsRequest::Largest, &Silent)).unwrap();
         gpu.dispatches().unwrap() - before
     };
     let run = |sequence| Run { sequence, tokens: &[5] };

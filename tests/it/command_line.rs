@@ -216,6 +216,7 @@ fn validate_says_accepted_or_rejected_by_its_exit_code() {
                     "memory",
                     "speed",
                     "generation",
+                    "reading",
                     "criteria",
                     "accepted",
                     "recommendation",

@@ -11,7 +11,7 @@ use lowbit::internals::error::ErrorCode;
 use lowbit::internals::format::sink::MemorySinkDir;
 use lowbit::internals::format::source::{MemoryDir, SourceDir};
 use lowbit::internals::generate::{FinishReason, GenerateOptions, Generation, SamplerOptions};
-use lowbit::internals::model::decoder::{Logits, Next, Run, Wanted};
+use lowbit::internals::model::decoder::{Logits, LogitsRequest, Next, Run};
 use lowbit::internals::model::{CausalLm, Checkpoint, LoadOptions};
 use lowbit::internals::pipeline::{QuantizeOptions, quantize};
 use lowbit::internals::quant::{Bits, Granularity, Method, Scheme};
@@ -83,7 +83,7 @@ fn greedy<B: Backend>(model: &mut CausalLm<B>, prompt: &[u32], count: usize) -> 
     let mut tokens = prompt.to_vec();
     for step in 0..count {
         let new = if step == 0 { prompt } else { &tokens[tokens.len() - 1..] }.to_vec();
-        match block_on(model.forward_next(&new, &mut cache, Wanted::Largest, &Silent)).unwrap() {
+        match block_on(model.forward_next(&new, &mut cache, LogitsRequest::Largest, &Silent)).unwrap() {
             Next::Token(token) => tokens.push(token),
             other => panic!("expected a token but found {other:?}"),
         }
@@ -115,7 +115,7 @@ fn greedy_text_is_that_of_the_cpu() {
 
             let mut cache = model.new_cache(2).unwrap();
             let before = model.dispatches().unwrap();
-            block_on(model.forward_next(&prompt[..1], &mut cache, Wanted::Largest, &Silent)).unwrap();
+            block_on(model.forward_next(&prompt[..1], &mut cache, LogitsRequest::Largest, &Silent)).unwrap();
             let layers = checkpoint.config().num_hidden_layers as u64;
             let most = layers * DISPATCHES_OF_A_BLOCK + DISPATCHES_OF_THE_ENDS;
             assert!(model.dispatches().unwrap() - before <= most, "{name}: more than {most} kernels a token");
@@ -206,7 +206,8 @@ fn the_next_step_begins_before_the_last_one_is_read() {
     let mut cache = model.new_cache(prompt.len() + 20).unwrap();
     let mut found = Vec::new();
     let mut pending = Some(
-        block_on(model.start_next(&[Run::only(&prompt)], &mut cache, Wanted::Largest, &Silent)).unwrap(),
+        block_on(model.start_next(&[Run::only(&prompt)], &mut cache, LogitsRequest::Largest, &Silent))
+            .unwrap(),
     );
     while let Some(step) = pending {
         let before = model.dispatches().unwrap();
@@ -285,7 +286,7 @@ fn ternary_models_predict_the_tokens_of_the_cpu() {
 
         let mut cache = model.new_cache(1).unwrap();
         let before = model.dispatches().unwrap();
-        block_on(model.forward_next(&tokens[..1], &mut cache, Wanted::Largest, &Silent)).unwrap();
+        block_on(model.forward_next(&tokens[..1], &mut cache, LogitsRequest::Largest, &Silent)).unwrap();
         let layers = checkpoint.config().num_hidden_layers as u64;
         let most = layers * DISPATCHES_OF_A_TERNARY_BLOCK + DISPATCHES_OF_THE_ENDS;
         let found = model.dispatches().unwrap() - before;
@@ -326,7 +327,7 @@ fn sampled_text_is_that_of_the_cpu() {
     let mut cpu = load(CpuBackend::new(), &checkpoint);
     let mut gpu = load(gpu, &checkpoint);
     for k in [1, 40, 1024] {
-        let wanted = Wanted::TopK(k);
+        let wanted = LogitsRequest::TopK(k);
         let (mut a, mut b) = (cpu.new_cache(3).unwrap(), gpu.new_cache(3).unwrap());
         let on_cpu = block_on(cpu.forward_next(&prompt, &mut a, wanted, &Silent)).unwrap();
         let on_gpu = block_on(gpu.forward_next(&prompt, &mut b, wanted, &Silent)).unwrap();

@@ -154,6 +154,9 @@ fn interop_the_committed_files_are_what_the_scripts_make() {
         "make_gptq.py",
         "make_gguf_blocks.py",
         "make_gguf_models.py",
+        "make_keys.py",
+        "make_configs.py",
+        "make_sweep.py",
     ] {
         let Some(mut command) = script(name) else { return };
         assert!(command.arg("--check").status().unwrap().success(), "{name} --check");

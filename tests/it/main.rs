@@ -22,6 +22,7 @@ mod gpu;
 mod gradients;
 mod interop;
 mod interrupted;
+mod keys;
 #[cfg(feature = "train")]
 mod levels;
 mod never_silent;
@@ -34,6 +35,7 @@ mod round_trip;
 mod session;
 mod shipped_model;
 mod support;
+mod sweep;
 mod terminal;
 #[cfg(feature = "train")]
 mod train;

@@ -199,7 +199,7 @@ fn hold_scales_of_sevenths(model: &mut TrainedModel<CpuBackend>, learned: bool) 
             scale
         };
         let scales: Vec<f32> = values.chunks(32).map(scale).collect();
-        parameter.hold_scales(backend, &scales, learned).unwrap();
+        parameter.set_scales(backend, &scales, learned).unwrap();
     }
 }
 

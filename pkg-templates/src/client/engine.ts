@@ -40,7 +40,7 @@ export interface AutoResult {
   summary: Summary;
 }
 
-const OPEN_OPTIONS = ["gptqZeros", "tokenizer", "revision", "headers", "fetch", "cache", "signal"];
+const OPEN_OPTIONS = ["gptqZeros", "allowUnknown", "tokenizer", "revision", "headers", "fetch", "cache", "signal"];
 
 /**
  * The engine: WebAssembly modules, by default in their own worker. The package's functions share one engine. Create
@@ -72,8 +72,8 @@ export class Engine {
   async openCheckpoint(source: CheckpointSource, options: OpenOptions = {}): Promise<Checkpoint> {
     onlyKnown("openCheckpoint", optionsOf("openCheckpoint", options), OPEN_OPTIONS);
     const [given, job] = jobOptions("openCheckpoint", options as OpenOptions & JobOptions);
-    const { tokenizer, gptqZeros } = given;
-    const request = plain("openCheckpoint", { gptqZeros });
+    const { tokenizer, gptqZeros, allowUnknown } = given;
+    const request = plain("openCheckpoint", { gptqZeros, allowUnknown });
     const remotes = this.connection.lend();
     try {
       const spec = sourceSpec(source, given, this.#platform, remotes);

@@ -71,7 +71,7 @@ export class Checkpoints {
     const readers = new Readers();
     const file = gguf === undefined ? undefined : await place.target.existing.open(gguf);
     const handle = file
-      ? await Checkpoint.openGguf(readers.metered(file))
+      ? await Checkpoint.openGguf(readers.metered(file), {})
       : await Checkpoint.open(meteredFolder(place.target.existing, readers), {});
     const checkpoint = this.keep(handle, readers);
     if (place.memory === undefined) return { summary, checkpoint };
@@ -112,7 +112,7 @@ export class Checkpoints {
   async #openTokenizer({ handle, tokenizerFolder: folder }: HeldCheckpoint): Promise<Tokenizer> {
     const files = folder ? await readTokenizerFiles(folder) : await handle.tokenizerFiles();
     const name = folder?.name ?? handle.inspect().path;
-    return this.#modules.tokenizer(name, files, handle.bosTokenId, handle.embeddingRows);
+    return this.#modules.tokenizer(name, files, handle.bosTokenId, handle.embeddingRows, handle.allowUnknown);
   }
 }
 

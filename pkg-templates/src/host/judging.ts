@@ -1,5 +1,6 @@
 /** Validation, and comparison of two models. */
 import type { HostFunctions } from "../wire.js";
+import { LowbitError } from "../errors.js";
 import type { Context } from "./context.js";
 import { unlessAborted } from "./jobs.js";
 
@@ -12,12 +13,17 @@ export function judging({ platform, modules, jobs, checkpoints }: Context): Judg
         checkpoints.use(job, [a, b], async (original, quantized) => {
           const engine = await unlessAborted(job.signal, () => modules.withQuantizer());
           const codec = await checkpoints.tokenizer(job, original);
+          // Many quantized folders have no tokenizer of their own.
+          const other = await checkpoints.tokenizer(job, quantized).catch((error: unknown) => {
+            if (error instanceof LowbitError && error.code === "not_found") return undefined;
+            throw error;
+          });
           await modules.forDevice(request);
           const scratch = await platform.scratch();
           try {
             const control = jobs.control(id, job, original.readers);
             return await engine.validate(
-              original.handle, quantized.handle, request, codec, scratch, control,
+              original.handle, quantized.handle, request, codec, other, scratch, control,
             );
           } finally {
             await scratch.dispose();

@@ -90,7 +90,7 @@ export class Modules {
   }
 
   /** Opens a tokenizer from a checkpoint's files. `rows` is the number of rows of the model's embedding. */
-  async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined, rows: number): Promise<Tokenizer> {
+  async tokenizer(name: string, files: Record<string, Uint8Array>, bosTokenId: number | undefined, rows: number, allowUnknown: string[]): Promise<Tokenizer> {
     loadingText ??= this.#module("tokenizer").then((module) => text.default({ module_or_path: module }));
     try {
       await loadingText;
@@ -98,7 +98,7 @@ export class Modules {
       loadingText = undefined;
       throw unloadable("tokenizer", error);
     }
-    return text.Tokenizer.open(name, files, bosTokenId, rows);
+    return text.Tokenizer.open(name, files, bosTokenId, rows, allowUnknown);
   }
 
   /** Prepares the GPU unless the device is `cpu`. Fails only if the device is `gpu`. */

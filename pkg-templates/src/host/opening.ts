@@ -31,7 +31,7 @@ export function opening({ platform, caller, modules, jobs, checkpoints, models }
           const folder = other && folderOf(other);
           const { Checkpoint } = modules.engine;
           const handle = "file" in opened
-            ? await Checkpoint.openGguf(opened.file)
+            ? await Checkpoint.openGguf(opened.file, request)
             : await Checkpoint.open(opened.folder, request);
           try {
             stopIfAborted(job.signal);

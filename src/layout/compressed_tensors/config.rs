@@ -38,7 +38,7 @@ pub(super) enum Spelling {
 }
 
 /// Keys of the config that are read here, or that do not affect the weights.
-const KNOWN_KEYS: [&str; 9] = [
+pub(in crate::layout) const KNOWN_KEYS: [&str; 11] = [
     "config_groups",
     "format",
     "ignore",
@@ -48,6 +48,9 @@ const KNOWN_KEYS: [&str; 9] = [
     "quantization_status",
     "global_compression_ratio",
     "run_compressed",
+    // How a runtime multiplies.
+    "dequantize",
+    "use_optimized_inference",
 ];
 /// Keys of a group.
 const GROUP_KEYS: [&str; 5] = ["targets", "weights", "input_activations", "output_activations", "format"];
@@ -99,14 +102,14 @@ struct RawArgs {
 }
 
 impl Config {
-    /// Reads `quantization_config`.
+    /// Reads `quantization_config`. Unknown keys that `allowed` names are ignored.
     ///
     /// # Errors
     /// `unsupported_format` for weights or activations that this crate cannot interpret; `invalid_checkpoint` for a
     /// broken config.
-    pub fn parse(config: &Value) -> Result<Self> {
+    pub fn parse(config: &Value, allowed: &[String]) -> Result<Self> {
         let raw: RawConfig = json::read(config).map_err(broken)?;
-        keys::refuse_unknown(config, &[&KNOWN_KEYS])?;
+        keys::check("compressed-tensors", config, allowed)?;
         for (name, value) in [
             ("kv_cache_scheme", &raw.kv_cache_scheme),
             ("sparsity_config", &raw.sparsity_config),
@@ -126,7 +129,7 @@ impl Config {
         let mut groups = Vec::new();
         let mut targets = Vec::new();
         for (name, value) in raw.config_groups.unwrap_or_default() {
-            let (group, group_targets) = parse_group(&value, raw.format.as_deref())
+            let (group, group_targets) = parse_group(&value, raw.format.as_deref(), allowed)
                 .context_with(|| format!("group {}", quoted(&name)))?;
             groups.push(group);
             targets.push(group_targets);
@@ -165,15 +168,19 @@ fn unsupported(what: &str, expected: &str, found: impl std::fmt::Display) -> Err
     Error::unsupported_format(format!("expected {what} to be {expected} but found {found}"))
 }
 
-fn parse_group(value: &Value, global_format: Option<&str>) -> Result<(Group, Vec<String>)> {
+fn parse_group(
+    value: &Value,
+    global_format: Option<&str>,
+    allowed: &[String],
+) -> Result<(Group, Vec<String>)> {
     if value.is_array() {
         return Err(Error::unsupported_format("a preset instead of a written-out scheme is not supported"));
     }
     let raw: RawGroup = json::read(value).map_err(broken)?;
-    keys::refuse_unknown(value, &[&GROUP_KEYS])?;
+    keys::refuse_unknown(value, &[&GROUP_KEYS], allowed)?;
     for key in ["weights", "input_activations"] {
         if let Some(args) = value.get(key) {
-            keys::refuse_unknown(args, &[&ARGS_KEYS]).context_with(|| key)?;
+            keys::refuse_unknown(args, &[&ARGS_KEYS], allowed).context_with(|| key)?;
         }
     }
     let Some(weights) = raw.weights else {

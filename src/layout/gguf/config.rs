@@ -1,7 +1,6 @@
 //! Translates between GGUF metadata and the config.json that transformers would write for the same model.
 //!
-//! Metadata that config.json cannot express is an error that names the key. This includes unknown keys of the
-//! architecture, because they may change the model.
+//! Metadata that config.json cannot express is an error that names the key.
 
 mod llama3;
 mod write;
@@ -11,47 +10,11 @@ pub(super) use write::{interleaved_head_dim, rope_factors, to_metadata};
 use super::metadata::Metadata;
 use super::tokenizer;
 use crate::error::{Error, Result};
-use crate::format::gguf::Value as GgufValue;
-use crate::format::{clipped, quoted};
+use crate::format::quoted;
 use serde_json::{Map, Value, json};
 
 /// llama.cpp's architectures, with the decoder's `model_type`. Mistral files use `llama`.
 const ARCHITECTURES: [(&str, &str); 3] = [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
-
-/// Architecture keys (`llama.*` and so on) that are read here or that a decoder can ignore: tensor layout and expert
-/// counts of models without experts, parameters of unsupported RoPE scalings, and the model's history.
-const KNOWN_KEYS: [&str; 21] = [
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-    "tensor_data_layout",
-    "expert_count",
-    "expert_used_count",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.layer_norm_rms_epsilon",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.sliding_window",
-    "rope.freq_base",
-    "rope.dimension_count",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-];
-
-/// Keys that change the computation unless they have this value, which equals their absence.
-const NEUTRAL_VALUES: [(&str, GgufValue); 4] = [
-    ("attention.causal", GgufValue::Bool(true)),
-    // Multiplies RoPE's cosines and sines.
-    ("rope.scaling.attn_factor", GgufValue::F64(1.0)),
-    ("rope.scaling.yarn_log_multiplier", GgufValue::F64(0.0)),
-    ("use_parallel_residual", GgufValue::Bool(false)),
-];
 
 /// Facts that only the tensors reveal.
 pub(super) struct FromTensors {
@@ -109,7 +72,6 @@ pub(super) fn head_dim(metadata: &Metadata<'_>, architecture: &str) -> Result<u6
 pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<Value> {
     let architecture = architecture(metadata)?;
     let keys = Keys { metadata, architecture };
-    keys.refuse_unknown()?;
     let model_type =
         ARCHITECTURES.iter().find(|(name, _)| *name == architecture).map_or("", |(_, model)| model);
     let head_dim = head_dim(metadata, architecture)?;
@@ -148,23 +110,6 @@ pub(super) fn to_json(metadata: &Metadata<'_>, tensors: &FromTensors) -> Result<
     Ok(Value::Object(config))
 }
 
-/// Whether two booleans are equal, or two numbers of any type.
-fn is_same(found: &GgufValue, neutral: &GgufValue) -> bool {
-    let number = |value: &GgufValue| value.as_f64().or_else(|| value.as_u64().map(|number| number as f64));
-    match neutral.as_bool() {
-        Some(_) => found.as_bool() == neutral.as_bool(),
-        None => number(found).is_some() && number(found) == number(neutral),
-    }
-}
-
-fn plain(value: &GgufValue) -> String {
-    match (value.as_bool(), value.as_f64()) {
-        (Some(flag), _) => flag.to_string(),
-        (_, Some(number)) => number.to_string(),
-        _ => String::new(),
-    }
-}
-
 fn class_of(model_type: &str) -> &'static str {
     match model_type {
         "qwen2" => "Qwen2ForCausalLM",
@@ -190,32 +135,6 @@ impl Keys<'_> {
 
     fn require(&self, name: &str) -> Result<u64> {
         self.metadata.require_number(&self.key(name))
-    }
-
-    fn refuse_unknown(&self) -> Result<()> {
-        let prefix = format!("{}.", self.architecture);
-        for (key, value) in self.metadata.entries() {
-            let Some(name) = key.strip_prefix(&prefix) else { continue };
-            match NEUTRAL_VALUES.iter().find(|(known, _)| *known == name) {
-                Some((_, neutral)) if is_same(value, neutral) => {}
-                Some((_, neutral)) => {
-                    return Err(Error::unsupported_model(format!(
-                        "key {}: {} is not supported, only {}",
-                        quoted(key),
-                        clipped(&format!("{value:?}"), 60),
-                        plain(neutral)
-                    )));
-                }
-                None if KNOWN_KEYS.contains(&name) => {}
-                None => {
-                    return Err(Error::unsupported_model(format!(
-                        "the key {} is not supported: it may change the model",
-                        quoted(key)
-                    )));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// A window as long as the context has no effect.

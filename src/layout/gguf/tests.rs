@@ -135,7 +135,7 @@ fn open_with(metadata: &Entries, tensors: &Tensors, data: &[(&str, Vec<u8>)]) ->
         }
         writer.finish().await?;
         let bytes = dir.to_dir().get("tiny.gguf").unwrap().clone();
-        GgufCheckpoint::open(Arc::new(MemorySource::new("tiny.gguf", bytes))).await
+        GgufCheckpoint::open(Arc::new(MemorySource::new("tiny.gguf", bytes)), &[]).await
     })
 }
 
@@ -333,7 +333,7 @@ fn the_factors_of_llama_3_1_are_recognised() {
 }
 
 #[test]
-fn what_the_decoder_does_not_do_is_named() {
+fn unsupported_features_are_named() {
     use ErrorCode::{InvalidCheckpoint, UnsupportedFormat, UnsupportedModel};
     type Spoil = fn(&mut Entries, &mut Tensors);
     let cases: [(&str, ErrorCode, Spoil); 26] = [
@@ -355,7 +355,7 @@ fn what_the_decoder_does_not_do_is_named() {
                 m.insert("llama.block_count".into(), Meta::I32(-1));
             },
         ),
-        ("the key `llama.attention.logit_softcapping`", UnsupportedModel, |m, _| {
+        ("unknown key `llama.attention.logit_softcapping`", UnsupportedModel, |m, _| {
             m.insert("llama.attention.logit_softcapping".into(), Meta::F32(30.0));
         }),
         (

@@ -15,7 +15,8 @@ use serde_json::Value;
 pub struct Config {
     settings: Settings,
     dynamic: Dynamic,
-    /// The storage of asymmetric zero points.
+    /// The storage of asymmetric zero points. Unknown keys that
+    /// `allowed` names are ignored.
     pub(super) zeros: Storage,
     warnings: Vec<String>,
 }
@@ -85,14 +86,15 @@ struct RawConfig {
 }
 
 impl Config {
-    /// Reads the config. `zeros` is the caller's choice for the storage of asymmetric zero points.
+    /// Reads the config. `zeros` is the caller's choice for the storage of asymmetric zero points. Unknown keys that
+    /// `allowed` names are ignored.
     ///
     /// # Errors
     /// `unsupported_format` for a packing other than GPTQ's own; `invalid_checkpoint` for a broken config.
-    pub fn parse(config: &Value, zeros: Option<GptqZeros>) -> Result<Self> {
+    pub fn parse(config: &Value, zeros: Option<GptqZeros>, allowed: &[String]) -> Result<Self> {
         let raw: RawConfig = json::read(config)
             .map_err(|error| Error::invalid_checkpoint(clipped(&error.to_string(), 200)))?;
-        keys::refuse_unknown(config, &[&KNOWN_KEYS, &keys::AUTO_ROUND])?;
+        keys::check("gptq", config, allowed)?;
         keys::refuse_other_than_integer_weights(config)?;
         let label = raw.checkpoint_format.as_deref().or(raw.format.as_deref());
         if raw.is_marlin_format == Some(true) {

@@ -221,11 +221,13 @@ fn labels_and_writers_decide_asymmetric_zero_points_and_a_guess_is_told() {
     for (more, word, version, warned) in cases {
         let config = config(4, 32, false, more);
         let minus = if version == V1 { 1 } else { 0 };
-        let (store, layout) = open(&config, file.tensors(minus), OpenOptions { gptq_zeros: word }).unwrap();
+        let (store, layout) =
+            open(&config, file.tensors(minus), OpenOptions::default().gptq_zeros(word)).unwrap();
         file.check(block_on(layout.read_packed(&store, MODULE)).unwrap().affine().unwrap());
         assert_eq!(layout.warnings().len(), usize::from(warned), "{config} {word:?}");
         let symmetric = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": true});
-        let (_, layout) = open(&symmetric, file.tensors(minus), OpenOptions { gptq_zeros: word }).unwrap();
+        let (_, layout) =
+            open(&symmetric, file.tensors(minus), OpenOptions::default().gptq_zeros(word)).unwrap();
         assert!(layout.warnings().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Recognizes folders of other formats, and parts of a folder that are not used, to explain them in errors and
 //! warnings.
 
-use crate::error::{Context, Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::format::small_file::{read_file, read_json};
 use crate::format::source::SourceDir;
 use crate::format::{clipped, quoted};
@@ -113,35 +113,6 @@ fn not_found(message: String) -> Error {
     Error::new(ErrorCode::NotFound, message)
 }
 
-/// Settings of generation_config.json that change even greedy decoding, with their neutral values.
-const SETTINGS: [(&str, f64); 9] = [
-    ("repetition_penalty", 1.0),
-    ("encoder_repetition_penalty", 1.0),
-    ("no_repeat_ngram_size", 0.0),
-    ("min_length", 0.0),
-    ("min_new_tokens", 0.0),
-    ("num_beams", 1.0),
-    ("suppress_tokens", 0.0),
-    ("begin_suppress_tokens", 0.0),
-    ("bad_words_ids", 0.0),
-];
-
-/// The warning for settings that are not applied: generation takes its options only from the caller.
-pub(super) fn unapplied_settings(generation: &Value) -> Option<String> {
-    let applies = |key: &str, neutral: f64| match generation.get(key) {
-        Some(Value::Number(number)) => number.as_f64() != Some(neutral),
-        Some(Value::Array(items)) => !items.is_empty(),
-        _ => false,
-    };
-    let unapplied: Vec<String> = SETTINGS
-        .iter()
-        .filter(|(key, neutral)| applies(key, *neutral))
-        .map(|(key, _)| format!("`{key}` = {}", clipped(&generation[*key].to_string(), 40)))
-        .collect();
-    (!unapplied.is_empty())
-        .then(|| format!("settings of generation_config.json are not applied: {}", unapplied.join(", ")))
-}
-
 /// The warning for a folder's additional chat templates: they are not used, and outputs do not contain them.
 pub(super) fn unread_templates(dir: &dyn SourceDir) -> Option<String> {
     const FOLDER: &str = "additional_chat_templates";
@@ -150,20 +121,4 @@ pub(super) fn unread_templates(dir: &dyn SourceDir) -> Option<String> {
         names.iter().filter(|name| name.ends_with(".jinja")).map(|name| quoted(name)).collect();
     let few = clipped(&names.join(", "), 200);
     (!names.is_empty()).then(|| format!("the chat templates in {FOLDER} are neither used nor copied: {few}"))
-}
-
-/// Reads generation_config.json. An empty file, which broken uploads leave, counts as missing, as in transformers.
-///
-/// # Errors
-/// As [`read_json`].
-pub(super) async fn generation_config(dir: &dyn SourceDir) -> Result<Option<Value>> {
-    const FILE: &str = "generation_config.json";
-    let Some(bytes) = read_file(dir, FILE).await? else { return Ok(None) };
-    if bytes.trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    crate::format::json::value(&bytes)
-        .map(Some)
-        .map_err(|error| Error::invalid_checkpoint(format!("expected JSON: {error}")))
-        .context_with(|| FILE)
 }

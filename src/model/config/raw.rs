@@ -83,11 +83,7 @@ impl Raw {
 
     /// # Errors
     /// `unsupported_model` naming the key.
-    pub(super) fn refuse_what_the_decoder_does_not_do(
-        &self,
-        config: &Value,
-        architecture: Architecture,
-    ) -> Result<()> {
+    pub(super) fn refuse_unsupported(&self, config: &Value, architecture: Architecture) -> Result<()> {
         self.refuse_other_heads()?;
         if self.is_causal == Some(false) {
             return Err(Error::unsupported_model(
@@ -104,6 +100,18 @@ impl Raw {
             return Err(Error::unsupported_model(format!("layer type {} is not supported", quoted(other))));
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// `invalid_checkpoint` if `layer_types` does not have an entry for each layer.
+    pub(super) fn check_layer_types(&self, layers: usize) -> Result<()> {
+        match &self.layer_types {
+            Some(types) if types.len() != layers => Err(Error::invalid_checkpoint(format!(
+                "expected `layer_types` for {layers} layers (num_hidden_layers) but found {}",
+                types.len()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses transformers classes with another head: all but causal language models and bare decoders.

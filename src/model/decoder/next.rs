@@ -11,7 +11,7 @@ use crate::task::{self, Control};
 /// The information about the last token's logits that the sampler needs. Smaller requests transfer less data from the
 /// device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum LogitsRequest {
     /// The id of the largest logit.
     Largest,
     /// This number of the largest logits, and all that equal the last of them; at least one, at most the vocabulary's
@@ -36,7 +36,7 @@ pub enum Next {
 /// [`CausalLm::finish_next`].
 pub struct Pending<B: Backend> {
     reading: B::Reading,
-    wanted: Wanted,
+    wanted: LogitsRequest,
     /// Whether its logits are in the second buffer.
     is_ahead: bool,
     /// The sequence of each row.
@@ -62,7 +62,7 @@ impl<B: Backend> CausalLm<B> {
         &mut self,
         tokens: &[u32],
         cache: &mut KvCache<B>,
-        wanted: Wanted,
+        wanted: LogitsRequest,
         control: &dyn Control,
     ) -> Result<Next> {
         let pending = self.start_next(&[Run::only(tokens)], cache, wanted, control).await?;
@@ -79,7 +79,7 @@ impl<B: Backend> CausalLm<B> {
         &mut self,
         runs: &[Run<'_>],
         cache: &mut KvCache<B>,
-        wanted: Wanted,
+        wanted: LogitsRequest,
         control: &dyn Control,
     ) -> Result<Pending<B>> {
         self.check_runs(runs, cache)?;
@@ -116,7 +116,7 @@ impl<B: Backend> CausalLm<B> {
         control: &dyn Control,
     ) -> Result<(Vec<Next>, Option<Pending<B>>)> {
         let runs_ahead = self.runner.backend.capabilities().runs_ahead;
-        if !(follows && runs_ahead && pending.wanted == Wanted::Largest) {
+        if !(follows && runs_ahead && pending.wanted == LogitsRequest::Largest) {
             return Ok((self.results(pending).await?, None));
         }
         task::yield_point(control).await?;
@@ -146,7 +146,12 @@ impl<B: Backend> CausalLm<B> {
 
     /// Computes the logits of the tokens that have run through the blocks, one per sequence, and starts reading the
     /// `wanted` part.
-    fn begin_reading(&mut self, wanted: Wanted, is_ahead: bool, sequences: Vec<usize>) -> Result<Pending<B>> {
+    fn begin_reading(
+        &mut self,
+        wanted: LogitsRequest,
+        is_ahead: bool,
+        sequences: Vec<usize>,
+    ) -> Result<Pending<B>> {
         let Self { runner, ends, logits, logits_ahead, largest, top_k, .. } = self;
         let (rows, vocab) = (sequences.len(), runner.config.vocab_size);
         let logits = match logits_ahead {
@@ -160,11 +165,11 @@ impl<B: Backend> CausalLm<B> {
         runner.head(ends, logits)?;
         let backend = &mut runner.backend;
         let reading = match wanted {
-            Wanted::Largest => {
+            LogitsRequest::Largest => {
                 backend.argmax(logits, rows, vocab, largest)?;
                 backend.begin_read(&[(&*largest, 0..rows)])?
             }
-            Wanted::TopK(k) => {
+            LogitsRequest::TopK(k) => {
                 let capacity = k + ROOM_FOR_TIES;
                 let top_k = match top_k {
                     Some(top_k) if top_k.rows >= rows && top_k.of.capacity == capacity => top_k,
@@ -183,7 +188,7 @@ impl<B: Backend> CausalLm<B> {
                 let all = rows * capacity;
                 backend.begin_read(&[(found, 0..rows), (ids, 0..all), (values, 0..all)])?
             }
-            Wanted::Logits => backend.begin_read(&[(&*logits, 0..rows * vocab)])?,
+            LogitsRequest::Logits => backend.begin_read(&[(&*logits, 0..rows * vocab)])?,
         };
         Ok(Pending { reading, wanted, is_ahead, sequences })
     }
@@ -217,10 +222,10 @@ impl<B: Backend> CausalLm<B> {
 }
 
 /// The result of a row in the words that were read; `None` if its logits are not finite or too many are equal.
-fn in_row(words: &[u32], row: usize, rows: usize, wanted: Wanted, vocab: usize) -> Option<Next> {
+fn in_row(words: &[u32], row: usize, rows: usize, wanted: LogitsRequest, vocab: usize) -> Option<Next> {
     match wanted {
-        Wanted::Largest => (words[row] != NO_INDEX).then(|| Next::Token(words[row])),
-        Wanted::TopK(k) => {
+        LogitsRequest::Largest => (words[row] != NO_INDEX).then(|| Next::Token(words[row])),
+        LogitsRequest::TopK(k) => {
             let capacity = k + ROOM_FOR_TIES;
             let found = words[row] as usize;
             if found > capacity {
@@ -233,7 +238,7 @@ fn in_row(words: &[u32], row: usize, rows: usize, wanted: Wanted, vocab: usize) 
             candidates.sort_unstable_by_key(|&(id, _)| id);
             Some(Next::Candidates(candidates))
         }
-        Wanted::Logits => {
+        LogitsRequest::Logits => {
             let logits = words[row * vocab..(row + 1) * vocab].iter().map(|&bits| f32::from_bits(bits));
             Some(Next::Logits(logits.collect()))
         }
@@ -251,7 +256,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn what_follows_broken_logits_is_dropped_and_they_are_known() {
+    fn a_step_after_non_finite_logits_is_dropped() {
         let gpu = match block_on(GpuBackend::new(&GpuOptions { software: true, ..GpuOptions::default() })) {
             Ok(gpu) => gpu,
             Err(error) => {
@@ -266,8 +271,10 @@ mod tests {
         let mut model = model.unwrap();
         let mut cache = model.new_cache(8).unwrap();
         block_on(async {
-            let first =
-                model.start_next(&[Run::only(&[3, 4])], &mut cache, Wanted::Largest, &Silent).await.unwrap();
+            let first = model
+                .start_next(&[Run::only(&[3, 4])], &mut cache, LogitsRequest::Largest, &Silent)
+                .await
+                .unwrap();
             let (next, second) = model.finish_next(first, &mut cache, true, &Silent).await.unwrap();
             assert!(matches!(next[..], [Next::Token(_)]), "{next:?}");
             assert_eq!(cache.len(0), 3, "the next step has started");

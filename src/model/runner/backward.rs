@@ -23,13 +23,13 @@ pub struct Objective<'a, B: Train> {
     /// Weight of the cross-entropy.
     pub cross_entropy: f32,
     /// Weight of the divergence from a teacher's predictions, and these predictions.
-    pub teacher: Option<(f32, Teaching<'a, B>)>,
+    pub teacher: Option<(f32, TeacherLogits<'a, B>)>,
     /// Factor of each token's loss in the gradient.
     pub share: f32,
 }
 
 /// A teacher's predictions for the current tokens.
-pub struct Teaching<'a, B: Train> {
+pub struct TeacherLogits<'a, B: Train> {
     /// `[count, vocab_size]`
     pub logits: &'a B::Buffer,
     /// Divisor of both the teacher's and the model's logits.
@@ -92,7 +92,7 @@ impl<B: Train> Runner<B> {
     ///
     /// # Errors
     /// Errors of the device.
-    pub async fn guesses(
+    pub async fn greedy_predictions(
         &mut self,
         ends: &EmbeddingAndHead<B>,
         predictions: &mut Predictions<B>,
@@ -138,7 +138,7 @@ impl<B: Train> Runner<B> {
             })?;
             sums.cross_entropy = Some(sum(backend, &losses, count).await?);
         }
-        if let Some((weight, Teaching { logits: teacher, temperature })) = &objective.teacher {
+        if let Some((weight, TeacherLogits { logits: teacher, temperature })) = &objective.teacher {
             backend.backward(BackwardStep::Distill {
                 logits,
                 teacher,

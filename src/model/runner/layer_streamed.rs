@@ -25,7 +25,7 @@ pub struct Chunk {
 
 /// The state of stored rows within a block, and the slots that hold them.
 #[derive(Clone, Copy)]
-pub struct Waiting<'s> {
+pub struct StoredState<'s> {
     /// The input that the rows have reached; `None` before the block.
     pub input: Option<LinearInput>,
     /// The slot of the residual stream.
@@ -73,7 +73,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
     }
 
     /// Loads the embedding, the final norm and the head.
-    pub async fn load_ends(&mut self) -> Result<EmbeddingAndHead<B>> {
+    pub async fn load_embedding_and_head(&mut self) -> Result<EmbeddingAndHead<B>> {
         EmbeddingAndHead::load(&mut self.runner.backend, self.checkpoint, self.options).await
     }
 
@@ -115,7 +115,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
 
     /// Runs a text of `len` tokens through a block, from the slot `from` to the slot `to`, which may be the same. The
     /// text starts at `row` in both.
-    pub async fn through(
+    pub async fn run_block(
         &mut self,
         block: &Block<B>,
         len: usize,
@@ -123,7 +123,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         (from, to): (&str, &str),
         control: &dyn Control,
     ) -> Result<()> {
-        let waiting = Waiting { input: None, residual: from, activations: "" };
+        let waiting = StoredState { input: None, residual: from, activations: "" };
         for chunk in self.chunks(len, row) {
             task::yield_point(control).await?;
             self.run(block, chunk, waiting, Stage::End, |_| ()).await?;
@@ -138,7 +138,7 @@ impl<'a, B: Backend> LayerStreamed<'a, B> {
         &mut self,
         block: &Block<B>,
         chunk: Chunk,
-        from: Waiting<'_>,
+        from: StoredState<'_>,
         to: Stage,
         change: impl FnOnce(&mut [f32]),
     ) -> Result<()> {

@@ -23,7 +23,7 @@ use crate::layout::ModuleStorage;
 use crate::model::block::{LinearInput, elements_per_token};
 use crate::model::names::{self, Linear};
 use crate::model::runner::chunk_tokens;
-use crate::model::weights::{CHUNK_BYTES, FEW_BYTES};
+use crate::model::weights::{CHUNK_BYTES, MIN_CHUNK_BYTES};
 use crate::model::{Checkpoint, ModelConfig};
 use crate::parallel;
 use crate::pipeline::select::{Method, ModulePlan, QuantizeOptions};
@@ -284,7 +284,7 @@ impl CalibrationJob<'_> {
             let stored = (self.stored_bytes(linear)? / self.weights(linear).max(1)).max(1);
             let going = ((rows_at_once(parallel::lanes()) * cols) as u64).min(self.weights(linear));
             let chunk = (CHUNK_BYTES as u64 / stored).max(cols as u64);
-            let read = going.max(FEW_BYTES as u64 / stored).min(chunk).min(self.weights(linear));
+            let read = going.max(MIN_CHUNK_BYTES as u64 / stored).min(chunk).min(self.weights(linear));
             let each = if self.has(input, Method::Awq) { AWQ_WEIGHT_BYTES } else { GPTQ_WEIGHT_BYTES };
             // Stored bytes, values, and copies in waiting and finished tasks.
             let on_the_way = read * (stored + 2 * F32) + going * each;

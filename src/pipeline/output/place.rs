@@ -71,7 +71,9 @@ impl<'a> Output<'a> {
         }
         let folder = OutputFolder::begin(place.target, plan.written_last).await?;
         let config = plan.quantization_config.clone();
-        folder.write_config(checkpoint.config_json(), &plan.changes, config).await?;
+        folder
+            .write_config(checkpoint.config_json(), &plan.changes, config, checkpoint.ignored_keys())
+            .await?;
         folder.copy_side_files(checkpoint.dir().as_ref()).await?;
         let sink = folder.create("model.safetensors").await?;
         let infos = plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.clone())).collect();

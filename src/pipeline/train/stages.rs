@@ -188,7 +188,7 @@ impl Blocks {
         key: &str,
     ) -> Result<Self> {
         let rest = MemorySinkDir::new(checkpoint.name());
-        let config = of_masters(inputs.config_json);
+        let config = of_masters(inputs);
         write_whole(&rest, "config.json", config.to_string().as_bytes()).await?;
         for (file, bytes) in inputs.files {
             write_whole(&rest, file, bytes).await?;

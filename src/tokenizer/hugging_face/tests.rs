@@ -64,7 +64,7 @@ fn special_tokens_come_by_their_names() {
     let print = "{{ eos_token }}|{{ pad_token }}|{{ image_token }}|{{ boi }}|{{ other }}";
     let template = ("chat_template.jinja", print.to_owned());
     let config = json!({
-        "eos_token": "E", "pad_token": null, "image_token": "I", "other": "O", "extra_special_tokens": {"boi": "B"},
+        "eos_token": "E", "pad_token": null, "image_token": "I", "errors": "O", "extra_special_tokens": {"boi": "B"},
     });
     let codec = open(&[("tokenizer_config.json", config.to_string()), template.clone()], None);
     assert_eq!(prompt(&codec), "E||I|B|");
@@ -100,7 +100,7 @@ fn templates_come_from_wherever_people_have_them() {
         (
             vec![(
                 "tokenizer_config.json",
-                "{\"a\": NaN, \"b\": \"NaN\", \"chat_template\": \"N\", \"c\": -Infinity}".to_owned(),
+                "{\"model_max_length\": NaN, \"errors\": \"NaN\", \"chat_template\": \"N\", \"stride\": -Infinity}".to_owned(),
             )],
             Some("N"),
             Some("N"),

@@ -42,6 +42,7 @@ pub(in crate::validate) fn passing() -> Measurements {
             last_level_cache_bytes: Some(1 << 25),
         }),
         worst_layers: vec![],
+        reading: vec![],
     }
 }
 
@@ -69,11 +70,14 @@ fn statuses(verdict: &Verdict) -> [Status; 4] {
 #[test]
 fn everything_within_its_limit_is_accepted() {
     let verdict = judged(|_| ());
-    assert_eq!(statuses(&verdict), [Passed; 4]);
+    assert_eq!(statuses(&verdict), [Passed; 5]);
     assert!(verdict.accepted);
     assert_eq!(verdict.recommendation, "accepted: nothing has to be changed");
     let names: Vec<&str> = verdict.criteria.iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(names, ["perplexity_increase", "new_generation_failures", "memory_ratio", "speed_ratio"]);
+    assert_eq!(
+        names,
+        ["perplexity_increase", "new_generation_failures", "memory_ratio", "speed_ratio", "reading_problems"]
+    );
 }
 
 #[test]

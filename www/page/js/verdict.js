@@ -14,6 +14,7 @@ const CRITERIA = {
   new_generation_failures: ["New generation failures, at most", count],
   memory_ratio: ["Linear layers shrink by at least", times],
   speed_ratio: ["Speed is at least", times],
+  reading_problems: ["Unread tensors, and differences of tokenizers, at most", count],
 };
 
 export function criterion({ name, limit, value, status }) {
@@ -29,6 +30,7 @@ export function headline({ accepted, criteria }) {
   if (accepted) return { text: "Accepted. The quality is kept.", status: "passed" };
   const failed = criteria.filter(({ status }) => status === "failed").map(({ name }) => name);
   if (failed.some((name) => QUALITY.includes(name))) return { text: "Rejected. Too much was lost.", status: "failed" };
+  if (failed.includes("reading_problems")) return { text: "Rejected. The two checkpoints are not read completely and alike.", status: "failed" };
   const unsure = criteria.filter(({ status }) => status === "inconclusive").map(({ name }) => name);
   if (unsure.some((name) => QUALITY.includes(name))) return { text: "Inconclusive. The text is too short to decide.", status: "inconclusive" };
   const lacks = [...failed, ...unsure].map((name) => ({ memory_ratio: "not small enough", speed_ratio: "not fast enough here" })[name] ?? "not accepted");

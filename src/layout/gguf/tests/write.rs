@@ -222,7 +222,7 @@ fn write_with(
         }
         output.finish().await?;
         let bytes = dir.to_dir().get("a.gguf").unwrap().clone();
-        GgufCheckpoint::open(Arc::new(MemorySource::new("a.gguf", bytes))).await
+        GgufCheckpoint::open(Arc::new(MemorySource::new("a.gguf", bytes)), &[]).await
     })
 }
 
