@@ -4,6 +4,7 @@ use super::super::failures::{FailureKind, PromptFailure};
 use super::super::measurements::{
     BenchmarkMeasurement, PerplexityMeasurement, Preparation, SpeedMeasurement, SpeedRound,
 };
+use super::super::reading::{ReadingProblem, ReadingProblemKind};
 use super::*;
 use crate::options::Options;
 use crate::quant::{Activations, Bits, Granularity, Scheme};
@@ -63,7 +64,7 @@ fn judged(change: impl FnOnce(&mut Measurements)) -> Verdict {
     judge(&measurements, &Limits::default())
 }
 
-fn statuses(verdict: &Verdict) -> [Status; 4] {
+fn statuses(verdict: &Verdict) -> [Status; 5] {
     std::array::from_fn(|i| verdict.criteria[i].status)
 }
 
@@ -78,6 +79,18 @@ fn everything_within_its_limit_is_accepted() {
         names,
         ["perplexity_increase", "new_generation_failures", "memory_ratio", "speed_ratio", "reading_problems"]
     );
+}
+
+#[test]
+fn a_problem_in_reading_rejects() {
+    let verdict = judged(|m| {
+        m.reading = vec![ReadingProblem {
+            kind: ReadingProblemKind::UnreadTensor,
+            detail: "small: `model.layers.0.mlp.router.weight`".into(),
+        }];
+    });
+    assert_eq!(statuses(&verdict), [Passed, Passed, Passed, Passed, Failed]);
+    assert!(!verdict.accepted && verdict.recommendation.contains("router"), "{}", verdict.recommendation);
 }
 
 #[test]
@@ -258,7 +271,7 @@ fn limits_can_be_set() {
     let mut measurements = passing();
     measurements.failures = vec![failure(false)];
     let verdict = judge(&measurements, &limits);
-    assert_eq!(statuses(&verdict), [Failed, Passed, Failed, Failed]);
+    assert_eq!(statuses(&verdict), [Failed, Passed, Failed, Failed, Passed]);
     assert!(limits.check().is_ok());
     for broken in [
         Limits { max_perplexity_increase: f64::NAN, ..Limits::default() },
