@@ -100,6 +100,7 @@ SECOND = {
     # Of the base class, and of transformers 4.
     "_name_or_path": "somewhere/else",
     "add_cross_attention": True,
+    "architectures": ["ModelForSequenceClassification"],
     "auto_map": {"AutoModelForCausalLM": "modeling.Model"},
     "chunk_size_feed_forward": 4,
     "cross_attention_hidden_size": 32,

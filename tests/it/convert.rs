@@ -125,7 +125,7 @@ fn what_a_layout_cannot_hold_is_said_before_anything_is_written() {
     let ternary = place.path().join("ternary");
     quantized(&ternary, QuantizeOptions::ternary(Granularity::Tensor));
     let plan = planned(&open(&ternary), GPTQ, false).unwrap();
-    assert!(plan.notes()[0].contains("activations are INT8"), "{:?}", plan.notes());
+    assert!(plan.notes()[0].contains("cannot declare INT8 activations"), "{:?}", plan.notes());
 }
 
 #[test]

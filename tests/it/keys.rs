@@ -5,9 +5,12 @@
 //! installed transformers gives.
 
 use crate::support::fixture;
-use lowbit::internals::format::known_keys::{KnownKeys, is_neutral, treatment};
-use lowbit::internals::layout::keys as layout_keys;
+use lowbit::internals::format::known_keys::{KnownKeys, Treatment, is_neutral, treatment};
+use lowbit::internals::format::source::MemoryDir;
+use lowbit::internals::layout::{awq, bitnet_hf, compressed_tensors, gptq, keys as layout_keys};
 use lowbit::internals::model::config::keys::{self, CONFIG, GENERATION, ROPE};
+use lowbit::internals::task::block_on;
+use lowbit::internals::tokenizer::HuggingFaceTokenizer;
 use lowbit::internals::tokenizer::keys::TOKENIZER;
 use lowbit::{ErrorCode, ModelConfig};
 use proptest::prelude::*;
@@ -121,6 +124,22 @@ fn any_key(known: &'static [KnownKeys]) -> impl Strategy<Value = String> {
     prop_oneof![prop::sample::select(known).prop_map(str::to_owned), "[a-z_]{1,12}"]
 }
 
+/// Some keys of quantization configs.
+const QUANTIZATION: &[KnownKeys] = &[KnownKeys {
+    treatment: Treatment::Honoured,
+    names: &[
+        "bits",
+        "sym",
+        "desc_act",
+        "zero_point",
+        "format",
+        "ignore",
+        "linear_class",
+        "modules_to_not_convert",
+        "meta",
+    ],
+}];
+
 /// The configurations of the fixture.
 fn published() -> Vec<Value> {
     let configs = read(&fixture("configs.json"));
@@ -150,9 +169,57 @@ proptest! {
     }
 
     #[test]
+    fn any_key_of_a_quantization_config_is_read_or_refused(
+        method in prop::sample::select(vec!["gptq", "awq", "bitnet", "compressed-tensors"]),
+        key in any_key(QUANTIZATION),
+        value in any_value(),
+    ) {
+        let mut config = json!({"quant_method": method, "bits": 4, "group_size": 32, "config_groups": {}});
+        config.as_object_mut().unwrap().retain(|name, _| layout_keys::is_known(method, name));
+        config[&key] = value.clone();
+        let error = match method {
+            "gptq" => gptq::Config::parse(&config, None, &[]).err(),
+            "awq" => awq::Config::parse(&config, &[]).err(),
+            "bitnet" => bitnet_hf::Config::parse(&config, &[]).err(),
+            _ => compressed_tensors::Config::parse(&config, &[]).err(),
+        };
+        if !layout_keys::is_known(method, &key) && !is_neutral(&value) {
+            let error = error.unwrap();
+            prop_assert_eq!(error.code(), ErrorCode::UnsupportedFormat);
+            prop_assert!(error.to_string().contains(&format!("unknown key `{key}` = ")), "{}", error);
+        }
+    }
+
+    #[test]
     fn any_key_of_generation_config_json_is_read_or_refused(key in any_key(GENERATION), value in any_value()) {
         let object = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
         let is_unknown = treatment(GENERATION, &key).is_none() && !is_neutral(&value);
         prop_assert_eq!(keys::check_generation(&object, &[]).is_err(), is_unknown);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_key_of_tokenizer_config_json_is_read_or_refused(key in any_key(TOKENIZER), value in any_value()) {
+        let config = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+        let dir = MemoryDir::new("model")
+            .with("tokenizer.json", small_tokenizer())
+            .with("tokenizer_config.json", config.to_string().into_bytes());
+        let found = block_on(HuggingFaceTokenizer::open(&dir, None)).err();
+        let is_token = key.ends_with("_token") && (value.is_string() || value.get("content").is_some());
+        if treatment(TOKENIZER, &key).is_none() && !is_neutral(&value) && !is_token {
+            let (error, says) = (found.unwrap().to_string(), format!("unknown key `{key}` = "));
+            prop_assert!(error.contains(&says), "{}", error);
+        }
+    }
+}
+
+/// A tokenizer of three words.
+fn small_tokenizer() -> Vec<u8> {
+    let vocab = json!({"a": 0, "b": 1, "ab": 2});
+    json!({"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b"]]}})
+        .to_string()
+        .into_bytes()
 }

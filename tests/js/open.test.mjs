@@ -283,3 +283,31 @@ describe("from a server", () => {
     await fails(engine.openCheckpoint("org/model", { fetch }), "io", /no network today/);
   });
 });
+
+describe("unknown keys", () => {
+  const json = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
+  const bytes = (object) => new TextEncoder().encode(JSON.stringify(object));
+  const edited = (file, changes) => ({ ...files, [file]: bytes({ ...json(files[file]), ...changes }) });
+
+  test("of config.json are rejected by name, and ignored if they are allowed", async () => {
+    const source = edited("config.json", { logit_scale: 0.5 });
+    await fails(engine.openCheckpoint(source), "unsupported_model", /config\.json: unknown key `logit_scale` = 0\.5/);
+    await fails(engine.openCheckpoint(source, { allowUnknown: ["logit_bias"] }), "unsupported_model", /logit_scale/);
+    await fails(engine.openCheckpoint(source, { allowUnknown: "logit_scale" }), "invalid_argument", /allowUnknown/);
+    const checkpoint = await engine.openCheckpoint(source, { allowUnknown: ["logit_scale"] });
+    assert.match(checkpoint.info.warnings.join(), /the unknown key `logit_scale` is ignored/);
+    // The output opens without the option, and its record names the key.
+    const small = await engine.quantize(checkpoint, { bits: 8 });
+    assert.deepEqual(small.summary.record.source.ignoredKeys, ["logit_scale"]);
+    const again = await engine.openCheckpoint(await small.files());
+    assert.match(again.info.warnings.join(), /logit_scale/);
+  });
+
+  test("of tokenizer_config.json are rejected when the tokenizer is needed", async () => {
+    const source = edited("tokenizer_config.json", { do_lower_case: true });
+    const checkpoint = await engine.openCheckpoint(source);
+    await fails(checkpoint.tokenize("Once"), "tokenizer", /tokenizer_config\.json: unknown key `do_lower_case` = true/);
+    const allowed = await engine.openCheckpoint(source, { allowUnknown: ["do_lower_case"] });
+    assert.ok((await allowed.tokenize("Once")).length > 0);
+  });
+});

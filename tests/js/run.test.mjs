@@ -264,6 +264,18 @@ describe("validation", () => {
     assert.equal(await status({ maxPerplexityIncrease: 1000 }), "passed");
   });
 
+  test("validation rejects a quantized checkpoint with another chat template", async () => {
+    const small = await made("int8");
+    const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };
+    assert.deepEqual((await engine.validate(original, small, options)).reading, []);
+    const template = new TextEncoder().encode("{{ messages[0].content }}");
+    const other = await engine.openCheckpoint({ ...(await small.files()), "chat_template.jinja": template });
+    const { accepted, reading, criteria } = await engine.validate(original, other, options);
+    assert.equal(accepted, false);
+    assert.deepEqual(reading, [{ kind: "chat_template", detail: "only the quantized model has a chat template" }]);
+    assert.equal(criteria.find(({ name }) => name === "reading_problems").status, "failed");
+  });
+
   test("with little memory, validation is layer-streamed, with the same figures", async () => {
     const small = await made("int8");
     const options = { texts: HELD_OUT, prompts: [PROMPTS[0]], maxTokens: 4, speedRounds: 0, device: "cpu" };

@@ -336,7 +336,7 @@ fn the_factors_of_llama_3_1_are_recognised() {
 fn unsupported_features_are_named() {
     use ErrorCode::{InvalidCheckpoint, UnsupportedFormat, UnsupportedModel};
     type Spoil = fn(&mut Entries, &mut Tensors);
-    let cases: [(&str, ErrorCode, Spoil); 26] = [
+    let cases: [(&str, ErrorCode, Spoil); 28] = [
         (
             "key `general.architecture`: expected one of llama, qwen2, qwen3 but found `gemma2`",
             UnsupportedModel,
@@ -357,6 +357,12 @@ fn unsupported_features_are_named() {
         ),
         ("unknown key `llama.attention.logit_softcapping`", UnsupportedModel, |m, _| {
             m.insert("llama.attention.logit_softcapping".into(), Meta::F32(30.0));
+        }),
+        ("unknown key `tokenizer.ggml.word_breaks`", UnsupportedModel, |m, _| {
+            m.insert("tokenizer.ggml.word_breaks".into(), Meta::Bool(true));
+        }),
+        ("unknown key `adapter.lora.alpha`", UnsupportedModel, |m, _| {
+            m.insert("adapter.lora.alpha".into(), Meta::F32(16.0));
         }),
         (
             "key `llama.attention.causal`: Bool(false) is not supported, only true",
